@@ -1,0 +1,61 @@
+"""Attention for convolutional networks: what it costs, and whether it helps.
+
+The public names are imported when first used, so that `import whatwhere` and the command's --help stay fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .attention import ATTENTION, CBAM, ChannelAttention, IdentityStart, SpatialAttention, SqueezeExcitation
+    from .cost import compare_costs, cost
+    from .errors import UserError
+    from .models import ResNet, create_model, list_models
+
+__all__ = [
+    "ATTENTION",
+    "CBAM",
+    "ChannelAttention",
+    "IdentityStart",
+    "ResNet",
+    "SpatialAttention",
+    "SqueezeExcitation",
+    "UserError",
+    "compare_costs",
+    "cost",
+    "create_model",
+    "list_models",
+]
+
+_ROOM = {
+    "ATTENTION": "attention",
+    "CBAM": "attention",
+    "ChannelAttention": "attention",
+    "IdentityStart": "attention",
+    "SpatialAttention": "attention",
+    "SqueezeExcitation": "attention",
+    "ResNet": "models",
+    "create_model": "models",
+    "list_models": "models",
+    "UserError": "errors",
+    "compare_costs": "cost",
+    "cost": "cost",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("whatwhere")
+    if name not in _ROOM:
+        raise AttributeError(f"module 'whatwhere' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_ROOM[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

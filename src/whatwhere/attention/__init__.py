@@ -1,0 +1,42 @@
+"""Attention modules, one paper a file, and the dict that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from ..errors import UserError, nearest
+from .cbam import CBAM, ChannelAttention, SpatialAttention
+from .gate import Gate, IdentityStart
+from .squeeze_excitation import SqueezeExcitation
+
+__all__ = [
+    "ATTENTION",
+    "CBAM",
+    "ChannelAttention",
+    "Gate",
+    "IdentityStart",
+    "SpatialAttention",
+    "SqueezeExcitation",
+    "attention_builder",
+]
+
+ATTENTION: dict[str, Callable[..., nn.Module]] = {"cbam": CBAM, "se": SqueezeExcitation}
+
+
+def attention_builder(attention: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Return what builds `attention` from a channel count: an entry of ATTENTION by name, or the callable itself.
+
+    Raises:
+        UserError: An unknown name, or neither a name nor a callable.
+    """
+    if isinstance(attention, str):
+        if attention not in ATTENTION:
+            raise UserError(
+                f"unknown attention {attention!r}{nearest(attention, list(ATTENTION))}; known: {', '.join(ATTENTION)}"
+            )
+        return ATTENTION[attention]
+    if not callable(attention) or isinstance(attention, nn.Module):
+        raise UserError(f"attention must be a name or a callable from channels to a module, got {attention!r}")
+    return attention

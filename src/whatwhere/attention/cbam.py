@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..ops.reference import MAPS, Arrangement
+from .gate import Gate, SharedMLP, Start, check_choice, check_count, check_names, check_reduction
+
+Form = Literal["official", "timm"]
+Norm = Callable[[int], nn.Module] | Literal["batch"] | None
+
+
+@dataclass(frozen=True)
+class _Convention:
+    """What the published implementations settle differently."""
+
+    mlp_bias: bool
+    round_hidden: bool
+    maps: tuple[str, ...]
+    norm_momentum: float
+
+
+_CONVENTIONS = {
+    "official": _Convention(mlp_bias=True, round_hidden=False, maps=("max", "mean"), norm_momentum=0.01),
+    "timm": _Convention(mlp_bias=False, round_hidden=True, maps=("mean", "max"), norm_momentum=0.1),
+}
+
+
+class SpatialConv(nn.Module):
+    """Spatial gate sigmoid(norm(k x k convolution of the pooled maps)), the paper's eq. 3 plus a norm.
+
+    Args:
+        kernel_size: Odd width k of the convolution; its padding keeps H and W.
+        maps: Names of the maps over channels in the order of the input, a non-empty subset of "max" and "mean".
+        norm: Builds the norm of the one-channel logits; None leaves it out, and the convolution then has a bias.
+        zero_init_norm: Start the norm's weight and bias at zero: the gate is 0.5 everywhere and the convolution gets
+            no gradient in the first step.
+
+    Shape:
+        (N, number of maps, H, W) -> (N, 1, H, W).
+    """
+
+    def __init__(
+        self,
+        kernel_size: int = 7,
+        maps: tuple[str, ...] = ("max", "mean"),
+        norm: Callable[[int], nn.Module] | None = nn.BatchNorm2d,
+        zero_init_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        check_count("kernel_size", kernel_size)
+        if kernel_size % 2 == 0:
+            raise UserError(f"kernel_size must be odd, so that padding keeps height and width, got {kernel_size}")
+        check_names("maps", maps, tuple(MAPS))
+        self.maps = tuple(maps)
+        self.conv = nn.Conv2d(len(maps), 1, kernel_size, padding=kernel_size // 2, bias=norm is None)
+        self.norm = nn.Identity() if norm is None else norm(1)
+        if zero_init_norm:
+            parameters = [p for p in self.norm.parameters() if p.numel()]
+            if not parameters:
+                raise UserError("zero_init_norm needs a norm with a weight and a bias, and this one has none")
+            for parameter in parameters:
+                nn.init.zeros_(parameter)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return torch.sigmoid(self.norm(self.conv(maps)))
+
+    def extra_repr(self) -> str:
+        return f"maps={self.maps}"
+
+
+class ChannelAttention(Gate):
+    """The channel half of CBAM, arXiv 1807.06521, eq. 2: y = M_c(x) * x.
+
+    With C = `channels`, r = `reduction` and p over `pools`::
+
+        M_c = sigmoid(sum over p of W1 relu(W0 p(x)))     W0 (C/r, C), W1 (C, C/r), shared by all pools
+
+    Args:
+        channels: Channels C of the input.
+        reduction: r; the hidden width is C / r, at least 1, rounded as `form` says.
+        pools: Any non-empty subset of "avg", "max", "lp" (the l2 norm) and "lse" (log-sum-exp), over H x W.
+        mlp_bias: Whether W0 and W1 come with biases; None for what `form` has.
+        form: "official" (biases, width rounded down) or "timm" (no biases, width rounded to the nearest).
+        start: "paper", or "identity" for y = x at the start (see `Gate`).
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W), any H and W.
+
+    Dtype:
+        Any floating dtype; computed and returned in that of the input.
+
+    Raises:
+        UserError: An impossible option, or an input of another rank or channel count.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: float = 16,
+        pools: tuple[str, ...] = ("avg", "max"),
+        mlp_bias: bool | None = None,
+        form: Form = "official",
+        start: Start = "paper",
+    ) -> None:
+        super().__init__(channels, _channel_function(channels, reduction, pools, mlp_bias, form), start=start)
+
+
+class SpatialAttention(Gate):
+    """The spatial half of CBAM, arXiv 1807.06521, eq. 3: y = M_s(x) * x.
+
+    With k = `kernel_size`::
+
+        M_s = sigmoid(norm(conv k x k of [max over C of x; mean over C of x]))
+
+    Args:
+        channels: Channels C of the input; no parameter depends on it.
+        kernel_size: k, odd.
+        maps: Order of the pooled maps, a non-empty subset of "max" and "mean"; None for what `form` has.
+        norm: "batch" for BatchNorm2d with the momentum of `form`, a callable that builds a norm of one channel, or
+            None.
+        zero_init_norm: Start the norm at zero, as the authors' networks do: the gate is then 0.5 everywhere.
+        form: "official" (maps max, mean; momentum 0.01) or "timm" (maps mean, max; momentum 0.1).
+        start: "paper", or "identity" for y = x at the start (see `Gate`).
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W), any H and W.
+
+    Dtype:
+        Any floating dtype; computed and returned in that of the input.
+
+    Raises:
+        UserError: An impossible option, or an input of another rank or channel count.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int = 7,
+        maps: tuple[str, ...] | None = None,
+        norm: Norm = "batch",
+        zero_init_norm: bool = False,
+        form: Form = "official",
+        start: Start = "paper",
+    ) -> None:
+        where = _spatial_function(kernel_size, maps, norm, zero_init_norm, form)
+        super().__init__(channels, where=where, start=start)
+
+
+class CBAM(Gate):
+    """Convolutional block attention module, arXiv 1807.06521, eq. 1: first *what*, then *where* to look.
+
+    With F = x, M_c the gate of `ChannelAttention` (eq. 2) and M_s that of `SpatialAttention` (eq. 3)::
+
+        F'  = M_c(F)  * F
+        F'' = M_s(F') * F'                  the output y
+
+    Args:
+        channels: Channels C of the input.
+        reduction: r; the hidden width of the shared MLP is C / r, at least 1, rounded as `form` says.
+        pools: Channel pools, any non-empty subset of "avg", "max", "lp" (the l2 norm) and "lse" (log-sum-exp).
+        mlp_bias: Whether the MLP has biases; None for what `form` has.
+        kernel_size: Odd width of the spatial convolution.
+        spatial: Whether there is a spatial gate at all.
+        arrangement: "channel_first", "spatial_first" or "parallel" (both gates computed from x), the paper's Table 3.
+        maps: Order of the spatial gate's input, a non-empty subset of "max" and "mean"; None for what `form` has.
+        norm: Norm of the spatial logits: "batch", a callable that builds a norm of one channel, or None.
+        zero_init_norm: Start that norm at zero, as the authors' networks (not their module) do.
+        form: Whose conventions to follow where an option above is not given: "official" or "timm".
+        start: "paper", or "identity" for y = x at the start: y = x * (1 - a + a * M_c * M_s), a = 0 learned.
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W), any H and W.
+
+    Dtype:
+        Any floating dtype; computed and returned in that of the input.
+
+    Raises:
+        UserError: An impossible option, or an input of another rank or channel count.
+
+    Note:
+        The paper, the authors' code and timm's `CbamModule` disagree; the default is the authors' module, parameter
+        for parameter, and `form="timm"` is timm's::
+
+                                     paper         authors' code            timm
+            MLP biases               not said      yes                      no
+            order of pooled maps     avg, max      max, mean                mean, max
+            spatial BatchNorm        none          yes, momentum 0.01       yes, momentum 0.1
+            its start in networks    -             zero: a gate of 0.5      default
+            channel pools            avg, max      avg, max, lp, lse        avg + max
+            hidden width             C / r         rounded down             rounded to the nearest
+            gradient of tied maxima  -             to one index             spread evenly
+
+        Here the first of several equal maxima, in row-major order, takes the gradient, in either form. The hidden
+        width is at least 1, where the authors' code would build an empty layer. The paper does not say how its
+        parallel arrangement joins the two gates; here they are multiplied, as in the other two.
+        With hidden width h and k = `kernel_size`: 2 * C * h + h + C parameters of the MLP (2 * C * h without biases)
+        and 2 * k * k + 2 of the spatial gate.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: float = 16,
+        pools: tuple[str, ...] = ("avg", "max"),
+        mlp_bias: bool | None = None,
+        kernel_size: int = 7,
+        spatial: bool = True,
+        arrangement: Arrangement = "channel_first",
+        maps: tuple[str, ...] | None = None,
+        norm: Norm = "batch",
+        zero_init_norm: bool = False,
+        form: Form = "official",
+        start: Start = "paper",
+    ) -> None:
+        what = _channel_function(channels, reduction, pools, mlp_bias, form)
+        where = _spatial_function(kernel_size, maps, norm, zero_init_norm, form) if spatial else None
+        super().__init__(channels, what, where, arrangement=arrangement, start=start)
+
+
+def _channel_function(
+    channels: int, reduction: float, pools: tuple[str, ...], mlp_bias: bool | None, form: Form
+) -> SharedMLP:
+    check_count("channels", channels)
+    check_reduction(reduction)
+    convention = _convention(form)
+    hidden_channels = int(channels / reduction + 0.5) if convention.round_hidden else int(channels // reduction)
+    bias = convention.mlp_bias if mlp_bias is None else mlp_bias
+    return SharedMLP(channels, max(1, hidden_channels), pools, bias)
+
+
+def _spatial_function(
+    kernel_size: int, maps: tuple[str, ...] | None, norm: Norm, zero_init_norm: bool, form: Form
+) -> SpatialConv:
+    convention = _convention(form)
+    if norm == "batch":
+
+        def norm(num_features: int) -> nn.Module:
+            return nn.BatchNorm2d(num_features, momentum=convention.norm_momentum)
+
+    elif isinstance(norm, str):
+        raise UserError(f'norm must be "batch", a callable that builds a norm of one channel, or None; got {norm!r}')
+    return SpatialConv(kernel_size, convention.maps if maps is None else maps, norm, zero_init_norm)
+
+
+def _convention(form: Form) -> _Convention:
+    check_choice("form", form, tuple(_CONVENTIONS))
+    return _CONVENTIONS[form]

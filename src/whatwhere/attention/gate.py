@@ -1,0 +1,144 @@
+"""What the modules of this family share: a gate is its two small functions."""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..ops.reference import POOLS, Arrangement, ChannelGate, SpatialGate, gate
+
+Start = Literal["paper", "identity"]
+
+
+class Gate(nn.Module):
+    """Attention made of a channel function `what` and a spatial function `where`, either of which may be absent.
+
+    y = x * what(x) * where(x * what(x)) in the default arrangement; `whatwhere.ops.gate` has the others. With
+    `start="identity"` the module begins as y = x exactly: y = x * (1 - a + a * gates), the learned scalar a (the
+    parameter `mix`) starting at 0, so that it can be put into a trained network without disturbing it.
+
+    Args:
+        channels: Channels C of the input.
+        what: Pooled features to channel gate, or None.
+        where: Pooled maps to spatial gate, or None.
+        arrangement: "channel_first", "spatial_first" or "parallel".
+        start: "paper" for the module as published, "identity" for y = x at the start.
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W), any H and W.
+
+    Raises:
+        UserError: An impossible option, or an input of another rank or channel count.
+    """
+
+    what: ChannelGate | None
+    where: SpatialGate | None
+    mix: Tensor | None
+
+    def __init__(
+        self,
+        channels: int,
+        what: nn.Module | None = None,
+        where: nn.Module | None = None,
+        *,
+        arrangement: Arrangement = "channel_first",
+        start: Start = "paper",
+    ) -> None:
+        super().__init__()
+        check_count("channels", channels)
+        check_choice("arrangement", arrangement, get_args(Arrangement))
+        check_choice("start", start, get_args(Start))
+        self.channels = channels
+        self.arrangement = arrangement
+        # register_module, because a plain attribute would lose the declared protocol types
+        self.register_module("what", what)
+        self.register_module("where", where)
+        self.register_parameter("mix", nn.Parameter(torch.zeros(())) if start == "identity" else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_features(self, x, self.channels)
+        return gate(x, self.what, self.where, arrangement=self.arrangement, mix=self.mix)
+
+    def extra_repr(self) -> str:
+        start = "" if self.mix is None else ", start='identity'"
+        return f"{self.channels}, arrangement={self.arrangement!r}{start}"
+
+
+class IdentityStart(nn.Module):
+    """y = x + a * (A(x) - x) for any module A that keeps its input's shape, the learned scalar a starting at 0.
+
+    Gates of this package have the same start built in (`start="identity"`), without a second read of x.
+    """
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.attention = attention
+        self.mix = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mix * (self.attention(x) - x)
+
+
+class SharedMLP(nn.Module):
+    """Channel gate sigmoid(sum over pools p of W2 relu(W1 p + b1) + b2): one MLP for all pooled features.
+
+    Args:
+        channels: Channels C.
+        hidden_channels: Width of the hidden layer.
+        pools: Names of the pooled features, any non-empty subset of "avg", "max", "lp" and "lse".
+        bias: Whether both layers have a bias.
+
+    Shape:
+        One (N, C) per pool -> (N, C).
+    """
+
+    def __init__(self, channels: int, hidden_channels: int, pools: tuple[str, ...] = ("avg",), bias: bool = True):
+        super().__init__()
+        check_names("pools", pools, tuple(POOLS))
+        self.pools = tuple(pools)
+        self.fc1 = nn.Linear(channels, hidden_channels, bias=bias)
+        self.fc2 = nn.Linear(hidden_channels, channels, bias=bias)
+
+    def forward(self, *pooled: Tensor) -> Tensor:
+        logits = [self.fc2(torch.relu(self.fc1(p))) for p in pooled]
+        return torch.sigmoid(functools.reduce(torch.add, logits))
+
+    def extra_repr(self) -> str:
+        return f"pools={self.pools}"
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise UserError unless `value` is a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{name} must be a positive integer, got {value!r}")
+
+
+def check_reduction(reduction: float) -> None:
+    """Raise UserError unless `reduction` is a positive number."""
+    if isinstance(reduction, bool) or not isinstance(reduction, (int, float)) or not 0 < reduction < float("inf"):
+        raise UserError(f"reduction must be a positive number, got {reduction!r}")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise UserError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise UserError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def check_names(name: str, values: tuple[str, ...], choices: tuple[str, ...]) -> None:
+    """Raise UserError unless `values` is a sequence of at least one of `choices`, none of them twice."""
+    sound = isinstance(values, (tuple, list)) and values and all(value in choices for value in values)
+    if not sound or len(set(values)) != len(values):
+        raise UserError(f"{name} must list one or more of {', '.join(choices)}, each once; got {values!r}")
+
+
+def check_features(module: nn.Module, x: Tensor, channels: int) -> None:
+    """Raise UserError unless `x` is (N, channels, H, W)."""
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise UserError(
+            f"{type(module).__name__}({channels}) takes an input of shape (N, {channels}, H, W), got {tuple(x.shape)}"
+        )

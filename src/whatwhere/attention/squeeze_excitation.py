@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from .gate import Gate, SharedMLP, Start, check_count, check_reduction
+
+
+class SqueezeExcitation(Gate):
+    """Squeeze-and-excitation, arXiv 1709.01507, eqs. 2 to 4: a channel gate from the average of each channel.
+
+    With C = `channels` and r = `reduction`::
+
+        z = mean over H x W of x            squeeze, eq. 2      (N, C)
+        s = sigmoid(W2 relu(W1 z))          excitation, eq. 3   W1 (C/r, C), W2 (C, C/r)
+        y = s * x                           eq. 4
+
+    Args:
+        channels: Channels C of the input.
+        reduction: r; the hidden width is max(1, C // r).
+        bias: Whether W1 and W2 come with biases, as in the authors' code (the formula has none).
+        start: "paper", or "identity" for y = x at the start (see `Gate`).
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W), any H and W.
+
+    Dtype:
+        Any floating dtype; computed and returned in that of the input.
+
+    Raises:
+        UserError: An impossible option, or an input of another rank or channel count.
+
+    Note:
+        torchvision's module of this name takes the hidden width itself, and timm rounds it to a multiple of 8.
+        2 * C * hidden + hidden + C parameters.
+    """
+
+    def __init__(self, channels: int, *, reduction: float = 16, bias: bool = True, start: Start = "paper") -> None:
+        check_count("channels", channels)
+        check_reduction(reduction)
+        hidden_channels = max(1, int(channels // reduction))
+        super().__init__(channels, SharedMLP(channels, hidden_channels, ("avg",), bias), start=start)

@@ -1,0 +1,78 @@
+"""Initial weights as a function of (seed, parameter name), so that the layers two networks share start equal."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Collection, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+
+def resolve_seed(seed: int | None) -> int:
+    """Return `seed`, or, if it is None, one drawn from torch's default generator (so `torch.manual_seed` rules it)."""
+    if seed is None:
+        return int(torch.randint(2**63 - 1, (), device="cpu"))
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise UserError(f"seed must be an integer or None, got {seed!r}")
+    return seed
+
+
+def stream_seed(seed: int, name: str) -> int:
+    """Return the 63-bit seed of the random stream `name` under `seed`."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@contextlib.contextmanager
+def seeded(seed: int, name: str) -> Iterator[None]:
+    """Draw from the stream `name` under `seed` inside the block, whatever code there uses torch's CPU generator."""
+    state = torch.get_rng_state()
+    # torch.manual_seed would reseed the accelerators as well
+    torch.default_generator.manual_seed(stream_seed(seed, name))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, seed: int, keep: Collection[nn.Module] = ()) -> None:
+    """Draw the weights of every convolution and linear layer of `model`, each from (seed, parameter name).
+
+    Convolutions: normal with variance 2 / fan_out (torchvision's and timm's ResNet). Linear layers and biases: uniform
+    within 1 / sqrt(fan_in) (torch's default). Everything else, norms and learned scalars, keeps its constant start.
+
+    Args:
+        model: The network, changed in place.
+        seed: Any integer.
+        keep: Modules that chose their own start; nothing inside them is touched.
+    """
+    kept = {id(inner) for module in keep for inner in module.modules()}
+    for prefix, module in model.named_modules():
+        if id(module) in kept or not isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+            continue
+        fan_in = module.weight[0].numel()
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            if isinstance(module, nn.Linear) or parameter is module.bias:
+                _draw(parameter, seed, name, bound=1 / math.sqrt(fan_in))
+            else:
+                fan_out = module.weight.shape[0] * module.weight[0, 0].numel()
+                _draw(parameter, seed, name, std=math.sqrt(2 / fan_out))
+
+
+def _draw(parameter: Tensor, seed: int, name: str, *, std: float | None = None, bound: float | None = None) -> None:
+    if parameter.is_meta:
+        return
+    # on the CPU wherever the parameter is, so that the weights do not depend on the device
+    generator = torch.Generator().manual_seed(stream_seed(seed, name))
+    values = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+    if bound is None:
+        values.normal_(0, std, generator=generator)
+    else:
+        values.uniform_(-bound, bound, generator=generator)
+    parameter.copy_(values)

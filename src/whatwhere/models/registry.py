@@ -1,0 +1,130 @@
+"""Networks by name: `create_model` and `list_models`."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from .. import weights
+from ..attention import ATTENTION, IdentityStart, attention_builder
+from ..errors import UserError, nearest
+from .article import ARTICLE_NETWORKS, ArticleResNeXt
+from .resnet import RESNETS, ResNet
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    **{name: functools.partial(ResNet, **config) for name, config in RESNETS.items()},
+    **{
+        f"{attention}_{name}": functools.partial(ResNet, attention=attention, **config)
+        for attention in ATTENTION
+        for name, config in RESNETS.items()
+    },
+    **{name: functools.partial(ArticleResNeXt, layers) for name, layers in ARTICLE_NETWORKS.items()},
+    **{
+        f"cbam_{name}": functools.partial(ArticleResNeXt, layers, cbam=True)
+        for name, layers in ARTICLE_NETWORKS.items()
+    },
+}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Return the names that `create_model` knows, sorted, those that match the shell-style `pattern` (fnmatch)."""
+    return sorted(fnmatch.filter(MODELS, pattern))
+
+
+def check_name(name: str) -> None:
+    """Raise UserError, naming the nearest ones, unless `name` is a model's."""
+    if name not in MODELS:
+        hint = nearest(str(name), list(MODELS)) or "; list_models() names them all"
+        raise UserError(f"unknown model {name!r}{hint}")
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    pretrained: bool | str | os.PathLike[str] = False,
+    attention: str | Callable[..., nn.Module] | None = None,
+    attention_kwargs: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build a network by name.
+
+    Args:
+        name: `{backbone}` or `{attention}_{backbone}`, for example "resnext50_32x4d" or "cbam_resnext50_32x4d"; see
+            `list_models`.
+        num_classes: Width of the classifier; 0 leaves it out.
+        pretrained: True for torchvision's published weights of the backbone (downloaded, or from torch's cache), or a
+            weights file (.safetensors, or .pth read without executing anything in it) for this network or for its
+            backbone. Attention that the weights lack starts as the identity, so that the network computes at first
+            what the weights were trained for. A classifier of another number of classes keeps its fresh start; a first
+            convolution of another number of input channels gets the RGB weights summed or repeated.
+        attention: For a plain backbone, a name in ATTENTION or a callable from a channel count to a module.
+        attention_kwargs: Keyword arguments for the attention, for example `{"reduction": 8, "form": "timm"}`;
+            `{"zero_init_norm": True}` starts CBAM as the authors' networks do; `{"start": "paper"}` keeps its random
+            start behind pretrained weights too.
+        **kwargs: Further arguments of `ResNet`: `in_channels`, `stride_in_1x1`, `drop_rate`, `drop_path_rate`,
+            `norm_layer`, `zero_init_residual`, `seed`. The article's networks take `seed` only.
+
+    Raises:
+        UserError: An unknown name, an impossible option, or weights that cannot be had or do not fit.
+    """
+    check_name(name)
+    build = MODELS[name]
+    own_attention, backbone = _split(name)
+    if attention is not None:
+        if own_attention is not None:
+            raise UserError(f"{name} has its attention in its name; for another, give create_model({backbone!r})")
+        kwargs["attention"] = attention
+    if attention_kwargs:
+        kwargs["attention_kwargs"] = attention_kwargs
+    _check_arguments(name, build, kwargs)
+
+    if pretrained is False:
+        return build(num_classes=num_classes, **kwargs)
+    if backbone not in RESNETS:
+        raise UserError(f"{name} has no published weights and its layers have no standard names; use pretrained=False")
+    if pretrained is True:
+        if kwargs.get("stride_in_1x1"):
+            raise UserError("torchvision's weights were trained with the stride in the 3x3; leave out stride_in_1x1")
+        source, state = f"torchvision's {backbone}", weights.torchvision_state_dict(backbone)
+    else:
+        source, state = os.fspath(pretrained), weights.read_state_dict(pretrained)
+
+    chosen = attention if own_attention is None else own_attention
+    if chosen is not None and not weights.has_attention(state) and "start" not in (attention_kwargs or {}):
+        kwargs.update(_identity_start(chosen, attention_kwargs or {}))
+    elif chosen is not None and weights.has_identity_start(state):
+        kwargs["attention_kwargs"] = {"start": "identity", **(attention_kwargs or {})}
+    model = build(num_classes=num_classes, **kwargs)
+    weights.load_pretrained(model, state, source)
+    return model
+
+
+def _split(name: str) -> tuple[str | None, str]:
+    attention, _, backbone = name.partition("_")
+    return (attention, backbone) if attention in ATTENTION else (None, name)
+
+
+def _identity_start(attention: str | Callable[..., nn.Module], attention_kwargs: dict[str, Any]) -> dict[str, Any]:
+    builder = attention_builder(attention)
+    if builder in ATTENTION.values():
+        return {"attention": attention, "attention_kwargs": {**attention_kwargs, "start": "identity"}}
+
+    def build(channels: int, **kwargs: Any) -> nn.Module:
+        return IdentityStart(builder(channels, **kwargs))
+
+    return {"attention": build}
+
+
+def _check_arguments(name: str, build: Callable[..., nn.Module], kwargs: dict[str, Any]) -> None:
+    import inspect
+
+    known = [parameter for parameter in inspect.signature(build).parameters if parameter not in ("block", "layers")]
+    for argument in kwargs:
+        if argument not in known:
+            raise UserError(f"{name} takes no argument {argument!r}{nearest(argument, known)}")

@@ -1,0 +1,355 @@
+"""ResNet, ResNeXt and Wide ResNet with one slot for attention, under torchvision's state-dict keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..attention import ATTENTION, attention_builder
+from ..errors import UserError
+from .initialization import initialize, resolve_seed, seeded
+
+Norm = Callable[[int], nn.Module]
+Stem = Literal["imagenet", "cifar"]
+
+
+class StochasticDepth(nn.Module):
+    """Drop the residual branch of whole samples while training, arXiv 1603.09382; the kept ones are scaled up."""
+
+    def __init__(self, drop_rate: float) -> None:
+        super().__init__()
+        self.drop_rate = drop_rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.drop_rate == 0:
+            return x
+        keep_rate = 1 - self.drop_rate
+        return x * x.new_empty((x.shape[0], 1, 1, 1)).bernoulli_(keep_rate).div_(keep_rate)
+
+    def extra_repr(self) -> str:
+        return f"drop_rate={self.drop_rate:.3f}"
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions, attention before the sum, arXiv 1512.03385, figure 5 left."""
+
+    expansion = 1
+
+    def __init__(
+        self,
+        in_channels: int,
+        planes: int,
+        *,
+        stride: int,
+        downsample: nn.Module | None,
+        width: int,
+        groups: int,
+        stride_in_1x1: bool,
+        norm_layer: Norm,
+        attention: nn.Module,
+        drop_path: nn.Module,
+    ) -> None:
+        super().__init__()
+        if groups != 1 or width != planes:
+            raise UserError("BasicBlock has no grouped or widened convolution: groups=1 and width_per_group=64 only")
+        if stride_in_1x1:
+            raise UserError("stride_in_1x1 needs a block with 1x1 convolutions, a Bottleneck; this one is a BasicBlock")
+        self.conv1 = nn.Conv2d(in_channels, planes, 3, stride, padding=1, bias=False)
+        self.bn1 = norm_layer(planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = norm_layer(planes)
+        self.attention = attention
+        self.drop_path = drop_path
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.bn2(self.conv2(x))
+        x = self.drop_path(self.attention(x))
+        # out of place: an attention module may keep its output for backward
+        return self.relu(x + shortcut)
+
+
+class Bottleneck(nn.Module):
+    """1x1, (grouped) 3x3 and 1x1 convolutions, attention before the sum, arXiv 1512.03385 and 1611.05431.
+
+    The stride is in the 3x3 convolution, as in torchvision ("ResNet v1.5"); `stride_in_1x1` puts it into the first 1x1,
+    as in the papers.
+    """
+
+    expansion = 4
+
+    def __init__(
+        self,
+        in_channels: int,
+        planes: int,
+        *,
+        stride: int,
+        downsample: nn.Module | None,
+        width: int,
+        groups: int,
+        stride_in_1x1: bool,
+        norm_layer: Norm,
+        attention: nn.Module,
+        drop_path: nn.Module,
+    ) -> None:
+        super().__init__()
+        out_channels = planes * self.expansion
+        first_stride, middle_stride = (stride, 1) if stride_in_1x1 else (1, stride)
+        self.conv1 = nn.Conv2d(in_channels, width, 1, first_stride, bias=False)
+        self.bn1 = norm_layer(width)
+        self.conv2 = nn.Conv2d(width, width, 3, middle_stride, padding=1, groups=groups, bias=False)
+        self.bn2 = norm_layer(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = norm_layer(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.attention = attention
+        self.drop_path = drop_path
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.bn3(self.conv3(x))
+        x = self.drop_path(self.attention(x))
+        # out of place: an attention module may keep its output for backward
+        return self.relu(x + shortcut)
+
+
+class ResNet(nn.Module):
+    """ResNet (arXiv 1512.03385), ResNeXt (1611.05431) and Wide ResNet (1605.07146) with attention in every block.
+
+    The logits of a linear layer on globally averaged features; no softmax. The keys of the state dict are torchvision's,
+    those of the attention modules beside them (`layer1.0.attention. ...`).
+
+    Args:
+        block: `BasicBlock` or `Bottleneck`.
+        layers: Number of blocks in each stage.
+        num_classes: Width of the classifier; 0 leaves it out, and the network returns the pooled features.
+        in_channels: Channels of the images.
+        widths: Planes of each stage; a stage has `planes * block.expansion` output channels.
+        groups: Groups of the 3x3 convolution (the cardinality of ResNeXt).
+        width_per_group: Width of one group in a stage of 64 planes.
+        stem: "imagenet" (7x7 stride 2, max-pool) or "cifar" (3x3 stride 1).
+        stem_channels: Output channels of the stem.
+        attention: A name in ATTENTION, a callable from a channel count to a module, or None. The module stands after
+            the block's last norm, before the sum.
+        attention_kwargs: Keyword arguments for it.
+        stride_in_1x1: Stride in a bottleneck's first 1x1 convolution, as in the papers, instead of in its 3x3.
+        norm_layer: Builds a norm from a channel count.
+        zero_init_residual: Start the last norm of each block at weight 0.
+        drop_rate: Dropout before the classifier, in [0, 1).
+        drop_path_rate: Stochastic depth of the last block, in [0, 1), rising linearly from 0 in the first.
+        seed: The initial weights are a function of (seed, parameter name); None draws a seed from torch's default
+            generator. An attention module that is not in ATTENTION initialises itself, its random numbers being a
+            function of (seed, its name).
+
+    Shape:
+        (N, in_channels, H, W) -> (N, num_classes), any H and W.
+
+    Dtype:
+        Any floating dtype.
+
+    Raises:
+        UserError: An impossible option, or an input of another rank or channel count.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        layers: Sequence[int],
+        *,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        widths: Sequence[int] = (64, 128, 256, 512),
+        groups: int = 1,
+        width_per_group: int = 64,
+        stem: Stem = "imagenet",
+        stem_channels: int = 64,
+        attention: str | Callable[..., nn.Module] | None = None,
+        attention_kwargs: Mapping[str, Any] | None = None,
+        stride_in_1x1: bool = False,
+        norm_layer: Norm = nn.BatchNorm2d,
+        zero_init_residual: bool = False,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_head(num_classes, in_channels)
+        for option, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
+            if not 0 <= rate < 1:
+                raise UserError(f"{option} must be at least 0 and below 1, got {rate!r}")
+        if stem not in ("imagenet", "cifar"):
+            raise UserError(f"stem must be imagenet or cifar, got {stem!r}")
+        if len(widths) != len(layers):
+            raise UserError(f"widths {tuple(widths)} and layers {tuple(layers)} must name the same number of stages")
+        seed = resolve_seed(seed)
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+        self.num_features = widths[-1] * block.expansion
+
+        if stem == "imagenet":
+            self.conv1 = nn.Conv2d(in_channels, stem_channels, 7, 2, padding=3, bias=False)
+            self.maxpool: nn.Module = nn.MaxPool2d(3, 2, padding=1)
+        else:
+            self.conv1 = nn.Conv2d(in_channels, stem_channels, 3, padding=1, bias=False)
+            self.maxpool = nn.Identity()
+        self.bn1 = norm_layer(stem_channels)
+        self.relu = nn.ReLU(inplace=True)
+
+        slot = _AttentionSlot(attention, attention_kwargs, seed)
+        num_blocks = sum(layers)
+        previous, index = stem_channels, 0
+        self.stage_names = tuple(f"layer{stage + 1}" for stage in range(len(layers)))
+        for stage, (name, depth, planes) in enumerate(zip(self.stage_names, layers, widths, strict=True)):
+            blocks = []
+            for position in range(depth):
+                stride = 2 if stage > 0 and position == 0 else 1
+                out_channels = planes * block.expansion
+                blocks.append(
+                    block(
+                        previous,
+                        planes,
+                        stride=stride,
+                        downsample=_projection(previous, out_channels, stride, norm_layer),
+                        width=planes * width_per_group // 64 * groups,
+                        groups=groups,
+                        stride_in_1x1=stride_in_1x1,
+                        norm_layer=norm_layer,
+                        attention=slot.build(f"{name}.{position}.attention", out_channels),
+                        drop_path=_drop_path(drop_path_rate * index / max(1, num_blocks - 1)),
+                    )
+                )
+                previous, index = out_channels, index + 1
+            self.add_module(name, nn.Sequential(*blocks))
+
+        self.avgpool: nn.Module = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(drop_rate)
+        self.fc = _classifier(self.num_features, num_classes)
+        initialize(self, seed, keep=slot.self_initialized)
+        if zero_init_residual:
+            for module in self.modules():
+                if isinstance(module, (BasicBlock, Bottleneck)):
+                    last_norm = module.bn2 if isinstance(module, BasicBlock) else module.bn3
+                    nn.init.zeros_(last_norm.weight)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the features of the last stage, (N, num_features, h, w)."""
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise UserError(
+                f"conv1, the first layer, takes images of shape (N, {self.in_channels}, H, W), got {tuple(x.shape)}"
+            )
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for name in self.stage_names:
+            x = getattr(self, name)(x)
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return the logits of `forward_features`' output, or with `pre_logits` what the classifier takes."""
+        x = self.dropout(torch.flatten(self.avgpool(x), 1))
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def reset_classifier(self, num_classes: int, seed: int | None = None) -> None:
+        """Replace the classifier by a fresh one, or with `num_classes=0` leave it out."""
+        check_head(num_classes, self.in_channels)
+        self.num_classes = num_classes
+        reference = self.conv1.weight
+        self.fc = _classifier(self.num_features, num_classes).to(reference.device, reference.dtype)
+        head = nn.ModuleDict({"fc": self.fc})
+        initialize(head, resolve_seed(seed))
+
+
+class _AttentionSlot:
+    """Builds the attention of each block; remembers which modules chose their own initial values."""
+
+    def __init__(
+        self, attention: str | Callable[..., nn.Module] | None, kwargs: Mapping[str, Any] | None, seed: int
+    ) -> None:
+        if attention is None and kwargs:
+            raise UserError(f"attention_kwargs {dict(kwargs)} without an attention to pass them to")
+        self.builder = None if attention is None else attention_builder(attention)
+        self.kwargs = dict(kwargs or {})
+        self.seed = seed
+        self.self_initialized: list[nn.Module] = []
+
+    def build(self, name: str, channels: int) -> nn.Module:
+        if self.builder is None:
+            return nn.Identity()
+        with seeded(self.seed, name):
+            try:
+                module = self.builder(channels, **self.kwargs)
+            except TypeError as error:
+                if not self.kwargs:
+                    raise
+                raise UserError(f"attention_kwargs {self.kwargs} do not fit the attention: {error}") from error
+        if not isinstance(module, nn.Module):
+            raise UserError(f"attention must build a torch.nn.Module from a channel count, got {module!r}")
+        if type(module) not in ATTENTION.values():
+            self.self_initialized.append(module)
+        return module
+
+
+def check_head(num_classes: int, in_channels: int) -> None:
+    """Raise UserError unless both counts are possible."""
+    for option, value, least in (("num_classes", num_classes, 0), ("in_channels", in_channels, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UserError(f"{option} must be an integer of at least {least}, got {value!r}")
+
+
+def _projection(in_channels: int, out_channels: int, stride: int, norm_layer: Norm) -> nn.Module | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), norm_layer(out_channels))
+
+
+def _drop_path(rate: float) -> nn.Module:
+    return StochasticDepth(rate) if rate > 0 else nn.Identity()
+
+
+def _classifier(num_features: int, num_classes: int) -> nn.Module:
+    return nn.Linear(num_features, num_classes) if num_classes > 0 else nn.Identity()
+
+
+_DEPTH_50, _DEPTH_101, _DEPTH_152 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
+_CIFAR_29: dict[str, Any] = {"block": Bottleneck, "layers": (3, 3, 3), "widths": (64, 128, 256), "stem": "cifar"}
+
+RESNETS: dict[str, dict[str, Any]] = {
+    "resnet18": {"block": BasicBlock, "layers": (2, 2, 2, 2)},
+    "resnet34": {"block": BasicBlock, "layers": _DEPTH_50},
+    "resnet50": {"block": Bottleneck, "layers": _DEPTH_50},
+    "resnet101": {"block": Bottleneck, "layers": _DEPTH_101},
+    "resnet152": {"block": Bottleneck, "layers": _DEPTH_152},
+    # The widened ResNet-18 of the CBAM paper's Table 4; its stem keeps 64 channels.
+    "wide_resnet18_1_5": {"block": BasicBlock, "layers": (2, 2, 2, 2), "widths": (96, 192, 384, 768)},
+    "wide_resnet18_2": {"block": BasicBlock, "layers": (2, 2, 2, 2), "widths": (128, 256, 512, 1024)},
+    "wide_resnet50_2": {"block": Bottleneck, "layers": _DEPTH_50, "width_per_group": 128},
+    "resnext50_32x4d": {"block": Bottleneck, "layers": _DEPTH_50, "groups": 32, "width_per_group": 4},
+    "resnext101_32x4d": {"block": Bottleneck, "layers": _DEPTH_101, "groups": 32, "width_per_group": 4},
+    "resnext101_32x8d": {"block": Bottleneck, "layers": _DEPTH_101, "groups": 32, "width_per_group": 8},
+    "resnext101_64x4d": {"block": Bottleneck, "layers": _DEPTH_101, "groups": 64, "width_per_group": 4},
+    "resnext152_32x4d": {"block": Bottleneck, "layers": _DEPTH_152, "groups": 32, "width_per_group": 4},
+    # For images of about 32 pixels, arXiv 1611.05431, section 5.2.
+    "resnext29_8x64d": {**_CIFAR_29, "groups": 8, "width_per_group": 64},
+    "resnext29_16x64d": {**_CIFAR_29, "groups": 16, "width_per_group": 64},
+    "resnext29_32x4d": {**_CIFAR_29, "groups": 32, "width_per_group": 4},
+    # One block a stage and half the planes: trains in under a minute on a CPU.
+    "resnext11_8x8d": {
+        "block": Bottleneck,
+        "layers": (1, 1, 1),
+        "widths": (32, 64, 128),
+        "stem": "cifar",
+        "stem_channels": 32,
+        "groups": 8,
+        "width_per_group": 8,
+    },
+}

@@ -1,0 +1,138 @@
+"""Reading weights safely and loading them into a network. Nothing loaded from a file is executed."""
+
+from __future__ import annotations
+
+import os
+import re
+import urllib.error
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+
+StateDict = dict[str, Tensor]
+
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+_ATTENTION_KEY = re.compile(r"(^|\.)attention\.")
+_IDENTITY_KEY = re.compile(r"(^|\.)attention\.mix$")
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
+    """Read the tensors of a .safetensors file or of a PyTorch checkpoint.
+
+    A checkpoint is read with `weights_only=True`; tensors inside "state_dict", "model" or "model_state_dict" are found,
+    and the prefix "module." of DataParallel is taken off.
+
+    Raises:
+        UserError: No such file, or not a sound file of tensors.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"no weights file {os.fspath(path)!r}; give a .safetensors or .pth file")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content = load_file(file)
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    # a damaged or hostile file can make the readers raise nearly anything
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"cannot read weights from {os.fspath(path)!r}: {reason[0]}") from error
+
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(f"{os.fspath(path)!r} holds no state dict (names to tensors)")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise UserError(f"{os.fspath(path)!r} holds no state dict: its entry {key!r} is a {type(value).__name__}")
+    return {key.removeprefix("module."): value for key, value in content.items()}
+
+
+def torchvision_state_dict(backbone: str) -> StateDict:
+    """Return torchvision's best published weights of `backbone`, from torch's cache or downloaded.
+
+    Raises:
+        UserError: torchvision has none, or they can be neither found nor downloaded.
+    """
+    import torchvision
+
+    try:
+        published = torchvision.models.get_model_weights(backbone)
+    except ValueError:
+        raise UserError(f"torchvision publishes no weights for {backbone}; give a file, pretrained=PATH") from None
+    best = published.DEFAULT
+    try:
+        return dict(best.get_state_dict(progress=True, check_hash=True, weights_only=True))
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"cannot get torchvision's weights of {backbone} ({best.url}): {error}; "
+            "download the file elsewhere and give it as pretrained=PATH"
+        ) from error
+
+
+def has_attention(state: StateDict) -> bool:
+    """Return whether `state` holds parameters of attention modules."""
+    return any(_ATTENTION_KEY.search(key) for key in state)
+
+
+def has_identity_start(state: StateDict) -> bool:
+    """Return whether `state` was saved from attention that started as the identity."""
+    return any(_IDENTITY_KEY.search(key) for key in state)
+
+
+def load_pretrained(model: nn.Module, state: StateDict, source: str) -> None:
+    """Load `state` into `model`, all of it or nothing.
+
+    The classifier is skipped if its number of classes differs, and the first convolution adapted if its number of
+    input channels does. Attention may be missing altogether.
+
+    Raises:
+        UserError: Any other key missing, unexpected or of another shape; the model is left as it was.
+    """
+    own = model.state_dict()
+    state = dict(state)
+    if "conv1.weight" in own and "conv1.weight" in state:
+        state["conv1.weight"] = _adapt_input(state["conv1.weight"], own["conv1.weight"].shape)
+    if state.keys() & {"fc.weight"} and _shape(own, "fc.weight") != _shape(state, "fc.weight"):
+        state = {key: value for key, value in state.items() if key not in ("fc.weight", "fc.bias")}
+        optional = {"fc.weight", "fc.bias"}
+    else:
+        optional = set()
+    if not has_attention(state):
+        optional |= {key for key in own if _ATTENTION_KEY.search(key)}
+    optional |= {key for key in own if key.endswith("num_batches_tracked")}
+
+    missing = sorted(own.keys() - state.keys() - optional)
+    unexpected = sorted(state.keys() - own.keys())
+    mismatched = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
+    faults = [
+        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched))
+        if keys
+    ]
+    if faults:
+        raise UserError(f"the weights from {source!r} are not of this network: {'; '.join(faults)}")
+    model.load_state_dict({**own, **state})
+
+
+def _shape(state: StateDict, key: str) -> torch.Size | None:
+    return state[key].shape if key in state else None
+
+
+def _adapt_input(weight: Tensor, shape: torch.Size) -> Tensor:
+    """Fit an RGB convolution to another number of input channels: summed for one, else repeated and scaled (timm)."""
+    in_channels = shape[1]
+    if weight.dim() != 4 or weight.shape[1] != 3 or in_channels == 3:
+        return weight
+    if in_channels == 1:
+        return weight.sum(1, keepdim=True)
+    repeats = -(-in_channels // 3)
+    return weight.repeat(1, repeats, 1, 1)[:, :in_channels] * (3 / in_channels)
