@@ -78,14 +78,22 @@ def torchvision_state_dict(backbone: str) -> StateDict:
         ) from error
 
 
+def is_attention_key(key: str) -> bool:
+    """Return whether `key` names a tensor of an attention module."""
+    return bool(_ATTENTION_KEY.search(key))
+
+
 def has_attention(state: StateDict) -> bool:
-    """Return whether `state` holds parameters of attention modules."""
-    return any(_ATTENTION_KEY.search(key) for key in state)
+    """Return whether `state` holds tensors of attention modules."""
+    return any(map(is_attention_key, state))
 
 
-def has_identity_start(state: StateDict) -> bool:
-    """Return whether `state` was saved from attention that started as the identity."""
-    return any(_IDENTITY_KEY.search(key) for key in state)
+def starts_as_identity(state: StateDict) -> bool:
+    """Return whether a network for `state` needs attention that starts as the identity.
+
+    It does where `state` has no attention, which is then new, and where it was saved from such a network.
+    """
+    return not has_attention(state) or any(map(_IDENTITY_KEY.search, state))
 
 
 def load_pretrained(model: nn.Module, state: StateDict, source: str) -> None:
@@ -107,7 +115,7 @@ def load_pretrained(model: nn.Module, state: StateDict, source: str) -> None:
     else:
         optional = set()
     if not has_attention(state):
-        optional |= {key for key in own if _ATTENTION_KEY.search(key)}
+        optional |= set(filter(is_attention_key, own))
     optional |= {key for key in own if key.endswith("num_batches_tracked")}
 
     missing = sorted(own.keys() - state.keys() - optional)

@@ -96,10 +96,8 @@ def create_model(
         source, state = os.fspath(pretrained), weights.read_state_dict(pretrained)
 
     chosen = attention if own_attention is None else own_attention
-    if chosen is not None and not weights.has_attention(state) and "start" not in (attention_kwargs or {}):
+    if chosen is not None and weights.starts_as_identity(state) and "start" not in (attention_kwargs or {}):
         kwargs.update(_identity_start(chosen, attention_kwargs or {}))
-    elif chosen is not None and weights.has_identity_start(state):
-        kwargs["attention_kwargs"] = {"start": "identity", **(attention_kwargs or {})}
     model = build(num_classes=num_classes, **kwargs)
     weights.load_pretrained(model, state, source)
     return model
@@ -113,7 +111,7 @@ def _split(name: str) -> tuple[str | None, str]:
 def _identity_start(attention: str | Callable[..., nn.Module], attention_kwargs: dict[str, Any]) -> dict[str, Any]:
     builder = attention_builder(attention)
     if builder in ATTENTION.values():
-        return {"attention": attention, "attention_kwargs": {**attention_kwargs, "start": "identity"}}
+        return {"attention_kwargs": {**attention_kwargs, "start": "identity"}}
 
     def build(channels: int, **kwargs: Any) -> nn.Module:
         return IdentityStart(builder(channels, **kwargs))

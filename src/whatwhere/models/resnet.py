@@ -195,19 +195,18 @@ class ResNet(nn.Module):
         self.in_channels = in_channels
         self.num_features = widths[-1] * block.expansion
 
-        if stem == "imagenet":
-            self.conv1 = nn.Conv2d(in_channels, stem_channels, 7, 2, padding=3, bias=False)
-            self.maxpool: nn.Module = nn.MaxPool2d(3, 2, padding=1)
-        else:
-            self.conv1 = nn.Conv2d(in_channels, stem_channels, 3, padding=1, bias=False)
-            self.maxpool = nn.Identity()
+        # in the order of the forward pass, on which feature extractors (timm's features_only) rely
+        kernel_size, stem_stride = (7, 2) if stem == "imagenet" else (3, 1)
+        self.conv1 = nn.Conv2d(in_channels, stem_channels, kernel_size, stem_stride, kernel_size // 2, bias=False)
         self.bn1 = norm_layer(stem_channels)
         self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem == "imagenet" else nn.Identity()
 
         slot = _AttentionSlot(attention, attention_kwargs, seed)
         num_blocks = sum(layers)
         previous, index = stem_channels, 0
         self.stage_names = tuple(f"layer{stage + 1}" for stage in range(len(layers)))
+        self.stage_channels = tuple(planes * block.expansion for planes in widths)
         for stage, (name, depth, planes) in enumerate(zip(self.stage_names, layers, widths, strict=True)):
             blocks = []
             for position in range(depth):
@@ -248,8 +247,12 @@ class ResNet(nn.Module):
             )
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for name in self.stage_names:
-            x = getattr(self, name)(x)
+            x = self.forward_stage(name, x)
         return x
+
+    def forward_stage(self, name: str, x: Tensor) -> Tensor:
+        """Return the output of one stage, by its name in `stage_names`."""
+        return self.get_submodule(name)(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits of `forward_features`' output, or with `pre_logits` what the classifier takes."""
