@@ -1,0 +1,92 @@
+"""Wall-clock time of a forward pass and of a training step, and the accelerator's peak memory."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .memory import tensors_in
+from .undisturbed import undisturbed
+
+_WARM_UP_ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Medians over rounds.
+
+    Attributes:
+        forward_ms: One forward pass in evaluation mode, without gradients.
+        training_step_ms: Forward, mean of the output as loss, and backward in training mode; no optimizer.
+        peak_memory_bytes: Most memory allocated on the accelerator during a training step; None on a CPU.
+    """
+
+    forward_ms: float
+    training_step_ms: float
+    peak_memory_bytes: int | None
+
+
+def measure_latency(models: Sequence[nn.Module], images: Sequence[Tensor], rounds: int = 10) -> list[Latency]:
+    """Time `models`, each on its own `images`, in turn within every round, so that drift of the machine hits all.
+
+    The models are left as they were: mode, buffers, gradients.
+    """
+    forward: list[list[float]] = [[] for _ in models]
+    training: list[list[float]] = [[] for _ in models]
+    peaks: list[int | None] = [None for _ in models]
+    for round_index in range(_WARM_UP_ROUNDS + rounds):
+        for index, (model, batch) in enumerate(zip(models, images, strict=True)):
+            with undisturbed(model):
+                model.eval()
+                forward_ms = _milliseconds(lambda: _forward(model, batch), batch.device)  # noqa: B023
+                model.train()
+                _reset_peak(batch.device)
+                training_ms = _milliseconds(lambda: _training_step(model, batch), batch.device)  # noqa: B023
+                peaks[index] = _peak(batch.device)
+            if round_index >= _WARM_UP_ROUNDS:
+                forward[index].append(forward_ms)
+                training[index].append(training_ms)
+    return [
+        Latency(statistics.median(forward[index]), statistics.median(training[index]), peaks[index])
+        for index in range(len(models))
+    ]
+
+
+def _forward(model: nn.Module, images: Tensor) -> None:
+    with torch.inference_mode():
+        model(images)
+
+
+def _training_step(model: nn.Module, images: Tensor) -> None:
+    loss = sum(output.float().mean() for output in tensors_in(model(images)) if output.requires_grad)
+    if isinstance(loss, Tensor):
+        loss.backward()  # type: ignore[no-untyped-call]
+    for parameter in model.parameters():
+        parameter.grad = None
+
+
+def _milliseconds(run: Callable[[], None], device: torch.device) -> float:
+    _synchronize(device)
+    start = time.perf_counter()
+    run()
+    _synchronize(device)
+    return 1000 * (time.perf_counter() - start)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type in ("cuda", "xpu"):
+        torch.accelerator.reset_peak_memory_stats(device)
+
+
+def _peak(device: torch.device) -> int | None:
+    return torch.accelerator.max_memory_allocated(device) if device.type in ("cuda", "xpu") else None

@@ -1,0 +1,287 @@
+"""What a model costs: `cost` and its result."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .latency import Latency, measure_latency
+from .layers import ROOT, LayerNames
+from .memory import saved_bytes, tensors_in
+from .operations import OperationCounter
+from .undisturbed import undisturbed
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one layer or a whole model costs, for the whole batch.
+
+    Attributes:
+        num_params: Parameters, each counted once, however often it is used.
+        param_bytes: Their size.
+        macs: Multiply-accumulates of convolutions and linear layers in a forward pass.
+        other_flops: FLOPs of everything else in a forward pass (see `whatwhere.cost.operations`).
+        saved_bytes: What a forward pass in training keeps for backward: distinct storages without parameters and
+            buffers.
+    """
+
+    num_params: int = 0
+    param_bytes: int = 0
+    macs: int = 0
+    other_flops: int = 0
+    saved_bytes: int = 0
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of convolutions and linear layers: two per multiply-accumulate."""
+        return 2 * self.macs
+
+    def __add__(self, other: Figures) -> Figures:
+        return Figures(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the figures by name."""
+        values = asdict(self)
+        return {"num_params": values.pop("num_params"), "macs": values.pop("macs"), "flops": self.flops, **values}
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer's cost.
+
+    Attributes:
+        name: Its dotted name in the model.
+        type: The name of its class.
+        output_size: Shape of its last output, None if it was not called or gave no tensor.
+        num_calls: How often a forward pass calls it.
+        own: What it costs itself, without the layers inside it.
+        total: What it costs with the layers inside it.
+    """
+
+    name: str
+    type: str
+    output_size: tuple[int, ...] | None
+    num_calls: int
+    own: Figures
+    total: Figures
+
+    @property
+    def depth(self) -> int:
+        """Depth in the tree of modules, 1 for the model's own children."""
+        return self.name.count(".") + 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the layer's figures with those of the layers inside it."""
+        size = None if self.output_size is None else list(self.output_size)
+        head = {"name": self.name, "type": self.type, "output_size": size, "num_calls": self.num_calls}
+        return head | self.total.to_dict()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs, in total and by layer; prints itself as a table.
+
+    Attributes:
+        name: What the model is called.
+        input_size: Shape of one input, without the batch.
+        batch_size: Number of inputs; every figure is for the whole batch.
+        total: The model's figures.
+        layers: Its layers in the order of `named_modules`, without those that do nothing (nn.Identity).
+        uncounted: Operators without a FLOP formula, and how often they ran; `other_flops` lacks them.
+        latency: Times and peak memory, if asked for.
+    """
+
+    name: str
+    input_size: tuple[int, ...]
+    batch_size: int
+    total: Figures
+    layers: tuple[LayerCost, ...]
+    uncounted: dict[str, int] = field(default_factory=dict)
+    latency: Latency | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values for JSON."""
+        head = {"name": self.name, "input_size": list(self.input_size), "batch_size": self.batch_size}
+        times = {} if self.latency is None else asdict(self.latency)
+        layers = [layer.to_dict() for layer in self.layers]
+        return head | self.total.to_dict() | times | {"uncounted": self.uncounted, "layers": layers}
+
+    def to_json(self) -> str:
+        """Return everything as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_markdown(self, depth: int = 2) -> str:
+        """Return the tables in Markdown, layers down to `depth`."""
+        from . import render
+
+        return render.markdown(render.cost_tables(self, depth))
+
+    def to_csv(self) -> str:
+        """Return all layers as comma-separated values, the total last."""
+        from . import render
+
+        return render.cost_csv(self)
+
+    def table(self, depth: int = 2) -> Any:
+        """Return the tables as something rich can print, layers down to `depth`."""
+        from . import render
+
+        return render.rich_tables(render.cost_tables(self, depth))
+
+    def __str__(self) -> str:
+        from . import render
+
+        return render.text(self.table())
+
+    def _repr_html_(self) -> str:
+        from . import render
+
+        return render.html(render.cost_tables(self, depth=2))
+
+
+def cost(
+    model: nn.Module,
+    input_size: Sequence[int] = (3, 224, 224),
+    *,
+    batch_size: int = 1,
+    latency: bool = False,
+    name: str | None = None,
+) -> Cost:
+    """Measure what `model` costs, by running it on random input on its own device and in its own dtype.
+
+    One forward pass in evaluation mode counts operators by layer (`torch.utils.flop_counter` for convolutions and
+    matrix products), one in training mode, free of module hooks, finds the bytes saved for backward. The model is left
+    as it was.
+
+    Args:
+        model: Any network that takes one floating-point tensor.
+        input_size: Shape of one input without the batch, for example (3, 224, 224).
+        batch_size: Number of inputs; all figures are for the whole batch.
+        latency: Whether to time forward pass and training step too, and on an accelerator measure the peak memory.
+        name: What to call the model; by default the name of its class.
+
+    Raises:
+        UserError: An impossible size, or an input that the model does not take, naming the layer that refused it.
+    """
+    size = _input_size(input_size, batch_size)
+    images = random_input(model, size, batch_size)
+    names = LayerNames(model)
+    with undisturbed(model):
+        counter, calls, output_sizes = _forward_pass(model, images, names)
+        model.train()
+        with refusal(names, images):
+            saved = saved_bytes(model, images, names)
+
+    own = _own_figures(names, counter, saved)
+    layers = tuple(
+        LayerCost(
+            name=layer,
+            type=type(module).__name__,
+            output_size=output_sizes.get(layer),
+            num_calls=calls[layer],
+            own=own[layer],
+            total=_sum(figures for inner, figures in own.items() if is_within(inner, layer)),
+        )
+        for layer, module in names.modules.items()
+        if layer != ROOT and not isinstance(module, nn.Identity)
+    )
+    return Cost(
+        name=name or type(model).__name__,
+        input_size=size,
+        batch_size=batch_size,
+        total=_sum(own.values()),
+        layers=layers,
+        uncounted=dict(counter.uncounted),
+        latency=measure_latency([model], [images])[0] if latency else None,
+    )
+
+
+def random_input(model: nn.Module, input_size: Sequence[int], batch_size: int) -> Tensor:
+    """Return normal random input of the model's device and floating dtype, the same every time."""
+    reference = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    if reference.is_meta:
+        raise UserError("the model has no values (meta device); move it to a real device with to_empty(device=...)")
+    images = torch.randn(batch_size, *input_size, generator=torch.Generator().manual_seed(0))
+    return images.to(reference.device, reference.dtype)
+
+
+def _input_size(input_size: Sequence[int], batch_size: int) -> tuple[int, ...]:
+    sound = isinstance(input_size, Sequence) and len(input_size) > 0
+    if not sound or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in input_size):
+        raise UserError(f"input_size must be positive integers such as (3, 224, 224), got {input_size!r}")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
+    return tuple(input_size)
+
+
+def _forward_pass(
+    model: nn.Module, images: Tensor, names: LayerNames
+) -> tuple[OperationCounter, Counter[str], dict[str, tuple[int, ...]]]:
+    calls: Counter[str] = Counter()
+    output_sizes: dict[str, tuple[int, ...]] = {}
+
+    def hook(layer: str) -> Any:
+        def record(module: nn.Module, args: Any, output: Any) -> None:
+            calls[layer] += 1
+            tensor = next(tensors_in(output), None)
+            if tensor is not None:
+                output_sizes[layer] = tuple(tensor.shape)
+
+        return record
+
+    handles = [module.register_forward_hook(hook(layer)) for layer, module in names.modules.items()]
+    try:
+        model.eval()
+        with refusal(names, images), torch.no_grad(), OperationCounter(names) as counter:
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return counter, calls, output_sizes
+
+
+@contextmanager
+def refusal(names: LayerNames, images: Tensor) -> Iterator[None]:
+    """Turn what a model raises on `images` into one sentence that names the layer."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        layer = names.describe(names.innermost(error.__traceback__))
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        advice = "; give a batch of 2 or more, or larger images" if "more than 1 value per channel" in reason else ""
+        raise UserError(f"an input of shape {tuple(images.shape)} does not fit {layer}: {reason}{advice}") from error
+
+
+def _own_figures(names: LayerNames, counter: OperationCounter, saved: Counter[str]) -> dict[str, Figures]:
+    counted: set[int] = set()
+    own = {}
+    for name, module in names.modules.items():
+        fresh = [p for p in module.parameters(recurse=False) if id(p) not in counted]
+        counted.update(map(id, fresh))
+        own[name] = Figures(
+            num_params=sum(p.numel() for p in fresh),
+            param_bytes=sum(p.numel() * p.element_size() for p in fresh),
+            macs=counter.macs[name],
+            other_flops=counter.other_flops[name],
+            saved_bytes=saved[name],
+        )
+    return own
+
+
+def is_within(name: str, layer: str) -> bool:
+    """Return whether the layer `name` is `layer` or inside it."""
+    return name == layer or name.startswith(f"{layer}.")
+
+
+def _sum(figures: Iterable[Figures]) -> Figures:
+    return sum(figures, Figures())

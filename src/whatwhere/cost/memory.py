@@ -1,0 +1,87 @@
+"""What autograd keeps between the forward and the backward pass."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .layers import ROOT, LayerNames
+
+
+class _Kept:
+    """A saved tensor; alive exactly as long as the graph keeps it."""
+
+    def __init__(self, tensor: Tensor, layer: str) -> None:
+        # detached, because a node that held its own output would keep itself alive
+        self.tensor = tensor.detach()
+        self.layer = layer
+
+
+def saved_bytes(model: nn.Module, images: Tensor, names: LayerNames) -> Counter[str]:
+    """Return the bytes that one forward pass of `model`, in its present mode, keeps for backward, by layer.
+
+    Distinct storages, counted whole and once, at the layer that saved them first; without parameters and buffers. What
+    a custom autograd function keeps as attributes, unseen by the saved-tensor hooks, is found in the graph and counted
+    at the model itself (`ROOT`). Runs without a module hook, so that the model takes the path it takes in training.
+    """
+    kept: list[weakref.ref[_Kept]] = []
+
+    def pack(tensor: Tensor) -> _Kept:
+        wrapped = _Kept(tensor, names.current())
+        kept.append(weakref.ref(wrapped))
+        return wrapped
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda wrapped: wrapped.tensor):
+        outputs = list(tensors_in(model(images)))
+
+    seen = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    by_layer: Counter[str] = Counter()
+
+    def count(tensor: Tensor, layer: str) -> None:
+        key = _storage(tensor)
+        if key not in seen:
+            seen.add(key)
+            by_layer[layer] += tensor.untyped_storage().nbytes()
+
+    for reference in kept:
+        wrapped = reference()
+        if wrapped is not None:
+            count(wrapped.tensor, wrapped.layer)
+    for node in _nodes(output.grad_fn for output in outputs):
+        for value in vars(node).values() if hasattr(node, "__dict__") else ():
+            for tensor in tensors_in(value):
+                count(tensor, ROOT)
+    return by_layer
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors of a model's output: a tensor, or lists, tuples and mappings of them."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _nodes(roots: Iterable[Any]) -> Iterator[Any]:
+    pending = [root for root in roots if root is not None]
+    visited = set()
+    while pending:
+        node = pending.pop()
+        if node in visited:
+            continue
+        visited.add(node)
+        yield node
+        pending.extend(parent for parent, _ in node.next_functions if parent is not None)

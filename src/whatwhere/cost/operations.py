@@ -1,0 +1,137 @@
+"""FLOPs of the operators that a forward pass runs, each attributed to the layer that ran it.
+
+Convolutions and matrix products: the formulas of `torch.utils.flop_counter`, two FLOPs a multiply-accumulate, biases
+left out (the convention of published tables). Everything else, counted apart:
+
+- element by element (activations, sums, products, gates): 1 per output element, whatever the function;
+- reductions (mean, max, sum, ...): 1 per input element; variance 4, l2 norm 2, log-sum-exp 4, softmax 5;
+- normalisation: 2 per element with fixed statistics (one scale, one shift), 7 where they are computed;
+- pooling: the window per output element, for adaptive pooling 1 per input element;
+- bilinear resizing: 7 per output element;
+- moving and creating data (views, copies, concatenation, padding, indexing): none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from .layers import LayerNames
+
+aten = torch.ops.aten
+Formula = Callable[[Sequence[Any], Any], int]
+
+
+def _packets(names: str) -> set[Any]:
+    # getattr, because a few operators are newer than the oldest torch that is supported
+    return {getattr(aten, name) for name in names.split() if hasattr(aten, name)}
+
+
+_FREE = _packets(
+    "alias arange bernoulli bernoulli_ cat clone constant_pad_nd contiguous copy copy_ detach empty empty_like "
+    "empty_strided eye fill fill_ flip full full_like gather index index_put index_put_ index_select "
+    "lift_fresh linspace meshgrid narrow_copy new_empty new_empty_strided new_full new_ones new_zeros ones ones_like "
+    "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle "
+    "rand rand_like randn randn_like reflection_pad1d reflection_pad2d repeat replication_pad1d replication_pad2d "
+    "resize_ roll scalar_tensor scatter select_scatter slice_scatter split_with_sizes_copy stack "
+    "_local_scalar_dense _reshape_copy _to_copy _unsafe_view unfold_copy im2col "
+    "upsample_nearest1d upsample_nearest2d upsample_nearest3d zero_ zeros zeros_like"
+)
+_PER_INPUT_ELEMENT = {
+    1: "sum mean amax amin aminmax max min prod argmax argmin any all cumsum _adaptive_avg_pool2d "
+    "_adaptive_avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d adaptive_max_pool3d",
+    2: "linalg_vector_norm norm",
+    4: "var std var_mean std_mean logsumexp",
+    5: "_softmax _log_softmax _safe_softmax",
+}
+_PER_OUTPUT_ELEMENT = {
+    1: "hardswish hardswish_ rsub prelu _prelu_kernel native_dropout addcmul addcdiv lerp floor_divide",
+    7: "native_layer_norm native_group_norm upsample_bilinear2d _upsample_bilinear2d_aa",
+}
+
+
+def _numel(value: Any) -> int:
+    if isinstance(value, (tuple, list)):
+        value = next((item for item in value if isinstance(item, Tensor)), None)
+    return value.numel() if isinstance(value, Tensor) else 0
+
+
+def _per_input(weight: int) -> Formula:
+    return lambda args, out: weight * _numel(args[0])
+
+
+def _per_output(weight: int) -> Formula:
+    return lambda args, out: weight * _numel(out)
+
+
+def _pool(args: Sequence[Any], out: Any) -> int:
+    kernel = args[1]
+    dims = args[0].dim() - 2
+    window = math.prod(kernel) if len(kernel) == dims else kernel[0] ** dims
+    return window * _numel(out)
+
+
+def _batch_norm(args: Sequence[Any], out: Any) -> int:
+    computes_statistics = bool(args[5])
+    return (7 if computes_statistics else 2) * _numel(out)
+
+
+_FORMULAS: dict[Any, Formula] = {
+    **{packet: _per_input(weight) for weight, names in _PER_INPUT_ELEMENT.items() for packet in _packets(names)},
+    **{packet: _per_output(weight) for weight, names in _PER_OUTPUT_ELEMENT.items() for packet in _packets(names)},
+    **dict.fromkeys(_packets("max_pool2d_with_indices max_pool3d_with_indices avg_pool2d avg_pool3d"), _pool),
+    **dict.fromkeys(_packets("native_batch_norm cudnn_batch_norm miopen_batch_norm"), _batch_norm),
+    **dict.fromkeys(_packets("_native_batch_norm_legit_no_training"), _per_output(2)),
+}
+
+
+class OperationCounter(TorchDispatchMode):
+    """While active, counts the operators that run, by layer.
+
+    Attributes:
+        macs: Multiply-accumulates of convolutions and matrix products, by layer name.
+        other_flops: FLOPs of everything else, by layer name.
+        uncounted: How often each operator ran for which there is no formula.
+    """
+
+    def __init__(self, names: LayerNames) -> None:
+        super().__init__()
+        self.names = names
+        self.macs: Counter[str] = Counter()
+        self.other_flops: Counter[str] = Counter()
+        self.uncounted: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        packet = func._overloadpacket
+        counted = packet in flop_registry or packet in _FORMULAS or packet in _FREE or func.is_view
+        if not counted and torch.Tag.pointwise not in func.tags:
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        self._count(func, args, kwargs, out)
+        return out
+
+    def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        packet = func._overloadpacket
+        if packet in _FREE or func.is_view or _numel(out) == 0:
+            return
+        layer = self.names.current()
+        # max and min also stand for the elementwise maximum of two tensors, which is tagged
+        if torch.Tag.pointwise in func.tags:
+            self.other_flops[layer] += _numel(out)
+        elif packet in flop_registry:
+            self.macs[layer] += flop_registry[packet](*args, **kwargs, out_val=out) // 2
+        elif packet in _FORMULAS:
+            self.other_flops[layer] += _FORMULAS[packet](args, out)
+        else:
+            self.uncounted[str(packet)] += 1
