@@ -79,12 +79,14 @@ class TimmResNet(ResNet):
 
     def forward_stage(self, name: str, x: Tensor) -> Tensor:
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint_seq(getattr(self, name), x)
+            out: Tensor = checkpoint_seq(getattr(self, name), x)
+            return out
         return super().forward_stage(name, x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.dropout(self.global_pool(x))
-        return x if pre_logits else self.fc(x)
+        logits: Tensor = x if pre_logits else self.fc(x)
+        return logits
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
@@ -113,7 +115,7 @@ def _build(
             kwargs["attention_kwargs"] = {"start": "identity", **kwargs.get("attention_kwargs", {})}
     if attention is not None:
         kwargs["attention"] = attention
-    return timm.models.build_model_with_cfg(
+    model: nn.Module = timm.models.build_model_with_cfg(
         functools.partial(TimmResNet, **config),
         name,
         pretrained,
@@ -123,6 +125,7 @@ def _build(
         feature_cfg={"out_indices": tuple(range(len(config["layers"]) + 1))},
         **kwargs,
     )
+    return model
 
 
 def _pretrained_state(

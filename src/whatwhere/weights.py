@@ -7,6 +7,7 @@ import re
 import urllib.error
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     file = Path(path)
     if not file.is_file():
         raise UserError(f"no weights file {os.fspath(path)!r}; give a .safetensors or .pth file")
+    content: Any
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -80,7 +80,8 @@ class IdentityStart(nn.Module):
         self.mix = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.mix * (self.attention(x) - x)
+        attended: Tensor = self.attention(x)
+        return x + self.mix * (attended - x)
 
 
 class SharedMLP(nn.Module):

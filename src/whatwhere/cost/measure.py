@@ -209,7 +209,10 @@ def random_input(model: nn.Module, input_size: Sequence[int], batch_size: int) -
     reference = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     if reference.is_meta:
         raise UserError("the model has no values (meta device); move it to a real device with to_empty(device=...)")
-    images = torch.randn(batch_size, *input_size, generator=torch.Generator().manual_seed(0))
+    try:
+        images = torch.randn(batch_size, *input_size, generator=torch.Generator().manual_seed(0))
+    except RuntimeError as error:
+        raise UserError(f"no memory for an input of shape {(batch_size, *input_size)}; give smaller images") from error
     return images.to(reference.device, reference.dtype)
 
 

@@ -19,11 +19,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from .layers import LayerNames
+from .memory import tensors_in
 
 aten = torch.ops.aten
 Formula = Callable[[Sequence[Any], Any], int]
@@ -58,9 +58,8 @@ _PER_OUTPUT_ELEMENT = {
 
 
 def _numel(value: Any) -> int:
-    if isinstance(value, (tuple, list)):
-        value = next((item for item in value if isinstance(item, Tensor)), None)
-    return value.numel() if isinstance(value, Tensor) else 0
+    tensor = next(tensors_in(value), None)
+    return 0 if tensor is None else tensor.numel()
 
 
 def _per_input(weight: int) -> Formula:
@@ -74,7 +73,7 @@ def _per_output(weight: int) -> Formula:
 def _pool(args: Sequence[Any], out: Any) -> int:
     kernel = args[1]
     dims = args[0].dim() - 2
-    window = math.prod(kernel) if len(kernel) == dims else kernel[0] ** dims
+    window: int = math.prod(kernel) if len(kernel) == dims else kernel[0] ** dims
     return window * _numel(out)
 
 
@@ -92,7 +91,7 @@ _FORMULAS: dict[Any, Formula] = {
 }
 
 
-class OperationCounter(TorchDispatchMode):
+class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class is untyped
     """While active, counts the operators that run, by layer.
 
     Attributes:
@@ -102,7 +101,7 @@ class OperationCounter(TorchDispatchMode):
     """
 
     def __init__(self, names: LayerNames) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names = names
         self.macs: Counter[str] = Counter()
         self.other_flops: Counter[str] = Counter()

@@ -6,6 +6,7 @@ import csv
 import html as html_escapes
 import io
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ class Table:
 
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     num_text_columns: int = 1
     note: str = ""
 
@@ -64,7 +65,8 @@ def cost_tables(cost: Cost, depth: int) -> list[Table]:
 def comparison_tables(comparison: CostComparison, depth: int) -> list[Table]:
     """Return the totals side by side, then one table per figure with the layers down to `depth`.
 
-    Added or removed layers below `depth` are gathered under the layer that contains them, by type.
+    Added or removed layers below `depth` are gathered under the layer that contains them, by type; layers that cost
+    nothing of a kind in either model have no line.
     """
     a, b = comparison.a, comparison.b
     head = (a.name, b.name, "difference", "ratio")
@@ -80,7 +82,7 @@ def comparison_tables(comparison: CostComparison, depth: int) -> list[Table]:
     for metric in _BY_LAYER:
         rows = []
         for layer in comparison.layers:
-            if layer.depth <= depth:
+            if layer.depth <= depth and (layer[metric].a or layer[metric].b):
                 rows.append((_label(layer), *_cells(metric, layer[metric])))
                 rows += _gathered(comparison, layer, depth, metric)
         tables.append(Table(f"{_LABELS[metric]} by layer", ("layer", *head), rows))
@@ -96,12 +98,12 @@ def rich_tables(tables: list[Table]) -> Any:
 
     parts: list[Any] = []
     for table in tables:
-        columns = rich.table.Table(
-            title=Text(table.title), title_justify="left", title_style="bold", box=rich.box.SIMPLE_HEAD, pad_edge=False
-        )
+        # not the table's own title, which would be folded to the width of the table
+        parts.append(Text(table.title, style="bold"))
+        columns = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
         for index, name in enumerate(table.columns):
             is_text = index < table.num_text_columns
-            columns.add_column(Text(name), justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
+            columns.add_column(Text(name), justify="left" if is_text else "right", overflow="fold")
         for row in table.rows:
             is_change = row[0].lstrip().startswith(("+ ", "- "))
             columns.add_row(*map(Text, row), style="green" if is_change else None)
@@ -111,12 +113,15 @@ def rich_tables(tables: list[Table]) -> Any:
     return rich.console.Group(*parts)
 
 
-def console() -> Any:
-    """Return a console on standard output that cuts nothing short when it is not a terminal."""
+def show(renderable: Any) -> None:
+    """Print to standard output; plain and as wide as need be when that is not a terminal."""
     import rich.console
 
     terminal = rich.console.Console()
-    return terminal if terminal.is_terminal else rich.console.Console(width=_PIPED_WIDTH)
+    if terminal.is_terminal:
+        terminal.print(renderable)
+    else:
+        print(text(renderable), flush=True)
 
 
 def text(renderable: Any) -> str:
@@ -126,7 +131,7 @@ def text(renderable: Any) -> str:
     target = rich.console.Console(file=io.StringIO(), width=_PIPED_WIDTH, color_system=None, force_terminal=False)
     target.print(renderable)
     printed: str = target.file.getvalue()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in printed.splitlines()).strip("\n")
+    return "\n".join(line.rstrip() for line in printed.splitlines())
 
 
 def markdown(tables: list[Table]) -> str:

@@ -9,7 +9,7 @@ from torch import nn
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Restore mode, buffers, gradients and the CPU's random state of `model` after the block, whatever happens in it."""
+    """Restore mode, buffers and gradients of `model`, and the CPU's random state, after the block, come what may."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]

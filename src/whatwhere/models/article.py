@@ -30,7 +30,9 @@ _FEATURES = (256, 512, 1024, 2048)
 _IMAGE_SIZE = 224
 
 
-def _conv_norm(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+def _conv_norm(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
     padding = kernel_size // 2
     return [
         nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups),
@@ -72,7 +74,8 @@ class ArticleSpatialGate(nn.Module):
         self.conv = nn.Sequential(nn.Conv2d(2, 1, 7, padding=3), nn.BatchNorm2d(1, momentum=0.01))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(self.conv(self.pool(x)))
+        logits: Tensor = self.conv(self.pool(x))
+        return x * torch.sigmoid(logits)
 
 
 class ArticleCBAM(nn.Module):
@@ -84,7 +87,8 @@ class ArticleCBAM(nn.Module):
         self.spatial = ArticleSpatialGate()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.spatial(self.channel(x))
+        out: Tensor = self.spatial(self.channel(x))
+        return out
 
 
 class ArticleBlock(nn.Module):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..randomness import generator
 
 
 def resolve_seed(seed: int | None) -> int:
@@ -20,24 +19,6 @@ def resolve_seed(seed: int | None) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise UserError(f"seed must be an integer or None, got {seed!r}")
     return seed
-
-
-def stream_seed(seed: int, name: str) -> int:
-    """Return the 63-bit seed of the random stream `name` under `seed`."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-@contextlib.contextmanager
-def seeded(seed: int, name: str) -> Iterator[None]:
-    """Draw from the stream `name` under `seed` inside the block, whatever code there uses torch's CPU generator."""
-    state = torch.get_rng_state()
-    # torch.manual_seed would reseed the accelerators as well
-    torch.default_generator.manual_seed(stream_seed(seed, name))
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
 
 
 @torch.no_grad()
@@ -65,14 +46,14 @@ def initialize(model: nn.Module, seed: int, keep: Collection[nn.Module] = ()) ->
                 _draw(parameter, seed, name, std=math.sqrt(2 / fan_out))
 
 
-def _draw(parameter: Tensor, seed: int, name: str, *, std: float | None = None, bound: float | None = None) -> None:
+def _draw(parameter: Tensor, seed: int, name: str, *, std: float = 0.0, bound: float | None = None) -> None:
     if parameter.is_meta:
         return
     # on the CPU wherever the parameter is, so that the weights do not depend on the device
-    generator = torch.Generator().manual_seed(stream_seed(seed, name))
+    stream = generator(seed, name)
     values = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
     if bound is None:
-        values.normal_(0, std, generator=generator)
+        values.normal_(0, std, generator=stream)
     else:
-        values.uniform_(-bound, bound, generator=generator)
+        values.uniform_(-bound, bound, generator=stream)
     parameter.copy_(values)

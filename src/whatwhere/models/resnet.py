@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..attention import ATTENTION, attention_builder
 from ..errors import UserError
-from .initialization import initialize, resolve_seed, seeded
+from ..randomness import seeded
+from .initialization import initialize, resolve_seed
 
 Norm = Callable[[int], nn.Module]
 Stem = Literal["imagenet", "cifar"]
@@ -72,7 +73,8 @@ class BasicBlock(nn.Module):
         x = self.bn2(self.conv2(x))
         x = self.drop_path(self.attention(x))
         # out of place: an attention module may keep its output for backward
-        return self.relu(x + shortcut)
+        out: Tensor = self.relu(x + shortcut)
+        return out
 
 
 class Bottleneck(nn.Module):
@@ -119,14 +121,15 @@ class Bottleneck(nn.Module):
         x = self.bn3(self.conv3(x))
         x = self.drop_path(self.attention(x))
         # out of place: an attention module may keep its output for backward
-        return self.relu(x + shortcut)
+        out: Tensor = self.relu(x + shortcut)
+        return out
 
 
 class ResNet(nn.Module):
     """ResNet (arXiv 1512.03385), ResNeXt (1611.05431) and Wide ResNet (1605.07146) with attention in every block.
 
-    The logits of a linear layer on globally averaged features; no softmax. The keys of the state dict are torchvision's,
-    those of the attention modules beside them (`layer1.0.attention. ...`).
+    The logits of a linear layer on globally averaged features; no softmax. The keys of the state dict are
+    torchvision's, those of the attention modules beside them (`layer1.0.attention. ...`).
 
     Args:
         block: `BasicBlock` or `Bottleneck`.
@@ -237,7 +240,7 @@ class ResNet(nn.Module):
             for module in self.modules():
                 if isinstance(module, (BasicBlock, Bottleneck)):
                     last_norm = module.bn2 if isinstance(module, BasicBlock) else module.bn3
-                    nn.init.zeros_(last_norm.weight)
+                    nn.init.zeros_(last_norm.get_parameter("weight"))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the features of the last stage, (N, num_features, h, w)."""
@@ -252,12 +255,14 @@ class ResNet(nn.Module):
 
     def forward_stage(self, name: str, x: Tensor) -> Tensor:
         """Return the output of one stage, by its name in `stage_names`."""
-        return self.get_submodule(name)(x)
+        out: Tensor = self.get_submodule(name)(x)
+        return out
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits of `forward_features`' output, or with `pre_logits` what the classifier takes."""
         x = self.dropout(torch.flatten(self.avgpool(x), 1))
-        return x if pre_logits else self.fc(x)
+        logits: Tensor = x if pre_logits else self.fc(x)
+        return logits
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import torch
@@ -28,13 +29,13 @@ class SpatialGate(Protocol):
 
 # Where several positions hold the maximum, max(dim) gives its gradient to one index, the first; amax would spread it.
 # The l2 norm has gradient 0 at an all-zero plane, where sqrt(sum(x**2)) would give NaN.
-POOLS = {
+POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "avg": lambda x: x.mean((2, 3)),
     "max": lambda x: x.flatten(2).max(2).values,
     "lp": lambda x: torch.linalg.vector_norm(x, dim=(2, 3)),
     "lse": lambda x: torch.logsumexp(x, (2, 3)),
 }
-MAPS = {
+MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "max": lambda x: x.max(1, keepdim=True).values,
     "mean": lambda x: x.mean(1, keepdim=True),
 }

@@ -1,0 +1,29 @@
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow check bench
+.DEFAULT_GOAL := test
+
+# One environment with everything that development needs, at the versions of constraints.txt.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(READY)
+	$(VENV)/bin/whatwhere demo
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest -m 'not gpu and not slow' -n 2
+
+test-slow: $(READY)
+	$(VENV)/bin/python -m pytest -m slow
+
+check: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(READY)
+	$(VENV)/bin/python benchmarks/networks.py

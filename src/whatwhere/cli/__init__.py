@@ -1,0 +1,82 @@
+"""The command `whatwhere`: parsing and printing only. torch is imported by the commands, not by --help."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import UserError
+
+# Plain help and usage errors: one sentence on standard error, exit status 2.
+app = typer.Typer(
+    name="whatwhere",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Attention for convolutional networks: what it costs, and whether it helps.",
+)
+
+
+def main() -> None:
+    """Run the command line; a `UserError` becomes one sentence on standard error and exit status 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"whatwhere: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(version("whatwhere"))
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def models(pattern: Annotated[str, typer.Argument(help="Shell-style pattern, such as 'cbam_*'.")] = "*") -> None:
+    """List the networks that create_model knows."""
+    from .summary import print_models
+
+    print_models(pattern)
+
+
+@app.command()
+def summary(
+    model: Annotated[str, typer.Argument(help="A network, such as cbam_resnext50_32x4d (see `whatwhere models`).")],
+    against: Annotated[str | None, typer.Option(metavar="MODEL", help="Another network to compare with.")] = None,
+    input_size: Annotated[str, typer.Option("--input", metavar="CxHxW", help="Shape of one image.")] = "3x224x224",
+    batch: Annotated[int, typer.Option(min=1, help="Images per batch; all figures are for the batch.")] = 1,
+    classes: Annotated[int, typer.Option(min=1, help="Classes of the classifier.")] = 1000,
+    depth: Annotated[int | None, typer.Option(min=1, help="Levels of layers to show: 2, or 1 beside another.")] = None,
+    latency: Annotated[bool, typer.Option("--latency", help="Time a forward pass and a training step too.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """What a network costs, layer by layer: parameters, MACs, FLOPs, bytes saved for backward."""
+    from .summary import print_summary
+
+    print_summary(model, against, input_size, batch, classes, depth, latency, json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("whatwhere-demo"),
+) -> None:
+    """The main job on real images, in a few minutes on a CPU: what CBAM costs, and whether it helps."""
+    from .demo import run_demo
+
+    run_demo(out)

@@ -1,0 +1,180 @@
+"""`whatwhere demo`: what CBAM costs, the article's table beside the truth, a small paired training, a picture."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from ..cost import Cost, compare_costs
+from ..cost.render import Table, rich_tables, show
+from ..data.digits import NUM_CLASSES, ImageSet, draw_balanced, load_digits
+from ..errors import UserError
+from ..experiment import PairedDifference
+from ..explain import spatial_gates
+from ..explain.picture import gate_figure
+from ..models import create_model
+from ..training import Recipe, accuracy, train
+from .summary import measure_costs
+
+BACKBONE = "resnext11_8x8d"
+SEEDS = (0, 1, 2)
+IMAGES_PER_CLASS = 20
+RECIPE = Recipe()
+NUM_PICTURED = 5
+MIB = 2**20
+
+
+def run_demo(out: Path) -> None:
+    """Run all parts, print them, and write `demo.json` and `gates.png` into `out`."""
+    _check_writable(out)
+    _heading("1. What does CBAM cost?", "Parameters, arithmetic, and memory for training.")
+    costs = measure_costs(["resnext50_32x4d", "cbam_resnext50_32x4d"], (3, 224, 224), 1, 1000, latency=False)
+    comparison = compare_costs(*costs)
+    show(comparison.table())
+
+    _heading("2. What did the article report?", "Its own network, its figures and the true ones.")
+    article = measure_costs(["article_resnext50", "cbam_article_resnext50"], (3, 224, 224), 1, 10, latency=False)
+    show(rich_tables([_article_table(*article)]))
+
+    pool, test = load_digits()
+    _heading(
+        "3. Does it help?",
+        f"{BACKBONE} with and without CBAM on scikit-learn's handwritten digits:\n"
+        f"{IMAGES_PER_CLASS * NUM_CLASSES} training images, {len(test)} test images, {len(SEEDS)} seeds.",
+    )
+    paired, attentive = _compare(pool, test)
+    show(rich_tables([_accuracy_table(paired)]))
+
+    picture = out / "gates.png"
+    figure = _picture(attentive, test)
+    _write(picture, lambda path: figure.savefig(path, format="png"))
+    result = {
+        "cost": comparison.to_dict(),
+        "article": [item.to_dict() for item in article],
+        "accuracy": {
+            "backbone": BACKBONE,
+            "seeds": SEEDS,
+            "plain": paired.baseline,
+            "cbam": paired.treatment,
+            "mean_difference": paired.mean,
+            "interval_95": paired.interval(),
+        },
+    }
+    _write(out / "demo.json", lambda path: path.write_text(json.dumps(result, indent=2), encoding="utf-8"))
+    _heading("4. Where does it look?", f"{picture} shows it; all figures are in {out / 'demo.json'}.")
+
+
+def _heading(question: str, detail: str) -> None:
+    show(Text.assemble("\n", (question, "bold"), f"  {detail}\n"))
+
+
+def _article_table(plain: Cost, cbam: Cost) -> Table:
+    """Return the article's parameter sizes beside the true ones, torchsummary's way of counting worked out."""
+    rows = []
+    for label, size in (("counted once per call, as the article", _bytes_per_call), ("counted once", _bytes)):
+        a, b = size(plain), size(cbam)
+        rows.append((label, f"{a / MIB:.2f} MB", f"{b / MIB:.2f} MB", f"+{(b - a) / MIB:.2f} MB"))
+    return Table(
+        "Parameters of the article's ResNeXt-50, 10 classes (an MB there is 2^20 bytes)",
+        ("", "without CBAM", "with CBAM", "difference"),
+        rows,
+        note="torchsummary adds a layer's parameters at every call, and CBAM calls its shared MLP twice:\n"
+        "half of what the article reports is not there.",
+    )
+
+
+def _bytes(cost: Cost) -> int:
+    return cost.total.param_bytes
+
+
+def _bytes_per_call(cost: Cost) -> int:
+    return sum(layer.own.param_bytes * layer.num_calls for layer in cost.layers)
+
+
+def _compare(pool: ImageSet, test: ImageSet) -> tuple[PairedDifference, Any]:
+    """Train both arms with every seed; return the paired test accuracies and the last network with CBAM."""
+    arms = {"plain": BACKBONE, "cbam": f"cbam_{BACKBONE}"}
+    results: dict[str, list[float]] = {arm: [] for arm in arms}
+    with _progress(len(SEEDS) * len(arms) * RECIPE.num_epochs) as advance:
+        for seed in SEEDS:
+            images = draw_balanced(pool, IMAGES_PER_CLASS, seed)
+            for arm, name in arms.items():
+                model = create_model(name, num_classes=NUM_CLASSES, in_channels=1, seed=seed)
+                train(model, images, RECIPE, seed=seed, after_epoch=lambda loss: advance())
+                results[arm].append(accuracy(model, test))
+                advance(f"seed {seed}, {arm}: {results[arm][-1]:.1%} of the test images", steps=0)
+    return PairedDifference(SEEDS, tuple(results["plain"]), tuple(results["cbam"])), model
+
+
+def _accuracy_table(paired: PairedDifference) -> Table:
+    rows = [
+        (f"seed {seed}", f"{100 * a:.2f} %", f"{100 * b:.2f} %", f"{100 * (b - a):+.2f}")
+        for seed, a, b in zip(paired.seeds, paired.baseline, paired.treatment, strict=True)
+    ]
+    low, high = (100 * bound for bound in paired.interval())
+    return Table(
+        "Test accuracy, and the difference in percentage points",
+        ("", "plain", "CBAM", "difference"),
+        [*rows, ("mean difference", "", "", f"{100 * paired.mean:+.2f}")],
+        note=f"95 % paired-t interval of the difference: {low:+.1f} to {high:+.1f} points.\n"
+        f"{len(paired.seeds)} pairs settle nothing: no exact sign-flip test of so few can give p below "
+        f"{paired.smallest_p_value:.2f},\nthe interval takes the differences for normal, and this is one small "
+        "network on one small set of images.",
+    )
+
+
+def _picture(model: Any, test: ImageSet) -> Any:
+    """Return the figure of the last spatial gate of each stage for the first test images of different digits."""
+    chosen = [int((test.labels == label).nonzero()[0]) for label in range(NUM_PICTURED)]
+    images = test.images[chosen]
+    gates = {f"stage {name[5]}": gate for name, gate in spatial_gates(model, images).items()}
+    predictions = model.eval()(images).argmax(1).tolist()
+    captions = [
+        f"{label}, taken for {prediction}" for label, prediction in zip(range(NUM_PICTURED), predictions, strict=True)
+    ]
+    return gate_figure(images, gates, captions, f"Where CBAM looks: the spatial gate of each stage of {BACKBONE}")
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """Yield a function that advances a bar on a terminal; elsewhere it prints the messages, a line each."""
+    screen = Console()
+    columns = (TextColumn("training"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=screen, disable=not screen.is_terminal) as bar:
+        task = bar.add_task("training", total=total)
+
+        def advance(message: str = "", steps: int = 1) -> None:
+            bar.advance(task, steps)
+            if message:
+                screen.print(message, highlight=False)
+
+        yield advance
+
+
+def _check_writable(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {str(out)!r}: {error.strerror}; give another folder with --out") from error
+
+
+def _write(path: Path, write: Any) -> None:
+    """Write to a temporary name first, so that an interruption leaves no half file."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror}") from error

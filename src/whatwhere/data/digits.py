@@ -1,0 +1,60 @@
+"""Real handwritten digits that come with scikit-learn: no download."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import UserError
+from ..randomness import generator
+
+NUM_CLASSES = 10
+_POOL_SIZE = 897
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images (N, C, H, W), float32 in [0, 1], with their labels (N,), int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def load_digits(image_size: int = 16) -> tuple[ImageSet, ImageSet]:
+    """Return the 1,797 digits of the UCI test set (8x8, 16 grey levels) in two parts, enlarged to `image_size`.
+
+    The first 897 are there to draw training images from, the last 900 are the test set. The file is ordered by writer,
+    so that but for one or two the hands of the two parts differ.
+
+    Raises:
+        UserError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits as load
+    except ModuleNotFoundError as error:
+        raise UserError("the digits come with scikit-learn: pip install 'whatwhere[demo]'") from error
+    raw = load()
+    images = torch.tensor(raw.images, dtype=torch.float32)[:, None] / 16
+    images = F.interpolate(images, size=(image_size, image_size), mode="bicubic", align_corners=False).clamp(0, 1)
+    labels = torch.tensor(raw.target, dtype=torch.int64)
+    pool = ImageSet(images[:_POOL_SIZE], labels[:_POOL_SIZE])
+    return pool, ImageSet(images[_POOL_SIZE:], labels[_POOL_SIZE:])
+
+
+def draw_balanced(images: ImageSet, per_class: int, seed: int) -> ImageSet:
+    """Return `per_class` images of each class, chosen by `seed` alone."""
+    chosen = []
+    for label in range(NUM_CLASSES):
+        candidates = (images.labels == label).nonzero().flatten()
+        if len(candidates) < per_class:
+            raise UserError(f"class {label} has {len(candidates)} images, fewer than the {per_class} asked for")
+        order = torch.randperm(len(candidates), generator=generator(seed, f"subset.{label}"))
+        chosen.append(candidates[order[:per_class]])
+    index = torch.cat(chosen)
+    return ImageSet(images.images[index], images.labels[index])

@@ -1,0 +1,5 @@
+"""Comparing networks fairly."""
+
+from .paired import PairedDifference
+
+__all__ = ["PairedDifference"]

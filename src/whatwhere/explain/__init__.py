@@ -1,0 +1,5 @@
+"""What a network looks at."""
+
+from .gates import spatial_gates
+
+__all__ = ["spatial_gates"]

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..attention import Gate
+from ..errors import UserError
+
+
+@torch.no_grad()
+def spatial_gates(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Return the spatial gate of every attention module of `model` for `images`, in evaluation mode.
+
+    Args:
+        model: A network with gates that have a spatial function (CBAM, SpatialAttention).
+        images: What the network takes.
+
+    Shape:
+        images (N, C, H, W) -> by module name, a gate (N, 1, h, w) with values in (0, 1).
+
+    Raises:
+        UserError: The network has no such gate.
+    """
+    gates: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            gates[name] = output.detach().float().cpu()
+
+        return hook
+
+    handles = [
+        module.where.register_forward_hook(keep(name))
+        for name, module in model.named_modules()
+        if isinstance(module, Gate) and isinstance(module.where, nn.Module)
+    ]
+    if not handles:
+        raise UserError(f"{type(model).__name__} has no spatial gate to show; cbam_ networks have")
+    was_training = model.training
+    model.eval()
+    try:
+        model(images)
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    return gates
