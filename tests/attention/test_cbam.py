@@ -1,0 +1,258 @@
+import itertools
+
+import numpy as np
+import pytest
+import timm.layers.cbam
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numerics import gate as numpy_gate
+from torch import nn
+
+from whatwhere import CBAM, ChannelAttention, SpatialAttention, UserError
+
+ARRANGEMENTS = ("channel_first", "spatial_first", "parallel")
+POOLS = ("avg", "max", "lp", "lse")
+POOL_SUBSETS = [subset for size in (1, 2, 3, 4) for subset in itertools.combinations(POOLS, size)]
+
+
+def randomized(module):
+    """Random values everywhere, running statistics and norm weights included."""
+    for name, value in module.state_dict().items():
+        if value.is_floating_point():
+            value.copy_(torch.rand(value.shape) + 0.5 if name.endswith("running_var") else torch.randn(value.shape))
+    return module.double()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+@pytest.mark.parametrize("pools", POOL_SUBSETS, ids="+".join)
+def test_computes_the_published_formula(pools, arrangement, training):
+    module = randomized(CBAM(12, reduction=4, pools=pools, arrangement=arrangement)).train(training)
+    x = torch.randn(3, 12, 5, 6, dtype=torch.float64)
+    np.testing.assert_allclose(module(x).detach().numpy(), numpy_gate(module, x), rtol=1e-10, atol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(2, 3), st.integers(1, 40), st.integers(1, 6), st.integers(1, 6)),
+    reduction=st.sampled_from([1, 2, 3.5, 16, 100]),
+    pools=st.sampled_from(POOL_SUBSETS),
+    maps=st.sampled_from([None, ("max", "mean"), ("mean", "max"), ("mean",), ("max",)]),
+    kernel_size=st.sampled_from([1, 3, 7]),
+    arrangement=st.sampled_from(ARRANGEMENTS),
+    norm=st.sampled_from(["batch", None]),
+    options=st.fixed_dictionaries(
+        {
+            "mlp_bias": st.sampled_from([None, True, False]),
+            "spatial": st.booleans(),
+            "form": st.sampled_from(["official", "timm"]),
+            "start": st.sampled_from(["paper", "identity"]),
+        }
+    ),
+    training=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_computes_the_formula_for_any_options(
+    shape, reduction, pools, maps, kernel_size, arrangement, norm, options, training, seed
+):
+    torch.manual_seed(seed)
+    module = CBAM(
+        shape[1],
+        reduction=reduction,
+        pools=pools,
+        maps=maps,
+        kernel_size=kernel_size,
+        arrangement=arrangement,
+        norm=norm,
+        **options,
+    )
+    module = randomized(module).train(training)
+    x = torch.randn(shape, dtype=torch.float64)
+    np.testing.assert_allclose(module(x).detach().numpy(), numpy_gate(module, x), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+@pytest.mark.parametrize("pools", POOL_SUBSETS, ids="+".join)
+def test_gradcheck(pools, arrangement, training):
+    module = CBAM(5, reduction=2, pools=pools, arrangement=arrangement, kernel_size=3).double().train(training)
+    x = torch.randn(2, 5, 4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(module, (x,))
+
+
+def timm_pair(channels, **kwargs):
+    theirs = timm.layers.cbam.CbamModule(channels).double()
+    ours = CBAM(channels, form="timm", **kwargs).double()
+    names = {
+        "channel.fc1.weight": "what.fc1.weight",
+        "channel.fc2.weight": "what.fc2.weight",
+        "spatial.conv.conv.weight": "where.conv.weight",
+        **{f"spatial.conv.bn.{part}": f"where.norm.{part}" for part in ("weight", "bias")},
+    }
+    own = dict(ours.named_parameters())
+    with torch.no_grad():
+        for their_name, parameter in theirs.named_parameters():
+            parameter.normal_()
+            own[names[their_name]].copy_(parameter.view_as(own[names[their_name]]))
+    assert own.keys() == set(names.values())
+    return theirs, ours, names
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("channels", [24, 40, 64, 72])
+def test_timm_form_is_timms_module_forward_and_every_gradient(channels, training):
+    theirs, ours, names = timm_pair(channels)
+    theirs.train(training)
+    ours.train(training)
+    x = torch.randn(3, channels, 7, 6, dtype=torch.float64)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    weight = torch.randn_like(x)
+    outputs = [module(value) for module, value in zip((theirs, ours), inputs, strict=True)]
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-10, atol=1e-12)
+    for output in outputs:
+        (output * weight).sum().backward()
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-9, atol=1e-10)
+    own = dict(ours.named_parameters())
+    for name, parameter in theirs.named_parameters():
+        gradient = own[names[name]].grad
+        torch.testing.assert_close(gradient, parameter.grad.view_as(gradient), rtol=1e-9, atol=1e-10)
+    for part in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(ours.where.norm, part), getattr(theirs.spatial.conv.bn, part))
+
+
+@pytest.mark.parametrize(("channels", "hidden"), [(24, (1, 2)), (40, (2, 3)), (72, (4, 5)), (8, (1, 1)), (256, (16, 16))])
+def test_hidden_width_of_both_forms(channels, hidden):
+    widths = tuple(CBAM(channels, form=form).what.fc1.out_features for form in ("official", "timm"))
+    assert widths == hidden
+
+
+def test_default_has_the_official_modules_parameters():
+    shapes = [tuple(parameter.shape) for parameter in CBAM(64).parameters()]
+    assert shapes == [(4, 64), (4,), (64, 4), (64,), (1, 2, 7, 7), (1,), (1,)]
+    norm = CBAM(64).where.norm
+    assert (norm.eps, norm.momentum, norm.affine) == (1e-5, 0.01, True)
+    assert CBAM(64).where.maps == ("max", "mean")
+
+
+@pytest.mark.parametrize("channels", [8, 64, 100])
+@pytest.mark.parametrize("reduction", [2, 16])
+def test_parameter_formula(channels, reduction):
+    hidden = max(1, channels // reduction)
+    count = sum(p.numel() for p in CBAM(channels, reduction=reduction, kernel_size=5).parameters())
+    assert count == 2 * channels * hidden + hidden + channels + 2 * 5 * 5 + 2
+
+
+def test_values_worked_by_hand():
+    # one channel, hidden width 1, W0 = W1 = 1, no biases: s = sigmoid(relu(avg) + relu(max)) = sigmoid(2 + 3)
+    module = CBAM(1, mlp_bias=False, norm=None, kernel_size=1)
+    for layer in (module.what.fc1, module.what.fc2):
+        nn.init.ones_(layer.weight)
+    with torch.no_grad():
+        module.where.conv.weight.copy_(torch.tensor([2.0, -1.0]).view(1, 2, 1, 1))
+        module.where.conv.bias.fill_(0.5)
+    x = torch.tensor([1.0, 3.0]).view(1, 1, 1, 2)
+    scaled = x * torch.sigmoid(torch.tensor(5.0))
+    # with one channel maximum and mean are the value itself: m = sigmoid(2 u - u + 0.5)
+    expected = scaled * torch.sigmoid(scaled + 0.5)
+    torch.testing.assert_close(module(x), expected)
+
+
+def test_channel_attention_commutes_with_any_permutation_of_pixels():
+    module = ChannelAttention(16, pools=POOLS).double()
+    x = torch.randn(2, 16, 5, 4, dtype=torch.float64)
+    order = torch.randperm(20)
+
+    def permuted(y):
+        return y.flatten(2)[:, :, order].view_as(y)
+
+    torch.testing.assert_close(module(permuted(x)), permuted(module(x)))
+
+
+def test_spatial_attention_commutes_with_any_permutation_of_channels():
+    module = SpatialAttention(16).double()
+    x = torch.randn(2, 16, 5, 4, dtype=torch.float64)
+    order = torch.randperm(16)
+    torch.testing.assert_close(module(x[:, order]), module(x)[:, order])
+
+
+@pytest.mark.parametrize(("build", "factor"), [(ChannelAttention, 0.5), (SpatialAttention, 0.5), (CBAM, 0.25)])
+def test_zero_logits_halve_each_gates_input(build, factor):
+    module = build(32)
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    x = torch.randn(2, 32, 5, 4)
+    torch.testing.assert_close(module(x), x * factor, rtol=0, atol=0)
+
+
+def test_cbam_is_its_halves_one_after_the_other():
+    cbam, channel, spatial = CBAM(16).eval(), ChannelAttention(16), SpatialAttention(16).eval()
+    channel.what, spatial.where = cbam.what, cbam.where
+    x = torch.randn(2, 16, 5, 4)
+    torch.testing.assert_close(cbam(x), spatial(channel(x)), rtol=0, atol=0)
+
+
+def test_the_first_of_tied_maxima_takes_the_gradient():
+    x = torch.ones(1, 2, 2, 2, requires_grad=True)
+    module = ChannelAttention(2, pools=("max",), mlp_bias=False)
+    for parameter in module.parameters():
+        nn.init.ones_(parameter)
+    gradient = torch.autograd.grad(module(x).sum(), x)[0]
+    direct = torch.sigmoid(torch.tensor(2.0))
+    torch.testing.assert_close(gradient[0, :, 0, 1:], direct.expand(2, 1))
+    assert (gradient[0, :, 0, 0] > direct).all()
+    torch.testing.assert_close(gradient[0, :, 1], direct.expand(2, 2))
+
+
+def test_l2_pool_of_an_empty_plane_has_a_finite_gradient():
+    x = torch.zeros(1, 4, 3, 3, requires_grad=True)
+    ChannelAttention(4, pools=("lp",))(x).sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_zeroed_norm_only_on_request():
+    x = torch.randn(4, 16, 5, 4)
+    module = CBAM(16, zero_init_norm=True)
+    assert module.where.norm.weight == 0
+    torch.testing.assert_close(module(x), 0.5 * ChannelAttention.forward(_halved(module), x))
+    module(x).square().sum().backward()
+    assert module.where.conv.weight.grad.abs().sum() == 0
+    assert module.where.norm.weight.grad != 0
+    assert CBAM(16).where.norm.weight == 1
+
+
+def _halved(module):
+    channel = ChannelAttention(16)
+    channel.what = module.what
+    return channel
+
+
+def test_norm_may_be_any_module_or_none():
+    assert isinstance(CBAM(8, norm=lambda c: nn.GroupNorm(1, c)).where.norm, nn.GroupNorm)
+    without = CBAM(8, norm=None).where
+    assert isinstance(without.norm, nn.Identity)
+    assert without.conv.bias is not None
+    assert CBAM(8, form="timm").where.norm.momentum == 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"pools": ()}, "pools must list one or more of avg, max, lp, lse"),
+        ({"pools": ("avg", "avg")}, "pools must list"),
+        ({"pools": ("avg", "median")}, "pools must list"),
+        ({"pools": "avg"}, "pools must list"),
+        ({"maps": ("min",)}, "maps must list one or more of max, mean"),
+        ({"kernel_size": 4}, "kernel_size must be odd"),
+        ({"kernel_size": 0}, "kernel_size must be a positive integer"),
+        ({"arrangement": "both"}, "arrangement must be one of channel_first, spatial_first, parallel"),
+        ({"form": "paper"}, "form must be one of official, timm"),
+        ({"start": "zero"}, "start must be one of paper, identity"),
+        ({"norm": "layer"}, 'norm must be "batch", a callable'),
+        ({"norm": None, "zero_init_norm": True}, "zero_init_norm needs a norm with a weight"),
+    ],
+)
+def test_impossible_options_are_one_sentence(options, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        CBAM(16, **options)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,133 @@
+"""What every attention module promises. A new entry of ATTENTION is picked up here by itself."""
+
+import copy
+
+import pytest
+import torch
+
+from whatwhere import ATTENTION, UserError
+
+CHANNELS = 20
+
+
+@pytest.fixture(params=sorted(ATTENTION))
+def build(request):
+    return ATTENTION[request.param]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 7), (13, 4)])
+@pytest.mark.parametrize("channels", [1, 3, 20, 64])
+def test_keeps_shape(build, size, channels):
+    assert build(channels)(torch.randn(2, channels, *size)).shape == (2, channels, *size)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_keeps_dtype(build, dtype):
+    out = build(CHANNELS).eval().to(dtype)(torch.randn(2, CHANNELS, 6, 5, dtype=dtype))
+    assert out.dtype == dtype
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_memory_format_does_not_matter(build, training):
+    module = build(CHANNELS).double().train(training)
+    x = torch.randn(3, CHANNELS, 6, 5, dtype=torch.float64)
+    expected = copy.deepcopy(module)(x)
+    channels_last = copy.deepcopy(module)(x.to(memory_format=torch.channels_last))
+    strided = copy.deepcopy(module)(x.transpose(2, 3).contiguous().transpose(2, 3))
+    torch.testing.assert_close(channels_last, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(strided, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("start", ["paper", "identity"])
+def test_gradients_are_right(build, training, start):
+    module = build(6, start=start).double().train(training)
+    if start == "identity":
+        torch.nn.init.constant_(module.mix, 0.7)
+    x = torch.randn(2, 6, 4, 3, dtype=torch.float64, requires_grad=True)
+    names, values = zip(*module.named_parameters(), strict=True)
+
+    def run(x, *values):
+        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
+
+    values = [value.detach().clone().requires_grad_() for value in values]
+    assert torch.autograd.gradcheck(run, (x, *values))
+
+
+def test_every_parameter_learns_from_the_first_step(build):
+    module = build(64)
+    module(torch.randn(4, 64, 9, 9)).square().sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_identity_start_is_the_identity_bit_for_bit(build, training, dtype):
+    module = build(CHANNELS, start="identity").to(dtype).train(training)
+    x = torch.randn(2, CHANNELS, 5, 7, dtype=dtype)
+    x[0, 0, 0, :2] = torch.tensor([0.0, -0.0])
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    assert torch.equal(module(x).view(integer), x.view(integer))
+
+
+def test_identity_start_learns_everything_by_the_second_step(build):
+    module = build(64, start="identity")
+    x = torch.randn(4, 64, 9, 9)
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    module(x).square().mean().backward()
+    assert module.mix.grad != 0
+    optimizer.step()
+    optimizer.zero_grad()
+    module(x).square().mean().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in module.parameters())
+
+
+def test_identity_start_at_one_is_the_module_of_the_paper(build):
+    paper, identity = build(CHANNELS).eval(), build(CHANNELS, start="identity").eval()
+    identity.load_state_dict({**paper.state_dict(), "mix": torch.tensor(1.0)})
+    x = torch.randn(2, CHANNELS, 5, 7)
+    torch.testing.assert_close(identity(x), paper(x))
+
+
+def test_state_dict_round_trip(build):
+    source, target = build(CHANNELS), build(CHANNELS)
+    target.load_state_dict(source.state_dict())
+    x = torch.randn(2, CHANNELS, 5, 7)
+    assert torch.equal(source(x), target(x))
+
+
+def test_deepcopy_is_independent(build):
+    module = build(CHANNELS)
+    copied = copy.deepcopy(module)
+    for parameter in copied.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert any(parameter.abs().sum() > 0 for parameter in module.parameters())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_traces_under_compile_and_export(build):
+    module = build(CHANNELS).eval()
+    x = torch.randn(2, CHANNELS, 5, 7)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), module(x))
+    exported = torch.export.export(module, (x,)).module()
+    torch.testing.assert_close(exported(x), module(x))
+
+
+@pytest.mark.parametrize("shape", [(CHANNELS, 5, 7), (2, CHANNELS, 5), (2, CHANNELS + 1, 5, 7), (2, CHANNELS, 5, 7, 1)])
+def test_refuses_an_input_of_another_shape(build, shape):
+    with pytest.raises(UserError, match=rf"\({CHANNELS}\) takes an input of shape \(N, {CHANNELS}, H, W\), got \("):
+        build(CHANNELS)(torch.randn(shape))
+
+
+@pytest.mark.parametrize("channels", [0, -1, 2.5, "64", True])
+def test_refuses_impossible_channels(build, channels):
+    with pytest.raises(UserError, match="channels must be a positive integer"):
+        build(channels)
+
+
+@pytest.mark.parametrize("reduction", [0, -16, "16", float("nan"), float("inf")])
+def test_refuses_impossible_reduction(build, reduction):
+    with pytest.raises(UserError, match="reduction must be a positive number"):
+        build(64, reduction=reduction)

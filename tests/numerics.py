@@ -1,0 +1,76 @@
+"""Plain numpy versions of what the modules compute, written from the papers' formulas, for comparison."""
+
+import numpy as np
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+POOLS = {
+    "avg": lambda x: x.mean((2, 3)),
+    "max": lambda x: x.max((2, 3)),
+    "lp": lambda x: np.sqrt((x**2).sum((2, 3))),
+    "lse": lambda x: np.log(np.exp(x).sum((2, 3))),
+}
+MAPS = {"max": lambda x: x.max(1), "mean": lambda x: x.mean(1)}
+
+
+def mlp_gate(x, parameters, pools):
+    """Channel gate (N, C) of CBAM's equation 2, for any pools."""
+    logits = 0
+    for pool in pools:
+        hidden = POOLS[pool](x) @ parameters["fc1.weight"].T + parameters.get("fc1.bias", 0)
+        logits = logits + np.maximum(hidden, 0) @ parameters["fc2.weight"].T + parameters.get("fc2.bias", 0)
+    return sigmoid(logits)
+
+
+def spatial_gate(x, parameters, maps, training):
+    """Spatial gate (N, H, W) of CBAM's equation 3, batch norm included if the parameters have one."""
+    kernel = parameters["conv.weight"][0]
+    size = kernel.shape[-1]
+    stacked = np.stack([MAPS[name](x) for name in maps], 1)
+    padded = np.pad(stacked, ((0, 0), (0, 0), (size // 2,) * 2, (size // 2,) * 2))
+    height, width = x.shape[2:]
+    logits = np.zeros((x.shape[0], height, width)) + parameters.get("conv.bias", 0)
+    for i in range(height):
+        for j in range(width):
+            logits[:, i, j] += (padded[:, :, i : i + size, j : j + size] * kernel).sum((1, 2, 3))
+    if "norm.weight" in parameters:
+        mean, variance = parameters["norm.running_mean"], parameters["norm.running_var"]
+        if training:
+            mean, variance = logits.mean(), logits.var()
+        logits = (logits - mean) / np.sqrt(variance + 1e-5)
+        logits = logits * parameters["norm.weight"] + parameters["norm.bias"]
+    return sigmoid(logits)
+
+
+def gate(module, x):
+    """What a module of the family (CBAM, SE, their halves) computes, in float64."""
+    x = x.double().numpy()
+    state = {key: value.double().numpy() for key, value in module.state_dict().items()}
+    parts = {
+        side: {key.split(".", 1)[1]: value for key, value in state.items() if key.startswith(f"{side}.")}
+        for side in ("what", "where")
+    }
+
+    def channel(features):
+        if module.what is None:
+            return 1.0
+        return mlp_gate(features, parts["what"], module.what.pools)[:, :, None, None]
+
+    def spatial(features):
+        if module.where is None:
+            return 1.0
+        return spatial_gate(features, parts["where"], module.where.maps, module.training)[:, None]
+
+    if module.arrangement == "channel_first":
+        s = channel(x)
+        m = spatial(x * s)
+    elif module.arrangement == "spatial_first":
+        m = spatial(x)
+        s = channel(x * m)
+    else:
+        s, m = channel(x), spatial(x)
+    a = state.get("mix", 1.0)
+    return x * (1 - a + a * s * m)
