@@ -9,5 +9,8 @@ def nearest(word: str, candidates: list[str]) -> str:
     """Return `"; did you mean a, b?"` for the candidates closest to `word`, or `""` if none is close."""
     import difflib
 
-    matches = difflib.get_close_matches(word.lower(), candidates, n=3, cutoff=0.6)
+    word = word.lower()
+    beginning = sorted((name for name in candidates if name.startswith(word)), key=len) if word else []
+    similar = difflib.get_close_matches(word, candidates, n=3, cutoff=0.6)
+    matches = list(dict.fromkeys([*beginning, *similar]))[:3]
     return f"; did you mean {', '.join(matches)}?" if matches else ""

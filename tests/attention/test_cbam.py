@@ -6,9 +6,9 @@ import timm.layers.cbam
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numerics import gate as numpy_gate
 from torch import nn
 
+from numerics import gate as numpy_gate
 from whatwhere import CBAM, ChannelAttention, SpatialAttention, UserError
 
 ARRANGEMENTS = ("channel_first", "spatial_first", "parallel")
@@ -121,7 +121,9 @@ def test_timm_form_is_timms_module_forward_and_every_gradient(channels, training
         torch.testing.assert_close(getattr(ours.where.norm, part), getattr(theirs.spatial.conv.bn, part))
 
 
-@pytest.mark.parametrize(("channels", "hidden"), [(24, (1, 2)), (40, (2, 3)), (72, (4, 5)), (8, (1, 1)), (256, (16, 16))])
+@pytest.mark.parametrize(
+    ("channels", "hidden"), [(24, (1, 2)), (40, (2, 3)), (72, (4, 5)), (8, (1, 1)), (256, (16, 16))]
+)
 def test_hidden_width_of_both_forms(channels, hidden):
     widths = tuple(CBAM(channels, form=form).what.fc1.out_features for form in ("official", "timm"))
     assert widths == hidden

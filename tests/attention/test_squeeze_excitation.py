@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from numerics import gate as numpy_gate
 
+from numerics import gate as numpy_gate
 from whatwhere import SqueezeExcitation
 
 

@@ -38,5 +38,7 @@ def attention_builder(attention: str | Callable[..., nn.Module]) -> Callable[...
             )
         return ATTENTION[attention]
     if not callable(attention) or isinstance(attention, nn.Module):
-        raise UserError(f"attention must be a name or a callable from channels to a module, got {attention!r}")
+        raise UserError(
+            f"attention must be a name or a callable from channels to a module, got a {type(attention).__name__}"
+        )
     return attention

@@ -47,16 +47,18 @@ def _common(
     pass
 
 
-@app.command()
-def models(pattern: Annotated[str, typer.Argument(help="Shell-style pattern, such as 'cbam_*'.")] = "*") -> None:
+@app.command("models")
+def models_command(
+    pattern: Annotated[str, typer.Argument(help="Shell-style pattern, such as 'cbam_*'.")] = "*",
+) -> None:
     """List the networks that create_model knows."""
     from .summary import print_models
 
     print_models(pattern)
 
 
-@app.command()
-def summary(
+@app.command("summary")
+def summary_command(
     model: Annotated[str, typer.Argument(help="A network, such as cbam_resnext50_32x4d (see `whatwhere models`).")],
     against: Annotated[str | None, typer.Option(metavar="MODEL", help="Another network to compare with.")] = None,
     input_size: Annotated[str, typer.Option("--input", metavar="CxHxW", help="Shape of one image.")] = "3x224x224",
@@ -72,8 +74,8 @@ def summary(
     print_summary(model, against, input_size, batch, classes, depth, latency, json)
 
 
-@app.command()
-def demo(
+@app.command("demo")
+def demo_command(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("whatwhere-demo"),
 ) -> None:
     """The main job on real images, in a few minutes on a CPU: what CBAM costs, and whether it helps."""

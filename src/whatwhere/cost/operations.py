@@ -62,6 +62,10 @@ def _numel(value: Any) -> int:
     return 0 if tensor is None else tensor.numel()
 
 
+def _is_free(func: Any) -> bool:
+    return func._overloadpacket in _FREE or func.is_view or torch.Tag.inplace_view in func.tags
+
+
 def _per_input(weight: int) -> Formula:
     return lambda args, out: weight * _numel(args[0])
 
@@ -110,8 +114,8 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # t
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         packet = func._overloadpacket
-        counted = packet in flop_registry or packet in _FORMULAS or packet in _FREE or func.is_view
-        if not counted and torch.Tag.pointwise not in func.tags:
+        counted = packet in flop_registry or packet in _FORMULAS or torch.Tag.pointwise in func.tags
+        if not counted and not _is_free(func):
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
@@ -122,7 +126,7 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # t
 
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         packet = func._overloadpacket
-        if packet in _FREE or func.is_view or _numel(out) == 0:
+        if _is_free(func) or _numel(out) == 0:
             return
         layer = self.names.current()
         # max and min also stand for the elementwise maximum of two tensors, which is tagged

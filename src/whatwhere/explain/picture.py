@@ -36,7 +36,7 @@ def gate_figure(images: Tensor, gates: Mapping[str, Tensor], captions: Sequence[
     except ModuleNotFoundError as error:
         raise UserError("the picture needs matplotlib: pip install 'whatwhere[demo]'") from error
 
-    enlarged = _enlarge(images).clamp(0, 1)
+    enlarged = _enlarge(images).clamp(0, 1).numpy()
     num_rows, num_columns = len(images), len(gates) + 1
     figure = Figure(figsize=(2.3 * num_columns, 2.15 * num_rows + 1.5), layout="constrained", dpi=150)
     figure.suptitle(title, fontsize=13, fontweight="bold", x=0.01, ha="left")
@@ -51,7 +51,7 @@ def gate_figure(images: Tensor, gates: Mapping[str, Tensor], captions: Sequence[
     axes[0, 0].set_title("image", fontsize=11)
     for column, (name, gate) in enumerate(gates.items(), start=1):
         low, high = gate.min().item(), gate.max().item()
-        maps = _enlarge(gate).clamp(low, high)
+        maps = _enlarge(gate).clamp(low, high).numpy()
         for row in range(num_rows):
             axis = axes[row, column]
             drawn = axis.imshow(maps[row, 0], cmap="inferno", vmin=low, vmax=high)

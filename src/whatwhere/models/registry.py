@@ -13,7 +13,9 @@ from torch import nn
 from .. import weights
 from ..attention import ATTENTION, IdentityStart, attention_builder
 from ..errors import UserError, nearest
+from ..randomness import seeded
 from .article import ARTICLE_NETWORKS, ArticleResNeXt
+from .initialization import resolve_seed
 from .resnet import RESNETS, ResNet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -85,7 +87,7 @@ def create_model(
     _check_arguments(name, build, kwargs)
 
     if pretrained is False:
-        return build(num_classes=num_classes, **kwargs)
+        return _construct(build, num_classes, kwargs)
     if backbone not in RESNETS:
         raise UserError(f"{name} has no published weights and its layers have no standard names; use pretrained=False")
     if pretrained is True:
@@ -98,9 +100,17 @@ def create_model(
     chosen = attention if own_attention is None else own_attention
     if chosen is not None and weights.starts_as_identity(state) and "start" not in (attention_kwargs or {}):
         kwargs.update(_identity_start(chosen, attention_kwargs or {}))
-    model = build(num_classes=num_classes, **kwargs)
+    model = _construct(build, num_classes, kwargs)
     weights.load_pretrained(model, state, source)
     return model
+
+
+def _construct(build: Callable[..., nn.Module], num_classes: int, kwargs: dict[str, Any]) -> nn.Module:
+    """Build the network; of torch's own generator it takes no more than the seed, if none is given."""
+    seed = resolve_seed(kwargs.get("seed"))
+    # torch's layers draw values at construction, which `initialize` then replaces
+    with seeded(seed, "construction"):
+        return build(num_classes=num_classes, **{**kwargs, "seed": seed})
 
 
 def _split(name: str) -> tuple[str | None, str]:

@@ -301,7 +301,9 @@ class _AttentionSlot:
                     raise
                 raise UserError(f"attention_kwargs {self.kwargs} do not fit the attention: {error}") from error
         if not isinstance(module, nn.Module):
-            raise UserError(f"attention must build a torch.nn.Module from a channel count, got {module!r}")
+            raise UserError(
+                f"attention must build a torch.nn.Module from a channel count, got a {type(module).__name__}"
+            )
         if type(module) not in ATTENTION.values():
             self.self_initialized.append(module)
         return module

@@ -1,0 +1,131 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from whatwhere import cli
+from whatwhere.cli import demo as demo_module
+from whatwhere.training import Recipe
+
+
+def run(capsys, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["whatwhere", *arguments])
+    try:
+        cli.main()
+        status = 0
+    except SystemExit as stop:
+        status = stop.code or 0
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+@pytest.fixture
+def whatwhere(capsys, monkeypatch):
+    return lambda *arguments: run(capsys, monkeypatch, *arguments)
+
+
+def test_models(whatwhere):
+    status, out, _ = whatwhere("models", "cbam_resnext29*")
+    assert (status, out.split()) == (
+        0,
+        ["cbam_resnext29_16x64d", "cbam_resnext29_32x4d", "cbam_resnext29_8x64d"],
+    )
+
+
+def test_summary_as_json(whatwhere):
+    options = ("--input", "3x32x32", "--classes", "10", "--batch", "2", "--latency", "--json")
+    status, out, _ = whatwhere("summary", "cbam_resnext11_8x8d", "--against", "resnext11_8x8d", *options)
+    assert status == 0
+    result = json.loads(out)
+    assert [model["name"] for model in result["models"]] == ["cbam_resnext11_8x8d", "resnext11_8x8d"]
+    for model in result["models"]:
+        keys = {"name", "num_params", "macs", "flops", "param_bytes", "saved_bytes", "forward_ms", "training_step_ms"}
+        assert keys <= model.keys()
+        assert model["batch_size"] == 2
+    assert result["models"][1]["num_params"] == 330_666
+    assert result["comparison"]["a"] == "resnext11_8x8d"
+    assert result["comparison"]["total"]["num_params"]["difference"] > 0
+
+
+def test_summary_as_tables(whatwhere):
+    status, out, _ = whatwhere("summary", "resnext11_8x8d", "--input", "3x32x32", "--classes", "10")
+    assert status == 0
+    assert "330,666" in out
+    assert "Bottleneck" in out
+    _, shallow, _ = whatwhere("summary", "resnext11_8x8d", "--input", "3x32x32", "--depth", "1")
+    assert "Bottleneck" not in shallow
+    options = ("--against", "resnext11_8x8d", "--input", "3x32x32", "--latency")
+    status, out, _ = whatwhere("summary", "se_resnext11_8x8d", *options)
+    assert status == 0
+    assert "+ 1 x SqueezeExcitation" in out
+    assert "training step" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("summary", "resnext50"), "unknown model 'resnext50'; did you mean resnext50_32x4d"),
+        (("summary", "resnet18", "--against", "resnet19"), "unknown model 'resnet19'; did you mean"),
+        (("summary", "resnet18", "--input", "1x224x224"), "conv1, the first layer, takes images of shape (N, 3, H, W)"),
+        (("summary", "resnet18", "--input", "224"), "--input must be channels x height x width, such as 3x224x224"),
+        (("summary", "resnet18", "--input", "3x0x224"), "--input must be"),
+        (("summary", "resnet18", "--input", "3x16x16"), "give a batch of 2 or more"),
+        (("summary", "resnet18", "--batch", "0"), "--batch"),
+        (("summary", "resnet18", "--classes", "0"), "--classes"),
+        (("summary", "resnet18", "--depth", "0"), "--depth"),
+        (("summary", "article_resnext50", "--input", "3x64x64"), "(N, 3, 224, 224) only"),
+        (("summary",), "Missing argument"),
+        (("models", "zzz*"), "no model matches 'zzz*'"),
+        (("sumary",), "No such command"),
+        (("demo", "--out", "/dev/null/demo"), "cannot write to '/dev/null/demo'"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(whatwhere, arguments, sentence):
+    status, out, err = whatwhere(*arguments)
+    assert status == 2
+    assert sentence in err
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_an_out_that_is_a_file_is_left_alone(whatwhere, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("mine")
+    status, _, err = whatwhere("demo", "--out", str(path))
+    assert status == 2
+    assert "cannot write to" in err
+    assert path.read_text() == "mine"
+
+
+def test_demo(whatwhere, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_module, "RECIPE", Recipe(num_epochs=1, warmup_epochs=0))
+    monkeypatch.setattr(demo_module, "IMAGES_PER_CLASS", 3)
+    status, out, _ = whatwhere("demo", "--out", str(tmp_path / "a" / "b"))
+    assert status == 0
+    assert "139.39 MB   170.58 MB" in out
+    assert "139.39 MB   154.99 MB" in out
+    assert "settle nothing" in out
+    result = json.loads((tmp_path / "a" / "b" / "demo.json").read_text())
+    assert [article["num_params"] for article in result["article"]] == [36_539_018, 40_628_745]
+    assert len(result["accuracy"]["plain"]) == len(result["accuracy"]["cbam"]) == 3
+    assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == ["demo.json", "gates.png"]
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys; sys.argv = ['whatwhere', '--help']\n"
+        "from whatwhere.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    "command", [[sys.executable, "-m", "whatwhere"], [sys.executable, "-c", "from whatwhere.cli import main; main()"]]
+)
+def test_runs_as_a_module_and_as_a_script(command):
+    done = subprocess.run([*command, "--version"], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "0.1.0"

@@ -1,0 +1,102 @@
+import csv
+import io
+import json
+import pathlib
+
+import pytest
+from torch import nn
+
+from whatwhere import UserError, compare_costs, cost, create_model
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    names = ("resnext11_8x8d", "cbam_resnext11_8x8d")
+    return compare_costs(*(cost(create_model(name, num_classes=10), (3, 32, 32), name=name) for name in names))
+
+
+def test_the_attention_is_what_was_added(comparison):
+    assert [(layer.name, layer.type) for layer in comparison.added] == [
+        (f"layer{stage}.0.attention", "CBAM") for stage in (1, 2, 3)
+    ]
+    assert comparison.removed == ()
+    figures = comparison.summed(comparison.added)
+    assert figures.num_params == comparison["num_params"].difference
+    assert figures.macs == comparison["macs"].difference
+
+
+def test_layers_are_aligned_in_the_order_of_the_model(comparison):
+    names = [layer.name for layer in comparison.layers]
+    position = names.index("layer1.0.attention")
+    assert names[position - 1] == "layer1.0.relu"
+    assert names.index("layer2") > position
+    both = {layer.name: layer for layer in comparison.layers}["layer2"]
+    assert both["num_params"].ratio == both.b.total.num_params / both.a.total.num_params
+    assert both.status == "both"
+
+
+def test_the_other_way_round_it_is_removed(comparison):
+    back = compare_costs(comparison.b, comparison.a)
+    assert [layer.status for layer in back.removed] == ["removed"] * 3
+    assert back["num_params"].difference == -comparison["num_params"].difference
+    assert "- 1 x CBAM" in str(back)
+
+
+def test_networks_that_share_no_layer():
+    a, b = cost(nn.Sequential(nn.Linear(3, 4)), (3,)), cost(nn.ModuleDict({"x": nn.Linear(3, 4)})["x"], (3,))
+    comparison = compare_costs(a, b)
+    assert [layer.status for layer in comparison.layers] == ["removed"]
+    assert comparison["num_params"].ratio == 1
+    assert str(comparison)
+
+
+def test_a_ratio_to_nothing_is_none():
+    a, b = cost(nn.ReLU(), (3,)), cost(nn.Linear(3, 3), (3,))
+    comparison = compare_costs(a, b)
+    assert comparison["num_params"].ratio is None
+    assert json.loads(comparison.to_json())["total"]["num_params"] == {
+        "a": 0,
+        "b": 12,
+        "difference": 12,
+        "ratio": None,
+    }
+
+
+def test_different_inputs_are_refused():
+    model = nn.Conv2d(3, 3, 3)
+    with pytest.raises(UserError, match=r"different shapes, \(1, 3, 8, 8\) and \(1, 3, 9, 8\)"):
+        compare_costs(cost(model, (3, 8, 8)), cost(model, (3, 9, 8)))
+
+
+@pytest.mark.parametrize("name", ["cost", "comparison"])
+@pytest.mark.parametrize("kind", ["txt", "md", "html"])
+def test_prints_as_before(comparison, name, kind):
+    result = comparison if name == "comparison" else comparison.b
+    printed = {"txt": str, "md": type(result).to_markdown, "html": type(result)._repr_html_}[kind](result)
+    golden = GOLDEN / f"{name}.{kind}"
+    assert printed.rstrip("\n") == golden.read_text(encoding="utf-8").rstrip("\n")
+
+
+def test_csv_has_every_layer_and_figure(comparison):
+    rows = list(csv.DictReader(io.StringIO(comparison.to_csv())))
+    assert len(rows) == 6 * (len(comparison.layers) + 1)
+    total = {row["figure"]: row for row in rows if row["layer"] == "total"}
+    assert int(total["num_params"]["difference"]) == comparison["num_params"].difference
+    single = list(csv.DictReader(io.StringIO(comparison.b.to_csv())))
+    assert int(single[-1]["num_params"]) == comparison.b.total.num_params
+    assert [row["layer"] for row in single[:2]] == ["conv1", "bn1"]
+
+
+def test_no_line_is_wider_than_an_ordinary_terminal(comparison):
+    assert max(map(len, str(comparison).splitlines())) <= 100
+
+
+def test_nothing_is_cut_short_however_long_the_names():
+    model = nn.ModuleDict({"a_very_long_name_" * 8: nn.Linear(3, 3)})
+    model.forward = lambda x: next(iter(model.values()))(x)
+    result = cost(model, (3,), name="network_" * 20)
+    assert "a_very_long_name_" * 8 in str(result)
+    assert "network_" * 20 in str(result)
+    assert "…" not in str(result)

@@ -1,0 +1,179 @@
+import pickle
+
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+from torch import nn
+
+from whatwhere import UserError, create_model, list_models
+
+BACKBONE = "resnext11_8x8d"
+
+
+@pytest.fixture
+def published():
+    return create_model(BACKBONE, num_classes=10, seed=42)
+
+
+@pytest.fixture
+def images():
+    return torch.randn(3, 3, 16, 16)
+
+
+@pytest.fixture
+def file(published, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(published.state_dict(), path)
+    return path
+
+
+def test_patterns_are_shell_style():
+    assert list_models("cbam_resnext29_*") == [f"cbam_resnext29_{kind}" for kind in ("16x64d", "32x4d", "8x64d")]
+    assert list_models("*article*") == [
+        f"{prefix}article_resnext{depth}" for prefix in ("", "cbam_") for depth in (101, 152, 50)
+    ]
+    assert list_models("nothing*") == []
+    assert list_models() == sorted(list_models())
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("resnext50", "resnext50_32x4d"), ("cbam_resnet_50", "cbam_resnet50"), ("CBAM_ResNet50", "cbam_")],
+)
+def test_unknown_names_suggest_the_nearest(name, near):
+    with pytest.raises(UserError, match=f"unknown model '{name}'; did you mean .*{near}"):
+        create_model(name)
+
+
+def test_unlike_any_name():
+    with pytest.raises(UserError, match="list_models"):
+        create_model("zzzzzzz")
+
+
+def test_a_second_attention_is_refused():
+    with pytest.raises(UserError, match="cbam_resnet18 has its attention in its name"):
+        create_model("cbam_resnet18", attention="se")
+
+
+@pytest.mark.parametrize("attention", ["cbam", "se"])
+@pytest.mark.parametrize("training", [True, False])
+def test_attention_behind_pretrained_weights_starts_as_the_identity(attention, training, published, file, images):
+    model = create_model(f"{attention}_{BACKBONE}", num_classes=10, pretrained=file).train(training)
+    assert torch.equal(model(images), published.train(training)(images))
+    assert all(p == 0 for name, p in model.named_parameters() if name.endswith(".mix"))
+
+
+def test_attention_of_ones_own_starts_as_the_identity_too(published, file, images):
+    model = create_model(BACKBONE, num_classes=10, pretrained=file, attention=lambda c: nn.Conv2d(c, c, 1)).eval()
+    assert torch.equal(model(images), published.eval()(images))
+
+
+def test_random_start_behind_pretrained_weights_on_request(published, file, images):
+    model = create_model(
+        f"cbam_{BACKBONE}", num_classes=10, pretrained=file, attention_kwargs={"start": "paper"}
+    ).eval()
+    assert not torch.allclose(model(images), published.eval()(images))
+
+
+@pytest.mark.parametrize("start", ["paper", "identity"])
+def test_a_file_of_the_whole_network_comes_back_as_it_was(start, tmp_path, images):
+    source = create_model(f"cbam_{BACKBONE}", num_classes=10, attention_kwargs={"start": start}).eval()
+    for name, parameter in source.named_parameters():
+        if name.endswith(".mix"):
+            nn.init.constant_(parameter, 0.3)
+    path = tmp_path / "weights.pth"
+    torch.save({"state_dict": {f"module.{key}": value for key, value in source.state_dict().items()}, "epoch": 3}, path)
+    model = create_model(f"cbam_{BACKBONE}", num_classes=10, pretrained=str(path)).eval()
+    assert torch.equal(model(images), source(images))
+
+
+def test_another_number_of_classes_keeps_a_fresh_classifier(published, file, images):
+    model = create_model(BACKBONE, num_classes=7, pretrained=file, seed=1).eval()
+    assert torch.equal(model.fc.weight, create_model(BACKBONE, num_classes=7, seed=1).fc.weight)
+    assert torch.equal(model.forward_features(images), published.eval().forward_features(images))
+    assert create_model(BACKBONE, num_classes=0, pretrained=file)(images).shape == (3, 512)
+
+
+def test_other_input_channels_keep_the_answer_to_grey_images(published, file, images):
+    grey = images[:, :1]
+    expected = published.eval()(grey.expand(-1, 3, -1, -1))
+    single = create_model(BACKBONE, num_classes=10, pretrained=file, in_channels=1).eval()
+    torch.testing.assert_close(single(grey), expected)
+    six = create_model(BACKBONE, num_classes=10, pretrained=file, in_channels=6).eval()
+    torch.testing.assert_close(six(grey.expand(-1, 6, -1, -1)), expected)
+
+
+def test_torchvisions_weights_from_its_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    theirs = torchvision.models.resnet18()
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(theirs.state_dict(), tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
+    x = torch.randn(2, 3, 64, 64)
+    for name in ("resnet18", "cbam_resnet18"):
+        assert torch.equal(create_model(name, pretrained=True).eval()(x), theirs.eval()(x))
+
+
+def test_no_network_is_one_sentence(tmp_path, monkeypatch):
+    import urllib.error
+
+    def refuse(*args, **kwargs):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)
+    with pytest.raises(UserError, match=r"cannot get torchvision's weights of resnet18 .*no route to host"):
+        create_model("resnet18", pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("resnext101_32x4d", {}, "torchvision publishes no weights for resnext101_32x4d"),
+        ("article_resnext50", {}, "has no published weights"),
+        ("resnet50", {"stride_in_1x1": True}, "leave out stride_in_1x1"),
+    ],
+)
+def test_weights_that_do_not_exist(name, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        create_model(name, pretrained=True, **options)
+
+
+class Malicious:
+    def __reduce__(self):
+        return (open, ("/tmp/whatwhere-was-executed", "w"))
+
+
+def hostile_files(folder, published):
+    state = published.state_dict()
+    sound = safetensors.torch.save(state)
+    (folder / "truncated.safetensors").write_bytes(sound[: len(sound) // 2])
+    (folder / "empty.pth").write_bytes(b"")
+    (folder / "garbage.pth").write_bytes(b"\x00\x01 not a checkpoint" * 50)
+    (folder / "code.pth").write_bytes(pickle.dumps({"conv1.weight": Malicious()}))
+    torch.save([1, 2, 3], folder / "list.pth")
+    torch.save({"conv1.weight": 3}, folder / "number.pth")
+    torch.save(dict(list(state.items())[: len(state) // 2]), folder / "half.pth")
+    torch.save(create_model("resnet18").state_dict(), folder / "other.pth")
+    torch.save({**state, "layer1.0.conv2.weight": torch.zeros(3)}, folder / "shape.pth")
+    (folder / "folder.pth").mkdir()
+    return [*sorted(path.name for path in folder.iterdir()), "missing.safetensors"]
+
+
+def test_hostile_and_damaged_files_are_one_sentence_and_nothing_runs(tmp_path, published):
+    for name in hostile_files(tmp_path, published):
+        with pytest.raises(UserError) as caught:
+            create_model(BACKBONE, num_classes=10, pretrained=tmp_path / name)
+        assert "\n" not in str(caught.value), name
+        assert name in str(caught.value)
+    import pathlib
+
+    assert not pathlib.Path("/tmp/whatwhere-was-executed").exists()
+
+
+def test_says_which_keys_do_not_fit(tmp_path, published):
+    state = published.state_dict()
+    del state["layer1.0.conv2.weight"]
+    torch.save({**state, "head.weight": torch.zeros(1)}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"1 missing \(layer1.0.conv2.weight\); 1 unexpected \(head.weight\)"):
+        create_model(BACKBONE, num_classes=10, pretrained=tmp_path / "w.pth")

@@ -1,0 +1,276 @@
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from whatwhere import CBAM, ResNet, UserError, create_model, list_models
+from whatwhere.models.resnet import RESNETS, Bottleneck
+
+NUM_PARAMS = {  # 1000 classes; timm, torchvision and the authors' code agree where they have the network
+    "resnet18": 11_689_512,
+    "resnet50": 25_557_032,
+    "resnext50_32x4d": 25_028_904,
+    "resnext101_32x4d": 44_177_704,
+    "resnext101_32x8d": 88_791_336,
+    "resnext101_64x4d": 83_455_272,
+    "cbam_resnet18": 11_779_392,
+    "cbam_resnet34": 21_960_468,
+    "cbam_resnet50": 28_089_624,
+    "cbam_resnet101": 49_330_172,
+    "cbam_resnext50_32x4d": 27_561_496,
+    "cbam_resnext101_32x4d": 48_958_716,
+    "cbam_resnext101_32x8d": 93_572_348,
+    "cbam_resnext101_64x4d": 88_236_284,
+    "se_resnet50": 28_088_024,
+    "se_resnext50_32x4d": 27_559_896,
+    "se_resnext101_32x4d": 48_955_416,
+    "se_resnext101_64x4d": 88_232_984,
+}
+NUM_PARAMS_CIFAR = {  # 10 and 100 classes
+    "resnext29_8x64d": (34_426_698, 34_518_948),
+    "resnext29_16x64d": (68_155_210, 68_247_460),
+    "resnext29_32x4d": (4_775_754, 4_868_004),
+}
+TORCHVISION = [name for name in RESNETS if name in torchvision.models.list_models()]
+# the paper's Table 4, in millions: base, +SE, +CBAM
+PAPER_MILLIONS = {
+    "resnet18": (11.69, 11.78, 11.78),
+    "resnet34": (21.80, 21.96, 21.96),
+    "resnet50": (25.56, 28.09, 28.09),
+    "resnet101": (44.55, 49.33, 49.33),
+    "wide_resnet18_1_5": (25.88, 26.07, 26.08),
+    "wide_resnet18_2": (45.62, 45.97, 45.97),
+    "resnext50_32x4d": (25.03, 27.56, 27.56),
+    "resnext101_32x4d": (44.18, 48.96, 48.96),
+}
+
+
+def num_params(name, **kwargs):
+    with torch.device("meta"):
+        return sum(p.numel() for p in create_model(name, **kwargs).parameters())
+
+
+@pytest.mark.parametrize(("name", "expected"), NUM_PARAMS.items())
+def test_parameter_counts(name, expected):
+    assert num_params(name) == expected
+
+
+@pytest.mark.parametrize(("name", "expected"), NUM_PARAMS_CIFAR.items())
+def test_parameter_counts_of_the_cifar_forms(name, expected):
+    assert tuple(num_params(name, num_classes=n) for n in (10, 100)) == expected
+
+
+@pytest.mark.parametrize(("name", "expected"), PAPER_MILLIONS.items())
+def test_parameter_counts_of_the_papers_table(name, expected):
+    assert tuple(round(num_params(prefix + name) / 1e6, 2) for prefix in ("", "se_", "cbam_")) == expected
+
+
+def test_every_backbone_stands_plain_with_cbam_and_with_se():
+    for name in RESNETS:
+        assert {name, f"cbam_{name}", f"se_{name}"} <= set(list_models())
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_keys_and_shapes_are_torchvisions(name):
+    with torch.device("meta"):
+        theirs = torchvision.models.get_model(name).state_dict()
+        ours = create_model(name).state_dict()
+        attentive = create_model(f"cbam_{name}").state_dict()
+    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
+    assert list(ours) == list(theirs)
+    assert all(".attention." in key for key in attentive.keys() - theirs.keys())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
+@pytest.mark.parametrize("training", [False, True])
+def test_output_and_gradients_are_torchvisions(name, training):
+    theirs = torchvision.models.get_model(name).train(training)
+    ours = create_model(name).train(training)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, 97, 64)
+    outputs = [model(x) for model in (theirs, ours)]
+    torch.testing.assert_close(outputs[1], outputs[0])
+    for output in outputs:
+        output.square().sum().backward()
+    torch.testing.assert_close(ours.conv1.weight.grad, theirs.conv1.weight.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["cbam_resnet18", "se_resnext29_32x4d", "cbam_resnext11_8x8d"])
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 17)])
+def test_takes_any_image_size(name, size):
+    model = create_model(name, num_classes=7, in_channels=2)
+    assert model(torch.randn(2, 2, *size)).shape == (2, 7)
+
+
+def test_cifar_form_has_no_early_downsampling():
+    model = create_model("resnext29_32x4d", num_classes=10)
+    assert model.forward_features(torch.randn(2, 3, 32, 32)).shape == (2, 1024, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["cbam_resnet50", "se_resnet50", "cbam_resnext11_8x8d", "cbam_resnext50_32x4d"])
+def test_every_parameter_learns_from_the_first_step(name):
+    model = create_model(name, num_classes=5, seed=0)
+    nn.functional.cross_entropy(model(torch.randn(4, 3, 64, 64)), torch.arange(4)).backward()
+    unmoved = [key for key, parameter in model.named_parameters() if parameter.grad.abs().sum() == 0]
+    assert unmoved == []
+
+
+def test_zeroed_spatial_norm_on_request():
+    model = create_model("cbam_resnet18", attention_kwargs={"zero_init_norm": True})
+    norms = [module.where.norm for module in model.modules() if isinstance(module, CBAM)]
+    assert len(norms) == 8
+    assert all(norm.weight == 0 and norm.bias == 0 for norm in norms)
+
+
+def strides(model):
+    return [(block.conv1.stride, block.conv2.stride) for block in model.modules() if isinstance(block, Bottleneck)]
+
+
+def test_stride_in_1x1_moves_the_stride():
+    default, paper = (strides(create_model("resnet50", stride_in_1x1=flag)) for flag in (False, True))
+    assert default[3] == ((1, 1), (2, 2))
+    assert paper == [(second, first) for first, second in default]
+    with pytest.raises(UserError, match="stride_in_1x1 needs a block with 1x1 convolutions"):
+        create_model("resnet18", stride_in_1x1=True)
+
+
+def test_attention_stands_after_the_last_norm_before_the_sum():
+    seen = {}
+
+    class Probe(nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            self.channels = channels
+
+        def forward(self, x):
+            seen.setdefault(self.channels, x)
+            return torch.zeros_like(x)
+
+    model = ResNet(Bottleneck, (1,), widths=(32,), num_classes=3, attention=Probe)
+    outputs = {}
+    model.layer1[0].bn3.register_forward_hook(lambda module, args, output: outputs.update(branch=output))
+    model.layer1[0].downsample.register_forward_hook(lambda module, args, output: outputs.update(shortcut=output))
+    features = model.forward_features(torch.randn(2, 3, 16, 16))
+    assert torch.equal(seen[128], outputs["branch"])
+    assert torch.equal(features, outputs["shortcut"].relu())
+
+
+def test_initial_weights_are_a_function_of_seed_and_name():
+    plain, attentive, other = (
+        create_model(name, num_classes=10, seed=seed).state_dict()
+        for name, seed in (("resnext11_8x8d", 3), ("cbam_resnext11_8x8d", 3), ("resnext11_8x8d", 4))
+    )
+    assert all(torch.equal(value, attentive[key]) for key, value in plain.items())
+    assert not torch.equal(plain["conv1.weight"], other["conv1.weight"])
+    without_bias = create_model("cbam_resnext11_8x8d", seed=3, attention_kwargs={"mlp_bias": False}).state_dict()
+    key = "layer2.0.attention.what.fc2.weight"
+    assert torch.equal(without_bias[key], attentive[key])
+
+
+def test_without_a_seed_torchs_generator_rules():
+    torch.manual_seed(5)
+    first = create_model("resnext11_8x8d").conv1.weight
+    second = create_model("resnext11_8x8d").conv1.weight
+    torch.manual_seed(5)
+    assert torch.equal(create_model("resnext11_8x8d").conv1.weight, first)
+    assert not torch.equal(first, second)
+
+
+def test_drawing_initial_weights_leaves_torchs_generator_alone():
+    state = torch.get_rng_state()
+    create_model("cbam_resnext11_8x8d", seed=0, attention=None)
+    create_model("resnext11_8x8d", seed=0, attention=lambda channels: nn.Conv2d(channels, channels, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_attention_of_ones_own_keeps_its_start_and_is_reproducible():
+    class Own(nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            self.conv = nn.Conv2d(channels, channels, 1)
+            nn.init.zeros_(self.conv.weight)
+            self.free = nn.Parameter(torch.randn(channels))
+
+        def forward(self, x):
+            return x + self.conv(x)
+
+    first, second = (create_model("resnext11_8x8d", seed=1, attention=Own) for _ in range(2))
+    assert first.layer1[0].attention.conv.weight.abs().sum() == 0
+    assert torch.equal(first.layer2[0].attention.free, second.layer2[0].attention.free)
+    assert torch.equal(first.conv1.weight, create_model("resnext11_8x8d", seed=1).conv1.weight)
+
+
+def test_an_attention_module_may_keep_its_own_output_for_backward():
+    model = create_model("resnext11_8x8d", num_classes=3, attention=lambda channels: nn.Sigmoid())
+    model(torch.randn(2, 3, 16, 16)).sum().backward()
+
+
+def test_initial_scale_is_torchvisions():
+    ours, theirs = create_model("resnet50", seed=0), torchvision.models.resnet50()
+    for key, weight in theirs.state_dict().items():
+        if weight.dim() == 4 and weight.numel() > 10_000:
+            assert ours.state_dict()[key].std().item() == pytest.approx(weight.std().item(), rel=0.05), key
+
+
+def test_stochastic_depth_drops_whole_samples_while_training():
+    model = ResNet(Bottleneck, (1, 1), widths=(16, 32), num_classes=3, drop_path_rate=0.5)
+    rates = [getattr(stage[0].drop_path, "drop_rate", 0.0) for stage in (model.layer1, model.layer2)]
+    assert rates == [0.0, 0.5]
+    drop_path = model.layer2[0].drop_path
+    out = drop_path(torch.ones(1000, 2, 1, 1)).flatten(1)
+    assert set(out.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(out[:, 0], out[:, 1])
+    assert out.mean().item() == pytest.approx(1, abs=0.15)
+    assert torch.equal(drop_path.eval()(torch.ones(4, 2, 1, 1)), torch.ones(4, 2, 1, 1))
+
+
+def test_other_norms_and_zero_initialised_residuals():
+    model = create_model("resnext11_8x8d", norm_layer=lambda c: nn.GroupNorm(8, c), zero_init_residual=True)
+    assert isinstance(model.bn1, nn.GroupNorm)
+    assert model.layer1[0].bn3.weight.abs().sum() == 0
+    assert model.layer1[0].bn2.weight.abs().sum() != 0
+
+
+def test_without_classes_the_pooled_features_come_out():
+    model = create_model("resnext11_8x8d", num_classes=0)
+    assert model(torch.randn(2, 3, 16, 16)).shape == (2, 512)
+    model.reset_classifier(4)
+    assert model(torch.randn(2, 3, 16, 16)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("shape", [(1, 224, 224), (2, 1, 32, 32), (2, 32, 32, 3)])
+def test_names_the_layer_that_refuses_an_input(shape):
+    with pytest.raises(UserError, match=r"conv1, the first layer, takes images of shape \(N, 3, H, W\), got \("):
+        create_model("resnext11_8x8d")(torch.randn(shape))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"num_classes": -1}, "num_classes must be an integer of at least 0"),
+        ({"num_classes": "10"}, "num_classes must be an integer of at least 0"),
+        ({"in_channels": 0}, "in_channels must be an integer of at least 1"),
+        ({"drop_rate": 1.0}, "drop_rate must be at least 0 and below 1"),
+        ({"drop_path_rate": -0.1}, "drop_path_rate must be at least 0 and below 1"),
+        ({"seed": 0.5}, "seed must be an integer or None"),
+        ({"stem": "cifar10"}, "stem must be imagenet or cifar"),
+        ({"attention": "cbma"}, "unknown attention 'cbma'; did you mean cbam"),
+        ({"attention": CBAM(64)}, "attention must be a name or a callable"),
+        ({"attention": lambda channels: channels}, "attention must build a torch.nn.Module"),
+        ({"attention": "cbam", "attention_kwargs": {"ratio": 16}}, "do not fit the attention"),
+        ({"attention_kwargs": {"reduction": 8}}, "without an attention"),
+        ({"num_clases": 3}, "takes no argument 'num_clases'; did you mean num_classes"),
+    ],
+)
+def test_impossible_options_are_one_sentence(options, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        create_model("resnext11_8x8d", **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_backward_and_memory_format():
+    model = create_model("cbam_resnext11_8x8d", num_classes=3, seed=0).double().eval()
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    expected = model(x)
+    model = model.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(x.to(memory_format=torch.channels_last)), expected)

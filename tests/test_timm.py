@@ -1,0 +1,113 @@
+import pytest
+import timm
+import torch
+import torchvision
+
+import whatwhere
+import whatwhere.timm as registration
+
+
+def test_registers_what_timm_lacks_and_overwrites_nothing():
+    assert {"cbam_resnext50_32x4d", "se_resnet50", "resnext29_32x4d", "resnext152_32x4d"} <= set(
+        registration.REGISTERED
+    )
+    assert "resnet50" not in registration.REGISTERED
+    assert not isinstance(timm.create_model("resnet18"), whatwhere.ResNet)
+    assert set(registration.REGISTERED) <= set(timm.list_models())
+
+
+def test_same_weights_as_create_model():
+    theirs = timm.create_model("cbam_resnext11_8x8d", num_classes=10, seed=3).state_dict()
+    ours = whatwhere.create_model("cbam_resnext11_8x8d", num_classes=10, seed=3).state_dict()
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+def test_timms_usual_arguments():
+    model = timm.create_model(
+        "cbam_resnet18", num_classes=7, in_chans=1, drop_rate=0.1, drop_path_rate=0.2, global_pool="max"
+    )
+    assert model(torch.randn(2, 1, 64, 64)).shape == (2, 7)
+    assert (model.num_classes, model.num_features, model.default_cfg["input_size"]) == (7, 512, (3, 224, 224))
+    assert model.get_classifier() is model.fc
+
+
+def test_features_and_classifier():
+    model = timm.create_model("se_resnet18", num_classes=5).eval()
+    x = torch.randn(2, 3, 64, 64)
+    features = model.forward_features(x)
+    assert features.shape == (2, 512, 2, 2)
+    assert torch.equal(model.forward_head(features), model(x))
+    assert model.forward_head(features, pre_logits=True).shape == (2, 512)
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3)
+    model.reset_classifier(0, "")
+    assert model(x).shape == (2, 512, 2, 2)
+    assert timm.create_model("se_resnet18", num_classes=0)(x).shape == (2, 512)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "reductions"),
+    [
+        ("cbam_resnext50_32x4d", [64, 256, 512, 1024, 2048], [2, 4, 8, 16, 32]),
+        ("cbam_resnext29_32x4d", [64, 256, 512, 1024], [1, 1, 2, 4]),
+        ("wide_resnet18_1_5", [64, 96, 192, 384, 768], [2, 4, 8, 16, 32]),
+    ],
+)
+def test_features_only(name, channels, reductions):
+    model = timm.create_model(name, features_only=True)
+    assert model.feature_info.channels() == channels
+    assert model.feature_info.reduction() == reductions
+    outputs = model(torch.randn(1, 3, 64, 64).repeat(2, 1, 1, 1))
+    assert [tuple(out.shape[1:]) for out in outputs] == [
+        (c, 64 // r, 64 // r) for c, r in zip(channels, reductions, strict=True)
+    ]
+
+
+def test_out_indices():
+    model = timm.create_model("cbam_resnet18", features_only=True, out_indices=(1, 3))
+    assert [out.shape[1] for out in model(torch.randn(2, 3, 64, 64))] == [64, 256]
+
+
+def test_pretrained_means_torchvisions_weights_and_an_identity_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    theirs = torchvision.models.resnet18().eval()
+    cache = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    cache.parent.mkdir(parents=True)
+    torch.save(theirs.state_dict(), cache)
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(timm.create_model("cbam_resnet18", pretrained=True).eval()(x), theirs(x))
+    from_file = timm.create_model("cbam_resnet18", pretrained=True, pretrained_cfg_overlay={"file": str(cache)})
+    assert torch.equal(from_file.eval()(x), theirs(x))
+    adapted = timm.create_model("cbam_resnet18", pretrained=True, num_classes=5, in_chans=1).eval()
+    assert adapted(x[:, :1]).shape == (2, 5)
+
+
+def test_a_file_with_trained_attention_comes_back_as_it_was(tmp_path):
+    source = timm.create_model("cbam_resnext11_8x8d").eval()
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    x = torch.randn(2, 3, 32, 32)
+    overlay = {"file": str(tmp_path / "w.pth")}
+    model = timm.create_model("cbam_resnext11_8x8d", pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    assert torch.equal(model(x), source(x))
+    by_path = timm.create_model("cbam_resnext11_8x8d", checkpoint_path=str(tmp_path / "w.pth")).eval()
+    assert torch.equal(by_path(x), source(x))
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    x = torch.randn(2, 3, 32, 32)
+    gradients = []
+    for enable in (False, True):
+        model = timm.create_model("cbam_resnext11_8x8d", seed=0)
+        model.set_grad_checkpointing(enable)
+        model(x).square().sum().backward()
+        gradients.append(model.conv1.weight.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_layer_groups_cover_every_parameter():
+    from timm.models import group_parameters
+
+    model = timm.create_model("cbam_resnext11_8x8d")
+    groups = group_parameters(model, model.group_matcher(coarse=True))
+    assert {name for names in groups.values() for name in names} == {name for name, _ in model.named_parameters()}
