@@ -15,13 +15,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 
 from ..cost import Cost, compare_costs
-from ..cost.render import Table, rich_tables, show
 from ..data.digits import NUM_CLASSES, ImageSet, draw_balanced, load_digits
 from ..errors import UserError
 from ..experiment import PairedDifference
 from ..explain import spatial_gates
 from ..explain.picture import gate_figure
 from ..models import create_model
+from ..tables import Table, rich_tables, show
 from ..training import Recipe, accuracy, train
 from .summary import measure_costs
 
@@ -39,7 +39,7 @@ def run_demo(out: Path) -> None:
     _heading("1. What does CBAM cost?", "Parameters, arithmetic, and memory for training.")
     costs = measure_costs(["resnext50_32x4d", "cbam_resnext50_32x4d"], (3, 224, 224), 1, 1000, latency=False)
     comparison = compare_costs(*costs)
-    show(comparison.table())
+    show(rich_tables(comparison.tables()))
 
     _heading("2. What did the article report?", "Its own network, its figures and the true ones.")
     article = measure_costs(["article_resnext50", "cbam_article_resnext50"], (3, 224, 224), 1, 10, latency=False)

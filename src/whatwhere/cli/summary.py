@@ -8,10 +8,10 @@ import typer
 
 from ..cost import Cost, compare_costs, cost, measure_latency
 from ..cost.measure import random_input
-from ..cost.render import show
 from ..errors import UserError
 from ..models import create_model, list_models
 from ..models.registry import check_name
+from ..tables import rich_tables, show
 
 
 def print_models(pattern: str) -> None:
@@ -47,9 +47,9 @@ def print_summary(
             result["comparison"] = comparison.to_dict()
         typer.echo(json.dumps(result, indent=2))
     elif comparison is not None:
-        show(comparison.table(depth or 1))
+        show(rich_tables(comparison.tables(depth or 1)))
     else:
-        show(costs[0].table(depth or 2))
+        show(rich_tables(costs[0].tables(depth or 2)))
 
 
 def measure_costs(

@@ -8,7 +8,8 @@ from typing import Any
 
 from .compare import CostComparison, compare_costs
 from .latency import Latency, measure_latency
-from .measure import Cost, Figures, LayerCost, cost
+from .measure import cost
+from .result import Cost, Figures, LayerCost
 
 __all__ = [
     "Cost",

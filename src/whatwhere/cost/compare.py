@@ -9,10 +9,11 @@ from functools import cached_property
 from typing import Any, Literal
 
 from ..errors import UserError
-from .measure import Cost, Figures, LayerCost, is_within
+from ..tables import Table, comma_separated, html, markdown, rich_tables, text
+from .layers import is_within
+from .result import LABELS, METRICS, METRICS_BY_LAYER, Cost, Figures, LayerCost, format_figure
 
 Status = Literal["both", "added", "removed"]
-METRICS = ("num_params", "macs", "flops", "other_flops", "param_bytes", "saved_bytes")
 TIMES = ("forward_ms", "training_step_ms", "peak_memory_bytes")
 
 
@@ -132,31 +133,75 @@ class CostComparison:
 
     def to_markdown(self, depth: int = 1) -> str:
         """Return the tables in Markdown, layers down to `depth`."""
-        from . import render
-
-        return render.markdown(render.comparison_tables(self, depth))
+        return markdown(self.tables(depth))
 
     def to_csv(self) -> str:
-        """Return all layers as comma-separated values, one line per layer and figure, the totals last."""
-        from . import render
+        """Return all layers as comma-separated values, a line per layer and figure, the totals last."""
 
-        return render.comparison_csv(self)
+        def line(name: str, kind: str, status: str, metric: str, value: Difference) -> list[object]:
+            ratio = "" if value.ratio is None else value.ratio
+            return [name, kind, status, metric, value.a, value.b, value.difference, ratio]
 
-    def table(self, depth: int = 1) -> Any:
-        """Return the tables as something rich can print, layers down to `depth`."""
-        from . import render
+        lines = [
+            line(layer.name, layer.type, layer.status, metric, layer[metric])
+            for layer in self.layers
+            for metric in METRICS
+        ]
+        lines += [line("total", "", "", metric, self[metric]) for metric in METRICS]
+        return comma_separated(["layer", "type", "status", "figure", "a", "b", "difference", "ratio"], lines)
 
-        return render.rich_tables(render.comparison_tables(self, depth))
+    def tables(self, depth: int = 1) -> list[Table]:
+        """Return the totals side by side, then one table per figure with the layers down to `depth`.
+
+        Added or removed layers below `depth` are gathered under the layer that contains them, by type; layers that
+        cost nothing of a kind in either model have no line.
+        """
+        head = (self.a.name, self.b.name, "difference", "ratio")
+        totals = [(LABELS[metric], *_cells(metric, self[metric])) for metric in METRICS]
+        times = {metric: self.time(metric) for metric in TIMES}
+        totals += [(LABELS[metric], *_cells(metric, time)) for metric, time in times.items() if time is not None]
+        notes = [self._changes("added", self.added), self._changes("removed", self.removed)]
+        notes += [self.a.uncounted_note, self.b.uncounted_note]
+        title = f"{self.a.name} and {self.b.name}, input {self.a.input_shape}"
+        tables = [Table(title, ("", *head), totals, note="\n".join(filter(None, notes)))]
+        for metric in METRICS_BY_LAYER:
+            rows = []
+            for layer in self.layers:
+                if layer.depth <= depth and (layer[metric].a or layer[metric].b):
+                    rows.append((_label(layer), *_cells(metric, layer[metric])))
+                    rows += self._gathered(layer, depth, metric)
+            tables.append(Table(f"{LABELS[metric]} by layer", ("layer", *head), rows))
+        return tables
 
     def __str__(self) -> str:
-        from . import render
-
-        return render.text(self.table())
+        return text(rich_tables(self.tables()))
 
     def _repr_html_(self) -> str:
-        from . import render
+        return html(self.tables())
 
-        return render.html(render.comparison_tables(self, depth=1))
+    def _gathered(self, parent: ComparedLayer, depth: int, metric: str) -> list[tuple[str, str, str, str, str]]:
+        """Return a line for each type of added or removed layers that lie in `parent` but below `depth`."""
+        if parent.depth != depth or parent.status != "both":
+            return []
+        rows = []
+        for mark, layers in (("+", self.added), ("-", self.removed)):
+            inside = [layer for layer in layers if layer.name.startswith(f"{parent.name}.")]
+            for kind, count in Counter(layer.type for layer in inside).items():
+                figure = getattr(self.summed(tuple(layer for layer in inside if layer.type == kind)), metric)
+                value = Difference(0, figure) if mark == "+" else Difference(figure, 0)
+                rows.append(("  " * parent.depth + f"{mark} {count} x {kind}", *_cells(metric, value)))
+        return rows
+
+    def _changes(self, word: str, layers: tuple[ComparedLayer, ...]) -> str:
+        if not layers:
+            return ""
+        figures = self.summed(layers)
+        kinds = ", ".join(f"{count} x {kind}" for kind, count in Counter(layer.type for layer in layers).items())
+        return (
+            f"{word}: {kinds}, themselves {figures.num_params:,} parameters, "
+            f"{format_figure('macs', figures.macs)} MACs, "
+            f"{format_figure('saved_bytes', figures.saved_bytes)} saved for backward"
+        )
 
     def _outermost(self, status: Status) -> tuple[ComparedLayer, ...]:
         outermost: list[ComparedLayer] = []
@@ -196,3 +241,16 @@ def _merged(first: list[str], second: list[str]) -> list[str]:
     for name in first:
         merged += [name, *following.get(name, [])]
     return merged
+
+
+def _cells(metric: str, value: Difference) -> tuple[str, str, str, str]:
+    sign = "+" if value.difference > 0 else ""
+    difference = "0" if value.difference == 0 else sign + format_figure(metric, value.difference)
+    ratio = "" if value.ratio is None else f"x{value.ratio:.3f}"
+    return format_figure(metric, value.a), format_figure(metric, value.b), difference, ratio
+
+
+def _label(layer: ComparedLayer) -> str:
+    mark = {"both": "", "added": "+ ", "removed": "- "}[layer.status]
+    kind = f" ({layer.type})" if mark or " -> " in layer.type else ""
+    return "  " * (layer.depth - 1) + mark + layer.name.rpartition(".")[2] + kind

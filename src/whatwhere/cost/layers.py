@@ -46,6 +46,11 @@ class LayerNames:
         return self._name_of.get(id(candidate)) if isinstance(candidate, nn.Module) else None
 
 
+def is_within(name: str, layer: str) -> bool:
+    """Return whether the layer `name` is `layer` or inside it."""
+    return name == layer or name.startswith(f"{layer}.")
+
+
 def _callers(frame: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
         yield frame

@@ -1,150 +1,22 @@
-"""What a model costs: `cost` and its result."""
+"""What a model costs: `cost`."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .latency import Latency, measure_latency
-from .layers import ROOT, LayerNames
+from .latency import measure_latency
+from .layers import ROOT, LayerNames, is_within
 from .memory import saved_bytes, tensors_in
 from .operations import OperationCounter
+from .result import Cost, Figures, LayerCost
 from .undisturbed import undisturbed
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What one layer or a whole model costs, for the whole batch.
-
-    Attributes:
-        num_params: Parameters, each counted once, however often it is used.
-        param_bytes: Their size.
-        macs: Multiply-accumulates of convolutions and linear layers in a forward pass.
-        other_flops: FLOPs of everything else in a forward pass (see `whatwhere.cost.operations`).
-        saved_bytes: What a forward pass in training keeps for backward: distinct storages without parameters and
-            buffers.
-    """
-
-    num_params: int = 0
-    param_bytes: int = 0
-    macs: int = 0
-    other_flops: int = 0
-    saved_bytes: int = 0
-
-    @property
-    def flops(self) -> int:
-        """FLOPs of convolutions and linear layers: two per multiply-accumulate."""
-        return 2 * self.macs
-
-    def __add__(self, other: Figures) -> Figures:
-        return Figures(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))
-
-    def to_dict(self) -> dict[str, int]:
-        """Return the figures by name."""
-        values = asdict(self)
-        return {"num_params": values.pop("num_params"), "macs": values.pop("macs"), "flops": self.flops, **values}
-
-
-@dataclass(frozen=True)
-class LayerCost:
-    """One layer's cost.
-
-    Attributes:
-        name: Its dotted name in the model.
-        type: The name of its class.
-        output_size: Shape of its last output, None if it was not called or gave no tensor.
-        num_calls: How often a forward pass calls it.
-        own: What it costs itself, without the layers inside it.
-        total: What it costs with the layers inside it.
-    """
-
-    name: str
-    type: str
-    output_size: tuple[int, ...] | None
-    num_calls: int
-    own: Figures
-    total: Figures
-
-    @property
-    def depth(self) -> int:
-        """Depth in the tree of modules, 1 for the model's own children."""
-        return self.name.count(".") + 1
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the layer's figures with those of the layers inside it."""
-        size = None if self.output_size is None else list(self.output_size)
-        head = {"name": self.name, "type": self.type, "output_size": size, "num_calls": self.num_calls}
-        return head | self.total.to_dict()
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a model costs, in total and by layer; prints itself as a table.
-
-    Attributes:
-        name: What the model is called.
-        input_size: Shape of one input, without the batch.
-        batch_size: Number of inputs; every figure is for the whole batch.
-        total: The model's figures.
-        layers: Its layers in the order of `named_modules`, without those that do nothing (nn.Identity).
-        uncounted: Operators without a FLOP formula, and how often they ran; `other_flops` lacks them.
-        latency: Times and peak memory, if asked for.
-    """
-
-    name: str
-    input_size: tuple[int, ...]
-    batch_size: int
-    total: Figures
-    layers: tuple[LayerCost, ...]
-    uncounted: dict[str, int] = field(default_factory=dict)
-    latency: Latency | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain values for JSON."""
-        head = {"name": self.name, "input_size": list(self.input_size), "batch_size": self.batch_size}
-        times = {} if self.latency is None else asdict(self.latency)
-        layers = [layer.to_dict() for layer in self.layers]
-        return head | self.total.to_dict() | times | {"uncounted": self.uncounted, "layers": layers}
-
-    def to_json(self) -> str:
-        """Return everything as JSON."""
-        return json.dumps(self.to_dict(), indent=2)
-
-    def to_markdown(self, depth: int = 2) -> str:
-        """Return the tables in Markdown, layers down to `depth`."""
-        from . import render
-
-        return render.markdown(render.cost_tables(self, depth))
-
-    def to_csv(self) -> str:
-        """Return all layers as comma-separated values, the total last."""
-        from . import render
-
-        return render.cost_csv(self)
-
-    def table(self, depth: int = 2) -> Any:
-        """Return the tables as something rich can print, layers down to `depth`."""
-        from . import render
-
-        return render.rich_tables(render.cost_tables(self, depth))
-
-    def __str__(self) -> str:
-        from . import render
-
-        return render.text(self.table())
-
-    def _repr_html_(self) -> str:
-        from . import render
-
-        return render.html(render.cost_tables(self, depth=2))
 
 
 def cost(
@@ -279,11 +151,6 @@ def _own_figures(names: LayerNames, counter: OperationCounter, saved: Counter[st
             saved_bytes=saved[name],
         )
     return own
-
-
-def is_within(name: str, layer: str) -> bool:
-    """Return whether the layer `name` is `layer` or inside it."""
-    return name == layer or name.startswith(f"{layer}.")
 
 
 def _sum(figures: Iterable[Figures]) -> Figures:

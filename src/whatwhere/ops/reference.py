@@ -27,16 +27,22 @@ class SpatialGate(Protocol):
     def __call__(self, maps: Tensor, /) -> Tensor: ...
 
 
-# Where several positions hold the maximum, max(dim) gives its gradient to one index, the first; amax would spread it.
+def _max(x: Tensor, dim: int) -> Tensor:
+    """Return the maximum over `dim`, whose gradient goes to one index, the first of the largest."""
+    # max(dim) finds that index; amax, several times faster on a CPU, would spread the gradient over equal maxima
+    wants_gradient = torch.is_grad_enabled() and x.requires_grad
+    return x.max(dim).values if wants_gradient else x.amax(dim)
+
+
 # The l2 norm has gradient 0 at an all-zero plane, where sqrt(sum(x**2)) would give NaN.
 POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "avg": lambda x: x.mean((2, 3)),
-    "max": lambda x: x.flatten(2).max(2).values,
+    "max": lambda x: _max(x.flatten(2), 2),
     "lp": lambda x: torch.linalg.vector_norm(x, dim=(2, 3)),
     "lse": lambda x: torch.logsumexp(x, (2, 3)),
 }
 MAPS: dict[str, Callable[[Tensor], Tensor]] = {
-    "max": lambda x: x.max(1, keepdim=True).values,
+    "max": lambda x: _max(x, 1)[:, None],
     "mean": lambda x: x.mean(1, keepdim=True),
 }
 

@@ -1,0 +1,195 @@
+"""The figures of a model and how they are shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from ..tables import Table, comma_separated, html, markdown, rich_tables, text
+from .latency import Latency
+
+METRICS = ("num_params", "macs", "flops", "other_flops", "param_bytes", "saved_bytes")
+METRICS_BY_LAYER = ("num_params", "macs", "saved_bytes")
+LABELS = {
+    "num_params": "parameters",
+    "param_bytes": "parameter size",
+    "macs": "MACs (conv, linear)",
+    "flops": "FLOPs (conv, linear)",
+    "other_flops": "FLOPs of everything else",
+    "saved_bytes": "saved for backward",
+    "forward_ms": "forward pass",
+    "training_step_ms": "training step",
+    "peak_memory_bytes": "peak memory",
+}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one layer or a whole model costs, for the whole batch.
+
+    Attributes:
+        num_params: Parameters, each counted once, however often it is used.
+        param_bytes: Their size.
+        macs: Multiply-accumulates of convolutions and linear layers in a forward pass.
+        other_flops: FLOPs of everything else in a forward pass (see `whatwhere.cost.operations`).
+        saved_bytes: What a forward pass in training keeps for backward: distinct storages without parameters and
+            buffers.
+    """
+
+    num_params: int = 0
+    param_bytes: int = 0
+    macs: int = 0
+    other_flops: int = 0
+    saved_bytes: int = 0
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of convolutions and linear layers: two per multiply-accumulate."""
+        return 2 * self.macs
+
+    def __add__(self, other: Figures) -> Figures:
+        return Figures(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the figures by name."""
+        values = asdict(self)
+        return {"num_params": values.pop("num_params"), "macs": values.pop("macs"), "flops": self.flops, **values}
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer's cost.
+
+    Attributes:
+        name: Its dotted name in the model.
+        type: The name of its class.
+        output_size: Shape of its last output, None if it was not called or gave no tensor.
+        num_calls: How often a forward pass calls it.
+        own: What it costs itself, without the layers inside it.
+        total: What it costs with the layers inside it.
+    """
+
+    name: str
+    type: str
+    output_size: tuple[int, ...] | None
+    num_calls: int
+    own: Figures
+    total: Figures
+
+    @property
+    def depth(self) -> int:
+        """Depth in the tree of modules, 1 for the model's own children."""
+        return self.name.count(".") + 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the layer's figures with those of the layers inside it."""
+        size = None if self.output_size is None else list(self.output_size)
+        head = {"name": self.name, "type": self.type, "output_size": size, "num_calls": self.num_calls}
+        return head | self.total.to_dict()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs, in total and by layer; prints itself as a table.
+
+    Attributes:
+        name: What the model is called.
+        input_size: Shape of one input, without the batch.
+        batch_size: Number of inputs; every figure is for the whole batch.
+        total: The model's figures.
+        layers: Its layers in the order of `named_modules`, without those that do nothing (nn.Identity).
+        uncounted: Operators without a FLOP formula, and how often they ran; `other_flops` lacks them.
+        latency: Times and peak memory, if asked for.
+    """
+
+    name: str
+    input_size: tuple[int, ...]
+    batch_size: int
+    total: Figures
+    layers: tuple[LayerCost, ...]
+    uncounted: dict[str, int] = field(default_factory=dict)
+    latency: Latency | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values for JSON."""
+        head = {"name": self.name, "input_size": list(self.input_size), "batch_size": self.batch_size}
+        times = {} if self.latency is None else asdict(self.latency)
+        layers = [layer.to_dict() for layer in self.layers]
+        return head | self.total.to_dict() | times | {"uncounted": self.uncounted, "layers": layers}
+
+    def to_json(self) -> str:
+        """Return everything as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_markdown(self, depth: int = 2) -> str:
+        """Return the tables in Markdown, layers down to `depth`."""
+        return markdown(self.tables(depth))
+
+    def to_csv(self) -> str:
+        """Return all layers and the total, a line each, as comma-separated values in plain integers."""
+        lines = [
+            [layer.name, layer.type, _times(layer.output_size), *(getattr(layer.total, metric) for metric in METRICS)]
+            for layer in self.layers
+        ]
+        lines.append(["total", self.name, "", *(getattr(self.total, metric) for metric in METRICS)])
+        return comma_separated(["layer", "type", "output_size", *METRICS], lines)
+
+    def tables(self, depth: int = 2) -> list[Table]:
+        """Return the layers down to `depth`, and the totals."""
+        layers = [layer for layer in self.layers if layer.depth <= depth]
+        rows = [
+            (
+                "  " * (layer.depth - 1) + layer.name.rpartition(".")[2],
+                layer.type + (f" x{layer.num_calls}" if layer.num_calls > 1 else ""),
+                _times(layer.output_size),
+                *(format_figure(metric, getattr(layer.total, metric)) for metric in METRICS_BY_LAYER),
+            )
+            for layer in layers
+        ]
+        columns = ("layer", "type", "output", "parameters", "MACs", "saved")
+        totals = [(LABELS[metric], format_figure(metric, getattr(self.total, metric))) for metric in METRICS]
+        times = {} if self.latency is None else asdict(self.latency)
+        totals += [(LABELS[key], format_figure(key, value)) for key, value in times.items() if value is not None]
+        return [
+            *([Table(f"{self.name}, input {self.input_shape}", columns, rows, num_text_columns=3)] if rows else []),
+            Table("total", ("", self.name), totals, note=self.uncounted_note),
+        ]
+
+    @property
+    def input_shape(self) -> str:
+        """Shape of the whole input, batch included, such as "1x3x224x224"."""
+        return _times((self.batch_size, *self.input_size))
+
+    @property
+    def uncounted_note(self) -> str:
+        """A sentence that names the operators without a FLOP formula; empty if there are none."""
+        if not self.uncounted:
+            return ""
+        names = ", ".join(f"{name} ({count} x)" for name, count in sorted(self.uncounted.items()))
+        return f"not counted among the FLOPs of {self.name}: {names}"
+
+    def __str__(self) -> str:
+        return text(rich_tables(self.tables()))
+
+    def _repr_html_(self) -> str:
+        return html(self.tables())
+
+
+def format_figure(metric: str, value: float) -> str:
+    """Return a figure with its unit: counts of parameters exactly, sizes in MiB, operations in M or G."""
+    if metric == "num_params":
+        return f"{value:,.0f}"
+    if metric.endswith("_bytes"):
+        return f"{value / 2**20:,.2f} MiB"
+    if metric.endswith("_ms"):
+        return f"{value:,.1f} ms"
+    for unit, size in (("G", 1e9), ("M", 1e6)):
+        if abs(value) >= size:
+            return f"{value / size:,.4f} {unit}" if unit == "G" else f"{value / size:,.2f} {unit}"
+    return f"{value:,.0f}"
+
+
+def _times(size: Sequence[int] | None) -> str:
+    return "" if size is None else "x".join(map(str, size))
