@@ -38,7 +38,7 @@ def networks() -> dict[str, nn.Module]:
 def measure(batch_size: int, rounds: int, device: str, memory_format: torch.memory_format) -> dict[str, Latency]:
     models = {name: model.to(device, memory_format=memory_format) for name, model in networks().items()}
     images = torch.randn(batch_size, 3, 224, 224, device=device).to(memory_format=memory_format)
-    times = measure_latency(list(models.values()), [images] * len(models), rounds)
+    times = measure_latency(list(models.values()), [images] * len(models), rounds, max_seconds=float("inf"))
     return dict(zip(models, times, strict=True))
 
 

@@ -115,7 +115,7 @@ def _build(
             kwargs["attention_kwargs"] = {"start": "identity", **kwargs.get("attention_kwargs", {})}
     if attention is not None:
         kwargs["attention"] = attention
-    model: nn.Module = timm.models.build_model_with_cfg(
+    model: Any = timm.models.build_model_with_cfg(
         functools.partial(TimmResNet, **config),
         name,
         pretrained,
@@ -125,7 +125,9 @@ def _build(
         feature_cfg={"out_indices": tuple(range(len(config["layers"]) + 1))},
         **kwargs,
     )
-    return model
+    model.pretrained_cfg.pop("state_dict", None)  # the model holds these weights now
+    network: nn.Module = model
+    return network
 
 
 def _pretrained_state(

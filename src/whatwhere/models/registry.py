@@ -49,7 +49,7 @@ def create_model(
     name: str,
     *,
     num_classes: int = 1000,
-    pretrained: bool | str | os.PathLike[str] = False,
+    pretrained: bool | str | os.PathLike[str] | None = False,
     attention: str | Callable[..., nn.Module] | None = None,
     attention_kwargs: dict[str, Any] | None = None,
     **kwargs: Any,
@@ -86,7 +86,7 @@ def create_model(
         kwargs["attention_kwargs"] = attention_kwargs
     _check_arguments(name, build, kwargs)
 
-    if pretrained is False:
+    if pretrained is False or pretrained is None:
         return _construct(build, num_classes, kwargs)
     if backbone not in RESNETS:
         raise UserError(f"{name} has no published weights and its layers have no standard names; use pretrained=False")
