@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _PIPED_WIDTH = 10_000
+_HTML_CHANGE = ' style="color:#1a7f37"'
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,7 @@ def rich_tables(tables: list[Table]) -> Any:
             is_text = index < table.num_text_columns
             columns.add_column(Text(name), justify="left" if is_text else "right", overflow="fold")
         for row in table.rows:
-            is_change = row[0].lstrip().startswith(("+ ", "- "))
-            columns.add_row(*map(Text, row), style="green" if is_change else None)
+            columns.add_row(*map(Text, row), style="green" if is_change(row) else None)
         parts.append(columns)
         if table.note:
             parts.append(Text(table.note + "\n"))
@@ -85,23 +85,30 @@ def markdown(tables: list[Table]) -> str:
 
 def html(tables: list[Table]) -> str:
     """Return `tables` in HTML, for a notebook."""
-
-    def row(cells: tuple[str, ...], tag: str, num_text_columns: int) -> str:
-        styles = ("text-align:left;white-space:pre", "text-align:right;white-space:nowrap")
-        return "".join(
-            f'<{tag} style="{styles[index >= num_text_columns]}">{html_escapes.escape(cell)}</{tag}>'
-            for index, cell in enumerate(cells)
-        )
-
     parts = []
     for table in tables:
-        body = "".join(f"<tr>{row(cells, 'td', table.num_text_columns)}</tr>" for cells in table.rows)
+
+        def row(cells: Sequence[str], tag: str, num_text_columns: int = table.num_text_columns) -> str:
+            align = ["left" if index < num_text_columns else "right" for index in range(len(cells))]
+            return "".join(
+                f'<{tag} style="text-align:{side};white-space:pre;padding:0.15em 0.8em">'
+                f"{html_escapes.escape(cell)}</{tag}>"
+                for side, cell in zip(align, cells, strict=True)
+            )
+
+        body = "".join(f"<tr{_HTML_CHANGE if is_change(cells) else ''}>{row(cells, 'td')}</tr>" for cells in table.rows)
         parts.append(
-            f"<table><caption>{html_escapes.escape(table.title)}</caption>"
-            f"<thead><tr>{row(table.columns, 'th', table.num_text_columns)}</tr></thead><tbody>{body}</tbody></table>"
+            '<table style="margin:0.8em 0;border-collapse:collapse">'
+            f'<caption style="text-align:left;font-weight:bold">{html_escapes.escape(table.title)}</caption>'
+            f"<thead><tr>{row(table.columns, 'th')}</tr></thead><tbody>{body}</tbody></table>"
             + "".join(f"<p>{html_escapes.escape(line)}</p>" for line in table.note.splitlines())
         )
     return "".join(parts)
+
+
+def is_change(cells: Sequence[str]) -> bool:
+    """Return whether a row stands for something added or removed, which its first cell marks with + or -."""
+    return cells[0].lstrip().startswith(("+ ", "- "))
 
 
 def comma_separated(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:

@@ -74,7 +74,7 @@ class ComparedLayer:
         return Difference(*(0 if layer is None else getattr(layer.total, metric) for layer in (self.a, self.b)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CostComparison:
     """What model `b` costs beside model `a`, in total and by layer; prints itself as tables."""
 
@@ -173,7 +173,7 @@ class CostComparison:
             tables.append(Table(f"{LABELS[metric]} by layer", ("layer", *head), rows))
         return tables
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return text(rich_tables(self.tables()))
 
     def _repr_html_(self) -> str:

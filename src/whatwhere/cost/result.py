@@ -15,9 +15,9 @@ METRICS_BY_LAYER = ("num_params", "macs", "saved_bytes")
 LABELS = {
     "num_params": "parameters",
     "param_bytes": "parameter size",
-    "macs": "MACs (conv, linear)",
-    "flops": "FLOPs (conv, linear)",
-    "other_flops": "FLOPs of everything else",
+    "macs": "MACs",
+    "flops": "FLOPs",
+    "other_flops": "other FLOPs",
     "saved_bytes": "saved for backward",
     "forward_ms": "forward pass",
     "training_step_ms": "training step",
@@ -90,7 +90,7 @@ class LayerCost:
         return head | self.total.to_dict()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Cost:
     """What a model costs, in total and by layer; prints itself as a table.
 
@@ -170,7 +170,7 @@ class Cost:
         names = ", ".join(f"{name} ({count} x)" for name, count in sorted(self.uncounted.items()))
         return f"not counted among the FLOPs of {self.name}: {names}"
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return text(rich_tables(self.tables()))
 
     def _repr_html_(self) -> str:
