@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html as html_escapes
 import io
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,7 @@ def show(renderable: Any) -> None:
     if terminal.is_terminal:
         terminal.print(renderable)
     else:
-        print(text(renderable), flush=True)
+        print(_encodable(text(renderable), sys.stdout.encoding or "utf-8"), flush=True)
 
 
 def text(renderable: Any) -> str:
@@ -66,6 +67,14 @@ def text(renderable: Any) -> str:
     target.print(renderable)
     printed: str = target.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in printed.splitlines())
+
+
+def _encodable(printed: str, encoding: str) -> str:
+    try:
+        printed.encode(encoding)
+    except UnicodeEncodeError:
+        return printed.replace("\N{BOX DRAWINGS LIGHT HORIZONTAL}", "-").encode(encoding, "replace").decode(encoding)
+    return printed
 
 
 def markdown(tables: list[Table]) -> str:

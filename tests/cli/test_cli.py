@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -110,6 +111,25 @@ def test_demo(whatwhere, tmp_path, monkeypatch):
     assert [article["num_params"] for article in result["article"]] == [36_539_018, 40_628_745]
     assert len(result["accuracy"]["plain"]) == len(result["accuracy"]["cbam"]) == 3
     assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == ["demo.json", "gates.png"]
+
+
+SMALL = ("summary", "resnext11_8x8d", "--input", "3x32x32")
+
+
+def test_a_terminal_that_knows_ascii_only():
+    command = [sys.executable, "-m", "whatwhere", *SMALL]
+    done = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, check=True)
+    assert b"-----" in done.stdout
+    assert b"other FLOPs" in done.stdout
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_full_disk_is_one_sentence(options):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "whatwhere", *SMALL, *options]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "whatwhere: cannot write the output: No space left on device\n"
 
 
 def test_help_does_not_import_torch():

@@ -329,6 +329,12 @@ def test_a_model_without_values():
         cost(model, (3,))
 
 
+@pytest.mark.parametrize("model", ["resnet50", None])
+def test_what_is_no_model(model):
+    with pytest.raises(UserError, match=r"cost measures a torch.nn.Module that runs in Python, got a"):
+        cost(model, (3,))
+
+
 def test_the_room_is_its_main_function():
     import whatwhere
     import whatwhere.cost as room

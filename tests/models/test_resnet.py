@@ -250,6 +250,12 @@ def test_names_the_layer_that_refuses_an_input(shape):
         ({"num_classes": -1}, "num_classes must be an integer of at least 0"),
         ({"num_classes": "10"}, "num_classes must be an integer of at least 0"),
         ({"in_channels": 0}, "in_channels must be an integer of at least 1"),
+        ({"drop_rate": "half"}, "drop_rate must be at least 0 and below 1, got 'half'"),
+        (
+            {"attention": "cbam", "attention_kwargs": 5},
+            "attention_kwargs must be a dict of keyword arguments, got a int",
+        ),
+        ({"pretrained": 1}, "pretrained must be True, False or the path of a weights file"),
         ({"drop_rate": 1.0}, "drop_rate must be at least 0 and below 1"),
         ({"drop_path_rate": -0.1}, "drop_path_rate must be at least 0 and below 1"),
         ({"seed": 0.5}, "seed must be an integer or None"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -26,8 +27,19 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"whatwhere: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
+    except BrokenPipeError:
+        # whoever read the output, `head` for example, has seen enough
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        sys.exit(1)
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        _fail(f"cannot write the output: {error.strerror or error}")
+
+
+def _fail(sentence: str) -> NoReturn:
+    print(f"whatwhere: {sentence}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _show_version(value: bool) -> None:

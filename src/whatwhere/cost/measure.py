@@ -43,6 +43,8 @@ def cost(
     Raises:
         UserError: An impossible size, or an input that the model does not take, naming the layer that refused it.
     """
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise UserError(f"cost measures a torch.nn.Module that runs in Python, got a {type(model).__name__}")
     size = _input_size(input_size, batch_size)
     images = random_input(model, size, batch_size)
     names = LayerNames(model)

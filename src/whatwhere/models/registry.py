@@ -94,6 +94,8 @@ def create_model(
         if kwargs.get("stride_in_1x1"):
             raise UserError("torchvision's weights were trained with the stride in the 3x3; leave out stride_in_1x1")
         source, state = f"torchvision's {backbone}", weights.torchvision_state_dict(backbone)
+    elif not isinstance(pretrained, (str, os.PathLike)):
+        raise UserError(f"pretrained must be True, False or the path of a weights file, got {pretrained!r}")
     else:
         source, state = os.fspath(pretrained), weights.read_state_dict(pretrained)
 

@@ -145,7 +145,7 @@ class ResNet(nn.Module):
             the block's last norm, before the sum.
         attention_kwargs: Keyword arguments for it.
         stride_in_1x1: Stride in a bottleneck's first 1x1 convolution, as in the papers, instead of in its 3x3.
-        norm_layer: Builds a norm from a channel count.
+        norm_layer: Builds a norm from a channel count; None for BatchNorm2d.
         zero_init_residual: Start the last norm of each block at weight 0.
         drop_rate: Dropout before the classifier, in [0, 1).
         drop_path_rate: Stochastic depth of the last block, in [0, 1), rising linearly from 0 in the first.
@@ -178,7 +178,7 @@ class ResNet(nn.Module):
         attention: str | Callable[..., nn.Module] | None = None,
         attention_kwargs: Mapping[str, Any] | None = None,
         stride_in_1x1: bool = False,
-        norm_layer: Norm = nn.BatchNorm2d,
+        norm_layer: Norm | None = None,
         zero_init_residual: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -187,13 +187,14 @@ class ResNet(nn.Module):
         super().__init__()
         check_head(num_classes, in_channels)
         for option, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
-            if not 0 <= rate < 1:
+            if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
                 raise UserError(f"{option} must be at least 0 and below 1, got {rate!r}")
         if stem not in ("imagenet", "cifar"):
             raise UserError(f"stem must be imagenet or cifar, got {stem!r}")
         if len(widths) != len(layers):
             raise UserError(f"widths {tuple(widths)} and layers {tuple(layers)} must name the same number of stages")
         seed = resolve_seed(seed)
+        norm_layer = nn.BatchNorm2d if norm_layer is None else norm_layer
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.num_features = widths[-1] * block.expansion
@@ -283,6 +284,8 @@ class _AttentionSlot:
     def __init__(
         self, attention: str | Callable[..., nn.Module] | None, kwargs: Mapping[str, Any] | None, seed: int
     ) -> None:
+        if kwargs is not None and not isinstance(kwargs, Mapping):
+            raise UserError(f"attention_kwargs must be a dict of keyword arguments, got a {type(kwargs).__name__}")
         if attention is None and kwargs:
             raise UserError(f"attention_kwargs {dict(kwargs)} without an attention to pass them to")
         self.builder = None if attention is None else attention_builder(attention)
