@@ -31,7 +31,11 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
         UserError: No such file, or not a sound file of tensors.
     """
     file = Path(path)
-    if not file.is_file():
+    try:
+        found = file.is_file()
+    except OSError:  # a name that no file can have
+        found = False
+    if not found:
         raise UserError(f"no weights file {os.fspath(path)!r}; give a .safetensors or .pth file")
     content: Any
     try:
@@ -43,8 +47,10 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
             content = torch.load(file, map_location="cpu", weights_only=True)
     # a damaged or hostile file can make the readers raise nearly anything
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"cannot read weights from {os.fspath(path)!r}: {reason[0]}") from error
+        raise UserError(
+            f"cannot read weights from {os.fspath(path)!r}: it is damaged or holds more than tensors, and nothing in "
+            "it is executed; save model.state_dict() with safetensors or torch.save"
+        ) from error
 
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -55,7 +61,12 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise UserError(f"{os.fspath(path)!r} holds no state dict: its entry {key!r} is a {type(value).__name__}")
-    return {key.removeprefix("module."): value for key, value in content.items()}
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise UserError(f"{os.fspath(path)!r} holds a sparse, quantized or empty tensor: {key!r}")
+        if value.is_floating_point() and not value.float().isfinite().all():
+            raise UserError(f"{os.fspath(path)!r} holds weights that are NaN or infinite: {key!r}")
+    prefix = "module." if all(key.startswith("module.") for key in content) else ""
+    return {key.removeprefix(prefix): value for key, value in content.items()}
 
 
 def torchvision_state_dict(backbone: str) -> StateDict:
@@ -111,7 +122,7 @@ def load_pretrained(model: nn.Module, state: StateDict, source: str) -> None:
     state = dict(state)
     if "conv1.weight" in own and "conv1.weight" in state:
         state["conv1.weight"] = _adapt_input(state["conv1.weight"], own["conv1.weight"].shape)
-    if state.keys() & {"fc.weight"} and _shape(own, "fc.weight") != _shape(state, "fc.weight"):
+    if _is_other_classifier(state, own):
         state = {key: value for key, value in state.items() if key not in ("fc.weight", "fc.bias")}
         optional = {"fc.weight", "fc.bias"}
     else:
@@ -122,10 +133,10 @@ def load_pretrained(model: nn.Module, state: StateDict, source: str) -> None:
 
     missing = sorted(own.keys() - state.keys() - optional)
     unexpected = sorted(state.keys() - own.keys())
-    mismatched = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
+    mismatched = sorted(key for key in own.keys() & state.keys() if not _fits(state[key], own[key]))
     faults = [
         f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched))
+        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape or kind", mismatched))
         if keys
     ]
     if faults:
@@ -133,8 +144,16 @@ def load_pretrained(model: nn.Module, state: StateDict, source: str) -> None:
     model.load_state_dict({**own, **state})
 
 
-def _shape(state: StateDict, key: str) -> torch.Size | None:
-    return state[key].shape if key in state else None
+def _fits(value: Tensor, target: Tensor) -> bool:
+    return value.shape == target.shape and value.is_floating_point() == target.is_floating_point()
+
+
+def _is_other_classifier(state: StateDict, own: StateDict) -> bool:
+    """Return whether `state` has a classifier on the same features as `own`'s, for another number of classes."""
+    theirs, ours = state.get("fc.weight"), own.get("fc.weight")
+    if theirs is None or theirs.dim() != 2:
+        return False
+    return ours is None or (theirs.shape[0] != ours.shape[0] and theirs.shape[1] == ours.shape[1])
 
 
 def _adapt_input(weight: Tensor, shape: torch.Size) -> Tensor:

@@ -73,6 +73,8 @@ def test_summary_as_tables(whatwhere):
         (("summary", "resnet18", "--input", "3x0x224"), "--input must be"),
         (("summary", "resnet18", "--input", "3x16x16"), "give a batch of 2 or more"),
         (("summary", "resnet18", "--batch", "0"), "--batch"),
+        (("summary", "resnet18", "--batch", "9" * 25), "no memory for an input of shape"),
+        (("summary", "resnet18", "--classes", "9" * 25), "num_classes must be an integer"),
         (("summary", "resnet18", "--classes", "0"), "--classes"),
         (("summary", "resnet18", "--depth", "0"), "--depth"),
         (("summary", "article_resnext50", "--input", "3x64x64"), "(N, 3, 224, 224) only"),
@@ -99,6 +101,20 @@ def test_an_out_that_is_a_file_is_left_alone(whatwhere, tmp_path):
     assert path.read_text() == "mine"
 
 
+def test_demo_follows_no_link_and_finds_a_folder_in_its_place_before_it_trains(whatwhere, tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "demo.json").symlink_to(precious)
+    demo_module._write(tmp_path / "out" / "demo.json", lambda path: path.write_text("{}"))
+    assert precious.read_text() == "mine"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["demo.json"]
+    (tmp_path / "out" / "gates.png").mkdir()
+    status, out, err = whatwhere("demo", "--out", str(tmp_path / "out"))
+    assert (status, out) == (2, "")
+    assert "gates.png there is a folder" in err
+
+
 def test_demo(whatwhere, tmp_path, monkeypatch):
     monkeypatch.setattr(demo_module, "RECIPE", Recipe(num_epochs=1, warmup_epochs=0))
     monkeypatch.setattr(demo_module, "IMAGES_PER_CLASS", 3)
@@ -123,10 +139,10 @@ def test_a_terminal_that_knows_ascii_only():
     assert b"other FLOPs" in done.stdout
 
 
-@pytest.mark.parametrize("options", [(), ("--json",)])
-def test_a_full_disk_is_one_sentence(options):
+@pytest.mark.parametrize("arguments", [SMALL, (*SMALL, "--json"), ("models",), ("--version",)])
+def test_a_full_disk_is_one_sentence(arguments):
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "whatwhere", *SMALL, *options]
+        command = [sys.executable, "-m", "whatwhere", *arguments]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "whatwhere: cannot write the output: No space left on device\n"

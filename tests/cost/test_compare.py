@@ -65,6 +65,11 @@ def test_a_ratio_to_nothing_is_none():
     }
 
 
+def test_models_instead_of_their_costs_are_refused():
+    with pytest.raises(UserError, match="takes two results of cost"):
+        compare_costs(nn.Linear(3, 3), nn.Linear(3, 3))
+
+
 def test_different_inputs_are_refused():
     model = nn.Conv2d(3, 3, 3)
     with pytest.raises(UserError, match=r"different shapes, \(1, 3, 8, 8\) and \(1, 3, 9, 8\)"):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -260,6 +261,77 @@ def test_leaves_the_model_as_it_was():
     assert not any(module._forward_hooks for module in model.modules())
 
 
+class Counting(nn.Module):
+    """Reassigns, adds and resizes buffers in forward, and may fail after that."""
+
+    def __init__(self, fails=False):
+        super().__init__()
+        self.fails = fails
+        self.register_buffer("count", torch.zeros(1))
+        self.register_buffer("wide", torch.zeros(1).expand(4))
+        self.register_buffer("grown", torch.zeros(2))
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x):
+        self.count = self.count + 1
+        self.register_buffer("late", torch.ones(1))
+        self.grown.resize_(5).fill_(1)
+        if self.fails:
+            raise KeyError("no luck")
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_restores_buffers_that_forward_replaces_and_gradients_even_when_it_fails(fails):
+    model = Counting(fails)
+    model.linear.weight.grad = torch.ones(3, 3)
+    if fails:
+        with pytest.raises(UserError, match="does not fit the model"):
+            cost(model, (3,))
+    else:
+        cost(model, (3,), latency=True)
+    assert {name: tuple(buffer.shape) for name, buffer in model.named_buffers()} == {
+        "count": (1,),
+        "wide": (4,),
+        "grown": (2,),
+    }
+    assert all(buffer.abs().sum() == 0 for buffer in model.buffers())
+    assert torch.equal(model.linear.weight.grad, torch.ones(3, 3))
+
+
+def test_lazy_layers_are_refused_and_stay_lazy():
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(4))
+    with pytest.raises(UserError, match="run one batch through it first"):
+        cost(model, (3, 8, 8))
+    assert isinstance(model[1], nn.LazyLinear)
+
+
+def test_within_inference_mode_the_figures_are_the_same():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    expected = cost(model, (3, 8, 8)).total
+    with torch.inference_mode():
+        assert cost(model, (3, 8, 8)).total == expected
+
+
+def test_outputs_in_a_dataclass():
+    @dataclasses.dataclass
+    class Output:
+        logits: torch.Tensor
+        cycle: list
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 4)
+
+        def forward(self, x):
+            cycle = []
+            cycle.append(cycle)
+            return Output(self.linear(x).exp(), cycle)
+
+    assert cost(Model(), (3,)).total.saved_bytes == 4 * (3 + 4)
+
+
 def test_other_dtypes_and_frozen_models():
     model = create_model("resnext11_8x8d", num_classes=10).double()
     single = cost(create_model("resnext11_8x8d", num_classes=10), (3, 16, 16), batch_size=2).total
@@ -293,6 +365,7 @@ def test_latency_on_request():
     [
         ((3, 0, 8), 1, "input_size must be positive integers"),
         ((), 1, "input_size must be positive integers"),
+        ((3, 10**30, 8), 1, "no memory for an input of shape"),
         ((3, 8.5, 8), 1, "input_size must be positive integers"),
         (224, 1, "input_size must be positive integers"),
         ((3, 8, 8), 0, "batch_size must be an integer of at least 1, got 0"),

@@ -47,7 +47,7 @@ def test_unknown_names_suggest_the_nearest(name, near):
 
 
 def test_unlike_any_name():
-    with pytest.raises(UserError, match="list_models"):
+    with pytest.raises(UserError, match="`whatwhere models` names them all"):
         create_model("zzzzzzz")
 
 
@@ -156,8 +156,14 @@ def hostile_files(folder, published):
     torch.save(dict(list(state.items())[: len(state) // 2]), folder / "half.pth")
     torch.save(create_model("resnet18").state_dict(), folder / "other.pth")
     torch.save({**state, "layer1.0.conv2.weight": torch.zeros(3)}, folder / "shape.pth")
+    torch.save({**state, "conv1.weight": state["conv1.weight"] * float("nan")}, folder / "nan.pth")
+    torch.save({**state, "conv1.weight": state["conv1.weight"].to_sparse()}, folder / "sparse.pth")
+    torch.save({**state, "conv1.weight": state["conv1.weight"].to(torch.complex64)}, folder / "complex.pth")
+    torch.save({**state, "fc.weight": torch.zeros(10, 7)}, folder / "features.pth")
+    torch.save({**state, "fc.weight": torch.tensor(1.0)}, folder / "scalar.pth")
+    torch.save({**state, "module.conv1.weight": torch.zeros_like(state["conv1.weight"])}, folder / "twice.pth")
     (folder / "folder.pth").mkdir()
-    return [*sorted(path.name for path in folder.iterdir()), "missing.safetensors"]
+    return [*sorted(path.name for path in folder.iterdir()), "missing.safetensors", "a" * 300]
 
 
 def test_hostile_and_damaged_files_are_one_sentence_and_nothing_runs(tmp_path, published):
@@ -166,6 +172,7 @@ def test_hostile_and_damaged_files_are_one_sentence_and_nothing_runs(tmp_path, p
             create_model(BACKBONE, num_classes=10, pretrained=tmp_path / name)
         assert "\n" not in str(caught.value), name
         assert name in str(caught.value)
+        assert "weights_only" not in str(caught.value)
     import pathlib
 
     assert not pathlib.Path("/tmp/whatwhere-was-executed").exists()

@@ -249,6 +249,8 @@ def test_names_the_layer_that_refuses_an_input(shape):
     [
         ({"num_classes": -1}, "num_classes must be an integer of at least 0"),
         ({"num_classes": "10"}, "num_classes must be an integer of at least 0"),
+        ({"num_classes": 10**20}, r"num_classes must be an integer of at least 0 and below 2\*\*31"),
+        ({"norm_layer": 3}, "norm_layer must build a norm"),
         ({"in_channels": 0}, "in_channels must be an integer of at least 1"),
         ({"drop_rate": "half"}, "drop_rate must be at least 0 and below 1, got 'half'"),
         (

@@ -11,7 +11,7 @@ import typer
 
 from ..errors import UserError
 
-# Plain help and usage errors: one sentence on standard error, exit status 2.
+# Plain help, and plain usage errors on standard error with exit status 2.
 app = typer.Typer(
     name="whatwhere",
     no_args_is_help=True,
@@ -25,7 +25,10 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line; a `UserError` becomes one sentence on standard error and exit status 2."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except UserError as error:
         _fail(str(error))
     except BrokenPipeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -30,6 +31,7 @@ SEEDS = (0, 1, 2)
 IMAGES_PER_CLASS = 20
 RECIPE = Recipe()
 NUM_PICTURED = 5
+PICTURE, FIGURES = "gates.png", "demo.json"
 MIB = 2**20
 
 
@@ -54,7 +56,7 @@ def run_demo(out: Path) -> None:
     paired, attentive = _compare(pool, test)
     show(rich_tables([_accuracy_table(paired)]))
 
-    picture = out / "gates.png"
+    picture = out / PICTURE
     figure = _picture(attentive, test)
     _write(picture, lambda path: figure.savefig(path, format="png"))
     result = {
@@ -69,8 +71,8 @@ def run_demo(out: Path) -> None:
             "interval_95": paired.interval(),
         },
     }
-    _write(out / "demo.json", lambda path: path.write_text(json.dumps(result, indent=2), encoding="utf-8"))
-    _heading("4. Where does it look?", f"{picture} shows it; all figures are in {out / 'demo.json'}.")
+    _write(out / FIGURES, lambda path: path.write_text(json.dumps(result, indent=2), encoding="utf-8"))
+    _heading("4. Where does it look?", f"{picture} shows it; all figures are in {out / FIGURES}.")
 
 
 def _heading(question: str, detail: str) -> None:
@@ -165,16 +167,24 @@ def _check_writable(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
+        for name in (PICTURE, FIGURES):
+            if (out / name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"{name} there is a folder")
     except OSError as error:
         raise UserError(f"cannot write to {str(out)!r}: {error.strerror}; give another folder with --out") from error
 
 
 def _write(path: Path, write: Any) -> None:
     """Write to a temporary name first, so that an interruption leaves no half file."""
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        write(temporary)
-        os.replace(temporary, path)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(descriptor)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {str(path)!r}: {error.strerror}") from error

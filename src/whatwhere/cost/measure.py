@@ -45,14 +45,18 @@ def cost(
     """
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise UserError(f"cost measures a torch.nn.Module that runs in Python, got a {type(model).__name__}")
+    if any(map(nn.parameter.is_lazy, (*model.parameters(), *model.buffers()))):
+        raise UserError("the model has lazy layers without a shape yet; run one batch through it first")
     size = _input_size(input_size, batch_size)
-    images = random_input(model, size, batch_size)
-    names = LayerNames(model)
-    with undisturbed(model):
+    # within torch.inference_mode() nothing would be kept for backward
+    with torch.inference_mode(False), undisturbed(model):
+        images = random_input(model, size, batch_size)
+        names = LayerNames(model)
         counter, calls, output_sizes = _forward_pass(model, images, names)
-        model.train()
         with refusal(names, images):
+            model.train()
             saved = saved_bytes(model, images, names)
+        times = measure_latency([model], [images])[0] if latency else None
 
     own = _own_figures(names, counter, saved)
     layers = tuple(
@@ -74,18 +78,19 @@ def cost(
         total=_sum(own.values()),
         layers=layers,
         uncounted=dict(counter.uncounted),
-        latency=measure_latency([model], [images])[0] if latency else None,
+        latency=times,
     )
 
 
 def random_input(model: nn.Module, input_size: Sequence[int], batch_size: int) -> Tensor:
     """Return normal random input of the model's device and floating dtype, the same every time."""
-    reference = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    reference = next((p for p in model.parameters() if p.is_floating_point() or p.is_complex()), torch.empty(0))
     if reference.is_meta:
         raise UserError("the model has no values (meta device); move it to a real device with to_empty(device=...)")
     try:
         images = torch.randn(batch_size, *input_size, generator=torch.Generator().manual_seed(0))
-    except RuntimeError as error:
+    # beyond 64 bits torch raises a TypeError or an OverflowError
+    except (RuntimeError, TypeError, OverflowError) as error:
         raise UserError(f"no memory for an input of shape {(batch_size, *input_size)}; give smaller images") from error
     return images.to(reference.device, reference.dtype)
 
@@ -116,8 +121,8 @@ def _forward_pass(
 
     handles = [module.register_forward_hook(hook(layer)) for layer, module in names.modules.items()]
     try:
-        model.eval()
         with refusal(names, images), torch.no_grad(), OperationCounter(names) as counter:
+            model.eval()
             model(images)
     finally:
         for handle in handles:
@@ -132,7 +137,8 @@ def refusal(names: LayerNames, images: Tensor) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+    # whatever a stranger's forward raises
+    except Exception as error:
         layer = names.describe(names.innermost(error.__traceback__))
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         advice = "; give a batch of 2 or more, or larger images" if "more than 1 value per channel" in reason else ""

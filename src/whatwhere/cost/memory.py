@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -44,7 +45,7 @@ def saved_bytes(model: nn.Module, images: Tensor, names: LayerNames) -> Counter[
 
     def count(tensor: Tensor, layer: str) -> None:
         key = _storage(tensor)
-        if key not in seen:
+        if key and key not in seen:
             seen.add(key)
             by_layer[layer] += tensor.untyped_storage().nbytes()
 
@@ -60,19 +61,27 @@ def saved_bytes(model: nn.Module, images: Tensor, names: LayerNames) -> Counter[
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a model's output: a tensor, or lists, tuples and mappings of them."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_in(item)
+    """Yield the tensors of a model's output: a tensor, or lists, tuples, sets, mappings and dataclasses of them."""
+    pending, visited = [value], set()
+    while pending:
+        item = pending.pop()
+        if isinstance(item, Tensor):
+            yield item
+            continue
+        if id(item) in visited:
+            continue
+        visited.add(id(item))
+        if isinstance(item, Mapping):
+            pending.extend(reversed(list(item.values())))
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            pending.extend(reversed(list(item)))
+        elif dataclasses.is_dataclass(item) and not isinstance(item, type):
+            pending.extend(getattr(item, field.name) for field in reversed(dataclasses.fields(item)))
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    # only strided tensors have one storage; 0 stands for none
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
 
 
 def _nodes(roots: Iterable[Any]) -> Iterator[Any]:

@@ -41,7 +41,7 @@ def list_models(pattern: str = "*") -> list[str]:
 def check_name(name: str) -> None:
     """Raise UserError, naming the nearest ones, unless `name` is a model's."""
     if name not in MODELS:
-        hint = nearest(str(name), list(MODELS)) or "; list_models() names them all"
+        hint = nearest(str(name), list(MODELS)) or "; `whatwhere models` names them all"
         raise UserError(f"unknown model {name!r}{hint}")
 
 
@@ -111,8 +111,12 @@ def _construct(build: Callable[..., nn.Module], num_classes: int, kwargs: dict[s
     """Build the network; of torch's own generator it takes no more than the seed, if none is given."""
     seed = resolve_seed(kwargs.get("seed"))
     # torch's layers draw values at construction, which `initialize` then replaces
-    with seeded(seed, "construction"):
-        return build(num_classes=num_classes, **{**kwargs, "seed": seed})
+    try:
+        with seeded(seed, "construction"):
+            return build(num_classes=num_classes, **{**kwargs, "seed": seed})
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the network cannot be built: {reason}") from error
 
 
 def _split(name: str) -> tuple[str | None, str]:

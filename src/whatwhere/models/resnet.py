@@ -195,6 +195,8 @@ class ResNet(nn.Module):
             raise UserError(f"widths {tuple(widths)} and layers {tuple(layers)} must name the same number of stages")
         seed = resolve_seed(seed)
         norm_layer = nn.BatchNorm2d if norm_layer is None else norm_layer
+        if not callable(norm_layer):
+            raise UserError(f"norm_layer must build a norm from a channel count, got {norm_layer!r}")
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.num_features = widths[-1] * block.expansion
@@ -315,8 +317,8 @@ class _AttentionSlot:
 def check_head(num_classes: int, in_channels: int) -> None:
     """Raise UserError unless both counts are possible."""
     for option, value, least in (("num_classes", num_classes, 0), ("in_channels", in_channels, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UserError(f"{option} must be an integer of at least {least}, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+            raise UserError(f"{option} must be an integer of at least {least} and below 2**31, got {value!r}")
 
 
 def _projection(in_channels: int, out_channels: int, stride: int, norm_layer: Norm) -> nn.Module | None:
