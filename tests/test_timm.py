@@ -79,6 +79,8 @@ def test_pretrained_means_torchvisions_weights_and_an_identity_start(tmp_path, m
     assert torch.equal(timm.create_model("cbam_resnet18", pretrained=True).eval()(x), theirs(x))
     from_file = timm.create_model("cbam_resnet18", pretrained=True, pretrained_cfg_overlay={"file": str(cache)})
     assert torch.equal(from_file.eval()(x), theirs(x))
+    by_path = timm.create_model("cbam_resnet18", pretrained=str(cache))
+    assert torch.equal(by_path.eval()(x), theirs(x))
     assert from_file.default_cfg.get("state_dict") is None
     adapted = timm.create_model("cbam_resnet18", pretrained=True, num_classes=5, in_chans=1).eval()
     assert adapted(x[:, :1]).shape == (2, 5)

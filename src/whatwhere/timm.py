@@ -6,6 +6,7 @@ No name of timm's own is overwritten; `REGISTERED` lists what was added.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,7 +102,7 @@ def _build(
     name: str,
     backbone: str,
     attention: str | None,
-    pretrained: bool = False,
+    pretrained: bool | str | os.PathLike[str] = False,
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
     **kwargs: Any,
@@ -109,6 +110,8 @@ def _build(
     """Build a registered network the way timm does, `pretrained=True` meaning what it means to `create_model`."""
     config = RESNETS[backbone]
     overlay = dict(pretrained_cfg_overlay or {})
+    if isinstance(pretrained, (str, os.PathLike)):
+        overlay["file"], pretrained = os.fspath(pretrained), True
     if pretrained:
         overlay["state_dict"] = state = _pretrained_state(name, backbone, pretrained_cfg, overlay)
         if attention is not None and (state is None or weights.starts_as_identity(state)):
@@ -151,7 +154,7 @@ def _keep_new_attention(state: weights.StateDict, model: nn.Module) -> weights.S
 
 
 def _register(name: str, backbone: str, attention: str | None) -> None:
-    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    def entrypoint(pretrained: bool | str | os.PathLike[str] = False, **kwargs: Any) -> nn.Module:
         return _build(name, backbone, attention, pretrained, **kwargs)
 
     entrypoint.__name__ = entrypoint.__qualname__ = name

@@ -122,7 +122,7 @@ def test_demo(whatwhere, tmp_path, monkeypatch):
     assert status == 0
     assert "139.39 MB   170.58 MB" in out
     assert "139.39 MB   154.99 MB" in out
-    assert "settle nothing" in out
+    assert "So they settle nothing" in out
     result = json.loads((tmp_path / "a" / "b" / "demo.json").read_text())
     assert [article["num_params"] for article in result["article"]] == [36_539_018, 40_628_745]
     assert len(result["accuracy"]["plain"]) == len(result["accuracy"]["cbam"]) == 3

@@ -245,6 +245,31 @@ def test_macs_agree_with_torchs_own_counter():
     assert cost(model).total.flops == counter.get_total_flops()
 
 
+def test_multi_head_attention_is_counted_on_its_plain_path():
+    encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    result = cost(encoder, (5, 16))
+    # four projections, the two products of attention, two feed-forward layers
+    assert result.total.macs == 5 * 4 * 16 * 16 + 2 * 5 * 5 * 16 + 2 * 5 * 16 * 32
+    assert result.uncounted == {}
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_what_the_model_costs_itself_has_a_row():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3))
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.linear(x * self.scale)
+
+    result = cost(Scaled(), (3,))
+    assert result.own.num_params == 3
+    assert "(model itself)" in str(result)
+    assert result.own.num_params + sum(layer.total.num_params for layer in result.layers) == result.total.num_params
+
+
 def test_leaves_the_model_as_it_was():
     model = create_model("cbam_resnext11_8x8d", num_classes=10, drop_rate=0.5)
     model.layer1.eval()

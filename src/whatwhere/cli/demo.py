@@ -8,9 +8,11 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
@@ -65,6 +67,11 @@ def run_demo(out: Path) -> None:
         "accuracy": {
             "backbone": BACKBONE,
             "seeds": SEEDS,
+            "num_train": IMAGES_PER_CLASS * NUM_CLASSES,
+            "num_test": len(test),
+            "recipe": asdict(RECIPE),
+            "torch": torch.__version__,
+            "num_threads": torch.get_num_threads(),
             "plain": paired.baseline,
             "cbam": paired.treatment,
             "mean_difference": paired.mean,
@@ -128,9 +135,10 @@ def _accuracy_table(paired: PairedDifference) -> Table:
         ("", "plain", "CBAM", "difference"),
         [*rows, ("mean difference", "", "", f"{100 * paired.mean:+.2f}")],
         note=f"95 % paired-t interval of the difference: {low:+.1f} to {high:+.1f} points.\n"
-        f"{len(paired.seeds)} pairs settle nothing: no exact sign-flip test of so few can give p below "
-        f"{paired.smallest_p_value:.2f},\nthe interval takes the differences for normal, and this is one small "
-        "network on one small set of images.",
+        f"Take it for a hint: the interval rests on the differences being normal, which {len(paired.seeds)} pairs "
+        f"cannot show, and without\nthat assumption (exact sign-flip test) {len(paired.seeds)} pairs cannot give p below "
+        f"{paired.smallest_p_value:.2f}. So they settle nothing, and this is one small\nnetwork on one small set of "
+        "images, with one recipe tuned for neither arm.",
     )
 
 

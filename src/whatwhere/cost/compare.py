@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ..errors import UserError
 from ..tables import Table, comma_separated, html, markdown, rich_tables, text
 from .layers import is_within
-from .result import LABELS, METRICS, METRICS_BY_LAYER, Cost, Figures, LayerCost, format_figure
+from .result import ITSELF, LABELS, METRICS, METRICS_BY_LAYER, Cost, Figures, LayerCost, format_figure
 
 Status = Literal["both", "added", "removed"]
 TIMES = ("forward_ms", "training_step_ms", "peak_memory_bytes")
@@ -170,6 +170,9 @@ class CostComparison:
                 if layer.depth <= depth and (layer[metric].a or layer[metric].b):
                     rows.append((_label(layer), *_cells(metric, layer[metric])))
                     rows += self._gathered(layer, depth, metric)
+            own = Difference(getattr(self.a.own, metric), getattr(self.b.own, metric))
+            if own.a or own.b:
+                rows.append((ITSELF, *_cells(metric, own)))
             tables.append(Table(f"{LABELS[metric]} by layer", ("layer", *head), rows))
         return tables
 
@@ -189,6 +192,8 @@ class CostComparison:
             for kind, count in Counter(layer.type for layer in inside).items():
                 figure = getattr(self.summed(tuple(layer for layer in inside if layer.type == kind)), metric)
                 value = Difference(0, figure) if mark == "+" else Difference(figure, 0)
+                if not figure:
+                    continue
                 rows.append(("  " * parent.depth + f"{mark} {count} x {kind}", *_cells(metric, value)))
         return rows
 

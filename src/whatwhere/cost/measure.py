@@ -75,6 +75,7 @@ def cost(
         name=name or type(model).__name__,
         input_size=size,
         batch_size=batch_size,
+        own=own[ROOT],
         total=_sum(own.values()),
         layers=layers,
         uncounted=dict(counter.uncounted),
@@ -107,6 +108,7 @@ def _input_size(input_size: Sequence[int], batch_size: int) -> tuple[int, ...]:
 def _forward_pass(
     model: nn.Module, images: Tensor, names: LayerNames
 ) -> tuple[OperationCounter, Counter[str], dict[str, tuple[int, ...]]]:
+    fast_path = torch.backends.mha.get_fastpath_enabled()
     calls: Counter[str] = Counter()
     output_sizes: dict[str, tuple[int, ...]] = {}
 
@@ -121,10 +123,13 @@ def _forward_pass(
 
     handles = [module.register_forward_hook(hook(layer)) for layer, module in names.modules.items()]
     try:
+        # the fused path of nn.MultiheadAttention is one operator without a formula, its plain path has all of them
+        torch.backends.mha.set_fastpath_enabled(False)
         with refusal(names, images), torch.no_grad(), OperationCounter(names) as counter:
             model.eval()
             model(images)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
         for handle in handles:
             handle.remove()
     return counter, calls, output_sizes

@@ -12,6 +12,7 @@ from .latency import Latency
 
 METRICS = ("num_params", "macs", "flops", "other_flops", "param_bytes", "saved_bytes")
 METRICS_BY_LAYER = ("num_params", "macs", "saved_bytes")
+ITSELF = "(model itself)"
 LABELS = {
     "num_params": "parameters",
     "param_bytes": "parameter size",
@@ -98,6 +99,7 @@ class Cost:
         name: What the model is called.
         input_size: Shape of one input, without the batch.
         batch_size: Number of inputs; every figure is for the whole batch.
+        own: What the model costs itself, without its layers: parameters and operations of its own forward.
         total: The model's figures.
         layers: Its layers in the order of `named_modules`, without those that do nothing (nn.Identity).
         uncounted: Operators without a FLOP formula, and how often they ran; `other_flops` lacks them.
@@ -107,6 +109,7 @@ class Cost:
     name: str
     input_size: tuple[int, ...]
     batch_size: int
+    own: Figures
     total: Figures
     layers: tuple[LayerCost, ...]
     uncounted: dict[str, int] = field(default_factory=dict)
@@ -133,6 +136,7 @@ class Cost:
             [layer.name, layer.type, _times(layer.output_size), *(getattr(layer.total, metric) for metric in METRICS)]
             for layer in self.layers
         ]
+        lines.append([ITSELF, self.name, "", *(getattr(self.own, metric) for metric in METRICS)])
         lines.append(["total", self.name, "", *(getattr(self.total, metric) for metric in METRICS)])
         return comma_separated(["layer", "type", "output_size", *METRICS], lines)
 
@@ -148,6 +152,10 @@ class Cost:
             )
             for layer in layers
         ]
+        if any(getattr(self.own, metric) for metric in METRICS_BY_LAYER):
+            rows.append(
+                (ITSELF, "", "", *(format_figure(metric, getattr(self.own, metric)) for metric in METRICS_BY_LAYER))
+            )
         columns = ("layer", "type", "output", "parameters", "MACs", "saved")
         totals = [(LABELS[metric], format_figure(metric, getattr(self.total, metric))) for metric in METRICS]
         times = {} if self.latency is None else asdict(self.latency)
