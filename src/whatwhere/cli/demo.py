@@ -135,10 +135,9 @@ def _accuracy_table(paired: PairedDifference) -> Table:
         ("", "plain", "CBAM", "difference"),
         [*rows, ("mean difference", "", "", f"{100 * paired.mean:+.2f}")],
         note=f"95 % paired-t interval of the difference: {low:+.1f} to {high:+.1f} points.\n"
-        f"Take it for a hint: the interval rests on the differences being normal, which {len(paired.seeds)} pairs "
-        f"cannot show, and without\nthat assumption (exact sign-flip test) {len(paired.seeds)} pairs cannot give p below "
-        f"{paired.smallest_p_value:.2f}. So they settle nothing, and this is one small\nnetwork on one small set of "
-        "images, with one recipe tuned for neither arm.",
+        f"It takes the differences for normal, which {len(paired.seeds)} pairs cannot show; without that assumption\n"
+        f"(exact sign-flip test) they cannot give p below {paired.smallest_p_value:.2f}. So they settle nothing, and\n"
+        "this is one small network on one small set of images, with one recipe tuned for neither arm.",
     )
 
 
