@@ -97,6 +97,28 @@ def test_a_file_with_trained_attention_comes_back_as_it_was(tmp_path):
     assert torch.equal(by_path(x), source(x))
 
 
+def test_a_trained_classifier_is_kept(tmp_path):
+    source = timm.create_model("cbam_resnext11_8x8d", num_classes=10)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    path = str(tmp_path / "w.pth")
+    model = timm.create_model("cbam_resnext11_8x8d", num_classes=10, pretrained=path)
+    assert torch.equal(model.fc.weight, source.fc.weight)
+    other = timm.create_model("cbam_resnext11_8x8d", num_classes=7, pretrained=path)
+    assert other.fc.weight.shape == (7, 512)
+
+
+def test_a_new_classifier_leaves_the_dtype_of_the_rest_alone():
+    model = timm.create_model("resnext11_8x8d").bfloat16()
+    model.bn1.float()
+    model.reset_classifier(3)
+    assert (model.bn1.weight.dtype, model.fc.weight.dtype) == (torch.float32, torch.bfloat16)
+
+
+def test_attention_by_argument():
+    model = timm.create_model("resnext11_8x8d", attention="cbam")
+    assert "layer1.0.attention.what.fc1.weight" in model.state_dict()
+
+
 def test_gradient_checkpointing_changes_no_gradient():
     x = torch.randn(2, 3, 32, 32)
     gradients = []

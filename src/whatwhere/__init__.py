@@ -52,7 +52,9 @@ def __getattr__(name: str) -> object:
         return version("whatwhere")
     if name not in _ROOM:
         raise AttributeError(f"module 'whatwhere' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_ROOM[name]}", __name__), name)
+    room = importlib.import_module(f".{_ROOM[name]}", __name__)
+    # the room `cost` is callable and stands for its function, in whichever order the two are imported
+    value = room if name == _ROOM[name] else getattr(room, name)
     globals()[name] = value
     return value
 

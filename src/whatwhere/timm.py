@@ -66,7 +66,7 @@ class TimmResNet(ResNet):
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         initialize(nn.ModuleDict({"fc": self.fc}), resolve_seed(seed))
-        self.to(self.conv1.weight.device, self.conv1.weight.dtype)
+        self.fc.to(self.conv1.weight.device, self.conv1.weight.dtype)
 
     def reset_classifier(  # type: ignore[override]  # timm's second argument is the pooling
         self, num_classes: int, global_pool: str | None = None, seed: int | None = None
@@ -101,7 +101,7 @@ class TimmResNet(ResNet):
 def _build(
     name: str,
     backbone: str,
-    attention: str | None,
+    own_attention: str | None,
     pretrained: bool | str | os.PathLike[str] = False,
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
@@ -114,10 +114,13 @@ def _build(
         overlay["file"], pretrained = os.fspath(pretrained), True
     if pretrained:
         overlay["state_dict"] = state = _pretrained_state(name, backbone, pretrained_cfg, overlay)
-        if attention is not None and (state is None or weights.starts_as_identity(state)):
+        if state is not None and "fc.weight" in state:
+            # without it timm would take the file's classifier for one of 1000 classes and drop any other
+            overlay["num_classes"] = state["fc.weight"].shape[0]
+        if own_attention is not None and (state is None or weights.starts_as_identity(state)):
             kwargs["attention_kwargs"] = {"start": "identity", **kwargs.get("attention_kwargs", {})}
-    if attention is not None:
-        kwargs["attention"] = attention
+    if own_attention is not None:
+        kwargs["attention"] = own_attention
     model: Any = timm.models.build_model_with_cfg(
         functools.partial(TimmResNet, **config),
         name,

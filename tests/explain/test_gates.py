@@ -19,6 +19,7 @@ def test_gates_are_those_that_scale_the_features():
 
 def test_one_gate_per_block_at_the_size_of_its_features():
     model = create_model("cbam_resnext11_8x8d", num_classes=10, in_channels=1).train()
+    model.layer1.eval()
     gates = spatial_gates(model, torch.randn(3, 1, 16, 16))
     assert {name: tuple(gate.shape) for name, gate in gates.items()} == {
         "layer1.0.attention": (3, 1, 16, 16),
@@ -27,6 +28,7 @@ def test_one_gate_per_block_at_the_size_of_its_features():
     }
     assert all(((gate > 0) & (gate < 1)).all() for gate in gates.values())
     assert model.training
+    assert not model.layer1.training
     assert not any(module._forward_hooks for module in model.modules())
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from ..modes import modes_kept
+
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
@@ -13,7 +15,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
     Parameters are not copied: a model whose forward or backward pass changes its own parameters keeps the change.
     """
-    modes = [(module, module.training) for module in model.modules()]
     registered = [(module, dict(module._buffers)) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
@@ -21,13 +22,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     for parameter, _ in gradients:
         parameter.grad = None
     try:
-        yield
+        with modes_kept(model):
+            yield
     finally:
         torch.set_rng_state(random_state)
         for parameter, gradient in gradients:
             parameter.grad = gradient
-        for module, training in modes:
-            module.training = training
         for module, entries in registered:
             module._buffers.clear()
             module._buffers.update(entries)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..attention import Gate
 from ..errors import UserError
+from ..modes import modes_kept
 
 
 @torch.no_grad()
@@ -37,13 +38,12 @@ def spatial_gates(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         if isinstance(module, Gate) and isinstance(module.where, nn.Module)
     ]
     if not handles:
-        raise UserError(f"{type(model).__name__} has no spatial gate to show; cbam_ networks have")
-    was_training = model.training
-    model.eval()
+        raise UserError(f"{type(model).__name__} has no spatial gate to show; networks built with CBAM have")
     try:
-        model(images)
+        with modes_kept(model):
+            model.eval()
+            model(images)
     finally:
-        model.train(was_training)
         for handle in handles:
             handle.remove()
     return gates

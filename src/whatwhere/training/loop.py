@@ -10,6 +10,7 @@ from torch import nn
 
 from ..data.digits import ImageSet
 from ..errors import UserError
+from ..modes import modes_kept
 from ..randomness import generator, seeded
 
 
@@ -87,15 +88,13 @@ def train(
 @torch.no_grad()
 def accuracy(model: nn.Module, images: ImageSet, batch_size: int = 256) -> float:
     """Return the share of `images` that `model`, in evaluation mode, classifies correctly, in [0, 1]."""
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
+    batches = zip(torch.split(images.images, batch_size), torch.split(images.labels, batch_size), strict=True)
     correct = 0
-    for batch, labels in zip(
-        torch.split(images.images, batch_size), torch.split(images.labels, batch_size), strict=True
-    ):
-        correct += int((model(batch.to(device)).argmax(1).cpu() == labels).sum())
-    model.train(was_training)
+    with modes_kept(model):
+        model.eval()
+        for batch, labels in batches:
+            correct += int((model(batch.to(device)).argmax(1).cpu() == labels).sum())
     return correct / len(images)
 
 
