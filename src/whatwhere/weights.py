@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import urllib.error
 from collections.abc import Mapping
@@ -84,7 +85,7 @@ def torchvision_state_dict(backbone: str) -> StateDict:
     best = published.DEFAULT
     try:
         return dict(best.get_state_dict(progress=True, check_hash=True, weights_only=True))
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
+    except (urllib.error.URLError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(
             f"cannot get torchvision's weights of {backbone} ({best.url}): {error}; "
             "download the file elsewhere and give it as pretrained=PATH"

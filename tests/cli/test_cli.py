@@ -71,6 +71,7 @@ def test_summary_as_tables(whatwhere):
         (("summary", "resnet18", "--input", "1x224x224"), "conv1, the first layer, takes images of shape (N, 3, H, W)"),
         (("summary", "resnet18", "--input", "224"), "--input must be channels x height x width, such as 3x224x224"),
         (("summary", "resnet18", "--input", "3x0x224"), "--input must be"),
+        (("summary", "resnet18", "--input", "3x224x" + "9" * 5000), "--input must be"),
         (("summary", "resnet18", "--input", "3x16x16"), "give a batch of 2 or more"),
         (("summary", "resnet18", "--batch", "0"), "--batch"),
         (("summary", "resnet18", "--batch", "9" * 25), "no memory for an input of shape"),

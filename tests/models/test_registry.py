@@ -114,6 +114,16 @@ def test_torchvisions_weights_from_its_cache(tmp_path, monkeypatch):
         assert torch.equal(create_model(name, pretrained=True).eval()(x), theirs.eval()(x))
 
 
+def test_a_damaged_file_in_torchvisions_cache_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cache = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    cache.parent.mkdir(parents=True)
+    for content in (b"", b"<html>please log in</html>"):
+        cache.write_bytes(content)
+        with pytest.raises(UserError, match="cannot get torchvision's weights of resnet18"):
+            create_model("resnet18", pretrained=True)
+
+
 def test_no_network_is_one_sentence(tmp_path, monkeypatch):
     import urllib.error
 

@@ -69,6 +69,6 @@ def measure_costs(
 
 def parse_input_size(text: str) -> tuple[int, ...]:
     """Return (3, 224, 224) for "3x224x224"."""
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){2}", text):
+    if not re.fullmatch(r"[1-9]\d{0,8}(x[1-9]\d{0,8}){2}", text):
         raise UserError(f"--input must be channels x height x width, such as 3x224x224, got {text!r}")
     return tuple(map(int, text.split("x")))
