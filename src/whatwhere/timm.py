@@ -107,7 +107,7 @@ def _build(
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a registered network the way timm does, `pretrained=True` meaning what it means to `create_model`."""
+    """Build a registered network the way timm does; `pretrained=True` without a source takes torchvision's weights."""
     config = RESNETS[backbone]
     overlay = dict(pretrained_cfg_overlay or {})
     if isinstance(pretrained, (str, os.PathLike)):

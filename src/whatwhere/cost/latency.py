@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -57,10 +58,10 @@ def measure_latency(
         for index, (model, batch) in enumerate(zip(models, images, strict=True)):
             with undisturbed(model):
                 model.eval()
-                forward_ms = _milliseconds(lambda: _forward(model, batch), batch.device)  # noqa: B023
+                forward_ms = _milliseconds(partial(_forward, model, batch), batch.device)
                 model.train()
                 occupied_before = _reset_peak(batch.device)
-                training_ms = _milliseconds(lambda: _training_step(model, batch), batch.device)  # noqa: B023
+                training_ms = _milliseconds(partial(_training_step, model, batch), batch.device)
                 peaks[index] = _peak(model, batch, occupied_before)
             if round_index >= _WARM_UP_ROUNDS:
                 forward[index].append(forward_ms)
