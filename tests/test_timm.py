@@ -136,3 +136,86 @@ def test_layer_groups_cover_every_parameter():
     model = timm.create_model("cbam_resnext11_8x8d")
     groups = group_parameters(model, model.group_matcher(coarse=True))
     assert {name for names in groups.values() for name in names} == {name for name, _ in model.named_parameters()}
+
+
+def test_a_foreign_file_is_refused_whatever_its_number_of_classes(tmp_path):
+    torch.save({"backbone.conv.weight": torch.zeros(3), "fc.weight": torch.zeros(7, 512)}, tmp_path / "w.pth")
+    with pytest.raises(whatwhere.UserError, match="are not of this network"):
+        timm.create_model("cbam_resnext11_8x8d", pretrained=str(tmp_path / "w.pth"), num_classes=3)
+
+
+@pytest.mark.parametrize("start", ["paper", "identity"])
+def test_weights_from_a_url_keep_the_start_they_were_saved_with(start, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    source = timm.create_model("cbam_resnext11_8x8d", attention_kwargs={"start": start}).eval()
+    cache = tmp_path / "hub" / "checkpoints" / "w.pth"
+    cache.parent.mkdir(parents=True)
+    torch.save(source.state_dict(), cache)
+    overlay = {"url": "https://example.org/w.pth"}
+    model = timm.create_model("cbam_resnext11_8x8d", pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model(x), source(x))
+
+
+def test_weights_from_a_hub(monkeypatch):
+    source = timm.create_model("cbam_resnext11_8x8d", seed=1).eval()
+    asked = []
+
+    def fetch(*location, weights_only):
+        asked.append((location, weights_only))
+        return source.state_dict()
+
+    monkeypatch.setattr(timm.models, "load_state_dict_from_hf", fetch)
+    overlay = {"hf_hub_id": "someone/network", "hf_hub_filename": "w.safetensors"}
+    model = timm.create_model("cbam_resnext11_8x8d", pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model(x), source(x))
+    assert asked == [(("someone/network", "w.safetensors"), True)]
+
+
+def test_pretrained_features(tmp_path):
+    source = timm.create_model("cbam_resnext11_8x8d").eval()
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    x = torch.randn(2, 3, 32, 32)
+    for feature_cls in ("list", "getter", "fx", "hook"):
+        model = timm.create_model(
+            "cbam_resnext11_8x8d", features_only=True, pretrained=str(tmp_path / "w.pth"), feature_cls=feature_cls
+        )
+        assert torch.equal(model.eval()(x)[-1], source.forward_features(x)), feature_cls
+
+
+def test_intermediates():
+    model = timm.create_model("cbam_resnet18").eval()
+    x = torch.randn(2, 3, 64, 64)
+    last, features = model.forward_intermediates(x)
+    assert [feature.shape[1] for feature in features] == [64, 64, 128, 256, 512]
+    assert torch.equal(last, features[-1])
+    early = model.forward_intermediates(x, indices=[1, 2], stop_early=True, intermediates_only=True)
+    assert torch.equal(early[1], features[2])
+    assert model.prune_intermediate_layers([1, 2]) == [1, 2]
+    assert len(model.layer3) == 0
+    assert model(x).shape == (2, 128, 8, 8)
+
+
+@pytest.mark.parametrize(("name", "crop_pct"), [("cbam_resnet50", 0.965), ("se_resnet18", 0.875)])
+def test_crop_is_that_of_torchvisions_weights(name, crop_pct):
+    cfg = timm.create_model(name).default_cfg
+    preset = torchvision.models.get_model_weights(name.split("_")[1]).DEFAULT.transforms()
+    assert cfg["crop_pct"] == crop_pct
+    assert int(cfg["input_size"][1] / crop_pct) == preset.resize_size[0]
+
+
+def test_timms_words_for_norms():
+    model = timm.create_model("cbam_resnext11_8x8d", norm_layer="groupnorm", zero_init_last=True)
+    assert isinstance(model.layer1[0].bn3, torch.nn.GroupNorm)
+    assert model.layer1[0].bn3.weight.abs().sum() == 0
+
+
+def test_building_draws_one_seed_of_torchs_generator():
+    torch.manual_seed(5)
+    first = timm.create_model("resnext11_8x8d").state_dict()
+    after = torch.rand(())
+    torch.manual_seed(5)
+    second = whatwhere.create_model("resnext11_8x8d").state_dict()
+    assert all(torch.equal(value, first[key]) for key, value in second.items())
+    assert torch.rand(()) == after

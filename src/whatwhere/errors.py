@@ -5,6 +5,13 @@ class UserError(ValueError):
     """
 
 
+def check_integer(name: str, value: int, least: int = 1) -> None:
+    """Raise UserError unless `value` is an integer from `least` to 2**31 - 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+        kind = "a positive integer" if least == 1 else f"an integer of at least {least} and"
+        raise UserError(f"{name} must be {kind} below 2**31, got {value!r}")
+
+
 def nearest(word: str, candidates: list[str]) -> str:
     """Return `"; did you mean a, b?"` for the candidates closest to `word`, or `""` if none is close."""
     import difflib

@@ -60,10 +60,12 @@ def show(renderable: Any) -> None:
 
 
 def text(renderable: Any) -> str:
-    """Return what rich prints, as plain text."""
+    """Return what rich prints, as plain text: as wide as the terminal, or as need be where there is none."""
     import rich.console
 
-    target = rich.console.Console(file=io.StringIO(), width=_PIPED_WIDTH, color_system=None, force_terminal=False)
+    terminal = rich.console.Console()
+    width = terminal.width if terminal.is_terminal else _PIPED_WIDTH
+    target = rich.console.Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
     target.print(renderable)
     printed: str = target.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in printed.splitlines())

@@ -5,26 +5,30 @@ No name of timm's own is overwritten; `REGISTERED` lists what was added.
 
 from __future__ import annotations
 
-import functools
+import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import timm.models
 import torch
-from timm.layers import create_classifier
+import torchvision
+from timm.layers import create_classifier, get_norm_layer
 from timm.models import checkpoint_seq, register_model, resolve_pretrained_cfg
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from . import weights
 from .attention import ATTENTION
+from .errors import UserError
 from .models.initialization import initialize, resolve_seed
 from .models.resnet import RESNETS, ResNet, check_head
+from .randomness import seeded
 
 _IMAGENET = {
     "input_size": (3, 224, 224),
     "pool_size": (7, 7),
-    "crop_pct": 0.875,
     "interpolation": "bilinear",
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
@@ -45,15 +49,31 @@ class TimmResNet(ResNet):
     Args:
         in_chans: Channels of the images.
         global_pool: timm's pooling: "avg", "max", "avgmax", "catavgmax", or "" for none.
+        norm_layer: As of `ResNet`, or timm's name of a norm.
+        zero_init_last: timm's word for `zero_init_residual`.
+        seed: As of `ResNet`.
         **kwargs: As of `ResNet`.
     """
 
-    def __init__(self, *args: Any, in_chans: int = 3, global_pool: str = "avg", **kwargs: Any) -> None:
-        super().__init__(*args, in_channels=in_chans, **kwargs)
+    def __init__(
+        self,
+        *args: Any,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        norm_layer: Any = None,
+        zero_init_last: bool = False,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        seed = resolve_seed(seed)
+        if isinstance(norm_layer, str):
+            norm_layer = get_norm_layer(norm_layer)
+        kwargs = {"zero_init_residual": zero_init_last, **kwargs}
+        super().__init__(*args, in_channels=in_chans, norm_layer=norm_layer, seed=seed, **kwargs)
         del self.avgpool
         self.in_chans = in_chans
         self.grad_checkpointing = False
-        self._set_head(self.num_classes, global_pool, kwargs.get("seed"))
+        self._set_head(self.num_classes, global_pool, seed)
         stem_reduction = self.conv1.stride[0]
         self.feature_info = [{"num_chs": self.conv1.out_channels, "reduction": stem_reduction, "module": "relu"}]
         reduction = stem_reduction * (2 if isinstance(self.maxpool, nn.MaxPool2d) else 1)
@@ -63,9 +83,11 @@ class TimmResNet(ResNet):
     def _set_head(self, num_classes: int, global_pool: str, seed: int | None) -> None:
         check_head(num_classes, self.in_channels)
         self.num_classes = num_classes
-        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
+        seed = resolve_seed(seed)
+        with seeded(seed, "construction"):
+            self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        initialize(nn.ModuleDict({"fc": self.fc}), resolve_seed(seed))
+        initialize(nn.ModuleDict({"fc": self.fc}), seed)
         self.fc.to(self.conv1.weight.device, self.conv1.weight.dtype)
 
     def reset_classifier(  # type: ignore[override]  # timm's second argument is the pooling
@@ -83,6 +105,51 @@ class TimmResNet(ResNet):
             out: Tensor = checkpoint_seq(getattr(self, name), x)
             return out
         return super().forward_stage(name, x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Return the last features and the list of intermediate ones: the stem's (0) and each stage's (1, 2, ...).
+
+        Args:
+            x: Images.
+            indices: Which ones; an integer for the last so many, None for all.
+            norm: Without effect, as in timm's own ResNet.
+            stop_early: Leave out the stages behind the last one asked for.
+            output_fmt: "NCHW", the only one.
+            intermediates_only: Return the list alone.
+        """
+        if output_fmt != "NCHW":
+            raise UserError(f'output_fmt must be "NCHW", got {output_fmt!r}')
+        taken, last = feature_take_indices(len(self.feature_info), indices)
+        x = self.forward_stem(x)
+        intermediates = [x] if 0 in taken else []
+        x = self.maxpool(x)
+        for index, name in enumerate(self.stage_names[:last] if stop_early else self.stage_names, start=1):
+            x = self.forward_stage(name, x)
+            if index in taken:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Take out the stages behind the last of `indices`, and with `prune_head` the head; return the indices."""
+        taken, last = feature_take_indices(len(self.feature_info), indices)
+        for name in self.stage_names[last:]:
+            setattr(self, name, nn.Sequential())
+        if last < len(self.stage_names):
+            self.num_features = self.feature_info[last]["num_chs"]
+        if prune_head or last < len(self.stage_names):
+            self.reset_classifier(0, "")
+        kept: list[int] = taken
+        return kept
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.dropout(self.global_pool(x))
@@ -112,48 +179,54 @@ def _build(
     overlay = dict(pretrained_cfg_overlay or {})
     if isinstance(pretrained, (str, os.PathLike)):
         overlay["file"], pretrained = os.fspath(pretrained), True
+    source, state = "", None
     if pretrained:
-        overlay["state_dict"] = state = _pretrained_state(name, backbone, pretrained_cfg, overlay)
-        if state is not None and "fc.weight" in state:
-            # without it timm would take the file's classifier for one of 1000 classes and drop any other
-            overlay["num_classes"] = state["fc.weight"].shape[0]
-        if own_attention is not None and (state is None or weights.starts_as_identity(state)):
+        source, state = _pretrained_state(name, backbone, pretrained_cfg, overlay)
+        if own_attention is not None and weights.starts_as_identity(state):
             kwargs["attention_kwargs"] = {"start": "identity", **kwargs.get("attention_kwargs", {})}
     if own_attention is not None:
         kwargs["attention"] = own_attention
-    model: Any = timm.models.build_model_with_cfg(
-        functools.partial(TimmResNet, **config),
+
+    def construct(**arguments: Any) -> TimmResNet:
+        seed = resolve_seed(arguments.pop("seed", None))
+        with seeded(seed, "construction"):
+            model = TimmResNet(**config, **arguments, seed=seed)
+        # here rather than by timm, which lets missing keys pass where the number of classes differs
+        if state is not None:
+            weights.load_pretrained(model, state, source)
+        return model
+
+    model: nn.Module = timm.models.build_model_with_cfg(
+        construct,
         name,
-        pretrained,
+        pretrained=False,
         pretrained_cfg=pretrained_cfg,
         pretrained_cfg_overlay=overlay,
-        pretrained_filter_fn=_keep_new_attention,
         feature_cfg={"out_indices": tuple(range(len(config["layers"]) + 1))},
         **kwargs,
     )
-    model.pretrained_cfg.pop("state_dict", None)  # the model holds these weights now
-    network: nn.Module = model
-    return network
+    return model
 
 
 def _pretrained_state(
     name: str, backbone: str, pretrained_cfg: Any, overlay: dict[str, Any]
-) -> weights.StateDict | None:
-    """Return the state dict to load, or None where only timm can fetch it (a URL or a hub)."""
+) -> tuple[str, weights.StateDict]:
+    """Return where the weights come from and the weights: of the configuration's source, by default torchvision's."""
     resolved = resolve_pretrained_cfg(name, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=overlay)
     if resolved.state_dict:
-        return dict(resolved.state_dict)
+        return "pretrained_cfg", dict(resolved.state_dict)
     if resolved.file:
-        return weights.read_state_dict(resolved.file)
-    if resolved.url or resolved.hf_hub_id:
-        return None
-    return weights.torchvision_state_dict(backbone)
-
-
-def _keep_new_attention(state: weights.StateDict, model: nn.Module) -> weights.StateDict:
-    if weights.has_attention(state):
-        return state
-    return {**{key: value for key, value in model.state_dict().items() if weights.is_attention_key(key)}, **state}
+        folder = Path(resolved.file)  # of the form local-dir:, else the file itself
+        found = [file for file in (folder / "model.safetensors", folder / "pytorch_model.bin") if file.exists()]
+        path = found[0] if found else folder
+        return str(path), weights.read_state_dict(path)
+    if resolved.hf_hub_id:
+        filename = (resolved.hf_hub_filename,) if resolved.hf_hub_filename else ()
+        state = timm.models.load_state_dict_from_hf(resolved.hf_hub_id, *filename, weights_only=True)
+        return resolved.hf_hub_id, dict(state)
+    if resolved.url:
+        return resolved.url, weights.state_dict_from_url(resolved.url)
+    return f"torchvision's {backbone}", weights.torchvision_state_dict(backbone)
 
 
 def _register(name: str, backbone: str, attention: str | None) -> None:
@@ -170,6 +243,16 @@ def _lacking() -> dict[str, tuple[str, str | None]]:
     return {name: parts for name, parts in names.items() if not timm.models.is_model(name)}
 
 
+def _crop_pct(backbone: str) -> float:
+    """Return the share of the resized image that torchvision's best weights of `backbone` were evaluated on."""
+    if backbone not in torchvision.models.list_models(torchvision.models):
+        return 0.875
+    preset = torchvision.models.get_model_weights(backbone).DEFAULT.transforms()
+    # down, so that timm's floor(crop / crop_pct) gives the size back
+    crop_pct: float = math.floor(1000 * preset.crop_size[0] / preset.resize_size[0]) / 1000
+    return crop_pct
+
+
 _NEW = _lacking()
 default_cfgs: dict[str, Any] = timm.models.generate_default_cfgs(
     {
@@ -178,7 +261,7 @@ default_cfgs: dict[str, Any] = timm.models.generate_default_cfgs(
             "first_conv": "conv1",
             "classifier": "fc",
             "license": "apache-2.0",
-            **(_CIFAR if RESNETS[backbone].get("stem") == "cifar" else _IMAGENET),
+            **(_CIFAR if RESNETS[backbone].get("stem") == "cifar" else _IMAGENET | {"crop_pct": _crop_pct(backbone)}),
         }
         for name, (backbone, _) in _NEW.items()
     }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import re
 import urllib.error
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from .errors import UserError
 
 StateDict = dict[str, Tensor]
 
-_WRAPPERS = ("state_dict", "model", "model_state_dict")
+# averaged weights, where a file has both, are what was evaluated: first timm's and torchvision's names of them
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
+_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 _ATTENTION_KEY = re.compile(r"(^|\.)attention\.")
 _IDENTITY_KEY = re.compile(r"(^|\.)attention\.mix$")
 
@@ -25,8 +28,9 @@ _IDENTITY_KEY = re.compile(r"(^|\.)attention\.mix$")
 def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     """Read the tensors of a .safetensors file or of a PyTorch checkpoint.
 
-    A checkpoint is read with `weights_only=True`; tensors inside "state_dict", "model" or "model_state_dict" are found,
-    and the prefix "module." of DataParallel is taken off.
+    A checkpoint is read with `weights_only=True`. Tensors inside "state_dict", "model" or "model_state_dict" are found,
+    averaged ones ("state_dict_ema", "model_ema") before them, and the prefixes "module." of DataParallel and
+    "_orig_mod." of torch.compile taken off.
 
     Raises:
         UserError: No such file, or not a sound file of tensors.
@@ -38,36 +42,59 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
         found = False
     if not found:
         raise UserError(f"no weights file {os.fspath(path)!r}; give a .safetensors or .pth file")
-    content: Any
+    return _state_dict_in(_content(file), os.fspath(path))
+
+
+def _content(file: Path) -> Any:
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            content = load_file(file)
-        else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            return load_file(file)
+        # training scripts keep their arguments beside the weights: a plain holder of values, harmless to build
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(file, map_location="cpu", weights_only=True)
     # a damaged or hostile file can make the readers raise nearly anything
     except Exception as error:
         raise UserError(
-            f"cannot read weights from {os.fspath(path)!r}: it is damaged or holds more than tensors, and nothing in "
+            f"cannot read weights from {str(file)!r}: it is damaged or holds more than tensors, and nothing in "
             "it is executed; save model.state_dict() with safetensors or torch.save"
         ) from error
 
+
+def _state_dict_in(content: Any, path: str) -> StateDict:
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
             break
+    if isinstance(content, Mapping) and "n_averaged" in content:  # the counter of torch's AveragedModel
+        content = {key: value for key, value in content.items() if key != "n_averaged"}
     if not isinstance(content, Mapping) or not content:
-        raise UserError(f"{os.fspath(path)!r} holds no state dict (names to tensors)")
+        raise UserError(f"{path!r} holds no state dict (names to tensors)")
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise UserError(f"{os.fspath(path)!r} holds no state dict: its entry {key!r} is a {type(value).__name__}")
+            raise UserError(f"{path!r} holds no state dict: its entry {key!r} is a {type(value).__name__}")
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
-            raise UserError(f"{os.fspath(path)!r} holds a sparse, quantized or empty tensor: {key!r}")
+            raise UserError(f"{path!r} holds a sparse, quantized or empty tensor: {key!r}")
         if value.is_floating_point() and not value.float().isfinite().all():
-            raise UserError(f"{os.fspath(path)!r} holds weights that are NaN or infinite: {key!r}")
-    prefix = "module." if all(key.startswith("module.") for key in content) else ""
-    return {key.removeprefix(prefix): value for key, value in content.items()}
+            raise UserError(f"{path!r} holds weights that are NaN or infinite: {key!r}")
+    return _without_prefixes(dict(content))
+
+
+def _without_prefixes(state: StateDict) -> StateDict:
+    for prefix in _PREFIXES:
+        if all(key.startswith(prefix) for key in state):
+            return _without_prefixes({key.removeprefix(prefix): value for key, value in state.items()})
+    return state
+
+
+def state_dict_from_url(url: str) -> StateDict:
+    """Return the state dict at `url`, from torch's cache or downloaded, read without executing anything in it.
+
+    Raises:
+        UserError: It can be neither found nor downloaded.
+    """
+    return _fetched(url, lambda: torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True))
 
 
 def torchvision_state_dict(backbone: str) -> StateDict:
@@ -83,12 +110,19 @@ def torchvision_state_dict(backbone: str) -> StateDict:
     except ValueError:
         raise UserError(f"torchvision publishes no weights for {backbone}; give a file, pretrained=PATH") from None
     best = published.DEFAULT
+    return _fetched(
+        f"torchvision's weights of {backbone} ({best.url})",
+        lambda: best.get_state_dict(progress=True, check_hash=True, weights_only=True),
+    )
+
+
+def _fetched(what: str, fetch: Callable[[], Any]) -> StateDict:
     try:
-        return dict(best.get_state_dict(progress=True, check_hash=True, weights_only=True))
-    except (urllib.error.URLError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        return dict(fetch())
+    except (urllib.error.URLError, OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"cannot get torchvision's weights of {backbone} ({best.url}): {error}; "
-            "download the file elsewhere and give it as pretrained=PATH"
+            f"cannot get {what}: {reason}; download the file elsewhere and give it as pretrained=PATH"
         ) from error
 
 
@@ -114,7 +148,7 @@ def load_pretrained(model: nn.Module, state: StateDict, source: str) -> None:
     """Load `state` into `model`, all of it or nothing.
 
     The classifier is skipped if its number of classes differs, and the first convolution adapted if its number of
-    input channels does. Attention may be missing altogether.
+    input channels does. The classifier and the attention may be missing altogether.
 
     Raises:
         UserError: Any other key missing, unexpected or of another shape; the model is left as it was.
@@ -123,11 +157,10 @@ def load_pretrained(model: nn.Module, state: StateDict, source: str) -> None:
     state = dict(state)
     if "conv1.weight" in own and "conv1.weight" in state:
         state["conv1.weight"] = _adapt_input(state["conv1.weight"], own["conv1.weight"].shape)
+    classifier = {"fc.weight", "fc.bias"}
     if _is_other_classifier(state, own):
-        state = {key: value for key, value in state.items() if key not in ("fc.weight", "fc.bias")}
-        optional = {"fc.weight", "fc.bias"}
-    else:
-        optional = set()
+        state = {key: value for key, value in state.items() if key not in classifier}
+    optional = set() if classifier & state.keys() else classifier
     if not has_attention(state):
         optional |= set(filter(is_attention_key, own))
     optional |= {key for key in own if key.endswith("num_batches_tracked")}

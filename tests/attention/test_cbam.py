@@ -78,7 +78,12 @@ def test_computes_the_formula_for_any_options(
 def test_gradcheck(pools, arrangement, training):
     module = CBAM(5, reduction=2, pools=pools, arrangement=arrangement, kernel_size=3).double().train(training)
     x = torch.randn(2, 5, 4, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(module, (x,))
+    names, values = zip(*module.named_parameters(), strict=True)
+
+    def run(x, *values):
+        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(run, (x, *(value.detach().clone().requires_grad_() for value in values)))
 
 
 def timm_pair(channels, **kwargs):
@@ -247,6 +252,8 @@ def test_norm_may_be_any_module_or_none():
         ({"maps": ("min",)}, "maps must list one or more of max, mean"),
         ({"kernel_size": 4}, "kernel_size must be odd"),
         ({"kernel_size": 0}, "kernel_size must be a positive integer"),
+        ({"kernel_size": 2**40 + 1}, "kernel_size must be a positive integer below"),
+        *[({"reduction": value}, "reduction must be a positive number") for value in (0, -16, "16", float("nan"))],
         ({"arrangement": "both"}, "arrangement must be one of channel_first, spatial_first, parallel"),
         ({"form": "paper"}, "form must be one of official, timm"),
         ({"start": "zero"}, "start must be one of paper, identity"),

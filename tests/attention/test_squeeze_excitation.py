@@ -4,7 +4,7 @@ import torch
 import torchvision
 
 from numerics import gate as numpy_gate
-from whatwhere import SqueezeExcitation
+from whatwhere import SqueezeExcitation, UserError
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -35,3 +35,9 @@ def test_ignores_the_arrangement_of_pixels():
     module = SqueezeExcitation(16).double()
     x = torch.randn(2, 16, 4, 4, dtype=torch.float64)
     torch.testing.assert_close(module(x.flip(3)), module(x).flip(3))
+
+
+@pytest.mark.parametrize("reduction", [0, -16, "16", float("nan"), float("inf")])
+def test_refuses_impossible_reduction(reduction):
+    with pytest.raises(UserError, match="reduction must be a positive number"):
+        SqueezeExcitation(64, reduction=reduction)

@@ -74,7 +74,8 @@ def test_summary_as_tables(whatwhere):
         (("summary", "resnet18", "--input", "3x224x" + "9" * 5000), "--input must be"),
         (("summary", "resnet18", "--input", "3x16x16"), "give a batch of 2 or more"),
         (("summary", "resnet18", "--batch", "0"), "--batch"),
-        (("summary", "resnet18", "--batch", "9" * 25), "no memory for an input of shape"),
+        (("summary", "resnet18", "--batch", "9" * 25), "batch_size must be a positive integer"),
+        (("summary", "resnet18", "--batch", "999999999"), "no memory for an input of shape"),
         (("summary", "resnet18", "--classes", "9" * 25), "num_classes must be an integer"),
         (("summary", "resnet18", "--classes", "0"), "--classes"),
         (("summary", "resnet18", "--depth", "0"), "--depth"),
@@ -82,6 +83,9 @@ def test_summary_as_tables(whatwhere):
         (("summary",), "Missing argument"),
         (("models", "zzz*"), "no model matches 'zzz*'"),
         (("sumary",), "No such command"),
+        (("summary", "resnet18", "--classes", "many"), "--classes"),
+        (("summary", "resnet18", "--deep"), "--deep"),
+        (("demo", "--out", ""), "--out is empty"),
         (("demo", "--out", "/dev/null/demo"), "cannot write to '/dev/null/demo'"),
     ],
 )
@@ -90,6 +94,8 @@ def test_bad_input_is_one_sentence_and_status_2(whatwhere, arguments, sentence):
     assert status == 2
     assert sentence in err
     assert "Traceback" not in err
+    assert err.startswith("whatwhere: ")
+    assert err.count("\n") == 1
     assert out == ""
 
 
@@ -166,3 +172,9 @@ def test_help_does_not_import_torch():
 def test_runs_as_a_module_and_as_a_script(command):
     done = subprocess.run([*command, "--version"], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "0.1.0"
+
+
+def test_without_a_command_comes_the_help(whatwhere):
+    status, out, err = whatwhere()
+    assert (status, out) == (2, "")
+    assert "Usage: whatwhere" in err

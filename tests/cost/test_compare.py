@@ -1,13 +1,17 @@
 import csv
 import io
 import json
+import os
 import pathlib
+import subprocess
+import sys
 from collections import OrderedDict
 
 import pytest
 from torch import nn
 
 from whatwhere import UserError, compare_costs, cost, create_model
+from whatwhere.cost.result import format_figure
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 
@@ -105,3 +109,57 @@ def test_nothing_is_cut_short_however_long_the_names():
     assert "a_very_long_name_" * 8 in str(result)
     assert "network_" * 20 in str(result)
     assert "…" not in str(result)
+
+
+def test_csv_names_what_was_not_counted():
+    class Sorting(nn.Module):
+        def forward(self, x):
+            return x.sort().values
+
+    result = cost(Sorting(), (3, 8, 8))
+    assert "(not counted),aten.sort,1 x" in result.to_csv().splitlines()
+    assert "(not counted),aten.sort,,calls,1,1,0,1.0" in compare_costs(result, result).to_csv().splitlines()
+
+
+def test_an_unknown_figure_names_the_known_ones(comparison):
+    for part in (comparison, comparison.layers[0]):
+        with pytest.raises(UserError, match="no figure 'parameters'; known: num_params, macs"):
+            part["parameters"]
+
+
+def test_layers_that_cost_nothing_are_no_news():
+    a = cost(nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 3, 1))), (3, 8, 8))
+    b = cost(nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 3, 1), extra=nn.Flatten())), (3, 8, 8))
+    assert "added" not in str(compare_costs(a, b))
+
+
+def test_folds_to_the_width_of_a_terminal():
+    code = (
+        "from torch import nn; from whatwhere import cost, compare_costs\n"
+        "c = cost(nn.Sequential(nn.Linear(3, 3)), (3,), name='network_' * 9); print(compare_costs(c, c))"
+    )
+    child, terminal = os.openpty()
+    environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm"}
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=terminal, env=environment)
+    os.close(terminal)
+    printed = b""
+    while True:
+        try:
+            piece = os.read(child, 4096)
+        except OSError:  # the end of a terminal whose other side has closed
+            break
+        printed += piece
+    assert process.wait() == 0
+    lines = printed.decode().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) > 20
+
+
+def test_the_readmes_table():
+    readme = (pathlib.Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
+    names = ("resnext50_32x4d", "cbam_resnext50_32x4d")
+    result = compare_costs(*(cost(create_model(name, seed=0), name=name) for name in names))
+    for metric in ("num_params", "macs", "other_flops", "saved_bytes"):
+        value = result[metric]
+        a, b = (format_figure(metric, figure) for figure in (value.a, value.b))
+        assert f"| {a} | {b} | x{value.ratio:.3f} |" in readme

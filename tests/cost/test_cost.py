@@ -2,38 +2,12 @@ import dataclasses
 import json
 
 import pytest
-import timm
 import torch
 import torchvision
 from torch import nn
 
 from whatwhere import UserError, cost, create_model
 from whatwhere.cost import measure_latency
-
-PAPER_GMACS = {  # the CBAM paper's Table 4, "GFLOPs": base, +SE, +CBAM
-    "resnet18": (1.814, 1.814, 1.815),
-    "resnet34": (3.664, 3.664, 3.665),
-    "resnet50": (3.858, 3.860, 3.864),
-    "resnet101": (7.570, 7.575, 7.581),
-    "wide_resnet18_1_5": (3.866, 3.867, 3.868),
-    "wide_resnet18_2": (6.696, 6.696, 6.697),
-    "resnext50_32x4d": (3.768, 3.771, 3.774),
-    "resnext101_32x4d": (7.508, 7.512, 7.519),
-}
-
-
-@pytest.mark.parametrize(("name", "expected"), PAPER_GMACS.items())
-def test_macs_are_those_of_the_papers_table(name, expected):
-    options = {} if "18" in name or "34" in name else {"stride_in_1x1": True}
-    macs = [cost(create_model(prefix + name, **options)).total.macs for prefix in ("", "se_", "cbam_")]
-    assert [round(value / 1e9, 3) for value in macs] == list(expected)
-
-
-@pytest.mark.parametrize(("name", "gmacs"), [("cbam_resnet50", 4.0956), ("cbam_resnext50_32x4d", 4.2369)])
-def test_macs_with_the_stride_in_the_3x3(name, gmacs):
-    total = cost(create_model(name)).total
-    assert round(total.macs / 1e9, 4) == gmacs
-    assert total.flops == 2 * total.macs
 
 
 def test_every_figure_of_a_small_network_worked_by_hand():
@@ -89,171 +63,6 @@ def test_a_container_costs_what_is_inside_it():
         )
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnext50_32x4d"])
-def test_plain_network_keeps_no_more_than_torchvisions(name):
-    saved = [
-        cost(model, (3, 64, 64), batch_size=2).total.saved_bytes
-        for model in (create_model(name), torchvision.models.get_model(name))
-    ]
-    assert saved[0] <= saved[1]
-
-
-def test_saved_bytes_agree_with_storages_found_by_hooks_alone():
-    model = create_model("cbam_resnext11_8x8d", num_classes=10, seed=0)
-    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    storages = {}
-
-    def pack(tensor):
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = model.train()(images)
-    for tensor in (*model.parameters(), *model.buffers()):
-        storages.pop(tensor.untyped_storage().data_ptr(), None)
-    expected = sum(storage.nbytes() for storage in storages.values())
-    assert out.requires_grad
-    assert cost(model, (3, 32, 32), batch_size=2).total.saved_bytes == expected
-
-
-class KeepsAnAttribute(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.doubled = [x * 2]
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * ctx.doubled[0]
-
-
-class SavesTheProperWay(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x * 2)
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * ctx.saved_tensors[0]
-
-
-@pytest.mark.parametrize("function", [KeepsAnAttribute, SavesTheProperWay])
-def test_tensors_kept_by_custom_functions_are_found(function):
-    class Custom(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale = nn.Parameter(torch.ones(()))
-
-        def forward(self, x):
-            return function.apply(x + self.scale)
-
-    assert cost(Custom(), (7,), batch_size=3).total.saved_bytes == 4 * 21
-
-
-def test_a_branch_that_is_thrown_away_keeps_nothing():
-    class Wasteful(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.used, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
-
-        def forward(self, x):
-            torch.exp(self.unused(x))
-            return self.used(x)
-
-    assert cost(Wasteful(), (4,), batch_size=2).total.saved_bytes == 4 * 8
-
-
-def test_checkpointed_blocks_keep_their_input_alone():
-    import whatwhere.timm  # noqa: F401
-
-    model = timm.create_model("cbam_resnext11_8x8d", num_classes=10)
-    full = cost(model, (3, 32, 32), batch_size=2).total.saved_bytes
-    model.set_grad_checkpointing()
-    assert cost(model, (3, 32, 32), batch_size=2).total.saved_bytes < full / 3
-
-
-def test_saved_bytes_come_from_a_run_without_module_hooks():
-    seen = []
-
-    class Spy(nn.Linear):
-        def forward(self, x):
-            if self.training:
-                seen.append(len(self._forward_hooks) + len(self._forward_pre_hooks))
-            return super().forward(x)
-
-    cost(Spy(3, 3), (3,))
-    assert seen == [0]
-
-
-def test_what_cannot_be_counted_is_named():
-    class Sorting(nn.Module):
-        def forward(self, x):
-            return x.sort().values.cos().topk(2).values
-
-    result = cost(Sorting(), (3, 8, 8))
-    assert set(result.uncounted) == {"aten.topk", "aten.sort"}
-    assert "not counted among the FLOPs of Sorting: aten.sort (1 x), aten.topk (1 x)" in str(result)
-
-
-@pytest.mark.parametrize(
-    ("module", "flops"),
-    [
-        (nn.MaxPool2d(3, 2, 1), 9 * 2 * 4 * 4),
-        (nn.AvgPool2d(2), 4 * 2 * 4 * 4),
-        (nn.AdaptiveAvgPool2d(1), 2 * 64),
-        (nn.AdaptiveAvgPool2d(3), 2 * 64),
-        (nn.Sigmoid(), 2 * 64),
-        (nn.Hardswish(), 2 * 64),
-        (nn.Softmax(1), 5 * 2 * 64),
-        (nn.GroupNorm(1, 2), 7 * 2 * 64),
-        (nn.LayerNorm(8), 7 * 2 * 64),
-        (nn.InstanceNorm2d(2), 7 * 2 * 64),
-        (nn.Upsample(scale_factor=2), 0),
-        (nn.Upsample(scale_factor=2, mode="bilinear"), 7 * 2 * 256),
-        (nn.ZeroPad2d(1), 0),
-        (nn.PixelUnshuffle(2), 0),
-        (nn.Dropout(0.5), 0),
-        (nn.PReLU(), 2 * 64),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
-)
-def test_flops_of_everything_else(module, flops):
-    result = cost(module, (2, 8, 8))
-    assert result.uncounted == {}
-    assert result.total.other_flops == flops
-    assert result.total.macs == 0
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["mobilenetv3_small_050", "efficientnet_b0", "convnext_atto", "regnety_002", "densenet121", "resnest14d", "vgg11"],
-)
-def test_networks_of_others_are_counted_whole(name):
-    result = cost(timm.create_model(name), (3, 64, 64), batch_size=2)
-    assert result.uncounted == {}
-    assert result.total.macs > 0
-    assert result.total.num_params == sum(p.numel() for p in timm.create_model(name).parameters())
-
-
-def test_macs_agree_with_torchs_own_counter():
-    from torch.utils.flop_counter import FlopCounterMode
-
-    model = timm.create_model("vit_tiny_patch16_224").eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.randn(1, 3, 224, 224))
-    assert cost(model).total.flops == counter.get_total_flops()
-
-
-def test_multi_head_attention_is_counted_on_its_plain_path():
-    encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-    result = cost(encoder, (5, 16))
-    # four projections, the two products of attention, two feed-forward layers
-    assert result.total.macs == 5 * 4 * 16 * 16 + 2 * 5 * 5 * 16 + 2 * 5 * 16 * 32
-    assert result.uncounted == {}
-    assert torch.backends.mha.get_fastpath_enabled()
-
-
 def test_what_the_model_costs_itself_has_a_row():
     class Scaled(nn.Module):
         def __init__(self):
@@ -268,67 +77,6 @@ def test_what_the_model_costs_itself_has_a_row():
     assert result.own.num_params == 3
     assert "(model itself)" in str(result)
     assert result.own.num_params + sum(layer.total.num_params for layer in result.layers) == result.total.num_params
-
-
-def test_leaves_the_model_as_it_was():
-    model = create_model("cbam_resnext11_8x8d", num_classes=10, drop_rate=0.5)
-    model.layer1.eval()
-    model(torch.randn(2, 3, 16, 16)).sum().backward()
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    gradients = {key: value.grad.clone() for key, value in model.named_parameters()}
-    modes = [module.training for module in model.modules()]
-    random_state = torch.get_rng_state()
-    cost(model, (3, 16, 16), batch_size=2, latency=True)
-    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    assert all(torch.equal(value.grad, gradients[key]) for key, value in model.named_parameters())
-    assert [module.training for module in model.modules()] == modes
-    assert torch.equal(torch.get_rng_state(), random_state)
-    assert not any(module._forward_hooks for module in model.modules())
-
-
-class Counting(nn.Module):
-    """Reassigns, adds and resizes buffers in forward, and may fail after that."""
-
-    def __init__(self, fails=False):
-        super().__init__()
-        self.fails = fails
-        self.register_buffer("count", torch.zeros(1))
-        self.register_buffer("wide", torch.zeros(1).expand(4))
-        self.register_buffer("grown", torch.zeros(2))
-        self.linear = nn.Linear(3, 3)
-
-    def forward(self, x):
-        self.count = self.count + 1
-        self.register_buffer("late", torch.ones(1))
-        self.grown.resize_(5).fill_(1)
-        if self.fails:
-            raise KeyError("no luck")
-        return self.linear(x)
-
-
-@pytest.mark.parametrize("fails", [True, False])
-def test_restores_buffers_that_forward_replaces_and_gradients_even_when_it_fails(fails):
-    model = Counting(fails)
-    model.linear.weight.grad = torch.ones(3, 3)
-    if fails:
-        with pytest.raises(UserError, match="does not fit the model"):
-            cost(model, (3,))
-    else:
-        cost(model, (3,), latency=True)
-    assert {name: tuple(buffer.shape) for name, buffer in model.named_buffers()} == {
-        "count": (1,),
-        "wide": (4,),
-        "grown": (2,),
-    }
-    assert all(buffer.abs().sum() == 0 for buffer in model.buffers())
-    assert torch.equal(model.linear.weight.grad, torch.ones(3, 3))
-
-
-def test_lazy_layers_are_refused_and_stay_lazy():
-    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(4))
-    with pytest.raises(UserError, match="run one batch through it first"):
-        cost(model, (3, 8, 8))
-    assert isinstance(model[1], nn.LazyLinear)
 
 
 def test_within_inference_mode_the_figures_are_the_same():
@@ -388,12 +136,13 @@ def test_latency_on_request():
 @pytest.mark.parametrize(
     ("size", "batch", "sentence"),
     [
-        ((3, 0, 8), 1, "input_size must be positive integers"),
+        ((3, 0, 8), 1, "each size in input_size, .* must be a positive integer"),
         ((), 1, "input_size must be positive integers"),
-        ((3, 10**30, 8), 1, "no memory for an input of shape"),
-        ((3, 8.5, 8), 1, "input_size must be positive integers"),
+        ((3, 10**30, 8), 1, "each size in input_size, .* must be a positive integer below"),
+        ((3, 2**30, 2**30), 1, "no memory for an input of shape"),
+        ((3, 8.5, 8), 1, "each size in input_size, .* must be a positive integer"),
         (224, 1, "input_size must be positive integers"),
-        ((3, 8, 8), 0, "batch_size must be an integer of at least 1, got 0"),
+        ((3, 8, 8), 0, "batch_size must be a positive integer below .*, got 0"),
     ],
 )
 def test_impossible_sizes(size, batch, sentence):
@@ -460,3 +209,10 @@ def test_peak_memory_on_a_gpu():
     model = create_model("cbam_resnext11_8x8d", num_classes=10).cuda()
     result = cost(model, (3, 32, 32), batch_size=8, latency=True)
     assert result.latency.peak_memory_bytes > result.total.param_bytes + result.total.saved_bytes / 2
+
+
+def test_whatever_the_default_device_is():
+    model = create_model("resnext11_8x8d", seed=0)
+    expected = cost(model, (3, 32, 32)).total
+    with torch.device("meta"):
+        assert cost(model, (3, 32, 32)).total == expected

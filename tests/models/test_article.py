@@ -57,3 +57,8 @@ def test_ends_in_probabilities():
 def test_says_that_it_takes_one_size_only():
     with pytest.raises(UserError, match=r"\(N, 3, 224, 224\) only.*got \(1, 3, 256, 256\)"):
         create_model("article_resnext50")(torch.randn(1, 3, 256, 256))
+
+
+def test_needs_a_class():
+    with pytest.raises(UserError, match="num_classes must be a positive integer"):
+        create_model("article_resnext50", num_classes=0)

@@ -1,3 +1,4 @@
+import argparse
 import pickle
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from whatwhere import UserError, create_model, list_models
+from whatwhere import CBAM, UserError, create_model, list_models
 
 BACKBONE = "resnext11_8x8d"
 
@@ -194,3 +195,84 @@ def test_says_which_keys_do_not_fit(tmp_path, published):
     torch.save({**state, "head.weight": torch.zeros(1)}, tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"1 missing \(layer1.0.conv2.weight\); 1 unexpected \(head.weight\)"):
         create_model(BACKBONE, num_classes=10, pretrained=tmp_path / "w.pth")
+
+
+class StartsAsIdentity(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x):
+        return x + self.conv(x)
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [CBAM, lambda channels: CBAM(channels, start="identity"), StartsAsIdentity, lambda c: nn.Conv2d(c, c, 1)],
+    ids=["gate", "gate that starts as identity", "module that starts as identity", "module"],
+)
+def test_attention_of_ones_own_behind_pretrained_weights_learns(attention, file, images):
+    model = create_model(BACKBONE, num_classes=10, pretrained=file, attention=attention)
+    plain = create_model(BACKBONE, num_classes=10, pretrained=file)
+    assert torch.equal(model.eval()(images), plain.eval()(images))
+    optimizer = torch.optim.SGD(model.train().parameters(), 0.05)
+    for _ in range(2):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), torch.arange(3)).backward()
+        optimizer.step()
+    own = {name: p for name, p in model.named_parameters() if ".attention." in name}
+    assert own
+    assert [name for name, p in own.items() if p.grad.abs().sum() == 0] == []
+    assert not any(".attention.attention.what" in name for name in own)
+
+
+def test_identity_start_of_a_gate_that_was_given_comes_back(file, tmp_path, images):
+    build = {"num_classes": 10, "attention": CBAM}
+    source = create_model(BACKBONE, pretrained=file, **build)
+    for name, parameter in source.named_parameters():
+        if name.endswith(".mix"):
+            nn.init.constant_(parameter, 0.3)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    model = create_model(BACKBONE, pretrained=tmp_path / "w.pth", **build)
+    assert torch.equal(model.eval()(images), source.eval()(images))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"state_dict": state, "args": argparse.Namespace(model="resnet18", lr=0.1), "epoch": 3},
+        lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
+        lambda state: {"model": {f"module._orig_mod.{key}": value for key, value in state.items()}},
+        lambda state: {"state_dict": {key: value * 0 for key, value in state.items()}, "state_dict_ema": state},
+        lambda state: {
+            "model": {key: value * 0 for key, value in state.items()},
+            "model_ema": {"n_averaged": torch.tensor(5)} | {f"module.{key}": value for key, value in state.items()},
+        },
+    ],
+    ids=["timm's arguments", "torch.compile", "compiled in DDP", "timm's average", "torchvision's average"],
+)
+def test_reads_what_training_scripts_write(wrap, published, tmp_path, images):
+    torch.save(wrap(published.state_dict()), tmp_path / "w.pth")
+    model = create_model(BACKBONE, num_classes=10, pretrained=tmp_path / "w.pth").eval()
+    assert torch.equal(model(images), published.eval()(images))
+
+
+def test_a_file_without_a_classifier_keeps_a_fresh_one(published, tmp_path, images):
+    state = {key: value for key, value in published.state_dict().items() if not key.startswith("fc.")}
+    torch.save(state, tmp_path / "w.pth")
+    model = create_model(BACKBONE, num_classes=10, pretrained=tmp_path / "w.pth", seed=1).eval()
+    assert torch.equal(model.fc.weight, create_model(BACKBONE, num_classes=10, seed=1).fc.weight)
+    assert torch.equal(model.forward_features(images), published.eval().forward_features(images))
+
+
+@pytest.mark.parametrize("name", [[], 3, None])
+def test_a_name_that_is_none(name):
+    with pytest.raises(UserError, match="unknown model"):
+        create_model(name)
+
+
+def test_a_pattern_that_is_none():
+    with pytest.raises(UserError, match="the pattern must be a string"):
+        list_models(3)

@@ -251,7 +251,7 @@ def test_names_the_layer_that_refuses_an_input(shape):
         ({"num_classes": "10"}, "num_classes must be an integer of at least 0"),
         ({"num_classes": 10**20}, r"num_classes must be an integer of at least 0 and below 2\*\*31"),
         ({"norm_layer": 3}, "norm_layer must build a norm"),
-        ({"in_channels": 0}, "in_channels must be an integer of at least 1"),
+        ({"in_channels": 0}, "in_channels must be a positive integer"),
         ({"drop_rate": "half"}, "drop_rate must be at least 0 and below 1, got 'half'"),
         (
             {"attention": "cbam", "attention_kwargs": 5},
@@ -265,7 +265,7 @@ def test_names_the_layer_that_refuses_an_input(shape):
         ({"attention": "cbma"}, "unknown attention 'cbma'; did you mean cbam"),
         ({"attention": CBAM(64)}, "attention must be a name or a callable"),
         ({"attention": lambda channels: channels}, "attention must build a torch.nn.Module"),
-        ({"attention": "cbam", "attention_kwargs": {"ratio": 16}}, "do not fit the attention"),
+        ({"attention": "cbam", "attention_kwargs": {"ratio": 16}}, "the attention cannot be built from"),
         ({"attention_kwargs": {"reduction": 8}}, "without an attention"),
         ({"num_clases": 3}, "takes no argument 'num_clases'; did you mean num_classes"),
     ],
@@ -282,3 +282,49 @@ def test_backward_and_memory_format():
     expected = model(x)
     model = model.to(memory_format=torch.channels_last)
     torch.testing.assert_close(model(x.to(memory_format=torch.channels_last)), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"groups": 0}, "groups must be a positive integer"),
+        ({"width_per_group": "4"}, "width_per_group must be a positive integer"),
+        ({"width_per_group": 1}, "width_per_group 1 leaves no channel in a stage of 32 planes"),
+        ({"stem_channels": 0}, "stem_channels must be a positive integer"),
+        ({"widths": 5}, "widths must be a sequence"),
+        ({"widths": (1.5, 2, 3)}, "each entry of widths must be a positive integer"),
+        ({"layers": (1, 0, 1)}, "each entry of layers must be a positive integer"),
+        ({"norm_layer": lambda channels: nn.GroupNorm(7, channels)}, "norm_layer cannot build a norm of 64 channels"),
+        ({"norm_layer": lambda channels: None}, "norm_layer must build a torch.nn.Module, got a NoneType"),
+        ({"norm_layer": nn.Identity, "zero_init_residual": True}, "zero_init_residual needs norms with a weight"),
+        ({"attention": nn.Conv2d}, "the attention cannot be built from 128 channels"),
+    ],
+)
+def test_impossible_sizes_and_parts_are_one_sentence(options, sentence):
+    sizes = {"layers": (1, 1, 1), "widths": (32, 64, 128), "groups": 8, "width_per_group": 8}
+    with pytest.raises(UserError, match=sentence) as caught:
+        ResNet(Bottleneck, **{**sizes, **options})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("build", [lambda c: nn.Conv2d(c, 1, 1), lambda c: nn.AdaptiveAvgPool2d(1)])
+def test_attention_must_not_broadcast(build):
+    model = create_model("resnext11_8x8d", attention=build)
+    with pytest.raises(UserError, match=r"attention must keep its input's shape; .* made"):
+        model(torch.randn(2, 3, 16, 16))
+
+
+@pytest.mark.filterwarnings("ignore:NOTE. The nodes obtained by tracing:UserWarning")
+def test_features_by_torchvisions_extractor():
+    extract = torchvision.models.feature_extraction.create_feature_extractor
+    model = create_model("cbam_resnext11_8x8d", num_classes=3, drop_path_rate=0.2).eval()
+    x = torch.randn(2, 3, 16, 16)
+    features = extract(model, ["layer2", "layer3"])(x)
+    assert torch.equal(features["layer3"], model.forward_features(x))
+
+
+def test_a_new_classifier_leaves_torchs_generator_alone():
+    model = create_model("resnext11_8x8d", seed=0)
+    state = torch.get_rng_state()
+    model.reset_classifier(5, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)

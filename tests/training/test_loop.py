@@ -115,3 +115,12 @@ def test_a_loss_that_is_not_finite_stops_with_the_step():
 def test_no_images():
     with pytest.raises(UserError, match="no image to train on"):
         train(linear(), ImageSet(torch.zeros(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64)), Recipe(), seed=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"batch_size": 0}, {"num_epochs": 0}, {"warmup_epochs": -1}, {"learning_rate": float("nan")}, {"momentum": 1.0}],
+)
+def test_an_impossible_recipe_is_one_sentence(options):
+    with pytest.raises(UserError, match=next(iter(options))):
+        Recipe(**options)

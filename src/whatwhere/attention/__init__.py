@@ -8,7 +8,7 @@ from torch import nn
 
 from ..errors import UserError, nearest
 from .cbam import CBAM, ChannelAttention, SpatialAttention
-from .gate import Gate, IdentityStart
+from .gate import Gate, IdentityStart, starting_as_identity
 from .squeeze_excitation import SqueezeExcitation
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "SpatialAttention",
     "SqueezeExcitation",
     "attention_builder",
+    "starting_as_identity",
 ]
 
 ATTENTION: dict[str, Callable[..., nn.Module]] = {"cbam": CBAM, "se": SqueezeExcitation}

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, check_integer
 from ..ops.reference import MAPS, Arrangement
-from .gate import Gate, SharedMLP, Start, check_choice, check_count, check_names, check_reduction
+from .gate import Gate, SharedMLP, Start, check_choice, check_names, check_reduction
 
 Form = Literal["official", "timm"]
 Norm = Callable[[int], nn.Module] | Literal["batch"] | None
@@ -53,7 +53,7 @@ class SpatialConv(nn.Module):
         zero_init_norm: bool = False,
     ) -> None:
         super().__init__()
-        check_count("kernel_size", kernel_size)
+        check_integer("kernel_size", kernel_size)
         if kernel_size % 2 == 0:
             raise UserError(f"kernel_size must be odd, so that padding keeps height and width, got {kernel_size}")
         check_names("maps", maps, tuple(MAPS))
@@ -184,6 +184,7 @@ class CBAM(Gate):
 
     Raises:
         UserError: An impossible option, or an input of another rank or channel count.
+        ValueError: torch's, in training, where the BatchNorm sees one value alone: a batch of one on a 1x1 map.
 
     Note:
         The paper, the authors' code and timm's `CbamModule` disagree; the default is the authors' module, parameter
@@ -229,7 +230,7 @@ class CBAM(Gate):
 def _channel_function(
     channels: int, reduction: float, pools: tuple[str, ...], mlp_bias: bool | None, form: Form
 ) -> SharedMLP:
-    check_count("channels", channels)
+    check_integer("channels", channels)
     check_reduction(reduction)
     convention = _convention(form)
     hidden_channels = int(channels / reduction + 0.5) if convention.round_hidden else int(channels // reduction)

@@ -6,9 +6,11 @@ import functools
 from typing import Literal, get_args
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, check_integer
+from ..modes import modes_kept
 from ..ops.reference import POOLS, Arrangement, ChannelGate, SpatialGate, gate
 
 Start = Literal["paper", "identity"]
@@ -49,7 +51,7 @@ class Gate(nn.Module):
         start: Start = "paper",
     ) -> None:
         super().__init__()
-        check_count("channels", channels)
+        check_integer("channels", channels)
         check_choice("arrangement", arrangement, get_args(Arrangement))
         check_choice("start", start, get_args(Start))
         self.channels = channels
@@ -60,7 +62,7 @@ class Gate(nn.Module):
         self.register_parameter("mix", nn.Parameter(torch.zeros(())) if start == "identity" else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_features(self, x, self.channels)
+        check_features(type(self).__name__, x, self.channels)
         return gate(x, self.what, self.where, arrangement=self.arrangement, mix=self.mix)
 
     def extra_repr(self) -> str:
@@ -72,6 +74,10 @@ class IdentityStart(nn.Module):
     """y = x + a * (A(x) - x) for any module A that keeps its input's shape, the learned scalar a starting at 0.
 
     Gates of this package have the same start built in (`start="identity"`), without a second read of x.
+
+    Note:
+        With A(x) = x at the start neither a nor A would ever get a gradient; `starting_as_identity` leaves such a
+        module alone. At a = 0, -0.0 becomes 0.0, and where A(x) or x is infinite the result is NaN.
     """
 
     def __init__(self, attention: nn.Module) -> None:
@@ -81,7 +87,35 @@ class IdentityStart(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         attended: Tensor = self.attention(x)
+        check_shape_kept(type(self.attention).__name__, x, attended)
         return x + self.mix * (attended - x)
+
+
+def starting_as_identity(attention: nn.Module, channels: int) -> nn.Module:
+    """Return `attention` so that it starts as y = x and learns from there.
+
+    A `Gate` gets its scalar `mix` if it has none, a module that computes y = x already is left alone, and any other is
+    put into an `IdentityStart`.
+    """
+    if isinstance(attention, Gate):
+        if attention.mix is None:
+            attention.mix = nn.Parameter(torch.zeros(()))
+        return attention
+    return attention if _is_identity(attention, channels) else IdentityStart(attention)
+
+
+@torch.no_grad()
+def _is_identity(module: nn.Module, channels: int) -> bool:
+    x = torch.linspace(-2, 2, channels * 14 * 14).view(1, channels, 14, 14)
+    if x.is_meta:
+        return False
+    with modes_kept(module):
+        module.eval()
+        try:
+            return torch.equal(module(x), x)
+        # a stranger's module may want another size or dtype than this probe's
+        except Exception:
+            return False
 
 
 class SharedMLP(nn.Module):
@@ -112,12 +146,6 @@ class SharedMLP(nn.Module):
         return f"pools={self.pools}"
 
 
-def check_count(name: str, value: int) -> None:
-    """Raise UserError unless `value` is a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{name} must be a positive integer, got {value!r}")
-
-
 def check_reduction(reduction: float) -> None:
     """Raise UserError unless `reduction` is a positive number."""
     if isinstance(reduction, bool) or not isinstance(reduction, (int, float)) or not 0 < reduction < float("inf"):
@@ -137,9 +165,18 @@ def check_names(name: str, values: tuple[str, ...], choices: tuple[str, ...]) ->
         raise UserError(f"{name} must list one or more of {', '.join(choices)}, each once; got {values!r}")
 
 
-def check_features(module: nn.Module, x: Tensor, channels: int) -> None:
-    """Raise UserError unless `x` is (N, channels, H, W)."""
-    if x.dim() != 4 or x.shape[1] != channels:
-        raise UserError(
-            f"{type(module).__name__}({channels}) takes an input of shape (N, {channels}, H, W), got {tuple(x.shape)}"
-        )
+@torch.fx.wrap
+def check_features(name: str, x: Tensor, channels: int) -> None:
+    """Raise UserError unless `x` is floating-point and (N, channels, H, W) with at least one pixel."""
+    if x.dim() != 4 or x.shape[1] != channels or x.shape[2] == 0 or x.shape[3] == 0:
+        raise UserError(f"{name}({channels}) takes an input of shape (N, {channels}, H, W), got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise UserError(f"{name}({channels}) takes a floating-point input, got {x.dtype}")
+
+
+@torch.fx.wrap
+def check_shape_kept(name: str, x: Tensor, out: Tensor) -> None:
+    """Raise UserError unless the attention `name` gave an `out` of the shape of `x`, which it must not broadcast."""
+    if not isinstance(out, Tensor) or out.shape != x.shape:
+        got = tuple(out.shape) if isinstance(out, Tensor) else f"a {type(out).__name__}"
+        raise UserError(f"attention must keep its input's shape; {name} made {got} of {tuple(x.shape)}")

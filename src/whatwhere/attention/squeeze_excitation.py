@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from .gate import Gate, SharedMLP, Start, check_count, check_reduction
+from ..errors import check_integer
+from .gate import Gate, SharedMLP, Start, check_reduction
 
 
 class SqueezeExcitation(Gate):
@@ -33,7 +34,7 @@ class SqueezeExcitation(Gate):
     """
 
     def __init__(self, channels: int, *, reduction: float = 16, bias: bool = True, start: Start = "paper") -> None:
-        check_count("channels", channels)
+        check_integer("channels", channels)
         check_reduction(reduction)
         hidden_channels = max(1, int(channels // reduction))
         super().__init__(channels, SharedMLP(channels, hidden_channels, ("avg",), bias), start=start)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from ..errors import UserError
 
-# Plain help, and plain usage errors on standard error with exit status 2.
+# the class of all usage errors; typer re-exports none but this leaf of it
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
 app = typer.Typer(
     name="whatwhere",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -23,14 +24,21 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; a `UserError` becomes one sentence on standard error and exit status 2."""
+    """Run the command line; a `UserError` or a usage error becomes one sentence on standard error, exit status 2."""
+    command = typer.main.get_command(app)
     try:
         try:
-            app()
+            status = command.main(standalone_mode=False)
         finally:
             sys.stdout.flush()
+        sys.exit(status)
     except UserError as error:
         _fail(str(error))
+    except _UsageError as error:
+        _fail(_usage_sentence(error))
+    except (typer.Abort, KeyboardInterrupt):
+        print("whatwhere: interrupted", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:
         # whoever read the output, `head` for example, has seen enough
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -45,6 +53,12 @@ def _fail(sentence: str) -> NoReturn:
     sys.exit(2)
 
 
+def _usage_sentence(error: Any) -> str:
+    sentence = " ".join(error.format_message().split()).rstrip(".")
+    command = "whatwhere" if error.ctx is None else error.ctx.command_path
+    return f"{sentence}; see `{command} --help`"
+
+
 def _show_version(value: bool) -> None:
     if value:
         from importlib.metadata import version
@@ -53,13 +67,16 @@ def _show_version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _common(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
 
 
 @app.command("models")
@@ -91,9 +108,11 @@ def summary_command(
 
 @app.command("demo")
 def demo_command(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("whatwhere-demo"),
+    out: Annotated[str, typer.Option(metavar="DIR", help="Folder for the results.")] = "whatwhere-demo",
 ) -> None:
     """The main job on real images, in a few minutes on a CPU: what CBAM costs, and whether it helps."""
     from .demo import run_demo
 
-    run_demo(out)
+    if not out:
+        raise UserError("--out is empty; give the folder for the results")
+    run_demo(Path(out))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ..errors import UserError
 from ..tables import Table, comma_separated, html, markdown, rich_tables, text
 from .layers import is_within
-from .result import ITSELF, LABELS, METRICS, METRICS_BY_LAYER, Cost, Figures, LayerCost, format_figure
+from .result import ITSELF, LABELS, METRICS, METRICS_BY_LAYER, UNCOUNTED, Cost, Figures, LayerCost, format_figure
 
 Status = Literal["both", "added", "removed"]
 TIMES = ("forward_ms", "training_step_ms", "peak_memory_bytes")
@@ -71,6 +71,7 @@ class ComparedLayer:
         return " -> ".join(kinds)
 
     def __getitem__(self, metric: str) -> Difference:
+        _check_metric(metric)
         return Difference(*(0 if layer is None else getattr(layer.total, metric) for layer in (self.a, self.b)))
 
 
@@ -89,6 +90,7 @@ class CostComparison:
         return tuple(ComparedLayer(name, in_a.get(name), in_b.get(name)) for name in _merged(list(in_a), list(in_b)))
 
     def __getitem__(self, metric: str) -> Difference:
+        _check_metric(metric)
         return Difference(getattr(self.a.total, metric), getattr(self.b.total, metric))
 
     def time(self, metric: str) -> Difference | None:
@@ -148,6 +150,9 @@ class CostComparison:
             for metric in METRICS
         ]
         lines += [line("total", "", "", metric, self[metric]) for metric in METRICS]
+        for operator in sorted({*self.a.uncounted, *self.b.uncounted}):
+            count = Difference(self.a.uncounted.get(operator, 0), self.b.uncounted.get(operator, 0))
+            lines.append(line(UNCOUNTED, operator, "", "calls", count))
         return comma_separated(["layer", "type", "status", "figure", "a", "b", "difference", "ratio"], lines)
 
     def tables(self, depth: int = 1) -> list[Table]:
@@ -198,6 +203,8 @@ class CostComparison:
         return rows
 
     def _changes(self, word: str, layers: tuple[ComparedLayer, ...]) -> str:
+        # a ReLU more or less, with nothing to count in it, is no news
+        layers = tuple(layer for layer in layers if self.summed((layer,)) != Figures())
         if not layers:
             return ""
         figures = self.summed(layers)
@@ -234,6 +241,11 @@ def compare_costs(a: Cost, b: Cost) -> CostComparison:
         shapes = [(cost.batch_size, *cost.input_size) for cost in (a, b)]
         raise UserError(f"costs on inputs of different shapes, {shapes[0]} and {shapes[1]}, cannot be compared")
     return CostComparison(a, b)
+
+
+def _check_metric(metric: str) -> None:
+    if metric not in METRICS:
+        raise UserError(f"no figure {metric!r}; known: {', '.join(METRICS)}")
 
 
 def _merged(first: list[str], second: list[str]) -> list[str]:

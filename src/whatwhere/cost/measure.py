@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, check_integer
 from .latency import measure_latency
 from .layers import ROOT, LayerNames, is_within
 from .memory import saved_bytes, tensors_in
@@ -89,7 +89,7 @@ def random_input(model: nn.Module, input_size: Sequence[int], batch_size: int) -
     if reference.is_meta:
         raise UserError("the model has no values (meta device); move it to a real device with to_empty(device=...)")
     try:
-        images = torch.randn(batch_size, *input_size, generator=torch.Generator().manual_seed(0))
+        images = torch.randn(batch_size, *input_size, generator=torch.Generator().manual_seed(0), device="cpu")
     # beyond 64 bits torch raises a TypeError or an OverflowError
     except (RuntimeError, TypeError, OverflowError) as error:
         raise UserError(f"no memory for an input of shape {(batch_size, *input_size)}; give smaller images") from error
@@ -97,11 +97,11 @@ def random_input(model: nn.Module, input_size: Sequence[int], batch_size: int) -
 
 
 def _input_size(input_size: Sequence[int], batch_size: int) -> tuple[int, ...]:
-    sound = isinstance(input_size, Sequence) and len(input_size) > 0
-    if not sound or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in input_size):
+    if not isinstance(input_size, Sequence) or not input_size:
         raise UserError(f"input_size must be positive integers such as (3, 224, 224), got {input_size!r}")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise UserError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
+    for size in input_size:
+        check_integer("each size in input_size, such as (3, 224, 224),", size)
+    check_integer("batch_size", batch_size)
     return tuple(input_size)
 
 

@@ -126,7 +126,14 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # t
 
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         packet = func._overloadpacket
-        if _is_free(func) or _numel(out) == 0:
+        if _is_free(func):
+            return
+        if out is None:
+            # changed its arguments in place and returned nothing to take a size from
+            if func._schema.is_mutable:
+                self.uncounted[str(packet)] += 1
+            return
+        if _numel(out) == 0:
             return
         layer = self.names.current()
         # max and min also stand for the elementwise maximum of two tensors, which is tagged

@@ -13,6 +13,7 @@ from .latency import Latency
 METRICS = ("num_params", "macs", "flops", "other_flops", "param_bytes", "saved_bytes")
 METRICS_BY_LAYER = ("num_params", "macs", "saved_bytes")
 ITSELF = "(model itself)"
+UNCOUNTED = "(not counted)"
 LABELS = {
     "num_params": "parameters",
     "param_bytes": "parameter size",
@@ -131,13 +132,17 @@ class Cost:
         return markdown(self.tables(depth))
 
     def to_csv(self) -> str:
-        """Return all layers and the total, a line each, as comma-separated values in plain integers."""
+        """Return all layers and the total, a line each, as comma-separated values in plain integers.
+
+        Operators without a FLOP formula follow as lines "(not counted)" with how often they ran.
+        """
         lines = [
             [layer.name, layer.type, _times(layer.output_size), *(getattr(layer.total, metric) for metric in METRICS)]
             for layer in self.layers
         ]
         lines.append([ITSELF, self.name, "", *(getattr(self.own, metric) for metric in METRICS)])
         lines.append(["total", self.name, "", *(getattr(self.total, metric) for metric in METRICS)])
+        lines += [[UNCOUNTED, operator, f"{count} x"] for operator, count in sorted(self.uncounted.items())]
         return comma_separated(["layer", "type", "output_size", *METRICS], lines)
 
     def tables(self, depth: int = 2) -> list[Table]:

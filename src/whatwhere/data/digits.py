@@ -54,7 +54,7 @@ def draw_balanced(images: ImageSet, per_class: int, seed: int) -> ImageSet:
         candidates = (images.labels == label).nonzero().flatten()
         if len(candidates) < per_class:
             raise UserError(f"class {label} has {len(candidates)} images, fewer than the {per_class} asked for")
-        order = torch.randperm(len(candidates), generator=generator(seed, f"subset.{label}"))
+        order = torch.randperm(len(candidates), device="cpu", generator=generator(seed, f"subset.{label}"))
         chosen.append(candidates[order[:per_class]])
     index = torch.cat(chosen)
     return ImageSet(images.images[index], images.labels[index])

@@ -20,9 +20,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, check_integer
 from .initialization import initialize, resolve_seed
-from .resnet import check_head
 
 _CARDINALITY = 32
 _REDUCTION = 16
@@ -131,7 +130,7 @@ class ArticleResNeXt(nn.Module):
         self, layers: Sequence[int], *, num_classes: int = 1000, cbam: bool = False, seed: int | None = None
     ) -> None:
         super().__init__()
-        check_head(num_classes, in_channels=3)
+        check_integer("num_classes", num_classes)
         self.stem = nn.Sequential(*_conv_norm(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1))
         in_channels = 64
         stages = []

@@ -6,28 +6,45 @@ import fnmatch
 import functools
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from .. import weights
-from ..attention import ATTENTION, IdentityStart, attention_builder
+from ..attention import ATTENTION, attention_builder, starting_as_identity
 from ..errors import UserError, nearest
 from ..randomness import seeded
 from .article import ARTICLE_NETWORKS, ArticleResNeXt
 from .initialization import resolve_seed
 from .resnet import RESNETS, ResNet
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    **{name: functools.partial(ResNet, **config) for name, config in RESNETS.items()},
+
+@dataclass(frozen=True)
+class Entry:
+    """A network by name.
+
+    Attributes:
+        build: What builds it.
+        backbone: The name of the same network without attention.
+        attention: Its attention in ATTENTION; None for a plain network, and for the article's own.
+    """
+
+    build: Callable[..., nn.Module]
+    backbone: str
+    attention: str | None = None
+
+
+MODELS: dict[str, Entry] = {
+    **{name: Entry(functools.partial(ResNet, **config), name) for name, config in RESNETS.items()},
     **{
-        f"{attention}_{name}": functools.partial(ResNet, attention=attention, **config)
+        f"{attention}_{name}": Entry(functools.partial(ResNet, attention=attention, **config), name, attention)
         for attention in ATTENTION
         for name, config in RESNETS.items()
     },
-    **{name: functools.partial(ArticleResNeXt, layers) for name, layers in ARTICLE_NETWORKS.items()},
+    **{name: Entry(functools.partial(ArticleResNeXt, layers), name) for name, layers in ARTICLE_NETWORKS.items()},
     **{
-        f"cbam_{name}": functools.partial(ArticleResNeXt, layers, cbam=True)
+        f"cbam_{name}": Entry(functools.partial(ArticleResNeXt, layers, cbam=True), name)
         for name, layers in ARTICLE_NETWORKS.items()
     },
 }
@@ -35,12 +52,14 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 def list_models(pattern: str = "*") -> list[str]:
     """Return the names that `create_model` knows, sorted, those that match the shell-style `pattern` (fnmatch)."""
+    if not isinstance(pattern, str):
+        raise UserError(f"the pattern must be a string such as 'cbam_*', got {pattern!r}")
     return sorted(fnmatch.filter(MODELS, pattern))
 
 
 def check_name(name: str) -> None:
     """Raise UserError, naming the nearest ones, unless `name` is a model's."""
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         hint = nearest(str(name), list(MODELS)) or "; `whatwhere models` names them all"
         raise UserError(f"unknown model {name!r}{hint}")
 
@@ -63,8 +82,9 @@ def create_model(
         pretrained: True for torchvision's published weights of the backbone (downloaded, or from torch's cache), or a
             weights file (.safetensors, or .pth read without executing anything in it) for this network or for its
             backbone. Attention that the weights lack starts as the identity, so that the network computes at first
-            what the weights were trained for. A classifier of another number of classes keeps its fresh start; a first
-            convolution of another number of input channels gets the RGB weights summed or repeated.
+            what the weights were trained for. A classifier that the weights lack or have for another number of
+            classes keeps its fresh start; a first convolution of another number of input channels gets the RGB weights
+            summed or repeated.
         attention: For a plain backbone, a name in ATTENTION or a callable from a channel count to a module.
         attention_kwargs: Keyword arguments for the attention, for example `{"reduction": 8, "form": "timm"}`;
             `{"zero_init_norm": True}` starts CBAM as the authors' networks do; `{"start": "paper"}` keeps its random
@@ -76,10 +96,10 @@ def create_model(
         UserError: An unknown name, an impossible option, or weights that cannot be had or do not fit.
     """
     check_name(name)
-    build = MODELS[name]
-    own_attention, backbone = _split(name)
+    entry = MODELS[name]
+    build, backbone = entry.build, entry.backbone
     if attention is not None:
-        if own_attention is not None:
+        if name != backbone:
             raise UserError(f"{name} has its attention in its name; for another, give create_model({backbone!r})")
         kwargs["attention"] = attention
     if attention_kwargs:
@@ -99,7 +119,7 @@ def create_model(
     else:
         source, state = os.fspath(pretrained), weights.read_state_dict(pretrained)
 
-    chosen = attention if own_attention is None else own_attention
+    chosen = attention if entry.attention is None else entry.attention
     if chosen is not None and weights.starts_as_identity(state) and "start" not in (attention_kwargs or {}):
         kwargs.update(_identity_start(chosen, attention_kwargs or {}))
     model = _construct(build, num_classes, kwargs)
@@ -114,14 +134,12 @@ def _construct(build: Callable[..., nn.Module], num_classes: int, kwargs: dict[s
     try:
         with seeded(seed, "construction"):
             return build(num_classes=num_classes, **{**kwargs, "seed": seed})
-    except (MemoryError, OverflowError, RuntimeError) as error:
+    except UserError:
+        raise
+    # torch's own words about sizes that it cannot build
+    except (MemoryError, OverflowError, RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"the network cannot be built: {reason}") from error
-
-
-def _split(name: str) -> tuple[str | None, str]:
-    attention, _, backbone = name.partition("_")
-    return (attention, backbone) if attention in ATTENTION else (None, name)
 
 
 def _identity_start(attention: str | Callable[..., nn.Module], attention_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -130,7 +148,7 @@ def _identity_start(attention: str | Callable[..., nn.Module], attention_kwargs:
         return {"attention_kwargs": {**attention_kwargs, "start": "identity"}}
 
     def build(channels: int, **kwargs: Any) -> nn.Module:
-        return IdentityStart(builder(channels, **kwargs))
+        return starting_as_identity(builder(channels, **kwargs), channels)
 
     return {"attention": build}
 

@@ -6,12 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from ..attention import ATTENTION, attention_builder
-from ..errors import UserError
+from ..attention.gate import check_shape_kept
+from ..errors import UserError, check_integer
 from ..randomness import seeded
 from .initialization import initialize, resolve_seed
+
+# symbolic tracing patches a function under the name by which it is called
+torch.fx.wrap("check_shape_kept")
 
 Norm = Callable[[int], nn.Module]
 Stem = Literal["imagenet", "cifar"]
@@ -32,6 +37,15 @@ class StochasticDepth(nn.Module):
 
     def extra_repr(self) -> str:
         return f"drop_rate={self.drop_rate:.3f}"
+
+
+def _end(block: BasicBlock | Bottleneck, x: Tensor, shortcut: Tensor) -> Tensor:
+    """Return the end of a residual block: attention, stochastic depth, sum, ReLU."""
+    attended = block.attention(x)
+    check_shape_kept(type(block.attention).__name__, x, attended)
+    # out of place: an attention module may keep its output for backward
+    out: Tensor = block.relu(block.drop_path(attended) + shortcut)
+    return out
 
 
 class BasicBlock(nn.Module):
@@ -71,10 +85,7 @@ class BasicBlock(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
-        x = self.drop_path(self.attention(x))
-        # out of place: an attention module may keep its output for backward
-        out: Tensor = self.relu(x + shortcut)
-        return out
+        return _end(self, x, shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -119,10 +130,7 @@ class Bottleneck(nn.Module):
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
         x = self.bn3(self.conv3(x))
-        x = self.drop_path(self.attention(x))
-        # out of place: an attention module may keep its output for backward
-        out: Tensor = self.relu(x + shortcut)
-        return out
+        return _end(self, x, shortcut)
 
 
 class ResNet(nn.Module):
@@ -186,17 +194,14 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         check_head(num_classes, in_channels)
+        _check_sizes(layers, widths, groups, width_per_group, stem_channels)
         for option, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
             if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
                 raise UserError(f"{option} must be at least 0 and below 1, got {rate!r}")
         if stem not in ("imagenet", "cifar"):
             raise UserError(f"stem must be imagenet or cifar, got {stem!r}")
-        if len(widths) != len(layers):
-            raise UserError(f"widths {tuple(widths)} and layers {tuple(layers)} must name the same number of stages")
         seed = resolve_seed(seed)
-        norm_layer = nn.BatchNorm2d if norm_layer is None else norm_layer
-        if not callable(norm_layer):
-            raise UserError(f"norm_layer must build a norm from a channel count, got {norm_layer!r}")
+        norm_layer = _checked_norm(norm_layer)
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.num_features = widths[-1] * block.expansion
@@ -243,18 +248,22 @@ class ResNet(nn.Module):
             for module in self.modules():
                 if isinstance(module, (BasicBlock, Bottleneck)):
                     last_norm = module.bn2 if isinstance(module, BasicBlock) else module.bn3
+                    if not isinstance(getattr(last_norm, "weight", None), Tensor):
+                        raise UserError(f"zero_init_residual needs norms with a weight; {last_norm} has none")
                     nn.init.zeros_(last_norm.get_parameter("weight"))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the features of the last stage, (N, num_features, h, w)."""
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise UserError(
-                f"conv1, the first layer, takes images of shape (N, {self.in_channels}, H, W), got {tuple(x.shape)}"
-            )
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(self.forward_stem(x))
         for name in self.stage_names:
             x = self.forward_stage(name, x)
         return x
+
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """Return the output of the first convolution, its norm and ReLU."""
+        _check_images(x, self.in_channels)
+        out: Tensor = self.relu(self.bn1(self.conv1(x)))
+        return out
 
     def forward_stage(self, name: str, x: Tensor) -> Tensor:
         """Return the output of one stage, by its name in `stage_names`."""
@@ -274,10 +283,10 @@ class ResNet(nn.Module):
         """Replace the classifier by a fresh one, or with `num_classes=0` leave it out."""
         check_head(num_classes, self.in_channels)
         self.num_classes = num_classes
-        reference = self.conv1.weight
-        self.fc = _classifier(self.num_features, num_classes).to(reference.device, reference.dtype)
-        head = nn.ModuleDict({"fc": self.fc})
-        initialize(head, resolve_seed(seed))
+        seed, reference = resolve_seed(seed), self.conv1.weight
+        with seeded(seed, "construction"):
+            self.fc = _classifier(self.num_features, num_classes).to(reference.device, reference.dtype)
+        initialize(nn.ModuleDict({"fc": self.fc}), seed)
 
 
 class _AttentionSlot:
@@ -302,9 +311,10 @@ class _AttentionSlot:
             try:
                 module = self.builder(channels, **self.kwargs)
             except TypeError as error:
-                if not self.kwargs:
-                    raise
-                raise UserError(f"attention_kwargs {self.kwargs} do not fit the attention: {error}") from error
+                raise UserError(
+                    f"the attention cannot be built from {channels} channels and the attention_kwargs {self.kwargs}: "
+                    f"{error}"
+                ) from error
         if not isinstance(module, nn.Module):
             raise UserError(
                 f"attention must build a torch.nn.Module from a channel count, got a {type(module).__name__}"
@@ -316,9 +326,52 @@ class _AttentionSlot:
 
 def check_head(num_classes: int, in_channels: int) -> None:
     """Raise UserError unless both counts are possible."""
-    for option, value, least in (("num_classes", num_classes, 0), ("in_channels", in_channels, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
-            raise UserError(f"{option} must be an integer of at least {least} and below 2**31, got {value!r}")
+    check_integer("num_classes", num_classes, least=0)
+    check_integer("in_channels", in_channels)
+
+
+def _check_sizes(
+    layers: Sequence[int], widths: Sequence[int], groups: int, width_per_group: int, stem_channels: int
+) -> None:
+    for option, values in (("layers", layers), ("widths", widths)):
+        if not isinstance(values, Sequence) or not values:
+            raise UserError(f"{option} must be a sequence with an integer for each stage, got {values!r}")
+        for value in values:
+            check_integer(f"each entry of {option}", value)
+    if len(widths) != len(layers):
+        raise UserError(f"widths {tuple(widths)} and layers {tuple(layers)} must name the same number of stages")
+    for option, value in (("groups", groups), ("width_per_group", width_per_group), ("stem_channels", stem_channels)):
+        check_integer(option, value)
+    if min(widths) * width_per_group < 64:
+        raise UserError(
+            f"width_per_group {width_per_group} leaves no channel in a stage of {min(widths)} planes: a group has "
+            "planes * width_per_group / 64"
+        )
+
+
+@torch.fx.wrap
+def _check_images(x: Tensor, in_channels: int) -> None:
+    if x.dim() != 4 or x.shape[1] != in_channels:
+        raise UserError(f"conv1, the first layer, takes images of shape (N, {in_channels}, H, W), got {tuple(x.shape)}")
+
+
+def _checked_norm(norm_layer: Norm | None) -> Norm:
+    """Return what builds a norm and raises UserError where it cannot."""
+    if norm_layer is None:
+        return nn.BatchNorm2d
+    if not callable(norm_layer):
+        raise UserError(f"norm_layer must build a norm from a channel count, got {norm_layer!r}")
+
+    def build(num_features: int) -> nn.Module:
+        try:
+            norm = norm_layer(num_features)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"norm_layer cannot build a norm of {num_features} channels: {error}") from error
+        if not isinstance(norm, nn.Module):
+            raise UserError(f"norm_layer must build a torch.nn.Module, got a {type(norm).__name__}")
+        return norm
+
+    return build
 
 
 def _projection(in_channels: int, out_channels: int, stride: int, norm_layer: Norm) -> nn.Module | None:

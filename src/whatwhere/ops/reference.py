@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Literal, Protocol
 
 import torch
+import torch.fx
 from torch import Tensor
 
 Arrangement = Literal["channel_first", "spatial_first", "parallel"]
@@ -27,10 +28,11 @@ class SpatialGate(Protocol):
     def __call__(self, maps: Tensor, /) -> Tensor: ...
 
 
+@torch.fx.wrap
 def _max(x: Tensor, dim: int) -> Tensor:
     """Return the maximum over `dim`, whose gradient goes to one index, the first of the largest."""
     # max(dim) finds that index; amax, several times faster on a CPU, would spread the gradient over equal maxima
-    wants_gradient = torch.is_grad_enabled() and x.requires_grad
+    wants_gradient = (torch.is_grad_enabled() and x.requires_grad) or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return x.max(dim).values if wants_gradient else x.amax(dim)
 
 

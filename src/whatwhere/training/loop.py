@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..data.digits import ImageSet
-from ..errors import UserError
+from ..errors import UserError, check_integer
 from ..modes import modes_kept
 from ..randomness import generator, seeded
 
@@ -34,14 +34,24 @@ class Recipe:
     weight_decay: float = 5e-4
     warmup_epochs: int = 3
 
+    def __post_init__(self) -> None:
+        check_integer("num_epochs", self.num_epochs)
+        check_integer("batch_size", self.batch_size)
+        check_integer("warmup_epochs", self.warmup_epochs, least=0)
+        for name, value in (("learning_rate", self.learning_rate), ("weight_decay", self.weight_decay)):
+            if not 0 <= value < math.inf:
+                raise UserError(f"{name} must be at least 0 and finite, got {value!r}")
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"momentum must be at least 0 and below 1, got {self.momentum!r}")
+
 
 def train(
     model: nn.Module, images: ImageSet, recipe: Recipe, *, seed: int, after_epoch: Callable[[float], None] | None = None
 ) -> list[float]:
     """Train `model` in place with cross-entropy and return the mean loss of each epoch.
 
-    The order of the images is a function of (seed, epoch), other random numbers (dropout) of (seed, step): two networks
-    trained with one seed see the same batches.
+    The order of the images is a function of (seed, epoch), other random numbers (dropout) on a CPU of (seed, step): two
+    networks trained with one seed see the same batches.
 
     Args:
         model: A classifier that returns logits.
@@ -57,7 +67,10 @@ def train(
         raise UserError("there is no image to train on")
     steps_per_epoch = math.ceil(len(images) / recipe.batch_size)
     optimizer = torch.optim.SGD(
-        parameter_groups(model, recipe.weight_decay), recipe.learning_rate, recipe.momentum, nesterov=True
+        parameter_groups(model, recipe.weight_decay),
+        recipe.learning_rate,
+        recipe.momentum,
+        nesterov=recipe.momentum > 0,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, _warmup_cosine(recipe.warmup_epochs * steps_per_epoch, recipe.num_epochs * steps_per_epoch)
@@ -66,7 +79,7 @@ def train(
     losses = []
     for epoch in range(recipe.num_epochs):
         model.train()
-        order = torch.randperm(len(images), generator=generator(seed, f"order.{epoch}"))
+        order = torch.randperm(len(images), device="cpu", generator=generator(seed, f"order.{epoch}"))
         total = 0.0
         for step, batch in enumerate(torch.split(order, recipe.batch_size), start=epoch * steps_per_epoch):
             with seeded(seed, f"step.{step}"):

@@ -1,0 +1,104 @@
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from whatwhere import cost, create_model
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnext50_32x4d"])
+def test_plain_network_keeps_no_more_than_torchvisions(name):
+    saved = [
+        cost(model, (3, 64, 64), batch_size=2).total.saved_bytes
+        for model in (create_model(name), torchvision.models.get_model(name))
+    ]
+    assert saved[0] <= saved[1]
+
+
+def test_saved_bytes_agree_with_storages_found_by_hooks_alone():
+    model = create_model("cbam_resnext11_8x8d", num_classes=10, seed=0)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    storages = {}
+
+    def pack(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = model.train()(images)
+    for tensor in (*model.parameters(), *model.buffers()):
+        storages.pop(tensor.untyped_storage().data_ptr(), None)
+    expected = sum(storage.nbytes() for storage in storages.values())
+    assert out.requires_grad
+    assert cost(model, (3, 32, 32), batch_size=2).total.saved_bytes == expected
+
+
+class KeepsAnAttribute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.doubled = [x * 2]
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.doubled[0]
+
+
+class SavesTheProperWay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x * 2)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0]
+
+
+@pytest.mark.parametrize("function", [KeepsAnAttribute, SavesTheProperWay])
+def test_tensors_kept_by_custom_functions_are_found(function):
+    class Custom(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return function.apply(x + self.scale)
+
+    assert cost(Custom(), (7,), batch_size=3).total.saved_bytes == 4 * 21
+
+
+def test_a_branch_that_is_thrown_away_keeps_nothing():
+    class Wasteful(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            torch.exp(self.unused(x))
+            return self.used(x)
+
+    assert cost(Wasteful(), (4,), batch_size=2).total.saved_bytes == 4 * 8
+
+
+def test_checkpointed_blocks_keep_their_input_alone():
+    import whatwhere.timm  # noqa: F401
+
+    model = timm.create_model("cbam_resnext11_8x8d", num_classes=10)
+    full = cost(model, (3, 32, 32), batch_size=2).total.saved_bytes
+    model.set_grad_checkpointing()
+    assert cost(model, (3, 32, 32), batch_size=2).total.saved_bytes < full / 3
+
+
+def test_saved_bytes_come_from_a_run_without_module_hooks():
+    seen = []
+
+    class Spy(nn.Linear):
+        def forward(self, x):
+            if self.training:
+                seen.append(len(self._forward_hooks) + len(self._forward_pre_hooks))
+            return super().forward(x)
+
+    cost(Spy(3, 3), (3,))
+    assert seen == [0]
