@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, check_integer
-from ..ops.reference import MAPS, Arrangement
+from ..ops import Arrangement
+from ..ops.reference import MAPS
 from .gate import Gate, SharedMLP, Start, check_choice, check_names, check_reduction
 
 Form = Literal["official", "timm"]

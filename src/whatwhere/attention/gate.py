@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError, check_integer
 from ..modes import modes_kept
-from ..ops.reference import POOLS, Arrangement, ChannelGate, SpatialGate, gate
+from ..ops import Arrangement, Backend, ChannelGate, SpatialGate, gate
+from ..ops.reference import POOLS
 
 Start = Literal["paper", "identity"]
 
@@ -30,6 +31,9 @@ class Gate(nn.Module):
         arrangement: "channel_first", "spatial_first" or "parallel".
         start: "paper" for the module as published, "identity" for y = x at the start.
 
+    Attributes:
+        backend: Who computes it (see `whatwhere.ops`), "auto" unless set otherwise.
+
     Shape:
         (N, C, H, W) -> (N, C, H, W), any H and W.
 
@@ -40,6 +44,7 @@ class Gate(nn.Module):
     what: ChannelGate | None
     where: SpatialGate | None
     mix: Tensor | None
+    backend: Backend = "auto"
 
     def __init__(
         self,
@@ -63,7 +68,7 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_features(type(self).__name__, x, self.channels)
-        return gate(x, self.what, self.where, arrangement=self.arrangement, mix=self.mix)
+        return gate(x, self.what, self.where, arrangement=self.arrangement, mix=self.mix, backend=self.backend)
 
     def extra_repr(self) -> str:
         start = "" if self.mix is None else ", start='identity'"

@@ -9,9 +9,10 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from ..attention import ATTENTION, attention_builder
+from ..attention import ATTENTION, Gate, attention_builder
 from ..attention.gate import check_shape_kept
 from ..errors import UserError, check_integer
+from ..ops import gated_tail, has_hooks
 from ..randomness import seeded
 from .initialization import initialize, resolve_seed
 
@@ -30,22 +31,54 @@ class StochasticDepth(nn.Module):
         self.drop_rate = drop_rate
 
     def forward(self, x: Tensor) -> Tensor:
+        factor = self.factor(x)
+        return x if factor is None else x * factor[:, None, None, None]
+
+    def factor(self, x: Tensor) -> Tensor | None:
+        """Return what each sample of x is multiplied by, (N,); None if by 1."""
         if not self.training or self.drop_rate == 0:
-            return x
+            return None
         keep_rate = 1 - self.drop_rate
-        return x * x.new_empty((x.shape[0], 1, 1, 1)).bernoulli_(keep_rate).div_(keep_rate)
+        return x.new_empty((x.shape[0],)).bernoulli_(keep_rate).div_(keep_rate)
 
     def extra_repr(self) -> str:
         return f"drop_rate={self.drop_rate:.3f}"
 
 
-def _end(block: BasicBlock | Bottleneck, x: Tensor, shortcut: Tensor) -> Tensor:
-    """Return the end of a residual block: attention, stochastic depth, sum, ReLU."""
-    attended = block.attention(x)
-    check_shape_kept(type(block.attention).__name__, x, attended)
+def _tail(block: BasicBlock | Bottleneck, x: Tensor, norm: nn.Module, shortcut: Tensor) -> Tensor:
+    """Return the end of a residual block, relu(drop_path(attention(norm(x))) + shortcut).
+
+    In one operator where nobody looks inside; module by module where a hook or a tracer does, or where the attention is
+    not a `Gate`.
+    """
+    attention, drop_path = block.attention, block.drop_path
+    parts = (norm, attention, drop_path, block.relu)
+    if isinstance(x, Tensor) and _is_plain_gate(attention) and not has_hooks(*parts):
+        gate = attention if isinstance(attention, Gate) else None
+        factor = drop_path.factor(x) if isinstance(drop_path, StochasticDepth) else None
+        if gate is None:
+            return gated_tail(x, norm, None, None, shortcut, factor=factor)
+        return gated_tail(
+            x,
+            norm,
+            gate.what,
+            gate.where,
+            shortcut,
+            arrangement=gate.arrangement,
+            mix=gate.mix,
+            factor=factor,
+            backend=gate.backend,
+        )
+    x = norm(x)
+    attended = attention(x)
+    check_shape_kept(type(attention).__name__, x, attended)
     # out of place: an attention module may keep its output for backward
-    out: Tensor = block.relu(block.drop_path(attended) + shortcut)
+    out: Tensor = block.relu(drop_path(attended) + shortcut)
     return out
+
+
+def _is_plain_gate(attention: nn.Module) -> bool:
+    return isinstance(attention, nn.Identity) or type(attention).forward is Gate.forward
 
 
 class BasicBlock(nn.Module):
@@ -84,8 +117,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
-        x = self.bn2(self.conv2(x))
-        return _end(self, x, shortcut)
+        return _tail(self, self.conv2(x), self.bn2, shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -129,8 +161,7 @@ class Bottleneck(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
-        x = self.bn3(self.conv3(x))
-        return _end(self, x, shortcut)
+        return _tail(self, self.conv3(x), self.bn3, shortcut)
 
 
 class ResNet(nn.Module):

@@ -1,4 +1,7 @@
-"""The plain formulation of a gate: eager PyTorch, any dtype and device, float64 included."""
+"""The plain formulation of the gates: eager PyTorch, any dtype and device, float64 included.
+
+The truth for all tests, and what export, tracing and torch.compile see.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Literal, Protocol
 
 import torch
 import torch.fx
-from torch import Tensor
+from torch import Tensor, nn
 
 Arrangement = Literal["channel_first", "spatial_first", "parallel"]
 
@@ -29,24 +32,51 @@ class SpatialGate(Protocol):
 
 
 @torch.fx.wrap
-def _max(x: Tensor, dim: int) -> Tensor:
-    """Return the maximum over `dim`, whose gradient goes to one index, the first of the largest."""
+def _extreme(x: Tensor, dim: int, largest: bool) -> Tensor:
+    """Return the maximum or minimum over `dim`, whose gradient goes to one index, the first of several equal ones."""
     # max(dim) finds that index; amax, several times faster on a CPU, would spread the gradient over equal maxima
-    wants_gradient = (torch.is_grad_enabled() and x.requires_grad) or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return x.max(dim).values if wants_gradient else x.amax(dim)
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if (torch.is_grad_enabled() and x.requires_grad) or tracing:
+        return (x.max(dim) if largest else x.min(dim)).values
+    return x.amax(dim) if largest else x.amin(dim)
 
 
-# The l2 norm has gradient 0 at an all-zero plane, where sqrt(sum(x**2)) would give NaN.
+@torch.fx.wrap
+def _std(x: Tensor) -> Tensor:
+    correction = min(1, x.shape[2] * x.shape[3] - 1)
+    return torch.sqrt(x.var((2, 3), correction=correction) + 1e-5)
+
+
+def _l2(x: Tensor) -> Tensor:
+    # gradient 0 at an all-zero plane, where sqrt(sum(x**2)) would give NaN
+    return torch.linalg.vector_norm(x, dim=(2, 3))
+
+
+# over H x W: (N, C, H, W) -> (N, C)
 POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "avg": lambda x: x.mean((2, 3)),
-    "max": lambda x: _max(x.flatten(2), 2),
-    "lp": lambda x: torch.linalg.vector_norm(x, dim=(2, 3)),
+    "max": lambda x: _extreme(x.flatten(2), 2, True),
+    "lp": _l2,
     "lse": lambda x: torch.logsumexp(x, (2, 3)),
+    "min": lambda x: _extreme(x.flatten(2), 2, False),
+    "std": _std,
+    "l2": _l2,
 }
+# over C: (N, C, H, W) -> (N, 1, H, W)
 MAPS: dict[str, Callable[[Tensor], Tensor]] = {
-    "max": lambda x: _max(x, 1)[:, None],
+    "max": lambda x: _extreme(x, 1, True)[:, None],
     "mean": lambda x: x.mean(1, keepdim=True),
 }
+
+
+def small(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Run a gate's small function: under autocast in float32, its result in the dtype of the inputs."""
+    # a symbolic trace knows no device
+    device = inputs[0].device.type if isinstance(inputs[0], Tensor) else "cpu"
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return function(*inputs)
+    with torch.autocast(device, enabled=False):
+        return function(*(value.float() for value in inputs)).to(inputs[0].dtype)
 
 
 def gate(
@@ -56,37 +86,17 @@ def gate(
     *,
     arrangement: Arrangement = "channel_first",
     mix: Tensor | None = None,
+    factor: Tensor | None = None,
 ) -> Tensor:
-    """Scale `x` by a channel gate s and a spatial gate m.
-
-    With s = what(pooled x) and m = where(pooled maps), a gate that is absent being 1::
-
-        channel_first   s from x,      m from x * s     y = x * s * m
-        spatial_first   m from x,      s from x * m     y = x * m * s
-        parallel        s from x,      m from x         y = x * s * m
-
-    and with identity mixing `mix` = a, y = x * (1 - a + a * s * m): x itself at a = 0, the line above at a = 1.
-
-    Args:
-        x: Features.
-        what: Channel gate; its attribute `pools` names the pooled features it takes, in order: "avg", "max", "lp"
-            (the l2 norm) and "lse" (log-sum-exp), each over H x W.
-        where: Spatial gate; its attribute `maps` names the pooled maps it takes, in order: "max" and "mean", over C.
-        arrangement: Which gate sees the output of the other.
-        mix: The scalar a, a 0-dimensional tensor.
-
-    Shape:
-        x (N, C, H, W) -> (N, C, H, W).
-
-    Dtype:
-        Any floating dtype; computed and returned in that of `x`.
-    """
+    """Scale `x` by a channel gate s and a spatial gate m; see `whatwhere.ops.gate`."""
 
     def channel(features: Tensor) -> Tensor | None:
-        return None if what is None else what(*(POOLS[pool](features) for pool in what.pools))[:, :, None, None]
+        if what is None:
+            return None
+        return small(what, *(POOLS[pool](features) for pool in what.pools))[:, :, None, None]
 
     def spatial(features: Tensor) -> Tensor | None:
-        return None if where is None else where(torch.cat([MAPS[name](features) for name in where.maps], 1))
+        return None if where is None else small(where, torch.cat([MAPS[name](features) for name in where.maps], 1))
 
     if arrangement == "spatial_first":
         first = spatial(x)
@@ -96,10 +106,45 @@ def gate(
         second = spatial(x if arrangement == "parallel" else _scale(x, first))
 
     if mix is None:
-        return _scale(_scale(x, first), second)
-    gates = _scale(first, second) if first is not None else second
-    return x if gates is None else x * (1 - mix + mix * gates)
+        y = _scale(_scale(x, first), second)
+    else:
+        gates = _scale(first, second) if first is not None else second
+        y = x if gates is None else x * (1 - mix + mix * gates)
+    return y if factor is None else y * factor[:, None, None, None]
 
 
 def _scale(x: Tensor, factor: Tensor | None) -> Tensor:
     return x if factor is None else x * factor
+
+
+def normed_gate(
+    x: Tensor,
+    norm: nn.Module,
+    what: ChannelGate | None = None,
+    where: SpatialGate | None = None,
+    *,
+    arrangement: Arrangement = "channel_first",
+    mix: Tensor | None = None,
+    factor: Tensor | None = None,
+) -> Tensor:
+    """Return gate(norm(x)); see `whatwhere.ops.normed_gate`."""
+    return gate(norm(x), what, where, arrangement=arrangement, mix=mix, factor=factor)
+
+
+def gated_tail(
+    x: Tensor,
+    norm: nn.Module,
+    what: ChannelGate | None,
+    where: SpatialGate | None,
+    shortcut: Tensor,
+    *,
+    arrangement: Arrangement = "channel_first",
+    mix: Tensor | None = None,
+    factor: Tensor | None = None,
+) -> Tensor:
+    """Return relu(gate(norm(x)) + shortcut); see `whatwhere.ops.gated_tail`."""
+    if what is None and where is None and mix is None and factor is None:
+        # in place on what the norm gave, which keeps none of it
+        return torch.relu_(norm(x).add_(shortcut))
+    branch = normed_gate(x, norm, what, where, arrangement=arrangement, mix=mix, factor=factor)
+    return torch.relu_(branch + shortcut)
