@@ -12,8 +12,8 @@ Each is computed by a backend, with the same parameters and results:
 - "reference": plain PyTorch, any device and dtype; autograd keeps what it likes.
 - "lean": plain PyTorch too, any device; keeps x and small tensors for backward and recomputes the rest.
 - "auto": lean, except where only the reference serves: the arrangements "spatial_first" and "parallel", a norm that is
-  not exactly a BatchNorm2d, another pool or map than the reference's, neither gate, tensors of different dtypes or
-  devices, complex or integer tensors, empty ones.
+  not exactly a BatchNorm2d or sees one value of each channel alone, neither gate, a shortcut of another shape or dtype,
+  tensors on several devices, empty ones.
 
 Whatever looks inside takes the reference path under any backend: torch.compile, export, tracing, torch.func's
 transforms, dispatch modes (FLOP counters), and modules with a hook, so that every hook fires.
@@ -21,13 +21,15 @@ transforms, dispatch modes (FLOP counters), and modules with a hook, so that eve
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from . import reference
-from .reference import MAPS, POOLS, Arrangement, ChannelGate, SpatialGate
+from . import lean, reference
+from .call import Call
+from .reference import Arrangement, ChannelGate, SpatialGate
 
 __all__ = ["Arrangement", "Backend", "ChannelGate", "SpatialGate", "gate", "gated_tail", "has_hooks", "normed_gate"]
 
@@ -75,10 +77,9 @@ def gate(
     Raises:
         ValueError: A backend that is unknown or cannot do this, saying why.
     """
-    if _lean(backend, x, None, what, where, arrangement, (mix, factor)):
-        from . import lean
-
-        return lean.run(lean.Call(what, where, norm=None, relu=False), x, None, mix, factor)
+    call = Call(what, where, norm=None, relu=False)
+    if _takes_lean(backend, call, arrangement, x, None, mix, factor):
+        return lean.run(call, x, None, mix, factor)
     return reference.gate(x, what, where, arrangement=arrangement, mix=mix, factor=factor)
 
 
@@ -109,11 +110,9 @@ def normed_gate(
     Shape:
         x (N, C, H, W) -> (N, C, H, W).
     """
-    if _lean(backend, x, norm, what, where, arrangement, (mix, factor)):
-        from . import lean
-
-        assert isinstance(norm, nn.BatchNorm2d)
-        return lean.run(lean.Call(what, where, norm, relu=False), x, None, mix, factor)
+    call = Call(what, where, norm, relu=False)
+    if _takes_lean(backend, call, arrangement, x, None, mix, factor):
+        return lean.run(call, x, None, mix, factor)
     return reference.normed_gate(x, norm, what, where, arrangement=arrangement, mix=mix, factor=factor)
 
 
@@ -145,17 +144,15 @@ def gated_tail(
     Shape:
         x and shortcut (N, C, H, W) -> (N, C, H, W).
     """
-    if _lean(backend, x, norm, what, where, arrangement, (mix, factor), shortcut):
-        from . import lean
-
-        assert isinstance(norm, nn.BatchNorm2d)
-        return lean.run(lean.Call(what, where, norm, relu=True), x, shortcut, mix, factor)
+    call = Call(what, where, norm, relu=True)
+    if _takes_lean(backend, call, arrangement, x, shortcut, mix, factor):
+        return lean.run(call, x, shortcut, mix, factor)
     return reference.gated_tail(x, norm, what, where, shortcut, arrangement=arrangement, mix=mix, factor=factor)
 
 
 def has_hooks(*modules: object) -> bool:
     """Return whether a hook, or a replaced `forward`, hangs on one of `modules` or a module inside it."""
-    if nn.modules.module._has_any_global_hook():
+    if nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
         return True
     return any(_is_hooked(inner) for module in modules if isinstance(module, nn.Module) for inner in module.modules())
 
@@ -170,22 +167,20 @@ def _is_hooked(module: nn.Module) -> bool:
     )
 
 
-def _lean(
+def _takes_lean(
     backend: Backend,
-    x: Tensor,
-    norm: nn.Module | None,
-    what: ChannelGate | None,
-    where: SpatialGate | None,
+    call: Call,
     arrangement: Arrangement,
-    scalars: tuple[Tensor | None, ...],
-    shortcut: Tensor | None = None,
+    x: Tensor,
+    shortcut: Tensor | None,
+    *scalars: Tensor | None,
 ) -> bool:
-    """Return whether the lean backend is to compute this; raise ValueError if it was asked for and cannot."""
+    """Return whether the lean backend is to compute `call`; raise ValueError if it was asked for and cannot."""
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
-    if backend == "reference" or _is_looked_into(x) or has_hooks(norm, what, where):
+    if backend == "reference" or _is_looked_into(x) or has_hooks(call.norm, call.what, call.where):
         return False
-    reason = _reason_against(x, norm, what, where, arrangement, scalars, shortcut)
+    reason = next(_reasons_against(call, arrangement, x, shortcut, *scalars), "")
     if reason and backend == "lean":
         raise ValueError(f"backend='lean' cannot compute this: {reason}; give backend='auto' or 'reference'")
     return not reason
@@ -193,46 +188,35 @@ def _lean(
 
 def _is_looked_into(x: Tensor) -> bool:
     """Return whether x is under a transform that wants to see plain operators."""
-    return (
+    return bool(
         torch.compiler.is_compiling()
         or type(x) not in (Tensor, nn.Parameter)
         or x.is_meta
-        or bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         or torch._C._are_functorch_transforms_active()
         or torch.utils._python_dispatch._get_current_dispatch_mode() is not None
-        or torch._C._functorch.is_functorch_wrapped_tensor(x)
     )
 
 
-def _reason_against(
-    x: Tensor,
-    norm: nn.Module | None,
-    what: ChannelGate | None,
-    where: SpatialGate | None,
+def _reasons_against(
+    call: Call,
     arrangement: Arrangement,
-    scalars: tuple[Tensor | None, ...],
+    x: Tensor,
     shortcut: Tensor | None,
-) -> str:
-    """Return why the lean backend cannot compute this, "" if it can."""
-    others = [tensor for tensor in (shortcut, *scalars) if tensor is not None]
+    *scalars: Tensor | None,
+) -> Iterator[str]:
+    """Yield why the lean backend cannot compute `call`."""
     if x.dim() != 4 or not x.is_floating_point() or x.numel() == 0 or x.layout != torch.strided:
-        return f"x must be a dense, non-empty floating-point tensor (N, C, H, W), got {x.dtype} {tuple(x.shape)}"
-    if what is None and where is None:
-        return "without a gate there is nothing to save"
+        yield f"x must be dense, non-empty and floating-point, (N, C, H, W), got {x.dtype} {tuple(x.shape)}"
+    if call.what is None and call.where is None:
+        yield "without a gate the plain formulation keeps no more"
     if arrangement != "channel_first":
-        return f"the arrangement {arrangement!r} has no shared passes"
-    if not set(() if what is None else what.pools) <= set(POOLS) or not set(() if where is None else where.maps) <= set(
-        MAPS
-    ):
-        return "a pool or map is unknown"
-    if norm is not None and type(norm) is not nn.BatchNorm2d:
-        return f"the norm must be exactly a BatchNorm2d, got a {type(norm).__name__}"
-    if isinstance(norm, nn.BatchNorm2d) and norm.num_features != x.shape[1]:
-        return f"the norm has {norm.num_features} channels, x {x.shape[1]}"
-    if isinstance(norm, nn.BatchNorm2d) and x.numel() == x.shape[1]:
-        return "the norm has one value per channel alone"
+        yield f"the arrangement {arrangement!r} does not share its passes"
+    if call.norm is not None and type(call.norm) is not nn.BatchNorm2d:
+        yield f"the norm must be exactly a BatchNorm2d, got a {type(call.norm).__name__}"
+    if call.norm is not None and x.numel() == x.shape[1]:
+        yield "the norm sees one value of each channel alone"
     if shortcut is not None and (shortcut.shape != x.shape or shortcut.dtype != x.dtype):
-        return f"the shortcut must have shape and dtype of x, got {shortcut.dtype} {tuple(shortcut.shape)}"
-    if any(tensor.device != x.device for tensor in others):
-        return "all tensors must be on one device"
-    return ""
+        yield f"the shortcut must have the shape and dtype of x, got {shortcut.dtype} {tuple(shortcut.shape)}"
+    if any(tensor is not None and tensor.device != x.device for tensor in (shortcut, *scalars)):
+        yield "all tensors must be on one device"

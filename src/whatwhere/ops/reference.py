@@ -37,7 +37,7 @@ def _extreme(x: Tensor, dim: int, largest: bool) -> Tensor:
     # max(dim) finds that index; amax, several times faster on a CPU, would spread the gradient over equal maxima
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if (torch.is_grad_enabled() and x.requires_grad) or tracing:
-        return (x.max(dim) if largest else x.min(dim)).values
+        return torch.max(x, dim)[0] if largest else torch.min(x, dim)[0]
     return x.amax(dim) if largest else x.amin(dim)
 
 
@@ -49,7 +49,8 @@ def _std(x: Tensor) -> Tensor:
 
 def _l2(x: Tensor) -> Tensor:
     # gradient 0 at an all-zero plane, where sqrt(sum(x**2)) would give NaN
-    return torch.linalg.vector_norm(x, dim=(2, 3))
+    norm: Tensor = torch.linalg.vector_norm(x, dim=(2, 3))
+    return norm
 
 
 # over H x W: (N, C, H, W) -> (N, C)

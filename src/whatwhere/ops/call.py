@@ -1,0 +1,56 @@
+"""What one call of a gate computes, and the small tensors that it keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import chain
+
+from torch import Tensor, nn
+
+from .reference import ChannelGate, SpatialGate
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one call computes, without its tensors."""
+
+    what: ChannelGate | None
+    where: SpatialGate | None
+    norm: nn.Module | None
+    relu: bool
+
+    def parameters(self) -> tuple[Tensor, ...]:
+        """Return what of the two small functions takes gradients."""
+        functions: list[object] = [self.what, self.where]
+        modules = [function for function in functions if isinstance(function, nn.Module)]
+        tensors = chain.from_iterable(chain(module.parameters(), module.buffers()) for module in modules)
+        return tuple(tensor for tensor in tensors if tensor.requires_grad)
+
+    @property
+    def normalizes_by_batch(self) -> bool:
+        """Whether the norm takes mean and variance from x rather than its running ones."""
+        return self.norm is not None and (self.norm.training or self.norm.running_mean is None)
+
+    def batch_norm(self) -> nn.BatchNorm2d | None:
+        """Return the norm as what it is once the lean backend has been chosen."""
+        assert self.norm is None or isinstance(self.norm, nn.BatchNorm2d)
+        return self.norm
+
+
+@dataclass
+class Small:
+    """The small tensors of one call: both ends of the small functions' graphs, and where the maxima are.
+
+    Attributes:
+        pooled: What `what` takes, (N, C) each.
+        s: What it gives, (N, C).
+        maps: What `where` takes, (N, k, H, W).
+        m: What it gives, (N, 1, H, W).
+        indices: By the name of a pool its index over H x W, (N, C); as "maps" that of the maximum over C, (N, P).
+    """
+
+    pooled: tuple[Tensor, ...] = ()
+    s: Tensor | None = None
+    maps: Tensor | None = None
+    m: Tensor | None = None
+    indices: dict[str, Tensor] = field(default_factory=dict)

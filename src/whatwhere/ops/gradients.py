@@ -1,0 +1,337 @@
+"""The backward pass of the lean gates: three passes over x, the small functions' own graphs between them.
+
+In the notation of `lean.py`, with g = dL/dy and, behind a norm, z = w * xh + b, xh = (x - mean) / sqrt(var + eps)::
+
+    dv = g, or g where y > 0                                  dshortcut = dv
+    dm = a * f * sum over C of dv * u                         first pass; then where's graph gives dmaps
+    du = a * f * m * dv + dmaps, each spread over C (mean) or put at its index (max)
+    ds = sum over H x W of du * z                             second pass; then what's graph gives dpools
+    dz = s * du + (1 - a) * f * dv + dpools, each spread over H x W or put at its index
+    da = sum over all of f * dv * z * (s * m - 1)
+    db = sum of dz, dw = sum of dz * xh                       over N, H and W, from the sums of the second pass
+    dx = w / sqrt(var + eps) * (dz - db / M - xh * dw / M)    third pass; M = N * H * W
+
+In evaluation the last two terms of dx are absent. Nothing is divided by w, which may be 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .call import Call, Small
+from .layout import View, accumulation_dtype, pieces_of
+from .reference import POOLS
+
+
+@dataclass
+class _Sums:
+    """Sums over H x W, (N, C): of a gradient, and of the gradient times xh."""
+
+    plain: Tensor
+    by_xh: Tensor
+
+    @staticmethod
+    def joined(pieces: list[_Sums]) -> _Sums:
+        return _Sums(torch.cat([sums.plain for sums in pieces]), torch.cat([sums.by_xh for sums in pieces]))
+
+    def scaled(self, factor: Tensor | float) -> _Sums:
+        return _Sums(self.plain * factor, self.by_xh * factor)
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(self.plain + other.plain, self.by_xh + other.by_xh)
+
+
+class Backward:
+    """One backward pass; `gradients` runs it."""
+
+    def __init__(self, ctx: Any, dy: Tensor) -> None:
+        self.call: Call = ctx.call
+        self.view: View = ctx.view
+        self.kept: Small = ctx.kept
+        self.parameters: tuple[Tensor, ...] = ctx.parameters
+        (
+            self.needs_x,
+            self.needs_shortcut,
+            _,
+            self.needs_weight,
+            self.needs_bias,
+            self.needs_mix,
+        ) = ctx.needs_input_grad[2:8]
+        self.from_batch: bool = ctx.from_batch
+        self.x: Tensor
+        self.x, y, factor, weight, bias, mix, mean, invstd, *indices = ctx.saved_tensors
+        self.indices: dict[str, Tensor] = dict(zip(ctx.index_names, indices, strict=True))
+        self.weight, self.bias, self.mix = weight, bias, mix
+
+        dtype: torch.dtype = accumulation_dtype(self.x.dtype)
+        self.dtype = dtype
+        self.flat = self.view.flat(self.x)
+        self.pieces = list(pieces_of(self.flat))
+        self.s = None if self.kept.s is None else self.kept.s.detach().to(dtype)
+        self.m = None if self.kept.m is None else self.kept.m.detach().flatten(1).to(dtype)
+        # how much of z goes through the gates, and how much past them: a * f and (1 - a) * f, (N, 1)
+        self.f: Tensor = self.x.new_ones(len(self.x), 1, dtype=dtype) if factor is None else factor.to(dtype)[:, None]
+        self.through = self.f if mix is None else mix.to(dtype) * self.f
+        self.past = None if mix is None else self.f - self.through
+        # z = w * xh + b and xh = x * invstd - mean * invstd, as (C,); without a norm z = xh = x
+        one = self.x.new_ones(self.x.shape[1], dtype=dtype)
+        self.w = one if weight is None else weight.to(dtype)
+        self.b = torch.zeros_like(one) if bias is None else bias.to(dtype)
+        self.invstd = one if invstd is None else invstd.to(dtype)
+        self.mean = torch.zeros_like(one) if mean is None else mean.to(dtype)
+        self.rooms = [torch.empty_like(self.flat[self.pieces[0]], dtype=dtype) for _ in range(2)]
+        self.dv4 = self._through_relu(self.view.dense(dy), y)
+        self.dv = self.view.flat(self.dv4)
+
+    def gradients(self) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, shortcut, factor, weight, bias, mix and the small functions' parameters."""
+        of_parameters: list[Tensor | None] = [None] * len(self.parameters)
+        dx4 = torch.empty_like(self.x)
+        dx = self.view.flat(dx4)
+        dm = None
+        dmaps: dict[str, Tensor] = {}
+        if self.m is not None and (self._needs_z() or self.needs_mix or _wants_gradient(self.kept.m, self.kept.s)):
+            dm = self._first_pass()
+            dmaps = self._through_where(dm, of_parameters)
+        of_u, of_v = self._second_pass(dmaps, dx)
+        dpools = {} if self.s is None else self._through_what(of_u, of_parameters)
+        dmix = self._mix_gradient(dm, of_v) if self.needs_mix else None
+        dweight = dbias = None
+        if self._needs_z():
+            sums = self._sums_of_dz(of_u, of_v, dpools)
+            self._third_pass(dx, dmaps, dpools, sums)
+            if sums is not None:
+                dweight, dbias = sums.by_xh.sum(0), sums.plain.sum(0)
+        return (
+            dx4 if self.needs_x else None,
+            self.dv4 if self.needs_shortcut else None,
+            None,
+            None if dweight is None or self.weight is None else dweight.to(self.weight.dtype),
+            None if dbias is None or self.bias is None else dbias.to(self.bias.dtype),
+            None if dmix is None or self.mix is None else dmix.to(self.mix.dtype),
+            *of_parameters,
+        )
+
+    def _needs_z(self) -> bool:
+        return bool(self.needs_x or self.needs_weight or self.needs_bias)
+
+    def _wants_sums(self) -> bool:
+        """Return whether the norm wants the sums of dz: for its own parameters, or because x moved its statistics."""
+        return self.call.norm is not None and bool(self.from_batch or self.needs_weight or self.needs_bias)
+
+    def _through_relu(self, dy: Tensor, y: Tensor | None) -> Tensor:
+        if y is None:
+            return dy
+        dv = torch.empty_like(self.x)
+        for piece in self.pieces:
+            torch.ops.aten.threshold_backward.grad_input(dy[piece], y[piece], 0.0, grad_input=dv[piece])
+        return dv
+
+    def _affine(self, x: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> Tensor:
+        """Return x * scale + shift, both (n or 1, C), in `out`, or x itself where there is no norm."""
+        scale, shift = self.view.over_pixels(scale), self.view.over_pixels(shift)
+        # one operator where memory runs along the channels; broadcast along the pixels it would be slower than two
+        if self.view.c == 2 and x.dtype == out.dtype:
+            return torch.addcmul(shift, x, scale, out=out)
+        return torch.mul(x, scale, out=out).add_(shift)
+
+    def _xh(self, piece: slice) -> Tensor:
+        """Return xh of a piece, computed again into the first room; not to be written to."""
+        x = self.flat[piece]
+        if self.call.norm is None:
+            unchanged: Tensor = x.to(self.dtype)
+            return unchanged
+        return self._affine(x, self.invstd[None], (-self.mean * self.invstd)[None], self.rooms[0][: len(x)])
+
+    def _first_pass(self) -> Tensor:
+        """Return the sum over C of dv * u, (N, P)."""
+        scale, shift = self.w * self.invstd, self.b - self.w * self.invstd * self.mean
+        sums = []
+        for piece in self.pieces:
+            s = None if self.s is None else self.s[piece]
+            x = self.flat[piece]
+            room = self.rooms[0][: len(x)]
+            if self.call.norm is None:
+                u = x.to(self.dtype) if s is None else torch.mul(x, self.view.over_pixels(s), out=room)
+            elif s is None:
+                u = self._affine(x, scale[None], shift[None], room)
+            else:
+                u = self._affine(x, scale * s, shift * s, room)
+            sums.append(torch.mul(u, self.dv[piece], out=room).sum(self.view.c))
+        return torch.cat(sums)
+
+    def _through_where(self, dm: Tensor, of_parameters: list[Tensor | None]) -> dict[str, Tensor]:
+        """Send the gradient of m through `where`; return that of the maps, (N, P) by name."""
+        assert self.kept.m is not None
+        assert self.kept.maps is not None
+        assert self.call.where is not None
+        (dmaps,) = _small_gradients(self.kept.m, (self.kept.maps,), dm * self.through, self.parameters, of_parameters)
+        if dmaps is None:
+            return {}
+        return dict(zip(self.call.where.maps, dmaps.flatten(2).to(self.dtype).unbind(1), strict=True))
+
+    def _second_pass(self, dmaps: dict[str, Tensor], dx: Tensor) -> tuple[_Sums, _Sums | None]:
+        """Return the sums of du, and those of dv where the mix wants them; leave du in `dx` if there is an m."""
+        of_u: list[_Sums] = []
+        of_v: list[_Sums] = []
+        of_xh: list[Tensor] = []
+        for piece in self.pieces:
+            xh = self._xh(piece)
+            if self._wants_sums() and self.call.what is not None and "avg" in self.call.what.pools:
+                of_xh.append(xh.sum(self.view.p))
+            if self.m is None:
+                of_u.append(self._sums(self.dv[piece], xh))
+                continue
+            of_u.append(self._sums(self._du(piece, dmaps, dx[piece]), xh))
+            if self.mix is not None:
+                of_v.append(self._sums(self.dv[piece], xh))
+        self.sum_xh = torch.cat(of_xh) if of_xh else None
+        u = _Sums.joined(of_u)
+        if self.m is not None:
+            return u, _Sums.joined(of_v) if of_v else None
+        # without a spatial gate du is dv, but for the factor and the mix
+        return u.scaled(self.through), u
+
+    def _sums(self, gradient: Tensor, xh: Tensor) -> _Sums:
+        product = torch.mul(gradient, xh, out=self.rooms[1][: len(xh)])
+        return _Sums(gradient.sum(self.view.p, dtype=self.dtype), product.sum(self.view.p))
+
+    def _du(self, piece: slice, dmaps: dict[str, Tensor], out: Tensor) -> Tensor:
+        """Write the gradient of u, through m and through the maps, to `out`."""
+        assert self.m is not None
+        pixels = self.view.over_channels
+        gate = pixels(self.m[piece] * self.through[piece])
+        if "mean" not in dmaps:
+            torch.mul(self.dv[piece], gate, out=out)
+        elif out.dtype == self.dtype:
+            torch.addcmul(pixels(dmaps["mean"][piece] / self.x.shape[1]), self.dv[piece], gate, out=out)
+        else:
+            out.copy_(self.dv[piece] * gate + pixels(dmaps["mean"][piece] / self.x.shape[1]))
+        if "max" in dmaps:
+            _add_at(out, self.view.c, pixels(self.indices["maps"][piece]), pixels(dmaps["max"][piece]))
+        return out
+
+    def _through_what(self, of_u: _Sums, of_parameters: list[Tensor | None]) -> dict[str, Tensor]:
+        """Send the gradient of s through `what`; return that of the pools, (N, C) by name."""
+        assert self.kept.s is not None
+        assert self.call.what is not None
+        ds = self.w * of_u.by_xh + self.b * of_u.plain
+        dpools = _small_gradients(self.kept.s, self.kept.pooled, ds, self.parameters, of_parameters)
+        pairs = zip(self.call.what.pools, dpools, strict=True)
+        return {name: dpool.to(self.dtype) for name, dpool in pairs if dpool is not None}
+
+    def _mix_gradient(self, dm: Tensor | None, of_v: _Sums | None) -> Tensor:
+        assert of_v is not None
+        dv_by_z = self.w * of_v.by_xh + self.b * of_v.plain
+        gated: Tensor
+        if self.m is None:
+            assert self.s is not None
+            gated = (dv_by_z * self.s).sum(1)
+        else:
+            assert dm is not None
+            gated = (dm * self.m).sum(1)
+        return (self.f[:, 0] * (gated - dv_by_z.sum(1))).sum()
+
+    def _sums_of_dz(self, of_u: _Sums, of_v: _Sums | None, dpools: dict[str, Tensor]) -> _Sums | None:
+        """Return the sums of dz, from those of its parts; None where there is no norm to want them."""
+        if not self._wants_sums():
+            return None
+        sums = of_u if self.s is None else of_u.scaled(self.s)
+        if self.past is not None:
+            assert of_v is not None
+            sums += of_v.scaled(self.past)
+        for name, dpool in dpools.items():
+            if name == "avg":
+                assert self.sum_xh is not None
+                sums += _Sums(dpool, dpool * self.sum_xh / self.flat.shape[self.view.p])
+            elif name in self.indices:
+                index = self.view.over_pixels(self.indices[name].long())
+                x = self.flat.gather(self.view.p, index).squeeze(self.view.p)
+                sums += _Sums(dpool, dpool * (x - self.mean) * self.invstd)
+            else:
+                parts = [(self._pool_gradient(name, piece, dpool[piece]), self._xh(piece)) for piece in self.pieces]
+                by_xh = torch.cat([(part * xh).sum(self.view.p) for part, xh in parts])
+                sums += _Sums(torch.cat([part.sum(self.view.p) for part, _ in parts]), by_xh)
+        return sums
+
+    def _third_pass(self, dx: Tensor, dmaps: dict[str, Tensor], dpools: dict[str, Tensor], sums: _Sums | None) -> None:
+        """Write the gradient of x to `dx`, where du stands if there is an m."""
+        scale = self.w * self.invstd
+        shift = torch.zeros_like(self.f.expand(-1, len(scale)))
+        if "avg" in dpools:
+            shift = scale * dpools["avg"] / self.flat.shape[self.view.p]
+        of_x = None
+        if sums is not None and self.from_batch:
+            num = self.flat.numel() / len(scale)
+            of_x = -scale * self.invstd * sums.by_xh.sum(0) / num
+            shift = shift - scale * sums.plain.sum(0) / num - of_x * self.mean
+        gate = self.f.new_ones(len(self.x), 1) if self.s is None else self.s
+        if self.m is None:
+            gate = gate * self.through + (0 if self.past is None else self.past)
+        for piece in self.pieces:
+            source = self.dv[piece] if self.m is None else dx[piece]
+            out = dx[piece] if dx.dtype == self.dtype else self.rooms[1][: len(source)]
+            self._affine(source, scale * gate[piece], shift[piece], out)
+            if self.past is not None and self.m is not None:
+                out.add_(self.dv[piece] * self.view.over_pixels(scale * self.past[piece]))
+            if of_x is not None:
+                if self.view.c == 2 and dx.dtype == self.dtype:
+                    out.addcmul_(self.flat[piece], of_x)
+                else:
+                    out.add_(
+                        torch.mul(self.flat[piece], self.view.over_pixels(of_x[None]), out=self.rooms[0][: len(out)])
+                    )
+            for name, dpool in dpools.items():
+                if name in self.indices:
+                    index = self.view.over_pixels(self.indices[name][piece])
+                    _add_at(out, self.view.p, index, self.view.over_pixels(scale * dpool[piece]))
+                elif name != "avg":
+                    out.add_(self._pool_gradient(name, piece, dpool[piece]) * self.view.over_pixels(scale[None]))
+            if out.dtype != dx.dtype:
+                dx[piece].copy_(out)
+
+    def _pool_gradient(self, name: str, piece: slice, dpool: Tensor) -> Tensor:
+        """Return the gradient that a pool without a formula here sends back to z, by autograd on the piece alone."""
+        xh = self._xh(piece)
+        z = (xh * self.view.over_pixels(self.w[None]) + self.view.over_pixels(self.b[None])).requires_grad_()
+        with torch.enable_grad():
+            pooled = POOLS[name](self.view.image(z, *self.x.shape[2:]))
+        (dz,) = torch.autograd.grad(pooled, z, dpool)
+        return dz
+
+
+def _wants_gradient(*outputs: Tensor | None) -> bool:
+    return any(output is not None and output.requires_grad for output in outputs)
+
+
+def _small_gradients(
+    output: Tensor,
+    inputs: tuple[Tensor, ...],
+    gradient: Tensor,
+    parameters: tuple[Tensor, ...],
+    of_parameters: list[Tensor | None],
+) -> tuple[Tensor | None, ...]:
+    """Send `gradient` back through a small graph; add to `of_parameters` and return what the inputs get."""
+    wanted = [tensor for tensor in (*inputs, *parameters) if tensor.requires_grad]
+    if not output.requires_grad or not wanted:
+        return (None,) * len(inputs)
+    # kept, because the pass around it may come a second time (retain_graph)
+    found = torch.autograd.grad(
+        output, wanted, gradient.view_as(output).to(output.dtype), retain_graph=True, allow_unused=True
+    )
+    by_tensor = {id(tensor): value for tensor, value in zip(wanted, found, strict=True)}
+    for index, parameter in enumerate(parameters):
+        value, so_far = by_tensor.get(id(parameter)), of_parameters[index]
+        if value is not None:
+            of_parameters[index] = value if so_far is None else so_far + value
+    return tuple(by_tensor.get(id(tensor)) for tensor in inputs)
+
+
+def _add_at(target: Tensor, dim: int, index: Tensor, values: Tensor) -> None:
+    """Add `values` to `target` at `index` along `dim`, one place each: deterministic on every device."""
+    index = index.long()
+    target.scatter_(dim, index, target.gather(dim, index) + values.to(target.dtype))
