@@ -320,7 +320,7 @@ def test_features_by_torchvisions_extractor():
     model = create_model("cbam_resnext11_8x8d", num_classes=3, drop_path_rate=0.2).eval()
     x = torch.randn(2, 3, 16, 16)
     features = extract(model, ["layer2", "layer3"])(x)
-    assert torch.equal(features["layer3"], model.forward_features(x))
+    torch.testing.assert_close(features["layer3"], model.forward_features(x))
 
 
 def test_a_new_classifier_leaves_torchs_generator_alone():

@@ -144,7 +144,8 @@ class SharedMLP(nn.Module):
         self.fc2 = nn.Linear(hidden_channels, channels, bias=bias)
 
     def forward(self, *pooled: Tensor) -> Tensor:
-        logits = [self.fc2(torch.relu(self.fc1(p))) for p in pooled]
+        # one product for all pools, whose rows stand below each other
+        logits = self.fc2(torch.relu(self.fc1(torch.cat(pooled)))).chunk(len(pooled))
         return torch.sigmoid(functools.reduce(torch.add, logits))
 
     def extra_repr(self) -> str:

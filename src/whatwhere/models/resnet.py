@@ -45,13 +45,14 @@ class StochasticDepth(nn.Module):
         return f"drop_rate={self.drop_rate:.3f}"
 
 
-def _tail(block: BasicBlock | Bottleneck, x: Tensor, norm: nn.Module, shortcut: Tensor) -> Tensor:
-    """Return the end of a residual block, relu(drop_path(attention(norm(x))) + shortcut).
+def _tail(block: BasicBlock | Bottleneck, x: Tensor, conv: nn.Module, norm: nn.Module, shortcut: Tensor) -> Tensor:
+    """Return the end of a residual block, relu(drop_path(attention(norm(conv(x)))) + shortcut).
 
     In one operator where nobody looks inside; module by module where a hook or a tracer does, or where the attention is
     not a `Gate`.
     """
     attention, drop_path = block.attention, block.drop_path
+    x = conv(x)
     parts = (norm, attention, drop_path, block.relu)
     if isinstance(x, Tensor) and _is_plain_gate(attention) and not has_hooks(*parts):
         gate = attention if isinstance(attention, Gate) else None
@@ -67,6 +68,8 @@ def _tail(block: BasicBlock | Bottleneck, x: Tensor, norm: nn.Module, shortcut: 
             arrangement=gate.arrangement,
             mix=gate.mix,
             factor=factor,
+            # what a convolution gives is new, and nobody else's where no hook on it has passed it on
+            overwrite=type(conv) is nn.Conv2d and not has_hooks(conv),
             backend=gate.backend,
         )
     x = norm(x)
@@ -117,7 +120,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
-        return _tail(self, self.conv2(x), self.bn2, shortcut)
+        return _tail(self, x, self.conv2, self.bn2, shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -161,7 +164,7 @@ class Bottleneck(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
-        return _tail(self, self.conv3(x), self.bn3, shortcut)
+        return _tail(self, x, self.conv3, self.bn3, shortcut)
 
 
 class ResNet(nn.Module):

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from . import lean, reference
 from .call import Call
+from .hooks import has_hooks
 from .reference import Arrangement, ChannelGate, SpatialGate
 
 __all__ = ["Arrangement", "Backend", "ChannelGate", "SpatialGate", "gate", "gated_tail", "has_hooks", "normed_gate"]
@@ -126,6 +127,7 @@ def gated_tail(
     arrangement: Arrangement = "channel_first",
     mix: Tensor | None = None,
     factor: Tensor | None = None,
+    overwrite: bool = False,
     backend: Backend = "auto",
 ) -> Tensor:
     """Return relu(gate(norm(x)) + shortcut), the end of a residual block from its last convolution on.
@@ -139,6 +141,7 @@ def gated_tail(
         arrangement: As of `gate`.
         mix: As of `gate`.
         factor: As of `gate`.
+        overwrite: Whether x is the caller's alone, so that the result may take its place where no gradient is needed.
         backend: As of `gate`.
 
     Shape:
@@ -146,25 +149,8 @@ def gated_tail(
     """
     call = Call(what, where, norm, relu=True)
     if _takes_lean(backend, call, arrangement, x, shortcut, mix, factor):
-        return lean.run(call, x, shortcut, mix, factor)
+        return lean.run(call, x, shortcut, mix, factor, overwrite)
     return reference.gated_tail(x, norm, what, where, shortcut, arrangement=arrangement, mix=mix, factor=factor)
-
-
-def has_hooks(*modules: object) -> bool:
-    """Return whether a hook, or a replaced `forward`, hangs on one of `modules` or a module inside it."""
-    if nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
-        return True
-    return any(_is_hooked(inner) for module in modules if isinstance(module, nn.Module) for inner in module.modules())
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-    )
 
 
 def _takes_lean(
@@ -206,6 +192,13 @@ def _reasons_against(
     *scalars: Tensor | None,
 ) -> Iterator[str]:
     """Yield why the lean backend cannot compute `call`."""
+    functions: tuple[object, ...] = (call.what, call.where)
+    if any(function is not None and not isinstance(function, nn.Module) for function in functions):
+        yield "what and where must be modules, which tell what they learn"
+    if call.what is not None and len(set(call.what.pools)) != len(call.what.pools):
+        yield f"the pools {call.what.pools} name one twice"
+    if call.where is not None and len(set(call.where.maps)) != len(call.where.maps):
+        yield f"the maps {call.where.maps} name one twice"
     if x.dim() != 4 or not x.is_floating_point() or x.numel() == 0 or x.layout != torch.strided:
         yield f"x must be dense, non-empty and floating-point, (N, C, H, W), got {x.dtype} {tuple(x.shape)}"
     if call.what is None and call.where is None:

@@ -24,12 +24,8 @@ class Call:
         functions: list[object] = [self.what, self.where]
         modules = [function for function in functions if isinstance(function, nn.Module)]
         tensors = chain.from_iterable(chain(module.parameters(), module.buffers()) for module in modules)
-        return tuple(tensor for tensor in tensors if tensor.requires_grad)
-
-    @property
-    def normalizes_by_batch(self) -> bool:
-        """Whether the norm takes mean and variance from x rather than its running ones."""
-        return self.norm is not None and (self.norm.training or self.norm.running_mean is None)
+        # each once, although the two may share some
+        return tuple({id(tensor): tensor for tensor in tensors if tensor.requires_grad}.values())
 
     def batch_norm(self) -> nn.BatchNorm2d | None:
         """Return the norm as what it is once the lean backend has been chosen."""

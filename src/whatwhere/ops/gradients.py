@@ -83,85 +83,86 @@ class Backward:
         self.b = torch.zeros_like(one) if bias is None else bias.to(dtype)
         self.invstd = one if invstd is None else invstd.to(dtype)
         self.mean = torch.zeros_like(one) if mean is None else mean.to(dtype)
-        self.rooms = [torch.empty_like(self.flat[self.pieces[0]], dtype=dtype) for _ in range(2)]
-        self.dv4 = self._through_relu(self.view.dense(dy), y)
-        self.dv = self.view.flat(self.dv4)
+        self.rooms: list[Tensor] = []
+
+        dy = self.view.dense(dy)
+        self.dv4: Tensor = dy if y is None else torch.empty_like(self.x)
+        self.dv: Tensor = self.view.flat(self.dv4)
+        # dy and y as long as dv is not there yet
+        self.relu = None if y is None else (self.view.flat(dy), self.view.flat(y))
 
     def gradients(self) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, shortcut, factor, weight, bias, mix and the small functions' parameters."""
         of_parameters: list[Tensor | None] = [None] * len(self.parameters)
-        dx4 = torch.empty_like(self.x)
-        dx = self.view.flat(dx4)
-        dm = None
+        dx4 = torch.empty_like(self.x) if self.needs_x else None
+        dx = None if dx4 is None else self.view.flat(dx4)
+        of_norm = self.needs_x or self.needs_weight or self.needs_bias
+        dm = dmix = dweight = dbias = None
         dmaps: dict[str, Tensor] = {}
-        if self.m is not None and (self._needs_z() or self.needs_mix or _wants_gradient(self.kept.m, self.kept.s)):
-            dm = self._first_pass()
+        if self.m is not None and (self.needs_mix or _requires_grad(self.kept.m)):
+            dm = self._first_pass(dx)
             dmaps = self._through_where(dm, of_parameters)
-        of_u, of_v = self._second_pass(dmaps, dx)
-        dpools = {} if self.s is None else self._through_what(of_u, of_parameters)
-        dmix = self._mix_gradient(dm, of_v) if self.needs_mix else None
-        dweight = dbias = None
-        if self._needs_z():
-            sums = self._sums_of_dz(of_u, of_v, dpools)
-            self._third_pass(dx, dmaps, dpools, sums)
+        if of_norm or self.needs_mix or _requires_grad(self.kept.s):
+            of_u, of_v = self._second_pass(dmaps, dx)
+            dpools = self._through_what(of_u, of_parameters)
+            if self.needs_mix:
+                dmix = self._mix_gradient(dm, of_v)
+            sums = self._sums_of_dz(of_u, of_v, dpools) if of_norm and self._wants_sums() else None
             if sums is not None:
                 dweight, dbias = sums.by_xh.sum(0), sums.plain.sum(0)
+            if dx is not None:
+                self._third_pass(dx, dmaps, dpools, sums)
+        elif self.relu is not None:
+            for piece in self.pieces:
+                self._dv(piece)
         return (
-            dx4 if self.needs_x else None,
+            dx4,
             self.dv4 if self.needs_shortcut else None,
             None,
-            None if dweight is None or self.weight is None else dweight.to(self.weight.dtype),
-            None if dbias is None or self.bias is None else dbias.to(self.bias.dtype),
-            None if dmix is None or self.mix is None else dmix.to(self.mix.dtype),
+            None if dweight is None or not self.needs_weight else dweight.to(self.weight.dtype),
+            None if dbias is None or not self.needs_bias else dbias.to(self.bias.dtype),
+            None if dmix is None else dmix.to(self.mix.dtype),
             *of_parameters,
         )
-
-    def _needs_z(self) -> bool:
-        return bool(self.needs_x or self.needs_weight or self.needs_bias)
 
     def _wants_sums(self) -> bool:
         """Return whether the norm wants the sums of dz: for its own parameters, or because x moved its statistics."""
         return self.call.norm is not None and bool(self.from_batch or self.needs_weight or self.needs_bias)
 
-    def _through_relu(self, dy: Tensor, y: Tensor | None) -> Tensor:
-        if y is None:
-            return dy
-        dv = torch.empty_like(self.x)
-        for piece in self.pieces:
-            torch.ops.aten.threshold_backward.grad_input(dy[piece], y[piece], 0.0, grad_input=dv[piece])
-        return dv
+    def _room(self, piece: slice, index: int = 0) -> Tensor:
+        """Return one of the rooms for a piece in the dtype of accumulation."""
+        while len(self.rooms) <= index:
+            self.rooms.append(torch.empty_like(self.flat[self.pieces[0]], dtype=self.dtype))
+        return self.rooms[index][: len(self.flat[piece])]
 
-    def _affine(self, x: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> Tensor:
-        """Return x * scale + shift, both (n or 1, C), in `out`, or x itself where there is no norm."""
-        scale, shift = self.view.over_pixels(scale), self.view.over_pixels(shift)
-        # one operator where memory runs along the channels; broadcast along the pixels it would be slower than two
-        if self.view.c == 2 and x.dtype == out.dtype:
-            return torch.addcmul(shift, x, scale, out=out)
-        return torch.mul(x, scale, out=out).add_(shift)
+    def _dv(self, piece: slice) -> Tensor:
+        """Return dv of a piece, which the first pass to come here computes."""
+        if self.relu is not None:
+            dy, y = self.relu
+            torch.ops.aten.threshold_backward.grad_input(dy[piece], y[piece], 0.0, grad_input=self.dv[piece])
+        return self.dv[piece]
 
-    def _xh(self, piece: slice) -> Tensor:
-        """Return xh of a piece, computed again into the first room; not to be written to."""
-        x = self.flat[piece]
+    def _centred(self, piece: slice) -> Tensor:
+        """Return x - mean of a piece: in the first room, or x itself where there is no norm."""
+        x: Tensor = self.flat[piece]
         if self.call.norm is None:
-            unchanged: Tensor = x.to(self.dtype)
-            return unchanged
-        return self._affine(x, self.invstd[None], (-self.mean * self.invstd)[None], self.rooms[0][: len(x)])
+            return x if x.dtype == self.dtype else x.to(self.dtype)
+        return torch.sub(x, self.view.over_pixels(self.mean[None]), out=self._room(piece))
 
-    def _first_pass(self) -> Tensor:
-        """Return the sum over C of dv * u, (N, P)."""
+    def _first_pass(self, dx: Tensor | None) -> Tensor:
+        """Return the sum over C of dv * u, (N, P); what stands in `dx`, which is yet to come, may be overwritten."""
         scale, shift = self.w * self.invstd, self.b - self.w * self.invstd * self.mean
         sums = []
         for piece in self.pieces:
             s = None if self.s is None else self.s[piece]
             x = self.flat[piece]
-            room = self.rooms[0][: len(x)]
-            if self.call.norm is None:
-                u = x.to(self.dtype) if s is None else torch.mul(x, self.view.over_pixels(s), out=room)
-            elif s is None:
-                u = self._affine(x, scale[None], shift[None], room)
+            room = self._room(piece) if dx is None or dx.dtype != self.dtype else dx[piece]
+            if self.call.norm is not None:
+                u = self.view.affine(x, *((scale[None], shift[None]) if s is None else (scale * s, shift * s)), room)
             else:
-                u = self._affine(x, scale * s, shift * s, room)
-            sums.append(torch.mul(u, self.dv[piece], out=room).sum(self.view.c))
+                u = x.to(self.dtype) if s is None else torch.mul(x, self.view.over_pixels(s), out=room)
+            sums.append(torch.mul(u, self._dv(piece), out=room).sum(self.view.c))
+        self.relu = None
         return torch.cat(sums)
 
     def _through_where(self, dm: Tensor, of_parameters: list[Tensor | None]) -> dict[str, Tensor]:
@@ -174,31 +175,33 @@ class Backward:
             return {}
         return dict(zip(self.call.where.maps, dmaps.flatten(2).to(self.dtype).unbind(1), strict=True))
 
-    def _second_pass(self, dmaps: dict[str, Tensor], dx: Tensor) -> tuple[_Sums, _Sums | None]:
+    def _second_pass(self, dmaps: dict[str, Tensor], dx: Tensor | None) -> tuple[_Sums, _Sums | None]:
         """Return the sums of du, and those of dv where the mix wants them; leave du in `dx` if there is an m."""
         of_u: list[_Sums] = []
         of_v: list[_Sums] = []
-        of_xh: list[Tensor] = []
+        sums_of_xh: list[Tensor] = []
         for piece in self.pieces:
-            xh = self._xh(piece)
+            dv, centred = self._dv(piece), self._centred(piece)
             if self._wants_sums() and self.call.what is not None and "avg" in self.call.what.pools:
-                of_xh.append(xh.sum(self.view.p))
+                sums_of_xh.append(centred.sum(self.view.p) * self.invstd)
             if self.m is None:
-                of_u.append(self._sums(self.dv[piece], xh))
+                of_u.append(self._sums(dv, centred, self._room(piece)))
                 continue
-            of_u.append(self._sums(self._du(piece, dmaps, dx[piece]), xh))
+            du = self._du(piece, dmaps, self._room(piece, 1) if dx is None else dx[piece])
             if self.mix is not None:
-                of_v.append(self._sums(self.dv[piece], xh))
-        self.sum_xh = torch.cat(of_xh) if of_xh else None
+                of_v.append(self._sums(dv, centred, self._room(piece, 2)))
+            of_u.append(self._sums(du, centred, self._room(piece)))
+        self.relu = None
+        self.sum_xh = torch.cat(sums_of_xh) if sums_of_xh else None
         u = _Sums.joined(of_u)
         if self.m is not None:
             return u, _Sums.joined(of_v) if of_v else None
         # without a spatial gate du is dv, but for the factor and the mix
         return u.scaled(self.through), u
 
-    def _sums(self, gradient: Tensor, xh: Tensor) -> _Sums:
-        product = torch.mul(gradient, xh, out=self.rooms[1][: len(xh)])
-        return _Sums(gradient.sum(self.view.p, dtype=self.dtype), product.sum(self.view.p))
+    def _sums(self, gradient: Tensor, centred: Tensor, room: Tensor) -> _Sums:
+        product = torch.mul(gradient, centred, out=room)
+        return _Sums(gradient.sum(self.view.p, dtype=self.dtype), product.sum(self.view.p).mul_(self.invstd))
 
     def _du(self, piece: slice, dmaps: dict[str, Tensor], out: Tensor) -> Tensor:
         """Write the gradient of u, through m and through the maps, to `out`."""
@@ -217,8 +220,9 @@ class Backward:
 
     def _through_what(self, of_u: _Sums, of_parameters: list[Tensor | None]) -> dict[str, Tensor]:
         """Send the gradient of s through `what`; return that of the pools, (N, C) by name."""
+        if self.call.what is None:
+            return {}
         assert self.kept.s is not None
-        assert self.call.what is not None
         ds = self.w * of_u.by_xh + self.b * of_u.plain
         dpools = _small_gradients(self.kept.s, self.kept.pooled, ds, self.parameters, of_parameters)
         pairs = zip(self.call.what.pools, dpools, strict=True)
@@ -236,10 +240,8 @@ class Backward:
             gated = (dm * self.m).sum(1)
         return (self.f[:, 0] * (gated - dv_by_z.sum(1))).sum()
 
-    def _sums_of_dz(self, of_u: _Sums, of_v: _Sums | None, dpools: dict[str, Tensor]) -> _Sums | None:
-        """Return the sums of dz, from those of its parts; None where there is no norm to want them."""
-        if not self._wants_sums():
-            return None
+    def _sums_of_dz(self, of_u: _Sums, of_v: _Sums | None, dpools: dict[str, Tensor]) -> _Sums:
+        """Return the sums of dz, from those of its parts."""
         sums = of_u if self.s is None else of_u.scaled(self.s)
         if self.past is not None:
             assert of_v is not None
@@ -253,9 +255,14 @@ class Backward:
                 x = self.flat.gather(self.view.p, index).squeeze(self.view.p)
                 sums += _Sums(dpool, dpool * (x - self.mean) * self.invstd)
             else:
-                parts = [(self._pool_gradient(name, piece, dpool[piece]), self._xh(piece)) for piece in self.pieces]
-                by_xh = torch.cat([(part * xh).sum(self.view.p) for part, xh in parts])
-                sums += _Sums(torch.cat([part.sum(self.view.p) for part, _ in parts]), by_xh)
+                sums += _Sums.joined(
+                    [
+                        self._sums(
+                            self._pool_gradient(name, piece, dpool[piece]), self._centred(piece), self._room(piece)
+                        )
+                        for piece in self.pieces
+                    ]
+                )
         return sums
 
     def _third_pass(self, dx: Tensor, dmaps: dict[str, Tensor], dpools: dict[str, Tensor], sums: _Sums | None) -> None:
@@ -272,19 +279,18 @@ class Backward:
         gate = self.f.new_ones(len(self.x), 1) if self.s is None else self.s
         if self.m is None:
             gate = gate * self.through + (0 if self.past is None else self.past)
-        for piece in self.pieces:
+        # the last pieces are still in a CPU's cache
+        for piece in reversed(self.pieces):
             source = self.dv[piece] if self.m is None else dx[piece]
-            out = dx[piece] if dx.dtype == self.dtype else self.rooms[1][: len(source)]
-            self._affine(source, scale * gate[piece], shift[piece], out)
+            out = dx[piece] if dx.dtype == self.dtype else self._room(piece, 1)
+            self.view.affine(source, scale * gate[piece], shift[piece], out)
             if self.past is not None and self.m is not None:
                 out.add_(self.dv[piece] * self.view.over_pixels(scale * self.past[piece]))
             if of_x is not None:
                 if self.view.c == 2 and dx.dtype == self.dtype:
                     out.addcmul_(self.flat[piece], of_x)
                 else:
-                    out.add_(
-                        torch.mul(self.flat[piece], self.view.over_pixels(of_x[None]), out=self.rooms[0][: len(out)])
-                    )
+                    out.add_(torch.mul(self.flat[piece], self.view.over_pixels(of_x[None]), out=self._room(piece)))
             for name, dpool in dpools.items():
                 if name in self.indices:
                     index = self.view.over_pixels(self.indices[name][piece])
@@ -296,16 +302,16 @@ class Backward:
 
     def _pool_gradient(self, name: str, piece: slice, dpool: Tensor) -> Tensor:
         """Return the gradient that a pool without a formula here sends back to z, by autograd on the piece alone."""
-        xh = self._xh(piece)
-        z = (xh * self.view.over_pixels(self.w[None]) + self.view.over_pixels(self.b[None])).requires_grad_()
+        scale, shift = self.view.over_pixels((self.w * self.invstd)[None]), self.view.over_pixels(self.b[None])
+        z = (self._centred(piece) * scale + shift).requires_grad_()
         with torch.enable_grad():
             pooled = POOLS[name](self.view.image(z, *self.x.shape[2:]))
         (dz,) = torch.autograd.grad(pooled, z, dpool)
         return dz
 
 
-def _wants_gradient(*outputs: Tensor | None) -> bool:
-    return any(output is not None and output.requires_grad for output in outputs)
+def _requires_grad(output: Tensor | None) -> bool:
+    return output is not None and output.requires_grad
 
 
 def _small_gradients(

@@ -49,6 +49,14 @@ class View:
         images: Tensor = flat.transpose(1, self.c).unflatten(2, (height, width))  # type: ignore[no-untyped-call]
         return images
 
+    def affine(self, x: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> Tensor:
+        """Write x * scale + shift, both (n or 1, C), to `out`, which is at least as precise as x, and return it."""
+        scale, shift = self.over_pixels(scale), self.over_pixels(shift)
+        # one operator where memory runs along the channels; broadcast along the pixels it would be slower than two
+        if self.c == 2 and x.dtype == out.dtype:
+            return torch.addcmul(shift, x, scale, out=out)
+        return torch.mul(x, scale, out=out).add_(shift)
+
 
 def pieces_of(x: Tensor) -> Iterator[slice]:
     """Yield the slices of the first dimension of x that make its pieces."""
@@ -63,53 +71,32 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-class Extreme:
-    """The largest (or smallest) values along one dimension of a view, and the first index of each.
-
-    `max` with indices reads slowly on a CPU. There, each piece only gives the maxima of blocks along the dimension; the
-    index is looked for afterwards, in the one block that has it.
-    """
-
-    def __init__(self, flat: Tensor, dim: int, largest: bool) -> None:
-        self.dim = dim
-        self.largest = largest
-        self.in_blocks = flat.device.type == "cpu"
-        self.block = _block(flat.shape[dim], innermost=dim == 2) if self.in_blocks else 1
-        self.parts: list[Tensor] = []
-        self.indices: list[Tensor] = []
-
-    def add(self, piece: Tensor) -> Tensor:
-        """Take in a piece of the batch and return its values."""
-        if not self.in_blocks:
-            values, indices = piece.max(self.dim) if self.largest else piece.min(self.dim)
-            self.indices.append(indices)
-            return values
-        blocks = self._in_blocks(piece)
-        part = blocks.amax(self.dim + 1) if self.largest else blocks.amin(self.dim + 1)
-        self.parts.append(part)
-        return part.amax(self.dim) if self.largest else part.amin(self.dim)
-
-    def _in_blocks(self, flat: Tensor) -> Tensor:
-        blocks: Tensor = flat.unflatten(self.dim, (-1, self.block))  # type: ignore[no-untyped-call]
-        return blocks
-
-    def locate(self, flat: Tensor) -> Tensor:
-        """Return the first index of each value, `flat` being the whole that was taken in."""
-        if not self.in_blocks:
-            return torch.cat(self.indices)
-        parts = torch.cat(self.parts)
-        first = (parts.max(self.dim) if self.largest else parts.min(self.dim)).indices
-        blocks = self._in_blocks(flat)
-        if self.dim == 2:  # a block is a run of memory
-            starts = torch.arange(first.numel(), device=flat.device) * blocks.shape[2]
-            inside = blocks.reshape(-1, self.block).index_select(0, starts + first.flatten()).view(*first.shape, -1)
-        else:
-            inside = blocks.gather(1, first[:, None, None].expand(-1, 1, self.block, -1)).squeeze(1)
-        return first * self.block + (inside.max(self.dim) if self.largest else inside.min(self.dim)).indices
+def extreme(x: Tensor, dim: int, largest: bool, with_index: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the largest (or smallest) values of x (n, ., .) along `dim`, and the first index of each if wanted."""
+    if not with_index:
+        return x.amax(dim) if largest else x.amin(dim), None
+    block = _block(x.shape[dim], innermost=dim == 2) if x.device.type == "cpu" else 1
+    if block == 1:
+        found = x.max(dim) if largest else x.min(dim)
+        return found.values, found.indices
+    # max with indices reads slowly on a CPU: the maxima of blocks come first, then the one block that has it
+    blocks: Tensor = x.unflatten(dim, (-1, block))  # type: ignore[no-untyped-call]
+    parts = blocks.amax(dim + 1) if largest else blocks.amin(dim + 1)
+    in_parts = parts.max(dim) if largest else parts.min(dim)
+    first = in_parts.indices
+    if dim == 2:  # a block is a run of memory
+        starts = torch.arange(first.numel(), device=x.device) * blocks.shape[2]
+        inside = blocks.reshape(-1, block).index_select(0, starts + first.flatten()).view(*first.shape, -1)
+    else:
+        inside = blocks.gather(1, first[:, None, None].expand(-1, 1, block, -1)).squeeze(1)
+    return in_parts.values, first * block + (inside.max(dim) if largest else inside.min(dim)).indices
 
 
 def _block(size: int, innermost: bool) -> int:
-    """Return the divisor of `size` that makes quick blocks: some vectors long where memory runs along them."""
-    wanted = 48 if innermost else 16
-    divisors = [k for k in range(1, size + 1) if size % k == 0 and k > 1] or [1]
-    return min(divisors, key=lambda k: max(k / wanted, wanted / k))
+    """Return the divisor of `size` that makes quick blocks, some vectors long where memory runs along them; or 1."""
+    wanted = 64 if innermost else 16
+    if size < 4 * wanted:
+        return 1
+    # far from it, the blocks gain nothing over one search through everything
+    near = [k for k in range(wanted // 4, wanted * 4) if size % k == 0]
+    return min(near, key=lambda k: max(k / wanted, wanted / k), default=1)

@@ -8,24 +8,29 @@ With z = norm(x), or x where there is no norm, the identity mixing a and the fac
 
     s = what(pools of z)      u = z * s      m = where(maps of u)
     v = f * z * (1 - a + a * s * m)          y = v, or relu(v + shortcut)
+
+The norm is one multiplication and one addition, which the passes do as they read x. Only behind a learned mixing is z
+what the norm itself gives: at a = 0 the result is then, bit for bit, that of the block without attention.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .call import Call, Small
 from .gradients import Backward
-from .layout import Extreme, View, accumulation_dtype, pieces_of
-from .reference import POOLS
+from .layout import View, accumulation_dtype, extreme, pieces_of
+from .norm import Normed, normed, normed_by_torch, takes_batch_statistics
+from .reference import POOLS, ChannelGate, SpatialGate
 
 
-def run(call: Call, x: Tensor, shortcut: Tensor | None, mix: Tensor | None, factor: Tensor | None) -> Tensor:
-    """Return y; through autograd where somebody wants a gradient."""
+def run(
+    call: Call, x: Tensor, shortcut: Tensor | None, mix: Tensor | None, factor: Tensor | None, overwrite: bool = False
+) -> Tensor:
+    """Return y: through autograd where somebody wants a gradient, otherwise over x if that may be overwritten."""
     norm = call.batch_norm()
     weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
     view = View.of(x)
@@ -36,133 +41,224 @@ def run(call: Call, x: Tensor, shortcut: Tensor | None, mix: Tensor | None, fact
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         y: Tensor = _Lean.apply(call, view, x, shortcut, factor, weight, bias, mix, *parameters)
         return y
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        z, _ = _normed(norm, x)
-        return _forward(call, view, z, shortcut, factor, mix, small_dtype=_small_dtype(x))[0]
+    with torch.no_grad():
+        return Forward(call, view, x, shortcut, mix, factor, overwrite=overwrite).run()
 
 
-def _small_dtype(x: Tensor) -> torch.dtype:
-    return torch.float32 if torch.is_autocast_enabled(x.device.type) else x.dtype
+class Forward:
+    """One forward pass; `run` runs it.
 
+    Args:
+        call: What to compute.
+        view: The layout of x and shortcut, both dense in it.
+        x: Features, and so on, as of `whatwhere.ops.gated_tail`.
+        shortcut: What is added, or None.
+        mix: The scalar a, or None.
+        factor: The factor f, (N,), or None.
+        graph: Whether a backward pass follows: the small functions' graphs and the indices of maxima are kept.
+        needs_z: Whether that pass is to reach z.
+        overwrite: Whether y may take the place of x.
 
-def _normed(norm: nn.BatchNorm2d | None, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """Return what `norm` makes of x, its running statistics updated, and the mean and 1 / sqrt(var + eps) it took."""
-    if norm is None:
-        return x, None
-    momentum = 0.0 if norm.momentum is None else norm.momentum
-    if norm.training and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:
-            momentum = 1 / float(norm.num_batches_tracked)
-    mean, var = norm.running_mean, norm.running_var
-    from_batch = norm.training or mean is None
-    z, batch_mean, batch_invstd = torch.native_batch_norm(
-        x, norm.weight, norm.bias, mean, var, from_batch, momentum, norm.eps
-    )
-    if from_batch:
-        return z, (batch_mean, batch_invstd)
-    assert mean is not None
-    assert var is not None
-    # a copy, because the running statistics may move on before the backward pass
-    return z, (mean.clone(), torch.rsqrt(var + norm.eps))
+    Attributes:
+        small: The small tensors of the call, filled by `run`.
+        mean: What the norm took as mean, (C,); None without a norm.
+        invstd: What the norm took as 1 / sqrt(var + eps), (C,).
+    """
 
+    def __init__(
+        self,
+        call: Call,
+        view: View,
+        x: Tensor,
+        shortcut: Tensor | None,
+        mix: Tensor | None,
+        factor: Tensor | None,
+        *,
+        graph: bool = False,
+        needs_z: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        self.call, self.view, self.x, self.shortcut, self.mix, self.factor = call, view, x, shortcut, mix, factor
+        self.graph, self.needs_z, self.overwrite = graph, needs_z, overwrite
+        self.dtype = accumulation_dtype(x.dtype)
+        self.small_dtype = torch.float32 if torch.is_autocast_enabled(x.device.type) else x.dtype
+        self.small = Small()
+        self.mean: Tensor | None = None
+        self.invstd: Tensor | None = None
 
-def _forward(
-    call: Call,
-    view: View,
-    z: Tensor,
-    shortcut: Tensor | None,
-    factor: Tensor | None,
-    mix: Tensor | None,
-    small_dtype: torch.dtype,
-    graph: bool = False,
-    needs_z: bool = False,
-) -> tuple[Tensor, Small]:
-    """Return y and the small tensors, for the backward pass too with `graph`; z is overwritten if it is not x."""
-    kept = Small()
-    flat, height, width = view.flat(z), z.shape[2], z.shape[3]
-    accumulation = accumulation_dtype(z.dtype)
-    pieces = list(pieces_of(z))
-    s = m = None
-    if call.what is not None:
-        pooled = _pool(call.what.pools, view, flat, height, width, kept.indices if graph else None)
-        kept.pooled = tuple(value.to(small_dtype).requires_grad_(needs_z) for value in pooled)
-        with torch.set_grad_enabled(graph):
-            kept.s = call.what(*kept.pooled)
-        s = kept.s.detach().to(z.dtype)
+    def run(self) -> Tensor:
+        with torch.autocast(self.x.device.type, enabled=False):
+            y = self._normalize()
+            if self.call.what is not None:
+                self._look_at_what(self.call.what)
+            if self.call.where is not None:
+                self._look_where(self.call.where)
+            self._apply()
+        return y
 
-    # y takes the place of z where z is nobody else's and is not needed any more
-    y = z if call.norm is not None and (mix is None or call.where is None) else torch.empty_like(z)
-    out = view.flat(y)
-    if call.where is not None:
-        largest = Extreme(flat, view.c, largest=True)
-        maps: list[list[Tensor]] = [[] for _ in call.where.maps]
-        for piece in pieces:
-            u = flat[piece]
-            if s is not None:
-                u = torch.mul(u, view.over_pixels(s[piece]), out=out[piece])
-            for name, parts in zip(call.where.maps, maps, strict=True):
-                parts.append(u.mean(view.c, dtype=accumulation) if name == "mean" else largest.add(u))
-        stacked = torch.stack([torch.cat(parts) for parts in maps], 1).view(len(z), -1, height, width)
-        kept.maps = stacked.to(small_dtype).requires_grad_(needs_z or (kept.s is not None and kept.s.requires_grad))
-        if graph and "max" in call.where.maps:
-            kept.indices["maps"] = largest.locate(flat if s is None else out).to(
-                torch.int16 if z.shape[1] < 2**15 else torch.int32
-            )
-        with torch.set_grad_enabled(graph):
-            kept.m = call.where(kept.maps)
-        m = kept.m.detach().flatten(1).to(z.dtype)
+    def _normalize(self) -> Tensor:
+        """Take the norm's statistics, and return what y will be written to.
 
-    shortcuts = None if shortcut is None else view.flat(shortcut)
-    for piece in pieces:
-        of_piece = (None if tensor is None else tensor[piece] for tensor in (s, m, factor, shortcuts))
-        _apply(call, view, flat[piece], out[piece], mix, *of_piece)
-    return y, kept
+        From here on the passes read `flat`: z, or x where `normed` has what they multiply it by and add to it.
+        """
+        norm = self.call.batch_norm()
+        self.normed: Normed | None = None
+        if norm is not None and self.mix is not None:
+            # y takes the place of z, which is nobody else's
+            y, self.mean, self.invstd = normed_by_torch(norm, self.x)
+            self.flat = self.out = self.view.flat(y)
+        else:
+            y = self.x if self.overwrite else torch.empty_like(self.x)
+            self.flat, self.out = self.view.flat(self.x), self.view.flat(y)
+            if norm is not None:
+                self.normed = normed(norm, self.view, self.x, room=y)
+                self.mean, self.invstd = self.normed.mean, self.normed.invstd
+        self.pieces = list(pieces_of(self.flat))
+        self.room: Tensor | None = None
+        return y
 
+    @property
+    def gate_dtype(self) -> torch.dtype:
+        """The dtype of the gates: that of z, or that of accumulation where z is yet to be computed."""
+        return self.x.dtype if self.normed is None else self.dtype
 
-def _pool(
-    names: tuple[str, ...], view: View, flat: Tensor, height: int, width: int, indices: dict[str, Tensor] | None
-) -> list[Tensor]:
-    """Return the pooled features (N, C) by name, and write where the maxima and minima are into `indices`."""
-    extremes = {name: Extreme(flat, view.p, name == "max") for name in names if name in ("max", "min")}
-    parts: list[list[Tensor]] = [[] for _ in names]
-    for piece in pieces_of(flat):
-        for name, values in zip(names, parts, strict=True):
-            if name == "avg":
-                values.append(flat[piece].mean(view.p, dtype=accumulation_dtype(flat.dtype)))
-            elif name in extremes:
-                values.append(extremes[name].add(flat[piece]))
+    def _room(self, piece: slice) -> Tensor:
+        """Return room for a piece of z, u or the gates; there is one room only."""
+        if self.room is None:
+            self.room = torch.empty_like(self.flat[self.pieces[0]], dtype=self.gate_dtype)
+        return self.room[: len(self.flat[piece])]
+
+    def _normed_piece(self, piece: slice, gate: Tensor | None) -> Tensor:
+        """Return a piece of z, or of z * gate, (N, C); in `out` if that is precise enough."""
+        assert self.normed is not None
+        scale, shift = self.normed.scale[None], self.normed.shift[None]
+        if gate is not None:
+            scale, shift = scale * gate[piece], shift * gate[piece]
+        room = self.out[piece] if self.out.dtype == self.dtype else self._room(piece)
+        return self.view.affine(self.flat[piece], scale, shift, room)
+
+    def _look_at_what(self, what: ChannelGate) -> None:
+        """Pool z and run `what` on it."""
+        normed, names = self.normed, set(what.pools)
+        if normed is None:
+            pooled = self._pool(names)
+        elif names == {"avg"} or (names <= {"avg", "max", "min"} and normed.keeps_order()):
+            of_x = self._pool(names if normed.plane_means is None else names - {"avg"})
+            if normed.plane_means is not None and "avg" in names:
+                of_x["avg"] = normed.plane_means
+            pooled = {
+                name: torch.addcmul(normed.shift, values.to(self.dtype), normed.scale) for name, values in of_x.items()
+            }
+        else:
+            pooled = self._pool(names, normalize=True)
+            if self.out.dtype == self.dtype:
+                # where z stands now
+                self.flat, self.normed = self.out, None
+        self.small.pooled = tuple(pooled[name].to(self.small_dtype).requires_grad_(self.needs_z) for name in what.pools)
+        with torch.set_grad_enabled(self.graph):
+            self.small.s = what(*self.small.pooled)
+
+    def _pool(self, names: set[str], *, normalize: bool = False) -> dict[str, Tensor]:
+        """Return the pools, (N, C) each, of what the passes read, or of z; keep where the maxima are."""
+        pooled: dict[str, list[Tensor]] = {name: [] for name in names}
+        indices: dict[str, list[Tensor]] = {}
+        for piece in self.pieces if names else ():
+            z = self._normed_piece(piece, None) if normalize else self.flat[piece]
+            for name, parts in pooled.items():
+                index = None
+                if name == "avg":
+                    values = z.mean(self.view.p, dtype=self.dtype)
+                elif name in ("max", "min"):
+                    values, index = extreme(z, self.view.p, largest=name == "max", with_index=self.graph)
+                else:
+                    values = POOLS[name](self.view.image(z, *self.x.shape[2:]))
+                parts.append(values)
+                if index is not None:
+                    indices.setdefault(name, []).append(index.int())
+        self.small.indices.update({name: torch.cat(parts) for name, parts in indices.items()})
+        return {name: torch.cat(parts) for name, parts in pooled.items()}
+
+    def _look_where(self, where: SpatialGate) -> None:
+        """Pool u, which is left in `out` unless it is z or z is needed again, and run `where` on it."""
+        maps: dict[str, list[Tensor]] = {name: [] for name in where.maps}
+        indices: list[Tensor] = []
+        s = self._gate(self.small.s)
+        for piece in self.pieces:
+            u = self._u(piece, s)
+            for name, parts in maps.items():
+                if name == "mean":
+                    parts.append(u.mean(self.view.c, dtype=self.dtype))
+                    continue
+                values, index = extreme(u, self.view.c, largest=True, with_index=self.graph)
+                parts.append(values)
+                if index is not None:
+                    indices.append(index.to(torch.int16 if self.x.shape[1] < 2**15 else torch.int32))
+        if indices:
+            self.small.indices["maps"] = torch.cat(indices)
+        needs_u = self.needs_z or (self.small.s is not None and self.small.s.requires_grad)
+        stacked = torch.stack([torch.cat(parts).to(self.small_dtype) for parts in maps.values()], 1)
+        self.small.maps = stacked.view(len(self.x), -1, *self.x.shape[2:]).requires_grad_(needs_u)
+        with torch.set_grad_enabled(self.graph):
+            self.small.m = where(self.small.maps)
+
+    def _u(self, piece: slice, s: Tensor | None) -> Tensor:
+        z, out = self.flat[piece], self.out[piece]
+        if self.normed is not None:
+            u = self._normed_piece(piece, s)
+            if u.dtype != out.dtype:
+                out.copy_(u)
+            return u
+        if s is None:
+            return z
+        return torch.mul(z, self.view.over_pixels(s[piece]), out=out if self.mix is None else self._room(piece))
+
+    def _gate(self, gate: Tensor | None) -> Tensor | None:
+        """Return s as (N, C), or m as (N, P), free of its graph, to multiply z by."""
+        return None if gate is None else gate.detach().flatten(1).to(self.gate_dtype)
+
+    def _apply(self) -> None:
+        """Write y to `out`."""
+        s, m = self._gate(self.small.s), self._gate(self.small.m)
+        f = None if self.factor is None else self.factor[:, None].to(self.gate_dtype)
+        last = m if m is not None else s
+        assert last is not None
+        if self.mix is None and f is not None:
+            last = last * f
+        shortcut = None if self.shortcut is None else self.view.flat(self.shortcut)
+        # the last pieces are still in a CPU's cache
+        for piece in reversed(self.pieces):
+            z, out = self.flat[piece], self.out[piece]
+            added = None if shortcut is None else shortcut[piece]
+            if self.mix is not None:
+                torch.mul(z, self._mixed_gates(piece, self.mix, s, m), out=out)
+                if f is not None:
+                    out.mul_(self.view.over_pixels(f[piece]))
+                if added is not None:
+                    out.add_(added)
+            elif m is not None:
+                u = z if s is None and self.normed is None else out
+                gate = self.view.over_channels(last[piece])
+                torch.mul(u, gate, out=out) if added is None else torch.addcmul(added, u, gate, out=out)
+            elif self.normed is not None:
+                v = self._normed_piece(piece, last)
+                if added is not None:
+                    torch.add(v, added, out=out)
+                elif v.dtype != out.dtype:
+                    out.copy_(v)
             else:
-                values.append(POOLS[name](view.image(flat[piece], height, width)))
-    if indices is not None:
-        indices.update({name: extreme.locate(flat).int() for name, extreme in extremes.items()})
-    return [torch.cat(values) for values in parts]
+                torch.mul(z, self.view.over_pixels(last[piece]), out=out)
+            if self.call.relu:
+                torch.relu_(out)
 
-
-def _apply(
-    call: Call,
-    view: View,
-    z: Tensor,
-    out: Tensor,
-    mix: Tensor | None,
-    s: Tensor | None,
-    m: Tensor | None,
-    factor: Tensor | None,
-    shortcut: Tensor | None,
-) -> None:
-    """Write y of a piece into `out`, where u stands if there are both gates; all are this piece's views."""
-    gates = [] if s is None else [view.over_pixels(s)]
-    gates += [] if m is None else [view.over_channels(m)]
-    if mix is not None:
-        torch.mul(z, 1 - mix + mix * functools.reduce(torch.mul, gates), out=out)
-    else:
-        torch.mul(out if len(gates) == 2 else z, gates[-1], out=out)
-    if factor is not None:
-        out.mul_(factor[:, None, None])
-    if shortcut is not None:
-        out.add_(shortcut)
-    if call.relu:
-        torch.relu_(out)
+    def _mixed_gates(self, piece: slice, mix: Tensor, s: Tensor | None, m: Tensor | None) -> Tensor:
+        """Return 1 - a + a * s * m, in the reference's order of operations, as what multiplies a piece of z."""
+        if s is None:
+            assert m is not None
+            return 1 - mix + mix * self.view.over_channels(m[piece])
+        if m is None:
+            return 1 - mix + mix * self.view.over_pixels(s[piece])
+        gates = torch.mul(self.view.over_pixels(s[piece]), self.view.over_channels(m[piece]), out=self._room(piece))
+        return gates.mul_(mix).add_(1 - mix)
 
 
 class _Lean(torch.autograd.Function):
@@ -180,26 +276,35 @@ class _Lean(torch.autograd.Function):
         *parameters: Tensor,
     ) -> Tensor:
         needs_z = any(ctx.needs_input_grad[index] for index in (2, 5, 6))
-        small_dtype = _small_dtype(x)
-        with torch.autocast(x.device.type, enabled=False):
-            z, statistics = _normed(call.batch_norm(), x)
-            y, kept = _forward(call, view, z, shortcut, factor, mix, small_dtype, graph=True, needs_z=needs_z)
-        mean, invstd = statistics or (None, None)
-        ctx.call, ctx.view, ctx.from_batch, ctx.parameters, ctx.kept = (
-            call,
-            view,
-            call.normalizes_by_batch,
-            parameters,
-            kept,
-        )
-        ctx.index_names = tuple(kept.indices)
-        tensors = (x, y if call.relu else None, factor, weight, bias, mix, mean, invstd, *kept.indices.values())
-        kept.indices = {}
-        ctx.save_for_backward(*tensors)
+        forward = Forward(call, view, x, shortcut, mix, factor, graph=True, needs_z=needs_z)
+        y = forward.run()
+        norm = call.batch_norm()
+        ctx.from_batch = norm is not None and takes_batch_statistics(norm)
+        ctx.call, ctx.view, ctx.parameters, ctx.kept = call, view, parameters, forward.small
+        indices, forward.small.indices = forward.small.indices, {}
+        ctx.index_names = tuple(indices)
+        of_norm = (weight, bias, mix, forward.mean, forward.invstd)
+        ctx.save_for_backward(x, y if call.relu else None, factor, *of_norm, *indices.values())
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.autocast(dy.device.type, enabled=False):
-            return None, None, *Backward(ctx, dy).gradients()
+        with torch.no_grad(), torch.autocast(dy.device.type, enabled=False):
+            gradients = Backward(ctx, dy).gradients()
+        if torch.is_grad_enabled():
+            gradients = tuple(None if value is None else _Final.apply(value.requires_grad_()) for value in gradients)
+        return None, None, *gradients
+
+
+class _Final(torch.autograd.Function):
+    """Passes on a gradient that has no gradient of its own, and says so once somebody asks for that."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Tensor:
+        raise RuntimeError(
+            "lean gates cannot be differentiated twice; set `backend = 'reference'` on the attention modules to do so"
+        )

@@ -12,6 +12,8 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
+from .hooks import has_hooks
+
 Arrangement = Literal["channel_first", "spatial_first", "parallel"]
 
 
@@ -144,8 +146,8 @@ def gated_tail(
     factor: Tensor | None = None,
 ) -> Tensor:
     """Return relu(gate(norm(x)) + shortcut); see `whatwhere.ops.gated_tail`."""
-    if what is None and where is None and mix is None and factor is None:
-        # in place on what the norm gave, which keeps none of it
+    if what is None and where is None and factor is None and type(norm) is nn.BatchNorm2d and not has_hooks(norm):
+        # in place on what the norm gave, which nobody else has
         return torch.relu_(norm(x).add_(shortcut))
     branch = normed_gate(x, norm, what, where, arrangement=arrangement, mix=mix, factor=factor)
     return torch.relu_(branch + shortcut)

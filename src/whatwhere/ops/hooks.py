@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from torch import nn
+
+
+def has_hooks(*modules: object) -> bool:
+    """Return whether a hook, or a replaced `forward`, hangs on one of `modules` or a module inside it."""
+    if nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
+        return True
+    return any(_is_hooked(inner) for module in modules if isinstance(module, nn.Module) for inner in module.modules())
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
