@@ -74,3 +74,20 @@ def gate(module, x):
         s, m = channel(x), spatial(x)
     a = state.get("mix", 1.0)
     return x * (1 - a + a * s * m)
+
+
+def relative_error(values, truth):
+    """How far `values` are from the float64 `truth`, by the norm of all entries."""
+    values, truth = values.detach().double(), truth.detach()
+    return float((values - truth).norm() / truth.norm().clamp_min(1e-30))
+
+
+def assert_as_exact_as(found, eager, truth, eps):
+    """Each of `found` as near to the float64 `truth` as plain eager PyTorch in the same dtype, and a little."""
+    assert found.keys() == truth.keys()
+    for name, exact in truth.items():
+        # a few numbers are sums over everything, which cancel, and eager may come near by chance
+        allowed = 2 * relative_error(eager[name], exact) + (8 if exact.numel() > 8 else 1000) * eps
+        assert found[name].isfinite().all(), name
+        error = relative_error(found[name], exact)
+        assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}"

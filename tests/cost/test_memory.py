@@ -4,7 +4,7 @@ import torch
 import torchvision
 from torch import nn
 
-from whatwhere import cost, create_model
+from whatwhere import CBAM, cost, create_model
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnext50_32x4d"])
@@ -18,6 +18,9 @@ def test_plain_network_keeps_no_more_than_torchvisions(name):
 
 def test_saved_bytes_agree_with_storages_found_by_hooks_alone():
     model = create_model("cbam_resnext11_8x8d", num_classes=10, seed=0)
+    for module in model.modules():
+        if isinstance(module, CBAM):
+            module.backend = "reference"  # the lean gates keep graphs of their own
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     storages = {}
 
@@ -54,6 +57,36 @@ class SavesTheProperWay(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return gradient * ctx.saved_tensors[0]
+
+
+class KeepsAGraph(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scale):
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+            ctx.y = torch.exp((x + 1) * scale)
+        return ctx.y.detach()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+def test_tensors_in_the_graph_of_a_custom_function_are_found_at_the_layer_of_its_parameters():
+    class Custom(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return KeepsAGraph.apply(x + self.scale, self.scale)
+
+    result = cost(nn.Sequential(nn.Flatten(), nn.Sequential(Custom())), (7,), batch_size=3)
+    # x + 1, and the result of exp, which its node saved too
+    assert {layer.name: layer.total.saved_bytes for layer in result.layers if layer.name} == {
+        "0": 0,
+        "1": 2 * 4 * 21,
+        "1.0": 2 * 4 * 21,
+    }
 
 
 @pytest.mark.parametrize("function", [KeepsAnAttribute, SavesTheProperWay])

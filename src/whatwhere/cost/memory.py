@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,7 +29,8 @@ def saved_bytes(model: nn.Module, images: Tensor, names: LayerNames) -> Counter[
 
     Distinct storages, counted whole and once, at the layer that saved them first; without parameters and buffers. What
     a custom autograd function keeps as attributes, unseen by the saved-tensor hooks, is found in the graph and counted
-    at the model itself (`ROOT`). Runs without a module hook, so that the model takes the path it takes in training.
+    at the model itself (`ROOT`), or, where it is a graph of its own, at the layer whose parameters that has. Runs
+    without a module hook, so that the model takes the path it takes in training.
     """
     kept: list[weakref.ref[_Kept]] = []
 
@@ -53,11 +55,31 @@ def saved_bytes(model: nn.Module, images: Tensor, names: LayerNames) -> Counter[
         wrapped = reference()
         if wrapped is not None:
             count(wrapped.tensor, wrapped.layer)
+    owners = {id(parameter): name.rpartition(".")[0] for name, parameter in model.named_parameters()}
     for node in _nodes(output.grad_fn for output in outputs):
-        for value in vars(node).values() if hasattr(node, "__dict__") else ():
-            for tensor in tensors_in(value):
-                count(tensor, ROOT)
+        attributes = list(tensors_in(vars(node))) if hasattr(node, "__dict__") else []
+        inner = list(_nodes(tensor.grad_fn for tensor in attributes))
+        layer = _common(
+            owners[id(leaf)] for leaf in (getattr(n, "variable", None) for n in inner) if id(leaf) in owners
+        )
+        for tensor in (*attributes, *_saved_by(inner)):
+            count(tensor, layer)
     return by_layer
+
+
+def _common(layers: Iterable[str]) -> str:
+    """Return the innermost layer that has all of `layers` inside, `ROOT` where there are none."""
+    paths = [layer.split(".") for layer in layers]
+    same = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+    return ".".join(parts[0] for parts in same) or ROOT
+
+
+def _saved_by(nodes: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the tensors that operators saved, which is what their nodes call "_saved_..."."""
+    for node in nodes:
+        for name in dir(node):
+            if name.startswith("_saved_"):
+                yield from tensors_in(getattr(node, name))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from . import lean, reference
 from .call import Call
 from .hooks import has_hooks
+from .norm import takes_batch_statistics
 from .reference import Arrangement, ChannelGate, SpatialGate
 
 __all__ = ["Arrangement", "Backend", "ChannelGate", "SpatialGate", "gate", "gated_tail", "has_hooks", "normed_gate"]
@@ -207,8 +208,8 @@ def _reasons_against(
         yield f"the arrangement {arrangement!r} does not share its passes"
     if call.norm is not None and type(call.norm) is not nn.BatchNorm2d:
         yield f"the norm must be exactly a BatchNorm2d, got a {type(call.norm).__name__}"
-    if call.norm is not None and x.numel() == x.shape[1]:
-        yield "the norm sees one value of each channel alone"
+    elif call.norm is not None and x.numel() == x.shape[1] and takes_batch_statistics(call.batch_norm()):
+        yield "the norm would take the variance of one value"
     if shortcut is not None and (shortcut.shape != x.shape or shortcut.dtype != x.dtype):
         yield f"the shortcut must have the shape and dtype of x, got {shortcut.dtype} {tuple(shortcut.shape)}"
     if any(tensor is not None and tensor.device != x.device for tensor in (shortcut, *scalars)):

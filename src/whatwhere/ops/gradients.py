@@ -275,7 +275,7 @@ class Backward:
         if sums is not None and self.from_batch:
             num = self.flat.numel() / len(scale)
             of_x = -scale * self.invstd * sums.by_xh.sum(0) / num
-            shift = shift - scale * sums.plain.sum(0) / num - of_x * self.mean
+            shift = shift - scale * sums.plain.sum(0) / num
         gate = self.f.new_ones(len(self.x), 1) if self.s is None else self.s
         if self.m is None:
             gate = gate * self.through + (0 if self.past is None else self.past)
@@ -287,10 +287,11 @@ class Backward:
             if self.past is not None and self.m is not None:
                 out.add_(self.dv[piece] * self.view.over_pixels(scale * self.past[piece]))
             if of_x is not None:
-                if self.view.c == 2 and dx.dtype == self.dtype:
-                    out.addcmul_(self.flat[piece], of_x)
+                centred = self._centred(piece)
+                if self.view.c == 2:
+                    out.addcmul_(centred, of_x)
                 else:
-                    out.add_(torch.mul(self.flat[piece], self.view.over_pixels(of_x[None]), out=self._room(piece)))
+                    out.add_(centred.mul_(self.view.over_pixels(of_x[None])))
             for name, dpool in dpools.items():
                 if name in self.indices:
                     index = self.view.over_pixels(self.indices[name][piece])

@@ -45,6 +45,10 @@ def run(
         return Forward(call, view, x, shortcut, mix, factor, overwrite=overwrite).run()
 
 
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 class Forward:
     """One forward pass; `run` runs it.
 
@@ -155,8 +159,7 @@ class Forward:
                 # where z stands now
                 self.flat, self.normed = self.out, None
         self.small.pooled = tuple(pooled[name].to(self.small_dtype).requires_grad_(self.needs_z) for name in what.pools)
-        with torch.set_grad_enabled(self.graph):
-            self.small.s = what(*self.small.pooled)
+        self.small.s = self._run_small(what, *self.small.pooled)
 
     def _pool(self, names: set[str], *, normalize: bool = False) -> dict[str, Tensor]:
         """Return the pools, (N, C) each, of what the passes read, or of z; keep where the maxima are."""
@@ -198,8 +201,7 @@ class Forward:
         needs_u = self.needs_z or (self.small.s is not None and self.small.s.requires_grad)
         stacked = torch.stack([torch.cat(parts).to(self.small_dtype) for parts in maps.values()], 1)
         self.small.maps = stacked.view(len(self.x), -1, *self.x.shape[2:]).requires_grad_(needs_u)
-        with torch.set_grad_enabled(self.graph):
-            self.small.m = where(self.small.maps)
+        self.small.m = self._run_small(where, self.small.maps)
 
     def _u(self, piece: slice, s: Tensor | None) -> Tensor:
         z, out = self.flat[piece], self.out[piece]
@@ -211,6 +213,13 @@ class Forward:
         if s is None:
             return z
         return torch.mul(z, self.view.over_pixels(s[piece]), out=out if self.mix is None else self._room(piece))
+
+    def _run_small(self, function: ChannelGate | SpatialGate, *inputs: Tensor) -> Tensor:
+        if not self.graph:
+            return function(*inputs)
+        # Whoever packs saved tensors (checkpointing recomputes them) would do so for each graph anew; these are small.
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+            return function(*inputs)
 
     def _gate(self, gate: Tensor | None) -> Tensor | None:
         """Return s as (N, C), or m as (N, P), free of its graph, to multiply z by."""
@@ -235,18 +244,17 @@ class Forward:
                     out.mul_(self.view.over_pixels(f[piece]))
                 if added is not None:
                     out.add_(added)
-            elif m is not None:
-                u = z if s is None and self.normed is None else out
-                gate = self.view.over_channels(last[piece])
-                torch.mul(u, gate, out=out) if added is None else torch.addcmul(added, u, gate, out=out)
-            elif self.normed is not None:
+            elif self.normed is not None and m is None:
                 v = self._normed_piece(piece, last)
                 if added is not None:
                     torch.add(v, added, out=out)
                 elif v.dtype != out.dtype:
                     out.copy_(v)
             else:
-                torch.mul(z, self.view.over_pixels(last[piece]), out=out)
+                # u, which is z itself where nothing has come between
+                u = z if (s is None and self.normed is None) or m is None else out
+                gate = self.view.over_pixels(last[piece]) if m is None else self.view.over_channels(last[piece])
+                torch.mul(u, gate, out=out) if added is None else torch.addcmul(added, u, gate, out=out)
             if self.call.relu:
                 torch.relu_(out)
 
@@ -278,8 +286,7 @@ class _Lean(torch.autograd.Function):
         needs_z = any(ctx.needs_input_grad[index] for index in (2, 5, 6))
         forward = Forward(call, view, x, shortcut, mix, factor, graph=True, needs_z=needs_z)
         y = forward.run()
-        norm = call.batch_norm()
-        ctx.from_batch = norm is not None and takes_batch_statistics(norm)
+        ctx.from_batch = takes_batch_statistics(call.batch_norm())
         ctx.call, ctx.view, ctx.parameters, ctx.kept = call, view, parameters, forward.small
         indices, forward.small.indices = forward.small.indices, {}
         ctx.index_names = tuple(indices)

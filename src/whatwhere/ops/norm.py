@@ -34,9 +34,9 @@ class Normed:
         return self.scale.device.type == "cpu" and bool((self.scale > 0).all())
 
 
-def takes_batch_statistics(norm: nn.BatchNorm2d) -> bool:
+def takes_batch_statistics(norm: nn.BatchNorm2d | None) -> bool:
     """Return whether `norm` takes mean and variance from the batch rather than its running ones, as torch decides."""
-    return norm.training or (norm.running_mean is None and norm.running_var is None)
+    return norm is not None and (norm.training or (norm.running_mean is None and norm.running_var is None))
 
 
 def normed(norm: nn.BatchNorm2d, view: View, x: Tensor, room: Tensor) -> Normed:

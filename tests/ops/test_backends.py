@@ -1,0 +1,433 @@
+"""Which backend computes a gate, and that the choice cannot be seen in anything but memory and time."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from numerics import assert_as_exact_as
+from whatwhere import CBAM, SqueezeExcitation, create_model
+from whatwhere.ops import gate, gated_tail, lean, normed_gate
+
+
+class Block(nn.Module):
+    """A convolution and the end of a residual block."""
+
+    def __init__(self, backend="auto", **options):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(20, 20, 3, padding=1, bias=False), nn.BatchNorm2d(20)
+        self.attention = CBAM(20, reduction=4, **options)
+        self.backend = backend
+
+    def forward(self, x):
+        a = self.attention
+        features = self.conv(x)
+        return gated_tail(
+            features, self.norm, a.what, a.where, x, arrangement=a.arrangement, mix=a.mix, backend=self.backend
+        )
+
+
+@pytest.fixture
+def blocks():
+    lean_block = Block("lean")
+    reference = copy.deepcopy(lean_block)
+    reference.backend = "reference"
+    return lean_block, reference
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The calls that the lean backend has computed."""
+    made = []
+    run = lean.run
+    monkeypatch.setattr(lean, "run", lambda *args: made.append(args) or run(*args))
+    return made
+
+
+X = torch.randn(4, 20, 6, 5, generator=torch.Generator().manual_seed(0))
+
+
+def gradients(module):
+    return {name: parameter.grad for name, parameter in module.named_parameters()}
+
+
+def assert_same(found, expected, **tolerance):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=lambda m, n=name: f"{n}: {m}", **tolerance)
+
+
+def test_auto_takes_lean(calls):
+    module = CBAM(20)
+    gate(X, module.what, module.where)
+    gated_tail(X, nn.BatchNorm2d(20), module.what, None, X)
+    assert len(calls) == 2
+
+
+UNFIT = {
+    "spatial_first": (lambda m: gate(X, m.what, m.where, arrangement="spatial_first", backend="lean"), "arrangement"),
+    "parallel": (lambda m: gate(X, m.what, m.where, arrangement="parallel", backend="lean"), "arrangement"),
+    "no gate": (lambda m: gate(X, backend="lean"), "without a gate"),
+    "group norm": (lambda m: normed_gate(X, nn.GroupNorm(4, 20), m.what, backend="lean"), "got a GroupNorm"),
+    "synchronised norm": (lambda m: normed_gate(X, nn.SyncBatchNorm(20).eval(), m.what, backend="lean"), "SyncBatch"),
+    "broadcast shortcut": (
+        lambda m: gated_tail(X, nn.BatchNorm2d(20), m.what, None, X[:, :1], backend="lean"),
+        "shortcut",
+    ),
+    "plain function": (lambda m: gate(X, PlainFunction(), backend="lean"), "must be modules"),
+    "twice the same pool": (lambda m: gate(X, Pools(), backend="lean"), "name one twice"),
+    "empty batch": (lambda m: gate(X[:0], m.what, backend="lean"), "non-empty"),
+}
+
+
+class PlainFunction:
+    pools = ("avg",)
+
+    def __call__(self, pooled):
+        return torch.sigmoid(pooled)
+
+
+class Pools(nn.Module):
+    pools = ("avg", "avg")
+
+    def forward(self, first, second):
+        return torch.sigmoid(first + second)
+
+
+@pytest.mark.parametrize("name", sorted(UNFIT))
+def test_an_explicit_backend_that_cannot_says_why_and_auto_takes_the_reference(name, calls):
+    run, reason = UNFIT[name]
+    with pytest.raises(ValueError, match=f"backend='lean' cannot compute this.*{reason}.*give backend='auto'"):
+        run(SqueezeExcitation(20, reduction=4) if name != "spatial_first" else CBAM(20))
+    assert not calls
+
+
+@pytest.mark.parametrize("arrangement", ["spatial_first", "parallel"])
+def test_other_arrangements_are_the_references(arrangement):
+    module = CBAM(20, arrangement=arrangement).eval()
+    assert torch.equal(module(X), gate(X, module.what, module.where, arrangement=arrangement, backend="reference"))
+
+
+def test_unknown_backend():
+    with pytest.raises(ValueError, match="backend must be one of auto, reference, lean; got 'fast'"):
+        gate(X, CBAM(20).what, backend="fast")
+
+
+def test_hooks_on_anything_inside_fire():
+    module = CBAM(20)
+    names = [name for name, _ in module.named_modules()]
+    for name in names:
+        for register in ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"):
+            fired = []
+            handle = getattr(module.get_submodule(name), register)(lambda *_, fired=fired: fired.append(1) or None)
+            module(X.clone().requires_grad_()).sum().backward()
+            handle.remove()
+            assert fired, (name, register)
+
+
+def test_hooks_on_anything_in_a_network_fire():
+    model = create_model("cbam_resnext11_8x8d", num_classes=3)
+    fired = dict.fromkeys((name for name, _ in model.named_modules()), 0)
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda *_, name=name: fired.__setitem__(name, fired[name] + 1))
+    model(torch.randn(2, 3, 16, 16))
+    assert all(fired.values())
+
+
+@pytest.mark.parametrize("name", ["bn3", "conv3", "relu", "attention.where", "attention", "drop_path"])
+def test_a_hook_changes_nothing_else(name):
+    model = create_model("cbam_resnext11_8x8d", num_classes=3, drop_path_rate=0.1, seed=0).eval()
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = model(images)
+        kept = []
+        model.layer2[0].get_submodule(name).register_forward_hook(lambda _module, _args, y: kept.append((y, y.clone())))
+        torch.testing.assert_close(model(images), expected)
+    # what the hook saw is not written over afterwards, except by the ReLU in place that torchvision's block has too
+    seen, then = kept[0]
+    assert torch.equal(seen, then)
+
+
+def test_global_hooks_fire(calls):
+    fired = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: fired.append(type(module).__name__))
+    try:
+        CBAM(20)(X)
+    finally:
+        handle.remove()
+    assert {"Conv2d", "Linear", "SharedMLP", "SpatialConv", "BatchNorm2d"} <= set(fired)
+    assert not calls
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_through_a_block(blocks, training):
+    for block in blocks:
+        block.train(training)(X).square().mean().backward()
+    assert_same(gradients(blocks[0]), gradients(blocks[1]), rtol=1e-4, atol=1e-6)
+    assert_same(blocks[0].state_dict(), blocks[1].state_dict())
+
+
+def test_accumulated_gradients(blocks):
+    for block in blocks:
+        for batch in X.split(2):
+            block(batch).square().mean().backward()
+    assert_same(gradients(blocks[0]), gradients(blocks[1]), rtol=1e-4, atol=1e-6)
+
+
+def test_backward_twice_through_one_graph():
+    block = Block("lean")
+    loss = block(X).square().mean()
+    loss.backward(retain_graph=True)
+    once = {name: value.clone() for name, value in gradients(block).items()}
+    loss.backward()
+    assert_same(gradients(block), {name: 2 * value for name, value in once.items()})
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointing(blocks, use_reentrant):
+    for block in blocks:
+        x = X.clone().requires_grad_()
+        checkpoint(block, x, use_reentrant=use_reentrant).square().mean().backward()
+    assert_same(gradients(blocks[0]), gradients(blocks[1]), rtol=1e-4, atol=1e-6)
+    assert_same(blocks[0].state_dict(), blocks[1].state_dict())
+
+
+def test_functional_call_with_values_that_have_a_history(blocks):
+    results = []
+    for block in blocks:
+        scale = torch.tensor(1.5, requires_grad=True)
+        values = {name: parameter.detach() * scale for name, parameter in block.named_parameters()}
+        torch.func.functional_call(block, values, (X,)).square().mean().backward()
+        results.append({"scale": scale.grad})
+    assert_same(*results, rtol=1e-4, atol=1e-5)
+
+
+def test_functional_transforms_see_plain_operators():
+    module = CBAM(20).eval()
+    parameters = dict(module.named_parameters())
+
+    def loss(parameters, x):
+        return torch.func.functional_call(module, parameters, (x[None],)).square().mean()
+
+    per_sample = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, X)
+    module.zero_grad()
+    module(X[:1]).square().mean().backward()
+    assert_same({name: value[0] for name, value in per_sample.items()}, gradients(module), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("training", [True, False])
+def test_without_gradients(blocks, context, training):
+    with context():
+        found, expected = (block.train(training)(X) for block in blocks)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, expected)
+    assert_same(blocks[0].state_dict(), blocks[1].state_dict())
+
+
+@pytest.mark.parametrize("mix", [None, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("weight", [1.0, -1.0])
+@pytest.mark.parametrize("training", [True, False])
+def test_overwriting_x_gives_the_same(mix, dtype, weight, training):
+    module, norm = CBAM(20).to(dtype).train(training), nn.BatchNorm2d(20, dtype=dtype).train(training)
+    nn.init.constant_(norm.weight, weight)
+    a = None if mix is None else torch.tensor(mix)
+    x = X.to(dtype)
+    with torch.no_grad():
+        args = norm, module.what, module.where, x
+        expected = gated_tail(x.clone(), *args, mix=a)
+        torch.testing.assert_close(gated_tail(x.clone(), *args, mix=a, overwrite=True), expected)
+        # not without leave
+        gated_tail(x, *args, mix=a)
+        assert torch.equal(x, X.to(dtype))
+
+
+def test_x_is_kept_where_a_gradient_needs_it():
+    module, norm = CBAM(20), nn.BatchNorm2d(20)
+    x = X.clone()
+    gated_tail(x, norm, module.what, module.where, X, overwrite=True).sum().backward()
+    assert torch.equal(x, X)
+
+
+def test_a_norm_that_returns_its_input_is_not_written_over():
+    x = X.clone()
+    gated_tail(x, nn.Identity(), None, None, torch.ones(20, 6, 5).expand_as(X))
+    assert torch.equal(x, X)
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operators that write a tensor as large as x."""
+
+    def __init__(self, numel):
+        super().__init__()
+        self.numel, self.count = numel, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.numel() == self.numel and not func.is_view:
+            self.count += 1
+        return out
+
+
+def large_operations(block, x):
+    loss = block(x).sum()
+    with Operations(x.numel()) as operations:
+        loss.backward()
+    return operations.count
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_no_work_for_gradients_that_nobody_wants(training):
+    def count(*wanted, of_x=False):
+        block = Block("lean").train(training)
+        block.conv = nn.Identity()
+        for name, parameter in block.named_parameters():
+            parameter.requires_grad_(name.startswith(wanted))
+        return large_operations(block, X.clone().requires_grad_(of_x))
+
+    everything = count("norm", "attention", of_x=True)
+    assert count("norm", "attention") < everything  # no gradient of x
+    assert count("attention.what") < count("norm", "attention") + 1
+    assert count("attention.where") < count("attention.what")  # neither the sums over pixels
+
+
+@pytest.mark.parametrize("frozen", ["norm", "attention.what", "attention.where", "attention", "conv"])
+def test_frozen_parameters_get_no_gradient_and_the_others_theirs(blocks, frozen):
+    for block in blocks:
+        for name, parameter in block.named_parameters():
+            parameter.requires_grad_(not name.startswith(frozen))
+        block(X).square().mean().backward()
+    assert_same(gradients(blocks[0]), gradients(blocks[1]), rtol=1e-4, atol=1e-6)
+
+
+def test_parameters_that_both_functions_share_get_one_gradient(blocks):
+    for block in blocks:
+        block.attention.where.scale = block.attention.what.scale = nn.Parameter(torch.tensor(0.7))
+        block.attention.what.forward = None
+        del block.attention.what.forward
+        block.attention.what.__class__ = ScaledMLP
+        block.attention.where.__class__ = ScaledConv
+        block(X).square().mean().backward()
+    assert_same(gradients(blocks[0]), gradients(blocks[1]), rtol=1e-4, atol=1e-6)
+
+
+class ScaledMLP(type(CBAM(4).what)):
+    def forward(self, *pooled):
+        return self.scale * super().forward(*pooled)
+
+
+class ScaledConv(type(CBAM(4).where)):
+    def forward(self, maps):
+        return self.scale * super().forward(maps)
+
+
+def test_copies_are_independent():
+    block = Block("lean")
+    copied = copy.deepcopy(block)
+    block(X).square().mean().backward()
+    assert all(parameter.grad is None for parameter in copied.parameters())
+    copied(X).square().mean().backward()
+    assert_same(gradients(copied), gradients(block))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("training", [True, False])
+def test_autocast(blocks, dtype, training):
+    seen = []
+    for block in blocks:
+        block.train(training)
+    exact = copy.deepcopy(blocks[1]).double()
+    shortcut = X.to(dtype)
+
+    def run(block, enabled=True):
+        a = block.attention
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            features = block.conv(shortcut if enabled else shortcut.double())
+            y = gated_tail(features, block.norm, a.what, a.where, features.detach().flip(1), backend=block.backend)
+        seen.append((features.dtype, y.dtype))
+        y.float().square().mean().backward()
+        return {"y": y.detach(), **gradients(block)}
+
+    truth = run(exact, enabled=False)
+    assert_as_exact_as(run(blocks[0]), run(blocks[1]), truth, torch.finfo(dtype).eps)
+    assert seen[1:] == [(dtype, dtype)] * 2
+
+
+def test_small_functions_run_in_float32_under_autocast():
+    seen = []
+
+    class Spy(nn.Module):
+        pools = ("avg",)
+
+        def forward(self, pooled):
+            seen.append((pooled.dtype, torch.is_autocast_enabled("cpu")))
+            return torch.sigmoid(pooled)
+
+    for backend in ("lean", "reference"):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert gate(X.bfloat16(), Spy(), backend=backend).dtype == torch.bfloat16
+    assert seen == [(torch.float32, False)] * 2
+
+
+def test_double_backward_says_what_to_do():
+    block = Block("lean")
+    x = X.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice; set `backend = 'reference'`"):
+        gradient.square().sum().backward()
+
+
+def test_double_backward_by_the_reference():
+    module = CBAM(4, reduction=2).double()
+    module.backend = "reference"
+    x = torch.randn(2, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(module, (x,))
+
+
+def test_data_parallel_training(blocks):
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        DistributedDataParallel(blocks[0])(X).square().mean().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    blocks[1](X).square().mean().backward()
+    assert_same(gradients(blocks[0]), gradients(blocks[1]), rtol=1e-4, atol=1e-6)
+
+
+def test_synchronised_norms_take_the_reference(calls):
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(create_model("cbam_resnext11_8x8d", num_classes=3)).eval()
+    plain = create_model("cbam_resnext11_8x8d", num_classes=3).eval()
+    plain.load_state_dict(model.state_dict())
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(model(images), plain(images))
+    assert len(calls) == 3  # those of the plain one
+
+
+def test_compiled_networks_give_the_same_and_take_one_graph(calls):
+    model = create_model("cbam_resnext11_8x8d", num_classes=3, seed=0)
+    compiled = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)
+    images = torch.randn(2, 3, 16, 16)
+    found, expected = compiled(images), model(images)
+    torch.testing.assert_close(found, expected)
+    assert len(calls) == 3
+    found.square().mean().backward()
+    expected.square().mean().backward()
+    assert_same(
+        {f"_orig_mod.{name}": g for name, g in gradients(model).items()}, gradients(compiled), rtol=1e-3, atol=1e-5
+    )
+
+
+def test_what_autograd_refuses_in_eager_it_refuses_here():
+    block = Block("lean")
+    loss = block(X).sum()
+    with torch.no_grad():
+        block.norm.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
