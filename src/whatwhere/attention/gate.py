@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Literal, get_args
 
 import torch
@@ -145,8 +144,8 @@ class SharedMLP(nn.Module):
 
     def forward(self, *pooled: Tensor) -> Tensor:
         # one product for all pools, whose rows stand below each other
-        logits = self.fc2(torch.relu(self.fc1(torch.cat(pooled)))).chunk(len(pooled))
-        return torch.sigmoid(functools.reduce(torch.add, logits))
+        logits: Tensor = self.fc2(torch.relu(self.fc1(torch.cat(pooled))))
+        return torch.sigmoid(logits.view(len(pooled), -1, logits.shape[1]).sum(0))
 
     def extra_repr(self) -> str:
         return f"pools={self.pools}"
