@@ -181,7 +181,7 @@ def test_pretrained_features(tmp_path):
         model = timm.create_model(
             "cbam_resnext11_8x8d", features_only=True, pretrained=str(tmp_path / "w.pth"), feature_cls=feature_cls
         )
-        assert torch.equal(model.eval()(x)[-1], source.forward_features(x)), feature_cls
+        torch.testing.assert_close(model.eval()(x)[-1], source.forward_features(x), msg=feature_cls)
 
 
 def test_intermediates():
