@@ -26,4 +26,7 @@ check: $(READY)
 	$(VENV)/bin/mypy
 
 bench: $(READY)
+	$(VENV)/bin/python benchmarks/saved_bytes.py
+	$(VENV)/bin/python benchmarks/op.py
 	$(VENV)/bin/python benchmarks/networks.py
+	$(VENV)/bin/python benchmarks/breakdown.py

@@ -1,90 +1,83 @@
-"""What attention costs in time: ResNeXt-50 plain, with SE and with CBAM, beside timm's and torchvision's.
+"""How long does ResNeXt-50 take with attention? Ours beside timm's, torchvision's and the CBAM authors' module.
 
-    python benchmarks/networks.py [--batch-size 8] [--rounds 10] [--device cpu]
+    python benchmarks/networks.py [--device cpu] [--dtype bfloat16] [--compile] [--formats channels_last]
 
-Every round times all networks in turn, so that drift of the machine hits all alike; quoted are medians, and ratios to
-torchvision's plain network. Prints the table and writes it under benchmarks/results/.
+A training step is forward, mean of the output, backward, without an optimizer; inference is in evaluation mode under
+`torch.inference_mode`. Ratios are to torchvision's plain network, medians to medians of the same rounds; the overhead
+is that ratio less 1, beside that of timm's CBAM.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import pathlib
-import platform
+from functools import partial
 
-import timm
 import torch
-import torchvision
-from torch import nn
+from torch import Tensor, nn
 
-from whatwhere import create_model
-from whatwhere.cost import Latency, measure_latency
+from harness import Times, environment, measure, parser, refuse_unless_green, report, row_of, table
+from peers import NETWORKS
 
-RESULTS = pathlib.Path(__file__).parent / "results"
-
-
-def networks() -> dict[str, nn.Module]:
-    return {
-        "torchvision plain": torchvision.models.resnext50_32x4d(),
-        "whatwhere plain": create_model("resnext50_32x4d"),
-        "whatwhere SE": create_model("se_resnext50_32x4d"),
-        "timm SE": timm.create_model("seresnext50_32x4d"),
-        "whatwhere CBAM": create_model("cbam_resnext50_32x4d"),
-        "timm CBAM": timm.create_model("resnext50_32x4d", block_args={"attn_layer": "cbam"}),
-    }
+FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+BASE, PEER = "torchvision plain", "timm CBAM"
 
 
-def measure(batch_size: int, rounds: int, device: str, memory_format: torch.memory_format) -> dict[str, Latency]:
-    models = {name: model.to(device, memory_format=memory_format) for name, model in networks().items()}
-    images = torch.randn(batch_size, 3, 224, 224, device=device).to(memory_format=memory_format)
-    times = measure_latency(list(models.values()), [images] * len(models), rounds, max_seconds=float("inf"))
-    return dict(zip(models, times, strict=True))
+def infer(model: nn.Module, images: Tensor, autocast: torch.autocast) -> None:
+    with torch.inference_mode(), autocast:
+        model(images)
 
 
-def table(times: dict[str, Latency]) -> str:
-    base = times["torchvision plain"]
-    lines = ["| network | forward, ms | ratio | training step, ms | ratio |", "| --- | ---: | ---: | ---: | ---: |"]
+def train(model: nn.Module, images: Tensor, autocast: torch.autocast) -> None:
+    with autocast:
+        loss = model(images).float().mean()
+    loss.backward()
+    model.zero_grad(set_to_none=True)
+
+
+def times_of(options: object, memory_format: torch.memory_format, training: bool) -> dict[str, Times]:
+    images = torch.randn(options.batch_size, 3, 224, 224, device=options.device).to(memory_format=memory_format)
+    autocast = torch.autocast(options.device, torch.bfloat16, enabled=options.dtype == "bfloat16")
+    candidates = {}
+    for name in options.networks or NETWORKS:
+        model = NETWORKS[name]().to(options.device, memory_format=memory_format).train(training)
+        run = torch.compile(model) if options.compile else model
+        candidates[name] = partial(train if training else infer, run, images, autocast)
+    return measure(candidates, options.rounds, options.device)
+
+
+def table_of(times: dict[str, Times]) -> str:
+    base = times[BASE].median
+    peer = times[PEER].median / base - 1 if PEER in times else None
+    rows = []
     for name, value in times.items():
-        lines.append(
-            f"| {name} | {value.forward_ms:.0f} | x{value.forward_ms / base.forward_ms:.2f} "
-            f"| {value.training_step_ms:.0f} | x{value.training_step_ms / base.training_step_ms:.2f} |"
-        )
-    return "\n".join(lines)
-
-
-def processor() -> str:
-    for line in (
-        pathlib.Path("/proc/cpuinfo").read_text().splitlines() if pathlib.Path("/proc/cpuinfo").exists() else ()
-    ):
-        if line.startswith("model name"):
-            return line.partition(": ")[2]
-    return platform.processor()
+        ratio = value.median / base
+        of_peer = "" if peer is None or "CBAM" not in name else f"{(ratio - 1) / peer:.2f}"
+        spread = f"{value.quantile(2):.1f} .. {value.quantile(8):.1f}"
+        memory = f"{value.peak_bytes / 2**20:.0f}"
+        rows.append([name, f"{value.median:.1f}", spread, f"x{ratio:.3f}", of_peer, memory])
+    return table(["network", "median, ms", "p20 .. p80", "ratio", "overhead / timm CBAM's", "peak, MiB"], rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    on_cpu = options.device == "cpu"
-    hardware = f"{torch.get_num_threads()} threads of {processor()}" if on_cpu else torch.cuda.get_device_name()
+    arguments = parser(__doc__, rounds=9)
+    arguments.add_argument("--compile", action="store_true")
+    arguments.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    arguments.add_argument("--networks", nargs="+", choices=NETWORKS)
+    options = arguments.parse_args()
+    refuse_unless_green("tests/ops", "tests/models")
+    mode = "compiled" if options.compile else "eager"
     parts = [
-        "# ResNeXt-50 32x4d: time of a forward pass and of a training step",
-        f"{hardware}; torch {torch.__version__}, timm {timm.__version__}, torchvision {torchvision.__version__}; "
-        f"batch {options.batch_size} of 3x224x224, float32, eager; medians of {options.rounds} interleaved rounds, "
-        f"{datetime.date.today()}. A training step is forward, mean of the output, backward; ratios to torchvision's "
-        "plain network.",
+        f"# ResNeXt-50 32x4d, {options.dtype}, {mode}: training step and inference",
+        f"{environment(options.device)}; batch {options.batch_size} of 3x224x224; {options.rounds} interleaved rounds. "
+        "A training step is forward, mean of the output, backward; ratios to torchvision's plain network.",
     ]
-    for name, memory_format in (("channels_last", torch.channels_last), ("contiguous", torch.contiguous_format)):
-        times = measure(options.batch_size, options.rounds, options.device, memory_format)
-        parts.append(f"## {name}\n\n{table(times)}")
-    report = "\n\n".join(parts) + "\n"
-    print(report)
-    RESULTS.mkdir(exist_ok=True)
-    slug = f"{options.device}{torch.get_num_threads()}" if on_cpu else torch.cuda.get_device_name().split()[-1].lower()
-    (RESULTS / f"networks_{slug}_{datetime.date.today():%Y%m}.md").write_text(report, encoding="utf-8")
+    rows = []
+    for name in options.formats:
+        for task in ("training step", "inference"):
+            times = times_of(options, FORMATS[name], training=task == "training step")
+            parts.append(f"## {task}, {name}\n\n{table_of(times)}")
+            rows += [row_of(value, task=task, format=name, network=network) for network, value in times.items()]
+    suffix = "" if options.dtype == "float32" else "_bf16"
+    report(f"networks_{mode}{suffix}", options.device, parts, rows)
 
 
 if __name__ == "__main__":

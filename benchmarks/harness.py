@@ -1,0 +1,149 @@
+"""What every benchmark shares: interleaved rounds, medians with spread, peak memory, and the environment beside them.
+
+A round times every candidate once, in turn, so that a drift of the machine hits all alike; within one run ratios can be
+trusted further than times. An op whose tests are not green is not timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import timm
+import torch
+import torchvision
+
+ROOT = pathlib.Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+WARM_UP_ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds over the rounds of one candidate, and what it allocates at most beside what lay there before."""
+
+    milliseconds: tuple[float, ...]
+    peak_bytes: int
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.milliseconds)
+
+    def quantile(self, tenths: int) -> float:
+        return statistics.quantiles(self.milliseconds, n=10, method="inclusive")[tenths - 1]
+
+
+def measure(candidates: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, Times]:
+    """Time `candidates`, each a function that does its work once, over `rounds` interleaved rounds."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    peaks = {}
+    for round_index in range(WARM_UP_ROUNDS + rounds):
+        for name, run in candidates.items():
+            if round_index == 0:
+                peaks[name] = peak_bytes(run, device)
+                continue
+            synchronize(device)
+            start = time.perf_counter()
+            run()
+            synchronize(device)
+            if round_index >= WARM_UP_ROUNDS:
+                times[name].append(1000 * (time.perf_counter() - start))
+    return {name: Times(tuple(times[name]), peaks[name]) for name in candidates}
+
+
+def synchronize(device: str) -> None:
+    if device != "cpu":
+        torch.accelerator.synchronize()
+
+
+def peak_bytes(run: Callable[[], object], device: str) -> int:
+    """Return the most bytes that `run` has allocated at one time, from the allocator's own events."""
+    if device != "cpu":
+        torch.accelerator.reset_peak_memory_stats()
+        before = torch.accelerator.memory_allocated()
+        run()
+        return torch.accelerator.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    allocated = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        allocated += event.nbytes()
+        peak = max(peak, allocated)
+    return peak
+
+
+def refuse_unless_green(*tests: str) -> None:
+    """Run `tests`, and end with their output unless all pass: what computes wrong results has no speed."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-n", "2", *tests]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if found.returncode:
+        sys.exit(f"{found.stdout}\nnot timed: {' '.join(tests)} must pass first")
+
+
+def parser(description: str | None, *, rounds: int, batch_size: int = 8) -> argparse.ArgumentParser:
+    built = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    built.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    built.add_argument("--rounds", type=int, default=rounds)
+    built.add_argument("--batch-size", type=int, default=batch_size)
+    built.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16: autocast")
+    return built
+
+
+def hardware(device: str) -> str:
+    if device != "cpu":
+        return torch.cuda.get_device_name()
+    information = pathlib.Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return f"{torch.get_num_threads()} threads of {names[0] if names else platform.processor()}"
+
+
+def environment(device: str) -> str:
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return (
+        f"{hardware(device)}; Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}, "
+        f"torchvision {torchvision.__version__}; commit {commit or 'unknown'}; {datetime.date.today()}"
+    )
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table, its first column to the left and the others to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def report(what: str, device: str, parts: Sequence[str], rows: Sequence[dict[str, object]]) -> None:
+    """Print the parts, and write them and the figures to results/<what>_<hardware>_<yyyymm>.md and .csv."""
+    text = "\n\n".join(parts) + "\n"
+    print(text)
+    slug = f"cpu{torch.get_num_threads()}" if device == "cpu" else torch.cuda.get_device_name().split()[-1].lower()
+    path = RESULTS / f"{what}_{slug}_{datetime.date.today():%Y%m}"
+    RESULTS.mkdir(exist_ok=True)
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    with path.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def row_of(times: Times, **labels: object) -> dict[str, object]:
+    return {
+        **labels,
+        "median_ms": round(times.median, 4),
+        "p20_ms": round(times.quantile(2), 4),
+        "p80_ms": round(times.quantile(8), 4),
+        "peak_mib": round(times.peak_bytes / 2**20, 2),
+        "rounds": len(times.milliseconds),
+    }
