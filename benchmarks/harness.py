@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import os
 import pathlib
 import platform
 import statistics
@@ -17,6 +18,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+
+# the profiler, which counts allocations, reports each of its starts otherwise
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")
 
 import timm
 import torch

@@ -316,7 +316,8 @@ def test_attention_must_not_broadcast(build):
 
 @pytest.mark.filterwarnings("ignore:NOTE. The nodes obtained by tracing:UserWarning")
 def test_features_by_torchvisions_extractor():
-    extract = torchvision.models.feature_extraction.create_feature_extractor
+    from torchvision.models.feature_extraction import create_feature_extractor as extract
+
     model = create_model("cbam_resnext11_8x8d", num_classes=3, drop_path_rate=0.2).eval()
     x = torch.randn(2, 3, 16, 16)
     features = extract(model, ["layer2", "layer3"])(x)

@@ -376,6 +376,34 @@ def test_small_functions_run_in_float32_under_autocast():
     assert seen == [(torch.float32, False)] * 2
 
 
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning", "ignore:.*is deprecated:DeprecationWarning")
+def test_forward_mode_sees_plain_operators():
+    module, tangent = CBAM(20).eval(), torch.randn(X.shape)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(X, tangent)
+        found = torch.autograd.forward_ad.unpack_dual(module(dual)).tangent
+    step = 1e-6
+    double, x, tangent = copy.deepcopy(module).double(), X.double(), tangent.double()
+    expected = (double(x + step * tangent) - double(x - step * tangent)) / (2 * step)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_replicas_on_several_devices_keep_their_gradients():
+    module = CBAM(20)
+    # what DataParallel does on each device: parameters become plain attributes, out of sight of `parameters()`
+    replicas = {inner: inner._replicate_for_data_parallel() for inner in module.modules()}
+    for inner, replica in replicas.items():
+        for name, child in inner._modules.items():
+            if child is not None:
+                setattr(replica, name, replicas[child])
+        for name, parameter in inner._parameters.items():
+            setattr(replica, name, None if parameter is None else parameter * 1)
+        for name, buffer in inner._buffers.items():
+            replica._buffers[name] = buffer
+    replicas[module](X).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+
 def test_double_backward_says_what_to_do():
     block = Block("lean")
     x = X.clone().requires_grad_()

@@ -16,7 +16,8 @@ Each is computed by a backend, with the same parameters and results:
   tensors on several devices, empty ones.
 
 Whatever looks inside takes the reference path under any backend: torch.compile, export, tracing, torch.func's
-transforms, dispatch modes (FLOP counters), and modules with a hook, so that every hook fires.
+transforms, forward-mode differentiation, dispatch modes (FLOP counters), and modules with a hook, so that every hook
+fires.
 """
 
 from __future__ import annotations
@@ -181,6 +182,7 @@ def _is_looked_into(x: Tensor) -> bool:
         or x.is_meta
         or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
         or torch.utils._python_dispatch._get_current_dispatch_mode() is not None
     )
 

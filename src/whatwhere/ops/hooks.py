@@ -4,7 +4,10 @@ from torch import nn
 
 
 def has_hooks(*modules: object) -> bool:
-    """Return whether a hook, or a replaced `forward`, hangs on one of `modules` or a module inside it."""
+    """Return whether a hook, or a replaced `forward`, hangs on one of `modules` or a module inside it.
+
+    A replica of `nn.DataParallel` counts too: it hides its parameters.
+    """
     if nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
         return True
     return any(_is_hooked(inner) for module in modules if isinstance(module, nn.Module) for inner in module.modules())
@@ -17,4 +20,5 @@ def _is_hooked(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
+        or getattr(module, "_is_replica", False)
     )

@@ -109,7 +109,7 @@ class Forward:
         self.normed: Normed | None = None
         if norm is not None and self.mix is not None:
             # y takes the place of z, which is nobody else's
-            y, self.mean, self.invstd = normed_by_torch(norm, self.x)
+            y, self.mean, self.invstd = normed_by_torch(norm, self.view, self.x)
             self.flat = self.out = self.view.flat(y)
         else:
             y = self.x if self.overwrite else torch.empty_like(self.x)

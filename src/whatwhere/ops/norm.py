@@ -54,31 +54,28 @@ def normed(norm: nn.BatchNorm2d, view: View, x: Tensor, room: Tensor) -> Normed:
             running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
             running_var.mul_(1 - momentum).add_(var, alpha=momentum * num / (num - 1))
     else:
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        # a copy, because the running statistics may move on before the backward pass
-        mean, var = norm.running_mean.to(dtype, copy=True), norm.running_var.to(dtype)
+        mean, var = _running_copies(norm, dtype)
     invstd = torch.rsqrt(var + norm.eps)
     scale = invstd if norm.weight is None else norm.weight.to(dtype) * invstd
     shift = -mean * scale if norm.bias is None else torch.addcmul(norm.bias.to(dtype), mean, scale, value=-1)
     return Normed(mean, invstd, scale, shift, plane_means)
 
 
-def normed_by_torch(norm: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def normed_by_torch(norm: nn.BatchNorm2d, view: View, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return z bit for bit as `norm` itself gives it, its running statistics updated, with mean and invstd."""
-    from_batch = takes_batch_statistics(norm)
-    running_mean, running_var, momentum = (
-        _running(norm) if norm.training else (norm.running_mean, norm.running_var, 0.0)
-    )
-    z, mean, invstd = torch.native_batch_norm(
-        x, norm.weight, norm.bias, running_mean, running_var, from_batch, momentum, norm.eps
-    )
-    if not from_batch:
-        assert running_mean is not None
-        assert running_var is not None
-        dtype = accumulation_dtype(x.dtype)
-        mean, invstd = running_mean.to(dtype, copy=True), torch.rsqrt(running_var.to(dtype) + norm.eps)
-    return z, mean, invstd
+    z = norm(x)
+    if takes_batch_statistics(norm):
+        _, mean, var = _moments(view, x, room=x)
+    else:
+        mean, var = _running_copies(norm, accumulation_dtype(x.dtype))
+    return z, mean, torch.rsqrt(var + norm.eps)
+
+
+def _running_copies(norm: nn.BatchNorm2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the running mean and variance; as copies, because they may move on before the backward pass."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return norm.running_mean.to(dtype, copy=True), norm.running_var.to(dtype, copy=True)
 
 
 def _running(norm: nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None, float]:
