@@ -80,6 +80,7 @@ UNFIT = {
     ),
     "plain function": (lambda m: gate(X, PlainFunction(), backend="lean"), "must be modules"),
     "twice the same pool": (lambda m: gate(X, Pools(), backend="lean"), "name one twice"),
+    "a map of another kind": (lambda m: gate(X, None, Minimum(), backend="lean"), "only max and mean"),
     "empty batch": (lambda m: gate(X[:0], m.what, backend="lean"), "non-empty"),
 }
 
@@ -89,6 +90,10 @@ class PlainFunction:
 
     def __call__(self, pooled):
         return torch.sigmoid(pooled)
+
+
+class Minimum(nn.Module):
+    maps = ("min",)
 
 
 class Pools(nn.Module):

@@ -351,3 +351,17 @@ def test_view_prefers_what_x_has():
     x = torch.empty(2, 4, 3, 3)
     assert View.of(x).c == 1
     assert View.of(x.to(memory_format=torch.channels_last)).c == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mix", [None, 0.7])
+@pytest.mark.parametrize("kind", ["cbam", "se", "spatial", "avg+max+min+std+l2+lp+lse"])
+@pytest.mark.parametrize("form", FORMS)
+def test_as_exact_as_eager_on_a_gpu(form, kind, mix, dtype, memory_format, training):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    with torch.device("cuda"):
+        Case(form, kind, mix=mix, dtype=dtype, memory_format=memory_format, training=training).check()

@@ -53,8 +53,9 @@ def _tail(block: BasicBlock | Bottleneck, x: Tensor, conv: nn.Module, norm: nn.M
     """
     attention, drop_path = block.attention, block.drop_path
     x = conv(x)
-    parts = (norm, attention, drop_path, block.relu)
-    if isinstance(x, Tensor) and _is_plain_gate(attention) and not has_hooks(*parts):
+    # of hooks further inside `gated_tail` takes care
+    hooked = has_hooks(attention, drop_path, block.relu, inside=False)
+    if isinstance(x, Tensor) and _is_plain_gate(attention) and not hooked:
         gate = attention if isinstance(attention, Gate) else None
         factor = drop_path.factor(x) if isinstance(drop_path, StochasticDepth) else None
         if gate is None:

@@ -202,6 +202,8 @@ def _reasons_against(
         yield f"the pools {call.what.pools} name one twice"
     if call.where is not None and len(set(call.where.maps)) != len(call.where.maps):
         yield f"the maps {call.where.maps} name one twice"
+    if call.where is not None and not {"max", "mean"}.issuperset(call.where.maps):
+        yield f"of the maps {call.where.maps} only max and mean share its passes"
     if x.dim() != 4 or not x.is_floating_point() or x.numel() == 0 or x.layout != torch.strided:
         yield f"x must be dense, non-empty and floating-point, (N, C, H, W), got {x.dtype} {tuple(x.shape)}"
     if call.what is None and call.where is None:

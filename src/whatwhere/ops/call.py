@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from itertools import chain
 
+import torch
 from torch import Tensor, nn
 
 from .reference import ChannelGate, SpatialGate
@@ -50,3 +52,9 @@ class Small:
     maps: Tensor | None = None
     m: Tensor | None = None
     indices: dict[str, Tensor] = field(default_factory=dict)
+
+
+def without_autocast(device: str) -> contextlib.AbstractContextManager[object]:
+    """Return a context in which autocast is off on a type of device."""
+    # entering torch's own costs as much as several small operators
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()

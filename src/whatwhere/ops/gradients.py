@@ -111,7 +111,7 @@ class Backward:
             if sums is not None:
                 dweight, dbias = sums.by_xh.sum(0), sums.plain.sum(0)
             if dx is not None:
-                self._third_pass(dx, dmaps, dpools, sums)
+                self._third_pass(dx, dpools, sums)
         elif self.relu is not None:
             for piece in self.pieces:
                 self._dv(piece)
@@ -151,16 +151,19 @@ class Backward:
 
     def _first_pass(self, dx: Tensor | None) -> Tensor:
         """Return the sum over C of dv * u, (N, P); what stands in `dx`, which is yet to come, may be overwritten."""
-        scale, shift = self.w * self.invstd, self.b - self.w * self.invstd * self.mean
+        s = self.f.new_ones(len(self.x), 1) if self.s is None else self.s
+        scale = self.w * self.invstd
+        scale, shift = scale * s, (self.b - scale * self.mean) * s
         sums = []
         for piece in self.pieces:
-            s = None if self.s is None else self.s[piece]
             x = self.flat[piece]
             room = self._room(piece) if dx is None or dx.dtype != self.dtype else dx[piece]
             if self.call.norm is not None:
-                u = self.view.affine(x, *((scale[None], shift[None]) if s is None else (scale * s, shift * s)), room)
+                u = self.view.affine(x, scale[piece], shift[piece], room)
+            elif self.s is None:
+                u = x.to(self.dtype)
             else:
-                u = x.to(self.dtype) if s is None else torch.mul(x, self.view.over_pixels(s), out=room)
+                u = torch.mul(x, self.view.over_pixels(self.s[piece]), out=room)
             sums.append(torch.mul(u, self._dv(piece), out=room).sum(self.view.c))
         self.relu = None
         return torch.cat(sums)
@@ -265,7 +268,7 @@ class Backward:
                 )
         return sums
 
-    def _third_pass(self, dx: Tensor, dmaps: dict[str, Tensor], dpools: dict[str, Tensor], sums: _Sums | None) -> None:
+    def _third_pass(self, dx: Tensor, dpools: dict[str, Tensor], sums: _Sums | None) -> None:
         """Write the gradient of x to `dx`, where du stands if there is an m."""
         scale = self.w * self.invstd
         shift = torch.zeros_like(self.f.expand(-1, len(scale)))
@@ -279,11 +282,12 @@ class Backward:
         gate = self.f.new_ones(len(self.x), 1) if self.s is None else self.s
         if self.m is None:
             gate = gate * self.through + (0 if self.past is None else self.past)
+        gate = scale * gate
         # the last pieces are still in a CPU's cache
         for piece in reversed(self.pieces):
             source = self.dv[piece] if self.m is None else dx[piece]
             out = dx[piece] if dx.dtype == self.dtype else self._room(piece, 1)
-            self.view.affine(source, scale * gate[piece], shift[piece], out)
+            self.view.affine(source, gate[piece], shift[piece], out)
             if self.past is not None and self.m is not None:
                 out.add_(self.dv[piece] * self.view.over_pixels(scale * self.past[piece]))
             if of_x is not None:

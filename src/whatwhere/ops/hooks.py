@@ -3,14 +3,17 @@ from __future__ import annotations
 from torch import nn
 
 
-def has_hooks(*modules: object) -> bool:
-    """Return whether a hook, or a replaced `forward`, hangs on one of `modules` or a module inside it.
+def has_hooks(*modules: object, inside: bool = True) -> bool:
+    """Return whether a hook, or a replaced `forward`, hangs on one of `modules` or, with `inside`, a module in it.
 
     A replica of `nn.DataParallel` counts too: it hides its parameters.
     """
     if nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
         return True
-    return any(_is_hooked(inner) for module in modules if isinstance(module, nn.Module) for inner in module.modules())
+    found = (module for module in modules if isinstance(module, nn.Module))
+    if inside:
+        return any(_is_hooked(inner) for module in found for inner in module.modules())
+    return any(map(_is_hooked, found))
 
 
 def _is_hooked(module: nn.Module) -> bool:
