@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 # What a piece of the batch may take: on a CPU a part of its last cache, elsewhere enough to fill the device.
-_PIECE_BYTES_CPU = 2**22
+_PIECE_BYTES_CPU = 2**24
 _PIECE_BYTES = 2**26
 
 
