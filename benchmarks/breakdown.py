@@ -51,7 +51,7 @@ def milliseconds(model: nn.Module, images: torch.Tensor, training: bool) -> dict
 
 
 def main() -> None:
-    options = parser(__doc__, rounds=7).parse_args()
+    options = parser(__doc__, rounds=7, any_device=False).parse_args()
     refuse_unless_green("tests/ops", "tests/models")
     parts = [
         "# Where the time of CBAM in ResNeXt-50 goes",

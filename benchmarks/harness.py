@@ -12,6 +12,7 @@ import datetime
 import os
 import pathlib
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -52,7 +53,8 @@ def measure(candidates: dict[str, Callable[[], object]], rounds: int, device: st
     peaks = {}
     for round_index in range(WARM_UP_ROUNDS + rounds):
         for name, run in candidates.items():
-            if round_index == 0:
+            if round_index == 1:
+                # not in the first round, where libraries allocate for good and torch.compile compiles
                 peaks[name] = peak_bytes(run, device)
                 continue
             synchronize(device)
@@ -94,18 +96,21 @@ def refuse_unless_green(*tests: str) -> None:
         sys.exit(f"{found.stdout}\nnot timed: {' '.join(tests)} must pass first")
 
 
-def parser(description: str | None, *, rounds: int, batch_size: int = 8) -> argparse.ArgumentParser:
+def parser(
+    description: str | None, *, rounds: int, batch_size: int = 8, any_device: bool = True
+) -> argparse.ArgumentParser:
     built = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    built.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     built.add_argument("--rounds", type=int, default=rounds)
     built.add_argument("--batch-size", type=int, default=batch_size)
-    built.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16: autocast")
+    if any_device:
+        built.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        built.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16: autocast")
     return built
 
 
 def hardware(device: str) -> str:
     if device != "cpu":
-        return torch.cuda.get_device_name()
+        return torch.cuda.get_device_name() if device.startswith("cuda") else device
     information = pathlib.Path("/proc/cpuinfo")
     lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
@@ -132,7 +137,7 @@ def report(what: str, device: str, parts: Sequence[str], rows: Sequence[dict[str
     """Print the parts, and write them and the figures to results/<what>_<hardware>_<yyyymm>.md and .csv."""
     text = "\n\n".join(parts) + "\n"
     print(text)
-    slug = f"cpu{torch.get_num_threads()}" if device == "cpu" else torch.cuda.get_device_name().split()[-1].lower()
+    slug = f"cpu{torch.get_num_threads()}" if device == "cpu" else re.sub(r"\W+", "-", hardware(device).lower())
     path = RESULTS / f"{what}_{slug}_{datetime.date.today():%Y%m}"
     RESULTS.mkdir(exist_ok=True)
     path.with_suffix(".md").write_text(text, encoding="utf-8")

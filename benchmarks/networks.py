@@ -37,7 +37,7 @@ def times_of(options: object, memory_format: torch.memory_format, training: bool
     images = torch.randn(options.batch_size, 3, 224, 224, device=options.device).to(memory_format=memory_format)
     autocast = torch.autocast(options.device, torch.bfloat16, enabled=options.dtype == "bfloat16")
     candidates = {}
-    for name in options.networks or NETWORKS:
+    for name in dict.fromkeys([BASE, *(options.networks or NETWORKS)]):
         model = NETWORKS[name]().to(options.device, memory_format=memory_format).train(training)
         run = torch.compile(model) if options.compile else model
         candidates[name] = partial(train if training else infer, run, images, autocast)

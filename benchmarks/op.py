@@ -33,8 +33,7 @@ class Tail(nn.Module):
         self.norm, self.attention = nn.BatchNorm2d(channels), attention
 
     def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
-        y = self.attention(self.norm(x))
-        return torch.relu_(y.add_(shortcut) if isinstance(self.attention, nn.Identity) else y + shortcut)
+        return torch.relu_(self.attention(self.norm(x)).add_(shortcut))
 
 
 class LeanTail(Tail):

@@ -25,7 +25,7 @@ def live_bytes(model: nn.Module, batch_size: int) -> int:
 
 
 def main() -> None:
-    options = parser(__doc__, rounds=1, batch_size=4).parse_args()
+    options = parser(__doc__, rounds=1, batch_size=4, any_device=False).parse_args()
     refuse_unless_green("tests/ops", "tests/models", "tests/cost")
     rows = []
     for name, build in NETWORKS.items():

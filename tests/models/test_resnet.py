@@ -329,3 +329,23 @@ def test_a_new_classifier_leaves_torchs_generator_alone():
     state = torch.get_rng_state()
     model.reset_classifier(5, seed=1)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_blocks_with_other_parts_compute_what_their_parts_do():
+    images = torch.randn(2, 3, 16, 16)
+    for prefix in ("", "cbam_"):
+        for name, part in (("relu", nn.SiLU()), ("drop_path", nn.Tanh()), ("attention", Doubled())):
+            model = create_model(f"{prefix}resnext11_8x8d", num_classes=3, seed=0).eval()
+            for module in model.modules():
+                if isinstance(module, Bottleneck):
+                    setattr(module, name, part)
+            with torch.no_grad():
+                found = model(images)
+                for module in model.modules():  # whatever hangs a hook on sees, and gets, the modules one by one
+                    module.register_forward_hook(lambda *_: None)
+                torch.testing.assert_close(found, model(images), msg=f"{prefix}{name}")
+
+
+class Doubled(nn.Identity):
+    def forward(self, x):
+        return 2 * x

@@ -1,6 +1,7 @@
 """Which backend computes a gate, and that the choice cannot be seen in anything but memory and time."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -201,6 +202,86 @@ def test_checkpointing(blocks, use_reentrant):
         checkpoint(block, x, use_reentrant=use_reentrant).square().mean().backward()
     assert_same(gradients(blocks[0]), gradients(blocks[1]), rtol=1e-4, atol=1e-6)
     assert_same(blocks[0].state_dict(), blocks[1].state_dict())
+
+
+def test_hooks_on_parameters_run_once(blocks):
+    runs = []
+    for block in blocks:
+        block.attention.what.fc1.weight.register_hook(lambda gradient: runs.append(1) or 0.1 * gradient)
+        block(X).square().mean().backward()
+    assert len(runs) == 2
+    assert_same(gradients(blocks[0]), gradients(blocks[1]), rtol=1e-4, atol=1e-6)
+
+
+def test_parameters_that_are_plain_attributes_get_their_gradients(blocks):
+    results = []
+    for block in blocks:
+        flat = block.attention.what.fc1.weight.detach().flatten().requires_grad_()
+        del block.attention.what.fc1.weight
+        block.attention.what.fc1.weight = flat.view(5, 20)  # as FSDP lays out its flat parameter
+        block(X).square().mean().backward()
+        results.append({"flat": flat.grad})
+    assert_same(*results, rtol=1e-4, atol=1e-6)
+
+
+def test_a_parameter_computed_from_another_gets_its_gradient_once(blocks):
+    results = []
+    for block in blocks:
+        first = block.attention.what.fc1.weight.detach().requires_grad_()
+        values = {"attention.what.fc1.weight": first, "attention.what.fc2.weight": first.t() * 1}
+        torch.func.functional_call(block, values, (X,)).square().mean().backward()
+        results.append({"first": first.grad})
+    assert_same(*results, rtol=1e-4, atol=1e-6)
+
+
+def test_small_functions_may_write_to_what_they_get(blocks):
+    for block in blocks:
+        block.attention.what.__class__ = InPlaceMLP
+        block.attention.where.__class__ = InPlaceConv
+        block(X).square().mean().backward()
+    assert_same(gradients(blocks[0]), gradients(blocks[1]), rtol=1e-4, atol=1e-6)
+
+
+class InPlaceMLP(type(CBAM(4).what)):
+    def forward(self, *pooled):
+        return super().forward(*(values.mul_(0.5) for values in pooled))
+
+
+class InPlaceConv(type(CBAM(4).where)):
+    def forward(self, maps):
+        return super().forward(maps.relu_())
+
+
+def test_gates_may_broadcast(blocks):
+    for block in blocks:
+        block.attention.what.__class__ = OneGateForAllChannels
+        block.attention.where.__class__ = OneGateForAllPixels
+        block(X).square().mean().backward()
+    assert_same(gradients(blocks[0]), gradients(blocks[1]), rtol=1e-4, atol=1e-6)
+
+
+class OneGateForAllChannels(type(CBAM(4).what)):
+    def forward(self, *pooled):
+        return super().forward(*pooled).mean(1, keepdim=True)
+
+
+class OneGateForAllPixels(type(CBAM(4).where)):
+    def forward(self, maps):
+        return super().forward(maps).mean((2, 3), keepdim=True)
+
+
+def test_a_norm_of_other_channels_is_refused_as_by_torch():
+    module = CBAM(20)
+    with pytest.raises(RuntimeError, match="running_mean should contain 20 elements"):
+        normed_gate(X, nn.BatchNorm2d(1).eval(), module.what)
+
+
+def test_small_graphs_go_with_the_backward_pass():
+    block = Block("lean")
+    y = block(X)
+    kept = weakref.ref(y.grad_fn.kept.m)
+    y.sum().backward()
+    assert kept() is None
 
 
 def test_functional_call_with_values_that_have_a_history(blocks):

@@ -53,9 +53,7 @@ def _tail(block: BasicBlock | Bottleneck, x: Tensor, conv: nn.Module, norm: nn.M
     """
     attention, drop_path = block.attention, block.drop_path
     x = conv(x)
-    # of hooks further inside `gated_tail` takes care
-    hooked = has_hooks(attention, drop_path, block.relu, inside=False)
-    if isinstance(x, Tensor) and _is_plain_gate(attention) and not hooked:
+    if isinstance(x, Tensor) and _is_as_built(block):
         gate = attention if isinstance(attention, Gate) else None
         factor = drop_path.factor(x) if isinstance(drop_path, StochasticDepth) else None
         if gate is None:
@@ -81,8 +79,16 @@ def _tail(block: BasicBlock | Bottleneck, x: Tensor, conv: nn.Module, norm: nn.M
     return out
 
 
-def _is_plain_gate(attention: nn.Module) -> bool:
-    return isinstance(attention, nn.Identity) or type(attention).forward is Gate.forward
+def _is_as_built(block: BasicBlock | Bottleneck) -> bool:
+    """Return whether the end of `block` is made of what one operator can stand for, and without a hook."""
+    attention, drop_path, relu = block.attention, block.drop_path, block.relu
+    return (
+        type(attention).forward in (Gate.forward, nn.Identity.forward)
+        and type(drop_path) in (StochasticDepth, nn.Identity)
+        and type(relu) is nn.ReLU
+        # `gated_tail` takes care of those inside the attention and on the norm
+        and not has_hooks(attention, drop_path, relu, inside=False)
+    )
 
 
 class BasicBlock(nn.Module):

@@ -10,14 +10,16 @@ spatial gate), either of which may be absent::
 Each is computed by a backend, with the same parameters and results:
 
 - "reference": plain PyTorch, any device and dtype; autograd keeps what it likes.
-- "lean": plain PyTorch too, any device; keeps x and small tensors for backward and recomputes the rest.
+- "lean": plain PyTorch too, any device; keeps for backward x, behind a ReLU the result (which the next layer keeps as
+  well), and small tensors, and recomputes the rest.
 - "auto": lean, except where only the reference serves: the arrangements "spatial_first" and "parallel", a norm that is
   not exactly a BatchNorm2d or sees one value of each channel alone, neither gate, a shortcut of another shape or dtype,
   tensors on several devices, empty ones.
 
 Whatever looks inside takes the reference path under any backend: torch.compile, export, tracing, torch.func's
-transforms, forward-mode differentiation, dispatch modes (FLOP counters), and modules with a hook, so that every hook
-fires.
+transforms, forward-mode differentiation, dispatch modes (FLOP counters), and modules with a hook on them or on a
+parameter, so that every hook fires, once. So do parameters of `what` and `where` that are not registered or not leaves.
+What the two learn must be found in them: lean gives no gradient to a tensor that they only close over.
 """
 
 from __future__ import annotations
@@ -168,6 +170,9 @@ def _takes_lean(
         raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
     if backend == "reference" or _is_looked_into(x) or has_hooks(call.norm, call.what, call.where):
         return False
+    # a hook on a parameter would run in the small graph as well; one computed from another would get its gradient twice
+    if any(p._backward_hooks or not p.is_leaf for p in call.parameters()):
+        return False
     reason = next(_reasons_against(call, arrangement, x, shortcut, *scalars), "")
     if reason and backend == "lean":
         raise ValueError(f"backend='lean' cannot compute this: {reason}; give backend='auto' or 'reference'")
@@ -212,6 +217,8 @@ def _reasons_against(
         yield f"the arrangement {arrangement!r} does not share its passes"
     if call.norm is not None and type(call.norm) is not nn.BatchNorm2d:
         yield f"the norm must be exactly a BatchNorm2d, got a {type(call.norm).__name__}"
+    elif call.norm is not None and call.norm.num_features != x.shape[1]:
+        yield f"the norm has {call.norm.num_features} channels, x {x.shape[1]}"
     elif call.norm is not None and x.numel() == x.shape[1] and takes_batch_statistics(call.batch_norm()):
         yield "the norm would take the variance of one value"
     if shortcut is not None and (shortcut.shape != x.shape or shortcut.dtype != x.dtype):

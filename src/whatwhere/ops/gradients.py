@@ -1,5 +1,7 @@
 """The backward pass of the lean gates: three passes over x, the small functions' own graphs between them.
 
+(The pools "std", "l2", "lp" and "lse" take further ones, by autograd on each piece.)
+
 In the notation of `lean.py`, with g = dL/dy and, behind a norm, z = w * xh + b, xh = (x - mean) / sqrt(var + eps)::
 
     dv = g, or g where y > 0                                  dshortcut = dv
@@ -331,9 +333,9 @@ def _small_gradients(
     if not output.requires_grad or not wanted:
         return (None,) * len(inputs)
     # kept, because the pass around it may come a second time (retain_graph)
-    found = torch.autograd.grad(
-        output, wanted, gradient.view_as(output).to(output.dtype), retain_graph=True, allow_unused=True
-    )
+    gradient = gradient if output.dim() == 2 else gradient.view(len(output), 1, *inputs[0].shape[2:])
+    gradient = gradient.sum_to_size(output.shape).to(output.dtype)
+    found = torch.autograd.grad(output, wanted, gradient, retain_graph=True, allow_unused=True)
     by_tensor = {id(tensor): value for tensor, value in zip(wanted, found, strict=True)}
     for index, parameter in enumerate(parameters):
         value, so_far = by_tensor.get(id(parameter)), of_parameters[index]

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def has_hooks(*modules: object, inside: bool = True) -> bool:
     """Return whether a hook, or a replaced `forward`, hangs on one of `modules` or, with `inside`, a module in it.
 
-    A replica of `nn.DataParallel` counts too: it hides its parameters.
+    What takes gradients and is not registered, so that nobody can ask the module for it, counts too: the parameters of
+    replicas (`nn.DataParallel`) and of FSDP's flat form are plain attributes.
     """
     if nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
         return True
@@ -23,5 +24,5 @@ def _is_hooked(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
-        or getattr(module, "_is_replica", False)
+        or any(isinstance(value, Tensor) and value.requires_grad for value in vars(module).values())
     )

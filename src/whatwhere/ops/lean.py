@@ -1,4 +1,4 @@
-"""The gates in plain PyTorch with the least memory: what is kept for backward is x and small tensors.
+"""The gates in plain PyTorch with the least memory: kept for backward are x, y behind a ReLU, and small tensors.
 
 Everything else of the size of x is recomputed from x in the backward pass (`gradients.py` has its formulas), piece by
 piece of the batch, so that a piece stays in a CPU's cache from one operator to the next. The small functions `what` and
@@ -230,8 +230,9 @@ class Forward:
         if not self.graph:
             return function(*inputs)
         # Whoever packs saved tensors (checkpointing recomputes them) would do so for each graph anew; these are small.
+        # They take copies, because the leaves themselves may not be written to.
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
-            return function(*inputs)
+            return function(*(value.clone() for value in inputs))
 
     def _gate(self, gate: Tensor | None) -> Tensor | None:
         """Return s as (N, C), or m as (N, P), free of its graph, to multiply z by."""
@@ -309,8 +310,13 @@ class _Lean(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        # asked first, because a backward pass of the small graphs ends with no answer
+        keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)()
         with torch.no_grad(), without_autocast(dy.device.type):
             gradients = Backward(ctx, dy).gradients()
+        if not keeps_graph:
+            # as with saved tensors, which refuse a second backward pass before it comes to this
+            ctx.kept = None
         if torch.is_grad_enabled():
             gradients = tuple(None if value is None else _Final.apply(value.requires_grad_()) for value in gradients)
         return None, None, *gradients
