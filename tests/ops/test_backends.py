@@ -284,6 +284,14 @@ def test_small_graphs_go_with_the_backward_pass():
     assert kept() is None
 
 
+def test_small_graphs_go_with_the_result():
+    """A node that kept its own result, by way of the saved-tensor hooks, would never go."""
+    y = Block("lean")(X)
+    small = [weakref.ref(tensor) for tensor in (y.grad_fn.kept.s, y.grad_fn.kept.m, *y.grad_fn.kept.pooled)]
+    del y
+    assert all(reference() is None for reference in small)
+
+
 def test_functional_call_with_values_that_have_a_history(blocks):
     results = []
     for block in blocks:

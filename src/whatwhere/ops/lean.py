@@ -230,8 +230,9 @@ class Forward:
         if not self.graph:
             return function(*inputs)
         # Whoever packs saved tensors (checkpointing recomputes them) would do so for each graph anew; these are small.
-        # They take copies, because the leaves themselves may not be written to.
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+        # Detached, because a node that held its own result would keep itself alive for ever.
+        # The functions take copies, because the leaves themselves may not be written to.
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, _as_it_is):
             return function(*(value.clone() for value in inputs))
 
     def _gate(self, gate: Tensor | None) -> Tensor | None:
