@@ -18,7 +18,8 @@ from whatwhere import cost
 def live_bytes(model: nn.Module, batch_size: int) -> int:
     """Return what a training forward pass has allocated and not given back, without its output, on a CPU."""
     images = torch.randn(batch_size, 3, 224, 224)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
         out = model.train()(images)
     allocated = sum(event.self_cpu_memory_usage for event in profiler.key_averages())
     return allocated - out.untyped_storage().nbytes()

@@ -26,7 +26,7 @@ def test_the_plain_network_keeps_no_more_than_torchvisions(plain_bytes):
 
 def live_bytes(model, images):
     """What is allocated in a training forward pass and still alive after it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         out = model(images)
     allocated = sum(event.self_cpu_memory_usage for event in profiler.key_averages())
     return allocated - out.untyped_storage().nbytes()

@@ -27,6 +27,11 @@ from .memory import tensors_in
 
 aten = torch.ops.aten
 Formula = Callable[[Sequence[Any], Any], int]
+# the oldest torch that is supported has no formula of its own for attention on a CPU
+_MATRIX_PRODUCTS: dict[Any, Any] = {
+    aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
+    **flop_registry,
+}
 
 
 def _packets(names: str) -> set[Any]:
@@ -114,7 +119,7 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # t
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         packet = func._overloadpacket
-        counted = packet in flop_registry or packet in _FORMULAS or torch.Tag.pointwise in func.tags
+        counted = packet in _MATRIX_PRODUCTS or packet in _FORMULAS or torch.Tag.pointwise in func.tags
         if not counted and not _is_free(func):
             with self:
                 out = func.decompose(*args, **kwargs)
@@ -139,8 +144,8 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # t
         # max and min also stand for the elementwise maximum of two tensors, which is tagged
         if torch.Tag.pointwise in func.tags:
             self.other_flops[layer] += _numel(out)
-        elif packet in flop_registry:
-            self.macs[layer] += flop_registry[packet](*args, **kwargs, out_val=out) // 2
+        elif packet in _MATRIX_PRODUCTS:
+            self.macs[layer] += _MATRIX_PRODUCTS[packet](*args, **kwargs, out_val=out) // 2
         elif packet in _FORMULAS:
             self.other_flops[layer] += _FORMULAS[packet](args, out)
         else:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -24,5 +25,12 @@ def _is_hooked(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
-        or any(isinstance(value, Tensor) and value.requires_grad for value in vars(module).values())
+        or _keeps_back_what_it_learns(module)
     )
+
+
+def _keeps_back_what_it_learns(module: nn.Module) -> bool:
+    # a compiler sees plain operators whatever the answer, and may not be able to look into the module
+    if torch.compiler.is_compiling():
+        return False
+    return any(isinstance(value, Tensor) and value.requires_grad for value in vars(module).values())
