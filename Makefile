@@ -29,4 +29,6 @@ bench: $(READY)
 	$(VENV)/bin/python benchmarks/saved_bytes.py
 	$(VENV)/bin/python benchmarks/op.py
 	$(VENV)/bin/python benchmarks/networks.py
+	$(VENV)/bin/python benchmarks/networks.py --dtype bfloat16
+	$(VENV)/bin/python benchmarks/networks.py --compile
 	$(VENV)/bin/python benchmarks/breakdown.py
