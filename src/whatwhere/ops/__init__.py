@@ -13,8 +13,9 @@ Each is computed by a backend, with the same parameters and results:
 - "lean": plain PyTorch too, any device; keeps for backward x, behind a ReLU the result (which the next layer keeps as
   well), and small tensors, and recomputes the rest.
 - "auto": lean, except where only the reference serves: the arrangements "spatial_first" and "parallel", a norm that is
-  not exactly a BatchNorm2d or sees one value of each channel alone, neither gate, a shortcut of another shape or dtype,
-  tensors on several devices, empty ones.
+  not exactly a BatchNorm2d or would take the variance of one value, neither gate, functions that are not modules, that
+  name a pool or map twice or want a map other than "max" and "mean", a shortcut of another shape or dtype, tensors on
+  several devices, empty ones.
 
 Whatever looks inside takes the reference path under any backend: torch.compile, export, tracing, torch.func's
 transforms, forward-mode differentiation, dispatch modes (FLOP counters), and modules with a hook on them or on a
