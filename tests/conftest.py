@@ -3,6 +3,8 @@ import os
 # before torch starts CUDA: its deterministic matrix products need a fixed workspace
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -16,3 +18,16 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--images", metavar="DIR", help="folder with the unpacked sign-digits/, for tests on real photos")
+
+
+@pytest.fixture
+def images(request):
+    """The folder of real images; tests that want it are skipped without --images."""
+    folder = request.config.getoption("--images")
+    if folder is None:
+        pytest.skip("needs --images DIR, a folder with sign-digits/ (class folders of photos)")
+    return Path(folder)

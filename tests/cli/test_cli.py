@@ -7,7 +7,7 @@ import pytest
 
 from whatwhere import cli
 from whatwhere.cli import demo as demo_module
-from whatwhere.training import Recipe
+from whatwhere.training.config import Recipe
 
 
 def run(capsys, monkeypatch, *arguments):
@@ -123,7 +123,7 @@ def test_demo_follows_no_link_and_finds_a_folder_in_its_place_before_it_trains(w
 
 
 def test_demo(whatwhere, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo_module, "RECIPE", Recipe(num_epochs=1, warmup_epochs=0))
+    monkeypatch.setattr(demo_module, "RECIPE", Recipe(epochs=1, warmup_epochs=0))
     monkeypatch.setattr(demo_module, "IMAGES_PER_CLASS", 3)
     status, out, _ = whatwhere("demo", "--out", str(tmp_path / "a" / "b"))
     assert status == 0

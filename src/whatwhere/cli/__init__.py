@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ..errors import UserError
+from .train import train_command
 
 # the class of all usage errors; typer re-exports none but this leaf of it
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -17,7 +19,7 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 app = typer.Typer(
     name="whatwhere",
     add_completion=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Attention for convolutional networks: what it costs, and whether it helps.",
 )
@@ -75,7 +77,8 @@ def _common(
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help(), err=True)
+        with contextlib.redirect_stdout(sys.stderr):  # Typer prints the help itself
+            context.get_help()
         raise typer.Exit(2)
 
 
@@ -104,6 +107,89 @@ def summary_command(
     from .summary import print_summary
 
     print_summary(model, against, input_size, batch, classes, depth, latency, json)
+
+
+app.command("train", no_args_is_help=False)(train_command())
+
+
+_PathColumn = Annotated[str, typer.Option(metavar="NAME", help="Column of the paths in a CSV.")]
+_LabelColumn = Annotated[str, typer.Option(metavar="NAME", help="Column of the labels in a CSV.")]
+_DataDir = Annotated[str, typer.Option(metavar="DIR", help="Folder of torchvision's data sets.")]
+
+
+@app.command("check")
+def check_command(
+    data: Annotated[str, typer.Argument(help="Images: a folder, a CSV, `digits`, or a torchvision data set by name.")],
+    path_column: _PathColumn = "",
+    label_column: _LabelColumn = "",
+    data_dir: _DataDir = "",
+    download: Annotated[bool, typer.Option("--download", help="Download a torchvision data set.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Look for everything that would spoil a result; exit status 0 if images are sound, 1 if not. Changes no file."""
+    from .check import print_check
+
+    options = {"path_column": path_column, "label_column": label_column, "data_dir": data_dir}
+    sound = print_check(data, as_json=json, download=download, **{k: v or None for k, v in options.items()})
+    if not sound:
+        raise typer.Exit(1)
+
+
+@app.command("predict")
+def predict_command(
+    bundle: Annotated[Path, typer.Argument(help="A run's folder, or its best/.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="Classes to give of each image.")] = 5,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images computed together.")] = 64,
+    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps; by default the best.")] = "",
+    csv: Annotated[bool, typer.Option("--csv", help="Print path, rank, class, probability.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a trained network sees in images; exit status 1 if some of them could not be read."""
+    from .predict import print_predictions
+
+    if not print_predictions(bundle, images, top=top, batch_size=batch_size, device=device, csv=csv, json=json):
+        raise typer.Exit(1)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    bundle: Annotated[Path, typer.Argument(help="A run's folder, or its best/.")],
+    data: Annotated[str, typer.Argument(help="Labelled images, as `whatwhere train` takes them.")],
+    split: Annotated[
+        str | None, typer.Option(metavar="PART", help="train, val, test or all; by default test, else val, else all.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images computed together.")] = 128,
+    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that read images.")] = 0,
+    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps; by default the best.")] = "",
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")] = False,
+    path_column: _PathColumn = "",
+    label_column: _LabelColumn = "",
+    data_dir: _DataDir = "",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Evaluate a trained network on labelled images: accuracy, cross-entropy, figures of each class."""
+    from .predict import print_evaluation
+
+    print_evaluation(
+        bundle,
+        data,
+        split=_checked_split(split),
+        batch_size=batch_size,
+        num_workers=workers,
+        device=device,
+        skip_bad=skip_bad,
+        json=json,
+        path_column=path_column or None,
+        label_column=label_column or None,
+        data_dir=data_dir or None,
+    )
+
+
+def _checked_split(split: str | None) -> str | None:
+    if split not in (None, "train", "val", "test", "all"):
+        raise UserError(f"--split must be train, val, test or all, got {split!r}")
+    return split
 
 
 @app.command("demo")

@@ -25,7 +25,9 @@ from ..explain import spatial_gates
 from ..explain.picture import gate_figure
 from ..models import create_model
 from ..tables import Table, rich_tables, show
-from ..training import Recipe, accuracy, train
+from ..training.config import Recipe
+from ..training.evaluate import accuracy
+from ..training.loop import train
 from .summary import measure_costs
 
 BACKBONE = "resnext11_8x8d"
@@ -113,13 +115,13 @@ def _compare(pool: ImageSet, test: ImageSet) -> tuple[PairedDifference, Any]:
     """Train both arms with every seed; return the paired test accuracies and the last network with CBAM."""
     arms = {"plain": BACKBONE, "cbam": f"cbam_{BACKBONE}"}
     results: dict[str, list[float]] = {arm: [] for arm in arms}
-    with _progress(len(SEEDS) * len(arms) * RECIPE.num_epochs) as advance:
+    with _progress(len(SEEDS) * len(arms) * RECIPE.epochs) as advance:
         for seed in SEEDS:
             images = draw_balanced(pool, IMAGES_PER_CLASS, seed)
             for arm, name in arms.items():
                 model = create_model(name, num_classes=NUM_CLASSES, in_channels=1, seed=seed)
                 train(model, images, RECIPE, seed=seed, after_epoch=lambda loss: advance())
-                results[arm].append(accuracy(model, test))
+                results[arm].append(accuracy(model, test, NUM_CLASSES))
                 advance(f"seed {seed}, {arm}: {results[arm][-1]:.1%} of the test images", steps=0)
     return PairedDifference(SEEDS, tuple(results["plain"]), tuple(results["cbam"])), model
 

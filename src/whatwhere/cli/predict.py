@@ -1,0 +1,72 @@
+"""`whatwhere predict` and `whatwhere evaluate`: a trained network on images."""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..data.names import printable
+from ..tables import comma_separated, rich_tables, show
+from ..training.bundle import load_bundle
+from ..training.distributed import team
+from ..training.predict import Prediction, evaluate_bundle, image_files, predict
+from .screen import TerminalScreen, result_tables
+
+
+def print_predictions(
+    bundle: Path, images: list[Path], *, top: int, batch_size: int, device: str, csv: bool, json: bool
+) -> bool:
+    """Print the `top` classes of each image, bad files on standard error; return whether there were none."""
+    files = image_files(images)
+    num_bad = 0
+    found: list[Prediction] = []
+    if csv:
+        typer.echo("path,rank,class,probability")
+    with team(device) as alone:
+        for prediction in predict(load_bundle(bundle, alone.device), files, top=top, batch_size=batch_size):
+            if prediction.error:
+                num_bad += 1
+                print(f"whatwhere: {prediction.error}", file=sys.stderr)
+            elif json:
+                found.append(prediction)
+            elif csv:
+                typer.echo(_csv_lines(prediction), nl=False)
+            else:
+                typer.echo(_line(prediction))
+    if json:
+        typer.echo(json_format.dumps([_record(prediction) for prediction in found], indent=2))
+    if num_bad:
+        print(f"whatwhere: {num_bad} of {len(files)} images could not be read", file=sys.stderr)
+    return not num_bad
+
+
+def _line(prediction: Prediction) -> str:
+    return f"{printable(prediction.path)}: " + ", ".join(f"{name} {value:.1%}" for name, value in prediction.classes)
+
+
+def _csv_lines(prediction: Prediction) -> str:
+    path = printable(prediction.path)
+    rows = [(path, str(rank), name, f"{value:.6f}") for rank, (name, value) in enumerate(prediction.classes, start=1)]
+    return comma_separated(rows[0], rows[1:])
+
+
+def _record(prediction: Prediction) -> dict[str, Any]:
+    classes = [{"class": name, "probability": value} for name, value in prediction.classes]
+    return {"path": printable(prediction.path), "predictions": classes}
+
+
+def print_evaluation(bundle: Path, data: str, *, device: str, json: bool, **options: Any) -> None:
+    """Print the figures of a network on labelled images."""
+    with team(device) as alone, TerminalScreen(to_stderr=json) as screen:
+        network = load_bundle(bundle, alone.device)
+        result = evaluate_bundle(
+            network, data, progress=lambda done, total: screen.progress("images", done, total), **options
+        )
+    if json:
+        typer.echo(json_format.dumps(result, indent=2))
+    else:
+        show(rich_tables(result_tables(result)))

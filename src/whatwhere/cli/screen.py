@@ -1,0 +1,92 @@
+"""A progress bar on a terminal, plain lines elsewhere; results as tables."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..tables import Table
+
+# more classes than this are listed in the result file only
+_MOST_CLASSES = 40
+
+
+class TerminalScreen:
+    """Lines on standard output (or error), and a bar below them where that is a terminal."""
+
+    def __init__(self, to_stderr: bool = False) -> None:
+        self.console = Console(stderr=to_stderr, soft_wrap=True, highlight=False)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.task: Any = None
+
+    def __enter__(self) -> TerminalScreen:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def line(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        self.console.print(f"warning: {text}", markup=False, style="yellow")
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Show how far `what` is."""
+        if self.task is None:
+            self.task = self.bar.add_task(what, total=total)
+        self.bar.update(self.task, description=what, completed=min(done, total), total=total)
+
+
+def result_tables(result: dict[str, Any]) -> list[Table]:
+    """Return the result of a run or of an evaluation as tables."""
+    parts = [(part, result[part]) for part in ("val", "test", "images") if part in result]
+    names = {"val": "validation", "test": "test", "images": "all images"}
+    note = (
+        f"The network of epoch {result['best_epoch']}, chosen on the validation images."
+        if "best_epoch" in result
+        else ""
+    )
+    overall = Table(
+        "Figures",
+        ("", "images", "accuracy", "balanced accuracy", "cross-entropy"),
+        [
+            (
+                names[part],
+                f"{figures['num_images']:,}",
+                f"{figures['accuracy']:.2%}",
+                f"{figures['balanced_accuracy']:.2%}",
+                f"{figures['loss']:.4f}",
+            )
+            for part, figures in parts
+        ],
+        note=note,
+    )
+    rows = sorted(result["per_class"], key=lambda row: (row["f1"] is not None, row["f1"] or 0.0))
+    shown = rows[:_MOST_CLASSES]
+    judged = names[result["judged_on"]]
+    per_class = Table(
+        f"Classes, the worst first ({judged})"
+        if judged == "all images"
+        else f"Classes, the worst first ({judged} images)",
+        ("", "images", "precision", "recall", "F1"),
+        [
+            (row["class"], f"{row['num_images']:,}", *(_share(row[name]) for name in ("precision", "recall", "f1")))
+            for row in shown
+        ],
+        note=f"{len(rows) - len(shown)} more classes in the JSON result." if len(rows) > len(shown) else "",
+    )
+    return [overall, per_class]
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

@@ -1,0 +1,126 @@
+"""`whatwhere train`: its options from `training.config`, its screen."""
+
+from __future__ import annotations
+
+import inspect
+import json as json_format
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import UserError
+from ..training.config import CHOICES, OPTIONS, read_config
+
+_COMMON = ("model", "epochs", "batch_size", "lr", "image_size", "seed", "workers", "device")
+_METAVARS = {int: "N", float: "X", str: "NAME", bool: None}
+# options of the command that are none of a run
+_OUT = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder of the run. (default: runs/DATA/MODEL-seedN)", rich_help_panel="Common"),
+]
+_RESUME = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Continue the run in --out; start one where there is none.", rich_help_panel="Common"
+    ),
+]
+_CONFIG = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="YAML with options by name; those given here win.", rich_help_panel="Common"),
+]
+_DRY_RUN = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Check all, say what would be done, try a few steps.", rich_help_panel="Common"),
+]
+_JSON = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON; all else to standard error.", rich_help_panel="Common")
+]
+
+
+def train_command() -> Callable[..., None]:
+    """Return the function that Typer makes the command of: its parameters are the options of `training.config`."""
+
+    def train(data: str, **options: Any) -> None:
+        own = {name: options.pop(name) for name in ("out", "resume", "config", "dry_run", "json")}
+        given = read_config(own["config"]) if own["config"] is not None else {}
+        given |= {name: value for name, value in options.items() if value is not None}
+        _run(data, given, **own)
+
+    text = (
+        "DATA: a folder with a folder for each class (or train, val, test folders of these), a CSV file of paths and "
+    )
+    text += "labels, `digits`, or a data set of torchvision's by name."
+    data = inspect.Parameter(
+        "data", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Annotated[str, typer.Argument(help=text)]
+    )
+    parameters = [data, *(_parameter(name) for name in _COMMON)]
+    parameters += [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+        for name, annotation, default in (
+            ("out", _OUT, None),
+            ("resume", _RESUME, False),
+            ("config", _CONFIG, None),
+            ("dry_run", _DRY_RUN, False),
+            ("json", _JSON, False),
+        )
+    ]
+    parameters += [_parameter(name) for name in OPTIONS if name not in _COMMON]
+    train.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    train.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    train.__doc__ = "Train a network on your own images; check them first, survive anything, say how good it is."
+    return train
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    """Return a keyword parameter for an option; its default None means that it was not given."""
+    field = OPTIONS[name]
+    kind = type(field.default)
+    metavar = field.metadata["metavar"] or ("|".join(CHOICES[name]) if name in CHOICES else _METAVARS[kind])
+    details: dict[str, Any] = {"help": field.metadata["help"], "rich_help_panel": field.metadata["panel"]}
+    if kind is not bool:
+        details |= {"metavar": metavar, "show_default": False}
+    annotation: Any = Annotated[kind | None, typer.Option(f"--{name.replace('_', '-')}", **details)]
+    if kind is bool:
+        dashed = name.replace("_", "-")
+        annotation = Annotated[bool | None, typer.Option(f"--{dashed}/--no-{dashed}", show_default=False, **details)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=None)
+
+
+def _run(
+    data: str, given: dict[str, Any], out: Path | None, resume: bool, config: Path | None, dry_run: bool, json: bool
+) -> None:
+    from ..training.run import Stopped, run_training
+    from .screen import TerminalScreen, result_tables
+
+    if not data:
+        raise UserError("DATA is empty; give a folder of images, a CSV file, or the name of a data set")
+    if out is not None and not str(out):
+        raise UserError("--out is empty; give the folder of the run")
+    with TerminalScreen(to_stderr=json) as screen:
+        try:
+            result = run_training(
+                data, given, out=out, resume=resume, dry_run=dry_run, command=typed_command(), screen=screen
+            )
+        except Stopped as stopped:
+            print(f"whatwhere: {stopped}", file=sys.stderr)
+            raise typer.Exit(128 + stopped.signal if stopped.signal else 1) from None
+    if result is None or int(os.environ.get("RANK", "0")) != 0:
+        return
+    if json:
+        typer.echo(json_format.dumps(result, indent=2))
+    else:
+        from ..tables import rich_tables, show
+
+        show(rich_tables(result_tables(result)))
+
+
+def typed_command() -> str:
+    """Return the command as it can be typed again."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return shlex.join(["torchrun", "...", "-m", "whatwhere", *sys.argv[1:]])
+    return shlex.join(["whatwhere", *sys.argv[1:]])

@@ -1,0 +1,150 @@
+"""Augmentation of a batch as a pure function of the images and, for each, a row of uniform random numbers.
+
+The row of a sample is a function of (seed, epoch, sample), so the order of reading, the number of worker processes and
+the device change nothing. The image operations are torchvision's (transforms.v2.functional).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as ops
+
+from ..randomness import generator
+from .preprocess import IMAGENET_MEAN, Preprocessing
+
+# columns of a row of random numbers
+_CROP, _FLIP, _RAND_AUGMENT, _ERASE = slice(0, 4), 4, slice(5, 9), slice(9, 14)
+NUM_DRAWS = 14
+_NUM_OPERATIONS = 2
+_FILL = [255 * value for value in IMAGENET_MEAN]
+
+
+def draws(seed: int, epoch: int, num_samples: int) -> Tensor:
+    """Return uniform random numbers (num_samples, 14): row i is a function of (seed, epoch, i) alone."""
+    return torch.rand(num_samples, NUM_DRAWS, device="cpu", generator=generator(seed, f"augment.{epoch}"))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop, horizontal flip, RandAugment, normalisation and random erasing of training images.
+
+    Attributes:
+        preprocessing: The evaluation's; its size and normalisation hold here too.
+        crop: "pad" pads by an eighth of the size and crops by whole pixels; "resized" shows a part of random area and
+            aspect ratio (3/4 to 4/3), resized.
+        crop_scale: Least share of the area that a resized crop shows.
+        hflip: Probability of a horizontal flip.
+        rand_augment: Magnitude (0 to 30) of two operations drawn from fourteen, arXiv 1909.13719; 0 is off.
+        random_erasing: Probability that a rectangle (2 to 33 % of the area) is set to the mean, arXiv 1708.04896.
+    """
+
+    preprocessing: Preprocessing
+    crop: str
+    crop_scale: float
+    hflip: float
+    rand_augment: int
+    random_erasing: float
+
+    def cropped(self, pixels: Tensor, row: Tensor) -> Tensor:
+        """Return a "resized" crop of one image, uint8 (3, H, W) -> (3, image_size, image_size)."""
+        height, width = pixels.shape[-2:]
+        area, ratio, y, x = row[_CROP].tolist()
+        target = height * width * (self.crop_scale + area * (1 - self.crop_scale))
+        aspect = math.exp((2 * ratio - 1) * math.log(4 / 3))
+        crop_width = min(width, max(1, round(math.sqrt(target * aspect))))
+        crop_height = min(height, max(1, round(math.sqrt(target / aspect))))
+        top, left = int(y * (height - crop_height + 1)), int(x * (width - crop_width + 1))
+        size = [self.preprocessing.image_size] * 2
+        crop: Tensor = ops.resized_crop(pixels, top, left, crop_height, crop_width, size, InterpolationMode.BILINEAR)
+        return crop
+
+    def __call__(self, pixels: Tensor, rows: Tensor) -> Tensor:
+        """Return the network's input, float32, for uint8 `pixels` (N, 3, S, S) and their rows on the CPU."""
+        if self.crop == "pad":
+            pixels = _shifted(pixels, rows[:, _CROP][:, 2:])
+        if self.hflip:
+            flip = (rows[:, _FLIP] < self.hflip).to(pixels.device)
+            pixels = torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
+        if self.rand_augment:
+            pixels = _rand_augmented(pixels, rows[:, _RAND_AUGMENT], self.rand_augment)
+        images = self.preprocessing.normalize(pixels)
+        if self.random_erasing:
+            images = _erased(images, rows[:, _ERASE], self.random_erasing)
+        return images
+
+
+def _shifted(pixels: Tensor, rows: Tensor) -> Tensor:
+    """Pad each image with black by an eighth of its size and crop it at a random place."""
+    size = pixels.shape[-1]
+    pad = size // 8
+    start = (rows * (2 * pad + 1)).long()
+    y, x = ((start[:, i, None] + torch.arange(size)).to(pixels.device) for i in (0, 1))
+    padded = torch.nn.functional.pad(pixels, (pad, pad, pad, pad))
+    sample = torch.arange(len(pixels), device=pixels.device)[:, None, None]
+    # (N, S, S, 3), because the indices stand apart, back to channels first
+    return padded[sample, :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _rand_augmented(pixels: Tensor, rows: Tensor, magnitude: int) -> Tensor:
+    """Apply two random operations to each image; images that drew the same are computed together."""
+    pixels = pixels.contiguous()
+    for column in range(0, 2 * _NUM_OPERATIONS, 2):
+        chosen = (rows[:, column] * len(OPERATIONS)).long()
+        negative = rows[:, column + 1] < 0.5
+        keys = 2 * chosen + negative
+        for key in sorted(set(keys.tolist())):
+            operation, sign = OPERATIONS[key // 2], -1 if key % 2 else 1
+            index = (keys == key).nonzero().flatten().to(pixels.device)
+            pixels = pixels.index_copy(0, index, operation(pixels[index], magnitude / 30, sign))
+    return pixels
+
+
+def _affine(
+    pixels: Tensor, angle: float = 0, translate: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0, 0)
+) -> Tensor:
+    center = [0.0, 0.0] if any(shear) else None  # as AutoAugment shears
+    moved: Tensor = ops.affine(
+        pixels, angle, list(translate), 1.0, list(shear), InterpolationMode.BILINEAR, fill=_FILL, center=center
+    )
+    return moved
+
+
+# torchvision's fourteen, at a strength from 0 to 1, in its ranges
+OPERATIONS: tuple[Callable[[Tensor, float, int], Tensor], ...] = (
+    lambda x, strength, sign: x,
+    lambda x, strength, sign: _affine(x, shear=(sign * math.degrees(math.atan(0.3 * strength)), 0)),
+    lambda x, strength, sign: _affine(x, shear=(0, sign * math.degrees(math.atan(0.3 * strength)))),
+    lambda x, strength, sign: _affine(x, translate=(int(sign * strength * 150 / 331 * x.shape[-1]), 0)),
+    lambda x, strength, sign: _affine(x, translate=(0, int(sign * strength * 150 / 331 * x.shape[-2]))),
+    lambda x, strength, sign: _affine(x, angle=30 * sign * strength),
+    lambda x, strength, sign: ops.adjust_brightness(x, 1 + 0.9 * sign * strength),
+    lambda x, strength, sign: ops.adjust_saturation(x, 1 + 0.9 * sign * strength),
+    lambda x, strength, sign: ops.adjust_contrast(x, 1 + 0.9 * sign * strength),
+    lambda x, strength, sign: ops.adjust_sharpness(x, 1 + 0.9 * sign * strength),
+    lambda x, strength, sign: ops.posterize(x, 8 - round(4 * strength)),
+    lambda x, strength, sign: ops.solarize(x, 255 * (1 - strength)),
+    lambda x, strength, sign: ops.autocontrast(x),
+    lambda x, strength, sign: ops.equalize(x),
+)
+
+
+def _erased(images: Tensor, rows: Tensor, probability: float) -> Tensor:
+    height, width = images.shape[-2:]
+    apply, area, ratio, y, x = rows.unbind(1)
+    share = 0.02 + area * (0.33 - 0.02)
+    aspect = torch.exp((2 * ratio - 1) * math.log(3.3))
+    h = (torch.sqrt(share * aspect) * height).round().clamp(1, height)
+    w = (torch.sqrt(share / aspect) * width).round().clamp(1, width)
+    top, left = torch.floor(y * (height - h + 1)), torch.floor(x * (width - w + 1))
+    h = torch.where(apply < probability, h, 0)
+    top, h, left, w = (value.to(images.device)[:, None] for value in (top, h, left, w))
+    rows_index, columns_index = (torch.arange(n, device=images.device) for n in (height, width))
+    in_rows = (rows_index >= top) & (rows_index < top + h)
+    in_columns = (columns_index >= left) & (columns_index < left + w)
+    return images.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.0)

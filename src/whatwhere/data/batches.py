@@ -1,0 +1,226 @@
+"""Batches for training and evaluation, each a function of (seed, step) alone, whatever reads them."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..randomness import generator
+from .augment import Augmentation, draws
+from .images import ImageError
+from .preprocess import Preprocessing, decoded, resized, to_tensor
+from .source import Sample, Source
+from .store import Store
+
+# the shorter side of stored images that are cropped at any scale, in units of what the network sees
+_STORED = 1.5
+
+
+class Batch(NamedTuple):
+    """Images as the network takes them, labels (N,), int64, and the samples' numbers (N,), on the CPU."""
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+@dataclass
+class Order:
+    """Which samples each step sees: each epoch all of them once, in an order of (seed, epoch).
+
+    An epoch is cut into ceil(num_samples / batch_size) batches whose sizes differ by one at most, so that no step sees
+    a few left-over images.
+    """
+
+    num_samples: int
+    batch_size: int
+    seed: int
+    _epoch: tuple[int, tuple[Tensor, ...]] | None = field(default=None, init=False, repr=False)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one epoch."""
+        return math.ceil(self.num_samples / self.batch_size)
+
+    def batch(self, step: int) -> Tensor:
+        """Return the numbers of the samples of a step, counted from the start of training."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if self._epoch is None or self._epoch[0] != epoch:
+            order = torch.randperm(self.num_samples, device="cpu", generator=generator(self.seed, f"order.{epoch}"))
+            self._epoch = epoch, torch.tensor_split(order, self.steps_per_epoch)
+        return self._epoch[1][position]
+
+    def share(self, step: int, rank: int, world_size: int) -> Tensor:
+        """Return the part of a step's samples that process `rank` of `world_size` computes."""
+        return torch.tensor_split(self.batch(step), world_size)[rank]
+
+
+class Reader:
+    """Decodes the samples of a source: for evaluation, or as they are stored for random crops of any scale."""
+
+    def __init__(self, source: Source, samples: Sequence[Sample], preprocessing: Preprocessing, whole: bool) -> None:
+        self.source, self.samples, self.preprocessing, self.whole = source, samples, preprocessing, whole
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Tensor:
+        with self.source.open(self.samples[index]) as image:
+            if not self.whole:
+                return self.preprocessing.pixels(image)
+            short_side = round(_STORED * self.preprocessing.image_size)
+            rgb = decoded(image, short_side)
+            return to_tensor(resized(rgb, min(short_side, *rgb.size)))
+
+
+class _Steps(Dataset[Any]):
+    """The samples of a step, read and cropped: what a worker process does."""
+
+    def __init__(self, images: Store | Reader, labels: Tensor, augment: Augmentation, seed: int) -> None:
+        self.images, self.labels, self.augment, self.seed = images, labels, augment, seed
+        self._draws: tuple[int, Tensor] | None = None
+
+    def rows(self, epoch: int, indices: Tensor) -> Tensor:
+        if self._draws is None or self._draws[0] != epoch:
+            self._draws = epoch, draws(self.seed, epoch, len(self.labels))
+        return self._draws[1][indices]
+
+    def __getitem__(self, item: tuple[int, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        epoch, indices = item
+        rows = self.rows(epoch, indices)
+        pixels = [self.images[index] for index in indices.tolist()]
+        if self.augment.crop == "resized":
+            pixels = [self.augment.cropped(image, row) for image, row in zip(pixels, rows, strict=True)]
+        return torch.stack(pixels), self.labels[indices], indices, rows
+
+
+@dataclass
+class TrainBatches:
+    """Training images, augmented; `steps` gives what a process computes of each step.
+
+    Worker processes read and crop; the rest of the augmentation runs on the device, for the whole batch.
+    """
+
+    images: Store | Reader
+    labels: Tensor
+    order: Order
+    augment: Augmentation
+    device: torch.device
+    on_device: bool = False
+    num_workers: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        self._block: Tensor | None = None
+        if self.on_device:
+            assert isinstance(self.images, Store)
+            self._block = self.images.block().to(self.device)
+
+    def steps(self, start: int, stop: int) -> Iterator[Batch]:
+        """Yield the batches of steps `start` to `stop` - 1."""
+        data = _Steps(self.images, self.labels, self.augment, self.order.seed)
+        items = (
+            (step // self.order.steps_per_epoch, self.order.share(step, self.rank, self.world_size))
+            for step in range(start, stop)
+        )
+        for pixels, labels, indices, rows in self._read(data, items):
+            yield Batch(
+                self.augment(pixels.to(self.device, non_blocking=True), rows),
+                labels.to(self.device, non_blocking=True),
+                indices,
+            )
+
+    def _read(self, data: _Steps, items: Iterator[tuple[int, Tensor]]) -> Iterator[tuple[Tensor, ...]]:
+        if self._block is None:
+            yield from _loaded(data, items, self.num_workers, self.device)
+            return
+        for epoch, indices in items:
+            yield self._block[indices.to(self.device)], self.labels[indices], indices, data.rows(epoch, indices)
+
+
+@dataclass
+class TensorBatches:
+    """Training images that are in memory as the network takes them, without augmentation."""
+
+    images: Tensor
+    labels: Tensor
+    order: Order
+    device: torch.device
+
+    def steps(self, start: int, stop: int) -> Iterator[Batch]:
+        """Yield the batches of steps `start` to `stop` - 1."""
+        for step in range(start, stop):
+            indices = self.order.batch(step)
+            yield Batch(self.images[indices].to(self.device), self.labels[indices].to(self.device), indices)
+
+
+class _Images(Dataset[Any]):
+    def __init__(self, images: Store | Reader, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        pixels = [self.images[index] for index in indices.tolist()]
+        return torch.stack(pixels), self.labels[indices], indices
+
+
+@dataclass
+class EvaluationBatches:
+    """Images in their order, each once over all processes, however they divide."""
+
+    images: Store | Reader
+    labels: Tensor
+    preprocessing: Preprocessing
+    batch_size: int
+    device: torch.device
+    num_workers: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        own = torch.arange(self.rank, len(self.labels), self.world_size)
+        if not len(own):
+            return
+        batches = iter(torch.split(own, self.batch_size))
+        workers = 0 if isinstance(self.images, Store) else self.num_workers
+        for pixels, labels, indices in _loaded(_Images(self.images, self.labels), batches, workers, self.device):
+            images = self.preprocessing.normalize(pixels.to(self.device, non_blocking=True))
+            yield Batch(images, labels.to(self.device, non_blocking=True), indices)
+
+
+class _Given(torch.utils.data.Sampler[Any]):
+    def __init__(self, items: Iterator[Any]) -> None:
+        self.items = items
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.items
+
+
+def _loaded(data: Dataset[Any], items: Iterator[Any], num_workers: int, device: torch.device) -> Iterator[Any]:
+    loader = DataLoader(
+        data,
+        batch_size=None,  # an item is a batch already
+        sampler=_Given(items),
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_leave_signals_to_parent if num_workers else None,
+    )
+    try:
+        yield from loader
+    except ImageError as error:
+        # from a worker it comes with the worker's traceback before it
+        sentence = str(error).strip().splitlines()[-1]
+        raise ImageError(sentence.partition("ImageError: ")[2] or sentence) from error
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    # Ctrl-C and a scheduler's SIGTERM reach the whole group; the parent finishes its step and then ends the workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,157 @@
+"""Images that are the same, byte for byte or nearly."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .probe import LOOK_SIZE, Entry
+
+_Floats = NDArray[np.float32]
+_Ints = NDArray[np.int64]
+
+_NUM_PIXELS = LOOK_SIZE[0] * LOOK_SIZE[1]
+# mean squared difference of two small grey pictures, each less its mean and divided by its standard deviation
+_LIMIT = 0.02
+# grey levels of standard deviation, under which a picture is too flat to tell from another
+_FLAT = 4.0
+# grey levels between two mean colours: of a channel, and of the differences between channels
+_BRIGHTNESS, _HUE = 40, 16
+_NUM_WAVES = 24
+_CELL = 6.0
+_NUM_GRIDS = 6
+_PAIRS_PER_IMAGE = 24
+_FEW_PAIRS = 2_000_000
+_AT_ONCE = 100_000
+_MOST_IN_CELL = 2_000
+
+
+def identical_groups(entries: Sequence[Entry]) -> list[list[int]]:
+    """Return the numbers of entries that are the same byte for byte, in groups of two and more."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, entry in enumerate(entries):
+        if not entry.fault:
+            groups[entry.digest].append(index)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def near_pairs(entries: Sequence[Entry]) -> list[tuple[int, int]]:
+    """Return pairs of entries that are nearly the same: saved again, resized or slightly brightened.
+
+    Of images that are the same byte for byte only the first is compared. Two pictures of 17 x 16 grey pixels are each
+    brought to mean 0 and variance 1; their mean squared difference is at most 0.02 and their mean colours are close.
+    Candidates come from grids over the lowest spatial frequencies, laid at six random offsets: nearly equal pictures
+    fall into the same cell of most of them, and none that the limit admits was missed in what follows.
+
+    Measured with 3,000 CIFAR-10 images (32x32) and 600 sign-language photos (100x100): found were, saved as JPEG at
+    quality 60, 99.9 % and 100 %; resized to 80 %, 100 % of both; brightened by 10 %, 99.6 % and 100 %; all three at
+    once, 98.6 % and 100 %. Of different pictures, none of the 2.1 million pairs of all the photos was found, whose
+    nearest are at 0.043. Of the 1.8 billion pairs of CIFAR-10, 45 were found (114 at 0.03), to the eye
+    each twice the same picture. Among 1,797 handwritten digits of 8x8, 8 pairs.
+    """
+    first = {entry.digest: index for index, entry in reversed(list(enumerate(entries))) if not entry.fault}
+    chosen = np.array(sorted(first.values()), dtype=np.int64)
+    if len(chosen) < 2:
+        return []
+    looks = np.frombuffer(b"".join(entries[index].look for index in chosen), np.uint8).reshape(len(chosen), -1)
+    grey = looks[:, :_NUM_PIXELS].astype(np.float32)
+    grey -= grey.mean(1, keepdims=True)
+    deviation = grey.std(1)
+    is_rich = deviation >= _FLAT
+    chosen, colours = chosen[is_rich], looks[is_rich, _NUM_PIXELS:].astype(np.int16)
+    grey = grey[is_rich] / deviation[is_rich, None]
+    waves = grey @ _low_waves()
+    found: set[tuple[int, int]] = set()
+    for pairs in _candidates(waves):
+        for start in range(0, len(pairs), _AT_ONCE):
+            found.update(map(tuple, _confirmed(pairs[start : start + _AT_ONCE], waves, grey, colours).tolist()))
+    return sorted((int(chosen[a]), int(chosen[b])) for a, b in found)
+
+
+def joined(groups: Iterable[Sequence[int]]) -> list[list[int]]:
+    """Return groups such that any two with a common member are one; sorted."""
+    leader: dict[int, int] = {}
+
+    def find(index: int) -> int:
+        while leader.setdefault(index, index) != index:
+            leader[index] = leader[leader[index]]
+            index = leader[index]
+        return index
+
+    for group in groups:
+        for index in group[1:]:
+            low, high = sorted((find(group[0]), find(index)))
+            leader[high] = low
+    members: dict[int, list[int]] = defaultdict(list)
+    for index in sorted(leader):
+        members[find(index)].append(index)
+    return [group for group in members.values() if len(group) > 1]
+
+
+def _low_waves() -> _Floats:
+    """Return the lowest cosine waves over a small picture, (pixels, waves), orthonormal."""
+    width, height = LOOK_SIZE
+    orders = sorted(((v, u) for v in range(height) for u in range(width) if v or u), key=lambda vu: (sum(vu), vu))
+    columns = []
+    for v, u in orders[:_NUM_WAVES]:
+        wave = np.outer(
+            np.cos(np.pi * v * (np.arange(height) + 0.5) / height), np.cos(np.pi * u * (np.arange(width) + 0.5) / width)
+        )
+        columns.append((wave / np.linalg.norm(wave)).ravel())
+    return np.stack(columns, 1).astype(np.float32)
+
+
+def _candidates(waves: _Floats) -> Iterator[_Ints]:
+    """Yield pairs of images that share a cell, one grid after the other."""
+    # the same offsets for any data
+    offsets = np.random.default_rng(0).random((_NUM_GRIDS, _NUM_WAVES)).astype(np.float32)
+    allowed = max(_FEW_PAIRS, _PAIRS_PER_IMAGE * len(waves))
+    num_axes = 1
+    for offset in offsets:
+        cells = np.floor(waves / _CELL + offset).astype(np.int64)
+        while True:
+            order, sizes = _cells(cells[:, :num_axes])
+            # a finer grid where too many images share a cell
+            if (sizes * (sizes - 1) // 2).sum() <= allowed or num_axes == _NUM_WAVES:
+                break
+            num_axes += 1
+        yield from _pairs(order, sizes)
+
+
+def _cells(cells: _Ints) -> tuple[_Ints, _Ints]:
+    """Return an order in which the images of a cell stand together, and the cells' sizes."""
+    keys = np.zeros(len(cells), np.uint64)
+    for axis in range(cells.shape[1]):
+        keys = keys * np.uint64(0x9E3779B97F4A7C15) + cells[:, axis].astype(np.uint64)
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.diff(keys[order], prepend=~keys[order[:1]]))
+    return order, np.diff(starts, append=len(keys))
+
+
+def _pairs(order: _Ints, sizes: _Ints) -> Iterator[_Ints]:
+    """Yield the pairs within cells; in a cell beyond measure, those that stand near one another."""
+    ends = np.repeat(np.cumsum(sizes), sizes)
+    positions = np.arange(len(order))
+    batch: list[_Ints] = []
+    for step in range(1, min(int(sizes.max()), _MOST_IN_CELL)):
+        left = positions[:-step][positions[step:] < ends[:-step]] if step < len(order) else positions[:0]
+        batch.append(np.sort(np.stack([order[left], order[left + step]], 1), axis=1))
+        if sum(map(len, batch)) > _AT_ONCE:
+            yield np.concatenate(batch)
+            batch = []
+    if batch:
+        yield np.concatenate(batch)
+
+
+def _confirmed(pairs: _Ints, waves: _Floats, grey: _Floats, colours: NDArray[np.int16]) -> _Ints:
+    # the lowest frequencies alone are a lower bound of the difference
+    for features in (waves, grey):
+        difference = features[pairs[:, 0]] - features[pairs[:, 1]]
+        pairs = pairs[np.einsum("ij,ij->i", difference, difference) <= _LIMIT * _NUM_PIXELS]
+    colour = colours[pairs[:, 0]] - colours[pairs[:, 1]]
+    hue = np.abs(colour - colour[:, [1, 2, 0]]).max(1, initial=0)
+    result: _Ints = pairs[(np.abs(colour).max(1, initial=0) <= _BRIGHTNESS) & (hue <= _HUE)]
+    return result

@@ -1,0 +1,252 @@
+"""From an image file to 8-bit RGB: what is read how, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError, features
+
+from ..errors import UserError
+from .names import printable
+
+if TYPE_CHECKING:
+    from .source import Sample, Source
+
+# No other decoder is ever tried: the file's content, not its suffix, decides among these.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm"),
+} | ({"AVIF": (".avif",)} if features.check("avif") else {})
+SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+
+READ_AS = {
+    "RGB": "as it is",
+    "L": "grey in all three channels",
+    "1": "black and white in all three channels",
+    "P": "through its palette, what is transparent on white",
+    "LA": "grey, composited on white",
+    "PA": "through its palette, composited on white",
+    "La": "grey, composited on white",
+    "RGBA": "composited on white",
+    "RGBa": "composited on white",
+    "RGBX": "its fourth channel left out",
+    "CMYK": "converted by Pillow, without a colour profile",
+    "YCbCr": "converted by Pillow",
+    "HSV": "converted by Pillow",
+    "I;16": "16-bit grey, divided by 257",
+    "I;16B": "16-bit grey, divided by 257",
+    "I;16L": "16-bit grey, divided by 257",
+    "I;16N": "16-bit grey, divided by 257",
+    "I": "16-bit grey, divided by 257",
+}
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# not the image's fault: the process or the machine ran out of something
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
+
+class ImageError(UserError):
+    """An image that cannot be used.
+
+    Attributes:
+        kind: "truncated", "empty", "huge", "unreadable", "permission", "mode" or "missing".
+        reason: why, as the end of a sentence that begins with the image's name.
+    """
+
+    # with the message alone as well: so torch raises it again outside a DataLoader's worker
+    def __init__(self, message: str, kind: str = "unreadable", reason: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.reason = reason or message
+
+
+def open_image(path: Path) -> Image.Image:
+    """Open an image file without decoding it; the suffix does not matter.
+
+    Raises:
+        ImageError: it is missing, empty, no image of `FORMATS`, or larger than `PIL.Image.MAX_IMAGE_PIXELS`.
+    """
+    with _errors_of(str(path)), quiet():
+        if not path.stat().st_size:
+            raise ImageError("empty", "empty", "is empty (0 bytes)")
+        image = Image.open(path, formats=tuple(FORMATS))
+        try:
+            _check_size(image)
+        except BaseException:
+            image.close()
+            raise
+        return image
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return a file's bytes.
+
+    Raises:
+        ImageError: it is missing or may not be read.
+    """
+    with _errors_of(str(path)):
+        return path.read_bytes()
+
+
+def load_image(source: Source, sample: Sample) -> Image.Image:
+    """Return an image of `source` in 8-bit RGB, as `read_image` reads it.
+
+    Raises:
+        ImageError: it cannot be used; the message names its path.
+    """
+    with source.open(sample) as image:
+        return _read(image, getattr(image, "filename", "") or f"{source.name}: {sample.path}")
+
+
+def read_image(image: Image.Image) -> Image.Image:
+    """Decode to 8-bit RGB.
+
+    The EXIF orientation is applied; one that cannot be read counts as none. Of an animation or a file of many pages the
+    first is taken. What is transparent comes to lie on white. 16-bit grey is divided by 257, so that 65535 becomes 255;
+    16 bits in colour are cut to 8 by Pillow. CMYK is converted without its colour profile, and no other profile is
+    applied either.
+
+    Raises:
+        ImageError: more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (judged before decoding), damaged data, or values of
+            32 bits or floating point, whose range nobody knows.
+    """
+    return _read(image, getattr(image, "filename", "") or "the image")
+
+
+def _read(image: Image.Image, name: str) -> Image.Image:
+    with _errors_of(name), quiet():
+        _check_size(image)
+        if image.tell():
+            image.seek(0)
+        image.load()
+        turn = _TURNS.get(orientation(image))
+        result = _to_rgb(image)
+        if turn is not None:
+            result = result.transpose(turn)
+        # a new object holds neither the file nor the EXIF header that no longer fits
+        result = result.copy() if result is image else result
+        result.info = {}
+        return result
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 where there is none; of a TIFF file Pillow applies it in decoding."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a corrupt header fails in many ways, and says nothing about the picture
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    mode = image.mode
+    if mode.startswith("I;16") or (mode == "I" and image.format in {"PNG", "PPM"}):
+        values = np.asarray(image).astype(np.int64)
+        grey = (values.clip(0, 65535) + 128) // 257
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if mode not in READ_AS or mode == "I":
+        kind = {"F": "floating-point values", "I": "32-bit values"}.get(mode, f"mode {mode}")
+        raise ImageError(f"{kind}", "mode", f"has {kind}, whose range is unknown; convert it to 8 bits")
+    if mode in {"La", "RGBa"}:
+        image = image.convert(mode.upper())
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image if mode == "RGB" else image.convert("RGB")
+
+
+def _check_size(image: Image.Image) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    width, height = image.size
+    if limit is not None and width * height > limit:
+        raise ImageError("huge", "huge", f"has {width} x {height} pixels, more than {limit}; make it smaller")
+
+
+@contextlib.contextmanager
+def _errors_of(name: str) -> Iterator[None]:
+    """Turn what Pillow and the file system raise into an `ImageError` that begins with `name`."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"{printable(name)} {error.reason}", error.kind, error.reason) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders of damaged files raise nearly everything
+        if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+            raise
+        kind, reason = _judge(error)
+        raise ImageError(f"{printable(name)} {reason}", kind, reason) from error
+
+
+def _judge(error: Exception) -> tuple[str, str]:
+    said = printable(" ".join(str(error).split())) or type(error).__name__
+    for known, verdict in {
+        FileNotFoundError: ("missing", "does not exist"),
+        PermissionError: ("permission", "may not be read; change its permissions"),
+        Image.DecompressionBombError: ("huge", f"has more than {Image.MAX_IMAGE_PIXELS} pixels; make it smaller"),
+        UnidentifiedImageError: ("unreadable", "is no image of a known format"),
+    }.items():
+        if isinstance(error, known):
+            return verdict
+    if "truncated" in said.lower() or isinstance(error, EOFError):
+        return "truncated", f"is cut short ({said})"
+    if isinstance(error, OSError) and error.strerror:
+        return "unreadable", f"cannot be read ({error.strerror})"
+    return "unreadable", f"cannot be decoded ({said})"
+
+
+class _Quiet:
+    """The filter of `quiet`, and how many are inside."""
+
+    lock = threading.Lock()
+    depth = 0
+    stack = contextlib.ExitStack()
+
+    @classmethod
+    def enter(cls) -> None:
+        with cls.lock:
+            if cls.depth == 0:
+                cls.stack.enter_context(warnings.catch_warnings())
+                warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+            cls.depth += 1
+
+    @classmethod
+    def leave(cls) -> None:
+        with cls.lock:
+            cls.depth -= 1
+            if cls.depth == 0:
+                cls.stack.close()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Pillow's warnings (size, corrupt EXIF, palettes) from leaking; threads may be inside together.
+
+    `warnings.catch_warnings` changes the whole process, and threads that leave it in another order than they entered
+    would restore each other's filters: so the first one in sets the filter and the last one out takes it away.
+    """
+    _Quiet.enter()
+    try:
+        yield
+    finally:
+        _Quiet.leave()

@@ -1,0 +1,202 @@
+"""Training, validation and test parts of labelled images."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from ..errors import UserError
+from ..randomness import stream_seed
+from .names import SPLITS, counted, few, printable
+from .source import Sample
+
+_MOST = 1 - 1e-9
+
+
+def split_samples(
+    samples: Sequence[Sample],
+    *,
+    seed: int,
+    val_fraction: float = 0.15,
+    test_fraction: float = 0.15,
+    group_from: str | None = None,
+    twins: Iterable[Sequence[str]] = (),
+) -> dict[str, tuple[Sample, ...]]:
+    """Return the samples of "train", "val" and "test", each sorted by path.
+
+    Splits that the samples have are kept. Without any (or with train alone) val and test are drawn; where only val is
+    missing, `val_fraction` of train is drawn, and the test set stays as it is; where only test is missing, it is empty.
+
+    What is drawn is stratified: of each class, every part has its share within one image, and at least one image where
+    the class has one for each part. Samples that belong together come to lie in one part, which shares may have to give
+    way to: those whose paths agree in what the regular expression `group_from` finds (its group, or all of it), and
+    `twins`, images that are nearly the same.
+
+    Which samples are drawn follows from `seed` and their paths alone: they are put in the order of
+    `stream_seed(seed, "split.PATH")`, on any platform the same.
+
+    Raises:
+        UserError: a fraction that is out of range, a pattern that does not fit a path, too few groups, no train split.
+    """
+    _check_fractions(val_fraction, test_fraction)
+    given: dict[str, list[Sample]] = {split: [] for split in SPLITS}
+    pool: list[Sample] = []
+    for sample in sorted(samples, key=lambda item: item.path):
+        (pool if sample.split is None else given[sample.split]).append(sample)
+    if not pool and not given["train"]:
+        raise UserError("DATA has no training images; it needs a train split, or none at all")
+    if given["val"]:
+        return {split: tuple(given[split]) for split in SPLITS}
+    if not val_fraction:
+        raise UserError("the fraction of validation images is 0, but DATA has no val split; give one above 0")
+    # the test set that DATA came with is not drawn from
+    drawn_test = 0.0 if given["test"] else test_fraction
+    if val_fraction + drawn_test > _MOST:
+        raise UserError(
+            f"validation and test images, {val_fraction} and {drawn_test} of all, leave nothing to train on"
+        )
+    fractions = {"train": 1 - val_fraction - drawn_test, "val": val_fraction, "test": drawn_test}
+    parts = _draw(pool or given["train"], seed, fractions, group_from, twins)
+    if given["test"]:
+        parts["test"] = given["test"]
+    return {split: tuple(sorted(parts[split], key=lambda item: item.path)) for split in SPLITS}
+
+
+def _check_fractions(val_fraction: float, test_fraction: float) -> None:
+    for name, value in (("validation", val_fraction), ("test", test_fraction)):
+        if not 0 <= value < 1:
+            raise UserError(f"the fraction of {name} images must be at least 0 and below 1, got {value!r}")
+
+
+def _draw(
+    pool: Sequence[Sample],
+    seed: int,
+    fractions: dict[str, float],
+    group_from: str | None,
+    twins: Iterable[Sequence[str]],
+) -> dict[str, list[Sample]]:
+    units = _units(pool, group_from, twins)
+    # large ones first: the small ones then even out what those left uneven
+    units.sort(key=lambda unit: (-len(unit), stream_seed(seed, f"split.{printable(unit[0].path)}"), unit[0].path))
+    parts = _Parts(units, {split: fraction for split, fraction in fractions.items() if fraction})
+    result: dict[str, list[Sample]] = {split: [] for split in SPLITS}
+    for unit in units:
+        result[parts.place(unit)] += unit
+    empty = [split for split, fraction in fractions.items() if fraction and not result[split]]
+    if empty:
+        raise UserError(
+            f"the images form {counted(len(units), 'group')} that must stay whole, too few to fill "
+            f"{', '.join(result)}: {' and '.join(empty)} would be empty; add images, or choose other fractions or groups"
+        )
+    untrained = {sample.label for sample in pool} - {sample.label for sample in result["train"]}
+    if untrained:
+        raise UserError(
+            f"with these groups, {few(sorted(untrained))} would have no image to train on; add images, or choose other "
+            "groups or another seed"
+        )
+    return result
+
+
+class _Parts:
+    """Places units one by one, each where the classes' shares come closest to what they should be."""
+
+    def __init__(self, units: Sequence[Sequence[Sample]], fractions: dict[str, float]) -> None:
+        self.splits = list(fractions)
+        self.sizes: dict[str, int] = defaultdict(int)
+        self.units_left: dict[str, int] = defaultdict(int)
+        for unit in units:
+            for label, count in _counts(unit).items():
+                self.sizes[label] += count
+                self.units_left[label] += 1
+        targets = {label: _shares(size, list(fractions.values())) for label, size in self.sizes.items()}
+        # what each part still lacks
+        self.needs = {label: dict(zip(self.splits, shares, strict=True)) for label, shares in targets.items()}
+        self.without = {label: set(self.splits) for label in targets}
+
+    def place(self, unit: Sequence[Sample]) -> str:
+        """Return the part for a unit, and count it there."""
+        counts = _counts(unit)
+        choices = self.splits
+        for label in counts:
+            # the last units of a class go where it has no image yet
+            if self.units_left[label] <= len(self.without[label]):
+                needy = [split for split in choices if split in self.without[label]]
+                choices = needy or choices
+        best = min(choices, key=lambda split: self._cost(counts, split))
+        for label, count in counts.items():
+            self.needs[label][best] -= count
+            self.units_left[label] -= 1
+            self.without[label].discard(best)
+        return best
+
+    def _cost(self, counts: dict[str, int], split: str) -> float:
+        """Return by how much the squared deviations from the targets grow, in proportion to the classes' sizes."""
+        return sum(
+            count * (count - 2 * self.needs[label][split]) / self.sizes[label] for label, count in counts.items()
+        )
+
+
+def _counts(unit: Sequence[Sample]) -> dict[str, int]:
+    counts: dict[str, int] = defaultdict(int)
+    for sample in unit:
+        counts[sample.label] += 1
+    return counts
+
+
+def _shares(size: int, fractions: Sequence[float]) -> list[int]:
+    """Return `size` in whole numbers after `fractions`: by the largest remainders, none 0 if there are enough.
+
+    The first, the training part, is the last to be 0.
+    """
+    shares = [int(size * fraction + 1e-9) for fraction in fractions]
+    by_remainder = sorted(range(len(shares)), key=lambda index: shares[index] - size * fractions[index])
+    for index in by_remainder[: size - sum(shares)]:
+        shares[index] += 1
+    while 0 in shares and (size >= len(shares) or not shares[0]):
+        shares[shares.index(max(shares))] -= 1
+        shares[shares.index(0)] += 1
+    return shares
+
+
+def _units(pool: Sequence[Sample], group_from: str | None, twins: Iterable[Sequence[str]]) -> list[list[Sample]]:
+    """Return what must stay together; everything sorted by path."""
+    leader = {sample.path: sample.path for sample in pool}
+
+    def find(path: str) -> str:
+        while leader[path] != path:
+            leader[path] = leader[leader[path]]
+            path = leader[path]
+        return path
+
+    groups = [*twins, *(_groups(pool, group_from) if group_from is not None else ())]
+    for group in groups:
+        members = [path for path in group if path in leader]
+        for path in members[1:]:
+            first, other = sorted((find(members[0]), find(path)))
+            leader[other] = first
+    units: dict[str, list[Sample]] = defaultdict(list)
+    for sample in pool:
+        units[find(sample.path)].append(sample)
+    return list(units.values())
+
+
+def _groups(pool: Sequence[Sample], pattern: str) -> list[list[str]]:
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"--group-from {pattern!r} is no regular expression: {error}") from error
+    if expression.groups > 1:
+        raise UserError(
+            f"--group-from {pattern!r} has {expression.groups} groups in brackets; use one, (?:...) otherwise"
+        )
+    groups: dict[str, list[str]] = defaultdict(list)
+    for sample in pool:
+        match = expression.search(sample.path)
+        key = match.group(expression.groups) if match else None
+        if key is None:
+            raise UserError(
+                f"--group-from {pattern!r} finds nothing in {printable(sample.path)}; it must fit every path"
+            )
+        groups[key].append(sample.path)
+    return list(groups.values())

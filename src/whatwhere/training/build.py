@@ -1,0 +1,158 @@
+"""From options and images to what a run works on: resolved options, network, batches."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.augment import Augmentation
+from ..data.batches import EvaluationBatches, Order, Reader, TrainBatches
+from ..data.prepare import Prepared
+from ..data.preprocess import Preprocessing, preprocessing_for
+from ..data.source import Sample
+from ..data.store import Store, decode_all, fits_in_memory
+from ..errors import UserError
+from ..models import create_model
+from .config import OPTIONS, Config, defaults, image_size_for
+from .distributed import Team
+
+
+def resolve(data: str, given: Mapping[str, Any], median_side: int, team: Team) -> Config:
+    """Return the run's options: those given, the others chosen by image size, start and machine.
+
+    Raises:
+        UserError: An option out of its range, or batches too small for so many processes and pieces.
+    """
+    on_gpu = team.device.type == "cuda"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    chosen = defaults(
+        given,
+        image_size=given.get("image_size", image_size_for(median_side)),
+        on_gpu=on_gpu,
+        bf16=on_gpu and torch.cuda.is_bf16_supported(),
+        num_cores=max(1, cores // local_processes),
+    )
+    return Config(data=data, **{**chosen, **given, "device": given.get("device") or team.device.type})
+
+
+def build_model(config: Config, num_classes: int) -> nn.Module:
+    """Return the network of a run at its start, on the CPU."""
+    options: dict[str, Any] = {
+        name: getattr(config, name) for name in ("drop_rate", "drop_path_rate") if getattr(config, name)
+    }
+    pretrained: bool | str = config.pretrained == "imagenet" or config.pretrained or False
+    return create_model(config.model, num_classes=num_classes, pretrained=pretrained, seed=config.seed, **options)
+
+
+@dataclass
+class Material:
+    """The images of a run, as batches."""
+
+    order: Order
+    preprocessing: Preprocessing
+    train: TrainBatches
+    evaluation: dict[str, EvaluationBatches]
+    class_weights: Tensor | None
+    cache: str
+
+
+def build_material(config: Config, prepared: Prepared, team: Team) -> Material:
+    """Return the batches of `prepared` for this process, the images decoded ahead where the options say so.
+
+    Raises:
+        UserError: An image that cannot be read, or batches too small for so many processes and pieces.
+    """
+    preprocessing = preprocessing_for(config.image_size)
+    train = prepared.parts["train"]
+    order = Order(len(train), config.batch_size, config.seed)
+    _check_batches(config, order, team)
+    augment = Augmentation(
+        preprocessing, config.crop, config.crop_scale, config.hflip, config.rand_augment, config.random_erasing
+    )
+    train_reader = Reader(prepared.source, train, preprocessing, whole=config.crop == "resized")
+    readers = {
+        part: Reader(prepared.source, prepared.parts[part], preprocessing, whole=False)
+        for part in ("val", "test")
+        if prepared.parts[part]
+    }
+    cache = config.cache
+    if cache == "auto":
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        cache = "memory" if all(fits_in_memory(r, 2 * processes) for r in (train_reader, *readers.values())) else "none"
+        if cache == "memory" and team.device.type == "cuda" and config.crop == "pad":
+            cache = "device"
+
+    def images(reader: Reader) -> Store | Reader:
+        return reader if cache == "none" else decode_all(reader)
+
+    place = {"device": team.device, "rank": team.rank, "world_size": team.world_size, "num_workers": config.workers}
+    labels = {part: _labels(samples, prepared.classes) for part, samples in prepared.parts.items()}
+    return Material(
+        order,
+        preprocessing,
+        TrainBatches(images(train_reader), labels["train"], order, augment, on_device=cache == "device", **place),  # type: ignore[arg-type]
+        {
+            part: EvaluationBatches(images(reader), labels[part], preprocessing, 2 * config.batch_size, **place)  # type: ignore[arg-type]
+            for part, reader in readers.items()
+        },
+        _class_weights(labels["train"], len(prepared.classes)) if config.class_weights == "balanced" else None,
+        cache,
+    )
+
+
+def _check_batches(config: Config, order: Order, team: Team) -> None:
+    smallest = order.num_samples // order.steps_per_epoch // team.world_size // config.accumulate
+    if smallest < 2:
+        raise UserError(
+            f"batches of {order.num_samples // order.steps_per_epoch} images leave fewer than 2 to each of "
+            f"{team.world_size} processes x {config.accumulate} pieces, and a norm needs 2; raise --batch-size"
+        )
+
+
+def _labels(samples: tuple[Sample, ...], classes: tuple[str, ...]) -> Tensor:
+    number = {name: index for index, name in enumerate(classes)}
+    return torch.tensor([number[sample.label] for sample in samples], dtype=torch.int64)
+
+
+def _class_weights(labels: Tensor, num_classes: int) -> Tensor:
+    """Return weights in inverse proportion to the classes' numbers, of mean 1 over the images."""
+    counts = torch.bincount(labels, minlength=num_classes).float()
+    return len(labels) / (num_classes * counts.clamp(min=1))
+
+
+def describe(config: Config, given: Mapping[str, Any], prepared: Prepared, model: nn.Module, team: Team) -> list[str]:
+    """Return what a run will do, as lines: images, network, every option, those that were given marked with *."""
+    counts = ", ".join(f"{len(samples):,} {part}" for part, samples in prepared.parts.items() if samples)
+    num_params = sum(p.numel() for p in model.parameters())
+    processes = f", {team.world_size} processes" if team.world_size > 1 else ""
+    lines = [
+        f"images: {counts}; {len(prepared.classes)} classes",
+        f"network: {config.model}, {num_params:,} parameters, {config.image_size} x {config.image_size} px, "
+        f"on {device_name(team.device)}{processes}",
+    ]
+    for panel in dict.fromkeys(field.metadata["panel"] for field in OPTIONS.values()):
+        texts = [
+            f"{name} {_shown(getattr(config, name))}{'*' if name in given else ''}"
+            for name, field in OPTIONS.items()
+            if field.metadata["panel"] == panel and getattr(config, name) != ""
+        ]
+        lines += textwrap.wrap(f"{panel.lower()}: {', '.join(texts)}", 110, subsequent_indent="  ")
+    return [*lines, "(* given; the others chosen by image size, start and machine)"]
+
+
+def _shown(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value}"
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a device for people."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type

@@ -1,0 +1,185 @@
+"""Checkpoints: tensors as safetensors, everything else as JSON, written whole or not at all, with a checksum."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..files import write_bytes, write_json, writing
+
+KEPT = 2  # so that a damaged one has one before it
+_TENSOR = "tensor:"
+_NAME = re.compile(r"(\d{9})\.json")
+
+
+def save(folder: Path, step: int, state: dict[str, Any]) -> None:
+    """Write `state` (nested dicts and lists of tensors, numbers and strings) as the checkpoint of `step`.
+
+    The JSON file is written last, with the checksum of the other: without it there is no checkpoint. Older ones but
+    for one are then removed.
+
+    Raises:
+        UserError: It cannot be written; the older checkpoints stay.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_tensors_and_json(folder / f"{step:09d}", state)
+    for old in sorted(_steps(folder))[:-KEPT]:
+        for suffix in (".json", ".safetensors"):
+            (folder / f"{old:09d}{suffix}").unlink(missing_ok=True)
+    for orphan in folder.glob("*.safetensors"):  # of a save that a crash cut short
+        if not orphan.with_suffix(".json").exists():
+            orphan.unlink(missing_ok=True)
+
+
+def newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
+    """Return the newest sound checkpoint's state, None if there has been none yet; `warn` hears of damaged ones.
+
+    Raises:
+        UserError: There are checkpoints and each is damaged.
+    """
+    steps = sorted(_steps(folder), reverse=True)
+    for step in steps:
+        try:
+            state = read_tensors_and_json(folder / f"{step:09d}")
+        except UserError as error:
+            warn(f"{error}; trying the one before")
+        else:
+            return state
+    if steps:
+        raise UserError(f"no checkpoint in {str(folder)!r} is sound; start again with another --out")
+    return None
+
+
+def clear_after(folder: Path, step: int) -> None:
+    """Remove the checkpoints after `step`, which have been found damaged."""
+    for later in _steps(folder):
+        if later > step:
+            for suffix in (".json", ".safetensors"):
+                (folder / f"{later:09d}{suffix}").unlink(missing_ok=True)
+
+
+def _steps(folder: Path) -> list[int]:
+    matches = [_NAME.fullmatch(file.name) for file in folder.glob("*.json")]
+    return [int(match[1]) for match in matches if match]
+
+
+def write_tensors_and_json(stem: Path, state: dict[str, Any]) -> None:
+    """Write `stem`.safetensors, then `stem`.json, which holds the former's checksum."""
+    from safetensors.torch import save as to_bytes
+
+    tensors: dict[str, Tensor] = {}
+    tree = _without_tensors(state, "", tensors)
+    content = to_bytes({name: tensor.detach().contiguous().cpu().clone() for name, tensor in tensors.items()})
+    write_bytes(stem.with_suffix(".safetensors"), content)
+    write_json(stem.with_suffix(".json"), {"sha256": hashlib.sha256(content).hexdigest(), "state": tree})
+
+
+def read_tensors_and_json(stem: Path) -> dict[str, Any]:
+    """Return what `write_tensors_and_json` wrote.
+
+    Raises:
+        UserError: A file is missing or damaged.
+    """
+    from safetensors.torch import load as from_bytes
+
+    try:
+        record = json.loads(stem.with_suffix(".json").read_bytes())
+        content = stem.with_suffix(".safetensors").read_bytes()
+        if hashlib.sha256(content).hexdigest() != record["sha256"]:
+            raise ValueError("the checksum differs")
+        state: dict[str, Any] = _with_tensors(record["state"], from_bytes(content))
+        if not isinstance(state, dict):
+            raise TypeError("no mapping")
+    # damaged JSON or tensors make the readers raise nearly anything
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"the checkpoint {str(stem)!r} is damaged ({reason})") from error
+    return state
+
+
+def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Return `value` with each tensor replaced by a reference and put into `tensors` under its place in the tree."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return _TENSOR + name
+    if isinstance(value, dict):
+        assert all(isinstance(key, str) for key in value), name
+        return {key: _without_tensors(item, f"{name}/{key}" if name else key, tensors) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_tensors(item, f"{name}/{index}", tensors) for index, item in enumerate(value)]
+    assert not (isinstance(value, str) and value.startswith(_TENSOR)), name
+    assert value is None or isinstance(value, (str, bool, int, float)), name
+    return value
+
+
+def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, str) and value.startswith(_TENSOR):
+        return tensors[value.removeprefix(_TENSOR)]
+    if isinstance(value, dict):
+        return {key: _with_tensors(item, tensors) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_tensors(item, tensors) for item in value]
+    return value
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return an optimizer's state with keys that JSON has."""
+    state = optimizer.state_dict()
+    return {"state": {str(key): dict(value) for key, value in state["state"].items()}, "groups": state["param_groups"]}
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load what `optimizer_state` returned."""
+    optimizer.load_state_dict(
+        {"state": {int(key): value for key, value in state["state"].items()}, "param_groups": state["groups"]}
+    )
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process inside the block.
+
+    A record lock of the operating system: it ends with the process, however that ends, and worker processes do not
+    inherit it.
+
+    Raises:
+        UserError: Another process holds it.
+    """
+    with writing(folder / ".lock"):
+        file = open(folder / ".lock", "a+b")  # noqa: SIM115
+    with file:
+        if not _lock(file):
+            raise UserError(
+                f"{str(folder)!r} is in use by another process; wait for it, stop it, or give another folder with --out"
+            )
+        yield
+
+
+def _lock(file: IO[bytes]) -> bool:
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        import msvcrt  # type: ignore[unreachable, unused-ignore]
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: better a run without one than none
+        return True
+    return True

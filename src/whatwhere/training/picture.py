@@ -1,0 +1,70 @@
+"""Curves and confusion matrix as pictures."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from torch import Tensor
+
+# above this the names of the classes would not be legible
+_MOST_NAMES = 60
+
+
+def curves_png(metrics: list[dict[str, Any]], title: str) -> bytes:
+    """Return the loss and the validation figures over the epochs, as PNG."""
+    figure, (left, right) = _subplots(1, 2, (10, 4))
+    epochs = [record["epoch"] for record in metrics]
+    left.plot(epochs, [record["train_loss"] for record in metrics], label="training (augmented, smoothed)")
+    left.plot(epochs, [record["val_loss"] for record in metrics], label="validation")
+    left.set_ylabel("cross-entropy")
+    left.set_ylim(bottom=0)
+    right.plot(epochs, [100 * record["val_accuracy"] for record in metrics], label="accuracy")
+    right.plot(epochs, [100 * record["val_balanced_accuracy"] for record in metrics], "--", label="balanced accuracy")
+    right.set_ylabel("validation, %")
+    best = max(metrics, key=lambda record: (record["is_best"], record["epoch"]))
+    right.plot(best["epoch"], 100 * best["val_accuracy"], "o", color="black", label=f"kept: epoch {best['epoch']}")
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(title)
+    return _png(figure)
+
+
+def confusion_png(confusion: Tensor, classes: tuple[str, ...], title: str) -> bytes:
+    """Return the confusion matrix, a row a class in shares of its images, as PNG."""
+    size = min(14, 4 + 0.35 * len(classes))
+    figure, axes = _subplots(1, 1, (size + 1, size))
+    totals = confusion.sum(1, keepdim=True)
+    shares = 100 * confusion.double() / totals.clamp(min=1)
+    image = axes.imshow(shares.numpy(), vmin=0, vmax=100, cmap="Blues")
+    figure.colorbar(image, ax=axes, label="% of the class's images", fraction=0.046)
+    if len(classes) <= _MOST_NAMES:
+        names = [name if len(name) <= 24 else name[:23] + "…" for name in classes]
+        axes.set_xticks(range(len(classes)), names, rotation=90)
+        axes.set_yticks(range(len(classes)), names)
+    if len(classes) <= 20:
+        for row, column in (confusion > 0).nonzero().tolist():
+            colour = "white" if shares[row, column] > 50 else "black"
+            axes.text(column, row, int(confusion[row, column]), ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("label")
+    axes.set_title(title)
+    return _png(figure)
+
+
+def _subplots(rows: int, columns: int, size: tuple[float, float]) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # not pyplot, which would choose a window system and keep every figure
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns)
+
+
+def _png(figure: Any) -> bytes:
+    target = io.BytesIO()
+    figure.savefig(target, format="png", dpi=110)
+    return target.getvalue()

@@ -1,0 +1,199 @@
+"""A trained network on images: predictions for files, figures on labelled images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.batches import EvaluationBatches, Reader
+from ..data.doctor import examine
+from ..data.images import SUFFIXES, ImageError, open_image
+from ..data.names import counted, few, printable
+from ..data.source import Sample, find_source
+from ..errors import UserError, nearest
+from .bundle import Bundle
+from .distributed import Team
+from .evaluate import evaluate
+from .loop import autocast
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of an image, or why it could not be read.
+
+    Attributes:
+        path: Of the image.
+        classes: The most probable classes and their probabilities, in falling order.
+        error: A sentence that names the image; empty if it could be read.
+    """
+
+    path: str
+    classes: tuple[tuple[str, float], ...] = ()
+    error: str = ""
+
+
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """Return the files among `paths` and the images in the folders among them, at any depth, hidden ones left out.
+
+    Raises:
+        UserError: A path that does not exist, or no image at all.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            for folder, inner, names in os.walk(path):
+                inner[:] = sorted(name for name in inner if not name.startswith((".", "__MACOSX")))
+                files += [
+                    Path(folder, name)
+                    for name in sorted(names)
+                    if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+                ]
+        elif path.exists():
+            files.append(path)
+        else:
+            raise UserError(f"no image or folder {printable(str(path))!r}")
+    if not files:
+        raise UserError(f"no images in {few([str(path) for path in paths])}")
+    return files
+
+
+def predict(
+    bundle: Bundle, files: Sequence[Path], *, top: int = 5, batch_size: int = 64, num_threads: int | None = None
+) -> Iterator[Prediction]:
+    """Yield a prediction for each file, in order; files are read ahead on several threads, a batch at a time.
+
+    Args:
+        bundle: The network.
+        files: Images.
+        top: Classes to give of each, the most probable first.
+        batch_size: Images computed together; it changes no result but for rounding.
+        num_threads: Threads that read; by default one a core.
+    """
+
+    def read(file: Path) -> Tensor | ImageError:
+        try:
+            with open_image(file) as image:
+                return bundle.preprocessing.pixels(image)
+        except ImageError as error:
+            return error
+
+    batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+    with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
+        ahead = [pool.submit(read, file) for file in batches[0]]
+        for index, batch in enumerate(batches):
+            contents = [future.result() for future in ahead]
+            following = batches[index + 1] if index + 1 < len(batches) else []
+            ahead = [pool.submit(read, file) for file in following]
+            yield from _predictions(bundle, batch, contents, top)
+
+
+def _predictions(
+    bundle: Bundle, files: Sequence[Path], contents: Sequence[Tensor | ImageError], top: int
+) -> Iterator[Prediction]:
+    readable = [content for content in contents if isinstance(content, Tensor)]
+    rows: Iterator[tuple[Tensor, Tensor]] = iter(())
+    if readable:
+        values, indices = bundle.probabilities(torch.stack(readable)).topk(min(top, len(bundle.classes)))
+        rows = zip(values, indices, strict=True)
+    for file, content in zip(files, contents, strict=True):
+        if isinstance(content, ImageError):
+            yield Prediction(str(file), error=str(content))
+        else:
+            values, indices = next(rows)
+            pairs = zip(indices.tolist(), values.tolist(), strict=True)
+            yield Prediction(str(file), tuple((bundle.classes[index], value) for index, value in pairs))
+
+
+def evaluate_bundle(
+    bundle: Bundle,
+    data: str,
+    *,
+    split: str | None = None,
+    skip_bad: bool = False,
+    batch_size: int = 128,
+    num_workers: int = 0,
+    amp: str = "none",
+    progress: Callable[[int, int], None] | None = None,
+    **source_options: Any,
+) -> dict[str, Any]:
+    """Return the figures of a network on labelled images, in the form of `result.json`, under "images".
+
+    Classes are matched by name.
+
+    Args:
+        bundle: The network.
+        data: As `find_source` takes it.
+        split: "train", "val", "test" or "all"; by default the test images where DATA has such, else val, else all.
+        skip_bad: Leave out images that cannot be read.
+        batch_size: Images computed together.
+        num_workers: Processes that read.
+        amp: "none", "bf16" or "fp16".
+        progress: Called with the images done and all.
+        **source_options: Further arguments of `find_source`.
+
+    Raises:
+        UserError: No such images, images that cannot be read, or a class that the network does not know.
+    """
+    source = find_source(data, **source_options)
+    chosen = split or next((part for part in ("test", "val") if part in source.splits), "all")
+    samples = [sample for sample in source.samples if chosen in ("all", sample.split)]
+    if not samples:
+        has = f"it has {', '.join(source.splits)}" if source.splits else "it has no splits"
+        raise UserError(f"{printable(data)} has no {chosen} images ({has}); give another --split, or all")
+    bad = examine(source, progress=progress).bad & {sample.path for sample in samples}
+    if bad and not skip_bad:
+        paths = few(sorted(bad))
+        raise UserError(f"{counted(len(bad), 'image')} cannot be read ({paths}); see `whatwhere check`, or --skip-bad")
+    samples = [sample for sample in samples if sample.path not in bad]
+    device = next(bundle.model.parameters()).device
+    batches = EvaluationBatches(
+        Reader(source, samples, bundle.preprocessing, whole=False),
+        _labels(samples, bundle.classes),
+        bundle.preprocessing,
+        batch_size,
+        device,
+        num_workers,
+    )
+    done = 0
+
+    def on_batch(num_images: int) -> None:
+        nonlocal done
+        done += num_images
+        if progress is not None:
+            progress(done, len(samples))
+
+    alone = Team(0, 1, 0, device)
+    figures = evaluate(
+        bundle.model,
+        batches,
+        len(bundle.classes),
+        alone,
+        autocast=lambda: autocast(device, amp),
+        on_batch=on_batch,
+    )
+    return {
+        "data": data,
+        "split": chosen,
+        "left_out": sorted(bad),
+        "images": figures.summary(),
+        "judged_on": "images",
+        "classes": list(bundle.classes),
+        "per_class": figures.per_class(bundle.classes),
+        "confusion": figures.confusion.tolist(),
+    }
+
+
+def _labels(samples: Sequence[Sample], classes: tuple[str, ...]) -> Tensor:
+    number = {name: index for index, name in enumerate(classes)}
+    unknown = sorted({sample.label for sample in samples} - number.keys())
+    if unknown:
+        hint = nearest(unknown[0], list(classes)) or f"; it knows {few(list(classes), 5)}"
+        raise UserError(f"the network does not know the class {unknown[0]!r}{hint}")
+    return torch.tensor([number[sample.label] for sample in samples], dtype=torch.int64)

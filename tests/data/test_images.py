@@ -1,0 +1,223 @@
+import errno
+import io
+import pickle
+import struct
+import threading
+import warnings
+
+import numpy as np
+import pytest
+from pictures import bomb, cut, oriented, picture, save
+from PIL import Image, ImageOps
+
+from whatwhere.data.images import ImageError, load_image, open_image, quiet, read_image
+from whatwhere.data.source import Sample, Source
+
+
+def read(path):
+    with open_image(path) as image:
+        return read_image(image)
+
+
+def pixel(path):
+    return read(path).getpixel((0, 0))
+
+
+def fault(path):
+    with pytest.raises(ImageError) as caught:
+        read(path)
+    return caught.value
+
+
+def grey16(*values):
+    return Image.fromarray(np.array([values], np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("RGB", (10, 20, 30), (10, 20, 30)),
+        ("L", 77, (77, 77, 77)),
+        ("1", 1, (255, 255, 255)),
+        ("LA", (100, 255), (100, 100, 100)),
+        ("LA", (100, 0), (255, 255, 255)),
+        ("RGBA", (10, 20, 30, 255), (10, 20, 30)),
+        ("RGBA", (10, 20, 30, 0), (255, 255, 255)),
+        ("RGBA", (0, 0, 0, 51), (204, 204, 204)),
+    ],
+)
+def test_modes_of_png(tmp_path, mode, colour, expected):
+    assert pixel(save(tmp_path / "a.png", Image.new(mode, (3, 2), colour))) == expected
+
+
+def test_palettes_with_and_without_transparency(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([200, 10, 20, 0, 0, 250])
+    image.putpixel((1, 0), 1)
+    assert pixel(save(tmp_path / "a.png", image)) == (200, 10, 20)
+    assert pixel(save(tmp_path / "b.png", image, transparency=0)) == (255, 255, 255)
+    assert pixel(save(tmp_path / "c.png", image, transparency=b"\x00\xff")) == (255, 255, 255)
+    assert read(save(tmp_path / "d.gif", image, transparency=1)).getpixel((1, 0)) == (255, 255, 255)
+
+
+def test_a_colour_declared_transparent_comes_to_lie_on_white(tmp_path):
+    assert pixel(save(tmp_path / "a.png", Image.new("RGB", (2, 2), (1, 2, 3)), transparency=(1, 2, 3))) == (255,) * 3
+
+
+def test_cmyk(tmp_path):
+    path = save(tmp_path / "a.tif", Image.new("CMYK", (2, 2), (0, 255, 255, 0)))
+    assert pixel(path) == (255, 0, 0)
+    red, green, blue = pixel(save(tmp_path / "a.jpg", Image.new("CMYK", (8, 8), (0, 255, 255, 0)), quality=95))
+    assert red > 250
+    assert max(green, blue) < 5
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path, suffix):
+    path = save(tmp_path / f"a.{suffix}", grey16(0, 257, 256 * 128, 65534, 65535))
+    assert [read(path).getpixel((x, 0))[0] for x in range(5)] == [0, 1, 128, 255, 255]
+
+
+def test_big_endian_sixteen_bits(tmp_path):
+    image = Image.frombytes("I;16B", (2, 1), struct.pack(">2H", 65535, 257))
+    path = save(tmp_path / "a.tif", image)
+    assert [read(path).getpixel((x, 0))[0] for x in range(2)] == [255, 1]
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_values_of_unknown_range_are_refused(tmp_path, mode):
+    error = fault(save(tmp_path / "a.tif", Image.new(mode, (2, 2), 7)))
+    assert error.kind == "mode"
+    assert str(error).startswith(f"{tmp_path}/a.tif has ")
+
+
+def test_an_animation_gives_its_first_frame(tmp_path):
+    first, second = Image.new("RGB", (4, 4), (250, 0, 0)), Image.new("RGB", (4, 4), (0, 0, 250))
+    for suffix in ("gif", "webp", "png", "tif"):
+        path = save(tmp_path / f"a.{suffix}", first, save_all=True, append_images=[second])
+        with open_image(path) as image:
+            image.seek(1)
+            red, _, blue = read_image(image).getpixel((0, 0))
+        assert red > 240 > 10 > blue
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_the_exif_orientation_is_applied(tmp_path, orientation, suffix):
+    stored = picture(1, (24, 16))
+    path = oriented(tmp_path / f"a.{suffix}", stored, orientation)
+    with Image.open(path) as image:
+        expected = ImageOps.exif_transpose(image).convert("RGB")
+    result = read(path)
+    assert result.size == ((24, 16) if orientation < 5 else (16, 24))
+    assert result.tobytes() == expected.tobytes()
+    assert result.info == {}
+
+
+def test_a_corrupt_exif_header_neither_warns_nor_hurts(tmp_path):
+    path = save(tmp_path / "a.jpg", picture(1), exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01\x03" * 9)
+    assert read(path).size == (40, 32)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "bmp", "gif", "ppm"])
+def test_a_file_cut_short_is_refused(tmp_path, suffix):
+    path = cut(save(tmp_path / f"a.{suffix}", picture(1)))
+    assert fault(path).kind in {"truncated", "unreadable"}
+    if suffix in {"jpg", "png"}:
+        assert str(fault(path)).startswith(f"{path} is cut short (")
+
+
+def test_other_faults_name_the_file(tmp_path):
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "folder.jpg").mkdir()
+    for name, kind in {"empty": "empty", "text": "unreadable", "folder": "unreadable", "none": "missing"}.items():
+        error = fault(tmp_path / f"{name}.jpg")
+        assert error.kind == kind
+        assert str(error) == f"{tmp_path}/{name}.jpg {error.reason}"
+
+
+def test_permissions_and_a_full_table_of_files(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.jpg")
+
+    def refuse(number):
+        def open_refused(*_, **__):
+            raise OSError(number, "refused")
+
+        monkeypatch.setattr(Image, "open", open_refused)
+
+    refuse(errno.EACCES)
+    assert fault(path).kind == "permission"
+    refuse(errno.EIO)
+    assert fault(path).kind == "unreadable"
+    refuse(errno.EMFILE)
+    # not the file's fault
+    with pytest.raises(OSError, match="refused"):
+        read(path)
+
+
+def test_a_bomb_is_refused_by_its_header(tmp_path):
+    error = fault(bomb(tmp_path / "a.png"))
+    assert error.kind == "huge"
+    assert str(Image.MAX_IMAGE_PIXELS) in str(error)
+
+
+def test_the_limit_of_pixels_is_exact(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", picture(1, (40, 32)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 32)
+    assert read(path).size == (40, 32)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 32 - 1)
+    assert "40 x 32 pixels" in str(fault(path))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert read(path).size == (40, 32)
+
+
+def test_only_known_formats_are_decoded(tmp_path):
+    assert fault(save(tmp_path / "a.jpg", picture(1), format="ICO")).kind == "unreadable"
+
+
+def test_load_image_names_what_it_reads(tmp_path):
+    cut(save(tmp_path / "cat" / "a.jpg"))
+    source = Source("pets", tmp_path, (Sample("cat/a.jpg", "cat", None),))
+    with pytest.raises(ImageError, match=r"cat/a\.jpg is cut short"):
+        load_image(source, source.samples[0])
+
+
+def test_a_name_that_is_not_utf8_can_be_printed(tmp_path):
+    error = fault(tmp_path / "a\udcff\n.jpg")
+    assert str(error).endswith(r"a\xff\n.jpg does not exist")
+
+
+def test_the_error_survives_a_process_and_torch():
+    error = pickle.loads(pickle.dumps(ImageError("a.jpg is empty", "empty", "is empty")))
+    assert (str(error), error.kind, error.reason) == ("a.jpg is empty", "empty", "is empty")
+    assert ImageError("what a worker said").kind == "unreadable"
+
+
+def test_an_image_in_memory_is_left_as_it_was():
+    image = picture(1)
+    image.info["comment"] = "kept"
+    result = read_image(image)
+    assert result is not image
+    assert image.info == {"comment": "kept"}
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    assert read_image(Image.open(buffer)).tobytes() == image.tobytes()
+
+
+def test_threads_leave_the_filters_of_warnings_as_they_were():
+    before = list(warnings.filters)
+    start = threading.Barrier(8)
+
+    def work():
+        start.wait()
+        for _ in range(200):
+            with quiet():
+                pass
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert warnings.filters == before

@@ -1,0 +1,407 @@
+import gzip
+import os
+import pickle
+import struct
+import sys
+
+import numpy as np
+import pytest
+from pictures import bomb, fill, picture, save
+from PIL import Image
+
+from whatwhere import UserError
+from whatwhere.data.builtin import DATASETS
+from whatwhere.data.names import class_name, printable, split_of
+from whatwhere.data.source import find_source
+
+
+def listed(source):
+    return [(sample.path, sample.label, sample.split) for sample in source.samples]
+
+
+def found(source):
+    return {finding.kind: finding.paths for finding in source.findings}
+
+
+def refusal(data, **options):
+    with pytest.raises(UserError) as caught:
+        find_source(str(data), **options)
+    return str(caught.value)
+
+
+def csv_file(folder, text, name="list.csv", encoding="utf-8"):
+    path = folder / name
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def test_class_folders(tmp_path):
+    fill(tmp_path, "dog", "cat", count=2)
+    source = find_source(str(tmp_path))
+    assert listed(source) == [
+        ("cat/0.png", "cat", None),
+        ("cat/1.png", "cat", None),
+        ("dog/0.png", "dog", None),
+        ("dog/1.png", "dog", None),
+    ]
+    assert (source.name, source.root, source.findings, source.splits) == (str(tmp_path), tmp_path, (), ())
+    with source.open(source.samples[0]) as image:
+        assert image.size == (40, 32)
+    assert source.content(source.samples[0]) == (tmp_path / "cat/0.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (("train", "val", "test"), ("train", "val", "test")),
+        (("Training", "VALIDATION", "Testing"), ("train", "val", "test")),
+        (("trn", "dev", "tst"), ("train", "val", "test")),
+        (("training_set", "test-set"), ("train", "test")),
+        (("train", "valid"), ("train", "val")),
+    ],
+)
+def test_split_folders_in_the_usual_spellings(tmp_path, names, splits):
+    fill(tmp_path, *(f"{name}/{label}" for name in names for label in ("a", "b")), count=1)
+    source = find_source(str(tmp_path))
+    assert source.splits == splits
+    expected = sorted((f"{name}/{c}/0.png", c, s) for name, s in zip(names, splits, strict=True) for c in "ab")
+    assert listed(source) == expected
+
+
+def test_two_spellings_of_one_split_are_refused(tmp_path):
+    fill(tmp_path, "train/a", "val/a", "Valid/a", count=1)
+    assert refusal(tmp_path).endswith("Valid and val are both a val folder; merge or rename one")
+
+
+def test_a_class_called_train_is_a_class(tmp_path):
+    fill(tmp_path, "bus", "train", count=1)
+    assert listed(find_source(str(tmp_path))) == [("bus/0.png", "bus", None), ("train/0.png", "train", None)]
+
+
+def test_split_folders_without_classes_are_refused(tmp_path):
+    fill(tmp_path, "train", "val", count=1)
+    assert "train and val hold images but no class folders" in refusal(tmp_path)
+
+
+def test_folders_beside_splits_are_left_out_aloud(tmp_path):
+    fill(tmp_path, "train/a", "train/b", "extra/a", "test", count=1)
+    (tmp_path / "empty").mkdir()
+    source = find_source(str(tmp_path))
+    assert source.splits == ("train",)
+    assert len(source.samples) == 2
+    assert found(source) == {"beside": ("extra", "test")}
+    assert source.findings[0].severity == "warning"
+
+
+def test_a_wrapper_is_gone_into(tmp_path):
+    fill(tmp_path, "outer/inner/a", "outer/inner/b", "__MACOSX/inner/a", count=1)
+    save(tmp_path / "__MACOSX" / "._inner.jpg")
+    source = find_source(str(tmp_path))
+    assert [path for path, _, _ in listed(source)] == ["outer/inner/a/0.png", "outer/inner/b/0.png"]
+    assert [finding.kind for finding in source.findings] == ["hidden", "wrapper", "wrapper"]
+    assert {finding.severity for finding in source.findings} == {"note"}
+
+
+def test_a_wrapper_around_splits_and_a_lone_train_folder(tmp_path):
+    fill(tmp_path, "set/train/a", "set/train/b", count=1)
+    assert find_source(str(tmp_path)).splits == ("train",)
+    assert find_source(str(tmp_path / "set")).splits == ("train",)
+    assert find_source(str(tmp_path / "set" / "train")).splits == ()
+
+
+def test_nested_folders_belong_to_the_class(tmp_path):
+    fill(tmp_path, "a", "a/x/y", "b/train", "b/val", count=1)
+    source = find_source(str(tmp_path))
+    assert [label for _, label, _ in listed(source)] == ["a", "a", "b", "b"]
+    assert found(source) == {"nested": ("a/x/y", "b/train", "b/val"), "split-in-class": ("b/train", "b/val")}
+
+
+def test_what_is_left_out_is_named(tmp_path):
+    fill(tmp_path, "a", "b", count=1)
+    save(tmp_path / "stray.jpg")
+    save(tmp_path / "a" / ".hidden.jpg")
+    save(tmp_path / "a" / ".ipynb_checkpoints" / "copy.png")
+    save(tmp_path / "a" / "@eaDir" / "thumb.jpg")
+    save(tmp_path / "a" / "nameless", format="PNG")
+    save(tmp_path / "a" / "wrong.dat", format="JPEG")
+    bomb(tmp_path / "a" / "bomb")
+    for name in ("a/IMG_1.HEIC", "a/x.nef", "a/Thumbs.db", "LICENSE", "b/notes.txt", "b/labels.json"):
+        (tmp_path / name).write_bytes(b"something")
+    (tmp_path / "c").mkdir()
+    os.mkfifo(tmp_path / "b" / "pipe.jpg")
+    source = find_source(str(tmp_path))
+    assert [path for path, _, _ in listed(source)] == ["a/0.png", "b/0.png"]
+    assert found(source) == {
+        "convert": ("a/IMG_1.HEIC", "a/x.nef"),
+        "suffix": ("a/bomb", "a/nameless", "a/wrong.dat"),
+        "stray": ("stray.jpg",),
+        "empty-class": ("c",),
+        "special": ("b/pipe.jpg",),
+        "hidden": ("a/.hidden.jpg", "a/.ipynb_checkpoints", "a/@eaDir"),
+        "other": ("LICENSE", "a/Thumbs.db", "b/labels.json", "b/notes.txt"),
+    }
+    assert [finding.severity for finding in source.findings] == ["error"] + ["warning"] * 4 + ["note"] * 2
+
+
+def test_suffixes_in_any_case(tmp_path):
+    names = ["1.JPG", "2.Jpeg", "3.jpe", "4.JFIF", "5.PNG", "6.bmp", "7.gif", "8.webp", "9.tif", "a.TIFF", "b.ppm"]
+    for name in [*names, "c.pgm", "d.PBM"]:
+        save(tmp_path / "a" / name, format="PNG")
+    assert len(find_source(str(tmp_path)).samples) == 13
+
+
+def test_links_are_followed_once(tmp_path):
+    fill(tmp_path / "data", "a", "b", count=1)
+    fill(tmp_path, "elsewhere", count=1)
+    (tmp_path / "data/c").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data/a/loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data/a/self").symlink_to(tmp_path / "data/a")
+    (tmp_path / "data/b/deep").mkdir()
+    (tmp_path / "data/b/deep/x").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data/b/deep/y").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data/b/gone.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "data/b/file.png").symlink_to(tmp_path / "elsewhere/0.png")
+    source = find_source(str(tmp_path / "data"))
+    paths = ["a/0.png", "b/0.png", "b/deep/x/0.png", "b/file.png", "c/0.png"]
+    assert [path for path, _, _ in listed(source)] == paths
+    assert found(source)["link"] == ("a/loop", "a/self", "b/deep/y", "b/gone.png")
+
+
+def test_links_between_many_folders_end(tmp_path):
+    names = [f"n{index}" for index in range(12)]
+    fill(tmp_path, *(f"{top}/{name}" for top in ("a", "b") for name in names), count=1)
+    for name in names:
+        for other in names:
+            if other != name:
+                (tmp_path / "a" / name / other).symlink_to(tmp_path / "a" / other)
+    assert len({label for _, label, _ in listed(find_source(str(tmp_path)))}) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems take no such names")
+def test_names_that_are_not_utf8(tmp_path):
+    fill(tmp_path, "a", "b\udcff", count=1)
+    save(tmp_path / "a" / "x\udce9.png")
+    source = find_source(str(tmp_path))
+    assert [label for _, label, _ in listed(source)] == ["a", "a", "b\\xff"]
+    with source.open(source.samples[1]) as image:
+        assert image.size == (40, 32)
+    printable(source.samples[1].path).encode()
+
+
+def test_an_accent_stored_in_two_ways_is_one_class(tmp_path):
+    fill(tmp_path, "train/caf\u00e9", "val/cafe\u0301", "train/b", "val/b", count=1)
+    assert {label for _, label, _ in listed(find_source(str(tmp_path)))} == {"b", "caf\u00e9"}
+    assert class_name("a\x1b[31m") == "a\\x1b[31m"
+
+
+@pytest.mark.parametrize("name", ["train", "TRAIN ", "training", "Train Data"])
+def test_spellings(name):
+    assert split_of(name) == "train"
+    assert split_of("trains") is None
+
+
+def test_folders_without_anything_to_train_on(tmp_path):
+    assert "holds no images" in refusal(tmp_path)
+    save(tmp_path / "a.png")
+    assert "holds 1 images but no class folders" in refusal(tmp_path)
+
+
+def test_nothing_fits(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    assert "did you mean pictures?" in refusal("picture")
+    assert "did you mean cifar10" in refusal("CIFAR-10")
+    assert "did you mean fashionmnist?" in refusal("torchvision/FashionMNST")
+    assert "DATA is empty" in refusal("")
+    assert "there is no folder" in refusal("no\0path")
+    (tmp_path / "a.zip").touch()
+    assert refusal("a.zip") == "a.zip is an archive; unpack it and give the folder"
+    (tmp_path / "a.npy").touch()
+    assert "is a file" in refusal("a.npy")
+    assert "are for a CSV file" in refusal("pictures", label_column="y")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_csv_files(tmp_path, delimiter, mark, end):
+    fill(tmp_path, "x", count=2)
+    lines = [("Image", "Class", "Split"), ("x/0.png", "cat, tabby; grey", "Training"), ("./x//1.png", "dog", "val")]
+    text = end.join(delimiter.join(f'"{cell}"' for cell in line) for line in lines)
+    source = find_source(str(csv_file(tmp_path, mark + text)))
+    assert listed(source) == [("x/0.png", "cat, tabby; grey", "train"), ("x/1.png", "dog", "val")]
+    assert source.root == tmp_path
+    assert source.findings == ()
+
+
+def test_csv_paths_elsewhere(tmp_path):
+    fill(tmp_path, "x", "lists", count=1)
+    here, there = tmp_path / "lists" / "0.png", tmp_path / "x" / "0.png"
+    text = f"path\tlabel\n{here}\ta\n{there}\tb\n..\\x\\0.png\tb\n"
+    source = find_source(str(csv_file(tmp_path / "lists", text, "list.tsv")))
+    assert {label: source.file(sample).resolve() for sample in source.samples for label in [sample.label]} == {
+        "a": here,
+        "b": there,
+    }
+    assert source.samples[-1].path == "0.png"
+
+
+def test_csv_faults_are_named_with_their_lines(tmp_path):
+    fill(tmp_path, "x", count=6)
+    rows = [
+        "x/0.png,a,train",
+        "x/none.png,a,train",
+        ",a,train",
+        "x/1.png, ,train",
+        "",
+        "x/0.png,a,train",
+        "x/2.png,a,train",
+        "x/2.png,b,train",
+        "x/3.png,a,train",
+        "x/3.png,a,test",
+        "x/4.png,a,fold1",
+        "x/5.png,a,train,more",
+    ]
+    source = find_source(str(csv_file(tmp_path, "file,target,subset\n" + "\n".join(rows))))
+    assert listed(source) == [("x/0.png", "a", "train"), ("x/3.png", "a", "test")]
+    assert found(source) == {
+        "missing": ("x/none.png (line 3)",),
+        "no-path": ("line 4",),
+        "no-label": ("x/1.png (line 5)",),
+        "row": ("x/5.png (line 13)",),
+        "bad-split": ("x/4.png (line 12)",),
+        "two-labels": ("x/2.png (line 9)",),
+        "two-splits": ("x/3.png (line 11)",),
+        "repeated": ("x/0.png (line 7)",),
+    }
+    assert [finding.severity for finding in source.findings] == ["error"] * 7 + ["note"]
+
+
+def test_csv_columns_by_name(tmp_path):
+    fill(tmp_path, "x", count=1)
+    path = csv_file(tmp_path, "where,what\nx/0.png,a\n")
+    assert "found where, what" in refusal(path)
+    assert "--path-column" in refusal(path)
+    assert "--label-column" in refusal(path, path_column="where")
+    assert "did you mean what?" in refusal(path, path_column="where", label_column="whot")
+    assert listed(find_source(str(path), path_column="Where", label_column="what")) == [("x/0.png", "a", None)]
+
+
+def test_csv_files_that_cannot_be_used(tmp_path):
+    assert "has no header" in refusal(csv_file(tmp_path, ""))
+    assert "names no image that can be used" in refusal(csv_file(tmp_path, "path,label\n"))
+    assert "1 row of the CSV file with a path where no file is" in refusal(csv_file(tmp_path, "path,label\nx,y\n"))
+    assert "line 2, is not UTF-8" in refusal(csv_file(tmp_path, "path,label\n\xe9,y\n", encoding="latin-1"))
+    assert "is no CSV" in refusal(csv_file(tmp_path, "path,label\n" + "x" * 200_000 + ",y\n"))
+
+
+def test_an_empty_column_of_splits_is_none(tmp_path):
+    fill(tmp_path, "x", count=1)
+    source = find_source(str(csv_file(tmp_path, "path,label,split\nx/0.png,a,\n")))
+    assert listed(source) == [("x/0.png", "a", None)]
+
+
+def test_the_digits(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    source = find_source("digits")
+    assert source.root is None
+    assert [sum(sample.split == split for sample in source.samples) for split in ("train", "test")] == [897, 900]
+    sample = next(item for item in source.samples if item.path == "test/00012")
+    from sklearn.datasets import load_digits
+
+    assert sample.label == str(load_digits().target[909])
+    image = source.open(sample)
+    assert (image.mode, image.size) == ("L", (8, 8))
+    assert np.abs(np.asarray(image) / 255 * 16 - load_digits().images[909]).max() < 0.04
+    (tmp_path / "digits").mkdir()
+    assert "digits holds no images" in refusal("digits")
+
+
+def mnist(folder, name="MNIST"):
+    """Write a data set in MNIST's format with 4 training and 2 test images."""
+    raw = folder / name / "raw"
+    raw.mkdir(parents=True)
+    for prefix, labels in (("train", [3, 1, 3, 0]), ("t10k", [1, 9])):
+        images = np.arange(len(labels) * 784, dtype=np.uint32).astype(np.uint8)
+        head = struct.pack(">4I", 0x803, len(labels), 28, 28)
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(head + images.tobytes())
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, len(labels)) + bytes(labels))
+        (raw / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(b""))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["mnist", "torchvision/MNIST", "torchvision:Mnist"])
+def test_a_torchvision_data_set(tmp_path, name):
+    source = find_source(name, data_dir=str(mnist(tmp_path)))
+    assert listed(source) == [
+        ("test/00000", "1 - one", "test"),
+        ("test/00001", "9 - nine", "test"),
+        ("train/00000", "3 - three", "train"),
+        ("train/00001", "1 - one", "train"),
+        ("train/00002", "3 - three", "train"),
+        ("train/00003", "0 - zero", "train"),
+    ]
+    image = source.open(source.samples[3])
+    assert (image.mode, image.size, image.getpixel((1, 0))) == ("L", (28, 28), 17)
+    assert source.content(source.samples[0]) != source.content(source.samples[1])
+
+
+def test_a_torchvision_data_set_of_files(tmp_path):
+    fill(tmp_path / "eurosat" / "2750", "River", "Forest", count=2)
+    source = find_source("eurosat", data_dir=str(tmp_path))
+    assert listed(source)[0] == ("all/00000", "Forest", None)
+    assert source.splits == ()
+    assert source.open(source.samples[0]).size == (40, 32)
+
+
+def test_a_torchvision_data_set_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = "CIFAR10 is not in the folder data, where torchvision would look for it"
+    assert refusal("cifar10").startswith(message)
+    assert "--download" in refusal("cifar10")
+    for name in sorted(set(DATASETS) - {"pcam"}):  # which first asks for h5py
+        assert "--data-dir" in refusal(name, data_dir=str(tmp_path))
+    # looking for them has made no folder
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_that_fails(tmp_path, monkeypatch, capsys):
+    from torchvision import datasets
+
+    def fail(*_, download=False, **__):
+        print("Downloading ...")
+        raise RuntimeError("Error downloading" if download else "Dataset not found")
+
+    monkeypatch.setattr(datasets, "KMNIST", fail)
+    assert "could not be downloaded" in refusal("kmnist", data_dir=str(tmp_path / "new"), download=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_every_named_data_set_takes_its_arguments():
+    import inspect
+
+    from torchvision import datasets
+
+    for entry in DATASETS.values():
+        parameters = inspect.signature(getattr(datasets, entry.name)).parameters
+        for options in entry.splits.values():
+            assert entry.name == "QMNIST" or set(options) <= set(parameters)
+
+
+def test_sources_can_be_sent_to_another_process(tmp_path):
+    fill(tmp_path, "a", "b", count=1)
+    mnist(tmp_path / "sets")
+    for source in (
+        find_source(str(tmp_path / "a" / "..")),
+        find_source("digits"),
+        find_source("mnist", data_dir=str(tmp_path / "sets")),
+    ):
+        copy = pickle.loads(pickle.dumps(source))
+        assert copy.samples == source.samples
+        with copy.open(copy.samples[-1]) as image, source.open(source.samples[-1]) as original:
+            assert image.tobytes() == original.tobytes()
+
+
+def test_pictures_of_the_tests_differ():
+    assert isinstance(picture(1), Image.Image)
+    assert picture(1).tobytes() != picture(2).tobytes()

@@ -1,0 +1,179 @@
+import random
+import re
+from collections import Counter
+from operator import attrgetter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whatwhere import UserError
+from whatwhere.data.source import Sample
+from whatwhere.data.split import split_samples
+
+PARTS = ("train", "val", "test")
+
+
+by_path = attrgetter("path")
+
+
+def samples_of(sizes, split=None):
+    return [Sample(f"{split or 'x'}/{c}/{i:03d}.jpg", c, split) for c, size in sizes.items() for i in range(size)]
+
+
+def counts(parts):
+    return {part: Counter(sample.label for sample in samples) for part, samples in parts.items()}
+
+
+def refusal(samples, **options):
+    with pytest.raises(UserError) as caught:
+        split_samples(samples, seed=0, **options)
+    return str(caught.value)
+
+
+classes = st.dictionaries(st.sampled_from("abcdef"), st.integers(3, 60), min_size=1)
+fractions = st.tuples(st.floats(0.02, 0.45), st.floats(0.02, 0.45))
+
+
+@given(classes, fractions, st.integers(0, 2**40))
+def test_every_class_has_its_share_in_every_part(sizes, fractions, seed):
+    samples = samples_of(sizes)
+    val, test = fractions
+    parts = split_samples(samples, seed=seed, val_fraction=val, test_fraction=test)
+    assert sorted((sample for part in PARTS for sample in parts[part]), key=by_path) == sorted(samples, key=by_path)
+    assert [list(parts[part]) for part in PARTS] == [sorted(parts[part], key=by_path) for part in PARTS]
+    number = counts(parts)
+    for label, size in sizes.items():
+        for part, fraction in zip(PARTS, (1 - val - test, val, test), strict=True):
+            assert number[part][label] >= 1
+            # one image in each part comes first
+            if size * min(val, test, 1 - val - test) >= 1:
+                assert abs(number[part][label] - size * fraction) < 1
+
+
+@given(classes, st.randoms(use_true_random=False), st.integers(0, 1000))
+def test_the_order_of_the_samples_does_not_matter(sizes, shuffler, seed):
+    samples = samples_of(sizes)
+    expected = split_samples(samples, seed=seed)
+    shuffler.shuffle(samples)
+    assert split_samples(samples, seed=seed) == expected
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.sampled_from("abc")), min_size=60, max_size=200),
+    st.lists(st.lists(st.integers(0, 199), min_size=2, max_size=4), max_size=4),
+    st.integers(0, 100),
+)
+def test_groups_and_twins_stay_together(drawn, twins, seed):
+    samples = [Sample(f"{label}/person{person}_{i:03d}.jpg", label, None) for i, (person, label) in enumerate(drawn)]
+    twin_paths = [[samples[i].path for i in group if i < len(samples)] for group in twins]
+    try:
+        parts = split_samples(samples, seed=seed, group_from=r"person(\d+)_", twins=twin_paths)
+    except UserError as error:
+        assert re.search("would be empty|no image to train on", str(error))
+        return
+    part_of = {sample.path: part for part in PARTS for sample in parts[part]}
+    assert len(part_of) == len(samples)
+    persons = {}
+    for path, part in part_of.items():
+        persons.setdefault(re.search(r"person(\d+)", path).group(1), set()).add(part)
+    assert {len(found) for found in persons.values()} == {1}
+    assert all(len({part_of[path] for path in group}) <= 1 for group in twin_paths)
+
+
+@given(st.integers(12, 60), st.integers(0, 20))
+def test_equal_groups_come_close_to_the_fractions(num_groups, seed):
+    samples = [Sample(f"{c}/{g}_{i}", c, None) for c in "abcdefghij" for g in range(num_groups) for i in range(2)]
+    parts = split_samples(samples, seed=seed, group_from=r"/(\d+)_")
+    for part, fraction in zip(PARTS, (0.7, 0.15, 0.15), strict=True):
+        assert abs(len(parts[part]) / len(samples) - fraction) <= 1 / num_groups
+
+
+def test_three_large_groups_give_each_part_one():
+    samples = [Sample(f"{c}/{g}_{i}", c, None) for c in "ab" for g in range(3) for i in range(10)]
+    parts = split_samples(samples, seed=1, group_from=r"/\d")
+    assert [len(parts[part]) for part in PARTS] == [20, 20, 20]
+
+
+def test_another_seed_is_another_split_and_more_images_move_few():
+    samples = samples_of({"a": 100, "b": 100})
+    first, other = (set(split_samples(samples, seed=seed)["test"]) for seed in (0, 1))
+    assert len(first & other) < 15
+    larger = split_samples([*samples, Sample("x/a/100.jpg", "a", None)], seed=0)
+    assert len(first & set(larger["test"])) >= 24
+
+
+def test_the_split_is_this_one_on_every_platform():
+    parts = split_samples(samples_of({"a": 10, "b": 6}), seed=7)
+    assert {part: [sample.path[2:7] for sample in parts[part]] for part in ("val", "test")} == {
+        "val": ["a/003", "a/009", "b/002"],
+        "test": ["a/008", "b/003"],
+    }
+
+
+def test_classes_too_small_for_all_parts_are_trained_on():
+    parts = split_samples(samples_of({"one": 1, "two": 2, "many": 40}), seed=0, val_fraction=0.45, test_fraction=0.45)
+    number = counts(parts)
+    assert number["train"]["one"] == 1
+    assert number["train"]["two"] == number["val"]["two"] + number["test"]["two"] == 1
+
+
+def test_given_splits_are_kept():
+    train, val, test = (samples_of({"a": 20, "b": 20}, split) for split in PARTS)
+    parts = split_samples([*test, *val, *train], seed=0)
+    assert parts == {"train": tuple(train), "val": tuple(val), "test": tuple(test)}
+    assert split_samples([*train, *val], seed=0, val_fraction=0)["test"] == ()
+
+
+def test_val_is_drawn_from_train_and_never_from_test():
+    train, test = samples_of({"a": 20, "b": 40}, "train"), samples_of({"a": 7, "b": 9}, "test")
+    parts = split_samples([*train, *test], seed=0, val_fraction=0.1, test_fraction=0.9)
+    assert parts["test"] == tuple(test)
+    assert counts(parts)["val"] == {"a": 2, "b": 4}
+    assert set(parts["train"]) | set(parts["val"]) == set(train)
+
+
+def test_train_alone_is_split_in_three():
+    parts = split_samples(samples_of({"a": 20}, "train"), seed=0)
+    assert [len(parts[part]) for part in PARTS] == [14, 3, 3]
+
+
+def test_no_test_part_on_request():
+    parts = split_samples(samples_of({"a": 20}), seed=0, test_fraction=0)
+    assert [len(parts[part]) for part in PARTS] == [17, 3, 0]
+
+
+def test_bad_fractions():
+    samples = samples_of({"a": 20, "b": 20})
+    for value in (-0.1, 1.0, 2, float("nan")):
+        assert "must be at least 0 and below 1" in refusal(samples, val_fraction=value)
+        assert "must be at least 0 and below 1" in refusal(samples, test_fraction=value)
+    assert "leave nothing to train on" in refusal(samples, val_fraction=0.5, test_fraction=0.5)
+    assert "give one above 0" in refusal(samples, val_fraction=0)
+    assert "no training images" in refusal(samples_of({"a": 3}, "test"))
+
+
+def test_bad_groups():
+    samples = samples_of({"a": 20, "b": 20})
+    assert "is no regular expression" in refusal(samples, group_from="(")
+    assert "has 2 groups" in refusal(samples, group_from="(a)(b)")
+    assert "finds nothing in x/b/000.jpg" in refusal(samples, group_from="x/a")
+    assert "finds nothing in x/b/000.jpg" in refusal(samples, group_from="x/(?:(a)|b)")
+    assert "form 1 group that must stay whole" in refusal(samples, group_from="x")
+    assert "a would have no image to train on" in refusal(
+        [Sample(f"a/{i}", "a", None) for i in range(3)] + [Sample(f"b/{i}", "b", None) for i in range(30)],
+        twins=[["a/0", "a/1", "a/2"]],
+        val_fraction=0.49,
+        test_fraction=0.49,
+    )
+
+
+def test_a_name_that_is_not_utf8():
+    samples = [Sample(f"a/\udcff{i}", "a", None) for i in range(10)]
+    assert sum(map(len, split_samples(samples, seed=0).values())) == 10
+
+
+def test_many_images_take_no_time():
+    shuffled = samples_of(dict.fromkeys("abcdefghij", 999))
+    random.Random(0).shuffle(shuffled)
+    assert len(split_samples(shuffled, seed=0)["val"]) == 1500

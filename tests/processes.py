@@ -1,0 +1,76 @@
+"""Runs of the command in processes of their own, as users and schedulers start and kill them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+OPTIONS = {
+    "--model": "cbam_resnext11_8x8d",
+    "--image-size": "16",
+    "--epochs": "4",
+    "--batch-size": "8",
+    "--mixup": "0.2",
+    "--cutmix": "1",
+    "--ema": "0.9",
+    "--drop-rate": "0.2",
+    "--save-minutes": "0",
+    "--device": "cpu",
+}
+
+
+def environment(tmp_path):
+    return {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def start(tmp_path, data, out, *more, ranks=1, **options):
+    """Start `whatwhere train` in a process group of its own."""
+    given = {**OPTIONS, **{f"--{name.replace('_', '-')}": str(value) for name, value in options.items()}}
+    launcher = [sys.executable, "-m"]
+    if ranks > 1:
+        launcher += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
+    command = [*launcher, "whatwhere", "train", str(data), "--out", str(out), *more]
+    command += [text for pair in given.items() for text in pair]
+    return subprocess.Popen(
+        command,
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process, timeout=240):
+    """Return (exit status, standard output, standard error)."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return process.returncode, out, err
+
+
+def steps_saved(out):
+    return max((int(file.stem) for file in (out / "last").glob("*.json")), default=0)
+
+
+def wait_for_step(process, out, step, timeout=120):
+    """Return when a checkpoint of `step` or later is there, or the process has ended."""
+    limit = time.monotonic() + timeout
+    while steps_saved(out) < step and process.poll() is None:
+        assert time.monotonic() < limit, "no checkpoint came"
+        time.sleep(0.002)
+
+
+def lines_without_times(out):
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def newest_weights(out):
+    from safetensors.torch import load_file
+
+    return load_file(max((out / "last").glob("*.safetensors")))

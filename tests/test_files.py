@@ -1,0 +1,124 @@
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from whatwhere.errors import UserError
+from whatwhere.files import check_writable, write_bytes, write_json
+
+
+def full_disk(*arguments, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("content", [b"", b"new", bytes(range(256)) * 5000])
+def test_writes_what_it_is_given_and_replaces_what_was_there(tmp_path, content):
+    path = tmp_path / "file"
+    write_bytes(path, content)
+    write_bytes(path, content[::-1])
+    assert path.read_bytes() == content[::-1]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("before", [b"old", None])
+def test_a_full_disk_leaves_all_as_it_was(tmp_path, monkeypatch, call, before):
+    path = tmp_path / "file"
+    if before is not None:
+        path.write_bytes(before)
+    monkeypatch.setattr(os, call, full_disk)
+    with pytest.raises(UserError) as caught:
+        write_bytes(path, b"new")
+    assert str(caught.value) == f"cannot write {str(path)!r}: No space left on device; what was there is unchanged"
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == ([] if before is None else [before])
+
+
+def test_the_content_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    seen = []
+    for call in ("fsync", "replace"):
+        original = getattr(os, call)
+
+        def spy(*arguments, call=call, original=original):
+            seen.append((call, path.read_bytes()))
+            return original(*arguments)
+
+        monkeypatch.setattr(os, call, spy)
+    write_bytes(path, b"new")
+    # the last one is the folder's
+    assert seen == [("fsync", b"old"), ("replace", b"old"), ("fsync", b"new")]
+
+
+def test_a_file_that_the_system_lets_grow_no_further(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from whatwhere.files import write_bytes\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))\n"
+        "write_bytes(Path(sys.argv[1]).with_name('small'), b'x' * (1 << 16))\n"
+        "try: write_bytes(Path(sys.argv[1]), b'x' * (1 << 20))\n"
+        "except ValueError as error: print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True)
+    assert done.stdout == f"UserError cannot write {str(path)!r}: File too large; what was there is unchanged\n"
+    assert path.read_bytes() == b"old"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "small"]
+
+
+@pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM"])
+def test_a_process_that_dies_while_it_writes_leaves_the_old_file(tmp_path, signal):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from whatwhere.files import write_bytes\n"
+        f"os.fsync = lambda descriptor: os.kill(os.getpid(), signal.{signal})\n"
+        "write_bytes(Path(sys.argv[1]), b'new')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert done.returncode < 0
+    assert path.read_bytes() == b"old"
+
+
+def test_json(tmp_path):
+    path = tmp_path / "file.json"
+    write_json(path, {"a": [1, 2.5, None, True], "b": "ü"})
+    assert path.read_bytes().startswith(b'{\n  "a": [\n    1,\n')
+    assert path.read_bytes().endswith(b"}\n")
+    assert b"\\u00fc" in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("folder", "reason"), [("/dev/null/run", "Not a directory"), ("/proc/run", "No such file or directory")]
+)
+def test_a_place_where_no_folder_can_be(folder, reason):
+    with pytest.raises(UserError) as caught:
+        check_writable(Path(folder))
+    assert str(caught.value) == f"cannot write to {folder!r}: {reason}; give another folder with --out"
+
+
+def test_a_folder_that_takes_no_files():
+    with pytest.raises(UserError, match=r"cannot write to '/proc/self': .*; give another folder with --out"):
+        check_writable(Path("/proc/self"))
+
+
+def test_a_file_in_the_folders_place_is_left_alone(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"mine")
+    with pytest.raises(UserError, match="cannot write to"):
+        check_writable(path)
+    assert path.read_bytes() == b"mine"
+
+
+def test_a_writable_folder_is_made_and_stays_empty(tmp_path):
+    folder = tmp_path / "a" / "b"
+    check_writable(folder)
+    check_writable(folder)
+    assert list(folder.iterdir()) == []

@@ -1,0 +1,82 @@
+"""Two processes over gloo, as torchrun starts them."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from pictures import make_folder
+from processes import finish, newest_weights, start, steps_saved, wait_for_step
+
+from whatwhere.data.batches import Order
+from whatwhere.training.bundle import load_bundle
+from whatwhere.training.predict import evaluate_bundle
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    # 9 validation and 15 test images, which two processes cannot share evenly
+    splits = {"train": 9, "val": 3, "test": 5}
+    return make_folder(tmp_path_factory.mktemp("data") / "patterns", splits=splits)
+
+
+def test_two_processes_evaluate_what_one_does(tmp_path, data):
+    status, _, err = finish(start(tmp_path, data, tmp_path / "run", ranks=2))
+    assert status == 0, err
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    bundle = load_bundle(tmp_path / "run")
+    for part in ("val", "test"):
+        alone = evaluate_bundle(bundle, str(data), split=part)["images"]
+        assert result[part]["num_images"] == alone["num_images"]
+        assert result[part]["accuracy"] == alone["accuracy"]
+        assert result[part]["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+
+
+def test_two_processes_and_sync_bn_train_as_one(tmp_path, data):
+    """Statistics over all processes, no random mixing: the same steps but for rounding."""
+    plain = {"mixup": 0, "cutmix": 0, "drop_rate": 0, "epochs": 2, "lr": 0.02}
+    for ranks, more in ((1, []), (2, ["--sync-bn"])):
+        status, _, err = finish(start(tmp_path, data, tmp_path / f"{ranks}", *more, ranks=ranks, **plain))
+        assert status == 0, err
+    one, two = newest_weights(tmp_path / "1"), newest_weights(tmp_path / "2")
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=2e-3, atol=2e-4, msg=key)
+
+
+def test_a_killed_process_ends_all_and_the_run_goes_on(tmp_path, data):
+    process = start(tmp_path, data, tmp_path / "run", ranks=2, epochs=2000)
+    wait_for_step(process, tmp_path / "run", 3)
+    own = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    assert len(own) == 2
+    os.kill(int(own[1]), signal.SIGKILL)
+    began = time.monotonic()
+    status, _, _ = finish(process, timeout=120)
+    assert status != 0
+    print(f"\nall ended {time.monotonic() - began:.1f} s after the kill")
+    for pid in own:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+    saved = steps_saved(tmp_path / "run")
+    assert saved >= 3
+    # and one signal stops both, saved
+    process = start(tmp_path, data, tmp_path / "run", "--resume", ranks=2, epochs=2000)
+    wait_for_step(process, tmp_path / "run", saved + 3)
+    os.kill(process.pid, signal.SIGTERM)
+    status, _, err = finish(process, timeout=120)
+    assert status != 0
+    assert "stopped after step" in err
+    assert steps_saved(tmp_path / "run") >= saved + 3
+
+
+def test_every_image_is_seen_once_an_epoch():
+    order = Order(27, 8, seed=0)
+    for epoch in range(2):
+        steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+        seen = [order.share(step, rank, 2).tolist() for step in steps for rank in range(2)]
+        assert sorted(sum(seen, [])) == list(range(27))

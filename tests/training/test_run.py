@@ -1,0 +1,393 @@
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+from pictures import CLASSES, make_folder
+from safetensors.torch import load_file
+
+from whatwhere import UserError
+from whatwhere.training import checkpoint
+from whatwhere.training import run as run_module
+from whatwhere.training.bundle import load_bundle
+from whatwhere.training.loop import Trainer
+from whatwhere.training.run import Run, Stopped, run_training
+
+OPTIONS = {
+    "model": "cbam_resnext11_8x8d",
+    "image_size": 16,
+    "epochs": 3,
+    "batch_size": 12,
+    "device": "cpu",
+    "workers": 0,
+    "mixup": 0.2,
+    "cutmix": 1.0,
+    "ema": 0.9,
+    "drop_rate": 0.2,
+}
+
+
+class Lines:
+    """A screen that remembers."""
+
+    def __init__(self):
+        self.lines, self.warnings, self.steps = [], [], []
+
+    def line(self, text):
+        self.lines.append(text)
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+    def progress(self, what, done, total):
+        self.steps.append((what, done, total))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("data") / "patterns")
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def train(data, out, screen=None, resume=False, dry_run=False, **options):
+    return run_training(
+        str(data),
+        {**OPTIONS, **options},
+        out=out,
+        resume=resume,
+        dry_run=dry_run,
+        command="whatwhere train DATA",
+        screen=screen or Lines(),
+    )
+
+
+def weights(out):
+    folder = out / "last"
+    newest = max(folder.glob("*.safetensors"))
+    return load_file(newest)
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def without_times(out):
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(out.parent / "cache"))
+        screen = Lines()
+        result = train(data, out, screen)
+    return out, result, screen
+
+
+def test_what_a_run_leaves(finished):
+    out, result, _ = finished
+    names = {"run.json", "metrics.jsonl", "split.csv", "result.json", "curves.png", "confusion.png", "last", "best"}
+    assert names == {path.name for path in out.iterdir()} - {".lock"}
+    run = json.loads((out / "run.json").read_text())
+    assert run["classes"] == list(CLASSES)
+    assert run["num_images"] == {"train": 33, "val": 8, "test": 7} or sum(run["num_images"].values()) == 48
+    assert run["config"]["ema"] == 0.9
+    assert run["config"]["optimizer"] == "sgd"  # what was not given is there too
+    assert run["sessions"][0]["torch"] == torch.__version__
+    records = without_times(out)
+    assert [record["epoch"] for record in records] == [1, 2, 3]
+    steps = -(-run["num_images"]["train"] // 12)
+    assert [record["step"] for record in records] == [steps, 2 * steps, 3 * steps]
+    assert result == json.loads((out / "result.json").read_text())
+    assert result["best_epoch"] == max(records, key=lambda record: record["val_accuracy"])["epoch"]
+    assert result["test"]["num_images"] == run["num_images"]["test"]
+    assert sum(map(sum, result["confusion"])) == run["num_images"]["test"]
+    assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in ("curves.png", "confusion.png"))
+
+
+def test_the_split_is_a_partition_and_can_be_data(finished, data):
+    from whatwhere.training.predict import evaluate_bundle
+
+    out, result, _ = finished
+    rows = (out / "split.csv").read_text().splitlines()[1:]
+    assert sorted(row.split(",")[0] for row in rows) == sorted(str(path) for path in data.glob("*/*.png"))
+    again = evaluate_bundle(load_bundle(out), str(out / "split.csv"), split="test")
+    assert again["images"] == result["test"]
+
+
+def test_a_stop_saves_a_whole_step_and_the_continuation_ends_bit_for_bit_the_same(
+    finished, data, tmp_path, monkeypatch
+):
+    out, _, _ = finished
+    stop_after = (2, 3, 7)
+    progress = Lines.progress
+
+    def progress_and_signal(self, what, done, total):
+        progress(self, what, done, total)
+        if what == "training" and done == self.stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Lines, "progress", progress_and_signal)
+    for step in stop_after:
+        screen = Lines()
+        screen.stop_after = step
+        with pytest.raises(Stopped, match=r"stopped after step \d+ of \d+, saved in .*--resume") as stopped:
+            train(data, tmp_path / "run", screen, resume=True)
+        assert stopped.value.signal == signal.SIGTERM
+    screen = Lines()
+    screen.stop_after = None
+    train(data, tmp_path / "run", screen, resume=True)
+    assert any("continuing after step" in line for line in screen.lines)
+    assert same(weights(tmp_path / "run"), weights(out))
+    assert without_times(tmp_path / "run") == without_times(out)
+    assert len(json.loads((tmp_path / "run" / "run.json").read_text())["sessions"]) == 4
+
+
+@pytest.mark.parametrize(
+    "options", [{"workers": 2}, {"cache": "none"}, {"cache": "device"}, {"cache": "none", "workers": 2}]
+)
+def test_reading_changes_no_result(finished, data, tmp_path, options):
+    train(data, tmp_path / "run", **options)
+    assert same(weights(tmp_path / "run"), weights(finished[0]))
+
+
+def test_another_seed_is_another_run(finished, data, tmp_path):
+    train(data, tmp_path / "run", seed=1)
+    assert (tmp_path / "run" / "split.csv").read_text() != (finished[0] / "split.csv").read_text()
+
+
+def test_a_finished_run_is_left_alone(finished, data):
+    out, result, _ = finished
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    screen = Lines()
+    assert train(data, out, screen, resume=True) == result
+    assert "finished; nothing to do" in screen.lines[-1]
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_a_run_is_not_overwritten(finished, data):
+    with pytest.raises(UserError, match="holds a run already; give --resume to continue it"):
+        train(data, finished[0])
+
+
+def test_a_folder_of_something_else_is_left_alone(data, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("mine")
+    with pytest.raises(UserError, match=r"holds metrics\.jsonl of something else"):
+        train(data, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == "mine"
+
+
+def interrupted(data, out, step=4, **options):
+    """Leave a run that was stopped after `step`."""
+    screen = Lines()
+
+    def stop(what, done, total):
+        if what == "training" and done == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    screen.progress = stop
+    with pytest.raises(Stopped):
+        train(data, out, screen, **options)
+
+
+def test_other_options_are_refused_and_named(data, tmp_path):
+    interrupted(data, tmp_path / "run")
+    with pytest.raises(UserError, match=r"has other options: batch_size was 12, is 10; lr was"):
+        train(data, tmp_path / "run", resume=True, batch_size=10)
+    # where it runs and how it is watched is free
+    train(data, tmp_path / "run", resume=True, workers=1, save_minutes=0.0, cache="memory")
+
+
+def test_changed_images_are_refused(data, tmp_path):
+    copy = shutil.copytree(data, tmp_path / "copy")
+    interrupted(copy, tmp_path / "run")
+    (copy / "plain" / os.listdir(copy / "plain")[0]).unlink()
+    with pytest.raises(UserError, match="have changed since the run"):
+        train(copy, tmp_path / "run", resume=True)
+
+
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(finished, data, tmp_path):
+    interrupted(data, tmp_path / "run", step=5, save_minutes=0.0)
+    newest = max((tmp_path / "run" / "last").glob("*.safetensors"))
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
+    screen = Lines()
+    train(data, tmp_path / "run", screen, resume=True)
+    assert any("is damaged (the checksum differs); trying the one before" in text for text in screen.warnings)
+    assert same(weights(tmp_path / "run"), weights(finished[0]))
+    assert without_times(tmp_path / "run") == without_times(finished[0])
+
+
+def test_a_full_disk_ends_with_the_sound_checkpoint_kept(finished, data, tmp_path, monkeypatch):
+    fsync, calls = os.fsync, []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 20:
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
+        train(data, tmp_path / "run", save_minutes=0.0)
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert not list((tmp_path / "run").rglob(".*.*-*"))
+    train(data, tmp_path / "run", resume=True)
+    assert same(weights(tmp_path / "run"), weights(finished[0]))
+
+
+def test_a_loss_that_is_not_finite_names_the_batch_and_keeps_sound_weights(data, tmp_path):
+    with pytest.raises(
+        UserError, match=r"the loss is (nan|inf) at step \d+ .*the batch: .*\.png.*are kept in"
+    ) as caught:
+        train(data, tmp_path / "run", lr=1e6, warmup_epochs=0, mixup=0.0, cutmix=0.0, save_minutes=0.0, epochs=30)
+    assert str(caught.value).count(".png") <= 8
+    for file in (tmp_path / "run" / "last").glob("*.safetensors"):
+        state = load_file(file)
+        assert all(value.isfinite().all() for key, value in state.items() if key.startswith("trainer/model"))
+
+
+def test_early_stop(data, tmp_path):
+    result = train(data, tmp_path / "run", epochs=12, early_stop=2, lr=0.0)
+    # nothing changes but the norms' statistics, so that a best epoch is followed by two that are no better
+    assert result["status"] == "stopped early"
+    assert result["num_epochs"] == result["best_epoch"] + 2
+
+
+def test_a_dry_run_writes_nothing(data, tmp_path):
+    screen = Lines()
+    assert train(data, tmp_path / "run", screen, dry_run=True) is None
+    assert not (tmp_path / "run").exists()
+    assert "nothing written" in screen.lines[-1]
+    assert any("lr " in line and "epochs 3*" in line for line in screen.lines)
+
+
+def test_splits_that_data_has_are_used(tmp_path):
+    data = make_folder(tmp_path / "data", splits={"Training": 8, "validation": 3, "test": 4})
+    result = train(data, tmp_path / "run", epochs=1)
+    assert (result["val"]["num_images"], result["test"]["num_images"]) == (9, 12)
+
+
+def test_without_test_images_the_validation_is_what_is_reported(tmp_path):
+    data = make_folder(tmp_path / "data", splits={"train": 8, "val": 3})
+    result = train(data, tmp_path / "run", epochs=1)
+    assert "test" not in result
+    assert (result["judged_on"], sum(map(sum, result["confusion"]))) == ("val", 9)
+
+
+def test_fine_tuning_starts_where_the_weights_are(finished, data, tmp_path):
+    out, _, _ = finished
+    file = next((out / "best").glob("*.safetensors"))
+    result = train(data, tmp_path / "run", pretrained=str(file), lr=0.0, epochs=1, ema=0.0)
+    before, after = load_file(file), load_file(next((tmp_path / "run" / "best").glob("*.safetensors")))
+    assert all(torch.equal(before[key], after[key]) for key in before if "running" not in key and "num_" not in key)
+    assert result["status"] == "finished"
+
+
+def test_plain_weights_get_attention_that_starts_as_the_identity(data, tmp_path):
+    train(data, tmp_path / "plain", model="resnext11_8x8d", epochs=1)
+    file = next((tmp_path / "plain" / "best").glob("*.safetensors"))
+    train(data, tmp_path / "run", pretrained=str(file), lr=0.0, epochs=1)
+    bundle = load_bundle(tmp_path / "run")
+    assert any(key.endswith("attention.mix") for key in bundle.model.state_dict())
+
+
+def test_a_recipe_with_everything_learns(tmp_path):
+    data = make_folder(tmp_path / "data", per_class=24)
+    options = {"optimizer": "adamw", "lr": 3e-3, "accumulate": 2, "clip_grad": 1.0, "class_weights": "balanced"}
+    recipe = {"amp": "bf16", "mixup": 0.1, "cutmix": 0.0, "drop_rate": 0.0, "rand_augment": 2}
+    result = train(data, tmp_path / "run", epochs=12, crop="resized", crop_scale=0.6, **options, **recipe)
+    assert result["test"]["accuracy"] > 0.6
+
+
+def test_tensorboard(data, tmp_path):
+    train(data, tmp_path / "run", tensorboard=True, epochs=1)
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_says_what_to_lower(data, tmp_path, monkeypatch, error):
+    def step(self, batch):
+        raise error
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    with pytest.raises(UserError, match=r"out of memory with batches of 12 images.*raise --accumulate"):
+        train(data, tmp_path / "run")
+
+
+def test_a_worker_that_was_killed_is_said(data, tmp_path, monkeypatch):
+    def step(self, batch):
+        raise RuntimeError("DataLoader worker (pid 7) exited unexpectedly with exit code 1.")
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    with pytest.raises(UserError, match=r"ended unexpectedly.*lower --workers"):
+        train(data, tmp_path / "run")
+
+
+def test_an_image_that_vanishes_during_training_is_named(data, tmp_path, monkeypatch):
+    copy = shutil.copytree(data, tmp_path / "copy")
+    begin = Run.train
+
+    def vanish(self):
+        for path in copy.glob("plain/*.png"):
+            path.unlink()
+        begin(self)
+
+    monkeypatch.setattr(run_module.Run, "train", vanish)
+    with pytest.raises(UserError, match=r"plain/\d+\.png does not exist$"):
+        train(copy, tmp_path / "run", cache="none", workers=1)
+
+
+def test_batches_too_small_for_a_norm(data, tmp_path):
+    with pytest.raises(UserError, match=r"fewer than 2 to each .*raise --batch-size"):
+        train(data, tmp_path / "run", batch_size=1)
+
+
+def test_all_checkpoints_damaged(data, tmp_path):
+    interrupted(data, tmp_path / "run")
+    for file in (tmp_path / "run" / "last").glob("*.json"):
+        file.write_text("{")
+    with pytest.raises(UserError, match="no checkpoint in .* is sound; start again"):
+        train(data, tmp_path / "run", resume=True)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(finished, data, tmp_path):
+    interrupted(data, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "last")
+    train(data, tmp_path / "run", resume=True)
+    assert same(weights(tmp_path / "run"), weights(finished[0]))
+
+
+def test_a_run_killed_while_evaluating_evaluates_again(finished, data, tmp_path, monkeypatch):
+    save, append = checkpoint.save, run_module.RunFolder.append_metrics
+
+    def die(self, record):
+        append(self, record)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module.RunFolder, "append_metrics", die)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "run", save_minutes=0.0)
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert checkpoint.save is save
+    train(data, tmp_path / "run", resume=True)
+    assert without_times(tmp_path / "run") == without_times(finished[0])
+    assert same(weights(tmp_path / "run"), weights(finished[0]))

@@ -1,0 +1,96 @@
+"""Runs that are killed, stopped and started again, in processes of their own."""
+
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+from pictures import make_folder
+from processes import finish, lines_without_times, newest_weights, start, steps_saved, wait_for_step
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("data") / "patterns")
+
+
+def assert_same_run(one, other):
+    a, b = newest_weights(one), newest_weights(other)
+    assert a.keys() == b.keys()
+    assert [key for key in a if not torch.equal(a[key], b[key])] == []
+    assert lines_without_times(one) == lines_without_times(other)
+    results = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
+    assert {**results[0], "seconds": 0} == {**results[1], "seconds": 0}
+
+
+def kill_and_resume(tmp_path, data, num_kills, workers):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    status, _, err = finish(start(tmp_path, data, whole, workers=workers, cache="none"))
+    assert status == 0, err
+    total = steps_saved(whole)
+    chosen = random.Random(workers)
+    seen = []
+    for _ in range(num_kills):
+        process = start(tmp_path, data, killed, "--resume", workers=workers, cache="none")
+        wait_for_step(process, killed, chosen.randint(steps_saved(killed), max(steps_saved(killed), total - 1)) or 1)
+        # at any moment of a step, of an evaluation or of a save
+        time.sleep(chosen.uniform(0, 0.03))
+        os.kill(process.pid, signal.SIGKILL)
+        finish(process)
+        seen.append(steps_saved(killed))
+        if seen[-1] == total:
+            break
+    # workers whose parent is gone must not keep the folder: no pause here
+    status, out, err = finish(start(tmp_path, data, killed, "--resume", workers=workers, cache="none"))
+    assert status == 0, err
+    assert_same_run(whole, killed)
+    return seen, out
+
+
+def test_a_killed_run_ends_as_the_whole_one(tmp_path, data):
+    kill_and_resume(tmp_path, data, 1, workers=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_killed_ten_times_ends_as_the_whole_one(tmp_path, workers):
+    data = make_folder(tmp_path / "data", per_class=64)
+    seen, _ = kill_and_resume(tmp_path, data, 10, workers)
+    print(f"\nkilled with {workers} workers after the steps {seen}")
+    assert len(seen) >= 5
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_whole_group_saves_and_says_how_to_go_on(tmp_path, data, number, expected):
+    process = start(tmp_path, data, tmp_path / "run", workers=2, cache="none", epochs=200)
+    wait_for_step(process, tmp_path / "run", 2)
+    os.killpg(process.pid, number)
+    status, _, err = finish(process)
+    assert status == expected
+    assert "whatwhere: stopped after step" in err
+    assert f"whatwhere train {data} --out {tmp_path / 'run'}" in err
+    assert err.rstrip().endswith("--resume")
+    assert "Traceback" not in err
+    assert steps_saved(tmp_path / "run") >= 2
+
+
+def test_a_folder_in_use_is_refused_and_the_run_there_unharmed(tmp_path, data):
+    first = start(tmp_path, data, tmp_path / "run", workers=0, epochs=2000)
+    wait_for_step(first, tmp_path / "run", 1)
+    status, _, err = finish(start(tmp_path, data, tmp_path / "run", "--resume", workers=0, epochs=2000))
+    assert status == 2
+    assert "is in use by another process" in err
+    assert err.count("\n") == 1 + err.count("warning")
+    assert first.poll() is None
+    os.kill(first.pid, signal.SIGTERM)
+    assert finish(first)[0] == 143
+
+
+def test_a_finished_run_exits_with_status_0(tmp_path, data):
+    assert finish(start(tmp_path, data, tmp_path / "run", epochs=1))[0] == 0
+    status, out, _ = finish(start(tmp_path, data, tmp_path / "run", "--resume", "--json", epochs=1))
+    assert status == 0
+    assert json.loads(out)["status"] == "finished"
