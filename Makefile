@@ -14,11 +14,12 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(VENV)/bin/whatwhere demo
 
+# IMAGES=DIR, a folder with sign-digits/, adds the tests on real photos.
 test: $(READY)
-	$(VENV)/bin/python -m pytest -m 'not gpu and not slow' -n 2
+	$(VENV)/bin/python -m pytest -m 'not gpu and not slow' -n 2 $(if $(IMAGES),--images $(IMAGES))
 
 test-slow: $(READY)
-	$(VENV)/bin/python -m pytest -m slow
+	$(VENV)/bin/python -m pytest -m slow $(if $(IMAGES),--images $(IMAGES))
 
 check: $(READY)
 	$(VENV)/bin/ruff check .
@@ -32,3 +33,4 @@ bench: $(READY)
 	$(VENV)/bin/python benchmarks/networks.py --dtype bfloat16
 	$(VENV)/bin/python benchmarks/networks.py --compile
 	$(VENV)/bin/python benchmarks/breakdown.py
+	$(VENV)/bin/python benchmarks/loader.py $(if $(IMAGES),--images $(IMAGES)/sign-digits)

@@ -7,6 +7,7 @@ import pytest
 
 from whatwhere import cli
 from whatwhere.cli import demo as demo_module
+from whatwhere.files import write_json
 from whatwhere.training.config import Recipe
 
 
@@ -113,7 +114,7 @@ def test_demo_follows_no_link_and_finds_a_folder_in_its_place_before_it_trains(w
     precious.write_text("mine")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "demo.json").symlink_to(precious)
-    demo_module._write(tmp_path / "out" / "demo.json", lambda path: path.write_text("{}"))
+    write_json(tmp_path / "out" / "demo.json", {})
     assert precious.read_text() == "mine"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["demo.json"]
     (tmp_path / "out" / "gates.png").mkdir()

@@ -6,9 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-from pictures import bomb, fill, picture, save
-from PIL import Image
 
+from image_files import bomb, fill, save
 from whatwhere import UserError
 from whatwhere.data.builtin import DATASETS
 from whatwhere.data.names import class_name, printable, split_of
@@ -361,7 +360,6 @@ def test_a_torchvision_data_set_that_is_not_there(tmp_path, monkeypatch):
     assert "--download" in refusal("cifar10")
     for name in sorted(set(DATASETS) - {"pcam"}):  # which first asks for h5py
         assert "--data-dir" in refusal(name, data_dir=str(tmp_path))
-    # looking for them has made no folder
     assert list(tmp_path.iterdir()) == []
 
 
@@ -400,8 +398,3 @@ def test_sources_can_be_sent_to_another_process(tmp_path):
         assert copy.samples == source.samples
         with copy.open(copy.samples[-1]) as image, source.open(source.samples[-1]) as original:
             assert image.tobytes() == original.tobytes()
-
-
-def test_pictures_of_the_tests_differ():
-    assert isinstance(picture(1), Image.Image)
-    assert picture(1).tobytes() != picture(2).tobytes()

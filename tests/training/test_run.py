@@ -5,9 +5,9 @@ import signal
 
 import pytest
 import torch
-from pictures import CLASSES, make_folder
 from safetensors.torch import load_file
 
+from pictures import CLASSES, make_folder
 from whatwhere import UserError
 from whatwhere.training import checkpoint
 from whatwhere.training import run as run_module
@@ -364,7 +364,7 @@ def test_all_checkpoints_damaged(data, tmp_path):
     interrupted(data, tmp_path / "run")
     for file in (tmp_path / "run" / "last").glob("*.json"):
         file.write_text("{")
-    with pytest.raises(UserError, match="no checkpoint in .* is sound; start again"):
+    with pytest.raises(UserError, match=r"no checkpoint in .* is sound; start again"):
         train(data, tmp_path / "run", resume=True)
 
 
@@ -391,3 +391,9 @@ def test_a_run_killed_while_evaluating_evaluates_again(finished, data, tmp_path,
     train(data, tmp_path / "run", resume=True)
     assert without_times(tmp_path / "run") == without_times(finished[0])
     assert same(weights(tmp_path / "run"), weights(finished[0]))
+
+
+def test_names_of_any_script_and_dollar_signs_are_drawn(tmp_path):
+    from whatwhere.training.picture import confusion_png
+
+    assert confusion_png(torch.eye(3, dtype=torch.int64), ("$x_{", "猫", "a" * 300), "$").startswith(b"\x89PNG")

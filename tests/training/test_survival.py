@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+
 from pictures import make_folder
 from processes import finish, lines_without_times, newest_weights, start, steps_saved, wait_for_step
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-import tempfile
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,6 +20,7 @@ from ..errors import UserError
 from ..experiment import PairedDifference
 from ..explain import spatial_gates
 from ..explain.picture import gate_figure
+from ..files import check_writable, write_bytes, write_json
 from ..models import create_model
 from ..tables import Table, rich_tables, show
 from ..training.config import Recipe
@@ -41,7 +39,7 @@ MIB = 2**20
 
 def run_demo(out: Path) -> None:
     """Run all parts, print them, and write `demo.json` and `gates.png` into `out`."""
-    _check_writable(out)
+    _check_free(out)
     _heading("1. What does CBAM cost?", "Parameters, arithmetic, and memory for training.")
     costs = measure_costs(["resnext50_32x4d", "cbam_resnext50_32x4d"], (3, 224, 224), 1, 1000, latency=False)
     comparison = compare_costs(*costs)
@@ -62,7 +60,9 @@ def run_demo(out: Path) -> None:
 
     picture = out / PICTURE
     figure = _picture(attentive, test)
-    _write(picture, lambda path: figure.savefig(path, format="png"))
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_bytes(picture, content.getvalue())
     result = {
         "cost": comparison.to_dict(),
         "article": [item.to_dict() for item in article],
@@ -80,7 +80,7 @@ def run_demo(out: Path) -> None:
             "interval_95": paired.interval(),
         },
     }
-    _write(out / FIGURES, lambda path: path.write_text(json.dumps(result, indent=2), encoding="utf-8"))
+    write_json(out / FIGURES, result)
     _heading("4. Where does it look?", f"{picture} shows it; all figures are in {out / FIGURES}.")
 
 
@@ -171,29 +171,8 @@ def _progress(total: int) -> Iterator[Any]:
         yield advance
 
 
-def _check_writable(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-        for name in (PICTURE, FIGURES):
-            if (out / name).is_dir():
-                raise IsADirectoryError(errno.EISDIR, f"{name} there is a folder")
-    except OSError as error:
-        raise UserError(f"cannot write to {str(out)!r}: {error.strerror}; give another folder with --out") from error
-
-
-def _write(path: Path, write: Any) -> None:
-    """Write to a temporary name first, so that an interruption leaves no half file."""
-    try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(descriptor)
-        temporary = Path(name)
-        try:
-            write(temporary)
-            temporary.chmod(0o644)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror}") from error
+def _check_free(out: Path) -> None:
+    check_writable(out)
+    for name in (PICTURE, FIGURES):
+        if (out / name).is_dir():
+            raise UserError(f"cannot write to {str(out)!r}: {name} there is a folder; give another folder with --out")

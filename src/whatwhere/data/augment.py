@@ -93,7 +93,7 @@ def _shifted(pixels: Tensor, rows: Tensor) -> Tensor:
 
 def _rand_augmented(pixels: Tensor, rows: Tensor, magnitude: int) -> Tensor:
     """Apply two random operations to each image; images that drew the same are computed together."""
-    pixels = pixels.contiguous()
+    pixels = pixels.clone(memory_format=torch.contiguous_format)
     for column in range(0, 2 * _NUM_OPERATIONS, 2):
         chosen = (rows[:, column] * len(OPERATIONS)).long()
         negative = rows[:, column + 1] < 0.5
@@ -101,7 +101,7 @@ def _rand_augmented(pixels: Tensor, rows: Tensor, magnitude: int) -> Tensor:
         for key in sorted(set(keys.tolist())):
             operation, sign = OPERATIONS[key // 2], -1 if key % 2 else 1
             index = (keys == key).nonzero().flatten().to(pixels.device)
-            pixels = pixels.index_copy(0, index, operation(pixels[index], magnitude / 30, sign))
+            pixels.index_copy_(0, index, operation(pixels[index], magnitude / 30, sign))
     return pixels
 
 

@@ -57,6 +57,11 @@ class Order:
             self._epoch = epoch, torch.tensor_split(order, self.steps_per_epoch)
         return self._epoch[1][position]
 
+    def size(self, step: int) -> int:
+        """Return the number of samples of a step, without drawing its epoch's order."""
+        smallest, larger = divmod(self.num_samples, self.steps_per_epoch)
+        return smallest + (step % self.steps_per_epoch < larger)
+
     def share(self, step: int, rank: int, world_size: int) -> Tensor:
         """Return the part of a step's samples that process `rank` of `world_size` computes."""
         return torch.tensor_split(self.batch(step), world_size)[rank]

@@ -81,10 +81,11 @@ def _compared(split: str, classes: dict[str, int], train: dict[str, int]) -> Ite
     if unknown:
         near = nearest(unknown[0], list(lowered))
         names = "1 class" if len(unknown) == 1 else f"{len(unknown):,} classes"
-        message = f"{names} in {split} but not in train: {few(unknown, _NUM_NAMED)}; rename the folders or remove them"
         for low, name in lowered.items():
             near = near.replace(f" {low},", f" {name},").replace(f" {low}?", f" {name}?")
-        yield Finding("error", "unknown-class", message + printable(near), unknown)
+        hint = f" ({printable(near.removeprefix('; '))})" if near else ""
+        message = f"{names} in {split} but not in train: {few(unknown, _NUM_NAMED)}{hint}; rename or remove"
+        yield Finding("error", "unknown-class", message, unknown)
     lacking = tuple(label for label in train if label not in classes)
     if lacking:
         names = "1 class" if len(lacking) == 1 else f"{len(lacking):,} classes"

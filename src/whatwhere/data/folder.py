@@ -27,8 +27,12 @@ _FREE_DEPTH = 2
 
 # severity, what is counted, sentence
 _MESSAGES = {
-    "permission": ("error", "folder", "{n} that could not be listed; change the permissions"),
-    "convert": ("error", "file", "{n} in a format that is not read, such as HEIC or raw; convert to JPEG or PNG"),
+    "permission": ("error", "folder", "{n} that could not be listed; change the permissions, or --skip-bad"),
+    "convert": (
+        "error",
+        "file",
+        "{n} in a format that is not read (HEIC, raw, ...); convert to JPEG, or --skip-bad",
+    ),
     "suffix": (
         "warning",
         "file",
@@ -42,7 +46,7 @@ _MESSAGES = {
         "folder",
         "{n} inside a class and named like a split, which DATA/train/CLASS would be",
     ),
-    "link": ("warning", "link", "left out {n} that lead to a folder already listed, or nowhere"),
+    "link": ("warning", "link", "left out {n} to a folder already listed, or to nothing"),
     "special": ("warning", "file", "left out {n} of a special kind, such as a pipe"),
     "hidden": ("note", "name", "left out {n} hidden or made by the system"),
     "nested": ("note", "folder", "{n} inside a class folder: the images there belong to the class"),

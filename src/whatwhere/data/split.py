@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from ..errors import UserError
 from ..randomness import stream_seed
-from .names import SPLITS, counted, few, printable
+from .names import SPLITS, counted, printable
 from .source import Sample
 
 _MOST = 1 - 1e-9
@@ -29,9 +29,9 @@ def split_samples(
     missing, `val_fraction` of train is drawn, and the test set stays as it is; where only test is missing, it is empty.
 
     What is drawn is stratified: of each class, every part has its share within one image, and at least one image where
-    the class has one for each part. Samples that belong together come to lie in one part, which shares may have to give
-    way to: those whose paths agree in what the regular expression `group_from` finds (its group, or all of it), and
-    `twins`, images that are nearly the same.
+    the class has one for each part; training images come first. Samples that belong together come to lie in one part,
+    which shares may have to give way to: those whose paths agree in what the regular expression `group_from` finds (its
+    group, or all of it), and `twins`, images that are nearly the same.
 
     Which samples are drawn follows from `seed` and their paths alone: they are put in the order of
     `stream_seed(seed, "split.PATH")`, on any platform the same.
@@ -87,13 +87,7 @@ def _draw(
     if empty:
         raise UserError(
             f"the images form {counted(len(units), 'group')} that must stay whole, too few to fill "
-            f"{', '.join(result)}: {' and '.join(empty)} would be empty; add images, or choose other fractions or groups"
-        )
-    untrained = {sample.label for sample in pool} - {sample.label for sample in result["train"]}
-    if untrained:
-        raise UserError(
-            f"with these groups, {few(sorted(untrained))} would have no image to train on; add images, or choose other "
-            "groups or another seed"
+            f"{', '.join(result)}: {' and '.join(empty)} would be empty; add images, or choose other groups"
         )
     return result
 
@@ -117,18 +111,24 @@ class _Parts:
     def place(self, unit: Sequence[Sample]) -> str:
         """Return the part for a unit, and count it there."""
         counts = _counts(unit)
-        choices = self.splits
-        for label in counts:
-            # the last units of a class go where it has no image yet
-            if self.units_left[label] <= len(self.without[label]):
-                needy = [split for split in choices if split in self.without[label]]
-                choices = needy or choices
-        best = min(choices, key=lambda split: self._cost(counts, split))
+        best = min(self._choices(counts), key=lambda split: self._cost(counts, split))
         for label, count in counts.items():
             self.needs[label][best] -= count
             self.units_left[label] -= 1
             self.without[label].discard(best)
         return best
+
+    def _choices(self, counts: dict[str, int]) -> list[str]:
+        train = self.splits[0]
+        # no class is left without training images
+        if any(self.units_left[label] == 1 and train in self.without[label] for label in counts):
+            return [train]
+        choices = self.splits
+        for label in counts:
+            # the last units of a class go where it has no image yet
+            if self.units_left[label] <= len(self.without[label]):
+                choices = [split for split in choices if split in self.without[label]] or choices
+        return choices
 
     def _cost(self, counts: dict[str, int], split: str) -> float:
         """Return by how much the squared deviations from the targets grow, in proportion to the classes' sizes."""

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UserError
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -27,14 +25,8 @@ def gate_figure(images: Tensor, gates: Mapping[str, Tensor], captions: Sequence[
         gates: Column title to gate (N, 1, h, w).
         captions: A text for each image.
         title: Above the whole.
-
-    Raises:
-        UserError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise UserError("the picture needs matplotlib: pip install 'whatwhere[demo]'") from error
+    from matplotlib.figure import Figure
 
     enlarged = _enlarge(images).clamp(0, 1).numpy()
     num_rows, num_columns = len(images), len(gates) + 1

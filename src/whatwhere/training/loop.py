@@ -155,7 +155,7 @@ class Trainer:
             raise StopRequested
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.lr * self._factor(step)
-        num_images = len(self.order.batch(step))
+        num_images = self.order.size(step)
         self.optimizer.zero_grad()
         loss_sum = torch.zeros((), device=self.team.device)
         pieces = min(recipe.accumulate, len(batch.labels))
@@ -170,7 +170,7 @@ class Trainer:
                 loss_sum += loss.detach() * len(labels)
         self._apply()
         self.position.step += 1
-        total = torch.stack([loss_sum, loss_sum.new_tensor(float(self.stop_requested))])
+        total = torch.stack([loss_sum, torch.full_like(loss_sum, float(self.stop_requested))])
         self._unread.append(_Loss(step, batch.indices, *self.team.start_sum(total)))
 
     def _loss(self, images: Tensor, labels: Tensor, piece: int) -> Tensor:
@@ -210,7 +210,7 @@ class Trainer:
         while len(self._unread) > keep:
             loss = self._unread.popleft()
             loss_sum, num_stopping = loss.read()
-            num_images = len(self.order.batch(loss.step))
+            num_images = self.order.size(loss.step)
             if not math.isfinite(loss_sum):
                 epoch = loss.step // self.order.steps_per_epoch
                 raise LossNotFinite(loss.step, epoch, loss_sum / num_images, loss.indices.tolist())

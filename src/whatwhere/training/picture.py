@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +14,23 @@ from torch import Tensor
 _MOST_NAMES = 60
 
 
+# fonts of Windows, macOS and Linux for the scripts that matplotlib's own lacks
+_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC", "Hiragino Sans", "Malgun Gothic")
+
+
+@contextlib.contextmanager
+def _as_written() -> Iterator[None]:
+    """Draw names as they are: no formulas between dollar signs, other scripts where the machine has a font for them."""
+    import matplotlib
+    from matplotlib import font_manager
+
+    families = ["DejaVu Sans", *(name for name in _FONTS if name in set(font_manager.get_font_names()))]
+    with matplotlib.rc_context({"text.parse_math": False, "font.family": families}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        yield
+
+
+@_as_written()
 def curves_png(metrics: list[dict[str, Any]], title: str) -> bytes:
     """Return the loss and the validation figures over the epochs, as PNG."""
     figure, (left, right) = _subplots(1, 2, (10, 4))
@@ -32,6 +52,7 @@ def curves_png(metrics: list[dict[str, Any]], title: str) -> bytes:
     return _png(figure)
 
 
+@_as_written()
 def confusion_png(confusion: Tensor, classes: tuple[str, ...], title: str) -> bytes:
     """Return the confusion matrix, a row a class in shares of its images, as PNG."""
     size = min(14, 4 + 0.35 * len(classes))
@@ -66,5 +87,5 @@ def _subplots(rows: int, columns: int, size: tuple[float, float]) -> Any:
 
 def _png(figure: Any) -> bytes:
     target = io.BytesIO()
-    figure.savefig(target, format="png", dpi=110)
+    figure.savefig(target, format="png", dpi=110, bbox_inches="tight")
     return target.getvalue()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import os
 import platform
 import signal
 import socket
@@ -90,7 +92,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self._saved = self._counted = time.monotonic()
-        self._writer = _tensorboard(self.folder.path) if self.config.tensorboard and self.team.is_first else None
+        self._writer: Any = None
 
     def restore(self) -> None:
         """Take up the newest sound checkpoint, if there is one; drop what was written after it."""
@@ -196,7 +198,9 @@ class Run:
             f"{self.material.order.num_samples / max(training_seconds, 1e-9):,.0f} images/s, "
             f"{duration(left)} left"
         )
-        if self._writer is not None:
+        if self.config.tensorboard:
+            # what a killed run wrote after its last checkpoint is dropped
+            self._writer = self._writer or _tensorboard(self.folder.path, record["step"])
             for name, value in record.items():
                 if name not in ("epoch", "step", "is_best"):
                     self._writer.add_scalar(name, value, record["step"])
@@ -240,12 +244,10 @@ class Run:
         return result
 
 
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ModuleNotFoundError as error:
-        raise UserError("--tensorboard needs TensorBoard: pip install 'whatwhere[tensorboard]'") from error
-    return SummaryWriter(str(folder / "tensorboard"))
+def _tensorboard(folder: Path, step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
 
 def run_training(
@@ -269,6 +271,11 @@ def run_training(
     Config(data=data, **given)  # what is wrong in itself is said before a long check of the images
     if "model" in given:
         check_name(given["model"])
+    if given.get("tensorboard") and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("--tensorboard needs TensorBoard: pip install 'whatwhere[tensorboard]'")
+    if given.get("deterministic"):
+        # read by cuBLAS when it starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with team(given.get("device", "")) as processes:
         screen = screen if processes.is_first else Silent()
         with processes.first_alone():
@@ -353,6 +360,8 @@ def _material_and_trainer(
         screen.line(f"images decoded and kept {where} ({time.monotonic() - began:.1f} s)")
     model = model.to(processes.device)
     if config.sync_bn and processes.world_size > 1:
+        if processes.device.type != "cuda":
+            raise UserError("--sync-bn needs a GPU for each process: torch has it for CUDA only; leave it out")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     trainer = Trainer(
         model,
@@ -446,12 +455,15 @@ def _others_lost(processes: Team, command: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _deterministic(config: Config) -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
+    """Use deterministic algorithms where that is asked for; else let cuDNN search the fastest."""
+    before, searching = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(config.deterministic or before)
+    torch.backends.cudnn.benchmark = not (config.deterministic or before)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.benchmark = searching
 
 
 def _again(command: str) -> str:

@@ -1,0 +1,61 @@
+import io
+import json
+import sys
+
+import pytest
+
+from image_files import cut, fill
+from whatwhere import UserError
+from whatwhere.cli.check import print_check, progress_bar
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_tables_and_soundness(tmp_path, capsys):
+    root = fill(tmp_path / "data", "cat", "dog")
+    assert print_check(str(root), as_json=False)
+    printed = capsys.readouterr()
+    assert "6 images of 2 classes" in printed.out
+    assert "The data are sound." in printed.out
+    # a bar is for terminals
+    assert printed.err == ""
+    cut(root / "cat" / "1.png")
+    assert not print_check(str(root), as_json=False)
+    printed = capsys.readouterr().out
+    assert "error" in printed
+    assert "  cat/1.png" in printed
+    assert "not sound" in printed
+
+
+def test_json(tmp_path, capsys):
+    root = fill(tmp_path / "data", "cat", "dog\udcff")
+    (root / "cat" / "\udcfe.png").touch()
+    assert not print_check(str(root), as_json=True)
+    result = json.loads(capsys.readouterr().out)
+    assert result["sound"] is False
+    assert result["counts"] == {"all": {"cat": 3, "dog\\xff": 3}}
+    assert result["findings"][0]["paths"] == ["cat/\\xfe.png"]
+
+
+def test_options_and_errors(tmp_path, capsys):
+    root = fill(tmp_path / "data", "x", count=6)
+    (root / "list.csv").write_text("a,b\n" + "\n".join(f"x/{i}.png,{i % 2}" for i in range(6)))
+    assert print_check(str(root / "list.csv"), as_json=False, path_column="a", label_column="b")
+    with pytest.raises(UserError, match="--data-dir"):
+        print_check("cifar10", as_json=False, data_dir=str(tmp_path))
+    assert "list.csv: 6 images" in capsys.readouterr().out
+
+
+def test_the_bar_goes_to_the_terminal_of_standard_error(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress_bar("examining images") as progress:
+        progress(3, 7)
+    assert "3/7" in sys.stderr.getvalue()

@@ -1,0 +1,132 @@
+import pytest
+
+from image_files import cut, fill, save
+from whatwhere import UserError
+from whatwhere.data.prepare import fingerprint, prepare
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def refusal(data, **options):
+    with pytest.raises(UserError) as caught:
+        prepare(str(data), seed=0, **options)
+    return str(caught.value)
+
+
+def paths(prepared, part):
+    return [sample.path for sample in prepared.parts[part]]
+
+
+def test_a_folder_without_splits(tmp_path):
+    root = fill(tmp_path / "data", "b", "a", count=20)
+    prepared = prepare(str(root), seed=3)
+    assert prepared.classes == ("a", "b")
+    assert [len(prepared.parts[part]) for part in ("train", "val", "test")] == [28, 6, 6]
+    assert (prepared.left_out, prepared.median_side, prepared.source.name) == ((), 32, str(root))
+    assert prepared.report.sound
+
+
+def test_twins_are_kept_together(tmp_path):
+    root = fill(tmp_path / "data", "a", "b", count=4)
+    for index in range(8):
+        (root / "a" / f"copy{index}.png").write_bytes((root / "a" / "0.png").read_bytes())
+    for seed in range(5):
+        parts = prepare(str(root), seed=seed).parts
+        assert sorted(sum("copy" in sample.path for sample in samples) for samples in parts.values()) == [0, 0, 8]
+
+
+def test_bad_images_stop_or_are_left_out(tmp_path):
+    root = fill(tmp_path / "my data", "a", "b", count=10)
+    for index in range(4):
+        cut(root / "a" / f"{index}.png")
+    (root / "b" / "0.png").write_bytes(b"")
+    assert refusal(root) == (
+        f"{root} is not sound: 4 files cut short; replace, or leave out with --skip-bad (a/0.png, a/1.png, a/2.png and "
+        f"1 more), and 1 other error; run `whatwhere check '{root}'` for all of it, or leave out bad files with "
+        "--skip-bad"
+    )
+    prepared = prepare(str(root), seed=0, skip_bad=True)
+    assert prepared.left_out == ("a/0.png", "a/1.png", "a/2.png", "a/3.png", "b/0.png")
+    assert sum(map(len, prepared.parts.values())) == 15
+
+
+def test_skip_bad_keeps_the_test_set_whole(tmp_path):
+    root = fill(tmp_path / "data", *(f"{part}/{c}" for part in ("train", "val", "test") for c in "ab"))
+    for source, copies in {"test/a/0": ["train/b/copy", "val/a/copy"], "val/a/1": ["train/a/copy"]}.items():
+        for copy in copies:
+            (root / f"{copy}.png").write_bytes((root / f"{source}.png").read_bytes())
+    assert "2 images in more than one split" in refusal(root)
+    prepared = prepare(str(root), seed=0, skip_bad=True)
+    assert prepared.left_out == ("train/a/copy.png", "train/b/copy.png", "val/a/copy.png")
+    assert [len(prepared.parts[part]) for part in ("train", "val", "test")] == [6, 6, 6]
+
+
+def test_what_leaving_out_does_not_mend(tmp_path):
+    root = fill(tmp_path / "data", "train/a", "train/b", "test/a", "test/b", "test/c")
+    message = refusal(root, skip_bad=True)
+    assert "1 class in test but not in train: c" in message
+    assert "--skip-bad" not in message
+    # the only training image of c is a copy of a test image
+    (root / "train" / "c").mkdir()
+    (root / "train" / "c" / "0.png").write_bytes((root / "test" / "c" / "0.png").read_bytes())
+    assert "1 class in test but not in train: c" in refusal(root, skip_bad=True)
+    assert "test but not in train" in refusal(fill(tmp_path / "other", "train/a", "train/b", "test/c"), check=False)
+
+
+def test_errors_of_the_listing_count_without_a_check(tmp_path):
+    root = fill(tmp_path / "data", "a", "b", count=20)
+    (root / "a" / "x.heic").touch()
+    assert "1 file in a format that is not read" in refusal(root, check=False)
+    assert sum(map(len, prepare(str(root), seed=0, check=False, skip_bad=True).parts.values())) == 40
+
+
+def test_without_a_check_only_headers_are_read(tmp_path):
+    root = fill(tmp_path / "data", "a", "b", count=60)
+    cut(root / "a" / "0.png", 0.9)
+    prepared = prepare(str(root), seed=0, check=False)
+    assert prepared.report is None
+    assert prepared.median_side == 32
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_options_reach_the_split_and_the_list(tmp_path):
+    root = fill(tmp_path / "data", "x", count=40)
+    lines = [f"x/{index}.png,{'ab'[index % 2]}" for index in range(40)]
+    (root / "list.csv").write_text("\n".join(["where,what", *lines]))
+    prepared = prepare(
+        str(root / "list.csv"),
+        seed=0,
+        val_fraction=0.3,
+        test_fraction=0,
+        group_from=r"x/(\d)",
+        path_column="where",
+        label_column="what",
+    )
+    assert paths(prepared, "test") == []
+    groups = {part: {path[2] for path in paths(prepared, part)} for part in ("train", "val")}
+    assert groups["train"] & groups["val"] == set()
+
+
+def test_the_fingerprint_is_that_of_the_parts(tmp_path):
+    root = fill(tmp_path / "data", "a", "b", count=10)
+    first = fingerprint(prepare(str(root), seed=0))
+    assert fingerprint(prepare(str(root), seed=0, check=False)) == first
+    assert fingerprint(prepare(str(root), seed=1)) != first
+    save(root / "a" / "\udcff.png")
+    other = prepare(str(root), seed=0)
+    assert fingerprint(other) != first
+    assert len(first) == 64
+    # the bytes of the images do not count, and their order neither
+    reordered = {part: samples[::-1] for part, samples in other.parts.items()}
+    changed = type(other)(other.source, other.classes, reordered, None, (), 0)
+    assert fingerprint(changed) == fingerprint(other)
+
+
+def test_the_digits_have_their_test_set():
+    prepared = prepare("digits", seed=0)
+    assert len(prepared.parts["test"]) == 900
+    assert len(prepared.parts["train"]) + len(prepared.parts["val"]) == 897
+    assert prepared.classes == tuple("0123456789")
