@@ -13,7 +13,8 @@ from PIL import Image, ImageEnhance
 from image_files import bomb, cut, fill, oriented, picture, save
 from whatwhere.data import probe
 from whatwhere.data.doctor import examine
-from whatwhere.data.source import Finding, find_source
+from whatwhere.data.find import find_source
+from whatwhere.data.source import Finding
 from whatwhere.tables import rich_tables, text
 
 
@@ -356,7 +357,7 @@ import sys, types
 package = types.ModuleType("whatwhere")
 package.__path__ = [{str(Path(probe.__file__).parents[1])!r}]
 sys.modules["whatwhere"] = package
-from whatwhere.data.source import find_source
+from whatwhere.data.find import find_source
 from whatwhere.data.doctor import examine
 assert examine(find_source({str(tmp_path)!r}), cache=None).sound
 assert "torch" not in sys.modules

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from image_files import bomb, cut, oriented, picture, save
-from whatwhere.data.images import ImageError, load_image, open_image, quiet, read_image
+from whatwhere.data.images import ImageError, open_image, quiet, read_image
 from whatwhere.data.source import Sample, Source
 
 
@@ -177,11 +177,11 @@ def test_only_known_formats_are_decoded(tmp_path):
     assert fault(save(tmp_path / "a.jpg", picture(1), format="ICO")).kind == "unreadable"
 
 
-def test_load_image_names_what_it_reads(tmp_path):
+def test_an_error_names_what_is_read(tmp_path):
     cut(save(tmp_path / "cat" / "a.jpg"))
     source = Source("pets", tmp_path, (Sample("cat/a.jpg", "cat", None),))
     with pytest.raises(ImageError, match=r"cat/a\.jpg is cut short"):
-        load_image(source, source.samples[0])
+        read_image(source.open(source.samples[0]))
 
 
 def test_a_name_that_is_not_utf8_can_be_printed(tmp_path):

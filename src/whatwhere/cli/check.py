@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import typer
 
 from ..data.doctor import examine
-from ..data.source import find_source
+from ..data.find import find_source
 from ..tables import rich_tables, show
 
 

@@ -190,7 +190,7 @@ class EvaluationBatches:
     world_size: int = 1
 
     def __iter__(self) -> Iterator[Batch]:
-        own = torch.arange(self.rank, len(self.labels), self.world_size)
+        own = torch.arange(len(self.labels))[self.rank :: self.world_size]
         if not len(own):
             return
         batches = iter(torch.split(own, self.batch_size))

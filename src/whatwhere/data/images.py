@@ -8,16 +8,12 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
 from ..errors import UserError
 from .names import printable
-
-if TYPE_CHECKING:
-    from .source import Sample, Source
 
 # No other decoder is ever tried: the file's content, not its suffix, decides among these.
 FORMATS = {
@@ -108,16 +104,6 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
 
 
-def load_image(source: Source, sample: Sample) -> Image.Image:
-    """Return an image of `source` in 8-bit RGB, as `read_image` reads it.
-
-    Raises:
-        ImageError: it cannot be used; the message names its path.
-    """
-    with source.open(sample) as image:
-        return _read(image, getattr(image, "filename", "") or f"{source.name}: {sample.path}")
-
-
 def read_image(image: Image.Image) -> Image.Image:
     """Decode to 8-bit RGB.
 
@@ -130,10 +116,7 @@ def read_image(image: Image.Image) -> Image.Image:
         ImageError: more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (judged before decoding), damaged data, or values of
             32 bits or floating point, whose range nobody knows.
     """
-    return _read(image, getattr(image, "filename", "") or "the image")
-
-
-def _read(image: Image.Image, name: str) -> Image.Image:
+    name = getattr(image, "filename", "") or "the image"
     with _errors_of(name), quiet():
         _check_size(image)
         if image.tell():

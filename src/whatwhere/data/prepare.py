@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from ..errors import UserError
 from .doctor import Report, examine
+from .find import find_source
 from .findings import class_findings
 from .names import SPLITS, counted, few, printable
-from .source import Finding, Sample, Source, find_source
+from .source import Finding, Sample, Source
 from .split import split_samples
 
 _NUM_HEADERS = 100

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..data.batches import EvaluationBatches, Reader
 from ..data.doctor import examine
+from ..data.find import find_source
 from ..data.images import SUFFIXES, ImageError, open_image
 from ..data.names import counted, few, printable
-from ..data.source import Sample, find_source
+from ..data.source import Sample
 from ..errors import UserError, nearest
 from .bundle import Bundle
 from .distributed import Team

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from ..data.names import few
 from ..data.prepare import Prepared, prepare
 from ..errors import UserError
 from ..files import check_writable, write_bytes, write_json
@@ -341,9 +342,7 @@ def _prepare(data: str, given: Mapping[str, Any], screen: Screen) -> Prepared:
         data, seed=seed, progress=lambda done, total: screen.progress("checking the images", done, total), **options
     )
     if prepared.left_out:
-        screen.warn(
-            f"left out as bad: {', '.join(prepared.left_out[:5])}{' ...' if len(prepared.left_out) > 5 else ''}"
-        )
+        screen.warn(f"left out as bad: {few(prepared.left_out, 5)}")
     for finding in prepared.report.findings if prepared.report is not None else ():
         if finding.severity == "warning":
             screen.warn(finding.message)
@@ -472,9 +471,8 @@ def _again(command: str) -> str:
 
 def _with_paths(error: LossNotFinite, prepared: Prepared, folder: RunFolder) -> str:
     paths = [prepared.parts["train"][index].path for index in error.indices]
-    more = f" and {len(paths) - 8} more" if len(paths) > 8 else ""
     return (
-        f"{error}; the batch: {', '.join(paths[:8])}{more}; the weights saved before are kept in {str(folder.last)!r} "
+        f"{error}; the batch: {few(paths, 8)}; the weights saved before are kept in {str(folder.last)!r} "
         f"and {str(folder.best)!r}"
     )
 

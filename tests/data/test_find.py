@@ -10,8 +10,8 @@ import pytest
 from image_files import bomb, fill, save
 from whatwhere import UserError
 from whatwhere.data.builtin import DATASETS
+from whatwhere.data.find import find_source
 from whatwhere.data.names import class_name, printable, split_of
-from whatwhere.data.source import find_source
 
 
 def listed(source):
