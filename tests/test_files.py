@@ -32,7 +32,7 @@ def test_a_full_disk_leaves_all_as_it_was(tmp_path, monkeypatch, call, before):
     monkeypatch.setattr(os, call, full_disk)
     with pytest.raises(UserError) as caught:
         write_bytes(path, b"new")
-    assert str(caught.value) == f"cannot write {str(path)!r}: No space left on device; what was there is unchanged"
+    assert str(caught.value) == f"cannot write {str(path)!r}: No space left on device"
     assert [file.read_bytes() for file in tmp_path.iterdir()] == ([] if before is None else [before])
 
 
@@ -66,7 +66,7 @@ def test_a_file_that_the_system_lets_grow_no_further(tmp_path):
         "except ValueError as error: print(type(error).__name__, error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True)
-    assert done.stdout == f"UserError cannot write {str(path)!r}: File too large; what was there is unchanged\n"
+    assert done.stdout == f"UserError cannot write {str(path)!r}: File too large\n"
     assert path.read_bytes() == b"old"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "small"]
 
@@ -85,6 +85,16 @@ def test_a_process_that_dies_while_it_writes_leaves_the_old_file(tmp_path, signa
     done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
     assert done.returncode < 0
     assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_the_umask_says_who_may_read(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        write_bytes(tmp_path / "file", b"")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
 
 
 def test_json(tmp_path):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+
+_PART = ".part"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -20,18 +23,24 @@ def write_bytes(path: Path, content: bytes) -> None:
         UserError: It cannot be written (disk full, read-only folder); `path` is as it was.
     """
     with writing(path):
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PART}")
+        # not tempfile's, which only the user could read whatever the umask says
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.chmod(0o644)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what killed processes left of `write_bytes` in `folder`, which no other process writes to."""
+    for part in folder.glob(f".*{_PART}"):
+        part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -45,9 +54,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"cannot write {str(path)!r}: {error.strerror or error}; what was there is unchanged"
-        ) from error
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
 def sync_folder(folder: Path) -> None:

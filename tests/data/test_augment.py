@@ -273,8 +273,8 @@ def test_erased_rectangles_keep_to_their_share_and_aspect():
     aspects = heights / widths
     assert aspects.min() > 1 / 3.3 * 0.8
     assert aspects.max() < 3.3 / 0.8
-    assert (aspects < 0.5).any()
-    assert (aspects > 2).any()
+    assert aspects.min() < 0.37
+    assert aspects.max() > 2.7
     # as often high as wide
     assert abs((heights > widths).float().mean() - (heights < widths).float().mean()) < 0.2
     # anywhere: each pixel about as often as its mirror images

@@ -1,3 +1,5 @@
+import multiprocessing
+
 import pytest
 import torch
 from hypothesis import given
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 from whatwhere.data import store
-from whatwhere.data.store import Store, decode_all, fits_in_memory
+from whatwhere.data.store import Store, decode_all, num_bytes, room
 
 sizes = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12)
 
@@ -25,33 +27,44 @@ def test_images_of_any_sizes_come_back(shapes):
         kept[len(images)]
 
 
-def test_images_of_one_size_are_one_block_that_is_no_copy():
+def test_images_of_one_size_move_as_one_block_and_leave_nothing_behind():
     images = noise([(4, 5)] * 6)
     kept = Store(images)
-    assert torch.equal(kept.block(), torch.stack(images))
-    assert kept.block().data_ptr() == kept.pixels.data_ptr()
-    assert kept[2].data_ptr() == kept.block()[2].data_ptr()
+    assert len(kept) == 6
+    assert torch.equal(kept.moved_to(torch.device("cpu")), torch.stack(images))
+    assert kept.pixels.numel() == 0
 
 
-class _Writing(Dataset):
+class _Addresses(Dataset):
+    """Images and where a process has them."""
+
     def __init__(self, kept):
         self.kept = kept
 
     def __len__(self):
-        return 2
+        return len(self.kept)
 
     def __getitem__(self, index):
-        self.kept[index].fill_(100 + index)
-        return index
+        return self.kept[index].clone(), self.kept.pixels.data_ptr()
 
 
-def test_worker_processes_see_the_same_memory():
-    kept = Store(noise([(4, 4), (2, 3), (1, 1)]))
-    last = kept[2].clone()
-    assert [int(index) for index in DataLoader(_Writing(kept), batch_size=None, num_workers=1)] == [0, 1]
-    assert (kept[0] == 100).all()
-    assert (kept[1] == 101).all()
-    assert torch.equal(kept[2], last)
+def test_forked_workers_read_the_same_memory():
+    images = noise([(4, 4), (2, 3), (1, 1)])
+    kept = Store(images, num_workers=1)
+    found = list(DataLoader(_Addresses(kept), batch_size=None, num_workers=1, multiprocessing_context="fork"))
+    assert all(torch.equal(image, original) for (image, _), original in zip(found, images, strict=True))
+    assert {address for _, address in found} == {kept.pixels.data_ptr()}
+
+
+@pytest.mark.parametrize(
+    ("method", "num_workers", "shared"), [("fork", 2, False), ("spawn", 0, False), ("spawn", 2, True)]
+)
+def test_memory_is_shared_for_workers_that_are_not_forked(monkeypatch, method, num_workers, shared):
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: method)
+    images = noise([(4, 4), (2, 3)])
+    kept = decode_all(Counting(images), num_workers=num_workers)
+    assert kept.pixels.is_shared() == shared
+    assert torch.equal(kept[1], images[1])
 
 
 class Counting:
@@ -87,33 +100,23 @@ def test_an_image_that_cannot_be_decoded_ends_it():
         decode_all(Bad(noise([(2, 2)] * 5)))
 
 
-def test_a_quarter_of_the_free_memory_and_4_gib_at_most(monkeypatch):
-    images = Counting(noise([(10, 10)] * 40))  # 12,000 bytes
-    for free, num_processes, fits in (
-        (48_000, 1, True),
-        (47_999, 1, False),
-        (96_000, 2, True),
-        (95_999, 2, False),
-        (2**50, 2**32 // 12_000, True),
-        (2**50, 2**32 // 12_000 + 1, False),
-    ):
-        monkeypatch.setattr(store, "_free_memory", lambda free=free: free)
-        assert fits_in_memory(images, num_processes) == fits
-    # judged by some
-    assert sum(asked > 0 for asked in images.asked) <= 20
-
-
-def test_sizes_are_judged_from_the_whole_range(monkeypatch):
-    # class by class, small images first: 60,000 bytes and as much again
+def test_a_store_is_judged_by_some_of_its_images_over_the_whole_range():
+    # class by class, small images first
     images = Counting(noise([(10, 10)] * 200 + [(10, 90)] * 200))
-    monkeypatch.setattr(store, "_free_memory", lambda: 4 * 590_000)
-    assert not fits_in_memory(images)
-    monkeypatch.setattr(store, "_free_memory", lambda: 4 * 610_000)
-    assert fits_in_memory(images)
+    exact = 300 * 200 + 2700 * 200
+    assert abs(num_bytes(images) - exact) < 0.1 * exact
+    assert sum(images.asked) <= 20
+    assert num_bytes(Counting(noise([(10, 10)] * 40))) == 12_000
+    assert num_bytes([]) == 0
 
 
-def test_no_images_fit():
-    assert fits_in_memory([])
+@pytest.mark.parametrize(
+    ("free", "num_processes", "expected"),
+    [(48_000, 1, 12_000), (48_000, 4, 3_000), (2**50, 1, 2**32), (2**34, 1, 2**32), (2**34, 2, 2**31)],
+)
+def test_a_quarter_of_the_free_memory_shared_and_4_gib_at_most(monkeypatch, free, num_processes, expected):
+    monkeypatch.setattr(store, "_free_memory", lambda: free)
+    assert room(torch.device("cpu"), num_processes) == expected
 
 
 def test_free_memory_is_known_or_guessed(monkeypatch):

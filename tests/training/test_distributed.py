@@ -37,6 +37,23 @@ def test_two_processes_evaluate_what_one_does(tmp_path, data):
         assert result[part]["loss"] == pytest.approx(alone["loss"], rel=1e-6)
 
 
+def test_two_processes_start_and_judge_together(tmp_path, data):
+    """The line of the guide, with --resume where there is nothing yet; the lines' figures are those of what is kept."""
+    status, _, err = finish(start(tmp_path, data, tmp_path / "run", "--resume", ranks=2))
+    assert status == 0, err
+    bundle = load_bundle(tmp_path / "run")
+    alone = evaluate_bundle(bundle, str(data), split="val")["images"]
+    for name in ("accuracy", "balanced_accuracy", "loss"):
+        assert bundle.info[f"val_{name}"] == pytest.approx(alone[name], rel=1e-6)
+
+
+def test_bad_data_is_one_sentence_of_the_first_process(tmp_path):
+    status, _, err = finish(start(tmp_path, tmp_path / "nothing", tmp_path / "run", ranks=2))
+    assert status != 0
+    assert "there is no folder" in err
+    assert "Traceback" not in err.partition("there is no folder")[0]
+
+
 def test_two_processes_train_as_one_does_in_two_pieces(tmp_path, data):
     """The norms see the same halves and the gradients have the same mean; only the running statistics differ."""
     plain = {"mixup": 0, "cutmix": 0, "drop_rate": 0, "ema": 0, "epochs": 2, "lr": 0.02}

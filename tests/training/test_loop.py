@@ -107,7 +107,7 @@ def test_no_decay_on_norms_biases_and_scalars():
 def test_a_loss_that_is_not_finite_stops_with_the_step():
     images = toy(8)
     images.images[5] = float("nan")
-    with pytest.raises(UserError, match=r"the loss is nan at step \d \(epoch 0\)"):
+    with pytest.raises(UserError, match=r"the loss is nan in step \d \(epoch 1\)"):
         train(linear(), images, Recipe(epochs=1, batch_size=2), seed=0)
 
 

@@ -200,7 +200,7 @@ def interrupted(data, out, step=4, **options):
 
 def test_other_options_are_refused_and_named(data, tmp_path):
     interrupted(data, tmp_path / "run")
-    with pytest.raises(UserError, match=r"has other options: batch_size was 12, is 10; lr was"):
+    with pytest.raises(UserError, match=r"has other options: batch_size was 12, is 10; give"):
         train(data, tmp_path / "run", resume=True, batch_size=10)
     # where it runs and how it is watched is free
     train(data, tmp_path / "run", resume=True, workers=1, save_minutes=0.0, cache="memory")
@@ -248,7 +248,7 @@ def test_a_full_disk_ends_with_the_sound_checkpoint_kept(finished, data, tmp_pat
 
 def test_a_loss_that_is_not_finite_names_the_batch_and_keeps_sound_weights(data, tmp_path):
     with pytest.raises(
-        UserError, match=r"the loss is (nan|inf) at step \d+ .*the batch: .*\.png.*are kept in"
+        UserError, match=r"the loss is (nan|inf) in step \d+ .*the batch: .*\.png.*are kept in"
     ) as caught:
         train(data, tmp_path / "run", lr=1e6, warmup_epochs=0, mixup=0.0, cutmix=0.0, save_minutes=0.0, epochs=30)
     assert str(caught.value).count(".png") <= 8
@@ -397,3 +397,97 @@ def test_names_of_any_script_and_dollar_signs_are_drawn(tmp_path):
     from whatwhere.training.picture import confusion_png
 
     assert confusion_png(torch.eye(3, dtype=torch.int64), ("$x_{", "猫", "a" * 300), "$").startswith(b"\x89PNG")
+
+
+def test_weights_that_are_not_finite_never_become_the_best(finished, data, tmp_path, monkeypatch):
+    step = Trainer._step
+
+    def spoil(self, batch):
+        step(self, batch)
+        if self.position.step == 2 * self.order.steps_per_epoch:
+            with torch.no_grad():
+                self.model.fc.weight[0, 0] = float("nan")
+
+    monkeypatch.setattr(Trainer, "_step", spoil)
+    with pytest.raises(UserError, match=r"the weights of fc\.weight are no longer finite"):
+        train(data, tmp_path / "run")
+    assert load_bundle(tmp_path / "run").info["epoch"] == 1
+    assert len(without_times(tmp_path / "run")) == 1
+
+
+def test_a_kill_between_checkpoint_and_bundle(finished, data, tmp_path, monkeypatch):
+    def die(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "_keep_best", die)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "run")
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert not (tmp_path / "run" / "best").exists()
+    train(data, tmp_path / "run", resume=True)
+    same_run = [json.loads((out / "best" / "bundle.json").read_text()) for out in (tmp_path / "run", finished[0])]
+    assert same_run[0]["sha256"] == same_run[1]["sha256"]
+    assert same_run[0]["info"] == same_run[1]["info"]
+
+
+def test_a_run_that_came_to_nothing_may_be_started_with_other_options(data, tmp_path, monkeypatch):
+    def step(self, batch):
+        raise MemoryError
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    with pytest.raises(UserError, match="out of memory"):
+        train(data, tmp_path / "run")
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    train(data, tmp_path / "run", accumulate=2)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["accumulate"] == 2
+
+
+def test_what_is_not_given_is_taken_over_from_the_run(data, tmp_path):
+    interrupted(data, tmp_path / "run", optimizer="adamw", lr=0.002)
+    train(data, tmp_path / "run", resume=True)
+    config = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
+    assert (config["optimizer"], config["lr"], config["clip_grad"]) == ("adamw", 0.002, 1.0)
+
+
+def test_a_stop_in_the_last_evaluation_is_a_stop(finished, data, tmp_path, monkeypatch):
+    finish = Run.finish
+
+    def signalled(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        return finish(self)
+
+    monkeypatch.setattr(Run, "finish", signalled)
+    with pytest.raises(Stopped):
+        train(data, tmp_path / "run")
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    result = train(data, tmp_path / "run", resume=True)
+    assert {**result, "seconds": 0} == {**finished[1], "seconds": 0}
+
+
+def test_momentum_keeps_the_memory_format(data, tmp_path):
+    interrupted(data, tmp_path / "run")
+    seen = []
+    load = Trainer.load_state_dict
+
+    def look(self, state):
+        load(self, state)
+        seen.extend(
+            (parameter.stride(), value["momentum_buffer"].stride())
+            for parameter, value in self.optimizer.state.items()
+            if parameter.dim() == 4
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "load_state_dict", look)
+        train(data, tmp_path / "run", resume=True)
+    assert seen
+    assert all(one == other for one, other in seen)
+
+
+def test_a_data_name_that_is_no_text_can_be_drawn(tmp_path):
+    make_folder(tmp_path / os.fsdecode(b"caf\xe9"), per_class=6)
+    result = train(tmp_path / os.fsdecode(b"caf\xe9"), tmp_path / "run", epochs=1, batch_size=6)
+    assert result["status"] == "finished"

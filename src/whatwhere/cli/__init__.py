@@ -47,7 +47,9 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-        _fail(f"cannot write the output: {error.strerror or error}")
+        # where no file is named it was the output
+        where = f"{error.filename!r}: " if error.filename else "cannot write the output: "
+        _fail(f"{where}{error.strerror or error}")
 
 
 def _fail(sentence: str) -> NoReturn:

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from ..data.names import printable
+from ..errors import UserError
 from ..tables import comma_separated, rich_tables, show
 from ..training.bundle import load_bundle
 from ..training.distributed import team
@@ -21,13 +22,16 @@ def print_predictions(
     bundle: Path, images: list[Path], *, top: int, batch_size: int, device: str, csv: bool, json: bool
 ) -> bool:
     """Print the `top` classes of each image, bad files on standard error; return whether there were none."""
+    if csv and json:
+        raise UserError("--csv and --json exclude each other; give one of them")
     files = image_files(images)
     num_bad = 0
     found: list[Prediction] = []
-    if csv:
-        typer.echo("path,rank,class,probability")
     with team(device) as alone:
-        for prediction in predict(load_bundle(bundle, alone.device), files, top=top, batch_size=batch_size):
+        network = load_bundle(bundle, alone.device)
+        if csv:
+            typer.echo("path,rank,class,probability")
+        for prediction in predict(network, files, top=top, batch_size=batch_size):
             if prediction.error:
                 num_bad += 1
                 print(f"whatwhere: {prediction.error}", file=sys.stderr)
@@ -45,7 +49,9 @@ def print_predictions(
 
 
 def _line(prediction: Prediction) -> str:
-    return f"{printable(prediction.path)}: " + ", ".join(f"{name} {value:.1%}" for name, value in prediction.classes)
+    return f"{printable(prediction.path)}: " + ", ".join(
+        f"{printable(name)} {value:.1%}" for name, value in prediction.classes
+    )
 
 
 def _csv_lines(prediction: Prediction) -> str:

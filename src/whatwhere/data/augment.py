@@ -66,10 +66,11 @@ class Augmentation:
 
     def __call__(self, pixels: Tensor, rows: Tensor) -> Tensor:
         """Return the network's input, float32, for uint8 `pixels` (N, 3, S, S) and their rows on the CPU."""
+        near = _sent(rows, pixels.device)
         if self.crop == "pad":
-            pixels = _shifted(pixels, rows[:, _CROP][:, 2:])
+            pixels = _shifted(pixels, near[:, _CROP][:, 2:])
         if self.hflip:
-            flip = (rows[:, _FLIP] < self.hflip).to(pixels.device)
+            flip = near[:, _FLIP] < self.hflip
             pixels = torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
         if self.rand_augment:
             pixels = _rand_augmented(pixels, rows[:, _RAND_AUGMENT], self.rand_augment)
@@ -79,12 +80,17 @@ class Augmentation:
         return images
 
 
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """Return `values` on the device; a GPU is not waited for, which it would be without pinned memory."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
 def _shifted(pixels: Tensor, rows: Tensor) -> Tensor:
     """Pad each image with black by an eighth of its size and crop it at a random place."""
     size = pixels.shape[-1]
     pad = size // 8
     start = (rows * (2 * pad + 1)).long()
-    y, x = ((start[:, i, None] + torch.arange(size)).to(pixels.device) for i in (0, 1))
+    y, x = (start[:, i, None] + torch.arange(size, device=pixels.device) for i in (0, 1))
     padded = torch.nn.functional.pad(pixels, (pad, pad, pad, pad))
     sample = torch.arange(len(pixels), device=pixels.device)[:, None, None]
     # (N, S, S, 3), because the indices stand apart, back to channels first
@@ -97,10 +103,11 @@ def _rand_augmented(pixels: Tensor, rows: Tensor, magnitude: int) -> Tensor:
     for column in range(0, 2 * _NUM_OPERATIONS, 2):
         chosen = (rows[:, column] * len(OPERATIONS)).long()
         negative = rows[:, column + 1] < 0.5
-        keys = 2 * chosen + negative
-        for key in sorted(set(keys.tolist())):
+        keys, order = (2 * chosen + negative).sort()
+        drawn, counts = keys.unique_consecutive(return_counts=True)  # type: ignore[no-untyped-call]
+        groups = torch.split(_sent(order, pixels.device), counts.tolist())
+        for key, index in zip(drawn.tolist(), groups, strict=True):
             operation, sign = OPERATIONS[key // 2], -1 if key % 2 else 1
-            index = (keys == key).nonzero().flatten().to(pixels.device)
             pixels.index_copy_(0, index, operation(pixels[index], magnitude / 30, sign))
     return pixels
 
@@ -143,7 +150,7 @@ def _erased(images: Tensor, rows: Tensor, probability: float) -> Tensor:
     w = (torch.sqrt(share / aspect) * width).round().clamp(1, width)
     top, left = torch.floor(y * (height - h + 1)), torch.floor(x * (width - w + 1))
     h = torch.where(apply < probability, h, 0)
-    top, h, left, w = (value.to(images.device)[:, None] for value in (top, h, left, w))
+    top, h, left, w = _sent(torch.stack([top, h, left, w]), images.device)[:, :, None].unbind()
     rows_index, columns_index = (torch.arange(n, device=images.device) for n in (height, width))
     in_rows = (rows_index >= top) & (rows_index < top + h)
     in_columns = (columns_index >= left) & (columns_index < left + w)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import dataclasses
 import math
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -71,13 +74,20 @@ class Reader:
     """Decodes the samples of a source: for evaluation, or as they are stored for random crops of any scale."""
 
     def __init__(self, source: Source, samples: Sequence[Sample], preprocessing: Preprocessing, whole: bool) -> None:
-        self.source, self.samples, self.preprocessing, self.whole = source, samples, preprocessing, whole
+        # Worker processes would copy a million sample objects as they count references to them: one block of text
+        # instead, and a source without its own list.
+        self.source = dataclasses.replace(source, samples=())
+        paths = [sample.path.encode("utf-8", "surrogatepass") for sample in samples]
+        self.paths = np.frombuffer(b"".join(paths), dtype=np.uint8)
+        self.ends = np.cumsum([0, *map(len, paths)])
+        self.preprocessing, self.whole = preprocessing, whole
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.ends) - 1
 
     def __getitem__(self, index: int) -> Tensor:
-        with self.source.open(self.samples[index]) as image:
+        path = self.paths[self.ends[index] : self.ends[index + 1]].tobytes().decode("utf-8", "surrogatepass")
+        with self.source.open(Sample(path, "", None)) as image:
             if not self.whole:
                 return self.preprocessing.pixels(image)
             short_side = round(_STORED * self.preprocessing.image_size)
@@ -88,18 +98,11 @@ class Reader:
 class _Steps(Dataset[Any]):
     """The samples of a step, read and cropped: what a worker process does."""
 
-    def __init__(self, images: Store | Reader, labels: Tensor, augment: Augmentation, seed: int) -> None:
-        self.images, self.labels, self.augment, self.seed = images, labels, augment, seed
-        self._draws: tuple[int, Tensor] | None = None
+    def __init__(self, images: Store | Reader, labels: Tensor, augment: Augmentation) -> None:
+        self.images, self.labels, self.augment = images, labels, augment
 
-    def rows(self, epoch: int, indices: Tensor) -> Tensor:
-        if self._draws is None or self._draws[0] != epoch:
-            self._draws = epoch, draws(self.seed, epoch, len(self.labels))
-        return self._draws[1][indices]
-
-    def __getitem__(self, item: tuple[int, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        epoch, indices = item
-        rows = self.rows(epoch, indices)
+    def __getitem__(self, item: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        indices, rows = item
         pixels = [self.images[index] for index in indices.tolist()]
         if self.augment.crop == "resized":
             pixels = [self.augment.cropped(image, row) for image, row in zip(pixels, rows, strict=True)]
@@ -127,28 +130,33 @@ class TrainBatches:
         self._block: Tensor | None = None
         if self.on_device:
             assert isinstance(self.images, Store)
-            self._block = self.images.block().to(self.device)
+            self._block = self.images.moved_to(self.device)
 
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the batches of steps `start` to `stop` - 1."""
-        data = _Steps(self.images, self.labels, self.augment, self.order.seed)
-        items = (
-            (step // self.order.steps_per_epoch, self.order.share(step, self.rank, self.world_size))
-            for step in range(start, stop)
-        )
-        for pixels, labels, indices, rows in self._read(data, items):
+        for pixels, labels, indices, rows in self._read(self._items(start, stop)):
             yield Batch(
                 self.augment(pixels.to(self.device, non_blocking=True), rows),
                 labels.to(self.device, non_blocking=True),
                 indices,
             )
 
-    def _read(self, data: _Steps, items: Iterator[tuple[int, Tensor]]) -> Iterator[tuple[Tensor, ...]]:
+    def _items(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each step's samples and their random numbers."""
+        drawn = -1
+        for step in range(start, stop):
+            epoch = step // self.order.steps_per_epoch
+            if epoch != drawn:
+                drawn, rows = epoch, draws(self.order.seed, epoch, self.order.num_samples)
+            indices = self.order.share(step, self.rank, self.world_size)
+            yield indices, rows[indices]
+
+    def _read(self, items: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, ...]]:
         if self._block is None:
-            yield from _loaded(data, items, self.num_workers, self.device)
+            yield from _loaded(_Steps(self.images, self.labels, self.augment), items, self.num_workers, self.device)
             return
-        for epoch, indices in items:
-            yield self._block[indices.to(self.device)], self.labels[indices], indices, data.rows(epoch, indices)
+        for indices, rows in items:
+            yield self._block[indices.to(self.device)], self.labels[indices], indices, rows
 
 
 @dataclass
@@ -217,12 +225,19 @@ def _loaded(data: Dataset[Any], items: Iterator[Any], num_workers: int, device: 
         pin_memory=device.type == "cuda",
         worker_init_fn=_leave_signals_to_parent if num_workers else None,
     )
+    iterator: Any = iter(loader)
+    # workers that ignore SIGTERM must be told to end, now or when an exception that holds the iterator ends the process
+    end = iterator._shutdown_workers if num_workers else lambda: None
+    atexit.register(end)
     try:
-        yield from loader
+        yield from iterator
     except ImageError as error:
         # from a worker it comes with the worker's traceback before it
         sentence = str(error).strip().splitlines()[-1]
         raise ImageError(sentence.partition("ImageError: ")[2] or sentence) from error
+    finally:
+        atexit.unregister(end)
+        end()
 
 
 def _leave_signals_to_parent(worker: int) -> None:

@@ -31,7 +31,7 @@ class Preprocessing:
 
     def pixels(self, image: Any) -> Tensor:
         """Return an opened image as uint8 (3, image_size, image_size)."""
-        image = resized(decoded(image, self.resize), self.resize)
+        image = resized(_middle(decoded(image, self.resize)), self.resize)
         left, top = (image.width - self.image_size) // 2, (image.height - self.image_size) // 2
         return to_tensor(image.crop((left, top, left + self.image_size, top + self.image_size)))
 
@@ -54,6 +54,14 @@ def decoded(image: Any, short_side: int) -> Any:
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
         image.draft(image.mode, (2 * short_side, 2 * short_side))
     return read_image(image)
+
+
+def _middle(image: Any) -> Any:
+    """Return the middle of a very long image, of which only a square will be seen: enlarged whole, it fills memory."""
+    short = min(image.size)
+    width, height = (min(side, 4 * short + side % 2) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image if (width, height) == image.size else image.crop((left, top, left + width, top + height))
 
 
 def resized(image: Any, short_side: int) -> Any:

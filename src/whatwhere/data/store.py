@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,26 +14,6 @@ from torch import Tensor
 _LARGEST = 4 * 2**30
 
 
-class Store:
-    """Images (3, H, W) of any sizes, uint8, by number."""
-
-    def __init__(self, images: Sequence[Tensor]) -> None:
-        self.shapes = [image.shape for image in images]
-        sizes = torch.tensor([0, *(image.numel() for image in images)])
-        self.starts: list[int] = sizes.cumsum(0).tolist()
-        self.pixels = torch.empty(self.starts[-1], dtype=torch.uint8)
-        for start, image in zip(self.starts, images, strict=False):
-            self.pixels[start : start + image.numel()] = image.flatten()
-        self.pixels.share_memory_()  # type: ignore[no-untyped-call]
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.pixels[self.starts[index] : self.starts[index + 1]].view(self.shapes[index])
-
-    def block(self) -> Tensor:
-        """Return images of one size as one tensor (N, 3, H, W)."""
-        return self.pixels.view(len(self.shapes), *self.shapes[0])
-
-
 class Images(Protocol):
     """Images by number, which are decoded when asked for."""
 
@@ -40,14 +21,49 @@ class Images(Protocol):
     def __getitem__(self, index: int) -> Tensor: ...
 
 
-def fits_in_memory(images: Images, num_processes: int = 1) -> bool:
-    """Return whether all images, judged by some, take a quarter of the free memory and 4 GiB at most."""
-    num_images = len(images)
-    if not num_images:
-        return True
-    probes = range(0, num_images, max(1, num_images // 16))
-    mean = sum(images[index].numel() for index in probes) / len(probes)
-    return mean * num_images * num_processes <= min(_LARGEST, _free_memory() / 4)
+class Store:
+    """Images (3, H, W) of any sizes, uint8, by number.
+
+    Args:
+        images: What to keep.
+        num_workers: Processes that will read; forked ones find the memory there, others need it shared.
+    """
+
+    def __init__(self, images: Sequence[Tensor], num_workers: int = 0) -> None:
+        self.shapes = [image.shape for image in images]
+        sizes = torch.tensor([0, *(image.numel() for image in images)])
+        self.starts: list[int] = sizes.cumsum(0).tolist()
+        self.pixels = torch.empty(self.starts[-1], dtype=torch.uint8)
+        for start, image in zip(self.starts, images, strict=False):
+            self.pixels[start : start + image.numel()] = image.flatten()
+        if num_workers and multiprocessing.get_start_method() != "fork":
+            self.pixels.share_memory_()  # type: ignore[no-untyped-call]
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.pixels[self.starts[index] : self.starts[index + 1]].view(self.shapes[index])
+
+    def moved_to(self, device: torch.device) -> Tensor:
+        """Return images of one size as one tensor (N, 3, H, W) on the device, and keep none here."""
+        block = self.pixels.view(len(self.shapes), *self.shapes[0]).to(device)
+        self.pixels = torch.empty(0, dtype=torch.uint8)
+        return block
+
+
+def num_bytes(images: Images) -> int:
+    """Return how many bytes a `Store` of `images` would take, judged by some of them."""
+    if not len(images):
+        return 0
+    probes = range(0, len(images), max(1, len(images) // 16))
+    return sum(images[index].numel() for index in probes) * len(images) // len(probes)
+
+
+def room(device: torch.device, num_processes: int) -> int:
+    """Return how many bytes of images each process may keep: its share of a quarter of what is free, 4 GiB at most."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory() // num_processes
+    return min(_LARGEST, free // 4)
 
 
 def _free_memory() -> int:
@@ -57,7 +73,7 @@ def _free_memory() -> int:
         return 8 * 2**30
 
 
-def decode_all(images: Images) -> Store:
-    """Decode every image once, on all cores (Pillow lets other threads run while it decodes)."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return Store(list(pool.map(images.__getitem__, range(len(images)))))
+def decode_all(images: Images, *, num_workers: int = 0, num_threads: int | None = None) -> Store:
+    """Decode every image once, on `num_threads` (by default one a core): Pillow lets others run while it decodes."""
+    with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
+        return Store(list(pool.map(images.__getitem__, range(len(images)))), num_workers)

@@ -16,7 +16,7 @@ from ..data.batches import EvaluationBatches, Order, Reader, TrainBatches
 from ..data.prepare import Prepared
 from ..data.preprocess import Preprocessing, preprocessing_for
 from ..data.source import Sample
-from ..data.store import Store, decode_all, fits_in_memory
+from ..data.store import Store, decode_all, num_bytes, room
 from ..errors import UserError
 from ..models import create_model
 from .config import OPTIONS, Config, defaults, image_size_for
@@ -36,7 +36,7 @@ def resolve(data: str, given: Mapping[str, Any], median_side: int, team: Team) -
         given,
         image_size=given.get("image_size", image_size_for(median_side)),
         on_gpu=on_gpu,
-        bf16=on_gpu and torch.cuda.is_bf16_supported(),
+        bf16=on_gpu and torch.cuda.is_bf16_supported(including_emulation=False),
         num_cores=max(1, cores // local_processes),
     )
     return Config(data=data, **{**chosen, **given, "device": given.get("device") or team.device.type})
@@ -82,15 +82,16 @@ def build_material(config: Config, prepared: Prepared, team: Team) -> Material:
         for part in ("val", "test")
         if prepared.parts[part]
     }
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cache = config.cache
     if cache == "auto":
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        cache = "memory" if all(fits_in_memory(r, 2 * processes) for r in (train_reader, *readers.values())) else "none"
-        if cache == "memory" and team.device.type == "cuda" and config.crop == "pad":
-            cache = "device"
+        cache = _cache(config.crop, train_reader, list(readers.values()), team.device, processes)
 
     def images(reader: Reader) -> Store | Reader:
-        return reader if cache == "none" else decode_all(reader)
+        if cache == "none":
+            return reader
+        num_threads = max(1, (os.cpu_count() or 1) // processes)
+        return decode_all(reader, num_workers=config.workers, num_threads=num_threads)
 
     place = {"device": team.device, "rank": team.rank, "world_size": team.world_size, "num_workers": config.workers}
     labels = {part: _labels(samples, prepared.classes) for part, samples in prepared.parts.items()}
@@ -105,6 +106,16 @@ def build_material(config: Config, prepared: Prepared, team: Team) -> Material:
         _class_weights(labels["train"], len(prepared.classes)) if config.class_weights == "balanced" else None,
         cache,
     )
+
+
+def _cache(crop: str, train: Reader, others: list[Reader], device: torch.device, processes: int) -> str:
+    """Return where decoded images are kept: on a GPU if of one size, in memory, or nowhere."""
+    train_bytes, other_bytes = num_bytes(train), sum(map(num_bytes, others))
+    host = torch.device("cpu")
+    # decoding ahead fills the memory of the machine first, and a second time while it packs
+    if 2 * (train_bytes + other_bytes) > room(host, processes):
+        return "none"
+    return "device" if device.type == "cuda" and crop == "pad" and train_bytes <= room(device, 1) else "memory"
 
 
 def _check_batches(config: Config, order: Order, team: Team) -> None:

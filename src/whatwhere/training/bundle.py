@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from .. import weights
 from ..data.preprocess import Preprocessing
 from ..errors import UserError
-from ..files import write_bytes, write_json, writing
+from ..files import remove_parts, write_bytes, write_json, writing
 from ..models import create_model
 
 FORMAT = "whatwhere bundle 1"
@@ -75,6 +76,7 @@ def save_bundle(folder: Path, bundle: Bundle) -> None:
     for old in folder.glob("weights-*.safetensors"):
         if old.name != name:
             old.unlink(missing_ok=True)
+    remove_parts(folder)
 
 
 def load_bundle(path: Path, device: torch.device | str = "cpu") -> Bundle:
@@ -100,8 +102,10 @@ def load_bundle(path: Path, device: torch.device | str = "cpu") -> Bundle:
         preprocessing = Preprocessing(
             int(size["image_size"]), int(size["resize"]), _three(size["mean"]), _three(size["std"])
         )
+        _check_possible(preprocessing)
         architecture, info = str(description["architecture"]), dict(description["info"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    # damaged JSON makes the reader and the conversions raise nearly anything
+    except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"the bundle {str(folder)!r} is damaged ({reason})") from error
     state = weights.read_state_dict(file)
@@ -120,6 +124,13 @@ def _find(path: Path) -> Path:
         if candidate.is_file() and candidate.suffix == ".json":
             return candidate
     raise UserError(f"no bundle at {str(path)!r}; give the folder of a run of `whatwhere train`, or its best/")
+
+
+def _check_possible(preprocessing: Preprocessing) -> None:
+    if not 1 <= preprocessing.image_size <= preprocessing.resize:
+        raise ValueError(f"its image size is {preprocessing.image_size} of {preprocessing.resize}")
+    if not all(map(math.isfinite, preprocessing.mean)) or not all(0 < value < math.inf for value in preprocessing.std):
+        raise ValueError(f"its mean is {preprocessing.mean}, its std {preprocessing.std}")
 
 
 def _three(values: Any) -> tuple[float, float, float]:

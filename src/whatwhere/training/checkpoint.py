@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import re
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import write_bytes, write_json, writing
+from ..files import remove_parts, write_bytes, write_json, writing
 
 KEPT = 2  # so that a damaged one has one before it
 _TENSOR = "tensor:"
@@ -24,7 +25,7 @@ _NAME = re.compile(r"(\d{9})\.json")
 def save(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write `state` (nested dicts and lists of tensors, numbers and strings) as the checkpoint of `step`.
 
-    The JSON file is written last, with the checksum of the other: without it there is no checkpoint. Older ones but
+    The JSON file is written last, with the checksum: without it there is no checkpoint. Older ones but
     for one are then removed.
 
     Raises:
@@ -39,10 +40,13 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> None:
     for orphan in folder.glob("*.safetensors"):  # of a save that a crash cut short
         if not orphan.with_suffix(".json").exists():
             orphan.unlink(missing_ok=True)
+    remove_parts(folder)
 
 
-def newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """Return the newest sound checkpoint's state, None if there has been none yet; `warn` hears of damaged ones.
+def newest(folder: Path, warn: Callable[[str], None]) -> tuple[int, dict[str, Any]] | None:
+    """Return the newest sound checkpoint's step and state, None if there has been none yet.
+
+    `warn` hears of damaged ones.
 
     Raises:
         UserError: There are checkpoints and each is damaged.
@@ -50,14 +54,21 @@ def newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
     steps = sorted(_steps(folder), reverse=True)
     for step in steps:
         try:
-            state = read_tensors_and_json(folder / f"{step:09d}")
+            return step, read(folder, step)
         except UserError as error:
             warn(f"{error}; trying the one before")
-        else:
-            return state
     if steps:
         raise UserError(f"no checkpoint in {str(folder)!r} is sound; start again with another --out")
     return None
+
+
+def read(folder: Path, step: int) -> dict[str, Any]:
+    """Return the state of the checkpoint of `step`.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    return read_tensors_and_json(folder / f"{step:09d}")
 
 
 def clear_after(folder: Path, step: int) -> None:
@@ -74,14 +85,14 @@ def _steps(folder: Path) -> list[int]:
 
 
 def write_tensors_and_json(stem: Path, state: dict[str, Any]) -> None:
-    """Write `stem`.safetensors, then `stem`.json, which holds the former's checksum."""
+    """Write `stem`.safetensors, then `stem`.json, which holds the checksum of both."""
     from safetensors.torch import save as to_bytes
 
     tensors: dict[str, Tensor] = {}
     tree = _without_tensors(state, "", tensors)
     content = to_bytes({name: tensor.detach().contiguous().cpu().clone() for name, tensor in tensors.items()})
     write_bytes(stem.with_suffix(".safetensors"), content)
-    write_json(stem.with_suffix(".json"), {"sha256": hashlib.sha256(content).hexdigest(), "state": tree})
+    write_json(stem.with_suffix(".json"), {"sha256": _checksum(content, tree), "state": tree})
 
 
 def read_tensors_and_json(stem: Path) -> dict[str, Any]:
@@ -95,7 +106,7 @@ def read_tensors_and_json(stem: Path) -> dict[str, Any]:
     try:
         record = json.loads(stem.with_suffix(".json").read_bytes())
         content = stem.with_suffix(".safetensors").read_bytes()
-        if hashlib.sha256(content).hexdigest() != record["sha256"]:
+        if _checksum(content, record["state"]) != record["sha256"]:
             raise ValueError("the checksum differs")
         state: dict[str, Any] = _with_tensors(record["state"], from_bytes(content))
         if not isinstance(state, dict):
@@ -105,6 +116,12 @@ def read_tensors_and_json(stem: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"the checkpoint {str(stem)!r} is damaged ({reason})") from error
     return state
+
+
+def _checksum(content: bytes, tree: Any) -> str:
+    digest = hashlib.sha256(content)
+    digest.update(json.dumps(tree).encode())
+    return digest.hexdigest()
 
 
 def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
@@ -143,6 +160,11 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     optimizer.load_state_dict(
         {"state": {int(key): value for key, value in state["state"].items()}, "param_groups": state["groups"]}
     )
+    # files hold no memory format; with another than the parameter's, a GPU's fast path is lost
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 @contextlib.contextmanager
@@ -178,8 +200,7 @@ def _lock(file: IO[bytes]) -> bool:
         return True
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks: better a run without one than none
-        return True
+    except OSError as error:
+        # a file system without locks: better a run without one than none
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
     return True

@@ -32,7 +32,7 @@ def option(default: Any, panel: str, help: str, usual: str = "no", metavar: str 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a network is trained; `loop.fit` takes it.
+    """How a network is trained; `loop.Trainer` takes it.
 
     SGD with Nesterov momentum or AdamW, linear warm-up, then cosine decay to zero; no decay on norms, biases, gates'
     scalars. A batch is what one step sees, over all processes and all pieces of `accumulate`.
@@ -41,13 +41,13 @@ class Recipe:
         UserError: An option out of its range.
     """
 
-    epochs: int = option(40, "Common", "Passes over the training images.", "by image size: 100; fine-tuning: 30")
+    epochs: int = option(40, "Common", "Passes over the training images.", "100; fine-tuning: 30")
     batch_size: int = option(25, "Common", "Images per step, over all processes and pieces.", "by image size: 128, 64")
     lr: float = option(0.05, "Common", "Peak learning rate.", "in proportion to the batch size, by optimizer and start")
     optimizer: str = option("sgd", "Recipe", "sgd (Nesterov) or adamw.", "sgd")
     momentum: float = option(0.9, "Recipe", "Momentum of SGD.", "0.9")
     weight_decay: float = option(5e-4, "Recipe", "On weights; never norms, biases, scalars.", "sgd 5e-4, adamw 0.05")
-    warmup_epochs: float = option(3.0, "Recipe", "Epochs of linear rise.", "5")
+    warmup_epochs: float = option(3.0, "Recipe", "Epochs of linear rise.", "a tenth of all, at most 5")
     label_smoothing: float = option(0.0, "Recipe", "Share of the target spread over all classes.", "0.1")
     mixup: float = option(0.0, "Recipe", "Alpha of mixup, arXiv 1710.09412; 0 is off.", "0.1")
     cutmix: float = option(0.0, "Recipe", "Alpha of CutMix, arXiv 1905.04899; 0 is off.", "0")
@@ -210,7 +210,8 @@ def read_config(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the configuration {str(path)!r}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # ValueError: not UTF-8, an impossible date, thousands of digits
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"the configuration {str(path)!r} is not YAML: {reason}") from error
     if content is None:
@@ -223,6 +224,8 @@ def read_config(path: Path) -> dict[str, Any]:
         if name not in OPTIONS:
             hint = nearest(name, list(OPTIONS)) or "; `whatwhere train --help` names them all"
             raise UserError(f"unknown option {key!r} in {str(path)!r}{hint}")
+        if name in result:
+            raise UserError(f"{name} stands twice in {str(path)!r}, with dashes and with underscores")
         result[name] = _converted(name, value, path)
     return result
 
@@ -248,5 +251,5 @@ def _parsed(kind: Callable[[Any], Any], value: Any) -> Any:
         return None
     try:
         return kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,8 +16,10 @@ from torch import Tensor
 
 from ..errors import UserError
 
-# a process that waits longer than this for the others ends; each part of the work that one does alone stays below it
+# a process that waits longer than this for the others' part of a step ends
 TIMEOUT = timedelta(minutes=30)
+# for a whole data set's check, which only some of them do; if one of these dies, the connection ends the wait
+PATIENCE = timedelta(days=2)
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,14 @@ class Team:
         world_size: Number of processes.
         local_rank: Number on this machine.
         device: Where this process computes.
+        control: Group for what is no part of a step, on the CPU.
     """
 
     rank: int
     world_size: int
     local_rank: int
     device: torch.device
+    control: Any = None
 
     @property
     def is_first(self) -> bool:
@@ -49,17 +55,38 @@ class Team:
 
     def wait(self) -> None:
         """Return when every process has come here."""
+        self.of_first(0)
+
+    def of_first(self, number: int) -> int:
+        """Return the first process's `number` on all."""
+        if self.world_size == 1:
+            return number
+        value = torch.tensor(number)
+        # a sum, because a broadcast lets the first go on alone
+        dist.all_reduce(value if self.is_first else value.zero_(), group=self.control)
+        return int(value)
+
+    def check_same(self, text: str, what: str) -> None:
+        """Raise UserError in the processes whose `text` differs from the first's, naming `what`."""
+        own = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:7], "big")
+        if self.of_first(own) != own:
+            raise UserError(
+                f"process {self.rank} sees other {what} than process 0; all need the same data, options and versions"
+            )
+
+    def align(self, tensors: Iterable[Tensor]) -> None:
+        """Give all processes the first's values, in place."""
         if self.world_size > 1:
-            # a sum on the CPU: a barrier of NCCL would take a GPU's stream
-            dist.all_reduce(torch.zeros(1))
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
 
     @contextlib.contextmanager
     def first_alone(self) -> Iterator[None]:
-        """Run the block in the first process, then in the others: what it downloads or computes once is there."""
-        if not self.is_first:
+        """Run the block in one process of each machine, then in the others: what it computes once is there."""
+        if self.local_rank:
             self.wait()
         yield
-        if self.is_first:
+        if not self.local_rank:
             self.wait()
 
 
@@ -89,12 +116,11 @@ def team(device: str) -> Iterator[Team]:
     if world_size == 1:
         yield Team(0, 1, 0, chosen)
         return
-    backend = "cuda:nccl,cpu:gloo" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT, device_id=chosen if chosen.type == "cuda" else None)
-    try:
-        yield Team(rank, world_size, local_rank, chosen)
-    finally:
-        dist.destroy_process_group()
+    on_gpu = chosen.type == "cuda"
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT, device_id=chosen if on_gpu else None)
+    yield Team(rank, world_size, local_rank, chosen, dist.new_group(backend="gloo", timeout=PATIENCE))
+    # not after an error of this process alone: the others wait in a sum, and NCCL's end would wait for them
+    dist.destroy_process_group()
 
 
 def _device(name: str, local_rank: int, world_size: int) -> torch.device:

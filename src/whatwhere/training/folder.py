@@ -12,7 +12,7 @@ from typing import Any
 from ..data.prepare import Prepared, fingerprint
 from ..errors import UserError
 from ..files import write_bytes, write_json, writing
-from .config import FREE, Config
+from .config import FREE, OPTIONS, Config
 
 RUN, METRICS, SPLIT, RESULT = "run.json", "metrics.jsonl", "split.csv", "result.json"
 LAST, BEST = "last", "best"
@@ -34,22 +34,31 @@ class RunFolder:
         """What a finished run came to; None where it is not finished."""
         return _read(self.path / RESULT) if (self.path / RESULT).is_file() else None
 
-    def begin(self, config: Config, prepared: Prepared, session: dict[str, Any], *, resume: bool) -> bool:
+    def fixed_options(self) -> dict[str, Any]:
+        """Return the options that a continuation takes over; none where there is no run."""
+        if not (self.path / RUN).is_file():
+            return {}
+        options = _read(self.path / RUN)["config"]
+        return {name: value for name, value in options.items() if name in OPTIONS and name not in FREE}
+
+    def begin(self, config: Config, prepared: Prepared, session: dict[str, Any], *, resume: bool) -> None:
         """Write `run.json` and `split.csv`, or add a session to the run that is there.
 
-        Returns:
-            Whether a run goes on.
+        A run that came to nothing, without an epoch or a checkpoint, is replaced.
 
         Raises:
             UserError: A run is there and `resume` is not set, or it has other options or other data.
         """
         current = {**asdict(config), "data_fingerprint": fingerprint(prepared)}
-        if not (self.path / RUN).is_file():
-            for name in (METRICS, RESULT, LAST, BEST):
-                if (self.path / name).exists():
-                    raise UserError(
-                        f"{str(self.path)!r} holds {name} of something else; give another folder with --out"
-                    )
+        has_run = (self.path / RUN).is_file()
+        done = [name for name in (METRICS, RESULT, LAST, BEST) if _holds_something(self.path / name)]
+        if done and not has_run:
+            raise UserError(f"{str(self.path)!r} holds {done[0]} of something else; give another folder with --out")
+        if done and not resume:
+            raise UserError(
+                f"{str(self.path)!r} holds a run already; give --resume to continue it, or another folder with --out"
+            )
+        if not done:
             write_bytes(self.path / SPLIT, _split_table(prepared).encode("utf-8", "surrogateescape"))
             write_json(
                 self.path / RUN,
@@ -62,16 +71,11 @@ class RunFolder:
                     "sessions": [session],
                 },
             )
-            return False
-        if not resume:
-            raise UserError(
-                f"{str(self.path)!r} holds a run already; give --resume to continue it, or another folder with --out"
-            )
+            return
         run = _read(self.path / RUN)
         _check_same(self.path, {**run["config"], "data_fingerprint": run["data_fingerprint"]}, current)
         if self.result is None:
             write_json(self.path / RUN, {**run, "sessions": [*run["sessions"], session]})
-        return True
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of `metrics.jsonl`, but for one that a crash cut short."""
@@ -93,6 +97,10 @@ class RunFolder:
         """Add a line to `metrics.jsonl`."""
         with writing(self.path / METRICS), open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+
+def _holds_something(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.exists() and path.stat().st_size > 0
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -54,9 +54,21 @@ class _Loss:
     indices: Tensor
     total: Tensor
     work: Any
+    copied: Any = None
+
+    def __post_init__(self) -> None:
+        if self.total.is_cuda:
+            if self.work is not None:
+                self.work.wait()  # the stream waits, not this process
+            on_gpu, self.total = self.total, torch.empty(self.total.shape, pin_memory=True)
+            self.total.copy_(on_gpu, non_blocking=True)
+            self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.copied.record()
 
     def read(self) -> list[float]:
-        if self.work is not None:
+        if self.copied is not None:
+            self.copied.synchronize()
+        elif self.work is not None:
             self.work.wait()
         values: list[float] = self.total.tolist()
         return values
@@ -102,7 +114,8 @@ class Trainer:
         self.mixing = _mixing(recipe, num_classes)
         self.position = Position()
         self.num_steps = recipe.epochs * order.steps_per_epoch
-        self._factor = warmup_cosine(round(recipe.warmup_epochs * order.steps_per_epoch), self.num_steps)
+        num_warmup_steps = round(min(recipe.warmup_epochs, recipe.epochs) * order.steps_per_epoch)
+        self._factor = warmup_cosine(num_warmup_steps, self.num_steps)
         self.stop_requested = False
         self._unread: deque[_Loss] = deque()
         self._stopping: int | None = None  # the first step at which a process had been asked to stop
@@ -116,6 +129,12 @@ class Trainer:
     def evaluated(self) -> nn.Module:
         """The network to evaluate and to keep: the averaged one, if there is one."""
         return self.model if self.average is None else self.average.module
+
+    def align(self) -> None:
+        """Give all processes the first's statistics of the norms, which the others have moved on their own."""
+        self.team.align(self.model.buffers())
+        if self.average is not None:
+            self.team.align(self.average.module.buffers())
 
     @property
     def epoch(self) -> int:
@@ -212,8 +231,8 @@ class Trainer:
             loss_sum, num_stopping = loss.read()
             num_images = self.order.size(loss.step)
             if not math.isfinite(loss_sum):
-                epoch = loss.step // self.order.steps_per_epoch
-                raise LossNotFinite(loss.step, epoch, loss_sum / num_images, loss.indices.tolist())
+                epoch = 1 + loss.step // self.order.steps_per_epoch
+                raise LossNotFinite(1 + loss.step, epoch, loss_sum / num_images, loss.indices.tolist())
             if loss.step % self.order.steps_per_epoch == 0:
                 self.position.loss_sum, self.position.num_images = 0.0, 0
             self.position.loss_sum += loss_sum
@@ -252,7 +271,7 @@ class LossNotFinite(UserError):  # noqa: N818 - a UserError by its base
     """
 
     def __init__(self, step: int, epoch: int, loss: float, indices: list[int]) -> None:
-        super().__init__(f"the loss is {loss} at step {step} (epoch {epoch}); lower the learning rate")
+        super().__init__(f"the loss is {loss} in step {step} (epoch {epoch}); lower the learning rate")
         self.indices = indices
 
 

@@ -85,6 +85,8 @@ def predict(
         except ImageError as error:
             return error
 
+    if not files:
+        return
     batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
     with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
         ahead = [pool.submit(read, file) for file in batches[0]]
@@ -153,6 +155,8 @@ def evaluate_bundle(
         paths = few(sorted(bad))
         raise UserError(f"{counted(len(bad), 'image')} cannot be read ({paths}); see `whatwhere check`, or --skip-bad")
     samples = [sample for sample in samples if sample.path not in bad]
+    if not samples:
+        raise UserError(f"none of the images of {printable(data)} (split: {chosen}) can be read; see `whatwhere check`")
     device = next(bundle.model.parameters()).device
     batches = EvaluationBatches(
         Reader(source, samples, bundle.preprocessing, whole=False),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
+import math
 import os
 import platform
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -19,8 +22,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..data.names import few
-from ..data.prepare import Prepared, prepare
+from ..data.names import few, printable
+from ..data.prepare import Prepared, fingerprint, prepare
 from ..errors import UserError
 from ..files import check_writable, write_bytes, write_json
 from ..models.registry import check_name
@@ -31,8 +34,10 @@ from .config import Config
 from .distributed import Team, team
 from .evaluate import Figures, evaluate
 from .folder import RESULT, RunFolder
-from .loop import LossNotFinite, StopRequested, Trainer
+from .loop import LossNotFinite, StopRequested, Trainer, check_weights
 from .picture import confusion_png, curves_png
+
+_LONG = 30.0  # seconds of training that an evaluation cut short may not cost
 
 
 class Screen(Protocol):
@@ -93,18 +98,27 @@ class Run:
 
     def __post_init__(self) -> None:
         self._saved = self._counted = time.monotonic()
+        self._epoch_began = (self.trainer.position.step, self._counted)
         self._writer: Any = None
 
     def restore(self) -> None:
         """Take up the newest sound checkpoint, if there is one; drop what was written after it."""
-        state = checkpoint.newest(self.folder.last, self.screen.warn)
-        if state is not None:
+        # the first chooses for all: another might find another one damaged
+        found = checkpoint.newest(self.folder.last, self.screen.warn) if self.team.is_first else None
+        step = self.team.of_first(-1 if found is None else found[0])
+        state = None
+        if step >= 0:
+            state = found[1] if found is not None else checkpoint.read(self.folder.last, step)
             self.trainer.load_state_dict(state["trainer"])
             self.record = _Record(**state["record"])
         self.team.wait()
         if self.team.is_first:
             self.folder.keep_metrics(self.record.num_evaluated)
             checkpoint.clear_after(self.folder.last, self.trainer.position.step)
+            at_end = self.trainer.position.step == self.record.best_epoch * self.trainer.order.steps_per_epoch
+            if self.record.num_evaluated == self.record.best_epoch > 0 and at_end:
+                self._keep_best()  # a kill may have come between the checkpoint and the bundle
+        self._epoch_began = (self.trainer.position.step, time.monotonic())
         step, total = self.trainer.position.step, self.trainer.num_steps
         self.screen.line(
             f"continuing after step {step:,} of {total:,}" if state else "no checkpoint yet: starting anew"
@@ -132,6 +146,7 @@ class Run:
                     self.save()
         except StopRequested:
             self.save()
+            self.team.wait()  # a process that ended before the first had saved would make torchrun end that one too
             raise
 
     def save(self) -> None:
@@ -161,9 +176,17 @@ class Run:
     def _end_epoch(self) -> None:
         """Evaluate, write the epoch's line, keep the network if it is the best so far, save."""
         trainer, epoch = self.trainer, self.trainer.epoch
-        training_seconds = time.monotonic() - self._counted
+        first_step, began = self._epoch_began
+        images_per_step = self.material.order.num_samples / self.material.order.steps_per_epoch
+        speed = (trainer.position.step - first_step) * images_per_step / max(time.monotonic() - began, 1e-9)
+        trainer.align()
+        for model in {id(network): network for network in (trainer.model, trainer.evaluated)}.values():
+            check_weights(model)
+        if self.team.is_first and time.monotonic() - self._saved >= _LONG:
+            self.save()
         figures = self.evaluate(trainer.evaluated, "val")
         score = figures.score(self.config.best_by)
+        score = score if math.isfinite(score) else -sys.float_info.max
         is_best = self.record.best_score is None or score > self.record.best_score
         self.record.num_evaluated = epoch
         if is_best:
@@ -180,23 +203,27 @@ class Run:
                 "seconds": round(self.record.seconds, 3),
             }
             self.folder.append_metrics(record)
+            self.save()
             if is_best:
-                info = {"epoch": epoch, "val": figures.summary()}
-                save_bundle(
-                    self.folder.best,
-                    Bundle(trainer.evaluated, self.config.model, self.classes, self.material.preprocessing, info),
-                )
-            self._show(record, training_seconds)
-        self.save()
+                self._keep_best()
+            self._show(record, speed)
+        self._epoch_began = (trainer.position.step, time.monotonic())
 
-    def _show(self, record: dict[str, Any], training_seconds: float) -> None:
+    def _keep_best(self) -> None:
+        """Write the network as it is as the best one."""
+        line = next(line for line in self.folder.metrics() if line["epoch"] == self.record.best_epoch)
+        info = {name: value for name, value in line.items() if name == "epoch" or name.startswith("val_")}
+        model = self.trainer.evaluated
+        save_bundle(self.folder.best, Bundle(model, self.config.model, self.classes, self.material.preprocessing, info))
+
+    def _show(self, record: dict[str, Any], images_per_second: float) -> None:
         epoch, total = record["epoch"], self.config.epochs
         left = self.record.seconds / epoch * (total - epoch)
         self.screen.line(
             f"epoch {epoch}/{total}: loss {record['train_loss']:.4f}, validation {record['val_accuracy']:.2%} "
             f"(balanced {record['val_balanced_accuracy']:.2%}, loss {record['val_loss']:.4f})"
             f"{', best so far' if record['is_best'] else ''}; "
-            f"{self.material.order.num_samples / max(training_seconds, 1e-9):,.0f} images/s, "
+            f"{images_per_second:,.0f} images/s, "
             f"{duration(left)} left"
         )
         if self.config.tensorboard:
@@ -225,7 +252,7 @@ class Run:
         judged = "test" if "test" in parts else "val"
         result = {
             "status": "finished" if self.trainer.epoch == self.config.epochs else "stopped early",
-            "best_epoch": self.record.best_epoch,
+            "best_epoch": best.info["epoch"],
             "num_epochs": self.trainer.epoch,
             "seconds": round(self.record.seconds, 1),
             **{part: figures.summary() for part, figures in parts.items()},
@@ -235,14 +262,18 @@ class Run:
             "confusion": parts[judged].confusion.tolist(),
         }
         if self.team.is_first:
-            title = f"{self.config.model}, {Path(self.config.data).name or self.config.data}, seed {self.config.seed}"
-            path = self.folder.path
-            write_bytes(path / "curves.png", curves_png(self.folder.metrics(), title))
-            part_name = {"test": "test", "val": "validation"}[judged]
-            picture = confusion_png(parts[judged].confusion, self.classes, f"{title}: {part_name} images")
-            write_bytes(path / "confusion.png", picture)
-            write_json(path / RESULT, result)
+            self._draw(parts[judged])
+            write_json(self.folder.path / RESULT, result)
         return result
+
+    def _draw(self, figures: Figures) -> None:
+        data = printable(Path(self.config.data).name or self.config.data)
+        title = f"{self.config.model}, {data}, seed {self.config.seed}"
+        part = "test" if "test" in self.material.evaluation else "validation"
+        curves = curves_png(self.folder.metrics(), title)
+        write_bytes(self.folder.path / "curves.png", curves)
+        confusion = confusion_png(figures.confusion, self.classes, f"{title}: {part} images")
+        write_bytes(self.folder.path / "confusion.png", confusion)
 
 
 def _tensorboard(folder: Path, step: int) -> Any:
@@ -261,7 +292,7 @@ def run_training(
         given: Options by name; those left out are chosen (`config.defaults`).
         out: Folder of the run; by default runs/{DATA}/{model}-seed{seed}.
         resume: Continue the run that is there; start one where there is none.
-        dry_run: Check everything, train for two steps, write nothing.
+        dry_run: Check everything, train for a few steps, write nothing.
         command: What the user typed, for the advice how to continue.
         screen: Hears of the progress.
 
@@ -277,21 +308,26 @@ def run_training(
     if given.get("deterministic"):
         # read by cuBLAS when it starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    with team(given.get("device", "")) as processes:
+    with team(given.get("device", "")) as processes, _others_lost(processes, command):
         screen = screen if processes.is_first else Silent()
         with processes.first_alone():
             prepared = _prepare(data, given, screen)
         config = resolve(data, given, prepared.median_side, processes)
+        path = out or Path("runs") / (Path(data).stem or "data") / f"{config.model}-seed{config.seed}"
+        folder = RunFolder(path)
+        if resume:
+            # what is not given is as it was: another machine would choose otherwise
+            config = resolve(data, {**folder.fixed_options(), **given}, prepared.median_side, processes)
+        processes.check_same(json.dumps([fingerprint(prepared), asdict(config)], default=str), "images or options")
         with processes.first_alone():
             model = build_model(config, len(prepared.classes))
         for line in describe(config, given, prepared, model, processes):
             screen.line(line)
-        with _out_of_memory(config, command), _deterministic(config), _others_lost(processes, command):
+        with _out_of_memory(config, command), _deterministic(config):
             if dry_run:
                 _try_out(config, prepared, model, processes, screen)
                 return None
-            path = out or Path("runs") / (Path(data).stem or "data") / f"{config.model}-seed{config.seed}"
-            return _run(config, prepared, model, processes, RunFolder(path), resume, command, screen)
+            return _run(config, prepared, model, processes, folder, resume, command, screen)
 
 
 def _run(
@@ -307,27 +343,25 @@ def _run(
     if processes.is_first:
         check_writable(folder.path)
     with checkpoint.locked(folder.path) if processes.is_first else contextlib.nullcontext():
-        goes_on = True
         if processes.is_first:
-            goes_on = folder.begin(config, prepared, _session(config, processes), resume=resume)
+            folder.begin(config, prepared, _session(config, processes), resume=resume)
         processes.wait()
         if folder.result is not None:
             screen.line(f"the run in {str(folder.path)!r} is finished; nothing to do")
             return folder.result
         material, trainer = _material_and_trainer(config, prepared, model, processes, screen)
         run = Run(config, processes, prepared.classes, material, trainer, folder, screen)
-        if resume and goes_on:
+        if resume:
             run.restore()
         received: list[int] = []
         try:
             with _signals(trainer, received, alone=processes.world_size == 1):
                 run.train()
-            return run.finish()
+                return run.finish()
         except StopRequested:
-            message = (
-                f"stopped after step {trainer.position.step:,} of {trainer.num_steps:,}, saved in {str(folder.path)!r}"
-            )
-            raise Stopped(received[0] if received else 0, f"{message}; continue with: {_again(command)}") from None
+            position = f"step {trainer.position.step:,} of {trainer.num_steps:,}"
+            message = f"stopped after {position}, saved in {str(folder.path)!r}; continue with: {_again(command)}"
+            raise Stopped(received[0] if received else 0, message) from None
         except LossNotFinite as error:
             raise UserError(_with_paths(error, prepared, folder)) from error
 
@@ -423,11 +457,13 @@ def _out_of_memory(config: Config, command: str) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         text = str(error)
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
+        exhausted = ("out of memory", "allocate memory", "ALLOC_FAILED", "shared memory")
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in text for words in exhausted):
             raise UserError(
                 f"out of memory with batches of {config.batch_size} images of {config.image_size} px in "
-                f"{config.accumulate} pieces; raise --accumulate (same steps, less memory), or lower --batch-size or "
-                f"--image-size{'' if config.amp != 'none' else ', or give --amp bf16'}"
+                f"{config.accumulate} pieces; raise --accumulate (same steps, less memory), or lower --batch-size, "
+                f"--image-size or --workers{'' if config.amp != 'none' else ', or give --amp bf16'}; a run that has "
+                "checkpoints keeps its options: for others give another --out"
             ) from error
         if "DataLoader worker" in text and "exited unexpectedly" in text:
             raise UserError(
@@ -473,7 +509,7 @@ def _with_paths(error: LossNotFinite, prepared: Prepared, folder: RunFolder) -> 
     paths = [prepared.parts["train"][index].path for index in error.indices]
     return (
         f"{error}; the batch: {few(paths, 8)}; the weights saved before are kept in {str(folder.last)!r} "
-        f"and {str(folder.best)!r}"
+        f"and {str(folder.best)!r}, and a new run, with another --out, can start from the latter with --pretrained"
     )
 
 

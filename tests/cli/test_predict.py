@@ -1,0 +1,156 @@
+import csv
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from whatwhere import cli, create_model
+from whatwhere.data.preprocess import Preprocessing
+from whatwhere.training.bundle import Bundle, load_bundle, save_bundle
+from whatwhere.training.predict import predict
+
+CLASSES = ("cat", "dog, wet", "=elk")
+
+
+@pytest.fixture(autouse=True)
+def _no_cache_of_the_user(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def whatwhere(capsys, monkeypatch):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["whatwhere", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        printed = capsys.readouterr()
+        return stop.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    model = create_model("resnext11_8x8d", num_classes=len(CLASSES), seed=0).eval()
+    save_bundle(folder / "best", Bundle(model, "resnext11_8x8d", CLASSES, Preprocessing(16, 16), {"epoch": 1}))
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path):
+    for index, name in enumerate((*CLASSES, *CLASSES)):
+        noise = np.random.default_rng(index).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        path = tmp_path / "images" / name / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise).save(path)
+    return tmp_path / "images"
+
+
+def expected(run_folder, images):
+    files = sorted(images.rglob("*.png"))
+    return {item.path: item.classes for item in predict(load_bundle(run_folder), files, top=2)}
+
+
+def test_as_text(whatwhere, run_folder, images):
+    status, out, err = whatwhere("predict", run_folder, images, "--top", 2, "--device", "cpu")
+    assert (status, err) == (0, "")
+    lines = {
+        f"{path}: " + ", ".join(f"{name} {value:.1%}" for name, value in classes)
+        for path, classes in expected(run_folder, images).items()
+    }
+    assert set(out.splitlines()) == lines
+    assert len(lines) == 6
+
+
+def test_as_csv(whatwhere, run_folder, images):
+    status, out, err = whatwhere("predict", run_folder / "best", images, "--top", 2, "--csv", "--device", "cpu")
+    assert (status, err) == (0, "")
+    rows = list(csv.reader(io.StringIO(out)))
+    assert rows[0] == ["path", "rank", "class", "probability"]
+    found = {}
+    for path, rank, name, probability in rows[1:]:
+        found.setdefault(path, []).append(name)
+        assert int(rank) == len(found[path])
+        assert len(probability) == len("0.123456")
+    assert found == {path: [name for name, _ in classes] for path, classes in expected(run_folder, images).items()}
+
+
+def test_as_json(whatwhere, run_folder, images):
+    status, out, err = whatwhere("predict", run_folder, images, "--top", 2, "--json", "--device", "cpu")
+    assert (status, err) == (0, "")
+    found = {
+        record["path"]: tuple((row["class"], row["probability"]) for row in record["predictions"])
+        for record in json.loads(out)
+    }
+    assert found == expected(run_folder, images)
+
+
+@pytest.mark.parametrize("form", ["--json", "--csv", None])
+def test_bad_files_are_told_on_standard_error_and_by_the_status(whatwhere, run_folder, images, form):
+    bad = images / "cat" / "bad.jpg"
+    bad.write_text("no picture")
+    status, out, err = whatwhere("predict", run_folder, images, "--device", "cpu", *([form] if form else []))
+    assert status == 1
+    lines = err.splitlines()
+    assert lines == [f"whatwhere: {bad} is no image of a known format", "whatwhere: 1 of 7 images could not be read"]
+    assert "bad.jpg" not in out
+    if form == "--json":
+        assert len(json.loads(out)) == 6
+    elif form == "--csv":
+        assert len(list(csv.reader(io.StringIO(out)))) == 1 + 6 * 3
+    else:
+        assert len(out.splitlines()) == 6
+
+
+def test_evaluate_as_json_and_as_tables(whatwhere, run_folder, images):
+    status, out, _ = whatwhere("evaluate", run_folder, images, "--json", "--device", "cpu", "--batch-size", 4)
+    assert status == 0
+    result = json.loads(out)
+    assert result["classes"] == list(CLASSES)
+    assert result["images"]["num_images"] == 6
+    assert sum(map(sum, result["confusion"])) == 6
+    status, out, _ = whatwhere("evaluate", run_folder, images, "--device", "cpu")
+    assert status == 0
+    assert f"{result['images']['accuracy']:.2%}" in out
+    assert all(name in out for name in CLASSES)
+
+
+def bad_calls(run_folder, images):
+    return {
+        "no bundle at": ("predict", images, images),
+        "no image or folder": ("predict", run_folder, images / "gone.png"),
+        "--csv and --json exclude each other": ("predict", run_folder, images, "--csv", "--json"),
+        "no device 'tpu0'": ("predict", run_folder, images, "--device", "tpu0"),
+        "--top": ("predict", run_folder, images, "--top", "0"),
+        "Missing argument": ("predict", run_folder),
+        "--split must be train, val, test or all, got 'half'": ("evaluate", run_folder, images, "--split", "half"),
+        "has no test images": ("evaluate", run_folder, images, "--split", "test", "--device", "cpu"),
+        "there is no folder, CSV file or data set": ("evaluate", run_folder, "nowhere", "--device", "cpu"),
+        "no bundle": ("evaluate", images, images, "--device", "cpu"),
+    }
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_bad_input_is_one_sentence_and_status_2(whatwhere, run_folder, images, number):
+    sentence, call = list(bad_calls(run_folder, images).items())[number]
+    for form in ([], ["--json"]) if "--csv" not in call else ([],):
+        status, out, err = whatwhere(*call, *form)
+        assert (status, out) == (2, "")
+        assert sentence in err
+        assert err.startswith("whatwhere: ")
+        assert err.count("\n") == 1
+
+
+def test_a_table_has_no_head_without_a_network(whatwhere, images):
+    assert whatwhere("predict", images, images, "--csv")[:2] == (2, "")
+
+
+def test_a_damaged_bundle_is_one_sentence(whatwhere, run_folder, images, tmp_path):
+    (tmp_path / "bundle.json").write_bytes((run_folder / "best" / "bundle.json").read_bytes())
+    status, out, err = whatwhere("predict", tmp_path, images, "--device", "cpu")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "is damaged" in err

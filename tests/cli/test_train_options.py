@@ -1,0 +1,169 @@
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from whatwhere import cli
+from whatwhere.training import run as run_module
+from whatwhere.training.config import CHOICES, OPTIONS, Config
+
+COMMON = ["model", "epochs", "batch-size", "lr", "image-size", "seed", "workers", "device", "out", "resume"]
+
+
+@pytest.fixture(scope="module")
+def page():
+    """What `whatwhere train --help` prints, without importing torch."""
+    code = (
+        "import sys; sys.argv = ['whatwhere', 'train', '--help']\n"
+        "from whatwhere.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "assert not {'torch', 'numpy', 'PIL', 'torchvision'} & set(sys.modules)"
+    )
+    environment = {**os.environ, "COLUMNS": "300"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_the_options_of_every_day_come_first(page):
+    places = {name: page.index(f" --{name} ") for name in COMMON}
+    assert list(places) == sorted(places, key=places.get)
+    others = [name.replace("_", "-") for name in OPTIONS if name.replace("_", "-") not in COMMON]
+    assert max(places.values()) < min(page.index(f" --{name} ") for name in others)
+
+
+def test_every_option_is_there_with_its_default_and_its_choices(page):
+    for name, field in OPTIONS.items():
+        line = next(line for line in page.splitlines() if f" --{name.replace('_', '-')} " in line)
+        assert field.metadata["help"] in line
+        assert "(default: " in line
+        if name in CHOICES:
+            assert "|".join(CHOICES[name]) in line
+        if isinstance(field.default, bool):
+            assert f"--no-{name.replace('_', '-')} " in line
+    assert len(re.findall(r"\(default: ", page)) == len(OPTIONS) + 1  # --out
+
+
+@pytest.fixture
+def whatwhere(capsys, monkeypatch):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["whatwhere", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        printed = capsys.readouterr()
+        return stop.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def given(monkeypatch, whatwhere):
+    """Return what a call of `whatwhere train` gives to the run, which is left out."""
+    seen = {}
+
+    def run_training(data, given, **others):
+        seen.update(data=data, given=given, **others)
+
+    monkeypatch.setattr(run_module, "run_training", run_training)
+
+    def call(*arguments):
+        status, out, err = whatwhere("train", *arguments)
+        assert (status, out, err) == (0, "", "")
+        return seen
+
+    return call
+
+
+def other(name):
+    """Return a sound value for an option that is not its default."""
+    special = {"cache": "memory", "rand_augment": 9, "group_from": "(.*)_"}
+    default = OPTIONS[name].default
+    if name in special:
+        return special[name]
+    if name in CHOICES:
+        return next(choice for choice in CHOICES[name] if choice != default)
+    if isinstance(default, bool):
+        return not default
+    return {int: 3, float: 0.25, str: "something"}[type(default)]
+
+
+def test_every_option_can_be_given(given):
+    arguments = []
+    for name in OPTIONS:
+        dashed, value = name.replace("_", "-"), other(name)
+        arguments += [f"--{'' if value else 'no-'}{dashed}"] if isinstance(value, bool) else [f"--{dashed}", value]
+    seen = given("photos", *arguments)
+    assert seen["data"] == "photos"
+    assert seen["given"] == {name: other(name) for name in OPTIONS}
+    assert all(type(value) is type(OPTIONS[name].default) for name, value in seen["given"].items())
+    Config(data="photos", **seen["given"])
+
+
+def test_what_is_not_given_is_left_open(given):
+    seen = given("photos")
+    assert seen["given"] == {}
+    assert (seen["out"], seen["resume"], seen["dry_run"]) == (None, False, False)
+    assert seen["command"] == "whatwhere train photos"
+    assert given("photos", "--no-channels-last", "--lr", "0", "--model", "")["given"] == {
+        "channels_last": False,
+        "lr": 0.0,
+        "model": "",
+    }
+
+
+def test_the_command_line_wins_over_the_file(given, tmp_path):
+    path = tmp_path / "my run.yaml"
+    path.write_text("lr: 1e-3\nepochs: 7\nskip-bad: true\nhflip: 0\n")
+    seen = given("photos", "--config", path, "--epochs", "9", "--no-skip-bad", "--resume", "--out", tmp_path)
+    assert seen["given"] == {"lr": 0.001, "epochs": 9, "skip_bad": False, "hflip": 0.0}
+    assert (seen["out"], seen["resume"]) == (tmp_path, True)
+    assert f"--config '{path}'" in seen["command"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "Missing argument"),
+        (("",), "DATA is empty"),
+        (("nowhere",), "there is no folder, CSV file or data set 'nowhere'"),
+        (("digits", "--epochs", "0"), "epochs must be a positive integer below 2**31, got 0"),
+        (("digits", "--epochs", "many"), "--epochs"),
+        (("digits", "--epochs", "1.5"), "--epochs"),
+        (("digits", "--lr", "-1"), "lr must be at least 0"),
+        (("digits", "--lr", "nan"), "lr must be at least 0 and finite, got nan"),
+        (("digits", "--lr", "fast"), "--lr"),
+        (("digits", "--optimizer", "sdg"), "optimizer must be one of sgd, adamw, got 'sdg'"),
+        (("digits", "--rand-augment", "31"), "rand_augment is a magnitude from 0 to 30"),
+        (("digits", "--crop-scale", "0"), "crop_scale must be above 0"),
+        (("digits", "--image-size", "0"), "image_size must be a positive integer"),
+        (("digits", "--cache", "device", "--crop", "resized"), "cache=device needs crop=pad"),
+        (("digits", "--model", "resnext11"), "unknown model 'resnext11'; did you mean"),
+        (("digits", "--device", "tpu0"), "no device 'tpu0'"),
+        (("digits", "--epoch", "3"), "--epoch"),
+        (("digits", "--no-lr"), "--no-lr"),
+        (("digits", "more"), "unexpected extra argument"),
+        (("digits", "--config", "none.yaml"), "cannot read the configuration 'none.yaml': No such file"),
+        (("digits", "--path-column", "x"), "--path-column and --label-column are for a CSV file"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(whatwhere, tmp_path, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    for form in ((), ("--json",)):
+        status, out, err = whatwhere("train", *arguments, *form)
+        assert (status, out) == (2, "")
+        assert sentence in err
+        assert err.startswith("whatwhere: ")
+        assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_option_in_a_file_is_checked_as_well(whatwhere, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps({"lr": -1}))
+    status, out, err = whatwhere("train", "digits", "--config", path)
+    assert (status, out) == (2, "")
+    assert "lr must be at least 0" in err

@@ -1,0 +1,162 @@
+import json
+
+import pytest
+import torch
+
+from whatwhere import UserError, create_model
+from whatwhere.data.preprocess import preprocessing_for
+from whatwhere.training.bundle import Bundle, load_bundle, save_bundle
+
+CLASSES = ("cat", "dog", "rouge-gorge")
+
+
+def bundle(name="cbam_resnext11_8x8d", **options):
+    model = create_model(name, num_classes=len(CLASSES), seed=0, **options).eval()
+    return Bundle(model, name, CLASSES, preprocessing_for(32), {"epoch": 3})
+
+
+def images(size=32):
+    return torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("name", ["resnext11_8x8d", "cbam_resnext11_8x8d", "se_resnext11_8x8d"])
+def test_a_bundle_comes_back_bit_for_bit(tmp_path, name):
+    saved, pixels = bundle(name), images()
+    save_bundle(tmp_path, saved)
+    loaded = load_bundle(tmp_path)
+    assert torch.equal(loaded.probabilities(pixels), saved.probabilities(pixels))
+    assert (loaded.classes, loaded.preprocessing, loaded.architecture) == (CLASSES, saved.preprocessing, name)
+    assert loaded.info == {"epoch": 3}
+    assert not loaded.model.training
+
+
+def test_attention_that_started_as_the_identity_comes_back(tmp_path):
+    saved = bundle(attention_kwargs={"start": "identity"})
+    with torch.no_grad():
+        for name, parameter in saved.model.named_parameters():
+            if name.endswith("mix"):
+                parameter.fill_(0.7)
+    save_bundle(tmp_path, saved)
+    pixels = images()
+    assert torch.equal(load_bundle(tmp_path).probabilities(pixels), saved.probabilities(pixels))
+
+
+def test_the_article_s_network_comes_back(tmp_path):
+    saved, pixels = bundle("cbam_article_resnext50"), images(224)[:1]
+    save_bundle(tmp_path, saved)
+    assert torch.equal(load_bundle(tmp_path).probabilities(pixels), saved.probabilities(pixels))
+
+
+def test_it_is_found_by_its_file_its_folder_and_its_run(tmp_path):
+    save_bundle(tmp_path / "best", bundle())
+    for path in (tmp_path, tmp_path / "best", tmp_path / "best" / "bundle.json"):
+        assert load_bundle(path).classes == CLASSES
+    with pytest.raises(UserError, match=r"no bundle at .*give the folder of a run"):
+        load_bundle(tmp_path / "last")
+
+
+def test_a_newer_one_takes_its_place(tmp_path):
+    save_bundle(tmp_path, bundle())
+    newer = bundle("se_resnext11_8x8d")
+    save_bundle(tmp_path, newer)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+    assert load_bundle(tmp_path).architecture == "se_resnext11_8x8d"
+
+
+def test_cut_short_between_its_files_the_old_one_is_whole(tmp_path, monkeypatch):
+    from whatwhere.training import bundle as module
+
+    old = bundle()
+    save_bundle(tmp_path, old)
+
+    def die(path, value):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "write_json", die)
+    with pytest.raises(KeyboardInterrupt):
+        save_bundle(tmp_path, bundle("se_resnext11_8x8d"))
+    assert load_bundle(tmp_path).architecture == old.architecture
+
+
+def changed(tmp_path, **changes):
+    save_bundle(tmp_path, bundle())
+    path = tmp_path / "bundle.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"architecture": "__import__('os')"}, "unknown model"),
+        ({"architecture": "resnext11_8x8d"}, "are not those of resnext11_8x8d"),
+        ({"classes": ["cat"]}, "are not those of"),
+        ({"classes": 3}, "is damaged"),
+        ({"sha256": "0"}, "checksum of the weights differs"),
+        ({"format": "other"}, "its format is 'other'"),
+        ({"preprocessing": {"image_size": 32}}, "is damaged"),
+        ({"weights": "../../../etc/passwd"}, "is damaged"),
+        ({"weights": None}, "is damaged"),
+        ({"info": None}, "is damaged"),
+    ],
+)
+def test_a_damaged_or_hostile_description_is_one_sentence(tmp_path, changes, sentence):
+    changed(tmp_path, **changes)
+    with pytest.raises(UserError, match=sentence) as caught:
+        load_bundle(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_outside_the_folder_are_not_read(tmp_path):
+    changed(tmp_path / "bundle", weights="../weights.safetensors")
+    source = next((tmp_path / "bundle").glob("*.safetensors"))
+    (tmp_path / "weights.safetensors").write_bytes(source.read_bytes())
+    with pytest.raises(UserError, match="is damaged"):
+        load_bundle(tmp_path / "bundle")
+
+
+def test_damaged_weights(tmp_path):
+    save_bundle(tmp_path, bundle())
+    file = next(tmp_path.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(UserError, match="checksum of the weights differs"):
+        load_bundle(tmp_path)
+    (tmp_path / "bundle.json").write_text("[1]")
+    with pytest.raises(UserError, match="is damaged"):
+        load_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("deep", ["[", '{"format":'])
+def test_a_description_that_no_reader_takes(tmp_path, deep):
+    save_bundle(tmp_path, bundle())
+    (tmp_path / "bundle.json").write_text(deep * 100_000)
+    with pytest.raises(UserError, match="is damaged"):
+        load_bundle(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"image_size": 0},
+        {"image_size": -3},
+        {"image_size": 1e400},
+        {"resize": 31},
+        {"mean": [0, 0]},
+        {"mean": [0, 0, float("nan")]},
+        {"std": [1, 0, 1]},
+        {"std": [1, 1, 1e400]},
+    ],
+)
+def test_an_impossible_preprocessing(tmp_path, wrong):
+    sound = {"image_size": 32, "resize": 32, "mean": [0.5, 0.5, 0.5], "std": [1, 1, 1]}
+    changed(tmp_path, preprocessing=sound)
+    assert load_bundle(tmp_path).preprocessing.resize == 32
+    changed(tmp_path, preprocessing={**sound, **wrong})
+    with pytest.raises(UserError, match="is damaged"):
+        load_bundle(tmp_path)
+
+
+def test_what_a_killed_process_left_is_cleaned_away(tmp_path):
+    (tmp_path / ".weights-0.safetensors.abc.part").write_bytes(b"half")
+    save_bundle(tmp_path, bundle())
+    names = {path.name.partition("-")[0] for path in tmp_path.iterdir()}
+    assert names == {"bundle.json", "weights"}

@@ -1,0 +1,238 @@
+import dataclasses
+import re
+import subprocess
+import sys
+
+import pytest
+
+from whatwhere import UserError
+from whatwhere.training.config import (
+    CHOICES,
+    FREE,
+    OPTIONS,
+    Config,
+    Recipe,
+    defaults,
+    image_size_for,
+    read_config,
+)
+
+
+def chosen(image_size=32, on_gpu=False, bf16=False, num_cores=2, **given):
+    return defaults(given, image_size=image_size, on_gpu=on_gpu, bf16=bf16, num_cores=num_cores)
+
+
+def written(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_reading_options_needs_no_torch():
+    code = "import sys, whatwhere.training.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_lists_of_options_name_real_ones():
+    assert set(CHOICES) <= set(OPTIONS)
+    assert set(FREE) <= set(OPTIONS)
+    assert {field.name for field in dataclasses.fields(Recipe)} <= set(OPTIONS)
+
+
+def test_every_choice_is_accepted_and_any_other_word_refused():
+    for name, words in CHOICES.items():
+        for word in words:
+            assert getattr(Config(**{name: word}), name) == word
+        with pytest.raises(UserError, match=f"{name} must be one of {words[0]}"):
+            Config(**{name: "other"})
+
+
+@pytest.mark.parametrize(
+    ("given", "image_size", "rate"),
+    [
+        ({}, 32, 0.1),
+        ({"batch_size": 256}, 64, 0.2),
+        ({}, 224, 0.025),
+        ({"batch_size": 256}, 224, 0.1),
+        ({"batch_size": 256, "pretrained": "imagenet"}, 224, 0.01),
+        ({"batch_size": 256, "optimizer": "adamw"}, 224, 1e-3),
+        ({"batch_size": 64, "optimizer": "adamw", "pretrained": "w.pth"}, 32, 2.5e-5),
+    ],
+)
+def test_the_learning_rate_is_in_proportion_to_the_batch(given, image_size, rate):
+    assert chosen(image_size, **given)["lr"] == pytest.approx(rate)
+
+
+def test_what_is_given_is_not_chosen():
+    assert not set(chosen(lr=1.0, model="resnet18", ema=0.0)) & {"lr", "model", "ema"}
+
+
+def test_defaults_by_size_start_and_machine():
+    assert chosen(32)["crop"] == "pad"
+    assert chosen(224)["crop"] == "resized"
+    assert chosen(32)["model"] == "cbam_resnext29_32x4d"
+    # there are no published weights of the small one
+    assert chosen(32, pretrained="imagenet")["model"] == chosen(224)["model"] == "cbam_resnext50_32x4d"
+    assert (chosen()["epochs"], chosen(pretrained="imagenet")["epochs"]) == (100, 30)
+    assert [chosen(epochs=epochs)["warmup_epochs"] for epochs in (4, 30, 300)] == [0, 3, 5]
+    assert [chosen(on_gpu=True, bf16=bf16)["amp"] for bf16 in (True, False)] == ["bf16", "none"]
+    assert chosen(on_gpu=True, num_cores=16)["workers"] == 8
+    assert chosen(num_cores=1)["workers"] == 0
+
+
+@pytest.mark.parametrize("image_size", [32, 64, 96, 224])
+@pytest.mark.parametrize("given", [{}, {"optimizer": "adamw"}, {"pretrained": "imagenet"}])
+def test_what_is_chosen_is_valid(image_size, given):
+    Config(data="digits", **{**chosen(image_size, **given), **given})
+
+
+def test_the_image_size_is_the_largest_usual_one_within_the_images():
+    sizes = {8: 32, 28: 32, 63: 32, 64: 64, 100: 96, 223: 192, 3000: 224}
+    assert {side: image_size_for(side) for side in sizes} == sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0),
+        ("epochs", 2.0),
+        ("batch_size", True),
+        ("lr", -1.0),
+        ("lr", float("nan")),
+        ("lr", float("inf")),
+        ("ema", 1.0),
+        ("label_smoothing", -0.1),
+        ("hflip", 1.1),
+        ("crop_scale", 0.0),
+        ("rand_augment", 31),
+        ("val_fraction", 1.0),
+        ("workers", -1),
+        ("image_size", 0),
+        ("save_minutes", -1.0),
+        ("drop_rate", 1.0),
+        ("early_stop", -1),
+    ],
+)
+def test_a_value_out_of_range_is_one_sentence_with_its_name(name, value):
+    with pytest.raises(UserError, match=name) as caught:
+        Config(**{name: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_images_on_the_device_are_of_one_size():
+    Config(cache="device", crop="pad")
+    with pytest.raises(UserError, match="cache=device needs crop=pad"):
+        Config(cache="device", crop="resized")
+
+
+def test_yaml(tmp_path):
+    text = "# mine\nmodel: se_resnet50\nbatch-size: 32\nlr: 1e-3\nmixup: 0\nskip_bad: true\npretrained: imagenet\n"
+    assert read_config(written(tmp_path, text)) == {
+        "model": "se_resnet50",
+        "batch_size": 32,
+        "lr": 1e-3,
+        "mixup": 0.0,
+        "skip_bad": True,
+        "pretrained": "imagenet",
+    }
+
+
+def test_every_option_can_stand_in_yaml(tmp_path):
+    import yaml
+
+    values = {name: field.default for name, field in OPTIONS.items()}
+    assert read_config(written(tmp_path, yaml.safe_dump(values))) == values
+
+
+def test_an_empty_file_gives_nothing(tmp_path):
+    assert read_config(written(tmp_path, "")) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("epoch: 3", r"unknown option 'epoch' in .*did you mean epochs"),
+        ("epochs: many", r"epochs in .* must be a whole number, got 'many'"),
+        ("epochs: 3.5", r"epochs in .* must be a whole number"),
+        ("epochs: true", r"epochs in .* must be a whole number, got True"),
+        ("lr: fast", r"lr in .* must be a number, got 'fast'"),
+        ("lr: true", r"lr in .* must be a number"),
+        ("compile: 1", r"compile in .* must be true or false, got 1"),
+        ("model: [a]", r"model in .* must be text"),
+        ("model: null", r"model in .* must be text, got None"),
+        ("- epochs", r"must map options to values"),
+        ("a: [", r"is not YAML"),
+        ("model: !!python/object/apply:os.system ['echo ran']", r"is not YAML"),
+        ("lr: !!python/object/new:os.system ['echo ran']", r"is not YAML"),
+        ("lr: !!python/name:os.system", r"is not YAML"),
+        ("epochs: 3\n---\nepochs: 4", r"is not YAML"),
+        ("epochs: 2024-13-45", r"is not YAML"),
+        ("epochs: " + "9" * 5000, r"is not YAML"),
+        ("epochs: " + "[" * 20_000, r"is not YAML"),
+        ("lr: 1" + "0" * 400, r"lr in .* must be a number"),
+        ("data: x", r"unknown option 'data'"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(tmp_path, text, sentence, capfd):
+    with pytest.raises(UserError, match=sentence) as caught:
+        read_config(written(tmp_path, text))
+    assert "\n" not in str(caught.value)
+    assert "ran" not in capfd.readouterr().out
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(UserError, match="cannot read the configuration"):
+        read_config(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="is not YAML"):
+        read_config(tmp_path / "binary.yaml")
+
+
+def usual(name):
+    return re.fullmatch(r".* \(default: (.*)\)", OPTIONS[name].metadata["help"])[1]
+
+
+def test_the_help_says_the_defaults():
+    values = {name: field.default for name, field in OPTIONS.items()} | chosen()
+    compared = set()
+    for name, value in values.items():
+        said = usual(name)
+        if isinstance(value, bool):
+            assert said == ("yes" if value else "no"), name
+        elif name in CHOICES and said in CHOICES[name]:
+            assert said == value, name
+        elif re.fullmatch(r"[\d.]+", said):
+            assert float(said) == value, name
+        elif said in ("none", "no"):
+            assert not value, name
+        else:
+            continue
+        compared.add(name)
+    special = {"model", "epochs", "batch_size", "lr", "image_size", "workers", "device", "weight_decay", "clip_grad"}
+    special |= {"crop", "rand_augment", "amp", "cache", "path_column", "label_column", "data_dir", "warmup_epochs"}
+    assert OPTIONS.keys() - compared == special
+    large, tuned, adamw = chosen(224), chosen(pretrained="imagenet"), chosen(optimizer="adamw")
+    assert usual("batch_size") == f"by image size: {values['batch_size']}, {large['batch_size']}"
+    assert usual("rand_augment") == f"{values['rand_augment']}; {large['rand_augment']}"
+    assert usual("epochs") == f"{values['epochs']}; fine-tuning: {tuned['epochs']}"  # at any size
+    assert large["epochs"] == values["epochs"]
+    assert usual("warmup_epochs") == "a tenth of all, at most 5"
+    assert [chosen(epochs=epochs)["warmup_epochs"] for epochs in (1, 9, 20, 50, 200)] == [0, 0, 2, 5, 5]
+    assert usual("weight_decay") == "sgd 5e-4, adamw 0.05"
+    assert (values["weight_decay"], adamw["weight_decay"]) == (5e-4, 0.05)
+    assert usual("clip_grad") == "0; adamw 1"
+    assert (values["clip_grad"], adamw["clip_grad"]) == (0, 1)
+
+
+def test_what_is_given_wins_over_the_defaults():
+    import torch
+
+    from whatwhere.training.build import resolve
+    from whatwhere.training.distributed import Team
+
+    alone = Team(0, 1, 0, torch.device("cpu"))
+    config = resolve("x", {"lr": 0.3, "epochs": 7, "crop": "resized"}, 40, alone)
+    assert (config.lr, config.epochs, config.crop) == (0.3, 7, "resized")
+    assert (config.image_size, config.batch_size, config.rand_augment) == (32, 128, 5)
+    config = resolve("x", {"image_size": 224}, 40, alone)
+    assert (config.crop, config.batch_size) == ("resized", 64)
