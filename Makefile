@@ -16,10 +16,10 @@ demo: $(READY)
 
 # IMAGES=DIR, a folder with sign-digits/, adds the tests on real photos.
 test: $(READY)
-	$(VENV)/bin/python -m pytest -m 'not gpu and not slow' -n 2 $(if $(IMAGES),--images $(IMAGES))
+	$(VENV)/bin/python -m pytest -m 'not gpu and not slow' -n 2 $(if $(IMAGES),--images=$(IMAGES))
 
 test-slow: $(READY)
-	$(VENV)/bin/python -m pytest -m slow $(if $(IMAGES),--images $(IMAGES))
+	$(VENV)/bin/python -m pytest -m slow $(if $(IMAGES),--images=$(IMAGES))
 
 check: $(READY)
 	$(VENV)/bin/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from pathlib import Path
@@ -28,6 +29,9 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line; a `UserError` or a usage error becomes one sentence on standard error, exit status 2."""
     command = typer.main.get_command(app)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # a class or a file may have a name that the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             status = command.main(standalone_mode=False)
