@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from whatwhere import cli
-from whatwhere.training import run as run_module
+from whatwhere.training import start as start_module
 from whatwhere.training.config import CHOICES, OPTIONS, Config
 
 COMMON = ["model", "epochs", "batch-size", "lr", "image-size", "seed", "workers", "device", "out", "resume"]
@@ -68,7 +68,7 @@ def given(monkeypatch, whatwhere):
     def run_training(data, given, **others):
         seen.update(data=data, given=given, **others)
 
-    monkeypatch.setattr(run_module, "run_training", run_training)
+    monkeypatch.setattr(start_module, "run_training", run_training)
 
     def call(*arguments):
         status, out, err = whatwhere("train", *arguments)

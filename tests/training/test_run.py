@@ -10,10 +10,12 @@ from safetensors.torch import load_file
 from pictures import CLASSES, make_folder
 from whatwhere import UserError
 from whatwhere.training import checkpoint
-from whatwhere.training import run as run_module
 from whatwhere.training.bundle import load_bundle
+from whatwhere.training.folder import RunFolder
+from whatwhere.training.interruptions import Stopped
 from whatwhere.training.loop import Trainer
-from whatwhere.training.run import Run, Stopped, run_training
+from whatwhere.training.run import Run
+from whatwhere.training.start import run_training
 
 OPTIONS = {
     "model": "cbam_resnext11_8x8d",
@@ -350,7 +352,7 @@ def test_an_image_that_vanishes_during_training_is_named(data, tmp_path, monkeyp
             path.unlink()
         begin(self)
 
-    monkeypatch.setattr(run_module.Run, "train", vanish)
+    monkeypatch.setattr(Run, "train", vanish)
     with pytest.raises(UserError, match=r"plain/\d+\.png does not exist$"):
         train(copy, tmp_path / "run", cache="none", workers=1)
 
@@ -376,13 +378,13 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(finished, data, tm
 
 
 def test_a_run_killed_while_evaluating_evaluates_again(finished, data, tmp_path, monkeypatch):
-    save, append = checkpoint.save, run_module.RunFolder.append_metrics
+    save, append = checkpoint.save, RunFolder.append_metrics
 
     def die(self, record):
         append(self, record)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module.RunFolder, "append_metrics", die)
+    monkeypatch.setattr(RunFolder, "append_metrics", die)
     with pytest.raises(KeyboardInterrupt):
         train(data, tmp_path / "run", save_minutes=0.0)
     monkeypatch.undo()

@@ -34,9 +34,11 @@ def kill_and_resume(tmp_path, data, num_kills, workers):
     total = steps_saved(whole)
     chosen = random.Random(workers)
     seen = []
-    for _ in range(num_kills):
+    for left in range(num_kills, 0, -1):
         process = start(tmp_path, data, killed, "--resume", workers=workers, cache="none")
-        wait_for_step(process, killed, chosen.randint(steps_saved(killed), max(steps_saved(killed), total - 1)) or 1)
+        saved = steps_saved(killed)
+        # spread over the run, which goes on for a few steps until the signal is there
+        wait_for_step(process, killed, saved + chosen.randint(1, max(1, (total - saved) // (left + 1))))
         # at any moment of a step, of an evaluation or of a save
         time.sleep(chosen.uniform(0, 0.03))
         os.kill(process.pid, signal.SIGKILL)

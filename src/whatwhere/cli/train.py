@@ -94,7 +94,8 @@ def _parameter(name: str) -> inspect.Parameter:
 def _run(
     data: str, given: dict[str, Any], out: Path | None, resume: bool, config: Path | None, dry_run: bool, json: bool
 ) -> None:
-    from ..training.run import Stopped, run_training
+    from ..training.interruptions import Stopped
+    from ..training.start import run_training
     from .screen import TerminalScreen, result_tables
 
     if not data:

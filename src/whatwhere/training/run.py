@@ -1,40 +1,26 @@
-"""A training run from DATA to its results: what `whatwhere train` does."""
+"""A training run in progress: trains, evaluates, keeps the best network, saves, and at the end says how good it is."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import json
 import math
-import os
-import platform
-import signal
-import socket
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
-from ..data.names import few, printable
-from ..data.prepare import Prepared, fingerprint, prepare
-from ..errors import UserError
-from ..files import check_writable, write_bytes, write_json
-from ..models.registry import check_name
+from ..data.names import printable
+from ..files import write_bytes, write_json
 from . import checkpoint
-from .build import Material, build_material, build_model, describe, device_name, resolve
+from .build import Material
 from .bundle import Bundle, load_bundle, save_bundle
 from .config import Config
-from .distributed import Team, team
+from .distributed import Team
 from .evaluate import Figures, evaluate
 from .folder import RESULT, RunFolder
-from .loop import LossNotFinite, StopRequested, Trainer, check_weights
+from .loop import StopRequested, Trainer, check_weights
 from .picture import confusion_png, curves_png
 
 _LONG = 30.0  # seconds of training that an evaluation cut short may not cost
@@ -59,18 +45,6 @@ class Silent:
     def line(self, text: str) -> None: ...
     def warn(self, text: str) -> None: ...
     def progress(self, what: str, done: int, total: int) -> None: ...
-
-
-class Stopped(Exception):  # noqa: N818 - no error
-    """The run was asked to stop, and everything is saved.
-
-    Attributes:
-        signal: The number of the signal that asked, 0 where another process was asked.
-    """
-
-    def __init__(self, signal: int, message: str) -> None:
-        super().__init__(message)
-        self.signal = signal
 
 
 @dataclass
@@ -280,257 +254,6 @@ def _tensorboard(folder: Path, step: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step)
-
-
-def run_training(
-    data: str, given: Mapping[str, Any], *, out: Path | None, resume: bool, dry_run: bool, command: str, screen: Screen
-) -> dict[str, Any] | None:
-    """Train a network on DATA and return the result, as `result.json` has it; None from a dry run.
-
-    Args:
-        data: As `find_source` takes it.
-        given: Options by name; those left out are chosen (`config.defaults`).
-        out: Folder of the run; by default runs/{DATA}/{model}-seed{seed}.
-        resume: Continue the run that is there; start one where there is none.
-        dry_run: Check everything, train for a few steps, write nothing.
-        command: What the user typed, for the advice how to continue.
-        screen: Hears of the progress.
-
-    Raises:
-        UserError: Anything that the user can mend.
-        Stopped: The run was asked to stop and is saved.
-    """
-    Config(data=data, **given)  # what is wrong in itself is said before a long check of the images
-    if "model" in given:
-        check_name(given["model"])
-    if given.get("tensorboard") and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("--tensorboard needs TensorBoard: pip install 'whatwhere[tensorboard]'")
-    if given.get("deterministic"):
-        # read by cuBLAS when it starts
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    with team(given.get("device", "")) as processes, _others_lost(processes, command):
-        screen = screen if processes.is_first else Silent()
-        with processes.first_alone():
-            prepared = _prepare(data, given, screen)
-        config = resolve(data, given, prepared.median_side, processes)
-        path = out or Path("runs") / (Path(data).stem or "data") / f"{config.model}-seed{config.seed}"
-        folder = RunFolder(path)
-        if resume:
-            # what is not given is as it was: another machine would choose otherwise
-            config = resolve(data, {**folder.fixed_options(), **given}, prepared.median_side, processes)
-        processes.check_same(json.dumps([fingerprint(prepared), asdict(config)], default=str), "images or options")
-        with processes.first_alone():
-            model = build_model(config, len(prepared.classes))
-        for line in describe(config, given, prepared, model, processes):
-            screen.line(line)
-        with _out_of_memory(config, command), _deterministic(config):
-            if dry_run:
-                _try_out(config, prepared, model, processes, screen)
-                return None
-            return _run(config, prepared, model, processes, folder, resume, command, screen)
-
-
-def _run(
-    config: Config,
-    prepared: Prepared,
-    model: nn.Module,
-    processes: Team,
-    folder: RunFolder,
-    resume: bool,
-    command: str,
-    screen: Screen,
-) -> dict[str, Any]:
-    if processes.is_first:
-        check_writable(folder.path)
-    with checkpoint.locked(folder.path) if processes.is_first else contextlib.nullcontext():
-        if processes.is_first:
-            folder.begin(config, prepared, _session(config, processes), resume=resume)
-        processes.wait()
-        if folder.result is not None:
-            screen.line(f"the run in {str(folder.path)!r} is finished; nothing to do")
-            return folder.result
-        material, trainer = _material_and_trainer(config, prepared, model, processes, screen)
-        run = Run(config, processes, prepared.classes, material, trainer, folder, screen)
-        if resume:
-            run.restore()
-        received: list[int] = []
-        try:
-            with _signals(trainer, received, alone=processes.world_size == 1):
-                run.train()
-                return run.finish()
-        except StopRequested:
-            position = f"step {trainer.position.step:,} of {trainer.num_steps:,}"
-            message = f"stopped after {position}, saved in {str(folder.path)!r}; continue with: {_again(command)}"
-            raise Stopped(received[0] if received else 0, message) from None
-        except LossNotFinite as error:
-            raise UserError(_with_paths(error, prepared, folder)) from error
-
-
-def _prepare(data: str, given: Mapping[str, Any], screen: Screen) -> Prepared:
-    names = ("val_fraction", "test_fraction", "skip_bad", "check", "download")
-    texts = ("group_from", "path_column", "label_column", "data_dir")
-    options = {name: given[name] for name in names if name in given}
-    options |= {name: given[name] for name in texts if given.get(name)}
-    seed = given.get("seed", 0)
-    prepared = prepare(
-        data, seed=seed, progress=lambda done, total: screen.progress("checking the images", done, total), **options
-    )
-    if prepared.left_out:
-        screen.warn(f"left out as bad: {few(prepared.left_out, 5)}")
-    for finding in prepared.report.findings if prepared.report is not None else ():
-        if finding.severity == "warning":
-            screen.warn(finding.message)
-    return prepared
-
-
-def _material_and_trainer(
-    config: Config, prepared: Prepared, model: nn.Module, processes: Team, screen: Screen
-) -> tuple[Material, Trainer]:
-    began = time.monotonic()
-    material = build_material(config, prepared, processes)
-    if material.cache != "none":
-        where = "on the device" if material.cache == "device" else "in memory"
-        screen.line(f"images decoded and kept {where} ({time.monotonic() - began:.1f} s)")
-    model = model.to(processes.device)
-    if config.sync_bn and processes.world_size > 1:
-        if processes.device.type != "cuda":
-            raise UserError("--sync-bn needs a GPU for each process: torch has it for CUDA only; leave it out")
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    trainer = Trainer(
-        model,
-        config,
-        material.order,
-        num_classes=len(prepared.classes),
-        seed=config.seed,
-        team=processes,
-        class_weights=material.class_weights,
-        compile=config.compile,
-    )
-    return material, trainer
-
-
-def _try_out(config: Config, prepared: Prepared, model: nn.Module, processes: Team, screen: Screen) -> None:
-    material, trainer = _material_and_trainer(config, prepared, model, processes, screen)
-    times = []
-    for _ in trainer.run(material.train):
-        trainer.settle()
-        times.append(time.monotonic())
-        if len(times) == 4 or trainer.position.step == trainer.num_steps:
-            break
-    step = (times[-1] - times[0]) / max(1, len(times) - 1)
-    memory = ""
-    if processes.device.type == "cuda":
-        memory = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory"
-    whole = duration(step * trainer.num_steps)
-    screen.line(
-        f"dry run: {trainer.position.step} steps done, {step:.2f} s a step{memory}; {trainer.order.steps_per_epoch} "
-        f"steps an epoch, about {whole} in all without evaluation; nothing written"
-    )
-
-
-@contextlib.contextmanager
-def _signals(trainer: Trainer, received: list[int], *, alone: bool) -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C ask the trainer to stop; a second Ctrl-C interrupts a lone process at once."""
-
-    def ask(number: int, frame: Any) -> None:
-        # torchrun passes on what the terminal has sent already
-        if received and number == signal.SIGINT and alone:
-            raise KeyboardInterrupt
-        received.append(number)
-        trainer.stop_requested = True
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _out_of_memory(config: Config, command: str) -> Iterator[None]:
-    """Turn what torch says of exhausted memory, and of workers that it cost, into advice."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        exhausted = ("out of memory", "allocate memory", "ALLOC_FAILED", "shared memory")
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in text for words in exhausted):
-            raise UserError(
-                f"out of memory with batches of {config.batch_size} images of {config.image_size} px in "
-                f"{config.accumulate} pieces; raise --accumulate (same steps, less memory), or lower --batch-size, "
-                f"--image-size or --workers{'' if config.amp != 'none' else ', or give --amp bf16'}; a run that has "
-                "checkpoints keeps its options: for others give another --out"
-            ) from error
-        if "DataLoader worker" in text and "exited unexpectedly" in text:
-            raise UserError(
-                "a process that reads images ended unexpectedly, often for want of memory or of shared memory; lower "
-                f"--workers, and continue with: {_again(command)}"
-            ) from error
-        raise
-
-
-@contextlib.contextmanager
-def _others_lost(processes: Team, command: str) -> Iterator[None]:
-    """Turn what the exchange between processes says when one of them is gone into a sentence."""
-    try:
-        yield
-    except RuntimeError as error:
-        is_exchange = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
-        if processes.world_size == 1 or not is_exchange:
-            raise
-        raise UserError(
-            f"process {processes.rank} of {processes.world_size} lost another one; see what that one said, and "
-            f"continue with: {_again(command)}"
-        ) from error
-
-
-@contextlib.contextmanager
-def _deterministic(config: Config) -> Iterator[None]:
-    """Use deterministic algorithms where that is asked for; else let cuDNN search the fastest."""
-    before, searching = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(config.deterministic or before)
-    torch.backends.cudnn.benchmark = not (config.deterministic or before)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        torch.backends.cudnn.benchmark = searching
-
-
-def _again(command: str) -> str:
-    return command if " --resume" in command else f"{command} --resume"
-
-
-def _with_paths(error: LossNotFinite, prepared: Prepared, folder: RunFolder) -> str:
-    paths = [prepared.parts["train"][index].path for index in error.indices]
-    return (
-        f"{error}; the batch: {few(paths, 8)}; the weights saved before are kept in {str(folder.last)!r} "
-        f"and {str(folder.best)!r}, and a new run, with another --out, can start from the latter with --pretrained"
-    )
-
-
-def _session(config: Config, processes: Team) -> dict[str, Any]:
-    """Return what is to be known of where and with what a run is computed."""
-    import PIL
-    import torchvision
-
-    return {
-        "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "host": socket.gethostname(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "pillow": PIL.__version__,
-        "device": device_name(processes.device),
-        "num_processes": processes.world_size,
-        "num_threads": torch.get_num_threads(),
-        "workers": config.workers,
-    }
 
 
 def duration(seconds: float) -> str:
