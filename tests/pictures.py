@@ -9,7 +9,9 @@ CLASSES = ("bars", "checks", "plain")
 def picture(label, number, size=20):
     """A noisy pattern of the class, as an RGB image."""
     noise = np.random.default_rng([CLASSES.index(label), number])
-    rows, columns = np.mgrid[:size, :size] // 4
+    # no two near duplicates: the pattern's place and width vary
+    width, top, left = noise.integers(3, 6), *noise.integers(0, 12, 2)
+    rows, columns = np.mgrid[top : top + size, left : left + size] // width
     pattern = {"bars": rows % 2, "checks": (rows + columns) % 2, "plain": rows * 0 + 0.5}[label]
     pixels = 60 + 120 * pattern[..., None] * noise.uniform(0.7, 1, 3) + noise.normal(0, 12, (size, size, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))

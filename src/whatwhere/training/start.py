@@ -131,6 +131,13 @@ def _prepare(data: str, given: Mapping[str, Any], screen: Screen) -> Prepared:
     for finding in prepared.report.findings if prepared.report is not None else ():
         if finding.severity == "warning":
             screen.warn(finding.message)
+    for part, samples in prepared.parts.items():
+        missing = sorted(set(prepared.classes) - {sample.label for sample in samples})
+        if samples and missing:
+            screen.warn(
+                f"no {part} images of {few(missing)}: too few, or near duplicates and groups that were kept together; "
+                f"the figures say nothing of {'it' if len(missing) == 1 else 'them'}"
+            )
     return prepared
 
 
