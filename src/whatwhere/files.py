@@ -69,6 +69,8 @@ def sync_folder(folder: Path) -> None:
 
 def check_writable(folder: Path) -> None:
     """Create `folder` where it is missing, and raise UserError unless files can be made in it."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"cannot write to {str(folder)!r}: it is a file; give a folder with --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

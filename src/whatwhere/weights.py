@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import urllib.error
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def _content(file: Path) -> Any:
 
             return load_file(file)
         # training scripts keep their arguments beside the weights: a plain holder of values, harmless to build
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old pickles: what is wrong with them is said below
             return torch.load(file, map_location="cpu", weights_only=True)
     # a damaged or hostile file can make the readers raise nearly anything
     except Exception as error:

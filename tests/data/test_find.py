@@ -398,3 +398,17 @@ def test_sources_can_be_sent_to_another_process(tmp_path):
         assert copy.samples == source.samples
         with copy.open(copy.samples[-1]) as image, source.open(source.samples[-1]) as original:
             assert image.tobytes() == original.tobytes()
+
+
+def test_a_link_to_itself_costs_nothing_but_itself(tmp_path):
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for number in range(3):
+            save(tmp_path / label / f"{number}.png")
+    (tmp_path / "a" / "1a.jpg").symlink_to(tmp_path / "a" / "1b.jpg")
+    (tmp_path / "a" / "1b.jpg").symlink_to(tmp_path / "a" / "1a.jpg")
+    source = find_source(str(tmp_path))
+    assert [sample.path for sample in source.samples] == [
+        f"{label}/{number}.png" for label in "ab" for number in range(3)
+    ]
+    assert {finding.kind: finding.paths for finding in source.findings} == {"link": ("a/1a.jpg", "a/1b.jpg")}

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -18,8 +19,9 @@ from whatwhere.training.config import (
 )
 
 
-def chosen(image_size=32, on_gpu=False, bf16=False, num_cores=2, **given):
-    return defaults(given, image_size=image_size, on_gpu=on_gpu, bf16=bf16, num_cores=num_cores)
+def chosen(image_size=32, on_gpu=False, bf16=False, num_cores=2, num_images=10**6, **given):
+    machine = {"on_gpu": on_gpu, "bf16": bf16, "num_cores": num_cores}
+    return defaults(given, image_size=image_size, num_images=num_images, **machine)
 
 
 def written(tmp_path, text):
@@ -212,8 +214,8 @@ def test_the_help_says_the_defaults():
     special |= {"crop", "rand_augment", "amp", "cache", "path_column", "label_column", "data_dir", "warmup_epochs"}
     assert OPTIONS.keys() - compared == special
     large, tuned, adamw = chosen(224), chosen(pretrained="imagenet"), chosen(optimizer="adamw")
-    assert usual("batch_size") == f"by image size: {values['batch_size']}, {large['batch_size']}"
-    assert usual("rand_augment") == f"{values['rand_augment']}; {large['rand_augment']}"
+    assert usual("batch_size") == f"{values['batch_size']}, above 64 px {large['batch_size']}, fewer of few images"
+    assert usual("rand_augment") == f"{values['rand_augment']}; above 64 px {large['rand_augment']}"
     assert usual("epochs") == f"{values['epochs']}; fine-tuning: {tuned['epochs']}"  # at any size
     assert large["epochs"] == values["epochs"]
     assert usual("warmup_epochs") == "a tenth of all, at most 5"
@@ -227,12 +229,44 @@ def test_the_help_says_the_defaults():
 def test_what_is_given_wins_over_the_defaults():
     import torch
 
+    from whatwhere.data.prepare import Prepared
     from whatwhere.training.build import resolve
     from whatwhere.training.distributed import Team
 
     alone = Team(0, 1, 0, torch.device("cpu"))
-    config = resolve("x", {"lr": 0.3, "epochs": 7, "crop": "resized"}, 40, alone)
+    images = Prepared(None, ("a",), {"train": (None,) * 1300}, None, (), 40)
+    config = resolve("x", {"lr": 0.3, "epochs": 7, "crop": "resized"}, images, alone)
     assert (config.lr, config.epochs, config.crop) == (0.3, 7, "resized")
     assert (config.image_size, config.batch_size, config.rand_augment) == (32, 128, 5)
-    config = resolve("x", {"image_size": 224}, 40, alone)
+    config = resolve("x", {"image_size": 224}, images, alone)
     assert (config.crop, config.batch_size) == ("resized", 64)
+
+
+def test_few_images_make_smaller_batches_so_that_an_epoch_has_ten_steps():
+    sizes = {2000: 128, 1280: 128, 1279: 64, 500: 32, 200: 16, 20: 16}
+    assert {num: chosen(num_images=num)["batch_size"] for num in sizes} == sizes
+    assert chosen(224, num_images=300)["batch_size"] == 16
+    assert chosen(num_images=200)["lr"] == pytest.approx(0.1 * 16 / 128)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"lr": 1e300}, "lr must be at least 0 and below 10000"),
+        ({"weight_decay": 1e300}, "weight_decay must be"),
+        ({"mixup": 1e-300}, "mixup must be 0 or at least 0.001"),
+        ({"workers": 1000}, "workers must be at most 256"),
+        ({"image_size": 100_000}, "image_size must be from 8 to 4096"),
+        ({"image_size": 1}, "image_size must be from 8 to 4096"),
+        ({"skip_bad": True, "check": False}, "skip_bad needs the check"),
+    ],
+)
+def test_what_no_run_could_bear_is_refused_at_once(options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Config(**options)
+
+
+def test_a_configuration_that_never_ends_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "fifo.yaml")
+    with pytest.raises(UserError, match="is no file"):
+        read_config(tmp_path / "fifo.yaml")

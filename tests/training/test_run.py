@@ -248,15 +248,23 @@ def test_a_full_disk_ends_with_the_sound_checkpoint_kept(finished, data, tmp_pat
     assert same(weights(tmp_path / "run"), weights(finished[0]))
 
 
-def test_a_loss_that_is_not_finite_names_the_batch_and_keeps_sound_weights(data, tmp_path):
+def test_a_loss_that_is_not_finite_names_the_batch_and_keeps_sound_weights(data, tmp_path, monkeypatch):
+    loss = Trainer._loss
+
+    def spoilt(self, images, labels, piece):
+        value = loss(self, images, labels, piece)
+        return value * float("inf") if self.position.step == 4 else value
+
+    monkeypatch.setattr(Trainer, "_loss", spoilt)
     with pytest.raises(
-        UserError, match=r"the loss is (nan|inf) in step \d+ .*the batch: .*\.png.*are kept in"
+        UserError, match=r"the loss is inf in step 5 \(epoch 2\).*the batch: .*\.png.*are kept in"
     ) as caught:
-        train(data, tmp_path / "run", lr=1e6, warmup_epochs=0, mixup=0.0, cutmix=0.0, save_minutes=0.0, epochs=30)
-    assert str(caught.value).count(".png") <= 8
-    for file in (tmp_path / "run" / "last").glob("*.safetensors"):
-        state = load_file(file)
-        assert all(value.isfinite().all() for key, value in state.items() if key.startswith("trainer/model"))
+        train(data, tmp_path / "run", save_minutes=0.0)
+    assert str(caught.value).count(".png") == 8
+    files = sorted((tmp_path / "run" / "last").glob("*.safetensors"))
+    assert [file.stem for file in files] == ["000000003", "000000004"]
+    for file in files:
+        assert all(value.isfinite().all() for value in load_file(file).values())
 
 
 def test_early_stop(data, tmp_path):
@@ -385,7 +393,7 @@ def test_a_run_killed_while_evaluating_evaluates_again(finished, data, tmp_path,
         raise KeyboardInterrupt
 
     monkeypatch.setattr(RunFolder, "append_metrics", die)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped, match="interrupted at once"):
         train(data, tmp_path / "run", save_minutes=0.0)
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -422,7 +430,7 @@ def test_a_kill_between_checkpoint_and_bundle(finished, data, tmp_path, monkeypa
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Run, "_keep_best", die)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped, match="interrupted at once"):
         train(data, tmp_path / "run")
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -504,3 +512,46 @@ def test_a_class_that_a_part_lacks_is_said(tmp_path):
     train(data, tmp_path / "run", screen, dry_run=True)
     assert any(text.startswith("no val images of plain:") for text in screen.warnings), screen.warnings
     assert any(text.startswith("no test images of plain:") for text in screen.warnings)
+
+
+@pytest.mark.parametrize("name", ["run.json", "split.csv", "result.json"])
+def test_a_file_of_the_user_s_is_not_overwritten(data, tmp_path, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text('{"mine": 1}')
+    with pytest.raises(UserError, match=f"holds {name} of something else"):
+        train(data, tmp_path / "run")
+    assert (tmp_path / "run" / name).read_text() == '{"mine": 1}'
+
+
+def test_a_run_does_not_go_among_the_images(tmp_path):
+    data = make_folder(tmp_path / "data", splits={"train": 8, "val": 3})
+    for out in (data, data / "train", data / "runs" / "new"):
+        with pytest.raises(UserError, match="lies in the folder of the images"):
+            train(data, out)
+    assert {path.name for path in data.iterdir()} == {"train", "val"}
+
+
+def test_a_batch_larger_than_the_images(data, tmp_path):
+    with pytest.raises(UserError, match="batch_size 1,000 is more than the 33 training images"):
+        train(data, tmp_path / "run", batch_size=1000)
+
+
+def test_a_second_ctrl_c_says_what_is_kept(data, tmp_path):
+    screen = Lines()
+
+    def twice(what, done, total):
+        if what == "training" and done == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    screen.progress = twice
+    with pytest.raises(Stopped, match=r"interrupted at once; what was saved before .*--resume") as stopped:
+        train(data, tmp_path / "run", screen)
+    assert stopped.value.signal == signal.SIGINT
+
+
+def test_a_closed_terminal_saves_too(data, tmp_path):
+    screen = Lines()
+    screen.progress = lambda what, done, total: done == 2 and os.kill(os.getpid(), signal.SIGHUP)
+    with pytest.raises(Stopped, match="saved in"):
+        train(data, tmp_path / "run", screen)

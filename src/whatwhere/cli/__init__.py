@@ -37,6 +37,8 @@ def main() -> None:
             status = command.main(standalone_mode=False)
         finally:
             sys.stdout.flush()
+        if status == 130:
+            print("whatwhere: interrupted", file=sys.stderr)
         sys.exit(status)
     except UserError as error:
         _fail(str(error))

@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..tables import comma_separated, rich_tables, show
 from ..training.bundle import load_bundle
 from ..training.distributed import team
+from ..training.folder import training_images
 from ..training.predict import Prediction, evaluate_bundle, image_files, predict
 from .screen import TerminalScreen, result_tables
 
@@ -70,7 +71,17 @@ def print_evaluation(bundle: Path, data: str, *, device: str, json: bool, **opti
     with team(device) as alone, TerminalScreen(to_stderr=json) as screen:
         network = load_bundle(bundle, alone.device)
         result = evaluate_bundle(
-            network, data, progress=lambda done, total: screen.progress("images", done, total), **options
+            network,
+            data,
+            trained_on=training_images(bundle),
+            progress=lambda done, total: screen.progress("images", done, total),
+            **options,
+        )
+    if result["num_trained_on"]:
+        print(
+            f"whatwhere: {result['num_trained_on']} of these images were trained on, so the figures are too good; the "
+            "run's split.csv says which, and can itself be DATA",
+            file=sys.stderr,
         )
     if json:
         typer.echo(json_format.dumps(result, indent=2))

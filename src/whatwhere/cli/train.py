@@ -20,7 +20,7 @@ _COMMON = ("model", "epochs", "batch_size", "lr", "image_size", "seed", "workers
 _METAVARS = {int: "N", float: "X", str: "NAME", bool: None}
 # options of the command that are none of a run
 _OUT = Annotated[
-    Path | None,
+    str | None,
     typer.Option(metavar="DIR", help="Folder of the run. (default: runs/DATA/MODEL-seedN)", rich_help_panel="Common"),
 ]
 _RESUME = Annotated[
@@ -72,7 +72,7 @@ def train_command() -> Callable[..., None]:
     parameters += [_parameter(name) for name in OPTIONS if name not in _COMMON]
     train.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     train.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    train.__doc__ = "Train a network on your own images; check them first, survive anything, say how good it is."
+    train.__doc__ = "Train a network on your own images: check and split them, train, evaluate."
     return train
 
 
@@ -92,7 +92,7 @@ def _parameter(name: str) -> inspect.Parameter:
 
 
 def _run(
-    data: str, given: dict[str, Any], out: Path | None, resume: bool, config: Path | None, dry_run: bool, json: bool
+    data: str, given: dict[str, Any], out: str | None, resume: bool, config: Path | None, dry_run: bool, json: bool
 ) -> None:
     from ..training.interruptions import Stopped
     from ..training.start import run_training
@@ -100,16 +100,22 @@ def _run(
 
     if not data:
         raise UserError("DATA is empty; give a folder of images, a CSV file, or the name of a data set")
-    if out is not None and not str(out):
+    if out == "":
         raise UserError("--out is empty; give the folder of the run")
     with TerminalScreen(to_stderr=json) as screen:
         try:
             result = run_training(
-                data, given, out=out, resume=resume, dry_run=dry_run, command=typed_command(), screen=screen
+                data,
+                given,
+                out=Path(out) if out else None,
+                resume=resume,
+                dry_run=dry_run,
+                command=typed_command(),
+                screen=screen,
             )
         except Stopped as stopped:
             print(f"whatwhere: {stopped}", file=sys.stderr)
-            raise typer.Exit(128 + stopped.signal if stopped.signal else 1) from None
+            sys.exit(128 + stopped.signal if stopped.signal else 1)
     if result is None or int(os.environ.get("RANK", "0")) != 0:
         return
     if json:

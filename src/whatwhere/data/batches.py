@@ -244,3 +244,5 @@ def _leave_signals_to_parent(worker: int) -> None:
     # Ctrl-C and a scheduler's SIGTERM reach the whole group; the parent finishes its step and then ends the workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)

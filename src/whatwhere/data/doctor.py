@@ -92,7 +92,7 @@ class Report:
         rows.append(("total", *(f"{sum(self.counts[split].values()):,}" for split in splits)))
         number = "1 class" if len(classes) == 1 else f"{len(classes):,} classes"
         title = f"{printable(self.name)}: {counted(self.num_images, 'image')} of {number}"
-        note = f"The shorter side has {self.median_side:,} pixels in the median." if self.median_side else ""
+        note = f"Median of the shorter sides: {self.median_side:,} pixels." if self.median_side else ""
         columns = ("class", *("images" if split == "all" else split for split in splits))
         return Table(title, columns, rows, note=note)
 

@@ -72,7 +72,8 @@ def class_findings(samples: Sequence[Sample]) -> Iterator[Finding]:
     if rare and "all" in counts:
         classes = "1 class" if len(rare) == 1 else f"{len(rare):,} classes"
         message = f"{classes} with fewer than {_FEWEST} images, too few for train, val and test; add images"
-        yield Finding("warning", "few", f"{message}: {few(rare, _NUM_NAMED)}", rare)
+        severity = "error" if len(rare) == len(train) else "warning"
+        yield Finding(severity, "few", f"{message}: {few(rare, _NUM_NAMED)}", rare)
 
 
 def _compared(split: str, classes: dict[str, int], train: dict[str, int]) -> Iterator[Finding]:

@@ -193,12 +193,22 @@ class _Listing:
             path = f"{folder.path}/{entry.name}" if folder.path else entry.name
             if entry.name.startswith(".") or entry.name.lower() in _HIDDEN:
                 self.met["hidden"].append(path)
-            elif entry.is_dir():
-                self._enter(folder, _Folder(path, entry.name), entry.path, depth, seen)
-            elif entry.is_file():
-                self._take(folder, path, entry.path)
             else:
-                self.met["link" if entry.is_symlink() else "special"].append(path)
+                self._sort(folder, entry, path, depth, seen)
+
+    def _sort(
+        self, folder: _Folder, entry: os.DirEntry[str], path: str, depth: int, seen: set[tuple[int, int]]
+    ) -> None:
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file()
+        except OSError:  # a link to itself
+            is_folder = is_file = False
+        if is_folder:
+            self._enter(folder, _Folder(path, entry.name), entry.path, depth, seen)
+        elif is_file:
+            self._take(folder, path, entry.path)
+        else:
+            self.met["link" if entry.is_symlink() else "special"].append(path)
 
     def _enter(self, parent: _Folder, folder: _Folder, full: str, depth: int, seen: set[tuple[int, int]]) -> None:
         identity = self._identity(full)

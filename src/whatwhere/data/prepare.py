@@ -18,7 +18,7 @@ from .split import split_samples
 
 _NUM_HEADERS = 100
 # what leaving out files does not mend
-_CLASS_KINDS = {"no-image", "no-train", "one-class", "unknown-class"}
+_CLASS_KINDS = {"few", "no-image", "no-train", "one-class", "unknown-class"}
 
 
 @dataclass(frozen=True)

@@ -85,10 +85,10 @@ def _draw(
         result[parts.place(unit)] += unit
     empty = [split for split, fraction in fractions.items() if fraction and not result[split]]
     if empty:
-        raise UserError(
-            f"the images form {counted(len(units), 'group')} that must stay whole, too few to fill "
-            f"{', '.join(result)}: {' and '.join(empty)} would be empty; add images, or choose other groups"
-        )
+        what = f"the images form {counted(len(units), 'group')} that must stay whole, as near duplicates must"
+        hint = ", or choose other groups" if group_from else ""
+        names = f"{', '.join(result)}: {' and '.join(empty)} would be empty"
+        raise UserError(f"{what}: too few to fill {names}; add images{hint}")
     return result
 
 

@@ -23,7 +23,7 @@ from .config import OPTIONS, Config, defaults, image_size_for
 from .distributed import Team
 
 
-def resolve(data: str, given: Mapping[str, Any], median_side: int, team: Team) -> Config:
+def resolve(data: str, given: Mapping[str, Any], prepared: Prepared, team: Team) -> Config:
     """Return the run's options: those given, the others chosen by image size, start and machine.
 
     Raises:
@@ -34,7 +34,8 @@ def resolve(data: str, given: Mapping[str, Any], median_side: int, team: Team) -
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     chosen = defaults(
         given,
-        image_size=given.get("image_size", image_size_for(median_side)),
+        image_size=given.get("image_size", image_size_for(prepared.median_side)),
+        num_images=len(prepared.parts["train"]),
         on_gpu=on_gpu,
         bf16=on_gpu and torch.cuda.is_bf16_supported(including_emulation=False),
         num_cores=max(1, cores // local_processes),
@@ -119,6 +120,10 @@ def _cache(crop: str, train: Reader, others: list[Reader], device: torch.device,
 
 
 def _check_batches(config: Config, order: Order, team: Team) -> None:
+    if config.batch_size > order.num_samples:
+        raise UserError(
+            f"batch_size {config.batch_size:,} is more than the {order.num_samples:,} training images; give fewer"
+        )
     smallest = order.num_samples // order.steps_per_epoch // team.world_size // config.accumulate
     if smallest < 2:
         raise UserError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import UserError, check_integer, nearest
 
+_LARGE = 1e4  # beyond the range of any sensible value, within that of all arithmetic with it
 SMALL_SIZE = 64  # up to here images are padded and cropped by whole pixels, above they are cropped at any scale
 CHOICES = {
     "optimizer": ("sgd", "adamw"),
@@ -42,7 +43,9 @@ class Recipe:
     """
 
     epochs: int = option(40, "Common", "Passes over the training images.", "100; fine-tuning: 30")
-    batch_size: int = option(25, "Common", "Images per step, over all processes and pieces.", "by image size: 128, 64")
+    batch_size: int = option(
+        25, "Common", "Images a step, over all processes.", "128, above 64 px 64, fewer of few images"
+    )
     lr: float = option(0.05, "Common", "Peak learning rate.", "in proportion to the batch size, by optimizer and start")
     optimizer: str = option("sgd", "Recipe", "sgd (Nesterov) or adamw.", "sgd")
     momentum: float = option(0.9, "Recipe", "Momentum of SGD.", "0.9")
@@ -67,12 +70,15 @@ class Recipe:
         for name in ("epochs", "batch_size", "accumulate"):
             check_integer(name, getattr(self, name))
         check_integer("early_stop", self.early_stop, least=0)
-        _check_range("lr", self.lr, 0, math.inf)
+        _check_range("lr", self.lr, 0, _LARGE)
         _check_range("momentum", self.momentum, 0, 1)
         _check_range("ema", self.ema, 0, 1)
         _check_range("label_smoothing", self.label_smoothing, 0, 1)
         for name in ("weight_decay", "warmup_epochs", "mixup", "cutmix", "clip_grad"):
-            _check_range(name, getattr(self, name), 0, math.inf)
+            _check_range(name, getattr(self, name), 0, _LARGE)
+        for name in ("mixup", "cutmix"):
+            if 0 < getattr(self, name) < 1e-3:  # torch's Beta distribution ends there
+                raise UserError(f"{name} must be 0 or at least 0.001, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +91,7 @@ class Config(Recipe):
 
     data: str = dataclasses.field(default="", metadata={"panel": "Data", "help": "", "metavar": None})
     model: str = option(
-        "", "Common", "Network, see `whatwhere models`.", "up to 64 px cbam_resnext29_32x4d, else ...50"
+        "", "Common", "Network, see `whatwhere models`.", "cbam_resnext29_32x4d, above 64 px cbam_resnext50_32x4d"
     )
     image_size: int = option(32, "Common", "Height and width that the network sees.", "by the images: 32 to 224")
     seed: int = option(0, "Common", "Fixes start, order, augmentation and split.", "0")
@@ -102,7 +108,9 @@ class Config(Recipe):
     )
     crop_scale: float = option(0.35, "Recipe", "Least share of the area that a resized crop shows.", "0.35")
     hflip: float = option(0.5, "Recipe", "Probability of a horizontal flip; 0 where left and right differ.", "0.5")
-    rand_augment: int = option(0, "Recipe", "Magnitude of RandAugment, 0 to 30, arXiv 1909.13719; 0 is off.", "5; 7")
+    rand_augment: int = option(
+        0, "Recipe", "Magnitude of RandAugment, 0 (off) to 30, arXiv 1909.13719.", "5; above 64 px 7"
+    )
     random_erasing: float = option(0.0, "Recipe", "Probability of random erasing, arXiv 1708.04896.", "0.1")
     best_by: str = option("accuracy", "Recipe", "Chooses the epoch: accuracy, balanced_accuracy, loss.", "accuracy")
 
@@ -130,7 +138,13 @@ class Config(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_integer("image_size", self.image_size)
+        if not 8 <= self.image_size <= 4096:
+            raise UserError(f"image_size must be from 8 to 4096 pixels, got {self.image_size}")
         check_integer("workers", self.workers, least=0)
+        if self.workers > 256:
+            raise UserError(f"workers must be at most 256, about as many as there are cores, got {self.workers}")
+        if self.skip_bad and not self.check:
+            raise UserError("skip_bad needs the check, which finds the bad files; leave out --no-check")
         check_integer("rand_augment", self.rand_augment, least=0)
         for name in ("drop_rate", "drop_path_rate", "val_fraction", "test_fraction"):
             _check_range(name, getattr(self, name), 0, 1)
@@ -147,22 +161,30 @@ class Config(Recipe):
 
 def _check_range(name: str, value: float, least: float, below: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < below:
-        upper = "finite" if below == math.inf else "at most 1" if below > 1 else f"below {below}"
+        upper = "finite" if below == math.inf else "at most 1" if 1 < below < 2 else f"below {below:g}"
         raise UserError(f"{name} must be at least {least} and {upper}, got {value!r}")
 
 
 OPTIONS = {field.name: field for field in fields(Config) if field.name != "data"}
 
 
-def defaults(given: Mapping[str, Any], *, image_size: int, on_gpu: bool, bf16: bool, num_cores: int) -> dict[str, Any]:
-    """Return a value for each option that `given` leaves open, chosen by image size, start, optimizer and machine.
+def defaults(
+    given: Mapping[str, Any], *, image_size: int, num_images: int, on_gpu: bool, bf16: bool, num_cores: int
+) -> dict[str, Any]:
+    """Return a value for each option that `given` leaves open, chosen by images, start, optimizer and machine.
+
+    Batches of 128 images (of at most 64 px) or 64 (larger), halved, down to 16, where an
+    epoch had fewer than 10 of them.
 
     The learning rate is in proportion to the batch size: for SGD 0.1 at 128 images (of at most 64 px) or at 256
     (larger), a tenth of that from pretrained weights; for AdamW 1e-3 at 256, a tenth from pretrained weights.
     """
     small, pretrained = image_size <= SMALL_SIZE, bool(given.get("pretrained"))
     adamw = given.get("optimizer", "sgd") == "adamw"
-    batch_size = given.get("batch_size", 128 if small else 64)
+    batch_size = 128 if small else 64
+    while batch_size > 16 and num_images < 10 * batch_size:
+        batch_size //= 2
+    batch_size = given.get("batch_size", batch_size)
     rate_at_256 = 1e-3 if adamw else 0.2 if small else 0.1
     epochs = given.get("epochs", 30 if pretrained else 100)
     chosen = {
@@ -206,6 +228,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     import yaml
 
+    if path.exists() and not path.is_file():
+        raise UserError(f"the configuration {str(path)!r} is no file")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -41,6 +41,22 @@ class RunFolder:
         options = _read(self.path / RUN)["config"]
         return {name: value for name, value in options.items() if name in OPTIONS and name not in FREE}
 
+    def check_new(self) -> None:
+        """Raise UserError unless a run may begin here: nothing of another run, nothing of the user's is in the way."""
+        if self._done():
+            raise UserError(
+                f"{str(self.path)!r} holds a run already; give --resume to continue it, or another folder with --out"
+            )
+
+    def _done(self) -> bool:
+        """Return whether a run has come to anything here."""
+        done = [name for name in (METRICS, RESULT, LAST, BEST) if _holds_something(self.path / name)]
+        ours = (self.path / RUN).is_file() and "data_fingerprint" in _read(self.path / RUN)
+        taken = [*done, *(name for name in (RUN, SPLIT) if (self.path / name).exists())]
+        if taken and not ours:
+            raise UserError(f"{str(self.path)!r} holds {taken[0]} of something else; give another folder with --out")
+        return bool(done)
+
     def begin(self, config: Config, prepared: Prepared, session: dict[str, Any], *, resume: bool) -> None:
         """Write `run.json` and `split.csv`, or add a session to the run that is there.
 
@@ -49,16 +65,10 @@ class RunFolder:
         Raises:
             UserError: A run is there and `resume` is not set, or it has other options or other data.
         """
+        if not resume:
+            self.check_new()
         current = {**asdict(config), "data_fingerprint": fingerprint(prepared)}
-        has_run = (self.path / RUN).is_file()
-        done = [name for name in (METRICS, RESULT, LAST, BEST) if _holds_something(self.path / name)]
-        if done and not has_run:
-            raise UserError(f"{str(self.path)!r} holds {done[0]} of something else; give another folder with --out")
-        if done and not resume:
-            raise UserError(
-                f"{str(self.path)!r} holds a run already; give --resume to continue it, or another folder with --out"
-            )
-        if not done:
+        if not self._done():
             write_bytes(self.path / SPLIT, _split_table(prepared).encode("utf-8", "surrogateescape"))
             write_json(
                 self.path / RUN,
@@ -99,6 +109,15 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
 
+def training_images(bundle: Path) -> frozenset[str]:
+    """Return the paths of the images that the network of a run was trained on; none where no `split.csv` tells."""
+    for folder in (bundle, bundle.parent, bundle.parent.parent):
+        if (folder / SPLIT).is_file() and (folder / RUN).is_file():
+            with open(folder / SPLIT, encoding="utf-8", errors="surrogateescape", newline="") as file:
+                return frozenset(row["path"] for row in csv.DictReader(file) if row.get("split") == "train")
+    return frozenset()
+
+
 def _holds_something(path: Path) -> bool:
     return any(path.iterdir()) if path.is_dir() else path.exists() and path.stat().st_size > 0
 
@@ -108,7 +127,7 @@ def _read(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r} cannot be read ({error}); start again with another --out") from error
-    return content
+    return content if isinstance(content, dict) else {}
 
 
 def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

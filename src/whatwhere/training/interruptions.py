@@ -30,7 +30,7 @@ class Stopped(Exception):  # noqa: N818 - no error
 
 @contextlib.contextmanager
 def listening(trainer: Trainer, received: list[int], *, alone: bool) -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C ask the trainer to stop; a second Ctrl-C interrupts a lone process at once."""
+    """Let SIGTERM, SIGHUP and Ctrl-C ask the trainer to stop; a second Ctrl-C interrupts a lone process at once."""
 
     def ask(number: int, frame: Any) -> None:
         # torchrun passes on what the terminal has sent already
@@ -42,7 +42,10 @@ def listening(trainer: Trainer, received: list[int], *, alone: bool) -> Iterator
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    asking = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP"):  # the terminal is closed; not on Windows
+        asking.append(signal.SIGHUP)
+    before = {number: signal.signal(number, ask) for number in asking}
     try:
         yield
     finally:

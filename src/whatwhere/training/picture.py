@@ -35,11 +35,12 @@ def curves_png(metrics: list[dict[str, Any]], title: str) -> bytes:
     """Return the loss and the validation figures over the epochs, as PNG."""
     figure, (left, right) = _subplots(1, 2, (10, 4))
     epochs = [record["epoch"] for record in metrics]
-    left.plot(epochs, [record["train_loss"] for record in metrics], label="training (augmented, smoothed)")
-    left.plot(epochs, [record["val_loss"] for record in metrics], label="validation")
+    marker = "o" if len(epochs) < 3 else ""  # a line needs two points
+    left.plot(epochs, [record["train_loss"] for record in metrics], marker=marker, label="training (augmented)")
+    left.plot(epochs, [record["val_loss"] for record in metrics], marker=marker, label="validation")
     left.set_ylabel("cross-entropy")
     left.set_ylim(bottom=0)
-    right.plot(epochs, [100 * record["val_accuracy"] for record in metrics], label="accuracy")
+    right.plot(epochs, [100 * record["val_accuracy"] for record in metrics], marker=marker, label="accuracy")
     right.plot(epochs, [100 * record["val_balanced_accuracy"] for record in metrics], "--", label="balanced accuracy")
     right.set_ylabel("validation, %")
     best = max(metrics, key=lambda record: (record["is_best"], record["epoch"]))

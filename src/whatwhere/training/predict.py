@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..data.doctor import examine
 from ..data.find import find_source
 from ..data.images import SUFFIXES, ImageError, open_image
 from ..data.names import counted, few, printable
-from ..data.source import Sample
+from ..data.source import Sample, Source
 from ..errors import UserError, nearest
 from .bundle import Bundle
 from .distributed import Team
@@ -123,6 +123,7 @@ def evaluate_bundle(
     batch_size: int = 128,
     num_workers: int = 0,
     amp: str = "none",
+    trained_on: Collection[str] = (),
     progress: Callable[[int, int], None] | None = None,
     **source_options: Any,
 ) -> dict[str, Any]:
@@ -138,6 +139,7 @@ def evaluate_bundle(
         batch_size: Images computed together.
         num_workers: Processes that read.
         amp: "none", "bf16" or "fp16".
+        trained_on: Paths of files; how many of them are among the images is in the result.
         progress: Called with the images done and all.
         **source_options: Further arguments of `find_source`.
 
@@ -186,6 +188,7 @@ def evaluate_bundle(
     return {
         "data": data,
         "split": chosen,
+        "num_trained_on": _overlap(source, samples, trained_on),
         "left_out": sorted(bad),
         "images": figures.summary(),
         "judged_on": "images",
@@ -193,6 +196,13 @@ def evaluate_bundle(
         "per_class": figures.per_class(bundle.classes),
         "confusion": figures.confusion.tolist(),
     }
+
+
+def _overlap(source: Source, samples: Sequence[Sample], paths: Collection[str]) -> int:
+    if source.root is None:
+        return sum(sample.path in paths for sample in samples)
+    root = str(source.root.absolute())
+    return sum(os.path.normpath(os.path.join(root, sample.path)) in paths for sample in samples) if paths else 0
 
 
 def _labels(samples: Sequence[Sample], classes: tuple[str, ...]) -> Tensor:

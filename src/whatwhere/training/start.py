@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import platform
+import signal
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data.names import few
+from ..data.names import counted, few
 from ..data.prepare import Prepared, fingerprint, prepare
 from ..errors import UserError
 from ..files import check_writable
@@ -51,6 +52,8 @@ def run_training(
         UserError: Anything that the user can mend.
         Stopped: The run was asked to stop and is saved.
     """
+    if out is not None and not resume and not dry_run:
+        RunFolder(out).check_new()
     Config(data=data, **given)  # what is wrong in itself is said before a long check of the images
     if "model" in given:
         check_name(given["model"])
@@ -63,12 +66,13 @@ def run_training(
         screen = screen if processes.is_first else Silent()
         with processes.first_alone():
             prepared = _prepare(data, given, screen)
-        config = resolve(data, given, prepared.median_side, processes)
+        config = resolve(data, given, prepared, processes)
         path = out or Path("runs") / (Path(data).stem or "data") / f"{config.model}-seed{config.seed}"
         folder = RunFolder(path)
+        _check_apart(path, prepared)
         if resume:
             # what is not given is as it was: another machine would choose otherwise
-            config = resolve(data, {**folder.fixed_options(), **given}, prepared.median_side, processes)
+            config = resolve(data, {**folder.fixed_options(), **given}, prepared, processes)
         processes.check_same(json.dumps([fingerprint(prepared), asdict(config)], default=str), "images or options")
         with processes.first_alone():
             model = build_model(config, len(prepared.classes))
@@ -113,8 +117,19 @@ def _run(
             position = f"step {trainer.position.step:,} of {trainer.num_steps:,}"
             message = f"stopped after {position}, saved in {str(folder.path)!r}; continue with: {again(command)}"
             raise Stopped(received[0] if received else 0, message) from None
+        except KeyboardInterrupt:
+            message = f"interrupted at once; what was saved before is kept in {str(folder.path)!r}"
+            raise Stopped(signal.SIGINT, f"{message}; continue with: {again(command)}") from None
         except LossNotFinite as error:
             raise UserError(_with_paths(error, prepared, folder)) from error
+
+
+def _check_apart(path: Path, prepared: Prepared) -> None:
+    """Raise UserError if the run's folder lies among the user's images."""
+    root = prepared.source.root
+    is_folder = root is not None and Path(prepared.source.name).is_dir()
+    if root is not None and is_folder and path.absolute().resolve().is_relative_to(root.resolve()):
+        raise UserError(f"--out {str(path)!r} lies in the folder of the images; give one elsewhere")
 
 
 def _prepare(data: str, given: Mapping[str, Any], screen: Screen) -> Prepared:
@@ -130,7 +145,7 @@ def _prepare(data: str, given: Mapping[str, Any], screen: Screen) -> Prepared:
         screen.warn(f"left out as bad: {few(prepared.left_out, 5)}")
     for finding in prepared.report.findings if prepared.report is not None else ():
         if finding.severity == "warning":
-            screen.warn(finding.message)
+            screen.warn(f"{finding.message} (`whatwhere check` names them)")
     for part, samples in prepared.parts.items():
         missing = sorted(set(prepared.classes) - {sample.label for sample in samples})
         if samples and missing:
@@ -180,9 +195,10 @@ def _try_out(config: Config, prepared: Prepared, model: nn.Module, processes: Te
     if processes.device.type == "cuda":
         memory = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory"
     whole = duration(step * trainer.num_steps)
+    steps = counted(trainer.order.steps_per_epoch, "step")
     screen.line(
-        f"dry run: {trainer.position.step} steps done, {step:.2f} s a step{memory}; {trainer.order.steps_per_epoch} "
-        f"steps an epoch, about {whole} in all without evaluation; nothing written"
+        f"dry run: {step:.2g} s a step{memory}; {steps} an epoch, about {whole} in all without evaluation; nothing "
+        "written"
     )
 
 
