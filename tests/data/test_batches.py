@@ -150,8 +150,10 @@ def test_the_processes_batches_are_the_whole(source, num_workers):
 def test_the_reader_keeps_the_whole_image_for_crops_and_no_more_than_is_needed(source):
     whole = reader(source, "resized")
     assert len(whole) == NUM
-    # half as much again as the network sees, 24, and never enlarged; the JPEG is decoded at 45 x 40 first
-    assert [tuple(whole[index].shape) for index in range(4)] == [(3, 20, 30), (3, 30, 20), (3, 12, 12), (3, 24, 27)]
+    # half as much again as the network sees, 24, or up to twice that, and never enlarged
+    sizes = [tuple(whole[index].shape) for index in range(4)]
+    assert sizes[:3] == [(3, 20, 30), (3, 30, 20), (3, 12, 12)]
+    assert 24 <= min(sizes[3][1:]) < 48
     assert torch.equal(whole[0].permute(1, 2, 0), torch.from_numpy(np.array(Image.open(source.root / "00.png"))))
 
 

@@ -14,6 +14,7 @@ from whatwhere.data.preprocess import (
     Preprocessing,
     decoded,
     preprocessing_for,
+    reduced,
     resized,
     to_tensor,
 )
@@ -63,7 +64,6 @@ def test_pixels_are_pillows_to_the_last_bit(tmp_path, size, resize, image_size, 
     with open_image(save(tmp_path / "a.png", original)) as image:
         pixels = Preprocessing(image_size, resize).pixels(image)
     assert pixels.dtype == torch.uint8
-    assert pixels.is_contiguous()
     assert np.array_equal(array(pixels), np.asarray(expected))
 
 
@@ -178,3 +178,13 @@ def test_resizing_keeps_the_aspect_and_leaves_what_fits():
     assert resized(image, 60) is image
     assert resized(image, 20).size == (30, 20)
     assert resized(picture(6, (60, 90)), 20).size == (20, 30)
+
+
+@pytest.mark.parametrize(("size", "expected"), [((90, 60), (45, 30)), ((47, 60), (47, 60)), ((300, 75), (100, 25))])
+def test_reduced_images_are_means_of_blocks_and_no_smaller_than_asked(size, expected):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    small = reduced(Image.fromarray(pixels), 24)
+    assert small.size == expected
+    factor = size[0] // expected[0]
+    blocks = pixels.reshape(expected[1], factor, expected[0], factor, 3).mean((1, 3))
+    assert np.abs(np.asarray(small) - blocks).max() <= 0.5 + 1e-6

@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 from ..randomness import generator
 from .augment import Augmentation, draws
 from .images import ImageError
-from .preprocess import Preprocessing, decoded, resized, to_tensor
+from .preprocess import Preprocessing, decoded, reduced, to_tensor
 from .source import Sample, Source
 from .store import Store
 
-# the shorter side of stored images that are cropped at any scale, in units of what the network sees
+# the least shorter side of stored images that are cropped at any scale, in units of what the network sees
 _STORED = 1.5
 
 
@@ -91,8 +91,7 @@ class Reader:
             if not self.whole:
                 return self.preprocessing.pixels(image)
             short_side = round(_STORED * self.preprocessing.image_size)
-            rgb = decoded(image, short_side)
-            return to_tensor(resized(rgb, min(short_side, *rgb.size)))
+            return to_tensor(reduced(decoded(image, short_side), short_side))
 
 
 class _Steps(Dataset[Any]):

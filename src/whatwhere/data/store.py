@@ -35,7 +35,8 @@ class Store:
         self.starts: list[int] = sizes.cumsum(0).tolist()
         self.pixels = torch.empty(self.starts[-1], dtype=torch.uint8)
         for start, image in zip(self.starts, images, strict=False):
-            self.pixels[start : start + image.numel()] = image.flatten()
+            # rows of pixels, as decoded and as crops are fast
+            self.pixels[start : start + image.numel()] = image.permute(1, 2, 0).reshape(-1)
         if num_workers and multiprocessing.get_start_method() != "fork":
             self.pixels.share_memory_()  # type: ignore[no-untyped-call]
 
@@ -43,11 +44,14 @@ class Store:
         return len(self.shapes)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.pixels[self.starts[index] : self.starts[index + 1]].view(self.shapes[index])
+        channels, height, width = self.shapes[index]
+        pixels = self.pixels[self.starts[index] : self.starts[index + 1]]
+        return pixels.view(height, width, channels).permute(2, 0, 1)
 
     def moved_to(self, device: torch.device) -> Tensor:
         """Return images of one size as one tensor (N, 3, H, W) on the device, and keep none here."""
-        block = self.pixels.view(len(self.shapes), *self.shapes[0]).to(device)
+        channels, height, width = self.shapes[0]
+        block = self.pixels.view(len(self.shapes), height, width, channels).permute(0, 3, 1, 2).to(device)
         self.pixels = torch.empty(0, dtype=torch.uint8)
         return block
 
