@@ -187,4 +187,4 @@ def test_reduced_images_are_means_of_blocks_and_no_smaller_than_asked(size, expe
     assert small.size == expected
     factor = size[0] // expected[0]
     blocks = pixels.reshape(expected[1], factor, expected[0], factor, 3).mean((1, 3))
-    assert np.abs(np.asarray(small) - blocks).max() <= 0.5 + 1e-6
+    assert np.abs(np.asarray(small) - blocks).max() < 1  # Pillow rounds in fixed point
