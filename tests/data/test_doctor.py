@@ -374,3 +374,14 @@ def test_different_photos_are_no_near_duplicates(sign_digits):
     report = examine(find_source(str(sign_digits)), cache=None)
     assert report.sound
     assert report.twins == ()
+
+
+def test_classes_that_are_all_too_small_are_an_error_and_one_of_many_a_warning(tmp_path):
+    fill(tmp_path / "all", "a", "b", count=1)
+    fill(tmp_path / "one", "a", "b", count=5)
+    fill(tmp_path / "one", "c", count=1)
+    severities = []
+    for name in ("all", "one"):
+        report = report_of(tmp_path / name, tmp_path / "cache")
+        severities.append([finding.severity for finding in report.findings if finding.kind == "few"])
+    assert severities == [["error"], ["warning"]]

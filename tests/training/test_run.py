@@ -555,3 +555,17 @@ def test_a_closed_terminal_saves_too(data, tmp_path):
     screen.progress = lambda what, done, total: done == 2 and os.kill(os.getpid(), signal.SIGHUP)
     with pytest.raises(Stopped, match="saved in"):
         train(data, tmp_path / "run", screen)
+
+
+def test_an_evaluation_knows_what_was_trained_on(finished, data):
+    from whatwhere.training.folder import training_images
+    from whatwhere.training.predict import evaluate_bundle
+
+    out, _, _ = finished
+    for place in (out, out / "best", out / "best" / "bundle.json"):
+        assert len(training_images(place)) == 33
+    bundle = load_bundle(out)
+    assert evaluate_bundle(bundle, str(data), trained_on=training_images(out))["num_trained_on"] == 33
+    held_out = evaluate_bundle(bundle, str(out / "split.csv"), split="test", trained_on=training_images(out))
+    assert held_out["num_trained_on"] == 0
+    assert training_images(data) == frozenset()

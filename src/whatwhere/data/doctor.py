@@ -106,7 +106,9 @@ class Report:
         totals = Counter(finding.severity for finding in self.findings)
         found = ", ".join(counted(totals[severity], severity) for severity in _SEVERITIES if totals[severity])
         verdict = "sound" if self.sound else "not sound: what is marked as an error would spoil a result"
-        return Table(f"Findings: {found or 'none'}", ("", "finding"), rows, 2, f"The data are {verdict}.")
+        return Table(
+            f"Findings: {found or 'none'}", ("", "finding"), rows or [("", "nothing")], 2, f"The data are {verdict}."
+        )
 
 
 def _read_as(mode: str) -> str:
