@@ -128,6 +128,14 @@ def _fetched(what: str, fetch: Callable[[], Any]) -> StateDict:
         ) from error
 
 
+def tensors_to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return named tensors, of any device and layout in memory, as the content of a safetensors file."""
+    from safetensors.torch import save
+
+    # a clone, because safetensors refuses tensors that share memory
+    return save({name: tensor.detach().contiguous().cpu().clone() for name, tensor in tensors.items()})
+
+
 def is_attention_key(key: str) -> bool:
     """Return whether `key` names a tensor of an attention module."""
     return bool(_ATTENTION_KEY.search(key))

@@ -6,7 +6,8 @@ import pytest
 
 from image_files import cut, fill
 from whatwhere import UserError
-from whatwhere.cli.check import print_check, progress_bar
+from whatwhere.cli.check import print_check
+from whatwhere.cli.screen import TerminalScreen
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +57,6 @@ def test_the_bar_goes_to_the_terminal_of_standard_error(monkeypatch):
 
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", Terminal())
-    with progress_bar("examining images") as progress:
-        progress(3, 7)
+    with TerminalScreen(to_stderr=True) as screen:
+        screen.progress("examining images", 3, 7)
     assert "3/7" in sys.stderr.getvalue()

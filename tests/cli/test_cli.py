@@ -5,26 +5,9 @@ import sys
 
 import pytest
 
-from whatwhere import cli
 from whatwhere.cli import demo as demo_module
 from whatwhere.files import write_json
 from whatwhere.training.config import Recipe
-
-
-def run(capsys, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["whatwhere", *arguments])
-    try:
-        cli.main()
-        status = 0
-    except SystemExit as stop:
-        status = stop.code or 0
-    printed = capsys.readouterr()
-    return status, printed.out, printed.err
-
-
-@pytest.fixture
-def whatwhere(capsys, monkeypatch):
-    return lambda *arguments: run(capsys, monkeypatch, *arguments)
 
 
 def test_models(whatwhere):

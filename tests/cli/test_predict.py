@@ -1,13 +1,12 @@
 import csv
 import io
 import json
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from whatwhere import cli, create_model
+from whatwhere import create_model
 from whatwhere.data.preprocess import Preprocessing
 from whatwhere.training.bundle import Bundle, load_bundle, save_bundle
 from whatwhere.training.predict import predict
@@ -18,18 +17,6 @@ CLASSES = ("cat", "dog, wet", "=elk")
 @pytest.fixture(autouse=True)
 def _no_cache_of_the_user(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
-@pytest.fixture
-def whatwhere(capsys, monkeypatch):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["whatwhere", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        printed = capsys.readouterr()
-        return stop.value.code or 0, printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

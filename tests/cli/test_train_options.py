@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from whatwhere import cli
 from whatwhere.training import start as start_module
 from whatwhere.training.config import CHOICES, OPTIONS, Config
 
@@ -46,18 +45,6 @@ def test_every_option_is_there_with_its_default_and_its_choices(page):
         if isinstance(field.default, bool):
             assert f"--no-{name.replace('_', '-')} " in line
     assert len(re.findall(r"\(default: ", page)) == len(OPTIONS) + 1  # --out
-
-
-@pytest.fixture
-def whatwhere(capsys, monkeypatch):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["whatwhere", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        printed = capsys.readouterr()
-        return stop.value.code or 0, printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture

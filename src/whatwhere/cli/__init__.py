@@ -117,7 +117,7 @@ def summary_command(
     print_summary(model, against, input_size, batch, classes, depth, latency, json)
 
 
-app.command("train", no_args_is_help=False)(train_command())
+app.command("train")(train_command())
 
 
 _PathColumn = Annotated[str, typer.Option(metavar="NAME", help="Column of the paths in a CSV.")]

@@ -116,7 +116,7 @@ def _run(
         except Stopped as stopped:
             print(f"whatwhere: {stopped}", file=sys.stderr)
             sys.exit(128 + stopped.signal if stopped.signal else 1)
-    if result is None or int(os.environ.get("RANK", "0")) != 0:
+    if result is None:
         return
     if json:
         typer.echo(json_format.dumps(result, indent=2))
@@ -128,6 +128,6 @@ def _run(
 
 def typed_command() -> str:
     """Return the command as it can be typed again."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's mark; its own options are not to be seen from here
         return shlex.join(["torchrun", "...", "-m", "whatwhere", *sys.argv[1:]])
     return shlex.join(["whatwhere", *sys.argv[1:]])

@@ -94,6 +94,12 @@ class Reader:
             return to_tensor(reduced(decoded(image, short_side), short_side))
 
 
+def label_numbers(samples: Sequence[Sample], classes: tuple[str, ...]) -> Tensor:
+    """Return the place of each sample's label among `classes`, (N,), int64."""
+    number = {name: index for index, name in enumerate(classes)}
+    return torch.tensor([number[sample.label] for sample in samples], dtype=torch.int64)
+
+
 class _Steps(Dataset[Any]):
     """The samples of a step, read and cropped: what a worker process does."""
 

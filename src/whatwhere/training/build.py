@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augment import Augmentation
-from ..data.batches import EvaluationBatches, Order, Reader, TrainBatches
+from ..data.batches import EvaluationBatches, Order, Reader, TrainBatches, label_numbers
 from ..data.prepare import Prepared
 from ..data.preprocess import Preprocessing, preprocessing_for
-from ..data.source import Sample
 from ..data.store import Store, decode_all, num_bytes, room
 from ..errors import UserError
 from ..models import create_model
@@ -31,14 +30,13 @@ def resolve(data: str, given: Mapping[str, Any], prepared: Prepared, team: Team)
     """
     on_gpu = team.device.type == "cuda"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     chosen = defaults(
         given,
         image_size=given.get("image_size", image_size_for(prepared.median_side)),
         num_images=len(prepared.parts["train"]),
         on_gpu=on_gpu,
         bf16=on_gpu and torch.cuda.is_bf16_supported(including_emulation=False),
-        num_cores=max(1, cores // local_processes),
+        num_cores=max(1, cores // team.local_world_size),
     )
     return Config(data=data, **{**chosen, **given, "device": given.get("device") or team.device.type})
 
@@ -83,7 +81,7 @@ def build_material(config: Config, prepared: Prepared, team: Team) -> Material:
         for part in ("val", "test")
         if prepared.parts[part]
     }
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = team.local_world_size
     cache = config.cache
     if cache == "auto":
         cache = _cache(config.crop, train_reader, list(readers.values()), team.device, processes)
@@ -94,14 +92,19 @@ def build_material(config: Config, prepared: Prepared, team: Team) -> Material:
         num_threads = max(1, (os.cpu_count() or 1) // processes)
         return decode_all(reader, num_workers=config.workers, num_threads=num_threads)
 
-    place = {"device": team.device, "rank": team.rank, "world_size": team.world_size, "num_workers": config.workers}
-    labels = {part: _labels(samples, prepared.classes) for part, samples in prepared.parts.items()}
+    place: dict[str, Any] = {
+        "device": team.device,
+        "rank": team.rank,
+        "world_size": team.world_size,
+        "num_workers": config.workers,
+    }
+    labels = {part: label_numbers(samples, prepared.classes) for part, samples in prepared.parts.items()}
     return Material(
         order,
         preprocessing,
-        TrainBatches(images(train_reader), labels["train"], order, augment, on_device=cache == "device", **place),  # type: ignore[arg-type]
+        TrainBatches(images(train_reader), labels["train"], order, augment, on_device=cache == "device", **place),
         {
-            part: EvaluationBatches(images(reader), labels[part], preprocessing, 2 * config.batch_size, **place)  # type: ignore[arg-type]
+            part: EvaluationBatches(images(reader), labels[part], preprocessing, 2 * config.batch_size, **place)
             for part, reader in readers.items()
         },
         _class_weights(labels["train"], len(prepared.classes)) if config.class_weights == "balanced" else None,
@@ -130,11 +133,6 @@ def _check_batches(config: Config, order: Order, team: Team) -> None:
             f"batches of {order.num_samples // order.steps_per_epoch} images leave fewer than 2 to each of "
             f"{team.world_size} processes x {config.accumulate} pieces, and a norm needs 2; raise --batch-size"
         )
-
-
-def _labels(samples: tuple[Sample, ...], classes: tuple[str, ...]) -> Tensor:
-    number = {name: index for index, name in enumerate(classes)}
-    return torch.tensor([number[sample.label] for sample in samples], dtype=torch.int64)
 
 
 def _class_weights(labels: Tensor, num_classes: int) -> Tensor:

@@ -54,12 +54,9 @@ def save_bundle(folder: Path, bundle: Bundle) -> None:
     Raises:
         UserError: It cannot be written.
     """
-    from safetensors.torch import save as to_bytes
-
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().contiguous().cpu().clone() for key, value in bundle.model.state_dict().items()}
-    content = to_bytes(state)
+    content = weights.tensors_to_bytes(bundle.model.state_dict())
     digest = hashlib.sha256(content).hexdigest()
     name = f"weights-{digest[:12]}.safetensors"
     write_bytes(folder / name, content)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import remove_parts, write_bytes, write_json, writing
+from ..weights import tensors_to_bytes
 
 KEPT = 2  # so that a damaged one has one before it
 _TENSOR = "tensor:"
@@ -86,11 +87,9 @@ def _steps(folder: Path) -> list[int]:
 
 def write_tensors_and_json(stem: Path, state: dict[str, Any]) -> None:
     """Write `stem`.safetensors, then `stem`.json, which holds the checksum of both."""
-    from safetensors.torch import save as to_bytes
-
     tensors: dict[str, Tensor] = {}
     tree = _without_tensors(state, "", tensors)
-    content = to_bytes({name: tensor.detach().contiguous().cpu().clone() for name, tensor in tensors.items()})
+    content = tensors_to_bytes(tensors)
     write_bytes(stem.with_suffix(".safetensors"), content)
     write_json(stem.with_suffix(".json"), {"sha256": _checksum(content, tree), "state": tree})
 

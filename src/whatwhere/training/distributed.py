@@ -32,6 +32,7 @@ class Team:
         local_rank: Number on this machine.
         device: Where this process computes.
         control: Group for what is no part of a step, on the CPU.
+        local_world_size: Number of processes on this machine, which share its memory and cores.
     """
 
     rank: int
@@ -39,6 +40,7 @@ class Team:
     local_rank: int
     device: torch.device
     control: Any = None
+    local_world_size: int = 1
 
     @property
     def is_first(self) -> bool:
@@ -108,9 +110,9 @@ def team(device: str) -> Iterator[Team]:
     Raises:
         UserError: No such device here.
     """
-    world_size, rank, local_rank = (
+    world_size, rank, local_rank, local_world_size = (
         int(os.environ.get(name, default))
-        for name, default in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
+        for name, default in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
     )
     chosen = _device(device, local_rank, world_size)
     if world_size == 1:
@@ -118,7 +120,8 @@ def team(device: str) -> Iterator[Team]:
         return
     on_gpu = chosen.type == "cuda"
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT, device_id=chosen if on_gpu else None)
-    yield Team(rank, world_size, local_rank, chosen, dist.new_group(backend="gloo", timeout=PATIENCE))
+    control = dist.new_group(backend="gloo", timeout=PATIENCE)
+    yield Team(rank, world_size, local_rank, chosen, control, local_world_size)
     # not after an error of this process alone: the others wait in a sum, and NCCL's end would wait for them
     dist.destroy_process_group()
 

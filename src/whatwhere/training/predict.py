@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.batches import EvaluationBatches, Reader
+from ..data.batches import EvaluationBatches, Reader, label_numbers
 from ..data.doctor import examine
 from ..data.find import find_source
 from ..data.images import SUFFIXES, ImageError, open_image
@@ -206,9 +206,8 @@ def _overlap(source: Source, samples: Sequence[Sample], paths: Collection[str]) 
 
 
 def _labels(samples: Sequence[Sample], classes: tuple[str, ...]) -> Tensor:
-    number = {name: index for index, name in enumerate(classes)}
-    unknown = sorted({sample.label for sample in samples} - number.keys())
+    unknown = sorted({sample.label for sample in samples} - set(classes))
     if unknown:
         hint = nearest(unknown[0], list(classes)) or f"; it knows {few(list(classes), 5)}"
         raise UserError(f"the network does not know the class {unknown[0]!r}{hint}")
-    return torch.tensor([number[sample.label] for sample in samples], dtype=torch.int64)
+    return label_numbers(samples, classes)

@@ -37,7 +37,9 @@ from .run import Run, Screen, Silent, duration
 def run_training(
     data: str, given: Mapping[str, Any], *, out: Path | None, resume: bool, dry_run: bool, command: str, screen: Screen
 ) -> dict[str, Any] | None:
-    """Train a network on DATA and return the result, as `result.json` has it; None from a dry run.
+    """Train a network on DATA and return the result, as `result.json` has it.
+
+    None from a dry run, and in every process but the first.
 
     Args:
         data: As `find_source` takes it.
@@ -82,7 +84,8 @@ def run_training(
             if dry_run:
                 _try_out(config, prepared, model, processes, screen)
                 return None
-            return _run(config, prepared, model, processes, folder, resume, command, screen)
+            result = _run(config, prepared, model, processes, folder, resume, command, screen)
+            return result if processes.is_first else None
 
 
 def _run(
