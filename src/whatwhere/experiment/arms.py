@@ -1,0 +1,128 @@
+"""The arms of a comparison: one backbone, with and without attention, or wider."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UserError, nearest
+
+NONE, WIDE = "none", "wide"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm.
+
+    Attributes:
+        name: What it is called, and its folder.
+        spec: "none", the name of an attention, MODULE:NAME of one's own, "wide", or "wide:ARM".
+    """
+
+    name: str
+    spec: str
+
+
+def parse_arms(text: str) -> tuple[Arm, ...]:
+    """Return the arms in "none,se,cbam,wide,mine=my_module:MyGate": each SPEC, or NAME=SPEC.
+
+    Raises:
+        UserError: An empty or repeated name, or one that cannot be a folder's.
+    """
+    arms: list[Arm] = []
+    for part in text.split(","):
+        label, equals, spec = part.strip().partition("=")
+        if not equals:
+            spec = label
+            # of my_module:MyGate the name, of wide:cbam all
+            label = spec.replace(":", "-") if _wide(spec) else spec.rpartition(":")[2]
+        label, spec = label.strip(), spec.strip()
+        if not spec:
+            raise UserError(f"--attention {text!r} has an empty arm; give for example none,se,cbam")
+        if not _NAME.fullmatch(label):
+            raise UserError(
+                f"an arm cannot be called {label!r}; give letters, digits, _ . + or -, for example mine={spec}"
+            )
+        if any(label.lower() == arm.name.lower() for arm in arms):
+            raise UserError(f"--attention names {label!r} twice; name one of them otherwise, such as other={spec}")
+        arms.append(Arm(label, spec))
+    return tuple(arms)
+
+
+def _wide(spec: str) -> bool:
+    return spec == WIDE or spec.startswith(f"{WIDE}:")
+
+
+def run_options(arms: Sequence[Arm], backbone: str, num_classes: int) -> dict[str, dict[str, Any]]:
+    """Return the options of a training run that make each arm's network: `model`, `attention`, `width_factor`.
+
+    A wide arm is the backbone with the width at which its number of parameters is nearest to the arm's it names, or to
+    the largest arm's.
+
+    Raises:
+        UserError: An unknown backbone, attention or arm, a network that cannot be built, or one that is no wider.
+    """
+    from ..models.registry import MODELS, check_name
+    from ..models.width import width_factor_for
+
+    check_name(backbone)
+    if MODELS[backbone].backbone != backbone:
+        raise UserError(f"--backbone {backbone} has attention in its name; give {MODELS[backbone].backbone}")
+    options = {arm.name: _named(arm, backbone) for arm in arms if not _wide(arm.spec)}
+    if len(options) == len(arms):
+        return options
+    counts = {name: num_params(choice, num_classes) for name, choice in options.items()}
+    if not counts:
+        raise UserError("a wide arm needs another one whose number of parameters it is to have; give none,cbam,wide")
+    for arm in arms:
+        if _wide(arm.spec):
+            other = arm.spec.partition(":")[2] or max(counts, key=counts.__getitem__)
+            if other not in counts:
+                raise UserError(f"{arm.spec}: no arm is called {other!r}{nearest(other, list(counts))}")
+            factor = width_factor_for(backbone, counts[other], num_classes=num_classes)
+            options[arm.name] = {"model": backbone, "width_factor": factor}
+    return {arm.name: options[arm.name] for arm in arms}
+
+
+def _named(arm: Arm, backbone: str) -> dict[str, Any]:
+    from ..attention import ATTENTION
+    from ..models.registry import MODELS, check_name
+
+    if arm.spec == NONE:
+        return {"model": backbone}
+    if ":" in arm.spec:
+        return {"model": backbone, "attention": arm.spec}
+    if arm.spec not in ATTENTION:
+        known = [NONE, *ATTENTION, WIDE]
+        hint = nearest(arm.spec, known)
+        raise UserError(f"unknown attention {arm.spec!r}{hint}; known: {', '.join(known)}, and MODULE:NAME of your own")
+    name = f"{arm.spec}_{backbone}"
+    if name not in MODELS:
+        check_name(name)
+    return {"model": name}
+
+
+def num_params(options: Mapping[str, Any], num_classes: int) -> int:
+    """Return the number of parameters of the network that a run with `options` trains."""
+    return sum(parameter.numel() for parameter in build(options, num_classes, seed=0).parameters())
+
+
+def build(options: Mapping[str, Any], num_classes: int, seed: int) -> Any:
+    """Return the network that a run with `options` trains, from scratch."""
+    from ..training.build import build_model
+    from ..training.config import Config
+
+    return build_model(Config(**{**options, "seed": seed, "pretrained": ""}), num_classes)
+
+
+def describe(options: Mapping[str, Any]) -> str:
+    """Return an arm's network in words."""
+    text = str(options["model"])
+    if options.get("attention"):
+        text += f" with {options['attention']}"
+    if options.get("width_factor", 1.0) != 1.0:
+        text += f", {options['width_factor']:.4g} times as wide"
+    return text

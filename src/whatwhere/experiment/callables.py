@@ -1,0 +1,117 @@
+"""Comparing what any function trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..files import write_bytes, write_json
+from .content import figures_content
+from .plan import LEAST_PAIRS, Plan
+from .record import judge_again, read_record, record_of
+from .results import Results, read_results
+from .verdict import UNKNOWN, Judgement
+
+
+def compare(
+    run: Callable[[str, int], float | Mapping[str, float]],
+    arms: Iterable[str],
+    seeds: int | Iterable[int],
+    *,
+    metric: str | None = None,
+    lower_is_better: bool = False,
+    baseline: str | None = None,
+    margin: float | None = None,
+    max_seeds: int | None = None,
+    results: str | Path | None = None,
+    title: str = "comparison",
+    progress: Callable[[str, int, Mapping[str, float]], None] | None = None,
+) -> Comparison:
+    """Train every arm with every seed and return the verdict on each arm against the baseline.
+
+    `run(arm, seed)` trains and returns its figures on the test images. For a fair pair everything but the arm must
+    follow from the seed: split, order, augmentation, initial values of the layers that the arms share.
+
+    Args:
+        run: Returns one figure, called `metric` (or accuracy), or figures by name.
+        arms: Names, the baseline among them.
+        seeds: How many (0, 1, ...), or which.
+        metric: What to judge by; by default accuracy, or the only one.
+        lower_is_better: For metrics that are not ours.
+        baseline: By default the arm called none or baseline, else the first.
+        margin: Least difference that matters, in the unit shown (`metric_for`); by default 0.5 points.
+        max_seeds: Go on at the planned looks (`Plan`), as far as this, while some arm cannot be told; needs `seeds` as
+            a number.
+        results: A CSV that keeps every run as it ends: those in it are not run again. The verdict is written beside it
+            (.verdict.json), so that one on more seeds later knows of the looks before.
+        title: Of the report.
+        progress: Called with arm, seed and figures after each run.
+
+    Raises:
+        UserError: Arms or seeds that are none, figures that are none, or results of other runs.
+    """
+    names = list(dict.fromkeys(arms))
+    first = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
+    if max_seeds is not None and not isinstance(seeds, int):
+        raise UserError("max_seeds needs a number of seeds to begin with, such as seeds=8")
+    if len(names) < 2 or not first:
+        raise UserError(f"a comparison needs two arms or more and some seeds, got {len(names)} and {len(first)}")
+    keep = None if results is None else Path(results)
+    beside = None if keep is None else keep.with_suffix(".verdict.json")
+    done = read_results(keep) if keep is not None and keep.exists() else Results()
+    record = None if beside is None else read_record(beside)
+    terms = {"metric": metric, "lower_is_better": lower_is_better, "baseline": baseline, "margin": margin}
+    # with a plan that ends, the first look is the user's number of seeds, or the least that can tell
+    first_look = None if max_seeds is None else max(LEAST_PAIRS, len(first))
+    if first_look is not None:
+        Plan(first_look, max_seeds)  # what is wrong with it is said before the first run
+    wanted = first
+    while True:
+        for seed in wanted:
+            for arm in names:
+                if str(seed) not in done.runs(arm):
+                    figures = _figures(run(arm, seed), metric)
+                    done.add(arm, str(seed), figures)
+                    if keep is not None:
+                        write_bytes(keep, done.to_csv().encode())
+                    if progress is not None:
+                        progress(arm, seed, figures)
+        # runs of earlier calls count too: what has been seen cannot be left out
+        complete = done.only(names, done.seeds)
+        judgement, changes = judge_again(
+            complete, record, first_look=first_look, max_pairs=max_seeds, terms=terms
+        )
+        content = figures_content(judgement, complete, title, changes)
+        if beside is not None:
+            write_json(beside, content)
+        undecided = [arm.plan for arm in judgement.arms if arm.verdict == UNKNOWN and arm.plan is not None]
+        looks = [plan.next_after(len(complete.seeds)) for plan in undecided] if max_seeds is not None else []
+        next_look = min(filter(None, looks), default=None)
+        if next_look is None:
+            return Comparison(judgement, content)
+        wanted, record = list(range(next_look)), record_of(judgement)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` came to.
+
+    Attributes:
+        judgement: The verdicts.
+        content: What a report of it shows: `whatwhere.report.write_page` takes it.
+    """
+
+    judgement: Judgement
+    content: dict[str, Any]
+
+
+def _figures(returned: float | Mapping[str, float], metric: str | None) -> Mapping[str, float]:
+    if isinstance(returned, Mapping):
+        return {str(name): float(value) for name, value in returned.items()}
+    try:
+        return {metric or "accuracy": float(returned)}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"run must return a number, or numbers by name, got a {type(returned).__name__}") from error

@@ -1,0 +1,224 @@
+"""Everything that a report of a comparison shows, as JSON values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..training.config import OPTIONS
+from ..training.folder import RunFolder
+from .arms import describe
+from .decide import holm
+from .design import Design
+from .metric import METRICS
+from .paired import PairedDifference
+from .results import Results
+from .runs import Task, tasks
+from .verdict import Judgement
+
+_NUM_ENVIRONMENTS = 3
+
+
+def figures_content(judgement: Judgement, results: Results, title: str, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what a report shows of figures alone."""
+    metric = judgement.metric
+    return {
+        "title": title,
+        "subtitle": f"{len(judgement.arms)} against {judgement.baseline}, judged by {metric.label}",
+        "judgement": judgement.to_dict(),
+        "arms": dict.fromkeys(results.arms, ""),
+        "curves": None,
+        "per_class": None,
+        "cost": None,
+        "settings": [],
+        "changes": list(changes),
+        "environment": [],
+        "cautions": [],
+        "runs": [],
+        "failures": {},
+    }
+
+
+class Gathered:
+    """The finished runs of a comparison."""
+
+    def __init__(self, design: Design, out: Path) -> None:
+        self.design = design
+        self.results = Results()
+        self.finished: dict[tuple[str, int], tuple[Task, dict[str, Any]]] = {}
+        for arm in design.arms:
+            self.results.add_arm(arm.name)
+        for task in tasks(design, out):
+            result = task.result()
+            if result is None:
+                continue
+            name, seed = task.folder.parent.name, int(task.options["seed"])
+            figures = result[result["judged_on"]]
+            known = {metric: figures[metric] for metric in METRICS if figures.get(metric) is not None}
+            self.results.add(name, seed, known)
+            self.finished[name, seed] = task, result
+        self._descriptions = {
+            key: json.loads((task.folder / "run.json").read_bytes()) for key, (task, _) in self.finished.items()
+        }
+
+    def differing_images(self) -> list[str]:
+        """Return the runs whose images or split are not those of the baseline's run with the same seed."""
+        prints = {key: run["data_fingerprint"] for key, run in self._descriptions.items()}
+        baseline = self.design.baseline
+        return [
+            self.finished[arm, seed][0].label
+            for (arm, seed), value in prints.items()
+            if prints.get((baseline, seed), value) != value
+        ]
+
+    def cautions(self) -> list[str]:
+        """Return what a reader must know of the runs."""
+        notes = []
+        results = [result for _, result in self.finished.values()]
+        if any(result["judged_on"] != "test" for result in results):
+            notes.append(
+                "DATA has no test images: the figures are those of the validation images, which chose the epoch as well"
+            )
+        elif any("test" not in run["drawn"] for run in self._descriptions.values()):
+            notes.append(
+                "the test images are the same for every seed, as DATA came with them: the intervals hold the variation "
+                "between trainings, not that between test sets"
+            )
+        else:
+            notes.append(
+                "every seed draws its own split of the same images: the intervals speak of trainings and splits of "
+                "these images, and are too narrow for images from elsewhere"
+            )
+        for arm, options in self.design.arm_options.items():
+            rates = self.design.lr_search
+            if len(rates) > 1 and options.get("lr") in (min(rates), max(rates)):
+                notes.append(
+                    f"{arm} chose the learning rate {options['lr']:g} at the end of those tried; try further ones"
+                )
+        kinds = list(dict.fromkeys(" ".join(value for _, value in self._environment(run)) for run in self._runs()))
+        if len(kinds) > 1:
+            notes.append(f"the runs had {len(kinds)} different environments: {'; '.join(kinds[:_NUM_ENVIRONMENTS])}")
+        return notes
+
+    def _runs(self) -> list[dict[str, Any]]:
+        return list(self._descriptions.values())
+
+    @staticmethod
+    def _environment(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+        session = run["sessions"][-1]
+        names = ("device", "torch", "torchvision", "python", "platform")
+        return [(name, str(session[name])) for name in names]
+
+    def curves(self) -> dict[str, Any] | None:
+        """Return the validation figure of each epoch: mean, least and largest over the seeds."""
+        name, scale, label = "val_accuracy", 100.0, "validation accuracy, %"
+        arms: dict[str, Any] = {}
+        for arm in self.design.arms:
+            by_epoch: dict[int, list[float]] = {}
+            for (owner, _), (task, _) in self.finished.items():
+                if owner == arm.name:
+                    for line in RunFolder(task.folder).metrics():
+                        by_epoch.setdefault(line["epoch"], []).append(scale * line[name])
+            if by_epoch:
+                arms[arm.name] = {
+                    "epochs": sorted(by_epoch),
+                    "mean": [sum(by_epoch[epoch]) / len(by_epoch[epoch]) for epoch in sorted(by_epoch)],
+                    "low": [min(by_epoch[epoch]) for epoch in sorted(by_epoch)],
+                    "high": [max(by_epoch[epoch]) for epoch in sorted(by_epoch)],
+                }
+        return {"x": "epoch", "y": label, "arms": arms} if arms else None
+
+    def per_class(self) -> dict[str, Any] | None:
+        """Return the difference in each class's recall, with its interval; p corrected over an arm's classes."""
+        rows = []
+        for arm in self.design.others:
+            found = list(filter(None, (self._class_row(arm, name) for name in self._classes())))
+            corrected = holm([row.pop("p_t") for row in found])
+            rows += [{**row, "p_t_holm": p} for row, p in zip(found, corrected, strict=True)]
+        return {"metric": "recall", "unit": "points", "rows": rows} if rows else None
+
+    def _classes(self) -> list[str]:
+        return list(dict.fromkeys(name for _, result in self.finished.values() for name in result["classes"]))
+
+    def _class_row(self, arm: str, name: str) -> dict[str, Any] | None:
+        baseline = self._recalls(self.design.baseline, name)
+        treatment = self._recalls(arm, name)
+        seeds = [seed for seed in baseline if seed in treatment]
+        if len(seeds) < 2:
+            return None
+        pairs = (tuple(100 * recalls[seed][0] for seed in seeds) for recalls in (baseline, treatment))
+        paired = PairedDifference(tuple(seeds), *pairs)
+        return {
+            "arm": arm,
+            "class": name,
+            "num_images": round(sum(baseline[seed][1] for seed in seeds) / len(seeds)),
+            "baseline_mean": sum(paired.baseline) / len(paired),
+            "arm_mean": sum(paired.treatment) / len(paired),
+            "mean_difference": paired.mean,
+            "interval_95": paired.interval(),
+            "p_t": paired.p_t(),
+        }
+
+    def _recalls(self, arm: str, name: str) -> dict[int, tuple[float, int]]:
+        """Return the recall of a class and its number of images, by seed."""
+        recalls = {}
+        for (owner, seed), (_, result) in self.finished.items():
+            for row in result["per_class"] if owner == arm else ():
+                if row["class"] == name and row["recall"] is not None:
+                    recalls[seed] = (row["recall"], row["num_images"])
+        return recalls
+
+    def content(
+        self, judgement: Judgement, title: str, cost: Mapping[str, Any] | None, failures: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """Return everything that the report shows."""
+        design = self.design
+        metric = judgement.metric
+        runs = [
+            {
+                "arm": arm,
+                "seed": seed,
+                "figures": {name: result[result["judged_on"]].get(name) for name in METRICS},
+                "best_epoch": result["best_epoch"],
+                "num_epochs": result["num_epochs"],
+                "seconds": result["seconds"],
+            }
+            for (arm, seed), (_, result) in self.finished.items()
+        ]
+        part = "validation" if any(result["judged_on"] != "test" for _, result in self.finished.values()) else "test"
+        return {
+            **figures_content(judgement, self.results, title, design.changes),
+            "subtitle": f"{len(design.others)} against {design.baseline}, judged by {metric.label}, {part} images",
+            "arms": {arm.name: describe(design.arm_options[arm.name]) for arm in design.arms},
+            "curves": self.curves(),
+            "per_class": self.per_class(),
+            "cost": cost,
+            "settings": _settings(design),
+            "environment": self._environment(self._runs()[0]) if self.finished else [],
+            "cautions": [*self.cautions(), *(f"{label} failed: {why}" for label, why in failures.items())],
+            "runs": runs,
+            "failures": dict(failures),
+        }
+
+
+def _settings(design: Design) -> list[tuple[str, Sequence[tuple[str, str]]]]:
+    comparison = [
+        ("data", design.data),
+        ("began", design.began),
+        ("backbone", design.backbone),
+        ("seeds", str(design.num_seeds)),
+        ("most seeds", str(design.max_seeds or "open")),
+        ("margin", f"{design.margin:g}"),
+        ("judged by", design.metric),
+        ("learning rates searched", ", ".join(f"{rate:g}" for rate in design.lr_search) or "none"),
+    ]
+    panels: dict[str, list[tuple[str, str]]] = {}
+    for name, field in OPTIONS.items():
+        if name in design.options:
+            panels.setdefault(field.metadata["panel"].lower(), []).append((name, str(design.options[name])))
+    own = [
+        (f"{arm}: {name}", str(value)) for arm, options in design.arm_options.items() for name, value in options.items()
+    ]
+    return [("comparison", comparison), ("arms", own), *panels.items()]

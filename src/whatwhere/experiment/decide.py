@@ -1,0 +1,83 @@
+"""From pairs to a decision: looks, arms, and how the error is shared among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .paired import PairedDifference
+from .plan import ALPHA, Plan
+
+HELPS, HURTS, SAME, UNKNOWN = "helps", "hurts", "no practical difference", "cannot tell yet"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One arm against the baseline, before the decision.
+
+    Attributes:
+        arm: Its name.
+        paired: The pairs that are judged; None with fewer than 2.
+        plan: None where no look can be yet.
+        blocked: Why there can be no verdict on them; "" if there can.
+    """
+
+    arm: str
+    paired: PairedDifference | None
+    plan: Plan | None
+    blocked: str = ""
+
+    def level(self, num_arms: int, num_pairs: int | None = None) -> float:
+        """Return the level of the test at this look, or at that at `num_pairs`, where `num_arms` share alpha."""
+        if self.plan is None or self.paired is None or self.blocked:
+            return 0.0
+        return self.plan.level(num_pairs or len(self.paired), ALPHA / num_arms)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A case's verdict, the level it is read at, and among how many arms alpha was shared for it."""
+
+    verdict: str
+    level: float | None
+    num_sharing: int
+
+
+def decide(cases: Sequence[Case], margin: float, *, higher_is_better: bool = True) -> list[Decision]:
+    """Return the decision on each case: see `judge` for the rule."""
+    differ, sharing = _claims(cases, lambda paired: paired.p_t())
+    same, _ = _claims(cases, lambda paired: paired.p_equivalence(margin))
+    decisions = []
+    for index, case in enumerate(cases):
+        verdict = UNKNOWN
+        if case.paired is not None and not case.blocked:
+            if same[index] or not any(case.paired.differences):
+                verdict = SAME
+            elif differ[index]:
+                verdict = HELPS if (case.paired.mean > 0) is higher_is_better else HURTS
+        level = None if case.blocked or case.paired is None else case.level(sharing[index])
+        decisions.append(Decision(verdict, level, sharing[index]))
+    return decisions
+
+
+def _claims(cases: Sequence[Case], p_value: Callable[[PairedDifference], float]) -> tuple[list[bool], list[int]]:
+    """Return which cases' p-values reach their level, after Holm's step-down, and among how many arms it was shared."""
+    p = [1.0 if case.blocked or case.paired is None else p_value(case.paired) for case in cases]
+    claims, sharing = [False] * len(cases), [len(cases)] * len(cases)
+    num_left, holds = len(cases), True
+    for index in sorted(range(len(cases)), key=p.__getitem__):
+        sharing[index] = num_left
+        holds = holds and p[index] <= cases[index].level(num_left)
+        claims[index] = holds
+        # after the first that fails nothing is gained: the later ones keep its level
+        num_left -= holds
+    return claims, sharing
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected after Holm: the largest, so far, of p times the number of hypotheses left."""
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted

@@ -1,0 +1,209 @@
+"""Figures by arm and seed, from runs or from a CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
+
+from ..errors import UserError, nearest
+from ..tables import comma_separated
+from .paired import PairedDifference
+
+_ARM, _SEED = "arm", "seed"
+
+
+class Results:
+    """What each run came to: figures by metric for each arm and seed, both in the order in which they came.
+
+    A figure that is missing or nan counts as a run that is missing.
+    """
+
+    def __init__(self) -> None:
+        self._figures: dict[str, dict[Hashable, dict[str, float]]] = {}
+        self._seeds: dict[Hashable, None] = {}
+
+    def add_arm(self, arm: str) -> None:
+        """Add an arm, if it is not there, without a run."""
+        self._figures.setdefault(arm, {})
+
+    def add(self, arm: str, seed: Hashable, figures: Mapping[str, float]) -> None:
+        """Add a run.
+
+        Raises:
+            UserError: The run is there already, or a figure is infinite.
+        """
+        runs = self._figures.setdefault(arm, {})
+        if seed in runs:
+            raise UserError(f"arm {arm!r} has seed {seed!r} twice; a pair needs one run of each arm")
+        for name, value in figures.items():
+            if math.isinf(value):
+                raise UserError(
+                    f"{name} of arm {arm!r}, seed {seed!r}, is {value}; only finite figures can be compared"
+                )
+        runs[seed] = {name: float(value) for name, value in figures.items() if not math.isnan(value)}
+        self._seeds[seed] = None
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms, in order."""
+        return list(self._figures)
+
+    @property
+    def seeds(self) -> list[Hashable]:
+        """The seeds of any arm, in order."""
+        return list(self._seeds)
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics of any run, in order."""
+        runs = (figures for arm in self._figures.values() for figures in arm.values())
+        return list(dict.fromkeys(name for figures in runs for name in figures))
+
+    def runs(self, arm: str) -> dict[Hashable, dict[str, float]]:
+        """Return the figures of an arm's runs, by seed."""
+        return dict(self._figures.get(arm, {}))
+
+    def only(self, arms: Iterable[str], seeds: Iterable[Hashable]) -> Results:
+        """Return the runs of these arms and seeds, in this order."""
+        chosen, wanted = Results(), list(seeds)
+        for arm in arms:
+            chosen.add_arm(arm)
+            for seed in wanted:
+                if seed in self._figures.get(arm, {}):
+                    chosen.add(arm, seed, self._figures[arm][seed])
+        return chosen
+
+    def values(self, arm: str, metric: str) -> dict[Hashable, float]:
+        """Return the figures of an arm by seed, those that are there."""
+        runs = self._figures.get(arm, {})
+        return {seed: runs[seed][metric] for seed in self._seeds if metric in runs.get(seed, {})}
+
+    def paired(self, baseline: str, arm: str, metric: str, scale: float = 1.0) -> PairedDifference | None:
+        """Return the complete pairs of two arms, in the order of the seeds; None if there are fewer than two."""
+        a, b = self.values(baseline, metric), self.values(arm, metric)
+        seeds = [seed for seed in a if seed in b]
+        if len(seeds) < 2:
+            return None
+        return PairedDifference(
+            tuple(seeds), tuple(scale * a[seed] for seed in seeds), tuple(scale * b[seed] for seed in seeds)
+        )
+
+    def missing(self, baseline: str, arm: str, metric: str) -> dict[str, list[Hashable]]:
+        """Return, for each of the two arms, the seeds that it lacks and another arm has."""
+        seeds = {seed for name in self._figures for seed in self.values(name, metric)}
+        lacking = {
+            name: [seed for seed in self._seeds if seed in seeds and seed not in self.values(name, metric)]
+            for name in (baseline, arm)
+        }
+        return {name: missing for name, missing in lacking.items() if missing}
+
+    def to_csv(self) -> str:
+        """Return a line for each run: arm, seed, and a column for each metric."""
+        metrics = self.metrics
+        lines = [
+            (arm, seed, *(repr(figures[name]) if name in figures else "" for name in metrics))
+            for arm, runs in self._figures.items()
+            for seed, figures in runs.items()
+        ]
+        return comma_separated((_ARM, _SEED, *metrics), lines)
+
+
+def read_results(path: Path, metric: str | None = None) -> Results:
+    """Return the results in a CSV (comma, semicolon or tab) with columns arm, seed and one for each metric.
+
+    Columns that hold anything but numbers are passed over, unless it is `metric`; an empty figure is a run that is
+    missing.
+
+    Raises:
+        UserError: No such file, not such a table, no such metric, a run twice, or an infinite figure.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{str(path)!r} is not UTF-8 text; save the table as CSV in UTF-8") from error
+    rows = _rows(text, path)
+    if not rows:
+        raise UserError(
+            f"{str(path)!r} has no lines; it needs a head such as arm,seed,accuracy and a line for each run"
+        )
+    (_, head), *lines = rows
+    head = [name.strip() for name in head]
+    arm, seed = (_column(head, name, path) for name in (_ARM, _SEED))
+    if len(set(head)) < len(head):
+        twice = next(name for name in head if head.count(name) > 1)
+        raise UserError(f"{str(path)!r} has the column {twice!r} twice; give each its own name")
+    for number, row in lines:
+        if len(row) != len(head):
+            raise UserError(
+                f"line {number} of {str(path)!r} has {len(row)} fields, its head has {len(head)}; a number with a "
+                "decimal comma needs quotes"
+            )
+    columns = _metric_columns(lines, head, {arm, seed}, metric, path)
+    results = Results()
+    for number, row in lines:
+        if not row[arm].strip() or not row[seed].strip():
+            raise UserError(f"line {number} of {str(path)!r} names no {'seed' if row[arm].strip() else 'arm'}")
+        figures = {head[column]: _number(row[column]) for column in columns}
+        try:
+            results.add(row[arm].strip(), row[seed].strip(), {k: v for k, v in figures.items() if v is not None})
+        except UserError as error:
+            raise UserError(f"line {number} of {str(path)!r}: {error}") from error
+    return results
+
+
+def _rows(text: str, path: Path) -> list[tuple[int, list[str]]]:
+    """Return the lines that hold something, with their numbers."""
+    first = text.lstrip().partition("\n")[0]
+    delimiter = max(",;\t", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    try:
+        return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise UserError(f"line {reader.line_num} of {str(path)!r} is not CSV: {error}") from error
+
+
+def _column(head: list[str], name: str, path: Path) -> int:
+    lowered = [column.lower() for column in head]
+    if name not in lowered:
+        raise UserError(
+            f"{str(path)!r} has no column {name!r}{nearest(name, lowered)}; it has {', '.join(map(repr, head))}"
+        )
+    return lowered.index(name)
+
+
+def _metric_columns(
+    lines: list[tuple[int, list[str]]], head: list[str], taken: set[int], metric: str | None, path: Path
+) -> list[int]:
+    """Return the columns that hold numbers."""
+    columns = {}
+    for column in set(range(len(head))) - taken:
+        cells = [(number, row[column].strip()) for number, row in lines if row[column].strip()]
+        texts = [(number, cell) for number, cell in cells if _number(cell) is None]
+        if head[column] == metric or (cells and len(texts) < len(cells)):
+            columns[column] = texts
+    sound = [column for column, texts in columns.items() if not texts]
+    for column, texts in columns.items():
+        if texts and (head[column] == metric or not sound):
+            number, cell = texts[0]
+            raise UserError(f"line {number} of {str(path)!r}: {head[column]} is {cell!r}, not a number")
+    if not sound:
+        raise UserError(f"{str(path)!r} has no column of figures beside arm and seed, such as accuracy")
+    if metric is not None and metric not in head:
+        names = [head[column] for column in sound]
+        raise UserError(
+            f"{str(path)!r} has no column {metric!r}{nearest(metric, names)}; its figures: {', '.join(names)}"
+        )
+    return sorted(sound)
+
+
+def _number(cell: str) -> float | None:
+    """Return the number in a cell; with a decimal comma too."""
+    try:
+        return float(cell.strip().replace(",", "."))
+    except ValueError:
+        return None

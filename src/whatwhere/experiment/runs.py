@@ -1,0 +1,194 @@
+"""The runs of a comparison: each arm and seed in a folder of its own, finished ones never repeated."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..training.config import FREE, OPTIONS
+from ..training.folder import RunFolder
+from ..training.run import Screen, duration
+from ..training.start import run_training
+from .design import Design
+
+SEARCH_SEED = 1_000_000  # no seed of the comparison itself
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run to do.
+
+    Attributes:
+        label: What it is called on the screen.
+        folder: Where it is.
+        options: That shape its result.
+        with_test: Whether the test images are judged at its end.
+    """
+
+    label: str
+    folder: Path
+    options: dict[str, Any]
+    with_test: bool = True
+
+    def result(self) -> dict[str, Any] | None:
+        """Return what it came to; None where it is not finished.
+
+        Raises:
+            UserError: The folder holds a run with other options.
+        """
+        folder = RunFolder(self.folder)
+        result = folder.result
+        if result is not None:
+            had = json.loads((self.folder / "run.json").read_bytes())["config"]
+            wanted = {name: value for name, value in self.options.items() if name in OPTIONS and name not in FREE}
+            changed = [name for name, value in wanted.items() if had.get(name) != value]
+            if changed:
+                name = changed[0]
+                raise UserError(
+                    f"the run in {str(self.folder)!r} has {name} {had.get(name)!r}, the comparison {wanted[name]!r}; "
+                    "move that folder away and run again"
+                )
+        return result
+
+
+def run_folder(out: Path, arm: str, seed: int) -> Path:
+    """Return the folder of a run."""
+    return out / "runs" / arm / f"seed-{seed}"
+
+
+def tasks(design: Design, out: Path) -> list[Task]:
+    """Return the runs that the design has now, seed by seed, so that pairs are complete early."""
+    seeds = design.seeds()
+    return [
+        Task(f"{arm.name}, seed {seed}", run_folder(out, arm.name, seed), design.run_options(arm.name, seed))
+        for seed in range(max(map(len, seeds.values())))
+        for arm in design.arms
+        if seed in seeds[arm.name]
+    ]
+
+
+def search_tasks(design: Design, out: Path) -> dict[str, dict[float, Task]]:
+    """Return the runs that choose each arm's learning rate: one a rate, on images and a seed of their own kind."""
+    return {
+        arm.name: {
+            rate: Task(
+                f"{arm.name}, searching, lr {rate:g}",
+                out / "search" / arm.name / f"lr-{rate:g}",
+                {**design.run_options(arm.name, SEARCH_SEED), "lr": rate},
+                with_test=False,
+            )
+            for rate in design.lr_search
+        }
+        for arm in design.arms
+    }
+
+
+def share(items: Sequence[Task], shard: tuple[int, int]) -> list[Task]:
+    """Return the part of shard (i, n), counted from 1: whole seeds, so that a pair's runs share a machine."""
+    index, count = shard
+    keys = list(dict.fromkeys(item.folder.name for item in items))
+    return [item for item in items if keys.index(item.folder.name) % count == index - 1]
+
+
+class _RunScreen:
+    """Shows a run inside a comparison: its progress and, once, its warnings, but not its lines."""
+
+    def __init__(self, screen: Screen, label: str, warned: set[str]) -> None:
+        self.screen, self.label, self.warned = screen, label, warned
+
+    def line(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None:
+        if text not in self.warned:
+            self.warned.add(text)
+            self.screen.warn(f"{self.label}: {text}")
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        self.screen.progress(f"{self.label}: {what}", done, total)
+
+
+@dataclass
+class Runner:
+    """Does tasks one after another.
+
+    Attributes:
+        data: DATA.
+        free: Options that shape no result: device, workers, ...
+        command: What to type to continue.
+        screen: Hears of the progress.
+        failures: What failed, by label.
+    """
+
+    data: str
+    free: Mapping[str, Any]
+    command: str
+    screen: Screen
+    failures: dict[str, str] = field(default_factory=dict)
+    _warned: set[str] = field(default_factory=set)
+    _seconds: list[float] = field(default_factory=list)
+
+    def do(self, items: Sequence[Task]) -> None:
+        """Do what is not finished. A failure is kept and the others go on, unless nothing has succeeded before it.
+
+        Raises:
+            UserError: The first run failed.
+            Stopped: A run was asked to stop and is saved.
+        """
+        left = [item for item in items if item.result() is None]
+        num_done = len(items) - len(left)
+        if num_done and left:
+            self.screen.line(f"{num_done} of {len(items)} runs are finished already")
+        for index, item in enumerate(left):
+            began = time.monotonic()
+            try:
+                result = run_training(
+                    self.data,
+                    {**item.options, **self.free},
+                    out=item.folder,
+                    resume=True,
+                    dry_run=False,
+                    command=self.command,
+                    screen=_RunScreen(self.screen, item.label, self._warned),
+                    with_test=item.with_test,
+                )
+            except UserError as error:
+                if not self._seconds and not num_done:
+                    raise
+                self.failures[item.label] = str(error)
+                self.screen.warn(f"{item.label} failed: {error}")
+                continue
+            assert result is not None
+            self._seconds.append(time.monotonic() - began)
+            remaining = sum(self._seconds) / len(self._seconds) * (len(left) - index - 1)
+            figures = result[result["judged_on"]]
+            part = "test" if result["judged_on"] == "test" else "validation"
+            self.screen.line(
+                f"run {num_done + index + 1} of {len(items)}: {item.label}: {figures['accuracy']:.2%} of the {part} "
+                f"images, {duration(self._seconds[-1])}" + (f"; about {duration(remaining)} left" if remaining else "")
+            )
+
+
+def chosen_rates(design: Design, out: Path) -> dict[str, float] | None:
+    """Return each arm's learning rate: of the best validation figure; None while a run of the search is missing."""
+    best_by = design.options["best_by"]
+    best_by = "accuracy" if best_by == "last" else best_by
+    rates = {}
+    for arm, by_rate in search_tasks(design, out).items():
+        scores = dict(_scores(by_rate, best_by))
+        if len(scores) < len(by_rate):
+            return None
+        rates[arm] = max(scores, key=scores.__getitem__)
+    return rates
+
+
+def _scores(by_rate: Mapping[float, Task], best_by: str) -> Iterator[tuple[float, float]]:
+    for rate, task in by_rate.items():
+        result = task.result()
+        if result is not None:
+            score = result["val"][best_by]
+            yield rate, -score if best_by == "loss" else score

@@ -1,0 +1,150 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whatwhere import UserError
+from whatwhere.experiment import Results, judge, read_results
+from whatwhere.experiment.record import judge_again, read_record
+from whatwhere.files import write_json
+
+TERMS = {"metric": None, "lower_is_better": False, "baseline": None, "margin": None}
+
+
+@pytest.fixture
+def table(tmp_path):
+    def write(text, encoding="utf-8"):
+        path = tmp_path / "results.csv"
+        path.write_bytes(text.encode(encoding))
+        return path
+
+    return write
+
+
+def test_a_table_is_read(table):
+    results = read_results(
+        table("arm,seed,accuracy,note\nnone,0,0.91,ok\ncbam,0,0.92,\nnone,1,,crashed\ncbam,1,nan,\n")
+    )
+    assert (results.arms, results.seeds, results.metrics) == (["none", "cbam"], ["0", "1"], ["accuracy"])
+    assert results.values("none", "accuracy") == {"0": 0.91}
+    assert results.values("cbam", "accuracy") == {"0": 0.92}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "seed;mAP;arm\n0;61,5;none\n1;60,5;none\n",
+        "\ufeffArm\tSeed\tmAP\r\nnone\t0\t61.5\r\n\r\nnone\t1\t60.5\r\n",
+        'arm, seed, mAP\n none , 0, "61,5"\n"none",1,60.5\n',
+    ],
+)
+def test_other_spreadsheets_dialects(table, text):
+    assert read_results(table(text)).values("none", "mAP") == {"0": 61.5, "1": 60.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no lines"),
+        ("arm,accuracy\nnone,0.5\n", "has no column 'seed'"),
+        ("arms,seed,accuracy\nnone,0,0.5\n", "has no column 'arm'; did you mean arms"),
+        ("arm,seed,accuracy\nnone,0,0.5\nnone,0,0.6\n", "line 3 .*arm 'none' has seed '0' twice"),
+        ("arm,seed,accuracy\nnone,0,0.5\nnone,1,0,6\n", "line 3 .*has 4 fields, its head has 3"),
+        ("arm,seed,accuracy\nnone,0,0.5\nnone,1,o.6\n", "line 3 .*accuracy is 'o.6', not a number"),
+        ("arm,seed,accuracy\nnone,0,inf\n", "line 2 .*is inf; only finite"),
+        ("arm,seed,accuracy\n,0,0.5\n", "line 2 .*names no arm"),
+        ("arm,seed,accuracy\nnone,,0.5\n", "line 2 .*names no seed"),
+        ("arm,seed,note\nnone,0,good\n", "no column of figures"),
+        ("arm,seed,a,a\nnone,0,1,2\n", "has the column 'a' twice"),
+        ('arm,seed,accuracy\nnone,0,"0.5\n', "is not CSV"),
+    ],
+)
+def test_what_is_no_such_table_is_refused(table, text, message):
+    with pytest.raises(UserError, match=message):
+        read_results(table(text))
+
+
+def test_the_metric_asked_for_must_be_a_number(table):
+    path = table("arm,seed,accuracy,map\nnone,0,0.5,high\nnone,1,0.5,0.4\n")
+    assert read_results(path).metrics == ["accuracy"]
+    with pytest.raises(UserError, match="line 2 .*map is 'high', not a number"):
+        read_results(path, "map")
+    with pytest.raises(UserError, match="has no column 'accurracy'; did you mean accuracy"):
+        read_results(path, "accurracy")
+
+
+def test_files_that_cannot_be_read(tmp_path, table):
+    with pytest.raises(UserError, match="cannot read .*No such file"):
+        read_results(tmp_path / "none.csv")
+    with pytest.raises(UserError, match="cannot read .*directory"):
+        read_results(tmp_path)
+    with pytest.raises(UserError, match="is not UTF-8"):
+        read_results(table("arm,seed,précision\nnone,0,1\n", "latin-1"))
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(blacklist_categories=["Cs", "Cc", "Z"]), min_size=1, max_size=5),
+        st.dictionaries(st.integers(0, 5), st.floats(-1e6, 1e6), min_size=1, max_size=4),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_results_survive_their_csv(tmp_path_factory, figures):
+    results = Results()
+    for arm, runs in figures.items():
+        for seed, value in runs.items():
+            results.add(arm, str(seed), {"accuracy": value, "loss": -value})
+    path = tmp_path_factory.mktemp("csv") / "results.csv"
+    path.write_text(results.to_csv(), encoding="utf-8")
+    again = read_results(path)
+    for arm, runs in figures.items():
+        assert again.values(arm, "accuracy") == {str(seed): value for seed, value in runs.items()}
+
+
+def made(num_seeds, shift=0.3):
+    noise = (0.9, -0.8, 0.4, -0.6, 1.1, -1.3)
+    results = Results()
+    for seed in range(num_seeds):
+        results.add("none", seed, {"accuracy": 0.9, "loss": 0.3})
+        results.add("cbam", seed, {"accuracy": 0.9 + (shift + noise[seed % 6]) / 100, "loss": 0.2})
+    return results
+
+
+def test_a_later_verdict_keeps_the_first_ones_plan(tmp_path):
+    path = tmp_path / "verdict.json"
+    assert read_record(path) is None
+    first, _ = judge_again(made(8), None, terms=TERMS)
+    assert first.arms[0].verdict == "cannot tell yet"
+    write_json(path, {"judgement": first.to_dict()})
+    second, changes = judge_again(made(12), read_record(path), terms=TERMS)
+    told, _ = judge_again(made(12), None, first_look=8, terms=TERMS)
+    assert second.arms[0].level == told.arms[0].level < judge(made(12)).arms[0].level
+    assert not changes
+    between, _ = judge_again(made(10), read_record(path), terms=TERMS)
+    assert between.arms[0].num_pairs == 8
+
+
+def test_another_plan_is_refused_and_other_terms_are_told(tmp_path):
+    path = tmp_path / "verdict.json"
+    write_json(path, {"judgement": judge(made(8)).to_dict()})
+    for plan in ({"first_look": 10}, {"max_pairs": 30}):
+        with pytest.raises(UserError, match="would spend the error twice"):
+            judge_again(made(12), read_record(path), terms=TERMS, **plan)
+    _, changes = judge_again(made(12), read_record(path), terms={**TERMS, "margin": 0.1})
+    assert changes == ["after a verdict on 8 pairs: margin was 0.5, is 0.1"]
+    _, changes = judge_again(made(12), read_record(path), terms={**TERMS, "metric": "loss", "margin": 0.01})
+    assert "after a verdict on 8 pairs: metric was accuracy, is loss" in changes
+
+
+def test_too_few_pairs_for_a_look_leave_the_plan_open(tmp_path):
+    path = tmp_path / "verdict.json"
+    write_json(path, {"judgement": judge(made(4)).to_dict()})
+    later, _ = judge_again(made(7), read_record(path), terms=TERMS)
+    assert later.arms[0].level == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"judgement": {"arms": [{}]}}', '{"judgement": 3}'])
+def test_another_file_in_its_place_is_refused(tmp_path, content):
+    (tmp_path / "verdict.json").write_text(content)
+    with pytest.raises(UserError, match="is no verdict of ours"):
+        read_record(tmp_path / "verdict.json")
