@@ -66,16 +66,16 @@ def test_what_is_no_such_table_is_refused(table, text, message):
 def test_the_metric_asked_for_must_be_a_number(table):
     path = table("arm,seed,accuracy,map\nnone,0,0.5,high\nnone,1,0.5,0.4\n")
     assert read_results(path).metrics == ["accuracy"]
-    with pytest.raises(UserError, match="line 2 .*map is 'high', not a number"):
+    with pytest.raises(UserError, match=r"line 2 .*map is 'high', not a number"):
         read_results(path, "map")
     with pytest.raises(UserError, match="has no column 'accurracy'; did you mean accuracy"):
         read_results(path, "accurracy")
 
 
 def test_files_that_cannot_be_read(tmp_path, table):
-    with pytest.raises(UserError, match="cannot read .*No such file"):
+    with pytest.raises(UserError, match=r"cannot read .*No such file"):
         read_results(tmp_path / "none.csv")
-    with pytest.raises(UserError, match="cannot read .*directory"):
+    with pytest.raises(UserError, match=r"cannot read .*directory"):
         read_results(tmp_path)
     with pytest.raises(UserError, match="is not UTF-8"):
         read_results(table("arm,seed,précision\nnone,0,1\n", "latin-1"))

@@ -81,9 +81,7 @@ def compare(
                         progress(arm, seed, figures)
         # runs of earlier calls count too: what has been seen cannot be left out
         complete = done.only(names, done.seeds)
-        judgement, changes = judge_again(
-            complete, record, first_look=first_look, max_pairs=max_seeds, terms=terms
-        )
+        judgement, changes = judge_again(complete, record, first_look=first_look, max_pairs=max_seeds, terms=terms)
         content = figures_content(judgement, complete, title, changes)
         if beside is not None:
             write_json(beside, content)

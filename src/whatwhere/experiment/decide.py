@@ -46,17 +46,17 @@ class Decision:
 def decide(cases: Sequence[Case], margin: float, *, higher_is_better: bool = True) -> list[Decision]:
     """Return the decision on each case: see `judge` for the rule."""
     differ, sharing = _claims(cases, lambda paired: paired.p_t())
-    same, _ = _claims(cases, lambda paired: paired.p_equivalence(margin))
+    same, sharing_same = _claims(cases, lambda paired: paired.p_equivalence(margin))
     decisions = []
     for index, case in enumerate(cases):
-        verdict = UNKNOWN
+        verdict, num_sharing = UNKNOWN, sharing[index]
         if case.paired is not None and not case.blocked:
             if same[index] or not any(case.paired.differences):
-                verdict = SAME
+                verdict, num_sharing = SAME, sharing_same[index]
             elif differ[index]:
                 verdict = HELPS if (case.paired.mean > 0) is higher_is_better else HURTS
-        level = None if case.blocked or case.paired is None else case.level(sharing[index])
-        decisions.append(Decision(verdict, level, sharing[index]))
+        level = None if case.blocked or case.paired is None else case.level(num_sharing)
+        decisions.append(Decision(verdict, level, num_sharing))
     return decisions
 
 

@@ -91,6 +91,10 @@ class Results:
             tuple(seeds), tuple(scale * a[seed] for seed in seeds), tuple(scale * b[seed] for seed in seeds)
         )
 
+    def num_complete(self, baseline: str, arm: str, metric: str) -> int:
+        """Return how many complete pairs of two arms there are."""
+        return len(self.values(baseline, metric).keys() & self.values(arm, metric).keys())
+
     def missing(self, baseline: str, arm: str, metric: str) -> dict[str, list[Hashable]]:
         """Return, for each of the two arms, the seeds that it lacks and another arm has."""
         seeds = {seed for name in self._figures for seed in self.values(name, metric)}

@@ -151,7 +151,13 @@ def judge(
     pairs = {arm: results.paired(baseline, arm, name, measure.scale) for arm in arms}
     firsts = first_look if isinstance(first_look, Mapping) else dict.fromkeys(arms, first_look)
     cases = [
-        _case(arm, pairs[arm], _plan(firsts.get(arm), max_pairs, pairs[arm]), (awaited or {}).get(arm, ()))
+        _case(
+            arm,
+            pairs[arm],
+            results.num_complete(baseline, arm, name),
+            _plan(firsts.get(arm), max_pairs, pairs[arm]),
+            (awaited or {}).get(arm, ()),
+        )
         for arm in arms
     ]
     decisions = decide(cases, margin, higher_is_better=measure.higher_is_better)
@@ -211,8 +217,11 @@ def _plan(first_look: int | None, max_pairs: int | None, paired: PairedDifferenc
     return Plan(first_look, max_pairs)
 
 
-def _case(arm: str, paired: PairedDifference | None, plan: Plan | None, awaited: Sequence[Hashable]) -> Case:
-    num_pairs = 0 if paired is None else len(paired)
+def _case(
+    arm: str, paired: PairedDifference | None, num_complete: int, plan: Plan | None, awaited: Sequence[Hashable]
+) -> Case:
+    # of a single pair there are no statistics
+    num_pairs = num_complete if paired is None else len(paired)
     there = () if paired is None else paired.seeds
     waiting = [str(seed) for seed in awaited if seed not in there]
     look = None if plan is None else plan.look_at(num_pairs)

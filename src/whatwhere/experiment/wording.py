@@ -15,8 +15,8 @@ SKEWED = 2.0  # standard errors
 
 def quantity(value: float, metric: Metric, *, signed: bool = False) -> str:
     """Return a figure or a difference with its unit: "+1.25 points"."""
-    digits = 2 if metric.unit == "points" else 4
-    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    kind = ".2f" if metric.unit == "points" else ".4g"
+    text = f"{value:{'+' if signed else ''}{kind}}"
     # a rounded nothing has no sign
     text = text.replace("-", "").replace("+", "") if not float(text) else text
     return f"{text} {metric.unit}".strip()

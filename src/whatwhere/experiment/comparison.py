@@ -1,0 +1,286 @@
+"""A comparison from DATA to its report: what `whatwhere compare` calls."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ..data.names import counted
+from ..data.prepare import Prepared, fingerprint
+from ..errors import UserError
+from ..files import check_writable, write_bytes, write_json
+from ..training import checkpoint
+from ..training.build import resolve
+from ..training.config import FREE, OPTIONS, Config
+from ..training.distributed import team
+from ..training.run import Screen
+from ..training.start import prepare_images
+from .arms import build, describe, num_params, parse_arms, run_options
+from .content import Gathered
+from .costs import measure_costs
+from .design import Design, Request, check_options, continued, read_design
+from .metric import METRICS, margin_for
+from .runs import Runner, Task, chosen_rates, search_tasks, share, tasks
+from .verdict import judge
+
+COST, RESULTS, VERDICT = "cost.json", "results.csv", "verdict.json"
+_OWN = ("model", "seed", "attention", "width_factor")
+_DEFAULT_ARMS, _DEFAULT_SEEDS = "none,se,cbam", 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a comparison is, and which part of it this process does.
+
+    Attributes:
+        out: Its folder.
+        shard: (i, n), the share of the runs, counted from 1; None for all, and the verdict.
+        spread: Runs the present runs in several processes, where there are to be some.
+    """
+
+    out: Path
+    shard: tuple[int, int] | None = None
+    spread: Callable[[], None] | None = None
+
+
+def run_comparison(
+    data: str, given: Mapping[str, Any], request: Request, place: Place, *, command: str, screen: Screen
+) -> dict[str, Any] | None:
+    """Train what is missing of a comparison, judge it, and return what its report shows; None for a shard.
+
+    The folder gets `compare.json` (the design, before the first run), `cost.json`, `runs/ARM/seed-N/`, and in the end
+    `results.csv` and `verdict.json`.
+
+    Args:
+        data: As `find_source` takes it.
+        given: Options of `train` for every run; those left out are chosen, once for all runs.
+        request: What is compared.
+        place: Where, and which part.
+        command: What to type to continue.
+        screen: Hears of the progress.
+
+    Raises:
+        UserError: Anything that the user can mend.
+        Stopped: A run was asked to stop and is saved.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("compare spreads its runs over the GPUs by itself; start it without torchrun")
+    _check_given(data, given)
+    check_writable(place.out)
+    stored = read_design(place.out)
+    with team(given.get("device", "")) as processes:
+        before = {} if stored is None else stored.options
+        prepared = prepare_images(data, {**before, **given, "seed": 0}, screen)
+        if stored is None:
+            design = _begun(data, resolve(data, {**given, "seed": 0}, prepared, processes), prepared, request)
+        else:
+            check_options(stored, place.out, given)
+            design = continued(stored, request, place.out)
+        design = _completed(design, request, prepared, place.out)
+        free = {name: value for name, value in given.items() if name in FREE}
+        free.setdefault("device", str(processes.device))
+        runner = Runner(data, free, command, screen)
+        with contextlib.nullcontext() if place.shard else checkpoint.locked(place.out):
+            if design != stored:
+                design.write(place.out)
+            for line in _described(design, len(prepared.classes)):
+                screen.line(line)
+            if (place.shard is None or place.shard[0] == 1) and not (place.out / COST).is_file():
+                screen.line("measuring what each arm costs")
+                write_json(place.out / COST, measure_costs(design, len(prepared.classes), processes.device))
+            return _advance(design, place, runner)
+
+
+def comparison_folder(data: str, backbone: str | None) -> Path:
+    """Return the folder of a comparison that is given none."""
+    return Path("runs") / (Path(data).stem or "data") / f"compare-{backbone or 'default'}"
+
+
+def collect(out: Path, screen: Screen) -> dict[str, Any]:
+    """Judge the runs that are finished in `out`, without training; return what the report shows.
+
+    Raises:
+        UserError: No comparison is there, or no run of it is finished.
+    """
+    design = read_design(out)
+    if design is None:
+        raise UserError(f"there is no comparison in {str(out)!r}; give its folder with --out")
+    with checkpoint.locked(out):
+        design, content = _judged(design, out, {})
+    missing = sum(task.result() is None for task in tasks(design, out))
+    if missing:
+        screen.line(f"{counted(missing, 'run')} to do: run the same command without --collect")
+    return content
+
+
+def _advance(design: Design, place: Place, runner: Runner) -> dict[str, Any] | None:
+    """Do the runs of each look until the verdict is there or the plan ends."""
+    while True:
+        searched = _with_rates(design, place, runner)
+        if searched is None:
+            return None
+        design = searched
+        _do(tasks(design, place.out), place, runner)
+        if place.shard is not None:
+            runner.screen.line("this share is done; when all are: the same command with --collect instead of --shard")
+            return None
+        after, content = _judged(design, place.out, runner.failures)
+        if runner.failures or after.seeds() == design.seeds():
+            return content
+        going_on = [arm for arm in after.others if len(after.seeds()[arm]) > len(design.seeds()[arm])]
+        runner.screen.line(f"cannot tell yet: {', '.join(going_on)}; going on to the next look, as planned")
+        design = after
+
+
+def _do(items: list[Task], place: Place, runner: Runner) -> None:
+    if place.spread is not None:
+        if any(item.result() is None for item in items):
+            place.spread()
+        return
+    runner.do(items if place.shard is None else share(items, place.shard))
+
+
+def _with_rates(design: Design, place: Place, runner: Runner) -> Design | None:
+    """Return the design with each arm's learning rate; None in a share whose search others have not finished."""
+    if not design.lr_search:
+        return design
+    items = [task for by_rate in search_tasks(design, place.out).values() for task in by_rate.values()]
+    _do(items, place, runner)
+    rates = chosen_rates(design, place.out)
+    if rates is None:
+        if place.shard is None:
+            raise UserError(f"the search of learning rates is incomplete: {'; '.join(runner.failures.values())}")
+        runner.screen.line("this share of the search is done; run the same command again when the other shares are")
+        return None
+    runner.screen.line("learning rates: " + ", ".join(f"{arm} {rate:g}" for arm, rate in rates.items()))
+    chosen = {arm: {**options, "lr": rates[arm]} for arm, options in design.arm_options.items()}
+    design = dataclasses.replace(design, arm_options=chosen)
+    if place.shard is None:
+        design.write(place.out)
+    return design
+
+
+def _judged(design: Design, out: Path, failures: Mapping[str, str]) -> tuple[Design, dict[str, Any]]:
+    """Judge what is there, write it, and return the design with this look and what the report shows."""
+    gathered = Gathered(design, out)
+    if not gathered.finished:
+        raise UserError(f"no run of the comparison in {str(out)!r} is finished yet")
+    differing = gathered.differing_images()
+    if differing:
+        raise UserError(
+            f"the images or their split changed between the runs of a pair ({differing[0]}); move the folders of that "
+            "seed away and run again"
+        )
+    judgement = judge(
+        gathered.results,
+        metric=design.metric,
+        baseline=design.baseline,
+        margin=design.margin,
+        first_look=design.plan.first,
+        max_pairs=design.max_seeds,
+        awaited=design.seeds(),
+    )
+    decided = {arm.arm: (arm.verdict, arm.num_pairs) for arm in judgement.arms if arm.level is not None}
+    design = dataclasses.replace(
+        design,
+        first_look=design.plan.first if decided else design.first_look,
+        verdicts=decided or design.verdicts,
+    )
+    design.write(out)
+    cost = json.loads((out / COST).read_bytes()) if (out / COST).is_file() else None
+    content = gathered.content(judgement, f"{Path(design.data).name}: {design.backbone}", cost, failures)
+    write_bytes(out / RESULTS, gathered.results.to_csv().encode("utf-8"))
+    write_json(out / VERDICT, content)
+    return design, content
+
+
+def _check_given(data: str, given: Mapping[str, Any]) -> None:
+    for name in _OWN:
+        if name in given:
+            instead = {"model": "--backbone", "seed": "--seeds"}.get(name, "--attention, with an arm for each kind")
+            raise UserError(f"a comparison chooses {name} for each run; give {instead}")
+    Config(data=data, **given)
+
+
+def _begun(data: str, config: Config, prepared: Prepared, request: Request) -> Design:
+    from ..models.registry import MODELS
+
+    arms = request.arms or parse_arms(_DEFAULT_ARMS)
+    metric = request.metric or "accuracy"
+    if metric not in METRICS:
+        raise UserError(f"--metric {metric!r} is none of {', '.join(METRICS)}")
+    names = [arm.name for arm in arms]
+    baseline = request.baseline or ("none" if "none" in names else names[0])
+    if len(arms) < 2:
+        raise UserError("a comparison needs two arms or more; give for example --attention none,cbam")
+    if baseline not in names:
+        raise UserError(f"--baseline {baseline} is none of the arms, {', '.join(names)}")
+    options = dataclasses.asdict(config)
+    return Design(
+        data=data,
+        data_fingerprint=fingerprint(prepared),
+        began=datetime.now(timezone.utc).isoformat(timespec="minutes"),
+        backbone=request.backbone or MODELS[config.model].backbone,
+        arms=arms,
+        baseline=baseline,
+        num_seeds=request.num_seeds or _DEFAULT_SEEDS,
+        max_seeds=request.max_seeds,
+        metric=metric,
+        margin=margin_for(METRICS[metric], request.margin),
+        lr_search=request.lr_search or (),
+        options={name: options[name] for name in OPTIONS if name not in FREE and name not in _OWN},
+        arm_options={},
+    )
+
+
+def _completed(design: Design, request: Request, prepared: Prepared, out: Path) -> Design:
+    """Return the design with the networks of all arms, each built once so that what cannot be is said now.
+
+    Raises:
+        UserError: Other images than at the start, an arm that cannot be built, or code that only a file names.
+    """
+    if fingerprint(prepared) != design.data_fingerprint:
+        raise UserError(
+            f"the images of {design.data!r} have changed since the comparison in {str(out)!r} began; restore them, or "
+            "give another --out"
+        )
+    named = {arm.name for arm in request.arms or ()}
+    for arm in design.arms:
+        if ":" in arm.spec and not arm.spec.startswith("wide:") and arm.name not in named:
+            raise UserError(
+                f"the arm {arm.name} is code ({arm.spec}) that no file may have run; name it in --attention again"
+            )
+    num_classes = len(prepared.classes)
+    new = [arm.name for arm in design.arms if arm.name not in design.arm_options]
+    options = run_options(design.arms, design.backbone, num_classes) if new else {}
+    arm_options = {**design.arm_options, **{name: options[name] for name in new}}
+    if design.options["pretrained"] and any("width_factor" in choice for choice in arm_options.values()):
+        raise UserError("a wide arm has no pretrained weights; leave out the arm or --pretrained")
+    for name in new:
+        build({**design.options, **arm_options[name]}, num_classes, seed=0)
+    return dataclasses.replace(design, arm_options=arm_options)
+
+
+def _described(design: Design, num_classes: int) -> list[str]:
+    """Return what will be compared, as lines."""
+    arms = [
+        f"{arm.name}: {describe(choice)}, {num_params({**design.options, **choice}, num_classes):,} parameters"
+        for arm in design.arms
+        for choice in [design.arm_options[arm.name]]
+    ]
+    metric, plan = METRICS[design.metric], design.plan
+    looks = f"then at most {plan.last} where that cannot tell" if plan.last else "more may be added later"
+    names = ("epochs", "batch_size", "lr", "image_size")
+    options = ", ".join(f"{name} {design.options[name]}" for name in names)
+    return [
+        *arms,
+        f"{design.num_seeds} seeds, {looks}; judged by {metric.label} against {design.baseline}, margin "
+        f"{design.margin:g} {metric.unit}".rstrip(),
+        f"every run: {options}; all options stand in compare.json",
+    ]

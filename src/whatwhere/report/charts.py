@@ -1,0 +1,273 @@
+"""What the charts of the page show, and where: dots, intervals and lines as positions along their axes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..data.names import counted
+from ..experiment.metric import Metric
+from ..experiment.verdict import HELPS, HURTS, SAME, UNKNOWN
+from ..experiment.wording import percent, quantity, span
+from .figures import interval, plain, wins
+from .scale import Scale, Tick, padded
+
+KINDS = {HELPS: "helps", HURTS: "hurts", SAME: "same", UNKNOWN: "unknown"}
+SIGNS = {"helps": "\N{CHECK MARK}", "hurts": "\N{MULTIPLICATION X}", "same": "=", "unknown": "?"}
+_NUM_TICKS, _FEW_TICKS = 7, 4
+_LONG_LABEL = 5  # characters: more than a phone has room for seven times
+_FURTHEST = 1.5  # of the range of dots and margin: so far beyond it are intervals drawn
+_APART = 2.6  # per cent of the width between dots side by side
+_MOST_LANES = 4
+_LANE_HEIGHT, _TOP, _BELOW_DOTS, _BOTTOM = 9, 12, 18, 16
+
+
+@dataclass(frozen=True)
+class Bar:
+    """An interval along the axis, and whether it goes on beyond the axis at either end."""
+
+    start: str
+    end: str
+    open_start: bool = False
+    open_end: bool = False
+
+    @property
+    def width(self) -> str:
+        """Its length along the axis."""
+        return f"{float(self.end[:-1]) - float(self.start[:-1]):.2f}%"
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One seed: its position, its height, what it says, and whether the verdict counts it."""
+
+    at: str
+    y: int
+    title: str
+    counts: bool = True
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a chart: what is drawn, and the same in words."""
+
+    name: str
+    kind: str
+    description: str
+    mean: str | None = None
+    interval: Bar | None = None
+    deciding: Bar | None = None
+    dots: tuple[Dot, ...] = ()
+    words: str = ""
+    values: tuple[str, ...] = ()
+    is_marked: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Rows over one axis: `band` is the margin around 0, `rule` the line that means no difference."""
+
+    id: str
+    rows: tuple[Row, ...]
+    ticks: tuple[Tick, ...]
+    rule: str
+    band: Bar | None
+    left: str
+    right: str
+    height: int = 19
+    bar_y: int = 9
+
+    @property
+    def goes_beyond(self) -> bool:
+        """Whether an interval goes on beyond the axis."""
+        bars = (bar for row in self.rows for bar in (row.interval, row.deciding) if bar)
+        return any(bar.open_start or bar.open_end for bar in bars)
+
+
+def pairs_chart(arms: Sequence[Mapping[str, Any]], baseline: str, margin: float, metric: Metric) -> Chart | None:
+    """Return the picture of all pairs; None where no arm has any."""
+    scale = _difference_scale(arms, margin)
+    if scale is None:
+        return None
+    lanes = {arm["arm"]: _lanes([scale.share(value) for value in arm["differences"]]) for arm in arms}
+    num_lanes = 1 + max(itertools.chain.from_iterable(lanes.values()))
+    rows = tuple(_pairs_row(arm, baseline, scale, metric, lanes[arm["arm"]]) for arm in arms)
+    bar_y = _TOP + (num_lanes - 1) * _LANE_HEIGHT + _BELOW_DOTS
+    return Chart(
+        "pairs",
+        rows,
+        _ticks(scale),
+        scale.at(0.0),
+        Bar(scale.at(-margin), scale.at(margin)) if margin > 0 else None,
+        *_directions(metric.higher_is_better),
+        height=bar_y + _BOTTOM,
+        bar_y=bar_y,
+    )
+
+
+def _difference_scale(arms: Sequence[Mapping[str, Any]], margin: float) -> Scale | None:
+    values = [value for arm in arms for value in arm["differences"]]
+    if not values:
+        return None
+    low, high = min(-margin, *values), max(margin, *values)
+    ends = [end for arm in arms for key in ("interval_95", "deciding_interval") for end in arm[key] or ()]
+    beyond = _FURTHEST * (high - low)
+    return padded(max(low - beyond, min(low, *ends)), min(high + beyond, max(high, *ends)))
+
+
+def _ticks(scale: Scale) -> tuple[Tick, ...]:
+    ticks = scale.ticks(_NUM_TICKS, signed=True)
+    if max(len(tick.label) for tick in ticks) > _LONG_LABEL:
+        ticks = scale.ticks(_FEW_TICKS, signed=True)
+    return tuple(ticks)
+
+
+def _lanes(shares: Sequence[float]) -> list[int]:
+    """Return a lane for each dot, so that those side by side do not hide each other while lanes are left."""
+    last = [-math.inf] * _MOST_LANES
+    lanes = [0] * len(shares)
+    for index in sorted(range(len(shares)), key=shares.__getitem__):
+        free = (lane for lane in range(_MOST_LANES) if shares[index] - last[lane] >= _APART)
+        lanes[index] = next(free, min(range(_MOST_LANES), key=last.__getitem__))
+        last[lanes[index]] = shares[index]
+    return lanes
+
+
+def _pairs_row(arm: Mapping[str, Any], baseline: str, scale: Scale, metric: Metric, lanes: Sequence[int]) -> Row:
+    name, kind, mean = arm["arm"], KINDS[arm["verdict"]], arm["mean_difference"]
+    if mean is None:
+        return Row(name, kind, f"{name}: no two pairs yet", words=arm["verdict"], values=("no two pairs yet",))
+    each = zip(arm["seeds"], arm["baseline"], arm["treatment"], arm["differences"], lanes, strict=True)
+    dots = tuple(
+        Dot(
+            scale.at(difference),
+            _TOP + lane * _LANE_HEIGHT,
+            f"seed {seed}: {baseline} {quantity(before, metric)}, {name} {quantity(after, metric)}, "
+            f"difference {quantity(difference, metric, signed=True)}",
+            counts=index < arm["num_pairs"],
+        )
+        for index, (seed, before, after, difference, lane) in enumerate(each)
+    )
+    average = quantity(mean, metric, signed=True)
+    if arm["standard_deviation"] == 0:
+        words = f"in all {counted(arm['num_pairs'], 'pair')}"
+        bars: tuple[Bar | None, Bar | None] = None, None
+    else:
+        words = f"95 %: {span(arm['interval_95'], metric)}"
+        bars = _bar(scale, arm["interval_95"]), _bar(scale, arm["deciding_interval"])
+    description = f"{name}: {arm['verdict']}. Mean difference {average}, {words}. Better in {wins(arm, metric)} pairs."
+    return Row(name, kind, description, scale.at(mean), *bars, dots, arm["verdict"], (average, words))
+
+
+def _bar(scale: Scale, bounds: Sequence[float] | None) -> Bar | None:
+    if bounds is None:
+        return None
+    low, high = bounds
+    return Bar(scale.at(low), scale.at(high), low < scale.low, high > scale.high)
+
+
+def _directions(higher_is_better: bool) -> tuple[str, str]:
+    worse_left = ("\N{LEFTWARDS ARROW} worse", "better \N{RIGHTWARDS ARROW}")
+    return worse_left if higher_is_better else ("\N{LEFTWARDS ARROW} better", "worse \N{RIGHTWARDS ARROW}")
+
+
+def wins_chart(arms: Sequence[Mapping[str, Any]], metric: Metric) -> Chart | None:
+    """Return how likely each arm wins a random pair; None where no arm has any."""
+    if all(arm["win_probability"] is None for arm in arms):
+        return None
+    scale = Scale(0.0, 1.0)
+    rows = []
+    for arm in arms:
+        name, share = arm["arm"], arm["win_probability"]
+        if share is None:
+            rows.append(Row(name, "unknown", f"{name}: no two pairs yet", values=("no two pairs yet",)))
+            continue
+        low, high = (percent(round(bound, 2)) for bound in arm["win_interval"])
+        values = (percent(round(share, 3)), f"95 %: {low} to {high}")
+        words = f"better in {wins(arm, metric)}"
+        description = f"{name}: {words} pairs; {values[0]}, 95 % interval {low} to {high}"
+        rows.append(
+            Row(
+                name,
+                KINDS[arm["verdict"]],
+                description,
+                scale.at(share),
+                _bar(scale, arm["win_interval"]),
+                words=words,
+                values=values,
+            )
+        )
+    ticks = tuple(Tick(scale.at(share), percent(share)) for share in (0, 0.25, 0.5, 0.75, 1))
+    return Chart("wins", tuple(rows), ticks, scale.at(0.5), None, "", "", height=44, bar_y=22)
+
+
+@dataclass(frozen=True)
+class ClassChart:
+    """The classes of one arm."""
+
+    arm: str
+    chart: Chart
+    num_marked: int
+    is_long: bool
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Differences by class: the charts, and how many intervals miss 0."""
+
+    charts: tuple[ClassChart, ...]
+    label: str
+    unit: str
+    num_rows: int
+    num_missing: int
+
+
+def class_charts(per_class: Mapping[str, Any], baseline: str, alpha: float) -> Classes:
+    """Return a chart of the classes for each arm, sorted by the mean difference."""
+    by_arm: dict[str, list[Mapping[str, Any]]] = {}
+    for row in per_class["rows"]:
+        by_arm.setdefault(row["arm"], []).append(row)
+    metric = Metric("", per_class["metric"], unit=per_class["unit"])
+    ends = [end for row in per_class["rows"] for end in row["interval_95"]]
+    scale = padded(min(0.0, *ends), max(0.0, *ends))
+    charts = []
+    for number, (arm, found) in enumerate(by_arm.items()):
+        rows = tuple(
+            _class_row(row, scale, metric, baseline, alpha)
+            for row in sorted(found, key=lambda row: row["mean_difference"])
+        )
+        chart = Chart(
+            f"classes-{number}",
+            rows,
+            _ticks(scale),
+            scale.at(0.0),
+            None,
+            *_directions(True),
+        )
+        charts.append(ClassChart(arm, chart, sum(row.is_marked for row in rows), len(rows) > 20))
+    missing = sum(row["interval_95"][0] > 0 or row["interval_95"][1] < 0 for row in per_class["rows"])
+    return Classes(tuple(charts), metric.label, metric.unit, len(per_class["rows"]), missing)
+
+
+def _class_row(row: Mapping[str, Any], scale: Scale, metric: Metric, baseline: str, alpha: float) -> Row:
+    difference = quantity(row["mean_difference"], metric, signed=True)
+    bounds = interval(row["interval_95"], metric)
+    marked = row["p_t_holm"] <= alpha
+    description = (
+        f"{row['class']}: {baseline} {quantity(row['baseline_mean'], metric)}, {row['arm']} "
+        f"{quantity(row['arm_mean'], metric)}, difference {difference}, 95 % interval {bounds}, Holm p "
+        f"{row['p_t_holm']:.3g}"
+    )
+    return Row(
+        row["class"],
+        "marked" if marked else "plain",
+        description,
+        scale.at(row["mean_difference"]),
+        _bar(scale, row["interval_95"]),
+        words=counted(row["num_images"], "image"),
+        values=(plain(row["mean_difference"], metric, signed=True), f"({bounds})"),
+        is_marked=marked,
+    )

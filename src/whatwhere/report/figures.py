@@ -1,0 +1,115 @@
+"""Figures of a comparison as text, alike on the page and in the terminal."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..data.names import counted
+from ..experiment.metric import Metric
+from ..experiment.plan import Plan
+from ..experiment.wording import quantity, span
+
+NONE = "-"
+_MOST_LOOKS = 6  # that are named
+
+
+def plain(value: float | None, metric: Metric, *, signed: bool = False) -> str:
+    """Return a figure without its unit."""
+    return NONE if value is None else quantity(value, metric, signed=signed).removesuffix(metric.unit).strip()
+
+
+def interval(bounds: Sequence[float] | None, metric: Metric) -> str:
+    """Return an interval without its unit; differences that are all equal have none."""
+    if bounds is None:
+        return NONE
+    low, high = bounds
+    return "none: all equal" if low == high else span((low, high), metric).removesuffix(metric.unit).strip()
+
+
+def p_value(p: float | None) -> str:
+    """Return a p-value with four decimals."""
+    if p is None:
+        return NONE
+    return "<0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
+def unit_of(metric: Metric) -> str:
+    """Return ", %" for figures in points, which are hundredths of a share; "" where no unit is known."""
+    return ", %" if metric.unit == "points" else ""
+
+
+def wins(arm: Mapping[str, Any], metric: Metric) -> str:
+    """Return in how many of the pairs that are judged the arm is better: "7 of 8", ties apart."""
+    differences = arm["differences"][: arm["num_pairs"]]
+    if not differences:
+        return NONE
+    won = sum(difference > 0 if metric.higher_is_better else difference < 0 for difference in differences)
+    tied = sum(difference == 0 for difference in differences)
+    return f"{won} of {len(differences)}" + (f", {tied} tied" if tied else "")
+
+
+def typeset(text: str) -> str:
+    """Return text with minus and plus-minus signs for the hyphens that stand for them in a terminal."""
+    return re.sub(r"(?<![\w.)-])-(?=\d)", "\N{MINUS SIGN}", text.replace("-+", "\N{PLUS-MINUS SIGN}"))
+
+
+def planned(plan: Mapping[str, Any] | None, alpha: str) -> str:
+    """Return when a comparison is looked at, and what each look spends of `alpha`, in words."""
+    if plan is None:
+        return "the first look is still to come"
+    first, last = plan["first"], plan["last"]
+    if last == first:
+        return f"one look, at {counted(first, 'pair')}, which spends all of the {alpha}"
+    looks = [f"{look:,}" for look in itertools.islice(Plan(first, last).looks(), _MOST_LOOKS + 1)]
+    if last is None:
+        spent = f"the first spends four fifths of the {alpha}, those that follow the rest"
+        return f"looks at {', '.join(looks[:_MOST_LOOKS])} pairs and so on, without an end; {spent}"
+    if len(looks) > _MOST_LOOKS:
+        looks = [*looks[: _MOST_LOOKS - 1], "...", f"{last:,}"]
+    spent = f"how much of the {alpha} is spent by then grows after Pocock's function, as Lan and DeMets have it"
+    return f"looks at {', '.join(looks[:-1])} and, at the end, {looks[-1]} pairs; {spent}"
+
+
+@dataclass(frozen=True)
+class CostColumn:
+    """One figure of what arms cost: its key, its head with the unit, and how it is written."""
+
+    key: str
+    head: str
+    text: Callable[[float], str]
+
+
+def cost_columns(rows: Iterable[Mapping[str, Any]]) -> list[CostColumn]:
+    """Return the columns of the table of costs, those alone for which there are figures."""
+    rows = list(rows)
+    largest = max((row["macs"] or 0 for row in rows), default=0)
+    size, letter = (1e9, "G") if largest >= 1e9 else (1e6, "M")
+    columns = (
+        CostColumn("num_params", "parameters", lambda value: f"{value:,.0f}"),
+        CostColumn("macs", f"MACs, {letter}", lambda value: f"{value / size:,.3f}"),
+        CostColumn("saved_bytes", "kept for backward, MiB", lambda value: f"{value / 2**20:,.2f}"),
+        CostColumn("forward_ms", "forward, ms", lambda value: f"{value:,.1f}"),
+        CostColumn("training_step_ms", "training step, ms", lambda value: f"{value:,.1f}"),
+        CostColumn("images_per_second", "training images/s", lambda value: f"{value:,.0f}"),
+    )
+    return [column for column in columns if any(row[column.key] is not None for row in rows)]
+
+
+def ratio(row: Mapping[str, Any], baseline: Mapping[str, Any] | None, key: str) -> str:
+    """Return a figure's ratio to the baseline's; "" for the baseline itself and where there is none."""
+    if baseline is None or row is baseline or row[key] is None or not baseline[key]:
+        return ""
+    return f"x{row[key] / baseline[key]:.3f}"
+
+
+def cost_basis(cost: Mapping[str, Any]) -> str:
+    """Return what the costs were measured on."""
+    size, num_images = cost["image_size"], counted(cost["num_images"], "image")
+    return (
+        f"Parameters and MACs: one network, one image of {size} px. Bytes and times: a batch of {num_images} of {size} "
+        f"px on {cost['device']}, the arms in turn within each round. Times move by some per cent from run to run."
+    )
