@@ -83,6 +83,10 @@ def run_options(arms: Sequence[Arm], backbone: str, num_classes: int) -> dict[st
             if other not in counts:
                 raise UserError(f"{arm.spec}: no arm is called {other!r}{nearest(other, list(counts))}")
             factor = width_factor_for(backbone, counts[other], num_classes=num_classes)
+            if factor == 1:
+                raise UserError(
+                    f"the arm {arm.name} would be no wider than {backbone}: {other} has hardly more parameters"
+                )
             options[arm.name] = {"model": backbone, "width_factor": factor}
     return {arm.name: options[arm.name] for arm in arms}
 
