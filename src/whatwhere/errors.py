@@ -12,6 +12,12 @@ def check_integer(name: str, value: int, least: int = 1) -> None:
         raise UserError(f"{name} must be {kind} below 2**31, got {value!r}")
 
 
+def check_factor(name: str, value: float, most: float) -> None:
+    """Raise UserError unless `value` is a number above 0 and at most `most`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
+        raise UserError(f"{name} must be a number above 0 and at most {most:g}, got {value!r}")
+
+
 def nearest(word: str, candidates: list[str]) -> str:
     """Return `"; did you mean a, b?"` for the candidates closest to `word`, or `""` if none is close."""
     import difflib

@@ -1,10 +1,12 @@
 import csv
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 
 from whatwhere import create_model
 from whatwhere.data.preprocess import Preprocessing
@@ -100,10 +102,39 @@ def test_evaluate_as_json_and_as_tables(whatwhere, run_folder, images):
     assert result["classes"] == list(CLASSES)
     assert result["images"]["num_images"] == 6
     assert sum(map(sum, result["confusion"])) == 6
+    assert all(0 <= result["images"][name] <= 1 for name in ("macro_f1", "auroc", "calibration_error"))
     status, out, _ = whatwhere("evaluate", run_folder, images, "--device", "cpu")
     assert status == 0
     assert f"{result['images']['accuracy']:.2%}" in out
     assert all(name in out for name in CLASSES)
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    """A bundle with an attention of the user's, whose code lies in the current folder."""
+    model = create_model("resnext11_8x8d", num_classes=3, seed=0, attention=lambda c: nn.Conv2d(c, c, 1)).eval()
+    network = Bundle(model, "resnext11_8x8d", CLASSES, Preprocessing(16, 16), {"epoch": 1}, attention="own_code:build")
+    save_bundle(tmp_path / "own", network)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_code.py").write_text("from torch import nn\n\ndef build(c): return nn.Conv2d(c, c, 1)\n")
+    yield tmp_path / "own"
+    sys.modules.pop("own_code", None)
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_an_attention_of_the_user_s_is_imported_if_it_is_typed(whatwhere, own_folder, images, command):
+    call = (command, own_folder, images, "--device", "cpu", "--json")
+    status, out, err = whatwhere(*call)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "give --attention own_code:build" in err
+    assert "own_code" not in sys.modules
+    status, out, err = whatwhere(*call, "--attention", "own_code:build")
+    assert (status, err) == (0, "")
+    assert len(json.loads(out)) >= 6
+    for path, sentence in (("own_code:gone", "has no 'gone'"), ("se", "is no import path; give MODULE:NAME")):
+        status, out, err = whatwhere(*call, "--attention", path)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert sentence in err
 
 
 def bad_calls(run_folder, images):
@@ -118,10 +149,11 @@ def bad_calls(run_folder, images):
         "has no test images": ("evaluate", run_folder, images, "--split", "test", "--device", "cpu"),
         "there is no folder, CSV file or data set": ("evaluate", run_folder, "nowhere", "--device", "cpu"),
         "no bundle": ("evaluate", images, images, "--device", "cpu"),
+        "loads without --attention": ("predict", run_folder, images, "--attention", "torch.nn:ReLU", "--device", "cpu"),
     }
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(11))
 def test_bad_input_is_one_sentence_and_status_2(whatwhere, run_folder, images, number):
     sentence, call = list(bad_calls(run_folder, images).items())[number]
     for form in ([], ["--json"]) if "--csv" not in call else ([],):

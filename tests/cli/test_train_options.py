@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from whatwhere.cli.train import again
 from whatwhere.training import start as start_module
 from whatwhere.training.config import CHOICES, OPTIONS, Config
 
@@ -91,11 +92,22 @@ def test_every_option_can_be_given(given):
     Config(data="photos", **seen["given"])
 
 
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ("whatwhere train photos", "whatwhere train photos --resume"),
+        ("whatwhere train photos --resume --seed 1", "whatwhere train photos --resume --seed 1"),
+    ],
+)
+def test_the_line_to_continue_with(typed, line):
+    assert again(typed) == line
+
+
 def test_what_is_not_given_is_left_open(given):
     seen = given("photos")
     assert seen["given"] == {}
     assert (seen["out"], seen["resume"], seen["dry_run"]) == (None, False, False)
-    assert seen["command"] == "whatwhere train photos"
+    assert seen["command"] == "whatwhere train photos --resume"
     assert given("photos", "--no-channels-last", "--lr", "0", "--model", "")["given"] == {
         "channels_last": False,
         "lr": 0.0,
@@ -135,6 +147,13 @@ def test_the_command_line_wins_over_the_file(given, tmp_path):
         (("digits", "--no-lr"), "--no-lr"),
         (("digits", "more"), "unexpected extra argument"),
         (("digits", "--config", "none.yaml"), "cannot read the configuration 'none.yaml': No such file"),
+        (("digits", "--attention", "own"), "unknown attention 'own'"),
+        (
+            ("digits", "--attention", "own:Gate"),
+            "there is no module 'own', neither installed nor in the current folder",
+        ),
+        (("digits", "--width-factor", "0"), "width_factor must be a number above 0 and at most 16, got 0"),
+        (("digits", "--best-by", "last", "--early-stop", "2"), "early_stop waits for a better epoch"),
         (("digits", "--path-column", "x"), "--path-column and --label-column are for a CSV file"),
     ],
 )
@@ -155,3 +174,7 @@ def test_an_option_in_a_file_is_checked_as_well(whatwhere, tmp_path):
     status, out, err = whatwhere("train", "digits", "--config", path)
     assert (status, out) == (2, "")
     assert "lr must be at least 0" in err
+    path.write_text("attention: own:Gate")
+    status, out, err = whatwhere("train", "digits", "--config", path)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "is code, that no file may have run" in err

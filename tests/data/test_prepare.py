@@ -125,8 +125,30 @@ def test_the_fingerprint_is_that_of_the_parts(tmp_path):
     assert fingerprint(changed) == fingerprint(other)
 
 
+@pytest.mark.parametrize(
+    ("folders", "options", "drawn"),
+    [
+        ((), {}, ("val", "test")),
+        (("train",), {}, ("val", "test")),
+        (("train", "test"), {}, ("val",)),
+        (("train", "val"), {}, ()),
+        (("train", "val", "test"), {}, ()),
+        ((), {"test_fraction": 0.0}, ("val",)),
+    ],
+)
+def test_what_the_seed_drew_is_said(tmp_path, folders, options, drawn):
+    root = fill(tmp_path / "data", *(f"{part}/{c}" for part in folders or (".",) for c in "ab"), count=8)
+    prepared = prepare(str(root), seed=0, **options)
+    assert prepared.drawn == drawn
+    # and it is what another seed draws otherwise, with train, of which it is taken
+    other = prepare(str(root), seed=1, **options)
+    differ = {part for part in prepared.parts if prepared.parts[part] != other.parts[part]}
+    assert differ == ({"train", *drawn} if drawn else set())
+
+
 def test_the_digits_have_their_test_set():
     prepared = prepare("digits", seed=0)
+    assert prepared.drawn == ("val",)
     assert len(prepared.parts["test"]) == 900
     assert len(prepared.parts["train"]) + len(prepared.parts["val"]) == 897
     assert prepared.classes == tuple("0123456789")

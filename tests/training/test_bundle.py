@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 from whatwhere import UserError, create_model
 from whatwhere.data.preprocess import preprocessing_for
@@ -13,6 +14,17 @@ CLASSES = ("cat", "dog", "rouge-gorge")
 def bundle(name="cbam_resnext11_8x8d", **options):
     model = create_model(name, num_classes=len(CLASSES), seed=0, **options).eval()
     return Bundle(model, name, CLASSES, preprocessing_for(32), {"epoch": 3})
+
+
+class Own(nn.Module):
+    """An attention of the user's, with a scalar by the name of ours."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.mix = nn.Parameter(torch.rand(channels, 1, 1))
+
+    def forward(self, x):
+        return x * self.mix
 
 
 def images(size=32):
@@ -97,6 +109,16 @@ def changed(tmp_path, **changes):
         ({"weights": "../../../etc/passwd"}, "is damaged"),
         ({"weights": None}, "is damaged"),
         ({"info": None}, "is damaged"),
+        ({"width_factor": 1.1}, "are not those of"),
+        ({"width_factor": 16}, "are not those of"),
+        ({"width_factor": 1e9}, "is damaged"),
+        ({"width_factor": float("nan")}, "is damaged"),
+        ({"width_factor": None}, "is damaged"),
+        ({"attention": "se"}, "has its attention in its name"),
+        ({"attention": "os:getcwd"}, "trained with the attention 'os:getcwd', code that no file may have run"),
+        ({"attention": "a:b\nc"}, r"give --attention a:b\\nc, or"),
+        ({"architecture": "resnext11_8x8d", "attention": "sse"}, "unknown attention 'sse'"),
+        ({"architecture": "resnext11_8x8d", "attention": None}, "unknown attention"),
     ],
 )
 def test_a_damaged_or_hostile_description_is_one_sentence(tmp_path, changes, sentence):
@@ -160,3 +182,42 @@ def test_what_a_killed_process_left_is_cleaned_away(tmp_path):
     save_bundle(tmp_path, bundle())
     names = {path.name.partition("-")[0] for path in tmp_path.iterdir()}
     assert names == {"bundle.json", "weights"}
+
+
+def test_attention_and_width_by_name_come_back_by_themselves(tmp_path):
+    model = create_model("resnext11_8x8d", num_classes=3, seed=0, attention="se", width_factor=1.3).eval()
+    saved = Bundle(model, "resnext11_8x8d", CLASSES, preprocessing_for(32), {}, attention="se", width_factor=1.3)
+    save_bundle(tmp_path, saved)
+    loaded, pixels = load_bundle(tmp_path), images()
+    assert torch.equal(loaded.probabilities(pixels), saved.probabilities(pixels))
+    assert (loaded.attention, loaded.width_factor) == ("se", 1.3)
+    with pytest.raises(UserError, match="has no attention by import path and loads without"):
+        load_bundle(tmp_path, attention=Own)
+
+
+def test_a_bundle_of_an_older_version_loads(tmp_path):
+    save_bundle(tmp_path, bundle())
+    path = tmp_path / "bundle.json"
+    description = json.loads(path.read_text())
+    path.write_text(json.dumps({key: description[key] for key in description.keys() - {"attention", "width_factor"}}))
+    loaded = load_bundle(tmp_path)
+    assert (loaded.attention, loaded.width_factor) == ("", 1.0)
+
+
+@pytest.mark.parametrize("identity", [False, True])
+def test_attention_of_the_user_s_comes_back_if_it_is_given(tmp_path, identity):
+    """Its own scalar by the name of ours, and what ours puts around it behind pretrained weights, are told apart."""
+    from safetensors.torch import save_file
+
+    plain = create_model("resnext11_8x8d", num_classes=3, seed=1).state_dict()
+    save_file(plain, tmp_path / "plain.safetensors")
+    options = {"pretrained": tmp_path / "plain.safetensors"} if identity else {}
+    model = create_model("resnext11_8x8d", num_classes=3, seed=0, attention=Own, **options).eval()
+    saved = Bundle(model, "resnext11_8x8d", CLASSES, preprocessing_for(32), {}, attention="absent_module:Own")
+    save_bundle(tmp_path / "best", saved)
+    with pytest.raises(UserError, match=r"give --attention absent_module:Own, or load_bundle\(\.\.\., attention=Own\)"):
+        load_bundle(tmp_path)
+    loaded, pixels = load_bundle(tmp_path, attention=Own), images()
+    assert torch.equal(loaded.probabilities(pixels), saved.probabilities(pixels))
+    with pytest.raises(UserError, match="are not those of"):
+        load_bundle(tmp_path, attention=lambda channels: nn.Conv2d(channels, channels, 1))

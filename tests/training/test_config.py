@@ -75,6 +75,9 @@ def test_defaults_by_size_start_and_machine():
     assert chosen(32)["model"] == "cbam_resnext29_32x4d"
     # there are no published weights of the small one
     assert chosen(32, pretrained="imagenet")["model"] == chosen(224)["model"] == "cbam_resnext50_32x4d"
+    # another attention is given for the plain one
+    assert chosen(32, attention="se")["model"] == "resnext29_32x4d"
+    assert chosen(224, attention="own:Gate")["model"] == "resnext50_32x4d"
     assert (chosen()["epochs"], chosen(pretrained="imagenet")["epochs"]) == (100, 30)
     assert [chosen(epochs=epochs)["warmup_epochs"] for epochs in (4, 30, 300)] == [0, 3, 5]
     assert [chosen(on_gpu=True, bf16=bf16)["amp"] for bf16 in (True, False)] == ["bf16", "none"]
@@ -113,6 +116,11 @@ def test_the_image_size_is_the_largest_usual_one_within_the_images():
         ("save_minutes", -1.0),
         ("drop_rate", 1.0),
         ("early_stop", -1),
+        ("width_factor", 0.0),
+        ("width_factor", -1.0),
+        ("width_factor", 16.5),
+        ("width_factor", float("nan")),
+        ("width_factor", float("inf")),
     ],
 )
 def test_a_value_out_of_range_is_one_sentence_with_its_name(name, value):
@@ -146,6 +154,16 @@ def test_every_option_can_stand_in_yaml(tmp_path):
     assert read_config(written(tmp_path, yaml.safe_dump(values))) == values
 
 
+def test_an_attention_of_ours_can_stand_in_yaml(tmp_path):
+    assert read_config(written(tmp_path, "attention: se\nwidth-factor: 2")) == {"attention": "se", "width_factor": 2.0}
+
+
+def test_the_network_in_words():
+    assert Config(model="resnet18").network == "resnet18"
+    assert Config(model="resnet18", attention="own:Gate").network == "resnet18 with own:Gate"
+    assert Config(model="resnet18", width_factor=1.0512).network == "resnet18, 1.0512 times as wide"
+
+
 def test_an_empty_file_gives_nothing(tmp_path):
     assert read_config(written(tmp_path, "")) == {}
 
@@ -173,6 +191,8 @@ def test_an_empty_file_gives_nothing(tmp_path):
         ("epochs: " + "[" * 20_000, r"is not YAML"),
         ("lr: 1" + "0" * 400, r"lr in .* must be a number"),
         ("data: x", r"unknown option 'data'"),
+        ("attention: os:system", r"'os:system' in .* is code, that no file may have run; give --attention on the"),
+        ("attention: 'own.module:Gate'", r"is code, that no file may have run"),
     ],
 )
 def test_a_bad_file_is_one_sentence(tmp_path, text, sentence, capfd):
@@ -259,6 +279,7 @@ def test_few_images_make_smaller_batches_so_that_an_epoch_has_ten_steps():
         ({"image_size": 100_000}, "image_size must be from 8 to 4096"),
         ({"image_size": 1}, "image_size must be from 8 to 4096"),
         ({"skip_bad": True, "check": False}, "skip_bad needs the check"),
+        ({"best_by": "last", "early_stop": 1}, "early_stop waits for a better epoch, and best_by=last compares none"),
     ],
 )
 def test_what_no_run_could_bear_is_refused_at_once(options, sentence):

@@ -34,7 +34,9 @@ def test_two_processes_evaluate_what_one_does(tmp_path, data):
         alone = evaluate_bundle(bundle, str(data), split=part)["images"]
         assert result[part]["num_images"] == alone["num_images"]
         assert result[part]["accuracy"] == alone["accuracy"]
-        assert result[part]["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+        assert result[part]["macro_f1"] == alone["macro_f1"]
+        for name in ("loss", "auroc", "calibration_error"):
+            assert result[part][name] == pytest.approx(alone[name], rel=1e-6)
 
 
 def test_two_processes_start_and_judge_together(tmp_path, data):

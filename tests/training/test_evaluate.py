@@ -1,4 +1,6 @@
 import contextlib
+import json
+import types
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ def test_figures_by_hand():
     assert first == {"class": "a", "num_images": 4, "precision": 1.0, "recall": 0.75, "f1": 6 / 7}
     assert second == {"class": "b", "num_images": 4, "precision": 2 / 3, "recall": 0.5, "f1": 4 / 7}
     assert third == {"class": "c", "num_images": 0, "precision": 0.0, "recall": None, "f1": 0.0}
+    assert HAND.macro_f1 == (6 / 7 + 4 / 7) / 2
     assert HAND.score("loss") == -0.5
     assert HAND.score("balanced_accuracy") == HAND.balanced_accuracy
 
@@ -48,6 +51,7 @@ def test_figures_against_scikit_learn(seed):
     probabilities = logits.softmax(1).numpy()
     assert figures.loss == pytest.approx(metrics.log_loss(labels, probabilities), rel=1e-6)
     precision, recall, f1, support = metrics.precision_recall_fscore_support(labels, said, zero_division=0)
+    assert figures.macro_f1 == pytest.approx(f1[support > 0].mean())
     for index, row in enumerate(figures.per_class(map(str, range(num_classes)))):
         assert row["precision"] == pytest.approx(precision[index])
         assert row["recall"] == pytest.approx(recall[index])
@@ -70,3 +74,86 @@ def test_progress_counts_images():
     batches = [Batch(torch.zeros(n, 2), torch.zeros(n, dtype=torch.int64), torch.arange(n)) for n in (3, 1)]
     evaluate(nn.Identity(), batches, 2, ALONE, autocast=contextlib.nullcontext, on_batch=seen.append)
     assert seen == [3, 1]
+
+
+def test_a_class_that_is_never_said_counts_as_0_and_one_without_images_not():
+    figures = Figures(torch.tensor([[2, 0, 1], [3, 0, 0], [0, 0, 0]]), 0.0)
+    # 2 * 2 / (5 + 3) of the first, 0 of the second; the third is said once, wrongly
+    assert figures.macro_f1 == (0.5 + 0) / 2
+
+
+def case(num_images=40, num_classes=5):
+    random = np.random.default_rng(0)
+    labels = torch.tensor(random.integers(0, num_classes, num_images))
+    return torch.tensor(random.normal(0, 2, (num_images, num_classes)), dtype=torch.float32), labels
+
+
+def batches_of(logits, labels, numbers, size=7):
+    return [Batch(logits[part], labels[part], part) for part in torch.split(numbers, size)]
+
+
+def test_probabilities_are_collected_on_demand_by_the_images_numbers():
+    logits, labels = case()
+    order = torch.randperm(len(labels))
+    plain = evaluate(nn.Identity(), batches_of(logits, labels, order), 5, ALONE, autocast=contextlib.nullcontext)
+    assert set(plain.summary()) == {"num_images", "accuracy", "balanced_accuracy", "macro_f1", "loss"}
+    collected = evaluate(
+        nn.Identity(), batches_of(logits, labels, order), 5, ALONE, autocast=contextlib.nullcontext, collect=len(labels)
+    )
+    probabilities = logits.softmax(1).numpy().astype(np.float64)
+    probabilities /= probabilities.sum(1, keepdims=True)
+    theirs = metrics.roc_auc_score(labels, probabilities, multi_class="ovr")
+    assert collected.summary() == {
+        **plain.summary(),
+        "auroc": pytest.approx(theirs, abs=1e-9),
+        "calibration_error": collected.calibration_error,
+    }
+    assert 0 < collected.calibration_error < 1
+
+
+def test_two_processes_collect_what_one_does():
+    logits, labels = case()
+    sums = []
+
+    def evaluated(rank, add):
+        team = types.SimpleNamespace(device=torch.device("cpu"), sum=add)
+        own = torch.arange(len(labels))[rank::2]
+        batches = batches_of(logits, labels, own)
+        return evaluate(nn.Identity(), batches, 5, team, autocast=contextlib.nullcontext, collect=len(labels))
+
+    def note(values):
+        sums.append(values.clone())
+        return values
+
+    evaluated(1, note)
+    remaining = iter(sums)
+    together = evaluated(0, lambda values: values + next(remaining))
+    alone = evaluate(
+        nn.Identity(),
+        batches_of(logits, labels, torch.arange(len(labels))),
+        5,
+        ALONE,
+        autocast=contextlib.nullcontext,
+        collect=len(labels),
+    )
+    assert together.summary() == {**alone.summary(), "loss": pytest.approx(alone.loss)}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_logits_that_are_not_finite_are_none_in_json(bad):
+    logits, labels = case()
+    logits[3] = bad
+    batches = batches_of(logits, labels, torch.arange(len(labels)))
+    figures = evaluate(nn.Identity(), batches, 5, ALONE, autocast=contextlib.nullcontext, collect=len(labels))
+    summary = json.loads(json.dumps(figures.summary(), allow_nan=False))
+    assert (summary["auroc"], summary["calibration_error"], summary["loss"]) == (None, None, None)
+    assert 0 < summary["accuracy"] < 1
+
+
+def test_one_class_has_no_area_but_an_error():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    batches = [Batch(logits, torch.tensor([0, 0]), torch.arange(2))]
+    summary = evaluate(nn.Identity(), batches, 2, ALONE, autocast=contextlib.nullcontext, collect=2).summary()
+    assert summary["auroc"] is None
+    # right at 1 / (1 + e**-2), wrong at 1 / (1 + e**-1), in two bins
+    assert summary["calibration_error"] == pytest.approx((1 - 0.880797 + 0.731059) / 2, abs=1e-6)

@@ -64,7 +64,7 @@ def train(data, out, screen=None, resume=False, dry_run=False, **options):
         out=out,
         resume=resume,
         dry_run=dry_run,
-        command="whatwhere train DATA",
+        command="whatwhere train DATA --resume",
         screen=screen or Lines(),
     )
 

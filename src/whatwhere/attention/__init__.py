@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from ..errors import UserError, nearest
+from .by_path import attention_by_path
 from .cbam import CBAM, ChannelAttention, SpatialAttention
 from .gate import Gate, IdentityStart, starting_as_identity
 from .squeeze_excitation import SqueezeExcitation
@@ -20,6 +21,7 @@ __all__ = [
     "SpatialAttention",
     "SqueezeExcitation",
     "attention_builder",
+    "attention_by_path",
     "starting_as_identity",
 ]
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ..errors import UserError
+from .compare import compare_command, verdict_command
 from .train import train_command
 
 # the class of all usage errors; typer re-exports none but this leaf of it
@@ -118,6 +119,8 @@ def summary_command(
 
 
 app.command("train")(train_command())
+app.command("compare")(compare_command())
+app.command("verdict")(verdict_command)
 
 
 _PathColumn = Annotated[str, typer.Option(metavar="NAME", help="Column of the paths in a CSV.")]
@@ -143,6 +146,12 @@ def check_command(
         raise typer.Exit(1)
 
 
+_Attention = Annotated[
+    str | None,
+    typer.Option(metavar="MODULE:NAME", help="The network's attention, code of yours to import, if it was trained so."),
+]
+
+
 @app.command("predict")
 def predict_command(
     bundle: Annotated[Path, typer.Argument(help="A run's folder, or its best/.")],
@@ -150,13 +159,17 @@ def predict_command(
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Classes to give of each image.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images computed together.")] = 64,
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps; by default the best.")] = "",
+    attention: _Attention = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print path, rank, class, probability.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a trained network sees in images; exit status 1 if some of them could not be read."""
     from .predict import print_predictions
 
-    if not print_predictions(bundle, images, top=top, batch_size=batch_size, device=device, csv=csv, json=json):
+    sound = print_predictions(
+        bundle, images, top=top, batch_size=batch_size, device=device, csv=csv, json=json, attention=attention
+    )
+    if not sound:
         raise typer.Exit(1)
 
 
@@ -170,6 +183,7 @@ def evaluate_command(
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images computed together.")] = 128,
     workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that read images.")] = 0,
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps; by default the best.")] = "",
+    attention: _Attention = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")] = False,
     path_column: _PathColumn = "",
     label_column: _LabelColumn = "",
@@ -186,6 +200,7 @@ def evaluate_command(
         batch_size=batch_size,
         num_workers=workers,
         device=device,
+        attention=attention,
         skip_bad=skip_bad,
         json=json,
         path_column=path_column or None,

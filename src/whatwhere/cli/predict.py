@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from ..attention import attention_by_path
 from ..data.names import printable
 from ..errors import UserError
 from ..tables import comma_separated, rich_tables, show
@@ -20,16 +21,28 @@ from .screen import TerminalScreen, result_tables
 
 
 def print_predictions(
-    bundle: Path, images: list[Path], *, top: int, batch_size: int, device: str, csv: bool, json: bool
+    bundle: Path,
+    images: list[Path],
+    *,
+    top: int,
+    batch_size: int,
+    device: str,
+    csv: bool,
+    json: bool,
+    attention: str | None = None,
 ) -> bool:
-    """Print the `top` classes of each image, bad files on standard error; return whether there were none."""
+    """Print the `top` classes of each image, bad files on standard error; return whether there were none.
+
+    `attention` is the import path of the network's own, typed by the user.
+    """
     if csv and json:
         raise UserError("--csv and --json exclude each other; give one of them")
     files = image_files(images)
+    own = None if attention is None else attention_by_path(attention)
     num_bad = 0
     found: list[Prediction] = []
     with team(device) as alone:
-        network = load_bundle(bundle, alone.device)
+        network = load_bundle(bundle, alone.device, attention=own)
         if csv:
             typer.echo("path,rank,class,probability")
         for prediction in predict(network, files, top=top, batch_size=batch_size):
@@ -66,10 +79,13 @@ def _record(prediction: Prediction) -> dict[str, Any]:
     return {"path": printable(prediction.path), "predictions": classes}
 
 
-def print_evaluation(bundle: Path, data: str, *, device: str, json: bool, **options: Any) -> None:
-    """Print the figures of a network on labelled images."""
+def print_evaluation(
+    bundle: Path, data: str, *, device: str, json: bool, attention: str | None = None, **options: Any
+) -> None:
+    """Print the figures of a network on labelled images; `attention` as for `print_predictions`."""
+    own = None if attention is None else attention_by_path(attention)
     with team(device) as alone, TerminalScreen(to_stderr=json) as screen:
-        network = load_bundle(bundle, alone.device)
+        network = load_bundle(bundle, alone.device, attention=own)
         result = evaluate_bundle(
             network,
             data,

@@ -51,11 +51,10 @@ def result_tables(result: dict[str, Any]) -> list[Table]:
     """Return the result of a run or of an evaluation as tables."""
     parts = [(part, result[part]) for part in ("val", "test", "images") if part in result]
     names = {"val": "validation", "test": "test", "images": "all images"}
-    note = (
-        f"The network of epoch {result['best_epoch']}, chosen on the validation images."
-        if "best_epoch" in result
-        else ""
-    )
+    note = ""
+    if "best_epoch" in result:
+        why = "the last" if result.get("best_by") == "last" else "chosen on the validation images"
+        note = f"The network of epoch {result['best_epoch']}, {why}."
     overall = Table(
         "Figures",
         ("", "images", "accuracy", "balanced accuracy", "cross-entropy"),
@@ -65,7 +64,7 @@ def result_tables(result: dict[str, Any]) -> list[Table]:
                 f"{figures['num_images']:,}",
                 f"{figures['accuracy']:.2%}",
                 f"{figures['balanced_accuracy']:.2%}",
-                f"{figures['loss']:.4f}",
+                "-" if figures["loss"] is None else f"{figures['loss']:.4f}",
             )
             for part, figures in parts
         ],

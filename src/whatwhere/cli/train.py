@@ -58,7 +58,7 @@ def train_command() -> Callable[..., None]:
     data = inspect.Parameter(
         "data", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Annotated[str, typer.Argument(help=text)]
     )
-    parameters = [data, *(_parameter(name) for name in _COMMON)]
+    parameters = [data, *(option_parameter(name) for name in _COMMON)]
     parameters += [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
         for name, annotation, default in (
@@ -69,14 +69,14 @@ def train_command() -> Callable[..., None]:
             ("json", _JSON, False),
         )
     ]
-    parameters += [_parameter(name) for name in OPTIONS if name not in _COMMON]
+    parameters += [option_parameter(name) for name in OPTIONS if name not in _COMMON]
     train.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     train.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     train.__doc__ = "Train a network on your own images: check and split them, train, evaluate."
     return train
 
 
-def _parameter(name: str) -> inspect.Parameter:
+def option_parameter(name: str) -> inspect.Parameter:
     """Return a keyword parameter for an option; its default None means that it was not given."""
     field = OPTIONS[name]
     kind = type(field.default)
@@ -110,7 +110,7 @@ def _run(
                 out=Path(out) if out else None,
                 resume=resume,
                 dry_run=dry_run,
-                command=typed_command(),
+                command=again(typed_command()),
                 screen=screen,
             )
         except Stopped as stopped:
@@ -124,6 +124,11 @@ def _run(
         from ..tables import rich_tables, show
 
         show(rich_tables(result_tables(result)))
+
+
+def again(command: str) -> str:
+    """Return the command that continues the run which `command` starts or continues."""
+    return command if " --resume" in command else f"{command} --resume"
 
 
 def typed_command() -> str:

@@ -32,6 +32,7 @@ class Prepared:
         report: of the doctor, None if the data were not checked.
         left_out: paths of samples that `skip_bad` left out.
         median_side: median of the images' shorter sides, in pixels.
+        drawn: the parts that the seed drew, which DATA did not have, of "val" and "test".
     """
 
     source: Source
@@ -40,6 +41,7 @@ class Prepared:
     report: Report | None
     left_out: tuple[str, ...]
     median_side: int
+    drawn: tuple[str, ...] = ()
 
 
 def prepare(
@@ -84,6 +86,7 @@ def prepare(
         group_from=group_from,
         twins=report.twins if report is not None else (),
     )
+    given = {sample.split for sample in samples}
     return Prepared(
         source=source,
         classes=tuple(sorted({sample.label for sample in samples})),
@@ -91,6 +94,7 @@ def prepare(
         report=report,
         left_out=tuple(sorted(left_out)),
         median_side=report.median_side if report is not None else _median_side(source, samples),
+        drawn=tuple(part for part in ("val", "test") if parts[part] and part not in given),
     )
 
 

@@ -116,10 +116,13 @@ def num_params(options: Mapping[str, Any], num_classes: int) -> int:
 
 def build(options: Mapping[str, Any], num_classes: int, seed: int) -> Any:
     """Return the network that a run with `options` trains, from scratch."""
+    from ..attention import attention_by_path
     from ..training.build import build_model
-    from ..training.config import Config
+    from ..training.config import Config, is_import_path
 
-    return build_model(Config(**{**options, "seed": seed, "pretrained": ""}), num_classes)
+    config = Config(**{**options, "seed": seed, "pretrained": ""})
+    attention = attention_by_path(config.attention) if is_import_path(config.attention) else None
+    return build_model(config, num_classes, attention)
 
 
 def describe(options: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ from torch import nn
 
 from .. import weights
 from ..attention import ATTENTION, attention_builder, starting_as_identity
-from ..errors import UserError, nearest
+from ..errors import UserError, check_factor, nearest
 from ..randomness import seeded
 from .article import ARTICLE_NETWORKS, ArticleResNeXt
 from .initialization import resolve_seed
 from .resnet import RESNETS, ResNet
+
+MOST_WIDTH = 16.0  # some 256 times the parameters
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,31 @@ def check_name(name: str) -> None:
         raise UserError(f"unknown model {name!r}{hint}")
 
 
+def check_options(
+    name: str,
+    *,
+    attention: str | Callable[..., nn.Module] | None = None,
+    width_factor: float = 1.0,
+    pretrained: bool | str | os.PathLike[str] | None = False,
+) -> None:
+    """Raise UserError unless `create_model` takes these together, as far as that can be said without building."""
+    check_name(name)
+    backbone = MODELS[name].backbone
+    check_factor("width_factor", width_factor, MOST_WIDTH)
+    if attention is not None:
+        attention_builder(attention)
+        if name != backbone:
+            raise UserError(f"{name} has its attention in its name; for another, give the plain network {backbone}")
+    from_weights = pretrained is not False and pretrained is not None
+    if backbone not in RESNETS and (attention is not None or width_factor != 1):
+        option = "width" if attention is None else "attention"
+        raise UserError(f"{name} is as the article has it, its {option} cannot be chosen; take a ResNet or ResNeXt")
+    if backbone not in RESNETS and from_weights:
+        raise UserError(f"{name} has no published weights and its layers have no standard names; use pretrained=False")
+    if width_factor != 1 and from_weights:
+        raise UserError(f"pretrained weights are of the usual width; leave out width_factor {width_factor:g}, or them")
+
+
 def create_model(
     name: str,
     *,
@@ -71,6 +99,7 @@ def create_model(
     pretrained: bool | str | os.PathLike[str] | None = False,
     attention: str | Callable[..., nn.Module] | None = None,
     attention_kwargs: dict[str, Any] | None = None,
+    width_factor: float = 1.0,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a network by name.
@@ -89,27 +118,29 @@ def create_model(
         attention_kwargs: Keyword arguments for the attention, for example `{"reduction": 8, "form": "timm"}`;
             `{"zero_init_norm": True}` starts CBAM as the authors' networks do; `{"start": "paper"}` keeps its random
             start behind pretrained weights too.
+        width_factor: Each stage has max(1, round(width_factor * planes)) planes, the stem its usual channels; above 0,
+            at most 16. Not for the article's networks, nor with `pretrained`.
         **kwargs: Further arguments of `ResNet`: `in_channels`, `stride_in_1x1`, `drop_rate`, `drop_path_rate`,
             `norm_layer`, `zero_init_residual`, `seed`. The article's networks take `seed` only.
 
     Raises:
         UserError: An unknown name, an impossible option, or weights that cannot be had or do not fit.
     """
-    check_name(name)
+    check_options(name, attention=attention, width_factor=width_factor, pretrained=pretrained)
     entry = MODELS[name]
     build, backbone = entry.build, entry.backbone
     if attention is not None:
-        if name != backbone:
-            raise UserError(f"{name} has its attention in its name; for another, give create_model({backbone!r})")
         kwargs["attention"] = attention
     if attention_kwargs:
         kwargs["attention_kwargs"] = attention_kwargs
     _check_arguments(name, build, kwargs)
+    if width_factor != 1:
+        if "widths" in kwargs:
+            raise UserError("width_factor and widths exclude each other; give one of them")
+        kwargs["widths"] = _widened(build, width_factor)
 
     if pretrained is False or pretrained is None:
         return _construct(build, num_classes, kwargs)
-    if backbone not in RESNETS:
-        raise UserError(f"{name} has no published weights and its layers have no standard names; use pretrained=False")
     if pretrained is True:
         if kwargs.get("stride_in_1x1"):
             raise UserError("torchvision's weights were trained with the stride in the 3x3; leave out stride_in_1x1")
@@ -121,10 +152,15 @@ def create_model(
 
     chosen = attention if entry.attention is None else entry.attention
     if chosen is not None and weights.starts_as_identity(state) and "start" not in (attention_kwargs or {}):
-        kwargs.update(_identity_start(chosen, attention_kwargs or {}))
+        kwargs.update(identity_start(chosen, attention_kwargs or {}))
     model = _construct(build, num_classes, kwargs)
     weights.load_pretrained(model, state, source)
     return model
+
+
+def _widened(build: Callable[..., nn.Module], factor: float) -> tuple[int, ...]:
+    usual = inspect.signature(build).parameters["widths"].default
+    return tuple(max(1, round(planes * factor)) for planes in usual)
 
 
 def _construct(build: Callable[..., nn.Module], num_classes: int, kwargs: dict[str, Any]) -> nn.Module:
@@ -142,7 +178,8 @@ def _construct(build: Callable[..., nn.Module], num_classes: int, kwargs: dict[s
         raise UserError(f"the network cannot be built: {reason}") from error
 
 
-def _identity_start(attention: str | Callable[..., nn.Module], attention_kwargs: dict[str, Any]) -> dict[str, Any]:
+def identity_start(attention: str | Callable[..., nn.Module], attention_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `ResNet` with which `attention` starts as y = x."""
     builder = attention_builder(attention)
     if builder in ATTENTION.values():
         return {"attention_kwargs": {**attention_kwargs, "start": "identity"}}
@@ -154,8 +191,6 @@ def _identity_start(attention: str | Callable[..., nn.Module], attention_kwargs:
 
 
 def _check_arguments(name: str, build: Callable[..., nn.Module], kwargs: dict[str, Any]) -> None:
-    import inspect
-
     known = [parameter for parameter in inspect.signature(build).parameters if parameter not in ("block", "layers")]
     for argument in kwargs:
         if argument not in known:

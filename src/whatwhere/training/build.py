@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,13 +41,27 @@ def resolve(data: str, given: Mapping[str, Any], prepared: Prepared, team: Team)
     return Config(data=data, **{**chosen, **given, "device": given.get("device") or team.device.type})
 
 
-def build_model(config: Config, num_classes: int) -> nn.Module:
-    """Return the network of a run at its start, on the CPU."""
+def build_model(config: Config, num_classes: int, attention: Callable[..., nn.Module] | None = None) -> nn.Module:
+    """Return the network of a run at its start, on the CPU.
+
+    Args:
+        config: The options of the run.
+        num_classes: Width of the classifier.
+        attention: What `config.attention` names, where that is an import path.
+    """
     options: dict[str, Any] = {
         name: getattr(config, name) for name in ("drop_rate", "drop_path_rate") if getattr(config, name)
     }
     pretrained: bool | str = config.pretrained == "imagenet" or config.pretrained or False
-    return create_model(config.model, num_classes=num_classes, pretrained=pretrained, seed=config.seed, **options)
+    return create_model(
+        config.model,
+        num_classes=num_classes,
+        pretrained=pretrained,
+        attention=attention or config.attention or None,
+        width_factor=config.width_factor,
+        seed=config.seed,
+        **options,
+    )
 
 
 @dataclass
@@ -62,8 +76,10 @@ class Material:
     cache: str
 
 
-def build_material(config: Config, prepared: Prepared, team: Team) -> Material:
+def build_material(config: Config, prepared: Prepared, team: Team, *, with_test: bool) -> Material:
     """Return the batches of `prepared` for this process, the images decoded ahead where the options say so.
+
+    `with_test` says whether there are any of the test images.
 
     Raises:
         UserError: An image that cannot be read, or batches too small for so many processes and pieces.
@@ -78,7 +94,7 @@ def build_material(config: Config, prepared: Prepared, team: Team) -> Material:
     train_reader = Reader(prepared.source, train, preprocessing, whole=config.crop == "resized")
     readers = {
         part: Reader(prepared.source, prepared.parts[part], preprocessing, whole=False)
-        for part in ("val", "test")
+        for part in (("val", "test") if with_test else ("val",))
         if prepared.parts[part]
     }
     processes = team.local_world_size
@@ -148,7 +164,7 @@ def describe(config: Config, given: Mapping[str, Any], prepared: Prepared, model
     processes = f", {team.world_size} processes" if team.world_size > 1 else ""
     lines = [
         f"images: {counts}; {len(prepared.classes)} classes",
-        f"network: {config.model}, {num_params:,} parameters, {config.image_size} x {config.image_size} px, "
+        f"network: {config.network}, {num_params:,} parameters, {config.image_size} x {config.image_size} px, "
         f"on {device_name(team.device)}{processes}",
     ]
     for panel in dict.fromkeys(field.metadata["panel"] for field in OPTIONS.values()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import weights
+from ..data.names import printable
 from ..data.preprocess import Preprocessing
-from ..errors import UserError
+from ..errors import UserError, check_factor
 from ..files import remove_parts, write_bytes, write_json, writing
 from ..models import create_model
+from ..models.registry import MODELS, MOST_WIDTH, check_name, identity_start
+from .config import is_import_path
 
 FORMAT = "whatwhere bundle 1"
 DESCRIPTION = "bundle.json"
@@ -32,6 +36,8 @@ class Bundle:
         classes: Names of the classes.
         preprocessing: From an image to what the network takes.
         info: What training noted: the epoch and its figures on the validation images.
+        attention: The attention of a plain network, a name or MODULE:NAME; empty for that in the architecture's name.
+        width_factor: How many times as wide its stages are.
     """
 
     model: nn.Module
@@ -39,6 +45,8 @@ class Bundle:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     info: dict[str, Any]
+    attention: str = ""
+    width_factor: float = 1.0
 
     @torch.no_grad()
     def probabilities(self, pixels: Tensor) -> Tensor:
@@ -65,6 +73,8 @@ def save_bundle(folder: Path, bundle: Bundle) -> None:
         "weights": name,
         "sha256": digest,
         "architecture": bundle.architecture,
+        "attention": bundle.attention,
+        "width_factor": bundle.width_factor,
         "classes": list(bundle.classes),
         "preprocessing": asdict(bundle.preprocessing),
         "info": bundle.info,
@@ -76,13 +86,21 @@ def save_bundle(folder: Path, bundle: Bundle) -> None:
     remove_parts(folder)
 
 
-def load_bundle(path: Path, device: torch.device | str = "cpu") -> Bundle:
+def load_bundle(
+    path: Path, device: torch.device | str = "cpu", *, attention: Callable[..., nn.Module] | None = None
+) -> Bundle:
     """Read a bundle: its folder, its `bundle.json`, or the folder of a run, whose best network it then is.
 
-    The architecture is one of ours by name; nothing in the files is executed.
+    The architecture and its attention are ours by name; nothing in the files is executed or imported.
+
+    Args:
+        path: Where it is.
+        device: Where the network is to compute.
+        attention: For a network that was trained with an attention by import path, what that path named: a callable
+            from a channel count to a module. The file names it, but it is the caller's to import it.
 
     Raises:
-        UserError: There is none, or it is damaged.
+        UserError: There is none, it is damaged, or it needs an `attention` that is not given, or the other way round.
     """
     description_file = _find(path)
     folder = description_file.parent
@@ -101,19 +119,64 @@ def load_bundle(path: Path, device: torch.device | str = "cpu") -> Bundle:
         )
         _check_possible(preprocessing)
         architecture, info = str(description["architecture"]), dict(description["info"])
+        # a bundle of an older version has neither
+        named, width_factor = str(description.get("attention", "")), description.get("width_factor", 1.0)
+        check_factor("width_factor", width_factor, MOST_WIDTH)
     # damaged JSON makes the reader and the conversions raise nearly anything
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"the bundle {str(folder)!r} is damaged ({reason})") from error
+    _check_attention(named, attention, folder)
     state = weights.read_state_dict(file)
-    identity = weights.has_attention(state) and weights.starts_as_identity(state)
-    options: dict[str, Any] = {"attention_kwargs": {"start": "identity"}} if identity else {}
-    model = create_model(architecture, num_classes=len(classes), seed=0, **options)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"the weights in {str(folder)!r} are not those of {architecture}") from error
-    return Bundle(model.to(device).eval(), architecture, classes, preprocessing, info)
+    model = _network(architecture, len(classes), attention or named or None, width_factor, state)
+    if model is None:
+        raise UserError(f"the weights in {str(folder)!r} are not those of {architecture}")
+    return Bundle(model.to(device).eval(), architecture, classes, preprocessing, info, named, width_factor)
+
+
+def _check_attention(named: str, given: Callable[..., nn.Module] | None, folder: Path) -> None:
+    if is_import_path(named) and given is None:
+        text = printable(named)
+        raise UserError(
+            f"the network in {str(folder)!r} was trained with the attention {text!r}, code that no file may have run; "
+            f"give --attention {text}, or load_bundle(..., attention={text.partition(':')[2]}) in Python"
+        )
+    if given is not None and not is_import_path(named):
+        raise UserError(
+            f"the network in {str(folder)!r} has no attention by import path and loads without --attention, or without "
+            "`attention` in Python; leave it out"
+        )
+
+
+def _network(
+    architecture: str,
+    num_classes: int,
+    attention: str | Callable[..., nn.Module] | None,
+    width_factor: float,
+    state: weights.StateDict,
+) -> nn.Module | None:
+    """Return the network with the weights `state`; None if they are not its own."""
+    check_name(architecture)
+    options: dict[str, Any] = {"width_factor": width_factor}
+    if width_factor != 1:
+        # a file of a few bytes may not ask for any amount of memory
+        with torch.device("meta"):
+            model = create_model(architecture, num_classes=num_classes, seed=0, **options)
+        if sum(map(Tensor.numel, model.parameters())) > sum(map(Tensor.numel, state.values())):
+            return None
+    forms = [options if attention is None else {**options, "attention": attention}]
+    chosen = attention or MODELS[architecture].attention
+    if chosen is not None and weights.has_attention(state) and weights.starts_as_identity(state):
+        # first, because an attention of the user's may have a scalar of its own by the name of ours
+        forms.insert(0, {**forms[0], **identity_start(chosen, {})})
+    for form in forms:
+        model = create_model(architecture, num_classes=num_classes, seed=0, **form)
+        try:
+            model.load_state_dict(state)
+            return model
+        except RuntimeError:
+            continue
+    return None
 
 
 def _find(path: Path) -> Path:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, check_integer, nearest
+from ..errors import UserError, check_factor, check_integer, nearest
 
 _LARGE = 1e4  # beyond the range of any sensible value, within that of all arithmetic with it
 SMALL_SIZE = 64  # up to here images are padded and cropped by whole pixels, above they are cropped at any scale
@@ -19,7 +19,7 @@ CHOICES = {
     "crop": ("pad", "resized"),
     "class_weights": ("none", "balanced"),
     "cache": ("auto", "none", "memory", "device"),
-    "best_by": ("accuracy", "balanced_accuracy", "loss"),
+    "best_by": ("accuracy", "balanced_accuracy", "loss", "last"),
 }
 # what may differ between a run and its continuation: where it runs and how it is watched, not what it computes
 FREE = frozenset({"data_dir", "device", "workers", "cache", "download", "check", "save_minutes", "tensorboard"})
@@ -93,6 +93,12 @@ class Config(Recipe):
     model: str = option(
         "", "Common", "Network, see `whatwhere models`.", "cbam_resnext29_32x4d, above 64 px cbam_resnext50_32x4d"
     )
+    attention: str = option(
+        "",
+        "Recipe",
+        "For a plain network (the default is then plain): cbam, se, or MODULE:NAME, code of yours that is imported.",
+        "none",
+    )
     image_size: int = option(32, "Common", "Height and width that the network sees.", "by the images: 32 to 224")
     seed: int = option(0, "Common", "Fixes start, order, augmentation and split.", "0")
     workers: int = option(0, "Common", "Processes that read images; they change no result.", "by the machine")
@@ -101,6 +107,7 @@ class Config(Recipe):
     pretrained: str = option(
         "", "Recipe", "Start from weights: `imagenet`, or a file (.safetensors, .pth).", "none", "WEIGHTS"
     )
+    width_factor: float = option(1.0, "Recipe", "All stages so many times as wide, for networks of equal size.", "1")
     drop_rate: float = option(0.0, "Recipe", "Dropout before the classifier.", "0")
     drop_path_rate: float = option(0.0, "Recipe", "Stochastic depth, arXiv 1603.09382.", "0")
     crop: str = option(
@@ -112,7 +119,9 @@ class Config(Recipe):
         0, "Recipe", "Magnitude of RandAugment, 0 (off) to 30, arXiv 1909.13719.", "5; above 64 px 7"
     )
     random_erasing: float = option(0.0, "Recipe", "Probability of random erasing, arXiv 1708.04896.", "0.1")
-    best_by: str = option("accuracy", "Recipe", "Chooses the epoch: accuracy, balanced_accuracy, loss.", "accuracy")
+    best_by: str = option(
+        "accuracy", "Recipe", "Chooses the epoch: by its accuracy, balanced_accuracy, loss, or the last.", "accuracy"
+    )
 
     val_fraction: float = option(0.15, "Data", "Share held out for choosing the epoch where DATA has no val.", "0.15")
     test_fraction: float = option(0.15, "Data", "Share held out for the end where DATA has no split at all.", "0.15")
@@ -151,18 +160,33 @@ class Config(Recipe):
         for name in ("hflip", "random_erasing", "crop_scale"):
             _check_range(name, getattr(self, name), 0, math.nextafter(1, 2))
         _check_range("save_minutes", self.save_minutes, 0, math.inf)
+        check_factor("width_factor", self.width_factor, 16)
         if self.rand_augment > 30:
             raise UserError(f"rand_augment is a magnitude from 0 to 30, got {self.rand_augment}")
         if self.crop_scale == 0:
             raise UserError("crop_scale must be above 0: the least share of the area that a crop shows")
         if self.cache == "device" and self.crop != "pad":
             raise UserError("cache=device needs crop=pad, images of one size; give cache=memory")
+        if self.best_by == "last" and self.early_stop:
+            raise UserError("early_stop waits for a better epoch, and best_by=last compares none; give one of them")
+
+    @property
+    def network(self) -> str:
+        """The network for people: its name, and the attention and width that were chosen for it."""
+        attention = f" with {self.attention}" if self.attention else ""
+        width = f", {self.width_factor:g} times as wide" if self.width_factor != 1 else ""
+        return f"{self.model}{attention}{width}"
 
 
 def _check_range(name: str, value: float, least: float, below: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < below:
         upper = "finite" if below == math.inf else "at most 1" if 1 < below < 2 else f"below {below:g}"
         raise UserError(f"{name} must be at least {least} and {upper}, got {value!r}")
+
+
+def is_import_path(attention: str) -> bool:
+    """Return whether `attention` names code to import, MODULE:NAME, rather than an attention of ours."""
+    return ":" in attention
 
 
 OPTIONS = {field.name: field for field in fields(Config) if field.name != "data"}
@@ -172,6 +196,8 @@ def defaults(
     given: Mapping[str, Any], *, image_size: int, num_images: int, on_gpu: bool, bf16: bool, num_cores: int
 ) -> dict[str, Any]:
     """Return a value for each option that `given` leaves open, chosen by images, start, optimizer and machine.
+
+    The network has CBAM, unless another attention is given for it.
 
     Batches of 128 images (of at most 64 px) or 64 (larger), halved, down to 16, where an
     epoch had fewer than 10 of them.
@@ -187,8 +213,9 @@ def defaults(
     batch_size = given.get("batch_size", batch_size)
     rate_at_256 = 1e-3 if adamw else 0.2 if small else 0.1
     epochs = given.get("epochs", 30 if pretrained else 100)
+    backbone = "resnext29_32x4d" if small and not pretrained else "resnext50_32x4d"
     chosen = {
-        "model": "cbam_resnext29_32x4d" if small and not pretrained else "cbam_resnext50_32x4d",
+        "model": backbone if given.get("attention") else f"cbam_{backbone}",
         "image_size": image_size,
         "epochs": epochs,
         "batch_size": batch_size,
@@ -224,7 +251,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """Return the options of a YAML file: a mapping from option names (dashes or underscores) to values.
 
     Raises:
-        UserError: No such file, not YAML, an unknown option, or a value of the wrong kind.
+        UserError: No such file, not YAML, an unknown option, a value of the wrong kind, or an attention that is code to
+            import, which no file may have run.
     """
     import yaml
 
@@ -251,6 +279,11 @@ def read_config(path: Path) -> dict[str, Any]:
         if name in result:
             raise UserError(f"{name} stands twice in {str(path)!r}, with dashes and with underscores")
         result[name] = _converted(name, value, path)
+    if is_import_path(result.get("attention", "")):
+        raise UserError(
+            f"attention {result['attention']!r} in {str(path)!r} is code, that no file may have run; give --attention "
+            "on the command line"
+        )
     return result
 
 

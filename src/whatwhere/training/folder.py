@@ -76,6 +76,7 @@ class RunFolder:
                     "config": asdict(config),
                     "classes": list(prepared.classes),
                     "num_images": {part: len(samples) for part, samples in prepared.parts.items()},
+                    "drawn": list(prepared.drawn),
                     "left_out": list(prepared.left_out),
                     "data_fingerprint": current["data_fingerprint"],
                     "sessions": [session],
@@ -136,10 +137,12 @@ def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None
             f"the images of {now['data']!r} or their split have changed since the run in {str(path)!r} began; restore "
             "them, or start anew with another --out"
         )
+    # an option that a run of an older version did not have yet was as it is by default
+    before = {**{name: field.default for name, field in OPTIONS.items()}, **before}
     changed = [
-        f"{name} was {before.get(name)!r}, is {value!r}"
+        f"{name} was {before[name]!r}, is {value!r}"
         for name, value in now.items()
-        if name not in FREE and name not in ("data_fingerprint", "data") and before.get(name) != value
+        if name not in FREE and name not in ("data_fingerprint", "data") and before[name] != value
     ]
     if before["data_fingerprint"] != now["data_fingerprint"]:
         changed.insert(0, f"data was {before['data']!r}, is {now['data']!r}")

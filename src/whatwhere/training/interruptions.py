@@ -55,7 +55,7 @@ def listening(trainer: Trainer, received: list[int], *, alone: bool) -> Iterator
 
 @contextlib.contextmanager
 def memory_errors(config: Config, command: str) -> Iterator[None]:
-    """Turn what torch says of exhausted memory, and of workers that it cost, into advice."""
+    """Turn what torch says of exhausted memory, and of workers that it cost, into advice; `command` continues."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -71,14 +71,14 @@ def memory_errors(config: Config, command: str) -> Iterator[None]:
         if "DataLoader worker" in text and "exited unexpectedly" in text:
             raise UserError(
                 "a process that reads images ended unexpectedly, often for want of memory or of shared memory; lower "
-                f"--workers, and continue with: {again(command)}"
+                f"--workers, and continue with: {command}"
             ) from error
         raise
 
 
 @contextlib.contextmanager
 def lost_processes(processes: Team, command: str) -> Iterator[None]:
-    """Turn what the exchange between processes says when one of them is gone into a sentence."""
+    """Turn what the exchange says when a process is gone into a sentence; `command` continues the run."""
     try:
         yield
     except RuntimeError as error:
@@ -87,10 +87,5 @@ def lost_processes(processes: Team, command: str) -> Iterator[None]:
             raise
         raise UserError(
             f"process {processes.rank} of {processes.world_size} lost another one; see what that one said, and "
-            f"continue with: {again(command)}"
+            f"continue with: {command}"
         ) from error
-
-
-def again(command: str) -> str:
-    """Return the command that continues the run."""
-    return command if " --resume" in command else f"{command} --resume"

@@ -184,6 +184,7 @@ def evaluate_bundle(
         alone,
         autocast=lambda: autocast(device, amp),
         on_batch=on_batch,
+        collect=len(samples),
     )
     return {
         "data": data,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,7 +60,10 @@ class _Record:
 
 @dataclass
 class Run:
-    """A run in progress: trains, evaluates after each epoch, keeps the best network, saves."""
+    """A run in progress: trains, evaluates after each epoch, keeps the best network, saves.
+
+    `attention` is what `config.attention` names, where that is an import path.
+    """
 
     config: Config
     team: Team
@@ -68,6 +72,7 @@ class Run:
     trainer: Trainer
     folder: RunFolder
     screen: Screen
+    attention: Callable[..., nn.Module] | None = None
     record: _Record = field(default_factory=_Record)
 
     def __post_init__(self) -> None:
@@ -132,7 +137,7 @@ class Run:
         checkpoint.save(self.folder.last, self.trainer.position.step, {"trainer": state, "record": asdict(self.record)})
         self._saved = time.monotonic()
 
-    def evaluate(self, model: nn.Module, part: str) -> Figures:
+    def evaluate(self, model: nn.Module, part: str, *, with_probabilities: bool = False) -> Figures:
         """Return the figures of `model` on a part's images, each counted once over all processes."""
         batches = self.material.evaluation[part]
         done = 0
@@ -145,7 +150,15 @@ class Run:
             if self.trainer.stop_requested and self.team.world_size == 1:
                 raise StopRequested
 
-        return evaluate(model, batches, len(self.classes), self.team, autocast=self.trainer.autocast, on_batch=on_batch)
+        return evaluate(
+            model,
+            batches,
+            len(self.classes),
+            self.team,
+            autocast=self.trainer.autocast,
+            on_batch=on_batch,
+            collect=len(batches.labels) if with_probabilities else 0,
+        )
 
     def _end_epoch(self) -> None:
         """Evaluate, write the epoch's line, keep the network if it is the best so far, save."""
@@ -159,7 +172,7 @@ class Run:
         if self.team.is_first and time.monotonic() - self._saved >= _LONG:
             self.save()
         figures = self.evaluate(trainer.evaluated, "val")
-        score = figures.score(self.config.best_by)
+        score = float(epoch) if self.config.best_by == "last" else figures.score(self.config.best_by)
         score = score if math.isfinite(score) else -sys.float_info.max
         is_best = self.record.best_score is None or score > self.record.best_score
         self.record.num_evaluated = epoch
@@ -187,16 +200,26 @@ class Run:
         """Write the network as it is as the best one."""
         line = next(line for line in self.folder.metrics() if line["epoch"] == self.record.best_epoch)
         info = {name: value for name, value in line.items() if name == "epoch" or name.startswith("val_")}
-        model = self.trainer.evaluated
-        save_bundle(self.folder.best, Bundle(model, self.config.model, self.classes, self.material.preprocessing, info))
+        config, preprocessing = self.config, self.material.preprocessing
+        network = Bundle(
+            self.trainer.evaluated,
+            config.model,
+            self.classes,
+            preprocessing,
+            info,
+            attention=config.attention,
+            width_factor=config.width_factor,
+        )
+        save_bundle(self.folder.best, network)
 
     def _show(self, record: dict[str, Any], images_per_second: float) -> None:
         epoch, total = record["epoch"], self.config.epochs
         left = self.record.seconds / epoch * (total - epoch)
+        loss = "not finite" if record["val_loss"] is None else f"{record['val_loss']:.4f}"
+        best = ", best so far" if record["is_best"] and self.config.best_by != "last" else ""
         self.screen.line(
             f"epoch {epoch}/{total}: loss {record['train_loss']:.4f}, validation {record['val_accuracy']:.2%} "
-            f"(balanced {record['val_balanced_accuracy']:.2%}, loss {record['val_loss']:.4f})"
-            f"{', best so far' if record['is_best'] else ''}; "
+            f"(balanced {record['val_balanced_accuracy']:.2%}, loss {loss}){best}; "
             f"{images_per_second:,.0f} images/s, "
             f"{duration(left)} left"
         )
@@ -204,7 +227,7 @@ class Run:
             # what a killed run wrote after its last checkpoint is dropped
             self._writer = self._writer or _tensorboard(self.folder.path, record["step"])
             for name, value in record.items():
-                if name not in ("epoch", "step", "is_best"):
+                if name not in ("epoch", "step", "is_best") and value is not None:
                     self._writer.add_scalar(name, value, record["step"])
             self._writer.flush()
 
@@ -220,12 +243,13 @@ class Run:
     def finish(self) -> dict[str, Any]:
         """Evaluate the kept network once more, on the test images too; write the result and the pictures."""
         self.team.wait()  # the last bundle is written
-        best = load_bundle(self.folder.best, self.team.device)
-        parts = {part: self.evaluate(best.model, part) for part in self.material.evaluation}
+        best = load_bundle(self.folder.best, self.team.device, attention=self.attention)
+        parts = {part: self.evaluate(best.model, part, with_probabilities=True) for part in self.material.evaluation}
         self._count_time()
         judged = "test" if "test" in parts else "val"
         result = {
             "status": "finished" if self.trainer.epoch == self.config.epochs else "stopped early",
+            "best_by": self.config.best_by,
             "best_epoch": best.info["epoch"],
             "num_epochs": self.trainer.epoch,
             "seconds": round(self.record.seconds, 1),
@@ -242,7 +266,7 @@ class Run:
 
     def _draw(self, figures: Figures) -> None:
         data = printable(Path(self.config.data).name or self.config.data)
-        title = f"{self.config.model}, {data}, seed {self.config.seed}"
+        title = f"{self.config.network}, {data}, seed {self.config.seed}"
         part = "test" if "test" in self.material.evaluation else "validation"
         curves = curves_png(self.folder.metrics(), title)
         write_bytes(self.folder.path / "curves.png", curves)

@@ -10,7 +10,7 @@ import platform
 import signal
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,23 +19,32 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data.names import counted, few
+from ..attention import attention_by_path
+from ..data.names import counted, few, printable
 from ..data.prepare import Prepared, fingerprint, prepare
 from ..errors import UserError
 from ..files import check_writable
-from ..models.registry import check_name
+from ..models.registry import check_options, create_model
 from . import checkpoint
 from .build import Material, build_material, build_model, describe, device_name, resolve
-from .config import Config
+from .config import Config, is_import_path
 from .distributed import Team, team
 from .folder import RunFolder
-from .interruptions import Stopped, again, listening, lost_processes, memory_errors
+from .interruptions import Stopped, listening, lost_processes, memory_errors
 from .loop import LossNotFinite, StopRequested, Trainer
 from .run import Run, Screen, Silent, duration
 
 
 def run_training(
-    data: str, given: Mapping[str, Any], *, out: Path | None, resume: bool, dry_run: bool, command: str, screen: Screen
+    data: str,
+    given: Mapping[str, Any],
+    *,
+    out: Path | None,
+    resume: bool,
+    dry_run: bool,
+    command: str,
+    screen: Screen,
+    with_test: bool = True,
 ) -> dict[str, Any] | None:
     """Train a network on DATA and return the result, as `result.json` has it.
 
@@ -43,12 +52,15 @@ def run_training(
 
     Args:
         data: As `find_source` takes it.
-        given: Options by name; those left out are chosen (`config.defaults`).
+        given: Options by name; those left out are chosen (`config.defaults`). An `attention` MODULE:NAME is imported,
+            so that it must come from whoever calls, not from a file.
         out: Folder of the run; by default runs/{DATA}/{model}-seed{seed}.
         resume: Continue the run that is there; start one where there is none.
         dry_run: Check everything, train for a few steps, write nothing.
-        command: What the user typed, for the advice how to continue.
+        command: What to type to continue the run, for the sentences that advise it.
         screen: Hears of the progress.
+        with_test: Whether the kept network is judged on the test images at the end. Without it they are not looked at
+            beyond the check, and the result is that of the validation images.
 
     Raises:
         UserError: Anything that the user can mend.
@@ -57,8 +69,7 @@ def run_training(
     if out is not None and not resume and not dry_run:
         RunFolder(out).check_new()
     Config(data=data, **given)  # what is wrong in itself is said before a long check of the images
-    if "model" in given:
-        check_name(given["model"])
+    attention = _attention(given)
     if given.get("tensorboard") and importlib.util.find_spec("tensorboard") is None:
         raise UserError("--tensorboard needs TensorBoard: pip install 'whatwhere[tensorboard]'")
     if given.get("deterministic"):
@@ -67,36 +78,71 @@ def run_training(
     with team(given.get("device", "")) as processes, lost_processes(processes, command):
         screen = screen if processes.is_first else Silent()
         with processes.first_alone():
-            prepared = _prepare(data, given, screen)
+            prepared = prepare_images(data, given, screen)
         config = resolve(data, given, prepared, processes)
         path = out or Path("runs") / (Path(data).stem or "data") / f"{config.model}-seed{config.seed}"
         folder = RunFolder(path)
         _check_apart(path, prepared)
         if resume:
             # what is not given is as it was: another machine would choose otherwise
-            config = resolve(data, {**folder.fixed_options(), **given}, prepared, processes)
+            before = folder.fixed_options()
+            _check_no_code(before, given, path)
+            config = resolve(data, {**before, **given}, prepared, processes)
         processes.check_same(json.dumps([fingerprint(prepared), asdict(config)], default=str), "images or options")
         with processes.first_alone():
-            model = build_model(config, len(prepared.classes))
+            model = build_model(config, len(prepared.classes), attention)
         for line in describe(config, given, prepared, model, processes):
             screen.line(line)
         with memory_errors(config, command), _deterministic(config):
             if dry_run:
-                _try_out(config, prepared, model, processes, screen)
+                _try_out(config, prepared, model, processes, screen, with_test)
                 return None
-            result = _run(config, prepared, model, processes, folder, resume, command, screen)
+            result = _run(config, prepared, model, attention, processes, folder, resume, command, screen, with_test)
             return result if processes.is_first else None
+
+
+def _attention(given: Mapping[str, Any]) -> Callable[..., nn.Module] | None:
+    """Import what a given import path names; raise UserError for a network that cannot be, before a long check."""
+    text, width_factor = given.get("attention", ""), given.get("width_factor", 1.0)
+    if not isinstance(text, str):
+        kind = type(text).__name__
+        raise UserError(f"attention must be text, the name of an attention or MODULE:NAME, got a {kind}")
+    attention = attention_by_path(text) if is_import_path(text) else None
+    # where none is named, one will be chosen that takes the same options
+    model = given.get("model", "resnext50_32x4d")
+    check_options(
+        model,
+        attention=attention or text or None,
+        width_factor=width_factor,
+        pretrained=given.get("pretrained") or False,
+    )
+    if width_factor != 1:
+        with torch.device("meta"):
+            create_model(model, seed=0, width_factor=width_factor)  # groups may leave no channel
+    return attention
+
+
+def _check_no_code(before: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError if the attention of the run in `path` is code that was not given anew."""
+    text = printable(str(before.get("attention", "")))
+    if "attention" not in given and is_import_path(text):
+        raise UserError(
+            f"the run in {str(path)!r} has the attention {text!r}, code that no file may have run; give --attention "
+            f"{text} again"
+        )
 
 
 def _run(
     config: Config,
     prepared: Prepared,
     model: nn.Module,
+    attention: Callable[..., nn.Module] | None,
     processes: Team,
     folder: RunFolder,
     resume: bool,
     command: str,
     screen: Screen,
+    with_test: bool,
 ) -> dict[str, Any]:
     if processes.is_first:
         check_writable(folder.path)
@@ -107,8 +153,8 @@ def _run(
         if folder.result is not None:
             screen.line(f"the run in {str(folder.path)!r} is finished; nothing to do")
             return folder.result
-        material, trainer = _material_and_trainer(config, prepared, model, processes, screen)
-        run = Run(config, processes, prepared.classes, material, trainer, folder, screen)
+        material, trainer = _material_and_trainer(config, prepared, model, processes, screen, with_test)
+        run = Run(config, processes, prepared.classes, material, trainer, folder, screen, attention)
         if resume:
             run.restore()
         received: list[int] = []
@@ -118,11 +164,11 @@ def _run(
                 return run.finish()
         except StopRequested:
             position = f"step {trainer.position.step:,} of {trainer.num_steps:,}"
-            message = f"stopped after {position}, saved in {str(folder.path)!r}; continue with: {again(command)}"
+            message = f"stopped after {position}, saved in {str(folder.path)!r}; continue with: {command}"
             raise Stopped(received[0] if received else 0, message) from None
         except KeyboardInterrupt:
             message = f"interrupted at once; what was saved before is kept in {str(folder.path)!r}"
-            raise Stopped(signal.SIGINT, f"{message}; continue with: {again(command)}") from None
+            raise Stopped(signal.SIGINT, f"{message}; continue with: {command}") from None
         except LossNotFinite as error:
             raise UserError(_with_paths(error, prepared, folder)) from error
 
@@ -135,7 +181,12 @@ def _check_apart(path: Path, prepared: Prepared) -> None:
         raise UserError(f"--out {str(path)!r} lies in the folder of the images; give one elsewhere")
 
 
-def _prepare(data: str, given: Mapping[str, Any], screen: Screen) -> Prepared:
+def prepare_images(data: str, given: Mapping[str, Any], screen: Screen) -> Prepared:
+    """Return the images of DATA in parts, after the options `given`, with what is wrong with them as warnings.
+
+    Raises:
+        UserError: DATA is not to be found, not sound, or not to be split as asked.
+    """
     names = ("val_fraction", "test_fraction", "skip_bad", "check", "download")
     texts = ("group_from", "path_column", "label_column", "data_dir")
     options = {name: given[name] for name in names if name in given}
@@ -160,10 +211,10 @@ def _prepare(data: str, given: Mapping[str, Any], screen: Screen) -> Prepared:
 
 
 def _material_and_trainer(
-    config: Config, prepared: Prepared, model: nn.Module, processes: Team, screen: Screen
+    config: Config, prepared: Prepared, model: nn.Module, processes: Team, screen: Screen, with_test: bool
 ) -> tuple[Material, Trainer]:
     began = time.monotonic()
-    material = build_material(config, prepared, processes)
+    material = build_material(config, prepared, processes, with_test=with_test)
     if material.cache != "none":
         where = "on the device" if material.cache == "device" else "in memory"
         screen.line(f"images decoded and kept {where} ({time.monotonic() - began:.1f} s)")
@@ -185,8 +236,10 @@ def _material_and_trainer(
     return material, trainer
 
 
-def _try_out(config: Config, prepared: Prepared, model: nn.Module, processes: Team, screen: Screen) -> None:
-    material, trainer = _material_and_trainer(config, prepared, model, processes, screen)
+def _try_out(
+    config: Config, prepared: Prepared, model: nn.Module, processes: Team, screen: Screen, with_test: bool
+) -> None:
+    material, trainer = _material_and_trainer(config, prepared, model, processes, screen, with_test)
     times = []
     for _ in trainer.run(material.train):
         trainer.settle()

@@ -1,0 +1,273 @@
+"""`whatwhere compare` and `whatwhere verdict`: options, screen, report."""
+
+from __future__ import annotations
+
+import inspect
+import json as json_format
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import UserError
+from ..training.config import OPTIONS, read_config
+from .train import option_parameter, typed_command
+
+_CHOSEN = ("model", "seed", "attention", "width_factor")  # by the comparison, for each run
+_PANEL = "Comparison"
+_REPORT = "report.html"
+
+
+def _option(kind: Any, help: str, *names: str, metavar: str | None = None) -> Any:
+    return Annotated[kind, typer.Option(*names, metavar=metavar, help=help, rich_help_panel=_PANEL, show_default=False)]
+
+
+_OWN: tuple[tuple[str, Any, Any], ...] = (
+    (
+        "backbone",
+        _option(str | None, "Network without attention. (default: by the images, as `train`)", metavar="NAME"),
+        None,
+    ),
+    (
+        "arms",
+        _option(
+            str | None,
+            "Arms: none, se, cbam, MODULE:NAME of your own, wide (the backbone with as many parameters as the largest "
+            "arm, or wide:ARM's); NAME=ARM calls it otherwise. (default: none,se,cbam)",
+            "--attention",
+            metavar="ARMS",
+        ),
+        None,
+    ),
+    ("seeds", _option(int | None, "Runs of each arm, with seeds 0, 1, ... (default: 8)", metavar="N"), None),
+    (
+        "max_seeds",
+        _option(
+            int | None,
+            "Go on to so many where fewer cannot tell, looking after each further --seeds of them. (default: stop, "
+            "with a fifth of the error kept for seeds added later)",
+            metavar="N",
+        ),
+        None,
+    ),
+    (
+        "margin",
+        _option(float | None, "Least difference that matters, in points. (default: 0.5)", metavar="X"),
+        None,
+    ),
+    (
+        "metric",
+        _option(
+            str | None,
+            "accuracy, balanced_accuracy, macro_f1, auroc, loss, calibration_error. (default: accuracy)",
+            metavar="NAME",
+        ),
+        None,
+    ),
+    (
+        "baseline",
+        _option(str | None, "The arm that the others are compared with. (default: none)", metavar="ARM"),
+        None,
+    ),
+    (
+        "lr_search",
+        _option(
+            str | None,
+            "Learning rates, such as 0.02,0.05,0.1, of which each arm takes its best by validation images.",
+            metavar="X,X",
+        ),
+        None,
+    ),
+    ("out", _option(str | None, "Folder. (default: runs/DATA/compare-BACKBONE)", metavar="DIR"), None),
+    (
+        "processes",
+        _option(int | None, "Runs at the same time. (default: one for each GPU; 1 without)", metavar="N"),
+        None,
+    ),
+    (
+        "shard",
+        _option(str | None, "Do part i of n only, as in 2/8; then --collect where all are together.", metavar="i/n"),
+        None,
+    ),
+    ("collect", _option(bool, "Train nothing: judge what is finished in --out.", "--collect"), False),
+    ("config", _option(Path | None, "YAML with options of the runs; those given here win.", metavar="FILE"), None),
+    ("json", _option(bool, "Print the result as JSON; all else to standard error.", "--json"), False),
+)
+
+
+def compare_command() -> Callable[..., None]:
+    """Return the function that Typer makes the command of: a comparison's options and those of `train`."""
+
+    def compare(data: str, **options: Any) -> None:
+        own = {name: options.pop(name) for name, _, _ in _OWN}
+        config = own.pop("config")
+        given = read_config(config) if config is not None else {}
+        given |= {name: value for name, value in options.items() if value is not None}
+        _compare(data, given, own)
+
+    text = "Images, as `whatwhere train` takes them."
+    parameters = [
+        inspect.Parameter(
+            "data", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Annotated[str, typer.Argument(help=text)]
+        )
+    ]
+    parameters += [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+        for name, annotation, default in _OWN
+    ]
+    parameters += [option_parameter(name) for name in OPTIONS if name not in _CHOSEN]
+    compare.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    compare.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    compare.__doc__ = (
+        "Does it help? Train arms with and without attention on your images, over seeds, and give a verdict.\n\n"
+        "The same command continues what was interrupted; with more --seeds or arms, it adds them."
+    )
+    return compare
+
+
+def _compare(data: str, given: dict[str, Any], own: dict[str, Any]) -> None:
+    from ..experiment.arms import parse_arms
+    from ..experiment.comparison import Place, collect, comparison_folder, run_comparison
+    from ..experiment.design import Request
+    from ..training.interruptions import Stopped
+    from .screen import TerminalScreen
+
+    if not data or own["out"] == "":
+        raise UserError(f"{'--out' if data else 'DATA'} is empty; give the {'folder' if data else 'images'}")
+    request = Request(
+        backbone=own["backbone"],
+        arms=None if own["arms"] is None else parse_arms(own["arms"]),
+        num_seeds=own["seeds"],
+        max_seeds=own["max_seeds"],
+        margin=own["margin"],
+        metric=own["metric"],
+        baseline=own["baseline"],
+        lr_search=None if own["lr_search"] is None else _rates(own["lr_search"]),
+    )
+    out = Path(own["out"]) if own["out"] else comparison_folder(data, request.backbone)
+    shard = None if own["shard"] is None else _shard(own["shard"])
+    if own["collect"] and shard:
+        raise UserError("--collect judges all shares; leave out --shard")
+    with TerminalScreen(to_stderr=own["json"]) as screen:
+        if own["collect"]:
+            content: dict[str, Any] | None = collect(out, screen)
+        else:
+            place = Place(out, shard, _spread(given, own["processes"], shard))
+            try:
+                content = run_comparison(data, given, request, place, command=typed_command(), screen=screen)
+            except Stopped as stopped:
+                print(f"whatwhere: {stopped}", file=sys.stderr)
+                sys.exit(128 + stopped.signal if stopped.signal else 1)
+    if content is None:
+        return
+    _show(content, out / _REPORT, own["json"])
+    if content["failures"]:
+        label, why = next(iter(content["failures"].items()))
+        raise UserError(
+            f"{len(content['failures'])} runs failed, first {label}: {why}; the finished ones are kept, and the same "
+            "command tries the others again"
+        )
+
+
+def _spread(given: dict[str, Any], processes: int | None, shard: tuple[int, int] | None) -> Callable[[], None] | None:
+    """Return what runs the present runs in several processes; None for one."""
+    from ..experiment.processes import default_count, run_shards
+
+    if processes is not None and not 1 <= processes <= 256:
+        raise UserError(f"--processes must be from 1 to 256, got {processes}")
+    num_gpus = default_count(given.get("device", ""))
+    count = processes or num_gpus
+    if count == 1:
+        return None
+    arguments = _without(sys.argv[2:], ("--shard", "--processes"))
+    return lambda: run_shards(arguments, shard or (1, 1), count, num_gpus=num_gpus)
+
+
+def _without(arguments: list[str], names: tuple[str, ...]) -> list[str]:
+    """Return arguments without these options and their values."""
+    kept, skip = [], False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument in names:
+            skip = True
+        elif not argument.startswith(tuple(f"{name}=" for name in names)):
+            kept.append(argument)
+    return kept
+
+
+def _show(content: dict[str, Any], page: Path, as_json: bool) -> None:
+    from ..report import tables, write_page
+    from ..tables import rich_tables, show
+
+    write_page(page, content)
+    if as_json:
+        typer.echo(json_format.dumps(content, indent=2))
+    else:
+        show(rich_tables(tables(content)))
+        show(f"The report: {page}")
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        rates = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--lr-search must be learning rates such as 0.02,0.05,0.1, got {text!r}") from error
+    if len(set(rates)) < 2 or len(set(rates)) < len(rates) or not all(0 < rate < float("inf") for rate in rates):
+        raise UserError(f"--lr-search must be two or more different positive rates, got {text!r}")
+    return rates
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise UserError(f"--shard must be i/n with i from 1 to n, such as 2/8, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def verdict_command(
+    results: Annotated[Path, typer.Argument(help="A CSV with columns arm, seed and the figure to judge by.")],
+    metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column to judge by, if there are several.")
+    ] = None,
+    lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="For errors and losses.")] = False,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="ARM", help="Compare with this arm; by default none, baseline, or the first.")
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option(metavar="X", help="Least difference that matters; by default 0.5 points.")
+    ] = None,
+    max_pairs: Annotated[
+        int | None, typer.Option(metavar="N", help="Pairs at which you will stop, whatever comes; by default open.")
+    ] = None,
+    first_look: Annotated[
+        int | None, typer.Option(metavar="N", help="Pairs at the first look, if that verdict is not here any more.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The page; by default RESULTS.verdict.html, a .json beside it.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """The same verdict for trainings that whatwhere does not run, from a table of their figures."""
+    from ..experiment.content import figures_content
+    from ..experiment.record import judge_again, read_record
+    from ..experiment.results import read_results
+    from ..files import write_json
+
+    if out == "":
+        raise UserError("--out is empty; give the file of the page")
+    page = Path(out) if out else results.with_suffix(".verdict.html")
+    record_path = page.with_suffix(".json")
+    if record_path.absolute() == results.absolute() or page.absolute() == results.absolute():
+        raise UserError(f"--out {str(page)!r} would write over the results; give another file")
+    figures = read_results(results, metric)
+    terms = {"metric": metric, "lower_is_better": lower_is_better, "baseline": baseline, "margin": margin}
+    judgement, changes = judge_again(
+        figures, read_record(record_path), first_look=first_look, max_pairs=max_pairs, terms=terms
+    )
+    content = figures_content(judgement, figures, results.name, changes)
+    write_json(record_path, content)
+    _show(content, page, json)

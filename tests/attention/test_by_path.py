@@ -1,0 +1,123 @@
+import importlib
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from whatwhere import UserError, create_model
+from whatwhere.attention import attention_by_path
+
+SOURCE = """
+import torch
+from torch import nn
+
+class Scale(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((channels, 1, 1), 0.5))
+
+    def forward(self, x):
+        return x * self.weight
+
+def build(channels):
+    return Scale(channels)
+
+built = Scale(3)
+number = 7
+"""
+
+
+@pytest.fixture(autouse=True)
+def _modules_of_a_test_end_with_it():
+    before, path = set(sys.modules), list(sys.path)
+    yield
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+    assert sys.path == path
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_attention.py").write_text(SOURCE)
+    (tmp_path / "own_package").mkdir()
+    (tmp_path / "own_package" / "__init__.py").touch()
+    (tmp_path / "own_package" / "inner.py").write_text("from own_attention import Scale as Inner\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", ["own_attention:Scale", "own_attention:build", "own_package.inner:Inner"])
+def test_what_a_path_names_is_a_network_s_attention(folder, path):
+    builder = attention_by_path(path)
+    assert str(folder) not in sys.path
+    model = create_model("resnext11_8x8d", num_classes=3, seed=0, attention=builder)
+    assert type(model.layer1[0].attention).__name__ == "Scale"
+    assert torch.equal(model.layer1[0].attention.weight, torch.full((128, 1, 1), 0.5))
+
+
+def test_installed_modules_too():
+    assert attention_by_path("torch.nn:BatchNorm2d") is nn.BatchNorm2d
+
+
+def test_the_current_folder_comes_first_as_for_python_m(folder):
+    (folder / "this.py").write_text("def build(channels): ...\n")
+    assert attention_by_path("this:build").__module__ == "this"
+
+
+def test_a_module_written_after_the_last_look_is_found(folder):
+    with pytest.raises(UserError, match="there is no module 'younger'"):
+        attention_by_path("younger:build")
+    (folder / "younger.py").write_text("def build(channels): ...\n")
+    assert callable(attention_by_path("younger:build"))
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("own_attention", "is no import path; give MODULE:NAME"),
+        (":Scale", "is no import path"),
+        ("own_attention:", "is no import path"),
+        ("absent:Scale", "there is no module 'absent', neither installed nor in the current folder"),
+        ("own_package.absent:Scale", r"there is no module 'own_package\.absent'"),
+        ("absent.inner:Scale", "there is no module 'absent'"),
+        ("own_attention:Gone", "the module 'own_attention' has no 'Gone'"),
+        ("own_attention:Scale.forward", r"has no 'Scale\.forward'"),
+        ("own_attention:number", "is of type int; give a class or a function from a channel count to a module"),
+        ("own_attention:built", "is a module built already; give its class"),
+        ("own_package:inner", "has no 'inner'"),
+        (".own_attention:Scale", "importing it raised TypeError"),
+        ("own attention:Scale", "there is no module 'own attention'"),
+    ],
+)
+def test_what_cannot_be_had_is_one_sentence_that_names_the_path(folder, path, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        attention_by_path(path)
+    assert f"attention {path!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("1 / 0", "importing it raised ZeroDivisionError: division by zero$"),
+        ("import absent_too", "importing it raised ModuleNotFoundError: No module named 'absent_too'$"),
+        ("def (", "importing it raised SyntaxError: "),
+        ("raise RuntimeError('two\\nlines')", "importing it raised RuntimeError: two lines$"),
+        ("raise ValueError", "importing it raised ValueError$"),
+        ("import sys; sys.exit(3)", "importing it raised SystemExit: 3$"),
+        ("def __getattr__(name): raise OSError('gone')", "importing it raised OSError: gone$"),
+    ],
+)
+def test_an_error_while_importing_is_one_sentence(folder, code, reason):
+    (folder / "broken.py").write_text(code)
+    importlib.invalidate_caches()
+    with pytest.raises(UserError, match=reason) as caught:
+        attention_by_path("broken:build")
+    assert str(caught.value).startswith("attention 'broken:build' cannot be had: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_ctrl_c_while_importing_is_no_error_of_the_module(folder):
+    (folder / "slow.py").write_text("raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        attention_by_path("slow:build")
