@@ -53,8 +53,8 @@ class Tally:
 def simulate(policy, first, count, *, kind="normal", effect=0.0, margin=0.0, last=None, seed=2026):
     """Return the tally of `count` comparisons whose pairs are looked at under Plan(first, last).
 
-    `policy`: "once" looks at `first` pairs and ends; the others add pairs while it cannot be told: "next" up to the next
-    look, "low" and "high" up to the lower and the upper end of the range that is advised.
+    `policy`: "once" looks at `first` pairs and ends; the others add pairs while it cannot be told: "next" up to the
+    next look, "low" and "high" up to the lower and the upper end of the range that is advised.
     """
     rng, plan, tally = np.random.default_rng(seed), Plan(first, last), Tally()
     most = first if policy == "once" else last or BUDGET

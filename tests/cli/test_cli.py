@@ -113,11 +113,13 @@ def test_demo(whatwhere, tmp_path, monkeypatch):
     assert status == 0
     assert "139.39 MB   170.58 MB" in out
     assert "139.39 MB   154.99 MB" in out
-    assert "So they settle nothing" in out
+    assert "cbam   " in out
+    assert "tuned for neither arm" in out
     result = json.loads((tmp_path / "a" / "b" / "demo.json").read_text())
     assert [article["num_params"] for article in result["article"]] == [36_539_018, 40_628_745]
-    assert len(result["accuracy"]["plain"]) == len(result["accuracy"]["cbam"]) == 3
-    assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == ["demo.json", "gates.png"]
+    (arm,) = result["accuracy"]["judgement"]["arms"]
+    assert len(arm["baseline"]) == len(arm["treatment"]) == 6
+    assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == ["demo.json", "gates.png", "report.html"]
 
 
 SMALL = ("summary", "resnext11_8x8d", "--input", "3x32x32")

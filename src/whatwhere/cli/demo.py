@@ -1,4 +1,4 @@
-"""`whatwhere demo`: what CBAM costs, the article's table beside the truth, a small paired training, a picture."""
+"""`whatwhere demo`: what CBAM costs, the article's table beside the truth, a small paired comparison, a picture."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from rich.text import Text
 from ..cost import Cost, compare_costs
 from ..data.digits import NUM_CLASSES, ImageSet, draw_balanced, load_digits
 from ..errors import UserError
-from ..experiment import PairedDifference
+from ..experiment import compare
 from ..explain import spatial_gates
 from ..explain.picture import gate_figure
 from ..files import check_writable, write_bytes, write_json
 from ..models import create_model
+from ..report import tables, write_page
 from ..tables import Table, rich_tables, show
 from ..training.config import Recipe
 from ..training.evaluate import accuracy
@@ -29,16 +30,17 @@ from ..training.loop import train
 from .summary import measure_costs
 
 BACKBONE = "resnext11_8x8d"
-SEEDS = (0, 1, 2)
+ARMS = {"plain": BACKBONE, "cbam": f"cbam_{BACKBONE}"}
+NUM_SEEDS = 6
 IMAGES_PER_CLASS = 20
 RECIPE = Recipe()
 NUM_PICTURED = 5
-PICTURE, FIGURES = "gates.png", "demo.json"
+PICTURE, FIGURES, REPORT = "gates.png", "demo.json", "report.html"
 MIB = 2**20
 
 
 def run_demo(out: Path) -> None:
-    """Run all parts, print them, and write `demo.json` and `gates.png` into `out`."""
+    """Run all parts, print them, and write `demo.json`, `gates.png` and `report.html` into `out`."""
     _check_free(out)
     _heading("1. What does CBAM cost?", "Parameters, arithmetic, and memory for training.")
     costs = measure_costs(["resnext50_32x4d", "cbam_resnext50_32x4d"], (3, 224, 224), 1, 1000, latency=False)
@@ -53,35 +55,34 @@ def run_demo(out: Path) -> None:
     _heading(
         "3. Does it help?",
         f"{BACKBONE} with and without CBAM on scikit-learn's handwritten digits:\n"
-        f"{IMAGES_PER_CLASS * NUM_CLASSES} training images, {len(test)} test images, {len(SEEDS)} seeds.",
+        f"{IMAGES_PER_CLASS * NUM_CLASSES} training images, {len(test)} test images, {NUM_SEEDS} seeds.",
     )
-    paired, attentive = _compare(pool, test)
-    show(rich_tables([_accuracy_table(paired)]))
+    content, attentive = _compare(pool, test)
+    show(rich_tables(tables(content)))
+    show("This is one small network on one small set of images, with one recipe tuned for neither arm.")
 
     picture = out / PICTURE
     figure = _picture(attentive, test)
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    write_bytes(picture, content.getvalue())
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    write_bytes(picture, png.getvalue())
     result = {
         "cost": comparison.to_dict(),
         "article": [item.to_dict() for item in article],
         "accuracy": {
             "backbone": BACKBONE,
-            "seeds": SEEDS,
             "num_train": IMAGES_PER_CLASS * NUM_CLASSES,
             "num_test": len(test),
             "recipe": asdict(RECIPE),
             "torch": torch.__version__,
             "num_threads": torch.get_num_threads(),
-            "plain": paired.baseline,
-            "cbam": paired.treatment,
-            "mean_difference": paired.mean,
-            "interval_95": paired.interval(),
+            "judgement": content["judgement"],
         },
     }
     write_json(out / FIGURES, result)
+    write_page(out / REPORT, content)
     _heading("4. Where does it look?", f"{picture} shows it; all figures are in {out / FIGURES}.")
+    show(f"The report of the comparison, to read in a browser: {out / REPORT}")
 
 
 def _heading(question: str, detail: str) -> None:
@@ -111,36 +112,30 @@ def _bytes_per_call(cost: Cost) -> int:
     return sum(layer.own.param_bytes * layer.num_calls for layer in cost.layers)
 
 
-def _compare(pool: ImageSet, test: ImageSet) -> tuple[PairedDifference, Any]:
-    """Train both arms with every seed; return the paired test accuracies and the last network with CBAM."""
-    arms = {"plain": BACKBONE, "cbam": f"cbam_{BACKBONE}"}
-    results: dict[str, list[float]] = {arm: [] for arm in arms}
-    with _progress(len(SEEDS) * len(arms) * RECIPE.epochs) as advance:
-        for seed in SEEDS:
+def _compare(pool: ImageSet, test: ImageSet) -> tuple[dict[str, Any], Any]:
+    """Train both arms with every seed; return what the report shows and the last network with CBAM."""
+    last: dict[str, Any] = {}
+    with _progress(NUM_SEEDS * len(ARMS) * RECIPE.epochs) as advance:
+
+        def run(arm: str, seed: int) -> float:
             images = draw_balanced(pool, IMAGES_PER_CLASS, seed)
-            for arm, name in arms.items():
-                model = create_model(name, num_classes=NUM_CLASSES, in_channels=1, seed=seed)
-                train(model, images, RECIPE, seed=seed, after_epoch=lambda loss: advance())
-                results[arm].append(accuracy(model, test, NUM_CLASSES))
-                advance(f"seed {seed}, {arm}: {results[arm][-1]:.1%} of the test images", steps=0)
-    return PairedDifference(SEEDS, tuple(results["plain"]), tuple(results["cbam"])), model
+            last[arm] = create_model(ARMS[arm], num_classes=NUM_CLASSES, in_channels=1, seed=seed)
+            train(last[arm], images, RECIPE, seed=seed, after_epoch=lambda loss: advance())
+            return accuracy(last[arm], test, NUM_CLASSES)
 
-
-def _accuracy_table(paired: PairedDifference) -> Table:
-    rows = [
-        (f"seed {seed}", f"{100 * a:.2f} %", f"{100 * b:.2f} %", f"{100 * (b - a):+.2f}")
-        for seed, a, b in zip(paired.seeds, paired.baseline, paired.treatment, strict=True)
-    ]
-    low, high = (100 * bound for bound in paired.interval())
-    return Table(
-        "Test accuracy, and the difference in percentage points",
-        ("", "plain", "CBAM", "difference"),
-        [*rows, ("mean difference", "", "", f"{100 * paired.mean:+.2f}")],
-        note=f"95 % paired-t interval of the difference: {low:+.1f} to {high:+.1f} points.\n"
-        f"It takes the differences for normal, which {len(paired.seeds)} pairs cannot show; without that assumption\n"
-        f"(exact sign-flip test) they cannot give p below {paired.smallest_p_value:.2f}. So they settle nothing, and\n"
-        "this is one small network on one small set of images, with one recipe tuned for neither arm.",
-    )
+        comparison = compare(
+            run,
+            ARMS,
+            NUM_SEEDS,
+            title=f"Handwritten digits: {BACKBONE}",
+            progress=lambda arm, seed, figures: advance(
+                f"seed {seed}, {arm}: {figures['accuracy']:.1%} of the test images", steps=0
+            ),
+        )
+    caution = "the test images are the same for every seed: the interval does not hold the choice of test images"
+    settings = [(name, str(value)) for name, value in asdict(RECIPE).items()]
+    content = {**comparison.content, "arms": ARMS, "cautions": [caution], "settings": [("every run", settings)]}
+    return content, last["cbam"]
 
 
 def _picture(model: Any, test: ImageSet) -> Any:
@@ -173,6 +168,6 @@ def _progress(total: int) -> Iterator[Any]:
 
 def _check_free(out: Path) -> None:
     check_writable(out)
-    for name in (PICTURE, FIGURES):
+    for name in (PICTURE, FIGURES, REPORT):
         if (out / name).is_dir():
             raise UserError(f"cannot write to {str(out)!r}: {name} there is a folder; give another folder with --out")
