@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -191,4 +192,5 @@ def _scores(by_rate: Mapping[float, Task], best_by: str) -> Iterator[tuple[float
         result = task.result()
         if result is not None:
             score = result["val"][best_by]
-            yield rate, -score if best_by == "loss" else score
+            # a loss that is not finite has no value
+            yield rate, -math.inf if score is None else -score if best_by == "loss" else score
