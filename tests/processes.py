@@ -32,7 +32,17 @@ def start(tmp_path, data, out, *more, ranks=1, **options):
     if ranks > 1:
         launcher += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
     command = [*launcher, "whatwhere", "train", str(data), "--out", str(out), *more]
-    command += [text for pair in given.items() for text in pair]
+    return launch(tmp_path, *command, *(text for pair in given.items() for text in pair))
+
+
+def start_comparison(tmp_path, data, out, *more):
+    """Start `whatwhere compare` in a process group of its own."""
+    command = [sys.executable, "-m", "whatwhere", "compare", str(data), "--out", str(out)]
+    command += ["--backbone", "resnext11_8x8d", "--image-size", "16", "--batch-size", "8", "--save-minutes", "0"]
+    return launch(tmp_path, *command, "--device", "cpu", "--workers", "0", *more)
+
+
+def launch(tmp_path, *command):
     return subprocess.Popen(
         command,
         env=environment(tmp_path),

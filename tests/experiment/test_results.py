@@ -50,7 +50,7 @@ def test_other_spreadsheets_dialects(table, text):
         ("arm,seed,accuracy\nnone,0,0.5\nnone,0,0.6\n", "line 3 .*arm 'none' has seed '0' twice"),
         ("arm,seed,accuracy\nnone,0,0.5\nnone,1,0,6\n", "line 3 .*has 4 fields, its head has 3"),
         ("arm,seed,accuracy\nnone,0,0.5\nnone,1,o.6\n", "line 3 .*accuracy is 'o.6', not a number"),
-        ("arm,seed,accuracy\nnone,0,inf\n", "line 2 .*is inf; only finite"),
+        ("arm,seed,accuracy,epochs\nnone,0,0.5,9\nnone,1,oops,9\n", "line 3 .*accuracy is 'oops', not a number"),
         ("arm,seed,accuracy\n,0,0.5\n", "line 2 .*names no arm"),
         ("arm,seed,accuracy\nnone,,0.5\n", "line 2 .*names no seed"),
         ("arm,seed,note\nnone,0,good\n", "no column of figures"),
@@ -65,7 +65,9 @@ def test_what_is_no_such_table_is_refused(table, text, message):
 
 def test_the_metric_asked_for_must_be_a_number(table):
     path = table("arm,seed,accuracy,map\nnone,0,0.5,high\nnone,1,0.5,0.4\n")
-    assert read_results(path).metrics == ["accuracy"]
+    assert read_results(path, "accuracy").metrics == ["accuracy"]
+    with pytest.raises(UserError, match=r"line 2 .*map is 'high', not a number"):
+        read_results(path)
     with pytest.raises(UserError, match=r"line 2 .*map is 'high', not a number"):
         read_results(path, "map")
     with pytest.raises(UserError, match="has no column 'accurracy'; did you mean accuracy"):
@@ -79,6 +81,20 @@ def test_files_that_cannot_be_read(tmp_path, table):
         read_results(tmp_path)
     with pytest.raises(UserError, match="is not UTF-8"):
         read_results(table("arm,seed,précision\nnone,0,1\n", "latin-1"))
+
+
+def test_the_order_of_the_seeds_is_no_figures(table):
+    lines = "".join(f"{arm},{seed},0.5\n" for arm in "ab" for seed in ("10", "x", "9", "2.5", "a", "1"))
+    path = table("arm,seed,accuracy\n" + lines)
+    assert read_results(path).seeds == ["1", "2.5", "9", "10", "a", "x"]
+    results = read_results(path)
+    results.put_first(["x", "gone", "9"])
+    assert results.seeds == ["x", "9", "1", "2.5", "10", "a"]
+
+
+def test_words_for_a_missing_figure(table):
+    path = table("arm,seed,accuracy\na,0,0.5\na,1,failed\na,2,N/A\na,3,-\na,4,inf\n")
+    assert read_results(path).values("a", "accuracy") == {"0": 0.5}
 
 
 @given(
@@ -115,7 +131,7 @@ def test_a_later_verdict_keeps_the_first_ones_plan(tmp_path):
     assert read_record(path) is None
     first, _ = judge_again(made(8), None, terms=TERMS)
     assert first.arms[0].verdict == "cannot tell yet"
-    write_json(path, {"judgement": first.to_dict()})
+    write_json(path, {"judgement": first.to_dict(), "changes": []})
     second, changes = judge_again(made(12), read_record(path), terms=TERMS)
     told, _ = judge_again(made(12), None, first_look=8, terms=TERMS)
     assert second.arms[0].level == told.arms[0].level < judge(made(12)).arms[0].level
@@ -126,7 +142,7 @@ def test_a_later_verdict_keeps_the_first_ones_plan(tmp_path):
 
 def test_another_plan_is_refused_and_other_terms_are_told(tmp_path):
     path = tmp_path / "verdict.json"
-    write_json(path, {"judgement": judge(made(8)).to_dict()})
+    write_json(path, {"judgement": judge(made(8)).to_dict(), "changes": []})
     for plan in ({"first_look": 10}, {"max_pairs": 30}):
         with pytest.raises(UserError, match="would spend the error twice"):
             judge_again(made(12), read_record(path), terms=TERMS, **plan)
@@ -138,7 +154,7 @@ def test_another_plan_is_refused_and_other_terms_are_told(tmp_path):
 
 def test_too_few_pairs_for_a_look_leave_the_plan_open(tmp_path):
     path = tmp_path / "verdict.json"
-    write_json(path, {"judgement": judge(made(4)).to_dict()})
+    write_json(path, {"judgement": judge(made(4)).to_dict(), "changes": []})
     later, _ = judge_again(made(7), read_record(path), terms=TERMS)
     assert later.arms[0].level == pytest.approx(0.04)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json as json_format
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -132,6 +133,8 @@ def _compare(data: str, given: dict[str, Any], own: dict[str, Any]) -> None:
     from ..experiment.arms import parse_arms
     from ..experiment.comparison import Place, collect, comparison_folder, run_comparison
     from ..experiment.design import Request
+    from ..experiment.processes import COMMAND
+    from ..experiment.runs import failed
     from ..training.interruptions import Stopped
     from .screen import TerminalScreen
 
@@ -155,9 +158,10 @@ def _compare(data: str, given: dict[str, Any], own: dict[str, Any]) -> None:
         if own["collect"]:
             content: dict[str, Any] | None = collect(out, screen)
         else:
-            place = Place(out, shard, _spread(given, own["processes"], shard))
+            place = Place(out, shard, _spread(given, own["processes"], shard), is_inner=COMMAND in os.environ)
+            command = os.environ.get(COMMAND) or typed_command()
             try:
-                content = run_comparison(data, given, request, place, command=typed_command(), screen=screen)
+                content = run_comparison(data, given, request, place, command=command, screen=screen)
             except Stopped as stopped:
                 print(f"whatwhere: {stopped}", file=sys.stderr)
                 sys.exit(128 + stopped.signal if stopped.signal else 1)
@@ -165,11 +169,7 @@ def _compare(data: str, given: dict[str, Any], own: dict[str, Any]) -> None:
         return
     _show(content, out / _REPORT, own["json"])
     if content["failures"]:
-        label, why = next(iter(content["failures"].items()))
-        raise UserError(
-            f"{len(content['failures'])} runs failed, first {label}: {why}; the finished ones are kept, and the same "
-            "command tries the others again"
-        )
+        raise failed(content["failures"])
 
 
 def _spread(given: dict[str, Any], processes: int | None, shard: tuple[int, int] | None) -> Callable[[], None] | None:
@@ -183,7 +183,7 @@ def _spread(given: dict[str, Any], processes: int | None, shard: tuple[int, int]
     if count == 1:
         return None
     arguments = _without(sys.argv[2:], ("--shard", "--processes"))
-    return lambda: run_shards(arguments, shard or (1, 1), count, num_gpus=num_gpus)
+    return lambda: run_shards(arguments, shard or (1, 1), count, num_gpus=num_gpus, command=typed_command())
 
 
 def _without(arguments: list[str], names: tuple[str, ...]) -> list[str]:
@@ -259,11 +259,13 @@ def verdict_command(
 
     if out == "":
         raise UserError("--out is empty; give the file of the page")
-    page = Path(out) if out else results.with_suffix(".verdict.html")
-    record_path = page.with_suffix(".json")
-    if record_path.absolute() == results.absolute() or page.absolute() == results.absolute():
-        raise UserError(f"--out {str(page)!r} would write over the results; give another file")
     figures = read_results(results, metric)
+    page = Path(out) if out else results.with_suffix(".verdict.html")
+    if page.suffix == ".json" or not page.name or page.is_dir():
+        raise UserError(f"--out {str(page)!r} cannot be the page; give a file such as verdict.html")
+    record_path = page.with_suffix(".json")
+    if results.resolve() in (page.resolve(), record_path.resolve()):
+        raise UserError(f"--out {str(page)!r} would write over the results; give another file")
     terms = {"metric": metric, "lower_is_better": lower_is_better, "baseline": baseline, "margin": margin}
     judgement, changes = judge_again(
         figures, read_record(record_path), first_look=first_look, max_pairs=max_pairs, terms=terms

@@ -42,14 +42,19 @@ def parse_arms(text: str) -> tuple[Arm, ...]:
         label, spec = label.strip(), spec.strip()
         if not spec:
             raise UserError(f"--attention {text!r} has an empty arm; give for example none,se,cbam")
-        if not _NAME.fullmatch(label):
-            raise UserError(
-                f"an arm cannot be called {label!r}; give letters, digits, _ . + or -, for example mine={spec}"
-            )
+        check_arm_name(label)
         if any(label.lower() == arm.name.lower() for arm in arms):
             raise UserError(f"--attention names {label!r} twice; name one of them otherwise, such as other={spec}")
         arms.append(Arm(label, spec))
     return tuple(arms)
+
+
+def check_arm_name(name: str) -> None:
+    """Raise UserError unless `name` can be an arm's, and a folder's."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UserError(
+            f"an arm cannot be called {name!r}; give letters, digits, _ . + or -, such as mine=my_module:MyGate"
+        )
 
 
 def _wide(spec: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, nearest
 from ..files import write_bytes, write_json
 from .content import figures_content
 from .plan import LEAST_PAIRS, Plan
@@ -53,7 +53,7 @@ def compare(
     Raises:
         UserError: Arms or seeds that are none, figures that are none, or results of other runs.
     """
-    names = list(dict.fromkeys(arms))
+    names = _names(arms)
     first = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
     if max_seeds is not None and not isinstance(seeds, int):
         raise UserError("max_seeds needs a number of seeds to begin with, such as seeds=8")
@@ -61,36 +61,63 @@ def compare(
         raise UserError(f"a comparison needs two arms or more and some seeds, got {len(names)} and {len(first)}")
     keep = None if results is None else Path(results)
     beside = None if keep is None else keep.with_suffix(".verdict.json")
-    done = read_results(keep) if keep is not None and keep.exists() else Results()
+    done = read_results(keep, may_be_empty=True) if keep is not None and keep.exists() else Results()
     record = None if beside is None else read_record(beside)
     terms = {"metric": metric, "lower_is_better": lower_is_better, "baseline": baseline, "margin": margin}
     # with a plan that ends, the first look is the user's number of seeds, or the least that can tell
     first_look = None if max_seeds is None else max(LEAST_PAIRS, len(first))
+    # what is wrong with the terms is said before the first run
     if first_look is not None:
-        Plan(first_look, max_seeds)  # what is wrong with it is said before the first run
-    wanted = first
+        Plan(first_look, max_seeds)
+    if baseline is not None and baseline not in names:
+        raise UserError(f"no arm is called {baseline!r}{nearest(baseline, names)}; there are: {', '.join(names)}")
+    wanted = dict.fromkeys(names, first)
     while True:
-        for seed in wanted:
+        for seed in max(wanted.values(), key=len):
             for arm in names:
-                if str(seed) not in done.runs(arm):
+                if seed in wanted[arm] and str(seed) not in done.runs(arm):
                     figures = _figures(run(arm, seed), metric)
                     done.add(arm, str(seed), figures)
                     if keep is not None:
                         write_bytes(keep, done.to_csv().encode())
                     if progress is not None:
                         progress(arm, seed, figures)
-        # runs of earlier calls count too: what has been seen cannot be left out
-        complete = done.only(names, done.seeds)
-        judgement, changes = judge_again(complete, record, first_look=first_look, max_pairs=max_seeds, terms=terms)
-        content = figures_content(judgement, complete, title, changes)
+        # arms and runs of earlier calls count too: what has been seen cannot be left out
+        judgement, changes = judge_again(done, record, first_look=first_look, max_pairs=max_seeds, terms=terms)
+        content = figures_content(judgement, done, title, changes)
         if beside is not None:
             write_json(beside, content)
-        undecided = [arm.plan for arm in judgement.arms if arm.verdict == UNKNOWN and arm.plan is not None]
-        looks = [plan.next_after(len(complete.seeds)) for plan in undecided] if max_seeds is not None else []
-        next_look = min(filter(None, looks), default=None)
-        if next_look is None:
+        further = {} if max_seeds is None else _further(judgement, {arm: len(wanted[arm]) for arm in names})
+        if not further:
             return Comparison(judgement, content)
-        wanted, record = list(range(next_look)), record_of(judgement)
+        # only arms that cannot be told yet go on, and the baseline with them
+        further[judgement.baseline] = max(further.values())
+        wanted |= {arm: list(range(count)) for arm, count in further.items()}
+        record = record_of(judgement, changes)
+
+
+def _names(arms: Iterable[str]) -> list[str]:
+    names = list(dict.fromkeys(arms))
+    for name in names:
+        if not isinstance(name, str) or not name or name != name.strip():
+            raise UserError(f"an arm's name must be text without blanks around it, got {name!r}")
+    return names
+
+
+def _further(judgement: Judgement, num_seeds: Mapping[str, int]) -> dict[str, int]:
+    """Return how many seeds each arm that cannot be told yet needs for its next look, where there is one.
+
+    A seed whose pair is incomplete, because a run gave no figure, is made up for by another; not without end.
+    """
+    further = {}
+    for arm in judgement.arms:
+        if arm.verdict != UNKNOWN or arm.plan is None or arm.arm not in num_seeds:
+            continue
+        num_pairs = len(arm.differences)
+        look = arm.plan.next_after(num_pairs)
+        if look is not None and num_seeds[arm.arm] < 2 * look:
+            further[arm.arm] = num_seeds[arm.arm] + look - num_pairs
+    return further
 
 
 @dataclass(frozen=True)
@@ -107,9 +134,9 @@ class Comparison:
 
 
 def _figures(returned: float | Mapping[str, float], metric: str | None) -> Mapping[str, float]:
-    if isinstance(returned, Mapping):
-        return {str(name): float(value) for name, value in returned.items()}
     try:
+        if isinstance(returned, Mapping):
+            return {str(name): float(value) for name, value in returned.items()}
         return {metric or "accuracy": float(returned)}
     except (TypeError, ValueError) as error:
         raise UserError(f"run must return a number, or numbers by name, got a {type(returned).__name__}") from error

@@ -21,12 +21,13 @@ from ..training.config import FREE, OPTIONS, Config
 from ..training.distributed import team
 from ..training.run import Screen
 from ..training.start import prepare_images
-from .arms import build, describe, num_params, parse_arms, run_options
+from .arms import WIDE, build, describe, num_params, parse_arms, run_options
 from .content import Gathered
 from .costs import measure_costs
-from .design import Design, Request, check_options, continued, read_design
+from .design import DESIGN, Design, Request, check_metric, check_options, continued, read_design
 from .metric import METRICS, margin_for
-from .runs import Runner, Task, chosen_rates, search_tasks, share, tasks
+from .record import changed_figures, read_record
+from .runs import Runner, RunScreen, Task, chosen_rates, failed, search_tasks, share, tasks
 from .verdict import judge
 
 COST, RESULTS, VERDICT = "cost.json", "results.csv", "verdict.json"
@@ -42,11 +43,13 @@ class Place:
         out: Its folder.
         shard: (i, n), the share of the runs, counted from 1; None for all, and the verdict.
         spread: Runs the present runs in several processes, where there are to be some.
+        is_inner: Whether this process is one of these; then another speaks of the whole.
     """
 
     out: Path
     shard: tuple[int, int] | None = None
     spread: Callable[[], None] | None = None
+    is_inner: bool = False
 
 
 def run_comparison(
@@ -71,27 +74,34 @@ def run_comparison(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("compare spreads its runs over the GPUs by itself; start it without torchrun")
-    _check_given(data, given)
-    check_writable(place.out)
+    _check_given(data, given, request)
     stored = read_design(place.out)
+    # what is wrong in itself is said before a long check of the images
+    if stored is None:
+        asked = _asked(request)
+    else:
+        check_options(stored, place.out, given)
+        design = continued(stored, request, place.out)
     with team(given.get("device", "")) as processes:
         before = {} if stored is None else stored.options
-        prepared = prepare_images(data, {**before, **given, "seed": 0}, screen)
+        warned: set[str] = set()
+        prepared = prepare_images(data, {**before, **given, "seed": 0}, RunScreen(screen, "", warned))
+        _check_apart(place.out, prepared)
         if stored is None:
-            design = _begun(data, resolve(data, {**given, "seed": 0}, prepared, processes), prepared, request)
-        else:
-            check_options(stored, place.out, given)
-            design = continued(stored, request, place.out)
-        design = _completed(design, request, prepared, place.out)
+            config = resolve(data, {**given, "seed": 0}, prepared, processes)
+            design = _begun(data, config, prepared, request.backbone, asked)
+        design = _completed(data, design, request, prepared, place.out)
         free = {name: value for name, value in given.items() if name in FREE}
         free.setdefault("device", str(processes.device))
-        runner = Runner(data, free, command, screen)
+        runner = Runner(data, free, command, screen, warned=warned)
+        check_writable(place.out)
         with contextlib.nullcontext() if place.shard else checkpoint.locked(place.out):
             if design != stored:
                 design.write(place.out)
-            for line in _described(design, len(prepared.classes)):
+            for line in [] if place.is_inner else _described(design, len(prepared.classes)):
                 screen.line(line)
-            if (place.shard is None or place.shard[0] == 1) and not (place.out / COST).is_file():
+            known = [row["arm"] for row in (_read_cost(place.out) or {"rows": []})["rows"]]
+            if (place.shard is None or place.shard[0] == 1) and known != [arm.name for arm in design.arms]:
                 screen.line("measuring what each arm costs")
                 write_json(place.out / COST, measure_costs(design, len(prepared.classes), processes.device))
             return _advance(design, place, runner)
@@ -112,7 +122,9 @@ def collect(out: Path, screen: Screen) -> dict[str, Any]:
     if design is None:
         raise UserError(f"there is no comparison in {str(out)!r}; give its folder with --out")
     with checkpoint.locked(out):
-        design, content = _judged(design, out, {})
+        # shares leave the design as it was
+        rates = chosen_rates(design, out) if design.lr_search else None
+        design, content = _judged(_chosen(design, rates), out, {})
     missing = sum(task.result() is None for task in tasks(design, out))
     if missing:
         screen.line(f"{counted(missing, 'run')} to do: run the same command without --collect")
@@ -128,7 +140,11 @@ def _advance(design: Design, place: Place, runner: Runner) -> dict[str, Any] | N
         design = searched
         _do(tasks(design, place.out), place, runner)
         if place.shard is not None:
-            runner.screen.line("this share is done; when all are: the same command with --collect instead of --shard")
+            if runner.failures:
+                raise failed(runner.failures)
+            if not place.is_inner:
+                text = "this share is done; when all are: the same command with --collect instead of --shard"
+                runner.screen.line(text)
             return None
         after, content = _judged(design, place.out, runner.failures)
         if runner.failures or after.seeds() == design.seeds():
@@ -139,11 +155,18 @@ def _advance(design: Design, place: Place, runner: Runner) -> dict[str, Any] | N
 
 
 def _do(items: list[Task], place: Place, runner: Runner) -> None:
-    if place.spread is not None:
-        if any(item.result() is None for item in items):
+    if place.shard is not None:
+        items = share(items, place.shard)
+    if place.spread is None:
+        runner.do(items)
+    elif any(item.result() is None for item in items):
+        try:
             place.spread()
-        return
-    runner.do(items if place.shard is None else share(items, place.shard))
+        except UserError as error:
+            missing = [item.label for item in items if item.result() is None]
+            if len(missing) == len(items):
+                raise
+            runner.failures.update(dict.fromkeys(missing, str(error)))
 
 
 def _with_rates(design: Design, place: Place, runner: Runner) -> Design | None:
@@ -154,16 +177,26 @@ def _with_rates(design: Design, place: Place, runner: Runner) -> Design | None:
     _do(items, place, runner)
     rates = chosen_rates(design, place.out)
     if rates is None:
-        if place.shard is None:
+        if place.shard is None or runner.failures:
             raise UserError(f"the search of learning rates is incomplete: {'; '.join(runner.failures.values())}")
-        runner.screen.line("this share of the search is done; run the same command again when the other shares are")
+        if not place.is_inner:
+            text = "this share of the search is done; run the same command again when the other shares are"
+            runner.screen.line(text)
         return None
-    runner.screen.line("learning rates: " + ", ".join(f"{arm} {rate:g}" for arm, rate in rates.items()))
-    chosen = {arm: {**options, "lr": rates[arm]} for arm, options in design.arm_options.items()}
-    design = dataclasses.replace(design, arm_options=chosen)
+    if not place.is_inner:
+        runner.screen.line("learning rates: " + ", ".join(f"{arm} {rate:g}" for arm, rate in rates.items()))
+    design = _chosen(design, rates)
     if place.shard is None:
         design.write(place.out)
     return design
+
+
+def _chosen(design: Design, rates: Mapping[str, float] | None) -> Design:
+    """Return the design with these learning rates."""
+    if not rates:
+        return design
+    chosen = {arm: {**options, "lr": rates[arm]} for arm, options in design.arm_options.items()}
+    return dataclasses.replace(design, arm_options=chosen)
 
 
 def _judged(design: Design, out: Path, failures: Mapping[str, str]) -> tuple[Design, dict[str, Any]]:
@@ -186,70 +219,106 @@ def _judged(design: Design, out: Path, failures: Mapping[str, str]) -> tuple[Des
         max_pairs=design.max_seeds,
         awaited=design.seeds(),
     )
+    record = read_record(out / VERDICT)
+    changed = [] if record is None else changed_figures(record, judgement)
     decided = {arm.arm: (arm.verdict, arm.num_pairs) for arm in judgement.arms if arm.level is not None}
     design = dataclasses.replace(
         design,
         first_look=design.plan.first if decided else design.first_look,
-        verdicts=decided or design.verdicts,
+        verdicts={**design.verdicts, **decided},
+        changes=(*design.changes, *(text for text in changed if text not in design.changes)),
     )
     design.write(out)
-    cost = json.loads((out / COST).read_bytes()) if (out / COST).is_file() else None
-    content = gathered.content(judgement, f"{Path(design.data).name}: {design.backbone}", cost, failures)
+    gathered.design = design
+    title = f"{Path(design.data).name}: {design.backbone}"
+    content = gathered.content(judgement, title, _read_cost(out), failures)
     write_bytes(out / RESULTS, gathered.results.to_csv().encode("utf-8"))
     write_json(out / VERDICT, content)
     return design, content
 
 
-def _check_given(data: str, given: Mapping[str, Any]) -> None:
+def _read_cost(out: Path) -> dict[str, Any] | None:
+    """Return what the arms cost; None where it was not measured, or is damaged, as it can be measured again."""
+    try:
+        content: dict[str, Any] = json.loads((out / COST).read_bytes())
+        return content if content["rows"] else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _check_given(data: str, given: Mapping[str, Any], request: Request) -> None:
     for name in _OWN:
         if name in given:
             instead = {"model": "--backbone", "seed": "--seeds"}.get(name, "--attention, with an arm for each kind")
             raise UserError(f"a comparison chooses {name} for each run; give {instead}")
     Config(data=data, **given)
+    for rate in request.lr_search or ():
+        Config(data=data, **{**given, "lr": rate})
 
 
-def _begun(data: str, config: Config, prepared: Prepared, request: Request) -> Design:
-    from ..models.registry import MODELS
+def _check_apart(out: Path, prepared: Prepared) -> None:
+    """Raise UserError if the folder lies among the user's images."""
+    root = prepared.source.root
+    inside = root is not None and out.absolute().resolve().is_relative_to(root.resolve())
+    if inside and Path(prepared.source.name).is_dir():
+        raise UserError(f"--out {str(out)!r} lies in the folder of the images; give one elsewhere")
 
+
+def _asked(request: Request) -> dict[str, Any]:
+    """Return what a new comparison is asked for, with defaults.
+
+    Raises:
+        UserError: Too few arms, or an unknown arm, baseline, metric or backbone, or a margin that is needed or none.
+    """
     arms = request.arms or parse_arms(_DEFAULT_ARMS)
-    metric = request.metric or "accuracy"
-    if metric not in METRICS:
-        raise UserError(f"--metric {metric!r} is none of {', '.join(METRICS)}")
     names = [arm.name for arm in arms]
     baseline = request.baseline or ("none" if "none" in names else names[0])
     if len(arms) < 2:
         raise UserError("a comparison needs two arms or more; give for example --attention none,cbam")
     if baseline not in names:
         raise UserError(f"--baseline {baseline} is none of the arms, {', '.join(names)}")
+    metric = request.metric or "accuracy"
+    check_metric(metric)
+    margin = margin_for(METRICS[metric], request.margin)
+    if request.backbone is not None:
+        run_options([arm for arm in arms if arm.spec.partition(":")[0] != WIDE], request.backbone, num_classes=1)
+    return {
+        "arms": arms,
+        "baseline": baseline,
+        "num_seeds": request.num_seeds or _DEFAULT_SEEDS,
+        "max_seeds": request.max_seeds,
+        "metric": metric,
+        "margin": margin,
+        "lr_search": request.lr_search or (),
+    }
+
+
+def _begun(data: str, config: Config, prepared: Prepared, backbone: str | None, asked: Mapping[str, Any]) -> Design:
+    from ..models.registry import MODELS
+
     options = dataclasses.asdict(config)
     return Design(
         data=data,
         data_fingerprint=fingerprint(prepared),
         began=datetime.now(timezone.utc).isoformat(timespec="minutes"),
-        backbone=request.backbone or MODELS[config.model].backbone,
-        arms=arms,
-        baseline=baseline,
-        num_seeds=request.num_seeds or _DEFAULT_SEEDS,
-        max_seeds=request.max_seeds,
-        metric=metric,
-        margin=margin_for(METRICS[metric], request.margin),
-        lr_search=request.lr_search or (),
+        backbone=backbone or MODELS[config.model].backbone,
+        **asked,
         options={name: options[name] for name in OPTIONS if name not in FREE and name not in _OWN},
         arm_options={},
     )
 
 
-def _completed(design: Design, request: Request, prepared: Prepared, out: Path) -> Design:
+def _completed(data: str, design: Design, request: Request, prepared: Prepared, out: Path) -> Design:
     """Return the design with the networks of all arms, each built once so that what cannot be is said now.
 
     Raises:
         UserError: Other images than at the start, an arm that cannot be built, or code that only a file names.
     """
     if fingerprint(prepared) != design.data_fingerprint:
-        raise UserError(
-            f"the images of {design.data!r} have changed since the comparison in {str(out)!r} began; restore them, or "
-            "give another --out"
-        )
+        where = f"the comparison in {str(out)!r}"
+        if data != design.data:
+            raise UserError(f"{where} is of {design.data!r}, and the images of {data!r} are others; give another --out")
+        raise UserError(f"the images of {data!r} have changed since {where} began; restore them, or give another --out")
     named = {arm.name for arm in request.arms or ()}
     for arm in design.arms:
         if ":" in arm.spec and not arm.spec.startswith("wide:") and arm.name not in named:
@@ -258,8 +327,14 @@ def _completed(design: Design, request: Request, prepared: Prepared, out: Path) 
             )
     num_classes = len(prepared.classes)
     new = [arm.name for arm in design.arms if arm.name not in design.arm_options]
-    options = run_options(design.arms, design.backbone, num_classes) if new else {}
+    options = run_options(design.arms, design.backbone, num_classes)
     arm_options = {**design.arm_options, **{name: options[name] for name in new}}
+    for name, choice in arm_options.items():
+        # what a network is made of follows from the arm, whatever stands in the file; only widths and rates are kept
+        if any(choice.get(part) != options[name].get(part) for part in ("model", "attention")):
+            raise UserError(
+                f"{str(out / DESIGN)!r} gives the arm {name} another network than its own; restore the file"
+            )
     if design.options["pretrained"] and any("width_factor" in choice for choice in arm_options.values()):
         raise UserError("a wide arm has no pretrained weights; leave out the arm or --pretrained")
     for name in new:

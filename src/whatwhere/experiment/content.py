@@ -174,8 +174,7 @@ class Gathered:
         self, judgement: Judgement, title: str, cost: Mapping[str, Any] | None, failures: Mapping[str, str]
     ) -> dict[str, Any]:
         """Return everything that the report shows."""
-        design = self.design
-        metric = judgement.metric
+        design, metric = self.design, judgement.metric
         runs = [
             {
                 "arm": arm,

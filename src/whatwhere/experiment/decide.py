@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from .paired import PairedDifference
@@ -20,12 +20,14 @@ class Case:
         paired: The pairs that are judged; None with fewer than 2.
         plan: None where no look can be yet.
         blocked: Why there can be no verdict on them; "" if there can.
+        waiting: Seeds that the next look waits for.
     """
 
     arm: str
     paired: PairedDifference | None
     plan: Plan | None
     blocked: str = ""
+    waiting: tuple[Hashable, ...] = ()
 
     def level(self, num_arms: int, num_pairs: int | None = None) -> float:
         """Return the level of the test at this look, or at that at `num_pairs`, where `num_arms` share alpha."""
@@ -63,14 +65,17 @@ def decide(cases: Sequence[Case], margin: float, *, higher_is_better: bool = Tru
 def _claims(cases: Sequence[Case], p_value: Callable[[PairedDifference], float]) -> tuple[list[bool], list[int]]:
     """Return which cases' p-values reach their level, after Holm's step-down, and among how many arms it was shared."""
     p = [1.0 if case.blocked or case.paired is None else p_value(case.paired) for case in cases]
-    claims, sharing = [False] * len(cases), [len(cases)] * len(cases)
-    num_left, holds = len(cases), True
-    for index in sorted(range(len(cases)), key=p.__getitem__):
-        sharing[index] = num_left
-        holds = holds and p[index] <= cases[index].level(num_left)
-        claims[index] = holds
-        # after the first that fails nothing is gained: the later ones keep its level
-        num_left -= holds
+    claims, sharing, left = [False] * len(cases), [0] * len(cases), list(range(len(cases)))
+    while left:
+        # cases at different looks have different levels, so not the least p-value but any that reaches its own
+        reaching = [index for index in left if p[index] <= cases[index].level(len(left))]
+        if not reaching:
+            break
+        first = min(reaching, key=p.__getitem__)
+        claims[first], sharing[first] = True, len(left)
+        left.remove(first)
+    for index in left:
+        sharing[index] = len(left)
     return claims, sharing
 
 

@@ -13,9 +13,10 @@ from typing import Any
 from ..data.names import counted
 from ..errors import UserError, check_integer
 from ..files import write_json
-from ..training.config import FREE
-from .arms import Arm
+from ..training.config import FREE, OPTIONS
+from .arms import Arm, check_arm_name
 from .decide import UNKNOWN
+from .metric import METRICS, margin_for
 from .plan import LEAST_PAIRS, Plan
 
 DESIGN = "compare.json"
@@ -133,6 +134,10 @@ def read_design(folder: Path) -> Design | None:
             raise ValueError("another format")
         arms = tuple(Arm(**arm) for arm in content.pop("arms"))
         verdicts = {arm: (verdict, look) for arm, (verdict, look) in content.pop("verdicts").items()}
+        for arm in arms:
+            check_arm_name(arm.name)
+        if not set(OPTIONS) >= set(content["options"]) or {"model", "attention"} & set(content["options"]):
+            raise ValueError("its options are not those of a run")
         rates, changes = tuple(content.pop("lr_search")), tuple(content.pop("changes"))
         return Design(**content, lr_search=rates, changes=changes, arms=arms, verdicts=verdicts)
     except FileNotFoundError:
@@ -141,6 +146,12 @@ def read_design(folder: Path) -> Design | None:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{str(path)!r} is no design of a comparison ({error}); give another --out") from error
+
+
+def check_metric(name: str) -> None:
+    """Raise UserError if no figure of ours is called so."""
+    if name not in METRICS:
+        raise UserError(f"--metric {name!r} is none of {', '.join(METRICS)}")
 
 
 def check_options(design: Design, folder: Path, given: Mapping[str, Any]) -> None:
@@ -161,7 +172,8 @@ def continued(design: Design, request: Request, folder: Path) -> Design:
     """Return the design after a request: more seeds and arms, another margin, metric or baseline; each change is noted.
 
     Raises:
-        UserError: Another backbone, other learning rates, an arm under another's name, or another plan after a look.
+        UserError: Another backbone, other learning rates, an arm under another's name, another plan after a look, or
+            an unknown metric, or one whose margin is not known.
     """
     where = f"the comparison in {str(folder)!r}"
     if request.backbone not in (None, design.backbone):
@@ -180,11 +192,14 @@ def continued(design: Design, request: Request, folder: Path) -> Design:
             f"{where} has been looked at, and its plan ({design.max_seeds or 'no'} most seeds) stands: another would "
             "spend the error twice; leave out --max-seeds, or start anew with another --out"
         )
+    metric = request.metric or design.metric
+    check_metric(metric)
+    kept = design.margin if METRICS[metric].unit == METRICS[design.metric].unit else None
     wanted: dict[str, Any] = {
         "num_seeds": max(design.num_seeds, request.num_seeds or 0),
         "max_seeds": design.max_seeds if request.max_seeds is None else request.max_seeds,
-        "margin": design.margin if request.margin is None else request.margin,
-        "metric": request.metric or design.metric,
+        "margin": margin_for(METRICS[metric], kept if request.margin is None else request.margin),
+        "metric": metric,
         "baseline": request.baseline or design.baseline,
     }
     if wanted["baseline"] not in [arm.name for arm in arms]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import UserError
 
@@ -45,13 +45,18 @@ METRICS = {
 def metric_for(name: str, values: Iterable[float], *, lower_is_better: bool = False) -> Metric:
     """Return how figures called `name` are shown, those from elsewhere by their values.
 
-    Where higher is better, figures within 0 and 1 are taken for shares and shown in points, and figures within 0 and
-    100 for percentages, which are points already; all others are shown as they are.
+    Where higher is better, and for our own metrics in points, figures within 0 and 1 are taken for shares and shown in
+    points, and figures within 0 and 100 for percentages, which are points already; all others are shown as they are.
     """
-    if name in METRICS and METRICS[name].higher_is_better is not lower_is_better:
-        return METRICS[name]
-    label = name.replace("_", " ")
     values = list(values)
+    if name in METRICS and METRICS[name].higher_is_better is not lower_is_better:
+        known = METRICS[name]
+        if known.unit != "points" or not values or (min(values) >= 0 and max(values) <= 1):
+            return known
+        if min(values) < 0 or max(values) > 100:
+            raise UserError(f"{known.label} must be a share or a percentage, got {max(values, key=abs)}")
+        return replace(known, scale=1.0)
+    label = name.replace("_", " ")
     if lower_is_better or not values or min(values) < 0 or max(values) > 100:
         return Metric(name, label, higher_is_better=not lower_is_better)
     return Metric(name, label, 100 if max(values) <= 1 else 1, "points")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Hashable
@@ -12,7 +13,7 @@ import numpy as np
 from ..errors import UserError
 
 _MOST_EXACT = 40  # pairs; half of their sign patterns, 2**20, fit any memory
-_NUM_RANDOM = 999_999
+_NUM_RANDOM = 99_999
 _ROUNDING = 1e-9  # differences of decimal figures are equal up to this share of their size
 
 
@@ -95,9 +96,13 @@ class PairedDifference:
         """Return the two-sided p-value of the sign-flip test on the mean.
 
         The share of the 2**n ways to give the differences signs whose mean is at least as far from 0 as the one seen;
-        exact up to 40 pairs, above from 999,999 random ones (the same in every call). It holds for differences that
+        exact up to 40 pairs, above from 99,999 random ones (the same in every call). It holds for differences that
         are symmetric about 0, of whatever distribution.
         """
+        return self._p_sign_flip
+
+    @functools.cached_property
+    def _p_sign_flip(self) -> float:
         differences = np.asarray(self.differences)
         if len(differences) > _MOST_EXACT:
             return _random_sign_flips(differences)
@@ -118,7 +123,7 @@ class PairedDifference:
     def win_probability(self, confidence: float = 0.95) -> tuple[float, float, float]:
         """Return the probability that the treatment's figure is the larger in a random pair, with its interval.
 
-        (wins + ties / 2) / n, and Clopper and Pearson's interval of it, in which a tie is half a win.
+        (wins + ties / 2) / n, and Clopper and Pearson's interval of it, exact where there are no ties.
         """
         from scipy.special import betaincinv
 

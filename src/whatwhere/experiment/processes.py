@@ -12,6 +12,8 @@ from types import FrameType
 
 from ..errors import UserError
 
+COMMAND = "WHATWHERE_COMPARE_COMMAND"  # in the environment of the processes: what continues the whole
+
 
 def default_count(device: str) -> int:
     """Return one for each GPU that is to be used, else 1."""
@@ -22,7 +24,7 @@ def default_count(device: str) -> int:
     return torch.cuda.device_count()
 
 
-def run_shards(arguments: Sequence[str], shard: tuple[int, int], count: int, *, num_gpus: int) -> None:
+def run_shards(arguments: Sequence[str], shard: tuple[int, int], count: int, *, num_gpus: int, command: str) -> None:
     """Run `whatwhere compare` in `count` processes, each on its share of the runs, and wait for all of them.
 
     Args:
@@ -30,13 +32,14 @@ def run_shards(arguments: Sequence[str], shard: tuple[int, int], count: int, *, 
         shard: The share (i, n) of this machine.
         count: How many processes.
         num_gpus: With several, each process takes one, in turn; else they share the device and the cores.
+        command: What to type to continue the whole.
 
     Raises:
         UserError: One of them failed; what it said stands on standard error.
     """
     index, total = shard
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environment = dict(os.environ)
+    environment = {**os.environ, COMMAND: command}
     if num_gpus <= 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
     children = []

@@ -1,17 +1,20 @@
-"""What was looked at before: kept beside the figures, so that the next verdict knows of it."""
+"""What was judged before: kept beside the figures, so that the next verdict knows of it."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.names import counted
 from ..errors import UserError
-from .plan import Plan
+from .plan import ALPHA, Plan
 from .results import Results
 from .verdict import Judgement, judge
+from .wording import percent
 
 
 @dataclass(frozen=True)
@@ -21,14 +24,25 @@ class Record:
     Attributes:
         first_looks: Pairs at the first look, by arm; without those that had too few for one.
         max_pairs: Pairs at the last; None: open.
-        num_pairs: How many had been seen.
         terms: Metric, direction, baseline and margin.
+        seeds: In the order in which they were judged.
+        figures: (baseline's, arm's) of each seed as a text, by arm, in the unit shown.
+        verdicts: The verdict and its number of pairs, by arm, where there was a look.
+        changes: What had been changed by then.
     """
 
     first_looks: dict[str, int]
     max_pairs: int | None
-    num_pairs: int
     terms: dict[str, Any]
+    seeds: list[str]
+    figures: dict[str, dict[str, tuple[float, float]]]
+    verdicts: dict[str, tuple[str, int]]
+    changes: list[str]
+
+    @property
+    def num_pairs(self) -> int:
+        """How many pairs of an arm had been seen, at most."""
+        return max(map(len, self.figures.values()), default=0)
 
 
 def read_record(path: Path) -> Record | None:
@@ -38,7 +52,8 @@ def read_record(path: Path) -> Record | None:
         UserError: The file is something else, or damaged.
     """
     try:
-        return _record(json.loads(path.read_bytes())["judgement"])
+        content = json.loads(path.read_bytes())
+        return _record(content["judgement"], list(map(str, content["changes"])))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -50,17 +65,32 @@ def read_record(path: Path) -> Record | None:
         ) from error
 
 
-def record_of(judgement: Judgement) -> Record:
+def record_of(judgement: Judgement, changes: list[str]) -> Record:
     """Return what the next verdict must know of this one."""
-    return _record(judgement.to_dict())
+    return _record(judgement.to_dict(), changes)
 
 
-def _record(judgement: dict[str, Any]) -> Record:
-    arms, most = judgement["arms"], judgement["max_pairs"]
-    plans = {str(arm["arm"]): Plan(**arm["plan"]) for arm in arms if arm["plan"] is not None}
-    terms = _terms(judgement["metric"], judgement["baseline"], judgement["margin"])
-    num_pairs = max((len(arm["differences"]) for arm in arms), default=0)
-    return Record({arm: plan.first for arm, plan in plans.items()}, most, num_pairs, terms)
+def _record(judgement: dict[str, Any], changes: list[str]) -> Record:
+    arms = {str(arm["arm"]): arm for arm in judgement["arms"]}
+    plans = {name: Plan(**arm["plan"]) for name, arm in arms.items() if arm["plan"] is not None}
+    figures = {
+        name: {
+            str(seed): (float(baseline), float(treatment))
+            for seed, baseline, treatment in zip(arm["seeds"], arm["baseline"], arm["treatment"], strict=True)
+        }
+        for name, arm in arms.items()
+    }
+    return Record(
+        first_looks={name: plan.first for name, plan in plans.items()},
+        max_pairs=judgement["max_pairs"],
+        terms=_terms(judgement["metric"], judgement["baseline"], judgement["margin"]),
+        seeds=list(dict.fromkeys(seed for pairs in figures.values() for seed in pairs)),
+        figures=figures,
+        verdicts={
+            name: (str(arm["verdict"]), int(arm["num_pairs"])) for name, arm in arms.items() if arm["level"] is not None
+        },
+        changes=changes,
+    )
 
 
 def _terms(metric: dict[str, Any], baseline: str, margin: float) -> dict[str, Any]:
@@ -76,7 +106,10 @@ def judge_again(
     max_pairs: int | None = None,
     terms: Mapping[str, Any],
 ) -> tuple[Judgement, list[str]]:
-    """Return the verdict under the plan that was recorded, or is given, and what changed since, as sentences.
+    """Return the verdict under the plan that was recorded, or is given, and all that changed since the first one.
+
+    Arms that were compared before stay in the comparison: one whose figures are gone counts among those that share the
+    error.
 
     Args:
         results: Figures by arm and seed.
@@ -89,23 +122,63 @@ def judge_again(
         UserError: Another plan than before, or as `judge`.
     """
     firsts: int | dict[str, int] | None = first_look
+    if record is not None:
+        results.put_first(record.seeds)
+        for arm in (record.terms["baseline"], *record.figures):
+            results.add_arm(arm)
     if record is not None and record.first_looks:
         planned = (None, *record.first_looks.values())
         if first_look not in planned or max_pairs not in (None, record.max_pairs):
-            looks = ", ".join(f"{arm} at {look}" for arm, look in record.first_looks.items())
+            looks = ", ".join(f"{arm} at {look} pairs" for arm, look in record.first_looks.items())
             raise UserError(
-                f"the first verdict was planned with {record.max_pairs or 'no number'} as the most pairs and its first "
-                f"look ({looks}), and that stands: another plan would spend the error twice; leave it out"
+                f"the plan was made with the first verdict ({looks}; most pairs: {record.max_pairs or 'open'}) and "
+                "stays as it is, because another would spend the error twice; leave out --first-look and --max-pairs"
             )
         firsts, max_pairs = record.first_looks, record.max_pairs
     judgement = judge(results, first_look=firsts, max_pairs=max_pairs, **terms)
-    return judgement, [] if record is None else _changes(record, judgement)
+    if record is None:
+        return judgement, []
+    changes = [*_changed_terms(record, judgement), *changed_figures(record, judgement)]
+    return judgement, [*record.changes, *changes]
 
 
-def _changes(record: Record, judgement: Judgement) -> list[str]:
+def _changed_terms(record: Record, judgement: Judgement) -> list[str]:
     now = _terms(asdict(judgement.metric), judgement.baseline, judgement.margin)
-    return [
-        f"after a verdict on {record.num_pairs} pairs: {name} was {before}, is {now[name]}"
-        for name, before in record.terms.items()
-        if now[name] != before
+    when = f"after a verdict on {counted(record.num_pairs, 'pair')}"
+    changes = [
+        f"{when}: {name} was {before}, is {now[name]}" for name, before in record.terms.items() if now[name] != before
     ]
+    known = {record.terms["baseline"], *record.figures}
+    changes += [
+        f"{when}: arm {arm.arm} added; the {percent(ALPHA)} do not hold for early and later arms together"
+        for arm in judgement.arms
+        if arm.arm not in known
+    ]
+    return changes
+
+
+def changed_figures(record: Record, judgement: Judgement) -> list[str]:
+    """Return, as sentences, which figures of the verdict before are gone or other ones, and which verdicts turned."""
+    now = _terms(asdict(judgement.metric), judgement.baseline, judgement.margin)
+    if any(record.terms[name] != now[name] for name in ("metric", "better", "baseline")):
+        return []
+    changes = []
+    for arm in judgement.arms:
+        figures = {str(seed): pair for seed, *pair in zip(arm.seeds, arm.baseline, arm.treatment, strict=True)}
+        before = record.figures.get(arm.arm, {})
+        gone = [seed for seed in before if seed not in figures]
+        other = [seed for seed in before if seed in figures and not _equal(before[seed], figures[seed])]
+        for what, seeds in (("gone", gone), ("other ones", other)):
+            if seeds:
+                named = ", ".join(seeds[:6]) + (" ..." if len(seeds) > 6 else "")
+                changes.append(
+                    f"after a verdict on them, figures of {arm.arm} or its baseline are {what}: seeds {named}"
+                )
+        verdict, num_pairs = record.verdicts.get(arm.arm, (arm.verdict, 0))
+        if verdict != arm.verdict and num_pairs < arm.num_pairs:
+            changes.append(f"{arm.arm}: {verdict} at {num_pairs} pairs, {arm.verdict} at {arm.num_pairs}")
+    return changes
+
+
+def _equal(before: tuple[float, float], now: list[float]) -> bool:
+    return all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) for a, b in zip(before, now, strict=True))

@@ -13,17 +13,25 @@ from ..tables import comma_separated
 from .paired import PairedDifference
 
 _ARM, _SEED = "arm", "seed"
+_MISSING = {"", "-", "na", "n/a", "nan", "none", "null", "failed"}
 
 
 class Results:
-    """What each run came to: figures by metric for each arm and seed, both in the order in which they came.
+    """What each run came to: figures by metric for each arm and seed.
 
-    A figure that is missing or nan counts as a run that is missing.
+    Arms stand in the order in which they came, seeds by number, then text: an order that no figure can have a part in,
+    because it decides which pairs are the first. A figure that is missing or not finite counts as a run that is
+    missing.
     """
 
     def __init__(self) -> None:
         self._figures: dict[str, dict[Hashable, dict[str, float]]] = {}
-        self._seeds: dict[Hashable, None] = {}
+        self._seeds: set[Hashable] = set()
+        self._first: list[Hashable] = []
+
+    def put_first(self, seeds: Iterable[Hashable]) -> None:
+        """Let these seeds stand before all others, in this order."""
+        self._first = list(seeds)
 
     def add_arm(self, arm: str) -> None:
         """Add an arm, if it is not there, without a run."""
@@ -33,18 +41,13 @@ class Results:
         """Add a run.
 
         Raises:
-            UserError: The run is there already, or a figure is infinite.
+            UserError: The run is there already.
         """
         runs = self._figures.setdefault(arm, {})
         if seed in runs:
             raise UserError(f"arm {arm!r} has seed {seed!r} twice; a pair needs one run of each arm")
-        for name, value in figures.items():
-            if math.isinf(value):
-                raise UserError(
-                    f"{name} of arm {arm!r}, seed {seed!r}, is {value}; only finite figures can be compared"
-                )
-        runs[seed] = {name: float(value) for name, value in figures.items() if not math.isnan(value)}
-        self._seeds[seed] = None
+        runs[seed] = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
+        self._seeds.add(seed)
 
     @property
     def arms(self) -> list[str]:
@@ -54,7 +57,8 @@ class Results:
     @property
     def seeds(self) -> list[Hashable]:
         """The seeds of any arm, in order."""
-        return list(self._seeds)
+        first = [seed for seed in self._first if seed in self._seeds]
+        return first + sorted(self._seeds - set(first), key=_by_number)
 
     @property
     def metrics(self) -> list[str]:
@@ -79,7 +83,7 @@ class Results:
     def values(self, arm: str, metric: str) -> dict[Hashable, float]:
         """Return the figures of an arm by seed, those that are there."""
         runs = self._figures.get(arm, {})
-        return {seed: runs[seed][metric] for seed in self._seeds if metric in runs.get(seed, {})}
+        return {seed: runs[seed][metric] for seed in self.seeds if metric in runs.get(seed, {})}
 
     def paired(self, baseline: str, arm: str, metric: str, scale: float = 1.0) -> PairedDifference | None:
         """Return the complete pairs of two arms, in the order of the seeds; None if there are fewer than two."""
@@ -99,7 +103,7 @@ class Results:
         """Return, for each of the two arms, the seeds that it lacks and another arm has."""
         seeds = {seed for name in self._figures for seed in self.values(name, metric)}
         lacking = {
-            name: [seed for seed in self._seeds if seed in seeds and seed not in self.values(name, metric)]
+            name: [seed for seed in self.seeds if seed in seeds and seed not in self.values(name, metric)]
             for name in (baseline, arm)
         }
         return {name: missing for name, missing in lacking.items() if missing}
@@ -115,14 +119,26 @@ class Results:
         return comma_separated((_ARM, _SEED, *metrics), lines)
 
 
-def read_results(path: Path, metric: str | None = None) -> Results:
+def _by_number(seed: Hashable) -> tuple[float, str]:
+    try:
+        return float(str(seed)), str(seed)
+    except ValueError:
+        return math.inf, str(seed)
+
+
+def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = False) -> Results:
     """Return the results in a CSV (comma, semicolon or tab) with columns arm, seed and one for each metric.
 
-    Columns that hold anything but numbers are passed over, unless it is `metric`; an empty figure is a run that is
-    missing.
+    An empty figure, or one of -, na, n/a, nan, none, null, failed, is a run that is missing. Columns without any number
+    are passed over, and with `metric` all others that are not numbers throughout.
+
+    Args:
+        path: The table.
+        metric: A column that must be there.
+        may_be_empty: Whether there may be no column of figures.
 
     Raises:
-        UserError: No such file, not such a table, no such metric, a run twice, or an infinite figure.
+        UserError: No such file, not such a table, no such metric, text among the figures, or a run twice.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -148,6 +164,8 @@ def read_results(path: Path, metric: str | None = None) -> Results:
                 "decimal comma needs quotes"
             )
     columns = _metric_columns(lines, head, {arm, seed}, metric, path)
+    if not columns and not may_be_empty:
+        raise UserError(f"{str(path)!r} has no column of figures beside arm and seed, such as accuracy")
     results = Results()
     for number, row in lines:
         if not row[arm].strip() or not row[seed].strip():
@@ -184,25 +202,25 @@ def _metric_columns(
     lines: list[tuple[int, list[str]]], head: list[str], taken: set[int], metric: str | None, path: Path
 ) -> list[int]:
     """Return the columns that hold numbers."""
-    columns = {}
-    for column in set(range(len(head))) - taken:
-        cells = [(number, row[column].strip()) for number, row in lines if row[column].strip()]
+    sound = []
+    for column in sorted(set(range(len(head))) - taken):
+        cells = [(number, row[column].strip()) for number, row in lines if row[column].strip().lower() not in _MISSING]
         texts = [(number, cell) for number, cell in cells if _number(cell) is None]
-        if head[column] == metric or (cells and len(texts) < len(cells)):
-            columns[column] = texts
-    sound = [column for column, texts in columns.items() if not texts]
-    for column, texts in columns.items():
-        if texts and (head[column] == metric or not sound):
+        # a slip in the figures must not go by as a remark
+        if texts and (head[column] == metric or (metric is None and len(texts) < len(cells))):
             number, cell = texts[0]
-            raise UserError(f"line {number} of {str(path)!r}: {head[column]} is {cell!r}, not a number")
-    if not sound:
-        raise UserError(f"{str(path)!r} has no column of figures beside arm and seed, such as accuracy")
+            raise UserError(
+                f"line {number} of {str(path)!r}: {head[column]} is {cell!r}, not a number; leave it empty where a run "
+                "failed"
+            )
+        if head[column] == metric or (cells and not texts):
+            sound.append(column)
     if metric is not None and metric not in head:
         names = [head[column] for column in sound]
         raise UserError(
             f"{str(path)!r} has no column {metric!r}{nearest(metric, names)}; its figures: {', '.join(names)}"
         )
-    return sorted(sound)
+    return sound
 
 
 def _number(cell: str) -> float | None:

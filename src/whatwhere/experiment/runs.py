@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..data.names import counted
 from ..errors import UserError
 from ..training.config import FREE, OPTIONS
 from ..training.folder import RunFolder
@@ -40,20 +40,26 @@ class Task:
         """Return what it came to; None where it is not finished.
 
         Raises:
-            UserError: The folder holds a run with other options.
+            UserError: The folder holds a run with other options, or a damaged one.
         """
         folder = RunFolder(self.folder)
-        result = folder.result
-        if result is not None:
-            had = json.loads((self.folder / "run.json").read_bytes())["config"]
-            wanted = {name: value for name, value in self.options.items() if name in OPTIONS and name not in FREE}
-            changed = [name for name, value in wanted.items() if had.get(name) != value]
-            if changed:
-                name = changed[0]
-                raise UserError(
-                    f"the run in {str(self.folder)!r} has {name} {had.get(name)!r}, the comparison {wanted[name]!r}; "
-                    "move that folder away and run again"
-                )
+        try:
+            result = folder.result
+            if result is None:
+                return None
+            had, _ = folder.fixed_options(), result[result["judged_on"]]
+        except (UserError, KeyError, TypeError) as error:
+            raise UserError(
+                f"the run in {str(self.folder)!r} is damaged ({error}); move that folder away and run again"
+            ) from error
+        wanted = {name: value for name, value in self.options.items() if name in OPTIONS and name not in FREE}
+        changed = [name for name, value in wanted.items() if had.get(name) != value]
+        if changed:
+            name = changed[0]
+            raise UserError(
+                f"the run in {str(self.folder)!r} has {name} {had.get(name)!r}, the comparison {wanted[name]!r}; "
+                "move that folder away and run again"
+            )
         return result
 
 
@@ -96,21 +102,21 @@ def share(items: Sequence[Task], shard: tuple[int, int]) -> list[Task]:
     return [item for item in items if keys.index(item.folder.name) % count == index - 1]
 
 
-class _RunScreen:
-    """Shows a run inside a comparison: its progress and, once, its warnings, but not its lines."""
+class RunScreen:
+    """Shows a part of a comparison: its progress and, once for all parts, its warnings, but not its lines."""
 
     def __init__(self, screen: Screen, label: str, warned: set[str]) -> None:
-        self.screen, self.label, self.warned = screen, label, warned
+        self.screen, self.prefix, self.warned = screen, f"{label}: " if label else "", warned
 
     def line(self, text: str) -> None: ...
 
     def warn(self, text: str) -> None:
         if text not in self.warned:
             self.warned.add(text)
-            self.screen.warn(f"{self.label}: {text}")
+            self.screen.warn(f"{self.prefix}{text}")
 
     def progress(self, what: str, done: int, total: int) -> None:
-        self.screen.progress(f"{self.label}: {what}", done, total)
+        self.screen.progress(f"{self.prefix}{what}", done, total)
 
 
 @dataclass
@@ -123,6 +129,7 @@ class Runner:
         command: What to type to continue.
         screen: Hears of the progress.
         failures: What failed, by label.
+        warned: The warnings that were shown.
     """
 
     data: str
@@ -130,7 +137,7 @@ class Runner:
     command: str
     screen: Screen
     failures: dict[str, str] = field(default_factory=dict)
-    _warned: set[str] = field(default_factory=set)
+    warned: set[str] = field(default_factory=set)
     _seconds: list[float] = field(default_factory=list)
 
     def do(self, items: Sequence[Task]) -> None:
@@ -154,7 +161,7 @@ class Runner:
                     resume=True,
                     dry_run=False,
                     command=self.command,
-                    screen=_RunScreen(self.screen, item.label, self._warned),
+                    screen=RunScreen(self.screen, item.label, self.warned),
                     with_test=item.with_test,
                 )
             except UserError as error:
@@ -172,6 +179,15 @@ class Runner:
                 f"run {num_done + index + 1} of {len(items)}: {item.label}: {figures['accuracy']:.2%} of the {part} "
                 f"images, {duration(self._seconds[-1])}" + (f"; about {duration(remaining)} left" if remaining else "")
             )
+
+
+def failed(failures: Mapping[str, str]) -> UserError:
+    """Return what is said at the end where runs failed."""
+    label, why = next(iter(failures.items()))
+    first = f"{label}: {why}" if len(failures) == 1 else f"first {label}: {why}"
+    return UserError(
+        f"{counted(len(failures), 'run')} failed, {first}; the finished ones are kept, and the same command tries again"
+    )
 
 
 def chosen_rates(design: Design, out: Path) -> dict[str, float] | None:

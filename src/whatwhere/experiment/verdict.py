@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..data.names import counted, few
+from ..data.names import counted
 from ..errors import UserError, nearest
 from . import wording
 from .advice import pairs_to_settle
@@ -15,6 +15,7 @@ from .metric import METRICS, Metric, margin_for, metric_for
 from .paired import PairedDifference
 from .plan import ALPHA, LEAST_PAIRS, Plan
 from .results import Results
+from .wording import listed
 
 __all__ = ["HELPS", "HURTS", "SAME", "UNKNOWN", "ArmVerdict", "Judgement", "judge"]
 
@@ -152,9 +153,10 @@ def judge(
     firsts = first_look if isinstance(first_look, Mapping) else dict.fromkeys(arms, first_look)
     cases = [
         _case(
+            results,
+            baseline,
             arm,
-            pairs[arm],
-            results.num_complete(baseline, arm, name),
+            measure,
             _plan(firsts.get(arm), max_pairs, pairs[arm]),
             (awaited or {}).get(arm, ()),
         )
@@ -164,7 +166,7 @@ def judge(
     corrected = _corrected(cases)
     verdicts = []
     for case, decision, holm_p in zip(cases, decisions, corrected, strict=True):
-        cautions = wording.cautions(case, pairs[case.arm], results.missing(baseline, case.arm, name), margin, measure)
+        cautions = wording.cautions(case, pairs[case.arm], results.missing(baseline, case.arm, name))
         verdicts.append(_verdict(case, pairs[case.arm], decision, measure, margin, holm_p, cautions))
     others = [
         _other(results, baseline, arm, _measure(results, other, False))
@@ -218,28 +220,32 @@ def _plan(first_look: int | None, max_pairs: int | None, paired: PairedDifferenc
 
 
 def _case(
-    arm: str, paired: PairedDifference | None, num_complete: int, plan: Plan | None, awaited: Sequence[Hashable]
+    results: Results, baseline: str, arm: str, metric: Metric, plan: Plan | None, awaited: Sequence[Hashable]
 ) -> Case:
+    paired = results.paired(baseline, arm, metric.name, metric.scale)
     # of a single pair there are no statistics
-    num_pairs = num_complete if paired is None else len(paired)
+    num_pairs = results.num_complete(baseline, arm, metric.name) if paired is None else len(paired)
     there = () if paired is None else paired.seeds
-    waiting = [str(seed) for seed in awaited if seed not in there]
-    look = None if plan is None else plan.look_at(num_pairs)
+    waiting = tuple(seed for seed in awaited if seed not in there)
+    # while a look waits for runs, the one before it stands
+    num_ready = awaited.index(waiting[0]) if waiting else num_pairs
+    look = None if plan is None else plan.look_at(num_ready)
+    if look is not None and paired is not None:
+        # those after a look wait for the next one
+        pairs = PairedDifference(paired.seeds[:look], paired.baseline[:look], paired.treatment[:look])
+        return Case(arm, pairs, plan, waiting=waiting)
     if waiting:
-        blocked = f"{len(awaited) - len(waiting)} of {len(awaited)} pairs are there; missing: seeds {few(waiting, 6)}"
+        blocked = f"{len(awaited) - len(waiting)} of {len(awaited)} pairs are there; missing: seeds {listed(waiting)}"
+    elif not num_pairs and results.values(baseline, metric.name) and results.values(arm, metric.name):
+        blocked = f"{arm} and {baseline} have no seed in common"
     elif num_pairs < LEAST_PAIRS:
         blocked = (
             f"{counted(num_pairs, 'pair')}: with so few the exact sign-flip test cannot go below p = "
             f"{min(1.0, 2 / 2**num_pairs):.2g}, however large the difference"
         )
-    elif look is None:
-        blocked = f"{num_pairs} pairs; the first look is planned at {plan.first if plan is not None else LEAST_PAIRS}"
     else:
-        blocked = ""
-    if not blocked and paired is not None:
-        # those after a look wait for the next one
-        paired = PairedDifference(paired.seeds[:look], paired.baseline[:look], paired.treatment[:look])
-    return Case(arm, paired, plan, blocked)
+        blocked = f"{num_pairs} pairs; the first look is planned at {plan.first if plan is not None else LEAST_PAIRS}"
+    return Case(arm, paired, plan, blocked, waiting)
 
 
 def _corrected(cases: Sequence[Case]) -> list[tuple[float, float]]:

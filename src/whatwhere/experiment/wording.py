@@ -28,6 +28,11 @@ def span(interval: tuple[float, float], metric: Metric) -> str:
     return f"{low.removesuffix(metric.unit).strip()} to {high}"
 
 
+def listed(seeds: Sequence[Hashable]) -> str:
+    """Return the first few seeds, and how many more there are."""
+    return few([str(seed) for seed in seeds], 6)
+
+
 def percent(share: float) -> str:
     """Return a share as a percentage of at most two decimals: "95 %", "97.74 %"."""
     return f"{100 * share:.2f}".rstrip("0").rstrip(".") + " %"
@@ -79,23 +84,22 @@ def advice(case: Case, decision: Decision, settle: tuple[int, int | None] | None
     return f"probably settled with {low:,} to {high:,} pairs in all; {when}"
 
 
-def cautions(
-    case: Case,
-    everything: PairedDifference | None,
-    missing: Mapping[str, Sequence[Hashable]],
-    margin: float,
-    metric: Metric,
-) -> list[str]:
+def cautions(case: Case, everything: PairedDifference | None, missing: Mapping[str, Sequence[Hashable]]) -> list[str]:
     """Return what a reader of the verdict must know."""
     notes = [
-        f"{name} lacks {counted(len(seeds), 'run')} (seeds {few(list(map(str, seeds)), 6)}) and the other arm's are "
-        "left out; if they failed, that is a result too"
+        f"{name} lacks {counted(len(seeds), 'run')} (seeds {listed(seeds)}) and the other arm's are left out; if they "
+        "failed, that is a result too"
         for name, seeds in missing.items()
     ]
     plan, paired = case.plan, case.paired
     if paired is None or everything is None or case.blocked or plan is None:
         return notes
-    if len(everything) > len(paired):
+    if case.waiting:
+        notes.append(
+            f"the next look waits for seeds {listed(case.waiting)}; until then the verdict is read from the first "
+            f"{len(paired)} pairs"
+        )
+    elif len(everything) > len(paired):
         following = plan.next_after(len(everything))
         until = "and the plan ends there" if following is None else f"and the next look is at {following}"
         notes.append(

@@ -1,0 +1,216 @@
+"""`whatwhere compare` and `whatwhere verdict`: options, screen, sentences. What they compare: tests/experiment."""
+
+import json
+import shlex
+
+import pytest
+
+from comparisons import BACKBONE, OPTIONS, Comparisons
+from pictures import make_folder
+from whatwhere import UserError
+from whatwhere.experiment import comparison as comparison_module
+from whatwhere.experiment import processes
+from whatwhere.experiment.arms import Arm
+
+SMALL = [text for name, value in OPTIONS.items() for text in (f"--{name.replace('_', '-')}", value)]
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def patterns(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("data") / "patterns")
+
+
+@pytest.fixture
+def asked(whatwhere, monkeypatch):
+    """Return what a call of `whatwhere compare` asks for, which is then not done."""
+    seen = {}
+
+    def run_comparison(data, given, request, place, **others):
+        seen.update(data=data, given=given, request=request, place=place, **others)
+
+    monkeypatch.setattr(comparison_module, "run_comparison", run_comparison)
+
+    def call(*arguments):
+        assert whatwhere("compare", *arguments) == (0, "", "")
+        return seen
+
+    return call
+
+
+@pytest.fixture
+def compare(patterns, tmp_path, whatwhere, monkeypatch):
+    """The command on images; training is pretended, se helps by two points."""
+    compared = Comparisons(patterns, tmp_path / "out", monkeypatch)
+    compared.figures = lambda arm, seed: 0.8 + (arm == "se") * (0.02 + 0.0001 * int(seed))
+
+    def call(*arguments):
+        return whatwhere("compare", patterns, "--backbone", BACKBONE, *SMALL, "--out", compared.out, *arguments)
+
+    call.compared = compared
+    return call
+
+
+def test_what_is_not_given_is_left_open(asked):
+    seen = asked("photos")
+    assert (seen["data"], seen["given"]) == ("photos", {})
+    assert set(vars(seen["request"]).values()) == {None}
+    assert (seen["place"].out.as_posix(), seen["place"].shard, seen["place"].spread) == (
+        "runs/photos/compare-default", None, None
+    )  # fmt: skip
+    assert seen["command"] == "whatwhere compare photos"
+    assert asked("a/photos.csv", "--backbone", "resnet18")["place"].out.as_posix() == "runs/photos/compare-resnet18"
+
+
+def test_every_option_is_taken(asked):
+    line = "photos --backbone resnet18 --attention none,x=se,wide:se --seeds 12 --max-seeds 24 --margin 1 --metric loss"
+    line += " --baseline x --lr-search 0.1,2e-1 --out there --shard 2/8 --epochs 3 --no-channels-last --lr 0.3"
+    seen = asked(*shlex.split(line))
+    assert vars(seen["request"]) == {
+        "backbone": "resnet18",
+        "arms": (Arm("none", "none"), Arm("x", "se"), Arm("wide-se", "wide:se")),
+        "num_seeds": 12,
+        "max_seeds": 24,
+        "margin": 1.0,
+        "metric": "loss",
+        "baseline": "x",
+        "lr_search": (0.1, 0.2),
+    }
+    assert (seen["place"].out.as_posix(), seen["place"].shard) == ("there", (2, 8))
+    assert seen["given"] == {"epochs": 3, "channels_last": False, "lr": 0.3}
+    assert seen["command"] == f"whatwhere compare {line}"
+
+
+def test_the_command_line_wins_over_the_file(asked, tmp_path):
+    (tmp_path / "my.yaml").write_text("epochs: 7\nlr: 1e-3\n")
+    assert asked("photos", "--config", "my.yaml", "--epochs", "9")["given"] == {"epochs": 9, "lr": 0.001}
+
+
+def test_processes_get_the_same_options_and_a_share_each(asked, monkeypatch):
+    started = []
+    monkeypatch.setattr(processes, "run_shards", lambda *arguments, **named: started.append((arguments, named)))
+    line = "photos --shard 2/3 --processes=2 --seeds 4 --json"
+    asked(*line.split())["place"].spread()
+    named = {"num_gpus": 1, "command": f"whatwhere compare {line}"}
+    assert started == [((["photos", "--seeds", "4", "--json"], (2, 3), 2), named)]
+
+
+def test_a_process_of_a_comparison_says_how_the_whole_goes_on(asked, monkeypatch):
+    monkeypatch.setenv(processes.COMMAND, "whatwhere compare photos --processes 2")
+    seen = asked("photos", "--shard", "1/2", "--processes", "1")
+    assert seen["place"].is_inner
+    assert seen["command"] == "whatwhere compare photos --processes 2"
+
+
+def test_tables_a_page_and_files(compare, tmp_path):
+    status, out, err = compare("--attention", "none,se", "--seeds", "6")
+    assert (status, err) == (0, "")
+    assert "run 1 of 12: none, seed 0: 80.00% of the test images" in out
+    assert "se    helps" in out
+    assert out.endswith(f"The report: {tmp_path / 'out' / 'report.html'}\n")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ".lock", "compare.json", "cost.json", "report.html", "results.csv", "runs", "verdict.json"
+    ]  # fmt: skip
+    assert "helps" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_json_alone_goes_to_standard_output(compare):
+    status, out, err = compare("--attention", "none,se", "--seeds", "2", "--json")
+    assert status == 0
+    assert json.loads(out) == compare.compared.read("verdict.json")
+    assert "run 1 of 4: none, seed 0" in err
+    status, again, err = compare("--json", "--collect")
+    assert (status, again, err) == (0, out, "")
+
+
+def test_a_failed_run_ends_with_status_2_and_the_report_of_the_others(compare, tmp_path):
+    def fail(arm, seed):
+        if (arm, seed) in (("se", "2"), ("se", "3")):
+            raise UserError("the loss is nan")
+
+    compare.compared.before = fail
+    status, out, err = compare("--attention", "none,se", "--seeds", "6", "--json")
+    assert status == 2
+    assert list(json.loads(out)["failures"]) == ["se, seed 2", "se, seed 3"]
+    assert err.splitlines()[-1] == (
+        "whatwhere: 2 runs failed, first se, seed 2: the loss is nan; the finished ones are kept, and the same command "
+        "tries again"
+    )
+    assert "se, seed 3 failed: the loss is nan" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_share_is_no_verdict(compare, tmp_path):
+    for part in ("1/2", "2/2"):
+        status, out, err = compare("--attention", "none,se", "--seeds", "4", "--shard", part)
+        assert (status, err) == (0, "")
+        assert out.endswith("this share is done; when all are: the same command with --collect instead of --shard\n")
+    assert not (tmp_path / "out" / "report.html").exists()
+    status, out, _ = compare("--collect")
+    assert (status, "cannot tell yet" in out) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "Missing argument"),
+        (("",), "DATA is empty"),
+        (("nowhere",), "there is no folder, CSV file or data set 'nowhere'"),
+        (("DATA", "--out", ""), "--out is empty"),
+        (("DATA", "--seeds", "1"), "seeds must be an integer of at least 2 and below 2**31, got 1"),
+        (("DATA", "--seeds", "many"), "--seeds"),
+        (("DATA", "--max-seeds", "5"), "max-seeds must be an integer of at least 6 and below"),
+        (("DATA", "--seeds", "8", "--max-seeds", "7"), "--max-seeds 7 is below --seeds 8"),
+        (("DATA", "--attention", "none,,se"), "has an empty arm"),
+        (("DATA", "--attention", "none,see"), "unknown attention 'see'; did you mean se?"),
+        (("DATA", "--attention", "none,../x=se"), "an arm cannot be called '../x'"),
+        (("DATA", "--attention", "none"), "needs two arms or more"),
+        (("DATA", "--attention", "none,nowhere:Gate"), "there is no module 'nowhere'"),
+        (("DATA", "--baseline", "plain"), "--baseline plain is none of the arms, none, se, cbam"),
+        (("DATA", "--backbone", "resnet1"), "unknown model 'resnet1'"),
+        (("DATA", "--backbone", "se_resnet18"), "has attention in its name; give resnet18"),
+        (("DATA", "--metric", "f1"), "--metric 'f1' is none of accuracy"),
+        (("DATA", "--metric", "loss"), "give it, in the unit of the figures, with --margin"),
+        (("DATA", "--margin", "-1"), "the margin must be a number of at least 0, in points, got -1.0"),
+        (("DATA", "--margin", "nan"), "the margin must be a number of at least 0"),
+        (("DATA", "--lr-search", "0.1"), "--lr-search must be two or more different positive rates"),
+        (("DATA", "--lr-search", "0.1,0.1"), "--lr-search must be two or more different positive rates"),
+        (("DATA", "--lr-search", "0.1,nan"), "--lr-search must be two or more different positive rates"),
+        (("DATA", "--lr-search", "slow,fast"), "--lr-search must be learning rates such as"),
+        (("DATA", "--lr-search", "0.1,1e6"), "lr must be at least 0 and below 10000"),
+        (("DATA", "--shard", "0/2"), "--shard must be i/n with i from 1 to n"),
+        (("DATA", "--shard", "3/2"), "--shard must be i/n with i from 1 to n"),
+        (("DATA", "--shard", "half"), "--shard must be i/n with i from 1 to n"),
+        (("DATA", "--shard", "1/2", "--collect"), "leave out --shard"),
+        (("DATA", "--collect"), "there is no comparison in 'runs/patterns/compare-default'"),
+        (("DATA", "--processes", "0"), "--processes must be from 1 to 256, got 0"),
+        (("DATA", "--epochs", "0"), "epochs must be a positive integer"),
+        (("DATA", "--model", "resnet18"), "--model"),
+        (("DATA", "--seed", "1"), "--seed"),
+        (("DATA", "--config", "none.yaml"), "cannot read the configuration 'none.yaml'"),
+        (("DATA", "--device", "tpu0"), "no device 'tpu0'"),
+        (("DATA", "--attention", "none,cbam,wide", "--pretrained", "imagenet"), "a wide arm has no pretrained"),
+        (("DATA", "--width-factor", "2"), "--width-factor"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(whatwhere, patterns, tmp_path, arguments, sentence):
+    arguments = [str(patterns) if argument == "DATA" else argument for argument in arguments]
+    for form in ((), ("--json",)):
+        status, out, err = whatwhere("compare", *arguments, *form)
+        assert (status, out) == (2, "")
+        assert sentence in err
+        assert err.startswith("whatwhere: ")
+        assert err.count("\n") == 1
+    assert [path for path in tmp_path.rglob("*") if "cache" not in path.parts] == []
+
+
+def test_what_a_comparison_chooses_is_no_option_of_a_file_either(whatwhere, tmp_path):
+    for text, instead in (("model: resnet18", "--backbone"), ("seed: 3", "--seeds"), ("attention: se", "--attention")):
+        (tmp_path / "my.yaml").write_text(text)
+        status, out, err = whatwhere("compare", "digits", "--config", "my.yaml")
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert f"give {instead}" in err

@@ -1,0 +1,222 @@
+"""`whatwhere verdict`: the verdict on figures from elsewhere."""
+
+import csv
+import json
+
+import pytest
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "[red]x[/red]",
+    "[/]",
+    "=cmd|' /C calc'!A0",
+    'two\n"lines"',
+    "\x1b[31mred\x1b[0m",
+    "../../etc/passwd",
+    "{{7*7}}",
+    "a" * 300,
+)
+# differences to the baseline, pair by pair
+CLEAR = (1.9, 2.2, 2.0, 1.8, 2.1, 2.3, 1.7, 2.0, 2.1)
+UNCLEAR = (1.9, -2.2, 2.0, -1.8, 2.1, -2.3, 1.7, -2.0, 2.1)
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Return a CSV of as many pairs: arm cbam with these differences in points."""
+
+    def write(num_pairs, differences=CLEAR, name="results.csv", arm="cbam", column="accuracy"):
+        path = tmp_path / name
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(["arm", "seed", column])
+            for seed in range(num_pairs):
+                rows.writerow(["none", seed, 0.8 + seed / 1000])
+                rows.writerow([arm, seed, 0.8 + seed / 1000 + differences[seed] / 100])
+        return path
+
+    return write
+
+
+def verdict_of(content):
+    (arm,) = content["judgement"]["arms"]
+    return arm
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_tables_and_a_page_and_a_record_beside_the_table(whatwhere, table, tmp_path):
+    status, out, err = whatwhere("verdict", table(6))
+    assert (status, err) == (0, "")
+    assert "results.csv: accuracy minus that of none, points" in out
+    assert "cbam   helps" in out
+    assert out.endswith(f"The report: {tmp_path / 'results.verdict.html'}\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "results.csv", "results.verdict.html", "results.verdict.json"
+    ]  # fmt: skip
+    assert "cbam" in (tmp_path / "results.verdict.html").read_text()
+    record = read(tmp_path / "results.verdict.json")
+    assert verdict_of(record)["verdict"] == "helps"
+    status, out, _ = whatwhere("verdict", table(6), "--json")
+    assert (status, json.loads(out)) == (0, record)
+
+
+def test_the_first_look_is_kept_beside_the_table(whatwhere, table, tmp_path):
+    whatwhere("verdict", table(6, UNCLEAR))
+    first = verdict_of(read(tmp_path / "results.verdict.json"))
+    for num_pairs, read_at in ((8, 6), (9, 9)):
+        status, out, _ = whatwhere("verdict", table(num_pairs, UNCLEAR), "--json", "--margin", "1")
+        arm = verdict_of(json.loads(out))
+        assert (status, arm["plan"], arm["num_pairs"]) == (0, first["plan"], read_at)
+    assert arm["level"] < first["level"]
+    # without the record it must be said
+    (tmp_path / "results.verdict.json").unlink()
+    assert verdict_of(json.loads(whatwhere("verdict", table(9), "--json")[1]))["plan"]["first"] == 9
+    (tmp_path / "results.verdict.json").unlink()
+    arguments = ("--first-look", "6", "--json")
+    assert verdict_of(json.loads(whatwhere("verdict", table(9, UNCLEAR), *arguments)[1]))["level"] == arm["level"]
+
+
+def test_what_changes_after_a_look_is_told(whatwhere, table, tmp_path):
+    whatwhere("verdict", table(6))
+    status, out, _ = whatwhere("verdict", table(6), "--margin", "3", "--json")
+    assert json.loads(out)["changes"] == ["after a verdict on 6 pairs: margin was 0.5, is 3.0"]
+    assert verdict_of(json.loads(out))["verdict"] == "no practical difference"
+    before = (tmp_path / "results.verdict.json").read_text()
+    for option in (("--max-pairs", "24"), ("--first-look", "8")):
+        status, out, err = whatwhere("verdict", table(6), *option)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert "another would spend the error twice" in err
+    assert (tmp_path / "results.verdict.json").read_text() == before
+
+
+def test_a_plan_that_ends(whatwhere, table):
+    _, out, _ = whatwhere("verdict", table(6, UNCLEAR), "--max-pairs", "6", "--json")
+    assert verdict_of(json.loads(out))["plan"] == {"first": 6, "last": 6}
+    assert verdict_of(json.loads(out))["level"] == 0.05
+
+
+def test_lower_is_better_needs_a_margin_and_turns_the_verdict(whatwhere, table, tmp_path):
+    path = table(6, [value / 10 for value in CLEAR], column="error")
+    status, out, err = whatwhere("verdict", path, "--lower-is-better")
+    assert (status, out) == (2, "")
+    assert "what difference in error matters is not known; give it" in err
+    assert not (tmp_path / "results.verdict.json").exists()
+    _, out, _ = whatwhere("verdict", path, "--lower-is-better", "--margin", "0.0001", "--json")
+    assert verdict_of(json.loads(out))["verdict"] == "hurts"
+    assert json.loads(out)["judgement"]["metric"]["unit"] == ""
+
+
+def test_the_metric_and_the_baseline_are_chosen(whatwhere, tmp_path):
+    path = tmp_path / "several.csv"
+    rows = [f"{arm},{seed},{0.7 + seed / 100 + up},{0.5 + seed / 50}" for seed in range(6) for arm, up in
+            (("plain", 0.03 + seed / 1000), ("mine", 0.0))]  # fmt: skip
+    path.write_text("\n".join(["arm,seed,f1,mAP50", *rows]))
+    status, out, err = whatwhere("verdict", path)
+    assert (status, out) == (2, "")
+    assert "there are several figures, f1, mAP50; choose the one to judge by with --metric" in err
+    _, out, _ = whatwhere("verdict", path, "--metric", "f1", "--baseline", "mine", "--json")
+    assert json.loads(out)["judgement"]["baseline"] == "mine"
+    assert verdict_of(json.loads(out))["verdict"] == "helps"
+    assert [other["metric"]["name"] for other in json.loads(out)["judgement"]["others"]] == ["mAP50"]
+
+
+def test_the_page_goes_where_it_is_sent(whatwhere, table, tmp_path):
+    (tmp_path / "pages").mkdir()
+    status, out, _ = whatwhere("verdict", table(6), "--out", tmp_path / "pages" / "mine.htm")
+    assert (status, out.splitlines()[-1]) == (0, f"The report: {tmp_path / 'pages' / 'mine.htm'}")
+    assert sorted(path.name for path in (tmp_path / "pages").iterdir()) == ["mine.htm", "mine.json"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["results.csv"]
+
+
+@pytest.mark.parametrize(
+    ("out", "sentence"),
+    [
+        ("", "--out is empty"),
+        ("results.csv", "would write over the results"),
+        ("./pages/../results.csv", "would write over the results"),
+        ("link.csv", "would write over the results"),
+        (".", "cannot be the page; give a file such as verdict.html"),
+        ("pages", "cannot be the page; give a file such as verdict.html"),
+        ("page.json", "cannot be the page; give a file such as verdict.html"),
+        ("nowhere/page.html", "No such file or directory"),
+    ],
+)
+def test_a_page_that_cannot_be_written_leaves_everything_as_it_was(
+    whatwhere, table, tmp_path, monkeypatch, out, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    path = table(6)
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "link.csv").symlink_to(path)
+    before = path.read_bytes()
+    status, printed, err = whatwhere("verdict", "results.csv", "--out", out)
+    assert (status, printed, err.count("\n")) == (2, "", 1)
+    assert sentence in err
+    assert path.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["link.csv", "pages", "results.csv"]
+
+
+def test_results_in_a_json_are_not_written_over(whatwhere, table):
+    path = table(6, name="results.json")
+    before = path.read_bytes()
+    status, _, err = whatwhere("verdict", path, "--out", path.with_suffix(".html"))
+    assert (status, path.read_bytes()) == (2, before)
+    assert "would write over the results" in err
+    assert whatwhere("verdict", path)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, "cannot read"),
+        ("", "has no lines"),
+        ("arm,seed,accuracy\nnone,0,0.5\n", "needs two arms or more"),
+        ("arm,accuracy\nnone,0.5\n", "has no column 'seed'"),
+        ("arm,seed,accuracy\nnone,0,0.5\nnone,0,0.6\n", "line 3"),
+        ("arm,seed,accuracy\nnone,0,0.5\nse,0,good\n", "'good', not a number"),
+        ("arm,seed,accuracy\nnone,0,0.5,7\n", "has 4 fields, its head has 3"),
+    ],
+)
+def test_a_table_that_is_none_is_a_sentence(whatwhere, tmp_path, text, sentence):
+    path = tmp_path / "results.csv"
+    if text is not None:
+        path.write_text(text)
+    for form in ((), ("--json",)):
+        status, out, err = whatwhere("verdict", path, *form)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert sentence in err
+    assert [path.name for path in tmp_path.iterdir()] == ([] if text is None else ["results.csv"])
+
+
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_a_folder_is_no_table(whatwhere, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = whatwhere("verdict", name)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "cannot read" in err
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"judgement": {}}'])
+def test_a_file_in_the_records_place_is_not_written_over(whatwhere, table, tmp_path, text):
+    (tmp_path / "results.verdict.json").write_text(text)
+    status, out, err = whatwhere("verdict", table(6))
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "results.verdict.json' is no verdict of ours" in err
+    assert (tmp_path / "results.verdict.json").read_text() == text
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_shown_as_they_are(whatwhere, table, tmp_path, name):
+    path = table(6, arm=name, column=name.replace("\n", " "))
+    status, out, err = whatwhere("verdict", path)
+    assert (status, err) == (0, "")
+    assert "\x1b" not in out
+    shown = name.replace("\x1b", "\\x1b").replace("\n", "\\n")
+    assert shown[:20] in out
+    page = (tmp_path / "results.verdict.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "\x1b" not in page
+    assert verdict_of(read(tmp_path / "results.verdict.json"))["arm"] == name

@@ -1,0 +1,374 @@
+"""Comparisons from images to a verdict: what is trained, what is kept, what is refused."""
+
+import json
+import os
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from pictures import make_folder, picture
+from whatwhere import UserError
+from whatwhere.experiment import comparison as comparison_module
+from whatwhere.experiment import costs
+from whatwhere.training.run import Run
+
+UNKNOWN, SAME = "cannot tell yet", "no practical difference"
+
+
+def figures(arm, seed):
+    """se helps by two points in every pair; the others go as often up as down."""
+    base = np.random.default_rng(int(seed)).normal(0.8, 0.02)
+    return float(base + {"none": 0.0, "se": 0.02 + 0.0001 * int(seed)}.get(arm, 0.03 * (-1) ** int(seed)))
+
+
+@pytest.fixture
+def pretended(compared):
+    """Comparisons that only pretend to train."""
+    compared.figures = figures
+    return compared
+
+
+def arm_of(content, name="again"):
+    return next(arm for arm in content["judgement"]["arms"] if arm["arm"] == name)
+
+
+def everything_in(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_arm_against_itself_comes_to_exactly_nothing(compared, monkeypatch):
+    monkeypatch.setattr(comparison_module, "measure_costs", costs.measure_costs)
+    there, judged, evaluate = [], Counter(), Run.evaluate
+
+    def counted(self, model, part, **options):
+        judged[part] += 1
+        return evaluate(self, model, part, **options)
+
+    monkeypatch.setattr(Run, "evaluate", counted)
+    compared.before = lambda arm, seed: there.append(sorted(path.name for path in compared.out.iterdir()))
+    content = compared(seeds=6)
+    # the design is written before the first run begins; seed by seed, so that pairs are complete early
+    assert there[0] == [".lock", "compare.json", "cost.json"]
+    assert compared.trained == [f"runs/{arm}/seed-{seed}" for seed in range(6) for arm in ("none", "again")]
+    assert judged["test"] == 12
+    again = arm_of(content)
+    assert again["differences"] == (0.0,) * 6
+    assert len(set(again["baseline"])) > 1
+    assert again["verdict"] == SAME
+    assert sorted(path.name for path in compared.out.iterdir()) == [
+        ".lock", "compare.json", "cost.json", "results.csv", "runs", "verdict.json"
+    ]  # fmt: skip
+    assert compared.read("verdict.json") == json.loads(json.dumps(content, allow_nan=False))
+    assert len((compared.out / "results.csv").read_text().splitlines()) == 13
+    assert [row["arm"] for row in content["cost"]["rows"]] == ["none", "again"]
+    assert len({row["num_params"] for row in content["cost"]["rows"]}) == 1
+    assert content["curves"]["arms"]["none"]["epochs"] == [1]
+    assert {row["arm"] for row in content["per_class"]["rows"]} == {"again"}
+    assert "test images" in content["subtitle"]
+    assert compared.read("compare.json")["verdicts"] == {"again": [SAME, 6]}
+
+
+def prints(compared, arm):
+    return [compared.run(arm, seed)["data_fingerprint"] for seed in range(3)]
+
+
+def test_a_pair_shares_its_split_and_every_seed_draws_another(pretended):
+    content = pretended("none,se,again=none", seeds=3)
+    assert prints(pretended, "none") == prints(pretended, "se") == prints(pretended, "again")
+    assert len(set(prints(pretended, "none"))) == 3
+    assert any("every seed draws its own split" in caution for caution in content["cautions"])
+    assert pretended.run("se", 2)["config"]["model"] == "se_resnext11_8x8d"
+
+
+def test_data_that_come_split_are_not_split_anew(pretended, tmp_path):
+    data = make_folder(tmp_path / "split", splits={"train": 8, "val": 4, "test": 4})
+    content = pretended(seeds=3, data=data)
+    assert len(set(prints(pretended, "none"))) == 1
+    assert any("the test images are the same for every seed" in caution for caution in content["cautions"])
+
+
+def test_without_test_images_validation_images_judge_and_the_reader_is_told(compared, tmp_path):
+    content = compared(data=make_folder(tmp_path / "split", splits={"train": 8, "val": 4}))
+    assert any("DATA has no test images" in caution for caution in content["cautions"])
+    assert "validation images" in content["subtitle"]
+
+
+def test_the_same_command_again_trains_nothing_and_says_the_same(pretended):
+    pretended("none,se", seeds=6)
+    before = everything_in(pretended.out)
+    content = pretended("none,se", seeds=6)
+    assert pretended.trained == []
+    assert everything_in(pretended.out) == before
+    assert arm_of(content, "se")["verdict"] == "helps"
+    # what is not given is as it was
+    pretended(arms=None, seeds=None, backbone=None)
+    assert pretended.trained == []
+    assert everything_in(pretended.out) == before
+    assert pretended.collect() == content
+
+
+def test_more_seeds_are_added_and_the_first_look_stands(pretended):
+    first = arm_of(pretended("none,again=none", seeds=6))
+    content = pretended("none,again=none", seeds=9)
+    assert pretended.trained == [f"runs/{arm}/seed-{seed}" for seed in (6, 7, 8) for arm in ("none", "again")]
+    later = arm_of(content)
+    assert later["plan"] == first["plan"] == {"first": 6, "last": None}
+    assert (later["num_pairs"], later["level"] < first["level"]) == (9, True)
+    assert pretended.read("compare.json")["first_look"] == 6
+    assert [change.partition(", ")[2] for change in content["changes"]] == [
+        "after a look at 6 pairs: num seeds was 6, is 9"
+    ]
+    # between two looks nothing is read from the pairs that wait
+    assert arm_of(pretended("none,again=none", seeds=11))["num_pairs"] == 9
+
+
+def test_an_arm_can_be_added(pretended):
+    pretended("none,again=none", seeds=3)
+    content = pretended("none,se", seeds=3)
+    assert pretended.trained == [f"runs/se/seed-{seed}" for seed in range(3)]
+    assert [arm["arm"] for arm in content["judgement"]["arms"]] == ["again", "se"]
+    assert content["changes"][-1].endswith("before the first look: arm se added")
+    assert [row["arm"] for row in content["cost"]["rows"]] == ["none", "again", "se"]
+    assert pretended.read("cost.json") == content["cost"]
+
+
+def test_another_margin_metric_and_baseline_can_be_seen_to_be_later_choices(pretended):
+    pretended("none,se", seeds=6)
+    content = pretended("none,se", seeds=6, margin=3.0)
+    assert pretended.trained == []
+    assert arm_of(content, "se")["verdict"] == SAME
+    assert content["changes"][-1].endswith("after a look at 6 pairs: margin was 0.5, is 3.0")
+    content = pretended("none,se", seeds=6, metric="loss", margin=0.01, baseline="se")
+    assert [change.partition(": ")[2] for change in content["changes"][1:]] == [
+        "margin was 3.0, is 0.01", "metric was accuracy, is loss", "baseline was none, is se"
+    ]  # fmt: skip
+    assert arm_of(content, "none")["verdict"] == "hurts"
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"metric": "kappa"}, "--metric 'kappa' is none of accuracy, "),
+        ({"metric": "loss"}, "what difference in log loss matters is not known"),
+        ({"margin": float("nan")}, "the margin must be a number of at least 0"),
+        ({"margin": -1.0}, "the margin must be a number of at least 0"),
+        ({"baseline": "cbam"}, "--baseline cbam is none of the arms"),
+        ({"given": {"epochs": 2}}, r"trains otherwise: epochs was 1, is 2; .*another --out"),
+        ({"given": {"val_fraction": 0.3}}, "trains otherwise: val_fraction"),
+        ({"arms": "none,again=se"}, "has the arm again as none, not se"),
+        ({"backbone": "resnet18"}, "is of resnext11_8x8d, not of resnet18"),
+        ({"arms": "none,nobody"}, "unknown attention 'nobody'"),
+        ({"arms": "none,wide"}, "no wider than"),
+    ],
+)
+def test_what_cannot_be_changed_or_is_wrong_is_refused_and_changes_nothing(pretended, request_, message):
+    pretended(seeds=2)
+    before = everything_in(pretended.out)
+    with pytest.raises(UserError, match=message):
+        pretended(**{"seeds": 2, **request_})
+    assert pretended.trained == []
+    assert everything_in(pretended.out) == before
+
+
+def test_a_warning_is_shown_once(pretended, tmp_path):
+    data = make_folder(tmp_path / "mine")
+    (data / "empty").mkdir()
+    pretended(data=data, seeds=3)
+    assert pretended.warnings == ["1 class folder without any image (`whatwhere check` names them)"]
+
+
+def test_images_that_changed_are_refused(pretended, tmp_path):
+    data = make_folder(tmp_path / "mine")
+    pretended(data=data)
+    picture("bars", 900).save(data / "bars" / "one more.png")
+    with pytest.raises(UserError, match=r"the images of '.*mine' have changed since .* began; restore them"):
+        pretended(data=data)
+    (data / "bars" / "one more.png").unlink()
+    assert pretended(data=data) is not None
+    with pytest.raises(UserError, match=r"is of '.*mine', and the images of '.*other' are others"):
+        pretended(data=make_folder(tmp_path / "other", per_class=12))
+
+
+def test_a_run_with_other_options_in_a_runs_place_is_refused(pretended):
+    pretended("none,se", seeds=3)
+    runs = pretended.out / "runs"
+    shutil.rmtree(runs / "none" / "seed-1")
+    shutil.copytree(runs / "se" / "seed-1", runs / "none" / "seed-1")
+    with pytest.raises(UserError, match="seed-1' has model 'se_resnext11_8x8d', the comparison 'resnext11_8x8d'"):
+        pretended("none,se", seeds=3)
+    shutil.rmtree(runs / "none" / "seed-1")
+    shutil.copytree(runs / "none" / "seed-2", runs / "none" / "seed-1")
+    with pytest.raises(UserError, match="seed-1' has seed 2, the comparison 1"):
+        pretended.collect()
+
+
+def test_a_pair_with_different_images_is_refused(pretended):
+    pretended("none,se", seeds=3)
+    path = pretended.out / "runs" / "se" / "seed-1" / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "data_fingerprint": "0" * 64}))
+    with pytest.raises(UserError, match=r"changed between the runs of a pair \(se, seed 1\); move the folders"):
+        pretended.collect()
+
+
+@pytest.mark.parametrize("name", ["run.json", "result.json"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", "{"])
+def test_a_damaged_run_is_a_sentence(pretended, name, content):
+    pretended(seeds=2)
+    (pretended.out / "runs" / "none" / "seed-1" / name).write_text(content)
+    with pytest.raises(UserError, match=r"the run in .*seed-1' is damaged .*; move that folder away and run again"):
+        pretended.collect()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"rows": []}'])
+def test_costs_that_are_damaged_are_measured_again(pretended, content):
+    whole = pretended(seeds=2)
+    (pretended.out / "cost.json").write_text(content)
+    assert pretended.collect()["cost"] is None
+    assert pretended(seeds=2) == whole
+
+
+def test_a_missing_pair_blocks_the_verdict(pretended):
+    pretended("none,se,cbam", seeds=6)
+    shutil.rmtree(pretended.out / "runs" / "se" / "seed-3")
+    content = pretended.collect()
+    assert (arm_of(content, "se")["verdict"], arm_of(content, "se")["level"]) == (UNKNOWN, None)
+    assert "missing: seeds 3" in arm_of(content, "se")["reason"]
+    assert arm_of(content, "cbam")["level"] is not None
+    assert pretended.lines[-1] == "1 run to do: run the same command without --collect"
+    # what was told before is not forgotten
+    assert pretended.read("compare.json")["verdicts"]["se"] == ["helps", 6]
+    content = pretended("none,se,cbam", seeds=6)
+    assert pretended.trained == ["runs/se/seed-3"]
+    assert arm_of(content, "se")["verdict"] == "helps"
+
+
+def test_a_failed_run_keeps_the_others_and_is_tried_again(pretended):
+    def fail(arm, seed):
+        if (arm, seed) == ("se", "2"):
+            raise UserError("the loss is nan")
+
+    pretended.before = fail
+    content = pretended("none,se", seeds=6)
+    assert len(pretended.trained) == 12
+    assert content["failures"] == {"se, seed 2": "the loss is nan"}
+    assert content["cautions"][-1] == "se, seed 2 failed: the loss is nan"
+    assert pretended.warnings == ["se, seed 2 failed: the loss is nan"]
+    assert (arm_of(content, "se")["verdict"], arm_of(content, "se")["level"]) == (UNKNOWN, None)
+    again = pretended("none,se", seeds=6)
+    assert (pretended.trained, again["failures"]) == (["runs/se/seed-2"], content["failures"])
+    pretended.before = lambda arm, seed: None
+    content = pretended("none,se", seeds=6)
+    assert pretended.trained == ["runs/se/seed-2"]
+    assert (content["failures"], arm_of(content, "se")["verdict"]) == ({}, "helps")
+
+
+def test_a_failure_of_the_first_run_ends_at_once(pretended):
+    def fail(arm, seed):
+        raise UserError("out of memory")
+
+    pretended.before = fail
+    with pytest.raises(UserError, match="out of memory"):
+        pretended("none,se", seeds=6)
+    assert pretended.trained == ["runs/none/seed-0"]
+    assert sorted(path.name for path in pretended.out.iterdir()) == [".lock", "compare.json", "cost.json"]
+    with pytest.raises(UserError, match=r"no run of the comparison in .* is finished yet"):
+        pretended.collect()
+
+
+def test_only_undecided_arms_go_on_to_the_next_look(pretended):
+    content = pretended("none,se,cbam", seeds=6, max_seeds=18)
+    seeds = Counter(folder.split("/")[1] for folder in pretended.trained)
+    assert seeds == {"none": 18, "se": 6, "cbam": 18}
+    assert [line for line in pretended.lines if "going on" in line] == [
+        "cannot tell yet: cbam; going on to the next look, as planned"
+    ] * 2
+    assert [arm_of(content, arm)["verdict"] for arm in ("se", "cbam")] == ["helps", UNKNOWN]
+    assert pretended.read("compare.json")["verdicts"] == {"se": ["helps", 6], "cbam": [UNKNOWN, 18]}
+    assert pretended("none,se,cbam", seeds=6, max_seeds=18) == content
+    assert pretended.trained == []
+    with pytest.raises(UserError, match=r"its plan \(18 most seeds\) stands"):
+        pretended("none,se,cbam", seeds=6, max_seeds=24)
+
+
+def test_a_failure_at_a_later_look_does_not_take_back_the_looks_before(pretended):
+    def fail(arm, seed):
+        if (arm, seed) == ("cbam", "8"):
+            raise UserError("the disk is full")
+
+    pretended.before = fail
+    content = pretended("none,se,cbam", seeds=6, max_seeds=18)
+    assert "the next look waits for seeds 8" in arm_of(content, "cbam")["cautions"][-1]
+    assert pretended.read("compare.json")["verdicts"] == {"se": ["helps", 6], "cbam": [UNKNOWN, 6]}
+    pretended.before = lambda arm, seed: None
+    pretended("none,se,cbam", seeds=6, max_seeds=18)
+    assert pretended.trained[0] == "runs/cbam/seed-8"
+    assert Counter(folder.split("/")[1] for folder in pretended.trained) == {"none": 6, "cbam": 7}
+
+
+def test_several_processes_that_train_one_network_are_refused(pretended, monkeypatch):
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="start it without torchrun"):
+        pretended()
+    assert not pretended.out.exists()
+
+
+def test_a_folder_among_the_images_is_refused_before_anything_is_written(pretended, tmp_path):
+    data = make_folder(tmp_path / "mine")
+    before = everything_in(data)
+    pretended.out = data / "compare"
+    with pytest.raises(UserError, match="lies in the folder of the images"):
+        pretended(data=data)
+    assert everything_in(data) == before
+    assert not pretended.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"data": "nowhere"}, "there is no folder, CSV file or data set 'nowhere'"),
+        ({"arms": "none"}, "needs two arms or more"),
+        ({"arms": "none,foo"}, "unknown attention 'foo'"),
+        ({"arms": "se,cbam", "baseline": "none"}, "--baseline none is none of the arms"),
+        ({"metric": "loss"}, "what difference in log loss matters"),
+        ({"margin": -1.0}, "the margin must be a number of at least 0"),
+        ({"backbone": "cbam_resnet18"}, "has attention in its name; give resnet18"),
+        ({"given": {"pretrained": "imagenet"}}, "a wide arm has no pretrained weights"),
+        ({"lr_search": (0.1, 1e5)}, "lr must be at least 0 and below 10000"),
+        ({"given": {"seed": 3}}, "a comparison chooses seed for each run; give --seeds"),
+        ({"given": {"model": "resnet18"}}, "a comparison chooses model for each run; give --backbone"),
+        ({"given": {"width_factor": 2.0}}, "give --attention"),
+        ({"given": {"lr": -1.0}}, "lr must be at least 0"),
+        ({"seeds": 8, "max_seeds": 7}, "--max-seeds 7 is below --seeds 8"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(pretended, request_, message):
+    with pytest.raises(UserError, match=message):
+        pretended(**{"arms": "none,cbam,wide", **request_})
+    assert not pretended.out.exists()
+
+
+def test_code_that_a_file_names_is_not_run(pretended, tmp_path, monkeypatch):
+    pretended("none,again=none", seeds=2)
+    (tmp_path / "evil_module.py").write_text("raise SystemExit('executed')")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = pretended.out / "compare.json"
+    design = json.loads(path.read_text())
+    for part, message in (("arm_options", "another network than its own"), ("options", "not those of a run")):
+        edited = json.loads(json.dumps(design))
+        (edited[part]["again"] if part == "arm_options" else edited[part])["attention"] = "evil_module:Gate"
+        path.write_text(json.dumps(edited))
+        with pytest.raises(UserError, match=message):
+            pretended("none,again=none", seeds=2)
+
+
+def test_runs_replaced_after_a_look_are_told(pretended):
+    pretended("none,cbam", seeds=6)
+    result = pretended.out / "runs" / "cbam" / "seed-3" / "result.json"
+    content = json.loads(result.read_text())
+    content["test"]["accuracy"] = 0.123
+    result.write_text(json.dumps(content))
+    for _ in range(2):
+        content = pretended("none,cbam", seeds=6)
+        assert ["other ones: seeds 3" in change for change in content["changes"]] == [True]
