@@ -77,7 +77,7 @@ def _pretend(data, given, out, accuracy, screen):
         config = resolve(data, given, prepared, processes)
     out.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(out)
-    session = dict.fromkeys(("device", "torch", "torchvision", "python", "platform"), "pretended")
+    session = dict.fromkeys(("device", "torch", "torchvision", "pillow", "python"), "pretended")
     folder.begin(config, prepared, session, resume=True)
     folder.append_metrics({"epoch": 1, "val_accuracy": accuracy})
     figures = {"num_images": 8, "accuracy": accuracy, "loss": 1 - accuracy}

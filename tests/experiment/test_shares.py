@@ -129,12 +129,24 @@ def test_shares_of_a_search_wait_for_each_other_and_are_collected(searching, tmp
 @pytest.mark.parametrize("shard", [None, (1, 1)])
 def test_a_search_that_fails_says_so(searching, shard):
     def fail(arm, seed):
-        if seed == "0.2":
+        if arm == "se" and seed in ("0.1", "0.2"):
             raise UserError("the loss is nan")
 
     searching.before = fail
     with pytest.raises(UserError, match=r"the search of learning rates is incomplete: the loss is nan"):
         searching("none,se", seeds=2, lr_search=(0.1, 0.2), shard=shard)
+
+
+def test_a_rate_that_diverges_is_not_chosen_and_stops_nothing(searching):
+    def fail(arm, seed):
+        if seed == "0.2":
+            raise UserError("the loss is nan")
+
+    searching.before = fail
+    content = searching("none,se", seeds=2, lr_search=(0.1, 0.2))
+    assert content["failures"] == {}
+    assert {options["lr"] for options in searching.read("compare.json")["arm_options"].values()} == {0.1}
+    assert any("the luck of that one run" in caution for caution in content["cautions"])
 
 
 @pytest.fixture

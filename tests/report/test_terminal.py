@@ -20,7 +20,7 @@ def table(content, title):
 def test_verdicts_come_first_with_their_reasons(everything):
     first = tables(everything)[0]
     assert first.title == "sign-digits: resnext11_8x8d: accuracy minus that of none, points"
-    assert first.columns == ("arm", "verdict", "mean", "95 % interval", "p, Holm", "better in")
+    assert first.columns == ("arm", "verdict", "mean", "95 % interval", "p", "needed", "better in")
     assert [row[:2] for row in first.rows] == [
         ("se", "cannot tell yet"),
         ("cbam", "helps"),
@@ -29,7 +29,8 @@ def test_verdicts_come_first_with_their_reasons(everything):
     ]
     cbam = everything["judgement"]["arms"][1]
     assert first.rows[1][2] == f"{cbam['mean_difference']:+.2f}"
-    assert first.rows[1][5] == "8 of 8"
+    assert first.rows[1][5] == f"< {cbam['level']:.2g}"
+    assert first.rows[1][6] == "8 of 8"
     lines = first.note.splitlines()
     assert f"cbam: {cbam['reason']}" in lines
     assert f"  {everything['judgement']['arms'][0]['advice']}" in lines
@@ -57,7 +58,7 @@ def test_nothing_but_verdict_and_seeds_of_figures_alone(figures_only, arm):
         "Every seed: map50, %, in brackets the difference to baseline",
     ]
     figures_only["judgement"]["arms"] = [arm("mosaic", ())]
-    assert [row[2:] for row in tables(figures_only)[0].rows] == [("-", "-", "-", "-")]
+    assert [row[2:] for row in tables(figures_only)[0].rows] == [("-", "-", "-", "-", "-")]
     assert len(tables(figures_only)) == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ class Report:
         twins: groups of paths whose images are the same, or nearly.
         median_side: median of the images' shorter sides, in pixels; 0 if none can be used.
         modes: number of images by how they are stored ("EXIF rotation" counts again), where that is not plain RGB.
+        digest: hash of every image's path and content.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Report:
     twins: tuple[tuple[str, ...], ...]
     median_side: int
     modes: dict[str, int]
+    digest: str = ""
 
     @property
     def sound(self) -> bool:
@@ -149,7 +152,13 @@ def examine(
         twins=_twins(samples, [*identical, *near]),
         median_side=round(statistics.median(sides)) if sides else 0,
         modes=_modes(entries),
+        digest=_digest(samples, entries),
     )
+
+
+def _digest(samples: Sequence[Sample], entries: Sequence[Entry]) -> str:
+    lines = sorted(f"{sample.path}\0{entry.digest}" for sample, entry in zip(samples, entries, strict=True))
+    return hashlib.sha256("\0".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _twins(samples: Sequence[Sample], groups: Sequence[Sequence[int]]) -> tuple[tuple[str, ...], ...]:

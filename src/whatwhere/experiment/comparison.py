@@ -175,8 +175,12 @@ def _with_rates(design: Design, place: Place, runner: Runner) -> Design | None:
         return design
     items = [task for by_rate in search_tasks(design, place.out).values() for task in by_rate.values()]
     _do(items, place, runner)
-    rates = chosen_rates(design, place.out)
+    labels = {item.label for item in items}
+    # a rate at which a network diverges is the worst there is
+    diverged = {label: runner.failures.pop(label) for label in labels & runner.failures.keys()}
+    rates = chosen_rates(design, place.out, diverged)
     if rates is None:
+        runner.failures.update(diverged)
         if place.shard is None or runner.failures:
             raise UserError(f"the search of learning rates is incomplete: {'; '.join(runner.failures.values())}")
         if not place.is_inner:
@@ -299,7 +303,7 @@ def _begun(data: str, config: Config, prepared: Prepared, backbone: str | None, 
     options = dataclasses.asdict(config)
     return Design(
         data=data,
-        data_fingerprint=fingerprint(prepared),
+        data_fingerprint=_fingerprint(prepared),
         began=datetime.now(timezone.utc).isoformat(timespec="minutes"),
         backbone=backbone or MODELS[config.model].backbone,
         **asked,
@@ -308,13 +312,18 @@ def _begun(data: str, config: Config, prepared: Prepared, backbone: str | None, 
     )
 
 
+def _fingerprint(prepared: Prepared) -> str:
+    """Return a hash of the images, their labels and parts; of their content too, where they are checked."""
+    return ":".join(filter(None, (fingerprint(prepared), prepared.report.digest if prepared.report else "")))
+
+
 def _completed(data: str, design: Design, request: Request, prepared: Prepared, out: Path) -> Design:
     """Return the design with the networks of all arms, each built once so that what cannot be is said now.
 
     Raises:
         UserError: Other images than at the start, an arm that cannot be built, or code that only a file names.
     """
-    if fingerprint(prepared) != design.data_fingerprint:
+    if _fingerprint(prepared) != design.data_fingerprint:
         where = f"the comparison in {str(out)!r}"
         if data != design.data:
             raise UserError(f"{where} is of {design.data!r}, and the images of {data!r} are others; give another --out")

@@ -91,6 +91,11 @@ class Gathered:
                 "every seed draws its own split of the same images: the intervals speak of trainings and splits of "
                 "these images, and are too narrow for images from elsewhere"
             )
+        if self.design.lr_search:
+            notes.append(
+                "each arm has the learning rate at which one run of its own did best: the verdict is on arm and rate, "
+                "and the luck of that one run is in no interval"
+            )
         for arm, options in self.design.arm_options.items():
             rates = self.design.lr_search
             if len(rates) > 1 and options.get("lr") in (min(rates), max(rates)):
@@ -108,7 +113,7 @@ class Gathered:
     @staticmethod
     def _environment(run: Mapping[str, Any]) -> list[tuple[str, str]]:
         session = run["sessions"][-1]
-        names = ("device", "torch", "torchvision", "python", "platform")
+        names = ("device", "torch", "torchvision", "pillow", "python")
         return [(name, str(session[name])) for name in names]
 
     def curves(self) -> dict[str, Any] | None:

@@ -195,9 +195,12 @@ def continued(design: Design, request: Request, folder: Path) -> Design:
     metric = request.metric or design.metric
     check_metric(metric)
     kept = design.margin if METRICS[metric].unit == METRICS[design.metric].unit else None
+    most = design.max_seeds if request.max_seeds is None else request.max_seeds
+    if most is not None and (request.num_seeds or 0) > most:
+        raise UserError(f"--seeds {request.num_seeds} is more than the plan's most, {most}; the rest could not count")
     wanted: dict[str, Any] = {
         "num_seeds": max(design.num_seeds, request.num_seeds or 0),
-        "max_seeds": design.max_seeds if request.max_seeds is None else request.max_seeds,
+        "max_seeds": most,
         "margin": margin_for(METRICS[metric], kept if request.margin is None else request.margin),
         "metric": metric,
         "baseline": request.baseline or design.baseline,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -190,14 +190,17 @@ def failed(failures: Mapping[str, str]) -> UserError:
     )
 
 
-def chosen_rates(design: Design, out: Path) -> dict[str, float] | None:
-    """Return each arm's learning rate: of the best validation figure; None while a run of the search is missing."""
+def chosen_rates(design: Design, out: Path, failed: Collection[str] = ()) -> dict[str, float] | None:
+    """Return each arm's learning rate: of the best validation figure; None while a run of the search is missing.
+
+    Runs whose labels are in `failed` count as the worst, unless all of an arm's are.
+    """
     best_by = design.options["best_by"]
     best_by = "accuracy" if best_by == "last" else best_by
     rates = {}
     for arm, by_rate in search_tasks(design, out).items():
         scores = dict(_scores(by_rate, best_by))
-        if len(scores) < len(by_rate):
+        if not scores or any(task.label not in failed for rate, task in by_rate.items() if rate not in scores):
             return None
         rates[arm] = max(scores, key=scores.__getitem__)
     return rates

@@ -311,7 +311,8 @@ def _other(results: Results, baseline: str, arm: str, metric: Metric) -> dict[st
     if paired is None:
         return None
     return {
-        "metric": asdict(metric),
+        # of figures that are not ours it is not known which way is better
+        "metric": {**asdict(metric), "higher_is_better": metric.higher_is_better if metric.name in METRICS else None},
         "arm": arm,
         "num_pairs": len(paired),
         "baseline_mean": sum(paired.baseline) / len(paired),

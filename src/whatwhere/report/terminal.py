@@ -52,7 +52,8 @@ def _verdicts(content: Mapping[str, Any], metric: Metric) -> Table:
                 arm["verdict"],
                 plain(arm["mean_difference"], metric, signed=True),
                 interval(arm["interval_95"], metric),
-                p_value(arm["p_t_holm"]),
+                p_value(arm["p_t"]),
+                "-" if arm["level"] is None else f"< {arm['level']:.2g}",
                 wins(arm, metric),
             )
         )
@@ -68,7 +69,7 @@ def _verdicts(content: Mapping[str, Any], metric: Metric) -> Table:
     unit = f", {metric.unit}" if metric.unit else ""
     direction = "" if metric.higher_is_better else ", lower is better"
     title = f"{content['title']}: {metric.label} minus that of {judgement['baseline']}{unit}{direction}"
-    columns = ("arm", "verdict", "mean", "95 % interval", "p, Holm", "better in")
+    columns = ("arm", "verdict", "mean", "95 % interval", "p", "needed", "better in")
     return Table(printable(title), columns, rows, num_text_columns=2, note="\n".join(notes))
 
 
@@ -121,7 +122,7 @@ def _others(others: Sequence[Mapping[str, Any]], baseline: str) -> Table:
     for other in others:
         metric = Metric(**other["metric"])
         label = metric.label + unit_of(metric)
-        if not metric.higher_is_better:
+        if metric.higher_is_better is False:
             lower[printable(metric.label)] = None
         rows.append(
             (

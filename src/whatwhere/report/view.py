@@ -209,7 +209,7 @@ def _others(others: Sequence[Mapping[str, Any]]) -> list[Other]:
     return [
         Other(
             metric.label + unit_of(metric),
-            "higher is better" if metric.higher_is_better else "lower is better",
+            {True: "higher is better", False: "lower is better"}.get(metric.higher_is_better, ""),
             tuple(rows),
         )
         for metric, rows in groups.values()
