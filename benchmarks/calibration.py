@@ -132,15 +132,18 @@ def main() -> None:
     above = [row for row in null if max(row["helps"], row["hurts"]) > bound(row["count"])]
     header = ["", "pairs", "margin", HELPS, HURTS, SAME, UNKNOWN, "mean pairs", "95 % interval covers"]
     header += ["deciding interval covers", "called skewed"]
-    wrong = max((max(row["helps"], row["hurts"]), row["part"], row["first"], row["last"]) for row in null)
+    most, part, first, last = max(
+        (max(row["helps"], row["hurts"]), row["part"], row["first"], row["last"]) for row in null
+    )
+    few = options.count // COSTLY
     parts = [
         "# Verdicts on simulated comparisons",
-        f"{environment('cpu')}. {options.count:,} comparisons a row, {options.count // COSTLY:,} where advice is followed "
-        "or power is shown. Differences of standard deviation 1, one arm against the baseline; margin in the same unit.",
-        f'Without an effect, normal differences: "helps" or "hurts" at most {wrong[0]:.2%} ({wrong[1]}, {wrong[2]} to '
-        f"{wrong[3]}); {len(above)} of {len(null)} rows lie above 2.5 % plus three standard errors "
-        f"({bound(options.count):.2%}, {bound(options.count // COSTLY):.2%} with the smaller count).",
-        f"Following the advice: while it cannot be told, pairs are added up to the next look, or up to the lower or the "
+        f"{environment('cpu')}. {options.count:,} comparisons a row, {few:,} where advice is followed or power is shown. "
+        "Differences of standard deviation 1, one arm against the baseline; margin in the same unit.",
+        f'Without an effect, normal differences: "helps" or "hurts" at most {most:.2%} ({part}, {first} to {last}); '
+        f"{len(above)} of {len(null)} rows lie above 2.5 % plus three standard errors ({bound(options.count):.2%}, "
+        f"{bound(few):.2%} with the smaller count).",
+        "Following the advice: while it cannot be told, pairs are added up to the next look, or up to the lower or the "
         f"upper end of the range that is advised, as far as {BUDGET} pairs.",
         table(header, lines(rows)),
     ]
