@@ -138,8 +138,8 @@ def main() -> None:
     few = options.count // COSTLY
     parts = [
         "# Verdicts on simulated comparisons",
-        f"{environment('cpu')}. {options.count:,} comparisons a row, {few:,} where advice is followed or power is shown. "
-        "Differences of standard deviation 1, one arm against the baseline; margin in the same unit.",
+        f"{environment('cpu')}. {options.count:,} comparisons a row, {few:,} where advice is followed or power is "
+        "shown; differences of standard deviation 1, one arm against the baseline; margin in the same unit.",
         f'Without an effect, normal differences: "helps" or "hurts" at most {most:.2%} ({part}, {first} to {last}); '
         f"{len(above)} of {len(null)} rows lie above 2.5 % plus three standard errors ({bound(options.count):.2%}, "
         f"{bound(few):.2%} with the smaller count).",
