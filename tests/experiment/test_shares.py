@@ -147,6 +147,34 @@ def test_a_rate_that_diverges_is_not_chosen_and_stops_nothing(searching):
     assert content["failures"] == {}
     assert {options["lr"] for options in searching.read("compare.json")["arm_options"].values()} == {0.1}
     assert any("the luck of that one run" in caution for caution in content["cautions"])
+    # what was chosen stays: it is not tried again, and no later success can change the runs that are there
+    searching.before = lambda arm, seed: None
+    assert searching("none,se", seeds=2, lr_search=(0.1, 0.2)) == content
+    assert searching.trained == []
+    searching("none,se", seeds=3)
+    assert searching.trained == ["runs/none/seed-2", "runs/se/seed-2"]
+    assert searching.collect()["failures"] == {}
+
+
+def test_every_arm_tries_a_rate_at_which_all_of_a_share_diverge(searching):
+    def fail(arm, seed):
+        if seed == "0.2":
+            raise UserError(f"{arm} is nan")
+
+    searching.before = fail
+    with pytest.raises(UserError, match=r"is incomplete: none is nan; se is nan$"):
+        searching("none,se", seeds=2, lr_search=(0.1, 0.2), shard=(2, 2))
+    assert searching.trained == ["search/none/lr-0.2", "search/se/lr-0.2"]
+
+
+def test_the_smallest_rate_is_tried_first_because_it_diverges_last(searching):
+    def fail(arm, seed):
+        if seed == "0.3":
+            raise UserError("the loss is nan")
+
+    searching.before = fail
+    searching("none,se", seeds=2, lr_search=(0.3, 0.1, 0.2))
+    assert rates(searching) == {"none": 0.1, "se": 0.2}
 
 
 @pytest.fixture

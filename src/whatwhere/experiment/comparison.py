@@ -154,11 +154,11 @@ def _advance(design: Design, place: Place, runner: Runner) -> dict[str, Any] | N
         design = after
 
 
-def _do(items: list[Task], place: Place, runner: Runner) -> None:
+def _do(items: list[Task], place: Place, runner: Runner, *, patient: bool = False) -> None:
     if place.shard is not None:
         items = share(items, place.shard)
     if place.spread is None:
-        runner.do(items)
+        runner.do(items, patient=patient)
     elif any(item.result() is None for item in items):
         try:
             place.spread()
@@ -174,10 +174,11 @@ def _with_rates(design: Design, place: Place, runner: Runner) -> Design | None:
     if not design.lr_search:
         return design
     items = [task for by_rate in search_tasks(design, place.out).values() for task in by_rate.values()]
-    _do(items, place, runner)
+    # a share may hold a single rate, at which all diverge: each arm is to have its try
+    _do(items, place, runner, patient=place.shard is not None)
     labels = {item.label for item in items}
     # a rate at which a network diverges is the worst there is
-    diverged = {label: runner.failures.pop(label) for label in labels & runner.failures.keys()}
+    diverged = {label: runner.failures.pop(label) for label in [*runner.failures] if label in labels}
     rates = chosen_rates(design, place.out, diverged)
     if rates is None:
         runner.failures.update(diverged)
@@ -188,7 +189,7 @@ def _with_rates(design: Design, place: Place, runner: Runner) -> Design | None:
             runner.screen.line(text)
         return None
     if not place.is_inner:
-        runner.screen.line("learning rates: " + ", ".join(f"{arm} {rate:g}" for arm, rate in rates.items()))
+        runner.screen.line("learning rates: " + ", ".join(f"{arm.name} {rates[arm.name]:g}" for arm in design.arms))
     design = _chosen(design, rates)
     if place.shard is None:
         design.write(place.out)

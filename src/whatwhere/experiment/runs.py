@@ -80,7 +80,10 @@ def tasks(design: Design, out: Path) -> list[Task]:
 
 
 def search_tasks(design: Design, out: Path) -> dict[str, dict[float, Task]]:
-    """Return the runs that choose each arm's learning rate: one a rate, on images and a seed of their own kind."""
+    """Return the runs that choose the learning rate of each arm that has none yet.
+
+    One a rate, on images and a seed of their own kind, the smallest first, which diverges last.
+    """
     return {
         arm.name: {
             rate: Task(
@@ -89,9 +92,10 @@ def search_tasks(design: Design, out: Path) -> dict[str, dict[float, Task]]:
                 {**design.run_options(arm.name, SEARCH_SEED), "lr": rate},
                 with_test=False,
             )
-            for rate in design.lr_search
+            for rate in sorted(design.lr_search)
         }
         for arm in design.arms
+        if "lr" not in design.arm_options[arm.name]
     }
 
 
@@ -140,8 +144,12 @@ class Runner:
     warned: set[str] = field(default_factory=set)
     _seconds: list[float] = field(default_factory=list)
 
-    def do(self, items: Sequence[Task]) -> None:
+    def do(self, items: Sequence[Task], *, patient: bool = False) -> None:
         """Do what is not finished. A failure is kept and the others go on, unless nothing has succeeded before it.
+
+        Args:
+            items: What to do.
+            patient: Go on even then.
 
         Raises:
             UserError: The first run failed.
@@ -165,7 +173,7 @@ class Runner:
                     with_test=item.with_test,
                 )
             except UserError as error:
-                if not self._seconds and not num_done:
+                if not self._seconds and not num_done and not patient:
                     raise
                 self.failures[item.label] = str(error)
                 self.screen.warn(f"{item.label} failed: {error}")
@@ -193,11 +201,11 @@ def failed(failures: Mapping[str, str]) -> UserError:
 def chosen_rates(design: Design, out: Path, failed: Collection[str] = ()) -> dict[str, float] | None:
     """Return each arm's learning rate: of the best validation figure; None while a run of the search is missing.
 
-    Runs whose labels are in `failed` count as the worst, unless all of an arm's are.
+    An arm that has its rate keeps it. Runs whose labels are in `failed` count as the worst, unless all of an arm's are.
     """
     best_by = design.options["best_by"]
     best_by = "accuracy" if best_by == "last" else best_by
-    rates = {}
+    rates = {arm: options["lr"] for arm, options in design.arm_options.items() if "lr" in options}
     for arm, by_rate in search_tasks(design, out).items():
         scores = dict(_scores(by_rate, best_by))
         if not scores or any(task.label not in failed for rate, task in by_rate.items() if rate not in scores):
