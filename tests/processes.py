@@ -67,12 +67,17 @@ def steps_saved(out):
     return max((int(file.stem) for file in (out / "last").glob("*.json")), default=0)
 
 
-def wait_for_step(process, out, step, timeout=120):
-    """Return when a checkpoint of `step` or later is there, or the process has ended."""
+def wait_until(process, condition, timeout=120):
+    """Return when `condition()` holds, or the process has ended; what it waits for may pass in milliseconds."""
     limit = time.monotonic() + timeout
-    while steps_saved(out) < step and process.poll() is None:
-        assert time.monotonic() < limit, "no checkpoint came"
-        time.sleep(0.002)
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < limit, "it did not come"
+        time.sleep(0.001)
+
+
+def wait_for_step(process, out, step):
+    """Return when a checkpoint of `step` or later is there, or the process has ended."""
+    wait_until(process, lambda: steps_saved(out) >= step)
 
 
 def lines_without_times(out):

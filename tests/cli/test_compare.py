@@ -100,9 +100,9 @@ def test_processes_get_the_same_options_and_a_share_each(asked, monkeypatch):
     assert started == [((["photos", "--seeds", "4", "--json"], (2, 3), 2), named)]
 
 
-def test_a_process_of_a_comparison_says_how_the_whole_goes_on(asked, monkeypatch):
-    monkeypatch.setenv(processes.COMMAND, "whatwhere compare photos --processes 2")
-    seen = asked("photos", "--shard", "1/2", "--processes", "1")
+def test_a_process_of_a_comparison_says_how_the_whole_goes_on(asked):
+    whole = ("--whole", "whatwhere compare photos --processes 2")
+    seen = asked("photos", "--shard", "1/2", "--processes", "1", *whole)
     assert seen["place"].is_inner
     assert seen["command"] == "whatwhere compare photos --processes 2"
 

@@ -3,11 +3,10 @@
 import json
 import os
 import signal
-import time
 
 import pytest
 
-from processes import finish, start_comparison, steps_saved, wait_for_step
+from processes import finish, start_comparison, steps_saved, wait_for_step, wait_until
 
 pytestmark = pytest.mark.slow
 ARMS = ("--attention", "none,se", "--seeds", "3", "--epochs", "4")
@@ -27,13 +26,6 @@ def verdict(out):
 def finished(out):
     """Return the results that are there, as bytes with the time of writing."""
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("result.json")}
-
-
-def wait_for(process, path, timeout=120):
-    limit = time.monotonic() + timeout
-    while not path.exists() and process.poll() is None:
-        assert time.monotonic() < limit, f"{path} did not come"
-        time.sleep(0.001)
 
 
 def kill(process):
@@ -58,9 +50,9 @@ def test_a_killed_comparison_ends_as_the_whole_one(patterns, tmp_path, whole, se
     out = tmp_path / "killed"
     moments = [
         # before the first run, in its middle, between two, in the middle of a later one
-        lambda process: wait_for(process, out / "compare.json"),
+        lambda process: wait_until(process, (out / "compare.json").exists),
         lambda process: wait_for_step(process, out / "runs" / "none" / "seed-0", 2),
-        lambda process: wait_for(process, out / "runs" / "none" / "seed-1" / "result.json"),
+        lambda process: wait_until(process, (out / "runs" / "none" / "seed-1" / "result.json").exists),
         lambda process: wait_for_step(process, out / "runs" / "se" / "seed-2", 6),
     ]
     if search:

@@ -47,14 +47,7 @@ class Lines:
         self.steps.append((what, done, total))
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_folder(tmp_path_factory.mktemp("data") / "patterns")
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("_cache")
 
 
 def train(data, out, screen=None, resume=False, dry_run=False, **options):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import json as json_format
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -14,10 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UserError
-from ..training.config import OPTIONS, read_config
-from .train import option_parameter, typed_command
+from ..training.config import OPTIONS, TELLS_APART, read_config
+from .train import option_parameter, own_parameter, typed_command, with_parameters
 
-_CHOSEN = ("model", "seed", "attention", "width_factor")  # by the comparison, for each run
 _PANEL = "Comparison"
 _REPORT = "report.html"
 
@@ -96,6 +93,8 @@ _OWN: tuple[tuple[str, Any, Any], ...] = (
     ("collect", _option(bool, "Train nothing: judge what is finished in --out.", "--collect"), False),
     ("config", _option(Path | None, "YAML with options of the runs; those given here win.", metavar="FILE"), None),
     ("json", _option(bool, "Print the result as JSON; all else to standard error.", "--json"), False),
+    # given to the processes of --processes: what continues the whole
+    ("whole", Annotated[str | None, typer.Option("--whole", hidden=True)], None),
 )
 
 
@@ -109,31 +108,19 @@ def compare_command() -> Callable[..., None]:
         given |= {name: value for name, value in options.items() if value is not None}
         _compare(data, given, own)
 
-    text = "Images, as `whatwhere train` takes them."
-    parameters = [
-        inspect.Parameter(
-            "data", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Annotated[str, typer.Argument(help=text)]
-        )
-    ]
-    parameters += [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
-        for name, annotation, default in _OWN
-    ]
-    parameters += [option_parameter(name) for name in OPTIONS if name not in _CHOSEN]
-    compare.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    compare.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     compare.__doc__ = (
         "Does it help? Train arms with and without attention on your images, over seeds, and give a verdict.\n\n"
         "The same command continues what was interrupted; with more --seeds or arms, it adds them."
     )
-    return compare
+    parameters = [own_parameter(*own) for own in _OWN]
+    parameters += [option_parameter(name) for name in OPTIONS if name not in TELLS_APART]
+    return with_parameters(compare, "Images, as `whatwhere train` takes them.", parameters)
 
 
 def _compare(data: str, given: dict[str, Any], own: dict[str, Any]) -> None:
     from ..experiment.arms import parse_arms
     from ..experiment.comparison import Place, collect, comparison_folder, run_comparison
     from ..experiment.design import Request
-    from ..experiment.processes import COMMAND
     from ..experiment.runs import failed
     from ..training.interruptions import Stopped
     from .screen import TerminalScreen
@@ -158,8 +145,8 @@ def _compare(data: str, given: dict[str, Any], own: dict[str, Any]) -> None:
         if own["collect"]:
             content: dict[str, Any] | None = collect(out, screen)
         else:
-            place = Place(out, shard, _spread(given, own["processes"], shard), is_inner=COMMAND in os.environ)
-            command = os.environ.get(COMMAND) or typed_command()
+            place = Place(out, shard, _spread(given, own["processes"], shard), is_inner=bool(own["whole"]))
+            command = own["whole"] or typed_command()
             try:
                 content = run_comparison(data, given, request, place, command=command, screen=screen)
             except Stopped as stopped:

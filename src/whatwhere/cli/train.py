@@ -7,7 +7,7 @@ import json as json_format
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,29 +51,40 @@ def train_command() -> Callable[..., None]:
         given |= {name: value for name, value in options.items() if value is not None}
         _run(data, given, **own)
 
+    own = (
+        ("out", _OUT, None),
+        ("resume", _RESUME, False),
+        ("config", _CONFIG, None),
+        ("dry_run", _DRY_RUN, False),
+        ("json", _JSON, False),
+    )
     text = (
         "DATA: a folder with a folder for each class (or train, val, test folders of these), a CSV file of paths and "
+        "labels, `digits`, or a data set of torchvision's by name."
     )
-    text += "labels, `digits`, or a data set of torchvision's by name."
-    data = inspect.Parameter(
-        "data", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Annotated[str, typer.Argument(help=text)]
-    )
-    parameters = [data, *(option_parameter(name) for name in _COMMON)]
-    parameters += [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
-        for name, annotation, default in (
-            ("out", _OUT, None),
-            ("resume", _RESUME, False),
-            ("config", _CONFIG, None),
-            ("dry_run", _DRY_RUN, False),
-            ("json", _JSON, False),
-        )
-    ]
+    parameters = [option_parameter(name) for name in _COMMON]
+    parameters += [own_parameter(*option) for option in own]
     parameters += [option_parameter(name) for name in OPTIONS if name not in _COMMON]
-    train.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    train.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     train.__doc__ = "Train a network on your own images: check and split them, train, evaluate."
-    return train
+    return with_parameters(train, text, parameters)
+
+
+def with_parameters(
+    command: Callable[..., None], data_help: str, parameters: Sequence[inspect.Parameter]
+) -> Callable[..., None]:
+    """Return a command whose parameters are DATA and these: Typer reads them from its signature."""
+    data = inspect.Parameter(
+        "data", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Annotated[str, typer.Argument(help=data_help)]
+    )
+    signature = inspect.Signature([data, *parameters])
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    command.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    return command
+
+
+def own_parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    """Return a keyword parameter for an option of a command that is none of a run."""
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
 def option_parameter(name: str) -> inspect.Parameter:
@@ -88,7 +99,7 @@ def option_parameter(name: str) -> inspect.Parameter:
     if kind is bool:
         dashed = name.replace("_", "-")
         annotation = Annotated[bool | None, typer.Option(f"--{dashed}/--no-{dashed}", show_default=False, **details)]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=None)
+    return own_parameter(name, annotation, None)
 
 
 def _run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -116,7 +117,14 @@ def _named(arm: Arm, backbone: str) -> dict[str, Any]:
 
 def num_params(options: Mapping[str, Any], num_classes: int) -> int:
     """Return the number of parameters of the network that a run with `options` trains."""
-    return sum(parameter.numel() for parameter in build(options, num_classes, seed=0).parameters())
+    import torch
+
+    from ..training.config import is_import_path
+
+    # a stranger's module may not know the meta device; ours need neither memory nor random numbers there
+    on_meta = not is_import_path(options.get("attention", ""))
+    with torch.device("meta") if on_meta else contextlib.nullcontext():
+        return sum(parameter.numel() for parameter in build(options, num_classes, seed=0).parameters())
 
 
 def build(options: Mapping[str, Any], num_classes: int, seed: int) -> Any:

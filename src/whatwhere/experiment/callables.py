@@ -51,7 +51,7 @@ def compare(
         progress: Called with arm, seed and figures after each run.
 
     Raises:
-        UserError: Arms or seeds that are none, figures that are none, or results of other runs.
+        UserError: Arms or seeds that are none, figures that are none, or a CSV that is no table of results.
     """
     names = _names(arms)
     first = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))

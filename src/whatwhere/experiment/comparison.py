@@ -17,10 +17,10 @@ from ..errors import UserError
 from ..files import check_writable, write_bytes, write_json
 from ..training import checkpoint
 from ..training.build import resolve
-from ..training.config import FREE, OPTIONS, Config
+from ..training.config import FREE, OPTIONS, TELLS_APART, Config
 from ..training.distributed import team
 from ..training.run import Screen
-from ..training.start import prepare_images
+from ..training.start import check_apart, prepare_images
 from .arms import WIDE, build, describe, num_params, parse_arms, run_options
 from .content import Gathered
 from .costs import measure_costs
@@ -28,10 +28,9 @@ from .design import DESIGN, Design, Request, check_metric, check_options, contin
 from .metric import METRICS, margin_for
 from .record import changed_figures, read_record
 from .runs import Runner, RunScreen, Task, chosen_rates, failed, search_tasks, share, tasks
-from .verdict import judge
+from .verdict import default_baseline, judge
 
 COST, RESULTS, VERDICT = "cost.json", "results.csv", "verdict.json"
-_OWN = ("model", "seed", "attention", "width_factor")
 _DEFAULT_ARMS, _DEFAULT_SEEDS = "none,se,cbam", 8
 
 
@@ -72,6 +71,7 @@ def run_comparison(
         UserError: Anything that the user can mend.
         Stopped: A run was asked to stop and is saved.
     """
+    # torchrun's variable, asked before `team` would join its processes
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("compare spreads its runs over the GPUs by itself; start it without torchrun")
     _check_given(data, given, request)
@@ -86,7 +86,7 @@ def run_comparison(
         before = {} if stored is None else stored.options
         warned: set[str] = set()
         prepared = prepare_images(data, {**before, **given, "seed": 0}, RunScreen(screen, "", warned))
-        _check_apart(place.out, prepared)
+        check_apart(place.out, prepared)
         if stored is None:
             config = resolve(data, {**given, "seed": 0}, prepared, processes)
             design = _begun(data, config, prepared, request.backbone, asked)
@@ -234,9 +234,8 @@ def _judged(design: Design, out: Path, failures: Mapping[str, str]) -> tuple[Des
         changes=(*design.changes, *(text for text in changed if text not in design.changes)),
     )
     design.write(out)
-    gathered.design = design
     title = f"{Path(design.data).name}: {design.backbone}"
-    content = gathered.content(judgement, title, _read_cost(out), failures)
+    content = gathered.content(judgement, title, _read_cost(out), failures, design.changes)
     write_bytes(out / RESULTS, gathered.results.to_csv().encode("utf-8"))
     write_json(out / VERDICT, content)
     return design, content
@@ -252,21 +251,13 @@ def _read_cost(out: Path) -> dict[str, Any] | None:
 
 
 def _check_given(data: str, given: Mapping[str, Any], request: Request) -> None:
-    for name in _OWN:
+    for name in TELLS_APART:
         if name in given:
             instead = {"model": "--backbone", "seed": "--seeds"}.get(name, "--attention, with an arm for each kind")
             raise UserError(f"a comparison chooses {name} for each run; give {instead}")
     Config(data=data, **given)
     for rate in request.lr_search or ():
         Config(data=data, **{**given, "lr": rate})
-
-
-def _check_apart(out: Path, prepared: Prepared) -> None:
-    """Raise UserError if the folder lies among the user's images."""
-    root = prepared.source.root
-    inside = root is not None and out.absolute().resolve().is_relative_to(root.resolve())
-    if inside and Path(prepared.source.name).is_dir():
-        raise UserError(f"--out {str(out)!r} lies in the folder of the images; give one elsewhere")
 
 
 def _asked(request: Request) -> dict[str, Any]:
@@ -277,7 +268,7 @@ def _asked(request: Request) -> dict[str, Any]:
     """
     arms = request.arms or parse_arms(_DEFAULT_ARMS)
     names = [arm.name for arm in arms]
-    baseline = request.baseline or ("none" if "none" in names else names[0])
+    baseline = request.baseline or default_baseline(names)
     if len(arms) < 2:
         raise UserError("a comparison needs two arms or more; give for example --attention none,cbam")
     if baseline not in names:
@@ -308,7 +299,7 @@ def _begun(data: str, config: Config, prepared: Prepared, backbone: str | None, 
         began=datetime.now(timezone.utc).isoformat(timespec="minutes"),
         backbone=backbone or MODELS[config.model].backbone,
         **asked,
-        options={name: options[name] for name in OPTIONS if name not in FREE and name not in _OWN},
+        options={name: options[name] for name in OPTIONS if name not in FREE and name not in TELLS_APART},
         arm_options={},
     )
 

@@ -176,7 +176,12 @@ class Gathered:
         return recalls
 
     def content(
-        self, judgement: Judgement, title: str, cost: Mapping[str, Any] | None, failures: Mapping[str, str]
+        self,
+        judgement: Judgement,
+        title: str,
+        cost: Mapping[str, Any] | None,
+        failures: Mapping[str, str],
+        changes: Sequence[str],
     ) -> dict[str, Any]:
         """Return everything that the report shows."""
         design, metric = self.design, judgement.metric
@@ -193,7 +198,7 @@ class Gathered:
         ]
         part = "validation" if any(result["judged_on"] != "test" for _, result in self.finished.values()) else "test"
         return {
-            **figures_content(judgement, self.results, title, design.changes),
+            **figures_content(judgement, self.results, title, changes),
             "subtitle": f"{len(design.others)} against {design.baseline}, judged by {metric.label}, {part} images",
             "arms": {arm.name: describe(design.arm_options[arm.name]) for arm in design.arms},
             "curves": self.curves(),

@@ -13,7 +13,7 @@ from typing import Any
 from ..data.names import counted
 from ..errors import UserError, check_integer
 from ..files import write_json
-from ..training.config import FREE, OPTIONS
+from ..training.config import FREE, OPTIONS, TELLS_APART
 from .arms import Arm, check_arm_name
 from .decide import UNKNOWN
 from .metric import METRICS, margin_for
@@ -136,7 +136,7 @@ def read_design(folder: Path) -> Design | None:
         verdicts = {arm: (verdict, look) for arm, (verdict, look) in content.pop("verdicts").items()}
         for arm in arms:
             check_arm_name(arm.name)
-        if not set(OPTIONS) >= set(content["options"]) or {"model", "attention"} & set(content["options"]):
+        if not set(OPTIONS) >= set(content["options"]) or TELLS_APART & set(content["options"]):
             raise ValueError("its options are not those of a run")
         rates, changes = tuple(content.pop("lr_search")), tuple(content.pop("changes"))
         return Design(**content, lr_search=rates, changes=changes, arms=arms, verdicts=verdicts)

@@ -99,21 +99,7 @@ class PairedDifference:
         exact up to 40 pairs, above from 99,999 random ones (the same in every call). It holds for differences that
         are symmetric about 0, of whatever distribution.
         """
-        return self._p_sign_flip
-
-    @functools.cached_property
-    def _p_sign_flip(self) -> float:
-        differences = np.asarray(self.differences)
-        if len(differences) > _MOST_EXACT:
-            return _random_sign_flips(differences)
-        seen = abs(float(differences.sum())) - _ROUNDING * float(np.abs(differences).sum())
-        if seen <= 0:
-            return 1.0
-        # the sums of one half in order, so that for each of the other's it is found how many reach the one seen
-        half = len(differences) // 2
-        first, second = np.sort(_signed_sums(differences[:half])), _signed_sums(differences[half:])
-        num_reaching = int((len(first) - np.searchsorted(first, seen - second)).sum())
-        return min(1.0, math.ldexp(2 * num_reaching, -len(differences)))
+        return _p_sign_flip(self.differences)
 
     @property
     def smallest_p_value(self) -> float:
@@ -146,6 +132,21 @@ class PairedDifference:
         cubes = float(np.sum((np.asarray(self.differences) - self.mean) ** 3))
         g1 = n * cubes / ((n - 1) * (n - 2) * s**3)
         return g1 / math.sqrt(6 * n * (n - 1) / ((n - 2) * (n + 1) * (n + 3)))
+
+
+@functools.lru_cache(maxsize=256)
+def _p_sign_flip(values: tuple[float, ...]) -> float:
+    differences = np.asarray(values)
+    if len(differences) > _MOST_EXACT:
+        return _random_sign_flips(differences)
+    seen = abs(float(differences.sum())) - _ROUNDING * float(np.abs(differences).sum())
+    if seen <= 0:
+        return 1.0
+    # the sums of one half in order, so that for each of the other's it is found how many reach the one seen
+    half = len(differences) // 2
+    first, second = np.sort(_signed_sums(differences[:half])), _signed_sums(differences[half:])
+    num_reaching = int((len(first) - np.searchsorted(first, seen - second)).sum())
+    return min(1.0, math.ldexp(2 * num_reaching, -len(differences)))
 
 
 def _signed_sums(values: np.ndarray) -> np.ndarray:

@@ -12,8 +12,6 @@ from types import FrameType
 
 from ..errors import UserError
 
-COMMAND = "WHATWHERE_COMPARE_COMMAND"  # in the environment of the processes: what continues the whole
-
 
 def default_count(device: str) -> int:
     """Return one for each GPU that is to be used, else 1."""
@@ -39,12 +37,13 @@ def run_shards(arguments: Sequence[str], shard: tuple[int, int], count: int, *, 
     """
     index, total = shard
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environment = {**os.environ, COMMAND: command}
+    environment = dict(os.environ)
     if num_gpus <= 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
     children = []
     for number in range(count):
         own = ["--shard", f"{(index - 1) * count + number + 1}/{total * count}", "--processes", "1"]
+        own += ["--whole", command]
         own += ["--device", f"cuda:{number % num_gpus}"] if num_gpus > 1 else []
         # what they say is progress; the result is this process's to print
         children.append(

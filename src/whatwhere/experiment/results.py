@@ -101,10 +101,10 @@ class Results:
 
     def missing(self, baseline: str, arm: str, metric: str) -> dict[str, list[Hashable]]:
         """Return, for each of the two arms, the seeds that it lacks and another arm has."""
-        seeds = {seed for name in self._figures for seed in self.values(name, metric)}
+        there = {name: self.values(name, metric).keys() for name in self._figures}
+        seeds = set().union(*there.values())
         lacking = {
-            name: [seed for seed in self.seeds if seed in seeds and seed not in self.values(name, metric)]
-            for name in (baseline, arm)
+            name: [seed for seed in self.seeds if seed in seeds and seed not in there[name]] for name in (baseline, arm)
         }
         return {name: missing for name, missing in lacking.items() if missing}
 

@@ -63,16 +63,15 @@ class Task:
         return result
 
 
-def run_folder(out: Path, arm: str, seed: int) -> Path:
-    """Return the folder of a run."""
-    return out / "runs" / arm / f"seed-{seed}"
-
-
 def tasks(design: Design, out: Path) -> list[Task]:
     """Return the runs that the design has now, seed by seed, so that pairs are complete early."""
     seeds = design.seeds()
     return [
-        Task(f"{arm.name}, seed {seed}", run_folder(out, arm.name, seed), design.run_options(arm.name, seed))
+        Task(
+            f"{arm.name}, seed {seed}",
+            out / "runs" / arm.name / f"seed-{seed}",
+            design.run_options(arm.name, seed),
+        )
         for seed in range(max(map(len, seeds.values())))
         for arm in design.arms
         if seed in seeds[arm.name]
@@ -198,17 +197,18 @@ def failed(failures: Mapping[str, str]) -> UserError:
     )
 
 
-def chosen_rates(design: Design, out: Path, failed: Collection[str] = ()) -> dict[str, float] | None:
+def chosen_rates(design: Design, out: Path, diverged: Collection[str] = ()) -> dict[str, float] | None:
     """Return each arm's learning rate: of the best validation figure; None while a run of the search is missing.
 
-    An arm that has its rate keeps it. Runs whose labels are in `failed` count as the worst, unless all of an arm's are.
+    An arm that has its rate keeps it. Runs whose labels are in `diverged` count as the worst, unless all of an arm's
+    are.
     """
     best_by = design.options["best_by"]
     best_by = "accuracy" if best_by == "last" else best_by
     rates = {arm: options["lr"] for arm, options in design.arm_options.items() if "lr" in options}
     for arm, by_rate in search_tasks(design, out).items():
         scores = dict(_scores(by_rate, best_by))
-        if not scores or any(task.label not in failed for rate, task in by_rate.items() if rate not in scores):
+        if not scores or any(task.label not in diverged for rate, task in by_rate.items() if rate not in scores):
             return None
         rates[arm] = max(scores, key=scores.__getitem__)
     return rates

@@ -114,12 +114,13 @@ def judge(
 
     Of the first that applies:
 
-    1. fewer than 6 complete pairs, or than the first look has, or `awaited` runs missing: cannot tell yet;
+    1. fewer than 6 complete pairs, or than the first look has, or runs missing that it awaits: cannot tell yet;
     2. the t interval lies inside -+ margin: no practical difference (also where it excludes 0);
     3. it lies on one side of 0: helps or hurts;
     4. cannot tell yet.
 
-    Pairs are judged up to the last look of the plan that they allow; those after it wait for the next.
+    Pairs are judged up to the last look of the plan that they allow, with all that it awaits; those after it wait for
+    the next.
 
     The interval is that of confidence 1 - level. The level is 0.05 (two-sided, so 0.025 for each of "helps" and
     "hurts") for all looks and arms together: what the plan gives for this look (`Plan.level`), and of that to each arm
@@ -152,15 +153,9 @@ def judge(
     pairs = {arm: results.paired(baseline, arm, name, measure.scale) for arm in arms}
     firsts = first_look if isinstance(first_look, Mapping) else dict.fromkeys(arms, first_look)
     cases = [
-        _case(
-            results,
-            baseline,
-            arm,
-            measure,
-            _plan(firsts.get(arm), max_pairs, pairs[arm]),
-            (awaited or {}).get(arm, ()),
-        )
+        _case(results, baseline, arm, name, pairs[arm], _plan(firsts.get(arm), max_pairs, pairs[arm]), wanted)
         for arm in arms
+        for wanted in [(awaited or {}).get(arm, ())]
     ]
     decisions = decide(cases, margin, higher_is_better=measure.higher_is_better)
     corrected = _corrected(cases)
@@ -198,7 +193,12 @@ def _baseline(results: Results, given: str | None) -> str:
         raise UserError(f"no arm is called {given!r}{nearest(given, arms)}; there are: {', '.join(arms) or 'none'}")
     if len(arms) < 2:
         raise UserError(f"a comparison needs two arms or more, got {', '.join(map(repr, arms)) or 'none'}")
-    return given or next((arm for arm in arms if arm.lower() in ("none", "baseline")), arms[0])
+    return given or default_baseline(arms)
+
+
+def default_baseline(arms: Sequence[str]) -> str:
+    """Return the arm called none or baseline, else the first."""
+    return next((arm for arm in arms if arm.lower() in ("none", "baseline")), arms[0])
 
 
 def _measure(results: Results, name: str, lower_is_better: bool) -> Metric:
@@ -220,11 +220,16 @@ def _plan(first_look: int | None, max_pairs: int | None, paired: PairedDifferenc
 
 
 def _case(
-    results: Results, baseline: str, arm: str, metric: Metric, plan: Plan | None, awaited: Sequence[Hashable]
+    results: Results,
+    baseline: str,
+    arm: str,
+    metric: str,
+    paired: PairedDifference | None,
+    plan: Plan | None,
+    awaited: Sequence[Hashable],
 ) -> Case:
-    paired = results.paired(baseline, arm, metric.name, metric.scale)
     # of a single pair there are no statistics
-    num_pairs = results.num_complete(baseline, arm, metric.name) if paired is None else len(paired)
+    num_pairs = results.num_complete(baseline, arm, metric) if paired is None else len(paired)
     there = () if paired is None else paired.seeds
     waiting = tuple(seed for seed in awaited if seed not in there)
     # while a look waits for runs, the one before it stands
@@ -236,7 +241,7 @@ def _case(
         return Case(arm, pairs, plan, waiting=waiting)
     if waiting:
         blocked = f"{len(awaited) - len(waiting)} of {len(awaited)} pairs are there; missing: seeds {listed(waiting)}"
-    elif not num_pairs and results.values(baseline, metric.name) and results.values(arm, metric.name):
+    elif not num_pairs and results.values(baseline, metric) and results.values(arm, metric):
         blocked = f"{arm} and {baseline} have no seed in common"
     elif num_pairs < LEAST_PAIRS:
         blocked = (

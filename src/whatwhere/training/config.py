@@ -25,6 +25,10 @@ CHOICES = {
 FREE = frozenset({"data_dir", "device", "workers", "cache", "download", "check", "save_minutes", "tensorboard"})
 
 
+# what tells the runs of a comparison apart, which chooses it for each
+TELLS_APART = frozenset({"model", "seed", "attention", "width_factor"})
+
+
 def option(default: Any, panel: str, help: str, usual: str = "no", metavar: str | None = None) -> Any:
     """Return a dataclass field for an option with what `train --help` says of it, `usual` being the default."""
     text = f"{help} (default: {usual})"
@@ -160,7 +164,7 @@ class Config(Recipe):
         for name in ("hflip", "random_erasing", "crop_scale"):
             _check_range(name, getattr(self, name), 0, math.nextafter(1, 2))
         _check_range("save_minutes", self.save_minutes, 0, math.inf)
-        check_factor("width_factor", self.width_factor, 16)
+        check_factor("width_factor", self.width_factor, 16)  # models.registry.MOST_WIDTH, which would import torch
         if self.rand_augment > 30:
             raise UserError(f"rand_augment is a magnitude from 0 to 30, got {self.rand_augment}")
         if self.crop_scale == 0:

@@ -82,7 +82,7 @@ def run_training(
         config = resolve(data, given, prepared, processes)
         path = out or Path("runs") / (Path(data).stem or "data") / f"{config.model}-seed{config.seed}"
         folder = RunFolder(path)
-        _check_apart(path, prepared)
+        check_apart(path, prepared)
         if resume:
             # what is not given is as it was: another machine would choose otherwise
             before = folder.fixed_options()
@@ -173,8 +173,8 @@ def _run(
             raise UserError(_with_paths(error, prepared, folder)) from error
 
 
-def _check_apart(path: Path, prepared: Prepared) -> None:
-    """Raise UserError if the run's folder lies among the user's images."""
+def check_apart(path: Path, prepared: Prepared) -> None:
+    """Raise UserError if a folder to write to lies among the user's images."""
     root = prepared.source.root
     is_folder = root is not None and Path(prepared.source.name).is_dir()
     if root is not None and is_folder and path.absolute().resolve().is_relative_to(root.resolve()):
