@@ -9,7 +9,7 @@ from torch import nn
 from ..errors import UserError, nearest
 from .by_path import attention_by_path
 from .cbam import CBAM, ChannelAttention, SpatialAttention
-from .gate import Gate, IdentityStart, starting_as_identity
+from .gate import Gate, IdentityStart, ScalingAttention, starting_as_identity
 from .squeeze_excitation import SqueezeExcitation
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "ChannelAttention",
     "Gate",
     "IdentityStart",
+    "ScalingAttention",
     "SpatialAttention",
     "SqueezeExcitation",
     "attention_builder",

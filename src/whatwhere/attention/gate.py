@@ -1,4 +1,4 @@
-"""What the modules of this family share: a gate is its two small functions."""
+"""What the attention modules share: a gate is its two small functions, and others scale x by gates of their own."""
 
 from __future__ import annotations
 
@@ -74,6 +74,44 @@ class Gate(nn.Module):
         return f"{self.channels}, arrangement={self.arrangement!r}{start}"
 
 
+class ScalingAttention(nn.Module):
+    """Attention of another form than `what` and `where`: y = x * gates(x), `gates` being the subclass's.
+
+    With `start="identity"`, y = x * (1 - a + a * gates(x)), the learned scalar a (the parameter `mix`) starting at 0.
+
+    Args:
+        channels: Channels C of the input.
+        start: "paper" for the module as published, "identity" for y = x at the start.
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W), any H and W.
+
+    Raises:
+        UserError: An impossible option, or an input of another rank or channel count.
+    """
+
+    mix: Tensor | None
+
+    def __init__(self, channels: int, *, start: Start = "paper") -> None:
+        super().__init__()
+        check_integer("channels", channels)
+        check_choice("start", start, get_args(Start))
+        self.channels = channels
+        self.register_parameter("mix", nn.Parameter(torch.zeros(())) if start == "identity" else None)
+
+    def gates(self, x: Tensor) -> Tensor:
+        """Return what x is multiplied by, broadcastable to (N, C, H, W)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_features(type(self).__name__, x, self.channels)
+        gates = self.gates(x)
+        return x * gates if self.mix is None else x * (1 - self.mix + self.mix * gates)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}" if self.mix is None else f"{self.channels}, start='identity'"
+
+
 class IdentityStart(nn.Module):
     """y = x + a * (A(x) - x) for any module A that keeps its input's shape, the learned scalar a starting at 0.
 
@@ -98,10 +136,10 @@ class IdentityStart(nn.Module):
 def starting_as_identity(attention: nn.Module, channels: int) -> nn.Module:
     """Return `attention` so that it starts as y = x and learns from there.
 
-    A `Gate` gets its scalar `mix` if it has none, a module that computes y = x already is left alone, and any other is
+    A module of this package gets its scalar `mix` if it has none, a module that computes y = x already is left alone, and any other is
     put into an `IdentityStart`.
     """
-    if isinstance(attention, Gate):
+    if isinstance(attention, (Gate, ScalingAttention)):
         if attention.mix is None:
             attention.mix = nn.Parameter(torch.zeros(()))
         return attention
