@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from whatwhere.experiment import PairedDifference, Plan
+from whatwhere.experiment import PairedDifference, Plan, Results
 from whatwhere.experiment.advice import pairs_to_settle
 from whatwhere.experiment.decide import UNKNOWN, Case, decide
+from whatwhere.experiment.record import judge_again, record_of
 
 BUDGET = 128  # pairs; nobody in these simulations trains more
 
@@ -77,3 +78,32 @@ def _further(policy, case, decision, num_pairs, margin):
     if advised is None:
         return BUDGET if following is None else following
     return advised[0] if policy == "low" else advised[1] or BUDGET
+
+
+def simulate_arms(num_arms, first, last, count, *, stops_early, seed=2026):
+    """Return how many of `count` comparisons of arms that all equal the baseline call any arm helping, or hurting.
+
+    Judged look by look as files are, from Results and the record of the verdict before; the arms share the baseline's
+    runs. `stops_early`: an arm that is told keeps the pairs it has, as `whatwhere compare` leaves it.
+    """
+    rng, wrong = np.random.default_rng(seed), Counter()
+    terms = {"metric": "score", "lower_is_better": False, "baseline": "none", "margin": 0.0}
+    arms = [f"arm{index}" for index in range(num_arms)]
+    for values in rng.standard_normal((count, last, num_arms + 1)):
+        results, record, going_on, there = Results(), None, list(arms), 0
+        for look in range(first, last + 1, first):
+            for number in range(there, look):
+                for arm, value in zip(["none", *arms], values[number], strict=True):
+                    if arm == "none" or arm in going_on:
+                        results.add(arm, str(number), {"score": value})
+            there = look
+            judgement, changes = judge_again(results, record, first_look=None if record else first, max_pairs=last, terms=terms)
+            record = record_of(judgement, changes)
+            told = [arm.arm for arm in judgement.arms if arm.verdict != UNKNOWN]
+            if stops_early:
+                going_on = [arm for arm in arms if arm not in told]
+            if len(told) == num_arms:
+                break
+        for verdict in {arm.verdict for arm in judgement.arms}:
+            wrong[verdict] += 1
+    return wrong

@@ -1,5 +1,6 @@
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from whatwhere.errors import UserError
-from whatwhere.files import check_writable, write_bytes, write_json
+from whatwhere.files import check_writable, locked, locked_file, write_bytes, write_json
 
 
 def full_disk(*arguments, **options):
@@ -132,3 +133,66 @@ def test_a_writable_folder_is_made_and_stays_empty(tmp_path):
     check_writable(folder)
     check_writable(folder)
     assert list(folder.iterdir()) == []
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from whatwhere.files import locked
+with locked(Path(sys.argv[1])):
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    print(child, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_is_held_until_its_process_is_dead_whatever_its_children_do(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        child = int(holder.stdout.readline())
+        try:
+            refused = pytest.raises(UserError, match=r"is in use by another process; wait for it, stop it, or give")
+            with refused, locked(tmp_path):
+                pass
+            # asking does not free it
+            with pytest.raises(UserError), locked(tmp_path):
+                pass
+            holder.kill()
+            holder.wait()
+            os.kill(child, 0)  # alive
+            with locked(tmp_path):
+                pass
+        finally:
+            holder.kill()
+            os.kill(child, signal.SIGKILL)
+
+
+def test_a_folder_is_free_again_after_the_block(tmp_path):
+    with pytest.raises(RuntimeError, match="mine"), locked(tmp_path):
+        raise RuntimeError("mine")
+    code = (
+        "import sys; from pathlib import Path; from whatwhere.files import locked\n"
+        "with locked(Path(sys.argv[1])): print('held')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True)
+    assert done.stdout == "held\n"
+
+
+def test_a_lock_that_cannot_be_written(tmp_path):
+    with pytest.raises(UserError, match=r"cannot write '.*\.lock': No such file or directory"), locked(tmp_path / "no"):
+        pass
+
+
+def test_a_file_is_held_beside_others_of_its_folder(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from whatwhere.files import locked_file\n"
+        "with locked_file(Path(sys.argv[1])): print('held')"
+    )
+    with locked_file(tmp_path / "results.csv"):
+        for name, status in (("results.csv", 1), ("other.csv", 0)):
+            command = [sys.executable, "-c", code, str(tmp_path / name)]
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+            assert done.returncode == status
+    assert not (tmp_path / "results.csv").exists()

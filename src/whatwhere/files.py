@@ -1,15 +1,16 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and held by one process."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .errors import UserError
 
@@ -78,3 +79,59 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"cannot write to {str(folder)!r}: {reason}; give another folder with --out") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process inside the block.
+
+    A record lock of the operating system: it ends with the process, however that ends, and worker processes do not
+    inherit it.
+
+    Raises:
+        UserError: Another process holds it.
+    """
+    advice = "wait for it, stop it, or give another folder with --out"
+    with _holding(folder / ".lock", f"{str(folder)!r} is in use by another process; {advice}"):
+        yield
+
+
+@contextlib.contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """Hold the file `path`, which need not exist, for this process inside the block, as `locked` does a folder.
+
+    Raises:
+        UserError: Another process holds it.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    with _holding(lock, f"{str(path)!r} is in use by another process; wait for it, stop it, or give another file"):
+        yield
+
+
+@contextlib.contextmanager
+def _holding(lock: Path, refusal: str) -> Iterator[None]:
+    with writing(lock):
+        file = open(lock, "a+b")  # noqa: SIM115
+    with file:
+        if not _lock(file):
+            raise UserError(refusal)
+        yield
+
+
+def _lock(file: IO[bytes]) -> bool:
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        import msvcrt  # type: ignore[unreachable, unused-ignore]
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # a file system without locks: better a run without one than none
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True

@@ -191,6 +191,8 @@ def test_an_accent_stored_in_two_ways_is_one_class(tmp_path):
     fill(tmp_path, "train/caf\u00e9", "val/cafe\u0301", "train/b", "val/b", count=1)
     assert {label for _, label, _ in listed(find_source(str(tmp_path)))} == {"b", "caf\u00e9"}
     assert class_name("a\x1b[31m") == "a\\x1b[31m"
+    assert class_name("a\u202egpj.exe") == "a\\u202egpj.exe"
+    assert class_name("\u0645\u200c\u0627") == "\u0645\u200c\u0627"
 
 
 @pytest.mark.parametrize("name", ["train", "TRAIN ", "training", "Train Data"])

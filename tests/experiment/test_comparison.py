@@ -12,6 +12,7 @@ from pictures import make_folder, picture
 from whatwhere import UserError
 from whatwhere.experiment import comparison as comparison_module
 from whatwhere.experiment import costs
+from whatwhere.experiment.arms import parse_arms
 from whatwhere.training.run import Run
 
 UNKNOWN, SAME = "cannot tell yet", "no practical difference"
@@ -121,7 +122,10 @@ def test_more_seeds_are_added_and_the_first_look_stands(pretended):
         "after a look at 6 pairs: num seeds was 6, is 9"
     ]
     # between two looks nothing is read from the pairs that wait
-    assert arm_of(pretended("none,again=none", seeds=11))["num_pairs"] == 9
+    waiting = pretended("none,again=none", seeds=11)
+    assert arm_of(waiting)["num_pairs"] == 9
+    assert {other["num_pairs"] for other in waiting["judgement"]["others"]} == {9}
+    assert waiting["per_class"] == content["per_class"]
 
 
 def test_an_arm_can_be_added(pretended):
@@ -132,6 +136,17 @@ def test_an_arm_can_be_added(pretended):
     assert content["changes"][-1].endswith("before the first look: arm se added")
     assert [row["arm"] for row in content["cost"]["rows"]] == ["none", "again", "se"]
     assert pretended.read("cost.json") == content["cost"]
+
+
+def test_what_is_collected_can_be_judged_otherwise_and_that_is_told(pretended):
+    pretended("none,se", seeds=6)
+    content = pretended.collect(margin=3.0)
+    assert arm_of(content, "se")["verdict"] == SAME
+    assert content["changes"][-1].endswith("after a look at 6 pairs: margin was 0.5, is 3.0")
+    with pytest.raises(UserError, match=r"has no arm cbam; train it without --collect$"):
+        pretended.collect(arms=parse_arms("none,se,cbam"))
+    with pytest.raises(UserError, match=r"is of resnext11_8x8d, not of resnet18"):
+        pretended.collect(backbone="resnet18")
 
 
 def test_another_margin_metric_and_baseline_can_be_seen_to_be_later_choices(pretended):
@@ -262,6 +277,29 @@ def test_a_failed_run_keeps_the_others_and_is_tried_again(pretended):
     content = pretended("none,se", seeds=6)
     assert pretended.trained == ["runs/se/seed-2"]
     assert (content["failures"], arm_of(content, "se")["verdict"]) == ({}, "helps")
+
+
+def test_a_seed_whose_run_always_fails_can_be_left_out_and_is_told(pretended):
+    def fail(arm, seed):
+        if (arm, seed) == ("se", "2"):
+            raise UserError("the loss is nan")
+
+    with pytest.raises(UserError, match=r"^there is no comparison in '.*' yet; seeds can be left out once a run"):
+        pretended("none,se", seeds=6, leave_out=(2,))
+    pretended.before = fail
+    pretended("none,se", seeds=6)
+    content = pretended("none,se", seeds=6, leave_out=(2,))
+    # another takes its place
+    assert pretended.trained == ["runs/none/seed-6", "runs/se/seed-6"]
+    assert arm_of(content, "se")["seeds"] == (0, 1, 3, 4, 5, 6)
+    assert (arm_of(content, "se")["verdict"], content["failures"]) == ("helps", {})
+    assert content["changes"][-1].endswith("before the first look: seed 2 is left out of all arms")
+    assert any("left out by request: 1 seed (2)" in caution for caution in content["cautions"])
+    # it stays so
+    assert pretended("none,se", seeds=6) == content
+    assert pretended.trained == []
+    content = pretended("none,se", seeds=6, leave_out=(0,))
+    assert content["changes"][-1].endswith("figures of se or its baseline are gone: seeds 0")
 
 
 def test_a_failure_of_the_first_run_ends_at_once(pretended):

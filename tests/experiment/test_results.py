@@ -29,6 +29,12 @@ def test_a_table_is_read(table):
     assert results.values("cbam", "accuracy") == {"0": 0.92}
 
 
+def test_names_that_would_confuse_a_terminal_are_escaped(table):
+    results = read_results(table("arm,seed,m\u202eAP\nno\x1bne,0,0.91\ncb\u202eam,0\u2066,0.92\n"))
+    assert (results.arms, results.seeds) == (["no\\x1bne", "cb\\u202eam"], ["0", "0\\u2066"])
+    assert results.metrics == ["m\\u202eAP"]
+
+
 @pytest.mark.parametrize(
     "text",
     [

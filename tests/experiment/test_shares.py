@@ -7,10 +7,12 @@ import sys
 import textwrap
 
 import pytest
+from safetensors.torch import save_file
 
 from comparisons import BACKBONE, OPTIONS
 from processes import environment
-from whatwhere import UserError
+from whatwhere import UserError, create_model
+from whatwhere.training.loop import Diverged
 
 RATES = (0.01, 0.3)
 
@@ -138,13 +140,14 @@ def test_a_search_that_fails_says_so(searching, shard):
 
 
 def test_a_rate_that_diverges_is_not_chosen_and_stops_nothing(searching):
-    def fail(arm, seed):
+    def diverge(arm, seed):
         if seed == "0.2":
-            raise UserError("the loss is nan")
+            raise Diverged("the loss is nan")
 
-    searching.before = fail
+    searching.before = diverge
     content = searching("none,se", seeds=2, lr_search=(0.1, 0.2))
     assert content["failures"] == {}
+    assert searching.read("search/se/lr-0.2/diverged.json") == {"reason": "the loss is nan"}
     assert {options["lr"] for options in searching.read("compare.json")["arm_options"].values()} == {0.1}
     assert any("the luck of that one run" in caution for caution in content["cautions"])
     # what was chosen stays: it is not tried again, and no later success can change the runs that are there
@@ -156,23 +159,59 @@ def test_a_rate_that_diverges_is_not_chosen_and_stops_nothing(searching):
     assert searching.collect()["failures"] == {}
 
 
-def test_every_arm_tries_a_rate_at_which_all_of_a_share_diverge(searching):
+def test_every_share_learns_of_a_rate_that_diverged_in_another(searching):
+    def diverge(arm, seed):
+        if seed == "0.2":
+            raise Diverged(f"{arm} is nan")
+
+    searching.before = diverge
+    assert searching("none,se", seeds=2, lr_search=(0.1, 0.2), shard=(2, 2)) is None
+    assert searching.trained == ["search/none/lr-0.2", "search/se/lr-0.2"]
+    searching("none,se", seeds=2, lr_search=(0.1, 0.2), shard=(1, 2))
+    assert searching.trained[-2:] == ["runs/none/seed-0", "runs/se/seed-0"]
+    searching("none,se", seeds=2, lr_search=(0.1, 0.2), shard=(2, 2))
+    assert searching.trained == ["runs/none/seed-1", "runs/se/seed-1"]
+    assert searching.collect()["failures"] == {}
+    assert set(rates(searching).values()) == {0.1}
+
+
+def test_a_search_of_which_every_rate_diverges_ends(searching):
+    def diverge(arm, seed):
+        if arm == "se":
+            raise Diverged("the loss is nan")
+
+    searching.before = diverge
+    with pytest.raises(
+        UserError, match=r"^se diverges at every learning rate of the search, 0.1, 0.2; give lower ones"
+    ):
+        searching("none,se", seeds=2, lr_search=(0.1, 0.2))
+
+
+def test_a_run_that_fails_otherwise_is_no_rate_that_diverges(searching):
     def fail(arm, seed):
         if seed == "0.2":
-            raise UserError(f"{arm} is nan")
+            raise UserError("the disk is full")
 
     searching.before = fail
-    with pytest.raises(UserError, match=r"is incomplete: none is nan; se is nan$"):
-        searching("none,se", seeds=2, lr_search=(0.1, 0.2), shard=(2, 2))
-    assert searching.trained == ["search/none/lr-0.2", "search/se/lr-0.2"]
+    with pytest.raises(UserError, match=r"^the search of learning rates is incomplete: the disk is full"):
+        searching("none,se", seeds=2, lr_search=(0.1, 0.2))
+    searching.before = lambda arm, seed: None
+    searching("none,se", seeds=2, lr_search=(0.1, 0.2))
+    assert searching.trained[:2] == ["search/none/lr-0.2", "search/se/lr-0.2"]
+    assert rates(searching) == {"none": 0.1, "se": 0.2}
+
+
+def test_a_rate_is_searched_or_given(searching):
+    with pytest.raises(UserError, match=r"^--lr-search chooses the learning rate; leave out --lr$"):
+        searching("none,se", lr_search=(0.1, 0.2), given={"lr": 0.1})
 
 
 def test_the_smallest_rate_is_tried_first_because_it_diverges_last(searching):
-    def fail(arm, seed):
+    def diverge(arm, seed):
         if seed == "0.3":
-            raise UserError("the loss is nan")
+            raise Diverged("the loss is nan")
 
-    searching.before = fail
+    searching.before = diverge
     searching("none,se", seeds=2, lr_search=(0.3, 0.1, 0.2))
     assert rates(searching) == {"none": 0.1, "se": 0.2}
 
@@ -213,6 +252,33 @@ def test_an_attention_of_ones_own_is_an_arm(compared, module):
     assert module not in sys.modules
 
 
+def test_code_that_was_edited_between_two_runs_is_noticed(compared, module, tmp_path):
+    compared.figures = lambda arm, seed: 0.8
+    compared(f"none,{module}:Slim", seeds=2)
+    file = tmp_path / f"{module}.py"
+    text = file.read_text()
+    file.write_text(text + "# edited\n")
+    with pytest.raises(
+        UserError, match=r"^the code of Slim has changed since the comparison in '.*' began, whose runs"
+    ):
+        compared(f"none,{module}:Slim", seeds=3)
+    assert compared.trained == []
+    file.write_text(text)
+    compared(f"none,{module}:Slim", seeds=3)
+    assert compared.trained == ["runs/none/seed-2", "runs/Slim/seed-2"]
+
+
+def test_weights_that_changed_between_two_runs_are_noticed(compared, tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    save_file(create_model(BACKBONE, num_classes=2, seed=1).state_dict(), weights)
+    compared.figures = lambda arm, seed: 0.8
+    given = {"pretrained": str(weights)}
+    compared("none,se", seeds=2, given=given)
+    save_file(create_model(BACKBONE, num_classes=2, seed=2).state_dict(), weights)
+    with pytest.raises(UserError, match=r"^the file of weights has changed since the comparison in"):
+        compared("none,se", seeds=3, given=given)
+
+
 def test_code_is_not_run_where_only_the_design_names_it(compared, module):
     compared(f"none,x={module}:Slim", seeds=2)
     path = compared.out / "compare.json"
@@ -243,6 +309,6 @@ def test_two_processes_come_to_what_one_comes_to(compared, tmp_path):
     assert (tmp_path / "two" / "report.html").is_file()
     # each of them speaks of its runs alone
     for seed in (0, 1):
-        assert f"run 1 of 2: none, seed {seed}" in done.stderr
+        assert f"run 1 of 2 of part {seed + 1}/2: none, seed {seed}" in done.stderr
     assert done.stderr.count("se: se_resnext11_8x8d") == 1
     assert "--collect" not in done.stderr

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 PROGRAM = """
-import json, torch
+import gc, json, torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from whatwhere import CBAM, create_model
@@ -28,6 +28,9 @@ for backend in ("lean", "reference"):
     sums[backend] = [parameter.grad.double().sum().item() for parameter in model.parameters()]
 if rank == 0:
     print(json.dumps(sums))
+# which hold the group: its threads would outlive it, and abort now and then as the interpreter ends
+del parallel, model, module
+gc.collect()
 distributed.destroy_process_group()
 """
 

@@ -15,7 +15,6 @@ from whatwhere.training import checkpoint
 from whatwhere.training.checkpoint import (
     clear_after,
     load_optimizer_state,
-    locked,
     newest,
     optimizer_state,
     read_tensors_and_json,
@@ -277,53 +276,3 @@ def test_an_optimizer_goes_on_bit_for_bit(tmp_path, make):
     # but for AdamW's betas, which are a tuple at first
     groups = [optimizer.state_dict()["param_groups"] for optimizer in (second, straight)]
     assert json.dumps(groups[0]) == json.dumps(groups[1])
-
-
-HOLDER = """
-import os, sys, time
-from pathlib import Path
-from whatwhere.training.checkpoint import locked
-with locked(Path(sys.argv[1])):
-    child = os.fork()
-    if child == 0:
-        time.sleep(60)
-        os._exit(0)
-    print(child, flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_folder_is_held_until_its_process_is_dead_whatever_its_children_do(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
-        child = int(holder.stdout.readline())
-        try:
-            refused = pytest.raises(UserError, match=r"is in use by another process; wait for it, stop it, or give")
-            with refused, locked(tmp_path):
-                pass
-            # asking does not free it
-            with pytest.raises(UserError), locked(tmp_path):
-                pass
-            holder.kill()
-            holder.wait()
-            os.kill(child, 0)  # alive
-            with locked(tmp_path):
-                pass
-        finally:
-            holder.kill()
-            os.kill(child, signal.SIGKILL)
-
-
-def test_a_folder_is_free_again_after_the_block(tmp_path):
-    with pytest.raises(RuntimeError, match="mine"), locked(tmp_path):
-        raise RuntimeError("mine")
-    code = (
-        "import sys; from pathlib import Path; from whatwhere.training.checkpoint import locked\n"
-        "with locked(Path(sys.argv[1])): print('held')"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True)
-    assert done.stdout == "held\n"
-
-
-def test_a_lock_that_cannot_be_written(tmp_path):
-    with pytest.raises(UserError, match=r"cannot write '.*\.lock': No such file or directory"), locked(tmp_path / "no"):
-        pass

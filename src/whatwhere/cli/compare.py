@@ -79,6 +79,15 @@ _OWN: tuple[tuple[str, Any, Any], ...] = (
         ),
         None,
     ),
+    (
+        "leave_out",
+        _option(
+            str | None,
+            "Seeds whose runs fail for good: they count for no arm, further ones replace them, and the report says so.",
+            metavar="SEED,SEED",
+        ),
+        None,
+    ),
     ("out", _option(str | None, "Folder. (default: runs/DATA/compare-BACKBONE)", metavar="DIR"), None),
     (
         "processes",
@@ -136,6 +145,7 @@ def _compare(data: str, given: dict[str, Any], own: dict[str, Any]) -> None:
         metric=own["metric"],
         baseline=own["baseline"],
         lr_search=None if own["lr_search"] is None else _rates(own["lr_search"]),
+        leave_out=() if own["leave_out"] is None else _seeds(own["leave_out"]),
     )
     out = Path(own["out"]) if own["out"] else comparison_folder(data, request.backbone)
     shard = None if own["shard"] is None else _shard(own["shard"])
@@ -143,7 +153,7 @@ def _compare(data: str, given: dict[str, Any], own: dict[str, Any]) -> None:
         raise UserError("--collect judges all shares; leave out --shard")
     with TerminalScreen(to_stderr=own["json"]) as screen:
         if own["collect"]:
-            content: dict[str, Any] | None = collect(out, screen)
+            content: dict[str, Any] | None = collect(out, request, screen)
         else:
             place = Place(out, shard, _spread(given, own["processes"], shard), is_inner=bool(own["whole"]))
             command = own["whole"] or typed_command()
@@ -206,6 +216,12 @@ def _rates(text: str) -> tuple[float, ...]:
     if len(set(rates)) < 2 or len(set(rates)) < len(rates) or not all(0 < rate < float("inf") for rate in rates):
         raise UserError(f"--lr-search must be two or more different positive rates, got {text!r}")
     return rates
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d{1,6}(,\d{1,6})*", text):
+        raise UserError(f"--leave-out must be seeds such as 3 or 3,7, got {text!r}")
+    return tuple(map(int, text.split(",")))
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -13,6 +13,8 @@ _SPELLINGS = {
 _SPLIT_OF = {spelling: split for split, spellings in _SPELLINGS.items() for spelling in spellings}
 # control characters, lone surrogates (bytes that are not UTF-8), line and paragraph separators
 _UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
+# which turn the direction of the text after them
+_TURNING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def split_of(name: str) -> str | None:
@@ -24,7 +26,7 @@ def printable(text: str) -> str:
     r"""Return a file name as something that can be printed and stored: what is not UTF-8 or a control as `\x..`."""
     if text.isprintable():
         return text
-    return "".join(_escaped(c) if unicodedata.category(c) in _UNPRINTABLE else c for c in text)
+    return "".join(_escaped(c) if c in _TURNING or unicodedata.category(c) in _UNPRINTABLE else c for c in text)
 
 
 def class_name(name: str) -> str:

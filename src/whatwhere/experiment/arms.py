@@ -58,6 +58,11 @@ def check_arm_name(name: str) -> None:
         )
 
 
+def is_code(spec: str) -> bool:
+    """Return whether an arm is MODULE:NAME, code of the user's."""
+    return ":" in spec and not _wide(spec)
+
+
 def _wide(spec: str) -> bool:
     return spec == WIDE or spec.startswith(f"{WIDE}:")
 

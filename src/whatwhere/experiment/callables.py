@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, nearest
-from ..files import write_bytes, write_json
+from ..files import locked_file, write_bytes, write_json
 from .content import figures_content
 from .plan import LEAST_PAIRS, Plan
 from .record import judge_again, read_record, record_of
@@ -51,7 +52,8 @@ def compare(
         progress: Called with arm, seed and figures after each run.
 
     Raises:
-        UserError: Arms or seeds that are none, figures that are none, or a CSV that is no table of results.
+        UserError: Arms or seeds that are none, figures that are none, or a CSV that is no table of results or that
+            another process is adding to.
     """
     names = _names(arms)
     first = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
@@ -61,8 +63,6 @@ def compare(
         raise UserError(f"a comparison needs two arms or more and some seeds, got {len(names)} and {len(first)}")
     keep = None if results is None else Path(results)
     beside = None if keep is None else keep.with_suffix(".verdict.json")
-    done = read_results(keep, may_be_empty=True) if keep is not None and keep.exists() else Results()
-    record = None if beside is None else read_record(beside)
     terms = {"metric": metric, "lower_is_better": lower_is_better, "baseline": baseline, "margin": margin}
     # with a plan that ends, the first look is the user's number of seeds, or the least that can tell
     first_look = None if max_seeds is None else max(LEAST_PAIRS, len(first))
@@ -71,29 +71,32 @@ def compare(
         Plan(first_look, max_seeds)
     if baseline is not None and baseline not in names:
         raise UserError(f"no arm is called {baseline!r}{nearest(baseline, names)}; there are: {', '.join(names)}")
-    wanted = dict.fromkeys(names, first)
-    while True:
-        for seed in max(wanted.values(), key=len):
-            for arm in names:
-                if seed in wanted[arm] and str(seed) not in done.runs(arm):
-                    figures = _figures(run(arm, seed), metric)
-                    done.add(arm, str(seed), figures)
-                    if keep is not None:
-                        write_bytes(keep, done.to_csv().encode())
-                    if progress is not None:
-                        progress(arm, seed, figures)
-        # arms and runs of earlier calls count too: what has been seen cannot be left out
-        judgement, changes = judge_again(done, record, first_look=first_look, max_pairs=max_seeds, terms=terms)
-        content = figures_content(judgement, done, title, changes)
-        if beside is not None:
-            write_json(beside, content)
-        further = {} if max_seeds is None else _further(judgement, {arm: len(wanted[arm]) for arm in names})
-        if not further:
-            return Comparison(judgement, content)
-        # only arms that cannot be told yet go on, and the baseline with them
-        further[judgement.baseline] = max(further.values())
-        wanted |= {arm: list(range(count)) for arm, count in further.items()}
-        record = record_of(judgement, changes)
+    with contextlib.nullcontext() if keep is None else locked_file(keep):
+        done = read_results(keep, may_be_empty=True) if keep is not None and keep.exists() else Results()
+        record = None if beside is None else read_record(beside)
+        wanted = dict.fromkeys(names, first)
+        while True:
+            for seed in max(wanted.values(), key=len):
+                for arm in names:
+                    if seed in wanted[arm] and str(seed) not in done.runs(arm):
+                        figures = _figures(run(arm, seed), metric)
+                        done.add(arm, str(seed), figures)
+                        if keep is not None:
+                            write_bytes(keep, done.to_csv().encode())
+                        if progress is not None:
+                            progress(arm, seed, figures)
+            # arms and runs of earlier calls count too: what has been seen cannot be left out
+            judgement, changes = judge_again(done, record, first_look=first_look, max_pairs=max_seeds, terms=terms)
+            content = figures_content(judgement, done, title, changes)
+            if beside is not None:
+                write_json(beside, content)
+            further = {} if max_seeds is None else _further(judgement, {arm: len(wanted[arm]) for arm in names})
+            if not further:
+                return Comparison(judgement, content)
+            # only arms that cannot be told yet go on, and the baseline with them
+            further[judgement.baseline] = max(further.values())
+            wanted |= {arm: list(range(count)) for arm, count in further.items()}
+            record = record_of(judgement, changes)
 
 
 def _names(arms: Iterable[str]) -> list[str]:

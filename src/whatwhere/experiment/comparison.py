@@ -14,15 +14,15 @@ from typing import Any
 from ..data.names import counted
 from ..data.prepare import Prepared, fingerprint
 from ..errors import UserError
-from ..files import check_writable, write_bytes, write_json
-from ..training import checkpoint
+from ..files import check_writable, locked, write_bytes, write_json
 from ..training.build import resolve
 from ..training.config import FREE, OPTIONS, TELLS_APART, Config
 from ..training.distributed import team
 from ..training.run import Screen
 from ..training.start import check_apart, prepare_images
-from .arms import WIDE, build, describe, num_params, parse_arms, run_options
+from .arms import WIDE, build, describe, is_code, num_params, parse_arms, run_options
 from .content import Gathered
+from .contents import check_unchanged, hashes
 from .costs import measure_costs
 from .design import DESIGN, Design, Request, check_metric, check_options, continued, read_design
 from .metric import METRICS, margin_for
@@ -76,6 +76,10 @@ def run_comparison(
         raise UserError("compare spreads its runs over the GPUs by itself; start it without torchrun")
     _check_given(data, given, request)
     stored = read_design(place.out)
+    if stored is None and request.leave_out:
+        raise UserError(
+            f"there is no comparison in {str(place.out)!r} yet; seeds can be left out once a run has failed"
+        )
     # what is wrong in itself is said before a long check of the images
     if stored is None:
         asked = _asked(request)
@@ -93,9 +97,10 @@ def run_comparison(
         design = _completed(data, design, request, prepared, place.out)
         free = {name: value for name, value in given.items() if name in FREE}
         free.setdefault("device", str(processes.device))
-        runner = Runner(data, free, command, screen, warned=warned)
+        whose = f" of part {place.shard[0]}/{place.shard[1]}" if place.shard else ""
+        runner = Runner(data, free, command, screen, whose, warned=warned)
         check_writable(place.out)
-        with contextlib.nullcontext() if place.shard else checkpoint.locked(place.out):
+        with contextlib.nullcontext() if place.shard else locked(place.out):
             if design != stored:
                 design.write(place.out)
             for line in [] if place.is_inner else _described(design, len(prepared.classes)):
@@ -112,16 +117,20 @@ def comparison_folder(data: str, backbone: str | None) -> Path:
     return Path("runs") / (Path(data).stem or "data") / f"compare-{backbone or 'default'}"
 
 
-def collect(out: Path, screen: Screen) -> dict[str, Any]:
+def collect(out: Path, request: Request, screen: Screen) -> dict[str, Any]:
     """Judge the runs that are finished in `out`, without training; return what the report shows.
 
     Raises:
-        UserError: No comparison is there, or no run of it is finished.
+        UserError: No comparison is there, no run of it is finished, or it has not what is requested.
     """
     design = read_design(out)
     if design is None:
         raise UserError(f"there is no comparison in {str(out)!r}; give its folder with --out")
-    with checkpoint.locked(out):
+    with locked(out):
+        design = continued(design, request, out)
+        added = [arm.name for arm in design.arms if arm.name not in design.arm_options]
+        if added:
+            raise UserError(f"the comparison in {str(out)!r} has no arm {', '.join(added)}; train it without --collect")
         # shares leave the design as it was
         rates = chosen_rates(design, out) if design.lr_search else None
         design, content = _judged(_chosen(design, rates), out, {})
@@ -154,16 +163,16 @@ def _advance(design: Design, place: Place, runner: Runner) -> dict[str, Any] | N
         design = after
 
 
-def _do(items: list[Task], place: Place, runner: Runner, *, patient: bool = False) -> None:
+def _do(items: list[Task], place: Place, runner: Runner) -> None:
     if place.shard is not None:
         items = share(items, place.shard)
     if place.spread is None:
-        runner.do(items, patient=patient)
-    elif any(item.result() is None for item in items):
+        runner.do(items)
+    elif not all(item.is_done() for item in items):
         try:
             place.spread()
         except UserError as error:
-            missing = [item.label for item in items if item.result() is None]
+            missing = [item.label for item in items if not item.is_done()]
             if len(missing) == len(items):
                 raise
             runner.failures.update(dict.fromkeys(missing, str(error)))
@@ -174,14 +183,9 @@ def _with_rates(design: Design, place: Place, runner: Runner) -> Design | None:
     if not design.lr_search:
         return design
     items = [task for by_rate in search_tasks(design, place.out).values() for task in by_rate.values()]
-    # a share may hold a single rate, at which all diverge: each arm is to have its try
-    _do(items, place, runner, patient=place.shard is not None)
-    labels = {item.label for item in items}
-    # a rate at which a network diverges is the worst there is
-    diverged = {label: runner.failures.pop(label) for label in [*runner.failures] if label in labels}
-    rates = chosen_rates(design, place.out, diverged)
+    _do(items, place, runner)
+    rates = chosen_rates(design, place.out)
     if rates is None:
-        runner.failures.update(diverged)
         if place.shard is None or runner.failures:
             raise UserError(f"the search of learning rates is incomplete: {'; '.join(runner.failures.values())}")
         if not place.is_inner:
@@ -256,6 +260,8 @@ def _check_given(data: str, given: Mapping[str, Any], request: Request) -> None:
             instead = {"model": "--backbone", "seed": "--seeds"}.get(name, "--attention, with an arm for each kind")
             raise UserError(f"a comparison chooses {name} for each run; give {instead}")
     Config(data=data, **given)
+    if request.lr_search and "lr" in given:
+        raise UserError("--lr-search chooses the learning rate; leave out --lr")
     for rate in request.lr_search or ():
         Config(data=data, **{**given, "lr": rate})
 
@@ -322,7 +328,7 @@ def _completed(data: str, design: Design, request: Request, prepared: Prepared, 
         raise UserError(f"the images of {data!r} have changed since {where} began; restore them, or give another --out")
     named = {arm.name for arm in request.arms or ()}
     for arm in design.arms:
-        if ":" in arm.spec and not arm.spec.startswith("wide:") and arm.name not in named:
+        if is_code(arm.spec) and arm.name not in named:
             raise UserError(
                 f"the arm {arm.name} is code ({arm.spec}) that no file may have run; name it in --attention again"
             )
@@ -340,7 +346,9 @@ def _completed(data: str, design: Design, request: Request, prepared: Prepared, 
         raise UserError("a wide arm has no pretrained weights; leave out the arm or --pretrained")
     for name in new:
         build({**design.options, **arm_options[name]}, num_classes, seed=0)
-    return dataclasses.replace(design, arm_options=arm_options)
+    contents = hashes(design.arms, design.options)
+    check_unchanged(design.contents, contents, f"the comparison in {str(out)!r}")
+    return dataclasses.replace(design, arm_options=arm_options, contents=contents)
 
 
 def _described(design: Design, num_classes: int) -> list[str]:
@@ -353,7 +361,8 @@ def _described(design: Design, num_classes: int) -> list[str]:
     metric, plan = METRICS[design.metric], design.plan
     looks = f"then at most {plan.last} where that cannot tell" if plan.last else "more may be added later"
     names = ("epochs", "batch_size", "lr", "image_size")
-    options = ", ".join(f"{name} {design.options[name]}" for name in names)
+    shown = {**design.options, **({"lr": "searched"} if design.lr_search else {})}
+    options = ", ".join(f"{name} {shown[name]}" for name in names)
     return [
         *arms,
         f"{design.num_seeds} seeds, {looks}; judged by {metric.label} against {design.baseline}, margin "

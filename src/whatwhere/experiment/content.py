@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.names import counted
 from ..training.config import OPTIONS
 from ..training.folder import RunFolder
 from .arms import describe
@@ -91,6 +92,11 @@ class Gathered:
                 "every seed draws its own split of the same images: the intervals speak of trainings and splits of "
                 "these images, and are too narrow for images from elsewhere"
             )
+        if self.design.left_out:
+            notes.append(
+                f"left out by request: {counted(len(self.design.left_out), 'seed')} "
+                f"({', '.join(map(str, self.design.left_out))}); where an arm's run had failed, that flatters the arm"
+            )
         if self.design.lr_search:
             notes.append(
                 "each arm has the learning rate at which one run of its own did best: the verdict is on arm and rate, "
@@ -135,11 +141,15 @@ class Gathered:
                 }
         return {"x": "epoch", "y": label, "arms": arms} if arms else None
 
-    def per_class(self) -> dict[str, Any] | None:
-        """Return the difference in each class's recall, with its interval; p corrected over an arm's classes."""
+    def per_class(self, judgement: Judgement) -> dict[str, Any] | None:
+        """Return the difference in each class's recall, with its interval; p corrected over an arm's classes.
+
+        Over the pairs that the verdict is of.
+        """
         rows = []
-        for arm in self.design.others:
-            found = list(filter(None, (self._class_row(arm, name) for name in self._classes())))
+        for judged in judgement.arms:
+            arm, seeds = judged.arm, judged.seeds[: judged.num_pairs]
+            found = list(filter(None, (self._class_row(arm, name, seeds) for name in self._classes())))
             corrected = holm([row.pop("p_t") for row in found])
             rows += [{**row, "p_t_holm": p} for row, p in zip(found, corrected, strict=True)]
         return {"metric": "recall", "unit": "points", "rows": rows} if rows else None
@@ -147,10 +157,10 @@ class Gathered:
     def _classes(self) -> list[str]:
         return list(dict.fromkeys(name for _, result in self.finished.values() for name in result["classes"]))
 
-    def _class_row(self, arm: str, name: str) -> dict[str, Any] | None:
+    def _class_row(self, arm: str, name: str, judged: Sequence[Hashable]) -> dict[str, Any] | None:
         baseline = self._recalls(self.design.baseline, name)
         treatment = self._recalls(arm, name)
-        seeds = [seed for seed in baseline if seed in treatment]
+        seeds = [seed for seed in baseline if seed in treatment and seed in judged]
         if len(seeds) < 2:
             return None
         pairs = (tuple(100 * recalls[seed][0] for seed in seeds) for recalls in (baseline, treatment))
@@ -202,7 +212,7 @@ class Gathered:
             "subtitle": f"{len(design.others)} against {design.baseline}, judged by {metric.label}, {part} images",
             "arms": {arm.name: describe(design.arm_options[arm.name]) for arm in design.arms},
             "curves": self.curves(),
-            "per_class": self.per_class(),
+            "per_class": self.per_class(judgement),
             "cost": cost,
             "settings": _settings(design),
             "environment": self._environment(self._runs()[0]) if self.finished else [],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -36,6 +37,7 @@ class Request:
         metric: What is judged by.
         baseline: Name of an arm.
         lr_search: Learning rates among which each arm chooses.
+        leave_out: Seeds that count for no arm, each replaced by a further one.
     """
 
     backbone: str | None = None
@@ -46,6 +48,7 @@ class Request:
     metric: str | None = None
     baseline: str | None = None
     lr_search: tuple[float, ...] | None = None
+    leave_out: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_seeds is not None:
@@ -67,6 +70,8 @@ class Design:
         first_look: Pairs at the first look; None before it.
         verdicts: What each arm was told at its last look: the verdict, and at how many pairs.
         changes: What was changed after the start, as sentences.
+        left_out: Seeds that count for no arm.
+        contents: Hash of what the options name but do not hold, such as the file of an attention of the user's.
     """
 
     data: str
@@ -85,6 +90,8 @@ class Design:
     first_look: int | None = None
     verdicts: dict[str, tuple[str, int]] = dataclasses.field(default_factory=dict)
     changes: tuple[str, ...] = ()
+    left_out: tuple[int, ...] = ()
+    contents: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.max_seeds is not None and self.max_seeds < self.num_seeds and self.first_look is None:
@@ -100,7 +107,7 @@ class Design:
         """The arms that are compared with the baseline."""
         return [arm.name for arm in self.arms if arm.name != self.baseline]
 
-    def seeds(self) -> dict[str, range]:
+    def seeds(self) -> dict[str, tuple[int, ...]]:
         """Return the seeds that each arm is to have now: up to the next look of those still undecided."""
         target = {}
         for arm in self.others:
@@ -109,7 +116,11 @@ class Design:
                 look = self.plan.next_after(look) or look
             target[arm] = max(self.num_seeds, look)
         target[self.baseline] = max(target.values())
-        return {arm.name: range(target[arm.name]) for arm in self.arms}
+        return {arm.name: self._first_seeds(target[arm.name]) for arm in self.arms}
+
+    def _first_seeds(self, count: int) -> tuple[int, ...]:
+        left = (seed for seed in itertools.count() if seed not in self.left_out)
+        return tuple(itertools.islice(left, count))
 
     def run_options(self, arm: str, seed: int) -> dict[str, Any]:
         """Return every option of a run that shapes its result."""
@@ -139,7 +150,8 @@ def read_design(folder: Path) -> Design | None:
         if not set(OPTIONS) >= set(content["options"]) or TELLS_APART & set(content["options"]):
             raise ValueError("its options are not those of a run")
         rates, changes = tuple(content.pop("lr_search")), tuple(content.pop("changes"))
-        return Design(**content, lr_search=rates, changes=changes, arms=arms, verdicts=verdicts)
+        left_out = tuple(content.pop("left_out", ()))
+        return Design(**content, lr_search=rates, changes=changes, left_out=left_out, arms=arms, verdicts=verdicts)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -213,8 +225,12 @@ def continued(design: Design, request: Request, folder: Path) -> Design:
         if getattr(design, name) != value
     ]
     texts += [f"arm {arm.name} added" for arm in arms[len(design.arms) :]]
+    leaving = tuple(seed for seed in dict.fromkeys(request.leave_out) if seed not in design.left_out)
+    texts += [f"seed {seed} is left out of all arms" for seed in leaving]
     seen = max((look for _, look in design.verdicts.values()), default=0)
     when = datetime.now(timezone.utc).isoformat(timespec="minutes")
     after = f"after a look at {counted(seen, 'pair')}" if seen else "before the first look"
     changes = tuple(f"{when}, {after}: {text}" for text in texts)
-    return dataclasses.replace(design, arms=tuple(arms), changes=(*design.changes, *changes), **wanted)
+    return dataclasses.replace(
+        design, arms=tuple(arms), changes=(*design.changes, *changes), left_out=(*design.left_out, *leaving), **wanted
+    )

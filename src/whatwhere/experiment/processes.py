@@ -40,18 +40,20 @@ def run_shards(arguments: Sequence[str], shard: tuple[int, int], count: int, *, 
     environment = dict(os.environ)
     if num_gpus <= 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
-    children = []
-    for number in range(count):
-        own = ["--shard", f"{(index - 1) * count + number + 1}/{total * count}", "--processes", "1"]
-        own += ["--whole", command]
-        own += ["--device", f"cuda:{number % num_gpus}"] if num_gpus > 1 else []
-        # what they say is progress; the result is this process's to print
-        children.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "whatwhere", "compare", *arguments, *own], env=environment, stdout=sys.stderr
+    children: list[subprocess.Popen[bytes]] = []
+    with _passing_on(children) as received:
+        for number in range(count):
+            if received:
+                raise SystemExit(128 + received[0])
+            own = ["--shard", f"{(index - 1) * count + number + 1}/{total * count}", "--processes", "1"]
+            own += ["--whole", command]
+            own += ["--device", f"cuda:{number % num_gpus}"] if num_gpus > 1 else []
+            # what they say is progress; the result is this process's to print
+            children.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "whatwhere", "compare", *arguments, *own], env=environment, stdout=sys.stderr
+                )
             )
-        )
-    with _passing_on(children):
         statuses = [child.wait() for child in children]
     stopped = [status for status in statuses if status >= 128 or status < 0]
     if stopped:
@@ -62,21 +64,26 @@ def run_shards(arguments: Sequence[str], shard: tuple[int, int], count: int, *, 
 
 
 @contextmanager
-def _passing_on(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Pass signals on to the children, who save and end."""
+def _passing_on(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Pass signals on to the children, who save and end; yield those received."""
+    received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         for child in children:
             if child.poll() is None:
                 child.send_signal(number)
 
-    def ignore(number: int, frame: FrameType | None) -> None: ...
+    def ignore(number: int, frame: FrameType | None) -> None:
+        received.append(number)
 
     # the terminal sends Ctrl-C to the children itself
     handlers = {signal.SIGTERM: pass_on, signal.SIGINT: ignore}
+    if hasattr(signal, "SIGHUP"):  # the terminal is closed; not on Windows
+        handlers[signal.SIGHUP] = pass_on
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

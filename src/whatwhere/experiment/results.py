@@ -8,6 +8,7 @@ import math
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 
+from ..data.names import printable
 from ..errors import UserError, nearest
 from ..tables import comma_separated
 from .paired import PairedDifference
@@ -152,7 +153,7 @@ def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = 
             f"{str(path)!r} has no lines; it needs a head such as arm,seed,accuracy and a line for each run"
         )
     (_, head), *lines = rows
-    head = [name.strip() for name in head]
+    head = [printable(name.strip()) for name in head]
     arm, seed = (_column(head, name, path) for name in (_ARM, _SEED))
     if len(set(head)) < len(head):
         twice = next(name for name in head if head.count(name) > 1)
@@ -172,7 +173,8 @@ def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = 
             raise UserError(f"line {number} of {str(path)!r} names no {'seed' if row[arm].strip() else 'arm'}")
         figures = {head[column]: _number(row[column]) for column in columns}
         try:
-            results.add(row[arm].strip(), row[seed].strip(), {k: v for k, v in figures.items() if v is not None})
+            arm_name, seed_name = printable(row[arm].strip()), printable(row[seed].strip())
+            results.add(arm_name, seed_name, {k: v for k, v in figures.items() if v is not None})
         except UserError as error:
             raise UserError(f"line {number} of {str(path)!r}: {error}") from error
     return results

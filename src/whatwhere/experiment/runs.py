@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..data.names import counted
 from ..errors import UserError
+from ..files import write_json
 from ..training.config import FREE, OPTIONS
 from ..training.folder import RunFolder
+from ..training.loop import Diverged
 from ..training.run import Screen, duration
 from ..training.start import run_training
 from .design import Design
 
 SEARCH_SEED = 1_000_000  # no seed of the comparison itself
+_DIVERGED = "diverged.json"
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,14 @@ class Task:
         label: What it is called on the screen.
         folder: Where it is.
         options: That shape its result.
-        with_test: Whether the test images are judged at its end.
+        searching: Whether it helps to choose a learning rate: it leaves the test images alone, and to diverge is one of
+            the things that it may come to.
     """
 
     label: str
     folder: Path
     options: dict[str, Any]
-    with_test: bool = True
+    searching: bool = False
 
     def result(self) -> dict[str, Any] | None:
         """Return what it came to; None where it is not finished.
@@ -62,6 +66,15 @@ class Task:
             )
         return result
 
+    def is_done(self) -> bool:
+        """Return whether there is nothing left to do, because it is finished or was a try that diverged."""
+        return (self.searching and (self.folder / _DIVERGED).is_file()) or self.result() is not None
+
+    def note_divergence(self, error: Diverged) -> None:
+        """Keep for all processes that this try has diverged."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / _DIVERGED, {"reason": str(error)})
+
 
 def tasks(design: Design, out: Path) -> list[Task]:
     """Return the runs that the design has now, seed by seed, so that pairs are complete early."""
@@ -72,7 +85,7 @@ def tasks(design: Design, out: Path) -> list[Task]:
             out / "runs" / arm.name / f"seed-{seed}",
             design.run_options(arm.name, seed),
         )
-        for seed in range(max(map(len, seeds.values())))
+        for seed in max(seeds.values(), key=len)
         for arm in design.arms
         if seed in seeds[arm.name]
     ]
@@ -89,7 +102,7 @@ def search_tasks(design: Design, out: Path) -> dict[str, dict[float, Task]]:
                 f"{arm.name}, searching, lr {rate:g}",
                 out / "search" / arm.name / f"lr-{rate:g}",
                 {**design.run_options(arm.name, SEARCH_SEED), "lr": rate},
-                with_test=False,
+                searching=True,
             )
             for rate in sorted(design.lr_search)
         }
@@ -131,6 +144,7 @@ class Runner:
         free: Options that shape no result: device, workers, ...
         command: What to type to continue.
         screen: Hears of the progress.
+        whose: Said of the number of runs, where it is that of a share.
         failures: What failed, by label.
         warned: The warnings that were shown.
     """
@@ -139,25 +153,22 @@ class Runner:
     free: Mapping[str, Any]
     command: str
     screen: Screen
+    whose: str = ""
     failures: dict[str, str] = field(default_factory=dict)
     warned: set[str] = field(default_factory=set)
     _seconds: list[float] = field(default_factory=list)
 
-    def do(self, items: Sequence[Task], *, patient: bool = False) -> None:
+    def do(self, items: Sequence[Task]) -> None:
         """Do what is not finished. A failure is kept and the others go on, unless nothing has succeeded before it.
-
-        Args:
-            items: What to do.
-            patient: Go on even then.
 
         Raises:
             UserError: The first run failed.
             Stopped: A run was asked to stop and is saved.
         """
-        left = [item for item in items if item.result() is None]
+        left = [item for item in items if not item.is_done()]
         num_done = len(items) - len(left)
         if num_done and left:
-            self.screen.line(f"{num_done} of {len(items)} runs are finished already")
+            self.screen.line(f"{num_done} of {len(items)} runs{self.whose} are finished already")
         for index, item in enumerate(left):
             began = time.monotonic()
             try:
@@ -169,10 +180,14 @@ class Runner:
                     dry_run=False,
                     command=self.command,
                     screen=RunScreen(self.screen, item.label, self.warned),
-                    with_test=item.with_test,
+                    with_test=not item.searching,
                 )
             except UserError as error:
-                if not self._seconds and not num_done and not patient:
+                if item.searching and isinstance(error, Diverged):
+                    item.note_divergence(error)
+                    self.screen.line(f"{item.label} diverged")
+                    continue
+                if not self._seconds and not num_done:
                     raise
                 self.failures[item.label] = str(error)
                 self.screen.warn(f"{item.label} failed: {error}")
@@ -182,9 +197,10 @@ class Runner:
             remaining = sum(self._seconds) / len(self._seconds) * (len(left) - index - 1)
             figures = result[result["judged_on"]]
             part = "test" if result["judged_on"] == "test" else "validation"
+            left_text = f"; about {duration(remaining)} left" if remaining else ""
             self.screen.line(
-                f"run {num_done + index + 1} of {len(items)}: {item.label}: {figures['accuracy']:.2%} of the {part} "
-                f"images, {duration(self._seconds[-1])}" + (f"; about {duration(remaining)} left" if remaining else "")
+                f"run {num_done + index + 1} of {len(items)}{self.whose}: {item.label}: {figures['accuracy']:.2%} of "
+                f"the {part} images, {duration(self._seconds[-1])}{left_text}"
             )
 
 
@@ -197,19 +213,27 @@ def failed(failures: Mapping[str, str]) -> UserError:
     )
 
 
-def chosen_rates(design: Design, out: Path, diverged: Collection[str] = ()) -> dict[str, float] | None:
+def chosen_rates(design: Design, out: Path) -> dict[str, float] | None:
     """Return each arm's learning rate: of the best validation figure; None while a run of the search is missing.
 
-    An arm that has its rate keeps it. Runs whose labels are in `diverged` count as the worst, unless all of an arm's
-    are.
+    An arm that has its rate keeps it. A rate at which it diverges is the worst there is.
+
+    Raises:
+        UserError: An arm diverges at every rate.
     """
     best_by = design.options["best_by"]
     best_by = "accuracy" if best_by == "last" else best_by
     rates = {arm: options["lr"] for arm, options in design.arm_options.items() if "lr" in options}
-    for arm, by_rate in search_tasks(design, out).items():
+    searches = search_tasks(design, out)
+    if not all(task.is_done() for by_rate in searches.values() for task in by_rate.values()):
+        return None
+    for arm, by_rate in searches.items():
         scores = dict(_scores(by_rate, best_by))
-        if not scores or any(task.label not in diverged for rate, task in by_rate.items() if rate not in scores):
-            return None
+        if not scores:
+            tried = ", ".join(f"{rate:g}" for rate in by_rate)
+            raise UserError(
+                f"{arm} diverges at every learning rate of the search, {tried}; give lower ones, and another --out"
+            )
         rates[arm] = max(scores, key=scores.__getitem__)
     return rates
 

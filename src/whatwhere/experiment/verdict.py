@@ -164,10 +164,10 @@ def judge(
         cautions = wording.cautions(case, pairs[case.arm], results.missing(baseline, case.arm, name))
         verdicts.append(_verdict(case, pairs[case.arm], decision, measure, margin, holm_p, cautions))
     others = [
-        _other(results, baseline, arm, _measure(results, other, False))
+        _other(_looked_at(results, baseline, case), baseline, case.arm, _measure(results, other, False))
         for other in results.metrics
         if other != name
-        for arm in arms
+        for case in cases
     ]
     return Judgement(measure, baseline, margin, max_pairs, tuple(verdicts), tuple(filter(None, others)))
 
@@ -308,6 +308,11 @@ def _verdict(
         skewness=paired.skewness(),
         pairs_to_settle=settle,
     )
+
+
+def _looked_at(results: Results, baseline: str, case: Case) -> Results:
+    """Return the runs that the verdict is of; all of them, where there is no pair."""
+    return results if case.paired is None else results.only([baseline, case.arm], case.paired.seeds)
 
 
 def _other(results: Results, baseline: str, arm: str, metric: Metric) -> dict[str, Any] | None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -164,42 +162,3 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
         for name, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process inside the block.
-
-    A record lock of the operating system: it ends with the process, however that ends, and worker processes do not
-    inherit it.
-
-    Raises:
-        UserError: Another process holds it.
-    """
-    with writing(folder / ".lock"):
-        file = open(folder / ".lock", "a+b")  # noqa: SIM115
-    with file:
-        if not _lock(file):
-            raise UserError(
-                f"{str(folder)!r} is in use by another process; wait for it, stop it, or give another folder with --out"
-            )
-        yield
-
-
-def _lock(file: IO[bytes]) -> bool:
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # Windows
-        import msvcrt  # type: ignore[unreachable, unused-ignore]
-
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
-        except OSError:
-            return False
-        return True
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        # a file system without locks: better a run without one than none
-        return error.errno not in (errno.EACCES, errno.EAGAIN)
-    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -122,6 +123,8 @@ def team(device: str) -> Iterator[Team]:
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT, device_id=chosen if on_gpu else None)
     control = dist.new_group(backend="gloo", timeout=PATIENCE)
     yield Team(rank, world_size, local_rank, chosen, control, local_world_size)
+    # a network that is left holds its group: Gloo's threads would outlive it, and abort as the interpreter ends
+    gc.collect()
     # not after an error of this process alone: the others wait in a sum, and NCCL's end would wait for them
     dist.destroy_process_group()
 

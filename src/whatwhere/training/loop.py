@@ -263,7 +263,11 @@ class Trainer:
         self.position = Position(**state["position"])
 
 
-class LossNotFinite(UserError):  # noqa: N818 - a UserError by its base
+class Diverged(UserError):  # noqa: N818 - a UserError by its base
+    """Training has come to numbers that are not finite."""
+
+
+class LossNotFinite(Diverged):
     """The loss of a step is NaN or infinite.
 
     Attributes:
@@ -350,10 +354,10 @@ def _averaging(decay: float) -> Callable[[Any, Any, Any], None]:
 
 
 def check_weights(model: nn.Module) -> None:
-    """Raise UserError if a weight is NaN or infinite: such weights are never kept."""
+    """Raise Diverged if a weight is NaN or infinite: such weights are never kept."""
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise UserError(f"the weights of {name} are no longer finite; lower the learning rate or clip the gradient")
+            raise Diverged(f"the weights of {name} are no longer finite; lower the learning rate or clip the gradient")
 
 
 def train(

@@ -23,15 +23,14 @@ from ..attention import attention_by_path
 from ..data.names import counted, few, printable
 from ..data.prepare import Prepared, fingerprint, prepare
 from ..errors import UserError
-from ..files import check_writable
+from ..files import check_writable, locked
 from ..models.registry import check_options, create_model
-from . import checkpoint
 from .build import Material, build_material, build_model, describe, device_name, resolve
 from .config import Config, is_import_path
 from .distributed import Team, team
 from .folder import RunFolder
 from .interruptions import Stopped, listening, lost_processes, memory_errors
-from .loop import LossNotFinite, StopRequested, Trainer
+from .loop import Diverged, LossNotFinite, StopRequested, Trainer
 from .run import Run, Screen, Silent, duration
 
 
@@ -146,7 +145,7 @@ def _run(
 ) -> dict[str, Any]:
     if processes.is_first:
         check_writable(folder.path)
-    with checkpoint.locked(folder.path) if processes.is_first else contextlib.nullcontext():
+    with locked(folder.path) if processes.is_first else contextlib.nullcontext():
         if processes.is_first:
             folder.begin(config, prepared, _session(config, processes), resume=resume)
         processes.wait()
@@ -170,7 +169,7 @@ def _run(
             message = f"interrupted at once; what was saved before is kept in {str(folder.path)!r}"
             raise Stopped(signal.SIGINT, f"{message}; continue with: {command}") from None
         except LossNotFinite as error:
-            raise UserError(_with_paths(error, prepared, folder)) from error
+            raise Diverged(_with_paths(error, prepared, folder)) from error
 
 
 def check_apart(path: Path, prepared: Prepared) -> None:
