@@ -97,7 +97,9 @@ def simulate_arms(num_arms, first, last, count, *, stops_early, seed=2026):
                     if arm == "none" or arm in going_on:
                         results.add(arm, str(number), {"score": value})
             there = look
-            judgement, changes = judge_again(results, record, first_look=None if record else first, max_pairs=last, terms=terms)
+            judgement, changes = judge_again(
+                results, record, first_look=None if record else first, max_pairs=last, terms=terms
+            )
             record = record_of(judgement, changes)
             told = [arm.arm for arm in judgement.arms if arm.verdict != UNKNOWN]
             if stops_early:

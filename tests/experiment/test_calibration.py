@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from simulations import simulate
+from simulations import simulate, simulate_arms
 
 COUNT = 4000
 
@@ -39,6 +39,14 @@ def test_nor_does_following_the_advice_to_add_seeds(policy, margin):
     tally = simulate(policy, 6, count, margin=margin)
     assert tally.share("helps") <= _limit(0.025, count)
     assert tally.share("hurts") <= _limit(0.025, count)
+
+
+@pytest.mark.parametrize("stops_early", [True, False])
+def test_three_arms_together_are_as_rarely_wrong_as_one(stops_early):
+    count = 400
+    told = simulate_arms(3, 6, 18, count, stops_early=stops_early)
+    assert told["helps"] / count <= _limit(0.025, count)
+    assert told["hurts"] / count <= _limit(0.025, count)
 
 
 def test_a_difference_at_the_margin_is_rarely_called_none():
