@@ -37,7 +37,17 @@ from .hooks import has_hooks
 from .norm import takes_batch_statistics
 from .reference import Arrangement, ChannelGate, SpatialGate
 
-__all__ = ["Arrangement", "Backend", "ChannelGate", "SpatialGate", "gate", "gated_tail", "has_hooks", "normed_gate"]
+__all__ = [
+    "Arrangement",
+    "Backend",
+    "ChannelGate",
+    "SpatialGate",
+    "gate",
+    "gated_tail",
+    "has_hooks",
+    "looked_into",
+    "normed_gate",
+]
 
 Backend = Literal["auto", "reference", "lean"]
 
@@ -169,7 +179,7 @@ def _takes_lean(
     """Return whether the lean backend is to compute `call`; raise ValueError if it was asked for and cannot."""
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
-    if backend == "reference" or _is_looked_into(x) or has_hooks(call.norm, call.what, call.where):
+    if backend == "reference" or looked_into(x) or has_hooks(call.norm, call.what, call.where):
         return False
     # a hook on a parameter would run in the small graph as well; one computed from another would get its gradient twice
     if any(p._backward_hooks or not p.is_leaf for p in call.parameters()):
@@ -180,7 +190,7 @@ def _takes_lean(
     return not reason
 
 
-def _is_looked_into(x: Tensor) -> bool:
+def looked_into(x: Tensor) -> bool:
     """Return whether x is under a transform that wants to see plain operators."""
     return bool(
         torch.compiler.is_compiling()

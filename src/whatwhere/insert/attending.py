@@ -1,0 +1,310 @@
+"""Putting attention into a network, and taking it out again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..attention import ATTENTION, attention_builder, starting_as_identity
+from ..attention.gate import Start, check_choice, check_shape_kept
+from ..errors import UserError
+from ..models.initialization import resolve_seed
+from ..randomness import seeded
+from .flow import record
+from .norm import AttendedBatchNorm2d, is_plain_batch_norm
+from .places import Place, Places, Skipped
+from .plan import Plan
+from .trial import Trial
+
+Replace = Literal["se"]
+_RECORDS = "_attended"
+
+
+def attend(
+    model: nn.Module,
+    attention: str | Callable[..., nn.Module],
+    *,
+    at: str | Sequence[str] = "blocks",
+    start: Start = "identity",
+    replace: Replace | None = None,
+    example: Any = None,
+    attention_kwargs: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+) -> nn.Module:
+    """Put attention into a convolutional network, in place, and return it.
+
+    The network runs once on `example`; from what is computed there follow the places, their channels, and a check
+    afterwards. Parameters keep their names; those of the attention stand beside them, under the module that they
+    belong to (`layer1.0.attention. ...`). Attention right behind a BatchNorm2d shares its passes, so that training
+    keeps hardly more than before (`AttendedBatchNorm2d`). `detach` undoes it.
+
+    Args:
+        model: Any network with 2-d convolutions, on any device, before it is compiled or wrapped.
+        attention: A name in ATTENTION, or a callable from a channel count to a module that keeps its input's shape.
+        at: "blocks" (before the sum of each residual block, on its branch: the place of the CBAM paper), "stages"
+            (where the features are about to shrink, after the first residual block: that of the BAM paper), or
+            shell-style patterns of module names, separated by commas, behind which it is to stand.
+        start: "identity" leaves what the network computes unchanged, bit for bit, until it has learned; "paper" is the
+            module as published, which disturbs a trained network.
+        replace: "se" puts it in the place of each squeeze-and-excitation module instead, whose weights go with it: then
+            the identity start is as if the network had none. `at` does not count then.
+        example: What the model is called with: a tensor, or a tuple of arguments. None tries one image of the usual
+            sizes.
+        attention_kwargs: Keyword arguments for the attention.
+        seed: The initial weights of each attention are a function of (seed, its name); None draws a seed from torch's
+            default generator.
+
+    Raises:
+        UserError: There is no place, a place cannot be had, or the network does not run; the model is then as it was.
+    """
+    trial, found, modules = _prepared(model, attention, at, start, replace, example, attention_kwargs, seed)
+    before = trial.flow.output
+    done: list[_Record] = []
+    try:
+        for place, module in zip(found, modules, strict=True):
+            done.append(_put(model, place, module))
+        _check(model, trial, found, modules, before if start == "identity" and replace is None else None)
+    except BaseException:
+        for record_ in reversed(done):
+            record_.undo()
+        raise
+    return model
+
+
+def plan(
+    model: nn.Module,
+    attention: str | Callable[..., nn.Module],
+    *,
+    at: str | Sequence[str] = "blocks",
+    start: Start = "identity",
+    replace: Replace | None = None,
+    example: Any = None,
+    attention_kwargs: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Return where `attend` would put attention and what it would add; the arguments are those of `attend`."""
+    places: list[Place]
+    trial, places, modules = _prepared(model, attention, at, start, replace, example, attention_kwargs, seed=0)
+    by_name = dict(model.named_modules())
+    replaced = [by_name[place.host] if place.kind == "instead of" else nn.Identity() for place in places]
+    return Plan(
+        attention=attention if isinstance(attention, str) else getattr(attention, "__name__", repr(attention)),
+        start=start,
+        places=tuple(places),
+        skipped=tuple(_skipped(model, trial) if at == "blocks" and replace is None else ()),
+        num_params=_num_params(model),
+        added_params=tuple(_num_params(new) - _num_params(old) for new, old in zip(modules, replaced, strict=True)),
+        in_norm=tuple(place.kind == "behind" and is_plain_batch_norm(by_name[place.host]) for place in places),
+    )
+
+
+def detach(model: nn.Module) -> nn.Module:
+    """Take out what `attend` has put into a network, in place, and return it: classes, modules, hooks are as before.
+
+    Raises:
+        UserError: There is nothing of `attend` in it.
+    """
+    records = [record_ for module in model.modules() for record_ in vars(module).get(_RECORDS, ())]
+    if not records:
+        raise UserError("there is no attention in the network that attend has put there")
+    for record_ in reversed(records):
+        record_.undo()
+    return model
+
+
+def _prepared(
+    model: nn.Module,
+    attention: str | Callable[..., nn.Module],
+    at: str | Sequence[str],
+    start: Start,
+    replace: Replace | None,
+    example: Any,
+    attention_kwargs: Mapping[str, Any] | None,
+    seed: int | None,
+) -> tuple[Trial, list[Place], list[nn.Module]]:
+    """Return the trial, the places and the attention of each, the model still unchanged."""
+    builder = attention_builder(attention)
+    check_choice("start", start, get_args(Start))
+    if replace is not None:
+        check_choice("replace", replace, get_args(Replace))
+    kwargs = dict(attention_kwargs or {})
+    if "start" in kwargs:
+        raise UserError("give start to attend itself, not among attention_kwargs")
+    trial = Trial(model, example)
+    found = _found(model, trial, at, replace)
+    hosts = dict(model.named_modules())
+    seed = resolve_seed(seed)
+    modules = []
+    for place in found:
+        host = hosts[place.host]
+        if _is_attended(host):
+            raise UserError(f"{place.label} has attention already; detach the model first")
+        with seeded(seed, f"{place.owner}.{place.name}"):
+            module = _built(builder, place.channels, kwargs, start)
+        like = next((parameter for parameter in host.parameters() if parameter.is_floating_point()), None)
+        like = next(filter(Tensor.is_floating_point, model.parameters())) if like is None else like
+        modules.append(module.to(like.device, like.dtype).train(hosts[place.owner].training))
+    return trial, found, modules
+
+
+def _found(model: nn.Module, trial: Trial, at: str | Sequence[str], replace: Replace | None) -> list[Place]:
+    places = Places(model, trial.flow)
+    if replace == "se":
+        return places.squeezes()
+    if at == "blocks":
+        found = places.blocks()
+        if not found:
+            why = "; ".join(f"{skipped.label}: {skipped.reason}" for skipped in places.skipped[:3])
+            raise UserError(
+                f"the network has no residual block that can take attention{f' ({why})' if why else ''}; give "
+                "at='stages', or patterns of module names such as at='features.*'"
+            )
+        return found
+    if at == "stages":
+        found = places.stages()
+        if not found:
+            raise UserError(
+                "the network has no end of a stage, where all goes through one tensor before it shrinks; give "
+                "patterns of module names such as at='features.*'"
+            )
+        return found
+    patterns = tuple(part.strip() for part in at.split(",")) if isinstance(at, str) else tuple(at)
+    if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
+        raise UserError(f"at must be 'blocks', 'stages' or patterns of module names, got {at!r}")
+    return places.matching(patterns)
+
+
+def _skipped(model: nn.Module, trial: Trial) -> list[Skipped]:
+    places = Places(model, trial.flow)
+    places.blocks()
+    return places.skipped
+
+
+def _built(builder: Callable[..., nn.Module], channels: int, kwargs: dict[str, Any], start: Start) -> nn.Module:
+    own = builder in ATTENTION.values()
+    try:
+        module = builder(channels, **kwargs, **({"start": start} if own else {}))
+    except TypeError as error:
+        raise UserError(f"the attention cannot be built from {channels} channels and {kwargs}: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise UserError(f"attention must build a torch.nn.Module from a channel count, got a {type(module).__name__}")
+    return module if own or start == "paper" else starting_as_identity(module, channels)
+
+
+def _num_params(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _is_attended(module: nn.Module) -> bool:
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return isinstance(module, AttendedBatchNorm2d) or any(isinstance(hook, (_Behind, _Before)) for hook in hooks)
+
+
+class _Behind:
+    """A forward hook: what a module returns is attended."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        self.attention = attention
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return _attended(self.attention, output)
+
+
+class _Before:
+    """A forward pre-hook: what a module is given is attended."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        self.attention = attention
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (_attended(self.attention, args[0]), *args[1:])
+
+
+def _attended(attention: nn.Module, x: Tensor) -> Tensor:
+    out: Tensor = attention(x)
+    check_shape_kept(type(attention).__name__, x, out)
+    return out
+
+
+@dataclass(eq=False)
+class _Record:
+    """One attention that was put in, and how to take it out. Plain data, so that copies of the network have their own.
+
+    Attributes:
+        owner: The module that has it as a child.
+        name: The child's name.
+        host: What it stands behind, or before; None where it replaced a module.
+        before: The host's class, or the module that was replaced; None where a hook was added.
+    """
+
+    owner: nn.Module
+    name: str
+    host: nn.Module | None
+    before: type[nn.Module] | nn.Module | None
+
+    def undo(self) -> None:
+        """Take it out."""
+        if self.host is None:
+            setattr(self.owner, self.name, self.before)
+        else:
+            delattr(self.owner, self.name)
+            if isinstance(self.before, type):
+                self.host.__class__ = self.before
+                del vars(self.host)["_attention"]
+            else:
+                for hooks in (self.host._forward_hooks, self.host._forward_pre_hooks):
+                    for key in [key for key, hook in hooks.items() if isinstance(hook, (_Behind, _Before))]:
+                        del hooks[key]
+        records = vars(self.owner)[_RECORDS]
+        records.remove(self)
+        if not records:
+            del vars(self.owner)[_RECORDS]
+
+
+def _put(model: nn.Module, place: Place, attention: nn.Module) -> _Record:
+    """Put attention into its place."""
+    owner, host = model.get_submodule(place.owner), model.get_submodule(place.host)
+    if place.kind == "instead of":
+        made = _Record(owner, place.name, None, host)
+        setattr(owner, place.name, attention)
+    else:
+        owner.add_module(place.name, attention)
+        if place.kind == "behind" and is_plain_batch_norm(host):
+            made = _Record(owner, place.name, host, type(host))
+            host.__class__ = AttendedBatchNorm2d
+            # not a child: the owner has it
+            vars(host)["_attention"] = (attention,)
+        else:
+            made = _Record(owner, place.name, host, None)
+            if place.kind == "behind":
+                host.register_forward_hook(_Behind(attention))
+            else:
+                host.register_forward_pre_hook(_Before(attention))
+    vars(owner).setdefault(_RECORDS, []).append(made)
+    return made
+
+
+def _check(
+    model: nn.Module, trial: Trial, places: Sequence[Place], modules: Sequence[nn.Module], unchanged: Any
+) -> None:
+    """Raise UserError unless each attention has its turn once, and what the network computes is `unchanged`."""
+    flow = record(model, lambda: model(*trial.arguments))
+    for place, module in zip(places, modules, strict=True):
+        num_calls = flow.num_calls(module)
+        in_norm = _is_attended(model.get_submodule(place.host)) and not num_calls
+        if num_calls != 1 and not in_norm:
+            raise UserError(f"attention at {place.label} would be called {num_calls} times in a forward pass")
+    if unchanged is None:
+        return
+    for before, after in zip(_tensors(unchanged), _tensors(flow.output), strict=True):
+        close = before.shape == after.shape and torch.allclose(before, after, rtol=1e-3, atol=1e-3, equal_nan=True)
+        if not close:
+            raise UserError("the network would compute something else with attention that starts as the identity")
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]

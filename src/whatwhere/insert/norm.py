@@ -1,0 +1,58 @@
+"""A BatchNorm followed by attention, in one operator where that keeps less."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..attention import Gate
+from ..ops import has_hooks, looked_into, normed_gate
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class AttendedBatchNorm2d(nn.BatchNorm2d):
+    """A BatchNorm2d whose output is attended: y = A(norm(x)).
+
+    What a BatchNorm2d of somebody's network becomes, in place, when attention stands right behind it: parameters, keys
+    and hooks stay. The attention is a module of its owner, the block; this one only knows of it.
+    """
+
+    _attention: tuple[nn.Module]
+
+    def forward(self, x: Tensor) -> Tensor:
+        (attention,) = self._attention
+        if not isinstance(attention, Gate) or looked_into(x) or not _is_as_built(attention):
+            attended: Tensor = attention(super().forward(x))
+            return attended
+        return normed_gate(
+            x,
+            _plain(self),
+            attention.what,
+            attention.where,
+            arrangement=attention.arrangement,
+            mix=attention.mix,
+            backend=attention.backend,
+        )
+
+
+def _is_as_built(attention: Gate) -> bool:
+    return type(attention).forward is Gate.forward and not has_hooks(attention, inside=False)
+
+
+def _plain(norm: AttendedBatchNorm2d) -> nn.BatchNorm2d:
+    """Return the norm alone, over the same parameters and statistics; hooks have been called around the whole."""
+    plain = object.__new__(nn.BatchNorm2d)
+    content: dict[str, Any] = {**vars(norm), **{name: OrderedDict() for name in _HOOKS}}
+    vars(plain).update(content)
+    return plain
+
+
+def is_plain_batch_norm(module: nn.Module) -> bool:
+    """Return whether a module computes what a BatchNorm2d computes; timm's with an activation that is none does."""
+    if type(module) is nn.BatchNorm2d:
+        return True
+    is_timms = isinstance(module, nn.BatchNorm2d) and type(module).__name__ == "BatchNormAct2d"
+    return is_timms and all(type(child) is nn.Identity for child in module.children())

@@ -1,0 +1,291 @@
+"""Where attention can stand: before the sums of residual blocks, between stages, behind modules by name."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from ..errors import UserError, nearest
+from ..models.resnet import BasicBlock, Bottleneck
+from .flow import Call, Flow, Node
+
+Kind = Literal["behind", "before", "instead of"]
+# a shortcut may have a projection, and a blur before it
+_MOST_SHORTCUT_WEIGHTS = 2
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # which run or list whatever is in them
+_SQUEEZE = re.compile(r"e?se(module|layer|block|unit|gate)?|effectivesemodule|squeeze.*excit.*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """One place for attention.
+
+    Attributes:
+        label: What it belongs to: the block, the stage, the module.
+        kind: Behind the host's output, before its input, or instead of the host.
+        host: Name of the module.
+        owner: Name of the module that gets the attention as a child.
+        name: What the child is called.
+        channels: Channels there.
+        size: Height and width there, with the input that was tried.
+    """
+
+    label: str
+    kind: Kind
+    host: str
+    owner: str
+    name: str
+    channels: int
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A residual block that cannot take attention.
+
+    Attributes:
+        label: The block.
+        reason: Why not.
+    """
+
+    label: str
+    reason: str
+
+
+class Places:
+    """The places of a network, from its flow."""
+
+    def __init__(self, model: nn.Module, flow: Flow) -> None:
+        self.flow = flow
+        # the first name of a module that has several
+        self.names = {module: name for name, module in reversed(list(model.named_modules()))}
+        self.modules = dict(model.named_modules())
+        self.skipped: list[Skipped] = []
+
+    def blocks(self) -> list[Place]:
+        """Return a place before the sum of each residual block, on its branch."""
+        sums: dict[Call, Node] = {}
+        for node in self.flow.nodes:
+            if node.is_sum and len(node.shape) == 4:
+                found = self._block(node)
+                if found is not None:
+                    sums[found[0]] = found[1]  # of several sums in a block, the last
+        places = [self._before_sum(block, branch) for block, branch in sums.items()]
+        return list(filter(None, places))
+
+    def _block(self, total: Node) -> tuple[Call, Node] | None:
+        """Return the residual block whose sum `total` is, and its branch; None for any other sum."""
+        # the module whose forward has the sum, or the one around it
+        for block in list(reversed(total.calls))[:2]:
+            for entry in block.entries:
+                depths = _depths(self.flow.nodes[entry.index : total.index])
+                if not all(node in depths for node in total.inputs):
+                    continue
+                first, second = (depths[node] for node in total.inputs)
+                if first == second or min(first, second) > _MOST_SHORTCUT_WEIGHTS:
+                    return None
+                return block, total.inputs[first < second]
+        return None
+
+    def _before_sum(self, block: Call, branch: Node) -> Place | None:
+        label = self.names[block.module]
+        if isinstance(block.module, (BasicBlock, Bottleneck)) and type(block.module.attention) is nn.Identity:
+            # the slot of our own networks
+            size = (branch.shape[2], branch.shape[3])
+            return Place(label, "instead of", f"{label}.attention", label, "attention", branch.shape[1], size)
+        if self.flow.num_calls(block.module) > 1:
+            self._skip(label, "the block is called more than once")
+            return None
+        # a layer scale may start at nearly nothing, of which a gate could not tell anything
+        for node in (*self._unscaled(branch), branch):
+            host = next((call for call in self.flow.producers(node) if self._is_inside(call, block)), None)
+            # what takes it besides the sum would be given attended features too
+            if host is not None and len(node.consumers) == 1:
+                return self._place(label, "behind", host, node, self._owner(block.module))
+        passing = [call for call in self.flow.passing(branch) if self.flow.num_calls(call.module) == 1]
+        if passing:
+            return self._place(label, "before", passing[0], branch, self._owner(block.module))
+        self._skip(label, f"what it adds comes from an operation ({branch.operation}), not from a module")
+        return None
+
+    def _unscaled(self, node: Node) -> Iterator[Node]:
+        """Yield what `node` is a multiple of, by numbers that do not depend on the input, the first factor first."""
+        if node.operation in ("mul", "rmul", "imul"):
+            given = [source for source in node.inputs if source.shape == node.shape]
+            constant = [source for source in node.inputs if source.shape != node.shape and self._is_constant(source)]
+            if len(given) == 1 and len(given) + len(constant) == len(node.inputs):
+                yield from self._unscaled(given[0])
+                yield given[0]
+
+    def _is_constant(self, node: Node) -> bool:
+        entries = self.flow.calls[0].entries
+        return node not in entries and all(map(self._is_constant, node.inputs))
+
+    def _is_inside(self, call: Call, block: Call) -> bool:
+        return call.module is not block.module and self.flow.num_calls(call.module) == 1
+
+    def _skip(self, label: str, reason: str) -> None:
+        self.skipped.append(Skipped(label, reason))
+
+    def stages(self) -> list[Place]:
+        """Return a place at the end of each stage but the last: all goes through one tensor, and that shrinks then."""
+        stages: list[list[Node]] = []
+        # what modules return: a tensor on the way may be padded, or have its channels last
+        returned = {call.output for call in self.flow.calls}
+        for node in self._cuts():
+            if len(node.shape) == 4 and node in returned:
+                if not stages or _area(node) < 0.75 * _area(stages[-1][0]):
+                    stages.append([])
+                stages[-1].append(node)
+        begins = self._end_of_stem()
+        places = []
+        for stage, following in itertools.pairwise(stages):
+            # a global pool is no stage
+            if _area(following[0]) > 1:
+                ends = [node for node in stage if node.index > begins and _area(node) == _area(stage[0])]
+                places += self._end(ends)
+        return places
+
+    def _end(self, nodes: list[Node]) -> list[Place]:
+        """Return a place at the last of these tensors that is the output of a whole part of the network."""
+        hosts = [call for node in nodes for call in self.flow.calls if call.output is node and self._can_host(call)]
+        if not hosts:
+            return []
+        # what a module deep inside the next block has done belongs to that block
+        level = min(call.level for call in hosts)
+        host = [call for call in hosts if call.level == level][-1]
+        assert host.output is not None
+        return [self._place(self.names[host.module], "behind", host, host.output, self._owner(host.module))]
+
+    def _cuts(self) -> Iterator[Node]:
+        """Yield the tensors through which everything goes that comes from the network's input."""
+        reachable: set[Node] = set()
+        for entry in self.flow.calls[0].entries or self.flow.nodes[:1]:
+            reachable.add(entry)
+        last_use = -1
+        for node in self.flow.nodes:
+            if node not in reachable:
+                if not reachable.intersection(node.inputs):
+                    continue
+                reachable.add(node)
+            if last_use <= node.index:
+                yield node
+            last_use = max([last_use, *(consumer.index for consumer in node.consumers)])
+
+    def _end_of_stem(self) -> int:
+        """Return up to which tensor a network's stem goes: to its first residual block, or its second convolution."""
+        for node in self.flow.nodes:
+            if node.is_sum and len(node.shape) == 4 and (found := self._block(node)) is not None:
+                return found[0].entries[0].index
+        weighted = [node for node in self.flow.nodes if node.is_weighted]
+        return weighted[1].index if len(weighted) > 1 else 0
+
+    def matching(self, patterns: tuple[str, ...]) -> list[Place]:
+        """Return a place behind each module whose name matches one of the shell-style patterns.
+
+        Raises:
+            UserError: A pattern that matches no module, or a module that does not return features, or not once.
+        """
+        chosen: dict[str, nn.Module] = {}
+        for pattern in patterns:
+            found = {
+                name: module for name, module in self.modules.items() if name and fnmatch.fnmatchcase(name, pattern)
+            }
+            if not found:
+                hint = nearest(pattern, list(self.modules))
+                raise UserError(
+                    f"no module of the network is called {pattern!r}{hint}; `blocks` and `stages` find places"
+                )
+            chosen |= found
+        return [self._behind(name, module) for name, module in chosen.items()]
+
+    def _behind(self, name: str, module: nn.Module) -> Place:
+        calls = [call for call in self.flow.calls if call.module is module]
+        if len(calls) != 1:
+            times = "not called" if not calls else f"called {len(calls)} times"
+            raise UserError(f"{name} is {times} in a forward pass; attention needs a module that is called once")
+        node = calls[0].output
+        if node is None or len(node.shape) != 4:
+            shape = "no tensor" if node is None else f"a tensor {node.shape}"
+            raise UserError(f"{name} returns {shape}; attention needs features of shape (N, C, H, W)")
+        if not self._can_host(calls[0]):
+            raise UserError(f"nothing around {name} can hold attention; name a layer inside it")
+        return self._place(name, "behind", calls[0], node, self._owner(module))
+
+    def squeezes(self) -> list[Place]:
+        """Return a place instead of each squeeze-and-excitation module that the network has.
+
+        Raises:
+            UserError: There is none.
+        """
+        found = [
+            call
+            for call in self.flow.calls
+            if _SQUEEZE.fullmatch(type(call.module).__name__)
+            and call.output is not None
+            and [call.output.shape] == [entry.shape for entry in call.entries]
+            and self.flow.num_calls(call.module) == 1
+        ]
+        if not found:
+            raise UserError("the network has no squeeze-and-excitation module to replace; leave out replace")
+        places = []
+        for call in found:
+            assert call.output is not None
+            owner, _, name = self.names[call.module].rpartition(".")
+            size = (call.output.shape[2], call.output.shape[3])
+            host = self.names[call.module]
+            places.append(Place(host, "instead of", host, owner, name, call.output.shape[1], size))
+        return places
+
+    def _place(self, label: str, kind: Kind, host: Call, node: Node, owner: tuple[str, str]) -> Place:
+        name = self.names[host.module]
+        return Place(label, kind, name, *owner, node.shape[1], (node.shape[2], node.shape[3]))
+
+    def _owner(self, module: nn.Module) -> tuple[str, str]:
+        """Return the name of a module that takes a child without calling it, and what the child is called.
+
+        The module itself, if it is more than a layer and no container, or the nearest around it.
+        """
+        rest: list[str] = []
+        path, is_layer = self.names[module], next(module.children(), None) is None
+        while is_layer or isinstance(self.modules[path], _CONTAINERS):
+            if not path:
+                # all around is containers; a layer takes a child without calling it
+                return self.names[module], self._free(module, "attention")
+            path, _, own = path.rpartition(".")
+            rest.insert(0, own)
+            is_layer = False
+        return path, self._free(self.modules[path], "_".join([*rest, "attention"]))
+
+    def _can_host(self, call: Call) -> bool:
+        """Return whether attention can stand behind a call: of a module that is called once, and has an owner."""
+        module = call.module
+        if not self.names.get(module) or self.flow.num_calls(module) > 1:
+            return False
+        return not isinstance(self.modules[self._owner(module)[0]], _CONTAINERS)
+
+    def _free(self, module: nn.Module, name: str) -> str:
+        number, free = 1, name
+        while hasattr(module, free):
+            number, free = number + 1, f"{name}{number + 1}"
+        return free
+
+
+def _depths(nodes: list[Node]) -> dict[Node, int]:
+    """Return the greatest number of weighted operations from the first node to each that depends on it."""
+    depths = {nodes[0]: 0}
+    for node in nodes[1:]:
+        before = [depths[source] for source in node.inputs if source in depths]
+        if before:
+            depths[node] = max(before) + node.is_weighted
+    return depths
+
+
+def _area(node: Node) -> int:
+    return node.shape[2] * node.shape[3]

@@ -1,0 +1,99 @@
+"""Attention in networks of others: unchanged at first, learning everything, and taken out without a trace."""
+
+import copy
+
+import pytest
+import torch
+
+from strangers import NAMES, build
+from whatwhere import UserError
+from whatwhere.insert import attend, detach
+
+FEW = ("torchvision:mobilenet_v3_small", "timm:resnet26", "timm:convnext_atto", "torchvision:densenet121")
+WITHOUT_BLOCKS = {
+    *(f"torchvision:{name}" for name in ("densenet121", "vgg11_bn", "vgg11", "squeezenet1_1", "googlenet")),
+    *(f"torchvision:{name}" for name in ("shufflenet_v2_x0_5", "alexnet")),
+    *(f"timm:{name}" for name in ("densenet121", "vgg11_bn", "rexnet_100", "nfnet_l0", "inception_v3", "vovnet39a")),
+    "timm:selecsls42b",
+}  # fmt: skip
+
+
+def names(few):
+    return [pytest.param(name, marks=() if name in few else pytest.mark.slow) for name in NAMES]
+
+
+def output(model, images):
+    """What a network returns under fixed random numbers."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return model(images)
+
+
+def state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", names(FEW))
+@pytest.mark.parametrize("attention", ["cbam", "se"])
+def test_attention_in_a_stranger(name, attention):
+    torch.manual_seed(0)
+    model = build(name)
+    size = 96 if "inception" in name or "selecsls" in name or "googlenet" in name else 64
+    images = torch.randn(2, 3, size, size)
+    at = "stages" if name in WITHOUT_BLOCKS else "blocks"
+    if at == "stages":
+        with pytest.raises(
+            UserError, match=r"no residual block that can take attention.*give at='stages', or patterns"
+        ):
+            attend(model, attention)
+    original = copy.deepcopy(model)
+    before = state(model)
+    attend(model, attention, at=at, seed=0)
+    # parameters keep their names and values
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+    own = [key for key in model.state_dict() if key not in before]
+    parameters = [parameter for key, parameter in model.named_parameters() if key in own]
+    assert parameters
+
+    unchanged(model, original, images)
+    everything_learns(model, images, parameters)
+    trained = state(model)
+    other = attend(build(name), attention, at=at, seed=1)
+    other.load_state_dict(trained)
+    assert torch.equal(output(other.eval(), images), output(model.eval(), images))
+    detach(model)
+    assert {key: type(module) for key, module in model.named_modules()} == {
+        key: type(module) for key, module in original.named_modules()
+    }
+    assert all(map(no_trace, model.modules()))
+    model.load_state_dict(before)
+    for training in (True, False):
+        assert torch.equal(output(model.train(training), images), output(original.train(training), images))
+
+
+def no_trace(module):
+    inside = {"_attended", "_attention"} & set(vars(module))
+    return not inside and not module._forward_hooks and not module._forward_pre_hooks
+
+
+def unchanged(model, original, images):
+    """The identity start computes what the network computes, bit for bit, and updates the same statistics."""
+    for dtype in (torch.float32, torch.bfloat16):
+        for training in (False, True):
+            ours, theirs = (copy.deepcopy(m).to(dtype).train(training) for m in (model, original))
+            assert torch.equal(output(ours, images.to(dtype)), output(theirs, images.to(dtype)))
+            for key, value in theirs.state_dict().items():
+                assert torch.equal(ours.state_dict()[key], value), key
+
+
+def everything_learns(model, images, parameters):
+    """Every parameter of the attention gets a gradient by the third step."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    learned = set()
+    for _ in range(3):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model.train()(images), torch.tensor([0, 1])).backward()
+        learned |= {index for index, p in enumerate(parameters) if p.grad is not None and p.grad.abs().sum() > 0}
+        optimizer.step()
+    assert learned == set(range(len(parameters)))
