@@ -22,6 +22,7 @@ class ChannelNormalization(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.channels = channels
         self.alpha = nn.Parameter(torch.ones(channels))
         self.gamma = nn.Parameter(torch.zeros(channels))
         self.beta = nn.Parameter(torch.zeros(channels))
@@ -31,7 +32,7 @@ class ChannelNormalization(nn.Module):
         least = norms.new_full((), math.sqrt(self.eps))
         embedding = self.alpha * torch.hypot(norms, least)
         length = torch.linalg.vector_norm(embedding, dim=1, keepdim=True)
-        rms = torch.hypot(length / math.sqrt(len(self.alpha)), least)
+        rms = torch.hypot(length / math.sqrt(self.channels), least)
         return 1 + torch.tanh(self.gamma * embedding / rms + self.beta)
 
 

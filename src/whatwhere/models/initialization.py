@@ -27,8 +27,8 @@ def initialize(model: nn.Module, seed: int, keep: Collection[nn.Module] = ()) ->
 
     Convolutions: normal with variance 2 / fan_out (torchvision's and timm's ResNet), but 2 / fan_in where each pixel of
     many channels becomes one number, whose fan_out of 1 would leave it to grow with their number. Linear layers,
-    convolutions along the channels (Conv1d) and biases: uniform within 1 / sqrt(fan_in) (torch's default). Everything
-    else, norms, bare parameters and what its module has put to zero, keeps its constant start.
+    one-dimensional convolutions and biases: uniform within 1 / sqrt(fan_in) (torch's default). Everything else, norms,
+    bare parameters and what its module has put to zero, keeps its constant start.
 
     Args:
         model: The network, changed in place.
