@@ -51,5 +51,5 @@ def _waves(frequencies: Tensor, length: int, dtype: torch.dtype) -> Tensor:
         return waves
     pixels = torch.arange(length, device=cells.device)
     start, stop = cells * length // num_cells, ((cells + 1) * length + num_cells - 1) // num_cells
-    averages = (pixels >= start[:, None]) & (pixels < stop[:, None])
-    return (waves[:, :, None] * (averages / (stop - start)[:, None]).to(dtype)).sum(1)
+    covered = ((pixels >= start[:, None]) & (pixels < stop[:, None])).to(dtype)
+    return (waves[:, :, None] * (covered / (stop - start)[:, None])).sum(1)
