@@ -1,10 +1,11 @@
 import pytest
+import safetensors.torch
 import timm.layers
 import torch
 import torch.nn.functional as F
 
 from numerics import gradient_check, num_params, with_random_values
-from whatwhere import ResNet, UserError
+from whatwhere import ResNet, UserError, create_model
 from whatwhere.attention import GatherExcite, LocalGatherExcite
 from whatwhere.models.resnet import BasicBlock
 
@@ -120,6 +121,24 @@ def test_identity_start_of_the_local_forms(variant, size):
     assert torch.equal(module(x), x)
     module(x).square().sum().backward()
     assert module.mix.grad != 0
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_say_that_it_is_there(suffix, tmp_path):
+    x, path = torch.randn(2, 3, 32, 32), tmp_path / f"weights{suffix}"
+    trained = create_model("ge_resnext11_8x8d", num_classes=3, seed=0).eval()
+    if suffix == ".pth":
+        torch.save(trained.state_dict(), path)
+    else:
+        safetensors.torch.save_file(trained.state_dict(), path)
+    torch.testing.assert_close(create_model("ge_resnext11_8x8d", num_classes=3, pretrained=path).eval()(x), trained(x))
+    with pytest.raises(UserError, match=r"not of this network: 3 unexpected \(layer1.0.attention.what.mark"):
+        create_model("resnext11_8x8d", num_classes=3, pretrained=path)
+
+    plain = create_model("resnext11_8x8d", num_classes=3, seed=0).eval()
+    torch.save(plain.state_dict(), path.with_suffix(".pth"))
+    started = create_model("ge_resnext11_8x8d", num_classes=3, pretrained=path.with_suffix(".pth")).eval()
+    assert torch.equal(started(x), plain(x))
 
 
 def test_a_network_takes_the_local_form_as_a_builder():

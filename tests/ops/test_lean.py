@@ -363,7 +363,7 @@ def test_view_prefers_what_x_has():
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mix", [None, 0.7])
-@pytest.mark.parametrize("kind", ["cbam", "se", "spatial", "avg+max+min+std+l2+lp+lse"])
+@pytest.mark.parametrize("kind", ["cbam", "se", "spatial", "avg+max+min+std+l2+lp+lse", *NEWER])
 @pytest.mark.parametrize("form", FORMS)
 def test_as_exact_as_eager_on_a_gpu(form, kind, mix, dtype, memory_format, training):
     if not torch.cuda.is_available():

@@ -22,6 +22,10 @@ class AverageGate(nn.Module):
 
     pools = ("avg",)
 
+    def __init__(self) -> None:
+        super().__init__()
+        _leave_a_mark(self)
+
     def forward(self, averages: Tensor) -> Tensor:
         return torch.sigmoid(averages)
 
@@ -51,7 +55,8 @@ class GatherExcite(Gate):
         Of the paper's forms this is the one that needs neither parameters nor the size of the map; that a ResNet-50
         with it does better than a ResNet-101 is the paper's main claim. `LocalGatherExcite` has the others, among them
         the paper's best, GE-theta-plus with global extent, and with a bottleneck after the average this is SE. Behind a
-        BatchNorm whose bias starts at 0 every gate is near 0.5 at first. No parameters.
+        BatchNorm whose bias starts at 0 every gate is near 0.5 at first. No parameters; an empty tensor `mark` tells a
+        network's weights from those of a plain one.
     """
 
     def __init__(self, channels: int, *, start: Start = "paper") -> None:
@@ -119,6 +124,8 @@ class LocalGatherExcite(ScalingAttention):
             )
         self.gather = _gathering(channels, variant, extent, self.size)
         self.excite: nn.Module = nn.Identity()
+        if variant == "theta-minus":
+            _leave_a_mark(self)
         if variant == "theta-plus":
             hidden_channels = max(1, int(channels // reduction))
             layers = (
@@ -138,6 +145,11 @@ class LocalGatherExcite(ScalingAttention):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, variant={self.variant!r}, extent={self.extent}"
+
+
+def _leave_a_mark(module: nn.Module) -> None:
+    """Give a module without parameters a tensor, without which a network's weights would not say that it is there."""
+    module.register_buffer("mark", torch.zeros(0))
 
 
 def _gathering(channels: int, variant: Variant, extent: int | None, size: tuple[int, int] | None) -> nn.Module:
