@@ -1,6 +1,7 @@
 """Plain numpy versions of what the modules compute, written from the papers' formulas, for comparison."""
 
 import numpy as np
+import torch
 
 
 def sigmoid(x):
@@ -74,6 +75,29 @@ def gate(module, x):
         s, m = channel(x), spatial(x)
     a = state.get("mix", 1.0)
     return x * (1 - a + a * s * m)
+
+
+def with_random_values(module):
+    """The module in float64 with random parameters and running statistics, those that start at zero included."""
+    for name, value in module.state_dict().items():
+        if value.is_floating_point():
+            value.copy_(torch.rand(value.shape) + 0.5 if name.endswith("running_var") else torch.randn(value.shape))
+    return module.double()
+
+
+def gradient_check(module, x):
+    """Whether the gradients of x and of all parameters of a float64 module are those of finite differences."""
+    names = [name for name, _ in module.named_parameters()]
+
+    def run(x, *values):
+        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
+
+    values = [value.detach().clone().requires_grad_() for value in module.parameters()]
+    return torch.autograd.gradcheck(run, (x.clone().requires_grad_(), *values))
+
+
+def num_params(module):
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def relative_error(values, truth):

@@ -15,9 +15,20 @@ def plain_bytes():
     return cost(create_model("resnext50_32x4d"), SIZE).total.saved_bytes
 
 
-@pytest.mark.parametrize(("name", "ratio"), [("cbam_resnext50_32x4d", 1.02), ("se_resnext50_32x4d", 1.01)])
+@pytest.mark.parametrize(
+    ("name", "ratio"), [("cbam_resnext50_32x4d", 1.02), ("se_resnext50_32x4d", 1.01), ("eca_resnext50_32x4d", 1.01)]
+)
 def test_attention_keeps_hardly_more(name, ratio, plain_bytes):
     assert cost(create_model(name), SIZE).total.saved_bytes <= ratio * plain_bytes
+
+
+@pytest.mark.parametrize("attention", ["eca", "srm", "gct", "ge", "fca"])
+def test_a_small_network_with_a_channel_gate_keeps_hardly_more(attention):
+    plain, gated = (
+        cost(create_model(name), (3, 32, 32), batch_size=2).total.saved_bytes
+        for name in ("resnext29_32x4d", f"{attention}_resnext29_32x4d")
+    )
+    assert gated <= 1.01 * plain
 
 
 def test_the_plain_network_keeps_no_more_than_torchvisions(plain_bytes):

@@ -1,9 +1,12 @@
+from functools import partial
+
 import pytest
+import timm
 import torch
 import torchvision
 from torch import nn
 
-from whatwhere import CBAM, ResNet, UserError, create_model, list_models
+from whatwhere import ATTENTION, CBAM, ResNet, UserError, create_model, list_models
 from whatwhere.models.resnet import RESNETS, Bottleneck
 
 NUM_PARAMS = {  # 1000 classes; timm, torchvision and the authors' code agree where they have the network
@@ -25,6 +28,18 @@ NUM_PARAMS = {  # 1000 classes; timm, torchvision and the authors' code agree wh
     "se_resnext50_32x4d": 27_559_896,
     "se_resnext101_32x4d": 48_955_416,
     "se_resnext101_64x4d": 88_232_984,
+    # k = 5, 5, 5, 7 in 3, 4, 6, 3 blocks: 86 more than the plain network
+    "eca_resnet50": 25_557_118,
+    # 2 C h + 2 C + 3 h + 1 a block, h = C / 16: 3 * 8,753 + 4 * 33,889 + 6 * 133,313 + 3 * 528,769 = 2,548,000 more
+    "gc_resnet50": 28_105_032,
+    # the sum of C over the blocks is 15,104: 4 C, 3 C, nothing
+    "srm_resnet50": 25_557_032 + 4 * 15_104,
+    "gct_resnet50": 25_557_032 + 3 * 15_104,
+    "ge_resnet50": 25_557_032,
+    # 2 C h, h = C / 16: SE without its biases (h + C)
+    # C^2 + 5 C / 2 + 1, half the channels hidden; the sum of C^2 is 20,119,552
+    "scse_resnet50": 25_557_032 + 20_119_552 + 5 * 15_104 // 2 + 16,
+    "fca_resnet50": 28_088_024 - 15_104 - 15_104 // 16,
 }
 NUM_PARAMS_CIFAR = {  # 10 and 100 classes
     "resnext29_8x64d": (34_426_698, 34_518_948),
@@ -65,9 +80,41 @@ def test_parameter_counts_of_the_papers_table(name, expected):
     assert tuple(round(num_params(prefix + name) / 1e6, 2) for prefix in ("", "se_", "cbam_")) == expected
 
 
-def test_every_backbone_stands_plain_with_cbam_and_with_se():
+def test_every_backbone_stands_plain_and_with_every_attention():
     for name in RESNETS:
-        assert {name, f"cbam_{name}", f"se_{name}"} <= set(list_models())
+        assert {name, *(f"{attention}_{name}" for attention in ATTENTION)} <= set(list_models())
+
+
+def test_parameter_counts_are_those_of_timms_networks_with_its_modules():
+    adding = partial(timm.layers.GlobalContext, fuse_add=True, fuse_scale=False, rd_ratio=1 / 16)
+    for name, module in {"eca": "eca", "gc": adding}.items():
+        with torch.device("meta"):
+            theirs = timm.create_model("resnet50", block_args={"attn_layer": module})
+        assert num_params(f"{name}_resnet50") == sum(p.numel() for p in theirs.parameters())
+
+
+def test_published_zeros_stay_and_maps_of_one_channel_start_at_the_scale_of_their_input():
+    networks = [create_model("gc_resnet18", seed=seed) for seed in (0, 1)]
+    plain = create_model("resnet18", seed=0)
+    shared = networks[0].state_dict()
+    assert all(torch.equal(value, shared[key]) for key, value in plain.state_dict().items())
+    blocks = [network.layer4[1].attention for network in networks]
+    assert all(value.abs().sum() == 0 for value in (*blocks[0].fc2.parameters(), blocks[0].mask.bias))
+    assert not torch.equal(blocks[0].mask.weight, blocks[1].mask.weight)
+    assert not torch.equal(blocks[0].fc1.weight, blocks[1].fc1.weight)
+    # logits of unit variance inputs: sqrt(2)
+    assert 1.2 < blocks[0].mask.weight.square().sum().sqrt() < 1.6
+    torch.manual_seed(1)
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(networks[0].eval()(x), plain.eval()(x))
+
+
+def test_one_dimensional_convolutions_start_as_torchs():
+    weights = [m.what.conv.weight for m in create_model("eca_resnet50", seed=0).modules() if hasattr(m, "what")]
+    values = torch.cat([weight.flatten() * weight.shape[2] ** 0.5 for weight in weights])
+    assert len(weights) == 16
+    assert values.abs().max() <= 1
+    assert 0.4 < values.abs().mean() < 0.6
 
 
 @pytest.mark.parametrize("name", TORCHVISION)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from numerics import assert_as_exact_as
-from whatwhere import CBAM, SpatialAttention, SqueezeExcitation
+from whatwhere import ATTENTION, CBAM, SpatialAttention, SqueezeExcitation
+from whatwhere.attention import Gate
 from whatwhere.attention.gate import SharedMLP
 from whatwhere.ops import gate, gated_tail, layout, normed_gate
 from whatwhere.ops.layout import View, extreme
@@ -17,6 +18,8 @@ from whatwhere.ops.layout import View, extreme
 FORMS = ("gate", "normed_gate", "gated_tail")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 FORMATS = (torch.contiguous_format, torch.channels_last)
+# modules that come with pools or functions of their own
+NEWER = [name for name, build in ATTENTION.items() if issubclass(build, Gate) and name not in ("cbam", "se")]
 
 
 def functions(kind, channels):
@@ -29,6 +32,8 @@ def functions(kind, channels):
         built = SqueezeExcitation(channels, reduction=4)
     elif kind == "spatial":
         built = SpatialAttention(channels, kernel_size=3)
+    elif kind in NEWER:
+        built = ATTENTION[kind](channels)
     else:
         return SharedMLP(channels, 3, tuple(kind.split("+"))), None
     for parameter in built.parameters():
@@ -135,7 +140,7 @@ def pieces(request, monkeypatch):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["cbam", "timm", "se", "spatial", "avg+max+min+std+l2+lp+lse"])
+@pytest.mark.parametrize("kind", ["cbam", "timm", "se", "spatial", "avg+max+min+std+l2+lp+lse", *NEWER])
 @pytest.mark.parametrize("form", FORMS)
 def test_as_exact_as_eager(form, kind, dtype, memory_format, training):
     Case(form, kind, dtype=dtype, memory_format=memory_format, training=training).check()
@@ -145,7 +150,7 @@ def test_as_exact_as_eager(form, kind, dtype, memory_format, training):
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("factor", [True, False])
 @pytest.mark.parametrize("mix", [None, 0.0, 0.7])
-@pytest.mark.parametrize("kind", ["cbam", "se", "spatial", "max+std"])
+@pytest.mark.parametrize("kind", ["cbam", "se", "spatial", "max+std", "avg+dct16", "srm", "gct"])
 @pytest.mark.parametrize("form", FORMS)
 def test_with_mixing_and_factor(form, kind, mix, factor, memory_format, training):
     Case(form, kind, mix=mix, factor=factor, memory_format=memory_format, training=training).check()
@@ -303,7 +308,7 @@ def test_first_index_of_the_extremes(n, rows, columns, dim, largest, distinct, r
 @settings(max_examples=60, deadline=None)
 @given(
     form=st.sampled_from(FORMS),
-    kind=st.sampled_from(["cbam", "timm", "se", "spatial", "max", "min+avg", "lse+max"]),
+    kind=st.sampled_from(["cbam", "timm", "se", "spatial", "max", "min+avg", "lse+max", "dct4+max", "eca", "ge"]),
     shape=st.tuples(st.integers(1, 4), st.integers(1, 40), st.integers(1, 9), st.integers(1, 9)),
     training=st.booleans(),
     memory_format=st.sampled_from(FORMATS),
@@ -358,7 +363,7 @@ def test_view_prefers_what_x_has():
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mix", [None, 0.7])
-@pytest.mark.parametrize("kind", ["cbam", "se", "spatial", "avg+max+min+std+l2+lp+lse"])
+@pytest.mark.parametrize("kind", ["cbam", "se", "spatial", "avg+max+min+std+l2+lp+lse", *NEWER])
 @pytest.mark.parametrize("form", FORMS)
 def test_as_exact_as_eager_on_a_gpu(form, kind, mix, dtype, memory_format, training):
     if not torch.cuda.is_available():

@@ -9,24 +9,49 @@ from torch import nn
 from ..errors import UserError, nearest
 from .by_path import attention_by_path
 from .cbam import CBAM, ChannelAttention, SpatialAttention
+from .eca import EfficientChannelAttention
+from .fca import FrequencyChannelAttention
 from .gate import Gate, IdentityStart, ScalingAttention, starting_as_identity
+from .gather_excite import GatherExcite, LocalGatherExcite
+from .gct import GatedChannelTransform
+from .global_context import GlobalContext
+from .scse import SpatialChannelSE
 from .squeeze_excitation import SqueezeExcitation
+from .srm import StyleRecalibration
 
 __all__ = [
     "ATTENTION",
     "CBAM",
     "ChannelAttention",
+    "EfficientChannelAttention",
+    "FrequencyChannelAttention",
     "Gate",
+    "GatedChannelTransform",
+    "GatherExcite",
+    "GlobalContext",
     "IdentityStart",
+    "LocalGatherExcite",
     "ScalingAttention",
     "SpatialAttention",
+    "SpatialChannelSE",
     "SqueezeExcitation",
+    "StyleRecalibration",
     "attention_builder",
     "attention_by_path",
     "starting_as_identity",
 ]
 
-ATTENTION: dict[str, Callable[..., nn.Module]] = {"cbam": CBAM, "se": SqueezeExcitation}
+ATTENTION: dict[str, Callable[..., nn.Module]] = {
+    "cbam": CBAM,
+    "se": SqueezeExcitation,
+    "eca": EfficientChannelAttention,
+    "srm": StyleRecalibration,
+    "gct": GatedChannelTransform,
+    "ge": GatherExcite,
+    "scse": SpatialChannelSE,
+    "gc": GlobalContext,
+    "fca": FrequencyChannelAttention,
+}
 
 
 def attention_builder(attention: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:

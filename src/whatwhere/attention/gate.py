@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.fx
@@ -32,6 +32,8 @@ class Gate(nn.Module):
 
     Attributes:
         backend: Who computes it (see `whatwhere.ops`), "auto" unless set otherwise.
+        identity_at_start: Whether it computes y = x as published, so that either start is the same, without a scalar:
+            a scalar at 0 before gates at 1 would get no gradient and give none.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any H and W.
@@ -44,6 +46,7 @@ class Gate(nn.Module):
     where: SpatialGate | None
     mix: Tensor | None
     backend: Backend = "auto"
+    identity_at_start: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -63,7 +66,8 @@ class Gate(nn.Module):
         # register_module, because a plain attribute would lose the declared protocol types
         self.register_module("what", what)
         self.register_module("where", where)
-        self.register_parameter("mix", nn.Parameter(torch.zeros(())) if start == "identity" else None)
+        mixed = start == "identity" and not self.identity_at_start
+        self.register_parameter("mix", nn.Parameter(torch.zeros(())) if mixed else None)
 
     def forward(self, x: Tensor) -> Tensor:
         check_features(type(self).__name__, x, self.channels)
@@ -139,6 +143,8 @@ def starting_as_identity(attention: nn.Module, channels: int) -> nn.Module:
     A module of this package gets its scalar `mix` if it has none, a module that computes y = x already is left alone,
     and any other is put into an `IdentityStart`.
     """
+    if getattr(attention, "identity_at_start", False):
+        return attention
     if isinstance(attention, (Gate, ScalingAttention)):
         if attention.mix is None:
             attention.mix = nn.Parameter(torch.zeros(()))
@@ -166,7 +172,7 @@ class SharedMLP(nn.Module):
     Args:
         channels: Channels C.
         hidden_channels: Width of the hidden layer.
-        pools: Names of the pooled features, any non-empty subset of "avg", "max", "lp" and "lse".
+        pools: Names of the pooled features, any non-empty subset of those that `whatwhere.ops.gate` knows.
         bias: Whether both layers have a bias.
 
     Shape:

@@ -25,8 +25,10 @@ def resolve_seed(seed: int | None) -> int:
 def initialize(model: nn.Module, seed: int, keep: Collection[nn.Module] = ()) -> None:
     """Draw the weights of every convolution and linear layer of `model`, each from (seed, parameter name).
 
-    Convolutions: normal with variance 2 / fan_out (torchvision's and timm's ResNet). Linear layers and biases: uniform
-    within 1 / sqrt(fan_in) (torch's default). Everything else, norms and learned scalars, keeps its constant start.
+    Convolutions: normal with variance 2 / fan_out (torchvision's and timm's ResNet), but 2 / fan_in where each pixel of
+    many channels becomes one number, whose fan_out of 1 would leave it to grow with their number. Linear layers,
+    one-dimensional convolutions and biases: uniform within 1 / sqrt(fan_in) (torch's default). Everything else, norms,
+    bare parameters and what its module has put to zero, keeps its constant start.
 
     Args:
         model: The network, changed in place.
@@ -39,16 +41,16 @@ def initialize(model: nn.Module, seed: int, keep: Collection[nn.Module] = ()) ->
             continue
         fan_in = module.weight[0].numel()
         for name, parameter in module.named_parameters(prefix, recurse=False):
-            if isinstance(module, nn.Linear) or parameter is module.bias:
+            if parameter.is_meta or not parameter.any():
+                continue
+            if isinstance(module, (nn.Linear, nn.Conv1d)) or parameter is module.bias:
                 _draw(parameter, seed, name, bound=1 / math.sqrt(fan_in))
             else:
                 fan_out = module.weight.shape[0] * module.weight[0, 0].numel()
-                _draw(parameter, seed, name, std=math.sqrt(2 / fan_out))
+                _draw(parameter, seed, name, std=math.sqrt(2 / (fan_in if fan_out == 1 else fan_out)))
 
 
 def _draw(parameter: Tensor, seed: int, name: str, *, std: float = 0.0, bound: float | None = None) -> None:
-    if parameter.is_meta:
-        return
     # on the CPU wherever the parameter is, so that the weights do not depend on the device
     stream = generator(seed, name)
     values = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")

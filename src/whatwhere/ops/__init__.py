@@ -75,8 +75,8 @@ def gate(
     Args:
         x: Features.
         what: Channel gate; its attribute `pools` names the pooled features it takes, in order: "avg", "max", "min",
-            "lp" or "l2" (the l2 norm), "lse" (log-sum-exp) and "std" (unbiased, 1e-5 added to the variance), each over
-            H x W.
+            "lp" or "l2" (the l2 norm), "lse" (log-sum-exp), "std" (unbiased, 1e-5 added to the variance) and "dct1",
+            "dct2", ... "dct32" (so many components of a cosine transform, see `spectral.py`), each over H x W.
         where: Spatial gate; its attribute `maps` names the pooled maps it takes, in order: "max" and "mean", over C.
         arrangement: Which gate sees the output of the other.
         mix: The scalar a, a 0-dimensional tensor.

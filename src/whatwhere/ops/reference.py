@@ -13,6 +13,10 @@ import torch.fx
 from torch import Tensor, nn
 
 from .hooks import has_hooks
+from .spectral import NUM_COMPONENTS, spectral_pool
+
+# symbolic tracing patches a function under the name by which it is called
+torch.fx.wrap("spectral_pool")
 
 Arrangement = Literal["channel_first", "spatial_first", "parallel"]
 
@@ -44,9 +48,13 @@ def _extreme(x: Tensor, dim: int, largest: bool) -> Tensor:
 
 
 @torch.fx.wrap
-def _std(x: Tensor) -> Tensor:
-    correction = min(1, x.shape[2] * x.shape[3] - 1)
-    return torch.sqrt(x.var((2, 3), correction=correction) + 1e-5)
+def _std(x: Tensor, eps: float) -> Tensor:
+    correction = min(1, int(x.shape[2] * x.shape[3]) - 1)
+    return torch.sqrt(x.var((2, 3), correction=correction) + eps)
+
+
+def _spectral(num_components: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: spectral_pool(x, num_components)
 
 
 def _l2(x: Tensor) -> Tensor:
@@ -62,8 +70,9 @@ POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "lp": _l2,
     "lse": lambda x: torch.logsumexp(x, (2, 3)),
     "min": lambda x: _extreme(x.flatten(2), 2, False),
-    "std": _std,
+    "std": lambda x: _std(x, 1e-5),
     "l2": _l2,
+    **{f"dct{num}": _spectral(num) for num in NUM_COMPONENTS},
 }
 # over C: (N, C, H, W) -> (N, 1, H, W)
 MAPS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError, check_integer
+from .gate import Gate, ScalingAttention, Start, check_choice, check_reduction
+
+Variant = Literal["theta-minus", "theta", "theta-plus"]
+
+
+class AverageGate(nn.Module):
+    """Channel gate sigmoid(average), without parameters.
+
+    Shape:
+        (N, C) -> (N, C).
+    """
+
+    pools = ("avg",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        _leave_a_mark(self)
+
+    def forward(self, averages: Tensor) -> Tensor:
+        return torch.sigmoid(averages)
+
+
+class GatherExcite(Gate):
+    """Gather-excite without parameters, GE-theta-minus with global extent, arXiv 1810.12348, section 3.
+
+    ::
+
+        g = mean over H x W of x      gather
+        y = sigmoid(g) * x            excite
+
+    Args:
+        channels: Channels C of the input.
+        start: "paper", or "identity" for y = x at the start (see `Gate`).
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W), any H and W.
+
+    Dtype:
+        Any floating dtype; computed and returned in that of the input.
+
+    Raises:
+        UserError: An impossible option, or an input of another rank or channel count.
+
+    Note:
+        Of the paper's forms this is the one that needs neither parameters nor the size of the map; that a ResNet-50
+        with it does better than a ResNet-101 is the paper's main claim. `LocalGatherExcite` has the others, among them
+        the paper's best, GE-theta-plus with global extent, and with a bottleneck after the average this is SE. Behind a
+        BatchNorm whose bias starts at 0 every gate is near 0.5 at first. No parameters; an empty tensor `mark` tells a
+        network's weights from those of a plain one.
+    """
+
+    def __init__(self, channels: int, *, start: Start = "paper") -> None:
+        check_integer("channels", channels)
+        super().__init__(channels, AverageGate(), start=start)
+
+
+class LocalGatherExcite(ScalingAttention):
+    """Gather-excite, arXiv 1810.12348, section 3: gates from the surroundings of each pixel, or from the whole map.
+
+    With e = `extent`, each channel by itself::
+
+        g = averages of 2 e - 1 pixels square, e apart                      gather, theta-minus
+        g = log2(e) depthwise 3x3 convolutions of stride 2, BatchNorm after each, ReLU between
+            (with `size` one depthwise convolution as large as the map)     gather, theta and theta-plus
+        y = sigmoid(interp(g)) * x                                          excite, theta-minus and theta
+        y = sigmoid(interp(W2 relu(W1 relu(g) + b1) + b2)) * x              excite, theta-plus; W1 (C/r, C), 1x1
+
+    where interp repeats the nearest value up to H x W, C = `channels` and r = `reduction`.
+
+    Args:
+        channels: Channels C of the input.
+        variant: "theta-minus", "theta" or "theta-plus".
+        extent: e, a power of two from 2 on; None for the whole map.
+        size: Height and width of the map, for the learned gathering of a whole map only.
+        reduction: r; the hidden width of theta-plus is max(1, C // r).
+        start: "paper", or "identity" for y = x at the start (see `ScalingAttention`).
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W), any H and W, but the given one with `size`.
+
+    Dtype:
+        Any floating dtype; computed and returned in that of the input.
+
+    Raises:
+        UserError: An impossible option, or an input of another rank or channel count, or of another size than `size`.
+        ValueError: torch's, in training, where a BatchNorm sees one value a channel alone: a batch of one that is
+            gathered into one pixel.
+
+    Note:
+        The averages leave out what is beyond the edge. As in the authors' Caffe networks the gathering convolutions
+        have no bias and theta-plus has a ReLU before its bottleneck, which timm's `GatherExcite` lacks; their
+        starting values are not taken over. With n = log2(e) convolutions 11 * C * n parameters (with `size`, C * H * W
+        + 2 * C), and in theta-plus with hidden width h another 2 * C * h + h + C.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        variant: Variant = "theta-plus",
+        extent: int | None = 8,
+        size: tuple[int, int] | None = None,
+        reduction: float = 16,
+        start: Start = "paper",
+    ) -> None:
+        super().__init__(channels, start=start)
+        check_choice("variant", variant, get_args(Variant))
+        check_reduction(reduction)
+        self.variant, self.extent, self.size = variant, _checked_extent(variant, extent), _checked_size(size)
+        if (size is not None) != (extent is None and variant != "theta-minus"):
+            raise UserError(
+                "size is for the learned gathering of a whole map (extent=None, theta or theta-plus), which needs it; "
+                f"got variant {variant!r}, extent {extent!r}, size {size!r}"
+            )
+        self.gather = _gathering(channels, variant, extent, self.size)
+        self.excite: nn.Module = nn.Identity()
+        if variant == "theta-minus":
+            _leave_a_mark(self)
+        if variant == "theta-plus":
+            hidden_channels = max(1, int(channels // reduction))
+            layers = (
+                nn.ReLU(),
+                nn.Conv2d(channels, hidden_channels, 1),
+                nn.ReLU(),
+                nn.Conv2d(hidden_channels, channels, 1),
+            )
+            self.excite = nn.Sequential(*layers)
+
+    def gates(self, x: Tensor) -> Tensor:
+        if self.size is not None:
+            _check_size(type(self).__name__, x, self.size)
+        gates = torch.sigmoid(self.excite(self.gather(x)))
+        # one value is for all pixels as it is
+        return gates if self.extent is None else F.interpolate(gates, size=x.shape[2:])
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, variant={self.variant!r}, extent={self.extent}"
+
+
+def _leave_a_mark(module: nn.Module) -> None:
+    """Give a module without parameters a tensor, without which a network's weights would not say that it is there."""
+    module.register_buffer("mark", torch.zeros(0))
+
+
+def _gathering(channels: int, variant: Variant, extent: int | None, size: tuple[int, int] | None) -> nn.Module:
+    if variant == "theta-minus":
+        if extent is None:
+            return nn.AdaptiveAvgPool2d(1)
+        return nn.AvgPool2d(2 * extent - 1, extent, padding=extent - 1, count_include_pad=False)
+    if extent is None:
+        assert size is not None
+        return nn.Sequential(nn.Conv2d(channels, channels, size, groups=channels, bias=False), nn.BatchNorm2d(channels))
+    layers: list[nn.Module] = []
+    for _ in range(extent.bit_length() - 1):
+        convolution = nn.Conv2d(channels, channels, 3, 2, padding=1, groups=channels, bias=False)
+        layers += [convolution, nn.BatchNorm2d(channels), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _checked_extent(variant: Variant, extent: int | None) -> int | None:
+    if extent is not None:
+        check_integer("extent", extent)
+        if extent < 2 or extent & (extent - 1):
+            raise UserError(f"extent must be a power of two from 2 on, or None for the whole map, got {extent}")
+    return extent
+
+
+def _checked_size(size: tuple[int, int] | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise UserError(f"size must be a height and a width, got {size!r}")
+    for value in size:
+        check_integer("each of size", value)
+    return size[0], size[1]
+
+
+@torch.fx.wrap
+def _check_size(name: str, x: Tensor, size: tuple[int, int]) -> None:
+    if tuple(x.shape[2:]) != size:
+        raise UserError(f"{name} was built for maps of {size[0]}x{size[1]}, got {x.shape[2]}x{x.shape[3]}")

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import check_integer
+from .gate import Gate, Start
+
+
+class ChannelNormalization(nn.Module):
+    """Channel gate 1 + tanh(gamma * s / rms(s) + beta), s being the channels' l2 norms times alpha.
+
+    Shape:
+        (N, C) -> (N, C).
+    """
+
+    pools = ("l2",)
+    eps = 1e-5
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.alpha = nn.Parameter(torch.ones(channels))
+        self.gamma = nn.Parameter(torch.zeros(channels))
+        self.beta = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, norms: Tensor) -> Tensor:
+        # hypot(v, least) is sqrt(v ** 2 + eps), without the square that float16 may not hold
+        least = norms.new_full((), math.sqrt(self.eps))
+        embedding = self.alpha * torch.hypot(norms, least)
+        length = torch.linalg.vector_norm(embedding, dim=1, keepdim=True)
+        rms = torch.hypot(length / math.sqrt(self.channels), least)
+        return 1 + torch.tanh(self.gamma * embedding / rms + self.beta)
+
+
+class GatedChannelTransform(Gate):
+    """GCT, arXiv 1909.11519, eqs. 2 to 4: channels compete or work together by their share of the l2 norm.
+
+    With C = `channels` and learned alpha, gamma, beta (C,)::
+
+        s = alpha * sqrt(sum over H x W of x ** 2 + eps)                   global context embedding, eq. 2
+        n = s / sqrt(mean over C of s ** 2 + eps)                          channel normalisation, eq. 3
+        y = x * (1 + tanh(gamma * n + beta))                               gating, eq. 4
+
+    Args:
+        channels: Channels C of the input.
+        start: "paper" or "identity", which are the same here: alpha = 1 and gamma = beta = 0 make y = x.
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W), any H and W.
+
+    Dtype:
+        Any floating dtype; computed and returned in that of the input.
+
+    Raises:
+        UserError: An impossible option, or an input of another rank or channel count.
+
+    Note:
+        alpha gets no gradient before the second step, when gamma is no longer 0. As in the authors' code eps = 1e-5 is
+        added to the mean of s ** 2 (in the paper to the sum), and its l1 form is left out. The authors put the module
+        before every convolution and advise no weight decay on beta; in the networks here it stands where the others
+        do, once a block. 3 * C parameters.
+    """
+
+    identity_at_start: ClassVar[bool] = True
+
+    def __init__(self, channels: int, *, start: Start = "paper") -> None:
+        check_integer("channels", channels)
+        super().__init__(channels, ChannelNormalization(channels), start=start)

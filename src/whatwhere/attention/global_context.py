@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from typing import ClassVar, get_args
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+
+from ..errors import check_integer
+from .gate import Start, check_choice, check_features, check_reduction
+
+# symbolic tracing patches a function under the name by which it is called
+torch.fx.wrap("check_features")
+
+
+class GlobalContext(nn.Module):
+    """GCNet's global context block, arXiv 1904.11492, eq. 5: adds to every pixel a summary of all of them.
+
+    With C = `channels`, r = `reduction` and p over the pixels::
+
+        a = softmax over p of (w_k . x_p + b_k)            context modelling, w_k (C,)
+        c = sum over p of a_p * x_p                        (N, C)
+        t = W_v2 relu(LayerNorm(W_v1 c + b_v1)) + b_v2     bottleneck transform, W_v1 (C/r, C), W_v2 (C, C/r)
+        y = x + t                                          fusion by addition
+
+    Args:
+        channels: Channels C of the input.
+        reduction: r; the hidden width is max(1, C // r).
+        start: "paper" or "identity", which are the same here: W_v2 = b_v2 = 0 make y = x.
+
+    Attributes:
+        identity_at_start: That it computes y = x as published (see `Gate`).
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W), any H and W.
+
+    Dtype:
+        Any floating dtype; computed and returned in that of the input.
+
+    Raises:
+        UserError: An impossible option, or an input of another rank or channel count.
+
+    Note:
+        The zeros at the start are the authors' code's ("last_zero_init"): W_v2 and b_v2 learn from the first step, the
+        rest from the second; -0.0 becomes 0.0 meanwhile. The softmax does not depend on b_k, which is kept because the
+        authors' and timm's modules have it, and never learns. Below 2 * r channels the hidden width is 1, of which a
+        LayerNorm leaves nothing. Their fusion by multiplication, which is the default of timm's module, is left out;
+        timm's r is 8. The authors leave the block out of a network's first stage. With hidden width h:
+        2 * C * h + 2 * C + 3 * h + 1 parameters.
+    """
+
+    identity_at_start: ClassVar[bool] = True
+
+    def __init__(self, channels: int, *, reduction: float = 16, start: Start = "paper") -> None:
+        super().__init__()
+        check_integer("channels", channels)
+        check_reduction(reduction)
+        check_choice("start", start, get_args(Start))
+        hidden_channels = max(1, int(channels // reduction))
+        self.channels = channels
+        self.mask = nn.Conv2d(channels, 1, 1)
+        self.fc1 = nn.Linear(channels, hidden_channels)
+        self.norm = nn.LayerNorm(hidden_channels)
+        self.fc2 = nn.Linear(hidden_channels, channels)
+        nn.init.kaiming_normal_(self.mask.weight, mode="fan_in")
+        for parameter in (self.mask.bias, self.fc2.weight, self.fc2.bias):
+            assert parameter is not None
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_features(type(self).__name__, x, self.channels)
+        shares = torch.softmax(self.mask(x).flatten(2), 2)
+        context = (x.flatten(2) * shares).sum(2)
+        added: Tensor = self.fc2(torch.relu(self.norm(self.fc1(context))))
+        return x + added[:, :, None, None]
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}"
