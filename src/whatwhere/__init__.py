@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .attention import ATTENTION, CBAM, ChannelAttention, IdentityStart, SpatialAttention, SqueezeExcitation
     from .cost import compare_costs, cost
     from .errors import UserError
+    from .insert import attend, detach
     from .models import ResNet, create_model, list_models
 
 __all__ = [
@@ -23,9 +24,11 @@ __all__ = [
     "SpatialAttention",
     "SqueezeExcitation",
     "UserError",
+    "attend",
     "compare_costs",
     "cost",
     "create_model",
+    "detach",
     "list_models",
 ]
 
@@ -40,6 +43,8 @@ _ROOM = {
     "create_model": "models",
     "list_models": "models",
     "UserError": "errors",
+    "attend": "insert",
+    "detach": "insert",
     "compare_costs": "cost",
     "cost": "cost",
 }

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..attention import ATTENTION, attention_builder, starting_as_identity
-from ..attention.gate import Start, check_choice, check_shape_kept
+from ..attention.gate import SharedMLP, Start, check_choice
 from ..errors import UserError
 from ..models.initialization import resolve_seed
 from ..randomness import seeded
 from .flow import record
-from .norm import AttendedBatchNorm2d, is_plain_batch_norm
+from .norm import AttendedBatchNorm2d, attended, is_plain_batch_norm
 from .places import Place, Places, Skipped
 from .plan import Plan
 from .trial import Trial
@@ -108,7 +108,7 @@ def detach(model: nn.Module) -> nn.Module:
     Raises:
         UserError: There is nothing of `attend` in it.
     """
-    records = [record_ for module in model.modules() for record_ in vars(module).get(_RECORDS, ())]
+    records = _records(model)
     if not records:
         raise UserError("there is no attention in the network that attend has put there")
     for record_ in reversed(records):
@@ -138,10 +138,11 @@ def _prepared(
     found = _found(model, trial, at, replace)
     hosts = dict(model.named_modules())
     seed = resolve_seed(seed)
+    inserted = {inner for record_ in _records(model) for inner in record_.inserted().modules()}
     modules = []
     for place in found:
         host = hosts[place.host]
-        if _is_attended(host):
+        if _is_attended(host) or host in inserted:
             raise UserError(f"{place.label} has attention already; detach the model first")
         with seeded(seed, f"{place.owner}.{place.name}"):
             module = _built(builder, place.channels, kwargs, start)
@@ -192,7 +193,21 @@ def _built(builder: Callable[..., nn.Module], channels: int, kwargs: dict[str, A
         raise UserError(f"the attention cannot be built from {channels} channels and {kwargs}: {error}") from error
     if not isinstance(module, nn.Module):
         raise UserError(f"attention must build a torch.nn.Module from a channel count, got a {type(module).__name__}")
-    return module if own or start == "paper" else starting_as_identity(module, channels)
+    if start == "paper":
+        return module
+    _awaken(module)
+    return module if own else starting_as_identity(module, channels)
+
+
+@torch.no_grad()
+def _awaken(module: nn.Module) -> None:
+    """Let no hidden unit start dead behind features of nearly nothing, as after a norm that starts at zero.
+
+    There its sign is that of its bias.
+    """
+    for inner in module.modules():
+        if isinstance(inner, SharedMLP) and inner.fc1.bias is not None:
+            inner.fc1.bias.abs_()
 
 
 def _num_params(module: nn.Module) -> int:
@@ -211,7 +226,7 @@ class _Behind:
         self.attention = attention
 
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return _attended(self.attention, output)
+        return attended(self.attention, output)
 
 
 class _Before:
@@ -221,13 +236,7 @@ class _Before:
         self.attention = attention
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (_attended(self.attention, args[0]), *args[1:])
-
-
-def _attended(attention: nn.Module, x: Tensor) -> Tensor:
-    out: Tensor = attention(x)
-    check_shape_kept(type(attention).__name__, x, out)
-    return out
+        return (attended(self.attention, args[0]), *args[1:])
 
 
 @dataclass(eq=False)
@@ -246,6 +255,11 @@ class _Record:
     host: nn.Module | None
     before: type[nn.Module] | nn.Module | None
 
+    def inserted(self) -> nn.Module:
+        """Return the attention."""
+        attention: nn.Module = getattr(self.owner, self.name)
+        return attention
+
     def undo(self) -> None:
         """Take it out."""
         if self.host is None:
@@ -263,6 +277,10 @@ class _Record:
         records.remove(self)
         if not records:
             del vars(self.owner)[_RECORDS]
+
+
+def _records(model: nn.Module) -> list[_Record]:
+    return [record_ for module in model.modules() for record_ in vars(module).get(_RECORDS, ())]
 
 
 def _put(model: nn.Module, place: Place, attention: nn.Module) -> _Record:
@@ -292,7 +310,13 @@ def _check(
     model: nn.Module, trial: Trial, places: Sequence[Place], modules: Sequence[nn.Module], unchanged: Any
 ) -> None:
     """Raise UserError unless each attention has its turn once, and what the network computes is `unchanged`."""
-    flow = record(model, lambda: model(*trial.arguments))
+    try:
+        flow = record(model, lambda: model(*trial.arguments))
+    except UserError:
+        raise
+    except Exception as error:  # a stranger's attention may raise anything
+        said = (" ".join(str(error).split()) or type(error).__name__)[:200]
+        raise UserError(f"with the attention the network does not run: {said}") from error
     for place, module in zip(places, modules, strict=True):
         num_calls = flow.num_calls(module)
         in_norm = _is_attended(model.get_submodule(place.host)) and not num_calls

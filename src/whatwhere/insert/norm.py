@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..attention import Gate
+from ..attention.gate import check_shape_kept
 from ..ops import has_hooks, looked_into, normed_gate
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -25,8 +26,7 @@ class AttendedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         (attention,) = self._attention
         if not isinstance(attention, Gate) or looked_into(x) or not _is_as_built(attention):
-            attended: Tensor = attention(super().forward(x))
-            return attended
+            return attended(attention, super().forward(x))
         return normed_gate(
             x,
             _plain(self),
@@ -36,6 +36,13 @@ class AttendedBatchNorm2d(nn.BatchNorm2d):
             mix=attention.mix,
             backend=attention.backend,
         )
+
+
+def attended(attention: nn.Module, x: Tensor) -> Tensor:
+    """Return attention(x), of the shape of x."""
+    out: Tensor = attention(x)
+    check_shape_kept(type(attention).__name__, x, out)
+    return out
 
 
 def _is_as_built(attention: Gate) -> bool:

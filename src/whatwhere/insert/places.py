@@ -131,7 +131,8 @@ class Places:
         return call.module is not block.module and self.flow.num_calls(call.module) == 1
 
     def _skip(self, label: str, reason: str) -> None:
-        self.skipped.append(Skipped(label, reason))
+        if label not in [skipped.label for skipped in self.skipped]:
+            self.skipped.append(Skipped(label, reason))
 
     def stages(self) -> list[Place]:
         """Return a place at the end of each stage but the last: all goes through one tensor, and that shrinks then."""

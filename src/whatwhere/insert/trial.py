@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .flow import Flow, record, undisturbed
+from .flow import Flow, record
 
 _SIZES = (224, 256, 299, 64, 32, 28)
 
@@ -44,11 +44,6 @@ class Trial:
         said = (" ".join(str(first).split()) or type(first).__name__)[:200]
         hint = "give another example" if given is not None else "give example, what the network is called with"
         raise UserError(f"the network does not run: {said}; {hint}") from first
-
-    def again(self) -> Any:
-        """Return what the network returns now."""
-        with undisturbed(self.model):
-            return self.model(*self.arguments)
 
 
 def _check(model: nn.Module) -> None:
