@@ -160,9 +160,11 @@ class TimmResNet(ResNet):
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return the patterns by which timm groups parameters for layer-wise learning rates."""
-        return {"stem": r"^conv1|bn1", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
+        # an attention behind a stage is a group of its own, after the stage's last block
+        fine = [(r"^layer(\d+)\.(\d+)", None), (r"^layer(\d+)\.attention", (99999,))]
+        return {"stem": r"^conv1|bn1", "blocks": r"^layer(\d+)" if coarse else fine}
 
 
 def _build(
