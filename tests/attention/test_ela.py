@@ -131,6 +131,14 @@ def test_turned_images_give_the_turned_output():
     torch.testing.assert_close(module(x.mT).mT, module(x))
 
 
+def test_a_group_of_one_value_has_no_norm():
+    module = EfficientLocalAttention(16)
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        module(torch.randn(1, 16, 1, 5))
+    assert module(torch.randn(2, 16, 1, 5)).isfinite().all()
+    assert EfficientLocalAttention(32)(torch.randn(1, 32, 1, 5)).isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -102,6 +102,12 @@ def test_the_first_softmax_sees_the_bias_of_the_norm_alone():
     torch.testing.assert_close(seen[0], module.norm.bias.expand(4, 8))
 
 
+def test_a_single_value_has_no_norm():
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        EfficientMultiScaleAttention(4, groups=1)(torch.randn(1, 4, 1, 1))
+    assert EfficientMultiScaleAttention(4)(torch.randn(1, 4, 1, 1)).isfinite().all()
+
+
 @pytest.mark.parametrize("groups", [0, -1, 2.0, "8"])
 def test_refuses_impossible_groups(groups):
     with pytest.raises(UserError, match="groups must be a positive integer"):

@@ -46,10 +46,11 @@ class EfficientLocalAttention(ScalingAttention):
             side of one pixel.
 
     Note:
-        The authors published no repository. The paper writes F_h and F_w; the code that goes by its name shares one
-        convolution, without a bias, and one norm, which is the default here. timm's `EfficientLocalAttn` has one of
-        each for either axis (`shared=False`), a norm of one group, and a SiLU in front of the sigmoid. The paper's
-        group counts need C divisible by them. C * `group_channels` * k + 2 * C parameters, twice that if not shared.
+        No repository of the authors' was to be found. The paper writes F_h and F_w; the code that goes round under its
+        name shares one convolution, without a bias, and one norm, which is the default here. timm's
+        `EfficientLocalAttn` has one of each for either axis (`shared=False`), a norm of one group, and a SiLU in front
+        of the sigmoid. The paper's group counts need C divisible by them. C * `group_channels` * k + 2 * C parameters,
+        twice that if not shared.
     """
 
     def __init__(
