@@ -9,7 +9,27 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .attention import ATTENTION, CBAM, ChannelAttention, IdentityStart, SpatialAttention, SqueezeExcitation
+    from .attention import (
+        ATTENTION,
+        BAM,
+        CBAM,
+        ChannelAttention,
+        CoordinateAttention,
+        EfficientChannelAttention,
+        EfficientLocalAttention,
+        EfficientMultiScaleAttention,
+        FrequencyChannelAttention,
+        GatedChannelTransform,
+        GatherExcite,
+        GlobalContext,
+        IdentityStart,
+        SimAM,
+        SpatialAttention,
+        SpatialChannelSE,
+        SqueezeExcitation,
+        StyleRecalibration,
+        TripletAttention,
+    )
     from .cost import compare_costs, cost
     from .errors import UserError
     from .insert import attend, detach
@@ -17,12 +37,25 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ATTENTION",
+    "BAM",
     "CBAM",
     "ChannelAttention",
+    "CoordinateAttention",
+    "EfficientChannelAttention",
+    "EfficientLocalAttention",
+    "EfficientMultiScaleAttention",
+    "FrequencyChannelAttention",
+    "GatedChannelTransform",
+    "GatherExcite",
+    "GlobalContext",
     "IdentityStart",
     "ResNet",
+    "SimAM",
     "SpatialAttention",
+    "SpatialChannelSE",
     "SqueezeExcitation",
+    "StyleRecalibration",
+    "TripletAttention",
     "UserError",
     "attend",
     "compare_costs",
@@ -34,11 +67,24 @@ __all__ = [
 
 _ROOM = {
     "ATTENTION": "attention",
+    "BAM": "attention",
     "CBAM": "attention",
     "ChannelAttention": "attention",
+    "CoordinateAttention": "attention",
+    "EfficientChannelAttention": "attention",
+    "EfficientLocalAttention": "attention",
+    "EfficientMultiScaleAttention": "attention",
+    "FrequencyChannelAttention": "attention",
+    "GatedChannelTransform": "attention",
+    "GatherExcite": "attention",
+    "GlobalContext": "attention",
     "IdentityStart": "attention",
+    "SimAM": "attention",
     "SpatialAttention": "attention",
+    "SpatialChannelSE": "attention",
     "SqueezeExcitation": "attention",
+    "StyleRecalibration": "attention",
+    "TripletAttention": "attention",
     "ResNet": "models",
     "create_model": "models",
     "list_models": "models",

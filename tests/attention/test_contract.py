@@ -130,11 +130,26 @@ def test_state_dict_round_trip(build):
 
 def test_deepcopy_is_independent(build):
     module = build(CHANNELS)
+    before = [parameter.detach().clone() for parameter in module.parameters()]
     copied = copy.deepcopy(module)
     for parameter in copied.parameters():
-        torch.nn.init.zeros_(parameter)
-    values = list(module.parameters())
-    assert not values or any(parameter.abs().sum() > 0 for parameter in values)
+        torch.nn.init.constant_(parameter, 0.123)
+    for parameter, value in zip(module.parameters(), before, strict=True):
+        assert torch.equal(parameter, value)
+        assert not (value == 0.123).any()
+
+
+@pytest.mark.parametrize("start", ["paper", "identity"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_trains_under_autocast(build, dtype, start):
+    module = build(64, start=start)
+    x = torch.randn(4, 64, 9, 9, dtype=dtype).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = module(x)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), copy.deepcopy(module)(x.float()), rtol=0.05, atol=0.05)
+    out.float().square().sum().backward()
+    assert all(tensor.grad.isfinite().all() for tensor in (x, *module.parameters()))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -7,23 +7,33 @@ from collections.abc import Callable
 from torch import nn
 
 from ..errors import UserError, nearest
+from .bam import BAM
 from .by_path import attention_by_path
 from .cbam import CBAM, ChannelAttention, SpatialAttention
+from .coordinate import CoordinateAttention
 from .eca import EfficientChannelAttention
+from .ela import EfficientLocalAttention
+from .ema import EfficientMultiScaleAttention
 from .fca import FrequencyChannelAttention
 from .gate import Gate, IdentityStart, ScalingAttention, starting_as_identity
 from .gather_excite import GatherExcite, LocalGatherExcite
 from .gct import GatedChannelTransform
 from .global_context import GlobalContext
 from .scse import SpatialChannelSE
+from .simam import SimAM
 from .squeeze_excitation import SqueezeExcitation
 from .srm import StyleRecalibration
+from .triplet import TripletAttention
 
 __all__ = [
     "ATTENTION",
+    "BAM",
     "CBAM",
     "ChannelAttention",
+    "CoordinateAttention",
     "EfficientChannelAttention",
+    "EfficientLocalAttention",
+    "EfficientMultiScaleAttention",
     "FrequencyChannelAttention",
     "Gate",
     "GatedChannelTransform",
@@ -32,10 +42,12 @@ __all__ = [
     "IdentityStart",
     "LocalGatherExcite",
     "ScalingAttention",
+    "SimAM",
     "SpatialAttention",
     "SpatialChannelSE",
     "SqueezeExcitation",
     "StyleRecalibration",
+    "TripletAttention",
     "attention_builder",
     "attention_by_path",
     "starting_as_identity",
@@ -51,6 +63,12 @@ ATTENTION: dict[str, Callable[..., nn.Module]] = {
     "scse": SpatialChannelSE,
     "gc": GlobalContext,
     "fca": FrequencyChannelAttention,
+    "bam": BAM,
+    "coord": CoordinateAttention,
+    "ela": EfficientLocalAttention,
+    "ema": EfficientMultiScaleAttention,
+    "simam": SimAM,
+    "triplet": TripletAttention,
 }
 
 

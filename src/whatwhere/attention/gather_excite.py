@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError, check_integer
-from .gate import Gate, ScalingAttention, Start, check_choice, check_reduction
+from .gate import Gate, ScalingAttention, Start, check_choice, check_reduction, leave_a_mark
 
 Variant = Literal["theta-minus", "theta", "theta-plus"]
 
@@ -24,7 +24,7 @@ class AverageGate(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        _leave_a_mark(self)
+        leave_a_mark(self)
 
     def forward(self, averages: Tensor) -> Tensor:
         return torch.sigmoid(averages)
@@ -125,7 +125,7 @@ class LocalGatherExcite(ScalingAttention):
         self.gather = _gathering(channels, variant, extent, self.size)
         self.excite: nn.Module = nn.Identity()
         if variant == "theta-minus":
-            _leave_a_mark(self)
+            leave_a_mark(self)
         if variant == "theta-plus":
             hidden_channels = max(1, int(channels // reduction))
             layers = (
@@ -145,11 +145,6 @@ class LocalGatherExcite(ScalingAttention):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, variant={self.variant!r}, extent={self.extent}"
-
-
-def _leave_a_mark(module: nn.Module) -> None:
-    """Give a module without parameters a tensor, without which a network's weights would not say that it is there."""
-    module.register_buffer("mark", torch.zeros(0))
 
 
 def _gathering(channels: int, variant: Variant, extent: int | None, size: tuple[int, int] | None) -> nn.Module:
