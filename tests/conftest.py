@@ -20,6 +20,12 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def fresh_compiler():
+    """Without what other tests have compiled: of one function torch keeps only so many graphs, whoever calls it."""
+    torch.compiler.reset()
+
+
 def pytest_addoption(parser):
     parser.addoption("--images", metavar="DIR", help="folder with the unpacked sign-digits/, for tests on real photos")
 

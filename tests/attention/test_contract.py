@@ -153,6 +153,7 @@ def test_trains_under_autocast(build, dtype, start):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.usefixtures("fresh_compiler")
 def test_traces_under_compile_and_export(build):
     module = build(CHANNELS).eval()
     x = torch.randn(2, CHANNELS, 5, 7)

@@ -150,6 +150,7 @@ def test_a_network_takes_the_local_form_as_a_builder():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("options", [{"extent": 4}, {"extent": None, "size": (5, 7)}])
+@pytest.mark.usefixtures("fresh_compiler")
 def test_the_local_forms_trace(options):
     module = LocalGatherExcite(20, **options).eval()
     x = torch.randn(2, 20, 5, 7)

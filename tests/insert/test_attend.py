@@ -390,6 +390,7 @@ def test_training_keeps_hardly_more_than_without(name):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:convnext_atto"])
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiles_exports_and_traces(name):
     model = attend(build(name), "cbam").eval()
     with torch.no_grad():

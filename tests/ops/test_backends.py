@@ -532,6 +532,7 @@ def test_synchronised_norms_take_the_reference(calls):
     assert len(calls) == 3  # those of the plain one
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_networks_give_the_same_and_take_one_graph(calls):
     model = create_model("cbam_resnext11_8x8d", num_classes=3, seed=0)
     compiled = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)

@@ -1,0 +1,182 @@
+"""Networks of torchvision and timm by name: `torchvision:NAME`, `timm:NAME`, or NAME alone where it is not ours."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import weights
+from ..errors import UserError, nearest
+from ..randomness import seeded
+from .initialization import resolve_seed
+from .registry import MODELS, check_name
+
+LIBRARIES = ("torchvision", "timm")
+# further outputs in training, of which no loss here knows
+_ONE_OUTPUT = {"googlenet": {"aux_logits": False, "init_weights": True}, "inception_v3": {"aux_logits": False}}
+
+
+def full_name(name: str) -> str:
+    """Return a network's name with its library, or alone where it is ours.
+
+    Raises:
+        UserError: No library has it, or timm is wanted and is not installed.
+    """
+    if name in MODELS:
+        return name
+    library, colon, own = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if colon and library not in LIBRARIES:
+        raise UserError(f"unknown library {library!r} in {name!r}; known: {', '.join(LIBRARIES)}")
+    if not colon:
+        own = name
+    tried: dict[str, list[str]] = {}
+    for known in (library,) if colon else LIBRARIES:
+        tried[known] = _names(known, required=bool(colon))
+        if own in tried[known]:
+            return f"{known}:{own}"
+    if not colon:
+        tried["ours"] = list(MODELS)
+    hint = nearest(str(own), [other for names in tried.values() for other in names])
+    raise UserError(f"unknown network {name!r}{hint or '; `whatwhere models` names ours'}")
+
+
+def is_other(name: str) -> bool:
+    """Return whether a full name is of another library."""
+    return name.partition(":")[0] in LIBRARIES
+
+
+def _names(library: str, *, required: bool) -> list[str]:
+    if library == "torchvision":
+        import torchvision
+
+        return list(torchvision.models.list_models(torchvision.models))
+    try:
+        with _quiet():
+            import timm
+    except ModuleNotFoundError as error:
+        if required:
+            raise UserError("networks of timm need timm; install it: pip install timm") from error
+        return []
+    names: list[str] = timm.list_models()
+    return names
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other people's deprecations
+        yield
+
+
+def create_other(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    pretrained: bool | str = False,
+    seed: int | None = None,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+) -> nn.Module:
+    """Build a network of torchvision or timm.
+
+    Args:
+        name: As `full_name` returns it.
+        num_classes: Width of the classifier.
+        pretrained: True for the library's weights (downloaded, or from its cache), or a weights file. A classifier for
+            another number of classes keeps its fresh start.
+        seed: The initial weights are a function of it; None draws one from torch's default generator.
+        drop_rate: Dropout before the classifier; timm only.
+        drop_path_rate: Stochastic depth; timm only.
+
+    Raises:
+        UserError: It cannot be built, has no weights, or the weights do not fit.
+    """
+    library, _, own = full_name(name).partition(":")
+    if library not in LIBRARIES:
+        check_name(name)
+        raise UserError(f"{name} is one of our own networks; `create_model` builds it")
+    options = {key: rate for key, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)) if rate}
+    if library == "torchvision" and options:
+        raise UserError(f"{', '.join(options)} cannot be given for networks of torchvision; leave it out")
+    seed = resolve_seed(seed)
+    with seeded(seed, "construction"), _quiet():
+        model = _built(library, own, num_classes, options)
+    if pretrained:
+        source = f"{library}'s {own}" if pretrained is True else str(pretrained)
+        state = _published(library, own) if pretrained is True else weights.read_state_dict(pretrained)
+        _load(model, state, source)
+    return model
+
+
+def _built(library: str, name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
+    try:
+        if library == "torchvision":
+            import torchvision
+
+            model: nn.Module = torchvision.models.get_model(
+                name, weights=None, num_classes=num_classes, **_ONE_OUTPUT.get(name, {})
+            )
+            return model
+        import timm
+
+        model = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
+        return model
+    # another library's words about options and sizes that it cannot build
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{library}:{name} cannot be built: {reason[:200]}") from error
+
+
+def _published(library: str, name: str) -> weights.StateDict:
+    if library == "torchvision":
+        return weights.torchvision_state_dict(name)
+    import timm
+
+    try:
+        with _quiet():
+            state: weights.StateDict = timm.create_model(name, pretrained=True).state_dict()
+        return state
+    # timm reports a missing hub, network or file by whatever the reader beneath raises
+    except Exception as error:
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+        raise UserError(f"timm's weights of {name} cannot be had: {reason}; give a weights file, or none") from error
+
+
+def _load(model: nn.Module, state: weights.StateDict, source: str) -> None:
+    """Load `state`, all of it but for a classifier of another number of classes, or nothing."""
+    own = model.state_dict()
+    classifier = _classifier(model)
+    other = {key for key in classifier & state.keys() if state[key].shape != own[key].shape}
+    kept = {key: value for key, value in state.items() if key not in (classifier if other else ())}
+    optional = classifier if classifier - kept.keys() == classifier else set()
+    optional |= {key for key in own if key.endswith("num_batches_tracked")}
+    fit = weights.compare(kept, own, optional)
+    if fit.groups:
+        raise UserError(f"the weights from {source!r} are not of this network: {fit.sentence()}")
+    model.load_state_dict({**own, **kept})
+
+
+def _classifier(model: nn.Module) -> set[str]:
+    """Return the keys of the layer that gives the logits: the last with weights."""
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    if not layers:
+        return set()
+    name, module = layers[-1]
+    return {f"{name}.{key}" for key, _ in module.named_parameters(recurse=False)}
+
+
+def takes(option: str) -> bool:
+    """Return whether `create_other` takes an option of that name."""
+    return option in inspect.signature(create_other).parameters
+
+
+def on_meta(name: str, num_classes: int) -> nn.Module:
+    """Return the network without memory, to learn its shapes."""
+    with torch.device("meta"):
+        return create_other(name, num_classes=num_classes, seed=0)
