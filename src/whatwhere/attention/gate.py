@@ -136,8 +136,8 @@ class IdentityStart(nn.Module):
 def starting_as_identity(attention: nn.Module, channels: int) -> nn.Module:
     """Return `attention` so that it starts as y = x and learns from there.
 
-    A module of this package gets its scalar `mix` if it has none, a module that computes y = x already is left alone, and any other is
-    put into an `IdentityStart`.
+    A module of this package gets its scalar `mix` if it has none, a module that computes y = x already is left alone,
+    and any other is put into an `IdentityStart`.
     """
     if isinstance(attention, (Gate, ScalingAttention)):
         if attention.mix is None:
