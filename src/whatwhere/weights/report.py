@@ -13,6 +13,7 @@ ATTENTION_KEY = re.compile(r"(^|\.)attention\.")
 _BLOCK = re.compile(r"^(layer\d+)\.\d+(?=\.)")
 _NUMBERED = re.compile(r"^layer\d+(\.\d+)?(?=\.)")
 _NUM_SHOWN = 3
+_MOST_LETTERS = 80
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ class Fit:
         parts = []
         for kind in dict.fromkeys(group.kind for group in self.groups):
             groups = [group for group in self.groups if group.kind == kind]
-            shown = ", ".join(group.pattern for group in groups[:_NUM_SHOWN])
+            names = ", ".join(shown(group.pattern) for group in groups[:_NUM_SHOWN])
             more = ", ..." if len(groups) > _NUM_SHOWN else ""
-            parts.append(f"{sum(len(group.keys) for group in groups)} {kind} ({shown}{more})")
+            parts.append(f"{sum(len(group.keys) for group in groups)} {kind} ({names}{more})")
         return "; ".join(parts) + (f"; {self.cause}" if self.groups and self.cause else "")
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,6 +103,12 @@ def group_keys(keys: Iterable[str]) -> dict[str, list[str]]:
     return {pattern if len(group) > 1 else group[0]: group for pattern, group in groups.items()}
 
 
+def shown(key: str) -> str:
+    """Return `key`, which can be anything, as it may stand in a sentence."""
+    key = key if len(key) <= _MOST_LETTERS else key[:_MOST_LETTERS] + "..."
+    return key if key.isprintable() else ascii(key)
+
+
 def _grouped(kind: str, keys: list[str], details: Mapping[str, str] | None = None) -> list[Group]:
     return [
         Group(kind, pattern, tuple(group), "" if details is None else details[group[0]])
@@ -132,13 +139,15 @@ def _causes(
     if _has_conv3(state) != _has_conv3(own):
         yield "one network is made of bottlenecks and the other of basic blocks"
     theirs, ours = _depths(state), _depths(own)
+    keys = [*missing, *unexpected, *mismatched]
+    if keys == missing and all(map(ATTENTION_KEY.search, keys)) and not any(map(ATTENTION_KEY.search, state)):
+        yield "the file has no attention and this network has; take the plain network"
     if not unexpected and not mismatched:
         if all(key.endswith("bias") and ATTENTION_KEY.search(key) for key in missing):
             yield 'the file\'s attention has no biases; `attention_kwargs={"form": "timm"}` builds CBAM without'
         yield f"the file is incomplete, it holds {len(state)} of {len(own)} tensors, or of a smaller network"
     if theirs != ours:
         yield f"the file's network has {_in_words(theirs)} blocks in its stages and this one {_in_words(ours)}"
-    keys = [*missing, *unexpected, *mismatched]
     if all(map(ATTENTION_KEY.search, keys)):
         if not any(map(ATTENTION_KEY.search, own)):
             yield "the file has attention and this network none; take a network with it, such as cbam_resnet50"
