@@ -242,8 +242,8 @@ def _network(loaded: weights.Weights, path: str, model: str | None) -> Network:
         candidates = names_of(loaded)
         if not candidates:
             raise UserError(
-                f"cannot tell which network the weights in {path!r} are of, {in_words(loaded.state)}: it has no name here, "
-                "or the file is incomplete; name one with --model to see what does not fit"
+                f"cannot tell which network the weights in {path!r} are of, {in_words(loaded.state)}: it has no name "
+                "here, or the file is incomplete; name one with --model to see what does not fit"
             )
         if len(candidates) > 1:
             raise UserError(f"the weights in {path!r} may be of {' or '.join(candidates)}; choose with --model")
@@ -294,7 +294,7 @@ def _notes(
 
 def _timm_module(attention: str, options: dict[str, Any], state: weights.StateDict) -> str:
     """Return how timm is told to build `attention`."""
-    module = "CbamModule" if attention == "cbam" else "SEModule"
+    module, room = ("CbamModule", "timm.layers.cbam") if attention == "cbam" else ("SEModule", "timm.layers")
     arguments = []
     if "reduction" in options:
         arguments.append(f"rd_ratio={1 / options['reduction']!r}")
@@ -305,4 +305,4 @@ def _timm_module(attention: str, options: dict[str, Any], state: weights.StateDi
     if "kernel_size" in options:
         arguments.append(f"spatial_kernel_size={options['kernel_size']}")
     built = f"functools.partial({module}, {', '.join(arguments)})" if arguments else module
-    return f"timm builds the network with block_args=dict(attn_layer={built}), {module} from timm.layers"
+    return f"timm builds the network with block_args=dict(attn_layer={built}), {module} from {room}"

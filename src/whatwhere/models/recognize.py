@@ -65,7 +65,10 @@ def names_of(loaded: weights.Weights) -> list[str]:
     if loaded.attention is not None:
         attention = [loaded.attention]
     else:
-        attention = [name for name in ATTENTION if weights.options_of(loaded.state, name) is not None]
+        fitting = {name: weights.options_of(loaded.state, name) for name in ATTENTION}
+        # CBAM without its spatial gate has the shapes of SE: the plainest one is meant
+        fewest = min((len(options) for options in fitting.values() if options is not None), default=0)
+        attention = [name for name, options in fitting.items() if options is not None and len(options) == fewest]
     return [f"{name}_{backbone}" for backbone in backbones for name in attention]
 
 

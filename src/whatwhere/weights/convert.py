@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..attention import ATTENTION
 from ..errors import UserError
-from .layouts import LAYOUTS, Layout, Rule, find_rule, find_rule_back, is_ungrouped_bottleneck, recognize
+from .layouts import LAYOUTS, Layout, Rule, find_rule, find_rule_back, has_bottlenecks, is_grouped, recognize
 from .load import is_attention_key, starts_as_identity
 from .read import StateDict, WeightsFile, check_finite, read_file
 from .report import group_keys, shown
@@ -97,7 +97,8 @@ def to_ours(state: Mapping[str, Tensor], source: str, description: str = "") -> 
         description: What `whatwhere weights convert` wrote about a file, JSON; it counts for our own layout.
 
     Raises:
-        UserError: Two names are the same one here.
+        UserError: Two names are the same one here, or the layout's network computes something that no network here
+            does.
     """
     layout = recognize(state)
     if layout is None:
@@ -112,6 +113,7 @@ def to_ours(state: Mapping[str, Tensor], source: str, description: str = "") -> 
         renamed[name] = tensor[:, :, 0, 0] if rule.is_1x1 and tensor.shape[2:] == (1, 1) else tensor
     if layout.name in ("whatwhere", "torchvision"):
         return _described(renamed, layout, description)
+    _check_blocks(renamed, layout)
     model_kwargs = _model_kwargs(layout, renamed)
     attention_kwargs = {} if attention is None else options_of(renamed, attention, layout) or {}
     return Weights(renamed, layout, attention, attention_kwargs, model_kwargs)
@@ -133,9 +135,18 @@ def _described(state: StateDict, layout: Layout, description: str) -> Weights:
     return Weights(state, layout, attention, attention_kwargs, model_kwargs, model if isinstance(model, str) else None)
 
 
+def _check_blocks(state: StateDict, layout: Layout) -> None:
+    """Raise UserError if blocks as those of `state` compute something else in the networks of `layout`."""
+    if not layout.basic_blocks and not has_bottlenecks(state) and "layer1.0.conv2.weight" in state:
+        raise UserError(
+            f"the basic blocks of {layout.whose} have a ReLU before their SE, which no network here has; those of "
+            "bottlenecks (legacy_seresnet50 and larger) can be converted"
+        )
+
+
 def _model_kwargs(layout: Layout, state: StateDict) -> dict[str, Any]:
     """Return what networks of `layout` have and ours have on request only."""
-    stride_in_1x1 = layout.stride_in_1x1 and is_ungrouped_bottleneck(state)
+    stride_in_1x1 = layout.stride_in_1x1 and has_bottlenecks(state) and not is_grouped(state)
     options = {"stride_in_1x1": stride_in_1x1, "ceil_pool": layout.ceil_pool}
     return {name: value for name, value in options.items() if value}
 
@@ -172,7 +183,9 @@ def _modules(state: StateDict) -> dict[int, StateDict]:
             blocks.setdefault(block, {})[name] = tensor
     modules: dict[int, StateDict] = {}
     for block, module in blocks.items():
-        norms = [state[key] for key in (f"{block}.bn3.weight", f"{block}.bn2.weight") if key in state]
+        # one between stages has the channels of its stage's blocks
+        last = block if "." in block else f"{block}.0"
+        norms = [state[key] for key in (f"{last}.bn3.weight", f"{last}.bn2.weight") if key in state]
         if norms and norms[0].dim() == 1 and norms[0].shape[0] < _MOST_BUILT:
             modules.setdefault(norms[0].shape[0], module)
     return modules
@@ -237,6 +250,7 @@ def from_ours(
     """
     options, kwargs = dict(attention_kwargs or {}), dict(model_kwargs or {})
     if layout.name != "whatwhere":
+        _check_blocks(state, layout)
         wanted = _model_kwargs(layout, state)
         for option in _MODEL_OPTIONS:
             if kwargs.get(option, False) != wanted.get(option, False):

@@ -15,6 +15,7 @@ LayoutName = Literal["whatwhere", "torchvision", "official", "timm", "timm-legac
 
 _PLACEHOLDERS = {
     "{block}": r"(?P<block>layer\d+\.\d+)",
+    "{stage}": r"(?P<stage>layer\d+)",
     "{n}": r"(?P<n>\d+)",
     "{p}": r"(?P<p>weight|bias)",
     "{norm}": r"(?P<norm>weight|bias|running_mean|running_var|num_batches_tracked)",
@@ -52,6 +53,7 @@ class Layout:
         form: The form of our attention that is theirs.
         ceil_pool: Whether its networks round the size of the stem's max-pool up.
         stride_in_1x1: Whether its bottlenecks without groups have their stride in the first 1x1 convolution.
+        basic_blocks: Whether its basic blocks compute what ours do.
     """
 
     name: LayoutName
@@ -62,6 +64,7 @@ class Layout:
     form: Literal["official", "timm"] = "official"
     ceil_pool: bool = False
     stride_in_1x1: bool = False
+    basic_blocks: bool = True
 
 
 def _same(*names: str) -> tuple[Rule, ...]:
@@ -100,7 +103,7 @@ LAYOUTS: dict[LayoutName, Layout] = {
     layout.name: layout
     for layout in (
         Layout("torchvision", "torchvision", _BACKBONE),
-        Layout("whatwhere", "whatwhere", (*_BACKBONE, *_same("{block}.attention.{rest}"))),
+        Layout("whatwhere", "whatwhere", (*_BACKBONE, *_same("{block}.attention.{rest}", "{stage}.attention.{rest}"))),
         Layout("official", "the CBAM authors' code", (*_BACKBONE, *_OFFICIAL_CBAM)),
         Layout(
             "timm",
@@ -110,7 +113,15 @@ LAYOUTS: dict[LayoutName, Layout] = {
             biased=("se",),
             form="timm",
         ),
-        Layout("timm-legacy", "timm's legacy_se networks", _LEGACY, ceil_pool=True, stride_in_1x1=True),
+        # with a ReLU between the last norm and SE in its basic blocks
+        Layout(
+            "timm-legacy",
+            "timm's legacy_se networks",
+            _LEGACY,
+            ceil_pool=True,
+            stride_in_1x1=True,
+            basic_blocks=False,
+        ),
     )
 }
 
@@ -166,8 +177,12 @@ def _filled(template: str, match: re.Match[str]) -> str:
     return template
 
 
-def is_ungrouped_bottleneck(state: StateDict) -> bool:
-    """Return whether the blocks of `state` are bottlenecks whose 3x3 convolution has one group."""
+def has_bottlenecks(state: StateDict) -> bool:
+    """Return whether the blocks of `state`, under our names, are bottlenecks."""
+    return "layer1.0.conv3.weight" in state
+
+
+def is_grouped(state: StateDict) -> bool:
+    """Return whether the 3x3 convolutions of `state`, under our names, have several groups."""
     middle = state.get("layer1.0.conv2.weight")
-    has_third = "layer1.0.conv3.weight" in state
-    return has_third and middle is not None and middle.dim() == 4 and middle.shape[0] == middle.shape[1]
+    return middle is not None and middle.dim() == 4 and middle.shape[0] != middle.shape[1]
