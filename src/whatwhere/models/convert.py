@@ -260,8 +260,11 @@ def _options(loaded: weights.Weights, name: str) -> Network:
     if stem is not None and stem.dim() == 4 and stem.shape[1] != 3:
         options["in_channels"] = stem.shape[1]
     if attention is not None:
-        known = loaded.attention_kwargs if loaded.attention == attention else None
-        chosen = weights.options_of(state, attention) or {} if known is None else known
+        if loaded.attention is None:
+            chosen = weights.options_of(state, attention) or {}
+        else:
+            # CBAM without its spatial gate would have the shapes of SE
+            chosen = loaded.attention_kwargs if loaded.attention == attention else {}
         if chosen:
             options["attention_kwargs"] = chosen
     return Network(name, {**options, **loaded.model_kwargs})

@@ -156,7 +156,7 @@ def _causes(
         yield "the file's attention is of another kind, or built with other attention_kwargs"
     if all(key.startswith("fc.") for key in keys):
         yield "the classifier takes other features"
-    if len(mismatched) == len(keys) > 1:
+    if len(keys) > 1 and 2 * len(mismatched) > len(keys):
         yield "the file's network has layers of another width or number of groups"
 
 
