@@ -237,6 +237,9 @@ def test_a_crash_while_writing_leaves_nothing(state, tmp_path, monkeypatch):
         "[" * 100_000,
         '{"attention_kwargs": 3}',
         '{"attention": "cbam", "attention_kwargs": {"norm": "os.system"}}',
+        '{"attention": "cbam", "attention_kwargs": {"kernel_size": 99999}}',
+        '{"attention": "cbam", "attention_kwargs": {"reduction": 1e-300}}',
+        '{"attention": "se", "attention_kwargs": {"pools": [[]]}}',
         '{"attention": ["cbam"], "model_kwargs": {"widths": [99999999]}}',
         '{"model": "article_resnext50", "model_kwargs": {"ceil_pool": "yes"}}',
     ],
@@ -257,7 +260,7 @@ def test_a_network_has_several_forms_or_no_standard_names(state, tmp_path):
 
 
 def test_what_the_network_is_built_with_stands_in_the_file(tmp_path):
-    kwargs = {"form": "timm", "reduction": 8}
+    kwargs = {"reduction": 8, "form": "timm"}
     source = create_model("cbam_resnext11_8x8d", num_classes=4, attention_kwargs=kwargs)
     torch.save(source.state_dict(), tmp_path / "a.pth")
     done = convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors")
@@ -275,3 +278,30 @@ def test_what_the_network_is_built_with_stands_in_the_file(tmp_path):
     model = create_model("cbam_resnext11_8x8d", num_classes=4, pretrained=tmp_path / "b.safetensors")
     assert model.layer1[0].attention.what.fc1.bias is None
     assert model.layer1[0].attention.where.maps == ("mean", "max")
+
+
+def test_what_shapes_do_not_show_can_be_said(tmp_path, whatwhere):
+    options = {"maps": ["mean", "max"], "pools": ["avg"]}
+    torch.save(create_model(NAME, num_classes=4, attention_kwargs=options).state_dict(), tmp_path / "a.pth")
+    command = ("weights", "convert", tmp_path / "a.pth", tmp_path / "b.safetensors", "--force", "--attention-kwargs")
+    status, out, _ = whatwhere(*command, json.dumps(options))
+    assert (status, "note:" in out) == (0, False)
+    model = create_model(NAME, num_classes=4, pretrained=tmp_path / "b.safetensors")
+    assert model.layer1[0].attention.what.pools == ("avg",)
+    assert model.layer1[0].attention.where.maps == ("mean", "max")
+    for text, sentence in (
+        ("{", "must be JSON such as"),
+        ("[]", "must be JSON such as"),
+        ('{"pool": "avg"}', "cannot be built"),
+        ('{"reduction": 8}', "of another shape"),
+    ):
+        status, _, err = whatwhere(*command, text)
+        assert status == 2
+        assert sentence in err
+    status, _, err = whatwhere(*command, json.dumps(options), "--to", "official")
+    assert "its attention has no pools=['avg']" in err
+    status, _, err = whatwhere(*command, '{"maps": ["mean", "max"]}', "--to", "official")
+    assert status == 0
+    weight = safetensors.torch.load_file(tmp_path / "b.safetensors")
+    source = torch.load(tmp_path / "a.pth", weights_only=True)["layer1.0.attention.where.conv.weight"]
+    assert torch.equal(weight["layer1.0.cbam.SpatialGate.spatial.conv.weight"], source.flip(1))

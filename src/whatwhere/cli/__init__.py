@@ -244,13 +244,16 @@ def weights_convert_command(
         str,
         typer.Option(metavar="LAYOUT", help="whatwhere, torchvision, official (CBAM's authors), timm, timm-legacy."),
     ] = "whatwhere",
+    attention_kwargs: Annotated[
+        str, typer.Option(metavar="JSON", help='What the attention was built with, such as {"pools": ["avg"]}.')
+    ] = "",
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUT if it exists.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Bring weights from torchvision, timm or the CBAM authors to this package's networks, or back."""
     from .weights import print_conversion
 
-    print_conversion(source, target, model, to, force, json)
+    print_conversion(source, target, model, attention_kwargs, to, force, json)
 
 
 @app.command("demo")

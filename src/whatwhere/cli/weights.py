@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import typer
 
 from ..data.names import printable
+from ..errors import UserError
 from ..models.convert import Description, convert_weights, describe_weights
 from ..tables import Table, rich_tables, show
 
@@ -20,9 +22,12 @@ def print_weights(file: str, model: str | None, as_json: bool) -> None:
         show(rich_tables(_tables(description)))
 
 
-def print_conversion(source: str, target: str, model: str | None, to: str, force: bool, as_json: bool) -> None:
+def print_conversion(
+    source: str, target: str, model: str | None, attention_kwargs: str, to: str, force: bool, as_json: bool
+) -> None:
     """Convert a weights file and print what came of it."""
-    done = convert_weights(source, target, model=model, to=to, force=force)
+    given = _parsed(attention_kwargs) if attention_kwargs else {}
+    done = convert_weights(source, target, model=model, attention_kwargs=given, to=to, force=force)
     if as_json:
         typer.echo(json.dumps(done.to_dict(), indent=2))
         return
@@ -32,6 +37,16 @@ def print_conversion(source: str, target: str, model: str | None, to: str, force
         typer.echo(f"left out: {printable(key)}, {printable(value)}")
     for note in done.notes:
         typer.echo(f"note: {note}")
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        options = json.loads(text)
+    except (ValueError, RecursionError):
+        options = None
+    if not isinstance(options, dict):
+        raise UserError(f'--attention-kwargs must be JSON such as {{"pools": ["avg"]}}, got {text!r}')
+    return options
 
 
 def _tables(found: Description) -> list[Table]:

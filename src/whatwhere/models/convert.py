@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import weights
+from ..attention import ATTENTION
 from ..errors import UserError
 from ..files import write_bytes
 from .recognize import in_words, names_of
@@ -117,6 +119,7 @@ def convert_weights(
     target: str | os.PathLike[str],
     *,
     model: str | None = None,
+    attention_kwargs: Mapping[str, Any] | None = None,
     to: str = "whatwhere",
     force: bool = False,
 ) -> Conversion:
@@ -129,6 +132,7 @@ def convert_weights(
         source: A .safetensors file, or a .pth that is read without executing anything in it.
         target: The file to write, *.safetensors; whole or not at all.
         model: The network's name; None where the names and shapes tell it.
+        attention_kwargs: What its attention was built with, as far as the shapes do not show it: `{"pools": ["avg"]}`.
         to: The layout to write: "whatwhere", "torchvision", "official", "timm" or "timm-legacy".
         force: Overwrite a `target` that exists.
 
@@ -141,7 +145,7 @@ def convert_weights(
     file = weights.read_file(source)
     weights.check_finite(file)
     loaded = weights.from_file(file)
-    network = _network(loaded, file.path, model)
+    network = _with_options(_network(loaded, file.path, model), loaded, attention_kwargs or {})
     fit = _fit(loaded, network)
     if fit.groups:
         raise UserError(f"the weights from {file.path!r} are not of {network.name}: {fit.sentence()}")
@@ -270,6 +274,17 @@ def _options(loaded: weights.Weights, name: str) -> Network:
     return Network(name, {**options, **loaded.model_kwargs})
 
 
+def _with_options(network: Network, loaded: weights.Weights, given: Mapping[str, Any]) -> Network:
+    """Return `network` with the arguments `given` for its attention too."""
+    if not given:
+        return network
+    attention = MODELS[network.name].attention
+    if attention is None:
+        raise UserError(f"{network.name} has no attention to build with {dict(given)}; leave out attention_kwargs")
+    options = loaded.options_for(ATTENTION[attention], {**network.options.get("attention_kwargs", {}), **given})
+    return Network(network.name, {**network.options, "attention_kwargs": options})
+
+
 def _fit(loaded: weights.Weights, network: Network) -> weights.Fit:
     with torch.device("meta"):
         own = create_model(network.name, seed=0, **network.options).state_dict()
@@ -282,11 +297,12 @@ def _notes(
     loaded: weights.Weights, layout: weights.Layout, attention: str | None, options: dict[str, Any]
 ) -> list[str]:
     notes = []
-    if attention == "cbam" and loaded.layout is not None and loaded.layout.name == "whatwhere" and not loaded.model:
+    own = loaded.layout is not None and loaded.layout.name == "whatwhere"
+    if attention == "cbam" and own and not loaded.model and not {"maps", "pools"} <= options.keys():
         form = options.get("form", "official")
         notes.append(
-            f"the file does not say in which order the spatial gate takes its maps; taken for the {form} form's, with "
-            "average and maximum as pools"
+            "the file does not say in which order the spatial gate takes its maps, nor its pools; taken for the "
+            f"{form} form's, unless attention_kwargs say otherwise"
         )
     if layout.name == "timm" and attention is not None:
         notes.append(_timm_module(attention, options, loaded.state))

@@ -27,8 +27,13 @@ _ATTENTION_OPTIONS: dict[str, Any] = {
     "mlp_bias": bool,
     "bias": bool,
     "spatial": bool,
+    "pools": list,
+    "maps": list,
+    "arrangement": str,
     "start": str,
 }
+# options of CBAM that other layouts have in one form alone
+_USUAL = {"pools": {"avg", "max"}, "arrangement": "channel_first", "norm": "batch"}
 _MODEL_OPTIONS: dict[str, Any] = {"stride_in_1x1": bool, "ceil_pool": bool}
 _MOST_BUILT = 1 << 16  # channels of an attention that is built, without memory, to look at its shapes
 
@@ -63,8 +68,8 @@ class Weights:
             return dict(given)
         options = {**self.attention_kwargs, **given}
         if self.attention == "cbam" and self.layout is not None and self.layout.name != "whatwhere":
-            maps = options.get("maps") or _maps(options)
-            if tuple(maps) != self.layout.maps:
+            maps = _maps(options)
+            if maps != self.layout.maps:
                 raise UserError(
                     f"the weights are of {self.layout.whose}, where the spatial gate takes its maps in the order "
                     f"{', '.join(self.layout.maps)}; leave out form and maps, which say {', '.join(maps)}"
@@ -131,7 +136,11 @@ def _described(state: StateDict, layout: Layout, description: str) -> Weights:
     # JSON from anywhere: not ours, so it says nothing
     except (ValueError, TypeError, AttributeError, RecursionError):
         return Weights(state, layout)
-    attention = attention if isinstance(attention, str) and attention in ATTENTION else None
+    if not isinstance(attention, str) or attention not in ATTENTION:
+        attention, attention_kwargs = None, {}
+    # by shapes, so that no file of a few bytes asks for any amount of memory
+    elif not fits_options(state, attention, attention_kwargs):
+        return Weights(state, layout)
     return Weights(state, layout, attention, attention_kwargs, model_kwargs, model if isinstance(model, str) else None)
 
 
@@ -192,37 +201,50 @@ def _modules(state: StateDict) -> dict[int, StateDict]:
 
 
 def _candidates(attention: str, modules: dict[int, StateDict], layout: Layout | None) -> list[dict[str, Any]]:
-    widest = modules[max(modules)] if modules else {}
-    first = widest.get("what.fc1.weight")
-    if attention not in ("cbam", "se") or first is None or first.dim() != 2 or not first.numel():
+    """Return arguments of `attention` to try, in the order of preference."""
+    module = modules[max(modules)] if modules else {}
+    choices = {"cbam": _cbam_choices, "se": _se_choices}
+    if attention not in choices:
+        return [{}]
+    foreign = layout if layout is not None and layout.name != "whatwhere" else None
+    combined = itertools.product(*choices[attention](module, foreign))
+    return [dict(itertools.chain.from_iterable(map(dict.items, choice))) for choice in combined]
+
+
+def _cbam_choices(module: StateDict, layout: Layout | None) -> list[list[dict[str, Any]]]:
+    shape: dict[str, Any] = {}
+    convolution = module.get("where.conv.weight")
+    if convolution is None:
+        shape["spatial"] = False
+    elif convolution.dim() == 4 and convolution.shape[-1] % 2 and 7 != convolution.shape[-1] < 64:
+        shape["kernel_size"] = convolution.shape[-1]
+    # the form has the order of the maps, which no shape shows
+    forms: list[dict[str, Any]] = [{} if form == "official" else {"form": form} for form in _forms(layout)]
+    biases: list[dict[str, Any]] = [{}, {"mlp_bias": "what.fc1.bias" in module}]
+    return [biases, _reductions(module.get("what.fc1.weight")), forms, [shape]]
+
+
+def _se_choices(module: StateDict, layout: Layout | None) -> list[list[dict[str, Any]]]:
+    return [[{}, {"bias": False}], _reductions(module.get("what.fc1.weight")), [{}, {"form": "timm"}]]
+
+
+def _forms(layout: Layout | None) -> tuple[str, ...]:
+    return ("official", "timm") if layout is None else (layout.form,)
+
+
+def _reductions(first: Tensor | None) -> list[dict[str, Any]]:
+    if first is None or first.dim() != 2 or not first.numel():
         return [{}]
     ratio = first.shape[1] / first.shape[0]
-    reductions: list[dict[str, Any]] = [{}, {"reduction": int(ratio) if ratio.is_integer() else ratio}]
-    shape: dict[str, Any] = {}
-    biases: list[dict[str, Any]]
-    if attention == "cbam":
-        convolution = widest.get("where.conv.weight")
-        if convolution is None:
-            shape["spatial"] = False
-        elif convolution.dim() == 4 and convolution.shape[-1] % 2 and 7 != convolution.shape[-1] < 64:
-            shape["kernel_size"] = convolution.shape[-1]
-        biases = [{}, {"mlp_bias": "what.fc1.bias" in widest}]
-    else:
-        biases = [{}, {"bias": False}]
-    forms: list[dict[str, Any]] = [{}, {"form": "timm"}]
-    if attention == "cbam" and layout is not None and layout.name != "whatwhere":
-        # the order of the maps, which no shape shows
-        forms = [{"form": "timm"}] if layout.form == "timm" else [{}]
-    return [
-        {**form, **reduction, **bias, **shape} for bias, reduction, form in itertools.product(biases, reductions, forms)
-    ]
+    return [{}, {"reduction": int(ratio) if ratio.is_integer() else ratio}]
 
 
 def _has_shapes(attention: str, channels: int, options: dict[str, Any], module: StateDict) -> bool:
     try:
         with torch.device("meta"):
             own = ATTENTION[attention](channels, **options).state_dict()
-    except UserError:
+    # arguments can come from a file
+    except (UserError, TypeError, RuntimeError, OverflowError):
         return False
     # files of PyTorch before 0.4.1 have no counters
     own = {key: value for key, value in own.items() if key in module or not key.endswith("num_batches_tracked")}
@@ -258,6 +280,7 @@ def from_ours(
                     f"{layout.whose} cannot hold these weights: its network has {option}={wanted.get(option, False)}, "
                     f"theirs {option}={kwargs.get(option, False)}"
                 )
+        _check_usual(layout, options)
         state = _in_convention(state, layout, attention, options)
     renamed: StateDict = {}
     homeless = []
@@ -271,6 +294,15 @@ def from_ours(
     if homeless:
         raise UserError(f"{layout.whose} has no place for {_listed(homeless)}{_why_homeless(homeless)}")
     return renamed
+
+
+def _check_usual(layout: Layout, options: Mapping[str, Any]) -> None:
+    for option, usual in _USUAL.items():
+        value = options.get(option, usual)
+        if (set(value) if isinstance(usual, set) else value) != usual:
+            raise UserError(f"{layout.whose} cannot hold these weights: its attention has no {option}={value!r}")
+    if set(_maps(options)) != set(layout.maps):
+        raise UserError(f"{layout.whose} cannot hold these weights: its spatial gate takes {' and '.join(layout.maps)}")
 
 
 def _in_convention(state: StateDict, layout: Layout, attention: str | None, options: Mapping[str, Any]) -> StateDict:
@@ -288,7 +320,7 @@ def _in_convention(state: StateDict, layout: Layout, attention: str | None, opti
 
 def _maps(options: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the order of the maps of CBAM built with `options`."""
-    return LAYOUTS["timm" if options.get("form") == "timm" else "official"].maps
+    return tuple(options.get("maps") or LAYOUTS["timm" if options.get("form") == "timm" else "official"].maps)
 
 
 def _why_homeless(keys: list[str]) -> str:
