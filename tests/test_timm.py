@@ -130,12 +130,32 @@ def test_gradient_checkpointing_changes_no_gradient():
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-def test_layer_groups_cover_every_parameter():
+@pytest.mark.parametrize("attention", ["cbam", "bam"])
+def test_layer_groups_cover_every_parameter_in_order(attention):
     from timm.models import group_parameters
 
-    model = timm.create_model("cbam_resnext11_8x8d")
-    groups = group_parameters(model, model.group_matcher(coarse=True))
-    assert {name for names in groups.values() for name in names} == {name for name, _ in model.named_parameters()}
+    model = timm.create_model(f"{attention}_resnext11_8x8d")
+    for coarse in (True, False):
+        groups = group_parameters(model, model.group_matcher(coarse=coarse))
+        assert {name for names in groups.values() for name in names} == {name for name, _ in model.named_parameters()}
+        layers = [{name.split(".")[0] for name in names} for names in groups.values()]
+        assert layers == [{"conv1", "bn1"}, {"layer1"}, {"layer2"}, {"layer3"}, {"fc"}]  # one block a stage
+
+
+def test_attention_between_stages_is_checkpointed_and_seen_in_features():
+    model = timm.create_model("bam_resnext11_8x8d", num_classes=3, seed=0)
+    model.set_grad_checkpointing()
+    x = torch.randn(2, 3, 16, 16)
+    model(x).sum().backward()
+    expected = [parameter.grad.clone() for parameter in model.parameters()]
+    model.set_grad_checkpointing(False)
+    model.zero_grad()
+    model(x).sum().backward()
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+    features = timm.create_model("bam_resnext11_8x8d", features_only=True, seed=0).eval()(x)
+    plain = whatwhere.create_model("bam_resnext11_8x8d", seed=0).eval()
+    torch.testing.assert_close(features[1], plain.layer1(plain.forward_stem(x)))
 
 
 def test_a_foreign_file_is_refused_whatever_its_number_of_classes(tmp_path):

@@ -9,19 +9,38 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .attention import ATTENTION, CBAM, ChannelAttention, IdentityStart, SpatialAttention, SqueezeExcitation
+    from .attention import (
+        ATTENTION,
+        BAM,
+        CBAM,
+        ChannelAttention,
+        CoordinateAttention,
+        EfficientLocalAttention,
+        EfficientMultiScaleAttention,
+        IdentityStart,
+        SimAM,
+        SpatialAttention,
+        SqueezeExcitation,
+        TripletAttention,
+    )
     from .cost import compare_costs, cost
     from .errors import UserError
     from .models import ResNet, create_model, list_models
 
 __all__ = [
     "ATTENTION",
+    "BAM",
     "CBAM",
     "ChannelAttention",
+    "CoordinateAttention",
+    "EfficientLocalAttention",
+    "EfficientMultiScaleAttention",
     "IdentityStart",
     "ResNet",
+    "SimAM",
     "SpatialAttention",
     "SqueezeExcitation",
+    "TripletAttention",
     "UserError",
     "compare_costs",
     "cost",
@@ -31,11 +50,17 @@ __all__ = [
 
 _ROOM = {
     "ATTENTION": "attention",
+    "BAM": "attention",
     "CBAM": "attention",
     "ChannelAttention": "attention",
+    "CoordinateAttention": "attention",
+    "EfficientLocalAttention": "attention",
+    "EfficientMultiScaleAttention": "attention",
     "IdentityStart": "attention",
+    "SimAM": "attention",
     "SpatialAttention": "attention",
     "SqueezeExcitation": "attention",
+    "TripletAttention": "attention",
     "ResNet": "models",
     "create_model": "models",
     "list_models": "models",

@@ -17,6 +17,7 @@ import torchvision
 from timm.layers import create_classifier, get_norm_layer
 from timm.models import checkpoint_seq, register_model, resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
+from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 
 from . import weights
@@ -161,9 +162,11 @@ class TimmResNet(ResNet):
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return the patterns by which timm groups parameters for layer-wise learning rates."""
-        return {"stem": r"^conv1|bn1", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
+        # an attention behind a stage goes with the stage's last block
+        fine = [(r"^layer(\d+)\.(\d+)", None), (r"^layer(\d+)\.attention", MATCH_PREV_GROUP)]
+        return {"stem": r"^conv1|bn1", "blocks": r"^layer(\d+)" if coarse else fine}
 
 
 def _build(

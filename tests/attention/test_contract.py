@@ -46,18 +46,20 @@ def test_gradients_are_right(build, training, start):
     if start == "identity":
         torch.nn.init.constant_(module.mix, 0.7)
     x = torch.randn(2, 6, 4, 3, dtype=torch.float64, requires_grad=True)
-    names, values = zip(*module.named_parameters(), strict=True)
+    names = [name for name, _ in module.named_parameters()]
 
     def run(x, *values):
         return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
 
-    values = [value.detach().clone().requires_grad_() for value in values]
+    values = [value.detach().clone().requires_grad_() for value in module.parameters()]
     assert torch.autograd.gradcheck(run, (x, *values))
 
 
 def test_every_parameter_learns_from_the_first_step(build):
     module = build(64)
-    module(torch.randn(4, 64, 9, 9)).square().sum().backward()
+    x = torch.randn(4, 64, 9, 9, requires_grad=True)
+    module(x).square().sum().backward()
+    assert (x.grad != 0).all()  # all that a module without parameters has to give
     assert all(parameter.grad.abs().sum() > 0 for parameter in module.parameters())
 
 
@@ -99,10 +101,26 @@ def test_state_dict_round_trip(build):
 
 def test_deepcopy_is_independent(build):
     module = build(CHANNELS)
+    before = [parameter.detach().clone() for parameter in module.parameters()]
     copied = copy.deepcopy(module)
     for parameter in copied.parameters():
-        torch.nn.init.zeros_(parameter)
-    assert any(parameter.abs().sum() > 0 for parameter in module.parameters())
+        torch.nn.init.constant_(parameter, 0.123)
+    for parameter, value in zip(module.parameters(), before, strict=True):
+        assert torch.equal(parameter, value)
+        assert not (value == 0.123).any()
+
+
+@pytest.mark.parametrize("start", ["paper", "identity"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_trains_under_autocast(build, dtype, start):
+    module = build(64, start=start)
+    x = torch.randn(4, 64, 9, 9, dtype=dtype).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = module(x)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), copy.deepcopy(module)(x.float()), rtol=0.05, atol=0.05)
+    out.float().square().sum().backward()
+    assert all(tensor.grad.isfinite().all() for tensor in (x, *module.parameters()))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

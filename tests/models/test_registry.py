@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from whatwhere import CBAM, UserError, create_model, list_models
+from whatwhere import ATTENTION, BAM, CBAM, UserError, create_model, list_models
 
 BACKBONE = "resnext11_8x8d"
 
@@ -57,7 +57,7 @@ def test_a_second_attention_is_refused():
         create_model("cbam_resnet18", attention="se")
 
 
-@pytest.mark.parametrize("attention", ["cbam", "se"])
+@pytest.mark.parametrize("attention", sorted(ATTENTION))
 @pytest.mark.parametrize("training", [True, False])
 def test_attention_behind_pretrained_weights_starts_as_the_identity(attention, training, published, file, images):
     model = create_model(f"{attention}_{BACKBONE}", num_classes=10, pretrained=file).train(training)
@@ -197,6 +197,13 @@ def test_says_which_keys_do_not_fit(tmp_path, published):
         create_model(BACKBONE, num_classes=10, pretrained=tmp_path / "w.pth")
 
 
+class ConvBetweenStages(nn.Conv2d):
+    place = "stage"
+
+    def __init__(self, channels):
+        super().__init__(channels, channels, 1)
+
+
 class StartsAsIdentity(nn.Module):
     def __init__(self, channels):
         super().__init__()
@@ -210,8 +217,22 @@ class StartsAsIdentity(nn.Module):
 
 @pytest.mark.parametrize(
     "attention",
-    [CBAM, lambda channels: CBAM(channels, start="identity"), StartsAsIdentity, lambda c: nn.Conv2d(c, c, 1)],
-    ids=["gate", "gate that starts as identity", "module that starts as identity", "module"],
+    [
+        CBAM,
+        BAM,
+        lambda channels: CBAM(channels, start="identity"),
+        StartsAsIdentity,
+        lambda c: nn.Conv2d(c, c, 1),
+        ConvBetweenStages,
+    ],
+    ids=[
+        "gate",
+        "between stages",
+        "gate that starts as identity",
+        "module that starts as identity",
+        "module",
+        "module between stages",
+    ],
 )
 def test_attention_of_ones_own_behind_pretrained_weights_learns(attention, file, images):
     model = create_model(BACKBONE, num_classes=10, pretrained=file, attention=attention)

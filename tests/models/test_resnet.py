@@ -3,7 +3,7 @@ import torch
 import torchvision
 from torch import nn
 
-from whatwhere import CBAM, ResNet, UserError, create_model, list_models
+from whatwhere import ATTENTION, BAM, CBAM, ResNet, UserError, create_model, list_models
 from whatwhere.models.resnet import RESNETS, Bottleneck
 
 NUM_PARAMS = {  # 1000 classes; timm, torchvision and the authors' code agree where they have the network
@@ -25,6 +25,7 @@ NUM_PARAMS = {  # 1000 classes; timm, torchvision and the authors' code agree wh
     "se_resnext50_32x4d": 27_559_896,
     "se_resnext101_32x4d": 48_955_416,
     "se_resnext101_64x4d": 88_232_984,
+    "bam_resnet50": 25_915_099,
 }
 NUM_PARAMS_CIFAR = {  # 10 and 100 classes
     "resnext29_8x64d": (34_426_698, 34_518_948),
@@ -65,9 +66,88 @@ def test_parameter_counts_of_the_papers_table(name, expected):
     assert tuple(round(num_params(prefix + name) / 1e6, 2) for prefix in ("", "se_", "cbam_")) == expected
 
 
-def test_every_backbone_stands_plain_with_cbam_and_with_se():
+def test_every_backbone_stands_plain_and_with_every_attention():
     for name in RESNETS:
-        assert {name, f"cbam_{name}", f"se_{name}"} <= set(list_models())
+        assert {name, *(f"{attention}_{name}" for attention in ATTENTION)} <= set(list_models())
+
+
+@pytest.mark.parametrize("attention", sorted(ATTENTION))
+def test_attention_adds_what_its_modules_have_and_keeps_the_backbones_keys(attention):
+    at_stage = getattr(ATTENTION[attention], "place", "block") == "stage"
+    for name, config in RESNETS.items():
+        with torch.device("meta"):
+            plain, attentive = create_model(name), create_model(f"{attention}_{name}")
+        keys = list(attentive.state_dict())
+        assert [key for key in keys if ".attention." not in key] == list(plain.state_dict())
+        # (stage, number of modules in it)
+        depths = [(i, 1 if at_stage else depth) for i, depth in enumerate(config["layers"], start=1)]
+        added = 0
+        for stage, depth in depths[:-1] if at_stage else depths:
+            channels = plain.stage_channels[stage - 1]
+            with torch.device("meta"):
+                added += depth * sum(p.numel() for p in ATTENTION[attention](channels).parameters())
+        counts = [sum(p.numel() for p in model.parameters()) for model in (plain, attentive)]
+        assert counts[1] - counts[0] == added
+
+
+def test_bam_stands_at_the_end_of_every_stage_but_the_last():
+    for name, num_stages in (("resnet18", 4), ("resnext50_32x4d", 4), ("resnext11_8x8d", 3)):
+        model = create_model(f"bam_{name}", num_classes=3, seed=0)
+        modules = [name for name, module in model.named_modules() if isinstance(module, BAM)]
+        assert modules == [f"layer{stage}.attention" for stage in range(1, num_stages)]
+        assert {key.split(".attention.")[0] for key in model.state_dict() if ".attention." in key} == {
+            f"layer{stage}" for stage in range(1, num_stages)
+        }
+
+
+def test_attention_between_stages_takes_what_the_stage_gave_and_gives_what_the_next_one_takes():
+    model = create_model("bam_resnext11_8x8d", num_classes=3, seed=0).eval()
+    plain = create_model("resnext11_8x8d", num_classes=3, seed=0).eval()
+    x = torch.randn(2, 3, 16, 16)
+    found, expected = model.forward_stem(x), plain.forward_stem(x)
+    for name in model.stage_names:
+        expected = plain.forward_stage(name, expected)
+        if name != "layer3":
+            expected = model.get_submodule(name).attention(expected)
+        found = model.forward_stage(name, found)
+        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(model(x), plain.forward_head(expected))
+
+
+class Halves(nn.Module):
+    place = "stage"
+
+    def __init__(self, channels):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((channels, 1, 1), 0.5))
+
+    def forward(self, x):
+        return x * self.scale
+
+
+def halves(channels):
+    return Halves(channels)
+
+
+@pytest.mark.parametrize("attention", [Halves, halves], ids=["class", "function"])
+def test_any_module_may_stand_between_stages(attention):
+    model = create_model("resnext11_8x8d", num_classes=3, attention=attention)
+    own = {name: p for name, p in model.named_parameters() if ".attention." in name}
+    assert list(own) == ["layer1.attention.scale", "layer2.attention.scale"]
+    assert all((parameter == 0.5).all() for parameter in own.values())
+    model(torch.randn(2, 3, 16, 16)).sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in own.values())
+
+
+def test_attention_between_stages_must_not_broadcast_and_needs_stages():
+    class Pool(nn.AdaptiveAvgPool2d):
+        place = "stage"
+
+    model = create_model("resnext11_8x8d", attention=lambda channels: Pool(1))
+    with pytest.raises(UserError, match="attention must keep its input's shape; Pool made"):
+        model(torch.randn(2, 3, 16, 16))
+    with pytest.raises(UserError, match="stands between stages, and the network has one stage"):
+        ResNet(Bottleneck, (1,), widths=(32,), attention="bam")
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
@@ -95,7 +175,7 @@ def test_output_and_gradients_are_torchvisions(name, training):
     torch.testing.assert_close(ours.conv1.weight.grad, theirs.conv1.weight.grad, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["cbam_resnet18", "se_resnext29_32x4d", "cbam_resnext11_8x8d"])
+@pytest.mark.parametrize("name", ["cbam_resnet18", "se_resnext29_32x4d", "cbam_resnext11_8x8d", "bam_resnext11_8x8d"])
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 17)])
 def test_takes_any_image_size(name, size):
     model = create_model(name, num_classes=7, in_channels=2)
@@ -107,7 +187,16 @@ def test_cifar_form_has_no_early_downsampling():
     assert model.forward_features(torch.randn(2, 3, 32, 32)).shape == (2, 1024, 8, 8)
 
 
-@pytest.mark.parametrize("name", ["cbam_resnet50", "se_resnet50", "cbam_resnext11_8x8d", "cbam_resnext50_32x4d"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cbam_resnet50",
+        "se_resnet50",
+        "cbam_resnext50_32x4d",
+        "bam_resnet50",
+        *(f"{attention}_resnext11_8x8d" for attention in sorted(ATTENTION)),
+    ],
+)
 def test_every_parameter_learns_from_the_first_step(name):
     model = create_model(name, num_classes=5, seed=0)
     nn.functional.cross_entropy(model(torch.randn(4, 3, 64, 64)), torch.arange(4)).backward()
@@ -165,6 +254,21 @@ def test_initial_weights_are_a_function_of_seed_and_name():
     without_bias = create_model("cbam_resnext11_8x8d", seed=3, attention_kwargs={"mlp_bias": False}).state_dict()
     key = "layer2.0.attention.what.fc2.weight"
     assert torch.equal(without_bias[key], attentive[key])
+
+
+@pytest.mark.parametrize("attention", sorted(ATTENTION))
+def test_initial_weights_of_every_attention_are_a_function_of_seed_and_name(attention):
+    name, state = f"{attention}_resnext11_8x8d", torch.get_rng_state()
+    plain, first, again, other = (
+        create_model(each, num_classes=10, seed=seed).state_dict()
+        for each, seed in (("resnext11_8x8d", 3), (name, 3), (name, 3), (name, 4))
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, first[key]) for key, value in plain.items())
+    assert all(torch.equal(value, again[key]) for key, value in first.items())
+    for key in first.keys() - plain.keys():
+        constant = first[key].unique().tolist() in ([0], [1])
+        assert torch.equal(first[key], other[key]) == constant, key
 
 
 def test_without_a_seed_torchs_generator_rules():
@@ -318,10 +422,11 @@ def test_attention_must_not_broadcast(build):
 def test_features_by_torchvisions_extractor():
     from torchvision.models.feature_extraction import create_feature_extractor as extract
 
-    model = create_model("cbam_resnext11_8x8d", num_classes=3, drop_path_rate=0.2).eval()
-    x = torch.randn(2, 3, 16, 16)
-    features = extract(model, ["layer2", "layer3"])(x)
-    torch.testing.assert_close(features["layer3"], model.forward_features(x))
+    for attention in ("cbam", "bam", "triplet"):
+        model = create_model(f"{attention}_resnext11_8x8d", num_classes=3, drop_path_rate=0.2).eval()
+        x = torch.randn(2, 3, 16, 16)
+        features = extract(model, ["layer2", "layer3"])(x)
+        torch.testing.assert_close(features["layer3"], model.forward_features(x))
 
 
 def test_a_new_classifier_leaves_torchs_generator_alone():

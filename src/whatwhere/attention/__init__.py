@@ -7,26 +7,47 @@ from collections.abc import Callable
 from torch import nn
 
 from ..errors import UserError, nearest
+from .bam import BAM
 from .by_path import attention_by_path
 from .cbam import CBAM, ChannelAttention, SpatialAttention
+from .coordinate import CoordinateAttention
+from .ela import EfficientLocalAttention
+from .ema import EfficientMultiScaleAttention
 from .gate import Gate, IdentityStart, ScalingAttention, starting_as_identity
+from .simam import SimAM
 from .squeeze_excitation import SqueezeExcitation
+from .triplet import TripletAttention
 
 __all__ = [
     "ATTENTION",
+    "BAM",
     "CBAM",
     "ChannelAttention",
+    "CoordinateAttention",
+    "EfficientLocalAttention",
+    "EfficientMultiScaleAttention",
     "Gate",
     "IdentityStart",
     "ScalingAttention",
+    "SimAM",
     "SpatialAttention",
     "SqueezeExcitation",
+    "TripletAttention",
     "attention_builder",
     "attention_by_path",
     "starting_as_identity",
 ]
 
-ATTENTION: dict[str, Callable[..., nn.Module]] = {"cbam": CBAM, "se": SqueezeExcitation}
+ATTENTION: dict[str, Callable[..., nn.Module]] = {
+    "cbam": CBAM,
+    "se": SqueezeExcitation,
+    "bam": BAM,
+    "coord": CoordinateAttention,
+    "ela": EfficientLocalAttention,
+    "ema": EfficientMultiScaleAttention,
+    "simam": SimAM,
+    "triplet": TripletAttention,
+}
 
 
 def attention_builder(attention: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:

@@ -15,6 +15,7 @@ from ..ops.reference import POOLS
 
 Form = Literal["official", "timm"]
 Start = Literal["paper", "identity"]
+Place = Literal["block", "stage"]
 
 
 class Gate(nn.Module):
@@ -84,6 +85,10 @@ class ScalingAttention(nn.Module):
         channels: Channels C of the input.
         start: "paper" for the module as published, "identity" for y = x at the start.
 
+    Attributes:
+        place: Where a network built with it puts it: "block", at the end of each residual branch, or "stage", between
+            the stages. Any module may have this attribute; without it, it stands in the blocks.
+
     Shape:
         (N, C, H, W) -> (N, C, H, W), any H and W.
 
@@ -92,6 +97,7 @@ class ScalingAttention(nn.Module):
     """
 
     mix: Tensor | None
+    place: Place = "block"
 
     def __init__(self, channels: int, *, start: Start = "paper") -> None:
         super().__init__()
@@ -106,7 +112,7 @@ class ScalingAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_features(type(self).__name__, x, self.channels)
-        gates = self.gates(x)
+        gates = self.gates(x).to(x.dtype)  # autocast may have chosen another
         return x * gates if self.mix is None else x * (1 - self.mix + self.mix * gates)
 
     def extra_repr(self) -> str:
@@ -126,6 +132,7 @@ class IdentityStart(nn.Module):
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
         self.attention = attention
+        self.place: Place = getattr(attention, "place", "block")
         self.mix = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -194,6 +201,11 @@ def check_reduction(reduction: float) -> None:
     """Raise UserError unless `reduction` is a positive number."""
     if isinstance(reduction, bool) or not isinstance(reduction, (int, float)) or not 0 < reduction < float("inf"):
         raise UserError(f"reduction must be a positive number, got {reduction!r}")
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """Return the largest divisor of `number` that is at most `most`."""
+    return next(divisor for divisor in range(min(number, most), 0, -1) if number % divisor == 0)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -33,8 +33,8 @@ _OWN: tuple[tuple[str, Any, Any], ...] = (
         "arms",
         _option(
             str | None,
-            "Arms: none, se, cbam, MODULE:NAME of your own, wide (the backbone with as many parameters as the largest "
-            "arm, or wide:ARM's); NAME=ARM calls it otherwise. (default: none,se,cbam)",
+            "Arms: none, se, cbam or another attention, MODULE:NAME of your own, wide (the backbone with as many "
+            "parameters as the largest arm, or wide:ARM's); NAME=ARM calls it otherwise. (default: none,se,cbam)",
             "--attention",
             metavar="ARMS",
         ),

@@ -10,7 +10,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from ..attention import ATTENTION, Gate, attention_builder
-from ..attention.gate import check_shape_kept
+from ..attention.gate import Place, check_shape_kept
 from ..errors import UserError, check_integer
 from ..ops import gated_tail, has_hooks
 from ..randomness import seeded
@@ -174,11 +174,23 @@ class Bottleneck(nn.Module):
         return _tail(self, x, self.conv3, self.bn3, shortcut)
 
 
+class AttentiveStage(nn.Sequential):
+    """Residual blocks, and behind them an attention, the last child."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        *blocks, attention = self
+        for block in blocks:
+            x = block(x)
+        attended: Tensor = attention(x)
+        check_shape_kept(type(attention).__name__, x, attended)
+        return attended
+
+
 class ResNet(nn.Module):
-    """ResNet (arXiv 1512.03385), ResNeXt (1611.05431) and Wide ResNet (1605.07146) with attention in every block.
+    """ResNet (arXiv 1512.03385), ResNeXt (1611.05431) and Wide ResNet (1605.07146) with attention in their blocks.
 
     The logits of a linear layer on globally averaged features; no softmax. The keys of the state dict are
-    torchvision's, those of the attention modules beside them (`layer1.0.attention. ...`).
+    torchvision's, those of the attention modules beside them (`layer1.0.attention. ...`, or `layer1.attention. ...`).
 
     Args:
         block: `BasicBlock` or `Bottleneck`.
@@ -190,8 +202,9 @@ class ResNet(nn.Module):
         width_per_group: Width of one group in a stage of 64 planes.
         stem: "imagenet" (7x7 stride 2, max-pool) or "cifar" (3x3 stride 1).
         stem_channels: Output channels of the stem.
-        attention: A name in ATTENTION, a callable from a channel count to a module, or None. The module stands after
-            the block's last norm, before the sum.
+        attention: A name in ATTENTION, a callable from a channel count to a module, or None. The module stands in each
+            block, after its last norm, before the sum; one whose attribute `place` is "stage" (BAM) stands at the end
+            of each stage but the last instead.
         attention_kwargs: Keyword arguments for it.
         stride_in_1x1: Stride in a bottleneck's first 1x1 convolution, as in the papers, instead of in its 3x3.
         ceil_pool: The stem's max-pool rounds its size up instead of padding, as in networks that come from Caffe.
@@ -267,6 +280,7 @@ class ResNet(nn.Module):
             for position in range(depth):
                 stride = 2 if stage > 0 and position == 0 else 1
                 out_channels = planes * block.expansion
+                attention_inside = slot.build("block", f"{name}.{position}.attention", out_channels)
                 blocks.append(
                     block(
                         previous,
@@ -277,12 +291,15 @@ class ResNet(nn.Module):
                         groups=groups,
                         stride_in_1x1=stride_in_1x1,
                         norm_layer=norm_layer,
-                        attention=slot.build(f"{name}.{position}.attention", out_channels),
+                        attention=nn.Identity() if attention_inside is None else attention_inside,
                         drop_path=_drop_path(drop_path_rate * index / max(1, num_blocks - 1)),
                     )
                 )
                 previous, index = out_channels, index + 1
-            self.add_module(name, nn.Sequential(*blocks))
+            is_last = stage == len(layers) - 1
+            attention_behind = None if is_last else slot.build("stage", f"{name}.attention", previous)
+            self.add_module(name, _stage(blocks, attention_behind))
+        slot.check_stands(len(layers))
 
         self.avgpool: nn.Module = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(drop_rate)
@@ -334,7 +351,7 @@ class ResNet(nn.Module):
 
 
 class _AttentionSlot:
-    """Builds the attention of each block; remembers which modules chose their own initial values."""
+    """Builds the attentions where they stand; remembers which modules chose their own initial values."""
 
     def __init__(
         self, attention: str | Callable[..., nn.Module] | None, kwargs: Mapping[str, Any] | None, seed: int
@@ -346,11 +363,13 @@ class _AttentionSlot:
         self.builder = None if attention is None else attention_builder(attention)
         self.kwargs = dict(kwargs or {})
         self.seed = seed
+        self.place: Place | None = None  # where they stand, as the first one built says
         self.self_initialized: list[nn.Module] = []
 
-    def build(self, name: str, channels: int) -> nn.Module:
-        if self.builder is None:
-            return nn.Identity()
+    def build(self, place: Place, name: str, channels: int) -> nn.Module | None:
+        """Return the attention called `name`, or None if none stands at such a place."""
+        if self.builder is None or self.place not in (None, place):
+            return None
         with seeded(self.seed, name):
             try:
                 module = self.builder(channels, **self.kwargs)
@@ -363,9 +382,25 @@ class _AttentionSlot:
             raise UserError(
                 f"attention must build a torch.nn.Module from a channel count, got a {type(module).__name__}"
             )
+        if self.place is None:
+            self.place = "stage" if getattr(module, "place", None) == "stage" else "block"
+            if self.place != place:
+                return None
         if type(module) not in ATTENTION.values():
             self.self_initialized.append(module)
         return module
+
+    def check_stands(self, num_stages: int) -> None:
+        if self.place == "stage" and num_stages == 1:
+            raise UserError("this attention stands between stages, and the network has one stage; give it more")
+
+
+def _stage(blocks: Sequence[nn.Module], attention: nn.Module | None) -> nn.Sequential:
+    if attention is None:
+        return nn.Sequential(*blocks)
+    stage = AttentiveStage(*blocks)
+    stage.add_module("attention", attention)
+    return stage
 
 
 def check_head(num_classes: int, in_channels: int) -> None:

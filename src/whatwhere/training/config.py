@@ -100,7 +100,8 @@ class Config(Recipe):
     attention: str = option(
         "",
         "Recipe",
-        "For a plain network (the default is then plain): cbam, se, or MODULE:NAME, code of yours that is imported.",
+        "For a plain network (the default is then plain): cbam, se or another, or MODULE:NAME, code of yours that is "
+        "imported.",
         "none",
     )
     image_size: int = option(32, "Common", "Height and width that the network sees.", "by the images: 32 to 224")

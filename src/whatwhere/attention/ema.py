@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import check_integer
+from .gate import ScalingAttention, Start, largest_divisor
+
+
+class EfficientMultiScaleAttention(ScalingAttention):
+    """Efficient multi-scale attention (EMA), arXiv 2305.13563: a spatial gate for each group of channels.
+
+    The C = `channels` are split into G = `groups` groups of c channels, which are computed alike, as if each were an
+    image of its own. For a group u of x::
+
+        z^H = mean over W of u, z^W = mean over H of u           eqs. 1 and 2
+        h, w = F1 z^H, F1 z^W                                    F1 a 1x1 convolution (c, c)
+        p = GN(u * sigmoid(h) * sigmoid(w))                      the 1x1 branch, GN with a group for each channel
+        q = F3 u                                                 the 3x3 branch, a 3x3 convolution (c, c)
+        m = a(p) . q + a(q) . p                                  . sums over the c channels; m (1, H, W)
+        a(t) = softmax over channels of mean over H x W of t     eq. 3 and softmax
+        y = u * sigmoid(m)
+
+    Args:
+        channels: Channels C of the input.
+        groups: G at most; there are as many as the largest divisor of C that is no larger.
+        start: "paper", or "identity" for y = x at the start (see `ScalingAttention`).
+
+    Attributes:
+        groups: G.
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W), any H and W.
+
+    Dtype:
+        Any floating dtype; computed and returned in that of the input.
+
+    Raises:
+        UserError: An impossible option, or an input of another rank or channel count.
+        ValueError: torch's, where the group norm sees a single value: one image of one pixel and one group.
+
+    Note:
+        The layers and the default of 32 groups are those of the authors' code (many copies of it have 8); it needs C
+        divisible by G. With C <= `groups` each group is one channel, and the softmax is 1. Since GN has a group for
+        each channel, the average of p is GN's bias: a(p) is learned and does not depend on x.
+        10 * c * c + 4 * c parameters.
+    """
+
+    def __init__(self, channels: int, *, groups: int = 32, start: Start = "paper") -> None:
+        super().__init__(channels, start=start)
+        check_integer("groups", groups)
+        self.groups = largest_divisor(channels, groups)
+        group_channels = channels // self.groups
+        self.conv1x1 = nn.Conv2d(group_channels, group_channels, 1)
+        self.norm = nn.GroupNorm(group_channels, group_channels)
+        self.conv3x3 = nn.Conv2d(group_channels, group_channels, 3, padding=1)
+
+    def gates(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2], x.shape[3]
+        group_channels = self.channels // self.groups
+        u = x.reshape(-1, group_channels, height, width)
+        strips = torch.cat((u.mean(3, keepdim=True), u.mean(2, keepdim=True).transpose(2, 3)), 2)
+        strips = torch.sigmoid(self.conv1x1(strips))
+        p = self.norm(u * strips[:, :, :height] * strips[:, :, height:].transpose(2, 3))
+        q = self.conv3x3(u)
+        maps = torch.sigmoid(_weighted_sum(p, q) + _weighted_sum(q, p))
+        # one map for all channels of a group
+        return maps.reshape(-1, self.groups, 1, height, width).expand(-1, -1, group_channels, -1, -1).flatten(1, 2)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, groups={self.groups}"
+
+
+def _weighted_sum(weighting: Tensor, features: Tensor) -> Tensor:
+    """Return the sum of the channels of `features`, weighted by the softmax of the averages of `weighting`."""
+    weights = torch.softmax(weighting.mean((2, 3)), 1).to(features.dtype)
+    return torch.einsum("bc,bchw->bhw", weights, features)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import torch
+import torch.fx
+from torch import Tensor
+
+from ..errors import UserError
+from .gate import ScalingAttention, Start
+
+
+class SimAM(ScalingAttention):
+    """SimAM, Yang et al., ICML 2021 (PMLR 139:11863): each value is scaled by how far it is from its channel's mean.
+
+    With t a value of x, mu and v the mean and the variance of its channel in its image, and lambda = `e_lambda`::
+
+        e* = 4 (v + lambda) / ((t - mu)^2 + 2 v + 2 lambda)      the least energy, eq. 5
+        y  = sigmoid(1 / e*) * x                                 eq. 6
+           = sigmoid((t - mu)^2 / (4 (v + lambda)) + 1/2) * x
+
+    Args:
+        channels: Channels C of the input; there is no parameter.
+        e_lambda: lambda, positive: 1e-4 in the paper's CIFAR networks, 0.1 in the authors' for ImageNet.
+        start: "paper", or "identity" for y = x at the start (see `ScalingAttention`).
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W), any H and W.
+
+    Dtype:
+        Any floating dtype; computed and returned in that of the input.
+
+    Raises:
+        UserError: An impossible option, or an input of another rank or channel count.
+
+    Note:
+        The variance is the sum of squares over H * W - 1, as in the authors' code; the paper divides by H * W. On a
+        1x1 map, where their code gives NaN, the variance is 0. The gate is at least sigmoid(1/2) = 0.62. In a
+        `ResNet` it stands before the sum as all others do; the authors' networks have it behind each block's 3x3
+        convolution (the second one of a basic block). No parameters; one, `mix`, with identity start.
+    """
+
+    def __init__(self, channels: int, *, e_lambda: float = 1e-4, start: Start = "paper") -> None:
+        super().__init__(channels, start=start)
+        if isinstance(e_lambda, bool) or not isinstance(e_lambda, (int, float)) or not 0 < e_lambda < float("inf"):
+            raise UserError(f"e_lambda must be a positive number, got {e_lambda!r}")
+        self.e_lambda = float(e_lambda)
+
+    def gates(self, x: Tensor) -> Tensor:
+        squares = (x - x.mean((2, 3), keepdim=True)).square()
+        # from the mean, since a sum may be too large for float16
+        variance = squares.mean((2, 3), keepdim=True) * _correction(x)
+        return torch.sigmoid(squares / (4 * (variance + self.e_lambda)) + 0.5)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, e_lambda={self.e_lambda:g}"
+
+
+@torch.fx.wrap
+def _correction(x: Tensor) -> float:
+    num_pixels = x.shape[2] * x.shape[3]
+    return num_pixels / max(1, num_pixels - 1)

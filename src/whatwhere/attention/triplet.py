@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.reference import MAPS
+from .cbam import SpatialConv
+from .gate import ScalingAttention, Start
+
+
+class TripletAttention(ScalingAttention):
+    """Triplet attention, arXiv 2010.03045: a gate over each pair of the axes C, H and W, the three averaged.
+
+    With Z-pool over an axis = [max; mean] over it and psi = BN(conv k x k), one for each branch, k = `kernel_size`::
+
+        w1 = sigmoid(psi1(Z-pool over H of x))      over C and W, (N, C, 1, W)
+        w2 = sigmoid(psi2(Z-pool over W of x))      over H and C, (N, C, H, 1)
+        w3 = sigmoid(psi3(Z-pool over C of x))      over H and W, (N, 1, H, W)
+        y  = (x * w1 + x * w2 + x * w3) / 3
+
+    Args:
+        channels: Channels C of the input; no parameter depends on it.
+        kernel_size: k, odd.
+        spatial: Whether there is the third branch, w3; without it y = (x * w1 + x * w2) / 2.
+        start: "paper", or "identity" for y = x at the start (see `ScalingAttention`).
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W), any H and W.
+
+    Dtype:
+        Any floating dtype; computed and returned in that of the input.
+
+    Raises:
+        UserError: An impossible option, or an input of another rank or channel count.
+        ValueError: torch's, in training, where a BatchNorm sees one value alone: a batch of one with C = W = 1, with
+            H = C = 1 or with H = W = 1.
+
+    Note:
+        That is the authors' code, parameter for parameter: convolutions without a bias, BatchNorm with momentum 0.01,
+        maxima before means; the gates are averaged and x scaled once, where they scale x three times and average.
+        The rotations are views here. The kernels slide over channels as if those had an order. Of several equal maxima
+        the first takes the gradient. 2 * k * k + 2 parameters a branch, 300 in all by default.
+    """
+
+    def __init__(self, channels: int, *, kernel_size: int = 7, spatial: bool = True, start: Start = "paper") -> None:
+        super().__init__(channels, start=start)
+
+        def branch() -> SpatialConv:
+            return SpatialConv(kernel_size, ("max", "mean"), lambda width: nn.BatchNorm2d(width, momentum=0.01))
+
+        self.cw = branch()
+        self.hc = branch()
+        self.hw = branch() if spatial else None
+
+    def gates(self, x: Tensor) -> Tensor:
+        # the axis to pool over takes the place of the channels, and takes it back in the gate
+        cw: Tensor = self.cw(_z_pool(x.transpose(1, 2))).transpose(1, 2)
+        hc: Tensor = self.hc(_z_pool(x.transpose(1, 3))).transpose(1, 3)
+        if self.hw is None:
+            return (cw + hc) / 2
+        hw: Tensor = self.hw(_z_pool(x))
+        return (cw + hc + hw) / 3
+
+
+def _z_pool(x: Tensor) -> Tensor:
+    return torch.cat([MAPS["max"](x), MAPS["mean"](x)], 1)
