@@ -12,6 +12,7 @@ from timm.layers.cbam import CbamModule
 
 from published import OfficialResNet, trained
 from whatwhere import UserError, create_model, weights
+from whatwhere.attention import ATTENTION
 from whatwhere.models import convert_weights
 from whatwhere.models.recognize import names_of
 from whatwhere.models.resnet import RESNETS
@@ -73,6 +74,12 @@ THEIRS = {
         "cbam_resnet50",
         {},
     ),
+    "the authors' BAM": (
+        lambda: OfficialResNet(cbam=False, bam=True),
+        "official",
+        "bam_resnet18",
+        {"attention_kwargs": {"combine": "multiply"}},
+    ),
     "the authors' plain network": (lambda: OfficialResNet(cbam=False), "torchvision", "resnet18", {}),
 }
 
@@ -117,7 +124,9 @@ def test_outputs_are_theirs_and_the_way_back_ends_where_it_began(case, tmp_path)
     assert_same_outputs(ours, theirs)
 
 
-@pytest.mark.parametrize("case", ["timm's SE", "timm's CBAM", "timm's CBAM with options", "timm's SE, legacy"])
+@pytest.mark.parametrize(
+    "case", ["timm's SE", "timm's CBAM", "timm's CBAM with options", "timm's SE, legacy", "the authors' BAM"]
+)
 def test_create_model_takes_both_files_without_a_word_about_what_they_need(case, tmp_path):
     build, _, name, options = THEIRS[case]
     theirs = trained(build())
@@ -159,7 +168,7 @@ def test_ours_with_se_into_timms_network(tmp_path):
     assert_same_outputs(ours, theirs)
 
 
-@pytest.mark.parametrize("attention", [None, "se", "cbam"])
+@pytest.mark.parametrize("attention", [None, *sorted(ATTENTION.keys() - {"simam"})])
 def test_every_network_is_recognised(attention):
     for backbone in RESNETS:
         name = backbone if attention is None else f"{attention}_{backbone}"
@@ -206,6 +215,22 @@ def test_old_files_without_counters(tmp_path):
     assert_same_outputs(ours, theirs)
 
 
+def test_the_paper_s_bam_and_the_authors_are_told_apart(tmp_path):
+    torch.save(create_model("bam_resnet18", num_classes=10).state_dict(), tmp_path / "a.pth")
+    options = {"combine": "multiply"}
+    done = convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors", attention_kwargs=options, to="official")
+    assert done.network.options["attention_kwargs"] == options
+    theirs = OfficialResNet(cbam=False, bam=True)
+    theirs.load_state_dict(safetensors.torch.load_file(tmp_path / "b.safetensors"), strict=True)
+    model = create_model("bam_resnet18", num_classes=10, pretrained=tmp_path / "b.safetensors")
+    assert model.layer1.attention.combine == "multiply"
+    assert_same_outputs(model, theirs)
+    with pytest.raises(UserError, match="where combine is 'multiply'; leave out combine='add'"):
+        create_model("bam_resnet18", pretrained=tmp_path / "b.safetensors", attention_kwargs={"combine": "add"})
+    (note,) = convert_weights(tmp_path / "a.pth", tmp_path / "c.safetensors").notes
+    assert "taken for added" in note
+
+
 def test_an_identity_start_is_kept_here_and_has_no_place_elsewhere(tmp_path):
     ours = create_model("cbam_resnet18", num_classes=10, attention_kwargs={"start": "identity"})
     torch.save(ours.state_dict(), tmp_path / "a.pth")
@@ -220,7 +245,9 @@ def test_an_identity_start_is_kept_here_and_has_no_place_elsewhere(tmp_path):
 @pytest.mark.parametrize(
     ("name", "layout", "sentence"),
     [
-        ("se_resnet18", "official", "the CBAM authors' code has no place for .*attention.what.fc1.weight"),
+        ("se_resnet18", "official", "the CBAM and BAM authors' code has no place for .*attention.what.fc1.weight"),
+        ("bam_resnet18", "official", "its attention has no combine='add'"),
+        ("bam_resnet18", "timm", "timm cannot hold these weights|timm has no place for"),
         ("cbam_resnet18", "torchvision", "torchvision has no place for"),
         ("se_resnet18", "timm-legacy", "have a ReLU before their SE"),
         ("se_resnet50", "timm-legacy", "its network has stride_in_1x1=True, theirs stride_in_1x1=False"),

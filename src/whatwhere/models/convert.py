@@ -304,6 +304,8 @@ def _notes(
             "the file does not say in which order the spatial gate takes its maps, nor its pools; taken for the "
             f"{form} form's, unless attention_kwargs say otherwise"
         )
+    if attention == "bam" and own and not loaded.model and "combine" not in options:
+        notes.append("the file does not say how its branches are combined; taken for added, as in the paper")
     if layout.name == "timm" and attention is not None:
         notes.append(_timm_module(attention, options, loaded.state))
     if layout.name == "official" and attention == "cbam" and options.get("form") == "timm":

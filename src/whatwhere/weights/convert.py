@@ -30,10 +30,17 @@ _ATTENTION_OPTIONS: dict[str, Any] = {
     "pools": list,
     "maps": list,
     "arrangement": str,
+    "combine": str,
+    "num_convs": int,
+    "dilation": int,
     "start": str,
 }
-# options of CBAM that other layouts have in one form alone
-_USUAL = {"pools": {"avg", "max"}, "arrangement": "channel_first", "norm": "batch"}
+# options that other layouts have in one form alone
+_USUAL: dict[str, dict[str, Any]] = {
+    "cbam": {"pools": {"avg", "max"}, "arrangement": "channel_first", "norm": "batch"},
+    "bam": {"combine": "multiply", "dilation": 4},
+}
+_DEFAULTS = {"pools": ("avg", "max"), "arrangement": "channel_first", "norm": "batch", "combine": "add", "dilation": 4}
 _MODEL_OPTIONS: dict[str, Any] = {"stride_in_1x1": bool, "ceil_pool": bool}
 _MOST_BUILT = 1 << 16  # channels of an attention that is built, without memory, to look at its shapes
 
@@ -67,7 +74,14 @@ class Weights:
         if self.attention is None or ATTENTION[self.attention] is not builder:
             return dict(given)
         options = {**self.attention_kwargs, **given}
-        if self.attention == "cbam" and self.layout is not None and self.layout.name != "whatwhere":
+        if self.layout is None or self.layout.name == "whatwhere":
+            return options
+        if options.get("combine") != self.attention_kwargs.get("combine"):
+            raise UserError(
+                f"the weights are of {self.layout.whose}, where combine is {self.attention_kwargs['combine']!r}; leave "
+                f"out combine={options['combine']!r}"
+            )
+        if self.attention == "cbam":
             maps = _maps(options)
             if maps != self.layout.maps:
                 raise UserError(
@@ -203,7 +217,7 @@ def _modules(state: StateDict) -> dict[int, StateDict]:
 def _candidates(attention: str, modules: dict[int, StateDict], layout: Layout | None) -> list[dict[str, Any]]:
     """Return arguments of `attention` to try, in the order of preference."""
     module = modules[max(modules)] if modules else {}
-    choices = {"cbam": _cbam_choices, "se": _se_choices}
+    choices = {"cbam": _cbam_choices, "se": _se_choices, "bam": _bam_choices}
     if attention not in choices:
         return [{}]
     foreign = layout if layout is not None and layout.name != "whatwhere" else None
@@ -226,6 +240,14 @@ def _cbam_choices(module: StateDict, layout: Layout | None) -> list[list[dict[st
 
 def _se_choices(module: StateDict, layout: Layout | None) -> list[list[dict[str, Any]]]:
     return [[{}, {"bias": False}], _reductions(module.get("what.fc1.weight")), [{}, {"form": "timm"}]]
+
+
+def _bam_choices(module: StateDict, layout: Layout | None) -> list[list[dict[str, Any]]]:
+    num_convs = sum(key.startswith("spatial.dilated") and key.endswith("conv.weight") for key in module)
+    shape = {} if num_convs == 2 else {"num_convs": num_convs}
+    # the authors' code multiplies what their paper adds
+    combine = {} if layout is None else {"combine": "multiply"}
+    return [_reductions(module.get("channel.fc1.weight")), [combine], [shape]]
 
 
 def _forms(layout: Layout | None) -> tuple[str, ...]:
@@ -280,7 +302,7 @@ def from_ours(
                     f"{layout.whose} cannot hold these weights: its network has {option}={wanted.get(option, False)}, "
                     f"theirs {option}={kwargs.get(option, False)}"
                 )
-        _check_usual(layout, options)
+        _check_usual(layout, attention, options)
         state = _in_convention(state, layout, attention, options)
     renamed: StateDict = {}
     homeless = []
@@ -296,12 +318,13 @@ def from_ours(
     return renamed
 
 
-def _check_usual(layout: Layout, options: Mapping[str, Any]) -> None:
-    for option, usual in _USUAL.items():
-        value = options.get(option, usual)
+def _check_usual(layout: Layout, attention: str | None, options: Mapping[str, Any]) -> None:
+    """Raise UserError if the attention of `layout` computes something else than one built with `options`."""
+    for option, usual in _USUAL.get(attention or "", {}).items():
+        value = options.get(option, _DEFAULTS[option])
         if (set(value) if isinstance(usual, set) else value) != usual:
             raise UserError(f"{layout.whose} cannot hold these weights: its attention has no {option}={value!r}")
-    if set(_maps(options)) != set(layout.maps):
+    if attention == "cbam" and set(_maps(options)) != set(layout.maps):
         raise UserError(f"{layout.whose} cannot hold these weights: its spatial gate takes {' and '.join(layout.maps)}")
 
 

@@ -84,6 +84,32 @@ _OFFICIAL_CBAM = (
     Rule("{block}.cbam.SpatialGate.spatial.conv.weight", "{block}.attention.where.conv.weight", "cbam"),
     Rule("{block}.cbam.SpatialGate.spatial.bn.{norm}", "{block}.attention.where.norm.{norm}", "cbam"),
 )
+_MOST_DILATED = 8  # the authors' default is 2
+_OFFICIAL_BAM = (
+    Rule("bam{n}.channel_att.gate_c.gate_c_fc_0.{p}", "layer{n}.attention.channel.fc1.{p}", "bam"),
+    Rule("bam{n}.channel_att.gate_c.gate_c_bn_1.{norm}", "layer{n}.attention.channel.norm.{norm}", "bam"),
+    Rule("bam{n}.channel_att.gate_c.gate_c_fc_final.{p}", "layer{n}.attention.channel.fc2.{p}", "bam"),
+    *(
+        rule
+        for theirs, ours in (
+            ("{}_reduce0", "reduce"),
+            *((f"{{}}_di_{index}", f"dilated{index + 1}") for index in range(_MOST_DILATED)),
+        )
+        for rule in (
+            Rule(
+                f"bam{{n}}.spatial_att.gate_s.gate_s_{theirs.format('conv')}.{{p}}",
+                f"layer{{n}}.attention.spatial.{ours}.conv.{{p}}",
+                "bam",
+            ),
+            Rule(
+                f"bam{{n}}.spatial_att.gate_s.gate_s_{theirs.format('bn')}.{{norm}}",
+                f"layer{{n}}.attention.spatial.{ours}.norm.{{norm}}",
+                "bam",
+            ),
+        )
+    ),
+    Rule("bam{n}.spatial_att.gate_s.gate_s_conv_final.{p}", "layer{n}.attention.spatial.project.{p}", "bam"),
+)
 _TIMM_CBAM = (
     Rule("{block}.se.channel.fc{n}.{p}", "{block}.attention.what.fc{n}.{p}", "cbam", is_1x1=True),
     Rule("{block}.se.spatial.conv.conv.weight", "{block}.attention.where.conv.weight", "cbam"),
@@ -104,7 +130,7 @@ LAYOUTS: dict[LayoutName, Layout] = {
     for layout in (
         Layout("torchvision", "torchvision", _BACKBONE),
         Layout("whatwhere", "whatwhere", (*_BACKBONE, *_same("{block}.attention.{rest}", "{stage}.attention.{rest}"))),
-        Layout("official", "the CBAM authors' code", (*_BACKBONE, *_OFFICIAL_CBAM)),
+        Layout("official", "the CBAM and BAM authors' code", (*_BACKBONE, *_OFFICIAL_CBAM, *_OFFICIAL_BAM)),
         Layout(
             "timm",
             "timm",
