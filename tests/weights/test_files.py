@@ -33,6 +33,12 @@ def truncated(state, path):
     path.write_bytes(content[: len(content) // 2])
 
 
+def truncated_checkpoint(state, path):
+    torch.save(state, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
 def with_code(state, path):
     torch.save({"state_dict": state, "hook": Malicious()}, path)
 
@@ -82,6 +88,10 @@ HOSTILE = {
     "truncated.safetensors": (
         truncated,
         "no sound safetensors file, but damaged or cut short, and nothing in it is exec",
+    ),
+    "truncated.pth": (
+        truncated_checkpoint,
+        "damaged, cut short or holds more than tensors, and nothing in it is executed",
     ),
     "code.pth": (with_code, "beside tensors it holds code to be run, posix.system, and nothing in it is executed"),
     "pickle.pth": (pickled_code, "damaged, cut short or holds more than tensors, and nothing in it is executed"),
