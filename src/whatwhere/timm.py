@@ -24,6 +24,7 @@ from . import weights
 from .attention import ATTENTION
 from .errors import UserError
 from .models.initialization import initialize, resolve_seed
+from .models.registry import arguments_for
 from .models.resnet import RESNETS, ResNet, check_head
 from .randomness import seeded
 
@@ -184,9 +185,9 @@ def _build(
         overlay["file"], pretrained = os.fspath(pretrained), True
     source, state = "", None
     if pretrained:
-        source, state = _pretrained_state(name, backbone, pretrained_cfg, overlay)
-        if own_attention is not None and weights.starts_as_identity(state):
-            kwargs["attention_kwargs"] = {"start": "identity", **kwargs.get("attention_kwargs", {})}
+        source, loaded = _pretrained_weights(name, backbone, pretrained_cfg, overlay)
+        state = loaded.state
+        kwargs.update(arguments_for(loaded, own_attention, kwargs))
     if own_attention is not None:
         kwargs["attention"] = own_attention
 
@@ -211,25 +212,26 @@ def _build(
     return model
 
 
-def _pretrained_state(
+def _pretrained_weights(
     name: str, backbone: str, pretrained_cfg: Any, overlay: dict[str, Any]
-) -> tuple[str, weights.StateDict]:
+) -> tuple[str, weights.Weights]:
     """Return where the weights come from and the weights: of the configuration's source, by default torchvision's."""
     resolved = resolve_pretrained_cfg(name, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=overlay)
     if resolved.state_dict:
-        return "pretrained_cfg", dict(resolved.state_dict)
+        return "pretrained_cfg", weights.to_ours(resolved.state_dict, "pretrained_cfg")
     if resolved.file:
         folder = Path(resolved.file)  # of the form local-dir:, else the file itself
         found = [file for file in (folder / "model.safetensors", folder / "pytorch_model.bin") if file.exists()]
         path = found[0] if found else folder
-        return str(path), weights.read_state_dict(path)
+        return str(path), weights.read_weights(path)
     if resolved.hf_hub_id:
         filename = (resolved.hf_hub_filename,) if resolved.hf_hub_filename else ()
         state = timm.models.load_state_dict_from_hf(resolved.hf_hub_id, *filename, weights_only=True)
-        return resolved.hf_hub_id, dict(state)
+        return resolved.hf_hub_id, weights.to_ours(state, resolved.hf_hub_id)
     if resolved.url:
-        return resolved.url, weights.state_dict_from_url(resolved.url)
-    return f"torchvision's {backbone}", weights.torchvision_state_dict(backbone)
+        return resolved.url, weights.to_ours(weights.state_dict_from_url(resolved.url), resolved.url)
+    source = f"torchvision's {backbone}"
+    return source, weights.to_ours(weights.torchvision_state_dict(backbone), source)
 
 
 def _register(name: str, backbone: str, attention: str | None) -> None:

@@ -41,3 +41,11 @@ def test_ignores_the_arrangement_of_pixels():
 def test_refuses_impossible_reduction(reduction):
     with pytest.raises(UserError, match="reduction must be a positive number"):
         SqueezeExcitation(64, reduction=reduction)
+
+
+@pytest.mark.parametrize(("channels", "official", "timm"), [(24, 1, 8), (64, 4, 8), (192, 12, 16), (256, 16, 16)])
+def test_the_hidden_width_of_either_form(channels, official, timm):
+    assert SqueezeExcitation(channels).what.fc1.out_features == official
+    assert SqueezeExcitation(channels, form="timm").what.fc1.out_features == timm
+    with pytest.raises(UserError, match="form must be one of official, timm"):
+        SqueezeExcitation(channels, form="paper")

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from ..errors import UserError, check_integer
 from ..ops import Arrangement
 from ..ops.reference import MAPS
-from .gate import Gate, SharedMLP, Start, check_choice, check_names, check_reduction
+from .gate import Form, Gate, SharedMLP, Start, check_choice, check_names, check_reduction
 
-Form = Literal["official", "timm"]
 Norm = Callable[[int], nn.Module] | Literal["batch"] | None
 
 

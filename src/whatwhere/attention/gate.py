@@ -13,6 +13,7 @@ from ..modes import modes_kept
 from ..ops import Arrangement, Backend, ChannelGate, SpatialGate, gate
 from ..ops.reference import POOLS
 
+Form = Literal["official", "timm"]
 Start = Literal["paper", "identity"]
 Place = Literal["block", "stage"]
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from typing import get_args
+
 from ..errors import check_integer
-from .gate import Gate, SharedMLP, Start, check_reduction
+from .gate import Form, Gate, SharedMLP, Start, check_choice, check_reduction
 
 
 class SqueezeExcitation(Gate):
@@ -15,8 +17,9 @@ class SqueezeExcitation(Gate):
 
     Args:
         channels: Channels C of the input.
-        reduction: r; the hidden width is max(1, C // r).
+        reduction: r; the hidden width is C / r, rounded as `form` says.
         bias: Whether W1 and W2 come with biases, as in the authors' code (the formula has none).
+        form: "official" (width rounded down, at least 1) or "timm" (to the nearest multiple of 8, at least 8).
         start: "paper", or "identity" for y = x at the start (see `Gate`).
 
     Shape:
@@ -29,12 +32,25 @@ class SqueezeExcitation(Gate):
         UserError: An impossible option, or an input of another rank or channel count.
 
     Note:
-        torchvision's module of this name takes the hidden width itself, and timm rounds it to a multiple of 8.
+        torchvision's module of this name takes the hidden width itself. The two forms differ below 128 channels or so:
+        at C = 64 and r = 16 the width is 4 or 8.
         2 * C * hidden + hidden + C parameters.
     """
 
-    def __init__(self, channels: int, *, reduction: float = 16, bias: bool = True, start: Start = "paper") -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: float = 16,
+        bias: bool = True,
+        form: Form = "official",
+        start: Start = "paper",
+    ) -> None:
         check_integer("channels", channels)
         check_reduction(reduction)
-        hidden_channels = max(1, int(channels // reduction))
+        check_choice("form", form, get_args(Form))
+        if form == "timm":
+            hidden_channels = max(8, int(channels / reduction + 4) // 8 * 8)
+        else:
+            hidden_channels = max(1, int(channels // reduction))
         super().__init__(channels, SharedMLP(channels, hidden_channels, ("avg",), bias), start=start)

@@ -215,6 +215,47 @@ def _checked_split(split: str | None) -> str | None:
     return split
 
 
+weights_app = typer.Typer(help="Weights files: what is in one, and from any layout of names to another.")
+app.add_typer(weights_app, name="weights")
+
+_Model = Annotated[str | None, typer.Option(metavar="NAME", help="The network, where names and shapes do not tell it.")]
+
+
+@weights_app.command("show")
+def weights_show_command(
+    file: Annotated[str, typer.Argument(help="A .safetensors or .pth file; nothing in it is executed.")],
+    model: _Model = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Say what is in a weights file: layout, network, tensors, what is around them, keys that do not fit."""
+    from .weights import print_weights
+
+    print_weights(file, model, json)
+
+
+@weights_app.command("convert")
+def weights_convert_command(
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="A .safetensors or .pth file; nothing in it is executed.")
+    ],
+    target: Annotated[str, typer.Argument(metavar="OUT", help="The .safetensors file to write.")],
+    model: _Model = None,
+    to: Annotated[
+        str,
+        typer.Option(metavar="LAYOUT", help="whatwhere, torchvision, official (CBAM's authors), timm, timm-legacy."),
+    ] = "whatwhere",
+    attention_kwargs: Annotated[
+        str, typer.Option(metavar="JSON", help='What the attention was built with, such as {"pools": ["avg"]}.')
+    ] = "",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT if it exists.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Bring weights from torchvision, timm or the CBAM authors to this package's networks, or back."""
+    from .weights import print_conversion
+
+    print_conversion(source, target, model, attention_kwargs, to, force, json)
+
+
 @app.command("demo")
 def demo_command(
     out: Annotated[str, typer.Option(metavar="DIR", help="Folder for the results.")] = "whatwhere-demo",

@@ -6,7 +6,7 @@ import fnmatch
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,18 +110,19 @@ def create_model(
         num_classes: Width of the classifier; 0 leaves it out.
         pretrained: True for torchvision's published weights of the backbone (downloaded, or from torch's cache), or a
             weights file (.safetensors, or .pth read without executing anything in it) for this network or for its
-            backbone. Attention that the weights lack starts as the identity, so that the network computes at first
-            what the weights were trained for. A classifier that the weights lack or have for another number of
-            classes keeps its fresh start; a first convolution of another number of input channels gets the RGB weights
-            summed or repeated.
+            backbone, under our names, torchvision's, timm's or the CBAM authors'. What the network needs for them
+            (`attention_kwargs`, `ceil_pool`, `stride_in_1x1`) is set where you do not give it. Attention that the
+            weights lack starts as the identity, so that the network computes at first what the weights were trained
+            for. A classifier that the weights lack or have for another number of classes keeps its fresh start; a first
+            convolution of another number of input channels gets the RGB weights summed or repeated.
         attention: For a plain backbone, a name in ATTENTION or a callable from a channel count to a module.
         attention_kwargs: Keyword arguments for the attention, for example `{"reduction": 8, "form": "timm"}`;
             `{"zero_init_norm": True}` starts CBAM as the authors' networks do; `{"start": "paper"}` keeps its random
             start behind pretrained weights too.
         width_factor: Each stage has max(1, round(width_factor * planes)) planes, the stem its usual channels; above 0,
             at most 16. Not for the article's networks, nor with `pretrained`.
-        **kwargs: Further arguments of `ResNet`: `in_channels`, `stride_in_1x1`, `drop_rate`, `drop_path_rate`,
-            `norm_layer`, `zero_init_residual`, `seed`. The article's networks take `seed` only.
+        **kwargs: Further arguments of `ResNet`: `in_channels`, `stride_in_1x1`, `ceil_pool`, `drop_rate`,
+            `drop_path_rate`, `norm_layer`, `zero_init_residual`, `seed`. The article's networks take `seed` only.
 
     Raises:
         UserError: An unknown name, an impossible option, or weights that cannot be had or do not fit.
@@ -144,18 +145,37 @@ def create_model(
     if pretrained is True:
         if kwargs.get("stride_in_1x1"):
             raise UserError("torchvision's weights were trained with the stride in the 3x3; leave out stride_in_1x1")
-        source, state = f"torchvision's {backbone}", weights.torchvision_state_dict(backbone)
+        source = f"torchvision's {backbone}"
+        loaded = weights.to_ours(weights.torchvision_state_dict(backbone), source)
     elif not isinstance(pretrained, (str, os.PathLike)):
         raise UserError(f"pretrained must be True, False or the path of a weights file, got {pretrained!r}")
     else:
-        source, state = os.fspath(pretrained), weights.read_state_dict(pretrained)
-
+        source, loaded = os.fspath(pretrained), weights.read_weights(pretrained)
     chosen = attention if entry.attention is None else entry.attention
-    if chosen is not None and weights.starts_as_identity(state) and "start" not in (attention_kwargs or {}):
-        kwargs.update(identity_start(chosen, attention_kwargs or {}))
-    model = _construct(build, num_classes, kwargs)
-    weights.load_pretrained(model, state, source)
+    model = _construct(build, num_classes, {**kwargs, **arguments_for(loaded, chosen, kwargs)})
+    weights.load_pretrained(model, loaded.state, source)
     return model
+
+
+def arguments_for(
+    loaded: weights.Weights, attention: str | Callable[..., nn.Module] | None, kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of `ResNet` that a network with `attention` needs for the weights `loaded`.
+
+    Args:
+        loaded: Weights under our names.
+        attention: A name in ATTENTION, a callable from a channel count to a module, or None.
+        kwargs: Arguments of `ResNet` that were given, which count before what the weights come with.
+    """
+    arguments = {key: value for key, value in loaded.model_kwargs.items() if key not in kwargs}
+    if attention is None:
+        return arguments
+    options = loaded.options_for(attention_builder(attention), kwargs.get("attention_kwargs") or {})
+    if options:
+        arguments["attention_kwargs"] = options
+    if weights.starts_as_identity(loaded.state) and "start" not in options:
+        arguments.update(identity_start(attention, options))
+    return arguments
 
 
 def _widened(build: Callable[..., nn.Module], factor: float) -> tuple[int, ...]:

@@ -207,6 +207,7 @@ class ResNet(nn.Module):
             of each stage but the last instead.
         attention_kwargs: Keyword arguments for it.
         stride_in_1x1: Stride in a bottleneck's first 1x1 convolution, as in the papers, instead of in its 3x3.
+        ceil_pool: The stem's max-pool rounds its size up instead of padding, as in networks that come from Caffe.
         norm_layer: Builds a norm from a channel count; None for BatchNorm2d.
         zero_init_residual: Start the last norm of each block at weight 0.
         drop_rate: Dropout before the classifier, in [0, 1).
@@ -240,6 +241,7 @@ class ResNet(nn.Module):
         attention: str | Callable[..., nn.Module] | None = None,
         attention_kwargs: Mapping[str, Any] | None = None,
         stride_in_1x1: bool = False,
+        ceil_pool: bool = False,
         norm_layer: Norm | None = None,
         zero_init_residual: bool = False,
         drop_rate: float = 0.0,
@@ -265,7 +267,8 @@ class ResNet(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, stem_channels, kernel_size, stem_stride, kernel_size // 2, bias=False)
         self.bn1 = norm_layer(stem_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem == "imagenet" else nn.Identity()
+        pool = nn.MaxPool2d(3, 2, ceil_mode=True) if ceil_pool else nn.MaxPool2d(3, 2, padding=1)
+        self.maxpool = pool if stem == "imagenet" else nn.Identity()
 
         slot = _AttentionSlot(attention, attention_kwargs, seed)
         num_blocks = sum(layers)

@@ -1,0 +1,50 @@
+"""Weights: read safely, brought from one layout of keys to another, loaded whole or not at all."""
+
+from .convert import METADATA_KEY, Weights, fits_options, from_file, from_ours, options_of, read_weights, to_ours
+from .layouts import LAYOUTS, Layout, LayoutName, find_rule, layout_named, recognize
+from .load import has_attention, is_attention_key, load_pretrained, starts_as_identity
+from .read import (
+    StateDict,
+    WeightsFile,
+    check_finite,
+    read_file,
+    read_state_dict,
+    state_dict_from_url,
+    tensors_to_bytes,
+    torchvision_state_dict,
+)
+from .report import Fit, Group, compare, group_keys, shown
+
+__all__ = [
+    "LAYOUTS",
+    "METADATA_KEY",
+    "Fit",
+    "Group",
+    "Layout",
+    "LayoutName",
+    "StateDict",
+    "Weights",
+    "WeightsFile",
+    "check_finite",
+    "compare",
+    "find_rule",
+    "fits_options",
+    "from_file",
+    "from_ours",
+    "group_keys",
+    "has_attention",
+    "is_attention_key",
+    "layout_named",
+    "load_pretrained",
+    "options_of",
+    "read_file",
+    "read_state_dict",
+    "read_weights",
+    "recognize",
+    "shown",
+    "starts_as_identity",
+    "state_dict_from_url",
+    "tensors_to_bytes",
+    "to_ours",
+    "torchvision_state_dict",
+]

@@ -1,0 +1,150 @@
+"""The networks of the CBAM authors' code, rewritten from their published structure, and weights as trained ones are."""
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+
+
+class _ChannelGate(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        hidden = channels // 16
+        self.mlp = nn.Sequential(nn.Flatten(), nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+
+    def forward(self, x):
+        logits = self.mlp(x.mean((2, 3), keepdim=True)) + self.mlp(x.amax((2, 3), keepdim=True))
+        return x * logits.sigmoid()[:, :, None, None]
+
+
+class _ConvNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+        self.bn = nn.BatchNorm2d(1, eps=1e-5, momentum=0.01)
+
+    def forward(self, x):
+        return self.bn(self.conv(x))
+
+
+class _SpatialGate(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.spatial = _ConvNorm()
+
+    def forward(self, x):
+        return x * self.spatial(torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)).sigmoid()
+
+
+class _CBAM(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.ChannelGate = _ChannelGate(channels)
+        self.SpatialGate = _SpatialGate()
+
+    def forward(self, x):
+        return self.SpatialGate(self.ChannelGate(x))
+
+
+class _BAM(nn.Module):
+    def __init__(self, channels, num_dilated=2):
+        super().__init__()
+        hidden = channels // 16
+        self.channel_att, self.spatial_att = nn.Module(), nn.Module()
+        self.channel_att.gate_c = nn.Sequential(
+            OrderedDict(
+                flatten=nn.Flatten(),
+                gate_c_fc_0=nn.Linear(channels, hidden),
+                gate_c_bn_1=nn.BatchNorm1d(hidden),
+                gate_c_relu_1=nn.ReLU(),
+                gate_c_fc_final=nn.Linear(hidden, channels),
+            )
+        )
+        layers = OrderedDict(
+            gate_s_conv_reduce0=nn.Conv2d(channels, hidden, 1),
+            gate_s_bn_reduce0=nn.BatchNorm2d(hidden),
+            gate_s_relu_reduce0=nn.ReLU(),
+        )
+        for index in range(num_dilated):
+            layers[f"gate_s_conv_di_{index}"] = nn.Conv2d(hidden, hidden, 3, padding=4, dilation=4)
+            layers[f"gate_s_bn_di_{index}"] = nn.BatchNorm2d(hidden)
+            layers[f"gate_s_relu_di_{index}"] = nn.ReLU()
+        layers["gate_s_conv_final"] = nn.Conv2d(hidden, 1, 1)
+        self.spatial_att.gate_s = nn.Sequential(layers)
+
+    def forward(self, x):
+        channel = self.channel_att.gate_c(x.mean((2, 3), keepdim=True))[:, :, None, None]
+        return x * (1 + (channel * self.spatial_att.gate_s(x)).sigmoid())
+
+
+class _Block(nn.Module):
+    """A basic block, or with `expansion=4` a bottleneck that strides in its 3x3 convolution."""
+
+    def __init__(self, before, planes, stride, expansion, cbam):
+        super().__init__()
+        after = planes * expansion
+        if expansion == 1:
+            self.conv1 = nn.Conv2d(before, planes, 3, stride, 1, bias=False)
+            self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        else:
+            self.conv1 = nn.Conv2d(before, planes, 1, bias=False)
+            self.conv2 = nn.Conv2d(planes, planes, 3, stride, 1, bias=False)
+            self.conv3 = nn.Conv2d(planes, after, 1, bias=False)
+            self.bn3 = nn.BatchNorm2d(after)
+        self.bn1, self.bn2 = nn.BatchNorm2d(planes), nn.BatchNorm2d(planes)
+        self.cbam = _CBAM(after) if cbam else None
+        self.downsample = None
+        if stride != 1 or before != after:
+            self.downsample = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+        self.expansion = expansion
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        if self.expansion != 1:
+            out = self.bn3(self.conv3(out.relu()))
+        if self.cbam is not None:
+            out = self.cbam(out)
+        return (out + (x if self.downsample is None else self.downsample(x))).relu()
+
+
+class OfficialResNet(nn.Module):
+    """The authors' ResNet for ImageNet, with CBAM in every block, BAM between the stages, or without attention."""
+
+    def __init__(self, layers=(2, 2, 2, 2), expansion=1, num_classes=10, cbam=True, bam=False):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        before = 64
+        for stage, depth in enumerate(layers):
+            blocks = []
+            for position in range(depth):
+                stride = 2 if stage and not position else 1
+                blocks.append(_Block(before, 64 << stage, stride, expansion, cbam))
+                before = (64 << stage) * expansion
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
+            if stage < 3:
+                setattr(self, f"bam{stage + 1}", _BAM(before) if bam else nn.Identity())
+        self.fc = nn.Linear(before, num_classes)
+
+    def forward(self, x):
+        x = nn.functional.max_pool2d(self.bn1(self.conv1(x)).relu(), 3, 2, 1)
+        for stage in range(1, 5):
+            x = getattr(self, f"layer{stage}")(x)
+            if stage < 4:
+                x = getattr(self, f"bam{stage}")(x)
+        return self.fc(x.mean((2, 3)))
+
+
+@torch.no_grad()
+def trained(model):
+    """Return `model` with values everywhere as training leaves them, none at its start, in eval mode."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.weight.uniform_(0.5, 1.5)
+            module.bias.normal_(0, 0.2)
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+            module.num_batches_tracked.fill_(1234)
+        elif isinstance(module, nn.Linear) and module.bias is not None:
+            module.bias.normal_(0, 0.2)
+    return model.eval()
