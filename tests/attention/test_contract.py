@@ -5,14 +5,11 @@ import copy
 import pytest
 import torch
 
+from starts import IDLE, STEPS
 from whatwhere import ATTENTION, UserError
 from whatwhere.attention import starting_as_identity
 
 CHANNELS = 20
-# steps after which each parameter has had a gradient, where the published start has zeros; otherwise the first
-STEPS = {"gc": 2, "gct": 2, "srm": 2}
-# parameters that the published module has although its result does not depend on them
-IDLE = {"gc": {"mask.bias"}}
 # modules that add to x, which makes 0.0 of -0.0
 ADDING = {"gc"}
 

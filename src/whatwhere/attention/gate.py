@@ -47,6 +47,7 @@ class Gate(nn.Module):
     what: ChannelGate | None
     where: SpatialGate | None
     mix: Tensor | None
+    _one: Tensor | None
     backend: Backend = "auto"
     identity_at_start: ClassVar[bool] = False
 
@@ -70,10 +71,19 @@ class Gate(nn.Module):
         self.register_module("where", where)
         mixed = start == "identity" and not self.identity_at_start
         self.register_parameter("mix", nn.Parameter(torch.zeros(())) if mixed else None)
+        self.register_buffer("_one", torch.ones(()) if self.identity_at_start else None, persistent=False)
+
+    @property
+    def mixing(self) -> Tensor | None:
+        """The scalar a of the mixing: `mix`, or a constant 1 where the module itself starts as y = x.
+
+        Behind a mixing a fused norm is computed as by itself, bit for bit, which that start is to keep.
+        """
+        return self._one if self.mix is None else self.mix
 
     def forward(self, x: Tensor) -> Tensor:
         check_features(type(self).__name__, x, self.channels)
-        return gate(x, self.what, self.where, arrangement=self.arrangement, mix=self.mix, backend=self.backend)
+        return gate(x, self.what, self.where, arrangement=self.arrangement, mix=self.mixing, backend=self.backend)
 
     def extra_repr(self) -> str:
         start = "" if self.mix is None else ", start='identity'"

@@ -33,7 +33,7 @@ class AttendedBatchNorm2d(nn.BatchNorm2d):
             attention.what,
             attention.where,
             arrangement=attention.arrangement,
-            mix=attention.mix,
+            mix=attention.mixing,
             backend=attention.backend,
         )
 

@@ -125,8 +125,8 @@ def _built(library: str, name: str, num_classes: int, options: dict[str, Any]) -
             return model
         import timm
 
-        model = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
-        return model
+        built: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
+        return built
     # another library's words about options and sizes that it cannot build
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -65,7 +65,7 @@ def _tail(block: BasicBlock | Bottleneck, x: Tensor, conv: nn.Module, norm: nn.M
             gate.where,
             shortcut,
             arrangement=gate.arrangement,
-            mix=gate.mix,
+            mix=gate.mixing,
             factor=factor,
             # what a convolution gives is new, and nobody else's where no hook on it has passed it on
             overwrite=type(conv) is nn.Conv2d and not has_hooks(conv),
