@@ -98,7 +98,7 @@ class Several(nn.Module):
 
 def test_a_sum_of_two_branches_alike_is_no_residual_block():
     with pytest.raises(
-        UserError, match=r"^the network has no residual block that can take attention; give at='stages'"
+        UserError, match=r"^the network has no residual block that can take attention; let it stand at 'stages'"
     ):
         attend(Network(Several()), "cbam")
 

@@ -35,7 +35,7 @@ def state(model):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", names(FEW))
-@pytest.mark.parametrize("attention", ["cbam", "se"])
+@pytest.mark.parametrize("attention", ["cbam", "se", "eca", "coord"])
 def test_attention_in_a_stranger(name, attention):
     torch.manual_seed(0)
     model = build(name)
@@ -44,7 +44,7 @@ def test_attention_in_a_stranger(name, attention):
     at = "stages" if name in WITHOUT_BLOCKS else "blocks"
     if at == "stages":
         with pytest.raises(
-            UserError, match=r"no residual block that can take attention.*give at='stages', or patterns"
+            UserError, match=r"no residual block that can take attention.*let it stand at 'stages', or at patterns"
         ):
             attend(model, attention)
     original = copy.deepcopy(model)

@@ -103,7 +103,15 @@ def models_command(
 
 @app.command("summary")
 def summary_command(
-    model: Annotated[str, typer.Argument(help="A network, such as cbam_resnext50_32x4d (see `whatwhere models`).")],
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A network: ours (see `whatwhere models`), or of torchvision or timm by name."),
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(metavar="NAME", help="The same, for use with --attention.")] = None,
+    attention: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Attention for it: shown beside the network without.")
+    ] = None,
+    at: Annotated[str, typer.Option(metavar="PLACE", help="Where it stands (see `whatwhere attend --help`).")] = "",
     against: Annotated[str | None, typer.Option(metavar="MODEL", help="Another network to compare with.")] = None,
     input_size: Annotated[str, typer.Option("--input", metavar="CxHxW", help="Shape of one image.")] = "3x224x224",
     batch: Annotated[int, typer.Option(min=1, help="Images per batch; all figures are for the batch.")] = 1,
@@ -115,7 +123,53 @@ def summary_command(
     """What a network costs, layer by layer: parameters, MACs, FLOPs, bytes saved for backward."""
     from .summary import print_summary
 
-    print_summary(model, against, input_size, batch, classes, depth, latency, json)
+    if (model is None) == (backbone is None):
+        raise UserError("give one network to `whatwhere summary`, such as cbam_resnext50_32x4d")
+    name = model or backbone or ""
+    print_summary(name, attention, at, against, input_size, batch, classes, depth, latency, json)
+
+
+@app.command("attend")
+def attend_command(
+    backbone: Annotated[str, typer.Argument(help="A network: ours, or of torchvision or timm by name.")],
+    attention: Annotated[
+        str, typer.Option(metavar="NAME", help="cbam, se or another, or MODULE:NAME, code of yours that is imported.")
+    ] = "cbam",
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE",
+            help="blocks (before the sum of each residual block), stages (between them), or patterns of module names "
+            "behind which it stands, such as 'layer4.*.bn3'; by default the attention's own place.",
+        ),
+    ] = None,
+    start: Annotated[
+        str, typer.Option(metavar="START", help="identity: unchanged at first; paper: as published.")
+    ] = "identity",
+    replace: Annotated[
+        str | None, typer.Option(metavar="se", help="Put it in the place of the network's squeeze-and-excitation.")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say where it would go.")] = False,
+    input_size: Annotated[str, typer.Option("--input", metavar="CxHxW", help="Shape of one image.")] = "3x224x224",
+    batch: Annotated[int, typer.Option(min=1, help="Images per batch; what it costs is for the batch.")] = 2,
+    classes: Annotated[int, typer.Option(min=1, help="Classes of the classifier.")] = 1000,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Where attention would go in any convolutional network, and what it would cost there."""
+    from .attend import print_attended
+
+    print_attended(
+        backbone,
+        attention=attention,
+        at=at,
+        start=start,
+        replace=replace,
+        input_size=input_size,
+        batch_size=batch,
+        num_classes=classes,
+        plan_only=plan,
+        as_json=json,
+    )
 
 
 app.command("train")(train_command())

@@ -43,12 +43,12 @@ def run_demo(out: Path) -> None:
     """Run all parts, print them, and write `demo.json`, `gates.png` and `report.html` into `out`."""
     _check_free(out)
     _heading("1. What does CBAM cost?", "Parameters, arithmetic, and memory for training.")
-    costs = measure_costs(["resnext50_32x4d", "cbam_resnext50_32x4d"], (3, 224, 224), 1, 1000, latency=False)
+    costs = measure_costs(_named("resnext50_32x4d"), (3, 224, 224), 1, 1000, latency=False)
     comparison = compare_costs(*costs)
     show(rich_tables(comparison.tables()))
 
     _heading("2. What did the article report?", "Its own network, its figures and the true ones.")
-    article = measure_costs(["article_resnext50", "cbam_article_resnext50"], (3, 224, 224), 1, 10, latency=False)
+    article = measure_costs(_named("article_resnext50"), (3, 224, 224), 1, 10, latency=False)
     show(rich_tables([_article_table(*article)]))
 
     pool, test = load_digits()
@@ -83,6 +83,11 @@ def run_demo(out: Path) -> None:
     write_page(out / REPORT, content)
     _heading("4. Where does it look?", f"{picture} shows it; all figures are in {out / FIGURES}.")
     show(f"The report of the comparison, to read in a browser: {out / REPORT}")
+
+
+def _named(backbone: str) -> list[tuple[str, str | None, str]]:
+    """Return a network without and with CBAM."""
+    return [(backbone, None, ""), (f"cbam_{backbone}", None, "")]
 
 
 def _heading(question: str, detail: str) -> None:

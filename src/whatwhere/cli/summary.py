@@ -9,8 +9,8 @@ import typer
 from ..cost import Cost, compare_costs, cost, measure_latency
 from ..cost.measure import random_input
 from ..errors import UserError
-from ..models import create_model, list_models
-from ..models.registry import check_name
+from ..insert.named import check_network, create_network
+from ..models import list_models
 from ..tables import rich_tables, show
 
 
@@ -25,6 +25,8 @@ def print_models(pattern: str) -> None:
 
 def print_summary(
     name: str,
+    attention: str | None,
+    at: str,
     against: str | None,
     input_size: str,
     batch_size: int,
@@ -33,12 +35,20 @@ def print_summary(
     latency: bool,
     as_json: bool,
 ) -> None:
-    """Print what the model `name` costs, beside `against` if that is given: the change from `against` to `name`."""
+    """Print what the model `name` costs, beside `against` if that is given: the change from `against` to `name`.
+
+    With an `attention`, which `name` gets, it is beside the same network without.
+    """
     size = parse_input_size(input_size)
-    names = [name] if against is None else [against, name]
-    for known in names:
-        check_name(known)
-    costs = measure_costs(names, size, batch_size, num_classes, latency)
+    if attention is not None and against is not None:
+        raise UserError("with --attention the network is shown beside itself without it; leave out --against")
+    if at and attention is None:
+        raise UserError("--at says where attention is to stand; give --attention too")
+    against = name if attention is not None else against
+    networks = [(name, attention, at)] if against is None else [(against, None, ""), (name, attention, at)]
+    for known, own, place in networks:
+        check_network(known, attention=own, at=place)
+    costs = measure_costs(networks, size, batch_size, num_classes, latency)
     comparison = compare_costs(*costs) if len(costs) == 2 else None
     if as_json:
         # the model that was asked for comes first
@@ -53,13 +63,20 @@ def print_summary(
 
 
 def measure_costs(
-    names: list[str], input_size: tuple[int, ...], batch_size: int, num_classes: int, latency: bool
+    named: list[tuple[str, str | None, str]],
+    input_size: tuple[int, ...],
+    batch_size: int,
+    num_classes: int,
+    latency: bool,
 ) -> list[Cost]:
-    """Return the costs of models by name, timed in turn within each round if `latency`."""
-    networks = [create_model(name, num_classes=num_classes, seed=0) for name in names]
+    """Return the costs of models (name, attention, its place), timed in turn within each round if `latency`."""
+    networks = [
+        create_network(name, num_classes=num_classes, attention=attention, at=at, seed=0)
+        for name, attention, at in named
+    ]
     costs = [
-        cost(network, input_size, batch_size=batch_size, name=name)
-        for network, name in zip(networks, names, strict=True)
+        cost(network, input_size, batch_size=batch_size, name=name if attention is None else f"{name} with {attention}")
+        for network, (name, attention, _) in zip(networks, named, strict=True)
     ]
     if not latency:
         return costs

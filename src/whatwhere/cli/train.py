@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..training.config import CHOICES, OPTIONS, read_config
 
 _COMMON = ("model", "epochs", "batch_size", "lr", "image_size", "seed", "workers", "device")
+_ALSO = {"model": ("--backbone",)}  # as `compare` calls it
 _METAVARS = {int: "N", float: "X", str: "NAME", bool: None}
 # options of the command that are none of a run
 _OUT = Annotated[
@@ -95,7 +96,8 @@ def option_parameter(name: str) -> inspect.Parameter:
     details: dict[str, Any] = {"help": field.metadata["help"], "rich_help_panel": field.metadata["panel"]}
     if kind is not bool:
         details |= {"metavar": metavar, "show_default": False}
-    annotation: Any = Annotated[kind | None, typer.Option(f"--{name.replace('_', '-')}", **details)]
+    names = [f"--{name.replace('_', '-')}", *_ALSO.get(name, ())]
+    annotation: Any = Annotated[kind | None, typer.Option(*names, **details)]
     if kind is bool:
         dashed = name.replace("_", "-")
         annotation = Annotated[bool | None, typer.Option(f"--{dashed}/--no-{dashed}", show_default=False, **details)]

@@ -67,22 +67,25 @@ def _wide(spec: str) -> bool:
     return spec == WIDE or spec.startswith(f"{WIDE}:")
 
 
-def run_options(arms: Sequence[Arm], backbone: str, num_classes: int) -> dict[str, dict[str, Any]]:
-    """Return the options of a training run that make each arm's network: `model`, `attention`, `width_factor`.
+def run_options(arms: Sequence[Arm], backbone: str, num_classes: int, at: str = "") -> dict[str, dict[str, Any]]:
+    """Return the options of a training run that make each arm's network: `model`, `attention`, `at`, `width_factor`.
 
-    A wide arm is the backbone with the width at which its number of parameters is nearest to the arm's it names, or to
-    the largest arm's.
+    `at` is where attention stands in all arms. A wide arm is the backbone with the width at which its number of
+    parameters is nearest to the arm's it names, or to the largest arm's.
 
     Raises:
         UserError: An unknown backbone, attention or arm, a network that cannot be built, or one that is no wider.
     """
-    from ..models.registry import MODELS, check_name
+    from ..insert.named import backbone_of
+    from ..models.others import full_name, is_other
     from ..models.width import width_factor_for
 
-    check_name(backbone)
-    if MODELS[backbone].backbone != backbone:
-        raise UserError(f"--backbone {backbone} has attention in its name; give {MODELS[backbone].backbone}")
-    options = {arm.name: _named(arm, backbone) for arm in arms if not _wide(arm.spec)}
+    backbone = full_name(backbone)
+    if backbone_of(backbone) != backbone:
+        raise UserError(f"--backbone {backbone} has attention in its name; give {backbone_of(backbone)}")
+    if is_other(backbone) and any(_wide(arm.spec) for arm in arms):
+        raise UserError(f"a wide arm needs one of our own networks (`whatwhere models`), and {backbone} is none")
+    options = {arm.name: _named(arm, backbone, at) for arm in arms if not _wide(arm.spec)}
     if len(options) == len(arms):
         return options
     counts = {name: num_params(choice, num_classes) for name, choice in options.items()}
@@ -98,36 +101,40 @@ def run_options(arms: Sequence[Arm], backbone: str, num_classes: int) -> dict[st
                 raise UserError(
                     f"the arm {arm.name} would be no wider than {backbone}: {other} has hardly more parameters"
                 )
-            options[arm.name] = {"model": backbone, "width_factor": factor}
+            options[arm.name] = {"model": backbone, "width_factor": factor, "at": ""}
     return {arm.name: options[arm.name] for arm in arms}
 
 
-def _named(arm: Arm, backbone: str) -> dict[str, Any]:
+def _named(arm: Arm, backbone: str, at: str) -> dict[str, Any]:
     from ..attention import ATTENTION
-    from ..models.registry import MODELS, check_name
+    from ..models.registry import MODELS
 
     if arm.spec == NONE:
-        return {"model": backbone}
+        return {"model": backbone, "at": ""}
     if ":" in arm.spec:
-        return {"model": backbone, "attention": arm.spec}
+        return {"model": backbone, "attention": arm.spec, "at": at}
     if arm.spec not in ATTENTION:
         known = [NONE, *ATTENTION, WIDE]
         hint = nearest(arm.spec, known)
         raise UserError(f"unknown attention {arm.spec!r}{hint}; known: {', '.join(known)}, and MODULE:NAME of your own")
     name = f"{arm.spec}_{backbone}"
-    if name not in MODELS:
-        check_name(name)
-    return {"model": name}
+    if at or name not in MODELS:
+        # of the article's networks there are some only, which say so themselves
+        return {"model": backbone, "attention": arm.spec, "at": at}
+    return {"model": name, "at": ""}
 
 
 def num_params(options: Mapping[str, Any], num_classes: int) -> int:
     """Return the number of parameters of the network that a run with `options` trains."""
     import torch
 
+    from ..models.others import is_other
     from ..training.config import is_import_path
 
-    # a stranger's module may not know the meta device; ours need neither memory nor random numbers there
-    on_meta = not is_import_path(options.get("attention", ""))
+    # a stranger's module may not know the meta device, and a network of others runs once to find the attention's
+    # places; ours need neither memory nor random numbers there
+    attention = options.get("attention", "")
+    on_meta = not is_import_path(attention) and not (attention and (options.get("at") or is_other(options["model"])))
     with torch.device("meta") if on_meta else contextlib.nullcontext():
         return sum(parameter.numel() for parameter in build(options, num_classes, seed=0).parameters())
 

@@ -75,6 +75,7 @@ def run_comparison(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("compare spreads its runs over the GPUs by itself; start it without torchrun")
     _check_given(data, given, request)
+    request = _with_full_name(request)
     stored = read_design(place.out)
     if stored is None and request.leave_out:
         raise UserError(
@@ -114,7 +115,8 @@ def run_comparison(
 
 def comparison_folder(data: str, backbone: str | None) -> Path:
     """Return the folder of a comparison that is given none."""
-    return Path("runs") / (Path(data).stem or "data") / f"compare-{backbone or 'default'}"
+    name = (backbone or "default").replace(":", "-")
+    return Path("runs") / (Path(data).stem or "data") / f"compare-{name}"
 
 
 def collect(out: Path, request: Request, screen: Screen) -> dict[str, Any]:
@@ -127,7 +129,7 @@ def collect(out: Path, request: Request, screen: Screen) -> dict[str, Any]:
     if design is None:
         raise UserError(f"there is no comparison in {str(out)!r}; give its folder with --out")
     with locked(out):
-        design = continued(design, request, out)
+        design = continued(design, _with_full_name(request), out)
         added = [arm.name for arm in design.arms if arm.name not in design.arm_options]
         if added:
             raise UserError(f"the comparison in {str(out)!r} has no arm {', '.join(added)}; train it without --collect")
@@ -266,6 +268,15 @@ def _check_given(data: str, given: Mapping[str, Any], request: Request) -> None:
         Config(data=data, **{**given, "lr": rate})
 
 
+def _with_full_name(request: Request) -> Request:
+    """Return the request, its backbone with the name of its library."""
+    from ..models.others import full_name
+
+    if request.backbone is None:
+        return request
+    return dataclasses.replace(request, backbone=full_name(request.backbone))
+
+
 def _asked(request: Request) -> dict[str, Any]:
     """Return what a new comparison is asked for, with defaults.
 
@@ -296,14 +307,14 @@ def _asked(request: Request) -> dict[str, Any]:
 
 
 def _begun(data: str, config: Config, prepared: Prepared, backbone: str | None, asked: Mapping[str, Any]) -> Design:
-    from ..models.registry import MODELS
+    from ..insert.named import backbone_of
 
     options = dataclasses.asdict(config)
     return Design(
         data=data,
         data_fingerprint=_fingerprint(prepared),
         began=datetime.now(timezone.utc).isoformat(timespec="minutes"),
-        backbone=backbone or MODELS[config.model].backbone,
+        backbone=backbone or backbone_of(config.model),
         **asked,
         options={name: options[name] for name in OPTIONS if name not in FREE and name not in TELLS_APART},
         arm_options={},
@@ -334,11 +345,11 @@ def _completed(data: str, design: Design, request: Request, prepared: Prepared, 
             )
     num_classes = len(prepared.classes)
     new = [arm.name for arm in design.arms if arm.name not in design.arm_options]
-    options = run_options(design.arms, design.backbone, num_classes)
+    options = run_options(design.arms, design.backbone, num_classes, design.options.get("at", ""))
     arm_options = {**design.arm_options, **{name: options[name] for name in new}}
     for name, choice in arm_options.items():
         # what a network is made of follows from the arm, whatever stands in the file; only widths and rates are kept
-        if any(choice.get(part) != options[name].get(part) for part in ("model", "attention")):
+        if any(choice.get(part) != options[name].get(part) for part in ("model", "attention", "at")):
             raise UserError(
                 f"{str(out / DESIGN)!r} gives the arm {name} another network than its own; restore the file"
             )

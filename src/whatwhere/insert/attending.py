@@ -29,7 +29,7 @@ def attend(
     model: nn.Module,
     attention: str | Callable[..., nn.Module],
     *,
-    at: str | Sequence[str] = "blocks",
+    at: str | Sequence[str] | None = None,
     start: Start = "identity",
     replace: Replace | None = None,
     example: Any = None,
@@ -48,7 +48,8 @@ def attend(
         attention: A name in ATTENTION, or a callable from a channel count to a module that keeps its input's shape.
         at: "blocks" (before the sum of each residual block, on its branch: the place of the CBAM paper), "stages"
             (where the features are about to shrink, after the first residual block: that of the BAM paper), or
-            shell-style patterns of module names, separated by commas, behind which it is to stand.
+            shell-style patterns of module names, separated by commas, behind which it is to stand. None takes the
+            attention's own place: "stages" for BAM and any module that says so (`place = "stage"`), else "blocks".
         start: "identity" leaves what the network computes unchanged, bit for bit, until it has learned; "paper" is the
             module as published, which disturbs a trained network.
         replace: "se" puts it in the place of each squeeze-and-excitation module instead, whose weights go with it: then
@@ -62,13 +63,12 @@ def attend(
     Raises:
         UserError: There is no place, a place cannot be had, or the network does not run; the model is then as it was.
     """
-    trial, found, modules = _prepared(model, attention, at, start, replace, example, attention_kwargs, seed)
-    before = trial.flow.output
+    prepared = _prepared(model, attention, at, start, replace, example, attention_kwargs, seed)
     done: list[_Record] = []
     try:
-        for place, module in zip(found, modules, strict=True):
+        for place, module in zip(prepared.places, prepared.modules, strict=True):
             done.append(_put(model, place, module))
-        _check(model, trial, found, modules, before if start == "identity" and replace is None else None)
+        _check(model, prepared, is_unchanged=start == "identity" and replace is None)
     except BaseException:
         for record_ in reversed(done):
             record_.undo()
@@ -80,22 +80,22 @@ def plan(
     model: nn.Module,
     attention: str | Callable[..., nn.Module],
     *,
-    at: str | Sequence[str] = "blocks",
+    at: str | Sequence[str] | None = None,
     start: Start = "identity",
     replace: Replace | None = None,
     example: Any = None,
     attention_kwargs: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Return where `attend` would put attention and what it would add; the arguments are those of `attend`."""
-    places: list[Place]
-    trial, places, modules = _prepared(model, attention, at, start, replace, example, attention_kwargs, seed=0)
+    prepared = _prepared(model, attention, at, start, replace, example, attention_kwargs, seed=0)
+    places, skipped, modules = prepared.places, prepared.skipped, prepared.modules
     by_name = dict(model.named_modules())
     replaced = [by_name[place.host] if place.kind == "instead of" else nn.Identity() for place in places]
     return Plan(
         attention=attention if isinstance(attention, str) else getattr(attention, "__name__", repr(attention)),
         start=start,
         places=tuple(places),
-        skipped=tuple(_skipped(model, trial) if at == "blocks" and replace is None else ()),
+        skipped=tuple(skipped),
         num_params=_num_params(model),
         added_params=tuple(_num_params(new) - _num_params(old) for new, old in zip(modules, replaced, strict=True)),
         in_norm=tuple(place.kind == "behind" and is_plain_batch_norm(by_name[place.host]) for place in places),
@@ -116,18 +116,30 @@ def detach(model: nn.Module) -> nn.Module:
     return model
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """What is to be put where."""
+
+    trial: Trial
+    places: list[Place]
+    skipped: list[Skipped]
+    modules: list[nn.Module]
+
+
 def _prepared(
     model: nn.Module,
     attention: str | Callable[..., nn.Module],
-    at: str | Sequence[str],
+    at: str | Sequence[str] | None,
     start: Start,
     replace: Replace | None,
     example: Any,
     attention_kwargs: Mapping[str, Any] | None,
     seed: int | None,
-) -> tuple[Trial, list[Place], list[nn.Module]]:
-    """Return the trial, the places and the attention of each, the model still unchanged."""
+) -> _Prepared:
+    """Return the places and the attention of each, the model still unchanged."""
     builder = attention_builder(attention)
+    if at is None:
+        at = "stages" if getattr(builder, "place", None) == "stage" else "blocks"
     check_choice("start", start, get_args(Start))
     if replace is not None:
         check_choice("replace", replace, get_args(Replace))
@@ -135,7 +147,7 @@ def _prepared(
     if "start" in kwargs:
         raise UserError("give start to attend itself, not among attention_kwargs")
     trial = Trial(model, example)
-    found = _found(model, trial, at, replace)
+    found, skipped = _found(model, trial, at, replace)
     hosts = dict(model.named_modules())
     seed = resolve_seed(seed)
     inserted = {inner for record_ in _records(model) for inner in record_.inserted().modules()}
@@ -149,40 +161,37 @@ def _prepared(
         like = next((parameter for parameter in host.parameters() if parameter.is_floating_point()), None)
         like = next(filter(Tensor.is_floating_point, model.parameters())) if like is None else like
         modules.append(module.to(like.device, like.dtype).train(hosts[place.owner].training))
-    return trial, found, modules
+    return _Prepared(trial, found, skipped, modules)
 
 
-def _found(model: nn.Module, trial: Trial, at: str | Sequence[str], replace: Replace | None) -> list[Place]:
+def _found(
+    model: nn.Module, trial: Trial, at: str | Sequence[str], replace: Replace | None
+) -> tuple[list[Place], list[Skipped]]:
+    """Return the places, and the residual blocks that can have none."""
     places = Places(model, trial.flow)
     if replace == "se":
-        return places.squeezes()
+        return places.squeezes(), []
     if at == "blocks":
         found = places.blocks()
         if not found:
             why = "; ".join(f"{skipped.label}: {skipped.reason}" for skipped in places.skipped[:3])
             raise UserError(
-                f"the network has no residual block that can take attention{f' ({why})' if why else ''}; give "
-                "at='stages', or patterns of module names such as at='features.*'"
+                f"the network has no residual block that can take attention{f' ({why})' if why else ''}; let it "
+                "stand at 'stages', or at patterns of module names such as 'features.*'"
             )
-        return found
+        return found, places.skipped
     if at == "stages":
         found = places.stages()
         if not found:
             raise UserError(
-                "the network has no end of a stage, where all goes through one tensor before it shrinks; give "
-                "patterns of module names such as at='features.*'"
+                "the network has no end of a stage, where all goes through one tensor before it shrinks; let it "
+                "stand at patterns of module names such as 'features.*'"
             )
-        return found
+        return found, []
     patterns = tuple(part.strip() for part in at.split(",")) if isinstance(at, str) else tuple(at)
     if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
         raise UserError(f"at must be 'blocks', 'stages' or patterns of module names, got {at!r}")
-    return places.matching(patterns)
-
-
-def _skipped(model: nn.Module, trial: Trial) -> list[Skipped]:
-    places = Places(model, trial.flow)
-    places.blocks()
-    return places.skipped
+    return places.matching(patterns), []
 
 
 def _built(builder: Callable[..., nn.Module], channels: int, kwargs: dict[str, Any], start: Start) -> nn.Module:
@@ -306,10 +315,9 @@ def _put(model: nn.Module, place: Place, attention: nn.Module) -> _Record:
     return made
 
 
-def _check(
-    model: nn.Module, trial: Trial, places: Sequence[Place], modules: Sequence[nn.Module], unchanged: Any
-) -> None:
-    """Raise UserError unless each attention has its turn once, and what the network computes is `unchanged`."""
+def _check(model: nn.Module, prepared: _Prepared, *, is_unchanged: bool) -> None:
+    """Raise UserError unless each attention has its turn once, and, if so asked, the network computes what it did."""
+    trial = prepared.trial
     try:
         flow = record(model, lambda: model(*trial.arguments))
     except UserError:
@@ -317,14 +325,14 @@ def _check(
     except Exception as error:  # a stranger's attention may raise anything
         said = (" ".join(str(error).split()) or type(error).__name__)[:200]
         raise UserError(f"with the attention the network does not run: {said}") from error
-    for place, module in zip(places, modules, strict=True):
+    for place, module in zip(prepared.places, prepared.modules, strict=True):
         num_calls = flow.num_calls(module)
         in_norm = _is_attended(model.get_submodule(place.host)) and not num_calls
         if num_calls != 1 and not in_norm:
             raise UserError(f"attention at {place.label} would be called {num_calls} times in a forward pass")
-    if unchanged is None:
+    if not is_unchanged:
         return
-    for before, after in zip(_tensors(unchanged), _tensors(flow.output), strict=True):
+    for before, after in zip(_tensors(trial.flow.output), _tensors(flow.output), strict=True):
         close = before.shape == after.shape and torch.allclose(before, after, rtol=1e-3, atol=1e-3, equal_nan=True)
         if not close:
             raise UserError("the network would compute something else with attention that starts as the identity")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
 from .. import weights
@@ -78,7 +76,6 @@ def create_other(
     name: str,
     *,
     num_classes: int = 1000,
-    pretrained: bool | str = False,
     seed: int | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
@@ -88,14 +85,12 @@ def create_other(
     Args:
         name: As `full_name` returns it.
         num_classes: Width of the classifier.
-        pretrained: True for the library's weights (downloaded, or from its cache), or a weights file. A classifier for
-            another number of classes keeps its fresh start.
         seed: The initial weights are a function of it; None draws one from torch's default generator.
         drop_rate: Dropout before the classifier; timm only.
         drop_path_rate: Stochastic depth; timm only.
 
     Raises:
-        UserError: It cannot be built, has no weights, or the weights do not fit.
+        UserError: It cannot be built.
     """
     library, _, own = full_name(name).partition(":")
     if library not in LIBRARIES:
@@ -106,12 +101,7 @@ def create_other(
         raise UserError(f"{', '.join(options)} cannot be given for networks of torchvision; leave it out")
     seed = resolve_seed(seed)
     with seeded(seed, "construction"), _quiet():
-        model = _built(library, own, num_classes, options)
-    if pretrained:
-        source = f"{library}'s {own}" if pretrained is True else str(pretrained)
-        state = _published(library, own) if pretrained is True else weights.read_state_dict(pretrained)
-        _load(model, state, source)
-    return model
+        return _built(library, own, num_classes, options)
 
 
 def _built(library: str, name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
@@ -133,7 +123,13 @@ def _built(library: str, name: str, num_classes: int, options: dict[str, Any]) -
         raise UserError(f"{library}:{name} cannot be built: {reason[:200]}") from error
 
 
-def _published(library: str, name: str) -> weights.StateDict:
+def published(name: str) -> weights.StateDict:
+    """Return the published weights of a network: downloaded, or from its library's cache.
+
+    Raises:
+        UserError: There are none, or they cannot be had.
+    """
+    library, _, name = name.partition(":")
     if library == "torchvision":
         return weights.torchvision_state_dict(name)
     import timm
@@ -148,8 +144,12 @@ def _published(library: str, name: str) -> weights.StateDict:
         raise UserError(f"timm's weights of {name} cannot be had: {reason}; give a weights file, or none") from error
 
 
-def _load(model: nn.Module, state: weights.StateDict, source: str) -> None:
-    """Load `state`, all of it but for a classifier of another number of classes, or nothing."""
+def load_other(model: nn.Module, state: weights.StateDict, source: str) -> None:
+    """Load `state`, all of it but for a classifier of another number of classes, or nothing.
+
+    Raises:
+        UserError: Any other key missing, unexpected or of another shape; the model is left as it was.
+    """
     own = model.state_dict()
     classifier = _classifier(model)
     other = {key for key in classifier & state.keys() if state[key].shape != own[key].shape}
@@ -169,14 +169,3 @@ def _classifier(model: nn.Module) -> set[str]:
         return set()
     name, module = layers[-1]
     return {f"{name}.{key}" for key, _ in module.named_parameters(recurse=False)}
-
-
-def takes(option: str) -> bool:
-    """Return whether `create_other` takes an option of that name."""
-    return option in inspect.signature(create_other).parameters
-
-
-def on_meta(name: str, num_classes: int) -> nn.Module:
-    """Return the network without memory, to learn its shapes."""
-    with torch.device("meta"):
-        return create_other(name, num_classes=num_classes, seed=0)

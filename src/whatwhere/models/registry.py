@@ -210,6 +210,11 @@ def identity_start(attention: str | Callable[..., nn.Module], attention_kwargs: 
     return {"attention": build}
 
 
+def paper_start(attention: str | Callable[..., nn.Module]) -> dict[str, Any]:
+    """Return the arguments of `ResNet` with which `attention` starts as published."""
+    return {"attention_kwargs": {"start": "paper"}} if attention_builder(attention) in ATTENTION.values() else {}
+
+
 def _check_arguments(name: str, build: Callable[..., nn.Module], kwargs: dict[str, Any]) -> None:
     known = [parameter for parameter in inspect.signature(build).parameters if parameter not in ("block", "layers")]
     for argument in kwargs:

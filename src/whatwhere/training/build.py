@@ -17,7 +17,7 @@ from ..data.prepare import Prepared
 from ..data.preprocess import Preprocessing, preprocessing_for
 from ..data.store import Store, decode_all, num_bytes, room
 from ..errors import UserError
-from ..models import create_model
+from ..insert.named import create_network
 from .config import OPTIONS, Config, defaults, image_size_for
 from .distributed import Team
 
@@ -53,11 +53,12 @@ def build_model(config: Config, num_classes: int, attention: Callable[..., nn.Mo
         name: getattr(config, name) for name in ("drop_rate", "drop_path_rate") if getattr(config, name)
     }
     pretrained: bool | str = config.pretrained == "imagenet" or config.pretrained or False
-    return create_model(
+    return create_network(
         config.model,
         num_classes=num_classes,
         pretrained=pretrained,
         attention=attention or config.attention or None,
+        at=config.at,
         width_factor=config.width_factor,
         seed=config.seed,
         **options,

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import weights
+from ..attention.gate import Start
 from ..data.names import printable
 from ..data.preprocess import Preprocessing
 from ..errors import UserError, check_factor
 from ..files import remove_parts, write_bytes, write_json, writing
-from ..models import create_model
-from ..models.registry import MODELS, MOST_WIDTH, check_name, identity_start
+from ..insert.named import check_network, create_network, has_attention
+from ..models.others import is_other
+from ..models.registry import MOST_WIDTH
 from .config import is_import_path
 
 FORMAT = "whatwhere bundle 1"
@@ -32,12 +34,13 @@ class Bundle:
 
     Attributes:
         model: In evaluation mode; returns logits in the order of `classes`.
-        architecture: Its name, as `create_model` knows it.
+        architecture: Its name, as `insert.named.create_network` knows it.
         classes: Names of the classes.
         preprocessing: From an image to what the network takes.
         info: What training noted: the epoch and its figures on the validation images.
         attention: The attention of a plain network, a name or MODULE:NAME; empty for that in the architecture's name.
         width_factor: How many times as wide its stages are.
+        at: Where its attention stands, if not in its own place.
     """
 
     model: nn.Module
@@ -47,6 +50,7 @@ class Bundle:
     info: dict[str, Any]
     attention: str = ""
     width_factor: float = 1.0
+    at: str = ""
 
     @torch.no_grad()
     def probabilities(self, pixels: Tensor) -> Tensor:
@@ -75,6 +79,7 @@ def save_bundle(folder: Path, bundle: Bundle) -> None:
         "architecture": bundle.architecture,
         "attention": bundle.attention,
         "width_factor": bundle.width_factor,
+        "at": bundle.at,
         "classes": list(bundle.classes),
         "preprocessing": asdict(bundle.preprocessing),
         "info": bundle.info,
@@ -91,7 +96,8 @@ def load_bundle(
 ) -> Bundle:
     """Read a bundle: its folder, its `bundle.json`, or the folder of a run, whose best network it then is.
 
-    The architecture and its attention are ours by name; nothing in the files is executed or imported.
+    The architecture is ours, torchvision's or timm's by name, its attention ours by name; nothing in the files is
+    executed or imported.
 
     Args:
         path: Where it is.
@@ -121,6 +127,7 @@ def load_bundle(
         architecture, info = str(description["architecture"]), dict(description["info"])
         # a bundle of an older version has neither
         named, width_factor = str(description.get("attention", "")), description.get("width_factor", 1.0)
+        at = str(description.get("at", ""))
         check_factor("width_factor", width_factor, MOST_WIDTH)
     # damaged JSON makes the reader and the conversions raise nearly anything
     except Exception as error:
@@ -128,10 +135,10 @@ def load_bundle(
         raise UserError(f"the bundle {str(folder)!r} is damaged ({reason})") from error
     _check_attention(named, attention, folder)
     state = weights.read_state_dict(file)
-    model = _network(architecture, len(classes), attention or named or None, width_factor, state)
+    model = _network(architecture, len(classes), attention or named or None, at, width_factor, state)
     if model is None:
         raise UserError(f"the weights in {str(folder)!r} are not those of {architecture}")
-    return Bundle(model.to(device).eval(), architecture, classes, preprocessing, info, named, width_factor)
+    return Bundle(model.to(device).eval(), architecture, classes, preprocessing, info, named, width_factor, at)
 
 
 def _check_attention(named: str, given: Callable[..., nn.Module] | None, folder: Path) -> None:
@@ -152,25 +159,25 @@ def _network(
     architecture: str,
     num_classes: int,
     attention: str | Callable[..., nn.Module] | None,
+    at: str,
     width_factor: float,
     state: weights.StateDict,
 ) -> nn.Module | None:
     """Return the network with the weights `state`; None if they are not its own."""
-    check_name(architecture)
-    options: dict[str, Any] = {"width_factor": width_factor}
-    if width_factor != 1:
+    name = check_network(architecture, attention=attention, at=at, width_factor=width_factor)
+    options: dict[str, Any] = {"num_classes": num_classes, "width_factor": width_factor, "seed": 0}
+    if width_factor != 1 or is_other(name):
         # a file of a few bytes may not ask for any amount of memory
         with torch.device("meta"):
-            model = create_model(architecture, num_classes=num_classes, seed=0, **options)
+            model = create_network(name, **options)
         if sum(map(Tensor.numel, model.parameters())) > sum(map(Tensor.numel, state.values())):
             return None
-    forms = [options if attention is None else {**options, "attention": attention}]
-    chosen = attention or MODELS[architecture].attention
-    if chosen is not None and weights.has_attention(state) and weights.starts_as_identity(state):
+    starts: list[Start | None] = [None]
+    if has_attention(name, attention) and weights.has_attention(state) and weights.starts_as_identity(state):
         # first, because an attention of the user's may have a scalar of its own by the name of ours
-        forms.insert(0, {**forms[0], **identity_start(chosen, {})})
-    for form in forms:
-        model = create_model(architecture, num_classes=num_classes, seed=0, **form)
+        starts.insert(0, "identity")
+    for start in starts:
+        model = create_network(name, attention=attention, at=at, start=start, **options)
         try:
             model.load_state_dict(state)
             return model

@@ -95,7 +95,10 @@ class Config(Recipe):
 
     data: str = dataclasses.field(default="", metadata={"panel": "Data", "help": "", "metavar": None})
     model: str = option(
-        "", "Common", "Network, see `whatwhere models`.", "cbam_resnext29_32x4d, above 64 px cbam_resnext50_32x4d"
+        "",
+        "Common",
+        "Network: ours (see `whatwhere models`), or one of torchvision or timm by name.",
+        "cbam_resnext29_32x4d, above 64 px cbam_resnext50_32x4d",
     )
     attention: str = option(
         "",
@@ -103,6 +106,13 @@ class Config(Recipe):
         "For a plain network (the default is then plain): cbam, se or another, or MODULE:NAME, code of yours that is "
         "imported.",
         "none",
+    )
+    at: str = option(
+        "",
+        "Recipe",
+        "Where that attention stands: blocks, stages, or patterns of module names.",
+        "its paper's place",
+        "PLACE",
     )
     image_size: int = option(32, "Common", "Height and width that the network sees.", "by the images: 32 to 224")
     seed: int = option(0, "Common", "Fixes start, order, augmentation and split.", "0")
@@ -179,6 +189,7 @@ class Config(Recipe):
     def network(self) -> str:
         """The network for people: its name, and the attention and width that were chosen for it."""
         attention = f" with {self.attention}" if self.attention else ""
+        attention += f" at {self.at}" if self.at and self.attention else ""
         width = f", {self.width_factor:g} times as wide" if self.width_factor != 1 else ""
         return f"{self.model}{attention}{width}"
 

@@ -209,6 +209,7 @@ class Run:
             info,
             attention=config.attention,
             width_factor=config.width_factor,
+            at=config.at,
         )
         save_bundle(self.folder.best, network)
 

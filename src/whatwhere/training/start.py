@@ -24,7 +24,8 @@ from ..data.names import counted, few, printable
 from ..data.prepare import Prepared, fingerprint, prepare
 from ..errors import UserError
 from ..files import check_writable, locked
-from ..models.registry import check_options, create_model
+from ..insert.named import check_network, create_network
+from ..models.others import is_other
 from .build import Material, build_material, build_model, describe, device_name, resolve
 from .config import Config, is_import_path
 from .distributed import Team, team
@@ -68,7 +69,7 @@ def run_training(
     if out is not None and not resume and not dry_run:
         RunFolder(out).check_new()
     Config(data=data, **given)  # what is wrong in itself is said before a long check of the images
-    attention = _attention(given)
+    given, attention = _named(given)
     if given.get("tensorboard") and importlib.util.find_spec("tensorboard") is None:
         raise UserError("--tensorboard needs TensorBoard: pip install 'whatwhere[tensorboard]'")
     if given.get("deterministic"):
@@ -79,7 +80,8 @@ def run_training(
         with processes.first_alone():
             prepared = prepare_images(data, given, screen)
         config = resolve(data, given, prepared, processes)
-        path = out or Path("runs") / (Path(data).stem or "data") / f"{config.model}-seed{config.seed}"
+        name = config.model.replace(":", "-")
+        path = out or Path("runs") / (Path(data).stem or "data") / f"{name}-seed{config.seed}"
         folder = RunFolder(path)
         check_apart(path, prepared)
         if resume:
@@ -100,8 +102,12 @@ def run_training(
             return result if processes.is_first else None
 
 
-def _attention(given: Mapping[str, Any]) -> Callable[..., nn.Module] | None:
-    """Import what a given import path names; raise UserError for a network that cannot be, before a long check."""
+def _named(given: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[..., nn.Module] | None]:
+    """Return the options, the network by its full name, and what a given import path names.
+
+    Raises:
+        UserError: A network that cannot be, before a long check.
+    """
     text, width_factor = given.get("attention", ""), given.get("width_factor", 1.0)
     if not isinstance(text, str):
         kind = type(text).__name__
@@ -109,16 +115,21 @@ def _attention(given: Mapping[str, Any]) -> Callable[..., nn.Module] | None:
     attention = attention_by_path(text) if is_import_path(text) else None
     # where none is named, one will be chosen that takes the same options
     model = given.get("model", "resnext50_32x4d")
-    check_options(
+    model = check_network(
         model,
         attention=attention or text or None,
+        at=given.get("at", ""),
         width_factor=width_factor,
         pretrained=given.get("pretrained") or False,
     )
     if width_factor != 1:
         with torch.device("meta"):
-            create_model(model, seed=0, width_factor=width_factor)  # groups may leave no channel
-    return attention
+            create_network(model, seed=0, width_factor=width_factor)  # groups may leave no channel
+    if given.get("sync_bn") and (is_other(model) or given.get("at")) and text:
+        raise UserError(
+            "sync_bn would replace the norms that attention in a network of others has joined; leave out sync_bn"
+        )
+    return {**given, "model": model} if "model" in given else dict(given), attention
 
 
 def _check_no_code(before: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:

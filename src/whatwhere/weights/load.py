@@ -11,7 +11,7 @@ from ..errors import UserError
 from .read import StateDict
 from .report import ATTENTION_KEY, compare
 
-_IDENTITY_KEY = re.compile(r"(^|\.)attention\.mix$")
+_IDENTITY_KEY = re.compile(r"(^|[._])attention\d*\.mix$")
 
 
 def is_attention_key(key: str) -> bool:

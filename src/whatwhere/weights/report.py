@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-ATTENTION_KEY = re.compile(r"(^|\.)attention\.")
+# of `models.resnet`, and of `insert`: layer1.0.attention, layer1_attention, attention2
+ATTENTION_KEY = re.compile(r"(^|[._])attention\d*\.")
 _BLOCK = re.compile(r"^(layer\d+)\.\d+(?=\.)")
 _NUMBERED = re.compile(r"^layer\d+(\.\d+)?(?=\.)")
 _NUM_SHOWN = 3

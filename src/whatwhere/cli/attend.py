@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import copy
+import json as json_format
+from typing import Any
+
+import typer
+
+from ..attention import attention_builder, attention_by_path
+from ..cost import CostComparison, compare_costs, cost
+from ..cost.measure import random_input
+from ..insert import attend, plan
+from ..insert.named import create_network
+from ..tables import rich_tables, show
+from .summary import parse_input_size
+
+
+def print_attended(
+    backbone: str,
+    *,
+    attention: str,
+    at: str | None,
+    start: str,
+    replace: str | None,
+    input_size: str,
+    batch_size: int,
+    num_classes: int,
+    plan_only: bool,
+    as_json: bool,
+) -> None:
+    """Print where attention goes in a network, and what it costs there unless `plan_only`."""
+    size = parse_input_size(input_size)
+    chosen = attention_by_path(attention) if ":" in attention else attention
+    attention_builder(chosen)  # before the network is built
+    options: dict[str, Any] = {"at": at, "start": start, "replace": replace}
+    model = create_network(backbone, num_classes=num_classes, seed=0)
+    example = random_input(model, size, 1)
+    planned = plan(model, chosen, example=example, **options)
+    comparison: CostComparison | None = None
+    if not plan_only:
+        attended = attend(copy.deepcopy(model), chosen, example=example, seed=0, **options)
+        comparison = compare_costs(
+            cost(model, size, batch_size=batch_size, name=backbone),
+            cost(attended, size, batch_size=batch_size, name=f"{backbone} with {attention}"),
+        )
+    if as_json:
+        content = {"plan": planned.to_dict()}
+        if comparison is not None:
+            content["comparison"] = comparison.to_dict()
+        typer.echo(json_format.dumps(content, indent=2))
+        return
+    show(rich_tables(planned.tables()))
+    if comparison is not None:
+        show(rich_tables(comparison.tables()))
