@@ -13,7 +13,7 @@ FEW = ("torchvision:mobilenet_v3_small", "timm:resnet26", "timm:convnext_atto", 
 WITHOUT_BLOCKS = {
     *(f"torchvision:{name}" for name in ("densenet121", "vgg11_bn", "vgg11", "squeezenet1_1", "googlenet")),
     *(f"torchvision:{name}" for name in ("shufflenet_v2_x0_5", "alexnet")),
-    *(f"timm:{name}" for name in ("densenet121", "vgg11_bn", "rexnet_100", "nfnet_l0", "inception_v3", "vovnet39a")),
+    *(f"timm:{name}" for name in ("densenet121", "vgg11_bn", "rexnet_100", "inception_v3", "vovnet39a")),
     "timm:selecsls42b",
 }  # fmt: skip
 
@@ -30,7 +30,7 @@ def output(model, images):
 
 
 def state(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
+    return copy.deepcopy(model.state_dict())  # with its metadata, which some networks want back
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -61,7 +61,7 @@ def test_attention_in_a_stranger(name, attention):
     trained = state(model)
     other = attend(build(name), attention, at=at, seed=1)
     other.load_state_dict(trained)
-    assert torch.equal(output(other.eval(), images), output(model.eval(), images))
+    assert_same(output(other.eval(), images), output(model.eval(), images))
     detach(model)
     assert {key: type(module) for key, module in model.named_modules()} == {
         key: type(module) for key, module in original.named_modules()
@@ -69,7 +69,7 @@ def test_attention_in_a_stranger(name, attention):
     assert all(map(no_trace, model.modules()))
     model.load_state_dict(before)
     for training in (True, False):
-        assert torch.equal(output(model.train(training), images), output(original.train(training), images))
+        assert_same(output(model.train(training), images), output(original.train(training), images))
 
 
 def no_trace(module):
@@ -77,12 +77,17 @@ def no_trace(module):
     return not inside and not module._forward_hooks and not module._forward_pre_hooks
 
 
+def assert_same(one, other):
+    """Equal bit for bit, not-a-numbers too: some networks, at these sizes, overflow before they are trained."""
+    torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
 def unchanged(model, original, images):
     """The identity start computes what the network computes, bit for bit, and updates the same statistics."""
     for dtype in (torch.float32, torch.bfloat16):
         for training in (False, True):
             ours, theirs = (copy.deepcopy(m).to(dtype).train(training) for m in (model, original))
-            assert torch.equal(output(ours, images.to(dtype)), output(theirs, images.to(dtype)))
+            assert_same(output(ours, images.to(dtype)), output(theirs, images.to(dtype)))
             for key, value in theirs.state_dict().items():
                 assert torch.equal(ours.state_dict()[key], value), key
 

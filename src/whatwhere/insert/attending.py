@@ -210,13 +210,16 @@ def _built(builder: Callable[..., nn.Module], channels: int, kwargs: dict[str, A
 
 @torch.no_grad()
 def _awaken(module: nn.Module) -> None:
-    """Let no hidden unit start dead behind features of nearly nothing, as after a norm that starts at zero.
+    """Let hidden units start alive: of narrow features there may be one, and it would then never learn.
 
-    There its sign is that of its bias.
+    Each is turned to the side where features are that are positive on the whole, as after an activation; for features
+    of nearly nothing, as after a norm that starts at zero, its bias decides.
     """
     for inner in module.modules():
-        if isinstance(inner, SharedMLP) and inner.fc1.bias is not None:
-            inner.fc1.bias.abs_()
+        if isinstance(inner, SharedMLP):
+            inner.fc1.weight.mul_(inner.fc1.weight.sum(1, keepdim=True).sign())
+            if inner.fc1.bias is not None:
+                inner.fc1.bias.abs_()
 
 
 def _num_params(module: nn.Module) -> int:
