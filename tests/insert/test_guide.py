@@ -1,0 +1,21 @@
+"""The guide's Python runs as it is printed, and prints what it says."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "inserting-attention.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("code", BLOCKS, ids=["mobilenet", "detector"])
+def test_the_code_of_the_guide(code, capsys):
+    exec(compile(code, "inserting-attention.md", "exec"), {})
+    printed = capsys.readouterr().out
+    if "detector" in code:
+        assert "16 places" in code
+    else:
+        table = re.search(r"```\n(cbam in 6 places.*?)```", GUIDE, re.DOTALL)[1]
+        assert printed.startswith(table.rstrip())
