@@ -494,3 +494,67 @@ def test_frozen_norms(monkeypatch):
 def test_attend_is_a_public_name():
     assert whatwhere.attend is attend
     assert whatwhere.detach is detach
+
+
+class Functional(nn.Module):
+    """Residual sums in the forward of the network itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(4))
+
+    def forward(self, x):
+        x = self.stem(x)
+        for conv in self.convs:
+            x = torch.relu(x + conv(x))
+        return x.mean((2, 3))
+
+
+def test_a_network_without_modules_for_its_blocks():
+    model = Functional()
+    original = copy.deepcopy(model)
+    assert [place.name for place in plan(model, "se").places] == [f"convs_{index}_attention" for index in range(4)]
+    attend(model, "se")
+    assert same(model, original)
+    assert same(detach(model), original)
+
+
+class UpAndDown(nn.Module):
+    """An encoder, a decoder, and a sum of both: no residual block."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.down, self.up = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.ConvTranspose2d(8, 8, 2, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return (x + self.up(self.down(x))).mean((2, 3))
+
+
+def test_the_skip_of_an_encoder_and_decoder_is_no_residual_block():
+    with pytest.raises(UserError, match=r"^the network has no residual block that can take attention"):
+        attend(UpAndDown(), "cbam")
+
+
+class Quantizable(Block):
+    """A block that sums by a module, as torchvision's quantizable networks do."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.skip_add = torch.ao.nn.quantized.FloatFunctional()
+
+    def forward(self, x):
+        return self.skip_add.add(self.norm(self.conv(x)), x)
+
+
+def test_a_module_that_sums_belongs_to_its_block():
+    model = Network(Quantizable(), Quantizable())
+    assert [place.owner for place in plan(model, "se").places] == ["blocks.0", "blocks.1"]
+    original = copy.deepcopy(model)
+    assert same(attend(model, "se"), original)
+
+
+def test_deep_networks_are_followed_to_their_end():
+    model = Network(*(Block(SUMS["scaled"]) for _ in range(400)))
+    assert len(plan(model, "eca", example=images(4)).places) == 400

@@ -5,8 +5,9 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
@@ -18,6 +19,8 @@ from .flow import Call, Flow, Node
 Kind = Literal["behind", "before", "instead of"]
 # a shortcut may have a projection, and a blur before it
 _MOST_SHORTCUT_WEIGHTS = 2
+_MOST_BRANCH_WEIGHTS = 16
+_ENLARGING = {"interpolate", "conv_transpose2d", "pixel_shuffle", "max_unpool2d"}
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # which run or list whatever is in them
 _SQUEEZE = re.compile(r"e?se(module|layer|block|unit|gate)?|effectivesemodule|squeeze.*excit.*", re.IGNORECASE)
 
@@ -58,6 +61,15 @@ class Skipped:
     reason: str
 
 
+@dataclass(frozen=True, eq=False)
+class _Residual:
+    """A residual sum: the block that it belongs to, and what is added to the shortcut."""
+
+    block: Call
+    branch: Node
+    is_identity: bool  # whether the shortcut is what the branch was computed from, rather than a projection of it
+
+
 class Places:
     """The places of a network, from its flow."""
 
@@ -67,21 +79,37 @@ class Places:
         self.names = {module: name for name, module in reversed(list(model.named_modules()))}
         self.modules = dict(model.named_modules())
         self.skipped: list[Skipped] = []
+        # on what the network is given
+        self._dependent: set[Node] = set(flow.calls[0].entries or flow.nodes[:1])
+        for node in flow.nodes:
+            if not self._dependent.isdisjoint(node.inputs):
+                self._dependent.add(node)
 
     def blocks(self) -> list[Place]:
         """Return a place before the sum of each residual block, on its branch."""
-        sums: dict[Call, Node] = {}
-        for node in self.flow.nodes:
-            if node.is_sum and len(node.shape) == 4:
-                found = self._block(node)
-                if found is not None:
-                    sums[found[0]] = found[1]  # of several sums in a block, the last
-        places = [self._before_sum(block, branch) for block, branch in sums.items()]
-        return list(filter(None, places))
+        found = [(total, residual) for total in self.flow.nodes if (residual := self._residual(total)) is not None]
+        # of sums with a projection a block has one; those before it are of parts of its branch
+        last = {residual.block: total for total, residual in found}
+        places = [
+            self._before_sum(residual)
+            for total, residual in found
+            if residual.is_identity or last[residual.block] is total
+        ]
+        return self._named_apart(list(filter(None, places)))
 
-    def _block(self, total: Node) -> tuple[Call, Node] | None:
-        """Return the residual block whose sum `total` is, and its branch; None for any other sum."""
-        # the module whose forward has the sum, or the one around it
+    def _residual(self, total: Node) -> _Residual | None:
+        """Return the residual block whose sum `total` is; None for any other tensor."""
+        if not total.is_sum or len(total.shape) != 4:
+            return None
+        earlier, later = sorted(total.inputs, key=lambda node: node.index)
+        depths = _depths(self.flow.nodes[earlier.index : total.index])
+        if 0 < depths.get(later, 0) <= _MOST_BRANCH_WEIGHTS:
+            # what goes down and comes up again is no block, but half a network
+            if any(node.operation in _ENLARGING for node in depths):
+                return None
+            shared = [call for call, other in zip(total.calls, later.calls, strict=False) if call is other]
+            return _Residual(shared[-1], later, is_identity=True)
+        # a projection: the module whose forward has the sum, or the one around it, has given both sides the same
         for block in list(reversed(total.calls))[:2]:
             for entry in block.entries:
                 depths = _depths(self.flow.nodes[entry.index : total.index])
@@ -90,11 +118,24 @@ class Places:
                 first, second = (depths[node] for node in total.inputs)
                 if first == second or min(first, second) > _MOST_SHORTCUT_WEIGHTS:
                     return None
-                return block, total.inputs[first < second]
+                return _Residual(block, total.inputs[first < second], is_identity=False)
         return None
 
-    def _before_sum(self, block: Call, branch: Node) -> Place | None:
-        label = self.names[block.module]
+    def _named_apart(self, places: list[Place]) -> list[Place]:
+        """Return places of which those with one owner have names of their own, after their hosts."""
+        counts = Counter(place.owner for place in places)
+        return [
+            place if counts[place.owner] == 1 else replace(place, name=self._name_after(place.host, place.owner))
+            for place in places
+        ]
+
+    def _name_after(self, host: str, owner: str) -> str:
+        own = host.removeprefix(f"{owner}." if owner else "").replace(".", "_")
+        return self._free(self.modules[owner], f"{own}_attention")
+
+    def _before_sum(self, residual: _Residual) -> Place | None:
+        block, branch = residual.block, residual.branch
+        label = self.names[block.module] or type(block.module).__name__
         if isinstance(block.module, (BasicBlock, Bottleneck)) and type(block.module.attention) is nn.Identity:
             # the slot of our own networks
             size = (branch.shape[2], branch.shape[3])
@@ -118,14 +159,12 @@ class Places:
         """Yield what `node` is a multiple of, by numbers that do not depend on the input, the first factor first."""
         if node.operation in ("mul", "rmul", "imul"):
             given = [source for source in node.inputs if source.shape == node.shape]
-            constant = [source for source in node.inputs if source.shape != node.shape and self._is_constant(source)]
+            constant = [
+                source for source in node.inputs if source.shape != node.shape and source not in self._dependent
+            ]
             if len(given) == 1 and len(given) + len(constant) == len(node.inputs):
                 yield from self._unscaled(given[0])
                 yield given[0]
-
-    def _is_constant(self, node: Node) -> bool:
-        entries = self.flow.calls[0].entries
-        return node not in entries and all(map(self._is_constant, node.inputs))
 
     def _is_inside(self, call: Call, block: Call) -> bool:
         return call.module is not block.module and self.flow.num_calls(call.module) == 1
@@ -166,24 +205,19 @@ class Places:
 
     def _cuts(self) -> Iterator[Node]:
         """Yield the tensors through which everything goes that comes from the network's input."""
-        reachable: set[Node] = set()
-        for entry in self.flow.calls[0].entries or self.flow.nodes[:1]:
-            reachable.add(entry)
         last_use = -1
         for node in self.flow.nodes:
-            if node not in reachable:
-                if not reachable.intersection(node.inputs):
-                    continue
-                reachable.add(node)
-            if last_use <= node.index:
-                yield node
-            last_use = max([last_use, *(consumer.index for consumer in node.consumers)])
+            if node in self._dependent:
+                if last_use <= node.index:
+                    yield node
+                last_use = max([last_use, *(consumer.index for consumer in node.consumers)])
 
     def _end_of_stem(self) -> int:
         """Return up to which tensor a network's stem goes: to its first residual block, or its second convolution."""
         for node in self.flow.nodes:
-            if node.is_sum and len(node.shape) == 4 and (found := self._block(node)) is not None:
-                return found[0].entries[0].index
+            residual = self._residual(node)
+            if residual is not None:
+                return min(source.index for source in node.inputs)
         weighted = [node for node in self.flow.nodes if node.is_weighted]
         return weighted[1].index if len(weighted) > 1 else 0
 
