@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow check bench
+.PHONY: demo test test-slow test-sweep check bench
 .DEFAULT_GOAL := test
 
 # One environment with everything that development needs, at the versions of constraints.txt.
@@ -16,10 +16,14 @@ demo: $(READY)
 
 # IMAGES=DIR, a folder with sign-digits/, adds the tests on real photos.
 test: $(READY)
-	$(VENV)/bin/python -m pytest -m 'not gpu and not slow' -n 2 $(if $(IMAGES),--images=$(IMAGES))
+	$(VENV)/bin/python -m pytest -m 'not gpu and not slow and not sweep' -n 2 $(if $(IMAGES),--images=$(IMAGES))
 
 test-slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow $(if $(IMAGES),--images=$(IMAGES))
+
+# Attention in some sixty networks of others.
+test-sweep: $(READY)
+	$(VENV)/bin/python -m pytest -m sweep -n 2
 
 check: $(READY)
 	$(VENV)/bin/ruff check .
@@ -28,6 +32,7 @@ check: $(READY)
 
 bench: $(READY)
 	$(VENV)/bin/python benchmarks/saved_bytes.py
+	$(VENV)/bin/python benchmarks/strangers.py
 	$(VENV)/bin/python benchmarks/op.py
 	$(VENV)/bin/python benchmarks/networks.py
 	$(VENV)/bin/python benchmarks/networks.py --dtype bfloat16

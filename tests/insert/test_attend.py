@@ -370,6 +370,9 @@ def test_squeeze_and_excitation_is_replaced_and_comes_back(name):
     attend(model, "cbam", replace="se")
     assert {key for key, module in model.named_modules() if isinstance(module, CBAM)} == squeezes
     copy.deepcopy(model)(images(64)).sum().backward()
+    moved = detach(copy.deepcopy(model).double().eval())
+    assert {parameter.dtype for parameter in moved.parameters()} == {torch.float64}
+    assert not any(module.training for module in moved.modules())
     detach(model)
     assert model.state_dict().keys() == original.state_dict().keys()
     assert same(model, original, images(64))

@@ -19,7 +19,7 @@ WITHOUT_BLOCKS = {
 
 
 def names(few):
-    return [pytest.param(name, marks=() if name in few else pytest.mark.slow) for name in NAMES]
+    return [pytest.param(name, marks=() if name in few else pytest.mark.sweep) for name in NAMES]
 
 
 def output(model, images):

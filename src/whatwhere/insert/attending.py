@@ -274,9 +274,10 @@ class _Record:
 
     def undo(self) -> None:
         """Take it out."""
-        if self.host is None:
+        if isinstance(self.before, nn.Module):
+            self._take_along(self.before)
             setattr(self.owner, self.name, self.before)
-        else:
+        elif self.host is not None:
             delattr(self.owner, self.name)
             if isinstance(self.before, type):
                 self.host.__class__ = self.before
@@ -285,6 +286,17 @@ class _Record:
                 for hooks in (self.host._forward_hooks, self.host._forward_pre_hooks):
                     for key in [key for key, hook in hooks.items() if isinstance(hook, (_Behind, _Before))]:
                         del hooks[key]
+        self._forget()
+
+    def _take_along(self, replaced: nn.Module) -> None:
+        """Bring a replaced module to where the network has been moved meanwhile."""
+        inserted = self.inserted()
+        like = next((value for value in inserted.parameters() if value.is_floating_point()), None)
+        if like is not None:
+            replaced.to(like.device, like.dtype)
+        replaced.train(inserted.training)
+
+    def _forget(self) -> None:
         records = vars(self.owner)[_RECORDS]
         records.remove(self)
         if not records:
@@ -330,8 +342,7 @@ def _check(model: nn.Module, prepared: _Prepared, *, is_unchanged: bool) -> None
         raise UserError(f"with the attention the network does not run: {said}") from error
     for place, module in zip(prepared.places, prepared.modules, strict=True):
         num_calls = flow.num_calls(module)
-        in_norm = _is_attended(model.get_submodule(place.host)) and not num_calls
-        if num_calls != 1 and not in_norm:
+        if num_calls != 1:
             raise UserError(f"attention at {place.label} would be called {num_calls} times in a forward pass")
     if not is_unchanged:
         return
