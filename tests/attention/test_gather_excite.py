@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from numerics import gradient_check, num_params, with_random_values
 from whatwhere import ResNet, UserError, create_model
 from whatwhere.attention import GatherExcite, LocalGatherExcite
-from whatwhere.models.resnet import BasicBlock
+from whatwhere.models import BasicBlock
 
 SIZES = [(1, 1), (3, 5), (7, 7), (16, 9)]
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from starts import IDLE, STEPS
 from whatwhere import ATTENTION, BAM, CBAM, ResNet, UserError, create_model, list_models
-from whatwhere.models.resnet import RESNETS, Bottleneck
+from whatwhere.models import Bottleneck
+from whatwhere.models.resnet import RESNETS
 
 NUM_PARAMS = {  # 1000 classes; timm, torchvision and the authors' code agree where they have the network
     "resnet18": 11_689_512,

@@ -13,7 +13,7 @@ from typing import Literal
 from torch import nn
 
 from ..errors import UserError, nearest
-from ..models.resnet import BasicBlock, Bottleneck
+from ..models import BasicBlock, Bottleneck
 from .flow import Call, Flow, Node
 
 Kind = Literal["behind", "before", "instead of"]

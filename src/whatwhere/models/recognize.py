@@ -8,8 +8,9 @@ from typing import Any
 
 from .. import weights
 from ..attention import ATTENTION
+from .blocks import Bottleneck
 from .registry import MODELS
-from .resnet import RESNETS, Bottleneck, ResNet
+from .resnet import RESNETS, ResNet
 
 _BLOCK = re.compile(r"layer(\d+)\.(\d+)\.")
 _DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(ResNet).parameters.items()}

@@ -9,169 +9,17 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from ..attention import ATTENTION, Gate, attention_builder
+from ..attention import ATTENTION, attention_builder
 from ..attention.gate import Place, check_shape_kept
 from ..errors import UserError, check_integer
-from ..ops import gated_tail, has_hooks
 from ..randomness import seeded
+from .blocks import BasicBlock, Bottleneck, Norm, StochasticDepth
 from .initialization import initialize, resolve_seed
 
 # symbolic tracing patches a function under the name by which it is called
 torch.fx.wrap("check_shape_kept")
 
-Norm = Callable[[int], nn.Module]
 Stem = Literal["imagenet", "cifar"]
-
-
-class StochasticDepth(nn.Module):
-    """Drop the residual branch of whole samples while training, arXiv 1603.09382; the kept ones are scaled up."""
-
-    def __init__(self, drop_rate: float) -> None:
-        super().__init__()
-        self.drop_rate = drop_rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        factor = self.factor(x)
-        return x if factor is None else x * factor[:, None, None, None]
-
-    def factor(self, x: Tensor) -> Tensor | None:
-        """Return what each sample of x is multiplied by, (N,); None if by 1."""
-        if not self.training or self.drop_rate == 0:
-            return None
-        keep_rate = 1 - self.drop_rate
-        return x.new_empty((x.shape[0],)).bernoulli_(keep_rate).div_(keep_rate)
-
-    def extra_repr(self) -> str:
-        return f"drop_rate={self.drop_rate:.3f}"
-
-
-def _tail(block: BasicBlock | Bottleneck, x: Tensor, conv: nn.Module, norm: nn.Module, shortcut: Tensor) -> Tensor:
-    """Return the end of a residual block, relu(drop_path(attention(norm(conv(x)))) + shortcut).
-
-    In one operator where nobody looks inside; module by module where a hook or a tracer does, or where the attention is
-    not a `Gate`.
-    """
-    attention, drop_path = block.attention, block.drop_path
-    x = conv(x)
-    if isinstance(x, Tensor) and _is_as_built(block):
-        gate = attention if isinstance(attention, Gate) else None
-        factor = drop_path.factor(x) if isinstance(drop_path, StochasticDepth) else None
-        if gate is None:
-            return gated_tail(x, norm, None, None, shortcut, factor=factor)
-        return gated_tail(
-            x,
-            norm,
-            gate.what,
-            gate.where,
-            shortcut,
-            arrangement=gate.arrangement,
-            mix=gate.mixing,
-            factor=factor,
-            # what a convolution gives is new, and nobody else's where no hook on it has passed it on
-            overwrite=type(conv) is nn.Conv2d and not has_hooks(conv),
-            backend=gate.backend,
-        )
-    x = norm(x)
-    attended = attention(x)
-    check_shape_kept(type(attention).__name__, x, attended)
-    # out of place: an attention module may keep its output for backward
-    out: Tensor = block.relu(drop_path(attended) + shortcut)
-    return out
-
-
-def _is_as_built(block: BasicBlock | Bottleneck) -> bool:
-    """Return whether the end of `block` is made of what one operator can stand for, and without a hook."""
-    attention, drop_path, relu = block.attention, block.drop_path, block.relu
-    return (
-        type(attention).forward in (Gate.forward, nn.Identity.forward)
-        and type(drop_path) in (StochasticDepth, nn.Identity)
-        and type(relu) is nn.ReLU
-        # `gated_tail` takes care of those inside the attention and on the norm
-        and not has_hooks(attention, drop_path, relu, inside=False)
-    )
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, attention before the sum, arXiv 1512.03385, figure 5 left."""
-
-    expansion = 1
-
-    def __init__(
-        self,
-        in_channels: int,
-        planes: int,
-        *,
-        stride: int,
-        downsample: nn.Module | None,
-        width: int,
-        groups: int,
-        stride_in_1x1: bool,
-        norm_layer: Norm,
-        attention: nn.Module,
-        drop_path: nn.Module,
-    ) -> None:
-        super().__init__()
-        if groups != 1 or width != planes:
-            raise UserError("BasicBlock has no grouped or widened convolution: groups=1 and width_per_group=64 only")
-        if stride_in_1x1:
-            raise UserError("stride_in_1x1 needs a block with 1x1 convolutions, a Bottleneck; this one is a BasicBlock")
-        self.conv1 = nn.Conv2d(in_channels, planes, 3, stride, padding=1, bias=False)
-        self.bn1 = norm_layer(planes)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
-        self.bn2 = norm_layer(planes)
-        self.attention = attention
-        self.drop_path = drop_path
-        self.downsample = downsample
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.relu(self.bn1(self.conv1(x)))
-        return _tail(self, x, self.conv2, self.bn2, shortcut)
-
-
-class Bottleneck(nn.Module):
-    """1x1, (grouped) 3x3 and 1x1 convolutions, attention before the sum, arXiv 1512.03385 and 1611.05431.
-
-    The stride is in the 3x3 convolution, as in torchvision ("ResNet v1.5"); `stride_in_1x1` puts it into the first 1x1,
-    as in the papers.
-    """
-
-    expansion = 4
-
-    def __init__(
-        self,
-        in_channels: int,
-        planes: int,
-        *,
-        stride: int,
-        downsample: nn.Module | None,
-        width: int,
-        groups: int,
-        stride_in_1x1: bool,
-        norm_layer: Norm,
-        attention: nn.Module,
-        drop_path: nn.Module,
-    ) -> None:
-        super().__init__()
-        out_channels = planes * self.expansion
-        first_stride, middle_stride = (stride, 1) if stride_in_1x1 else (1, stride)
-        self.conv1 = nn.Conv2d(in_channels, width, 1, first_stride, bias=False)
-        self.bn1 = norm_layer(width)
-        self.conv2 = nn.Conv2d(width, width, 3, middle_stride, padding=1, groups=groups, bias=False)
-        self.bn2 = norm_layer(width)
-        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
-        self.bn3 = norm_layer(out_channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.attention = attention
-        self.drop_path = drop_path
-        self.downsample = downsample
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        return _tail(self, x, self.conv3, self.bn3, shortcut)
 
 
 class AttentiveStage(nn.Sequential):
