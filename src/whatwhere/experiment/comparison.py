@@ -348,7 +348,7 @@ def _completed(data: str, design: Design, request: Request, prepared: Prepared, 
         build({**design.options, **arm_options[name]}, num_classes, seed=0)
     contents = hashes(design.arms, design.options)
     check_unchanged(design.contents, contents, f"the comparison in {str(out)!r}")
-    return dataclasses.replace(design, arm_options=arm_options, contents=contents)
+    return dataclasses.replace(design, arm_options=arm_options, contents={**design.contents, **contents})
 
 
 def _described(design: Design, num_classes: int) -> list[str]:
