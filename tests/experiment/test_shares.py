@@ -61,7 +61,7 @@ def test_a_share_says_which_of_its_runs_failed(compared):
             raise UserError("the loss is nan")
 
     compared.figures, compared.before = lambda arm, seed: 0.8, fail
-    with pytest.raises(UserError, match=r"^1 run failed, se, seed 2: the loss is nan; the finished ones are kept"):
+    with pytest.raises(UserError, match=r"^1 run failed \(se, seed 2\), as said above; the finished ones"):
         compared("none,se", seeds=6, shard=(1, 2))
     assert len(compared.trained) == 6
 

@@ -14,20 +14,22 @@ from typing import Any
 from ..data.names import counted
 from ..data.prepare import Prepared, fingerprint
 from ..errors import UserError
-from ..files import check_writable, locked, write_bytes, write_json
+from ..files import check_is_no_file, check_writable, locked, write_bytes, write_json
 from ..training.build import resolve
 from ..training.config import FREE, OPTIONS, TELLS_APART, Config
 from ..training.distributed import team
 from ..training.run import Screen
 from ..training.start import check_apart, prepare_images
+from ..weights.convert import read_weights
 from .arms import WIDE, build, describe, is_code, num_params, parse_arms, run_options
 from .content import Gathered
 from .contents import check_unchanged, hashes
-from .costs import measure_costs
+from .costs import COSTS, measure_costs
 from .design import DESIGN, Design, Request, check_metric, check_options, continued, read_design
 from .metric import METRICS, margin_for
 from .record import changed_figures, read_record
 from .runs import Runner, RunScreen, Task, chosen_rates, failed, search_tasks, share, tasks
+from .shape import number, text
 from .verdict import default_baseline, judge
 
 COST, RESULTS, VERDICT = "cost.json", "results.csv", "verdict.json"
@@ -75,6 +77,7 @@ def run_comparison(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("compare spreads its runs over the GPUs by itself; start it without torchrun")
     _check_given(data, given, request)
+    check_is_no_file(place.out)
     stored = read_design(place.out)
     if stored is None and request.leave_out:
         raise UserError(
@@ -103,6 +106,8 @@ def run_comparison(
         with contextlib.nullcontext() if place.shard else locked(place.out):
             if design != stored:
                 design.write(place.out)
+            if not place.is_inner:
+                _say_what_stays(design, request, screen)
             for line in [] if place.is_inner else _described(design, len(prepared.classes)):
                 screen.line(line)
             known = [row["arm"] for row in (_read_cost(place.out) or {"rows": []})["rows"]]
@@ -117,17 +122,26 @@ def comparison_folder(data: str, backbone: str | None) -> Path:
     return Path("runs") / (Path(data).stem or "data") / f"compare-{backbone or 'default'}"
 
 
-def collect(out: Path, request: Request, screen: Screen) -> dict[str, Any]:
+def collect(data: str, out: Path, request: Request, screen: Screen) -> dict[str, Any]:
     """Judge the runs that are finished in `out`, without training; return what the report shows.
+
+    DATA must be what the comparison was begun with, or a folder or file of that name elsewhere; no image is read.
 
     Raises:
         UserError: No comparison is there, no run of it is finished, or it has not what is requested.
     """
+    check_is_no_file(out)
     design = read_design(out)
     if design is None:
         raise UserError(f"there is no comparison in {str(out)!r}; give its folder with --out")
+    same_name = Path(data).name == Path(design.data).name
+    if Path(data) != Path(design.data) and not (same_name and Path(data).exists()):
+        raise UserError(
+            f"the comparison in {str(out)!r} is of {design.data!r}, not of {data!r}; give that, or another --out"
+        )
     with locked(out):
         design = continued(design, request, out)
+        _say_what_stays(design, request, screen)
         added = [arm.name for arm in design.arms if arm.name not in design.arm_options]
         if added:
             raise UserError(f"the comparison in {str(out)!r} has no arm {', '.join(added)}; train it without --collect")
@@ -138,6 +152,11 @@ def collect(out: Path, request: Request, screen: Screen) -> dict[str, Any]:
     if missing:
         screen.line(f"{counted(missing, 'run')} to do: run the same command without --collect")
     return content
+
+
+def _say_what_stays(design: Design, request: Request, screen: Screen) -> None:
+    if request.num_seeds is not None and request.num_seeds < design.num_seeds:
+        screen.line(f"--seeds {request.num_seeds}: there are {design.num_seeds} already, and all of them stay")
 
 
 def _advance(design: Design, place: Place, runner: Runner) -> dict[str, Any] | None:
@@ -228,7 +247,7 @@ def _judged(design: Design, out: Path, failures: Mapping[str, str]) -> tuple[Des
         max_pairs=design.max_seeds,
         awaited=design.seeds(),
     )
-    record = read_record(out / VERDICT)
+    record = read_record(out / VERDICT, "move it away, and the same command writes it anew")
     changed = [] if record is None else changed_figures(record, judgement)
     decided = {arm.arm: (arm.verdict, arm.num_pairs) for arm in judgement.arms if arm.level is not None}
     design = dataclasses.replace(
@@ -249,8 +268,15 @@ def _read_cost(out: Path) -> dict[str, Any] | None:
     """Return what the arms cost; None where it was not measured, or is damaged, as it can be measured again."""
     try:
         content: dict[str, Any] = json.loads((out / COST).read_bytes())
+        for row in content["rows"]:
+            text(row["arm"], "arm")
+            for name in COSTS:
+                number(row[name], name, least=0)
+        for name in ("num_images", "image_size"):
+            number(content[name], name, least=1)
+        text(content["device"], "device")
         return content if content["rows"] else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
@@ -260,10 +286,16 @@ def _check_given(data: str, given: Mapping[str, Any], request: Request) -> None:
             instead = {"model": "--backbone", "seed": "--seeds"}.get(name, "--attention, with an arm for each kind")
             raise UserError(f"a comparison chooses {name} for each run; give {instead}")
     Config(data=data, **given)
+    weights = given.get("pretrained")
+    if weights and weights != "imagenet" and not Path(weights).is_file():
+        raise UserError(f"--pretrained {weights!r} is no file; give imagenet, or a file of weights")
     if request.lr_search and "lr" in given:
         raise UserError("--lr-search chooses the learning rate; leave out --lr")
     for rate in request.lr_search or ():
-        Config(data=data, **{**given, "lr": rate})
+        try:
+            Config(data=data, **{**given, "lr": rate})
+        except UserError as error:
+            raise UserError(f"--lr-search: {error}") from error
 
 
 def _asked(request: Request) -> dict[str, Any]:
@@ -274,12 +306,12 @@ def _asked(request: Request) -> dict[str, Any]:
     """
     arms = request.arms or parse_arms(_DEFAULT_ARMS)
     names = [arm.name for arm in arms]
-    baseline = request.baseline or default_baseline(names)
+    baseline = default_baseline(names) if request.baseline is None else request.baseline
     if len(arms) < 2:
         raise UserError("a comparison needs two arms or more; give for example --attention none,cbam")
     if baseline not in names:
-        raise UserError(f"--baseline {baseline} is none of the arms, {', '.join(names)}")
-    metric = request.metric or "accuracy"
+        raise UserError(f"--baseline {baseline or repr('')} is none of the arms, {', '.join(names)}")
+    metric = "accuracy" if request.metric is None else request.metric
     check_metric(metric)
     margin = margin_for(METRICS[metric], request.margin)
     if request.backbone is not None:
@@ -287,7 +319,7 @@ def _asked(request: Request) -> dict[str, Any]:
     return {
         "arms": arms,
         "baseline": baseline,
-        "num_seeds": request.num_seeds or _DEFAULT_SEEDS,
+        "num_seeds": _DEFAULT_SEEDS if request.num_seeds is None else request.num_seeds,
         "max_seeds": request.max_seeds,
         "metric": metric,
         "margin": margin,
@@ -346,6 +378,9 @@ def _completed(data: str, design: Design, request: Request, prepared: Prepared, 
         raise UserError("a wide arm has no pretrained weights; leave out the arm or --pretrained")
     for name in new:
         build({**design.options, **arm_options[name]}, num_classes, seed=0)
+    weights = Path(design.options["pretrained"])
+    if new and design.options["pretrained"] and weights.is_file():
+        read_weights(weights)
     contents = hashes(design.arms, design.options)
     check_unchanged(design.contents, contents, f"the comparison in {str(out)!r}")
     return dataclasses.replace(design, arm_options=arm_options, contents={**design.contents, **contents})
