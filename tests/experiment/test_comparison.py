@@ -323,13 +323,6 @@ def test_weights_that_are_none_are_refused_before_anything_is_written(pretended,
         assert not pretended.out.exists()
 
 
-def test_an_option_that_is_empty_is_shown_as_none(pretended):
-    content = pretended(seeds=2)
-    shown = {name: value for _, lines in content["settings"] for name, value in lines}
-    assert shown["pretrained"] == "none"
-    assert "" not in shown.values()
-
-
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"rows": []}', '{"rows": [{"arm": "none"}]}'])
 def test_costs_that_are_damaged_are_measured_again(pretended, content):
     whole = pretended(seeds=2)

@@ -242,14 +242,8 @@ def _settings(design: Design) -> list[tuple[str, Sequence[tuple[str, str]]]]:
     panels: dict[str, list[tuple[str, str]]] = {}
     for name, field in OPTIONS.items():
         if name in design.options:
-            panels.setdefault(field.metadata["panel"].lower(), []).append((name, _shown(design.options[name])))
+            panels.setdefault(field.metadata["panel"].lower(), []).append((name, str(design.options[name])))
     own = [
-        (f"{arm}: {name}", _shown(value))
-        for arm, options in design.arm_options.items()
-        for name, value in options.items()
+        (f"{arm}: {name}", str(value)) for arm, options in design.arm_options.items() for name, value in options.items()
     ]
     return [("comparison", comparison), ("arms", own), *panels.items()]
-
-
-def _shown(value: Any) -> str:
-    return str(value) or "none"
