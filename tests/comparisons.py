@@ -44,8 +44,8 @@ class Comparisons:
         given, place = {**OPTIONS, **dict(given)}, Place(self.out, shard)
         return run_comparison(str(data or self.data), given, asked, place, command="whatwhere compare", screen=self)
 
-    def collect(self, **request):
-        return collect(self.out, Request(**request), self)
+    def collect(self, data=None, **request):
+        return collect(str(data or self.data), self.out, Request(**request), self)
 
     def read(self, name):
         return json.loads((self.out / name).read_text())

@@ -5,9 +5,12 @@ class UserError(ValueError):
     """
 
 
-def check_integer(name: str, value: int, least: int = 1) -> None:
-    """Raise UserError unless `value` is an integer from `least` to 2**31 - 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+def check_integer(name: str, value: int, least: int = 1, most: int | None = None) -> None:
+    """Raise UserError unless `value` is an integer from `least` to `most`, by default 2**31 - 1."""
+    last = 2**31 - 1 if most is None else most
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= last:
+        if most is not None:
+            raise UserError(f"{name} must be an integer from {least} to {most:,}, got {value!r}")
         kind = "a positive integer" if least == 1 else f"an integer of at least {least} and"
         raise UserError(f"{name} must be {kind} below 2**31, got {value!r}")
 

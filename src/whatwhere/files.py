@@ -70,8 +70,7 @@ def sync_folder(folder: Path) -> None:
 
 def check_writable(folder: Path) -> None:
     """Create `folder` where it is missing, and raise UserError unless files can be made in it."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"cannot write to {str(folder)!r}: it is a file; give a folder with --out")
+    check_is_no_file(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -79,6 +78,16 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"cannot write to {str(folder)!r}: {reason}; give another folder with --out") from error
+
+
+def check_is_no_file(folder: Path) -> None:
+    """Raise UserError if `folder`, which need not exist, is a file."""
+    try:
+        is_file = folder.exists() and not folder.is_dir()
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write to {str(folder)!r}: {error}; give another folder with --out") from error
+    if is_file:
+        raise UserError(f"cannot write to {str(folder)!r}: it is a file; give a folder with --out")
 
 
 @contextlib.contextmanager

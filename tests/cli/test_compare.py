@@ -59,7 +59,7 @@ def compare(patterns, tmp_path, whatwhere, monkeypatch):
 def test_what_is_not_given_is_left_open(asked):
     seen = asked("photos")
     assert (seen["data"], seen["given"]) == ("photos", {})
-    assert set(vars(seen["request"]).values()) == {None}
+    assert set(vars(seen["request"]).values()) == {None, ()}
     assert (seen["place"].out.as_posix(), seen["place"].shard, seen["place"].spread) == (
         "runs/photos/compare-default", None, None
     )  # fmt: skip
@@ -80,6 +80,7 @@ def test_every_option_is_taken(asked):
         "metric": "loss",
         "baseline": "x",
         "lr_search": (0.1, 0.2),
+        "leave_out": (),
     }
     assert (seen["place"].out.as_posix(), seen["place"].shard) == ("there", (2, 8))
     assert seen["given"] == {"epochs": 3, "channels_last": False, "lr": 0.3}
@@ -138,8 +139,8 @@ def test_a_failed_run_ends_with_status_2_and_the_report_of_the_others(compare, t
     assert status == 2
     assert list(json.loads(out)["failures"]) == ["se, seed 2", "se, seed 3"]
     assert err.splitlines()[-1] == (
-        "whatwhere: 2 runs failed, first se, seed 2: the loss is nan; the finished ones are kept, and the same command "
-        "tries again"
+        "whatwhere: 2 runs failed (se, seed 2, se, seed 3), as said above; the finished ones are kept, and the same "
+        "command tries again"
     )
     assert "se, seed 3 failed: the loss is nan" in (tmp_path / "out" / "report.html").read_text()
 
@@ -161,9 +162,9 @@ def test_a_share_is_no_verdict(compare, tmp_path):
         (("",), "DATA is empty"),
         (("nowhere",), "there is no folder, CSV file or data set 'nowhere'"),
         (("DATA", "--out", ""), "--out is empty"),
-        (("DATA", "--seeds", "1"), "seeds must be an integer of at least 2 and below 2**31, got 1"),
+        (("DATA", "--seeds", "1"), "--seeds must be an integer from 2 to 10,000, got 1"),
         (("DATA", "--seeds", "many"), "--seeds"),
-        (("DATA", "--max-seeds", "5"), "max-seeds must be an integer of at least 6 and below"),
+        (("DATA", "--max-seeds", "5"), "--max-seeds must be an integer from 6 to 10,000, got 5"),
         (("DATA", "--seeds", "8", "--max-seeds", "7"), "--max-seeds 7 is below --seeds 8"),
         (("DATA", "--attention", "none,,se"), "has an empty arm"),
         (("DATA", "--attention", "none,see"), "unknown attention 'see'; did you mean se?"),
@@ -181,7 +182,13 @@ def test_a_share_is_no_verdict(compare, tmp_path):
         (("DATA", "--lr-search", "0.1,0.1"), "--lr-search must be two or more different positive rates"),
         (("DATA", "--lr-search", "0.1,nan"), "--lr-search must be two or more different positive rates"),
         (("DATA", "--lr-search", "slow,fast"), "--lr-search must be learning rates such as"),
-        (("DATA", "--lr-search", "0.1,1e6"), "lr must be at least 0 and below 10000"),
+        (("DATA", "--lr-search", "0.1,1e6"), "--lr-search: lr must be at least 0 and below 10000"),
+        (("DATA", "--metric", ""), "--metric '' is none of accuracy"),
+        (("DATA", "--baseline", ""), "--baseline '' is none of the arms"),
+        (("DATA", "--seeds", "10001"), "--seeds must be an integer from 2 to 10,000, got 10001"),
+        (("DATA", "--margin", "1e308"), "a margin of 1e+308 points is more than all there is"),
+        (("DATA", "--metric", "loss", "--margin", "1e308"), "the margin is 1e+308, and no figure is beyond"),
+        (("DATA", "--pretrained", "nofile.pth"), "--pretrained 'nofile.pth' is no file; give imagenet, or a file"),
         (("DATA", "--shard", "0/2"), "--shard must be i/n with i from 1 to n"),
         (("DATA", "--shard", "3/2"), "--shard must be i/n with i from 1 to n"),
         (("DATA", "--shard", "half"), "--shard must be i/n with i from 1 to n"),

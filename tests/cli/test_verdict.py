@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import pytest
 
@@ -100,6 +101,11 @@ def test_a_plan_that_ends(whatwhere, table):
 
 def test_lower_is_better_needs_a_margin_and_turns_the_verdict(whatwhere, table, tmp_path):
     path = table(6, [value / 10 for value in CLEAR], column="error")
+    status, out, err = whatwhere("verdict", path)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "give --lower-is-better or --higher-is-better" in err
+    status, out, err = whatwhere("verdict", path, "--lower-is-better", "--higher-is-better")
+    assert (status, out, err.count("\n")) == (2, "", 1)
     status, out, err = whatwhere("verdict", path, "--lower-is-better")
     assert (status, out) == (2, "")
     assert "what difference in error matters is not known; give it" in err
@@ -159,6 +165,94 @@ def test_a_page_that_cannot_be_written_leaves_everything_as_it_was(
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["link.csv", "pages", "results.csv"]
 
 
+@pytest.mark.parametrize("name", ["page.html", "page.json", "results.verdict.html"])
+def test_what_is_no_report_of_ours_is_not_written_over(whatwhere, table, tmp_path, name):
+    (tmp_path / name).write_text("<html><p>mine</p></html>")
+    out = () if name.startswith("results") else ("--out", tmp_path / "page.html")
+    status, printed, err = whatwhere("verdict", table(6), *out)
+    assert (status, printed, err.count("\n")) == (2, "", 1)
+    assert "is no report of ours; move it away" in err or "is no verdict of ours" in err
+    assert (tmp_path / name).read_text() == "<html><p>mine</p></html>"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted({"results.csv", name})
+
+
+def test_a_report_of_ours_and_an_empty_file_are_written_over(whatwhere, table, tmp_path):
+    page = tmp_path / "page.html"
+    page.touch()
+    for _ in range(2):
+        assert whatwhere("verdict", table(6), "--out", page)[0] == 0
+    assert "helps" in page.read_text()
+
+
+@pytest.mark.parametrize("special", ["device", "pipe", "loop"])
+def test_what_is_no_file_is_not_replaced(whatwhere, table, tmp_path, special):
+    page = tmp_path / "page.html"
+    if special == "device":
+        page.symlink_to(os.devnull)
+    elif special == "pipe":
+        os.mkfifo(page)
+    else:
+        page.symlink_to(page)
+    before = page.lstat().st_ino, page.lstat().st_mode
+    status, printed, err = whatwhere("verdict", table(6), "--out", page)
+    assert (status, printed, err.count("\n")) == (2, "", 1)
+    assert "page.html' is no file that can be written over" in err
+    assert (page.lstat().st_ino, page.lstat().st_mode) == before
+    assert not (tmp_path / "page.json").exists()
+
+
+def test_a_link_is_written_through(whatwhere, table, tmp_path):
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "page.html").symlink_to(tmp_path / "pages" / "real.html")
+    (tmp_path / "page.json").symlink_to(tmp_path / "pages" / "record.json")
+    for _ in range(2):
+        assert whatwhere("verdict", table(6), "--out", tmp_path / "page.html")[0] == 0
+    assert (tmp_path / "page.html").is_symlink()
+    assert (tmp_path / "page.json").is_symlink()
+    assert sorted(path.name for path in (tmp_path / "pages").iterdir()) == ["real.html", "record.json"]
+
+
+def test_missing_runs_are_a_caution_and_the_complete_pairs_are_judged(whatwhere, table):
+    path = table(8)
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if not line.startswith("cbam,3,")))
+    arm = verdict_of(json.loads(whatwhere("verdict", path, "--json")[1]))
+    assert (arm["verdict"], arm["num_pairs"]) == ("helps", 7)
+    assert arm["cautions"] == [
+        "cbam lacks 1 run (seed 3) that other arms have: complete pairs alone are judged, and where a run failed, "
+        "leaving it out flatters cbam"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--max-pairs", "5"), "--max-pairs must be an integer from 6 to 10,000, got 5"),
+        (("--first-look", "5"), "--first-look must be an integer from 6 to 10,000, got 5"),
+        (("--max-pairs", "10001"), "--max-pairs must be an integer from 6 to 10,000"),
+        (("--lower-is-better",), "accuracy is a metric of which higher is better; leave out --lower-is-better"),
+        (("--margin", "1e308"), "a margin of 1e+308 points is more than all there is"),
+        (("--metric", ""), "has no column ''"),
+        (("--baseline", ""), "no arm is called ''"),
+        (("--out", "a\0.html"), "--out holds a null character"),
+    ],
+)
+def test_options_that_cannot_be_are_a_sentence(whatwhere, table, tmp_path, arguments, sentence):
+    status, out, err = whatwhere("verdict", table(6), *arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert sentence in err
+    assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
+
+
+@pytest.mark.parametrize("size", ["1e308", "-1e308", "1e160", "1e-200"])
+def test_figures_beyond_all_sense_are_a_sentence(whatwhere, table, tmp_path, size):
+    path = table(6, column="score")
+    path.write_text(path.read_text().replace("0.801\n", f"{size}\n", 1).replace("none,1,0.801", f"none,1,{size}"))
+    status, out, err = whatwhere("verdict", path)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "and no figure is beyond 1e-100 and 1e+100; correct it" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
+
+
 def test_results_in_a_json_are_not_written_over(whatwhere, table):
     path = table(6, name="results.json")
     before = path.read_bytes()
@@ -199,13 +293,51 @@ def test_a_folder_is_no_table(whatwhere, tmp_path, monkeypatch, name):
     assert "cannot read" in err
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"judgement": {}}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"judgement": {}}', "[" * 100_000], ids=lambda text: text[:20])
 def test_a_file_in_the_records_place_is_not_written_over(whatwhere, table, tmp_path, text):
     (tmp_path / "results.verdict.json").write_text(text)
     status, out, err = whatwhere("verdict", table(6))
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "results.verdict.json' is no verdict of ours" in err
     assert (tmp_path / "results.verdict.json").read_text() == text
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({"baseline": value} for value in (None, [], "")),
+        *({"arms": value} for value in ([], None, [5])),
+        *({"margin": value} for value in (None, "x", 1e308)),
+        *({"max_pairs": value} for value in ("x", -1, 10**12)),
+        {"metric": None},
+    ],
+    ids=str,
+)
+def test_a_damaged_record_is_a_sentence(whatwhere, table, tmp_path, damage):
+    whatwhere("verdict", table(6))
+    path = tmp_path / "results.verdict.json"
+    content = read(path)
+    path.write_text(json.dumps({**content, "judgement": {**content["judgement"], **damage}}))
+    status, out, err = whatwhere("verdict", table(6))
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "is no verdict of ours" in err
+    assert "--first-look" in err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"arm": None}, {"verdict": 5}, {"num_pairs": 99}, {"baseline": ["x"] * 6}, {"plan": {"first": 5}}],
+    ids=str,
+)
+def test_a_damaged_arm_of_a_record_is_a_sentence(whatwhere, table, tmp_path, damage):
+    whatwhere("verdict", table(6))
+    path = tmp_path / "results.verdict.json"
+    content = read(path)
+    content["judgement"]["arms"][0] |= damage
+    path.write_text(json.dumps(content))
+    status, out, err = whatwhere("verdict", table(6))
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "is no verdict of ours" in err
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -219,4 +351,4 @@ def test_hostile_names_are_shown_as_they_are(whatwhere, table, tmp_path, name):
     page = (tmp_path / "results.verdict.html").read_text(encoding="utf-8")
     assert "<script" not in page
     assert "\x1b" not in page
-    assert verdict_of(read(tmp_path / "results.verdict.json"))["arm"] == name
+    assert verdict_of(read(tmp_path / "results.verdict.json"))["arm"] == shown

@@ -15,7 +15,7 @@ class Trainer:
         if len(self.calls) == self.fail_at:
             raise RuntimeError("killed")
         self.calls.append((arm, seed))
-        base = np.random.default_rng(seed).normal(0.9, 0.01)
+        base = np.random.default_rng(seed).normal(0.6, 0.01)
         own = np.random.default_rng([seed, len(arm)]).normal(0, self.noise)
         return {"accuracy": base + (self.effect + own) * (arm != "none"), "loss": 1 - base}
 
@@ -34,7 +34,7 @@ def test_any_function_is_compared_by_arm_and_seed():
 
 def test_an_arm_against_itself_differs_by_exactly_nothing():
     (arm,) = compare(
-        lambda arm, seed: float(np.random.default_rng(seed).normal(0.9, 0.1)), ["a", "b"], 6
+        lambda arm, seed: float(np.random.default_rng(seed).normal(0.6, 0.1)), ["a", "b"], 6
     ).judgement.arms
     assert set(arm.differences) == {0.0}
     assert arm.verdict == "no practical difference"
@@ -77,7 +77,7 @@ def test_planned_looks_go_on_until_it_can_be_told(tmp_path):
         compare(again, ["none", "cbam"], 6, max_seeds=60, results=tmp_path / "r.csv").judgement == comparison.judgement
     )
     assert not again.calls
-    few = Trainer(effect=1)
+    few = Trainer(effect=0.3)
     assert compare(few, ["none", "cbam"], 2, max_seeds=12).judgement.arms[0].num_pairs == 6
 
 
@@ -101,6 +101,91 @@ def test_impossible_comparisons_are_refused_before_a_run(arms, seeds, options, m
     run = Trainer()
     with pytest.raises(UserError, match=message):
         compare(run, arms, seeds, **options)
+    assert not run.calls
+
+
+@pytest.mark.parametrize("seeds", ["8", 8.0, True, None, ["a"], [0, 1.5], [True, False], 10_001, -1, b"8"])
+def test_seeds_that_are_none_are_refused_before_a_run(seeds, tmp_path):
+    run = Trainer()
+    with pytest.raises(UserError, match=r"^seeds must be"):
+        compare(run, ["none", "cbam"], seeds, results=tmp_path / "results.csv")
+    assert not run.calls
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_seeds_may_be_numpys_integers():
+    run = Trainer()
+    compare(run, ["none", "cbam"], np.int64(2))
+    compare(run, ["none", "cbam"], np.arange(2, 4))
+    assert [seed for _, seed in run.calls] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize(
+    "arms", ["none,cbam", b"ab", 5, None, ["none", ""], ["none", " x"], ["none", "a\nb"], ["a", 5]]
+)
+def test_arms_that_are_none_are_refused_before_a_run(arms, tmp_path):
+    run = Trainer()
+    with pytest.raises(UserError, match=r"^(arms must be a list of names|an arm's name must be printable text)"):
+        compare(run, arms, 8, results=tmp_path / "results.csv")
+    assert not run.calls
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ({"metric": "arm"}, "a figure cannot be called 'arm'"),
+        ({"metric": "Seed"}, "a figure cannot be called 'Seed'"),
+        ({"metric": ""}, "a figure's name must be printable text"),
+        ({"metric": "val_loss"}, "does not follow from its name"),
+        ({"metric": "accuracy", "lower_is_better": True}, "accuracy is a metric of which higher is better"),
+        ({"lower_is_better": "yes", "metric": "x"}, "lower_is_better must be True, False or None"),
+        ({"margin": 1e308}, "the margin is 1e\\+308"),
+        ({"margin": "1"}, "the margin must be a number"),
+        ({"metric": "loss"}, "what difference in log loss matters is not known"),
+        ({"baseline": "nobody"}, "no arm is called 'nobody'"),
+        ({"max_seeds": 10**6}, "the most pairs must be an integer from 1 to 10,000"),
+    ],
+)
+def test_terms_that_cannot_be_judged_by_are_refused_before_a_run(terms, message, tmp_path):
+    run = Trainer()
+    with pytest.raises(UserError, match=message):
+        compare(run, ["none", "cbam"], 8, results=tmp_path / "results.csv", **terms)
+    assert not run.calls
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ({"arm": 0.5}, "a figure cannot be called 'arm'"),
+        ({" seed": 0.5}, "a figure's name must be"),
+        ({"SEED": 0.5}, "a figure cannot be called 'SEED'"),
+        ({5: 0.5}, "a figure's name must be"),
+        ({"accuracy": "0.5"}, "must return a number, or numbers by name, got '0.5' as accuracy"),
+        ({"accuracy": True}, "got True as accuracy"),
+        ({"accuracy": 1e308}, "accuracy of arm 'none' with seed '0' is 1e\\+308"),
+        ({"accuracy": 10**400}, "accuracy is none"),
+        ("0.5", "got a str"),
+        ({"f1": 0.5, "auc": 0.5}, "choose the one to judge by with --metric"),
+        ({"val_loss": 0.5}, "does not follow from its name"),
+        ({"size": 500.0}, "give it, in the unit of the figures, with --margin"),
+    ],
+)
+def test_figures_that_are_none_are_refused_after_the_first_run_and_not_kept(returned, message, tmp_path):
+    calls = []
+    path = tmp_path / "results.csv"
+    with pytest.raises(UserError, match=message):
+        compare(lambda arm, seed: calls.append(seed) or returned, ["none", "cbam"], 8, results=path)
+    assert len(calls) == 1
+    assert not path.exists()
+
+
+def test_a_damaged_record_is_not_met_with_an_option_that_is_none(tmp_path):
+    (tmp_path / "results.verdict.json").write_text("[]")
+    run = Trainer()
+    with pytest.raises(UserError, match=r"is no verdict of ours .*; restore it, or give another file of results$"):
+        compare(run, ["none", "cbam"], 8, results=tmp_path / "results.csv")
     assert not run.calls
 
 

@@ -13,6 +13,7 @@ from whatwhere import UserError
 from whatwhere.experiment import comparison as comparison_module
 from whatwhere.experiment import costs
 from whatwhere.experiment.arms import parse_arms
+from whatwhere.training.loop import Diverged, LossNotFinite
 from whatwhere.training.run import Run
 
 UNKNOWN, SAME = "cannot tell yet", "no practical difference"
@@ -236,7 +237,93 @@ def test_a_damaged_run_is_a_sentence(pretended, name, content):
         pretended.collect()
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"rows": []}'])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({"test": {"accuracy": value}} for value in ("0.8", [0.8], True, 80.0, -0.1, None, 1e308)),
+        {"test": {"accuracy": 0.8, "macro_f1": 61.0}},
+        {"test": {"accuracy": 0.8, "loss": "low"}},
+        {"test": {"accuracy": 0.8, "loss": 1e308}},
+        *({"judged_on": value} for value in ("train", None, [])),
+        *({"classes": value} for value in (None, [5])),
+        *({"per_class": value} for value in (None, [5], [{"class": "a", "num_images": 4, "recall": 61.0}])),
+        {"seconds": "long"},
+        {"best_epoch": "last"},
+    ],
+    ids=str,
+)
+def test_damaged_figures_of_a_run_are_a_sentence(pretended, damage):
+    pretended(seeds=2)
+    path = pretended.out / "runs" / "none" / "seed-1" / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+    with pytest.raises(UserError, match=r"the run in .*seed-1' is damaged .*; move that folder away and run again"):
+        pretended.collect()
+
+
+@pytest.mark.parametrize("name", ["run.json", "result.json", "metrics.jsonl"])
+def test_a_run_s_file_nested_too_deeply_is_a_sentence(pretended, name):
+    pretended(seeds=2)
+    (pretended.out / "runs" / "none" / "seed-1" / name).write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"the run in .*seed-1' is damaged"):
+        pretended.collect()
+
+
+@pytest.mark.parametrize(
+    "line", ['{"epoch": 1}', '{"epoch": "x", "val_accuracy": 0.5}', '{"epoch": 1, "val_accuracy": 61}', "5"]
+)
+def test_a_damaged_curve_is_a_sentence(pretended, line):
+    pretended(seeds=2)
+    (pretended.out / "runs" / "none" / "seed-1" / "metrics.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=r"the run in .*seed-1' is damaged"):
+        pretended.collect()
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "[" * 100_000], ids=lambda text: text[:20])
+def test_a_damaged_verdict_is_met_with_what_compare_can_do(pretended, content):
+    pretended(seeds=2)
+    (pretended.out / "verdict.json").write_text(content)
+    for again in (pretended.collect, lambda: pretended(seeds=2)):
+        with pytest.raises(
+            UserError, match=r"is no verdict of ours .*; move it away, and the same command writes it anew$"
+        ):
+            again()
+    (pretended.out / "verdict.json").unlink()
+    assert pretended(seeds=2) is not None
+
+
+def test_what_is_collected_is_of_the_same_data(pretended, tmp_path):
+    whole = pretended(seeds=2)
+    for other in ("nowhere", "digits", tmp_path / "elsewhere" / pretended.data.name):
+        with pytest.raises(UserError, match=r"the comparison in '.*' is of '.*patterns', not of '.*'; give that, or"):
+            pretended.collect(data=other)
+    shutil.copytree(pretended.data, tmp_path / "elsewhere" / pretended.data.name)
+    assert pretended.collect(data=tmp_path / "elsewhere" / pretended.data.name) == whole
+
+
+def test_fewer_seeds_than_there_are_are_told_to_stay(pretended):
+    pretended(seeds=4)
+    content = pretended(seeds=3)
+    assert "--seeds 3: there are 4 already, and all of them stay" in pretended.lines
+    assert len(arm_of(content)["seeds"]) == 4
+
+
+def test_a_file_in_the_folder_s_place_is_a_sentence(pretended):
+    pretended.out.write_text("mine")
+    for call in (pretended, pretended.collect):
+        with pytest.raises(UserError, match=r"^cannot write to '.*out': it is a file; give a folder with --out$"):
+            call()
+    assert pretended.out.read_text() == "mine"
+
+
+def test_weights_that_are_none_are_refused_before_anything_is_written(pretended, tmp_path):
+    for name in ("nofile.pth", "broken.safetensors"):
+        (tmp_path / "broken.safetensors").write_text("no weights")
+        with pytest.raises(UserError, match=name):
+            pretended("none,se", given={"pretrained": str(tmp_path / name)})
+        assert not pretended.out.exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"rows": []}', '{"rows": [{"arm": "none"}]}'])
 def test_costs_that_are_damaged_are_measured_again(pretended, content):
     whole = pretended(seeds=2)
     (pretended.out / "cost.json").write_text(content)
@@ -249,7 +336,7 @@ def test_a_missing_pair_blocks_the_verdict(pretended):
     shutil.rmtree(pretended.out / "runs" / "se" / "seed-3")
     content = pretended.collect()
     assert (arm_of(content, "se")["verdict"], arm_of(content, "se")["level"]) == (UNKNOWN, None)
-    assert "missing: seeds 3" in arm_of(content, "se")["reason"]
+    assert "missing: seed 3" in arm_of(content, "se")["reason"]
     assert arm_of(content, "cbam")["level"] is not None
     assert pretended.lines[-1] == "1 run to do: run the same command without --collect"
     # what was told before is not forgotten
@@ -279,6 +366,21 @@ def test_a_failed_run_keeps_the_others_and_is_tried_again(pretended):
     assert (content["failures"], arm_of(content, "se")["verdict"]) == ({}, "helps")
 
 
+def test_a_run_that_diverges_gets_no_advice_for_a_run_alone(pretended):
+    def diverge(arm, seed):
+        if (arm, seed) == ("se", "2"):
+            try:
+                raise LossNotFinite(3, 1, float("nan"), [1, 2])
+            except LossNotFinite as error:
+                raise Diverged(f"{error}; the batch: a.png, b.png; start from the latter with --pretrained") from error
+
+    pretended.before = diverge
+    content = pretended("none,se", seeds=6)
+    why = "the loss is nan in step 3 (epoch 1); a comparison with another learning rate needs another --out"
+    assert content["failures"] == {"se, seed 2": why}
+    assert pretended.warnings == [f"se, seed 2 failed: {why}"]
+
+
 def test_a_seed_whose_run_always_fails_can_be_left_out_and_is_told(pretended):
     def fail(arm, seed):
         if (arm, seed) == ("se", "2"):
@@ -299,7 +401,7 @@ def test_a_seed_whose_run_always_fails_can_be_left_out_and_is_told(pretended):
     assert pretended("none,se", seeds=6) == content
     assert pretended.trained == []
     content = pretended("none,se", seeds=6, leave_out=(0,))
-    assert content["changes"][-1].endswith("figures of se or its baseline are gone: seeds 0")
+    assert content["changes"][-1].endswith("figures of se or its baseline are gone: seed 0")
 
 
 def test_a_failure_of_the_first_run_ends_at_once(pretended):
@@ -307,7 +409,7 @@ def test_a_failure_of_the_first_run_ends_at_once(pretended):
         raise UserError("out of memory")
 
     pretended.before = fail
-    with pytest.raises(UserError, match="out of memory"):
+    with pytest.raises(UserError, match=r"^none, seed 0 failed: out of memory$"):
         pretended("none,se", seeds=6)
     assert pretended.trained == ["runs/none/seed-0"]
     assert sorted(path.name for path in pretended.out.iterdir()) == [".lock", "compare.json", "cost.json"]
@@ -337,7 +439,7 @@ def test_a_failure_at_a_later_look_does_not_take_back_the_looks_before(pretended
 
     pretended.before = fail
     content = pretended("none,se,cbam", seeds=6, max_seeds=18)
-    assert "the next look waits for seeds 8" in arm_of(content, "cbam")["cautions"][-1]
+    assert "the next look waits for seed 8" in arm_of(content, "cbam")["cautions"][-1]
     assert pretended.read("compare.json")["verdicts"] == {"se": ["helps", 6], "cbam": [UNKNOWN, 6]}
     pretended.before = lambda arm, seed: None
     pretended("none,se,cbam", seeds=6, max_seeds=18)
@@ -373,7 +475,7 @@ def test_a_folder_among_the_images_is_refused_before_anything_is_written(pretend
         ({"margin": -1.0}, "the margin must be a number of at least 0"),
         ({"backbone": "cbam_resnet18"}, "has attention in its name; give resnet18"),
         ({"given": {"pretrained": "imagenet"}}, "a wide arm has no pretrained weights"),
-        ({"lr_search": (0.1, 1e5)}, "lr must be at least 0 and below 10000"),
+        ({"lr_search": (0.1, 1e5)}, "^--lr-search: lr must be at least 0 and below 10000"),
         ({"given": {"seed": 3}}, "a comparison chooses seed for each run; give --seeds"),
         ({"given": {"model": "resnet18"}}, "a comparison chooses model for each run; give --backbone"),
         ({"given": {"width_factor": 2.0}}, "give --attention"),
@@ -409,4 +511,4 @@ def test_runs_replaced_after_a_look_are_told(pretended):
     result.write_text(json.dumps(content))
     for _ in range(2):
         content = pretended("none,cbam", seeds=6)
-        assert ["other ones: seeds 3" in change for change in content["changes"]] == [True]
+        assert ["other ones: seed 3" in change for change in content["changes"]] == [True]

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +9,7 @@ from whatwhere.experiment import Results, judge, read_results
 from whatwhere.experiment.record import judge_again, read_record
 from whatwhere.files import write_json
 
-TERMS = {"metric": None, "lower_is_better": False, "baseline": None, "margin": None}
+TERMS = {"metric": None, "lower_is_better": None, "baseline": None, "margin": None}
 
 
 @pytest.fixture
@@ -103,10 +105,73 @@ def test_words_for_a_missing_figure(table):
     assert read_results(path).values("a", "accuracy") == {"0": 0.5}
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('arm,seed,size\nnone,0,"1,200"\n', r"line 2 .*size is '1,200', not a number; write it without separators"),
+        ('arm,seed,size\nnone,0,900\nnone,1,"1,200"\n', r"line 3 .*size is '1,200', not a number; write it without"),
+        ('arm,seed,size\nnone,0,"1,234.5"\n', r"'1,234.5', not a number; write it without separators of thousands"),
+        ("arm;seed;size\nnone;0;1.234,5\n", r"'1.234,5', not a number; write it without separators of thousands"),
+        ('arm,seed,size\nnone,0,"1,234,567"\n', r"'1,234,567', not a number; write it without separators"),
+        ("arm,seed,accuracy\nnone,0,61%\nse,0,62 %\n", r"accuracy is '61%', not a number; write 61, without"),
+        ("arm,seed,accuracy\nnone,0,0.6\nse,0,61.5%\n", r"accuracy is '61.5%', not a number; write 61.5, without"),
+        ("arm,seed,accuracy\nnone,0,0.61\nse,0,61.2\n", r"a share in line 2, 0.61, and a percentage in line 3, 61.2;"),
+        ("arm,seed,score\nnone,0,1e160\n", r"line 2 .*score of arm 'none' with seed '0' is 1e\+160, and no figure"),
+    ],
+)  # fmt: skip
+def test_figures_that_could_be_misread_are_refused(table, text, message):
+    with pytest.raises(UserError, match=message):
+        read_results(table(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("arm;seed;size\nnone;0;1,200\n", 1.2),
+        ("arm\tseed\tsize\nnone\t0\t1,200\n", 1.2),
+        ('arm,seed,size\nnone,0,"61,25"\n', 61.25),
+        ('arm,seed,size\nnone,0,"0,612"\n', 0.612),
+        ("arm,seed,size\nnone,0,1200\n", 1200),
+    ],
+)
+def test_decimal_commas_are_read(table, text, value):
+    assert read_results(table(text)).values("none", "size") == {"0": value}
+
+
+def test_text_beside_the_figures_may_look_like_one(table):
+    path = table("arm,seed,accuracy,drop\nnone,0,0.5,10%\nnone,1,0.5,20%\n")
+    assert read_results(path).metrics == ["accuracy"]
+    path = table("arm,seed,accuracy\nnone,0,0\nnone,1,61.5\n")
+    assert read_results(path).values("none", "accuracy") == {"0": 0, "1": 61.5}
+
+
+def test_a_null_character_in_the_name_is_a_sentence():
+    with pytest.raises(UserError, match="cannot read"):
+        read_results(Path("results\0.csv"))
+
+
+@pytest.mark.parametrize(("seeds", "hint"), [(("0", "00"), True), (("0", "0.0"), True), (("0", "7"), False)])
+def test_seeds_spelt_in_two_ways_are_pointed_out(table, seeds, hint):
+    path = table(f"arm,seed,accuracy\nnone,{seeds[0]},0.5\nse,{seeds[1]},0.5\n")
+    reason = judge(read_results(path)).arms[0].reason
+    assert reason.startswith("se and none have no seed in common")
+    assert ("may be meant to be one seed" in reason) is hint
+
+
+def test_an_arm_spelt_in_two_ways_is_pointed_out(table):
+    path = table("arm,seed,accuracy\nnone,0,0.5\nNone,1,0.5\n")
+    assert "None and none may be meant to be one arm" in judge(read_results(path)).arms[0].reason
+
+
 @given(
     st.dictionaries(
         st.text(st.characters(blacklist_categories=["Cs", "Cc", "Z"]), min_size=1, max_size=5),
-        st.dictionaries(st.integers(0, 5), st.floats(-1e6, 1e6), min_size=1, max_size=4),
+        st.dictionaries(
+            st.integers(0, 5),
+            st.floats(-1e6, 1e6).filter(lambda value: value == 0 or abs(value) >= 1e-100),
+            min_size=1,
+            max_size=4,
+        ),
         min_size=1,
         max_size=3,
     )
@@ -115,12 +180,12 @@ def test_results_survive_their_csv(tmp_path_factory, figures):
     results = Results()
     for arm, runs in figures.items():
         for seed, value in runs.items():
-            results.add(arm, str(seed), {"accuracy": value, "loss": -value})
+            results.add(arm, str(seed), {"score": value, "loss": -value})
     path = tmp_path_factory.mktemp("csv") / "results.csv"
     path.write_text(results.to_csv(), encoding="utf-8")
     again = read_results(path)
     for arm, runs in figures.items():
-        assert again.values(arm, "accuracy") == {str(seed): value for seed, value in runs.items()}
+        assert again.values(arm, "score") == {str(seed): value for seed, value in runs.items()}
 
 
 def made(num_seeds, shift=0.3):

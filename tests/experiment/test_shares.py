@@ -61,7 +61,7 @@ def test_a_share_says_which_of_its_runs_failed(compared):
             raise UserError("the loss is nan")
 
     compared.figures, compared.before = lambda arm, seed: 0.8, fail
-    with pytest.raises(UserError, match=r"^1 run failed, se, seed 2: the loss is nan; the finished ones are kept"):
+    with pytest.raises(UserError, match=r"^1 run failed \(se, seed 2\), as said above; the finished ones"):
         compared("none,se", seeds=6, shard=(1, 2))
     assert len(compared.trained) == 6
 
@@ -263,8 +263,17 @@ def test_code_that_was_edited_between_two_runs_is_noticed(compared, module, tmp_
     ):
         compared(f"none,{module}:Slim", seeds=3)
     assert compared.trained == []
+    recorded = compared.read("compare.json")["contents"]
+    assert list(recorded) == ["the code of Slim"]
+    # as in a new process, where nothing else has imported it
+    sys.modules.pop(module)
+    with pytest.raises(UserError, match=r"^the code of Slim has changed since"):
+        compared(f"none,{module}:Slim", seeds=3)
+    assert compared.read("compare.json")["contents"] == recorded
     file.write_text(text)
+    sys.modules.pop(module)
     compared(f"none,{module}:Slim", seeds=3)
+    assert compared.read("compare.json")["contents"] == recorded
     assert compared.trained == ["runs/none/seed-2", "runs/Slim/seed-2"]
 
 
@@ -277,6 +286,11 @@ def test_weights_that_changed_between_two_runs_are_noticed(compared, tmp_path):
     save_file(create_model(BACKBONE, num_classes=2, seed=2).state_dict(), weights)
     with pytest.raises(UserError, match=r"^the file of weights has changed since the comparison in"):
         compared("none,se", seeds=3, given=given)
+    recorded = compared.read("compare.json")["contents"]
+    weights.unlink()
+    with pytest.raises(UserError, match=r"^(the file of weights, which the comparison in|--pretrained)"):
+        compared("none,se", seeds=3, given=given)
+    assert compared.read("compare.json")["contents"] == recorded
 
 
 def test_code_is_not_run_where_only_the_design_names_it(compared, module):

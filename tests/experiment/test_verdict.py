@@ -88,7 +88,7 @@ def test_equal_differences_go_by_the_sign_flip_test():
     # shared by three arms, 2 / 64 is too much
     table = results(none=points(*[0] * 6), **{arm: points(*[1] * 6) for arm in "abc"})
     assert {arm.verdict for arm in judge(table).arms} == {"cannot tell yet"}
-    assert "sign-flip p = 0.031: not at most 0.013" in judge(table).arms[0].reason
+    assert "sign-flip p = 0.031: it has to be at most 0.013" in judge(table).arms[0].reason
 
 
 def test_missing_runs_are_named_and_their_pairs_left_out():
@@ -96,11 +96,16 @@ def test_missing_runs_are_named_and_their_pairs_left_out():
     table = results(none=points(*[0] * 8), cbam=[*figures[:3], None, *figures[4:]])
     arm = judge(table).arms[0]
     assert (arm.verdict, arm.num_pairs, arm.seeds) == ("helps", 7, (0, 1, 2, 4, 5, 6, 7))
-    assert "cbam lacks 1 run (seeds 3)" in arm.cautions[0]
+    assert "cbam lacks 1 run (seed 3) that other arms have: complete pairs alone are judged" in arm.cautions[0]
     # what a comparison still waits for is no missing run
     waiting = judge(table, awaited={"cbam": range(8)}).arms[0]
     assert waiting.verdict == "cannot tell yet"
-    assert waiting.reason == "7 of 8 pairs are there; missing: seeds 3"
+    assert waiting.reason == "7 of 8 pairs are there; missing: seed 3"
+
+
+def test_without_any_pair_no_test_is_spoken_of():
+    arm = judge(results(none=[0.5, 0.6], cbam=[None, None], se=[0.5, 0.6])).arms[0]
+    assert (arm.verdict, arm.reason) == ("cannot tell yet", "no seed has a run of both cbam and none")
 
 
 def test_what_is_not_finite_is_a_missing_run():
@@ -122,9 +127,37 @@ def test_lower_is_better():
     assert arm.win_probability == 1
     error = results("top-1 error", none=[10.0] * 8, cbam=[12 + noise for noise in NOISE])
     assert judge(error, lower_is_better=True, margin=0.5).arms[0].verdict == "hurts"
-    assert judge(error).arms[0].verdict == "helps"
+    assert judge(error, lower_is_better=False).arms[0].verdict == "helps"
     with pytest.raises(UserError, match="give it, in the unit of the figures, with --margin"):
         judge(error, lower_is_better=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["val_loss", "logloss", "top-1 error", "test_err", "MAE", "box_mse", "RMSE", "FID50k", "perplexity", "WER", "cer",
+     "inference time", "latency_ms"],
+)  # fmt: skip
+def test_the_direction_of_what_looks_like_an_error_must_be_said(name):
+    table = results(name, none=[10.0] * 8, cbam=[12 + noise for noise in NOISE])
+    with pytest.raises(UserError, match=r"does not follow from its name; give --lower-is-better or --higher-is-better"):
+        judge(table, margin=0.5)
+    assert judge(table, margin=0.5, lower_is_better=True).arms[0].verdict == "hurts"
+    assert judge(table, margin=0.5, lower_is_better=False).arms[0].verdict == "helps"
+
+
+@pytest.mark.parametrize("name", ["mAP50", "power", "cancer_recall", "sentiment", "fidelity", "terrain", "certain"])
+def test_other_names_are_taken_for_figures_of_which_higher_is_better(name):
+    table = results(name, none=[10.0] * 8, cbam=[12 + noise for noise in NOISE])
+    assert judge(table, margin=0.5).arms[0].verdict == "helps"
+
+
+@pytest.mark.parametrize(("name", "lower"), [("accuracy", True), ("auroc", True), ("loss", False)])
+def test_a_direction_that_contradicts_a_metric_of_ours_is_refused(name, lower):
+    table = results(name, none=[0.5] * 8, cbam=[0.6 + noise / 100 for noise in NOISE])
+    option = "lower" if lower else "higher"
+    with pytest.raises(UserError, match=rf"^{name} is a metric of which .*; leave out --{option}-is-better$"):
+        judge(table, lower_is_better=lower, margin=0.1)
+    assert judge(table, lower_is_better=not lower, margin=0.1) == judge(table, margin=0.1)
 
 
 def test_units():
@@ -266,7 +299,7 @@ def test_everything_is_json():
         ({"baseline": "nones"}, "no arm is called 'nones'; did you mean none"),
         ({"margin": -1}, "margin must be a number of at least 0"),
         ({"margin": float("nan")}, "margin must be a number of at least 0"),
-        ({"first_look": 5}, "pairs at the first look must be an integer of at least 6"),
+        ({"first_look": 5}, "pairs at the first look must be an integer from 6 to 10,000, got 5"),
         ({"first_look": 8, "max_pairs": 7}, "the most pairs, 7, are fewer"),
     ],
 )

@@ -26,6 +26,9 @@ document.querySelector("iframe").onload = event => {
     scrollWidth: page.documentElement.scrollWidth,
     sticksOut: [...page.querySelectorAll("body *")].filter(sticksOut).map(element => element.outerHTML.slice(0, 200)),
     loaded: view.performance.getEntriesByType("resource").map(entry => entry.name),
+    wrapped: [...page.querySelectorAll(".pairs .values span, .pairs-of-words td bdi")]
+      .filter(element => element.getClientRects().length > 1 || element.offsetHeight > 24)
+      .map(element => element.textContent),
     small: [...page.querySelectorAll("svg text")].filter(text => box(text).height < 11).length,
     marks: [".dot", ".dot ~ .dot", ".mean", ".interval"].map(mark => middle(plot.querySelector(mark))),
     grid: [box(plot.querySelector("use")).height, box(plot).height],
@@ -68,6 +71,7 @@ def stretched(content):
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("case", ["everything", "figures_only", "stretched"])
 def test_a_page_fits_a_screen_and_loads_nothing(tmp_path, width, case, everything, figures_only):
+    everything["settings"][0][1] += [["learning rates searched", "none"], ["model", "cbam_resnext29_32x4d"]]
     contents = {"everything": everything, "figures_only": figures_only, "stretched": stretched(everything)}
     path = tmp_path / "report.html"
     write_page(path, contents[case])
@@ -77,6 +81,8 @@ def test_a_page_fits_a_screen_and_loads_nothing(tmp_path, width, case, everythin
     assert found["sticksOut"] == []
     assert found["loaded"] == []
     assert found["small"] == 0
+    if width == 1280 and case != "stretched":
+        assert found["wrapped"] == []
 
 
 @pytest.mark.parametrize("width", [1280, 390])

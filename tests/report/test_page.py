@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 
 from whatwhere import UserError
-from whatwhere.report import page, write_page
+from whatwhere.report import is_page, page, write_page
 
 HARD_NAMES = [
     "<script>alert(1)</script>",
@@ -241,3 +241,18 @@ def test_a_page_is_written(tmp_path, figures_only):
     assert path.read_text(encoding="utf-8") == page(figures_only)
     with pytest.raises(UserError, match="cannot write"):
         write_page(tmp_path / "missing" / "report.html", figures_only)
+
+
+def test_a_page_is_known_by_its_mark(tmp_path, figures_only):
+    write_page(tmp_path / "page.html", figures_only)
+    assert is_page(tmp_path / "page.html")
+    (tmp_path / "other.html").write_text("<!DOCTYPE html>\n<title>whatwhere</title>")
+    assert not is_page(tmp_path / "other.html")
+    # a name cannot bear the mark
+    figures_only["title"] = '<meta name="generator" content="whatwhere">'
+    assert page(figures_only).count('<meta name="generator"') == 1
+
+
+def test_an_option_that_is_empty_is_shown_as_none(everything):
+    everything["settings"] = [["recipe", [["pretrained", ""]]]]
+    assert "<td><bdi>none</bdi></td>" in page(everything)

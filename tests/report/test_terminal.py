@@ -20,7 +20,7 @@ def table(content, title):
 def test_verdicts_come_first_with_their_reasons(everything):
     first = tables(everything)[0]
     assert first.title == "sign-digits: resnext11_8x8d: accuracy minus that of none, points"
-    assert first.columns == ("arm", "verdict", "mean", "95 % interval", "p", "needed", "better in")
+    assert first.columns == ("arm", "verdict", "mean", "95 % interval", "p", "p at most", "better in")
     assert [row[:2] for row in first.rows] == [
         ("se", "cannot tell yet"),
         ("cbam", "helps"),
@@ -29,7 +29,7 @@ def test_verdicts_come_first_with_their_reasons(everything):
     ]
     cbam = everything["judgement"]["arms"][1]
     assert first.rows[1][2] == f"{cbam['mean_difference']:+.2f}"
-    assert first.rows[1][5] == f"< {cbam['level']:.2g}"
+    assert first.rows[1][5] == f"{cbam['level']:.2g}"
     assert first.rows[1][6] == "8 of 8"
     lines = first.note.splitlines()
     assert f"cbam: {cbam['reason']}" in lines

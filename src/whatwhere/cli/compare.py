@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import UserError
+from ..errors import UserError, check_integer
 from ..training.config import OPTIONS, TELLS_APART, read_config
 from .train import option_parameter, own_parameter, typed_command, with_parameters
 
@@ -153,7 +154,7 @@ def _compare(data: str, given: dict[str, Any], own: dict[str, Any]) -> None:
         raise UserError("--collect judges all shares; leave out --shard")
     with TerminalScreen(to_stderr=own["json"]) as screen:
         if own["collect"]:
-            content: dict[str, Any] | None = collect(out, request, screen)
+            content: dict[str, Any] | None = collect(data, out, request, screen)
         else:
             place = Place(out, shard, _spread(given, own["processes"], shard), is_inner=bool(own["whole"]))
             command = own["whole"] or typed_command()
@@ -200,7 +201,7 @@ def _show(content: dict[str, Any], page: Path, as_json: bool) -> None:
     from ..report import tables, write_page
     from ..tables import rich_tables, show
 
-    write_page(page, content)
+    write_page(Path(os.path.realpath(page)), content)
     if as_json:
         typer.echo(json_format.dumps(content, indent=2))
     else:
@@ -237,6 +238,9 @@ def verdict_command(
         str | None, typer.Option(metavar="NAME", help="Column to judge by, if there are several.")
     ] = None,
     lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="For errors and losses.")] = False,
+    higher_is_better: Annotated[
+        bool, typer.Option("--higher-is-better", help="Where the name would let one expect the opposite.")
+    ] = False,
     baseline: Annotated[
         str | None, typer.Option(metavar="ARM", help="Compare with this arm; by default none, baseline, or the first.")
     ] = None,
@@ -256,23 +260,54 @@ def verdict_command(
 ) -> None:
     """The same verdict for trainings that whatwhere does not run, from a table of their figures."""
     from ..experiment.content import figures_content
+    from ..experiment.plan import LEAST_PAIRS, MOST_SEEDS
     from ..experiment.record import judge_again, read_record
     from ..experiment.results import read_results
     from ..files import write_json
 
-    if out == "":
-        raise UserError("--out is empty; give the file of the page")
+    if out is not None and (not out or "\0" in out):
+        raise UserError(f"--out {'holds a null character' if out else 'is empty'}; give the file of the page")
+    if lower_is_better and higher_is_better:
+        raise UserError("--lower-is-better and --higher-is-better contradict each other; give one of them")
+    for name, pairs in (("--first-look", first_look), ("--max-pairs", max_pairs)):
+        if pairs is not None:
+            check_integer(name, pairs, least=LEAST_PAIRS, most=MOST_SEEDS)
     figures = read_results(results, metric)
     page = Path(out) if out else results.with_suffix(".verdict.html")
-    if page.suffix == ".json" or not page.name or page.is_dir():
-        raise UserError(f"--out {str(page)!r} cannot be the page; give a file such as verdict.html")
-    record_path = page.with_suffix(".json")
-    if results.resolve() in (page.resolve(), record_path.resolve()):
-        raise UserError(f"--out {str(page)!r} would write over the results; give another file")
-    terms = {"metric": metric, "lower_is_better": lower_is_better, "baseline": baseline, "margin": margin}
+    record_path = _checked_targets(page, results)
+    terms = {
+        "metric": metric,
+        "lower_is_better": True if lower_is_better else False if higher_is_better else None,
+        "baseline": baseline,
+        "margin": margin,
+    }
     judgement, changes = judge_again(
         figures, read_record(record_path), first_look=first_look, max_pairs=max_pairs, terms=terms
     )
     content = figures_content(judgement, figures, results.name, changes)
-    write_json(record_path, content)
+    write_json(Path(os.path.realpath(record_path)), content)
     _show(content, page, json)
+
+
+def _checked_targets(page: Path, results: Path) -> Path:
+    """Return where the record goes, beside the page, if both can be written without taking the place of anything else.
+
+    What stands in the record's place is left to `read_record`.
+    """
+    from ..files import writing
+    from ..report import is_page
+
+    with writing(page):
+        if page.suffix == ".json" or not page.name or page.is_dir():
+            raise UserError(f"--out {str(page)!r} cannot be the page; give a file such as verdict.html")
+        record_path = page.with_suffix(".json")
+        if os.path.realpath(results) in (os.path.realpath(page), os.path.realpath(record_path)):
+            raise UserError(f"--out {str(page)!r} would write over the results; give another file")
+        for path in (page, record_path):
+            # a link whose end is missing is written through, one that leads round to itself cannot be
+            end = Path(os.path.realpath(path))
+            if end.is_symlink() or (end.exists() and not end.is_file()):
+                raise UserError(f"{str(path)!r} is no file that can be written over; give another file with --out")
+        if page.exists() and page.stat().st_size and not is_page(page):
+            raise UserError(f"{str(page)!r} is no report of ours; move it away, or give another file with --out")
+    return record_path

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat, SupportsIndex
 
-from ..errors import UserError, nearest
+from ..data.names import printable
+from ..errors import UserError, check_integer, nearest
 from ..files import locked_file, write_bytes, write_json
 from .content import figures_content
-from .plan import LEAST_PAIRS, Plan
+from .metric import METRICS, Metric, check_direction, margin_for
+from .plan import LEAST_PAIRS, MOST_SEEDS, Plan
 from .record import judge_again, read_record, record_of
 from .results import Results, read_results
-from .verdict import UNKNOWN, Judgement
+from .verdict import UNKNOWN, Judgement, check_terms
+
+_TAKEN = ("arm", "seed")  # columns of the table that are no figures
 
 
 def compare(
@@ -23,7 +28,7 @@ def compare(
     seeds: int | Iterable[int],
     *,
     metric: str | None = None,
-    lower_is_better: bool = False,
+    lower_is_better: bool | None = None,
     baseline: str | None = None,
     margin: float | None = None,
     max_seeds: int | None = None,
@@ -39,9 +44,9 @@ def compare(
     Args:
         run: Returns one figure, called `metric` (or accuracy), or figures by name.
         arms: Names, the baseline among them.
-        seeds: How many (0, 1, ...), or which.
+        seeds: How many (0, 1, ...), at most 10,000, or which.
         metric: What to judge by; by default accuracy, or the only one.
-        lower_is_better: For metrics that are not ours.
+        lower_is_better: Of figures that are not ours; to be given where the name says loss, error, time or the like.
         baseline: By default the arm called none or baseline, else the first.
         margin: Least difference that matters, in the unit shown (`metric_for`); by default 0.5 points.
         max_seeds: Go on at the planned looks (`Plan`), as far as this, while some arm cannot be told; needs `seeds` as
@@ -52,28 +57,35 @@ def compare(
         progress: Called with arm, seed and figures after each run.
 
     Raises:
-        UserError: Arms or seeds that are none, figures that are none, or a CSV that is no table of results or that
+        UserError: Arms or seeds that are none, terms that cannot be judged by (both before the first run, or after it
+            where they depend on its figures), figures that are none, or a CSV that is no table of results or that
             another process is adding to.
     """
     names = _names(arms)
-    first = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
-    if max_seeds is not None and not isinstance(seeds, int):
-        raise UserError("max_seeds needs a number of seeds to begin with, such as seeds=8")
-    if len(names) < 2 or not first:
-        raise UserError(f"a comparison needs two arms or more and some seeds, got {len(names)} and {len(first)}")
+    first = _seeds(seeds)
     keep = None if results is None else Path(results)
     beside = None if keep is None else keep.with_suffix(".verdict.json")
-    terms = {"metric": metric, "lower_is_better": lower_is_better, "baseline": baseline, "margin": margin}
+    terms: dict[str, Any] = {
+        "metric": metric,
+        "lower_is_better": lower_is_better,
+        "baseline": baseline,
+        "margin": margin,
+    }
     # with a plan that ends, the first look is the user's number of seeds, or the least that can tell
     first_look = None if max_seeds is None else max(LEAST_PAIRS, len(first))
     # what is wrong with the terms is said before the first run
+    if max_seeds is not None and isinstance(seeds, Iterable):
+        raise UserError("max_seeds needs a number of seeds to begin with, such as seeds=8")
+    if len(names) < 2 or not first:
+        raise UserError(f"a comparison needs two arms or more and some seeds, got {len(names)} and {len(first)}")
     if first_look is not None:
         Plan(first_look, max_seeds)
-    if baseline is not None and baseline not in names:
-        raise UserError(f"no arm is called {baseline!r}{nearest(baseline, names)}; there are: {', '.join(names)}")
+    _check_terms(names, **terms)
     with contextlib.nullcontext() if keep is None else locked_file(keep):
         done = read_results(keep, may_be_empty=True) if keep is not None and keep.exists() else Results()
-        record = None if beside is None else read_record(beside)
+        advice = "restore it, or give another file of results"
+        record = None if beside is None else read_record(beside, advice)
+        num_known = len(done.metrics)
         wanted = dict.fromkeys(names, first)
         while True:
             for seed in max(wanted.values(), key=len):
@@ -81,6 +93,10 @@ def compare(
                     if seed in wanted[arm] and str(seed) not in done.runs(arm):
                         figures = _figures(run(arm, seed), metric)
                         done.add(arm, str(seed), figures)
+                        if len(done.metrics) > num_known:
+                            # rather than after the last run, when all would be lost
+                            check_terms(done, metric=metric, lower_is_better=lower_is_better, margin=margin)
+                            num_known = len(done.metrics)
                         if keep is not None:
                             write_bytes(keep, done.to_csv().encode())
                         if progress is not None:
@@ -99,12 +115,45 @@ def compare(
             record = record_of(judgement, changes)
 
 
+def _check_terms(
+    names: list[str],
+    *,
+    metric: str | None,
+    lower_is_better: bool | None,
+    baseline: str | None,
+    margin: float | None,
+) -> None:
+    if metric is not None:
+        _check_name_of_figure(metric)
+        check_direction(metric, lower_is_better)
+    if metric in METRICS or margin is not None:
+        margin_for(METRICS.get(metric or "", Metric("", "")), margin)
+    if baseline is not None and baseline not in names:
+        raise UserError(f"no arm is called {baseline!r}{nearest(str(baseline), names)}; there are: {', '.join(names)}")
+
+
 def _names(arms: Iterable[str]) -> list[str]:
-    names = list(dict.fromkeys(arms))
+    if isinstance(arms, (str, bytes)) or not isinstance(arms, Iterable):
+        raise UserError(f"arms must be a list of names, such as ['none', 'cbam'], got {arms!r}")
+    names = list(arms)
     for name in names:
-        if not isinstance(name, str) or not name or name != name.strip():
-            raise UserError(f"an arm's name must be text without blanks around it, got {name!r}")
-    return names
+        if not isinstance(name, str) or not name or printable(name.strip()) != name:
+            raise UserError(f"an arm's name must be printable text without blanks around it, got {name!r}")
+    return list(dict.fromkeys(names))
+
+
+def _seeds(seeds: int | Iterable[int]) -> list[int]:
+    """Return the seeds to begin with."""
+    if not isinstance(seeds, (str, bytes, bool)):
+        if isinstance(seeds, Iterable):
+            several = list(seeds)
+            if all(isinstance(seed, SupportsIndex) and not isinstance(seed, bool) for seed in several):
+                return list(dict.fromkeys(map(operator.index, several)))
+        elif isinstance(seeds, SupportsIndex):
+            count = operator.index(seeds)
+            check_integer("seeds", count, least=0, most=MOST_SEEDS)
+            return list(range(count))
+    raise UserError(f"seeds must be how many there are, such as 8, or a list of integers, got {seeds!r}")
 
 
 def _further(judgement: Judgement, num_seeds: Mapping[str, int]) -> dict[str, int]:
@@ -137,9 +186,22 @@ class Comparison:
 
 
 def _figures(returned: float | Mapping[str, float], metric: str | None) -> Mapping[str, float]:
-    try:
-        if isinstance(returned, Mapping):
-            return {str(name): float(value) for name, value in returned.items()}
-        return {metric or "accuracy": float(returned)}
-    except (TypeError, ValueError) as error:
-        raise UserError(f"run must return a number, or numbers by name, got a {type(returned).__name__}") from error
+    given = returned if isinstance(returned, Mapping) else {metric or "accuracy": returned}
+    figures = {}
+    for name, value in given.items():
+        _check_name_of_figure(name)
+        if isinstance(value, (str, bytes, bool)) or not isinstance(value, SupportsFloat):
+            what = f"{value!r} as {name}" if isinstance(returned, Mapping) else f"a {type(value).__name__}"
+            raise UserError(f"run must return a number, or numbers by name, got {what}")
+        try:
+            figures[name] = float(value)
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # a tensor of several numbers
+            raise UserError(f"run must return a number, or numbers by name, but {name} is none: {error}") from error
+    return figures
+
+
+def _check_name_of_figure(name: Any) -> None:
+    if not isinstance(name, str) or not name or printable(name.strip()) != name:
+        raise UserError(f"a figure's name must be printable text without blanks around it, got {name!r}")
+    if name.lower() in _TAKEN:
+        raise UserError(f"a figure cannot be called {name!r}, which is a column of the table; give it another name")

@@ -7,31 +7,27 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ..data.names import counted
-from ..data.prepare import Prepared, fingerprint
 from ..errors import UserError
-from ..files import check_writable, locked, write_bytes, write_json
+from ..files import check_is_no_file, check_writable, locked, write_bytes, write_json
 from ..training.build import resolve
-from ..training.config import FREE, OPTIONS, TELLS_APART, Config
+from ..training.config import FREE
 from ..training.distributed import team
 from ..training.run import Screen
 from ..training.start import check_apart, prepare_images
-from .arms import WIDE, build, describe, is_code, num_params, parse_arms, run_options
+from .beginning import asked_for, begun, check_given, completed, described, with_full_name
 from .content import Gathered
-from .contents import check_unchanged, hashes
-from .costs import measure_costs
-from .design import DESIGN, Design, Request, check_metric, check_options, continued, read_design
-from .metric import METRICS, margin_for
+from .costs import COSTS, measure_costs
+from .design import Design, Request, check_options, continued, read_design
 from .record import changed_figures, read_record
 from .runs import Runner, RunScreen, Task, chosen_rates, failed, search_tasks, share, tasks
-from .verdict import default_baseline, judge
+from .shape import number, text
+from .verdict import judge
 
 COST, RESULTS, VERDICT = "cost.json", "results.csv", "verdict.json"
-_DEFAULT_ARMS, _DEFAULT_SEEDS = "none,se,cbam", 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +70,9 @@ def run_comparison(
     # torchrun's variable, asked before `team` would join its processes
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("compare spreads its runs over the GPUs by itself; start it without torchrun")
-    _check_given(data, given, request)
-    request = _with_full_name(request)
+    check_given(data, given, request)
+    request = with_full_name(request)
+    check_is_no_file(place.out)
     stored = read_design(place.out)
     if stored is None and request.leave_out:
         raise UserError(
@@ -83,7 +80,7 @@ def run_comparison(
         )
     # what is wrong in itself is said before a long check of the images
     if stored is None:
-        asked = _asked(request)
+        asked = asked_for(request)
     else:
         check_options(stored, place.out, given)
         design = continued(stored, request, place.out)
@@ -94,8 +91,8 @@ def run_comparison(
         check_apart(place.out, prepared)
         if stored is None:
             config = resolve(data, {**given, "seed": 0}, prepared, processes)
-            design = _begun(data, config, prepared, request.backbone, asked)
-        design = _completed(data, design, request, prepared, place.out)
+            design = begun(data, config, prepared, request.backbone, asked)
+        design = completed(data, design, request, prepared, place.out)
         free = {name: value for name, value in given.items() if name in FREE}
         free.setdefault("device", str(processes.device))
         whose = f" of part {place.shard[0]}/{place.shard[1]}" if place.shard else ""
@@ -104,7 +101,9 @@ def run_comparison(
         with contextlib.nullcontext() if place.shard else locked(place.out):
             if design != stored:
                 design.write(place.out)
-            for line in [] if place.is_inner else _described(design, len(prepared.classes)):
+            if not place.is_inner:
+                _say_what_stays(design, request, screen)
+            for line in [] if place.is_inner else described(design, len(prepared.classes)):
                 screen.line(line)
             known = [row["arm"] for row in (_read_cost(place.out) or {"rows": []})["rows"]]
             if (place.shard is None or place.shard[0] == 1) and known != [arm.name for arm in design.arms]:
@@ -119,17 +118,27 @@ def comparison_folder(data: str, backbone: str | None) -> Path:
     return Path("runs") / (Path(data).stem or "data") / f"compare-{name}"
 
 
-def collect(out: Path, request: Request, screen: Screen) -> dict[str, Any]:
+def collect(data: str, out: Path, request: Request, screen: Screen) -> dict[str, Any]:
     """Judge the runs that are finished in `out`, without training; return what the report shows.
+
+    DATA must be what the comparison was begun with, or a folder or file of that name elsewhere; no image is read.
 
     Raises:
         UserError: No comparison is there, no run of it is finished, or it has not what is requested.
     """
+    check_is_no_file(out)
     design = read_design(out)
     if design is None:
         raise UserError(f"there is no comparison in {str(out)!r}; give its folder with --out")
+    same_name = Path(data).name == Path(design.data).name
+    if Path(data) != Path(design.data) and not (same_name and Path(data).exists()):
+        raise UserError(
+            f"the comparison in {str(out)!r} is of {design.data!r}, not of {data!r}; give that, or another --out"
+        )
     with locked(out):
-        design = continued(design, _with_full_name(request), out)
+        request = with_full_name(request)
+        design = continued(design, request, out)
+        _say_what_stays(design, request, screen)
         added = [arm.name for arm in design.arms if arm.name not in design.arm_options]
         if added:
             raise UserError(f"the comparison in {str(out)!r} has no arm {', '.join(added)}; train it without --collect")
@@ -140,6 +149,11 @@ def collect(out: Path, request: Request, screen: Screen) -> dict[str, Any]:
     if missing:
         screen.line(f"{counted(missing, 'run')} to do: run the same command without --collect")
     return content
+
+
+def _say_what_stays(design: Design, request: Request, screen: Screen) -> None:
+    if request.num_seeds is not None and request.num_seeds < design.num_seeds:
+        screen.line(f"--seeds {request.num_seeds}: there are {design.num_seeds} already, and all of them stay")
 
 
 def _advance(design: Design, place: Place, runner: Runner) -> dict[str, Any] | None:
@@ -230,7 +244,7 @@ def _judged(design: Design, out: Path, failures: Mapping[str, str]) -> tuple[Des
         max_pairs=design.max_seeds,
         awaited=design.seeds(),
     )
-    record = read_record(out / VERDICT)
+    record = read_record(out / VERDICT, "move it away, and the same command writes it anew")
     changed = [] if record is None else changed_figures(record, judgement)
     decided = {arm.arm: (arm.verdict, arm.num_pairs) for arm in judgement.arms if arm.level is not None}
     design = dataclasses.replace(
@@ -251,132 +265,13 @@ def _read_cost(out: Path) -> dict[str, Any] | None:
     """Return what the arms cost; None where it was not measured, or is damaged, as it can be measured again."""
     try:
         content: dict[str, Any] = json.loads((out / COST).read_bytes())
+        for row in content["rows"]:
+            text(row["arm"], "arm")
+            for name in COSTS:
+                number(row[name], name, least=0)
+        for name in ("num_images", "image_size"):
+            number(content[name], name, least=1)
+        text(content["device"], "device")
         return content if content["rows"] else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-
-
-def _check_given(data: str, given: Mapping[str, Any], request: Request) -> None:
-    for name in TELLS_APART:
-        if name in given:
-            instead = {"model": "--backbone", "seed": "--seeds"}.get(name, "--attention, with an arm for each kind")
-            raise UserError(f"a comparison chooses {name} for each run; give {instead}")
-    Config(data=data, **given)
-    if request.lr_search and "lr" in given:
-        raise UserError("--lr-search chooses the learning rate; leave out --lr")
-    for rate in request.lr_search or ():
-        Config(data=data, **{**given, "lr": rate})
-
-
-def _with_full_name(request: Request) -> Request:
-    """Return the request, its backbone with the name of its library."""
-    from ..models.others import full_name
-
-    if request.backbone is None:
-        return request
-    return dataclasses.replace(request, backbone=full_name(request.backbone))
-
-
-def _asked(request: Request) -> dict[str, Any]:
-    """Return what a new comparison is asked for, with defaults.
-
-    Raises:
-        UserError: Too few arms, or an unknown arm, baseline, metric or backbone, or a margin that is needed or none.
-    """
-    arms = request.arms or parse_arms(_DEFAULT_ARMS)
-    names = [arm.name for arm in arms]
-    baseline = request.baseline or default_baseline(names)
-    if len(arms) < 2:
-        raise UserError("a comparison needs two arms or more; give for example --attention none,cbam")
-    if baseline not in names:
-        raise UserError(f"--baseline {baseline} is none of the arms, {', '.join(names)}")
-    metric = request.metric or "accuracy"
-    check_metric(metric)
-    margin = margin_for(METRICS[metric], request.margin)
-    if request.backbone is not None:
-        run_options([arm for arm in arms if arm.spec.partition(":")[0] != WIDE], request.backbone, num_classes=1)
-    return {
-        "arms": arms,
-        "baseline": baseline,
-        "num_seeds": request.num_seeds or _DEFAULT_SEEDS,
-        "max_seeds": request.max_seeds,
-        "metric": metric,
-        "margin": margin,
-        "lr_search": request.lr_search or (),
-    }
-
-
-def _begun(data: str, config: Config, prepared: Prepared, backbone: str | None, asked: Mapping[str, Any]) -> Design:
-    from ..insert.named import backbone_of
-
-    options = dataclasses.asdict(config)
-    return Design(
-        data=data,
-        data_fingerprint=_fingerprint(prepared),
-        began=datetime.now(timezone.utc).isoformat(timespec="minutes"),
-        backbone=backbone or backbone_of(config.model),
-        **asked,
-        options={name: options[name] for name in OPTIONS if name not in FREE and name not in TELLS_APART},
-        arm_options={},
-    )
-
-
-def _fingerprint(prepared: Prepared) -> str:
-    """Return a hash of the images, their labels and parts; of their content too, where they are checked."""
-    return ":".join(filter(None, (fingerprint(prepared), prepared.report.digest if prepared.report else "")))
-
-
-def _completed(data: str, design: Design, request: Request, prepared: Prepared, out: Path) -> Design:
-    """Return the design with the networks of all arms, each built once so that what cannot be is said now.
-
-    Raises:
-        UserError: Other images than at the start, an arm that cannot be built, or code that only a file names.
-    """
-    if _fingerprint(prepared) != design.data_fingerprint:
-        where = f"the comparison in {str(out)!r}"
-        if data != design.data:
-            raise UserError(f"{where} is of {design.data!r}, and the images of {data!r} are others; give another --out")
-        raise UserError(f"the images of {data!r} have changed since {where} began; restore them, or give another --out")
-    named = {arm.name for arm in request.arms or ()}
-    for arm in design.arms:
-        if is_code(arm.spec) and arm.name not in named:
-            raise UserError(
-                f"the arm {arm.name} is code ({arm.spec}) that no file may have run; name it in --attention again"
-            )
-    num_classes = len(prepared.classes)
-    new = [arm.name for arm in design.arms if arm.name not in design.arm_options]
-    options = run_options(design.arms, design.backbone, num_classes, design.options.get("at", ""))
-    arm_options = {**design.arm_options, **{name: options[name] for name in new}}
-    for name, choice in arm_options.items():
-        # what a network is made of follows from the arm, whatever stands in the file; only widths and rates are kept
-        if any(choice.get(part) != options[name].get(part) for part in ("model", "attention", "at")):
-            raise UserError(
-                f"{str(out / DESIGN)!r} gives the arm {name} another network than its own; restore the file"
-            )
-    if design.options["pretrained"] and any("width_factor" in choice for choice in arm_options.values()):
-        raise UserError("a wide arm has no pretrained weights; leave out the arm or --pretrained")
-    for name in new:
-        build({**design.options, **arm_options[name]}, num_classes, seed=0)
-    contents = hashes(design.arms, design.options)
-    check_unchanged(design.contents, contents, f"the comparison in {str(out)!r}")
-    return dataclasses.replace(design, arm_options=arm_options, contents=contents)
-
-
-def _described(design: Design, num_classes: int) -> list[str]:
-    """Return what will be compared, as lines."""
-    arms = [
-        f"{arm.name}: {describe(choice)}, {num_params({**design.options, **choice}, num_classes):,} parameters"
-        for arm in design.arms
-        for choice in [design.arm_options[arm.name]]
-    ]
-    metric, plan = METRICS[design.metric], design.plan
-    looks = f"then at most {plan.last} where that cannot tell" if plan.last else "more may be added later"
-    names = ("epochs", "batch_size", "lr", "image_size")
-    shown = {**design.options, **({"lr": "searched"} if design.lr_search else {})}
-    options = ", ".join(f"{name} {shown[name]}" for name in names)
-    return [
-        *arms,
-        f"{design.num_seeds} seeds, {looks}; judged by {metric.label} against {design.baseline}, margin "
-        f"{design.margin:g} {metric.unit}".rstrip(),
-        f"every run: {options}; all options stand in compare.json",
-    ]

@@ -16,7 +16,8 @@ from .design import Design
 from .metric import METRICS
 from .paired import PairedDifference
 from .results import Results
-from .runs import Task, tasks
+from .runs import Task, damaged, tasks
+from .shape import integer, number
 from .verdict import Judgement
 
 _NUM_ENVIRONMENTS = 3
@@ -130,8 +131,13 @@ class Gathered:
             by_epoch: dict[int, list[float]] = {}
             for (owner, _), (task, _) in self.finished.items():
                 if owner == arm.name:
-                    for line in RunFolder(task.folder).metrics():
-                        by_epoch.setdefault(line["epoch"], []).append(scale * line[name])
+                    try:
+                        for line in RunFolder(task.folder).metrics():
+                            epoch = integer(line["epoch"], "epoch", least=0, most=2**31)
+                            share = number(line[name], name, least=0, most=1)
+                            by_epoch.setdefault(epoch, []).append(scale * share)
+                    except (ValueError, KeyError, TypeError, RecursionError) as error:
+                        raise damaged(task.folder, error) from error
             if by_epoch:
                 arms[arm.name] = {
                     "epochs": sorted(by_epoch),

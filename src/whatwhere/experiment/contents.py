@@ -8,15 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..attention import attention_by_path
 from ..errors import UserError
 from .arms import Arm, is_code
 
 
 def hashes(arms: tuple[Arm, ...], options: Mapping[str, Any]) -> dict[str, str]:
-    """Return the SHA-256 of the file of each arm that is code, which has been imported, and of a file of weights.
+    """Return the SHA-256 of the file of each arm that is code, which is imported for that, and of a file of weights.
 
     Of code it is the file of the named module alone, not of others that it imports.
+
+    Raises:
+        UserError: Code that cannot be imported, or a file that cannot be read.
     """
+    for arm in arms:
+        if is_code(arm.spec):
+            attention_by_path(arm.spec)
     files = {f"the code of {arm.name}": _file_of(arm.spec) for arm in arms if is_code(arm.spec)}
     weights = Path(options["pretrained"])
     files["the file of weights"] = weights if options["pretrained"] and weights.is_file() else None
@@ -24,9 +31,13 @@ def hashes(arms: tuple[Arm, ...], options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check_unchanged(before: Mapping[str, str], now: Mapping[str, str], where: str) -> None:
-    """Raise UserError if something has other content than before."""
-    for what, value in now.items():
-        if before.get(what, value) != value:
+    """Raise UserError if something has other content than before, or is gone."""
+    for what, value in before.items():
+        if what not in now:
+            raise UserError(
+                f"{what}, which {where} began with, is not to be found any more; restore it, or give another --out"
+            )
+        if now[what] != value:
             raise UserError(
                 f"{what} has changed since {where} began, whose runs are of what it was; restore it, or give another "
                 "--out"

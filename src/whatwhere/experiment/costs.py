@@ -12,6 +12,7 @@ from ..training.build import device_name
 from .arms import build
 from .design import Design
 
+COSTS = ("num_params", "macs", "saved_bytes", "forward_ms", "training_step_ms", "images_per_second")
 _MOST_IMAGES = 8  # a step, above 64 px on a CPU, where one takes seconds
 _SMALL = 64
 

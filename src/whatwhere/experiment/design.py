@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,14 +14,16 @@ from typing import Any
 from ..data.names import counted
 from ..errors import UserError, check_integer
 from ..files import write_json
-from ..training.config import FREE, OPTIONS, TELLS_APART
+from ..training.config import FREE, OPTIONS, TELLS_APART, Config
 from .arms import Arm, check_arm_name
-from .decide import UNKNOWN
+from .decide import HELPS, HURTS, SAME, UNKNOWN
 from .metric import METRICS, margin_for
-from .plan import LEAST_PAIRS, Plan
+from .plan import LEAST_PAIRS, MOST_SEEDS, Plan
+from .shape import integer, number, record, text, texts
 
 DESIGN = "compare.json"
 _FORMAT = 1
+_MOST_LEFT_OUT = 999_999  # as --leave-out takes them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +54,9 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.num_seeds is not None:
-            check_integer("seeds", self.num_seeds, least=2)
+            check_integer("--seeds", self.num_seeds, least=2, most=MOST_SEEDS)
         if self.max_seeds is not None:
-            check_integer("max-seeds", self.max_seeds, least=LEAST_PAIRS)
+            check_integer("--max-seeds", self.max_seeds, least=LEAST_PAIRS, most=MOST_SEEDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,24 +142,90 @@ def read_design(folder: Path) -> Design | None:
     """
     path = folder / DESIGN
     try:
-        content = json.loads(path.read_bytes())
+        content = record(json.loads(path.read_bytes()), "it")
         if content.pop("format") != _FORMAT:
             raise ValueError("another format")
-        arms = tuple(Arm(**arm) for arm in content.pop("arms"))
-        verdicts = {arm: (verdict, look) for arm, (verdict, look) in content.pop("verdicts").items()}
-        for arm in arms:
-            check_arm_name(arm.name)
-        if not set(OPTIONS) >= set(content["options"]) or TELLS_APART & set(content["options"]):
-            raise ValueError("its options are not those of a run")
-        rates, changes = tuple(content.pop("lr_search")), tuple(content.pop("changes"))
-        left_out = tuple(content.pop("left_out", ()))
-        return Design(**content, lr_search=rates, changes=changes, left_out=left_out, arms=arms, verdicts=verdicts)
+        content = {**content, **_checked({"left_out": [], "contents": {}, **content})}
+        design = Design(**content)
+        _ = design.plan  # raises UserError where its numbers do not go together
+        return design
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{str(path)!r} is no design of a comparison ({error}); give another --out") from error
+
+
+def _checked(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a design's file as they are in a `Design`.
+
+    Raises:
+        ValueError, TypeError, KeyError: It is damaged.
+    """
+    arms = tuple(Arm(**arm) for arm in content["arms"])
+    names = [arm.name for arm in arms]
+    for arm in arms:
+        check_arm_name(arm.name)
+        text(arm.spec, "the arm's spec")
+    if len(arms) < 2 or len({name.lower() for name in names}) < len(names) or content["baseline"] not in names:
+        raise ValueError("its arms are fewer than two, of one name, or without the baseline")
+    check_metric(text(content["metric"], "metric"))
+    most = {"most": MOST_SEEDS}
+    verdicts: dict[str, tuple[str, int]] = {}
+    for name, told in record(content["verdicts"], "verdicts").items():
+        verdict, look = told
+        if name not in names or verdict not in (HELPS, HURTS, SAME, UNKNOWN):
+            raise ValueError(f"{name!r} has no such verdict")
+        verdicts[name] = (verdict, integer(look, "look", least=LEAST_PAIRS, **most))
+    left_out = tuple(integer(seed, "left_out", least=0, most=_MOST_LEFT_OUT) for seed in content["left_out"])
+    rates = tuple(number(rate, "lr_search", least=0, most=1e4) for rate in content["lr_search"])
+    if len(rates) == 1 or len(set(rates)) < len(rates) or 0 in rates:
+        raise ValueError("lr_search holds no different rates")
+    for name in ("max_seeds", "first_look"):
+        if content[name] is not None:
+            integer(content[name], name, least=LEAST_PAIRS, **most)
+    contents = record(content["contents"], "contents")
+    texts(list(contents.values()), "contents")
+    return {
+        **{name: text(content[name], name) for name in ("data", "data_fingerprint", "began", "backbone")},
+        "arms": arms,
+        "num_seeds": integer(content["num_seeds"], "num_seeds", least=2, **most),
+        "margin": margin_for(METRICS[content["metric"]], number(content["margin"], "margin", least=0)),
+        "lr_search": rates,
+        "options": _checked_options(content["options"]),
+        "arm_options": _checked_arm_options(content["arm_options"], names),
+        "verdicts": verdicts,
+        "changes": texts(content["changes"], "changes"),
+        "left_out": left_out,
+    }
+
+
+def _checked_options(options: Any) -> dict[str, Any]:
+    shaping = {name for name in OPTIONS if name not in FREE and name not in TELLS_APART}
+    if set(record(options, "options")) != shaping:
+        raise ValueError("its options are not those of a run")
+    _check_kinds(options)
+    Config(**options)
+    return dict(options)
+
+
+def _checked_arm_options(arm_options: Any, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    if not set(record(arm_options, "arm_options")) <= set(names):
+        raise ValueError("arm_options has an arm that is none")
+    for options in arm_options.values():
+        if not {"model"} <= set(record(options, "arm_options")) <= {*TELLS_APART, "lr"} - {"seed"}:
+            raise ValueError("arm_options are not those of an arm")
+        _check_kinds(options)
+        Config(**options)
+    return dict(arm_options)
+
+
+def _check_kinds(options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        kind = type(OPTIONS[name].default)
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise ValueError(f"{name} is of another kind")
 
 
 def check_metric(name: str) -> None:
@@ -204,7 +272,7 @@ def continued(design: Design, request: Request, folder: Path) -> Design:
             f"{where} has been looked at, and its plan ({design.max_seeds or 'no'} most seeds) stands: another would "
             "spend the error twice; leave out --max-seeds, or start anew with another --out"
         )
-    metric = request.metric or design.metric
+    metric = design.metric if request.metric is None else request.metric
     check_metric(metric)
     kept = design.margin if METRICS[metric].unit == METRICS[design.metric].unit else None
     most = design.max_seeds if request.max_seeds is None else request.max_seeds
@@ -215,10 +283,12 @@ def continued(design: Design, request: Request, folder: Path) -> Design:
         "max_seeds": most,
         "margin": margin_for(METRICS[metric], kept if request.margin is None else request.margin),
         "metric": metric,
-        "baseline": request.baseline or design.baseline,
+        "baseline": design.baseline if request.baseline is None else request.baseline,
     }
     if wanted["baseline"] not in [arm.name for arm in arms]:
-        raise UserError(f"--baseline {wanted['baseline']} is none of the arms, {', '.join(arm.name for arm in arms)}")
+        raise UserError(
+            f"--baseline {wanted['baseline'] or repr('')} is none of the arms, {', '.join(arm.name for arm in arms)}"
+        )
     texts = [
         f"{name.replace('_', ' ')} was {getattr(design, name)}, is {value}"
         for name, value in wanted.items()

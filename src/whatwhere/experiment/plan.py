@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import UserError, check_integer
 
 ALPHA = 0.05  # two-sided, over all looks and arms
+MOST_SEEDS = 10_000  # and pairs: nobody trains more
 LEAST_PAIRS = 6  # with 5, the sign-flip test cannot go below 2 / 2**5 > 0.05
 _FIRST_SHARE = 0.8
 # with few pairs the significance-level approach exceeds alpha by up to 6 % of it (benchmarks/calibration.py)
@@ -40,7 +41,7 @@ class Plan:
     to 6 % more than it should; hence 0.94. In the open plan it does not show.
 
     Attributes:
-        first: Pairs at the first look, at least 6.
+        first: Pairs at the first look, from 6 to 10,000.
         last: Pairs at the last one; None leaves it open.
 
     Raises:
@@ -51,9 +52,9 @@ class Plan:
     last: int | None = None
 
     def __post_init__(self) -> None:
-        check_integer("the pairs at the first look", self.first, least=LEAST_PAIRS)
+        check_integer("the pairs at the first look", self.first, least=LEAST_PAIRS, most=MOST_SEEDS)
         if self.last is not None:
-            check_integer("the most pairs", self.last)
+            check_integer("the most pairs", self.last, most=MOST_SEEDS)
             if self.last < self.first:
                 raise UserError(f"the most pairs, {self.last}, are fewer than those of the first look, {self.first}")
 

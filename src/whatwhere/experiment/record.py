@@ -11,10 +11,13 @@ from typing import Any
 
 from ..data.names import counted
 from ..errors import UserError
-from .plan import ALPHA, Plan
+from .plan import ALPHA, MOST_SEEDS, Plan
 from .results import Results
+from .shape import integer, number, record, text, texts
 from .verdict import Judgement, judge
-from .wording import percent
+from .wording import numbered, percent
+
+_ADVICE = "it would say when the first look was: move it away, and give that with --first-look"
 
 
 @dataclass(frozen=True)
@@ -45,24 +48,53 @@ class Record:
         return max(map(len, self.figures.values()), default=0)
 
 
-def read_record(path: Path) -> Record | None:
+def read_record(path: Path, advice: str = _ADVICE) -> Record | None:
     """Return the record in the JSON of a verdict; None where there is none.
+
+    Args:
+        path: The file.
+        advice: What to do where it is something else.
 
     Raises:
         UserError: The file is something else, or damaged.
     """
     try:
         content = json.loads(path.read_bytes())
-        return _record(content["judgement"], list(map(str, content["changes"])))
+        return _record(_checked(content["judgement"]), list(texts(content["changes"], "changes")))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"{str(path)!r} is no verdict of ours ({type(error).__name__}: {error}); it would say when the first look "
-            "was: move it away, and give that with --first-look"
-        ) from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{str(path)!r} is no verdict of ours ({type(error).__name__}: {error}); {advice}") from error
+
+
+def _checked(judgement: Any) -> dict[str, Any]:
+    """Return the judgement if `_record` can take it.
+
+    Raises:
+        ValueError, TypeError, KeyError: It is damaged.
+    """
+    content = record(judgement, "judgement")
+    text(content["baseline"], "baseline")
+    number(content["margin"], "margin", least=0)
+    text(record(content["metric"], "metric")["name"], "metric")
+    if not isinstance(content["metric"]["higher_is_better"], bool):
+        raise ValueError("higher_is_better is neither true nor false")
+    if content["max_pairs"] is not None:
+        integer(content["max_pairs"], "max_pairs", least=1, most=MOST_SEEDS)
+    if not isinstance(content["arms"], list) or not content["arms"]:
+        raise ValueError("it has no arms")
+    for arm in content["arms"]:
+        text(record(arm, "arm")["arm"], "arm")
+        text(arm["verdict"], "verdict")
+        integer(arm["num_pairs"], "num_pairs", least=0, most=len(arm["seeds"]))
+        for figure in (*arm["baseline"], *arm["treatment"]):
+            number(figure, "figure")
+        for seed in arm["seeds"]:
+            if not isinstance(seed, (str, int)):
+                raise ValueError("a seed is neither text nor a number")
+    return content
 
 
 def record_of(judgement: Judgement, changes: list[str]) -> Record:
@@ -170,10 +202,8 @@ def changed_figures(record: Record, judgement: Judgement) -> list[str]:
         other = [seed for seed in before if seed in figures and not _equal(before[seed], figures[seed])]
         for what, seeds in (("gone", gone), ("other ones", other)):
             if seeds:
-                named = ", ".join(seeds[:6]) + (" ..." if len(seeds) > 6 else "")
-                changes.append(
-                    f"after a verdict on them, figures of {arm.arm} or its baseline are {what}: seeds {named}"
-                )
+                named = numbered(seeds)
+                changes.append(f"after a verdict on them, figures of {arm.arm} or its baseline are {what}: {named}")
         verdict, num_pairs = record.verdicts.get(arm.arm, (arm.verdict, 0))
         if verdict != arm.verdict and num_pairs < arm.num_pairs:
             changes.append(f"{arm.arm}: {verdict} at {num_pairs} pairs, {arm.verdict} at {arm.num_pairs}")

@@ -5,15 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 
 from ..data.names import printable
 from ..errors import UserError, nearest
 from ..tables import comma_separated
+from .metric import check_figure, is_share
 from .paired import PairedDifference
 
 _ARM, _SEED = "arm", "seed"
+_ARRANGED = re.compile(r"[+-]?(?!0,)\d{1,3},\d{3}")  # 1,200: with thousands, or with a decimal comma
+_SEPARATED = re.compile(r"[+-]?\d[\d.,]*\d")
+_PERCENT = re.compile(r"([+-]?\d+([.,]\d+)?)\s*%")
 _MISSING = {"", "-", "na", "n/a", "nan", "none", "null", "failed"}
 
 
@@ -42,8 +47,11 @@ class Results:
         """Add a run.
 
         Raises:
-            UserError: The run is there already.
+            UserError: The run is there already, or a figure is of an absurd size.
         """
+        for name, value in figures.items():
+            if math.isfinite(value):
+                check_figure(value, f"{name} of arm {arm!r} with seed {seed!r}")
         runs = self._figures.setdefault(arm, {})
         if seed in runs:
             raise UserError(f"arm {arm!r} has seed {seed!r} twice; a pair needs one run of each arm")
@@ -130,6 +138,9 @@ def _by_number(seed: Hashable) -> tuple[float, str]:
 def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = False) -> Results:
     """Return the results in a CSV (comma, semicolon or tab) with columns arm, seed and one for each metric.
 
+    A number may have a decimal comma. One that could as well have a separator of thousands, such as "1,200" in a table
+    with commas between its columns, is refused.
+
     An empty figure, or one of -, na, n/a, nan, none, null, failed, is a run that is missing. Columns without any number
     are passed over, and with `metric` all others that are not numbers throughout.
 
@@ -139,7 +150,8 @@ def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = 
         may_be_empty: Whether there may be no column of figures.
 
     Raises:
-        UserError: No such file, not such a table, no such metric, text among the figures, or a run twice.
+        UserError: No such file, not such a table, no such metric, text among the figures, figures of absurd size,
+            shares and percentages in one column, or a run twice.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -147,7 +159,10 @@ def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = 
         raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{str(path)!r} is not UTF-8 text; save the table as CSV in UTF-8") from error
-    rows = _rows(text, path)
+    except ValueError as error:  # a null character in the name
+        raise UserError(f"cannot read {str(path)!r}: {error}") from error
+    delimiter = _delimiter(text)
+    rows = _rows(text, delimiter, path)
     if not rows:
         raise UserError(
             f"{str(path)!r} has no lines; it needs a head such as arm,seed,accuracy and a line for each run"
@@ -164,14 +179,16 @@ def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = 
                 f"line {number} of {str(path)!r} has {len(row)} fields, its head has {len(head)}; a number with a "
                 "decimal comma needs quotes"
             )
-    columns = _metric_columns(lines, head, {arm, seed}, metric, path)
+    columns = _metric_columns(lines, head, {arm, seed}, metric, delimiter, path)
+    for column in columns:
+        _check_scale(lines, column, head[column], delimiter, path)
     if not columns and not may_be_empty:
         raise UserError(f"{str(path)!r} has no column of figures beside arm and seed, such as accuracy")
     results = Results()
     for number, row in lines:
         if not row[arm].strip() or not row[seed].strip():
             raise UserError(f"line {number} of {str(path)!r} names no {'seed' if row[arm].strip() else 'arm'}")
-        figures = {head[column]: _number(row[column]) for column in columns}
+        figures = {head[column]: _number(row[column], delimiter) for column in columns}
         try:
             arm_name, seed_name = printable(row[arm].strip()), printable(row[seed].strip())
             results.add(arm_name, seed_name, {k: v for k, v in figures.items() if v is not None})
@@ -180,10 +197,13 @@ def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = 
     return results
 
 
-def _rows(text: str, path: Path) -> list[tuple[int, list[str]]]:
-    """Return the lines that hold something, with their numbers."""
+def _delimiter(text: str) -> str:
     first = text.lstrip().partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)
+    return max(",;\t", key=first.count)
+
+
+def _rows(text: str, delimiter: str, path: Path) -> list[tuple[int, list[str]]]:
+    """Return the lines that hold something, with their numbers."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
         return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
@@ -201,22 +221,31 @@ def _column(head: list[str], name: str, path: Path) -> int:
 
 
 def _metric_columns(
-    lines: list[tuple[int, list[str]]], head: list[str], taken: set[int], metric: str | None, path: Path
+    lines: list[tuple[int, list[str]]],
+    head: list[str],
+    taken: set[int],
+    metric: str | None,
+    delimiter: str,
+    path: Path,
 ) -> list[int]:
     """Return the columns that hold numbers."""
-    sound = []
+    sound, nearly = [], []
     for column in sorted(set(range(len(head))) - taken):
         cells = [(number, row[column].strip()) for number, row in lines if row[column].strip().lower() not in _MISSING]
-        texts = [(number, cell) for number, cell in cells if _number(cell) is None]
+        texts = [(number, cell) for number, cell in cells if _number(cell, delimiter) is None]
+        hints = [hint for _, cell in texts if (hint := _mending(cell, delimiter))]
         # a slip in the figures must not go by as a remark
         if texts and (head[column] == metric or (metric is None and len(texts) < len(cells))):
-            number, cell = texts[0]
-            raise UserError(
-                f"line {number} of {str(path)!r}: {head[column]} is {cell!r}, not a number; leave it empty where a run "
-                "failed"
-            )
+            raise _no_number(texts[0], head[column], delimiter, path)
+        if texts and len(hints) == len(cells):
+            nearly.append((texts[0], head[column]))
         if head[column] == metric or (cells and not texts):
             sound.append(column)
+    if not sound and nearly:
+        raise _no_number(*nearly[0], delimiter, path)
+    for text, name in nearly if metric is None else ():
+        if is_share(name):
+            raise _no_number(text, name, delimiter, path)
     if metric is not None and metric not in head:
         names = [head[column] for column in sound]
         raise UserError(
@@ -225,9 +254,41 @@ def _metric_columns(
     return sound
 
 
-def _number(cell: str) -> float | None:
-    """Return the number in a cell; with a decimal comma too."""
+def _no_number(text: tuple[int, str], name: str, delimiter: str, path: Path) -> UserError:
+    number, cell = text
+    advice = _mending(cell, delimiter) or "leave it empty where a run failed"
+    return UserError(f"line {number} of {str(path)!r}: {name} is {cell!r}, not a number; {advice}")
+
+
+def _mending(cell: str, delimiter: str) -> str:
+    """Return what makes a number of a cell that nearly is one; "" where nothing does."""
+    if found := _PERCENT.fullmatch(cell):
+        return f"write {found[1]}, without the percent sign"
+    arranged = delimiter == "," and _ARRANGED.fullmatch(cell)
+    if arranged or ("," in cell and _SEPARATED.fullmatch(cell) and _number(cell, delimiter) is None):
+        return "write it without separators of thousands, and with a decimal point"
+    return ""
+
+
+def _check_scale(lines: list[tuple[int, list[str]]], column: int, name: str, delimiter: str, path: Path) -> None:
+    """Raise UserError if shares and percentages stand in one column, which is of a metric of ours."""
+    figures = [(number, _number(row[column], delimiter)) for number, row in lines]
+    shares = [(number, value) for number, value in figures if value is not None and 0 < value <= 1]
+    percentages = [(number, value) for number, value in figures if value is not None and 1 < value <= 100]
+    if is_share(name) and shares and percentages:
+        (number, share), (other, percentage) = shares[0], percentages[0]
+        raise UserError(
+            f"{name} in {str(path)!r} is a share in line {number}, {share:g}, and a percentage in line {other}, "
+            f"{percentage:g}; give all as shares"
+        )
+
+
+def _number(cell: str, delimiter: str) -> float | None:
+    """Return the number in a cell; with a decimal comma too, where that is no separator of thousands."""
+    cell = cell.strip()
+    if delimiter == "," and _ARRANGED.fullmatch(cell):
+        return None
     try:
-        return float(cell.strip().replace(",", "."))
+        return float(cell.replace(",", "."))
     except ValueError:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,15 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..data.names import counted
+from ..data.names import counted, few
 from ..errors import UserError
 from ..files import write_json
 from ..training.config import FREE, OPTIONS
-from ..training.folder import RunFolder
-from ..training.loop import Diverged
+from ..training.folder import RUN, RunFolder
+from ..training.loop import Diverged, LossNotFinite
 from ..training.run import Screen, duration
 from ..training.start import run_training
 from .design import Design
+from .metric import METRICS, is_share
+from .shape import integer, number, record, text
 
 SEARCH_SEED = 1_000_000  # no seed of the comparison itself
 _DIVERGED = "diverged.json"
@@ -51,11 +54,11 @@ class Task:
             result = folder.result
             if result is None:
                 return None
-            had, _ = folder.fixed_options(), result[result["judged_on"]]
-        except (UserError, KeyError, TypeError) as error:
-            raise UserError(
-                f"the run in {str(self.folder)!r} is damaged ({error}); move that folder away and run again"
-            ) from error
+            had = folder.fixed_options()
+            _check_result(result)
+            _check_description(json.loads((self.folder / RUN).read_bytes()))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+            raise damaged(self.folder, error) from error
         wanted = {name: value for name, value in self.options.items() if name in OPTIONS and name not in FREE}
         changed = [name for name, value in wanted.items() if had.get(name) != value]
         if changed:
@@ -74,6 +77,41 @@ class Task:
         """Keep for all processes that this try has diverged."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / _DIVERGED, {"reason": str(error)})
+
+
+def damaged(folder: Path, error: Exception) -> UserError:
+    """Return what is said of a finished run whose files are not as a run leaves them."""
+    return UserError(f"the run in {str(folder)!r} is damaged ({error}); move that folder away and run again")
+
+
+def _check_result(result: Mapping[str, Any]) -> None:
+    """Raise ValueError, KeyError or TypeError if a finished run's `result.json` is not as a run leaves it."""
+    if result["judged_on"] not in ("test", "val"):
+        raise ValueError("judged_on is neither test nor val")
+    for part in {"val", result["judged_on"]} & set(result):
+        figures = record(result[part], part)
+        number(figures["accuracy"], "accuracy", least=0, most=1)
+        for name in METRICS:
+            if figures.get(name) is not None:
+                number(figures[name], name, least=0, **({"most": 1} if is_share(name) else {}))
+    record(result[result["judged_on"]], "figures")
+    for name in result["classes"]:
+        text(name, "a class")
+    for row in result["per_class"]:
+        text(record(row, "per_class")["class"], "a class")
+        integer(row["num_images"], "num_images", least=0, most=2**31)
+        if row["recall"] is not None:
+            number(row["recall"], "recall", least=0, most=1)
+    for name in ("best_epoch", "num_epochs"):
+        if result[name] is not None:
+            integer(result[name], name, least=0, most=2**31)
+    number(result["seconds"], "seconds", least=0)
+
+
+def _check_description(run: Any) -> None:
+    text(record(run, "run.json")["data_fingerprint"], "data_fingerprint")
+    record(run["sessions"][-1], "sessions")
+    list(run["drawn"])
 
 
 def tasks(design: Design, out: Path) -> list[Task]:
@@ -187,10 +225,11 @@ class Runner:
                     item.note_divergence(error)
                     self.screen.line(f"{item.label} diverged")
                     continue
+                why = _why(error)
                 if not self._seconds and not num_done:
-                    raise
-                self.failures[item.label] = str(error)
-                self.screen.warn(f"{item.label} failed: {error}")
+                    raise UserError(f"{item.label} failed: {why}") from error
+                self.failures[item.label] = why
+                self.screen.warn(f"{item.label} failed: {why}")
                 continue
             assert result is not None
             self._seconds.append(time.monotonic() - began)
@@ -204,12 +243,20 @@ class Runner:
             )
 
 
+def _why(error: UserError) -> str:
+    """Return what a run failed of, without the advice for a run that stands alone."""
+    if isinstance(error.__cause__, LossNotFinite):
+        error = error.__cause__
+    if isinstance(error, Diverged):
+        return str(error).partition(";")[0] + "; a comparison with another learning rate needs another --out"
+    return str(error)
+
+
 def failed(failures: Mapping[str, str]) -> UserError:
-    """Return what is said at the end where runs failed."""
-    label, why = next(iter(failures.items()))
-    first = f"{label}: {why}" if len(failures) == 1 else f"first {label}: {why}"
+    """Return what is said at the end where runs failed; of each it has been said why."""
     return UserError(
-        f"{counted(len(failures), 'run')} failed, {first}; the finished ones are kept, and the same command tries again"
+        f"{counted(len(failures), 'run')} failed ({few(list(failures), 6)}), as said above; the finished ones are "
+        "kept, and the same command tries again"
     )
 
 

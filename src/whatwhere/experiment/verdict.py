@@ -11,11 +11,11 @@ from ..errors import UserError, nearest
 from . import wording
 from .advice import pairs_to_settle
 from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, Decision, decide, holm
-from .metric import METRICS, Metric, margin_for, metric_for
+from .metric import METRICS, Metric, check_direction, margin_for, metric_for
 from .paired import PairedDifference
 from .plan import ALPHA, LEAST_PAIRS, Plan
 from .results import Results
-from .wording import listed
+from .wording import numbered
 
 __all__ = ["HELPS", "HURTS", "SAME", "UNKNOWN", "ArmVerdict", "Judgement", "judge"]
 
@@ -103,7 +103,7 @@ def judge(
     results: Results,
     *,
     metric: str | None = None,
-    lower_is_better: bool = False,
+    lower_is_better: bool | None = None,
     baseline: str | None = None,
     margin: float | None = None,
     first_look: int | Mapping[str, int] | None = None,
@@ -134,7 +134,8 @@ def judge(
     Args:
         results: Figures by arm and seed.
         metric: What to judge by; by default accuracy, or the only one.
-        lower_is_better: For metrics that are not ours.
+        lower_is_better: Of figures that are not ours, for which it must be given where the name says loss, error, time
+            or the like; by default higher is.
         baseline: By default the arm called none or baseline, else the first.
         margin: In the unit shown (`metric_for`); by default 0.5 points.
         first_look: Pairs at the first look (`Plan`), or these by arm; by default all there are: this is the first look.
@@ -143,12 +144,12 @@ def judge(
         awaited: Seeds, by arm, that the present look waits for.
 
     Raises:
-        UserError: An unknown metric or baseline, no other arm, or a margin that is needed or none.
+        UserError: An unknown metric or baseline, no other arm, a direction that is needed or contradicts a metric of
+            ours, or a margin that is needed or none.
     """
     name = _metric_name(results, metric)
     baseline = _baseline(results, baseline)
-    measure = _measure(results, name, lower_is_better)
-    margin = margin_for(measure, margin)
+    measure, margin = _terms(results, name, lower_is_better, margin)
     arms = [arm for arm in results.arms if arm != baseline]
     pairs = {arm: results.paired(baseline, arm, name, measure.scale) for arm in arms}
     firsts = first_look if isinstance(first_look, Mapping) else dict.fromkeys(arms, first_look)
@@ -161,15 +162,34 @@ def judge(
     corrected = _corrected(cases)
     verdicts = []
     for case, decision, holm_p in zip(cases, decisions, corrected, strict=True):
-        cautions = wording.cautions(case, pairs[case.arm], results.missing(baseline, case.arm, name))
+        # of runs that a look waits for it is said there
+        missing = {} if awaited else results.missing(baseline, case.arm, name)
+        cautions = wording.cautions(case, pairs[case.arm], missing)
         verdicts.append(_verdict(case, pairs[case.arm], decision, measure, margin, holm_p, cautions))
     others = [
-        _other(_looked_at(results, baseline, case), baseline, case.arm, _measure(results, other, False))
+        _other(_looked_at(results, baseline, case), baseline, case.arm, _measure(results, other))
         for other in results.metrics
         if other != name
         for case in cases
     ]
     return Judgement(measure, baseline, margin, max_pairs, tuple(verdicts), tuple(filter(None, others)))
+
+
+def check_terms(
+    results: Results,
+    *,
+    metric: str | None = None,
+    lower_is_better: bool | None = None,
+    margin: float | None = None,
+) -> None:
+    """Raise UserError if `judge` could not judge by these terms, as far as the first runs tell."""
+    _terms(results, _metric_name(results, metric), lower_is_better, margin)
+
+
+def _terms(results: Results, name: str, lower_is_better: bool | None, margin: float | None) -> tuple[Metric, float]:
+    lower = check_direction(name, lower_is_better)
+    measure = _measure(results, name, lower)
+    return measure, margin_for(measure, margin)
 
 
 def _metric_name(results: Results, given: str | None) -> str:
@@ -201,7 +221,7 @@ def default_baseline(arms: Sequence[str]) -> str:
     return next((arm for arm in arms if arm.lower() in ("none", "baseline")), arms[0])
 
 
-def _measure(results: Results, name: str, lower_is_better: bool) -> Metric:
+def _measure(results: Results, name: str, lower_is_better: bool = False) -> Metric:
     if name in METRICS:
         # ours say themselves which way is better
         lower_is_better = not METRICS[name].higher_is_better
@@ -240,9 +260,11 @@ def _case(
         pairs = PairedDifference(paired.seeds[:look], paired.baseline[:look], paired.treatment[:look])
         return Case(arm, pairs, plan, waiting=waiting)
     if waiting:
-        blocked = f"{len(awaited) - len(waiting)} of {len(awaited)} pairs are there; missing: seeds {listed(waiting)}"
+        blocked = f"{len(awaited) - len(waiting)} of {len(awaited)} pairs are there; missing: {numbered(waiting)}"
     elif not num_pairs and results.values(baseline, metric) and results.values(arm, metric):
-        blocked = f"{arm} and {baseline} have no seed in common"
+        blocked = f"{arm} and {baseline} have no seed in common{_spelt(results, baseline, arm, metric)}"
+    elif not num_pairs:
+        blocked = f"no seed has a run of both {arm} and {baseline}"
     elif num_pairs < LEAST_PAIRS:
         blocked = (
             f"{counted(num_pairs, 'pair')}: with so few the exact sign-flip test cannot go below p = "
@@ -251,6 +273,24 @@ def _case(
     else:
         blocked = f"{num_pairs} pairs; the first look is planned at {plan.first if plan is not None else LEAST_PAIRS}"
     return Case(arm, paired, plan, blocked, waiting)
+
+
+def _spelt(results: Results, baseline: str, arm: str, metric: str) -> str:
+    """Return a hint where one seed, such as 0 and 00, or one arm, such as none and None, has two spellings."""
+    if arm.lower() == baseline.lower():
+        return f"; {arm} and {baseline} may be meant to be one arm: spell it alike"
+    numbers = [{_as_number(seed): str(seed) for seed in results.values(name, metric)} for name in (baseline, arm)]
+    for number, spelling in numbers[0].items():
+        if number is not None and numbers[1].get(number, spelling) != spelling:
+            return f"; {spelling} and {numbers[1][number]} may be meant to be one seed: spell it alike"
+    return ""
+
+
+def _as_number(seed: Hashable) -> float | None:
+    try:
+        return float(str(seed))
+    except ValueError:
+        return None
 
 
 def _corrected(cases: Sequence[Case]) -> list[tuple[float, float]]:

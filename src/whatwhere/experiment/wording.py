@@ -33,6 +33,11 @@ def listed(seeds: Sequence[Hashable]) -> str:
     return few([str(seed) for seed in seeds], 6)
 
 
+def numbered(seeds: Sequence[Hashable]) -> str:
+    """Return "seed 3", "seeds 3, 7"."""
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {listed(seeds)}"
+
+
 def percent(share: float) -> str:
     """Return a share as a percentage of at most two decimals: "95 %", "97.74 %"."""
     return f"{100 * share:.2f}".rstrip("0").rstrip(".") + " %"
@@ -45,9 +50,9 @@ def reason(case: Case, decision: Decision, metric: Metric, margin: float) -> str
         return case.blocked
     if not any(paired.differences):
         return f"all {counted(len(paired), 'pair')} are exactly equal"
-    mean, around = quantity(paired.mean, metric, signed=True), f"-+{quantity(margin, metric)}"
+    mean, around = quantity(paired.mean, metric, signed=True), f"{quantity(margin, metric)} either way"
     if paired.standard_deviation == 0:
-        found = {SAME: f"within the margin of {around}", UNKNOWN: f"not at most {level:.2g}, as it has to be"}
+        found = {SAME: f"within the margin of {around}", UNKNOWN: f"it has to be at most {level:.2g}"}
         p = f"{mean} in every pair, sign-flip p = {paired.p_sign_flip():.2g}"
         return f"{p}: {found.get(decision.verdict, f'at most {level:.2g}')}"
     low, high = paired.interval(1 - level)
@@ -87,8 +92,8 @@ def advice(case: Case, decision: Decision, settle: tuple[int, int | None] | None
 def cautions(case: Case, everything: PairedDifference | None, missing: Mapping[str, Sequence[Hashable]]) -> list[str]:
     """Return what a reader of the verdict must know."""
     notes = [
-        f"{name} lacks {counted(len(seeds), 'run')} (seeds {listed(seeds)}) and the other arm's are left out; if they "
-        "failed, that is a result too"
+        f"{name} lacks {counted(len(seeds), 'run')} ({numbered(seeds)}) that other arms have: complete pairs alone are "
+        f"judged, and where a run failed, leaving it out flatters {name}"
         for name, seeds in missing.items()
     ]
     plan, paired = case.plan, case.paired
@@ -96,7 +101,7 @@ def cautions(case: Case, everything: PairedDifference | None, missing: Mapping[s
         return notes
     if case.waiting:
         notes.append(
-            f"the next look waits for seeds {listed(case.waiting)}; until then the verdict is read from the first "
+            f"the next look waits for {numbered(case.waiting)}; until then the verdict is read from the first "
             f"{len(paired)} pairs"
         )
     elif len(everything) > len(paired):

@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     import jinja2
 
 
+_MARK = '<meta name="generator" content="whatwhere">'
+
+
+def is_page(path: Path) -> bool:
+    """Return whether a file is a page of ours."""
+    with path.open("rb") as file:
+        return _MARK.encode() in file.read(4096)
+
+
 def write_page(path: Path, content: Mapping[str, Any]) -> None:
     """Write the page of a comparison, whole or not at all.
 
@@ -30,7 +39,7 @@ def write_page(path: Path, content: Mapping[str, Any]) -> None:
 
 def page(content: Mapping[str, Any]) -> str:
     """Return the page of a comparison, the same for the same content."""
-    return _environment().get_template("page.html").render(view(content))
+    return _environment().get_template("page.html").render(**view(content), mark=_MARK)
 
 
 def _environment() -> jinja2.Environment:

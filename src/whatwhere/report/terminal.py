@@ -53,7 +53,7 @@ def _verdicts(content: Mapping[str, Any], metric: Metric) -> Table:
                 plain(arm["mean_difference"], metric, signed=True),
                 interval(arm["interval_95"], metric),
                 p_value(arm["p_t"]),
-                "-" if arm["level"] is None else f"< {arm['level']:.2g}",
+                "-" if arm["level"] is None else f"{arm['level']:.2g}",
                 wins(arm, metric),
             )
         )
@@ -69,7 +69,7 @@ def _verdicts(content: Mapping[str, Any], metric: Metric) -> Table:
     unit = f", {metric.unit}" if metric.unit else ""
     direction = "" if metric.higher_is_better else ", lower is better"
     title = f"{content['title']}: {metric.label} minus that of {judgement['baseline']}{unit}{direction}"
-    columns = ("arm", "verdict", "mean", "95 % interval", "p", "needed", "better in")
+    columns = ("arm", "verdict", "mean", "95 % interval", "p", "p at most", "better in")
     return Table(printable(title), columns, rows, num_text_columns=2, note="\n".join(notes))
 
 

@@ -126,7 +126,7 @@ def _holds_something(path: Path) -> bool:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{str(path)!r} cannot be read ({error}); start again with another --out") from error
     return content if isinstance(content, dict) else {}
 
