@@ -1,8 +1,6 @@
 """attend, plan, detach: what they promise beyond the sweep over networks."""
 
 import copy
-import io
-import pickle
 
 import pytest
 import torch
@@ -10,62 +8,11 @@ import torchvision
 from torch import nn
 
 import whatwhere
+from small_networks import SUMS, Block, Network, images, same
 from strangers import build
-from whatwhere import CBAM, UserError, cost, create_model
-from whatwhere.insert import AttendedBatchNorm2d, attend, detach, plan
-
-
-class Block(nn.Module):
-    """A residual block; `add` sums its branch and its shortcut."""
-
-    def __init__(self, add, channels=8):
-        super().__init__()
-        self.add = add
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm = nn.BatchNorm2d(channels)
-
-    def forward(self, x):
-        return self.add(self.norm(self.conv(x)), x)
-
-
-class Network(nn.Module):
-    """A stem, blocks, a classifier."""
-
-    def __init__(self, *blocks):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.blocks = nn.ModuleList(blocks)
-        self.fc = nn.Linear(8, 3)
-
-    def forward(self, x):
-        x = self.stem(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.fc(x.mean((2, 3)))
-
-
-def in_place(branch, shortcut):
-    branch += shortcut
-    return branch.relu_()
-
-
-SUMS = {
-    "plus": lambda branch, shortcut: branch + shortcut,
-    "the other way round": lambda branch, shortcut: shortcut + branch,
-    "in place": in_place,
-    "into the shortcut": lambda branch, shortcut: shortcut.clone().add_(branch),
-    "torch.add": torch.add,
-    "scaled": lambda branch, shortcut: 0.1 * branch + shortcut,
-}
-
-
-def images(size=16):
-    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-
-
-def same(model, other, x=None):
-    x = images() if x is None else x
-    return torch.equal(model.eval()(x), other.eval()(x))
+from whatwhere import CBAM, UserError, create_model
+from whatwhere.insert import attend, detach, plan
+from whatwhere.insert.norm import AttendedBatchNorm2d
 
 
 @pytest.mark.parametrize("name", SUMS)
@@ -178,10 +125,9 @@ def test_initial_values_follow_from_seed_and_name():
     weights = [model.layer3[1].attention.what.fc1.weight for model in models]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
-    state = torch.get_rng_state()
-    attend(build("timm:resnet26"), "se", seed=5)
-    models[0].eval()
-    torch.set_rng_state(state)
+    model, state = build("timm:resnet26"), torch.get_rng_state()
+    attend(model, "se", seed=5)
+    assert torch.equal(torch.get_rng_state(), state)
     drawn = [attend(Network(Block(torch.add)), "se").blocks[0].attention.what.fc1.weight for _ in range(2)]
     assert not torch.equal(*drawn)
 
@@ -201,54 +147,6 @@ def test_dtype_and_mode_are_those_of_the_network(mode):
     assert {name: module.training for name, module in model.named_modules() if name in modes} == modes
     for block in model.blocks:
         assert {module.training for module in block.attention.modules()} == {block.training}
-
-
-def test_a_copy_is_independent_and_can_be_detached_alone():
-    model = attend(Network(Block(torch.add), Block(SUMS["scaled"])), "cbam")
-    copies = [copy.deepcopy(model), attend(Network(Block(torch.add)), "cbam")]
-    copied = copies[0]
-    with torch.no_grad():
-        for block in copied.blocks:
-            block.attention.mix.fill_(1.0)
-    assert not same(copied, model)
-    with torch.no_grad():
-        for block in copied.blocks:
-            block.attention.mix.fill_(0.0)
-    assert same(copied, model)
-    detach(copied)
-    assert [type(block.norm) for block in copied.blocks] == [nn.BatchNorm2d] * 2
-    assert [hasattr(block, "attention") for block in model.blocks] == [True, True]
-    assert same(copied, model)
-
-
-def test_a_network_can_be_saved_whole():
-    model = attend(build("timm:resnet26"), "cbam")
-    for again in (pickle.loads(pickle.dumps(model)),):
-        assert same(again, model, images(64))
-        detach(again)
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    assert same(torch.load(file, weights_only=False), model, images(64))
-
-
-def test_detach_restores_hooks_and_classes_of_the_user():
-    heard = []
-    model = Network(Block(torch.add), Block(SUMS["scaled"]))
-    model.blocks[0].norm.register_forward_hook(lambda module, args, output: heard.append(module))
-    model.blocks[1].norm.register_forward_pre_hook(lambda module, args: heard.append(module))
-    before = copy.deepcopy({name: set(vars(module)) for name, module in model.named_modules()})
-    attend(model, "cbam")
-    heard.clear()
-    model(images())
-    assert heard == [model.blocks[0].norm, model.blocks[1].norm]
-    detach(model)
-    heard.clear()
-    model(images())
-    assert heard == [model.blocks[0].norm, model.blocks[1].norm]
-    assert {name: set(vars(module)) for name, module in model.named_modules()} == before
-    with pytest.raises(UserError, match=r"^there is no attention in the network that attend has put there$"):
-        detach(model)
 
 
 class OfOnes(nn.Module):
@@ -378,122 +276,6 @@ def test_squeeze_and_excitation_is_replaced_and_comes_back(name):
     assert same(model, original, images(64))
 
 
-NETWORKS = ("torchvision:resnet50", "torchvision:mobilenet_v3_large", "torchvision:efficientnet_b0",
-            "torchvision:regnet_y_400mf", "timm:resnest14d", "timm:res2net50_26w_4s")  # fmt: skip
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_training_keeps_hardly_more_than_without(name):
-    model = build(name)
-    before = cost(model, (3, 224, 224), batch_size=2).total.saved_bytes
-    assert all(plan(model, "cbam").in_norm)
-    attend(model, "cbam")
-    assert cost(model, (3, 224, 224), batch_size=2).total.saved_bytes <= 1.05 * before
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:convnext_atto"])
-@pytest.mark.usefixtures("fresh_compiler")
-def test_compiles_exports_and_traces(name):
-    model = attend(build(name), "cbam").eval()
-    with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():
-            if parameter_name.endswith("attention.mix"):
-                parameter.fill_(0.5)
-    x = images(64)
-    expected = model(x)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), expected)
-    exported = torch.export.export(model, (x,))
-    torch.testing.assert_close(exported.module()(x), expected)
-    assert any("attention" in key for key in exported.state_dict)
-    torch.testing.assert_close(torch.jit.trace(model, x)(x), expected)
-
-
-def test_gradients_are_those_of_the_plain_formulation():
-    model = attend(Network(Block(torch.add), Block(SUMS["in place"])).double(), "cbam")
-    with torch.no_grad():
-        for block in model.blocks:
-            block.attention.mix.fill_(0.7)
-    plain = copy.deepcopy(model)
-    for block in plain.blocks:
-        block.attention.backend = "reference"
-    for network in (model, plain):
-        network(images().double()).square().sum().backward()
-    for (name, one), other in zip(model.named_parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad, msg=name)
-    for (name, one), other in zip(model.named_buffers(), plain.buffers(), strict=True):
-        torch.testing.assert_close(one, other, msg=name)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_trains_in_parallel(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
-    try:
-        model = attend(Network(Block(torch.add), Block(SUMS["scaled"])), "cbam")
-        parallel = nn.parallel.DistributedDataParallel(model)
-        parallel(images()).sum().backward()
-        assert all(parameter.grad is not None for parameter in model.parameters())
-        del parallel
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def test_after_conversion_to_synchronised_norms_too():
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(Network(Block(torch.add)))
-    original = copy.deepcopy(model)
-    attend(model, "cbam")
-    assert type(model.blocks[0].norm) is nn.SyncBatchNorm
-    assert same(model, original)
-
-
-DETECTORS = {
-    "fasterrcnn": lambda: torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(
-        weights=None, weights_backbone=None, num_classes=3
-    ),
-    "deeplab": lambda: torchvision.models.segmentation.deeplabv3_mobilenet_v3_large(
-        weights=None, weights_backbone=None, num_classes=3
-    ),
-}
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", DETECTORS)
-def test_detection_and_segmentation_models(name):
-    torch.manual_seed(0)
-    model = DETECTORS[name]()
-    original = copy.deepcopy(model)
-    x = torch.rand(2, 3, 96, 96)
-    attend(model, "cbam", seed=0)
-    owners = [key for key, module in model.named_modules() if isinstance(module, CBAM)]
-    assert len(owners) == 10
-    assert all(key.startswith("backbone.") for key in owners)
-    ours, theirs = (network.eval()(list(x) if name == "fasterrcnn" else x) for network in (model, original))
-    if name == "deeplab":
-        assert torch.equal(ours["out"], theirs["out"])
-        model.train()(x)["out"].sum().backward()
-    else:
-        assert all(torch.equal(a[key], b[key]) for a, b in zip(ours, theirs, strict=True) for key in a)
-        boxes = {"boxes": torch.tensor([[10.0, 10, 60, 60]]), "labels": torch.tensor([1])}
-        sum(model.train()(list(x), [boxes, boxes]).values()).backward()
-    assert all(
-        parameter.grad is not None and parameter.grad != 0
-        for key, parameter in model.named_parameters()
-        if key.endswith("attention.mix")
-    )
-    detach(model)
-    assert model.state_dict().keys() == original.state_dict().keys()
-
-
-def test_frozen_norms(monkeypatch):
-    model = torchvision.models.resnet18(norm_layer=torchvision.ops.FrozenBatchNorm2d)
-    before = cost(model, (3, 64, 64)).total.saved_bytes
-    original = copy.deepcopy(model)
-    attend(model, "cbam")
-    assert same(model, original, images(64))
-    assert cost(model, (3, 64, 64)).total.saved_bytes <= 1.35 * before
-
-
 def test_attend_is_a_public_name():
     assert whatwhere.attend is attend
     assert whatwhere.detach is detach
@@ -561,3 +343,33 @@ def test_a_module_that_sums_belongs_to_its_block():
 def test_deep_networks_are_followed_to_their_end():
     model = Network(*(Block(SUMS["scaled"]) for _ in range(400)))
     assert len(plan(model, "eca", example=images(4)).places) == 400
+
+
+class Skipping(nn.Module):
+    """A decoder's sum with a projection of what the encoder had: no residual block."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.skip, self.down = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.up = nn.Upsample(scale_factor=2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return (self.skip(x) + self.up(self.down(x))).mean((2, 3))
+
+
+def test_a_skip_with_a_projection_is_none_either():
+    with pytest.raises(UserError, match=r"^the network has no residual block that can take attention"):
+        attend(Skipping(), "cbam")
+
+
+def test_channels_that_are_last_are_not_taken_for_height():
+    with pytest.raises(UserError, match=r"features.1.0: its features have their channels last"):
+        attend(torchvision.models.swin_t(), "se")
+    with pytest.raises(UserError, match=r"^features.1.0 returns features with their channels last; attention needs"):
+        attend(torchvision.models.swin_t(), "se", at="features.1.0")
+    planned = plan(torchvision.models.maxvit_t(num_classes=3), "se")
+    assert {place.channels for place in planned.places} == {64, 128, 256, 512}
+    assert {skipped.reason for skipped in planned.skipped} == {"its features have their channels last"}
+    # between two permutations they are first again
+    assert {place.channels for place in plan(build("timm:convnext_atto"), "se").places} == {40, 80, 160, 320}

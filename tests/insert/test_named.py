@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from processes import environment
 from whatwhere import CBAM, UserError
-from whatwhere.insert import AttendedBatchNorm2d
 from whatwhere.insert.named import check_network, create_network
+from whatwhere.insert.norm import AttendedBatchNorm2d
 from whatwhere.models.others import full_name, published
 from whatwhere.training.bundle import load_bundle
 

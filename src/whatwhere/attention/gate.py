@@ -252,8 +252,9 @@ def check_features(name: str, x: Tensor, channels: int) -> None:
 
 
 @torch.fx.wrap
-def check_shape_kept(name: str, x: Tensor, out: Tensor) -> None:
-    """Raise UserError unless the attention `name` gave an `out` of the shape of `x`, which it must not broadcast."""
+def check_shape_kept(name: str, x: Tensor, out: Tensor) -> Tensor:
+    """Return `out`, what the attention `name` made of `x`; raise UserError unless it has the shape of `x`, unbroadcast."""
     if not isinstance(out, Tensor) or out.shape != x.shape:
         got = tuple(out.shape) if isinstance(out, Tensor) else f"a {type(out).__name__}"
         raise UserError(f"attention must keep its input's shape; {name} made {got} of {tuple(x.shape)}")
+    return out

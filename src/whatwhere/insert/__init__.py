@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from .attending import attend, detach, plan
-from .norm import AttendedBatchNorm2d
 from .plan import Plan
 
-__all__ = ["AttendedBatchNorm2d", "Plan", "attend", "detach", "plan"]
+__all__ = ["Plan", "attend", "detach", "plan"]

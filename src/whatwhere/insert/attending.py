@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ..attention import ATTENTION, attention_builder, starting_as_identity
 from ..attention.gate import SharedMLP, Start, check_choice
 from ..errors import UserError
 from ..models.initialization import resolve_seed
 from ..randomness import seeded
-from .flow import record
-from .norm import AttendedBatchNorm2d, attended, is_plain_batch_norm
+from .flow import record, tensors_in
+from .norm import AttendedBatchNorm2d, attended, attention_at, is_plain_batch_norm
 from .places import Place, Places, Skipped
 from .plan import Plan
 from .trial import Trial
@@ -41,7 +41,8 @@ def attend(
     The network runs once on `example`; from what is computed there follow the places, their channels, and a check
     afterwards. Parameters keep their names; those of the attention stand beside them, under the module that they
     belong to (`layer1.0.attention. ...`). Attention right behind a BatchNorm2d shares its passes, so that training
-    keeps hardly more than before (`AttendedBatchNorm2d`). `detach` undoes it.
+    keeps hardly more than before (`AttendedBatchNorm2d`). `detach` undoes it. It is lost where something else is put
+    into the place of the module that it stands behind, as `convert_sync_batchnorm` does: convert first.
 
     Args:
         model: Any network with 2-d convolutions, on any device, before it is compiled or wrapped.
@@ -151,16 +152,18 @@ def _prepared(
     hosts = dict(model.named_modules())
     seed = resolve_seed(seed)
     inserted = {inner for record_ in _records(model) for inner in record_.inserted().modules()}
-    modules = []
+    modules: list[nn.Module] = []
     for place in found:
         host = hosts[place.host]
         if _is_attended(host) or host in inserted:
             raise UserError(f"{place.label} has attention already; detach the model first")
-        with seeded(seed, f"{place.owner}.{place.name}"):
+        # parameters made in inference mode could never learn
+        with torch.inference_mode(False), seeded(seed, f"{place.owner}.{place.name}"):
             module = _built(builder, place.channels, kwargs, start)
-        like = next((parameter for parameter in host.parameters() if parameter.is_floating_point()), None)
-        like = next(filter(Tensor.is_floating_point, model.parameters())) if like is None else like
-        modules.append(module.to(like.device, like.dtype).train(hosts[place.owner].training))
+        like = next(filter(Tensor.is_floating_point, itertools.chain(host.parameters(), model.parameters())), None)
+        if like is not None:
+            module = module.to(like.device, like.dtype)
+        modules.append(module.train(hosts[place.owner].training))
     return _Prepared(trial, found, skipped, modules)
 
 
@@ -234,21 +237,21 @@ def _is_attended(module: nn.Module) -> bool:
 class _Behind:
     """A forward hook: what a module returns is attended."""
 
-    def __init__(self, attention: nn.Module) -> None:
-        self.attention = attention
+    def __init__(self, owner: nn.Module, name: str) -> None:
+        self.owner, self.name = owner, name
 
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return attended(self.attention, output)
+        return attended(attention_at(module, self.owner, self.name), output)
 
 
 class _Before:
     """A forward pre-hook: what a module is given is attended."""
 
-    def __init__(self, attention: nn.Module) -> None:
-        self.attention = attention
+    def __init__(self, owner: nn.Module, name: str) -> None:
+        self.owner, self.name = owner, name
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (attended(self.attention, args[0]), *args[1:])
+        return (attended(attention_at(module, self.owner, self.name), args[0]), *args[1:])
 
 
 @dataclass(eq=False)
@@ -277,7 +280,8 @@ class _Record:
         if isinstance(self.before, nn.Module):
             self._take_along(self.before)
             setattr(self.owner, self.name, self.before)
-        elif self.host is not None:
+        else:
+            assert self.host is not None
             delattr(self.owner, self.name)
             if isinstance(self.before, type):
                 self.host.__class__ = self.before
@@ -291,7 +295,8 @@ class _Record:
     def _take_along(self, replaced: nn.Module) -> None:
         """Bring a replaced module to where the network has been moved meanwhile."""
         inserted = self.inserted()
-        like = next((value for value in inserted.parameters() if value.is_floating_point()), None)
+        values = itertools.chain(inserted.parameters(), inserted.buffers(), self.owner.parameters())
+        like = next(filter(Tensor.is_floating_point, values), None)
         if like is not None:
             replaced.to(like.device, like.dtype)
         replaced.train(inserted.training)
@@ -319,13 +324,13 @@ def _put(model: nn.Module, place: Place, attention: nn.Module) -> _Record:
             made = _Record(owner, place.name, host, type(host))
             host.__class__ = AttendedBatchNorm2d
             # not a child: the owner has it
-            vars(host)["_attention"] = (attention,)
+            vars(host)["_attention"] = (owner, place.name)
         else:
             made = _Record(owner, place.name, host, None)
             if place.kind == "behind":
-                host.register_forward_hook(_Behind(attention))
+                host.register_forward_hook(_Behind(owner, place.name))
             else:
-                host.register_forward_pre_hook(_Before(attention))
+                host.register_forward_pre_hook(_Before(owner, place.name))
     vars(owner).setdefault(_RECORDS, []).append(made)
     return made
 
@@ -346,11 +351,7 @@ def _check(model: nn.Module, prepared: _Prepared, *, is_unchanged: bool) -> None
             raise UserError(f"attention at {place.label} would be called {num_calls} times in a forward pass")
     if not is_unchanged:
         return
-    for before, after in zip(_tensors(trial.flow.output), _tensors(flow.output), strict=True):
+    for before, after in zip(tensors_in(trial.flow.output), tensors_in(flow.output), strict=True):
         close = before.shape == after.shape and torch.allclose(before, after, rtol=1e-3, atol=1e-3, equal_nan=True)
         if not close:
             raise UserError("the network would compute something else with attention that starts as the identity")
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]

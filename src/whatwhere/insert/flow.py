@@ -112,13 +112,13 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        given = _tensors((args, kwargs))
+        given = tensors_in((args, kwargs))
         inputs = [self.node(value) for value in given]
-        versions = {id(value): value._version for value in given}
+        versions = {id(value): _version(value) for value in given}
         result = func(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
+        for tensor in tensors_in(result):
             # what comes back as it was, such as from dropout in evaluation, is nothing new
-            if versions.get(id(tensor)) != tensor._version:
+            if versions.get(id(tensor)) != _version(tensor):
                 self._add(tensor, getattr(func, "__name__", "").strip("_"), inputs)
         return result
 
@@ -137,21 +137,20 @@ class _Recorder(TorchFunctionMode):
         return node
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        entries = tuple(dict.fromkeys(self.node(value) for value in _tensors((args, kwargs)) if value.dim() == 4))
+        entries = tuple(dict.fromkeys(self.node(value) for value in tensors_in((args, kwargs)) if value.dim() == 4))
         call = Call(module, entries, len(self._open))
         self.flow.calls.append(call)
         self.flow._num_calls[module] += 1
         self._open.append(call)
 
     def leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        call = self._open[-1]
+        call = self._open.pop()
         assert call.module is module
         if isinstance(output, Tensor):
             if id(output) not in self._nodes:
                 # computed where no Python function was seen, such as in a scripted one
                 self._add(output, type(module).__name__, call.entries)
             call.output = self.node(output)
-        self._open.pop()
 
 
 def record(model: nn.Module, run: Callable[[], Any]) -> Flow:
@@ -161,7 +160,8 @@ def record(model: nn.Module, run: Callable[[], Any]) -> Flow:
     try:
         for module in model.modules():
             handles.append(module.register_forward_pre_hook(recorder.enter, with_kwargs=True))
-            handles.append(module.register_forward_hook(recorder.leave, with_kwargs=True))
+            # of a call that raises too: the network may know what to do about it
+            handles.append(module.register_forward_hook(recorder.leave, with_kwargs=True, always_call=True))
         with undisturbed(model), recorder:
             recorder.flow.output = run()
     finally:
@@ -172,8 +172,12 @@ def record(model: nn.Module, run: Callable[[], Any]) -> Flow:
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluate without gradients inside the block; modes and random numbers are afterwards what they were."""
-    with modes_kept(model), torch.no_grad(), torch.random.fork_rng(_devices(model)):
+    """Evaluate without gradients inside the block.
+
+    Modes and random numbers, those of the CPU and of CUDA devices, are afterwards what they were.
+    """
+    # tensors of inference mode do not say whether they were changed in place
+    with torch.inference_mode(False), torch.no_grad(), modes_kept(model), torch.random.fork_rng(_devices(model)):
         model.eval()
         yield
 
@@ -184,5 +188,11 @@ def _devices(model: nn.Module) -> list[int]:
     return sorted(index for index in indices if index is not None)
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def _version(tensor: Tensor) -> int:
+    """Return a number that changes where the tensor is changed in place; one of inference mode does not say."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in nested lists, tuples and dicts, in order."""
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]

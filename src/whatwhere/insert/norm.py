@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
+import torch.fx
 from torch import Tensor, nn
 
 from ..attention import Gate
 from ..attention.gate import check_shape_kept
+from ..errors import UserError
 from ..ops import has_hooks, looked_into, normed_gate
+
+# symbolic tracing patches a function under the name by which it is called
+torch.fx.wrap("check_shape_kept")
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -18,13 +23,16 @@ class AttendedBatchNorm2d(nn.BatchNorm2d):
     """A BatchNorm2d whose output is attended: y = A(norm(x)).
 
     What a BatchNorm2d of somebody's network becomes, in place, when attention stands right behind it: parameters, keys
-    and hooks stay. The attention is a module of its owner, the block; this one only knows of it.
+    and hooks stay. The attention is a module of its owner, the block; this one only knows of it. Whatever puts another
+    norm into its place (`convert_sync_batchnorm`, timm's `freeze_batch_norm_2d`, fusing it with its convolution) leaves
+    the attention without effect.
     """
 
-    _attention: tuple[nn.Module]
+    # its owner, and what it is called there
+    _attention: tuple[nn.Module, str]
 
     def forward(self, x: Tensor) -> Tensor:
-        (attention,) = self._attention
+        attention = attention_at(self, *self._attention)
         if not isinstance(attention, Gate) or looked_into(x) or not _is_as_built(attention):
             return attended(attention, super().forward(x))
         return normed_gate(
@@ -37,12 +45,29 @@ class AttendedBatchNorm2d(nn.BatchNorm2d):
             backend=attention.backend,
         )
 
+    def _check_input_dim(self, input: Tensor) -> None:
+        # a symbolic trace knows no shape
+        if isinstance(input, Tensor):
+            super()._check_input_dim(input)
+
+
+def attention_at(host: nn.Module, owner: nn.Module, name: str) -> nn.Module:
+    """Return the attention behind, or before, a host.
+
+    Raises:
+        UserError: The host is a copy that DataParallel made, whose attention is still that of the original.
+    """
+    if getattr(host, "_is_replica", False):
+        raise UserError("attention put in by attend cannot work under DataParallel; use DistributedDataParallel")
+    attention: nn.Module = getattr(owner, name)
+    return attention
+
 
 def attended(attention: nn.Module, x: Tensor) -> Tensor:
     """Return attention(x), of the shape of x."""
     out: Tensor = attention(x)
-    check_shape_kept(type(attention).__name__, x, out)
-    return out
+    # the checked one, which is the last of the host's in a symbolic trace
+    return check_shape_kept(type(attention).__name__, x, out)
 
 
 def _is_as_built(attention: Gate) -> bool:

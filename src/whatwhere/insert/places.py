@@ -20,7 +20,11 @@ Kind = Literal["behind", "before", "instead of"]
 # a shortcut may have a projection, and a blur before it
 _MOST_SHORTCUT_WEIGHTS = 2
 _MOST_BRANCH_WEIGHTS = 16
-_ENLARGING = {"interpolate", "conv_transpose2d", "pixel_shuffle", "max_unpool2d"}
+_CHANNELS_FIRST = {"conv2d", "conv_transpose2d", "batch_norm", "group_norm", "instance_norm"}
+_CHANNELS_LAST = {"linear", "layer_norm", "scaled_dot_product_attention"}
+_SWAPPING = {"permute", "transpose", "movedim", "moveaxis", "swapaxes"}
+_REARRANGING = {*_SWAPPING, "view", "reshape", "flatten", "unflatten", "getitem"}
+_GATING = {"sigmoid", "hardsigmoid", "hardtanh", "relu6", "div", "softmax"}
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # which run or list whatever is in them
 _SQUEEZE = re.compile(r"e?se(module|layer|block|unit|gate)?|effectivesemodule|squeeze.*excit.*", re.IGNORECASE)
 
@@ -81,9 +85,20 @@ class Places:
         self.skipped: list[Skipped] = []
         # on what the network is given
         self._dependent: set[Node] = set(flow.calls[0].entries or flow.nodes[:1])
+        self._channels_last: set[Node] = set()
         for node in flow.nodes:
-            if not self._dependent.isdisjoint(node.inputs):
+            before = [source for source in node.inputs if source in self._dependent]
+            if before:
                 self._dependent.add(node)
+                if self._has_channels_last(node, before[0]):
+                    self._channels_last.add(node)
+
+    def _has_channels_last(self, node: Node, source: Node) -> bool:
+        """Return whether features, computed from `source`, are (N, H, W, C) rather than (N, C, H, W)."""
+        if node.operation in _CHANNELS_FIRST | _CHANNELS_LAST:
+            return node.operation in _CHANNELS_LAST
+        is_swapped = node.operation in _SWAPPING and len(node.shape) == len(source.shape) == 4
+        return (source in self._channels_last) != is_swapped
 
     def blocks(self) -> list[Place]:
         """Return a place before the sum of each residual block, on its branch."""
@@ -104,8 +119,7 @@ class Places:
         earlier, later = sorted(total.inputs, key=lambda node: node.index)
         depths = _depths(self.flow.nodes[earlier.index : total.index])
         if 0 < depths.get(later, 0) <= _MOST_BRANCH_WEIGHTS:
-            # what goes down and comes up again is no block, but half a network
-            if any(node.operation in _ENLARGING for node in depths):
+            if any(map(self._comes_up, depths)):
                 return None
             shared = [call for call, other in zip(total.calls, later.calls, strict=False) if call is other]
             return _Residual(shared[-1], later, is_identity=True)
@@ -116,10 +130,28 @@ class Places:
                 if not all(node in depths for node in total.inputs):
                     continue
                 first, second = (depths[node] for node in total.inputs)
-                if first == second or min(first, second) > _MOST_SHORTCUT_WEIGHTS:
+                if first == second or min(first, second) > _MOST_SHORTCUT_WEIGHTS or any(map(self._comes_up, depths)):
                     return None
                 return _Residual(block, total.inputs[first < second], is_identity=False)
         return None
+
+    def _comes_up(self, node: Node) -> bool:
+        """Return whether features become larger here: what goes down and comes up again is half a network, not a block.
+
+        A gate may, which is multiplied with what never went down.
+        """
+        areas = [self._area(source) for source in node.inputs if len(source.shape) == 4 and source in self._dependent]
+        is_moved = node.operation in _REARRANGING
+        if is_moved or len(node.shape) != 4 or not areas or self._area(node) < 2 * max(areas):
+            return False
+        while len(node.consumers) == 1 and node.consumers[0].operation in _GATING:
+            node = node.consumers[0]
+        return not all(consumer.operation in ("mul", "rmul", "imul") for consumer in node.consumers)
+
+    def _area(self, node: Node) -> int:
+        """Return the number of pixels of features."""
+        height, width = node.shape[1:3] if node in self._channels_last else node.shape[2:]
+        return height * width
 
     def _named_apart(self, places: list[Place]) -> list[Place]:
         """Return places of which those with one owner have names of their own, after their hosts."""
@@ -142,6 +174,9 @@ class Places:
             return Place(label, "instead of", f"{label}.attention", label, "attention", branch.shape[1], size)
         if self.flow.num_calls(block.module) > 1:
             self._skip(label, "the block is called more than once")
+            return None
+        if branch in self._channels_last:
+            self._skip(label, "its features have their channels last")
             return None
         # a layer scale may start at nearly nothing, of which a gate could not tell anything
         for node in (*self._unscaled(branch), branch):
@@ -179,16 +214,16 @@ class Places:
         # what modules return: a tensor on the way may be padded, or have its channels last
         returned = {call.output for call in self.flow.calls}
         for node in self._cuts():
-            if len(node.shape) == 4 and node in returned:
-                if not stages or _area(node) < 0.75 * _area(stages[-1][0]):
+            if len(node.shape) == 4 and node in returned and node not in self._channels_last:
+                if not stages or self._area(node) < 0.75 * self._area(stages[-1][0]):
                     stages.append([])
                 stages[-1].append(node)
         begins = self._end_of_stem()
         places = []
         for stage, following in itertools.pairwise(stages):
             # a global pool is no stage
-            if _area(following[0]) > 1:
-                ends = [node for node in stage if node.index > begins and _area(node) == _area(stage[0])]
+            if self._area(following[0]) > 1:
+                ends = [node for node in stage if node.index > begins and self._area(node) == self._area(stage[0])]
                 places += self._end(ends)
         return places
 
@@ -249,6 +284,8 @@ class Places:
         if node is None or len(node.shape) != 4:
             shape = "no tensor" if node is None else f"a tensor {node.shape}"
             raise UserError(f"{name} returns {shape}; attention needs features of shape (N, C, H, W)")
+        if node in self._channels_last:
+            raise UserError(f"{name} returns features with their channels last; attention needs (N, C, H, W)")
         if not self._can_host(calls[0]):
             raise UserError(f"nothing around {name} can hold attention; name a layer inside it")
         return self._place(name, "behind", calls[0], node, self._owner(module))
@@ -320,7 +357,3 @@ def _depths(nodes: list[Node]) -> dict[Node, int]:
         if before:
             depths[node] = max(before) + node.is_weighted
     return depths
-
-
-def _area(node: Node) -> int:
-    return node.shape[2] * node.shape[3]

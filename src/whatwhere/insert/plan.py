@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..data.names import counted
 from ..tables import Table, rich_tables, text
 from .places import Place, Skipped
 
@@ -65,7 +64,7 @@ class Plan:
         share = f" ({added / total:+.2%})" if total else ""
         note = f"{total:,} parameters and {added:+,}{share}; start: {self.start}"
         note += "".join(f"\n{skipped.label} takes none: {skipped.reason}" for skipped in self.skipped)
-        title = f"{self.attention} in {counted(len(rows), 'place')}"
+        title = f"{self.attention} in {len(rows)} place{'' if len(rows) == 1 else 's'}"
         columns = ("module", "where", "channels", "features", "parameters")
         return [Table(title, columns, rows, num_text_columns=2, note=note)]
 

@@ -78,7 +78,7 @@ def _candidates(model: nn.Module) -> list[tuple[Any, ...]]:
 
 def _image(convolution: nn.Conv2d, size: tuple[int, int]) -> Tensor:
     weight = convolution.weight
-    values = torch.linspace(-2, 2, convolution.in_channels * size[0] * size[1])
-    mixed = values[torch.randperm(len(values), generator=torch.Generator().manual_seed(0))]
+    values = torch.linspace(-2, 2, convolution.in_channels * size[0] * size[1], device="cpu")
+    mixed = values[torch.randperm(len(values), generator=torch.Generator().manual_seed(0), device="cpu")]
     image = mixed.view(1, convolution.in_channels, *size)
     return image.to(weight.device, weight.dtype if weight.is_floating_point() else torch.float32)
