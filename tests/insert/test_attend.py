@@ -67,7 +67,7 @@ def test_a_branch_that_is_used_elsewhere_too_takes_none():
             branch = self.norm(self.conv(x))
             return branch + x + 0 * branch.mean()
 
-    with pytest.raises(UserError, match=r"blocks.0: what it adds comes from an operation \(batch_norm\), not from"):
+    with pytest.raises(UserError, match=r"blocks.0: what it adds to its sum is used elsewhere as well"):
         attend(Network(Leaking(torch.add)), "se")
 
 
@@ -226,19 +226,19 @@ def test_twice_in_one_place_is_refused_and_two_places_are_not():
     with pytest.raises(UserError, match=r"blocks.0.* has attention already; detach the model first"):
         attend(model, "se")
     attend(model, "se", at="stem")
-    assert type(model.stem_attention).__name__ == "SqueezeExcitation"
+    assert type(model.stem.attention).__name__ == "SqueezeExcitation"
     detach(model)
-    assert not hasattr(model, "stem_attention")
+    assert not hasattr(model.stem, "attention")
     assert not hasattr(model.blocks[1], "attention")
 
 
 def test_patterns_name_modules():
     model = build("torchvision:resnet18")
     attend(model, "se", at="layer[34].*.bn2,maxpool")
-    added = sorted(name for name, module in model.named_modules() if name.endswith("attention"))
+    added = sorted(name for name, module in model.named_modules() if name.endswith(".attention"))
     assert added == [
-        *(f"layer{stage}.{index}.bn2_attention" for stage in (3, 4) for index in (0, 1)),
-        "maxpool_attention",
+        *(f"layer{stage}.{index}.bn2.attention" for stage in (3, 4) for index in (0, 1)),
+        "maxpool.attention",
     ]
     assert type(model.layer3[0].bn2) is AttendedBatchNorm2d
     with pytest.raises(UserError, match=r"^layer1.0.relu is called 2 times in a forward pass"):
@@ -373,3 +373,16 @@ def test_channels_that_are_last_are_not_taken_for_height():
     assert {skipped.reason for skipped in planned.skipped} == {"its features have their channels last"}
     # between two permutations they are first again
     assert {place.channels for place in plan(build("timm:convnext_atto"), "se").places} == {40, 80, 160, 320}
+
+
+@pytest.mark.parametrize(
+    "name", ["torchvision:vgg11_bn", "torchvision:densenet121", "torchvision:efficientnet_b0", "timm:resnet26"]
+)
+def test_a_part_that_is_taken_out_takes_its_attention_along(name):
+    model = attend(build(name), "bam")
+    added = [key for key, module in model.named_modules() if type(module).__name__ == "BAM"]
+    parts = {key.partition(".")[0] for key in added}
+    assert len(added) >= 3
+    assert parts <= {"features", "layer1", "layer2", "layer3"}
+    # the network itself has no further child, so that slices of its children stay what they were
+    assert [key for key, _ in model.named_children()] == [key for key, _ in build(name).named_children()]

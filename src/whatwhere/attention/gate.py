@@ -253,7 +253,7 @@ def check_features(name: str, x: Tensor, channels: int) -> None:
 
 @torch.fx.wrap
 def check_shape_kept(name: str, x: Tensor, out: Tensor) -> Tensor:
-    """Return `out`, what the attention `name` made of `x`; raise UserError unless it has the shape of `x`, unbroadcast."""
+    """Return `out`; raise UserError unless the attention `name` gave it the shape of `x`, which must not broadcast."""
     if not isinstance(out, Tensor) or out.shape != x.shape:
         got = tuple(out.shape) if isinstance(out, Tensor) else f"a {type(out).__name__}"
         raise UserError(f"attention must keep its input's shape; {name} made {got} of {tuple(x.shape)}")

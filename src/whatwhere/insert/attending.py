@@ -17,7 +17,8 @@ from ..models.initialization import resolve_seed
 from ..randomness import seeded
 from .flow import record, tensors_in
 from .norm import AttendedBatchNorm2d, attended, attention_at, is_plain_batch_norm
-from .places import Place, Places, Skipped
+from .place import Place, Skipped
+from .places import Places
 from .plan import Plan
 from .trial import Trial
 
@@ -109,7 +110,11 @@ def detach(model: nn.Module) -> nn.Module:
     Raises:
         UserError: There is nothing of `attend` in it.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"detach takes a torch.nn.Module, got a {type(model).__name__}")
     records = _records(model)
+    for record_ in records:
+        record_.check_can_be_undone()
     if not records:
         raise UserError("there is no attention in the network that attend has put there")
     for record_ in reversed(records):
@@ -144,6 +149,8 @@ def _prepared(
     check_choice("start", start, get_args(Start))
     if replace is not None:
         check_choice("replace", replace, get_args(Replace))
+    if attention_kwargs is not None and not isinstance(attention_kwargs, Mapping):
+        raise UserError(f"attention_kwargs must be a dict of keyword arguments, got {attention_kwargs!r}")
     kwargs = dict(attention_kwargs or {})
     if "start" in kwargs:
         raise UserError("give start to attend itself, not among attention_kwargs")
@@ -164,6 +171,9 @@ def _prepared(
         if like is not None:
             module = module.to(like.device, like.dtype)
         modules.append(module.train(hosts[place.owner].training))
+    inner = [layer for module in modules for layer in module.modules()]
+    if len(set(inner)) < len(inner) or not {*model.modules(), *inserted}.isdisjoint(inner):
+        raise UserError("the attention must be built anew for each place, and is one module in several")
     return _Prepared(trial, found, skipped, modules)
 
 
@@ -191,7 +201,8 @@ def _found(
                 "stand at patterns of module names such as 'features.*'"
             )
         return found, []
-    patterns = tuple(part.strip() for part in at.split(",")) if isinstance(at, str) else tuple(at)
+    listed = at if isinstance(at, Sequence) else ()
+    patterns = tuple(part.strip() for part in at.split(",")) if isinstance(at, str) else tuple(listed)
     if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
         raise UserError(f"at must be 'blocks', 'stages' or patterns of module names, got {at!r}")
     return places.matching(patterns), []
@@ -201,10 +212,14 @@ def _built(builder: Callable[..., nn.Module], channels: int, kwargs: dict[str, A
     own = builder in ATTENTION.values()
     try:
         module = builder(channels, **kwargs, **({"start": start} if own else {}))
-    except TypeError as error:
+    except UserError:
+        raise
+    except Exception as error:  # a stranger's attention may raise anything
         raise UserError(f"the attention cannot be built from {channels} channels and {kwargs}: {error}") from error
     if not isinstance(module, nn.Module):
         raise UserError(f"attention must build a torch.nn.Module from a channel count, got a {type(module).__name__}")
+    if any(parameter.is_meta for parameter in module.parameters()):
+        raise UserError("the attention is on the meta device; build it on a real one")
     if start == "paper":
         return module
     _awaken(module)
@@ -271,9 +286,15 @@ class _Record:
     before: type[nn.Module] | nn.Module | None
 
     def inserted(self) -> nn.Module:
-        """Return the attention."""
-        attention: nn.Module = getattr(self.owner, self.name)
-        return attention
+        """Return the attention; an Identity where somebody has deleted it."""
+        return self.owner._modules.get(self.name) or nn.Identity()
+
+    def check_can_be_undone(self) -> None:
+        """Raise UserError if somebody has built upon it since."""
+        if isinstance(self.before, type) and type(self.host) is not AttendedBatchNorm2d:
+            raise UserError(
+                f"a norm behind which attention stands has become a {type(self.host).__name__} since; undo that first"
+            )
 
     def undo(self) -> None:
         """Take it out."""
@@ -282,7 +303,9 @@ class _Record:
             setattr(self.owner, self.name, self.before)
         else:
             assert self.host is not None
-            delattr(self.owner, self.name)
+            # whoever has deleted it has done a part of this
+            if self.name in self.owner._modules:
+                delattr(self.owner, self.name)
             if isinstance(self.before, type):
                 self.host.__class__ = self.before
                 del vars(self.host)["_attention"]
@@ -351,7 +374,16 @@ def _check(model: nn.Module, prepared: _Prepared, *, is_unchanged: bool) -> None
             raise UserError(f"attention at {place.label} would be called {num_calls} times in a forward pass")
     if not is_unchanged:
         return
-    for before, after in zip(tensors_in(trial.flow.output), tensors_in(flow.output), strict=True):
-        close = before.shape == after.shape and torch.allclose(before, after, rtol=1e-3, atol=1e-3, equal_nan=True)
-        if not close:
-            raise UserError("the network would compute something else with attention that starts as the identity")
+    outputs = [tensors_in(output) for output in (trial.flow.output, flow.output)]
+    # of a network that returns more each time nothing can be said
+    if len(outputs[0]) == len(outputs[1]) and not all(map(_is_close, *outputs)):
+        raise UserError(
+            "the network would compute something else with attention that starts as the identity; an attention must "
+            "not write into its input"
+        )
+
+
+def _is_close(before: Tensor, after: Tensor) -> bool:
+    if before.shape != after.shape or before.layout != torch.strided:
+        return before.shape == after.shape
+    return torch.allclose(before, after, rtol=1e-3, atol=1e-3, equal_nan=True)

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from ..modes import modes_kept
 
-_SUMS = {"add", "radd", "iadd"}
+_SUMS = {"add", "radd", "iadd", "sub", "rsub", "isub"}
 _WEIGHTED = {"conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "matmul"}
 
 
@@ -30,6 +30,7 @@ class Node:
         shape: Of the tensor.
         calls: The calls of modules that it was computed in, the outermost first.
         consumers: What was computed from it.
+        returned_by: The calls that returned it, alone or among others.
     """
 
     index: int
@@ -38,10 +39,11 @@ class Node:
     shape: tuple[int, ...]
     calls: tuple[Call, ...]
     consumers: list[Node] = field(default_factory=list)
+    returned_by: list[Call] = field(default_factory=list)
 
     @property
     def is_sum(self) -> bool:
-        """Whether it is the sum of two tensors of its shape."""
+        """Whether it is the sum, or the difference, of two tensors of its shape."""
         return self.operation in _SUMS and [node.shape for node in self.inputs] == [self.shape] * 2
 
     @property
@@ -146,6 +148,9 @@ class _Recorder(TorchFunctionMode):
     def leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         call = self._open.pop()
         assert call.module is module
+        for tensor in tensors_in(output):
+            if id(tensor) in self._nodes:
+                self._nodes[id(tensor)].returned_by.append(call)
         if isinstance(output, Tensor):
             if id(output) not in self._nodes:
                 # computed where no Python function was seen, such as in a scripted one
@@ -174,12 +179,23 @@ def record(model: nn.Module, run: Callable[[], Any]) -> Flow:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluate without gradients inside the block.
 
-    Modes and random numbers, those of the CPU and of CUDA devices, are afterwards what they were.
+    Modes, buffers and random numbers, those of the CPU and of CUDA devices, are afterwards what they were.
     """
     # tensors of inference mode do not say whether they were changed in place
     with torch.inference_mode(False), torch.no_grad(), modes_kept(model), torch.random.fork_rng(_devices(model)):
+        buffers = [(module, dict(module._buffers)) for module in model.modules()]
+        values = {id(buffer): buffer.clone() for _, own in buffers for buffer in own.values() if buffer is not None}
         model.eval()
-        yield
+        try:
+            yield
+        finally:
+            # a network may count its calls, or keep its norms in training
+            for module, own in buffers:
+                module._buffers.clear()
+                module._buffers.update(own)
+                for buffer in own.values():
+                    if buffer is not None and not torch.equal(buffer, values[id(buffer)]):
+                        buffer.copy_(values[id(buffer)])
 
 
 def _devices(model: nn.Module) -> list[int]:

@@ -28,12 +28,12 @@ class AttendedBatchNorm2d(nn.BatchNorm2d):
     the attention without effect.
     """
 
-    # its owner, and what it is called there
-    _attention: tuple[nn.Module, str]
-
     def forward(self, x: Tensor) -> Tensor:
-        attention = attention_at(self, *self._attention)
-        if not isinstance(attention, Gate) or looked_into(x) or not _is_as_built(attention):
+        # its owner, and what it is called there
+        attention = attention_at(self, *vars(self)["_attention"])
+        # a parametrization changes the class, and where the parameters come from
+        is_plain = type(self) is AttendedBatchNorm2d and not looked_into(x)
+        if not isinstance(attention, Gate) or not is_plain or not _is_as_built(attention):
             return attended(attention, super().forward(x))
         return normed_gate(
             x,

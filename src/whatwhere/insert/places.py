@@ -8,15 +8,15 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TypeGuard
 
 from torch import nn
 
 from ..errors import UserError, nearest
 from ..models import BasicBlock, Bottleneck
 from .flow import Call, Flow, Node
+from .place import Kind, Place, Skipped
 
-Kind = Literal["behind", "before", "instead of"]
 # a shortcut may have a projection, and a blur before it
 _MOST_SHORTCUT_WEIGHTS = 2
 _MOST_BRANCH_WEIGHTS = 16
@@ -27,42 +27,6 @@ _REARRANGING = {*_SWAPPING, "view", "reshape", "flatten", "unflatten", "getitem"
 _GATING = {"sigmoid", "hardsigmoid", "hardtanh", "relu6", "div", "softmax"}
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # which run or list whatever is in them
 _SQUEEZE = re.compile(r"e?se(module|layer|block|unit|gate)?|effectivesemodule|squeeze.*excit.*", re.IGNORECASE)
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """One place for attention.
-
-    Attributes:
-        label: What it belongs to: the block, the stage, the module.
-        kind: Behind the host's output, before its input, or instead of the host.
-        host: Name of the module.
-        owner: Name of the module that gets the attention as a child.
-        name: What the child is called.
-        channels: Channels there.
-        size: Height and width there, with the input that was tried.
-    """
-
-    label: str
-    kind: Kind
-    host: str
-    owner: str
-    name: str
-    channels: int
-    size: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A residual block that cannot take attention.
-
-    Attributes:
-        label: The block.
-        reason: Why not.
-    """
-
-    label: str
-    reason: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,12 +118,17 @@ class Places:
         return height * width
 
     def _named_apart(self, places: list[Place]) -> list[Place]:
-        """Return places of which those with one owner have names of their own, after their hosts."""
+        """Return the places, those with one owner named after their hosts, no two alike."""
         counts = Counter(place.owner for place in places)
-        return [
-            place if counts[place.owner] == 1 else replace(place, name=self._name_after(place.host, place.owner))
-            for place in places
-        ]
+        taken: set[tuple[str, str]] = set()
+        named = []
+        for place in places:
+            first = place.name if counts[place.owner] == 1 else self._name_after(place.host, place.owner)
+            candidates = itertools.chain([first], (f"{first}{number}" for number in itertools.count(2)))
+            name = next(name for name in candidates if (place.owner, name) not in taken)
+            taken.add((place.owner, name))
+            named.append(replace(place, name=name))
+        return named
 
     def _name_after(self, host: str, owner: str) -> str:
         own = host.removeprefix(f"{owner}." if owner else "").replace(".", "_")
@@ -168,27 +137,50 @@ class Places:
     def _before_sum(self, residual: _Residual) -> Place | None:
         block, branch = residual.block, residual.branch
         label = self.names[block.module] or type(block.module).__name__
-        if isinstance(block.module, (BasicBlock, Bottleneck)) and type(block.module.attention) is nn.Identity:
-            # the slot of our own networks
-            size = (branch.shape[2], branch.shape[3])
-            return Place(label, "instead of", f"{label}.attention", label, "attention", branch.shape[1], size)
+        obstacle = self._obstacle(block, branch)
+        place = None if obstacle else self._in_slot(label, block, branch) or self._on_branch(label, block, branch)
+        if place is None and label not in [skipped.label for skipped in self.skipped]:
+            self.skipped.append(Skipped(label, obstacle or self._why_not(block, branch)))
+        return place
+
+    def _obstacle(self, block: Call, branch: Node) -> str:
+        """Return why a block can have no attention, wherever it stands; "" where it can."""
         if self.flow.num_calls(block.module) > 1:
-            self._skip(label, "the block is called more than once")
-            return None
+            return "the block is called more than once"
         if branch in self._channels_last:
-            self._skip(label, "its features have their channels last")
+            return "its features have their channels last"
+        if _is_ours(block.module) and type(block.module.attention) is not nn.Identity:
+            return "it has attention already"
+        return ""
+
+    def _in_slot(self, label: str, block: Call, branch: Node) -> Place | None:
+        """Return the slot that a block of our own networks has for attention."""
+        if not _is_ours(block.module):
             return None
+        size = (branch.shape[2], branch.shape[3])
+        return Place(label, "instead of", f"{label}.attention", label, "attention", branch.shape[1], size)
+
+    def _on_branch(self, label: str, block: Call, branch: Node) -> Place | None:
+        """Return the place at the end of a branch: behind what computes it, or before what passes it on."""
         # a layer scale may start at nearly nothing, of which a gate could not tell anything
         for node in (*self._unscaled(branch), branch):
-            host = next((call for call in self.flow.producers(node) if self._is_inside(call, block)), None)
-            # what takes it besides the sum would be given attended features too
-            if host is not None and len(node.consumers) == 1:
+            host = self._host_inside(node, block)
+            if host is not None and self._is_used_once(node, block):
                 return self._place(label, "behind", host, node, self._owner(block.module))
         passing = [call for call in self.flow.passing(branch) if self.flow.num_calls(call.module) == 1]
-        if passing:
+        if passing and self._is_used_once(branch, block):
             return self._place(label, "before", passing[0], branch, self._owner(block.module))
-        self._skip(label, f"what it adds comes from an operation ({branch.operation}), not from a module")
         return None
+
+    def _why_not(self, block: Call, branch: Node) -> str:
+        if self._is_used_once(branch, block):
+            return f"what it adds comes from an operation ({branch.operation}), not from a module"
+        return "what it adds to its sum is used elsewhere as well"
+
+    @staticmethod
+    def _is_used_once(node: Node, block: Call) -> bool:
+        # what takes it besides the sum would be given attended features too
+        return len(node.consumers) == 1 and block not in node.returned_by
 
     def _unscaled(self, node: Node) -> Iterator[Node]:
         """Yield what `node` is a multiple of, by numbers that do not depend on the input, the first factor first."""
@@ -201,12 +193,10 @@ class Places:
                 yield from self._unscaled(given[0])
                 yield given[0]
 
-    def _is_inside(self, call: Call, block: Call) -> bool:
-        return call.module is not block.module and self.flow.num_calls(call.module) == 1
-
-    def _skip(self, label: str, reason: str) -> None:
-        if label not in [skipped.label for skipped in self.skipped]:
-            self.skipped.append(Skipped(label, reason))
+    def _host_inside(self, node: Node, block: Call) -> Call | None:
+        """Return the call of a layer of the block that has computed `node`."""
+        calls = (call for call in self.flow.producers(node) if call.module is not block.module)
+        return next((call for call in calls if self.flow.num_calls(call.module) == 1), None)
 
     def stages(self) -> list[Place]:
         """Return a place at the end of each stage but the last: all goes through one tensor, and that shrinks then."""
@@ -234,9 +224,34 @@ class Places:
             return []
         # what a module deep inside the next block has done belongs to that block
         level = min(call.level for call in hosts)
-        host = [call for call in hosts if call.level == level][-1]
-        assert host.output is not None
-        return [self._place(self.names[host.module], "behind", host, host.output, self._owner(host.module))]
+        end = [call for call in hosts if call.level == level][-1]
+        assert end.output is not None
+        label, host = self.names[end.module], self._own_host(end, end.output)
+        taker = self._taker(end.output) if isinstance(host.module, _CONTAINERS) else None
+        if taker is not None:
+            return [self._place(label, "before", taker, end.output, self._owner(taker.module))]
+        return [self._place(label, "behind", host, end.output, self._owner(host.module))]
+
+    def _taker(self, node: Node) -> Call | None:
+        """Return the outermost call of a module, no container, to which all goes that is computed from `node`."""
+        takers = (
+            call
+            for call in self.flow.calls
+            if node in call.entries and self._can_host(call) and not isinstance(call.module, _CONTAINERS)
+        )
+        return next((call for call in takers if all(call in consumer.calls for consumer in node.consumers)), None)
+
+    def _own_host(self, call: Call, node: Node) -> Call:
+        """Return the outermost call inside `call` that returned `node` and can have the attention as a child itself.
+
+        So that a part of the network that is taken out takes its attention along.
+        """
+        inside = [
+            inner
+            for inner in node.returned_by
+            if self._can_host(inner) and not isinstance(inner.module, _CONTAINERS) and inner.level >= call.level
+        ]
+        return min(inside, key=lambda inner: inner.level, default=call)
 
     def _cuts(self) -> Iterator[Node]:
         """Yield the tensors through which everything goes that comes from the network's input."""
@@ -273,7 +288,7 @@ class Places:
                     f"no module of the network is called {pattern!r}{hint}; `blocks` and `stages` find places"
                 )
             chosen |= found
-        return [self._behind(name, module) for name, module in chosen.items()]
+        return self._named_apart([self._behind(name, module) for name, module in chosen.items()])
 
     def _behind(self, name: str, module: nn.Module) -> Place:
         calls = [call for call in self.flow.calls if call.module is module]
@@ -288,7 +303,8 @@ class Places:
             raise UserError(f"{name} returns features with their channels last; attention needs (N, C, H, W)")
         if not self._can_host(calls[0]):
             raise UserError(f"nothing around {name} can hold attention; name a layer inside it")
-        return self._place(name, "behind", calls[0], node, self._owner(module))
+        host = self._own_host(calls[0], node)
+        return self._place(name, "behind", host, node, self._owner(host.module))
 
     def squeezes(self) -> list[Place]:
         """Return a place instead of each squeeze-and-excitation module that the network has.
@@ -322,17 +338,13 @@ class Places:
     def _owner(self, module: nn.Module) -> tuple[str, str]:
         """Return the name of a module that takes a child without calling it, and what the child is called.
 
-        The module itself, if it is more than a layer and no container, or the nearest around it.
+        The module itself, or the nearest around it that is no container.
         """
         rest: list[str] = []
-        path, is_layer = self.names[module], next(module.children(), None) is None
-        while is_layer or isinstance(self.modules[path], _CONTAINERS):
-            if not path:
-                # all around is containers; a layer takes a child without calling it
-                return self.names[module], self._free(module, "attention")
+        path = self.names[module]
+        while path and isinstance(self.modules[path], _CONTAINERS):
             path, _, own = path.rpartition(".")
             rest.insert(0, own)
-            is_layer = False
         return path, self._free(self.modules[path], "_".join([*rest, "attention"]))
 
     def _can_host(self, call: Call) -> bool:
@@ -347,6 +359,10 @@ class Places:
         while hasattr(module, free):
             number, free = number + 1, f"{name}{number + 1}"
         return free
+
+
+def _is_ours(module: nn.Module) -> TypeGuard[BasicBlock | Bottleneck]:
+    return isinstance(module, (BasicBlock, Bottleneck))
 
 
 def _depths(nodes: list[Node]) -> dict[Node, int]:

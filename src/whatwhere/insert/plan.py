@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..tables import Table, rich_tables, text
-from .places import Place, Skipped
+from .place import Place, Skipped
 
 _WORDS = {"behind": "behind {}", "before": "before {}", "instead of": "instead of {}"}
 

@@ -1,0 +1,136 @@
+"""Networks, attention and arguments that stand in the way of attend: what is refused, what is left alone."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from small_networks import SUMS, Block, Network, images, same
+from whatwhere import UserError, create_model
+from whatwhere.insert import attend, detach, plan
+
+
+class Returning(Block):
+    """A block that returns its branch as well."""
+
+    def forward(self, x):
+        branch = self.norm(self.conv(x))
+        return branch + x, branch
+
+
+class Pairs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.block = nn.Conv2d(3, 8, 1), Returning(None)
+
+    def forward(self, x):
+        return self.block(self.stem(x))
+
+
+def test_a_branch_that_is_returned_takes_none():
+    with pytest.raises(UserError, match=r"block: what it adds to its sum is used elsewhere as well"):
+        attend(Pairs(), "cbam")
+
+
+def test_a_network_of_ours_that_has_attention_gets_no_second():
+    with pytest.raises(UserError, match=r"layer1.0: it has attention already"):
+        attend(create_model("cbam_resnet18"), "cbam")
+
+
+def test_one_module_for_several_places_is_refused():
+    one = nn.Conv2d(8, 8, 1)
+    model = Network(Block(torch.add), Block(torch.add))
+    with pytest.raises(UserError, match=r"^the attention must be built anew for each place"):
+        attend(model, lambda channels: one)
+    with pytest.raises(UserError, match=r"^the attention must be built anew for each place"):
+        attend(model, lambda channels: model.blocks[0].conv)
+
+
+class Counting(Block):
+    """A block that counts its calls in a buffer and keeps its norm in training."""
+
+    def __init__(self):
+        super().__init__(torch.add)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        self.calls = self.calls + 1
+        self.norm.train()
+        return super().forward(x)
+
+
+def test_buffers_are_left_alone_by_plan_attend_and_refusals():
+    model = Network(Counting(), Counting())
+    before = copy.deepcopy(model.state_dict())
+    plan(model, "cbam")
+    with pytest.raises(UserError):
+        attend(model, "cbam", at="nowhere")
+    attend(model, "cbam")
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+
+
+def test_hosts_of_like_names_have_attention_each():
+    class Alike(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.a_b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+            self.a = nn.ModuleDict({"b": nn.Conv2d(8, 8, 1)})
+
+        def forward(self, x):
+            x = self.stem(x)
+            x = x + self.a["b"](x)
+            x = x + self.a_b(x)
+            return x.mean((2, 3))
+
+    model = Alike()
+    original = copy.deepcopy(model)
+    attend(model, "se")
+    assert sum("mix" in key for key in model.state_dict()) == 2
+    assert same(detach(model), original)
+
+
+def fails(channels):
+    raise ValueError("not today")
+
+
+@pytest.mark.parametrize(
+    ("attention", "options", "message"),
+    [
+        ("cbam", {"at": 5}, r"^at must be 'blocks', 'stages' or patterns of module names, got 5$"),
+        ("cbam", {"attention_kwargs": "abc"}, r"^attention_kwargs must be a dict of keyword arguments, got 'abc'$"),
+        (fails, {}, r"^the attention cannot be built from 8 channels and \{\}: not today$"),
+        (lambda channels: nn.Conv2d(8, 8, 1, device="meta"), {}, r"^the attention is on the meta device"),
+        (lambda channels: nn.ReLU(inplace=True), {}, r"an attention must not write into its input$"),
+    ],
+)
+def test_wrong_arguments_are_a_sentence(attention, options, message):
+    with pytest.raises(UserError, match=message):
+        attend(Network(Block(torch.add), Block(SUMS["scaled"])), attention, **options)
+    with pytest.raises(UserError, match=r"^detach takes a torch.nn.Module, got a NoneType$"):
+        detach(None)
+
+
+def test_outputs_that_cannot_be_compared_are_no_obstacle():
+    class Growing(Network):
+        kept = ()
+
+        def forward(self, x):
+            self.kept = (*self.kept, super().forward(x))
+            return self.kept, torch.eye(2).to_sparse()
+
+    model = attend(Growing(Block(torch.add)), "se")
+    assert hasattr(model.blocks[0], "attention")
+
+
+def test_what_is_built_upon_attention_comes_off_first():
+    model = attend(Network(Block(torch.add)), "cbam")
+    expected = model.eval()(images())
+    nn.utils.parametrizations.weight_norm(model.blocks[0].norm, dim=None)
+    torch.testing.assert_close(model(images()), expected)
+    with pytest.raises(
+        UserError, match=r"^a norm behind which attention stands has become a Parametrized.* undo that first"
+    ):
+        detach(model)
+    nn.utils.parametrize.remove_parametrizations(model.blocks[0].norm, "weight")
+    assert type(detach(model).blocks[0].norm) is nn.BatchNorm2d
