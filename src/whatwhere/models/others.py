@@ -163,8 +163,12 @@ def load_other(model: nn.Module, state: weights.StateDict, source: str) -> None:
 
 
 def _classifier(model: nn.Module) -> set[str]:
-    """Return the keys of the layer that gives the logits: the last with weights."""
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    """Return the keys of the layer that gives the logits: the last with weights, but for attention put in later."""
+    layers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and not weights.is_attention_key(f"{name}.")
+    ]
     if not layers:
         return set()
     name, module = layers[-1]
