@@ -2,10 +2,15 @@
 
 import pytest
 import torch
+import torchvision
+from safetensors.torch import save_file
 from torch import nn
 
 from whatwhere import attend
+from whatwhere.data.preprocess import preprocessing_for
+from whatwhere.insert.named import create_network
 from whatwhere.models.others import load_other
+from whatwhere.training.bundle import Bundle, load_bundle, save_bundle
 
 
 class Chain(nn.Module):
@@ -26,6 +31,28 @@ def test_the_classifier_is_found_in_front_of_attention_that_came_later(attention
     last = list(dict(model.named_modules()))[-1]
     assert last.startswith("features_0_attention.")
     fresh = model.classifier.weight.detach().clone()
-    load_other(model, source.state_dict(), "a file")
+    load_other(model, "torchvision:vgg11_bn", source.state_dict(), "a file")
     assert torch.equal(model.classifier.weight, fresh)
     assert torch.equal(model.features[0].weight, source.features[0].weight)
+
+
+@pytest.mark.parametrize(("own", "size"), [("googlenet", 64), ("inception_v3", 96)])
+def test_published_weights_with_further_outputs_compute_what_they_do_at_torchvision(own, size, monkeypatch, tmp_path):
+    theirs = torchvision.models.get_model(own, weights=None, aux_logits=True, transform_input=True, init_weights=False)
+    state = theirs.state_dict()
+    assert any(key.startswith(("aux1.", "AuxLogits.")) for key in state)
+    monkeypatch.setattr("whatwhere.weights.torchvision_state_dict", {own: state}.__getitem__)
+    images = torch.randn(2, 3, size, size)
+    model = create_network(own, pretrained=True, seed=0)
+    assert torch.equal(model.eval()(images), theirs.eval()(images))
+    assert model.train()(images).shape == (2, 1000)
+    # kept with what was set beside the weights
+    saved = Bundle(model.eval(), f"torchvision:{own}", tuple(map(str, range(1000))), preprocessing_for(size), {})
+    save_bundle(tmp_path / "bundle", saved)
+    assert torch.equal(load_bundle(tmp_path / "bundle").model(images), model(images))
+    # a file says nothing of it
+    save_file(state, tmp_path / "weights.safetensors")
+    model = create_network(own, pretrained=str(tmp_path / "weights.safetensors"), num_classes=3, seed=0)
+    theirs.transform_input = False
+    theirs.fc = model.fc
+    assert torch.equal(model.eval()(images), theirs(images))

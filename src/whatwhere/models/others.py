@@ -17,7 +17,11 @@ from .registry import MODELS, check_name
 
 LIBRARIES = ("torchvision", "timm")
 # further outputs in training, of which no loss here knows
-_ONE_OUTPUT = {"googlenet": {"aux_logits": False, "init_weights": True}, "inception_v3": {"aux_logits": False}}
+_ONE_OUTPUT = {
+    "torchvision:googlenet": {"aux_logits": False, "init_weights": True},
+    "torchvision:inception_v3": {"aux_logits": False},
+}
+_FURTHER_OUTPUTS = ("aux1.", "aux2.", "AuxLogits.")
 
 
 def full_name(name: str) -> str:
@@ -110,7 +114,7 @@ def _built(library: str, name: str, num_classes: int, options: dict[str, Any]) -
             import torchvision
 
             model: nn.Module = torchvision.models.get_model(
-                name, weights=None, num_classes=num_classes, **_ONE_OUTPUT.get(name, {})
+                name, weights=None, num_classes=num_classes, **_ONE_OUTPUT.get(f"{library}:{name}", {})
             )
             return model
         import timm
@@ -144,13 +148,33 @@ def published(name: str) -> weights.StateDict:
         raise UserError(f"timm's weights of {name} cannot be had: {reason}; give a weights file, or none") from error
 
 
-def load_other(model: nn.Module, state: weights.StateDict, source: str) -> None:
+def as_published(model: nn.Module, name: str) -> None:
+    """Set what a network's library sets beside its published weights and no weight shows."""
+    if name in _ONE_OUTPUT:
+        # from ImageNet's mean and deviation to those of the weights
+        model.transform_input = True  # type: ignore[assignment]
+
+
+def is_as_published(model: nn.Module) -> bool:
+    """Return whether `as_published` has set something in `model`."""
+    return getattr(model, "transform_input", False) is True
+
+
+def load_other(model: nn.Module, name: str, state: weights.StateDict, source: str) -> None:
     """Load `state`, all of it but for a classifier of another number of classes, or nothing.
+
+    Args:
+        model: The network.
+        name: Its name, as `full_name` returns it. Outputs that the library has for training alone are passed over.
+        state: The weights.
+        source: Where they are from, for the error's sentence.
 
     Raises:
         UserError: Any other key missing, unexpected or of another shape; the model is left as it was.
     """
     own = model.state_dict()
+    if name in _ONE_OUTPUT:
+        state = {key: value for key, value in state.items() if not key.startswith(_FURTHER_OUTPUTS)}
     classifier = _classifier(model)
     other = {key for key in classifier & state.keys() if state[key].shape != own[key].shape}
     kept = {key: value for key, value in state.items() if key not in (classifier if other else ())}

@@ -19,8 +19,8 @@ from ..data.names import printable
 from ..data.preprocess import Preprocessing
 from ..errors import UserError, check_factor
 from ..files import remove_parts, write_bytes, write_json, writing
-from ..insert.named import check_network, create_network, has_attention
-from ..models.others import is_other
+from ..insert.named import check_network, create_network, is_attentive
+from ..models.others import as_published, full_name, is_as_published, is_other
 from ..models.registry import MOST_WIDTH
 from .config import is_import_path
 
@@ -80,6 +80,7 @@ def save_bundle(folder: Path, bundle: Bundle) -> None:
         "attention": bundle.attention,
         "width_factor": bundle.width_factor,
         "at": bundle.at,
+        "as_published": is_as_published(bundle.model),
         "classes": list(bundle.classes),
         "preprocessing": asdict(bundle.preprocessing),
         "info": bundle.info,
@@ -128,6 +129,7 @@ def load_bundle(
         # a bundle of an older version has neither
         named, width_factor = str(description.get("attention", "")), description.get("width_factor", 1.0)
         at = str(description.get("at", ""))
+        is_published = description.get("as_published", False) is True
         check_factor("width_factor", width_factor, MOST_WIDTH)
     # damaged JSON makes the reader and the conversions raise nearly anything
     except Exception as error:
@@ -138,6 +140,8 @@ def load_bundle(
     model = _network(architecture, len(classes), attention or named or None, at, width_factor, state)
     if model is None:
         raise UserError(f"the weights in {str(folder)!r} are not those of {architecture}")
+    if is_published:
+        as_published(model, full_name(architecture))
     return Bundle(model.to(device).eval(), architecture, classes, preprocessing, info, named, width_factor, at)
 
 
@@ -173,7 +177,7 @@ def _network(
         if sum(map(Tensor.numel, model.parameters())) > sum(map(Tensor.numel, state.values())):
             return None
     starts: list[Start | None] = [None]
-    if has_attention(name, attention) and weights.has_attention(state) and weights.starts_as_identity(state):
+    if is_attentive(name, attention) and weights.has_attention(state) and weights.starts_as_identity(state):
         # first, because an attention of the user's may have a scalar of its own by the name of ours
         starts.insert(0, "identity")
     for start in starts:
