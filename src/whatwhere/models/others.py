@@ -21,6 +21,7 @@ _ONE_OUTPUT = {
     "torchvision:googlenet": {"aux_logits": False, "init_weights": True},
     "torchvision:inception_v3": {"aux_logits": False},
 }
+Channels = tuple[float, float, float]
 _FURTHER_OUTPUTS = ("aux1.", "aux2.", "AuxLogits.")
 
 
@@ -146,6 +147,23 @@ def published(name: str) -> weights.StateDict:
     except Exception as error:
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
         raise UserError(f"timm's weights of {name} cannot be had: {reason}; give a weights file, or none") from error
+
+
+def normalization(name: str) -> tuple[Channels, Channels] | None:
+    """Return the mean and the standard deviation that a network's weights were trained with; None for ImageNet's own.
+
+    All that torchvision publishes, and so ours, were trained with ImageNet's.
+    """
+    library, _, own = name.partition(":")
+    if library != "timm":
+        return None
+    import timm
+
+    config = timm.get_pretrained_cfg(own)
+    if config is None:
+        return None
+    mean, std = (tuple(map(float, values)) for values in (config.mean, config.std))
+    return (mean, std) if len(mean) == len(std) == 3 else None  # type: ignore[return-value]
 
 
 def as_published(model: nn.Module, name: str) -> None:
