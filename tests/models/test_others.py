@@ -6,10 +6,11 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from whatwhere import attend
+from whatwhere import UserError, attend
 from whatwhere.data.preprocess import preprocessing_for
+from whatwhere.errors import said
 from whatwhere.insert.named import create_network
-from whatwhere.models.others import load_other
+from whatwhere.models.others import create_other, full_name, load_other
 from whatwhere.training.bundle import Bundle, load_bundle, save_bundle
 
 
@@ -34,6 +35,23 @@ def test_the_classifier_is_found_in_front_of_attention_that_came_later(attention
     load_other(model, "torchvision:vgg11_bn", source.state_dict(), "a file")
     assert torch.equal(model.classifier.weight, fresh)
     assert torch.equal(model.features[0].weight, source.features[0].weight)
+
+
+@pytest.mark.parametrize("name", [["resnet18"], None, 3, {}])
+def test_a_name_is_text(name):
+    with pytest.raises(UserError, match=r"^the name of a network must be text, such as 'resnet50', got "):
+        full_name(name)
+
+
+def test_our_own_networks_are_built_elsewhere():
+    with pytest.raises(UserError, match=r"^resnet18 is one of our own networks; `create_model` builds it$"):
+        create_other("resnet18")
+
+
+@pytest.mark.parametrize(("error", "text"), [(ValueError("a\n  b"), "a b"), (KeyError(), "KeyError")])
+def test_what_an_error_says_is_one_line(error, text):
+    assert said(error) == text
+    assert len(said(ValueError("a" * 1000))) == 200
 
 
 @pytest.mark.parametrize(("own", "size"), [("googlenet", 64), ("inception_v3", 96)])

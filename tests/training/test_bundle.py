@@ -99,7 +99,7 @@ def changed(tmp_path, **changes):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"architecture": "__import__('os')"}, "unknown model"),
+        ({"architecture": "__import__('os')"}, "unknown network"),
         ({"architecture": "resnext11_8x8d"}, "are not those of resnext11_8x8d"),
         ({"classes": ["cat"]}, "are not those of"),
         ({"classes": 3}, "is damaged"),

@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from .. import weights
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, said
 from ..randomness import seeded
 from .initialization import resolve_seed
-from .registry import MODELS, check_name
+from .registry import MODELS
 
 LIBRARIES = ("torchvision", "timm")
 # further outputs in training, of which no loss here knows
@@ -31,9 +31,11 @@ def full_name(name: str) -> str:
     Raises:
         UserError: No library has it, or timm is wanted and is not installed.
     """
+    if not isinstance(name, str):
+        raise UserError(f"the name of a network must be text, such as 'resnet50', got {name!r}")
     if name in MODELS:
         return name
-    library, colon, own = name.partition(":") if isinstance(name, str) else ("", "", "")
+    library, colon, own = name.partition(":")
     if colon and library not in LIBRARIES:
         raise UserError(f"unknown library {library!r} in {name!r}; known: {', '.join(LIBRARIES)}")
     if not colon:
@@ -45,7 +47,7 @@ def full_name(name: str) -> str:
             return f"{known}:{own}"
     if not colon:
         tried["ours"] = list(MODELS)
-    hint = nearest(str(own), [other for names in tried.values() for other in names])
+    hint = nearest(own, [other for names in tried.values() for other in names])
     raise UserError(f"unknown network {name!r}{hint or '; `whatwhere models` names ours'}")
 
 
@@ -99,7 +101,6 @@ def create_other(
     """
     library, _, own = full_name(name).partition(":")
     if library not in LIBRARIES:
-        check_name(name)
         raise UserError(f"{name} is one of our own networks; `create_model` builds it")
     options = {key: rate for key, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)) if rate}
     if library == "torchvision" and options:
@@ -124,8 +125,7 @@ def _built(library: str, name: str, num_classes: int, options: dict[str, Any]) -
         return built
     # another library's words about options and sizes that it cannot build
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{library}:{name} cannot be built: {reason[:200]}") from error
+        raise UserError(f"{library}:{name} cannot be built: {said(error)}") from error
 
 
 def published(name: str) -> weights.StateDict:
@@ -145,8 +145,9 @@ def published(name: str) -> weights.StateDict:
         return state
     # timm reports a missing hub, network or file by whatever the reader beneath raises
     except Exception as error:
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
-        raise UserError(f"timm's weights of {name} cannot be had: {reason}; give a weights file, or none") from error
+        raise UserError(
+            f"timm's weights of {name} cannot be had: {said(error)}; give a weights file, or none"
+        ) from error
 
 
 def normalization(name: str) -> tuple[Channels, Channels] | None:
@@ -163,7 +164,7 @@ def normalization(name: str) -> tuple[Channels, Channels] | None:
     if config is None:
         return None
     mean, std = (tuple(map(float, values)) for values in (config.mean, config.std))
-    return (mean, std) if len(mean) == len(std) == 3 else None  # type: ignore[return-value]
+    return (mean, std) if len(mean) == len(std) == 3 else None
 
 
 def as_published(model: nn.Module, name: str) -> None:

@@ -17,7 +17,7 @@ from .. import weights
 from ..attention.gate import Start
 from ..data.names import printable
 from ..data.preprocess import Preprocessing
-from ..errors import UserError, check_factor
+from ..errors import UserError, check_factor, said
 from ..files import remove_parts, write_bytes, write_json, writing
 from ..insert.named import check_network, create_network, is_attentive
 from ..models.others import as_published, full_name, is_as_published, is_other
@@ -133,8 +133,7 @@ def load_bundle(
         check_factor("width_factor", width_factor, MOST_WIDTH)
     # damaged JSON makes the reader and the conversions raise nearly anything
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"the bundle {str(folder)!r} is damaged ({reason})") from error
+        raise UserError(f"the bundle {str(folder)!r} is damaged ({said(error)})") from error
     _check_attention(named, attention, folder)
     state = weights.read_state_dict(file)
     model = _network(architecture, len(classes), attention or named or None, at, width_factor, state)
