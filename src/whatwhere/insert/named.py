@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -57,6 +57,7 @@ def create_network(
     seed: int | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
+    model_kwargs: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Build a network by name, with attention or without.
 
@@ -71,6 +72,7 @@ def create_network(
         seed: As of `create_model`.
         drop_rate: Dropout before the classifier; not for torchvision's.
         drop_path_rate: Stochastic depth; not for torchvision's.
+        model_kwargs: Further arguments of `create_model`; for our own networks.
 
     Raises:
         UserError: An unknown name, an impossible option, no place for attention, or weights that do not fit.
@@ -79,14 +81,14 @@ def create_network(
     options: dict[str, Any] = {"num_classes": num_classes, "seed": seed}
     options |= {key: rate for key, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)) if rate}
     if not is_other(name):
-        options["width_factor"] = width_factor
+        options |= {"width_factor": width_factor, **(model_kwargs or {})}
         if not at:
             return create_model(name, pretrained=pretrained, **options, **_in_its_own_place(name, attention, start))
     loaded = _weights(name, pretrained) if pretrained else None
     if is_other(name):
         model = create_other(name, **options)
     else:
-        model = create_model(name, **options, **({} if loaded is None else loaded.model_kwargs))
+        model = create_model(name, **{**({} if loaded is None else loaded.model_kwargs), **options})
     if attention is None or loaded is None or not weights.has_attention(loaded.state):
         if loaded is not None:
             _load(model, name, loaded, pretrained)

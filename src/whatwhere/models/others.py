@@ -151,9 +151,9 @@ def published(name: str) -> weights.StateDict:
 
 
 def normalization(name: str) -> tuple[Channels, Channels] | None:
-    """Return the mean and the standard deviation that a network's weights were trained with; None for ImageNet's own.
+    """Return the mean and the standard deviation that timm says a network's weights were trained with, or None.
 
-    All that torchvision publishes, and so ours, were trained with ImageNet's.
+    Those that torchvision publishes, and so ours, were trained with ImageNet's.
     """
     library, _, own = name.partition(":")
     if library != "timm":

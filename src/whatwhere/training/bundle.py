@@ -26,6 +26,7 @@ from .config import is_import_path
 
 FORMAT = "whatwhere bundle 1"
 DESCRIPTION = "bundle.json"
+_MODEL_OPTIONS = ("stride_in_1x1", "ceil_pool")  # of `ResNet`, which weights may have brought and no shape shows
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def save_bundle(folder: Path, bundle: Bundle) -> None:
         "attention": bundle.attention,
         "width_factor": bundle.width_factor,
         "at": bundle.at,
+        "model_kwargs": {name: True for name in _MODEL_OPTIONS if getattr(bundle.model, name, False) is True},
         "as_published": is_as_published(bundle.model),
         "classes": list(bundle.classes),
         "preprocessing": asdict(bundle.preprocessing),
@@ -129,6 +131,7 @@ def load_bundle(
         # a bundle of an older version has neither
         named, width_factor = str(description.get("attention", "")), description.get("width_factor", 1.0)
         at = str(description.get("at", ""))
+        model_kwargs = {name: True for name in description.get("model_kwargs", ()) if name in _MODEL_OPTIONS}
         is_published = description.get("as_published", False) is True
         check_factor("width_factor", width_factor, MOST_WIDTH)
     # damaged JSON makes the reader and the conversions raise nearly anything
@@ -136,7 +139,7 @@ def load_bundle(
         raise UserError(f"the bundle {str(folder)!r} is damaged ({said(error)})") from error
     _check_attention(named, attention, folder)
     state = weights.read_state_dict(file)
-    model = _network(architecture, len(classes), attention or named or None, at, width_factor, state)
+    model = _network(architecture, len(classes), attention or named or None, at, width_factor, model_kwargs, state)
     if model is None:
         raise UserError(f"the weights in {str(folder)!r} are not those of {architecture}")
     if is_published:
@@ -164,11 +167,13 @@ def _network(
     attention: str | Callable[..., nn.Module] | None,
     at: str,
     width_factor: float,
+    model_kwargs: dict[str, Any],
     state: weights.StateDict,
 ) -> nn.Module | None:
     """Return the network with the weights `state`; None if they are not its own."""
     name = check_network(architecture, attention=attention, at=at, width_factor=width_factor)
     options: dict[str, Any] = {"num_classes": num_classes, "width_factor": width_factor, "seed": 0}
+    options["model_kwargs"] = model_kwargs
     if width_factor != 1 or is_other(name):
         # a file of a few bytes may not ask for any amount of memory
         with torch.device("meta"):
