@@ -85,24 +85,29 @@ def create_network(
         if not at:
             return create_model(name, pretrained=pretrained, **options, **_in_its_own_place(name, attention, start))
     loaded = _weights(name, pretrained) if pretrained else None
-    if is_other(name):
-        model = create_other(name, **options)
-    else:
-        model = create_model(name, **{**({} if loaded is None else loaded.model_kwargs), **options})
+    build: Callable[..., nn.Module] = create_other if is_other(name) else create_model
+    model = build(name, **{**({} if loaded is None else loaded.model_kwargs), **options})
     if attention is None or loaded is None or not weights.has_attention(loaded.state):
         if loaded is not None:
             _load(model, name, loaded, pretrained)
-        if attention is not None:
-            begins: Start = "paper" if loaded is None else "identity"
-            attend(model, attention, at=at or None, start=start or begins, seed=seed)
-        return model
-    # saved from such a network
+        begins: Start = "paper" if loaded is None else "identity"
+        return model if attention is None else attend(model, attention, at=at or None, start=start or begins, seed=seed)
+    return _load(_attend_as_saved(model, attention, at, start, seed, loaded), name, loaded, pretrained)
+
+
+def _attend_as_saved(
+    model: nn.Module,
+    attention: str | Callable[..., nn.Module],
+    at: str,
+    start: Start | None,
+    seed: int | None,
+    loaded: weights.Weights,
+) -> nn.Module:
+    """Put attention that can take the one in `loaded` into `model`, and return the model."""
     kwargs = loaded.options_for(attention_builder(attention), {})
     kwargs.pop("start", None)
-    begins = "identity" if weights.starts_as_identity(loaded.state) else "paper"
-    attend(model, attention, at=at or None, start=start or begins, attention_kwargs=kwargs, seed=seed)
-    _load(model, name, loaded, pretrained)
-    return model
+    begins: Start = "identity" if weights.starts_as_identity(loaded.state) else "paper"
+    return attend(model, attention, at=at or None, start=start or begins, attention_kwargs=kwargs, seed=seed)
 
 
 def _in_its_own_place(name: str, attention: Attention, start: Start | None) -> dict[str, Any]:
@@ -130,14 +135,16 @@ def _source(name: str, pretrained: bool | str) -> str:
     return str(pretrained)
 
 
-def _load(model: nn.Module, name: str, loaded: weights.Weights, pretrained: bool | str) -> None:
+def _load(model: nn.Module, name: str, loaded: weights.Weights, pretrained: bool | str) -> nn.Module:
+    """Load the weights into `model`, and return it."""
     source = _source(name, pretrained)
     if not is_other(name):
         weights.load_pretrained(model, loaded.state, source)
-        return
+        return model
     load_other(model, name, loaded.state, source)
     if pretrained is True:
         as_published(model, name)
+    return model
 
 
 def is_attentive(name: str, attention: Attention) -> bool:
