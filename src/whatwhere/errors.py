@@ -5,6 +5,11 @@ class UserError(ValueError):
     """
 
 
+def said(error: BaseException | None, most: int = 200) -> str:
+    """Return what another library's error says, in one line of `most` letters; its type where it says nothing."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:most]
+
+
 def check_integer(name: str, value: int, least: int = 1, most: int | None = None) -> None:
     """Raise UserError unless `value` is an integer from `least` to `most`, by default 2**31 - 1."""
     last = 2**31 - 1 if most is None else most

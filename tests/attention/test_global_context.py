@@ -33,7 +33,7 @@ def test_gradients():
     assert gradient_check(module, torch.randn(2, 8, 3, 2, dtype=torch.float64))
 
 
-@pytest.mark.parametrize(("channels", "reduction"), [(64, 16), (64, 8), (256, 16), (48, 4)])
+@pytest.mark.parametrize(("channels", "reduction"), [(64, 8), (128, 16), (256, 16), (48, 4)])
 def test_is_timms_module_that_adds_forward_and_every_gradient(channels, reduction):
     ours = with_random_values(GlobalContext(channels, reduction=reduction))
     theirs = timm.layers.GlobalContext(channels, fuse_add=True, fuse_scale=False, rd_ratio=1 / reduction).double()
@@ -62,9 +62,17 @@ def test_is_timms_module_that_adds_forward_and_every_gradient(channels, reductio
 @pytest.mark.parametrize("channels", [1, 20, 64, 256])
 @pytest.mark.parametrize("reduction", [4, 16])
 def test_parameter_formula(channels, reduction):
-    hidden = max(1, channels // reduction)
+    hidden = max(8, channels // reduction)
     expected = 2 * channels * hidden + 2 * channels + 3 * hidden + 1
     assert num_params(GlobalContext(channels, reduction=reduction)) == expected
+
+
+@pytest.mark.parametrize("channels", [1, 16, 31])
+def test_a_narrow_block_adds_what_depends_on_its_input(channels):
+    module = with_random_values(GlobalContext(channels))
+    x = torch.randn(2, channels, 5, 4, dtype=torch.float64)
+    first, second = module(x) - x
+    assert (first - second).abs().max() > 1e-3
 
 
 def test_adds_the_same_to_every_pixel():

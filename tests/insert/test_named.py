@@ -11,11 +11,12 @@ import torchvision
 from safetensors.torch import save_file
 
 from processes import environment
-from whatwhere import CBAM, UserError
+from whatwhere import CBAM, UserError, create_model
 from whatwhere.insert.named import check_network, create_network
 from whatwhere.insert.norm import AttendedBatchNorm2d
 from whatwhere.models.others import full_name, published
 from whatwhere.training.bundle import load_bundle
+from whatwhere.weights import LAYOUTS, from_ours
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -131,6 +132,26 @@ def test_our_own_networks_take_it_elsewhere_too():
     assert type(model.layer3[0].bn3) is AttendedBatchNorm2d
     plain = create_network("resnext11_8x8d", num_classes=3, seed=0).state_dict()
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in plain.items())
+
+
+@pytest.mark.parametrize("kwargs", [{"stride_in_1x1": True}, {"ceil_pool": True}])
+def test_our_own_networks_with_attention_elsewhere_are_built_as_their_file_says(kwargs, tmp_path):
+    source = create_model("resnet50", num_classes=3, seed=0, **kwargs)
+    save_file(source.state_dict(), tmp_path / "a.safetensors", {"whatwhere": json.dumps({"model_kwargs": kwargs})})
+    options = {"num_classes": 3, "pretrained": str(tmp_path / "a.safetensors"), "attention": "se", "at": "layer3.*.bn3"}
+    assert torch.equal(create_network("resnet50", **options).eval()(IMAGES), source.eval()(IMAGES))
+
+
+@pytest.mark.parametrize("layout", ["whatwhere", "timm"])
+def test_and_with_the_attention_that_their_file_has(layout, tmp_path):
+    kwargs = {"form": "timm"}  # the same shapes, the maps in another order
+    source = create_model("cbam_resnext11_8x8d", num_classes=3, seed=0, attention_kwargs=kwargs)
+    state = from_ours(source.state_dict(), LAYOUTS[layout], "cbam", kwargs)
+    said = {"whatwhere": json.dumps({"attention": "cbam", "attention_kwargs": kwargs})} if layout == "whatwhere" else {}
+    save_file(state, tmp_path / "a.safetensors", said)
+    options = {"num_classes": 3, "pretrained": str(tmp_path / "a.safetensors"), "attention": "cbam", "at": "blocks"}
+    model = create_network("resnext11_8x8d", **options)
+    torch.testing.assert_close(model.eval()(IMAGES), source.eval()(IMAGES), rtol=1e-4, atol=1e-5)
 
 
 def whatwhere(tmp_path, *arguments):

@@ -2,10 +2,12 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from whatwhere import UserError, create_model
 from whatwhere.data.preprocess import preprocessing_for
+from whatwhere.insert.named import create_network
 from whatwhere.training.bundle import Bundle, load_bundle, save_bundle
 
 CLASSES = ("cat", "dog", "rouge-gorge")
@@ -99,7 +101,7 @@ def changed(tmp_path, **changes):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"architecture": "__import__('os')"}, "unknown model"),
+        ({"architecture": "__import__('os')"}, "unknown network"),
         ({"architecture": "resnext11_8x8d"}, "are not those of resnext11_8x8d"),
         ({"classes": ["cat"]}, "are not those of"),
         ({"classes": 3}, "is damaged"),
@@ -109,6 +111,8 @@ def changed(tmp_path, **changes):
         ({"weights": "../../../etc/passwd"}, "is damaged"),
         ({"weights": None}, "is damaged"),
         ({"info": None}, "is damaged"),
+        ({"model_kwargs": 3}, "is damaged"),
+        ({"architecture": "article_resnext50", "model_kwargs": ["ceil_pool"]}, "takes no argument 'ceil_pool'"),
         ({"width_factor": 1.1}, "are not those of"),
         ({"width_factor": 16}, "are not those of"),
         ({"width_factor": 1e9}, "is damaged"),
@@ -204,11 +208,21 @@ def test_a_bundle_of_an_older_version_loads(tmp_path):
     assert (loaded.attention, loaded.width_factor) == ("", 1.0)
 
 
+@pytest.mark.parametrize("kwargs", [{"stride_in_1x1": True}, {"ceil_pool": True}])
+@pytest.mark.parametrize("at", ["", "layer3.*.bn3"])
+def test_what_weights_have_brought_to_the_network_comes_back(kwargs, at, tmp_path):
+    source = create_model("resnet50", num_classes=3, seed=1, **kwargs)
+    save_file(source.state_dict(), tmp_path / "a.safetensors", {"whatwhere": json.dumps({"model_kwargs": kwargs})})
+    options = {"attention": "se", "at": at}
+    model = create_network("resnet50", num_classes=3, pretrained=str(tmp_path / "a.safetensors"), **options).eval()
+    saved, pixels = Bundle(model, "resnet50", CLASSES, preprocessing_for(32), {}, **options), images()
+    save_bundle(tmp_path / "best", saved)
+    assert torch.equal(load_bundle(tmp_path / "best").probabilities(pixels), saved.probabilities(pixels))
+
+
 @pytest.mark.parametrize("identity", [False, True])
 def test_attention_of_the_user_s_comes_back_if_it_is_given(tmp_path, identity):
     """Its own scalar by the name of ours, and what ours puts around it behind pretrained weights, are told apart."""
-    from safetensors.torch import save_file
-
     plain = create_model("resnext11_8x8d", num_classes=3, seed=1).state_dict()
     save_file(plain, tmp_path / "plain.safetensors")
     options = {"pretrained": tmp_path / "plain.safetensors"} if identity else {}

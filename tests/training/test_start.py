@@ -7,12 +7,14 @@ import sys
 import types
 
 import pytest
+import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from image_files import cut
 from pictures import make_folder
 from whatwhere import UserError
+from whatwhere.data.preprocess import IMAGENET_MEAN
 from whatwhere.training.bundle import load_bundle
 from whatwhere.training.interruptions import Stopped
 from whatwhere.training.predict import evaluate_bundle
@@ -243,7 +245,7 @@ def test_attention_of_the_user_s_starts_as_the_identity_behind_weights(own, data
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"attention": "sse"}, "unknown attention 'sse'; did you mean se"),
+        ({"attention": "sse"}, "unknown attention 'sse'; did you mean scse, se"),
         ({"attention": "se", "model": "cbam_resnext11_8x8d"}, "has its attention in its name"),
         ({"attention": "se", "model": "article_resnext50"}, "its attention cannot be chosen"),
         ({"attention": "absent_module:Own"}, "there is no module 'absent_module'"),
@@ -253,6 +255,10 @@ def test_attention_of_the_user_s_starts_as_the_identity_behind_weights(own, data
         ({"width_factor": 2.0, "pretrained": "imagenet"}, "pretrained weights are of the usual width"),
         ({"width_factor": 2.0, "model": "article_resnext50"}, "its width cannot be chosen"),
         ({"width_factor": 0.1}, "leaves no channel"),
+        (
+            {"sync_bn": True, "attention": "se", "at": "layer3.*.bn3"},
+            "^sync_bn would replace the norms that attention put in behind them shares; leave out sync_bn$",
+        ),
         ({"best_by": "last", "early_stop": 3}, "early_stop waits for a better epoch"),
     ],
 )
@@ -278,3 +284,24 @@ def test_a_run_s_file_that_names_something_else_is_refused(data, tmp_path):
     changed(tmp_path / "run" / "run.json", config={**config, "attention": 5})
     with pytest.raises(UserError, match="attention"):
         train(data, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "mean"),
+    [
+        ("timm:tf_mobilenetv3_small_minimal_100", True, (0.5, 0.5, 0.5)),
+        ("timm:tf_mobilenetv3_small_minimal_100", False, IMAGENET_MEAN),
+        ("timm:resnet10t", True, IMAGENET_MEAN),
+    ],
+)
+def test_weights_of_timm_get_images_as_they_were_trained_with(model, weights, mean, data, tmp_path):
+    source = timm.create_model(model.partition(":")[2], num_classes=2)
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    options = {"pretrained": str(tmp_path / "weights.safetensors")} if weights else {}
+    train(data, tmp_path / "run", model=model, image_size=32, epochs=1, **options)
+    bundle = load_bundle(tmp_path / "run")
+    assert bundle.preprocessing.mean == mean
+    # what was judged in training is what the bundle does
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    again = evaluate_bundle(bundle, str(tmp_path / "run" / "split.csv"), split="test")["images"]
+    assert again == {name: pytest.approx(value) for name, value in result["test"].items()}

@@ -12,20 +12,22 @@ from .gate import Start, check_choice, check_features, check_reduction
 # symbolic tracing patches a function under the name by which it is called
 torch.fx.wrap("check_features")
 
+_LEAST_HIDDEN = 8
+
 
 class GlobalContext(nn.Module):
     """GCNet's global context block, arXiv 1904.11492, eq. 5: adds to every pixel a summary of all of them.
 
-    With C = `channels`, r = `reduction` and p over the pixels::
+    With C = `channels`, r = `reduction`, h = max(8, C // r) and p over the pixels::
 
         a = softmax over p of (w_k . x_p + b_k)            context modelling, w_k (C,)
         c = sum over p of a_p * x_p                        (N, C)
-        t = W_v2 relu(LayerNorm(W_v1 c + b_v1)) + b_v2     bottleneck transform, W_v1 (C/r, C), W_v2 (C, C/r)
+        t = W_v2 relu(LayerNorm(W_v1 c + b_v1)) + b_v2     bottleneck transform, W_v1 (h, C), W_v2 (C, h)
         y = x + t                                          fusion by addition
 
     Args:
         channels: Channels C of the input.
-        reduction: r; the hidden width is max(1, C // r).
+        reduction: r.
         start: "paper" or "identity", which are the same here: W_v2 = b_v2 = 0 make y = x.
 
     Attributes:
@@ -43,9 +45,10 @@ class GlobalContext(nn.Module):
     Note:
         The zeros at the start are the authors' code's ("last_zero_init"): W_v2 and b_v2 learn from the first step, the
         rest from the second; -0.0 becomes 0.0 meanwhile. The softmax does not depend on b_k, which is kept because the
-        authors' and timm's modules have it, and never learns. Below 2 * r channels the hidden width is 1, of which a
-        LayerNorm leaves nothing. Their fusion by multiplication, which is the default of timm's module, is left out;
-        timm's r is 8. The authors leave the block out of a network's first stage. With hidden width h:
+        authors' and timm's modules have it, and never learns. At least 8 hidden channels are not the authors', whose
+        C // r is 1 below 2 * r channels: of a single one LayerNorm leaves nothing, and the block could not learn what
+        to add. Their fusion by multiplication, which is the default of timm's module, is left out; timm's r is 8, and
+        rounds the hidden width to 1 or more. The authors leave the block out of a network's first stage.
         2 * C * h + 2 * C + 3 * h + 1 parameters.
     """
 
@@ -56,7 +59,7 @@ class GlobalContext(nn.Module):
         check_integer("channels", channels)
         check_reduction(reduction)
         check_choice("start", start, get_args(Start))
-        hidden_channels = max(1, int(channels // reduction))
+        hidden_channels = max(_LEAST_HIDDEN, int(channels // reduction))
         self.channels = channels
         self.mask = nn.Conv2d(channels, 1, 1)
         self.fc1 = nn.Linear(channels, hidden_channels)

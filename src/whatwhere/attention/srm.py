@@ -51,9 +51,9 @@ class StyleRecalibration(Gate):
 
     Note:
         As in the authors' code w starts at 0: every gate is 0.5 at first, and the weight of the norm gets no gradient
-        before the second step. The standard deviation is unbiased, as in the authors' code (the paper divides by
-        H * W), but 1e-5 is added to the variance, without which a constant plane has no gradient, and a 1x1 map has
-        deviation sqrt(1e-5), where their code gives NaN. 4 * C parameters.
+        before the second step. As in their code too, the standard deviation is unbiased, where the paper divides by
+        H * W, and 1e-5 is added to the variance, without which a constant plane has no gradient. A 1x1 map, of which
+        their code makes NaN, has deviation sqrt(1e-5). 4 * C parameters.
     """
 
     def __init__(self, channels: int, *, start: Start = "paper") -> None:

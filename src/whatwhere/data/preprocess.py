@@ -43,9 +43,11 @@ class Preprocessing:
         return (pixels * scale).add_(shift)
 
 
-def preprocessing_for(image_size: int) -> Preprocessing:
+def preprocessing_for(
+    image_size: int, mean: tuple[float, float, float] = IMAGENET_MEAN, std: tuple[float, float, float] = IMAGENET_STD
+) -> Preprocessing:
     """Return the usual preprocessing: small images whole, of larger ones the central 95 %."""
-    return Preprocessing(image_size, image_size if image_size <= 64 else round(image_size / 0.95))
+    return Preprocessing(image_size, image_size if image_size <= 64 else round(image_size / 0.95), mean, std)
 
 
 def decoded(image: Any, short_side: int) -> Any:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from .. import weights
@@ -14,7 +13,7 @@ from ..attention import attention_builder
 from ..attention.gate import Start
 from ..errors import UserError
 from ..models import create_model
-from ..models.others import create_other, full_name, is_other, load_other, published
+from ..models.others import as_published, create_other, full_name, is_other, load_other, published
 from ..models.registry import MODELS, check_options, identity_start, paper_start
 from .attending import attend
 
@@ -58,6 +57,7 @@ def create_network(
     seed: int | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
+    model_kwargs: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Build a network by name, with attention or without.
 
@@ -72,59 +72,82 @@ def create_network(
         seed: As of `create_model`.
         drop_rate: Dropout before the classifier; not for torchvision's.
         drop_path_rate: Stochastic depth; not for torchvision's.
+        model_kwargs: Further arguments of `create_model`; for our own networks.
 
     Raises:
         UserError: An unknown name, an impossible option, no place for attention, or weights that do not fit.
     """
     name = check_network(name, attention=attention, at=at, width_factor=width_factor, pretrained=pretrained)
-    rates: dict[str, Any] = {
-        key: rate for key, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)) if rate
-    }
-    if not is_other(name) and not at:
-        chosen = attention or MODELS[name].attention
-        begins_so: dict[str, Any] = {}
-        if start is not None and chosen is not None:
-            begins_so = identity_start(chosen, {}) if start == "identity" else paper_start(chosen)
-        return create_model(
-            name,
-            num_classes=num_classes,
-            pretrained=pretrained,
-            width_factor=width_factor,
-            seed=seed,
-            **rates,
-            **{"attention": attention, **begins_so},
-        )
+    options: dict[str, Any] = {"num_classes": num_classes, "seed": seed}
+    options |= {key: rate for key, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)) if rate}
+    if not is_other(name):
+        options |= {"width_factor": width_factor, **(model_kwargs or {})}
+        if not at:
+            return create_model(name, pretrained=pretrained, **options, **_in_its_own_place(name, attention, start))
+    loaded = _weights(name, pretrained) if pretrained else None
+    build: Callable[..., nn.Module] = create_other if is_other(name) else create_model
+    model = build(name, **{**({} if loaded is None else loaded.model_kwargs), **options})
+    if attention is None or loaded is None or not weights.has_attention(loaded.state):
+        if loaded is not None:
+            _load(model, name, loaded, pretrained)
+        begins: Start = "paper" if loaded is None else "identity"
+        return model if attention is None else attend(model, attention, at=at or None, start=start or begins, seed=seed)
+    return _load(_attend_as_saved(model, attention, at, start, seed, loaded), name, loaded, pretrained)
+
+
+def _attend_as_saved(
+    model: nn.Module,
+    attention: str | Callable[..., nn.Module],
+    at: str,
+    start: Start | None,
+    seed: int | None,
+    loaded: weights.Weights,
+) -> nn.Module:
+    """Put attention that can take the one in `loaded` into `model`, and return the model."""
+    kwargs = loaded.options_for(attention_builder(attention), {})
+    kwargs.pop("start", None)
+    begins: Start = "identity" if weights.starts_as_identity(loaded.state) else "paper"
+    return attend(model, attention, at=at or None, start=start or begins, attention_kwargs=kwargs, seed=seed)
+
+
+def _in_its_own_place(name: str, attention: Attention, start: Start | None) -> dict[str, Any]:
+    """Return the arguments of `create_model` for attention that starts so."""
+    chosen = attention or MODELS[name].attention
+    if start is None or chosen is None:
+        return {"attention": attention}
+    return {"attention": attention, **(identity_start(chosen, {}) if start == "identity" else paper_start(chosen))}
+
+
+def _weights(name: str, pretrained: bool | str) -> weights.Weights:
+    """Return published weights or those of a file, and how the network for them is built."""
     if is_other(name):
-        model = create_other(name, num_classes=num_classes, seed=seed, **rates)
-    else:
-        model = create_model(name, num_classes=num_classes, width_factor=width_factor, seed=seed, **rates)
-    state = _weights(name, pretrained) if pretrained else None
-    load = load_other if is_other(name) else weights.load_pretrained
-    if attention is None:
-        if state is not None:
-            load(model, *state)
-    elif state is None:
-        attend(model, attention, at=at or None, start=start or "paper", seed=seed)
-    elif weights.has_attention(state[0]):
-        # saved from such a network
-        begins: Start = "identity" if weights.starts_as_identity(state[0]) else "paper"
-        load(attend(model, attention, at=at or None, start=start or begins, seed=seed), *state)
-    else:
-        load(model, *state)
-        attend(model, attention, at=at or None, start=start or "identity", seed=seed)
+        state = published(name) if pretrained is True else weights.read_state_dict(str(pretrained))
+        return weights.Weights(state, None)
+    if pretrained is True:
+        return weights.to_ours(weights.torchvision_state_dict(name), _source(name, pretrained))
+    return weights.read_weights(str(pretrained))
+
+
+def _source(name: str, pretrained: bool | str) -> str:
+    """Return whose the weights are, in words."""
+    if pretrained is True:
+        return name if is_other(name) else f"torchvision's {name}"
+    return str(pretrained)
+
+
+def _load(model: nn.Module, name: str, loaded: weights.Weights, pretrained: bool | str) -> nn.Module:
+    """Load the weights into `model`, and return it."""
+    source = _source(name, pretrained)
+    if not is_other(name):
+        weights.load_pretrained(model, loaded.state, source)
+        return model
+    load_other(model, name, loaded.state, source)
+    if pretrained is True:
+        as_published(model, name)
     return model
 
 
-def _weights(name: str, pretrained: bool | str) -> tuple[weights.StateDict, str]:
-    """Return the weights, and whose they are."""
-    if pretrained is not True:
-        return weights.read_state_dict(str(pretrained)), str(pretrained)
-    return (
-        (published(name), name) if is_other(name) else (weights.torchvision_state_dict(name), f"torchvision's {name}")
-    )
-
-
-def has_attention(name: str, attention: Attention) -> bool:
+def is_attentive(name: str, attention: Attention) -> bool:
     """Return whether a network has attention, given for it or in its name."""
     return attention is not None or (name in MODELS and MODELS[name].attention is not None)
 
@@ -132,10 +155,3 @@ def has_attention(name: str, attention: Attention) -> bool:
 def backbone_of(name: str) -> str:
     """Return the network without the attention that is in its name."""
     return MODELS[name].backbone if name in MODELS else name
-
-
-def num_params(name: str, num_classes: int) -> int:
-    """Return how many parameters a plain network has."""
-    with torch.device("meta"):
-        model = create_network(name, num_classes=num_classes, seed=0)
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -10,14 +10,19 @@ from typing import Any
 from torch import nn
 
 from .. import weights
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, said
 from ..randomness import seeded
 from .initialization import resolve_seed
-from .registry import MODELS, check_name
+from .registry import MODELS
 
 LIBRARIES = ("torchvision", "timm")
 # further outputs in training, of which no loss here knows
-_ONE_OUTPUT = {"googlenet": {"aux_logits": False, "init_weights": True}, "inception_v3": {"aux_logits": False}}
+_ONE_OUTPUT = {
+    "torchvision:googlenet": {"aux_logits": False, "init_weights": True},
+    "torchvision:inception_v3": {"aux_logits": False},
+}
+Channels = tuple[float, float, float]
+_FURTHER_OUTPUTS = ("aux1.", "aux2.", "AuxLogits.")
 
 
 def full_name(name: str) -> str:
@@ -26,9 +31,11 @@ def full_name(name: str) -> str:
     Raises:
         UserError: No library has it, or timm is wanted and is not installed.
     """
+    if not isinstance(name, str):
+        raise UserError(f"the name of a network must be text, such as 'resnet50', got {name!r}")
     if name in MODELS:
         return name
-    library, colon, own = name.partition(":") if isinstance(name, str) else ("", "", "")
+    library, colon, own = name.partition(":")
     if colon and library not in LIBRARIES:
         raise UserError(f"unknown library {library!r} in {name!r}; known: {', '.join(LIBRARIES)}")
     if not colon:
@@ -40,7 +47,7 @@ def full_name(name: str) -> str:
             return f"{known}:{own}"
     if not colon:
         tried["ours"] = list(MODELS)
-    hint = nearest(str(own), [other for names in tried.values() for other in names])
+    hint = nearest(own, [other for names in tried.values() for other in names])
     raise UserError(f"unknown network {name!r}{hint or '; `whatwhere models` names ours'}")
 
 
@@ -94,7 +101,6 @@ def create_other(
     """
     library, _, own = full_name(name).partition(":")
     if library not in LIBRARIES:
-        check_name(name)
         raise UserError(f"{name} is one of our own networks; `create_model` builds it")
     options = {key: rate for key, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)) if rate}
     if library == "torchvision" and options:
@@ -110,7 +116,7 @@ def _built(library: str, name: str, num_classes: int, options: dict[str, Any]) -
             import torchvision
 
             model: nn.Module = torchvision.models.get_model(
-                name, weights=None, num_classes=num_classes, **_ONE_OUTPUT.get(name, {})
+                name, weights=None, num_classes=num_classes, **_ONE_OUTPUT.get(f"{library}:{name}", {})
             )
             return model
         import timm
@@ -119,8 +125,7 @@ def _built(library: str, name: str, num_classes: int, options: dict[str, Any]) -
         return built
     # another library's words about options and sizes that it cannot build
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{library}:{name} cannot be built: {reason[:200]}") from error
+        raise UserError(f"{library}:{name} cannot be built: {said(error)}") from error
 
 
 def published(name: str) -> weights.StateDict:
@@ -140,17 +145,55 @@ def published(name: str) -> weights.StateDict:
         return state
     # timm reports a missing hub, network or file by whatever the reader beneath raises
     except Exception as error:
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
-        raise UserError(f"timm's weights of {name} cannot be had: {reason}; give a weights file, or none") from error
+        raise UserError(
+            f"timm's weights of {name} cannot be had: {said(error)}; give a weights file, or none"
+        ) from error
 
 
-def load_other(model: nn.Module, state: weights.StateDict, source: str) -> None:
+def normalization(name: str) -> tuple[Channels, Channels] | None:
+    """Return the mean and the standard deviation that timm says a network's weights were trained with, or None.
+
+    Those that torchvision publishes, and so ours, were trained with ImageNet's.
+    """
+    library, _, own = name.partition(":")
+    if library != "timm":
+        return None
+    import timm
+
+    config = timm.get_pretrained_cfg(own)
+    if config is None:
+        return None
+    mean, std = (tuple(map(float, values)) for values in (config.mean, config.std))
+    return (mean, std) if len(mean) == len(std) == 3 else None
+
+
+def as_published(model: nn.Module, name: str) -> None:
+    """Set what a network's library sets beside its published weights and no weight shows."""
+    if name in _ONE_OUTPUT:
+        # from ImageNet's mean and deviation to those of the weights
+        model.transform_input = True  # type: ignore[assignment]
+
+
+def is_as_published(model: nn.Module) -> bool:
+    """Return whether `as_published` has set something in `model`."""
+    return getattr(model, "transform_input", False) is True
+
+
+def load_other(model: nn.Module, name: str, state: weights.StateDict, source: str) -> None:
     """Load `state`, all of it but for a classifier of another number of classes, or nothing.
+
+    Args:
+        model: The network.
+        name: Its name, as `full_name` returns it. Outputs that the library has for training alone are passed over.
+        state: The weights.
+        source: Where they are from, for the error's sentence.
 
     Raises:
         UserError: Any other key missing, unexpected or of another shape; the model is left as it was.
     """
     own = model.state_dict()
+    if name in _ONE_OUTPUT:
+        state = {key: value for key, value in state.items() if not key.startswith(_FURTHER_OUTPUTS)}
     classifier = _classifier(model)
     other = {key for key in classifier & state.keys() if state[key].shape != own[key].shape}
     kept = {key: value for key, value in state.items() if key not in (classifier if other else ())}
@@ -163,8 +206,12 @@ def load_other(model: nn.Module, state: weights.StateDict, source: str) -> None:
 
 
 def _classifier(model: nn.Module) -> set[str]:
-    """Return the keys of the layer that gives the logits: the last with weights."""
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    """Return the keys of the layer that gives the logits: the last with weights, but for attention put in later."""
+    layers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and not weights.is_attention_key(f"{name}.")
+    ]
     if not layers:
         return set()
     name, module = layers[-1]

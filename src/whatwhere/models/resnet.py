@@ -108,6 +108,7 @@ class ResNet(nn.Module):
         norm_layer = _checked_norm(norm_layer)
         self.num_classes = num_classes
         self.in_channels = in_channels
+        self.stride_in_1x1, self.ceil_pool = stride_in_1x1, ceil_pool
         self.num_features = widths[-1] * block.expansion
 
         # in the order of the forward pass, on which feature extractors (timm's features_only) rely

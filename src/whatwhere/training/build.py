@@ -18,6 +18,7 @@ from ..data.preprocess import Preprocessing, preprocessing_for
 from ..data.store import Store, decode_all, num_bytes, room
 from ..errors import UserError
 from ..insert.named import create_network
+from ..models.others import normalization
 from .config import OPTIONS, Config, defaults, image_size_for
 from .distributed import Team
 
@@ -85,7 +86,9 @@ def build_material(config: Config, prepared: Prepared, team: Team, *, with_test:
     Raises:
         UserError: An image that cannot be read, or batches too small for so many processes and pieces.
     """
-    preprocessing = preprocessing_for(config.image_size)
+    # weights expect what they were trained with
+    trained_with = normalization(config.model) if config.pretrained else None
+    preprocessing = preprocessing_for(config.image_size, *(trained_with or ()))
     train = prepared.parts["train"]
     order = Order(len(train), config.batch_size, config.seed)
     _check_batches(config, order, team)

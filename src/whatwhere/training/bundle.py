@@ -17,15 +17,16 @@ from .. import weights
 from ..attention.gate import Start
 from ..data.names import printable
 from ..data.preprocess import Preprocessing
-from ..errors import UserError, check_factor
+from ..errors import UserError, check_factor, said
 from ..files import remove_parts, write_bytes, write_json, writing
-from ..insert.named import check_network, create_network, has_attention
-from ..models.others import is_other
+from ..insert.named import check_network, create_network, is_attentive
+from ..models.others import as_published, full_name, is_as_published, is_other
 from ..models.registry import MOST_WIDTH
 from .config import is_import_path
 
 FORMAT = "whatwhere bundle 1"
 DESCRIPTION = "bundle.json"
+_MODEL_OPTIONS = ("stride_in_1x1", "ceil_pool")  # of `ResNet`, which weights may have brought and no shape shows
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ def save_bundle(folder: Path, bundle: Bundle) -> None:
         "attention": bundle.attention,
         "width_factor": bundle.width_factor,
         "at": bundle.at,
+        "model_kwargs": {name: True for name in _MODEL_OPTIONS if getattr(bundle.model, name, False) is True},
+        "as_published": is_as_published(bundle.model),
         "classes": list(bundle.classes),
         "preprocessing": asdict(bundle.preprocessing),
         "info": bundle.info,
@@ -128,16 +131,19 @@ def load_bundle(
         # a bundle of an older version has neither
         named, width_factor = str(description.get("attention", "")), description.get("width_factor", 1.0)
         at = str(description.get("at", ""))
+        model_kwargs = {name: True for name in description.get("model_kwargs", ()) if name in _MODEL_OPTIONS}
+        is_published = description.get("as_published", False) is True
         check_factor("width_factor", width_factor, MOST_WIDTH)
     # damaged JSON makes the reader and the conversions raise nearly anything
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"the bundle {str(folder)!r} is damaged ({reason})") from error
+        raise UserError(f"the bundle {str(folder)!r} is damaged ({said(error)})") from error
     _check_attention(named, attention, folder)
     state = weights.read_state_dict(file)
-    model = _network(architecture, len(classes), attention or named or None, at, width_factor, state)
+    model = _network(architecture, len(classes), attention or named or None, at, width_factor, model_kwargs, state)
     if model is None:
         raise UserError(f"the weights in {str(folder)!r} are not those of {architecture}")
+    if is_published:
+        as_published(model, full_name(architecture))
     return Bundle(model.to(device).eval(), architecture, classes, preprocessing, info, named, width_factor, at)
 
 
@@ -161,11 +167,13 @@ def _network(
     attention: str | Callable[..., nn.Module] | None,
     at: str,
     width_factor: float,
+    model_kwargs: dict[str, Any],
     state: weights.StateDict,
 ) -> nn.Module | None:
     """Return the network with the weights `state`; None if they are not its own."""
     name = check_network(architecture, attention=attention, at=at, width_factor=width_factor)
     options: dict[str, Any] = {"num_classes": num_classes, "width_factor": width_factor, "seed": 0}
+    options["model_kwargs"] = model_kwargs
     if width_factor != 1 or is_other(name):
         # a file of a few bytes may not ask for any amount of memory
         with torch.device("meta"):
@@ -173,7 +181,7 @@ def _network(
         if sum(map(Tensor.numel, model.parameters())) > sum(map(Tensor.numel, state.values())):
             return None
     starts: list[Start | None] = [None]
-    if has_attention(name, attention) and weights.has_attention(state) and weights.starts_as_identity(state):
+    if is_attentive(name, attention) and weights.has_attention(state) and weights.starts_as_identity(state):
         # first, because an attention of the user's may have a scalar of its own by the name of ours
         starts.insert(0, "identity")
     for start in starts:

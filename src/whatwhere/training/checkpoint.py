@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, said
 from ..files import remove_parts, write_bytes, write_json, writing
 from ..weights import tensors_to_bytes
 
@@ -110,8 +110,7 @@ def read_tensors_and_json(stem: Path) -> dict[str, Any]:
             raise TypeError("no mapping")
     # damaged JSON or tensors make the readers raise nearly anything
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"the checkpoint {str(stem)!r} is damaged ({reason})") from error
+        raise UserError(f"the checkpoint {str(stem)!r} is damaged ({said(error)})") from error
     return state
 
 

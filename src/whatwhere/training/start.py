@@ -126,9 +126,7 @@ def _named(given: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[..., nn.M
         with torch.device("meta"):
             create_network(model, seed=0, width_factor=width_factor)  # groups may leave no channel
     if given.get("sync_bn") and (is_other(model) or given.get("at")) and text:
-        raise UserError(
-            "sync_bn would replace the norms that attention in a network of others has joined; leave out sync_bn"
-        )
+        raise UserError("sync_bn would replace the norms that attention put in behind them shares; leave out sync_bn")
     return {**given, "model": model} if "model" in given else dict(given), attention
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import os
@@ -40,7 +41,6 @@ _USUAL: dict[str, dict[str, Any]] = {
     "cbam": {"pools": {"avg", "max"}, "arrangement": "channel_first", "norm": "batch"},
     "bam": {"combine": "multiply", "dilation": 4},
 }
-_DEFAULTS = {"pools": ("avg", "max"), "arrangement": "channel_first", "norm": "batch", "combine": "add", "dilation": 4}
 _MODEL_OPTIONS: dict[str, Any] = {"stride_in_1x1": bool, "ceil_pool": bool}
 _MOST_BUILT = 1 << 16  # channels of an attention that is built, without memory, to look at its shapes
 
@@ -262,6 +262,9 @@ def _reductions(first: Tensor | None) -> list[dict[str, Any]]:
 
 
 def _has_shapes(attention: str, channels: int, options: dict[str, Any], module: StateDict) -> bool:
+    # each is a layer to be built
+    if options.get("num_convs", 0) > sum(key.startswith("spatial.dilated") for key in module):
+        return False
     try:
         with torch.device("meta"):
             own = ATTENTION[attention](channels, **options).state_dict()
@@ -320,8 +323,9 @@ def from_ours(
 
 def _check_usual(layout: Layout, attention: str | None, options: Mapping[str, Any]) -> None:
     """Raise UserError if the attention of `layout` computes something else than one built with `options`."""
+    defaults = inspect.signature(ATTENTION[attention]).parameters if attention else {}
     for option, usual in _USUAL.get(attention or "", {}).items():
-        value = options.get(option, _DEFAULTS[option])
+        value = options.get(option, defaults[option].default)
         if (set(value) if isinstance(usual, set) else value) != usual:
             raise UserError(f"{layout.whose} cannot hold these weights: its attention has no {option}={value!r}")
     if attention == "cbam" and set(_maps(options)) != set(layout.maps):
