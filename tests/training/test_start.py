@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from image_files import cut
 from pictures import make_folder
-from whatwhere import UserError
+from whatwhere import UserError, create_model
 from whatwhere.data.preprocess import IMAGENET_MEAN
+from whatwhere.training.build import build_model
 from whatwhere.training.bundle import load_bundle
+from whatwhere.training.config import Config
 from whatwhere.training.interruptions import Stopped
 from whatwhere.training.predict import evaluate_bundle
 from whatwhere.training.run import Silent
@@ -305,3 +307,13 @@ def test_weights_of_timm_get_images_as_they_were_trained_with(model, weights, me
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     again = evaluate_bundle(bundle, str(tmp_path / "run" / "split.csv"), split="test")["images"]
     assert again == {name: pytest.approx(value) for name, value in result["test"].items()}
+
+
+def test_weights_whose_attention_a_bundle_could_not_keep_are_refused(tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    config = Config(model="cbam_resnet18", pretrained=str(weights))
+    save_file(create_model("cbam_resnet18", num_classes=3).state_dict(), weights)
+    build_model(config, 3)
+    save_file(timm.create_model("resnet18", num_classes=3, block_args={"attn_layer": "cbam"}).state_dict(), weights)
+    with pytest.raises(UserError, match=r"^the weights '.*' are of attention in another form \(.*timm.*, which a run"):
+        build_model(config, 3)

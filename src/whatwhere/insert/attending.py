@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..attention import ATTENTION, attention_builder, starting_as_identity
 from ..attention.gate import SharedMLP, Start, check_choice
-from ..errors import UserError
+from ..errors import UserError, said
 from ..models.initialization import resolve_seed
 from ..randomness import seeded
 from .flow import record, tensors_in
@@ -215,7 +215,8 @@ def _built(builder: Callable[..., nn.Module], channels: int, kwargs: dict[str, A
     except UserError:
         raise
     except Exception as error:  # a stranger's attention may raise anything
-        raise UserError(f"the attention cannot be built from {channels} channels and {kwargs}: {error}") from error
+        reason = said(error)
+        raise UserError(f"the attention cannot be built from {channels} channels and {kwargs}: {reason}") from error
     if not isinstance(module, nn.Module):
         raise UserError(f"attention must build a torch.nn.Module from a channel count, got a {type(module).__name__}")
     if any(parameter.is_meta for parameter in module.parameters()):
@@ -366,8 +367,7 @@ def _check(model: nn.Module, prepared: _Prepared, *, is_unchanged: bool) -> None
     except UserError:
         raise
     except Exception as error:  # a stranger's attention may raise anything
-        said = (" ".join(str(error).split()) or type(error).__name__)[:200]
-        raise UserError(f"with the attention the network does not run: {said}") from error
+        raise UserError(f"with the attention the network does not run: {said(error)}") from error
     for place, module in zip(prepared.places, prepared.modules, strict=True):
         num_calls = flow.num_calls(module)
         if num_calls != 1:

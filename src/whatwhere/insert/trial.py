@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, said
 from .flow import Flow, record
 
 _SIZES = (224, 256, 299, 64, 32, 28)
@@ -41,9 +41,8 @@ class Trial:
                 continue
             self.arguments = arguments
             return
-        said = (" ".join(str(first).split()) or type(first).__name__)[:200]
         hint = "give another example" if given is not None else "give example, what the network is called with"
-        raise UserError(f"the network does not run: {said}; {hint}") from first
+        raise UserError(f"the network does not run: {said(first)}; {hint}") from first
 
 
 def _check(model: nn.Module) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import weights
 from ..data.augment import Augmentation
 from ..data.batches import EvaluationBatches, Order, Reader, TrainBatches, label_numbers
 from ..data.prepare import Prepared
@@ -18,7 +19,7 @@ from ..data.preprocess import Preprocessing, preprocessing_for
 from ..data.store import Store, decode_all, num_bytes, room
 from ..errors import UserError
 from ..insert.named import create_network
-from ..models.others import normalization
+from ..models.others import is_other, normalization
 from .config import OPTIONS, Config, defaults, image_size_for
 from .distributed import Team
 
@@ -54,6 +55,8 @@ def build_model(config: Config, num_classes: int, attention: Callable[..., nn.Mo
         name: getattr(config, name) for name in ("drop_rate", "drop_path_rate") if getattr(config, name)
     }
     pretrained: bool | str = config.pretrained == "imagenet" or config.pretrained or False
+    if isinstance(pretrained, str) and not is_other(config.model):
+        _check_form(pretrained)
     return create_network(
         config.model,
         num_classes=num_classes,
@@ -64,6 +67,17 @@ def build_model(config: Config, num_classes: int, attention: Callable[..., nn.Mo
         seed=config.seed,
         **options,
     )
+
+
+def _check_form(path: str) -> None:
+    """Raise UserError if weights are of attention in another form than its usual one: a bundle does not keep which."""
+    loaded = weights.read_weights(path)
+    form = {name: value for name, value in loaded.attention_kwargs.items() if name != "start"}
+    if form and weights.has_attention(loaded.state):
+        raise UserError(
+            f"the weights {path!r} are of attention in another form ({form}), which a run cannot keep; start from "
+            "weights of its usual form, or train in Python"
+        )
 
 
 @dataclass
