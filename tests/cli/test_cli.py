@@ -50,8 +50,8 @@ def test_summary_as_tables(whatwhere):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("summary", "resnext50"), "unknown model 'resnext50'; did you mean resnext50_32x4d"),
-        (("summary", "resnet18", "--against", "resnet19"), "unknown model 'resnet19'; did you mean"),
+        (("summary", "resnext50"), "unknown network 'resnext50'; did you mean resnext50_32x4d"),
+        (("summary", "resnet18", "--against", "resnet19"), "unknown network 'resnet19'; did you mean"),
         (("summary", "resnet18", "--input", "1x224x224"), "conv1, the first layer, takes images of shape (N, 3, H, W)"),
         (("summary", "resnet18", "--input", "224"), "--input must be channels x height x width, such as 3x224x224"),
         (("summary", "resnet18", "--input", "3x0x224"), "--input must be"),
@@ -64,7 +64,7 @@ def test_summary_as_tables(whatwhere):
         (("summary", "resnet18", "--classes", "0"), "--classes"),
         (("summary", "resnet18", "--depth", "0"), "--depth"),
         (("summary", "article_resnext50", "--input", "3x64x64"), "(N, 3, 224, 224) only"),
-        (("summary",), "Missing argument"),
+        (("summary",), "give one network to `whatwhere summary`"),
         (("models", "zzz*"), "no model matches 'zzz*'"),
         (("sumary",), "No such command"),
         (("summary", "resnet18", "--classes", "many"), "--classes"),

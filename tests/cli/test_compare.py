@@ -172,7 +172,7 @@ def test_a_share_is_no_verdict(compare, tmp_path):
         (("DATA", "--attention", "none"), "needs two arms or more"),
         (("DATA", "--attention", "none,nowhere:Gate"), "there is no module 'nowhere'"),
         (("DATA", "--baseline", "plain"), "--baseline plain is none of the arms, none, se, cbam"),
-        (("DATA", "--backbone", "resnet1"), "unknown model 'resnet1'"),
+        (("DATA", "--backbone", "resnet1"), "unknown network 'resnet1'"),
         (("DATA", "--backbone", "se_resnet18"), "has attention in its name; give resnet18"),
         (("DATA", "--metric", "f1"), "--metric 'f1' is none of accuracy"),
         (("DATA", "--metric", "loss"), "give it, in the unit of the figures, with --margin"),

@@ -61,13 +61,13 @@ def test_a_wide_arm_has_as_many_parameters_as_attention(backbone):
 @pytest.mark.parametrize(
     ("arms", "backbone", "message"),
     [
-        ("none,se", "resnet19", "unknown model 'resnet19'"),
+        ("none,se", "resnet19", "unknown network 'resnet19'; did you mean resnet18"),
         ("none,se", "cbam_resnet18", "has attention in its name; give resnet18"),
         ("none,cabm", "resnet18", "unknown attention 'cabm'; did you mean cbam"),
         ("none,wide:se", "resnet18", "no arm is called 'se'"),
         ("wide", "resnet18", "needs another one"),
         ("none,wide:none", "resnet18", "wide-none would be no wider than resnet18"),
-        ("none,se", "article_resnext50", "unknown model 'se_article_resnext50'"),
+        ("none,se", "article_resnext50", "article_resnext50 is as the article has it, its attention cannot be chosen"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(arms, backbone, message):

@@ -14,12 +14,21 @@ from whatwhere.models.others import create_other, full_name, load_other
 from whatwhere.training.bundle import Bundle, load_bundle, save_bundle
 
 
+class Layers(nn.ModuleDict):
+    """Runs its layers, as DenseNet's blocks do: a container, which can have no attention of its own."""
+
+    def forward(self, x):
+        for layer in self.values():
+            x = layer(x)
+        return x * 1
+
+
 class Chain(nn.Module):
-    """Made like VGG: attention behind one of its layers belongs to the network itself, and comes last in it."""
+    """Attention behind its features belongs to the network itself, and comes last in it."""
 
     def __init__(self, num_classes):
         super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+        self.features = Layers({"conv": nn.Conv2d(3, 16, 3, padding=1), "norm": nn.BatchNorm2d(16)})
         self.classifier = nn.Linear(16, num_classes)
 
     def forward(self, x):
@@ -28,13 +37,13 @@ class Chain(nn.Module):
 
 @pytest.mark.parametrize("attention", ["se", "cbam"])
 def test_the_classifier_is_found_in_front_of_attention_that_came_later(attention):
-    source, model = (attend(Chain(classes), attention, at="features.0", seed=0) for classes in (7, 4))
+    source, model = (attend(Chain(classes), attention, at="features", seed=0) for classes in (7, 4))
     last = list(dict(model.named_modules()))[-1]
-    assert last.startswith("features_0_attention.")
+    assert last.startswith("features_attention")
     fresh = model.classifier.weight.detach().clone()
     load_other(model, "torchvision:vgg11_bn", source.state_dict(), "a file")
     assert torch.equal(model.classifier.weight, fresh)
-    assert torch.equal(model.features[0].weight, source.features[0].weight)
+    assert torch.equal(model.features["conv"].weight, source.features["conv"].weight)
 
 
 @pytest.mark.parametrize("name", [["resnet18"], None, 3, {}])

@@ -231,7 +231,17 @@ def test_the_help_says_the_defaults():
             continue
         compared.add(name)
     special = {"model", "epochs", "batch_size", "lr", "image_size", "workers", "device", "weight_decay", "clip_grad"}
-    special |= {"crop", "rand_augment", "amp", "cache", "path_column", "label_column", "data_dir", "warmup_epochs"}
+    special |= {
+        "at",
+        "crop",
+        "rand_augment",
+        "amp",
+        "cache",
+        "path_column",
+        "label_column",
+        "data_dir",
+        "warmup_epochs",
+    }
     assert OPTIONS.keys() - compared == special
     large, tuned, adamw = chosen(224), chosen(pretrained="imagenet"), chosen(optimizer="adamw")
     assert usual("batch_size") == f"{values['batch_size']}, above 64 px {large['batch_size']}, fewer of few images"

@@ -101,27 +101,34 @@ def run_options(arms: Sequence[Arm], backbone: str, num_classes: int, at: str = 
                 raise UserError(
                     f"the arm {arm.name} would be no wider than {backbone}: {other} has hardly more parameters"
                 )
-            options[arm.name] = {"model": backbone, "width_factor": factor, "at": ""}
+            options[arm.name] = {"model": backbone, "width_factor": factor, **_nowhere(at)}
     return {arm.name: options[arm.name] for arm in arms}
 
 
 def _named(arm: Arm, backbone: str, at: str) -> dict[str, Any]:
     from ..attention import ATTENTION
+    from ..insert.named import check_network
     from ..models.registry import MODELS
 
     if arm.spec == NONE:
-        return {"model": backbone, "at": ""}
+        return {"model": backbone, **_nowhere(at)}
     if ":" in arm.spec:
-        return {"model": backbone, "attention": arm.spec, "at": at}
+        return {"model": backbone, "attention": arm.spec}
     if arm.spec not in ATTENTION:
         known = [NONE, *ATTENTION, WIDE]
         hint = nearest(arm.spec, known)
         raise UserError(f"unknown attention {arm.spec!r}{hint}; known: {', '.join(known)}, and MODULE:NAME of your own")
     name = f"{arm.spec}_{backbone}"
     if at or name not in MODELS:
-        # of the article's networks there are some only, which say so themselves
-        return {"model": backbone, "attention": arm.spec, "at": at}
-    return {"model": name, "at": ""}
+        # of the article's networks there are some only
+        check_network(backbone, attention=arm.spec, at=at)
+        return {"model": backbone, "attention": arm.spec}
+    return {"model": name}
+
+
+def _nowhere(at: str) -> dict[str, Any]:
+    """Return what an arm without attention has in a comparison whose other arms have it `at` a place."""
+    return {"at": ""} if at else {}
 
 
 def num_params(options: Mapping[str, Any], num_classes: int) -> int:

@@ -214,7 +214,7 @@ def _checked_arm_options(arm_options: Any, names: Sequence[str]) -> dict[str, di
     if not set(record(arm_options, "arm_options")) <= set(names):
         raise ValueError("arm_options has an arm that is none")
     for options in arm_options.values():
-        if not {"model"} <= set(record(options, "arm_options")) <= {*TELLS_APART, "lr"} - {"seed"}:
+        if not {"model"} <= set(record(options, "arm_options")) <= {*TELLS_APART, "at", "lr"} - {"seed"}:
             raise ValueError("arm_options are not those of an arm")
         _check_kinds(options)
         Config(**options)
