@@ -32,7 +32,7 @@ check: $(READY)
 
 bench: $(READY)
 	$(VENV)/bin/python benchmarks/saved_bytes.py
-	$(VENV)/bin/python benchmarks/strangers.py
+	$(VENV)/bin/python benchmarks/attend.py
 	$(VENV)/bin/python benchmarks/op.py
 	$(VENV)/bin/python benchmarks/networks.py
 	$(VENV)/bin/python benchmarks/networks.py --dtype bfloat16

@@ -1,6 +1,6 @@
 """Attention in networks of others: how many places, how many of them behind a BatchNorm, what it adds and keeps.
 
-    python benchmarks/strangers.py [--size 224]
+    python benchmarks/attend.py [--size 224]
 
 Bytes kept for backward at batch 2; every network's output with the identity start is compared with that before.
 """
@@ -87,7 +87,7 @@ def main() -> None:
         f"training keeps at most x{worst['ratio']:.3f} ({worst['network']}).",
         table(header, lines),
     ]
-    report("strangers", "cpu", parts, rows)
+    report("attend", "cpu", parts, rows)
 
 
 if __name__ == "__main__":
