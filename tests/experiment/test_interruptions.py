@@ -153,7 +153,7 @@ def test_a_run_that_fails_in_one_of_two_processes_is_told_and_holds_nobody_up(pa
     assert status == 2
     assert list(json.loads(printed)["failures"]) == ["se, seed 1"]
     assert len(finished(out)) == 5
-    assert "whatwhere: 1 run failed, se, seed 1: 1 of 2 processes failed" in err
+    assert "whatwhere: 1 run failed (se, seed 1), as said above; the finished ones are kept" in err
     (out / "runs" / "se" / "seed-1").unlink()
     status, _, err = finish(start_comparison(tmp_path, patterns, out, *ARMS, *together))
     assert status == 0, err
