@@ -3,10 +3,13 @@ import os
 # before torch starts CUDA: its deterministic matrix products need a fixed workspace
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from pictures import make_folder
 
 # Fresh memory is filled with NaN, so that a value nobody wrote is seen.
 torch.use_deterministic_algorithms(True)
@@ -28,6 +31,27 @@ def fresh_compiler():
 
 def pytest_addoption(parser):
     parser.addoption("--images", metavar="DIR", help="folder with the unpacked sign-digits/, for tests on real photos")
+
+
+@pytest.fixture
+def whatwhere(capsys, monkeypatch):
+    """The command, in this process: exit status, standard output, standard error."""
+    from whatwhere import cli
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["whatwhere", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        printed = capsys.readouterr()
+        return stop.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def patterns(tmp_path_factory):
+    """Images without a split."""
+    return make_folder(tmp_path_factory.mktemp("data") / "patterns")
 
 
 @pytest.fixture

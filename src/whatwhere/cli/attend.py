@@ -12,6 +12,7 @@ from ..cost.measure import random_input
 from ..insert import attend, plan
 from ..insert.named import create_network
 from ..tables import rich_tables, show
+from ..training.config import is_import_path
 from .summary import parse_input_size
 
 
@@ -30,7 +31,7 @@ def print_attended(
 ) -> None:
     """Print where attention goes in a network, and what it costs there unless `plan_only`."""
     size = parse_input_size(input_size)
-    chosen = attention_by_path(attention) if ":" in attention else attention
+    chosen = attention_by_path(attention) if is_import_path(attention) else attention
     attention_builder(chosen)  # before the network is built
     options: dict[str, Any] = {"at": at, "start": start, "replace": replace}
     model = create_network(backbone, num_classes=num_classes, seed=0)

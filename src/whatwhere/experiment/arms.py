@@ -112,7 +112,7 @@ def _named(arm: Arm, backbone: str, at: str) -> dict[str, Any]:
 
     if arm.spec == NONE:
         return {"model": backbone, **_nowhere(at)}
-    if ":" in arm.spec:
+    if is_code(arm.spec):
         return {"model": backbone, "attention": arm.spec}
     if arm.spec not in ATTENTION:
         known = [NONE, *ATTENTION, WIDE]

@@ -100,7 +100,7 @@ def plan(
         skipped=tuple(skipped),
         num_params=_num_params(model),
         added_params=tuple(_num_params(new) - _num_params(old) for new, old in zip(modules, replaced, strict=True)),
-        in_norm=tuple(place.kind == "behind" and is_plain_batch_norm(by_name[place.host]) for place in places),
+        in_norm=tuple(_joins_norm(place, by_name[place.host]) for place in places),
     )
 
 
@@ -336,6 +336,11 @@ def _records(model: nn.Module) -> list[_Record]:
     return [record_ for module in model.modules() for record_ in vars(module).get(_RECORDS, ())]
 
 
+def _joins_norm(place: Place, host: nn.Module) -> bool:
+    """Return whether attention in a place shares the passes of the norm that it stands behind."""
+    return place.kind == "behind" and is_plain_batch_norm(host)
+
+
 def _put(model: nn.Module, place: Place, attention: nn.Module) -> _Record:
     """Put attention into its place."""
     owner, host = model.get_submodule(place.owner), model.get_submodule(place.host)
@@ -344,7 +349,7 @@ def _put(model: nn.Module, place: Place, attention: nn.Module) -> _Record:
         setattr(owner, place.name, attention)
     else:
         owner.add_module(place.name, attention)
-        if place.kind == "behind" and is_plain_batch_norm(host):
+        if _joins_norm(place, host):
             made = _Record(owner, place.name, host, type(host))
             host.__class__ = AttendedBatchNorm2d
             # not a child: the owner has it

@@ -19,6 +19,7 @@ from .place import Kind, Place, Skipped
 
 # a shortcut may have a projection, and a blur before it
 _MOST_SHORTCUT_WEIGHTS = 2
+# a block of separable convolutions with gates of its own has a dozen; from there on it is half a network
 _MOST_BRANCH_WEIGHTS = 16
 _CHANNELS_FIRST = {"conv2d", "conv_transpose2d", "batch_norm", "group_norm", "instance_norm"}
 _CHANNELS_LAST = {"linear", "layer_norm", "scaled_dot_product_attention"}

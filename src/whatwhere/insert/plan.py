@@ -8,8 +8,6 @@ from typing import Any
 from ..tables import Table, rich_tables, text
 from .place import Place, Skipped
 
-_WORDS = {"behind": "behind {}", "before": "before {}", "instead of": "instead of {}"}
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -53,7 +51,7 @@ class Plan:
         rows = [
             (
                 f"{place.owner}.{place.name}".lstrip("."),
-                _WORDS[place.kind].format(place.host) + (", in one pass" if in_norm else ""),
+                f"{place.kind} {place.host}{', in one pass' if in_norm else ''}",
                 str(place.channels),
                 "x".join(map(str, place.size)),
                 f"{added:+,}",

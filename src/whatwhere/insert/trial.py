@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class Trial:
         first: Exception | None = None
         for arguments in candidates:
             try:
-                self.flow: Flow = record(model, lambda arguments=arguments: model(*arguments))  # type: ignore[misc]
+                self.flow: Flow = record(model, functools.partial(model, *arguments))
             except Exception as error:  # a stranger's network may raise anything at a size that it does not take
                 first = first or error
                 continue

@@ -170,7 +170,7 @@ def normalization(name: str) -> tuple[Channels, Channels] | None:
 def as_published(model: nn.Module, name: str) -> None:
     """Set what a network's library sets beside its published weights and no weight shows."""
     if name in _ONE_OUTPUT:
-        # from ImageNet's mean and deviation to those of the weights
+        # from ImageNet's mean and deviation to those of the weights; torch's types know no flags in a module
         model.transform_input = True  # type: ignore[assignment]
 
 
