@@ -1,8 +1,9 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
+CLIENTS := $(VENV)/.clients
 
-.PHONY: demo test test-slow test-sweep check bench
+.PHONY: demo test test-slow test-sweep test-clients check bench
 .DEFAULT_GOAL := test
 
 # One environment with everything that development needs, at the versions of constraints.txt.
@@ -11,12 +12,17 @@ $(READY): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# The programs of the extra `clients` besides.
+$(CLIENTS): $(READY)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[clients]'
+	touch $@
+
 demo: $(READY)
 	$(VENV)/bin/whatwhere demo
 
 # IMAGES=DIR, a folder with sign-digits/, adds the tests on real photos.
 test: $(READY)
-	$(VENV)/bin/python -m pytest -m 'not gpu and not slow and not sweep' -n 2 $(if $(IMAGES),--images=$(IMAGES))
+	$(VENV)/bin/python -m pytest -m 'not gpu and not slow and not sweep and not clients' -n 2 $(if $(IMAGES),--images=$(IMAGES))
 
 test-slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow $(if $(IMAGES),--images=$(IMAGES))
@@ -24,6 +30,10 @@ test-slow: $(READY)
 # Attention in some sixty networks of others.
 test-sweep: $(READY)
 	$(VENV)/bin/python -m pytest -m sweep -n 2
+
+# Attention inside other people's programs: ONNX Runtime, Ultralytics, Torch-Pruning, Opacus and others.
+test-clients: $(CLIENTS)
+	$(VENV)/bin/python -m pytest -m clients -n 2
 
 check: $(READY)
 	$(VENV)/bin/ruff check .

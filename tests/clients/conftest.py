@@ -1,0 +1,22 @@
+import os
+from pathlib import Path
+
+import pytest
+
+# Ultralytics writes its settings when it is imported, and would look for newer versions
+os.environ.setdefault("YOLO_OFFLINE", "true")
+os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+
+
+def pytest_collection_modifyitems(items):
+    """What stands in this folder is run by `make test-clients`; warnings of other people's code are theirs."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.clients)
+            item.add_marker(pytest.mark.filterwarnings("ignore"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _settings_of_ultralytics(tmp_path_factory):
+    os.environ.setdefault("YOLO_CONFIG_DIR", str(tmp_path_factory.mktemp("ultralytics")))
