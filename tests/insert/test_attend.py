@@ -12,7 +12,7 @@ from small_networks import SUMS, Block, Network, images, same
 from strangers import build
 from whatwhere import CBAM, UserError, create_model
 from whatwhere.insert import attend, detach, plan
-from whatwhere.insert.norm import AttendedBatchNorm2d
+from whatwhere.insert.host import AttendedBatchNorm2d
 
 
 @pytest.mark.parametrize("name", SUMS)
@@ -235,9 +235,10 @@ def test_twice_in_one_place_is_refused_and_two_places_are_not():
 def test_patterns_name_modules():
     model = build("torchvision:resnet18")
     attend(model, "se", at="layer[34].*.bn2,maxpool")
-    added = sorted(name for name, module in model.named_modules() if name.endswith(".attention"))
+    added = sorted(name for name, module in model.named_modules() if name.endswith("attention"))
+    # behind a norm it is a child of the module around, because tools rebuild norms
     assert added == [
-        *(f"layer{stage}.{index}.bn2.attention" for stage in (3, 4) for index in (0, 1)),
+        *(f"layer{stage}.{index}.bn2_attention" for stage in (3, 4) for index in (0, 1)),
         "maxpool.attention",
     ]
     assert type(model.layer3[0].bn2) is AttendedBatchNorm2d

@@ -213,14 +213,6 @@ def test_strangers_are_compared(patterns, tmp_path):
     assert "a wide arm needs one of our own networks (`whatwhere models`), and timm:resnet10t is none" in err
 
 
-def test_synchronised_norms_and_inserted_attention_exclude_each_other(patterns, tmp_path):
-    status, _, err = whatwhere(
-        tmp_path, "train", patterns, "--backbone", "resnet10t", "--attention", "se", "--sync-bn", *SMALL, "--out", "run"
-    )
-    assert status == 2
-    assert "sync_bn would replace the norms" in err
-
-
 def test_a_hostile_bundle_asks_for_no_giant(patterns, tmp_path):
     status, _, err = whatwhere(tmp_path, "train", patterns, "--backbone", "resnet10t", *SMALL, "--out", "run")
     assert status == 0, err

@@ -16,14 +16,18 @@ from ..errors import UserError, said
 from ..models.initialization import resolve_seed
 from ..randomness import seeded
 from .flow import record, tensors_in
-from .norm import AttendedBatchNorm2d, attended, attention_at, is_plain_batch_norm
-from .place import Place, Skipped
+from .host import Before as _Before
+from .host import Behind as _Behind
+from .host import Inserted, inserted_in, is_attended, is_plain_batch_norm
+from .host import OldRecord as _Record
+from .place import Place, Skipped, relative
 from .places import Places
 from .plan import Plan
 from .trial import Trial
 
 Replace = Literal["se"]
-_RECORDS = "_attended"
+# where pickles of version 0.1 look for them
+_OF_PICKLES = (_Before, _Behind, _Record)
 
 
 def attend(
@@ -42,8 +46,9 @@ def attend(
     The network runs once on `example`; from what is computed there follow the places, their channels, and a check
     afterwards. Parameters keep their names; those of the attention stand beside them, under the module that they
     belong to (`layer1.0.attention. ...`). Attention right behind a BatchNorm2d shares its passes, so that training
-    keeps hardly more than before (`AttendedBatchNorm2d`). `detach` undoes it. It is lost where something else is put
-    into the place of the module that it stands behind, as `convert_sync_batchnorm` does: convert first.
+    keeps hardly more than before (`AttendedBatchNorm2d`). `detach` undoes it. Where a tool rebuilds the module behind
+    which it stands (`convert_sync_batchnorm`, freezing, folding a norm into its convolution), the next forward pass
+    puts it behind what stands there now, or raises UserError.
 
     Args:
         model: Any network with 2-d convolutions, on any device, before it is compiled or wrapped.
@@ -66,14 +71,14 @@ def attend(
         UserError: There is no place, a place cannot be had, or the network does not run; the model is then as it was.
     """
     prepared = _prepared(model, attention, at, start, replace, example, attention_kwargs, seed)
-    done: list[_Record] = []
+    done: list[tuple[nn.Module, Inserted]] = []
     try:
         for place, module in zip(prepared.places, prepared.modules, strict=True):
             done.append(_put(model, place, module))
         _check(model, prepared, is_unchanged=start == "identity" and replace is None)
     except BaseException:
-        for record_ in reversed(done):
-            record_.undo()
+        for keeper, inserted in reversed(done):
+            inserted.remove(keeper)
         raise
     return model
 
@@ -100,25 +105,27 @@ def plan(
         skipped=tuple(skipped),
         num_params=_num_params(model),
         added_params=tuple(_num_params(new) - _num_params(old) for new, old in zip(modules, replaced, strict=True)),
-        in_norm=tuple(_joins_norm(place, by_name[place.host]) for place in places),
+        in_norm=tuple(place.kind == "behind" and is_plain_batch_norm(by_name[place.host]) for place in places),
     )
 
 
 def detach(model: nn.Module) -> nn.Module:
     """Take out what `attend` has put into a network, in place, and return it: classes, modules, hooks are as before.
 
+    Layers that a tool has rebuilt since stay as that tool has left them.
+
     Raises:
         UserError: There is nothing of `attend` in it.
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"detach takes a torch.nn.Module, got a {type(model).__name__}")
-    records = _records(model)
-    for record_ in records:
-        record_.check_can_be_undone()
-    if not records:
+    everything = inserted_in(model)
+    for keeper, inserted in everything:
+        inserted.check_can_be_removed(keeper)
+    if not everything:
         raise UserError("there is no attention in the network that attend has put there")
-    for record_ in reversed(records):
-        record_.undo()
+    for keeper, inserted in reversed(everything):
+        inserted.remove(keeper)
     return model
 
 
@@ -158,11 +165,11 @@ def _prepared(
     found, skipped = _found(model, trial, at, replace)
     hosts = dict(model.named_modules())
     seed = resolve_seed(seed)
-    inserted = {inner for record_ in _records(model) for inner in record_.inserted().modules()}
+    there = {inner for keeper, inserted in inserted_in(model) for inner in inserted.attention(keeper).modules()}
     modules: list[nn.Module] = []
     for place in found:
         host = hosts[place.host]
-        if _is_attended(host) or host in inserted:
+        if is_attended(host) or host in there:
             raise UserError(f"{place.label} has attention already; detach the model first")
         # parameters made in inference mode could never learn
         with torch.inference_mode(False), seeded(seed, f"{place.owner}.{place.name}"):
@@ -172,7 +179,7 @@ def _prepared(
             module = module.to(like.device, like.dtype)
         modules.append(module.train(hosts[place.owner].training))
     inner = [layer for module in modules for layer in module.modules()]
-    if len(set(inner)) < len(inner) or not {*model.modules(), *inserted}.isdisjoint(inner):
+    if len(set(inner)) < len(inner) or not {*model.modules(), *there}.isdisjoint(inner):
         raise UserError("the attention must be built anew for each place, and is one module in several")
     return _Prepared(trial, found, skipped, modules)
 
@@ -245,123 +252,19 @@ def _num_params(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _is_attended(module: nn.Module) -> bool:
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    return isinstance(module, AttendedBatchNorm2d) or any(isinstance(hook, (_Behind, _Before)) for hook in hooks)
-
-
-class _Behind:
-    """A forward hook: what a module returns is attended."""
-
-    def __init__(self, owner: nn.Module, name: str) -> None:
-        self.owner, self.name = owner, name
-
-    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return attended(attention_at(module, self.owner, self.name), output)
-
-
-class _Before:
-    """A forward pre-hook: what a module is given is attended."""
-
-    def __init__(self, owner: nn.Module, name: str) -> None:
-        self.owner, self.name = owner, name
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (attended(attention_at(module, self.owner, self.name), args[0]), *args[1:])
-
-
-@dataclass(eq=False)
-class _Record:
-    """One attention that was put in, and how to take it out. Plain data, so that copies of the network have their own.
-
-    Attributes:
-        owner: The module that has it as a child.
-        name: The child's name.
-        host: What it stands behind, or before; None where it replaced a module.
-        before: The host's class, or the module that was replaced; None where a hook was added.
-    """
-
-    owner: nn.Module
-    name: str
-    host: nn.Module | None
-    before: type[nn.Module] | nn.Module | None
-
-    def inserted(self) -> nn.Module:
-        """Return the attention; an Identity where somebody has deleted it."""
-        return self.owner._modules.get(self.name) or nn.Identity()
-
-    def check_can_be_undone(self) -> None:
-        """Raise UserError if somebody has built upon it since."""
-        if isinstance(self.before, type) and type(self.host) is not AttendedBatchNorm2d:
-            raise UserError(
-                f"a norm behind which attention stands has become a {type(self.host).__name__} since; undo that first"
-            )
-
-    def undo(self) -> None:
-        """Take it out."""
-        if isinstance(self.before, nn.Module):
-            self._take_along(self.before)
-            setattr(self.owner, self.name, self.before)
-        else:
-            assert self.host is not None
-            # whoever has deleted it has done a part of this
-            if self.name in self.owner._modules:
-                delattr(self.owner, self.name)
-            if isinstance(self.before, type):
-                self.host.__class__ = self.before
-                del vars(self.host)["_attention"]
-            else:
-                for hooks in (self.host._forward_hooks, self.host._forward_pre_hooks):
-                    for key in [key for key, hook in hooks.items() if isinstance(hook, (_Behind, _Before))]:
-                        del hooks[key]
-        self._forget()
-
-    def _take_along(self, replaced: nn.Module) -> None:
-        """Bring a replaced module to where the network has been moved meanwhile."""
-        inserted = self.inserted()
-        values = itertools.chain(inserted.parameters(), inserted.buffers(), self.owner.parameters())
-        like = next(filter(Tensor.is_floating_point, values), None)
-        if like is not None:
-            replaced.to(like.device, like.dtype)
-        replaced.train(inserted.training)
-
-    def _forget(self) -> None:
-        records = vars(self.owner)[_RECORDS]
-        records.remove(self)
-        if not records:
-            del vars(self.owner)[_RECORDS]
-
-
-def _records(model: nn.Module) -> list[_Record]:
-    return [record_ for module in model.modules() for record_ in vars(module).get(_RECORDS, ())]
-
-
-def _joins_norm(place: Place, host: nn.Module) -> bool:
-    """Return whether attention in a place shares the passes of the norm that it stands behind."""
-    return place.kind == "behind" and is_plain_batch_norm(host)
-
-
-def _put(model: nn.Module, place: Place, attention: nn.Module) -> _Record:
-    """Put attention into its place."""
-    owner, host = model.get_submodule(place.owner), model.get_submodule(place.host)
-    if place.kind == "instead of":
-        made = _Record(owner, place.name, None, host)
-        setattr(owner, place.name, attention)
-    else:
-        owner.add_module(place.name, attention)
-        if _joins_norm(place, host):
-            made = _Record(owner, place.name, host, type(host))
-            host.__class__ = AttendedBatchNorm2d
-            # not a child: the owner has it
-            vars(host)["_attention"] = (owner, place.name)
-        else:
-            made = _Record(owner, place.name, host, None)
-            if place.kind == "behind":
-                host.register_forward_hook(_Behind(owner, place.name))
-            else:
-                host.register_forward_pre_hook(_Before(owner, place.name))
-    vars(owner).setdefault(_RECORDS, []).append(made)
-    return made
+def _put(model: nn.Module, place: Place, attention: nn.Module) -> tuple[nn.Module, Inserted]:
+    """Put attention into its place; return its keeper, and what the keeper knows of it."""
+    keeper = model.get_submodule(place.keeper)
+    inserted = Inserted(
+        relative(place.owner, place.keeper) or "",
+        place.name,
+        place.kind,
+        relative(place.host, place.keeper) or "",
+        relative(place.feeder, place.keeper),
+        relative(place.follower, place.keeper),
+    )
+    inserted.put(keeper, attention)
+    return keeper, inserted
 
 
 def _check(model: nn.Module, prepared: _Prepared, *, is_unchanged: bool) -> None:

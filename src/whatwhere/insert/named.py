@@ -16,6 +16,7 @@ from ..models import create_model
 from ..models.others import as_published, create_other, full_name, is_other, load_other, published
 from ..models.registry import MODELS, check_options, identity_start, paper_start
 from .attending import attend
+from .host import renamed
 
 Attention = str | Callable[..., nn.Module] | None
 
@@ -137,11 +138,11 @@ def _source(name: str, pretrained: bool | str) -> str:
 
 def _load(model: nn.Module, name: str, loaded: weights.Weights, pretrained: bool | str) -> nn.Module:
     """Load the weights into `model`, and return it."""
-    source = _source(name, pretrained)
+    source, state = _source(name, pretrained), renamed(model, loaded.state)
     if not is_other(name):
-        weights.load_pretrained(model, loaded.state, source)
+        weights.load_pretrained(model, state, source)
         return model
-    load_other(model, name, loaded.state, source)
+    load_other(model, name, state, source)
     if pretrained is True:
         as_published(model, name)
     return model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["behind", "before", "instead of"]
 
@@ -20,6 +20,9 @@ class Place:
         name: What the child is called.
         channels: Channels there.
         size: Height and width there, with the input that was tried.
+        keeper: Name of the module that keeps the attention in its place, around host and owner.
+        feeder: Name of the convolution whose output the host, a norm, takes.
+        follower: Name of the norm that takes the output of the host, a convolution.
     """
 
     label: str
@@ -29,6 +32,21 @@ class Place:
     name: str
     channels: int
     size: tuple[int, int]
+    keeper: str = ""
+    feeder: str | None = None
+    follower: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a plan shows of it, as JSON values."""
+        shown = ("label", "kind", "host", "owner", "name", "channels")
+        return {**{name: getattr(self, name) for name in shown}, "size": list(self.size)}
+
+
+def relative(name: str | None, around: str) -> str | None:
+    """Return a module's name inside the module `around`; None where it is not in there."""
+    if name is None or not around:
+        return name
+    return f"{name}.".removeprefix(f"{around}.").rstrip(".") if f"{name}.".startswith(f"{around}.") else None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from torch import nn
 from ..errors import UserError, nearest
 from ..models import BasicBlock, Bottleneck
 from .flow import Call, Flow, Node
-from .place import Kind, Place, Skipped
+from .host import is_layer, is_norm
+from .place import Kind, Place, Skipped, relative
 
 # a shortcut may have a projection, and a blur before it
 _MOST_SHORTCUT_WEIGHTS = 2
@@ -27,6 +28,7 @@ _SWAPPING = {"permute", "transpose", "movedim", "moveaxis", "swapaxes"}
 _REARRANGING = {*_SWAPPING, "view", "reshape", "flatten", "unflatten", "getitem"}
 _GATING = {"sigmoid", "hardsigmoid", "hardtanh", "relu6", "div", "softmax"}
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # which run or list whatever is in them
+_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _SQUEEZE = re.compile(r"e?se(module|layer|block|unit|gate)?|effectivesemodule|squeeze.*excit.*", re.IGNORECASE)
 
 
@@ -159,7 +161,7 @@ class Places:
         if not _is_ours(block.module):
             return None
         size = (branch.shape[2], branch.shape[3])
-        return Place(label, "instead of", f"{label}.attention", label, "attention", branch.shape[1], size)
+        return Place(label, "instead of", f"{label}.attention", label, "attention", branch.shape[1], size, keeper=label)
 
     def _on_branch(self, label: str, block: Call, branch: Node) -> Place | None:
         """Return the place at the end of a branch: behind what computes it, or before what passes it on."""
@@ -329,23 +331,63 @@ class Places:
             owner, _, name = self.names[call.module].rpartition(".")
             size = (call.output.shape[2], call.output.shape[3])
             host = self.names[call.module]
-            places.append(Place(host, "instead of", host, owner, name, call.output.shape[1], size))
+            places.append(Place(host, "instead of", host, owner, name, call.output.shape[1], size, keeper=owner))
         return places
 
     def _place(self, label: str, kind: Kind, host: Call, node: Node, owner: tuple[str, str]) -> Place:
         name = self.names[host.module]
-        return Place(label, kind, name, *owner, node.shape[1], (node.shape[2], node.shape[3]))
+        return Place(
+            label,
+            kind,
+            name,
+            *owner,
+            node.shape[1],
+            (node.shape[2], node.shape[3]),
+            self._keeper(name, owner[0]),
+            self._feeder(host),
+            self._follower(host, node),
+        )
+
+    def _keeper(self, host: str, owner: str) -> str:
+        """Return the name of the nearest module around host and owner that no tool rebuilds as a layer."""
+        if host == owner and not is_layer(self.modules[host]):
+            return host
+        path = host
+        while path:
+            path = path.rpartition(".")[0]
+            module = self.modules[path]
+            if not isinstance(module, _CONTAINERS) and not is_layer(module) and relative(owner, path) is not None:
+                return path
+        return ""
+
+    def _feeder(self, host: Call) -> str | None:
+        """Return the name of the convolution into which a tool may fold the host, a norm; None where there is none."""
+        if not is_norm(host.module) or len(host.entries) != 1:
+            return None
+        source = host.entries[0]
+        given = (call for call in self.flow.producers(source) if isinstance(call.module, _CONVOLUTIONS))
+        return next((self.names[call.module] for call in given if self.flow.num_calls(call.module) == 1), None)
+
+    def _follower(self, host: Call, node: Node) -> str | None:
+        """Return the name of the norm that a tool may fold into the host, a convolution; None where there is none."""
+        if not isinstance(host.module, _CONVOLUTIONS):
+            return None
+        taking = (call for call in self.flow.calls if call.entries == (node,) and is_norm(call.module))
+        return next((self.names[call.module] for call in taking), None)
 
     def _owner(self, module: nn.Module) -> tuple[str, str]:
         """Return the name of a module that takes a child without calling it, and what the child is called.
 
-        The module itself, or the nearest around it that is no container.
+        The module itself, or the nearest around it that is neither a norm, which tools rebuild, nor a container. A norm
+        with nothing but containers around it has the child itself.
         """
+        own = path = self.names[module]
         rest: list[str] = []
-        path = self.names[module]
-        while path and isinstance(self.modules[path], _CONTAINERS):
-            path, _, own = path.rpartition(".")
-            rest.insert(0, own)
+        while path and (isinstance(self.modules[path], _CONTAINERS) or is_norm(self.modules[path])):
+            path, _, last = path.rpartition(".")
+            rest.insert(0, last)
+        if is_norm(module) and isinstance(self.modules[path], _CONTAINERS):
+            path, rest = own, []
         return path, self._free(self.modules[path], "_".join([*rest, "attention"]))
 
     def _can_host(self, call: Call) -> bool:

@@ -34,7 +34,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         rows = [
-            {**asdict(place), "size": list(place.size), "added_params": added, "in_norm": in_norm}
+            {**place.to_dict(), "added_params": added, "in_norm": in_norm}
             for place, added, in_norm in zip(self.places, self.added_params, self.in_norm, strict=True)
         ]
         return {

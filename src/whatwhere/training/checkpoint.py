@@ -152,12 +152,21 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load what `optimizer_state` returned."""
+    """Load what `optimizer_state` returned.
+
+    Raises:
+        UserError: A value is of another shape than its parameter: the parameters had another order when it was saved.
+    """
     optimizer.load_state_dict(
         {"state": {int(key): value for key, value in state["state"].items()}, "param_groups": state["groups"]}
     )
     # files hold no memory format; with another than the parameter's, a GPU's fast path is lost
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
+            if isinstance(value, Tensor) and value.dim():
+                if value.shape != parameter.shape:
+                    raise UserError(
+                        f"the checkpoint's {name} has the shape {tuple(value.shape)} where a parameter now has "
+                        f"{tuple(parameter.shape)}; finish the run with the version that began it, or begin anew"
+                    )
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -25,7 +25,6 @@ from ..data.prepare import Prepared, fingerprint, prepare
 from ..errors import UserError
 from ..files import check_writable, locked
 from ..insert.named import check_network, create_network
-from ..models.others import is_other
 from .build import Material, build_material, build_model, describe, device_name, resolve
 from .config import Config, is_import_path
 from .distributed import Team, team
@@ -125,8 +124,6 @@ def _named(given: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[..., nn.M
     if width_factor != 1:
         with torch.device("meta"):
             create_network(model, seed=0, width_factor=width_factor)  # groups may leave no channel
-    if given.get("sync_bn") and (is_other(model) or given.get("at")) and text:
-        raise UserError("sync_bn would replace the norms that attention put in behind them shares; leave out sync_bn")
     return {**given, "model": model} if "model" in given else dict(given), attention
 
 
