@@ -257,10 +257,6 @@ def test_attention_of_the_user_s_starts_as_the_identity_behind_weights(own, data
         ({"width_factor": 2.0, "pretrained": "imagenet"}, "pretrained weights are of the usual width"),
         ({"width_factor": 2.0, "model": "article_resnext50"}, "its width cannot be chosen"),
         ({"width_factor": 0.1}, "leaves no channel"),
-        (
-            {"sync_bn": True, "attention": "se", "at": "layer3.*.bn3"},
-            "^sync_bn would replace the norms that attention put in behind them shares; leave out sync_bn$",
-        ),
         ({"best_by": "last", "early_stop": 3}, "early_stop waits for a better epoch"),
     ],
 )

@@ -60,12 +60,12 @@ class AttendedNorm(nn.modules.batchnorm._BatchNorm):
     is a child of the module around the norm, its owner; the norm only refers to it.
     """
 
-    def attention(self) -> nn.Module:
+    def _attending(self) -> nn.Module:
         """Return the attention."""
         return attention_at(self, *vars(self)["_attention"])
 
     def forward(self, x: Tensor) -> Tensor:
-        return attended(self.attention(), super().forward(x))
+        return attended(self._attending(), super().forward(x))
 
     def _check_input_dim(self, input: Tensor) -> None:
         # a symbolic trace knows no shape
@@ -85,7 +85,7 @@ class AttendedBatchNorm2d(AttendedNorm, nn.BatchNorm2d):
     """A BatchNorm2d whose output is attended, in one operator where that keeps less memory."""
 
     def forward(self, x: Tensor) -> Tensor:
-        attention = self.attention()
+        attention = self._attending()
         # a parametrization changes the class, and where the parameters come from
         is_plain = type(self) is AttendedBatchNorm2d and not looked_into(x)
         if not isinstance(attention, Gate) or not is_plain or not _is_as_built(attention):

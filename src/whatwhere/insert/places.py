@@ -379,14 +379,15 @@ class Places:
         """Return the name of a module that takes a child without calling it, and what the child is called.
 
         The module itself, or the nearest around it that is neither a norm, which tools rebuild, nor a container. A norm
-        with nothing but containers around it has the child itself.
+        inside containers of the network itself has the child itself, so that such a part takes it along when it is
+        taken out (`model.features`).
         """
         own = path = self.names[module]
         rest: list[str] = []
         while path and (isinstance(self.modules[path], _CONTAINERS) or is_norm(self.modules[path])):
             path, _, last = path.rpartition(".")
             rest.insert(0, last)
-        if is_norm(module) and isinstance(self.modules[path], _CONTAINERS):
+        if is_norm(module) and not path and (len(rest) > 1 or isinstance(self.modules[path], _CONTAINERS)):
             path, rest = own, []
         return path, self._free(self.modules[path], "_".join([*rest, "attention"]))
 
