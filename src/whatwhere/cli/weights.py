@@ -62,6 +62,7 @@ def _tables(found: Description) -> list[Table]:
     if found.prefix:
         rows.append(("prefix", printable(found.prefix)))
     rows += [(f"beside it: {printable(key)}", printable(value)) for key, value in found.around.items()]
+    rows += [("note", note) for note in found.notes]
     rows += [(f"metadata: {printable(key)}", printable(value)) for key, value in found.metadata.items()]
     if found.fit is not None:
         rows.append(("fitting", f"{found.fit.num_fitting} of the network's {found.fit.num_expected} tensors"))

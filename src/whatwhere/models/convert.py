@@ -83,7 +83,8 @@ class Description:
         dtypes: Their dtypes.
         wrapper: The entry of the file that they are in.
         prefix: What all their names begin with.
-        around: What else the file holds.
+        around: What else the file holds, tensors beside the network's included.
+        notes: What was changed in the tensors.
         metadata: The text in a safetensors file.
         non_finite: For each tensor with NaN or infinite values, how many.
         unknown: Names that the layout lacks, by group.
@@ -101,6 +102,7 @@ class Description:
     wrapper: str
     prefix: str
     around: dict[str, str]
+    notes: list[str]
     metadata: dict[str, str]
     non_finite: dict[str, int]
     unknown: dict[str, list[str]]
@@ -165,9 +167,15 @@ def convert_weights(
     metadata = {"format": "pt", weights.METADATA_KEY: json.dumps(description)}
     write_bytes(path, weights.tensors_to_bytes(state, metadata))
     assert loaded.layout is not None
-    notes = _notes(loaded, layout, attention, options_of_attention)
     return Conversion(
-        file.path, os.fspath(target), loaded.layout.name, layout.name, network, len(state), file.around, notes
+        source=file.path,
+        target=os.fspath(target),
+        layout=loaded.layout.name,
+        to=layout.name,
+        network=network,
+        num_tensors=len(state),
+        left_out={**file.around, **file.left_out},
+        notes=[*file.notes, *_notes(loaded, layout, attention, options_of_attention)],
     )
 
 
@@ -203,7 +211,8 @@ def describe_weights(path: str | os.PathLike[str], model: str | None = None) -> 
         dtypes=sorted({str(value.dtype).removeprefix("torch.") for value in file.state.values()}),
         wrapper=file.wrapper,
         prefix=file.prefix,
-        around=file.around,
+        around={**file.around, **file.left_out},
+        notes=list(file.notes),
         metadata=file.metadata,
         non_finite=file.non_finite(),
         unknown=weights.group_keys(unknown),

@@ -17,7 +17,7 @@ from ..attention import ATTENTION
 from ..errors import UserError
 from .layouts import LAYOUTS, Layout, Rule, find_rule, find_rule_back, has_bottlenecks, is_grouped, recognize
 from .load import is_attention_key, starts_as_identity
-from .read import StateDict, WeightsFile, check_finite, read_file
+from .read import StateDict, WeightsFile, check_finite, read_file, warn_of_left_out
 from .report import group_keys, shown
 
 METADATA_KEY = "whatwhere"
@@ -94,11 +94,14 @@ class Weights:
 def read_weights(path: str | os.PathLike[str]) -> Weights:
     """Read a file in any of the layouts, every value of it finite, and bring it to ours.
 
+    A warning names tensors that stand beside the network's and are left out.
+
     Raises:
-        UserError: As `read_state_dict`, or two of its names are the same one here.
+        UserError: As `read_file` and `to_ours`, or a tensor holds NaN or infinite values.
     """
     file = read_file(path)
     check_finite(file)
+    warn_of_left_out(file)
     return from_file(file)
 
 
