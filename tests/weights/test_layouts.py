@@ -25,6 +25,7 @@ def with_cbam(name, **options):
     return timm_model(name, block_args={"attn_layer": attention})
 
 
+COPIED = {"mlp_bias": False, "maps": ["mean", "max"], "norm": None, "spatial_bias": False}
 THEIRS = {
     "torchvision": (lambda: torchvision.models.resnet18(num_classes=10), "torchvision", "resnet18", {}),
     "timm": (lambda: timm_model("resnet50"), "torchvision", "resnet50", {}),
@@ -80,6 +81,19 @@ THEIRS = {
         "bam_resnet18",
         {"attention_kwargs": {"combine": "multiply"}},
     ),
+    "copied code": (lambda: OfficialResNet(copied="layers"), "ca-sa", "cbam_resnet18", {"attention_kwargs": COPIED}),
+    "copied code, bottlenecks": (
+        lambda: OfficialResNet((3, 4, 6, 3), 4, copied="layers"),
+        "ca-sa",
+        "cbam_resnet50",
+        {"attention_kwargs": COPIED},
+    ),
+    "copied code with a Sequential": (
+        lambda: OfficialResNet(copied="sequential"),
+        "ca-sa-sequential",
+        "cbam_resnet18",
+        {"attention_kwargs": COPIED},
+    ),
     "the authors' plain network": (lambda: OfficialResNet(cbam=False), "torchvision", "resnet18", {}),
 }
 
@@ -125,7 +139,11 @@ def test_outputs_are_theirs_and_the_way_back_ends_where_it_began(case, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "case", ["timm's SE", "timm's CBAM", "timm's CBAM with options", "timm's SE, legacy", "the authors' BAM"]
+    "case",
+    [
+        *("timm's SE", "timm's CBAM", "timm's CBAM with options", "timm's SE, legacy", "the authors' BAM"),
+        *("copied code", "copied code with a Sequential"),
+    ],
 )
 def test_create_model_takes_both_files_without_a_word_about_what_they_need(case, tmp_path):
     build, _, name, options = THEIRS[case]

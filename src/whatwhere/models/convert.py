@@ -135,7 +135,8 @@ def convert_weights(
         target: The file to write, *.safetensors; whole or not at all.
         model: The network's name; None where the names and shapes tell it.
         attention_kwargs: What its attention was built with, as far as the shapes do not show it: `{"pools": ["avg"]}`.
-        to: The layout to write: "whatwhere", "torchvision", "official", "timm" or "timm-legacy".
+        to: The layout to write: "whatwhere", "torchvision", "official", "timm", "timm-legacy", "ca-sa" or
+            "ca-sa-sequential".
         force: Overwrite a `target` that exists.
 
     Raises:
@@ -315,11 +316,26 @@ def _notes(
         )
     if attention == "bam" and own and not loaded.model and "combine" not in options:
         notes.append("the file does not say how its branches are combined; taken for added, as in the paper")
+    if loaded.attention == "cbam" and loaded.layout is not None and loaded.layout.norm is None:
+        notes.append(
+            "names do not show what copied code computes: taken for out = ca(out) * out and out = sa(out) * out before "
+            "a block's sum, ca of the average and the maximum, sa of the mean and the maximum"
+        )
+    if layout.norm is None and attention is not None:
+        notes.append(_copied_modules(options))
     if layout.name == "timm" and attention is not None:
         notes.append(_timm_module(attention, options, loaded.state))
     if layout.name == "official" and attention == "cbam" and options.get("form") == "timm":
         notes.append("biases of zero were added to the MLPs, which the authors' code has and timm's not")
     return notes
+
+
+def _copied_modules(options: Mapping[str, Any]) -> str:
+    """Return how copied code has to build its two modules."""
+    return (
+        f"the copied code must divide the channels by {options.get('reduction', 16)} in its ChannelAttention and have "
+        f"kernel_size={options.get('kernel_size', 7)} in its SpatialAttention"
+    )
 
 
 def _timm_module(attention: str, options: dict[str, Any], state: weights.StateDict) -> str:
