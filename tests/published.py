@@ -82,7 +82,10 @@ class _CopiedChannelAttention(nn.Module):
 
     def __init__(self, channels, sequential):
         super().__init__()
-        down, up = nn.Conv2d(channels, channels // 16, 1, bias=False), nn.Conv2d(channels // 16, channels, 1, bias=False)
+        down, up = (
+            nn.Conv2d(channels, channels // 16, 1, bias=False),
+            nn.Conv2d(channels // 16, channels, 1, bias=False),
+        )
         if sequential:
             self.fc = nn.Sequential(down, nn.ReLU(), up)
         else:

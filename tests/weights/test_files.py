@@ -144,8 +144,8 @@ def test_with_the_network_named_it_says_what_is_wrong(name, state, tmp_path):
     ("theirs", "ours", "cause"),
     [
         ("resnet18", "resnet34", r"the file is incomplete, it holds 122 of 218 tensors, or of a smaller network"),
-        ("resnet34", "resnet18", r"the file's network has 3-4-6-3 blocks in its stages and this one 2-2-2-2"),
-        ("resnet50", "resnet34", r"one network is made of bottlenecks and the other of basic blocks"),
+        ("resnet34", "resnet18", r"the file has 3-4-6-3 blocks in its stages and this network 2-2-2-2"),
+        ("resnet50", "resnet34", r"the file's network is made of bottlenecks and this one of basic blocks"),
         ("resnet50", "resnext50_32x4d", r"another width or number of groups"),
         ("wide_resnet18_2", "resnet18", r"another width or number of groups"),
         ("cbam_resnet18", "resnet18", r"the file has attention and this network none"),

@@ -67,7 +67,7 @@ def _tables(found: Description) -> list[Table]:
     if found.fit is not None:
         rows.append(("fitting", f"{found.fit.num_fitting} of the network's {found.fit.num_expected} tensors"))
     if found.fit is not None and found.fit.cause:
-        rows.append(("likely cause", found.fit.cause))
+        rows.append(("cause", found.fit.cause))
     tables = [Table(printable(found.path), ("", ""), rows, num_text_columns=2)]
     faults = [(f"{count:,} NaN or infinite", printable(key), "1", "") for key, count in found.non_finite.items()]
     if found.fit is None:

@@ -252,7 +252,12 @@ def _cbam_choices(module: StateDict, layout: Layout | None) -> list[list[dict[st
         shape["norm"] = None
         if "where.conv.bias" not in module:
             shape["spatial_bias"] = False
-    if convolution is not None and convolution.dim() == 4 and convolution.shape[-1] % 2 and 7 != convolution.shape[-1] < 64:
+    if (
+        convolution is not None
+        and convolution.dim() == 4
+        and convolution.shape[-1] % 2
+        and 7 != convolution.shape[-1] < 64
+    ):
         shape["kernel_size"] = convolution.shape[-1]
     biases: list[dict[str, Any]] = [{}, {"mlp_bias": "what.fc1.bias" in module}]
     return [biases, _reductions(module.get("what.fc1.weight")), _forms(layout), [shape]]

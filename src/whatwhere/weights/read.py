@@ -307,6 +307,8 @@ def _most_likely(holders: Mapping[tuple[str, ...], StateDict]) -> _Part:
     named = [(name,) for name in _WRAPPERS if (name,) in holders]
     where = named[0] if named else max(holders, key=lambda where: len(holders[where]))
     return _Part(where, "", holders[where])
+
+
 def _check_plain(part: _Part, source: str) -> None:
     for key, value in part.state.items():
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
@@ -346,7 +348,9 @@ def _grouped(tensors: StateDict, prefix: str) -> dict[str, str]:
         shared = max((outer for outer in _prefixes(key) if prefix.startswith(outer)), key=len)
         groups.setdefault(shared + key[len(shared) :].partition(".")[0], []).append(key)
     return {
-        keys[0] if len(keys) == 1 else f"{module}.*": _in_words(tensors[keys[0]]) if len(keys) == 1 else f"{len(keys)} tensors"
+        keys[0] if len(keys) == 1 else f"{module}.*": _in_words(tensors[keys[0]])
+        if len(keys) == 1
+        else f"{len(keys)} tensors"
         for module, keys in groups.items()
     }
 
