@@ -171,8 +171,8 @@ def _check_outside(state: Mapping[str, Tensor], source: str) -> None:
     outside = [key for key in state if _OUTSIDE.match(key)]
     if outside:
         raise UserError(
-            f"{source!r} holds attention outside the network's blocks ({', '.join(outside[:3])}, ...), where no network "
-            "here has it"
+            f"{source!r} holds attention outside the network's blocks ({', '.join(map(shown, outside[:3]))}, ...), "
+            "where no network here has it"
         )
 
 

@@ -118,13 +118,15 @@ _TIMM_CBAM = (
     Rule("{block}.se.spatial.conv.bn.{norm}", "{block}.attention.where.norm.{norm}", "cbam"),
 )
 _TIMM_SE = (Rule("{block}.se.fc{n}.{p}", "{block}.attention.what.fc{n}.{p}", "se", is_1x1=True),)
-_CA_SA = tuple(
-    (
-        Rule(f"{{block}}.ca.{first}.weight", "{block}.attention.what.fc1.weight", "cbam", is_1x1=True),
-        Rule(f"{{block}}.ca.{second}.weight", "{block}.attention.what.fc2.weight", "cbam", is_1x1=True),
-        Rule("{block}.sa.conv1.weight", "{block}.attention.where.conv.weight", "cbam"),
-    )
-    for first, second in (("fc1", "fc2"), ("fc.0", "fc.2"))
+_CA_SA = (
+    Rule("{block}.ca.fc1.weight", "{block}.attention.what.fc1.weight", "cbam", is_1x1=True),
+    Rule("{block}.ca.fc2.weight", "{block}.attention.what.fc2.weight", "cbam", is_1x1=True),
+    Rule("{block}.sa.conv1.weight", "{block}.attention.where.conv.weight", "cbam"),
+)
+_CA_SA_SEQUENTIAL = (
+    Rule("{block}.ca.fc.0.weight", "{block}.attention.what.fc1.weight", "cbam", is_1x1=True),
+    Rule("{block}.ca.fc.2.weight", "{block}.attention.what.fc2.weight", "cbam", is_1x1=True),
+    _CA_SA[-1],
 )
 _LEGACY = (
     Rule("layer0.conv1.weight", "conv1.weight"),
@@ -158,12 +160,21 @@ LAYOUTS: dict[LayoutName, Layout] = {
             stride_in_1x1=True,
             basic_blocks=False,
         ),
-        *(
-            Layout(name, whose, (*_BACKBONE, *rules), maps=("mean", "max"), norm=None, biased=())
-            for name, whose, rules in (
-                ("ca-sa", "copied code with ca.fc1 and sa.conv1 in its blocks", _CA_SA[0]),
-                ("ca-sa-sequential", "copied code with ca.fc.0 and sa.conv1 in its blocks", _CA_SA[1]),
-            )
+        Layout(
+            "ca-sa",
+            "copied code with ca.fc1 and sa.conv1 in its blocks",
+            (*_BACKBONE, *_CA_SA),
+            maps=("mean", "max"),
+            norm=None,
+            biased=(),
+        ),
+        Layout(
+            "ca-sa-sequential",
+            "copied code with ca.fc.0 and sa.conv1 in its blocks",
+            (*_BACKBONE, *_CA_SA_SEQUENTIAL),
+            maps=("mean", "max"),
+            norm=None,
+            biased=(),
         ),
     )
 }

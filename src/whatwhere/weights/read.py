@@ -129,8 +129,8 @@ def find_weights(
     """Return a network's tensors from whatever mappings and modules they were saved in.
 
     The network is where the wanted tensors are: in any mapping ("state_dict", "model", ...), below any module
-    ("module.", "model.", "encoder.", ...). Averaged weights ("ema" or "swa" in their name) are taken before those of the
-    same names that they are averages of. What thop leaves is ignored, and counters of batches become integers.
+    ("module.", "model.", "encoder.", ...). Averaged weights ("ema" or "swa" in their name) are taken before those that
+    they are averages of. What thop leaves is ignored, and counters of batches become integers.
 
     Args:
         content: What a file holds.
@@ -256,10 +256,11 @@ def _parts(where: tuple[str, ...], state: StateDict, wanted: Wanted) -> list[_Pa
                 counts[prefix] += 1
     # one that all names share is nobody's but the network's
     shared = {prefix for prefix in counts if prefix and all(key.startswith(prefix) for key in state)}
-    prefixes = {
-        prefix for prefix, count in counts.items() if count >= wanted.least or (prefix in shared and count > counts[""])
+    parts: dict[str, StateDict] = {
+        prefix: {}
+        for prefix, count in counts.items()
+        if count >= wanted.least or (prefix in shared and count > counts[""])
     }
-    parts: dict[str, StateDict] = {prefix: {} for prefix in prefixes}
     for key, value in state.items():
         longest = max((prefix for prefix in _prefixes(key) if prefix in parts), key=len, default=None)
         if longest is not None:
@@ -293,7 +294,9 @@ def _chosen(parts: list[_Part], source: str) -> _Part:
         return averaged[0] if _names(averaged[0]) == _names(others[0]) else others[0]
     if len(candidates) > 1:
         names = " and ".join(repr(shown(part.name)) for part in candidates)
-        raise UserError(f"{source!r} holds several networks, {names}; save the wanted one's state_dict() alone")
+        raise UserError(
+            f"{source!r} holds several networks, {names}; save the state_dict() of one of them in a file of its own"
+        )
     return candidates[0]
 
 

@@ -135,13 +135,14 @@ class _Difference:
     unexpected: list[str]
     mismatched: list[str]
 
-    def keys(self) -> set[str]:
+    @property
+    def faults(self) -> set[str]:
         return {*self.missing, *self.unexpected, *self.mismatched}
 
 
 def _cause(difference: _Difference) -> str:
     """Return what the tensors show, in words, if that accounts for every key that does not fit; else ""."""
-    left, sentences = difference.keys(), []
+    left, sentences = difference.faults, []
     for fact in _FACTS:
         sentence, keys = fact(difference)
         if sentence and left & keys:
@@ -155,14 +156,14 @@ _NO_FACT: Fact = ("", set())
 
 
 def _nothing_in_common(of: _Difference) -> Fact:
-    return _NO_FACT if of.state.keys() & of.own.keys() else ("none of its names is one of this network's", of.keys())
+    return _NO_FACT if of.state.keys() & of.own.keys() else ("none of its names is one of this network's", of.faults)
 
 
 def _kinds_of_blocks(of: _Difference) -> Fact:
     theirs, ours = _kind_of_blocks(of.state), _kind_of_blocks(of.own)
     if not theirs or not ours or theirs == ours:
         return _NO_FACT
-    keys = {key for key in of.keys() if _IN_BLOCK.match(key) and not _is_of_one_attention(key, of)}
+    keys = {key for key in of.faults if _IN_BLOCK.match(key) and not _is_of_one_attention(key, of)}
     keys |= _features_of_classifier(of)
     return f"the file's network is made of {theirs} and this one of {ours}", keys
 
@@ -188,11 +189,11 @@ def _deep_stem(of: _Difference) -> Fact:
     convolutions = [key for key in of.unexpected if re.match(r"conv1\.\d+\.weight", key) and of.state[key].dim() == 4]
     if len(convolutions) < 2 or "conv1.weight" not in of.missing:
         return _NO_FACT
-    keys = {key for key in of.keys() if key.startswith("conv1.")}
+    keys = {key for key in of.faults if key.startswith("conv1.")}
     # one such network pools in its shortcuts too, and the convolution is the second layer there
     shortcuts = {key for key in of.state if key.endswith(".downsample.1.weight")}
     if shortcuts and all(of.state[key].dim() == 4 for key in shortcuts):
-        keys |= {key for key in of.keys() if ".downsample." in key}
+        keys |= {key for key in of.faults if ".downsample." in key}
     return "the file's network has a stem of several convolutions, as timm's c, d, s and t networks have", keys
 
 
@@ -220,7 +221,7 @@ def _widths(of: _Difference) -> Fact:
     # what ends in another width has another shortcut, and attention of other channels, or behind its stage
     ends = {key.rpartition(".bn")[0] for key in keys if key.endswith((".bn2.weight", ".bn3.weight"))}
     ends |= {end.partition(".")[0] for end in ends}
-    for key in of.keys():
+    for key in of.faults:
         match = _IN_BLOCK.match(key)
         if match and match["block"] in ends and match["name"].startswith(("downsample", "attention")):
             keys |= set() if _is_of_one_attention(key, of) else {key}
@@ -265,7 +266,7 @@ def _features_of_classifier(of: _Difference) -> set[str]:
     theirs, ours = of.state["fc.weight"], of.own["fc.weight"]
     if theirs.dim() != 2 or theirs.shape[1] == ours.shape[1]:
         return set()
-    return {"fc.weight", "fc.bias"} & of.keys()
+    return {"fc.weight", "fc.bias"} & of.faults
 
 
 def _depths(of: _Difference) -> Fact:
@@ -274,7 +275,7 @@ def _depths(of: _Difference) -> Fact:
     # with nothing but missing keys, the file may as well be incomplete
     if not other or not (of.unexpected or of.mismatched):
         return _NO_FACT
-    keys = {key for key in of.keys() for match in [_IN_BLOCK.match(key)] if match and match["block"] in other}
+    keys = {key for key in of.faults for match in [_IN_BLOCK.match(key)] if match and match["block"] in other}
     return f"the file has {_in_words(theirs)} blocks in its stages and this network {_in_words(ours)}", keys
 
 
@@ -290,23 +291,29 @@ def _in_words(blocks: Mapping[str, str]) -> str:
 
 
 def _attention(of: _Difference) -> Fact:
-    theirs, ours = (list(filter(ATTENTION_KEY.search, state)) for state in (of.state, of.own))
-    keys = set(filter(ATTENTION_KEY.search, of.keys()))
-    if not theirs:
-        return "the file has no attention and this network has; take the plain network", keys
-    if not ours:
-        return "the file has attention and this network none; take a network that has it", keys
-    modules: dict[str, set[str]] = {_module(key): set() for key in (*theirs, *ours)}
+    theirs, ours = (any(map(ATTENTION_KEY.search, state)) for state in (of.state, of.own))
+    if theirs == ours:
+        return _NO_FACT
+    sentence = (
+        "the file has attention and this network none; take a network that has it"
+        if theirs
+        else "the file has no attention and this network has; take the plain network"
+    )
+    return sentence, set(filter(ATTENTION_KEY.search, of.faults))
+
+
+def _kinds_of_attention(of: _Difference) -> Fact:
+    keys = set(filter(ATTENTION_KEY.search, of.faults))
+    modules = {_module(key): set[str]() for key in (*of.state, *of.own) if ATTENTION_KEY.search(key)}
     for key in keys:
         modules[_module(key)].add(key.removeprefix(_module(key)))
-    differing = next(iter(modules.values()))
-    # one that is damaged differs from the others
+    differing = next(iter(modules.values()), set())
+    # a damaged one differs from the others
     if not differing or any(names != differing for names in modules.values()):
         return _NO_FACT
-    if differing == {"what.fc1.bias", "what.fc2.bias"} and keys <= set(of.missing):
-        return "the file's attention has no biases in its MLP; attention_kwargs can leave them out", keys
     if keys <= set(of.missing):
-        return _NO_FACT
+        sentence = "the file's attention has no biases in its MLP; attention_kwargs can leave them out"
+        return (sentence, keys) if differing == {"what.fc1.bias", "what.fc2.bias"} else _NO_FACT
     if all(map(of.mismatched.__contains__, keys)) and _other_hidden_width(of, modules):
         return "the attention has another number of hidden channels; give its reduction in attention_kwargs", keys
     return "the file's attention is of another kind, or built with other attention_kwargs", keys
@@ -331,7 +338,7 @@ def _incomplete(of: _Difference) -> Fact:
     if of.unexpected or of.mismatched:
         return _NO_FACT
     held = len(of.state)
-    return f"the file is incomplete, it holds {held} of {len(of.own)} tensors, or of a smaller network", of.keys()
+    return f"the file is incomplete, it holds {held} of {len(of.own)} tensors, or of a smaller network", of.faults
 
 
 # each speaks of what those before it have not accounted for
@@ -345,5 +352,6 @@ _FACTS: tuple[Callable[[_Difference], Fact], ...] = (
     _classifier,
     _depths,
     _attention,
+    _kinds_of_attention,
     _incomplete,
 )
