@@ -76,7 +76,7 @@ def test_what_stands_beside_a_network_is_left_out_and_said(state, tmp_path, what
     torch.save(content, tmp_path / "a.pth")
     with pytest.warns(
         UserWarning,
-        match=r"of '.*a\.pth' model\.\* is loaded, and left out: criterion\.weight \(a tensor of shape \(4,\)\), "
+        match=r"^left out of the weights from '.*a\.pth': criterion\.weight \(a tensor of shape \(4,\)\), "
         r"head\.\* \(2 tensors\)$",
     ):
         model = create_model(NAME, num_classes=4, pretrained=tmp_path / "a.pth")
@@ -98,7 +98,7 @@ def test_a_part_is_loaded_whole_or_not_at_all(state, tmp_path):
     with pytest.raises(UserError, match=r"not of cbam_resnext11_8x8d: 3 missing \(layer\*\.\*\.bn3\.bias\)"):
         convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors")
     with (
-        pytest.warns(UserWarning, match="left out: criterion.weight"),
+        pytest.warns(UserWarning, match=r"left out of .*: criterion\.weight"),
         pytest.raises(UserError, match=r"not of this network: 3 missing \(layer\*\.\*\.bn3\.bias\)"),
     ):
         create_model(NAME, num_classes=4, pretrained=tmp_path / "a.pth")
@@ -249,7 +249,7 @@ def test_networks_of_others_are_found_by_their_own_tensors(prefix, tmp_path):
     # with attention, of which some weights have some
     attended = create_network(name, attention="se", at="features.1", seed=0, **options)
     torch.save({"state_dict": {**below("model.", attended.state_dict()), "loss.a": torch.ones(2)}}, tmp_path / "a.pth")
-    with pytest.warns(UserWarning, match=r"left out: loss\.a"):
+    with pytest.warns(UserWarning, match=r"left out of .*: loss\.a"):
         again = create_network(name, attention="se", at="features.1", seed=1, **options)
     assert equal(again.state_dict(), attended.state_dict())
 
@@ -265,3 +265,39 @@ def test_a_file_of_a_smaller_network_of_others_is_compared_below_its_modules(tmp
     torch.save(below("module.", timm.create_model("resnet10t").state_dict()), tmp_path / "a.pth")
     with pytest.raises(UserError, match=r"not of this network: \d+ missing \(layer\*"):
         create_network("timm:resnet26t", pretrained=str(tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"])
+def test_wrappers_around_parts_of_a_network(wrapper, state, tmp_path):
+    wrapped = {key.replace("layer1.0.", f"layer1.0.{wrapper}."): value for key, value in state.items()}
+    torch.save(below("module.", wrapped), tmp_path / "a.pth")
+    assert equal(create_model(NAME, num_classes=4, pretrained=tmp_path / "a.pth").state_dict(), state)
+    # names that would then be one are left as they are
+    torch.save({**state, **wrapped}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=rf"\d+ unexpected \(layer1\.0\.{wrapper}"):
+        create_model(NAME, num_classes=4, pretrained=tmp_path / "a.pth")
+
+
+def test_an_average_of_another_network_is_none_of_this_one(state):
+    larger = create_model("cbam_resnet50", num_classes=4).state_dict()
+    with pytest.raises(UserError, match="holds several networks, 'model' and 'ema'"):
+        find_weights({"model": state, "ema": larger}, "a.pth")
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(state, tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    torch.save(state, tmp_path / "a.pth")
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(UserError, match=r"^cannot read '.*a\.pth': Permission denied$"):
+        read_file(tmp_path / "a.pth")
+
+
+def test_weights_that_timm_s_registration_is_given_are_found_alike(state):
+    import whatwhere.timm  # noqa: F401
+
+    config = {"state_dict": {"state_dict": {**below("model.", state), "criterion.weight": torch.ones(4)}}}
+    with pytest.warns(UserWarning, match=r"left out of the weights from 'pretrained_cfg': criterion\.weight"):
+        model = timm.create_model(NAME, num_classes=4, pretrained=True, pretrained_cfg=config)
+    assert equal(model.state_dict(), state)

@@ -213,7 +213,7 @@ def describe_weights(path: str | os.PathLike[str], model: str | None = None) -> 
         wrapper=file.wrapper,
         prefix=file.prefix,
         around={**file.around, **file.left_out},
-        notes=list(file.notes),
+        notes=[*file.notes, *_notes_of_others(file.state)],
         metadata=file.metadata,
         non_finite=file.non_finite(),
         unknown=weights.group_keys(unknown),
@@ -336,6 +336,15 @@ def _copied_modules(options: Mapping[str, Any]) -> str:
         f"the copied code must divide the channels by {options.get('reduction', 16)} in its ChannelAttention and have "
         f"kernel_size={options.get('kernel_size', 7)} in its SpatialAttention"
     )
+
+
+def _notes_of_others(state: weights.StateDict) -> list[str]:
+    """Return which networks of others take weights that none of ours does."""
+    if any(key.endswith("_blocks.0._depthwise_conv.weight") for key in state):
+        return [
+            "names of the package efficientnet_pytorch: timm:tf_efficientnet_b0 to b8 take them as pretrained weights"
+        ]
+    return []
 
 
 def _timm_module(attention: str, options: dict[str, Any], state: weights.StateDict) -> str:

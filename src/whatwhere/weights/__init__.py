@@ -1,6 +1,16 @@
 """Weights: read safely, brought from one layout of keys to another, loaded whole or not at all."""
 
-from .convert import METADATA_KEY, Weights, fits_options, from_file, from_ours, options_of, read_weights, to_ours
+from .convert import (
+    METADATA_KEY,
+    Weights,
+    fits_options,
+    from_file,
+    from_ours,
+    options_of,
+    read_weights,
+    to_ours,
+    weights_in,
+)
 from .efficientnet import efficientnet_names, is_of_efficientnet_pytorch
 from .layouts import LAYOUTS, Layout, LayoutName, find_rule, layout_named, recognize
 from .load import has_attention, is_attention_key, load_pretrained, starts_as_identity
@@ -56,4 +66,5 @@ __all__ = [
     "to_ours",
     "torchvision_state_dict",
     "warn_of_left_out",
+    "weights_in",
 ]

@@ -18,7 +18,7 @@ from ..attention import ATTENTION
 from ..errors import UserError
 from .layouts import LAYOUTS, Layout, Rule, find_rule, find_rule_back, has_bottlenecks, is_grouped, recognize
 from .load import is_attention_key, starts_as_identity
-from .read import StateDict, WeightsFile, check_finite, read_file, warn_of_left_out
+from .read import StateDict, WeightsFile, check_finite, find_weights, read_file, warn_of_left_out
 from .report import group_keys, shown
 
 METADATA_KEY = "whatwhere"
@@ -103,7 +103,15 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
     Raises:
         UserError: As `read_file` and `to_ours`, or a tensor holds NaN or infinite values.
     """
-    file = read_file(path)
+    return _accepted(read_file(path))
+
+
+def weights_in(content: Mapping[str, Any], source: str) -> Weights:
+    """Return what `content`, as of a file from `source`, holds, as `read_weights` does."""
+    return _accepted(find_weights(content, source))
+
+
+def _accepted(file: WeightsFile) -> Weights:
     check_finite(file)
     warn_of_left_out(file)
     return from_file(file)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, said
 from .report import shown
 
 StateDict = dict[str, Tensor]
@@ -28,6 +28,8 @@ _DEEPEST = 8  # levels of modules around a network, and of mappings around its t
 _AVERAGED = {"ema", "swa", "averaged"}  # words in the names of averaged weights
 # what tools leave among the tensors, by the end of its name
 _LEFTOVERS = {"total_ops": "thop", "total_params": "thop", "n_averaged": "torch's AveragedModel"}
+# of torch.compile, activation checkpointing and FSDP around parts of a network
+_WRAPPER_INSIDE = re.compile(r"(?<=\.)(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 _COUNTER = "num_batches_tracked"
 _CODE_IN_PICKLE = re.compile(r"GLOBAL ([A-Za-z_][\w.]{0,80})")
 
@@ -178,7 +180,7 @@ def warn_of_left_out(file: WeightsFile) -> None:
     if file.left_out:
         groups = [f"{shown(name)} ({what})" for name, what in file.left_out.items()]
         named = ", ".join([*groups[:3], *(["..."] if len(groups) > 3 else [])])
-        warnings.warn(f"of {file.path!r} {shown(file.prefix)}* is loaded, and left out: {named}", stacklevel=3)
+        warnings.warn(f"left out of the weights from {file.path!r}: {named}", stacklevel=4)
 
 
 def _num_non_finite(value: Tensor) -> int:
@@ -212,6 +214,8 @@ def _content(file: Path) -> tuple[Any, dict[str, str]]:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old pickles: what is wrong with them is said below
             return torch.load(file, map_location="cpu", weights_only=True), {}
+    except OSError as error:
+        raise UserError(f"cannot read {str(file)!r}: {error.strerror or said(error)}") from error
     # a damaged or hostile file can make the readers raise nearly anything
     except Exception as error:
         raise UserError(
@@ -241,7 +245,8 @@ def _holders(content: Any) -> dict[tuple[str, ...], StateDict]:
         seen.add(id(mapping))
         own = {key: value for key, value in mapping.items() if isinstance(key, str) and isinstance(value, Tensor)}
         if own:
-            holders[where] = own
+            bare = {_WRAPPER_INSIDE.sub("", key): value for key, value in own.items()}
+            holders[where] = bare if len(bare) == len(own) else own
         waiting += [((*where, key), value) for key, value in mapping.items() if isinstance(key, str)]
     return holders
 
@@ -290,8 +295,10 @@ def _chosen(parts: list[_Part], source: str) -> _Part:
     averaged = [part for part in candidates if part.is_averaged]
     others = [part for part in candidates if not part.is_averaged]
     if len(averaged) == len(others) == 1:
+        average, whole = _shapes(averaged[0]), _shapes(others[0])
         # an average of the parameters alone is no whole network
-        return averaged[0] if _names(averaged[0]) == _names(others[0]) else others[0]
+        if average.items() <= whole.items():
+            return averaged[0] if len(average) == len(whole) else others[0]
     if len(candidates) > 1:
         names = " and ".join(repr(shown(part.name)) for part in candidates)
         raise UserError(
@@ -300,9 +307,9 @@ def _chosen(parts: list[_Part], source: str) -> _Part:
     return candidates[0]
 
 
-def _names(part: _Part) -> set[str]:
-    """Return the names that an average has too: that of the floats may be without counters."""
-    return {key for key in part.state if not key.endswith((_COUNTER, *_LEFTOVERS))}
+def _shapes(part: _Part) -> dict[str, torch.Size]:
+    """Return the shapes that an average has too, which may be without counters."""
+    return {key: value.shape for key, value in part.state.items() if not key.endswith((_COUNTER, *_LEFTOVERS))}
 
 
 def _most_likely(holders: Mapping[tuple[str, ...], StateDict]) -> _Part:
@@ -350,12 +357,8 @@ def _grouped(tensors: StateDict, prefix: str) -> dict[str, str]:
     for key in tensors:
         shared = max((outer for outer in _prefixes(key) if prefix.startswith(outer)), key=len)
         groups.setdefault(shared + key[len(shared) :].partition(".")[0], []).append(key)
-    return {
-        keys[0] if len(keys) == 1 else f"{module}.*": _in_words(tensors[keys[0]])
-        if len(keys) == 1
-        else f"{len(keys)} tensors"
-        for module, keys in groups.items()
-    }
+    alone = {keys[0]: _in_words(tensors[keys[0]]) for keys in groups.values() if len(keys) == 1}
+    return alone | {f"{module}.*": f"{len(keys)} tensors" for module, keys in groups.items() if len(keys) > 1}
 
 
 def _with_integer_counters(state: StateDict) -> tuple[StateDict, tuple[str, ...]]:
