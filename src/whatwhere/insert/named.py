@@ -64,7 +64,8 @@ def create_network(
     Args:
         name: As `create_model` knows it, or of torchvision or timm (`models.others.full_name`).
         num_classes: Width of the classifier.
-        pretrained: True for published weights, or a weights file, with or without those of the attention.
+        pretrained: True for published weights, or a weights file, with or without those of the attention; for timm's
+            tf_efficientnet_b0 to b8 one of the package efficientnet_pytorch too.
         attention: A name in ATTENTION, or a callable from a channel count to a module.
         at: Where it stands (`attend`); "" for its own place.
         start: "identity" or "paper"; None takes the identity behind weights that have no attention, else the paper's.

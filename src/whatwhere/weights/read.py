@@ -8,7 +8,7 @@ import pickle
 import re
 import urllib.error
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,7 +180,7 @@ def warn_of_left_out(file: WeightsFile) -> None:
     if file.left_out:
         groups = [f"{shown(name)} ({what})" for name, what in file.left_out.items()]
         named = ", ".join([*groups[:3], *(["..."] if len(groups) > 3 else [])])
-        warnings.warn(f"left out of the weights from {file.path!r}: {named}", stacklevel=4)
+        warnings.warn(f"left out of the weights from {file.path!r}: {named}", stacklevel=5)
 
 
 def _num_non_finite(value: Tensor) -> int:
@@ -237,17 +237,18 @@ def _holders(content: Any) -> dict[tuple[str, ...], StateDict]:
     """Return the tensors of each mapping in `content` that has some, by the names that lead to it."""
     holders: dict[tuple[str, ...], StateDict] = {}
     seen: set[int] = set()  # a mapping can hold itself
-    waiting: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    waiting: deque[tuple[tuple[str, ...], Any]] = deque([((), content)] if isinstance(content, Mapping) else [])
     while waiting:
-        where, mapping = waiting.pop(0)
-        if not isinstance(mapping, Mapping) or id(mapping) in seen or len(where) > _DEEPEST:
+        where, mapping = waiting.popleft()
+        if id(mapping) in seen or len(where) > _DEEPEST:
             continue
         seen.add(id(mapping))
         own = {key: value for key, value in mapping.items() if isinstance(key, str) and isinstance(value, Tensor)}
         if own:
             bare = {_WRAPPER_INSIDE.sub("", key): value for key, value in own.items()}
             holders[where] = bare if len(bare) == len(own) else own
-        waiting += [((*where, key), value) for key, value in mapping.items() if isinstance(key, str)]
+        inside = [(key, value) for key, value in mapping.items() if isinstance(key, str) and isinstance(value, Mapping)]
+        waiting += [((*where, key), value) for key, value in inside]
     return holders
 
 
