@@ -76,7 +76,7 @@ SHOWN = {
     "attention": (
         lambda: tensors("eca_resnet18"),
         "se_resnet18",
-        "of another kind, or built with other attention_kwargs",
+        "is of another kind, built with other attention_kwargs, or",
     ),
     "classifier": (
         lambda: damaged(tensors("resnet18"), "fc.weight", 4, 2048),
@@ -86,7 +86,7 @@ SHOWN = {
     "integers": (
         lambda: {**tensors("resnet18"), "conv1.weight": empty(64, 3, 7, 7, dtype=torch.int8)},
         "resnet18",
-        "the file's tensors are int8 there",
+        "the file has int8 where the network has float32",
     ),
 }
 

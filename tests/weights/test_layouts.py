@@ -365,6 +365,18 @@ def test_options_that_would_fit_and_compute_something_else(tmp_path):
     ):
         with pytest.raises(UserError, match="leave out form and maps"):
             create_model("cbam_resnet18", num_classes=10, pretrained=tmp_path / file, attention_kwargs=options)
+    for file, options, sentence in (
+        ("timm.pth", {"pools": ("avg",)}, r"where pools is \['avg', 'max'\]; leave out pools=\('avg',\)"),
+        ("official.pth", {"pools": 3}, r"where pools is \['avg', 'max'\]; leave out pools=3"),
+        ("official.pth", {"arrangement": "parallel"}, "where arrangement is 'channel_first'; leave out arrangement="),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            create_model("cbam_resnet18", num_classes=10, pretrained=tmp_path / file, attention_kwargs=options)
+    torch.save(OfficialResNet(cbam=False, bam=True).state_dict(), tmp_path / "bam.pth")
+    with pytest.raises(UserError, match="where dilation is 4; leave out dilation=2"):
+        create_model("bam_resnet18", num_classes=10, pretrained=tmp_path / "bam.pth", attention_kwargs={"dilation": 2})
+    same = {"pools": ("max", "avg"), "norm": "batch"}
+    create_model("cbam_resnet18", num_classes=10, pretrained=tmp_path / "timm.pth", attention_kwargs=same)
 
 
 def test_another_number_of_classes_and_channels_from_their_files(tmp_path):

@@ -41,7 +41,7 @@ _ATTENTION_OPTIONS: dict[str, Any] = {
 }
 # options that other layouts have in one form alone
 _USUAL: dict[str, dict[str, Any]] = {
-    "cbam": {"pools": {"avg", "max"}, "arrangement": "channel_first"},
+    "cbam": {"pools": ["avg", "max"], "arrangement": "channel_first"},
     "bam": {"combine": "multiply", "dilation": 4},
 }
 _MODEL_OPTIONS: dict[str, Any] = {"stride_in_1x1": bool, "ceil_pool": bool}
@@ -80,11 +80,12 @@ class Weights:
         options = {**self.attention_kwargs, **given}
         if self.layout is None or self.layout.name == "whatwhere":
             return options
-        if options.get("combine") != self.attention_kwargs.get("combine"):
-            raise UserError(
-                f"the weights are of {self.layout.whose}, where combine is {self.attention_kwargs['combine']!r}; leave "
-                f"out combine={options['combine']!r}"
-            )
+        for option, usual in _usual(self.layout, self.attention).items():
+            if option in given and not _is_usual(given[option], usual):
+                raise UserError(
+                    f"the weights are of {self.layout.whose}, where {option} is {usual!r}; leave out "
+                    f"{option}={given[option]!r}"
+                )
         if self.attention == "cbam":
             maps = _maps(options)
             if maps != self.layout.maps:
@@ -361,17 +362,28 @@ def from_ours(
 def _check_usual(layout: Layout, attention: str | None, options: Mapping[str, Any]) -> None:
     """Raise UserError if the attention of `layout` computes something else than one built with `options`."""
     defaults = inspect.signature(ATTENTION[attention]).parameters if attention else {}
-    theirs = dict(_USUAL.get(attention or "", {}))
-    if attention == "cbam":
-        theirs["norm"] = layout.norm
-        if layout.name != "official":
-            theirs["spatial"] = True
-    for option, usual in theirs.items():
+    for option, usual in _usual(layout, attention).items():
         value = options.get(option, defaults[option].default)
-        if (set(value) if isinstance(usual, set) else value) != usual:
+        if not _is_usual(value, usual):
             raise UserError(f"{layout.whose} cannot hold these weights: its attention has no {option}={value!r}")
     if attention == "cbam" and set(_maps(options)) != set(layout.maps):
         raise UserError(f"{layout.whose} cannot hold these weights: its spatial gate takes {' and '.join(layout.maps)}")
+
+
+def _usual(layout: Layout, attention: str | None) -> dict[str, Any]:
+    """Return the options of `attention` that are always the same in `layout`."""
+    usual = dict(_USUAL.get(attention or "", {}))
+    if attention == "cbam":
+        usual["norm"] = layout.norm
+        if layout.name != "official":
+            usual["spatial"] = True
+    return usual
+
+
+def _is_usual(value: Any, usual: Any) -> bool:
+    if isinstance(usual, list):  # pools, whose sum has no order
+        return isinstance(value, (list, tuple)) and sorted(map(str, value)) == sorted(usual)
+    return bool(value == usual)
 
 
 def _in_convention(state: StateDict, layout: Layout, attention: str | None, options: Mapping[str, Any]) -> StateDict:

@@ -208,8 +208,8 @@ def _input_channels(of: _Difference) -> Fact:
 
 def _no_floats(of: _Difference) -> Fact:
     keys = {key for key in of.mismatched if of.state[key].shape == of.own[key].shape}
-    dtypes = sorted({str(of.state[key].dtype).removeprefix("torch.") for key in keys})
-    return (f"the file's tensors are {', '.join(dtypes)} there", keys) if keys else _NO_FACT
+    theirs, ours = (sorted({str(state[key].dtype)[6:] for key in keys}) for state in (of.state, of.own))
+    return (f"the file has {', '.join(theirs)} where the network has {', '.join(ours)}", keys) if keys else _NO_FACT
 
 
 def _widths(of: _Difference) -> Fact:
@@ -316,7 +316,7 @@ def _kinds_of_attention(of: _Difference) -> Fact:
         return (sentence, keys) if differing == {"what.fc1.bias", "what.fc2.bias"} else _NO_FACT
     if all(map(of.mismatched.__contains__, keys)) and _other_hidden_width(of, modules):
         return "the attention has another number of hidden channels; give its reduction in attention_kwargs", keys
-    return "the file's attention is of another kind, or built with other attention_kwargs", keys
+    return "the file's attention is of another kind, built with other attention_kwargs, or has other names", keys
 
 
 def _module(key: str) -> str:
