@@ -77,7 +77,7 @@ class _BAM(nn.Module):
         return x * (1 + (channel * self.spatial_att.gate_s(x)).sigmoid())
 
 
-class _CopiedChannelAttention(nn.Module):
+class CopiedChannelAttention(nn.Module):
     """The channel gate alone, as widely copied code has it: two 1x1 convolutions without bias, by two sets of names."""
 
     def __init__(self, channels, sequential):
@@ -99,7 +99,7 @@ class _CopiedChannelAttention(nn.Module):
         return (self._mlp(pools[0]) + self._mlp(pools[1])).sigmoid()
 
 
-class _CopiedSpatialAttention(nn.Module):
+class CopiedSpatialAttention(nn.Module):
     """The spatial gate alone, as widely copied code has it: mean before maximum, no norm, no bias."""
 
     def __init__(self):
@@ -127,7 +127,7 @@ class _Block(nn.Module):
         self.bn1, self.bn2 = nn.BatchNorm2d(planes), nn.BatchNorm2d(planes)
         self.cbam = _CBAM(after) if cbam else None
         if copied:
-            self.ca, self.sa = _CopiedChannelAttention(after, copied == "sequential"), _CopiedSpatialAttention()
+            self.ca, self.sa = CopiedChannelAttention(after, copied == "sequential"), CopiedSpatialAttention()
         self.is_copied = bool(copied)
         self.downsample = None
         if stride != 1 or before != after:

@@ -212,7 +212,7 @@ class CBAM(Gate):
         width is at least 1, where the authors' code would build an empty layer. The paper does not say how its
         parallel arrangement joins the two gates; here they are multiplied, as in the other two.
         With hidden width h and k = `kernel_size`: 2 * C * h + h + C parameters of the MLP (2 * C * h without biases)
-        and 2 * k * k + 2 of the spatial gate.
+        and 2 * k * k + 2 of the spatial gate (2 * k * k with neither norm nor bias).
     """
 
     def __init__(
