@@ -64,6 +64,10 @@ def with_value(value):
     return write
 
 
+def with_text(text):
+    return lambda state, path: path.write_text(text)
+
+
 def of_another_width(state, path):
     torch.save(create_model("cbam_resnext11_8x8d", num_classes=4, width_factor=2).state_dict(), path)
 
@@ -87,22 +91,22 @@ def long_names(state, path):
 HOSTILE = {
     "truncated.safetensors": (
         truncated,
-        "no sound safetensors file, but damaged or cut short, and nothing in it is exec",
+        "it is no sound safetensors file, and nothing in it is executed",
     ),
     "truncated.pth": (
         truncated_checkpoint,
-        "damaged, cut short or holds more than tensors, and nothing in it is executed",
+        "it is no sound file of tensors and plain values alone, and nothing in it is executed",
     ),
     "code.pth": (with_code, "beside tensors it holds code to be run, posix.system, and nothing in it is executed"),
-    "pickle.pth": (pickled_code, "damaged, cut short or holds more than tensors, and nothing in it is executed"),
+    "pickle.pth": (pickled_code, "no sound file of tensors and plain values alone, and nothing in it is executed"),
     "code.safetensors": (with_code, "no sound safetensors file"),
-    "half.pth": (half, "or the file is incomplete; name one with --model"),
-    "second.pth": (every_second, "or the file is incomplete; name one with --model"),
+    "half.pth": (half, "are exactly those of no network by name here; name one with --model"),
+    "second.pth": (every_second, "those of no network by name here; name one with --model"),
     "nan.safetensors": (with_value(float("nan")), "NaN or infinite: 'layer2.0.conv2.weight'"),
     "inf.safetensors": (with_value(float("-inf")), "NaN or infinite: 'layer2.0.conv2.weight'"),
     "wide.pth": (
         of_another_width,
-        "a ResNet of 1-1-1 bottlenecks with 8 groups and 64, 128, 256 planes: it has no name",
+        "a ResNet of 1-1-1 bottlenecks with 8 groups and 64, 128, 256 planes, are exactly those of no",
     ),
     "vit.pth": (
         of_a_transformer,
@@ -110,6 +114,11 @@ HOSTILE = {
     ),
     "twice.pth": (twice, r"are not of cbam_resnext11_8x8d: 1 unexpected \(layer1.0.se.channel.fc1.weight\)$"),
     "lines.pth": (line_breaks, "are of no layout known here"),
+    "pointer.safetensors": (
+        with_text("version https://git-lfs.github.com/spec/v1\noid a\n"),
+        "it is a pointer of Git LFS",
+    ),
+    "page.pth": (with_text("\n<!DOCTYPE html>\n<html>"), "it is a web page, and nothing in it is executed"),
     "long.pth": (long_names, r"aaa\.\.\., \.\.\.\) are of no layout known here"),
 }
 

@@ -256,8 +256,8 @@ def _network(loaded: weights.Weights, path: str, model: str | None) -> Network:
         candidates = names_of(loaded)
         if not candidates:
             raise UserError(
-                f"cannot tell which network the weights in {path!r} are of, {in_words(loaded.state)}: it has no name "
-                "here, or the file is incomplete; name one with --model to see what does not fit"
+                f"the weights in {path!r}, {in_words(loaded.state)}, are exactly those of no network by name here; "
+                "name one with --model to see what does not fit"
             )
         if len(candidates) > 1:
             raise UserError(f"the weights in {path!r} may be of {' or '.join(candidates)}; choose with --model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import pickle
 import re
@@ -31,6 +32,12 @@ _LEFTOVERS = {"total_ops": "thop", "total_params": "thop", "n_averaged": "torch'
 # of torch.compile, activation checkpointing and FSDP around parts of a network
 _WRAPPER_INSIDE = re.compile(r"(?<=\.)(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 _COUNTER = "num_batches_tracked"
+# how files begin that stand where weights should
+_NO_WEIGHTS = {
+    b"version https://git-lfs": "a pointer of Git LFS, for which `git lfs pull` brings the file itself",
+    b"<!doctype html": "a web page",
+    b"<html": "a web page",
+}
 _CODE_IN_PICKLE = re.compile(r"GLOBAL ([A-Za-z_][\w.]{0,80})")
 
 
@@ -225,12 +232,17 @@ def _content(file: Path) -> tuple[Any, dict[str, str]]:
 
 
 def _what_is_wrong(file: Path, error: Exception) -> str:
+    with contextlib.suppress(OSError), file.open("rb") as stream:
+        beginning = stream.read(64).lstrip().lower()
+        for signature, kind in _NO_WEIGHTS.items():
+            if beginning.startswith(signature):
+                return f"it is {kind}"
     if file.suffix == ".safetensors":
-        return "it is no sound safetensors file, but damaged or cut short"
+        return "it is no sound safetensors file"
     code = _CODE_IN_PICKLE.search(str(error))
     if code is not None:
         return f"beside tensors it holds code to be run, {code[1]}"
-    return "it is damaged, cut short or holds more than tensors"
+    return "it is no sound file of tensors and plain values alone"
 
 
 def _holders(content: Any) -> dict[tuple[str, ...], StateDict]:
