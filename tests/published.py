@@ -77,10 +77,43 @@ class _BAM(nn.Module):
         return x * (1 + (channel * self.spatial_att.gate_s(x)).sigmoid())
 
 
+class CopiedChannelAttention(nn.Module):
+    """The channel gate alone, as widely copied code has it: two 1x1 convolutions without bias, by two sets of names."""
+
+    def __init__(self, channels, sequential):
+        super().__init__()
+        down, up = (
+            nn.Conv2d(channels, channels // 16, 1, bias=False),
+            nn.Conv2d(channels // 16, channels, 1, bias=False),
+        )
+        if sequential:
+            self.fc = nn.Sequential(down, nn.ReLU(), up)
+        else:
+            self.fc1, self.fc2 = down, up
+
+    def _mlp(self, pooled):
+        return self.fc(pooled) if hasattr(self, "fc") else self.fc2(self.fc1(pooled).relu())
+
+    def forward(self, x):
+        pools = nn.functional.adaptive_avg_pool2d(x, 1), nn.functional.adaptive_max_pool2d(x, 1)
+        return (self._mlp(pools[0]) + self._mlp(pools[1])).sigmoid()
+
+
+class CopiedSpatialAttention(nn.Module):
+    """The spatial gate alone, as widely copied code has it: mean before maximum, no norm, no bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+
+    def forward(self, x):
+        return self.conv1(torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True).values], 1)).sigmoid()
+
+
 class _Block(nn.Module):
     """A basic block, or with `expansion=4` a bottleneck that strides in its 3x3 convolution."""
 
-    def __init__(self, before, planes, stride, expansion, cbam):
+    def __init__(self, before, planes, stride, expansion, cbam, copied=""):
         super().__init__()
         after = planes * expansion
         if expansion == 1:
@@ -93,6 +126,9 @@ class _Block(nn.Module):
             self.bn3 = nn.BatchNorm2d(after)
         self.bn1, self.bn2 = nn.BatchNorm2d(planes), nn.BatchNorm2d(planes)
         self.cbam = _CBAM(after) if cbam else None
+        if copied:
+            self.ca, self.sa = CopiedChannelAttention(after, copied == "sequential"), CopiedSpatialAttention()
+        self.is_copied = bool(copied)
         self.downsample = None
         if stride != 1 or before != after:
             self.downsample = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
@@ -104,13 +140,19 @@ class _Block(nn.Module):
             out = self.bn3(self.conv3(out.relu()))
         if self.cbam is not None:
             out = self.cbam(out)
+        if self.is_copied:
+            out = self.ca(out) * out
+            out = self.sa(out) * out
         return (out + (x if self.downsample is None else self.downsample(x))).relu()
 
 
 class OfficialResNet(nn.Module):
-    """The authors' ResNet for ImageNet, with CBAM in every block, BAM between the stages, or without attention."""
+    """The authors' ResNet for ImageNet, with CBAM in every block, BAM between the stages, or without attention.
 
-    def __init__(self, layers=(2, 2, 2, 2), expansion=1, num_classes=10, cbam=True, bam=False):
+    With `copied`, "layers" or "sequential", with the modules of widely copied code in every block instead.
+    """
+
+    def __init__(self, layers=(2, 2, 2, 2), expansion=1, num_classes=10, cbam=True, bam=False, copied=""):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -119,7 +161,7 @@ class OfficialResNet(nn.Module):
             blocks = []
             for position in range(depth):
                 stride = 2 if stage and not position else 1
-                blocks.append(_Block(before, 64 << stage, stride, expansion, cbam))
+                blocks.append(_Block(before, 64 << stage, stride, expansion, cbam and not copied, copied))
                 before = (64 << stage) * expansion
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
             if stage < 3:

@@ -218,7 +218,7 @@ def _pretrained_weights(
     """Return where the weights come from and the weights: of the configuration's source, by default torchvision's."""
     resolved = resolve_pretrained_cfg(name, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=overlay)
     if resolved.state_dict:
-        return "pretrained_cfg", weights.to_ours(resolved.state_dict, "pretrained_cfg")
+        return "pretrained_cfg", weights.weights_in(resolved.state_dict, "pretrained_cfg")
     if resolved.file:
         folder = Path(resolved.file)  # of the form local-dir:, else the file itself
         found = [file for file in (folder / "model.safetensors", folder / "pytorch_model.bin") if file.exists()]
@@ -227,9 +227,10 @@ def _pretrained_weights(
     if resolved.hf_hub_id:
         filename = (resolved.hf_hub_filename,) if resolved.hf_hub_filename else ()
         state = timm.models.load_state_dict_from_hf(resolved.hf_hub_id, *filename, weights_only=True)
-        return resolved.hf_hub_id, weights.to_ours(state, resolved.hf_hub_id)
+        return resolved.hf_hub_id, weights.weights_in(state, resolved.hf_hub_id)
     if resolved.url:
-        return resolved.url, weights.to_ours(weights.state_dict_from_url(resolved.url), resolved.url)
+        state = weights.state_dict_from_url(resolved.url)
+        return resolved.url, weights.weights_in(state, resolved.url)
     source = f"torchvision's {backbone}"
     return source, weights.to_ours(weights.torchvision_state_dict(backbone), source)
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from numerics import gate as numpy_gate
+from published import CopiedChannelAttention, CopiedSpatialAttention
 from whatwhere import CBAM, ChannelAttention, SpatialAttention, UserError
 
 ARRANGEMENTS = ("channel_first", "spatial_first", "parallel")
@@ -265,3 +266,34 @@ def test_impossible_options_are_one_sentence(options, sentence):
     with pytest.raises(UserError, match=sentence) as caught:
         CBAM(16, **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("channels", [32, 40])
+def test_the_module_of_copied_code_forward_and_every_gradient(channels):
+    ca, sa = CopiedChannelAttention(channels, sequential=False).double(), CopiedSpatialAttention().double()
+    ours = CBAM(channels, mlp_bias=False, maps=("mean", "max"), norm=None, spatial_bias=False).double()
+    theirs = [ca.fc1.weight, ca.fc2.weight, sa.conv1.weight]
+    with torch.no_grad():
+        for parameter, value in zip(ours.parameters(), theirs, strict=True):
+            parameter.copy_(value.view_as(parameter))
+    assert sum(parameter.numel() for parameter in ours.parameters()) == 2 * channels * (channels // 16) + 2 * 49
+    x, direction = torch.randn(2, 3, channels, 9, 7, dtype=torch.float64)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    gated = ca(inputs[0]) * inputs[0]
+    outputs = sa(gated) * gated, ours(inputs[1])
+    gradients = [
+        torch.autograd.grad(output, [leaf, *parameters], direction)
+        for output, leaf, parameters in zip(outputs, inputs, (theirs, [*ours.parameters()]), strict=True)
+    ]
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-9, atol=1e-9)
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(b.view_as(a), a, rtol=1e-9, atol=1e-9)
+
+
+def test_a_bias_of_the_spatial_convolution_beside_a_norm_and_none_without():
+    for module in (CBAM, SpatialAttention):
+        keys = [
+            [key for key, _ in module(16, norm=norm, spatial_bias=bias).named_parameters() if "where.conv.bias" in key]
+            for norm, bias in (("batch", None), ("batch", True), (None, None), (None, False))
+        ]
+        assert keys == [[], ["where.conv.bias"], ["where.conv.bias"], []]

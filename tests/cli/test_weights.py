@@ -64,6 +64,12 @@ def test_show_what_nobody_knows(tmp_path, whatwhere):
         assert words in out
 
 
+def test_show_says_whose_names_they_are(tmp_path, whatwhere):
+    torch.save({"net._blocks.0._depthwise_conv.weight": torch.zeros(3)}, tmp_path / "a.pth")
+    status, out, _ = whatwhere("weights", "show", tmp_path / "a.pth")
+    assert (status, "package efficientnet_pytorch: timm:tf_efficientnet_b0" in " ".join(out.split())) == (0, True)
+
+
 def test_convert(checkpoint, tmp_path, whatwhere):
     status, out, err = whatwhere("weights", "convert", checkpoint, tmp_path / "a.safetensors")
     assert (status, err) == (0, "")

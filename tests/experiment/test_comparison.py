@@ -7,9 +7,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 
 from pictures import make_folder, picture
-from whatwhere import UserError
+from whatwhere import UserError, create_model
 from whatwhere.experiment import comparison as comparison_module
 from whatwhere.experiment import costs
 from whatwhere.experiment.arms import parse_arms
@@ -321,6 +323,14 @@ def test_weights_that_are_none_are_refused_before_anything_is_written(pretended,
         with pytest.raises(UserError, match=name):
             pretended("none,se", given={"pretrained": str(tmp_path / name)})
         assert not pretended.out.exists()
+
+
+def test_weights_of_a_network_of_others_are_not_looked_for_as_ours(pretended, tmp_path):
+    ours = {name: create_model("resnet18", num_classes=3, seed=seed).state_dict() for seed, name in enumerate("ab")}
+    student = torchvision.models.mobilenet_v3_small(num_classes=3).state_dict()
+    torch.save({"student": student, "teachers": ours}, tmp_path / "a.pth")
+    given = {"pretrained": str(tmp_path / "a.pth")}
+    assert pretended("none,se", seeds=2, backbone="torchvision:mobilenet_v3_small", given=given)["failures"] == {}
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"rows": []}', '{"rows": [{"arm": "none"}]}'])

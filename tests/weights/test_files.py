@@ -64,6 +64,10 @@ def with_value(value):
     return write
 
 
+def with_text(text):
+    return lambda state, path: path.write_text(text)
+
+
 def of_another_width(state, path):
     torch.save(create_model("cbam_resnext11_8x8d", num_classes=4, width_factor=2).state_dict(), path)
 
@@ -87,22 +91,22 @@ def long_names(state, path):
 HOSTILE = {
     "truncated.safetensors": (
         truncated,
-        "no sound safetensors file, but damaged or cut short, and nothing in it is exec",
+        "it is no sound safetensors file, and nothing in it is executed",
     ),
     "truncated.pth": (
         truncated_checkpoint,
-        "damaged, cut short or holds more than tensors, and nothing in it is executed",
+        "it is no sound file of tensors and plain values alone, and nothing in it is executed",
     ),
     "code.pth": (with_code, "beside tensors it holds code to be run, posix.system, and nothing in it is executed"),
-    "pickle.pth": (pickled_code, "damaged, cut short or holds more than tensors, and nothing in it is executed"),
+    "pickle.pth": (pickled_code, "no sound file of tensors and plain values alone, and nothing in it is executed"),
     "code.safetensors": (with_code, "no sound safetensors file"),
-    "half.pth": (half, "or the file is incomplete; name one with --model"),
-    "second.pth": (every_second, "or the file is incomplete; name one with --model"),
+    "half.pth": (half, "are exactly those of no network by name here; name one with --model"),
+    "second.pth": (every_second, "those of no network by name here; name one with --model"),
     "nan.safetensors": (with_value(float("nan")), "NaN or infinite: 'layer2.0.conv2.weight'"),
     "inf.safetensors": (with_value(float("-inf")), "NaN or infinite: 'layer2.0.conv2.weight'"),
     "wide.pth": (
         of_another_width,
-        "a ResNet of 1-1-1 bottlenecks with 8 groups and 64, 128, 256 planes: it has no name",
+        "a ResNet of 1-1-1 bottlenecks with 8 groups and 64, 128, 256 planes, are exactly those of no",
     ),
     "vit.pth": (
         of_a_transformer,
@@ -110,6 +114,11 @@ HOSTILE = {
     ),
     "twice.pth": (twice, r"are not of cbam_resnext11_8x8d: 1 unexpected \(layer1.0.se.channel.fc1.weight\)$"),
     "lines.pth": (line_breaks, "are of no layout known here"),
+    "pointer.safetensors": (
+        with_text("version https://git-lfs.github.com/spec/v1\noid a\n"),
+        "it is a pointer of Git LFS",
+    ),
+    "page.pth": (with_text("\n<!DOCTYPE html>\n<html>"), "it is a web page, and nothing in it is executed"),
     "long.pth": (long_names, r"aaa\.\.\., \.\.\.\) are of no layout known here"),
 }
 
@@ -144,8 +153,8 @@ def test_with_the_network_named_it_says_what_is_wrong(name, state, tmp_path):
     ("theirs", "ours", "cause"),
     [
         ("resnet18", "resnet34", r"the file is incomplete, it holds 122 of 218 tensors, or of a smaller network"),
-        ("resnet34", "resnet18", r"the file's network has 3-4-6-3 blocks in its stages and this one 2-2-2-2"),
-        ("resnet50", "resnet34", r"one network is made of bottlenecks and the other of basic blocks"),
+        ("resnet34", "resnet18", r"the file has 3-4-6-3 blocks in its stages and this network 2-2-2-2"),
+        ("resnet50", "resnet34", r"the file's network is made of bottlenecks and this one of basic blocks"),
         ("resnet50", "resnext50_32x4d", r"another width or number of groups"),
         ("wide_resnet18_2", "resnet18", r"another width or number of groups"),
         ("cbam_resnet18", "resnet18", r"the file has attention and this network none"),

@@ -13,6 +13,7 @@ from timm.layers.cbam import CbamModule
 from published import OfficialResNet, trained
 from whatwhere import UserError, create_model, weights
 from whatwhere.attention import ATTENTION
+from whatwhere.insert.named import create_network
 from whatwhere.models import convert_weights
 from whatwhere.models.recognize import names_of
 from whatwhere.models.resnet import RESNETS
@@ -25,6 +26,7 @@ def with_cbam(name, **options):
     return timm_model(name, block_args={"attn_layer": attention})
 
 
+COPIED = {"mlp_bias": False, "maps": ["mean", "max"], "norm": None, "spatial_bias": False}
 THEIRS = {
     "torchvision": (lambda: torchvision.models.resnet18(num_classes=10), "torchvision", "resnet18", {}),
     "timm": (lambda: timm_model("resnet50"), "torchvision", "resnet50", {}),
@@ -80,6 +82,19 @@ THEIRS = {
         "bam_resnet18",
         {"attention_kwargs": {"combine": "multiply"}},
     ),
+    "copied code": (lambda: OfficialResNet(copied="layers"), "ca-sa", "cbam_resnet18", {"attention_kwargs": COPIED}),
+    "copied code, bottlenecks": (
+        lambda: OfficialResNet((3, 4, 6, 3), 4, copied="layers"),
+        "ca-sa",
+        "cbam_resnet50",
+        {"attention_kwargs": COPIED},
+    ),
+    "copied code with a Sequential": (
+        lambda: OfficialResNet(copied="sequential"),
+        "ca-sa-sequential",
+        "cbam_resnet18",
+        {"attention_kwargs": COPIED},
+    ),
     "the authors' plain network": (lambda: OfficialResNet(cbam=False), "torchvision", "resnet18", {}),
 }
 
@@ -125,7 +140,11 @@ def test_outputs_are_theirs_and_the_way_back_ends_where_it_began(case, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "case", ["timm's SE", "timm's CBAM", "timm's CBAM with options", "timm's SE, legacy", "the authors' BAM"]
+    "case",
+    [
+        *("timm's SE", "timm's CBAM", "timm's CBAM with options", "timm's SE, legacy", "the authors' BAM"),
+        *("copied code", "copied code with a Sequential"),
+    ],
 )
 def test_create_model_takes_both_files_without_a_word_about_what_they_need(case, tmp_path):
     build, _, name, options = THEIRS[case]
@@ -156,6 +175,81 @@ def test_ours_into_timms_network_and_the_authors(form, tmp_path):
     authors = OfficialResNet()
     authors.load_state_dict(safetensors.torch.load_file(tmp_path / "official.safetensors"), strict=True)
     assert_same_outputs(ours, authors)
+
+
+@pytest.mark.parametrize("layout", ["ca-sa", "ca-sa-sequential"])
+@pytest.mark.parametrize("maps", [["max", "mean"], ["mean", "max"]])
+def test_ours_into_copied_code(maps, layout, tmp_path):
+    options = {**COPIED, "maps": maps}
+    ours = trained(create_model("cbam_resnet18", num_classes=10, attention_kwargs=options))
+    torch.save(ours.state_dict(), tmp_path / "ours.pth")
+    done = convert_weights(
+        tmp_path / "ours.pth", tmp_path / "theirs.safetensors", to=layout, attention_kwargs={"maps": maps}
+    )
+    theirs = OfficialResNet(copied="layers" if layout == "ca-sa" else "sequential")
+    theirs.load_state_dict(safetensors.torch.load_file(tmp_path / "theirs.safetensors"), strict=True)
+    assert_same_outputs(ours, theirs)
+    assert any("divide the channels by 16" in note for note in done.notes)
+    again = convert_weights(tmp_path / "theirs.safetensors", tmp_path / "again.safetensors")
+    assert any("names do not show what copied code computes" in note for note in again.notes)
+    assert_same_outputs(
+        create_model("cbam_resnet18", num_classes=10, pretrained=tmp_path / "again.safetensors"), theirs
+    )
+
+
+def test_copied_code_with_other_numbers(tmp_path):
+    options = {**COPIED, "reduction": 8, "kernel_size": 3}
+    ours = trained(create_model("cbam_resnet18", num_classes=10, attention_kwargs=options))
+    torch.save(ours.state_dict(), tmp_path / "a.pth")
+    done = convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors", to="ca-sa", attention_kwargs=options)
+    assert "by 8 in its ChannelAttention and have kernel_size=3 in its SpatialAttention" in done.notes[-1]
+    back = create_model("cbam_resnet18", num_classes=10, pretrained=tmp_path / "b.safetensors")
+    assert_same_outputs(back, ours)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({}, "its attention has no norm='batch'"),
+        ({"norm": None}, "has no place for 24 tensors"),  # biases of the MLP and of the convolution
+        ({"norm": None, "mlp_bias": False}, r"no place for 8 tensors \(layer\*\.\*\.attention\.where\.conv\.bias\)"),
+        ({**COPIED, "spatial": False}, "its attention has no spatial=False"),
+        ({**COPIED, "maps": ["mean"]}, "its spatial gate takes mean and max"),
+        ({**COPIED, "arrangement": "parallel"}, "its attention has no arrangement='parallel'"),
+    ],
+)
+def test_what_copied_code_does_not_compute(options, sentence, tmp_path):
+    torch.save(create_model("cbam_resnet18", num_classes=2, attention_kwargs=options).state_dict(), tmp_path / "a.pth")
+    with pytest.raises(UserError, match=sentence):
+        convert_weights(
+            tmp_path / "a.pth",
+            tmp_path / "b.safetensors",
+            model="cbam_resnet18",
+            to="ca-sa",
+            attention_kwargs=options,
+        )
+
+
+def test_attention_outside_the_blocks_is_no_network_s_here(tmp_path):
+    module = OfficialResNet(copied="layers").layer1[0]
+    outside = {f"{name}.{key}": value for name in ("ca", "sa", "ca1", "sa1") for key, value in
+               getattr(module, name[:2]).state_dict().items()}  # fmt: skip
+    torch.save({**OfficialResNet(cbam=False).state_dict(), **outside}, tmp_path / "a.pth")
+    for attempt in (
+        lambda: convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors"),
+        lambda: create_model("cbam_resnet18", pretrained=tmp_path / "a.pth"),
+    ):
+        with pytest.raises(UserError, match=r"holds attention outside the network's blocks \(ca\.fc1\.weight, ca\.fc2"):
+            attempt()
+
+
+def test_copied_code_loads_by_the_name_of_the_plain_network_and_an_attention(tmp_path):
+    theirs = trained(OfficialResNet(copied="layers"))
+    torch.save({"model": theirs.state_dict()}, tmp_path / "a.pth")
+    options = {"num_classes": 10, "attention": "cbam", "pretrained": str(tmp_path / "a.pth")}
+    assert_same_outputs(create_network("resnet18", **options), theirs)
+    with pytest.raises(UserError, match="leave out form and maps, which say max, mean"):
+        create_model("cbam_resnet18", pretrained=tmp_path / "a.pth", attention_kwargs={"maps": ("max", "mean")})
 
 
 def test_ours_with_se_into_timms_network(tmp_path):
@@ -271,6 +365,18 @@ def test_options_that_would_fit_and_compute_something_else(tmp_path):
     ):
         with pytest.raises(UserError, match="leave out form and maps"):
             create_model("cbam_resnet18", num_classes=10, pretrained=tmp_path / file, attention_kwargs=options)
+    for file, options, sentence in (
+        ("timm.pth", {"pools": ("avg",)}, r"where pools is \['avg', 'max'\]; leave out pools=\('avg',\)"),
+        ("official.pth", {"pools": 3}, r"where pools is \['avg', 'max'\]; leave out pools=3"),
+        ("official.pth", {"arrangement": "parallel"}, "where arrangement is 'channel_first'; leave out arrangement="),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            create_model("cbam_resnet18", num_classes=10, pretrained=tmp_path / file, attention_kwargs=options)
+    torch.save(OfficialResNet(cbam=False, bam=True).state_dict(), tmp_path / "bam.pth")
+    with pytest.raises(UserError, match="where dilation is 4; leave out dilation=2"):
+        create_model("bam_resnet18", num_classes=10, pretrained=tmp_path / "bam.pth", attention_kwargs={"dilation": 2})
+    same = {"pools": ("max", "avg"), "norm": "batch"}
+    create_model("cbam_resnet18", num_classes=10, pretrained=tmp_path / "timm.pth", attention_kwargs=same)
 
 
 def test_another_number_of_classes_and_channels_from_their_files(tmp_path):

@@ -37,9 +37,10 @@ class SpatialConv(nn.Module):
     Args:
         kernel_size: Odd width k of the convolution; its padding keeps H and W.
         maps: Names of the maps over channels in the order of the input, a non-empty subset of "max" and "mean".
-        norm: Builds the norm of the one-channel logits; None leaves it out, and the convolution then has a bias.
+        norm: Builds the norm of the one-channel logits; None leaves it out.
         zero_init_norm: Start the norm's weight and bias at zero: the gate is 0.5 everywhere and the convolution gets
             no gradient in the first step.
+        bias: Whether the convolution has a bias; None for one where there is no norm.
 
     Shape:
         (N, number of maps, H, W) -> (N, 1, H, W).
@@ -51,6 +52,7 @@ class SpatialConv(nn.Module):
         maps: tuple[str, ...] = ("max", "mean"),
         norm: Callable[[int], nn.Module] | None = nn.BatchNorm2d,
         zero_init_norm: bool = False,
+        bias: bool | None = None,
     ) -> None:
         super().__init__()
         check_integer("kernel_size", kernel_size)
@@ -58,7 +60,8 @@ class SpatialConv(nn.Module):
             raise UserError(f"kernel_size must be odd, so that padding keeps height and width, got {kernel_size}")
         check_names("maps", maps, tuple(MAPS))
         self.maps = tuple(maps)
-        self.conv = nn.Conv2d(len(maps), 1, kernel_size, padding=kernel_size // 2, bias=norm is None)
+        bias = norm is None if bias is None else bias
+        self.conv = nn.Conv2d(len(maps), 1, kernel_size, padding=kernel_size // 2, bias=bias)
         self.norm = nn.Identity() if norm is None else norm(1)
         if zero_init_norm:
             parameters = [p for p in self.norm.parameters() if p.numel()]
@@ -126,6 +129,7 @@ class SpatialAttention(Gate):
         norm: "batch" for BatchNorm2d with the momentum of `form`, a callable that builds a norm of one channel, or
             None.
         zero_init_norm: Start the norm at zero, as the authors' networks do: the gate is then 0.5 everywhere.
+        spatial_bias: Whether the convolution has a bias; None for one where there is no norm.
         form: "official" (maps max, mean; momentum 0.01) or "timm" (maps mean, max; momentum 0.1).
         start: "paper", or "identity" for y = x at the start (see `Gate`).
 
@@ -147,10 +151,11 @@ class SpatialAttention(Gate):
         maps: tuple[str, ...] | None = None,
         norm: Norm = "batch",
         zero_init_norm: bool = False,
+        spatial_bias: bool | None = None,
         form: Form = "official",
         start: Start = "paper",
     ) -> None:
-        where = _spatial_function(kernel_size, maps, norm, zero_init_norm, form)
+        where = _spatial_function(kernel_size, maps, norm, zero_init_norm, spatial_bias, form)
         super().__init__(channels, where=where, start=start)
 
 
@@ -173,6 +178,7 @@ class CBAM(Gate):
         maps: Order of the spatial gate's input, a non-empty subset of "max" and "mean"; None for what `form` has.
         norm: Norm of the spatial logits: "batch", a callable that builds a norm of one channel, or None.
         zero_init_norm: Start that norm at zero, as the authors' networks (not their module) do.
+        spatial_bias: Whether the spatial convolution has a bias; None for one where there is no norm.
         form: Whose conventions to follow where an option above is not given: "official" or "timm".
         start: "paper", or "identity" for y = x at the start: y = x * (1 - a + a * M_c * M_s), a = 0 learned.
 
@@ -199,11 +205,14 @@ class CBAM(Gate):
             hidden width             C / r         rounded down             rounded to the nearest
             gradient of tied maxima  -             to one index             spread evenly
 
+        Widely copied code that calls the two halves `ca` and `sa` has the paper's spatial gate and no bias at all:
+        `mlp_bias=False, maps=("mean", "max"), norm=None, spatial_bias=False`.
+
         Here the first of several equal maxima, in row-major order, takes the gradient, in either form. The hidden
         width is at least 1, where the authors' code would build an empty layer. The paper does not say how its
         parallel arrangement joins the two gates; here they are multiplied, as in the other two.
         With hidden width h and k = `kernel_size`: 2 * C * h + h + C parameters of the MLP (2 * C * h without biases)
-        and 2 * k * k + 2 of the spatial gate.
+        and 2 * k * k + 2 of the spatial gate (2 * k * k with neither norm nor bias).
     """
 
     def __init__(
@@ -219,11 +228,12 @@ class CBAM(Gate):
         maps: tuple[str, ...] | None = None,
         norm: Norm = "batch",
         zero_init_norm: bool = False,
+        spatial_bias: bool | None = None,
         form: Form = "official",
         start: Start = "paper",
     ) -> None:
         what = _channel_function(channels, reduction, pools, mlp_bias, form)
-        where = _spatial_function(kernel_size, maps, norm, zero_init_norm, form) if spatial else None
+        where = _spatial_function(kernel_size, maps, norm, zero_init_norm, spatial_bias, form) if spatial else None
         super().__init__(channels, what, where, arrangement=arrangement, start=start)
 
 
@@ -239,7 +249,12 @@ def _channel_function(
 
 
 def _spatial_function(
-    kernel_size: int, maps: tuple[str, ...] | None, norm: Norm, zero_init_norm: bool, form: Form
+    kernel_size: int,
+    maps: tuple[str, ...] | None,
+    norm: Norm,
+    zero_init_norm: bool,
+    bias: bool | None,
+    form: Form,
 ) -> SpatialConv:
     convention = _convention(form)
     if norm == "batch":
@@ -249,7 +264,7 @@ def _spatial_function(
 
     elif isinstance(norm, str):
         raise UserError(f'norm must be "batch", a callable that builds a norm of one channel, or None; got {norm!r}')
-    return SpatialConv(kernel_size, convention.maps if maps is None else maps, norm, zero_init_norm)
+    return SpatialConv(kernel_size, convention.maps if maps is None else maps, norm, zero_init_norm, bias)
 
 
 def _convention(form: Form) -> _Convention:

@@ -296,7 +296,11 @@ def weights_convert_command(
     model: _Model = None,
     to: Annotated[
         str,
-        typer.Option(metavar="LAYOUT", help="whatwhere, torchvision, official (CBAM's authors), timm, timm-legacy."),
+        typer.Option(
+            metavar="LAYOUT",
+            help="whatwhere, torchvision, official (CBAM's authors), timm, timm-legacy; ca-sa or ca-sa-sequential for "
+            "copied code with ca.fc1 or ca.fc.0 in its blocks.",
+        ),
     ] = "whatwhere",
     attention_kwargs: Annotated[
         str, typer.Option(metavar="JSON", help='What the attention was built with, such as {"pools": ["avg"]}.')

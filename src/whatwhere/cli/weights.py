@@ -62,11 +62,12 @@ def _tables(found: Description) -> list[Table]:
     if found.prefix:
         rows.append(("prefix", printable(found.prefix)))
     rows += [(f"beside it: {printable(key)}", printable(value)) for key, value in found.around.items()]
+    rows += [("note", note) for note in found.notes]
     rows += [(f"metadata: {printable(key)}", printable(value)) for key, value in found.metadata.items()]
     if found.fit is not None:
         rows.append(("fitting", f"{found.fit.num_fitting} of the network's {found.fit.num_expected} tensors"))
     if found.fit is not None and found.fit.cause:
-        rows.append(("likely cause", found.fit.cause))
+        rows.append(("cause", found.fit.cause))
     tables = [Table(printable(found.path), ("", ""), rows, num_text_columns=2)]
     faults = [(f"{count:,} NaN or infinite", printable(key), "1", "") for key, count in found.non_finite.items()]
     if found.fit is None:

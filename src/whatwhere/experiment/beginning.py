@@ -11,7 +11,7 @@ from typing import Any
 from ..data.prepare import Prepared, fingerprint
 from ..errors import UserError
 from ..training.config import FREE, OPTIONS, TELLS_APART, Config
-from ..weights.convert import read_weights
+from ..weights import read_state_dict, read_weights
 from .arms import WIDE, build, describe, is_code, num_params, parse_arms, run_options
 from .contents import check_unchanged, hashes
 from .design import DESIGN, Design, Request, check_metric
@@ -132,7 +132,9 @@ def completed(data: str, design: Design, request: Request, prepared: Prepared, o
         build({**design.options, **arm_options[name]}, num_classes, seed=0)
     weights = Path(design.options["pretrained"])
     if new and design.options["pretrained"] and weights.is_file():
-        read_weights(weights)
+        from ..models.others import is_other
+
+        (read_state_dict if is_other(design.backbone) else read_weights)(weights)
     contents = hashes(design.arms, design.options)
     check_unchanged(design.contents, contents, f"the comparison in {str(out)!r}")
     return dataclasses.replace(design, arm_options=arm_options, contents={**design.contents, **contents})

@@ -13,7 +13,7 @@ from ..attention import attention_builder
 from ..attention.gate import Start
 from ..errors import UserError
 from ..models import create_model
-from ..models.others import as_published, create_other, full_name, is_other, load_other, published
+from ..models.others import as_published, create_other, full_name, is_other, load_other, published, read_other
 from ..models.registry import MODELS, check_options, identity_start, paper_start
 from .attending import attend
 from .host import renamed
@@ -65,7 +65,8 @@ def create_network(
     Args:
         name: As `create_model` knows it, or of torchvision or timm (`models.others.full_name`).
         num_classes: Width of the classifier.
-        pretrained: True for published weights, or a weights file, with or without those of the attention.
+        pretrained: True for published weights, or a weights file, with or without those of the attention; for timm's
+            tf_efficientnet_b0 to b8 one of the package efficientnet_pytorch too.
         attention: A name in ATTENTION, or a callable from a channel count to a module.
         at: Where it stands (`attend`); "" for its own place.
         start: "identity" or "paper"; None takes the identity behind weights that have no attention, else the paper's.
@@ -85,9 +86,12 @@ def create_network(
         options |= {"width_factor": width_factor, **(model_kwargs or {})}
         if not at:
             return create_model(name, pretrained=pretrained, **options, **_in_its_own_place(name, attention, start))
-    loaded = _weights(name, pretrained) if pretrained else None
-    build: Callable[..., nn.Module] = create_other if is_other(name) else create_model
-    model = build(name, **{**({} if loaded is None else loaded.model_kwargs), **options})
+    if is_other(name):
+        model = create_other(name, **options)
+        loaded = _weights_of_other(model, name, pretrained) if pretrained else None
+    else:
+        loaded = _weights(name, pretrained) if pretrained else None
+        model = create_model(name, **{**({} if loaded is None else loaded.model_kwargs), **options})
     if attention is None or loaded is None or not weights.has_attention(loaded.state):
         if loaded is not None:
             _load(model, name, loaded, pretrained)
@@ -120,13 +124,15 @@ def _in_its_own_place(name: str, attention: Attention, start: Start | None) -> d
 
 
 def _weights(name: str, pretrained: bool | str) -> weights.Weights:
-    """Return published weights or those of a file, and how the network for them is built."""
-    if is_other(name):
-        state = published(name) if pretrained is True else weights.read_state_dict(str(pretrained))
-        return weights.Weights(state, None)
+    """Return published weights or those of a file, and how our network for them is built."""
     if pretrained is True:
         return weights.to_ours(weights.torchvision_state_dict(name), _source(name, pretrained))
     return weights.read_weights(str(pretrained))
+
+
+def _weights_of_other(model: nn.Module, name: str, pretrained: bool | str) -> weights.Weights:
+    """Return published weights or those of a file for `model`, a network of another library."""
+    return weights.Weights(published(name) if pretrained is True else read_other(model, name, str(pretrained)), None)
 
 
 def _source(name: str, pretrained: bool | str) -> str:

@@ -83,7 +83,8 @@ class Description:
         dtypes: Their dtypes.
         wrapper: The entry of the file that they are in.
         prefix: What all their names begin with.
-        around: What else the file holds.
+        around: What else the file holds, tensors beside the network's included.
+        notes: What was changed in the tensors.
         metadata: The text in a safetensors file.
         non_finite: For each tensor with NaN or infinite values, how many.
         unknown: Names that the layout lacks, by group.
@@ -101,6 +102,7 @@ class Description:
     wrapper: str
     prefix: str
     around: dict[str, str]
+    notes: list[str]
     metadata: dict[str, str]
     non_finite: dict[str, int]
     unknown: dict[str, list[str]]
@@ -133,7 +135,8 @@ def convert_weights(
         target: The file to write, *.safetensors; whole or not at all.
         model: The network's name; None where the names and shapes tell it.
         attention_kwargs: What its attention was built with, as far as the shapes do not show it: `{"pools": ["avg"]}`.
-        to: The layout to write: "whatwhere", "torchvision", "official", "timm" or "timm-legacy".
+        to: The layout to write: "whatwhere", "torchvision", "official", "timm", "timm-legacy", "ca-sa" or
+            "ca-sa-sequential".
         force: Overwrite a `target` that exists.
 
     Raises:
@@ -165,9 +168,15 @@ def convert_weights(
     metadata = {"format": "pt", weights.METADATA_KEY: json.dumps(description)}
     write_bytes(path, weights.tensors_to_bytes(state, metadata))
     assert loaded.layout is not None
-    notes = _notes(loaded, layout, attention, options_of_attention)
     return Conversion(
-        file.path, os.fspath(target), loaded.layout.name, layout.name, network, len(state), file.around, notes
+        source=file.path,
+        target=os.fspath(target),
+        layout=loaded.layout.name,
+        to=layout.name,
+        network=network,
+        num_tensors=len(state),
+        left_out={**file.around, **file.left_out},
+        notes=[*file.notes, *_notes(loaded, layout, attention, options_of_attention)],
     )
 
 
@@ -203,7 +212,8 @@ def describe_weights(path: str | os.PathLike[str], model: str | None = None) -> 
         dtypes=sorted({str(value.dtype).removeprefix("torch.") for value in file.state.values()}),
         wrapper=file.wrapper,
         prefix=file.prefix,
-        around=file.around,
+        around={**file.around, **file.left_out},
+        notes=[*file.notes, *_notes_of_others(file.state)],
         metadata=file.metadata,
         non_finite=file.non_finite(),
         unknown=weights.group_keys(unknown),
@@ -246,8 +256,8 @@ def _network(loaded: weights.Weights, path: str, model: str | None) -> Network:
         candidates = names_of(loaded)
         if not candidates:
             raise UserError(
-                f"cannot tell which network the weights in {path!r} are of, {in_words(loaded.state)}: it has no name "
-                "here, or the file is incomplete; name one with --model to see what does not fit"
+                f"the weights in {path!r}, {in_words(loaded.state)}, are exactly those of no network by name here; "
+                "name one with --model to see what does not fit"
             )
         if len(candidates) > 1:
             raise UserError(f"the weights in {path!r} may be of {' or '.join(candidates)}; choose with --model")
@@ -306,11 +316,35 @@ def _notes(
         )
     if attention == "bam" and own and not loaded.model and "combine" not in options:
         notes.append("the file does not say how its branches are combined; taken for added, as in the paper")
+    if loaded.attention == "cbam" and loaded.layout is not None and loaded.layout.norm is None:
+        notes.append(
+            "names do not show what copied code computes: taken for out = ca(out) * out and out = sa(out) * out before "
+            "a block's sum, ca of the average and the maximum, sa of the mean and the maximum"
+        )
+    if layout.norm is None and attention is not None:
+        notes.append(_copied_modules(options))
     if layout.name == "timm" and attention is not None:
         notes.append(_timm_module(attention, options, loaded.state))
     if layout.name == "official" and attention == "cbam" and options.get("form") == "timm":
         notes.append("biases of zero were added to the MLPs, which the authors' code has and timm's not")
     return notes
+
+
+def _copied_modules(options: Mapping[str, Any]) -> str:
+    """Return how copied code has to build its two modules."""
+    return (
+        f"the copied code must divide the channels by {options.get('reduction', 16)} in its ChannelAttention and have "
+        f"kernel_size={options.get('kernel_size', 7)} in its SpatialAttention"
+    )
+
+
+def _notes_of_others(state: weights.StateDict) -> list[str]:
+    """Return which networks of others take weights that none of ours does."""
+    if any(key.endswith("_blocks.0._depthwise_conv.weight") for key in state):
+        return [
+            "names of the package efficientnet_pytorch: timm:tf_efficientnet_b0 to b8 take them as pretrained weights"
+        ]
+    return []
 
 
 def _timm_module(attention: str, options: dict[str, Any], state: weights.StateDict) -> str:

@@ -179,6 +179,33 @@ def is_as_published(model: nn.Module) -> bool:
     return getattr(model, "transform_input", False) is True
 
 
+def read_other(model: nn.Module, name: str, path: str) -> weights.StateDict:
+    """Read a file's weights of `model`, a network of torchvision or timm without attention, under its names.
+
+    timm's tf_efficientnet_b0 to b8 take those of the package efficientnet_pytorch too. A warning names tensors that
+    stand beside the network's and are left out.
+
+    Raises:
+        UserError: As `weights.read_file`, a tensor that holds NaN or infinite values, or weights of
+            efficientnet_pytorch for another network.
+    """
+    shapes = {key: value.shape for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
+    renamed = weights.efficientnet_names(model.state_dict())
+    theirs = {key: shapes[own] for key, own in renamed.items() if own in shapes}
+    file = weights.read_file(path, weights.Wanted({**shapes, **theirs}, len(shapes) // 2 + 1))
+    weights.check_finite(file)
+    weights.warn_of_left_out(file)
+    if not weights.is_of_efficientnet_pytorch(file.state):
+        return file.state
+    # another network's tensors have the same shapes, but its padding and its norms' eps are others
+    if not name.startswith("timm:tf_efficientnet_b"):
+        raise UserError(
+            f"the weights in {path!r} are of the package efficientnet_pytorch, and its networks are timm's "
+            f"tf_efficientnet_b0 to b8, not {name}"
+        )
+    return {renamed.get(key, key): value for key, value in file.state.items()}
+
+
 def load_other(model: nn.Module, name: str, state: weights.StateDict, source: str) -> None:
     """Load `state`, all of it but for a classifier of another number of classes, or nothing.
 

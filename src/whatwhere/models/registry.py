@@ -110,11 +110,12 @@ def create_model(
         num_classes: Width of the classifier; 0 leaves it out.
         pretrained: True for torchvision's published weights of the backbone (downloaded, or from torch's cache), or a
             weights file (.safetensors, or .pth read without executing anything in it) for this network or for its
-            backbone, under our names, torchvision's, timm's or the CBAM authors'. What the network needs for them
-            (`attention_kwargs`, `ceil_pool`, `stride_in_1x1`) is set where you do not give it. Attention that the
-            weights lack starts as the identity, so that the network computes at first what the weights were trained
-            for. A classifier that the weights lack or have for another number of classes keeps its fresh start; a first
-            convolution of another number of input channels gets the RGB weights summed or repeated.
+            backbone, under our names, torchvision's, timm's, the CBAM authors' or those of copied code (`ca`, `sa`),
+            below any modules and in any entry of the file. What the network needs for them (`attention_kwargs`,
+            `ceil_pool`, `stride_in_1x1`) is set where you do not give it. Attention that the weights lack starts as the
+            identity, so that the network computes at first what the weights were trained for. A classifier that the
+            weights lack or have for another number of classes keeps its fresh start; a first convolution of another
+            number of input channels gets the RGB weights summed or repeated.
         attention: For a plain backbone, a name in ATTENTION or a callable from a channel count to a module.
         attention_kwargs: Keyword arguments for the attention, for example `{"reduction": 8, "form": "timm"}`;
             `{"zero_init_norm": True}` starts CBAM as the authors' networks do; `{"start": "paper"}` keeps its random

@@ -1,17 +1,31 @@
 """Weights: read safely, brought from one layout of keys to another, loaded whole or not at all."""
 
-from .convert import METADATA_KEY, Weights, fits_options, from_file, from_ours, options_of, read_weights, to_ours
+from .convert import (
+    METADATA_KEY,
+    Weights,
+    fits_options,
+    from_file,
+    from_ours,
+    options_of,
+    read_weights,
+    to_ours,
+    weights_in,
+)
+from .efficientnet import efficientnet_names, is_of_efficientnet_pytorch
 from .layouts import LAYOUTS, Layout, LayoutName, find_rule, layout_named, recognize
 from .load import has_attention, is_attention_key, load_pretrained, starts_as_identity
 from .read import (
     StateDict,
+    Wanted,
     WeightsFile,
     check_finite,
+    find_weights,
     read_file,
     read_state_dict,
     state_dict_from_url,
     tensors_to_bytes,
     torchvision_state_dict,
+    warn_of_left_out,
 )
 from .report import Fit, Group, compare, group_keys, shown
 
@@ -23,17 +37,21 @@ __all__ = [
     "Layout",
     "LayoutName",
     "StateDict",
+    "Wanted",
     "Weights",
     "WeightsFile",
     "check_finite",
     "compare",
+    "efficientnet_names",
     "find_rule",
+    "find_weights",
     "fits_options",
     "from_file",
     "from_ours",
     "group_keys",
     "has_attention",
     "is_attention_key",
+    "is_of_efficientnet_pytorch",
     "layout_named",
     "load_pretrained",
     "options_of",
@@ -47,4 +65,6 @@ __all__ = [
     "tensors_to_bytes",
     "to_ours",
     "torchvision_state_dict",
+    "warn_of_left_out",
+    "weights_in",
 ]

@@ -6,6 +6,7 @@ import inspect
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from ..attention import ATTENTION
 from ..errors import UserError
 from .layouts import LAYOUTS, Layout, Rule, find_rule, find_rule_back, has_bottlenecks, is_grouped, recognize
 from .load import is_attention_key, starts_as_identity
-from .read import StateDict, WeightsFile, check_finite, read_file
+from .read import StateDict, WeightsFile, check_finite, find_weights, read_file, warn_of_left_out
 from .report import group_keys, shown
 
 METADATA_KEY = "whatwhere"
@@ -30,6 +31,8 @@ _ATTENTION_OPTIONS: dict[str, Any] = {
     "spatial": bool,
     "pools": list,
     "maps": list,
+    "norm": type(None),
+    "spatial_bias": bool,
     "arrangement": str,
     "combine": str,
     "num_convs": int,
@@ -38,10 +41,11 @@ _ATTENTION_OPTIONS: dict[str, Any] = {
 }
 # options that other layouts have in one form alone
 _USUAL: dict[str, dict[str, Any]] = {
-    "cbam": {"pools": {"avg", "max"}, "arrangement": "channel_first", "norm": "batch"},
+    "cbam": {"pools": ["avg", "max"], "arrangement": "channel_first"},
     "bam": {"combine": "multiply", "dilation": 4},
 }
 _MODEL_OPTIONS: dict[str, Any] = {"stride_in_1x1": bool, "ceil_pool": bool}
+_OUTSIDE = re.compile(r"(ca|sa)\d*\.(fc|conv1)")  # of copied code: behind a stem or a stage
 _MOST_BUILT = 1 << 16  # channels of an attention that is built, without memory, to look at its shapes
 
 
@@ -76,11 +80,12 @@ class Weights:
         options = {**self.attention_kwargs, **given}
         if self.layout is None or self.layout.name == "whatwhere":
             return options
-        if options.get("combine") != self.attention_kwargs.get("combine"):
-            raise UserError(
-                f"the weights are of {self.layout.whose}, where combine is {self.attention_kwargs['combine']!r}; leave "
-                f"out combine={options['combine']!r}"
-            )
+        for option, usual in _usual(self.layout, self.attention).items():
+            if option in given and not _is_usual(given[option], usual):
+                raise UserError(
+                    f"the weights are of {self.layout.whose}, where {option} is {usual!r}; leave out "
+                    f"{option}={given[option]!r}"
+                )
         if self.attention == "cbam":
             maps = _maps(options)
             if maps != self.layout.maps:
@@ -94,11 +99,22 @@ class Weights:
 def read_weights(path: str | os.PathLike[str]) -> Weights:
     """Read a file in any of the layouts, every value of it finite, and bring it to ours.
 
+    A warning names tensors that stand beside the network's and are left out.
+
     Raises:
-        UserError: As `read_state_dict`, or two of its names are the same one here.
+        UserError: As `read_file` and `to_ours`, or a tensor holds NaN or infinite values.
     """
-    file = read_file(path)
+    return _accepted(read_file(path))
+
+
+def weights_in(content: Mapping[str, Any], source: str) -> Weights:
+    """Return what `content`, as of a file from `source`, holds, as `read_weights` does."""
+    return _accepted(find_weights(content, source))
+
+
+def _accepted(file: WeightsFile) -> Weights:
     check_finite(file)
+    warn_of_left_out(file)
     return from_file(file)
 
 
@@ -122,6 +138,7 @@ def to_ours(state: Mapping[str, Tensor], source: str, description: str = "") -> 
     layout = recognize(state)
     if layout is None:
         return Weights(dict(state), None)
+    _check_outside(state, source)
     renamed: StateDict = {}
     attention = None
     for key, tensor in state.items():
@@ -156,6 +173,16 @@ def _described(state: StateDict, layout: Layout, description: str) -> Weights:
     elif not fits_options(state, attention, attention_kwargs):
         return Weights(state, layout)
     return Weights(state, layout, attention, attention_kwargs, model_kwargs, model if isinstance(model, str) else None)
+
+
+def _check_outside(state: Mapping[str, Tensor], source: str) -> None:
+    """Raise UserError if `state` has the attention of copied code elsewhere than in its blocks."""
+    outside = [key for key in state if _OUTSIDE.match(key)]
+    if outside:
+        raise UserError(
+            f"{source!r} holds attention outside the network's blocks ({', '.join(map(shown, outside[:3]))}, ...), "
+            "where no network here has it"
+        )
 
 
 def _check_blocks(state: StateDict, layout: Layout) -> None:
@@ -230,12 +257,19 @@ def _cbam_choices(module: StateDict, layout: Layout | None) -> list[list[dict[st
     convolution = module.get("where.conv.weight")
     if convolution is None:
         shape["spatial"] = False
-    elif convolution.dim() == 4 and convolution.shape[-1] % 2 and 7 != convolution.shape[-1] < 64:
+    elif "where.norm.weight" not in module:
+        shape["norm"] = None
+        if "where.conv.bias" not in module:
+            shape["spatial_bias"] = False
+    if (
+        convolution is not None
+        and convolution.dim() == 4
+        and convolution.shape[-1] % 2
+        and 7 != convolution.shape[-1] < 64
+    ):
         shape["kernel_size"] = convolution.shape[-1]
-    # the form has the order of the maps, which no shape shows
-    forms: list[dict[str, Any]] = [{} if form == "official" else {"form": form} for form in _forms(layout)]
     biases: list[dict[str, Any]] = [{}, {"mlp_bias": "what.fc1.bias" in module}]
-    return [biases, _reductions(module.get("what.fc1.weight")), forms, [shape]]
+    return [biases, _reductions(module.get("what.fc1.weight")), _forms(layout), [shape]]
 
 
 def _se_choices(module: StateDict, layout: Layout | None) -> list[list[dict[str, Any]]]:
@@ -250,8 +284,12 @@ def _bam_choices(module: StateDict, layout: Layout | None) -> list[list[dict[str
     return [_reductions(module.get("channel.fc1.weight")), [combine], [shape]]
 
 
-def _forms(layout: Layout | None) -> tuple[str, ...]:
-    return ("official", "timm") if layout is None else (layout.form,)
+def _forms(layout: Layout | None) -> list[dict[str, Any]]:
+    """Return arguments of CBAM for the order of its maps, which no shape shows."""
+    if layout is None:
+        return [{}, {"form": "timm"}]
+    form = {} if layout.form == "official" else {"form": layout.form}
+    return [form if _maps(form) == layout.maps else {**form, "maps": list(layout.maps)}]
 
 
 def _reductions(first: Tensor | None) -> list[dict[str, Any]]:
@@ -324,12 +362,28 @@ def from_ours(
 def _check_usual(layout: Layout, attention: str | None, options: Mapping[str, Any]) -> None:
     """Raise UserError if the attention of `layout` computes something else than one built with `options`."""
     defaults = inspect.signature(ATTENTION[attention]).parameters if attention else {}
-    for option, usual in _USUAL.get(attention or "", {}).items():
+    for option, usual in _usual(layout, attention).items():
         value = options.get(option, defaults[option].default)
-        if (set(value) if isinstance(usual, set) else value) != usual:
+        if not _is_usual(value, usual):
             raise UserError(f"{layout.whose} cannot hold these weights: its attention has no {option}={value!r}")
     if attention == "cbam" and set(_maps(options)) != set(layout.maps):
         raise UserError(f"{layout.whose} cannot hold these weights: its spatial gate takes {' and '.join(layout.maps)}")
+
+
+def _usual(layout: Layout, attention: str | None) -> dict[str, Any]:
+    """Return the options of `attention` that are always the same in `layout`."""
+    usual = dict(_USUAL.get(attention or "", {}))
+    if attention == "cbam":
+        usual["norm"] = layout.norm
+        if layout.name != "official":
+            usual["spatial"] = True
+    return usual
+
+
+def _is_usual(value: Any, usual: Any) -> bool:
+    if isinstance(usual, list):  # pools, whose sum has no order
+        return isinstance(value, (list, tuple)) and sorted(map(str, value)) == sorted(usual)
+    return bool(value == usual)
 
 
 def _in_convention(state: StateDict, layout: Layout, attention: str | None, options: Mapping[str, Any]) -> StateDict:

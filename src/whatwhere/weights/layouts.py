@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from ..errors import UserError
 from .read import StateDict
 
-LayoutName = Literal["whatwhere", "torchvision", "official", "timm", "timm-legacy"]
+LayoutName = Literal["whatwhere", "torchvision", "official", "timm", "timm-legacy", "ca-sa", "ca-sa-sequential"]
 
 _PLACEHOLDERS = {
     "{block}": r"(?P<block>layer\d+\.\d+)",
@@ -49,6 +49,7 @@ class Layout:
         whose: The same in words.
         rules: A rule for each name.
         maps: Order of the maps that CBAM's spatial convolution takes there.
+        norm: The norm of CBAM's spatial gate there, as our argument has it; copied code alone has none.
         biased: The attention whose MLP has biases there.
         form: The form of our attention that is theirs.
         ceil_pool: Whether its networks round the size of the stem's max-pool up.
@@ -60,6 +61,7 @@ class Layout:
     whose: str
     rules: tuple[Rule, ...]
     maps: tuple[str, ...] = ("max", "mean")
+    norm: Literal["batch"] | None = "batch"
     biased: tuple[str, ...] = ("cbam", "se")
     form: Literal["official", "timm"] = "official"
     ceil_pool: bool = False
@@ -116,6 +118,16 @@ _TIMM_CBAM = (
     Rule("{block}.se.spatial.conv.bn.{norm}", "{block}.attention.where.norm.{norm}", "cbam"),
 )
 _TIMM_SE = (Rule("{block}.se.fc{n}.{p}", "{block}.attention.what.fc{n}.{p}", "se", is_1x1=True),)
+_CA_SA = (
+    Rule("{block}.ca.fc1.weight", "{block}.attention.what.fc1.weight", "cbam", is_1x1=True),
+    Rule("{block}.ca.fc2.weight", "{block}.attention.what.fc2.weight", "cbam", is_1x1=True),
+    Rule("{block}.sa.conv1.weight", "{block}.attention.where.conv.weight", "cbam"),
+)
+_CA_SA_SEQUENTIAL = (
+    Rule("{block}.ca.fc.0.weight", "{block}.attention.what.fc1.weight", "cbam", is_1x1=True),
+    Rule("{block}.ca.fc.2.weight", "{block}.attention.what.fc2.weight", "cbam", is_1x1=True),
+    _CA_SA[-1],
+)
 _LEGACY = (
     Rule("layer0.conv1.weight", "conv1.weight"),
     Rule("layer0.bn1.{norm}", "bn1.{norm}"),
@@ -147,6 +159,22 @@ LAYOUTS: dict[LayoutName, Layout] = {
             ceil_pool=True,
             stride_in_1x1=True,
             basic_blocks=False,
+        ),
+        Layout(
+            "ca-sa",
+            "copied code with ca.fc1 and sa.conv1 in its blocks",
+            (*_BACKBONE, *_CA_SA),
+            maps=("mean", "max"),
+            norm=None,
+            biased=(),
+        ),
+        Layout(
+            "ca-sa-sequential",
+            "copied code with ca.fc.0 and sa.conv1 in its blocks",
+            (*_BACKBONE, *_CA_SA_SEQUENTIAL),
+            maps=("mean", "max"),
+            norm=None,
+            biased=(),
         ),
     )
 }
