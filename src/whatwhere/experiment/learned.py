@@ -27,7 +27,7 @@ def unlearned(results: Sequence[Mapping[str, Any]], curves: Sequence[Sequence[fl
         return f"{guessing} of {len(results)} runs are no better than guessing one of {num_classes} classes"
     gain = _gain(curves, [_largest_share(result) for result in results])
     if gain:
-        return f"still improving: the last fifth of the epochs brought {100 * gain:+.1f} points of validation accuracy"
+        return f"still improving: {100 * gain:+.1f} points of validation accuracy over the last epochs"
     return ""
 
 

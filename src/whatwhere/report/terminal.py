@@ -27,7 +27,7 @@ def tables(content: Mapping[str, Any]) -> list[Table]:
     """
     judgement = content["judgement"]
     metric = Metric(**judgement["metric"])
-    found = [_first(content["first"])] if content["first"] else []
+    found = [_first(content["first"])] if content.get("first") else []
     found.append(_verdicts(content, metric))
     seeds = seed_table(judgement["arms"], metric)
     if seeds is not None:

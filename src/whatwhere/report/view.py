@@ -64,7 +64,7 @@ def view(content: Mapping[str, Any]) -> dict[str, Any]:
         "baseline": baseline,
         "about_baseline": content["arms"].get(baseline, ""),
         "changes": content["changes"],
-        "first": content["first"],
+        "first": content.get("first", []),  # verdicts of earlier versions have none
         "epochs_first": EPOCHS_FIRST,
         "cards": [_card(arm, content["arms"]) for arm in arms],
         "cautions": content["cautions"],
