@@ -73,6 +73,8 @@ def test_a_word_unlike_the_others_is_no_seed(seeds, odd):
         ("Berlin", "Paris", "site 3"),
         ("5 min", "10 min", "20 min"),
         ("max-a", "max-b"),
+        ("alpha", "beta", "gamma", "delta"),
+        ("top-left", "top-right", "bottom-left"),
         ((0, 1), (1, 0)),
     ],
     ids=str,

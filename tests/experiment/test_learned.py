@@ -93,6 +93,16 @@ def test_a_comparison_says_it_before_its_verdict_and_in_its_advice(pretended):
     assert pretended.read("verdict.json")["first"] == content["first"]
 
 
+def test_a_plan_that_goes_on_warns_that_more_pairs_are_not_what_is_missing(pretended):
+    pretended.figures = lambda arm, seed: 0.3 + 0.02 * (int(seed) % 3) * (arm == "se")
+    pretended("none,se", seeds=6, max_seeds=12)
+    assert len(pretended.trained) == 24
+    warning = (
+        "none: 6 of 6 runs are no better than guessing one of 3 classes; more epochs would tell more than more pairs"
+    )
+    assert warning in pretended.warnings
+
+
 def test_a_comparison_reads_its_learning_curves(pretended):
     pretended.figures = lambda arm, seed: 0.8
     assert pretended("none,se", seeds=3)["first"] == []

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .results import Results
 
-# words that name such rows, in the languages of many tables
+# words that name such rows, in the languages of many tables; not those that folds bear as well, such as delta or top
 _WORD = re.compile(
-    "means?|averages?|averaged|avg|ave|median|overall|aggregated?|summary|ensemble|total|sum|count|top|"
-    "best|worst|max|maximum|min|minimum|std|stdev|stddev|sd|sem|stderr|var|variance|deviation|spread|range|ci|"
-    "diff|difference|delta|change|gain|improvement|quantile|percentile|"
+    "means?|averages?|averaged|avg|ave|median|overall|aggregated?|summary|ensemble|total|sum|count|"
+    "best|worst|max|maximum|min|minimum|std|stdev|stddev|stderr|variance|deviation|diff|difference|quantile|percentile|"
     "mittel|mittelwert|durchschnitt|schnitt|gesamt|summe|beste[rs]?|schlechteste[rs]?|(standard)?abweichung|"
     "moyenne|m[eé]diane|meilleure?|pire|écart|m[eé]dia|promedio|mediana|mejor|peor|melhor|pior|desvio|desviación|"
     "gemiddelde|średnia|среднее|медиана|лучший|худший|итого|всего|ortalama|ø|⌀|±"
