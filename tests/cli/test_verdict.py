@@ -3,6 +3,9 @@
 import csv
 import json
 import os
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -352,3 +355,33 @@ def test_hostile_names_are_shown_as_they_are(whatwhere, table, tmp_path, name):
     assert "<script" not in page
     assert "\x1b" not in page
     assert verdict_of(read(tmp_path / "results.verdict.json"))["arm"] == shown
+
+
+CASES = Path(__file__).parents[1] / "experiment" / "cases"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("derived-rows", r"line 12 of .*: seed 'mean' is no number"),
+        ("two-scales", "mAP50 has two scales, shares such as"),
+    ],
+)
+def test_rows_that_are_no_runs_and_two_scales_are_refused(whatwhere, tmp_path, name, message):
+    shutil.copy(CASES / f"{name}.csv", tmp_path)
+    status, out, err = whatwhere("verdict", tmp_path / f"{name}.csv", "--baseline", "none")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert re.search(message, err)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.csv"]
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out"), [("pandas-index", "counts the rows"), ("text-column", "commit holds text")]
+)
+def test_columns_that_are_left_out_are_told_in_terminal_and_page(whatwhere, tmp_path, name, left_out):
+    shutil.copy(CASES / f"{name}.csv", tmp_path)
+    status, out, _ = whatwhere("verdict", tmp_path / f"{name}.csv")
+    assert status == 0
+    assert left_out in out
+    assert left_out in (tmp_path / f"{name}.verdict.html").read_text()
+    assert read(tmp_path / f"{name}.verdict.json")["judgement"]["others"] == []

@@ -9,6 +9,7 @@ from whatwhere.experiment import Results, judge, read_results
 from whatwhere.experiment.record import judge_again, read_record
 from whatwhere.files import write_json
 
+CASES = Path(__file__).parent / "cases"
 TERMS = {"metric": None, "lower_is_better": None, "baseline": None, "margin": None}
 
 
@@ -32,8 +33,8 @@ def test_a_table_is_read(table):
 
 
 def test_names_that_would_confuse_a_terminal_are_escaped(table):
-    results = read_results(table("arm,seed,m\u202eAP\nno\x1bne,0,0.91\ncb\u202eam,0\u2066,0.92\n"))
-    assert (results.arms, results.seeds) == (["no\\x1bne", "cb\\u202eam"], ["0", "0\\u2066"])
+    results = read_results(table("arm,seed,m\u202eAP\nno\x1bne,a,0.91\ncb\u202eam,a\u2066,0.92\n"))
+    assert (results.arms, results.seeds) == (["no\\x1bne", "cb\\u202eam"], ["a", "a\\u2066"])
     assert results.metrics == ["m\\u202eAP"]
 
 
@@ -73,9 +74,10 @@ def test_what_is_no_such_table_is_refused(table, text, message):
 
 def test_the_metric_asked_for_must_be_a_number(table):
     path = table("arm,seed,accuracy,map\nnone,0,0.5,high\nnone,1,0.5,0.4\n")
-    assert read_results(path, "accuracy").metrics == ["accuracy"]
-    with pytest.raises(UserError, match=r"line 2 .*map is 'high', not a number"):
-        read_results(path)
+    for asked in ("accuracy", None):
+        results = read_results(path, asked)
+        assert results.metrics == ["accuracy"]
+        assert results.notes == ["the column map holds text, such as 'high' in line 2: it is left out"]
     with pytest.raises(UserError, match=r"line 2 .*map is 'high', not a number"):
         read_results(path, "map")
     with pytest.raises(UserError, match="has no column 'accurracy'; did you mean accuracy"):
@@ -92,12 +94,12 @@ def test_files_that_cannot_be_read(tmp_path, table):
 
 
 def test_the_order_of_the_seeds_is_no_figures(table):
-    lines = "".join(f"{arm},{seed},0.5\n" for arm in "ab" for seed in ("10", "x", "9", "2.5", "a", "1"))
-    path = table("arm,seed,accuracy\n" + lines)
-    assert read_results(path).seeds == ["1", "2.5", "9", "10", "a", "x"]
-    results = read_results(path)
-    results.put_first(["x", "gone", "9"])
-    assert results.seeds == ["x", "9", "1", "2.5", "10", "a"]
+    for seeds, order in (("10", "9", "2.5", "1"), ["1", "2.5", "9", "10"]), (("x", "b", "a"), ["a", "b", "x"]):
+        lines = "".join(f"{arm},{seed},0.5\n" for arm in "ab" for seed in seeds)
+        results = read_results(table("arm,seed,accuracy\n" + lines))
+        assert results.seeds == order
+        results.put_first([order[-1], "gone", order[1]])
+        assert results.seeds == [order[-1], order[1], *(seed for seed in order if seed not in (order[-1], order[1]))]
 
 
 def test_words_for_a_missing_figure(table):
@@ -115,7 +117,6 @@ def test_words_for_a_missing_figure(table):
         ('arm,seed,size\nnone,0,"1,234,567"\n', r"'1,234,567', not a number; write it without separators"),
         ("arm,seed,accuracy\nnone,0,61%\nse,0,62 %\n", r"accuracy is '61%', not a number; write 61, without"),
         ("arm,seed,accuracy\nnone,0,0.6\nse,0,61.5%\n", r"accuracy is '61.5%', not a number; write 61.5, without"),
-        ("arm,seed,accuracy\nnone,0,0.61\nse,0,61.2\n", r"a share in line 2, 0.61, and a percentage in line 3, 61.2;"),
         ("arm,seed,score\nnone,0,1e160\n", r"line 2 .*score of arm 'none' with seed '0' is 1e\+160, and no figure"),
     ],
 )  # fmt: skip
@@ -143,6 +144,31 @@ def test_text_beside_the_figures_may_look_like_one(table):
     assert read_results(path).metrics == ["accuracy"]
     path = table("arm,seed,accuracy\nnone,0,0\nnone,1,61.5\n")
     assert read_results(path).values("none", "accuracy") == {"0": 0, "1": 61.5}
+
+
+def test_a_column_that_counts_the_rows_is_left_out_and_said_so(table):
+    results = read_results(CASES / "pandas-index.csv")
+    assert results.metrics == ["accuracy"]
+    assert results.notes == ["the first column has no name and counts the rows: it is left out"]
+    assert judge(results).cautions == tuple(results.notes)
+    named = (CASES / "pandas-index.csv").read_text().replace(",arm", "Unnamed: 0,arm", 1)
+    assert read_results(table(named)).metrics == ["accuracy"]
+    for text in (",arm,seed\n0.5,none,0\n0.6,cbam,0\n", "arm,seed,\nnone,0,5\ncbam,0,6\n"):
+        with pytest.raises(UserError, match=r"^column [13] of .*results.csv' has no name; name it, or take it out$"):
+            read_results(table(text))
+    assert read_results(table("arm,seed,accuracy,,\nnone,0,0.5,,\n")).metrics == ["accuracy"]
+
+
+def test_a_column_with_text_is_no_metric_and_that_is_said(table):
+    path = CASES / "text-column.csv"
+    results = read_results(path)
+    assert results.metrics == ["accuracy"]
+    assert results.notes == ["the column commit holds text, such as 'a91f0c3' in line 5: it is left out"]
+    with pytest.raises(UserError, match=r"^line 5 of .*: commit is 'a91f0c3', not a number; leave it empty"):
+        read_results(path, "commit")
+    # where it may be what is judged by, text is a slip
+    with pytest.raises(UserError, match=r"^line 3 of .*: mAP is 'o.6', not a number"):
+        read_results(table("arm,seed,mAP,epochs\nnone,0,0.5,9\nnone,1,o.6,9\n"))
 
 
 def test_a_null_character_in_the_name_is_a_sentence():

@@ -324,7 +324,7 @@ def test_what_cannot_be_compared_is_refused():
     with pytest.raises(UserError, match="hold no figures"):
         judge(Results())
     table = results("a", none=[1.0] * 2, cbam=[1.0] * 2)
-    table.add("none", "x", {"b": 1.0})
+    table.add("none", 9, {"b": 1.0})
     with pytest.raises(UserError, match="several figures, a, b; choose"):
         judge(table)
 

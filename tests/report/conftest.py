@@ -64,6 +64,7 @@ def bare(judgement, results):
     content = {
         "title": "results.csv",
         "subtitle": f"1 against {judgement.baseline}",
+        "first": [],
         "judgement": judgement.to_dict(),
         "arms": dict.fromkeys(results.arms, ""),
         "curves": None,

@@ -151,6 +151,19 @@ def test_verdicts_stand_first_in_words(everything):
     assert "looks at 8, 16 and, at the end, 24 pairs" in text
 
 
+def test_networks_that_have_hardly_learned_are_told_before_the_verdict(everything):
+    assert "train longer" not in page(everything)
+    everything["first"] = [["none", "still improving"], [HARD_NAMES[0], HARD_NAMES[0]]]
+    text = words(page(everything))
+    assert "Before the verdict: train longer none : still improving" in text
+    assert text.index("train longer") < text.index("Changed after the start") < text.index("cbam helps")
+    assert not read(page(everything)).tags & {"script"}
+
+
+def test_the_row_of_means_says_which_pairs_it_is_of(everything):
+    assert "Mean and st. dev. are over the pairs that are judged." in words(page(everything))
+
+
 def test_every_figure_and_difference_is_there(everything):
     html = page(everything)
     text = words(html)

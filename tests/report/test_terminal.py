@@ -1,4 +1,5 @@
 import io
+import statistics
 
 import pytest
 import rich.console
@@ -101,7 +102,42 @@ def test_seeds_after_the_look_are_marked(everything):
     everything["judgement"]["arms"][0]["num_pairs"] = 6
     seeds = table(everything, "Every seed")
     assert [row[2].endswith("*)") for row in seeds.rows] == [False] * 6 + [True] * 2 + [False] * 2
-    assert seeds.note.startswith("* after the look")
+    assert seeds.note.splitlines()[1].startswith("* after the look")
+
+
+def test_the_row_of_means_is_over_the_pairs_judged(everything):
+    seeds = table(everything, "Every seed")
+    arms = everything["judgement"]["arms"]
+    assert seeds.note == "mean and st. dev. are over the pairs that are judged"
+    assert seeds.rows[8][:2] == ("mean", f"{statistics.fmean(arms[0]['baseline']):.2f}")
+    # where a run is missing, the arm has its pairs and the baseline's mean over them
+    for name in ("seeds", "baseline", "treatment", "differences"):
+        arms[0][name] = arms[0][name][:6]
+    arms[0] |= {"num_pairs": 6, "mean_difference": statistics.fmean(arms[0]["differences"])}
+    seeds = table(everything, "Every seed")
+    assert seeds.rows[8][1] == "-"
+    before, after = (statistics.fmean(arms[0][name]) for name in ("baseline", "treatment"))
+    assert seeds.rows[8][2] == f"{after:.2f} ({after - before:+.2f})"
+    assert seeds.note.endswith(
+        f"these are not the same for all arms: the baseline's mean is {before:.2f} for se, "
+        f"{statistics.fmean(arms[1]['baseline']):.2f} for cbam, 90.70 for wide, 90.70 for my gate"
+    )
+    # pairs after the look are in no mean
+    for arm in arms:
+        arm["num_pairs"] = 6
+    seeds = table(everything, "Every seed")
+    assert seeds.rows[8][1] == f"{before:.2f}"
+
+
+def test_networks_that_have_hardly_learned_are_told_before_the_verdict(everything):
+    everything["first"] = [["none", "6 of 8 runs are no better than guessing one of 10 classes"], ["se", "\x1b[1m"]]
+    first, verdicts = tables(everything)[:2]
+    assert first.title == "Before the verdict: train longer"
+    assert first.rows[0] == ("none", "6 of 8 runs are no better than guessing one of 10 classes")
+    assert first.note.startswith("more epochs, or another learning rate, before more pairs: ")
+    assert verdicts.title.startswith("sign-digits: ")
+    assert "\x1b" not in printed(everything)
+    assert max(map(len, printed(everything).splitlines())) <= 100
 
 
 @pytest.mark.parametrize("num_arms", [1, 4, 100])

@@ -139,7 +139,12 @@ def _compare(pool: ImageSet, test: ImageSet) -> tuple[dict[str, Any], Any]:
         )
     caution = "the test images are the same for every seed: the interval does not hold the choice of test images"
     settings = [(name, str(value)) for name, value in asdict(RECIPE).items()]
-    content = {**comparison.content, "arms": ARMS, "cautions": [caution], "settings": [("every run", settings)]}
+    content = {
+        **comparison.content,
+        "arms": ARMS,
+        "cautions": [*comparison.content["cautions"], caution],
+        "settings": [("every run", settings)],
+    }
     return content, last["cbam"]
 
 

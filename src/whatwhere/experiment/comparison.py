@@ -176,6 +176,8 @@ def _advance(design: Design, place: Place, runner: Runner) -> dict[str, Any] | N
             return content
         going_on = [arm for arm in after.others if len(after.seeds()[arm]) > len(design.seeds()[arm])]
         runner.screen.line(f"cannot tell yet: {', '.join(going_on)}; going on to the next look, as planned")
+        for arm, why in content["first"]:
+            runner.screen.warn(f"{arm}: {why}; more epochs would tell more than more pairs")
         design = after
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from ..training.folder import RunFolder
 from .arms import describe
 from .decide import holm
 from .design import Design
+from .learned import unlearned
 from .metric import METRICS
 from .paired import PairedDifference
 from .results import Results
@@ -29,6 +31,7 @@ def figures_content(judgement: Judgement, results: Results, title: str, changes:
     return {
         "title": title,
         "subtitle": f"{len(judgement.arms)} against {judgement.baseline}, judged by {metric.label}",
+        "first": [],
         "judgement": judgement.to_dict(),
         "arms": dict.fromkeys(results.arms, ""),
         "curves": None,
@@ -37,7 +40,7 @@ def figures_content(judgement: Judgement, results: Results, title: str, changes:
         "settings": [],
         "changes": list(changes),
         "environment": [],
-        "cautions": [],
+        "cautions": list(judgement.cautions),
         "runs": [],
         "failures": {},
     }
@@ -125,19 +128,12 @@ class Gathered:
 
     def curves(self) -> dict[str, Any] | None:
         """Return the validation figure of each epoch: mean, least and largest over the seeds."""
-        name, scale, label = "val_accuracy", 100.0, "validation accuracy, %"
         arms: dict[str, Any] = {}
         for arm in self.design.arms:
             by_epoch: dict[int, list[float]] = {}
             for (owner, _), (task, _) in self.finished.items():
-                if owner == arm.name:
-                    try:
-                        for line in RunFolder(task.folder).metrics():
-                            epoch = integer(line["epoch"], "epoch", least=0, most=2**31)
-                            share = number(line[name], name, least=0, most=1)
-                            by_epoch.setdefault(epoch, []).append(scale * share)
-                    except (ValueError, KeyError, TypeError, RecursionError) as error:
-                        raise damaged(task.folder, error) from error
+                for epoch, share in _curve(task) if owner == arm.name else ():
+                    by_epoch.setdefault(epoch, []).append(100 * share)
             if by_epoch:
                 arms[arm.name] = {
                     "epochs": sorted(by_epoch),
@@ -145,7 +141,17 @@ class Gathered:
                     "low": [min(by_epoch[epoch]) for epoch in sorted(by_epoch)],
                     "high": [max(by_epoch[epoch]) for epoch in sorted(by_epoch)],
                 }
-        return {"x": "epoch", "y": label, "arms": arms} if arms else None
+        return {"x": "epoch", "y": "validation accuracy, %", "arms": arms} if arms else None
+
+    def unlearned(self) -> dict[str, str]:
+        """Return, by arm, what shows that its networks need more epochs before they can be compared."""
+        found = {}
+        for arm in self.design.arms:
+            runs = [run for (owner, _), run in self.finished.items() if owner == arm.name]
+            curves = [[share for _, share in _curve(task)] for task, _ in runs]
+            if why := unlearned([result for _, result in runs], curves):
+                found[arm.name] = why
+        return found
 
     def per_class(self, judgement: Judgement) -> dict[str, Any] | None:
         """Return the difference in each class's recall, with its interval; p corrected over an arm's classes.
@@ -200,7 +206,8 @@ class Gathered:
         changes: Sequence[str],
     ) -> dict[str, Any]:
         """Return everything that the report shows."""
-        design, metric = self.design, judgement.metric
+        design, metric, first = self.design, judgement.metric, self.unlearned()
+        judgement = _with_epochs_first(judgement, first)
         runs = [
             {
                 "arm": arm,
@@ -216,16 +223,44 @@ class Gathered:
         return {
             **figures_content(judgement, self.results, title, changes),
             "subtitle": f"{len(design.others)} against {design.baseline}, judged by {metric.label}, {part} images",
+            "first": [[arm, why] for arm, why in first.items()],
             "arms": {arm.name: describe(design.arm_options[arm.name]) for arm in design.arms},
             "curves": self.curves(),
             "per_class": self.per_class(judgement),
             "cost": cost,
             "settings": _settings(design),
             "environment": self._environment(self._runs()[0]) if self.finished else [],
-            "cautions": [*self.cautions(), *(f"{label} failed: {why}" for label, why in failures.items())],
+            "cautions": [
+                *judgement.cautions,
+                *self.cautions(),
+                *(f"{label} failed: {why}" for label, why in failures.items()),
+            ],
             "runs": runs,
             "failures": dict(failures),
         }
+
+
+def _curve(task: Task) -> list[tuple[int, float]]:
+    """Return a run's epochs and the validation accuracy of each, in [0, 1]."""
+    name = "val_accuracy"
+    try:
+        return [
+            (integer(line["epoch"], "epoch", least=0, most=2**31), number(line[name], name, least=0, most=1))
+            for line in RunFolder(task.folder).metrics()
+        ]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise damaged(task.folder, error) from error
+
+
+def _with_epochs_first(judgement: Judgement, first: Mapping[str, str]) -> Judgement:
+    """Return the judgement with more epochs before more pairs in the advice on arms of networks that hardly learned."""
+    arms = tuple(
+        dataclasses.replace(arm, advice=f"more epochs first, as said at the top; only then: {arm.advice}")
+        if arm.advice and first.keys() & {arm.arm, judgement.baseline}
+        else arm
+        for arm in judgement.arms
+    )
+    return dataclasses.replace(judgement, arms=arms)
 
 
 def _settings(design: Design) -> list[tuple[str, Sequence[tuple[str, str]]]]:

@@ -10,9 +10,13 @@ from ..errors import UserError
 
 DEFAULT_MARGIN = 0.5  # points
 _LARGEST, _SMALLEST = 1e100, 1e-100  # squares and cubes of what lies between are numbers still
-# figures of which less is usually better: words wherever they stand in a name, and words of their own
-_WITHIN = ("loss", "error", "perplexity", "latency", "rmse")
-_WORDS = {"err", "mae", "mse", "fid", "wer", "cer", "time"}
+# figures of which less is usually better: words wherever they stand in a name, and words of their own; first those that
+# have no upper end, then rates, which are shares or percentages
+_UNBOUNDED = ("loss", "perplexity", "latency", "rmse")
+_UNBOUNDED_WORDS = {"mae", "mse", "fid", "time"}
+_RATES = ("error",)
+_RATE_WORDS = {"err", "wer", "cer"}
+_ONE_SCALE = 4.0  # figures of one comparison, as shares, are hardly ever further apart than by this factor
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,38 @@ def check_direction(name: str, lower_is_better: bool | None) -> bool:
 
 
 def _is_usually_lower(name: str) -> bool:
-    words = {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
-    return bool(words & _WORDS) or any(part in name.lower() for part in _WITHIN)
+    return _is_unbounded(name) or _is_called(name, _RATES, _RATE_WORDS)
+
+
+def _is_unbounded(name: str) -> bool:
+    return _is_called(name, _UNBOUNDED, _UNBOUNDED_WORDS)
+
+
+def _is_called(name: str, parts: tuple[str, ...], words: set[str]) -> bool:
+    own = {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
+    return bool(own & words) or any(part in name.lower() for part in parts)
+
+
+def two_scales(name: str, values: Iterable[float]) -> tuple[float, float] | None:
+    """Return a share and a percentage that stand among the figures called `name`; None where they have one scale.
+
+    Figures have two scales if all lie within 0 and 100, some of them at most 1 and some above, and those of at most 1,
+    taken times 100, fall among the others: all are then within a factor of 4 of each other. Between the two groups is a
+    hole of a factor of 25 or more, so figures that vary across 1, such as log losses from 0.8 to 1.3 or milliseconds
+    from 0.5 to 90, have one scale. Our own shares have two as soon as there is a figure on either side of 1; what is
+    named as a figure without an upper end (a loss, a time) never has. Zeros are zeros in both scales.
+    """
+    figures = [value for value in values if value]
+    shares = [value for value in figures if value <= 1]
+    percentages = [value for value in figures if value > 1]
+    if not shares or not percentages or min(shares) < 0 or max(percentages) > 100:
+        return None
+    if name in METRICS:
+        return (shares[0], percentages[0]) if is_share(name) else None
+    together = [*(100 * value for value in shares), *percentages]
+    if _is_unbounded(name) or max(together) > _ONE_SCALE * min(together):
+        return None
+    return shares[0], percentages[0]
 
 
 def check_figure(value: float, what: str) -> None:
@@ -99,11 +133,6 @@ def metric_for(name: str, values: Iterable[float], *, lower_is_better: bool = Fa
         if min(values) < 0 or max(values) > 100:
             worst = min(values) if min(values) < 0 else max(values)
             raise UserError(f"{known.label} must be a share or a percentage, got {worst:g}")
-        if any(0 < value <= 1 for value in values):
-            share = next(value for value in values if 0 < value <= 1)
-            raise UserError(
-                f"{known.label} has shares and percentages, such as {share:g} and {max(values):g}; give all as shares"
-            )
         return replace(known, scale=1.0)
     label = name.replace("_", " ")
     if lower_is_better or not values or min(values) < 0 or max(values) > 100:

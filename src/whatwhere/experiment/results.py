@@ -12,11 +12,14 @@ from pathlib import Path
 from ..data.names import printable
 from ..errors import UserError, nearest
 from ..tables import comma_separated
+from .derived import odd_seed
 from .metric import check_figure, is_share
 from .paired import PairedDifference
 
 _ARM, _SEED = "arm", "seed"
+_DEFAULT = "accuracy"  # judged by where nothing else is asked for
 _ARRANGED = re.compile(r"[+-]?(?!0,)\d{1,3},\d{3}")  # 1,200: with thousands, or with a decimal comma
+_UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas makes of a column without a name
 _SEPARATED = re.compile(r"[+-]?\d[\d.,]*\d")
 _PERCENT = re.compile(r"([+-]?\d+([.,]\d+)?)\s*%")
 _MISSING = {"", "-", "na", "n/a", "nan", "none", "null", "failed"}
@@ -28,9 +31,13 @@ class Results:
     Arms stand in the order in which they came, seeds by number, then text: an order that no figure can have a part in,
     because it decides which pairs are the first. A figure that is missing or not finite counts as a run that is
     missing.
+
+    Attributes:
+        notes: What the reader of the table left out, as sentences.
     """
 
     def __init__(self) -> None:
+        self.notes: list[str] = []
         self._figures: dict[str, dict[Hashable, dict[str, float]]] = {}
         self._seeds: set[Hashable] = set()
         self._first: list[Hashable] = []
@@ -142,7 +149,9 @@ def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = 
     with commas between its columns, is refused.
 
     An empty figure, or one of -, na, n/a, nan, none, null, failed, is a run that is missing. Columns without any number
-    are passed over, and with `metric` all others that are not numbers throughout.
+    are passed over. Beside the column to judge by, which is `metric` or accuracy, a column of numbers and text is no
+    metric: it is left out, and so is a first column of whole numbers without a name, which counts the rows. The notes
+    of the results say so.
 
     Args:
         path: The table.
@@ -150,17 +159,10 @@ def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = 
         may_be_empty: Whether there may be no column of figures.
 
     Raises:
-        UserError: No such file, not such a table, no such metric, text among the figures, figures of absurd size,
-            shares and percentages in one column, or a run twice.
+        UserError: No such file, not such a table, no such metric, text among the figures to judge by, figures of absurd
+            size, a seed that names no run (`odd_seed`), or a run twice.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{str(path)!r} is not UTF-8 text; save the table as CSV in UTF-8") from error
-    except ValueError as error:  # a null character in the name
-        raise UserError(f"cannot read {str(path)!r}: {error}") from error
+    text = _text(path)
     delimiter = _delimiter(text)
     rows = _rows(text, delimiter, path)
     if not rows:
@@ -170,24 +172,15 @@ def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = 
     (_, head), *lines = rows
     head = [printable(name.strip()) for name in head]
     arm, seed = (_column(head, name, path) for name in (_ARM, _SEED))
-    if len(set(head)) < len(head):
-        twice = next(name for name in head if head.count(name) > 1)
+    twice = next((name for name in head if name and head.count(name) > 1), None)
+    if twice is not None:
         raise UserError(f"{str(path)!r} has the column {twice!r} twice; give each its own name")
-    for number, row in lines:
-        if len(row) != len(head):
-            raise UserError(
-                f"line {number} of {str(path)!r} has {len(row)} fields, its head has {len(head)}; a number with a "
-                "decimal comma needs quotes"
-            )
-    columns = _metric_columns(lines, head, {arm, seed}, metric, delimiter, path)
-    for column in columns:
-        _check_scale(lines, column, head[column], delimiter, path)
+    _check_lines(lines, head, arm, seed, path)
+    results = Results()
+    columns = _metric_columns(lines, head, {arm, seed}, metric, delimiter, path, results.notes)
     if not columns and not may_be_empty:
         raise UserError(f"{str(path)!r} has no column of figures beside arm and seed, such as accuracy")
-    results = Results()
     for number, row in lines:
-        if not row[arm].strip() or not row[seed].strip():
-            raise UserError(f"line {number} of {str(path)!r} names no {'seed' if row[arm].strip() else 'arm'}")
         figures = {head[column]: _number(row[column], delimiter) for column in columns}
         try:
             arm_name, seed_name = printable(row[arm].strip()), printable(row[seed].strip())
@@ -195,6 +188,39 @@ def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = 
         except UserError as error:
             raise UserError(f"line {number} of {str(path)!r}: {error}") from error
     return results
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{str(path)!r} is not UTF-8 text; save the table as CSV in UTF-8") from error
+    except ValueError as error:  # a null character in the name
+        raise UserError(f"cannot read {str(path)!r}: {error}") from error
+
+
+def _check_lines(lines: list[tuple[int, list[str]]], head: list[str], arm: int, seed: int, path: Path) -> None:
+    """Raise UserError unless every line is a run: not the head once more, no total, no row of means."""
+    for number, row in lines:
+        if len(row) != len(head):
+            raise UserError(
+                f"line {number} of {str(path)!r} has {len(row)} fields, its head has {len(head)}; a number with a "
+                "decimal comma needs quotes"
+            )
+        if [cell.strip() for cell in row] == head:
+            raise UserError(f"line {number} of {str(path)!r} is the head once more; take it out")
+        missing = [name for name, column in ((_ARM, arm), (_SEED, seed)) if not row[column].strip()]
+        if missing:
+            raise UserError(
+                f"line {number} of {str(path)!r} names no {missing[0]}; give it, or take the line out if it is no run, "
+                "such as a total"
+            )
+    odd = odd_seed(row[seed].strip() for _, row in lines)
+    if odd is not None:
+        number = next(number for number, row in lines if row[seed].strip() == odd[0])
+        raise UserError(f"line {number} of {str(path)!r}: {odd[1]}")
 
 
 def _delimiter(text: str) -> str:
@@ -227,19 +253,31 @@ def _metric_columns(
     metric: str | None,
     delimiter: str,
     path: Path,
+    notes: list[str],
 ) -> list[int]:
-    """Return the columns that hold numbers."""
+    """Return the columns that hold numbers, and note which others are left out that one could take for such."""
     sound, nearly = [], []
+    # what is judged by whatever other columns there are
+    chosen = metric or (_DEFAULT if _DEFAULT in head else None)
     for column in sorted(set(range(len(head))) - taken):
+        name = head[column]
         cells = [(number, row[column].strip()) for number, row in lines if row[column].strip().lower() not in _MISSING]
         texts = [(number, cell) for number, cell in cells if _number(cell, delimiter) is None]
         hints = [hint for _, cell in texts if (hint := _mending(cell, delimiter))]
+        if len(texts) < len(cells) and (not name or _UNNAMED.fullmatch(name)):
+            if column or not all(cell.isdecimal() for _, cell in cells):
+                raise UserError(f"column {column + 1} of {str(path)!r} has no name; name it, or take it out")
+            notes.append("the first column has no name and counts the rows: it is left out")
+            continue
         # a slip in the figures must not go by as a remark
-        if texts and (head[column] == metric or (metric is None and len(texts) < len(cells))):
-            raise _no_number(texts[0], head[column], delimiter, path)
+        if texts and (name == chosen or (chosen is None and len(texts) < len(cells))):
+            raise _no_number(texts[0], name, delimiter, path)
+        if 0 < len(texts) < len(cells):
+            number, cell = texts[0]
+            notes.append(f"the column {name} holds text, such as {cell!r} in line {number}: it is left out")
         if texts and len(hints) == len(cells):
-            nearly.append((texts[0], head[column]))
-        if head[column] == metric or (cells and not texts):
+            nearly.append((texts[0], name))
+        if name == metric or (cells and not texts):
             sound.append(column)
     if not sound and nearly:
         raise _no_number(*nearly[0], delimiter, path)
@@ -268,19 +306,6 @@ def _mending(cell: str, delimiter: str) -> str:
     if arranged or ("," in cell and _SEPARATED.fullmatch(cell) and _number(cell, delimiter) is None):
         return "write it without separators of thousands, and with a decimal point"
     return ""
-
-
-def _check_scale(lines: list[tuple[int, list[str]]], column: int, name: str, delimiter: str, path: Path) -> None:
-    """Raise UserError if shares and percentages stand in one column, which is of a metric of ours."""
-    figures = [(number, _number(row[column], delimiter)) for number, row in lines]
-    shares = [(number, value) for number, value in figures if value is not None and 0 < value <= 1]
-    percentages = [(number, value) for number, value in figures if value is not None and 1 < value <= 100]
-    if is_share(name) and shares and percentages:
-        (number, share), (other, percentage) = shares[0], percentages[0]
-        raise UserError(
-            f"{name} in {str(path)!r} is a share in line {number}, {share:g}, and a percentage in line {other}, "
-            f"{percentage:g}; give all as shares"
-        )
 
 
 def _number(cell: str, delimiter: str) -> float | None:

@@ -11,7 +11,8 @@ from ..errors import UserError, nearest
 from . import wording
 from .advice import pairs_to_settle
 from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, Decision, decide, holm
-from .metric import METRICS, Metric, check_direction, margin_for, metric_for
+from .derived import derived_notes, odd_seed
+from .metric import METRICS, Metric, check_direction, margin_for, metric_for, two_scales
 from .paired import PairedDifference
 from .plan import ALPHA, LEAST_PAIRS, Plan
 from .results import Results
@@ -85,6 +86,7 @@ class Judgement:
         max_pairs: Pairs at the last look; None: open.
         arms: One verdict for each other arm.
         others: Differences in the other metrics, without a verdict.
+        cautions: What to keep in mind of the figures as a whole.
     """
 
     metric: Metric
@@ -93,6 +95,7 @@ class Judgement:
     max_pairs: int | None
     arms: tuple[ArmVerdict, ...]
     others: tuple[dict[str, Any], ...]
+    cautions: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -145,8 +148,12 @@ def judge(
 
     Raises:
         UserError: An unknown metric or baseline, no other arm, a direction that is needed or contradicts a metric of
-            ours, or a margin that is needed or none.
+            ours, a margin that is needed or none, shares and percentages in one metric (`two_scales`), or a seed that
+            names no run (`odd_seed`).
     """
+    odd = odd_seed(results.seeds)
+    if odd is not None:
+        raise UserError(odd[1])
     name = _metric_name(results, metric)
     baseline = _baseline(results, baseline)
     measure, margin = _terms(results, name, lower_is_better, margin)
@@ -166,13 +173,15 @@ def judge(
         missing = {} if awaited else results.missing(baseline, case.arm, name)
         cautions = wording.cautions(case, pairs[case.arm], missing)
         verdicts.append(_verdict(case, pairs[case.arm], decision, measure, margin, holm_p, cautions))
+    faults = {other: fault for other in results.metrics if other != name and (fault := _two_scales(results, other))}
     others = [
         _other(_looked_at(results, baseline, case), baseline, case.arm, _measure(results, other))
         for other in results.metrics
-        if other != name
+        if other != name and other not in faults
         for case in cases
     ]
-    return Judgement(measure, baseline, margin, max_pairs, tuple(verdicts), tuple(filter(None, others)))
+    notes = [*results.notes, *(f"{fault}; it is left out" for fault in faults.values()), *derived_notes(results, name)]
+    return Judgement(measure, baseline, margin, max_pairs, tuple(verdicts), tuple(filter(None, others)), tuple(notes))
 
 
 def check_terms(
@@ -188,6 +197,10 @@ def check_terms(
 
 def _terms(results: Results, name: str, lower_is_better: bool | None, margin: float | None) -> tuple[Metric, float]:
     lower = check_direction(name, lower_is_better)
+    fault = _two_scales(results, name)
+    if fault:
+        neither = "" if name in METRICS else ", or all times 100 if they are neither"
+        raise UserError(f"{fault}; give all as shares{neither}")
     measure = _measure(results, name, lower)
     return measure, margin_for(measure, margin)
 
@@ -219,6 +232,20 @@ def _baseline(results: Results, given: str | None) -> str:
 def default_baseline(arms: Sequence[str]) -> str:
     """Return the arm called none or baseline, else the first."""
     return next((arm for arm in arms if arm.lower() in ("none", "baseline")), arms[0])
+
+
+def _two_scales(results: Results, name: str) -> str:
+    """Return, as a sentence, which run has a share and which a percentage; "" where all figures have one scale."""
+    figures = {(arm, seed): value for arm in results.arms for seed, value in results.values(arm, name).items()}
+    found = two_scales(name, figures.values())
+    if found is None:
+        return ""
+    share, percentage = (
+        f"{value:g} (arm {arm}, seed {seed})"
+        for wanted in found
+        for (arm, seed), value in [next(item for item in figures.items() if item[1] == wanted)]
+    )
+    return f"{name} has two scales, shares such as {share} and percentages such as {percentage}"
 
 
 def _measure(results: Results, name: str, lower_is_better: bool = False) -> Metric:

@@ -14,6 +14,10 @@ from ..experiment.plan import Plan
 from ..experiment.wording import quantity, span
 
 NONE = "-"
+EPOCHS_FIRST = (
+    "more epochs, or another learning rate, before more pairs: a verdict on networks that have hardly learned, or that "
+    "still improve, says little of trained ones"
+)
 _MOST_LOOKS = 6  # that are named
 
 

@@ -9,7 +9,7 @@ from ..data.names import printable
 from ..experiment.metric import Metric
 from ..experiment.wording import percent
 from ..tables import Table
-from .figures import cost_basis, cost_columns, interval, p_value, plain, ratio, unit_of, wins
+from .figures import EPOCHS_FIRST, cost_basis, cost_columns, interval, p_value, plain, ratio, unit_of, wins
 from .view import SeedTable, seed_table
 
 _WIDTH = 100
@@ -20,14 +20,15 @@ _COST_COLUMNS = 3  # side by side
 
 
 def tables(content: Mapping[str, Any]) -> list[Table]:
-    """Return a comparison as tables: verdicts first, then what they come from.
+    """Return a comparison as tables: what comes before any verdict, verdicts, then what they come from.
 
     Args:
         content: Everything that is shown, as JSON values.
     """
     judgement = content["judgement"]
     metric = Metric(**judgement["metric"])
-    found = [_verdicts(content, metric)]
+    found = [_first(content["first"])] if content.get("first") else []
+    found.append(_verdicts(content, metric))
     seeds = seed_table(judgement["arms"], metric)
     if seeds is not None:
         found += _seeds(seeds, judgement["baseline"], metric)
@@ -39,6 +40,11 @@ def tables(content: Mapping[str, Any]) -> list[Table]:
     if classes:
         found.append(_classes(classes, content["per_class"], judgement))
     return found
+
+
+def _first(first: Sequence[Sequence[str]]) -> Table:
+    rows = [(printable(arm), printable(why)) for arm, why in first]
+    return Table("Before the verdict: train longer", ("arm", "finding"), rows, num_text_columns=2, note=EPOCHS_FIRST)
 
 
 def _verdicts(content: Mapping[str, Any], metric: Metric) -> Table:
@@ -81,7 +87,9 @@ def _seeds(seeds: SeedTable, baseline: str, metric: Metric) -> Iterator[Table]:
     shown = metric.label + unit_of(metric)
     title = f"Every seed: {shown}, in brackets the difference to {baseline}"
     late = any("*" in cell for column in cells for cell in column)
-    note = "* after the look that the verdict is read from: in no mean, interval or test here" if late else ""
+    note = printable(seeds.note)
+    if late:
+        note += "\n* after the look that the verdict is read from: in no mean, interval or test here"
     widths = [
         max(min(len(name), _LONGEST_HEAD), *map(len, (*column, mean))) + _BETWEEN
         for name, column, mean in zip(seeds.arms, cells, means, strict=True)

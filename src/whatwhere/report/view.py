@@ -7,12 +7,14 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..data.names import few
 from ..experiment.metric import Metric
 from ..experiment.plan import LEAST_PAIRS
 from ..experiment.wording import percent, quantity
 from .charts import KINDS, SIGNS, class_charts, pairs_chart, wins_chart
 from .curves import curve_panels
 from .figures import (
+    EPOCHS_FIRST,
     NONE,
     cost_basis,
     cost_columns,
@@ -62,6 +64,8 @@ def view(content: Mapping[str, Any]) -> dict[str, Any]:
         "baseline": baseline,
         "about_baseline": content["arms"].get(baseline, ""),
         "changes": content["changes"],
+        "first": content.get("first", []),  # verdicts of earlier versions have none
+        "epochs_first": EPOCHS_FIRST,
         "cards": [_card(arm, content["arms"]) for arm in arms],
         "cautions": content["cautions"],
         "pairs": pairs_chart(arms, baseline, margin, metric),
@@ -126,13 +130,20 @@ def _card(arm: Mapping[str, Any], abouts: Mapping[str, str]) -> Card:
 
 @dataclass(frozen=True)
 class SeedTable:
-    """Every pair: a row for each seed with the baseline's figure, and figure and difference of each arm."""
+    """Every pair: a row for each seed with the baseline's figure, and figure and difference of each arm.
+
+    Attributes:
+        mean, deviation: Over the pairs of each arm that are judged.
+        baseline_mean: Over the same pairs; a dash where they are not the same for all arms.
+        note: Which pairs the means are of, and then the baseline's mean over each arm's pairs.
+    """
 
     arms: tuple[str, ...]
     rows: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...]
     mean: tuple[tuple[str, str], ...]
     deviation: tuple[str, ...]
     baseline_mean: str
+    note: str
 
 
 def seed_table(arms: Sequence[Mapping[str, Any]], metric: Metric) -> SeedTable | None:
@@ -152,16 +163,29 @@ def seed_table(arms: Sequence[Mapping[str, Any]], metric: Metric) -> SeedTable |
         (str(seed), plain(before, metric), tuple(cells[name].get(seed, (NONE, NONE)) for name in cells))
         for seed, before in baseline.items()
     )
+    judged = {arm["arm"]: tuple(arm["seeds"][: arm["num_pairs"]]) for arm in arms if arm["num_pairs"]}
     means = [
-        (statistics.fmean(arm["treatment"][: arm["num_pairs"]]) if arm["treatment"] else None, arm["mean_difference"])
+        (
+            statistics.fmean(arm["treatment"][: arm["num_pairs"]]) if arm["arm"] in judged else None,
+            arm["mean_difference"],
+        )
         for arm in arms
     ]
+    before_by_arm = {
+        name: plain(statistics.fmean(baseline[seed] for seed in seeds), metric) for name, seeds in judged.items()
+    }
+    note = "mean and st. dev. are over the pairs that are judged"
+    same = len(set(judged.values())) == 1
+    if len(judged) > 1 and not same:
+        by_arm = few([f"{mean} for {name}" for name, mean in before_by_arm.items()], 6)
+        note += f"; these are not the same for all arms: the baseline's mean is {by_arm}"
     return SeedTable(
         tuple(cells),
         rows,
         tuple((plain(after, metric), plain(difference, metric, signed=True)) for after, difference in means),
         tuple(plain(arm["standard_deviation"], metric) for arm in arms),
-        plain(statistics.fmean(baseline.values()), metric),
+        next(iter(before_by_arm.values())) if same else NONE,
+        note,
     )
 
 
