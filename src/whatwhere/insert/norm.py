@@ -41,7 +41,7 @@ class AttendedBatchNorm2d(nn.BatchNorm2d):
             attention.what,
             attention.where,
             arrangement=attention.arrangement,
-            mix=attention.mixing,
+            mix=attention.mixing(x),
             backend=attention.backend,
         )
 
