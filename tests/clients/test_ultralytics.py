@@ -19,7 +19,7 @@ def build(name):
 
 
 def awake(model):
-    """Let each gate do something, and give the norms the statistics of a batch, without which no signal comes through."""
+    """Let each gate do something, and give the norms the statistics of a batch, without which no signal passes."""
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if "attention" in key and not parameter.any():

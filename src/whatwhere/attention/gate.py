@@ -47,7 +47,6 @@ class Gate(nn.Module):
     what: ChannelGate | None
     where: SpatialGate | None
     mix: Tensor | None
-    _one: Tensor | None
     backend: Backend = "auto"
     identity_at_start: ClassVar[bool] = False
 
@@ -71,19 +70,18 @@ class Gate(nn.Module):
         self.register_module("where", where)
         mixed = start == "identity" and not self.identity_at_start
         self.register_parameter("mix", nn.Parameter(torch.zeros(())) if mixed else None)
-        self.register_buffer("_one", torch.ones(()) if self.identity_at_start else None, persistent=False)
 
-    @property
-    def mixing(self) -> Tensor | None:
-        """The scalar a of the mixing: `mix`, or a constant 1 where the module itself starts as y = x.
+    def mixing(self, x: Tensor) -> Tensor | None:
+        """Return the scalar a of the mixing: `mix`, or 1 where the module itself starts as y = x.
 
-        Behind a mixing a fused norm is computed as by itself, bit for bit, which that start is to keep.
+        Behind a mixing a fused norm is computed as by itself, bit for bit, which that start is to keep. The 1 is made
+        anew for each x: a stored one would be lost where a module is built without memory and its state dict loaded.
         """
-        return self._one if self.mix is None else self.mix
+        return x.new_ones(()) if self.mix is None and self.identity_at_start else self.mix
 
     def forward(self, x: Tensor) -> Tensor:
         check_features(type(self).__name__, x, self.channels)
-        return gate(x, self.what, self.where, arrangement=self.arrangement, mix=self.mixing, backend=self.backend)
+        return gate(x, self.what, self.where, arrangement=self.arrangement, mix=self.mixing(x), backend=self.backend)
 
     def extra_repr(self) -> str:
         start = "" if self.mix is None else ", start='identity'"
@@ -205,9 +203,10 @@ class SharedMLP(nn.Module):
         self.fc2 = nn.Linear(hidden_channels, channels, bias=bias)
 
     def forward(self, *pooled: Tensor) -> Tensor:
-        # one product for all pools, whose rows stand below each other
-        logits: Tensor = self.fc2(torch.relu(self.fc1(torch.cat(pooled))))
-        return torch.sigmoid(logits.view(len(pooled), -1, logits.shape[1]).sum(0))
+        if len(pooled) == 1:
+            return torch.sigmoid(self.fc2(torch.relu(self.fc1(pooled[0]))))
+        # one product for all pools, which stand beside each other so that the first axis is that of the images alone
+        return torch.sigmoid(self.fc2(torch.relu(self.fc1(torch.stack(pooled, 1)))).sum(1))
 
     def extra_repr(self) -> str:
         return f"pools={self.pools}"

@@ -96,7 +96,7 @@ class AttendedBatchNorm2d(AttendedNorm, nn.BatchNorm2d):
             attention.what,
             attention.where,
             arrangement=attention.arrangement,
-            mix=attention.mixing,
+            mix=attention.mixing(x),
             backend=attention.backend,
         )
 

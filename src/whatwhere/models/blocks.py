@@ -60,7 +60,7 @@ def _tail(block: BasicBlock | Bottleneck, x: Tensor, conv: nn.Module, norm: nn.M
             gate.where,
             shortcut,
             arrangement=gate.arrangement,
-            mix=gate.mixing,
+            mix=gate.mixing(x),
             factor=factor,
             # what a convolution gives is new, and nobody else's where no hook on it has passed it on
             overwrite=type(conv) is nn.Conv2d and not has_hooks(conv),
