@@ -24,6 +24,7 @@ from .call import Call, Small, without_autocast
 from .gradients import Backward
 from .layout import View, accumulation_dtype, extreme, pieces_of
 from .norm import Normed, normed, normed_by_torch, takes_batch_statistics
+from .precision import held
 from .reference import POOLS, ChannelGate, SpatialGate
 
 
@@ -166,7 +167,8 @@ class Forward:
             if self.out.dtype == self.dtype:
                 # where z stands now
                 self.flat, self.normed = self.out, None
-        self.small.pooled = tuple(pooled[name].to(self.small_dtype).requires_grad_(self.needs_z) for name in what.pools)
+        dtype = self.dtype if getattr(what, "in_float32", False) else self.small_dtype
+        self.small.pooled = tuple(held(pooled[name], dtype).requires_grad_(self.needs_z) for name in what.pools)
         self.small.s = self._run_small(what, *self.small.pooled)
 
     def _pool(self, names: set[str], *, normalize: bool = False) -> dict[str, Tensor]:
