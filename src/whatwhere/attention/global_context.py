@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import check_integer
 from ..ops.precision import narrowed, widened
+from ..scripting import NotScriptable
 from .gate import Start, check_choice, check_features, check_reduction
 
 # symbolic tracing patches a function under the name by which it is called
@@ -18,7 +19,7 @@ torch.fx.wrap("widened")
 _LEAST_HIDDEN = 8
 
 
-class GlobalContext(nn.Module):
+class GlobalContext(NotScriptable, nn.Module):
     """GCNet's global context block, arXiv 1904.11492, eq. 5: adds to every pixel a summary of all of them.
 
     With C = `channels`, r = `reduction`, h = max(8, C // r) and p over the pixels::
