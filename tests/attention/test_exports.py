@@ -16,7 +16,9 @@ NAMES = sorted(ATTENTION)
 STARTS = ["paper", "identity"]
 BUILDS = pytest.mark.parametrize("build", [attention, network], ids=["module", "network"])
 TORCHSCRIPT = pytest.mark.filterwarnings(
-    "ignore::torch.jit.TracerWarning", "ignore:.*is deprecated:FutureWarning", "ignore:.*is deprecated:DeprecationWarning"
+    "ignore::torch.jit.TracerWarning",
+    "ignore:.*is deprecated:FutureWarning",
+    "ignore:.*is deprecated:DeprecationWarning",
 )
 
 
@@ -34,7 +36,7 @@ def test_a_torchscript_trace_serves_every_size(name, start, build):
 @pytest.mark.parametrize("name", NAMES)
 def test_an_exported_program_serves_every_size(name, start, build):
     model = build(name, start)
-    free = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}
+    free = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     program = torch.export.export(model, (features(model, TRACED_AT),), dynamic_shapes=(free,))
 
     def refuses(size, error):
@@ -87,6 +89,8 @@ def test_scripting_a_network_is_refused_in_one_sentence(name):
 
 @TORCHSCRIPT
 @pytest.mark.parametrize("at", ["blocks", "layer1"])
-@pytest.mark.parametrize("added", ["se", lambda channels: nn.Conv2d(channels, channels, 1)], ids=["ours", "a stranger's"])
+@pytest.mark.parametrize(
+    "added", ["se", lambda channels: nn.Conv2d(channels, channels, 1)], ids=["ours", "a stranger's"]
+)
 def test_scripting_an_attended_network_is_refused_in_one_sentence(added, at):
     script(attend(torchvision.models.resnet18(), added, at=at, example=torch.randn(1, 3, 64, 64)))

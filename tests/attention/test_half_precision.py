@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from numerics import relative_error
-from whatwhere import ATTENTION
+from whatwhere import ATTENTION, CBAM
 from whatwhere.ops.precision import narrowed
 from whatwhere.ops.reference import MAPS, POOLS
 
@@ -75,3 +75,13 @@ def test_large_features_are_attended_as_in_float64(name, dtype, autocast, featur
     assert all(value.isfinite().all() for value in (y, x.grad, *(p.grad for p in module.parameters())))
     # the layers in between round a few times each
     assert relative_error(y, exact_module(x.detach().double())) <= 16 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("backend", ["reference", "lean"])
+def test_trains_on_large_features_in_float16(backend):
+    # behind CBAM's 7x7 convolution a BatchNorm takes the variance of values as large
+    module = CBAM(16).half()
+    module.backend = backend
+    x = (6e4 * torch.rand(4, 16, 32, 32) - 3e4).half().requires_grad_()
+    module(x).backward((3e-4 * torch.randn(x.shape)).half())
+    assert all(value.isfinite().all() for value in (x.grad, *(p.grad for p in module.parameters())))

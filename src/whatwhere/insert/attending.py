@@ -223,7 +223,7 @@ def _built(builder: Callable[..., nn.Module], channels: int, kwargs: dict[str, A
     if any(parameter.is_meta for parameter in module.parameters()):
         raise UserError("the attention is on the meta device; build it on a real one")
     # also a stranger's: what calls it, behind its host, is no TorchScript
-    module.__prepare_scriptable__ = refuse_scripting
+    vars(module)["__prepare_scriptable__"] = refuse_scripting
     if start == "paper":
         return module
     _awaken(module)
