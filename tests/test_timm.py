@@ -32,6 +32,12 @@ def test_timms_usual_arguments():
     assert model.get_classifier() is model.fc
 
 
+def test_scriptable_is_refused_in_one_sentence():
+    with pytest.raises(whatwhere.UserError, match=r"torch\.jit\.script cannot compile .* use torch\.export\.export"):
+        timm.create_model("cbam_resnet50", scriptable=True)
+    assert isinstance(timm.create_model("resnet10t", scriptable=True), timm.models.ResNet)
+
+
 def test_features_and_classifier():
     model = timm.create_model("se_resnet18", num_classes=5).eval()
     x = torch.randn(2, 3, 64, 64)

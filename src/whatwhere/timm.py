@@ -14,7 +14,7 @@ from typing import Any
 import timm.models
 import torch
 import torchvision
-from timm.layers import create_classifier, get_norm_layer
+from timm.layers import create_classifier, get_norm_layer, is_scriptable
 from timm.models import checkpoint_seq, register_model, resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import MATCH_PREV_GROUP
@@ -27,6 +27,7 @@ from .models.initialization import initialize, resolve_seed
 from .models.registry import arguments_for
 from .models.resnet import RESNETS, ResNet, check_head
 from .randomness import seeded
+from .scripting import refuse_scripting
 
 _IMAGENET = {
     "input_size": (3, 224, 224),
@@ -179,6 +180,8 @@ def _build(
     **kwargs: Any,
 ) -> nn.Module:
     """Build a registered network the way timm does; `pretrained=True` without a source takes torchvision's weights."""
+    if is_scriptable():
+        refuse_scripting()
     config = RESNETS[backbone]
     overlay = dict(pretrained_cfg_overlay or {})
     if isinstance(pretrained, (str, os.PathLike)):

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import timm.layers
 import torch
@@ -119,3 +121,17 @@ def test_is_the_identity_at_either_start_and_needs_no_scalar():
 def test_impossible_options_are_one_sentence(options, sentence):
     with pytest.raises(UserError, match=sentence):
         GlobalContext(64, **options)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_logits_that_float16_does_not_hold(autocast):
+    module = GlobalContext(8)
+    x = 1e4 * torch.randn(2, 8, 6, 5).clamp(-3, 3)
+    with torch.no_grad():
+        module.mask.weight.fill_(4)  # logits of about 100,000, which lie 1,000 apart or more
+        torch.nn.init.normal_(module.fc2.weight)
+    exact = copy.deepcopy(module).double()(x.half().double())
+    with torch.autocast("cpu", torch.float16, enabled=autocast):
+        found = (module if autocast else module.half())(x.half())
+    assert found.isfinite().all()
+    torch.testing.assert_close(found.double(), exact, rtol=2e-3, atol=30)

@@ -73,5 +73,7 @@ class EfficientMultiScaleAttention(ScalingAttention):
 
 def _weighted_sum(weighting: Tensor, features: Tensor) -> Tensor:
     """Return the sum of the channels of `features`, weighted by the softmax of the averages of `weighting`."""
-    weights = torch.softmax(weighting.mean((2, 3)), 1).to(features.dtype)
+    # torch quantises no mean of a single channel, or pixel, that drops dimensions
+    averages = weighting.mean((2, 3), keepdim=True).flatten(1)
+    weights = torch.softmax(averages, 1).to(features.dtype)
     return torch.einsum("bc,bchw->bhw", weights, features)

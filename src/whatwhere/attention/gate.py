@@ -12,13 +12,14 @@ from ..errors import UserError, check_integer
 from ..modes import modes_kept
 from ..ops import Arrangement, Backend, ChannelGate, SpatialGate, gate
 from ..ops.reference import POOLS
+from ..scripting import NotScriptable
 
 Form = Literal["official", "timm"]
 Start = Literal["paper", "identity"]
 Place = Literal["block", "stage"]
 
 
-class Gate(nn.Module):
+class Gate(NotScriptable, nn.Module):
     """Attention made of a channel function `what` and a spatial function `where`, either of which may be absent.
 
     y = x * what(x) * where(x * what(x)) in the default arrangement; `whatwhere.ops.gate` has the others. With
@@ -88,7 +89,7 @@ class Gate(nn.Module):
         return f"{self.channels}, arrangement={self.arrangement!r}{start}"
 
 
-class ScalingAttention(nn.Module):
+class ScalingAttention(NotScriptable, nn.Module):
     """Attention of another form than `what` and `where`: y = x * gates(x), `gates` being the subclass's.
 
     With `start="identity"`, y = x * (1 - a + a * gates(x)), the learned scalar a (the parameter `mix`) starting at 0.
@@ -131,7 +132,7 @@ class ScalingAttention(nn.Module):
         return f"{self.channels}" if self.mix is None else f"{self.channels}, start='identity'"
 
 
-class IdentityStart(nn.Module):
+class IdentityStart(NotScriptable, nn.Module):
     """y = x + a * (A(x) - x) for any module A that keeps its input's shape, the learned scalar a starting at 0.
 
     Gates of this package have the same start built in (`start="identity"`), without a second read of x.

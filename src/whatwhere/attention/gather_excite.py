@@ -139,7 +139,11 @@ class LocalGatherExcite(ScalingAttention):
     def gates(self, x: Tensor) -> Tensor:
         if self.size is not None:
             _check_size(type(self).__name__, x, self.size)
-        gates = torch.sigmoid(self.excite(self.gather(x)))
+        gathered = self.gather(x)
+        if self.size is not None:
+            # fails where a trace, which forgets the check, meets another size
+            gathered = gathered.reshape(x.shape[0], x.shape[1], 1, 1)
+        gates = torch.sigmoid(self.excite(gathered))
         # one value is for all pixels as it is
         return gates if self.extent is None else F.interpolate(gates, size=x.shape[2:])
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
@@ -18,21 +17,18 @@ class ChannelNormalization(nn.Module):
     """
 
     pools = ("l2",)
+    in_float32 = True  # float16 may hold neither a norm nor its square
     eps = 1e-5
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.channels = channels
         self.alpha = nn.Parameter(torch.ones(channels))
         self.gamma = nn.Parameter(torch.zeros(channels))
         self.beta = nn.Parameter(torch.zeros(channels))
 
     def forward(self, norms: Tensor) -> Tensor:
-        # hypot(v, least) is sqrt(v ** 2 + eps), without the square that float16 may not hold
-        least = norms.new_full((), math.sqrt(self.eps))
-        embedding = self.alpha * torch.hypot(norms, least)
-        length = torch.linalg.vector_norm(embedding, dim=1, keepdim=True)
-        rms = torch.hypot(length / math.sqrt(self.channels), least)
+        embedding = self.alpha * torch.sqrt(norms.square() + self.eps)
+        rms = torch.sqrt(embedding.square().mean(1, keepdim=True) + self.eps)
         return 1 + torch.tanh(self.gamma * embedding / rms + self.beta)
 
 
@@ -53,7 +49,7 @@ class GatedChannelTransform(Gate):
         (N, C, H, W) -> (N, C, H, W), any H and W.
 
     Dtype:
-        Any floating dtype; computed and returned in that of the input.
+        Any floating dtype; returned in that of the input, the gates computed in float32 at least.
 
     Raises:
         UserError: An impossible option, or an input of another rank or channel count.

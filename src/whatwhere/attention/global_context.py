@@ -7,15 +7,19 @@ import torch.fx
 from torch import Tensor, nn
 
 from ..errors import check_integer
+from ..ops.precision import narrowed, widened
+from ..scripting import NotScriptable
 from .gate import Start, check_choice, check_features, check_reduction
 
 # symbolic tracing patches a function under the name by which it is called
 torch.fx.wrap("check_features")
+torch.fx.wrap("narrowed")
+torch.fx.wrap("widened")
 
 _LEAST_HIDDEN = 8
 
 
-class GlobalContext(nn.Module):
+class GlobalContext(NotScriptable, nn.Module):
     """GCNet's global context block, arXiv 1904.11492, eq. 5: adds to every pixel a summary of all of them.
 
     With C = `channels`, r = `reduction`, h = max(8, C // r) and p over the pixels::
@@ -37,7 +41,7 @@ class GlobalContext(nn.Module):
         (N, C, H, W) -> (N, C, H, W), any H and W.
 
     Dtype:
-        Any floating dtype; computed and returned in that of the input.
+        Any floating dtype; computed and returned in that of the input, softmax and sums in float32 at least.
 
     Raises:
         UserError: An impossible option, or an input of another rank or channel count.
@@ -72,8 +76,11 @@ class GlobalContext(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_features(type(self).__name__, x, self.channels)
-        shares = torch.softmax(self.mask(x).flatten(2), 2)
-        context = (x.flatten(2) * shares).sum(2)
+        # float16 may not hold w_k . x of large features, and b_k, unscaled here, leaves the softmax as it is
+        unit = 64 if isinstance(x, Tensor) and x.dtype == torch.float16 else 1
+        logits = widened(self.mask(x)) if unit == 1 else widened(self.mask(x / unit)) * unit
+        shares = torch.softmax(logits.flatten(2), 2)
+        context = narrowed((x.flatten(2) * shares).sum(2), x)
         added: Tensor = self.fc2(torch.relu(self.norm(self.fc1(context))))
         return x + added[:, :, None, None]
 

@@ -5,7 +5,13 @@ import torch.fx
 from torch import Tensor
 
 from ..errors import UserError
+from ..ops.precision import widened
+from ..ops.reference import bessel
 from .gate import ScalingAttention, Start, leave_a_mark
+
+# symbolic tracing patches a function under the name by which it is called
+torch.fx.wrap("bessel")
+torch.fx.wrap("widened")
 
 
 class SimAM(ScalingAttention):
@@ -26,7 +32,7 @@ class SimAM(ScalingAttention):
         (N, C, H, W) -> (N, C, H, W), any H and W.
 
     Dtype:
-        Any floating dtype; computed and returned in that of the input.
+        Any floating dtype; returned in that of the input, the gates computed in float32 at least.
 
     Raises:
         UserError: An impossible option, or an input of another rank or channel count.
@@ -47,16 +53,10 @@ class SimAM(ScalingAttention):
         leave_a_mark(self)
 
     def gates(self, x: Tensor) -> Tensor:
-        squares = (x - x.mean((2, 3), keepdim=True)).square()
-        # from the mean, since a sum may be too large for float16
-        variance = squares.mean((2, 3), keepdim=True) * _correction(x)
+        t = widened(x)
+        squares = (t - t.mean((2, 3), keepdim=True)).square()
+        variance = squares.mean((2, 3), keepdim=True) * bessel(x)
         return torch.sigmoid(squares / (4 * (variance + self.e_lambda)) + 0.5)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, e_lambda={self.e_lambda:g}"
-
-
-@torch.fx.wrap
-def _correction(x: Tensor) -> float:
-    num_pixels = x.shape[2] * x.shape[3]
-    return num_pixels / max(1, num_pixels - 1)

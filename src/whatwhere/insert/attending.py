@@ -15,6 +15,7 @@ from ..attention.gate import SharedMLP, Start, check_choice
 from ..errors import UserError, said
 from ..models.initialization import resolve_seed
 from ..randomness import seeded
+from ..scripting import refuse_scripting
 from .flow import record, tensors_in
 from .host import Before as _Before
 from .host import Behind as _Behind
@@ -228,6 +229,8 @@ def _built(builder: Callable[..., nn.Module], channels: int, kwargs: dict[str, A
         raise UserError(f"attention must build a torch.nn.Module from a channel count, got a {type(module).__name__}")
     if any(parameter.is_meta for parameter in module.parameters()):
         raise UserError("the attention is on the meta device; build it on a real one")
+    # also a stranger's: what calls it, behind its host, is no TorchScript
+    vars(module)["__prepare_scriptable__"] = refuse_scripting
     if start == "paper":
         return module
     _awaken(module)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, check_integer
+from ..scripting import NotScriptable
 from .initialization import initialize, resolve_seed
 
 _CARDINALITY = 32
@@ -110,7 +111,7 @@ class ArticleBlock(nn.Module):
         return x + shortcut
 
 
-class ArticleResNeXt(nn.Module):
+class ArticleResNeXt(NotScriptable, nn.Module):
     """The article's ResNeXt, for 3x224x224 images, ending in class probabilities.
 
     Args:

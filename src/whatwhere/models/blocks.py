@@ -11,6 +11,7 @@ from ..attention import Gate
 from ..attention.gate import check_shape_kept
 from ..errors import UserError
 from ..ops import gated_tail, has_hooks
+from ..scripting import NotScriptable
 
 # symbolic tracing patches a function under the name by which it is called
 torch.fx.wrap("check_shape_kept")
@@ -86,7 +87,7 @@ def _is_as_built(block: BasicBlock | Bottleneck) -> bool:
     )
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(NotScriptable, nn.Module):
     """Two 3x3 convolutions, attention before the sum, arXiv 1512.03385, figure 5 left."""
 
     expansion = 1
@@ -125,7 +126,7 @@ class BasicBlock(nn.Module):
         return _tail(self, x, self.conv2, self.bn2, shortcut)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(NotScriptable, nn.Module):
     """1x1, (grouped) 3x3 and 1x1 convolutions, attention before the sum, arXiv 1512.03385 and 1611.05431.
 
     The stride is in the 3x3 convolution, as in torchvision ("ResNet v1.5"); `stride_in_1x1` puts it into the first 1x1,

@@ -13,6 +13,7 @@ from ..attention import ATTENTION, attention_builder
 from ..attention.gate import Place, check_shape_kept
 from ..errors import UserError, check_integer
 from ..randomness import seeded
+from ..scripting import NotScriptable
 from .blocks import BasicBlock, Bottleneck, Norm, StochasticDepth
 from .initialization import initialize, resolve_seed
 
@@ -34,7 +35,7 @@ class AttentiveStage(nn.Sequential):
         return attended
 
 
-class ResNet(nn.Module):
+class ResNet(NotScriptable, nn.Module):
     """ResNet (arXiv 1512.03385), ResNeXt (1611.05431) and Wide ResNet (1605.07146) with attention in their blocks.
 
     The logits of a linear layer on globally averaged features; no softmax. The keys of the state dict are

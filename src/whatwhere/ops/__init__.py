@@ -76,7 +76,9 @@ def gate(
         x: Features.
         what: Channel gate; its attribute `pools` names the pooled features it takes, in order: "avg", "max", "min",
             "lp" or "l2" (the l2 norm), "lse" (log-sum-exp), "std" (unbiased, 1e-5 added to the variance) and "dct1",
-            "dct2", ... "dct32" (so many components of a cosine transform, see `spectral.py`), each over H x W.
+            "dct2", ... "dct32" (so many components of a cosine transform, see `spectral.py`), each over H x W. It takes
+            them in the dtype of x, a value beyond its range as the largest number that it holds; with an attribute
+            `in_float32` that is true, in float32 at least.
         where: Spatial gate; its attribute `maps` names the pooled maps it takes, in order: "max" and "mean", over C.
         arrangement: Which gate sees the output of the other.
         mix: The scalar a, a 0-dimensional tensor.

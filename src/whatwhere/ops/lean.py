@@ -24,6 +24,7 @@ from .call import Call, Small, without_autocast
 from .gradients import Backward
 from .layout import View, accumulation_dtype, extreme, pieces_of
 from .norm import Normed, normed, normed_by_torch, takes_batch_statistics
+from .precision import held
 from .reference import POOLS, ChannelGate, SpatialGate
 
 
@@ -166,7 +167,8 @@ class Forward:
             if self.out.dtype == self.dtype:
                 # where z stands now
                 self.flat, self.normed = self.out, None
-        self.small.pooled = tuple(pooled[name].to(self.small_dtype).requires_grad_(self.needs_z) for name in what.pools)
+        dtype = self.dtype if getattr(what, "in_float32", False) else self.small_dtype
+        self.small.pooled = tuple(held(pooled[name], dtype).requires_grad_(self.needs_z) for name in what.pools)
         self.small.s = self._run_small(what, *self.small.pooled)
 
     def _pool(self, names: set[str], *, normalize: bool = False) -> dict[str, Tensor]:
@@ -210,8 +212,10 @@ class Forward:
             self.small.indices["maps"] = _joined(indices)
         needs_u = self.needs_z or (self.small.s is not None and self.small.s.requires_grad)
         whole = [_joined(parts).to(self.small_dtype).view(-1, *self.x.shape[2:]) for parts in maps.values()]
-        # a CPU's convolution of two channels is several times faster backward where they lie side by side
-        stacked = torch.stack(whole, 3).permute(0, 3, 1, 2) if self.x.device.type == "cpu" else torch.stack(whole, 1)
+        # a CPU's convolution of two channels is several times faster backward where they lie side by side; there its
+        # BatchNorm overflows in float16
+        side_by_side = self.x.device.type == "cpu" and self.small_dtype != torch.float16
+        stacked = torch.stack(whole, 3).permute(0, 3, 1, 2) if side_by_side else torch.stack(whole, 1)
         self.small.maps = stacked.requires_grad_(needs_u)
         self.small.m = self._run_small(where, self.small.maps)
 

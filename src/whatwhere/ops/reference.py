@@ -13,16 +13,22 @@ import torch.fx
 from torch import Tensor, nn
 
 from .hooks import has_hooks
+from .precision import narrowed, widened
 from .spectral import NUM_COMPONENTS, spectral_pool
 
 # symbolic tracing patches a function under the name by which it is called
+torch.fx.wrap("narrowed")
 torch.fx.wrap("spectral_pool")
+torch.fx.wrap("widened")
 
 Arrangement = Literal["channel_first", "spatial_first", "parallel"]
 
 
 class ChannelGate(Protocol):
-    """`what` to look at: pooled features, one (N, C) tensor per name in `pools`, to a channel gate (N, C)."""
+    """`what` to look at: pooled features, one (N, C) tensor per name in `pools`, to a channel gate (N, C).
+
+    It takes them in the dtype of x, or with an attribute `in_float32` that is true in float32 at least.
+    """
 
     pools: tuple[str, ...]
 
@@ -48,9 +54,18 @@ def _extreme(x: Tensor, dim: int, largest: bool) -> Tensor:
 
 
 @torch.fx.wrap
-def _std(x: Tensor, eps: float) -> Tensor:
-    correction = min(1, int(x.shape[2] * x.shape[3]) - 1)
-    return torch.sqrt(x.var((2, 3), correction=correction) + eps)
+def bessel(x: Tensor) -> Tensor:
+    """Return n / (n - 1) of the n = H * W pixels of x, 1 of a single one, as a tensor without dimensions.
+
+    A tensor, because a tracer keeps a number as it was at the size at which it traced.
+    """
+    num_pixels = x.new_ones(x.shape[2:], dtype=torch.promote_types(x.dtype, torch.float32)).sum()
+    return num_pixels / (num_pixels - 1).clamp_min(1)
+
+
+def _std(x: Tensor) -> Tensor:
+    # 1e-5, because a constant plane would have no gradient
+    return torch.sqrt(widened(x).var((2, 3), correction=0) * bessel(x) + 1e-5)
 
 
 def _spectral(num_components: int) -> Callable[[Tensor], Tensor]:
@@ -59,18 +74,18 @@ def _spectral(num_components: int) -> Callable[[Tensor], Tensor]:
 
 def _l2(x: Tensor) -> Tensor:
     # gradient 0 at an all-zero plane, where sqrt(sum(x**2)) would give NaN
-    norm: Tensor = torch.linalg.vector_norm(x, dim=(2, 3))
+    norm: Tensor = torch.linalg.vector_norm(widened(x), dim=(2, 3))
     return norm
 
 
-# over H x W: (N, C, H, W) -> (N, C)
+# over H x W: (N, C, H, W) -> (N, C), in the dtype of x or, where its range may not do, in float32 at least
 POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "avg": lambda x: x.mean((2, 3)),
     "max": lambda x: _extreme(x.flatten(2), 2, True),
     "lp": _l2,
-    "lse": lambda x: torch.logsumexp(x, (2, 3)),
+    "lse": lambda x: torch.logsumexp(widened(x), (2, 3)),
     "min": lambda x: _extreme(x.flatten(2), 2, False),
-    "std": lambda x: _std(x, 1e-5),
+    "std": _std,
     "l2": _l2,
     **{f"dct{num}": _spectral(num) for num in NUM_COMPONENTS},
 }
@@ -81,14 +96,20 @@ MAPS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def small(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Run a gate's small function: under autocast in float32, its result in the dtype of the inputs."""
+def small(function: Callable[..., Tensor], x: Tensor, *inputs: Tensor, narrow: bool = False) -> Tensor:
+    """Run a gate's small function on what was pooled of x, its result in the dtype of x.
+
+    It runs in float32 under autocast, in float32 at least where it says `in_float32`, and otherwise in the dtype of x,
+    to which `narrow` brings the inputs.
+    """
     # a symbolic trace knows no device
-    device = inputs[0].device.type if isinstance(inputs[0], Tensor) else "cpu"
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return function(*inputs)
-    with torch.autocast(device, enabled=False):
-        return function(*(value.float() for value in inputs)).to(inputs[0].dtype)
+    device = x.device.type if isinstance(x, Tensor) else "cpu"
+    if device != "meta" and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return function(*(value.float() for value in inputs)).to(x.dtype)
+    if getattr(function, "in_float32", False):
+        return narrowed(function(*(widened(value) for value in inputs)), x)
+    return function(*(narrowed(value, x) for value in inputs)) if narrow else function(*inputs)
 
 
 def gate(
@@ -105,10 +126,14 @@ def gate(
     def channel(features: Tensor) -> Tensor | None:
         if what is None:
             return None
-        return small(what, *(POOLS[pool](features) for pool in what.pools))[:, :, None, None]
+        pooled = (POOLS[pool](features) for pool in what.pools)
+        narrow = not {"avg", "max", "min"}.issuperset(what.pools)
+        return small(what, features, *pooled, narrow=narrow)[:, :, None, None]
 
     def spatial(features: Tensor) -> Tensor | None:
-        return None if where is None else small(where, torch.cat([MAPS[name](features) for name in where.maps], 1))
+        if where is None:
+            return None
+        return small(where, features, torch.cat([MAPS[name](features) for name in where.maps], 1))
 
     if arrangement == "spatial_first":
         first = spatial(x)

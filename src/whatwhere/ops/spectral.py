@@ -14,6 +14,8 @@ import torch
 import torch.fx
 from torch import Tensor
 
+from .precision import widened
+
 # (vertical, horizontal), the best first
 _COMPONENTS = (
     (0, 0), (0, 1), (6, 0), (0, 5), (0, 2), (1, 0), (1, 2), (4, 0), (5, 0), (1, 6), (3, 0), (0, 4), (0, 6), (0, 3),
@@ -28,28 +30,33 @@ def spectral_pool(x: Tensor, num_components: int) -> Tensor:
     """Return one component of each channel, (N, C, H, W) -> (N, C), the channels in `num_components` even parts.
 
     The first part of the channels gets the best component and so on; of fewer channels than components each has its
-    own. The transform is orthonormal: component (0, 0) is the mean times the square root of the number of cells.
+    own. The transform is orthonormal: component (0, 0) is the mean times the square root of the number of cells. It is
+    returned in float32 at least.
     """
-    num_channels, height, width = (int(size) for size in x.shape[1:])
+    num_channels = int(x.shape[1])
     num = min(num_components, num_channels)
     part = torch.arange(num_channels, device=x.device) * num // num_channels
     components = torch.tensor(_COMPONENTS[:num], device=x.device)[part]
-    z = x.to(torch.promote_types(x.dtype, torch.float32))
-    rows, columns = (_waves(components[:, axis], size, z.dtype) for axis, size in enumerate((height, width)))
-    return ((z * columns[:, None, :]).sum(3) * rows).sum(2).to(x.dtype)
+    z = widened(x)
+    rows, columns = (_waves(z, axis)[components[:, axis]] for axis in (0, 1))
+    return ((z * columns[:, None, :]).sum(3) * rows).sum(2)
 
 
-def _waves(frequencies: Tensor, length: int, dtype: torch.dtype) -> Tensor:
-    """Return what a row or column of `length` pixels is multiplied by, (number of frequencies, length)."""
-    num_cells = 7 * max(1, length // 7)
-    cells = torch.arange(num_cells, device=frequencies.device)
-    # in 28ths of a turn; whole turns are taken off before they could cost digits
-    phase = frequencies[:, None] * (2 * cells + 1) % 28
-    waves = torch.cos(phase.to(dtype) * (math.pi / 14)) * math.sqrt(2 / num_cells)
-    waves = torch.where(frequencies[:, None] == 0, math.sqrt(1 / num_cells), waves)
-    if num_cells == length:
-        return waves
-    pixels = torch.arange(length, device=cells.device)
+def _waves(z: Tensor, axis: int) -> Tensor:
+    """Return what a row (axis 1) or column (axis 0) of z is multiplied by, for each frequency: (7, number of pixels).
+
+    All sizes are tensors, because a tracer keeps numbers as they were at the size at which it traced.
+    """
+    pixels = torch.arange(z.shape[2 + axis], device=z.device)
+    length = pixels[-1:] + 1
+    num_cells = 7 * (length // 7).clamp(min=1)
+    # the cells that a pixel is in: two at most from 7 pixels on, all 7 of a single one
+    first, last = pixels * num_cells // length, ((pixels + 1) * num_cells - 1) // length
+    cells = first[:, None] + torch.arange(7, device=z.device)
     start, stop = cells * length // num_cells, ((cells + 1) * length + num_cells - 1) // num_cells
-    covered = ((pixels >= start[:, None]) & (pixels < stop[:, None])).to(dtype)
-    return (waves[:, :, None] * (covered / (stop - start)[:, None])).sum(1)
+    shares = (cells <= last[:, None]).to(z.dtype) / (stop - start)
+    # in 28ths of a turn; whole turns are taken off before they could cost digits
+    frequencies = torch.arange(7, device=z.device)[:, None, None]
+    phase = frequencies * (2 * cells + 1) % 28
+    scale = ((1 + (frequencies > 0)).to(z.dtype) / num_cells).sqrt()
+    return (torch.cos(phase.to(z.dtype) * (math.pi / 14)) * scale * shares).sum(2)
