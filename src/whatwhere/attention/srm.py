@@ -43,7 +43,7 @@ class StyleRecalibration(Gate):
         (N, C, H, W) -> (N, C, H, W), any H and W.
 
     Dtype:
-        Any floating dtype; computed and returned in that of the input.
+        Any floating dtype; computed and returned in that of the input, both statistics in float32 at least.
 
     Raises:
         UserError: An impossible option, or an input of another rank or channel count.
