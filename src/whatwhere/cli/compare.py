@@ -253,6 +253,9 @@ def verdict_command(
     first_look: Annotated[
         int | None, typer.Option(metavar="N", help="Pairs at the first look, if that verdict is not here any more.")
     ] = None,
+    test_images: Annotated[
+        int | None, typer.Option(metavar="N", help="Images each run was tested on: tells runs that differ too little.")
+    ] = None,
     out: Annotated[
         str | None, typer.Option(metavar="FILE", help="The page; by default RESULTS.verdict.html, a .json beside it.")
     ] = None,
@@ -272,6 +275,8 @@ def verdict_command(
     for name, pairs in (("--first-look", first_look), ("--max-pairs", max_pairs)):
         if pairs is not None:
             check_integer(name, pairs, least=LEAST_PAIRS, most=MOST_SEEDS)
+    if test_images is not None:
+        check_integer("--test-images", test_images)
     figures = read_results(results, metric)
     page = Path(out) if out else results.with_suffix(".verdict.html")
     record_path = _checked_targets(page, results)
@@ -280,6 +285,7 @@ def verdict_command(
         "lower_is_better": True if lower_is_better else False if higher_is_better else None,
         "baseline": baseline,
         "margin": margin,
+        "test_images": test_images,
     }
     judgement, changes = judge_again(
         figures, read_record(record_path), first_look=first_look, max_pairs=max_pairs, terms=terms

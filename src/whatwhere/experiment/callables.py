@@ -13,6 +13,7 @@ from ..data.names import printable
 from ..errors import UserError, check_integer, nearest
 from ..files import locked_file, write_bytes, write_json
 from .content import figures_content
+from .independence import check_still_independent
 from .metric import METRICS, Metric, check_direction, margin_for
 from .plan import LEAST_PAIRS, MOST_SEEDS, Plan
 from .record import judge_again, read_record, record_of
@@ -35,6 +36,7 @@ def compare(
     results: str | Path | None = None,
     title: str = "comparison",
     progress: Callable[[str, int, Mapping[str, float]], None] | None = None,
+    test_images: int | None = None,
 ) -> Comparison:
     """Train every arm with every seed and return the verdict on each arm against the baseline.
 
@@ -55,9 +57,11 @@ def compare(
             (.verdict.json), so that one on more seeds later knows of the looks before.
         title: Of the report.
         progress: Called with arm, seed and figures after each run.
+        test_images: How many images each run is tested on, where known (`judge`).
 
     Raises:
-        UserError: Arms or seeds that are none, terms that cannot be judged by (both before the first run, or after it
+        UserError: Seeds that end alike to the last digit, further than chance allows: more would be in vain. Arms
+            or seeds that are none, terms that cannot be judged by (both before the first run, or after it
             where they depend on its figures), figures that are none, or a CSV that is no table of results or that
             another process is adding to.
     """
@@ -70,6 +74,7 @@ def compare(
         "lower_is_better": lower_is_better,
         "baseline": baseline,
         "margin": margin,
+        "test_images": test_images,
     }
     # with a plan that ends, the first look is the user's number of seeds, or the least that can tell
     first_look = None if max_seeds is None else max(LEAST_PAIRS, len(first))
@@ -101,6 +106,7 @@ def compare(
                             write_bytes(keep, done.to_csv().encode())
                         if progress is not None:
                             progress(arm, seed, figures)
+                _check_seeds(done, metric, keep, test_images)
             # arms and runs of earlier calls count too: what has been seen cannot be left out
             judgement, changes = judge_again(done, record, first_look=first_look, max_pairs=max_seeds, terms=terms)
             content = figures_content(judgement, done, title, changes)
@@ -122,7 +128,10 @@ def _check_terms(
     lower_is_better: bool | None,
     baseline: str | None,
     margin: float | None,
+    test_images: int | None,
 ) -> None:
+    if test_images is not None:
+        check_integer("test_images", test_images)
     if metric is not None:
         _check_name_of_figure(metric)
         check_direction(metric, lower_is_better)
@@ -130,6 +139,14 @@ def _check_terms(
         margin_for(METRICS.get(metric or "", Metric("", "")), margin)
     if baseline is not None and baseline not in names:
         raise UserError(f"no arm is called {baseline!r}{nearest(str(baseline), names)}; there are: {', '.join(names)}")
+
+
+def _check_seeds(done: Results, metric: str | None, keep: Path | None, test_images: int | None) -> None:
+    """Raise UserError if the seeds so far ended alike, rather than after the last run."""
+    name = metric if metric is not None else "accuracy" if "accuracy" in done.metrics else done.metrics[0]
+    kept = "" if keep is None else f"; what ran is in {str(keep)!r}, take out its rows before you run again"
+    hint = "" if test_images is not None else ", or give test_images if there are only a few"
+    check_still_independent(done, name, f"let run use its seed{hint}{kept}", test_images)
 
 
 def _names(arms: Iterable[str]) -> list[str]:

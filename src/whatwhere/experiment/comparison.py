@@ -245,6 +245,7 @@ def _judged(design: Design, out: Path, failures: Mapping[str, str]) -> tuple[Des
         first_look=design.plan.first,
         max_pairs=design.max_seeds,
         awaited=design.seeds(),
+        test_images=gathered.num_images(),
     )
     record = read_record(out / VERDICT, "move it away, and the same command writes it anew")
     changed = [] if record is None else changed_figures(record, judgement)

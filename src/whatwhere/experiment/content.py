@@ -78,6 +78,11 @@ class Gathered:
             if prints.get((baseline, seed), value) != value
         ]
 
+    def num_images(self) -> int:
+        """Return how many images each run was judged on, the most where they differ."""
+        results = [result for _, result in self.finished.values()]
+        return max((sum(int(row["num_images"]) for row in result["per_class"]) for result in results), default=1)
+
     def cautions(self) -> list[str]:
         """Return what a reader must know of the runs."""
         notes = []

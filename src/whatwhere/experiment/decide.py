@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
+from .independence import Doubt
 from .paired import PairedDifference
 from .plan import ALPHA, Plan
 
@@ -21,6 +22,7 @@ class Case:
         plan: None where no look can be yet.
         blocked: Why there can be no verdict on them; "" if there can.
         waiting: Seeds that the next look waits for.
+        doubt: Why the pairs may be no independent draws: the look counts, but nothing is claimed.
     """
 
     arm: str
@@ -28,6 +30,7 @@ class Case:
     plan: Plan | None
     blocked: str = ""
     waiting: tuple[Hashable, ...] = ()
+    doubt: Doubt | None = None
 
     def level(self, num_arms: int, num_pairs: int | None = None) -> float:
         """Return the level of the test at this look, or at that at `num_pairs`, where `num_arms` share alpha."""
@@ -53,7 +56,7 @@ def decide(cases: Sequence[Case], margin: float, *, higher_is_better: bool = Tru
     for index, case in enumerate(cases):
         verdict, num_sharing = UNKNOWN, sharing[index]
         if case.paired is not None and not case.blocked:
-            if same[index] or not any(case.paired.differences):
+            if same[index]:
                 verdict, num_sharing = SAME, sharing_same[index]
             elif differ[index]:
                 verdict = HELPS if (case.paired.mean > 0) is higher_is_better else HURTS
@@ -64,7 +67,7 @@ def decide(cases: Sequence[Case], margin: float, *, higher_is_better: bool = Tru
 
 def _claims(cases: Sequence[Case], p_value: Callable[[PairedDifference], float]) -> tuple[list[bool], list[int]]:
     """Return which cases' p-values reach their level, after Holm's step-down, and among how many arms it was shared."""
-    p = [1.0 if case.blocked or case.paired is None else p_value(case.paired) for case in cases]
+    p = [1.0 if case.blocked or case.doubt or case.paired is None else p_value(case.paired) for case in cases]
     claims, sharing, left = [False] * len(cases), [0] * len(cases), list(range(len(cases)))
     while left:
         # cases at different looks have different levels, so not the least p-value but any that reaches its own

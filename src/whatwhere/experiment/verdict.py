@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..data.names import counted
-from ..errors import UserError, nearest
+from ..errors import UserError, check_integer, nearest
 from . import wording
 from .advice import pairs_to_settle
 from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, Decision, decide, holm
 from .derived import derived_notes, odd_seed
+from .independence import cautions_about, doubt_about
 from .metric import METRICS, Metric, check_direction, margin_for, metric_for, two_scales
 from .paired import PairedDifference
 from .plan import ALPHA, LEAST_PAIRS, Plan
@@ -112,12 +113,14 @@ def judge(
     first_look: int | Mapping[str, int] | None = None,
     max_pairs: int | None = None,
     awaited: Mapping[str, Sequence[Hashable]] | None = None,
+    test_images: int | None = None,
 ) -> Judgement:
     """Return the verdict on each arm against the baseline.
 
     Of the first that applies:
 
-    1. fewer than 6 complete pairs, or than the first look has, or runs missing that it awaits: cannot tell yet;
+    1. fewer than 6 complete pairs, or than the first look has, or runs missing that it awaits, or pairs that are no
+       independent draws (`doubt_about`): cannot tell yet;
     2. the t interval lies inside -+ margin: no practical difference (also where it excludes 0);
     3. it lies on one side of 0: helps or hurts;
     4. cannot tell yet.
@@ -131,9 +134,6 @@ def judge(
     separately. With looks, Holm's shares are shares of what may be spent (Ye et al., Statistics in Medicine 32, 2013).
     The t interval takes the differences for normal; the sign-flip test beside it does not.
 
-    Differences that are all equal have no t interval: all 0 is no practical difference; others are judged by the
-    p-value of the sign-flip test, 2 / 2**n.
-
     Args:
         results: Figures by arm and seed.
         metric: What to judge by; by default accuracy, or the only one.
@@ -145,12 +145,15 @@ def judge(
             Later verdicts, on more pairs, must be told it (`ArmVerdict.plan`).
         max_pairs: Pairs at the last look; None leaves it open.
         awaited: Seeds, by arm, that the present look waits for.
+        test_images: How many images each run was tested on, where known: runs that differ too little for that are told.
 
     Raises:
         UserError: An unknown metric or baseline, no other arm, a direction that is needed or contradicts a metric of
             ours, a margin that is needed or none, shares and percentages in one metric (`two_scales`), or a seed that
             names no run (`odd_seed`).
     """
+    if test_images is not None:
+        check_integer("test_images", test_images)
     odd = odd_seed(results.seeds)
     if odd is not None:
         raise UserError(odd[1])
@@ -165,6 +168,7 @@ def judge(
         for arm in arms
         for wanted in [(awaited or {}).get(arm, ())]
     ]
+    cases = [_doubted(results, measure, baseline, case, test_images) for case in cases]
     decisions = decide(cases, margin, higher_is_better=measure.higher_is_better)
     corrected = _corrected(cases)
     verdicts = []
@@ -172,6 +176,8 @@ def judge(
         # of runs that a look waits for it is said there
         missing = {} if awaited else results.missing(baseline, case.arm, name)
         cautions = wording.cautions(case, pairs[case.arm], missing)
+        if case.paired is not None and not case.blocked and case.doubt is None:
+            cautions += cautions_about(results, measure, baseline, case.arm, case.paired.seeds, test_images)
         verdicts.append(_verdict(case, pairs[case.arm], decision, measure, margin, holm_p, cautions))
     faults = {other: fault for other in results.metrics if other != name and (fault := _two_scales(results, other))}
     others = [
@@ -302,6 +308,14 @@ def _case(
     return Case(arm, paired, plan, blocked, waiting)
 
 
+def _doubted(results: Results, metric: Metric, baseline: str, case: Case, test_images: int | None) -> Case:
+    """Return the case, with a doubt where its pairs may be no independent draws."""
+    if case.paired is None or case.blocked:
+        return case
+    doubt = doubt_about(results, metric, baseline, case.arm, case.paired.seeds, test_images)
+    return case if doubt is None else replace(case, doubt=doubt)
+
+
 def _spelt(results: Results, baseline: str, arm: str, metric: str) -> str:
     """Return a hint where one seed, such as 0 and 00, or one arm, such as none and None, has two spellings."""
     if arm.lower() == baseline.lower():
@@ -338,7 +352,7 @@ def _verdict(
 ) -> ArmVerdict:
     paired, level = case.paired, decision.level
     settle = None
-    if decision.verdict == UNKNOWN and level is not None:
+    if decision.verdict == UNKNOWN and level is not None and case.doubt is None:
         settle = pairs_to_settle(case, decision.num_sharing, margin)
     common: dict[str, Any] = {
         "arm": case.arm,

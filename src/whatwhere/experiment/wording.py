@@ -48,13 +48,9 @@ def reason(case: Case, decision: Decision, metric: Metric, margin: float) -> str
     paired, level = case.paired, decision.level
     if case.blocked or paired is None or level is None:
         return case.blocked
-    if not any(paired.differences):
-        return f"all {counted(len(paired), 'pair')} are exactly equal"
+    if case.doubt is not None:
+        return case.doubt.reason
     mean, around = quantity(paired.mean, metric, signed=True), f"{quantity(margin, metric)} either way"
-    if paired.standard_deviation == 0:
-        found = {SAME: f"within the margin of {around}", UNKNOWN: f"it has to be at most {level:.2g}"}
-        p = f"{mean} in every pair, sign-flip p = {paired.p_sign_flip():.2g}"
-        return f"{p}: {found.get(decision.verdict, f'at most {level:.2g}')}"
     low, high = paired.interval(1 - level)
     has_0 = low <= 0 <= high
     if decision.verdict == SAME:
@@ -70,8 +66,8 @@ def reason(case: Case, decision: Decision, metric: Metric, margin: float) -> str
 
 def advice(case: Case, decision: Decision, settle: tuple[int, int | None] | None) -> str:
     """Return what to do about a verdict that is not there yet."""
-    if decision.verdict != UNKNOWN:
-        return ""
+    if decision.verdict != UNKNOWN or case.doubt is not None:
+        return "" if case.doubt is None else case.doubt.advice
     if case.blocked or case.plan is None or case.paired is None:
         least = LEAST_PAIRS if case.plan is None else case.plan.first
         return (
