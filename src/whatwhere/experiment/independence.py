@@ -27,6 +27,7 @@ _LEAST_SPREAD = 0.3  # of the binomial standard deviation, that of live seeds
 _LOW_SPREAD = 0.15  # of it, below which a spread is told
 _LEAST_ERRORS = 100  # num_images * accuracy * (1 - accuracy): with less, a count has no spread to speak of
 _MOST_IMAGES = 20_000  # taken for the test set where its size is not known
+_MANY_IMAGES = 64  # of fewer, a figure may repeat
 _LEAST_RELATIVE_SPREAD = 0.003  # of losses and other figures that are no shares
 _MODE = 0.4  # 1 / sqrt(2 pi): the likeliest of values a step apart has this probability, times step / deviation
 _MOST_DECIMALS = 6  # of a share that was rounded to be printed; more are the digits of k / n
@@ -52,7 +53,7 @@ def doubt_about(
     Of the first that applies:
 
     1. the runs of one arm, or of both together, repeat one another, in the metric or in whole rows, further than chance
-       does in 1 of 4,000 comparisons;
+       does in 1 of 4,000 comparisons; or all runs of an arm but one at most have one figure, of four decimals or more;
     2. all pairs are equal, or all differences are while the figures vary;
     3. there are fewer than 4 different differences;
     4. `num_images` is known, and an arm's runs differ so little that chance would make that in 1 of 4,000 comparisons.
@@ -171,8 +172,21 @@ def _repeats(
             chance *= min(chances)
         most = max(labels, key=labels.count)
         alike = tuple(seed for seed, label in zip(seeds, labels, strict=True) if label == most)
-        candidates.append(_Repeats(len(set(labels)), alike, _log_chance(len(labels), len(set(labels)), chance)))
+        log_chance = _log_chance(len(labels), len(set(labels)), chance)
+        figures = [results.values(arms[0], metric)[seed] for seed in alike if seed in results.values(arms[0], metric)]
+        if len(arms) == 1 and len(alike) >= max(4, len(seeds) - 1) and num_images is None and _is_fine(figures):
+            log_chance = -math.inf
+        candidates.append(_Repeats(len(set(labels)), alike, log_chance))
     return min(candidates, key=lambda repeats: repeats.log_chance)
+
+
+def _is_fine(figures: Sequence[float]) -> bool:
+    """Return whether a figure is of four decimals or more and no simple fraction, as few images would make it."""
+    if not figures or not 0 <= figures[0] <= 100:
+        return False
+    scale = 1.0 if figures[0] <= 1 else 0.01
+    step = scale * 10.0 ** -_decimals(figures[0])
+    return step <= 1e-4 * (1 + _ALIKE) and _least_images([scale * figures[0]], step) >= _MANY_IMAGES
 
 
 def _log_chance(n: int, k: int, chance: float) -> float:
