@@ -33,7 +33,7 @@ _MODE = 0.4  # 1 / sqrt(2 pi): the likeliest of values a step apart has this pro
 _MOST_DECIMALS = 6  # of a share that was rounded to be printed; more are the digits of k / n
 _ALIKE = 1e-9  # figures are alike up to this share of their size: the last bits
 
-_CAUSES = "the seed is not passed to the trainer, or files were copied"
+_CAUSES = "the seed is not passed to the trainer, or files were copied, or the networks answer alike whatever they see"
 _ADVICE = "see that the seed decides all that is random in a run and that each run wrote its own figures; train again"
 
 
