@@ -15,6 +15,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
+import numpy as np
+
 from ..data.names import counted, few
 from ..errors import UserError
 from .metric import METRICS, Metric
@@ -226,12 +228,10 @@ def _chance(figures: Sequence[float], name: str, num_images: int | None) -> floa
 
 def _least_images(shares: Sequence[float], step: float) -> int:
     """Return the least n of which all shares are k / n, up to rounding to `step`; at most 20,000."""
-    tolerance = max(step / 2, 1e-7)
-    values = sorted(set(shares))
-    return next(
-        (n for n in range(1, _MOST_IMAGES) if all(abs(v * n - round(v * n)) <= tolerance * n for v in values)),
-        _MOST_IMAGES,
-    )
+    numbers = np.arange(1, _MOST_IMAGES)
+    counts = np.unique(np.asarray(shares))[:, None] * numbers
+    fits = (np.abs(counts - np.rint(counts)) <= max(step / 2, 1e-7) * numbers).all(0)
+    return int(numbers[fits.argmax()]) if fits.any() else _MOST_IMAGES
 
 
 def _seeds(seeds: Sequence[Hashable]) -> str:
