@@ -10,6 +10,8 @@ from whatwhere import ATTENTION, UserError
 from whatwhere.attention import starting_as_identity
 
 CHANNELS = 20
+# modules that learn nothing about a channel, and so take any number of them
+ANY_CHANNELS = {"eca", "ge", "simam", "triplet"}
 # modules that add to x, which makes 0.0 of -0.0
 ADDING = {"gc"}
 # modules of one hidden ReLU at 16 channels, which is dead after some draws, as published
@@ -192,10 +194,29 @@ def test_traces_under_torchscript_with_and_without_gradients(build):
         torch.testing.assert_close(traced(x), module(x))
 
 
-@pytest.mark.parametrize("shape", [(CHANNELS, 5, 7), (2, CHANNELS, 5), (2, CHANNELS + 1, 5, 7), (2, CHANNELS, 5, 7, 1)])
-def test_refuses_an_input_of_another_shape(build, shape):
-    with pytest.raises(UserError, match=rf"\({CHANNELS}\) takes an input of shape \(N, {CHANNELS}, H, W\), got \("):
+@pytest.mark.parametrize("shape", [(CHANNELS, 5, 7), (2, CHANNELS, 5), (2, 0, 5, 7), (2, CHANNELS, 5, 7, 1)])
+def test_refuses_an_input_of_another_shape(build, name, shape):
+    called, size = (r"\w+", "C") if name in ANY_CHANNELS else (rf"\w+\({CHANNELS}\)", CHANNELS)
+    with pytest.raises(UserError, match=rf"^{called} takes an input of shape \(N, {size}, H, W\), got \("):
         build(CHANNELS)(torch.randn(shape))
+
+
+def test_refuses_another_number_of_channels_where_it_has_learned_something_about_them(build, name):
+    module, x = build(CHANNELS), torch.randn(2, CHANNELS + 1, 5, 7)
+    if name not in ANY_CHANNELS:
+        with pytest.raises(UserError, match=rf"\({CHANNELS}\) takes .* \(N, {CHANNELS}, H, W\), got \(2, 21, 5, 7\)"):
+            module(x)
+        return
+    wider = build(CHANNELS + 1)
+    wider.load_state_dict(module.state_dict())
+    assert torch.equal(module.eval()(x), wider.eval()(x))
+
+
+def test_says_its_channels_as_its_weights_have_them(build, name):
+    module = build(CHANNELS)
+    assert module.channels == (None if name in ANY_CHANNELS else CHANNELS)
+    assert "channels" not in vars(module)
+    assert repr(module).startswith(f"{type(module).__name__}({'' if name in ANY_CHANNELS else CHANNELS}")
 
 
 @pytest.mark.parametrize("channels", [0, -1, 2.5, "64", True])
@@ -206,7 +227,7 @@ def test_refuses_impossible_channels(build, channels):
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0)])
 def test_refuses_an_image_without_a_pixel(build, size):
-    with pytest.raises(UserError, match=r"of shape \(N, 20, H, W\)"):
+    with pytest.raises(UserError, match=r"of shape \(N, (20|C), H, W\)"):
         build(CHANNELS)(torch.zeros(2, CHANNELS, *size))
 
 

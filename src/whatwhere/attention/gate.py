@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -215,10 +216,9 @@ class SharedMLP(nn.Module):
         return channels_into(self.fc1)
 
     def forward(self, *pooled: Tensor) -> Tensor:
-        if len(pooled) == 1:
-            return torch.sigmoid(self.fc2(torch.relu(self.fc1(pooled[0]))))
-        # one product for all pools, which stand beside each other so that the first axis is that of the images alone
-        return torch.sigmoid(self.fc2(torch.relu(self.fc1(torch.stack(pooled, 1)))).sum(1))
+        # a product for each pool: tools that look into layers take (N, C) from a Linear, and N for the number of images
+        logits = [self.fc2(torch.relu(self.fc1(features))) for features in pooled]
+        return torch.sigmoid(functools.reduce(torch.add, logits))
 
     def extra_repr(self) -> str:
         return f"pools={self.pools}"
