@@ -7,7 +7,7 @@ import torch
 
 from starts import IDLE, STEPS
 from whatwhere import ATTENTION, UserError
-from whatwhere.attention import starting_as_identity
+from whatwhere.attention import Gate, starting_as_identity
 
 CHANNELS = 20
 # modules that learn nothing about a channel, and so take any number of them
@@ -234,3 +234,30 @@ def test_refuses_an_image_without_a_pixel(build, size):
 def test_refuses_integers(build):
     with pytest.raises(UserError, match=r"takes a floating-point input, got torch.int64"):
         build(CHANNELS)(torch.zeros(2, CHANNELS, 5, 7, dtype=torch.int64))
+
+
+class Scaled(torch.nn.Module):
+    """A channel function as a user would write it."""
+
+    pools = ("avg",)
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(channels))
+
+    def forward(self, averages):
+        return averages * self.weight
+
+
+def test_a_gate_refuses_the_channels_that_its_function_says_it_cannot_take():
+    gate, x = Gate(8, Scaled(8)), torch.randn(2, 9, 4, 4)
+    assert gate(x[:, :8]).shape == (2, 8, 4, 4)
+    assert gate.channels is None
+    with pytest.raises(RuntimeError, match=r"must match the size"):
+        gate(x)
+    gate.what.channels = 8
+    with pytest.raises(UserError, match=r"^Gate\(8\) takes an input of shape \(N, 8, H, W\), got \(2, 9, 4, 4\)"):
+        gate(x)
+    gate.what.weight = torch.nn.Parameter(torch.ones(9))
+    gate.what.channels = 9
+    assert torch.equal(gate(x), x * x.mean((2, 3), keepdim=True))

@@ -76,7 +76,7 @@ def test_attention_follows(build, name):
     assert narrower["layer2.0.conv1"] == layers["layer2.0.conv1"] // 2
     assert attentions
     for key, channels in attentions.items():
-        norm = key.replace("attention", "bn2")
+        norm = f"{key.split('.')[0]}.0.bn2"
         kept = layers[norm] if name in ONE_CHANNEL else layers[norm] // 2
         assert narrower[norm] == kept
         assert narrower_attentions[key] == (None if channels is None else kept)
@@ -91,8 +91,13 @@ def test_attention_follows(build, name):
     assert all(parameter.grad is not None for key, parameter in model.named_parameters() if "conv" in key)
 
 
-@pytest.mark.parametrize("name", ["cbam", "se"])
-def test_a_flattening_classifier_follows_behind_the_shared_mlp(name):
-    model = pruned(attend(Flattening(), name, at="features.1", start="paper", seed=0))
+@pytest.mark.parametrize("name", ["cbam", "gct", "se"])
+def test_a_flattening_classifier_follows(name):
+    model = attend(Flattening(), name, at="features.1", start="paper", seed=0)
+    # in an nn.Sequential the norm has the attention, and Torch-Pruning prunes no parameters of a norm but the norm's
+    attention = model.features[1].attention
+    own = [parameter for key, parameter in attention.named_parameters() if name == "gct" and key.startswith("what.")]
+    pruned(model, own)
+    assert (model.features[0].out_channels, attention.channels) == ((32, 32) if name == "cbam" else (16, 16))
     assert (model.features[4].out_channels, model.fc.in_features) == (32, 32 * 16)
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
