@@ -28,7 +28,7 @@ class ChannelNormalization(nn.Module):
 
     @property
     def channels(self) -> int:
-        return len(self.alpha)
+        return self.alpha.shape[0]
 
     def forward(self, norms: Tensor) -> Tensor:
         embedding = self.alpha * torch.sqrt(norms.square() + self.eps)
