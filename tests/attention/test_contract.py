@@ -7,9 +7,11 @@ import torch
 
 from starts import IDLE, STEPS
 from whatwhere import ATTENTION, UserError
-from whatwhere.attention import starting_as_identity
+from whatwhere.attention import Gate, starting_as_identity
 
 CHANNELS = 20
+# modules that learn nothing about a channel, and so take any number of them
+ANY_CHANNELS = {"eca", "ge", "simam", "triplet"}
 # modules that add to x, which makes 0.0 of -0.0
 ADDING = {"gc"}
 # modules of one hidden ReLU at 16 channels, which is dead after some draws, as published
@@ -192,10 +194,29 @@ def test_traces_under_torchscript_with_and_without_gradients(build):
         torch.testing.assert_close(traced(x), module(x))
 
 
-@pytest.mark.parametrize("shape", [(CHANNELS, 5, 7), (2, CHANNELS, 5), (2, CHANNELS + 1, 5, 7), (2, CHANNELS, 5, 7, 1)])
-def test_refuses_an_input_of_another_shape(build, shape):
-    with pytest.raises(UserError, match=rf"\({CHANNELS}\) takes an input of shape \(N, {CHANNELS}, H, W\), got \("):
+@pytest.mark.parametrize("shape", [(CHANNELS, 5, 7), (2, CHANNELS, 5), (2, 0, 5, 7), (2, CHANNELS, 5, 7, 1)])
+def test_refuses_an_input_of_another_shape(build, name, shape):
+    called, size = (r"\w+", "C") if name in ANY_CHANNELS else (rf"\w+\({CHANNELS}\)", CHANNELS)
+    with pytest.raises(UserError, match=rf"^{called} takes an input of shape \(N, {size}, H, W\), got \("):
         build(CHANNELS)(torch.randn(shape))
+
+
+def test_refuses_another_number_of_channels_where_it_has_learned_something_about_them(build, name):
+    module, x = build(CHANNELS), torch.randn(2, CHANNELS + 1, 5, 7)
+    if name not in ANY_CHANNELS:
+        with pytest.raises(UserError, match=rf"\({CHANNELS}\) takes .* \(N, {CHANNELS}, H, W\), got \(2, 21, 5, 7\)"):
+            module(x)
+        return
+    wider = build(CHANNELS + 1)
+    wider.load_state_dict(module.state_dict())
+    assert torch.equal(module.eval()(x), wider.eval()(x))
+
+
+def test_says_its_channels_as_its_weights_have_them(build, name):
+    module = build(CHANNELS)
+    assert module.channels == (None if name in ANY_CHANNELS else CHANNELS)
+    assert "channels" not in vars(module)
+    assert (str(CHANNELS) in module.extra_repr().split(", ")) == (name not in ANY_CHANNELS)
 
 
 @pytest.mark.parametrize("channels", [0, -1, 2.5, "64", True])
@@ -206,10 +227,37 @@ def test_refuses_impossible_channels(build, channels):
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0)])
 def test_refuses_an_image_without_a_pixel(build, size):
-    with pytest.raises(UserError, match=r"of shape \(N, 20, H, W\)"):
+    with pytest.raises(UserError, match=r"of shape \(N, (20|C), H, W\)"):
         build(CHANNELS)(torch.zeros(2, CHANNELS, *size))
 
 
 def test_refuses_integers(build):
     with pytest.raises(UserError, match=r"takes a floating-point input, got torch.int64"):
         build(CHANNELS)(torch.zeros(2, CHANNELS, 5, 7, dtype=torch.int64))
+
+
+class Scaled(torch.nn.Module):
+    """A channel function as a user would write it."""
+
+    pools = ("avg",)
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(channels))
+
+    def forward(self, averages):
+        return averages * self.weight
+
+
+def test_a_gate_refuses_the_channels_that_its_function_says_it_cannot_take():
+    gate, x = Gate(8, Scaled(8)), torch.randn(2, 9, 4, 4)
+    assert gate(x[:, :8]).shape == (2, 8, 4, 4)
+    assert gate.channels is None
+    with pytest.raises(RuntimeError, match=r"must match the size"):
+        gate(x)
+    gate.what.channels = 8
+    with pytest.raises(UserError, match=r"^Gate\(8\) takes an input of shape \(N, 8, H, W\), got \(2, 9, 4, 4\)"):
+        gate(x)
+    gate.what.weight = torch.nn.Parameter(torch.ones(9))
+    gate.what.channels = 9
+    assert torch.equal(gate(x), x * x.mean((2, 3), keepdim=True))

@@ -11,9 +11,9 @@ from whatwhere.attention.gate import SharedMLP
 def test_the_shared_mlp_has_a_row_for_each_image(pools):
     module, rows = SharedMLP(6, 3, pools), []
     for layer in (module.fc1, module.fc2):
-        layer.register_forward_hook(lambda _, inputs, output: rows.extend((len(inputs[0]), len(output))))
+        layer.register_forward_hook(lambda _, inputs, output: rows.extend((inputs[0].shape, output.shape)))
     module(*(torch.randn(4, 6) for _ in pools))
-    assert rows == [4] * 4
+    assert sorted(rows) == sorted([(4, 6), (4, 3), (4, 3), (4, 6)] * len(pools))
 
 
 @pytest.mark.parametrize("name", sorted(ATTENTION))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import check_integer
-from .gate import Place, ScalingAttention, Start, check_choice, check_reduction
+from .gate import Place, ScalingAttention, Start, channels_into, check_choice, check_reduction, described
 
 Combine = Literal["add", "multiply"]
 
@@ -84,12 +84,16 @@ class BAM(ScalingAttention):
             self.spatial.add_module(f"dilated{index + 1}", _conv_norm(hidden, hidden, 3, dilation))
         self.spatial.add_module("project", nn.Conv2d(hidden, 1, 1))
 
+    @property
+    def channels(self) -> int | None:
+        return channels_into(self.channel[0])
+
     def gates(self, x: Tensor) -> Tensor:
         channel, spatial = self.channel(x.mean((2, 3)))[:, :, None, None], self.spatial(x)
         return 1 + torch.sigmoid(channel + spatial if self.combine == "add" else channel * spatial)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, combine={self.combine!r}"
+        return described(self.channels, self.mix, f"combine={self.combine!r}")
 
 
 def _conv_norm(in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1) -> nn.Sequential:

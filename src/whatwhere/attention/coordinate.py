@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .gate import ScalingAttention, Start, check_reduction
+from .gate import ScalingAttention, Start, channels_into, check_reduction
 
 _LEAST_HIDDEN = 8
 
@@ -51,6 +51,10 @@ class CoordinateAttention(ScalingAttention):
         self.act = nn.Hardswish()
         self.conv_h = nn.Conv2d(hidden, channels, 1)
         self.conv_w = nn.Conv2d(hidden, channels, 1)
+
+    @property
+    def channels(self) -> int | None:
+        return channels_into(self.conv)
 
     def gates(self, x: Tensor) -> Tensor:
         strips = torch.cat((x.mean(3, keepdim=True), x.mean(2, keepdim=True).transpose(2, 3)), 2)

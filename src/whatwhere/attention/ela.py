@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, check_integer
-from .gate import ScalingAttention, Start, largest_divisor
+from .gate import ScalingAttention, Start, channels_into, largest_divisor
 
 
 class EfficientLocalAttention(ScalingAttention):
@@ -79,6 +79,10 @@ class EfficientLocalAttention(ScalingAttention):
 
         self.along_h = axis()
         self.along_w = None if shared else axis()
+
+    @property
+    def channels(self) -> int | None:
+        return channels_into(self.along_h[0])
 
     def gates(self, x: Tensor) -> Tensor:
         along_w = self.along_h if self.along_w is None else self.along_w

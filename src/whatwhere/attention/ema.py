@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import check_integer
-from .gate import ScalingAttention, Start, largest_divisor
+from .gate import ScalingAttention, Start, channels_into, described, largest_divisor
 
 
 class EfficientMultiScaleAttention(ScalingAttention):
@@ -57,7 +57,7 @@ class EfficientMultiScaleAttention(ScalingAttention):
 
     def gates(self, x: Tensor) -> Tensor:
         height, width = x.shape[2], x.shape[3]
-        group_channels = self.channels // self.groups
+        group_channels = x.shape[1] // self.groups
         u = x.reshape(-1, group_channels, height, width)
         strips = torch.cat((u.mean(3, keepdim=True), u.mean(2, keepdim=True).transpose(2, 3)), 2)
         strips = torch.sigmoid(self.conv1x1(strips))
@@ -67,8 +67,13 @@ class EfficientMultiScaleAttention(ScalingAttention):
         # one map for all channels of a group
         return maps.reshape(-1, self.groups, 1, height, width).expand(-1, -1, group_channels, -1, -1).flatten(1, 2)
 
+    @property
+    def channels(self) -> int | None:
+        group_channels = channels_into(self.conv3x3)
+        return None if group_channels is None else self.groups * group_channels
+
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, groups={self.groups}"
+        return described(self.channels, self.mix, f"groups={self.groups}")
 
 
 def _weighted_sum(weighting: Tensor, features: Tensor) -> Tensor:

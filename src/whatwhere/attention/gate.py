@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -34,6 +35,7 @@ class Gate(NotScriptable, nn.Module):
         start: "paper" for the module as published, "identity" for y = x at the start.
 
     Attributes:
+        channels: Channels C that `what` is for, as its `channels` says; None where it does not say.
         backend: Who computes it (see `whatwhere.ops`), "auto" unless set otherwise.
         identity_at_start: Whether it computes y = x as published, so that either start is the same, without a scalar:
             a scalar at 0 before gates at 1 would get no gradient and give none.
@@ -64,13 +66,16 @@ class Gate(NotScriptable, nn.Module):
         check_integer("channels", channels)
         check_choice("arrangement", arrangement, get_args(Arrangement))
         check_choice("start", start, get_args(Start))
-        self.channels = channels
         self.arrangement = arrangement
         # register_module, because a plain attribute would lose the declared protocol types
         self.register_module("what", what)
         self.register_module("where", where)
         mixed = start == "identity" and not self.identity_at_start
         self.register_parameter("mix", nn.Parameter(torch.zeros(())) if mixed else None)
+
+    @property
+    def channels(self) -> int | None:
+        return getattr(self.what, "channels", None)
 
     def mixing(self, x: Tensor) -> Tensor | None:
         """Return the scalar a of the mixing: `mix`, or 1 where the module itself starts as y = x.
@@ -85,8 +90,7 @@ class Gate(NotScriptable, nn.Module):
         return gate(x, self.what, self.where, arrangement=self.arrangement, mix=self.mixing(x), backend=self.backend)
 
     def extra_repr(self) -> str:
-        start = "" if self.mix is None else ", start='identity'"
-        return f"{self.channels}, arrangement={self.arrangement!r}{start}"
+        return described(self.channels, self.mix, f"arrangement={self.arrangement!r}")
 
 
 class ScalingAttention(NotScriptable, nn.Module):
@@ -99,6 +103,7 @@ class ScalingAttention(NotScriptable, nn.Module):
         start: "paper" for the module as published, "identity" for y = x at the start.
 
     Attributes:
+        channels: Channels C that the weights are for, asked of the layers that have them; None where they suit any C.
         place: Where a network built with it puts it: "block", at the end of each residual branch, or "stage", between
             the stages. Any module may have this attribute; without it, it stands in the blocks.
 
@@ -116,8 +121,11 @@ class ScalingAttention(NotScriptable, nn.Module):
         super().__init__()
         check_integer("channels", channels)
         check_choice("start", start, get_args(Start))
-        self.channels = channels
         self.register_parameter("mix", nn.Parameter(torch.zeros(())) if start == "identity" else None)
+
+    @property
+    def channels(self) -> int | None:
+        return None
 
     def gates(self, x: Tensor) -> Tensor:
         """Return what x is multiplied by, broadcastable to (N, C, H, W)."""
@@ -129,7 +137,7 @@ class ScalingAttention(NotScriptable, nn.Module):
         return x * gates if self.mix is None else x * (1 - self.mix + self.mix * gates)
 
     def extra_repr(self) -> str:
-        return f"{self.channels}" if self.mix is None else f"{self.channels}, start='identity'"
+        return described(self.channels, self.mix)
 
 
 class IdentityStart(NotScriptable, nn.Module):
@@ -203,14 +211,31 @@ class SharedMLP(nn.Module):
         self.fc1 = nn.Linear(channels, hidden_channels, bias=bias)
         self.fc2 = nn.Linear(hidden_channels, channels, bias=bias)
 
+    @property
+    def channels(self) -> int | None:
+        return channels_into(self.fc1)
+
     def forward(self, *pooled: Tensor) -> Tensor:
-        if len(pooled) == 1:
-            return torch.sigmoid(self.fc2(torch.relu(self.fc1(pooled[0]))))
-        # one product for all pools, which stand beside each other so that the first axis is that of the images alone
-        return torch.sigmoid(self.fc2(torch.relu(self.fc1(torch.stack(pooled, 1)))).sum(1))
+        # a product for each pool: tools that look into layers take (N, C) from a Linear, and N for the number of images
+        logits = [self.fc2(torch.relu(self.fc1(features))) for features in pooled]
+        return torch.sigmoid(functools.reduce(torch.add, logits))
 
     def extra_repr(self) -> str:
         return f"pools={self.pools}"
+
+
+def channels_into(layer: nn.Module) -> int | None:
+    """Return how many channels a layer takes, as the layer says; None where it does not say.
+
+    Asked of the layer each time: tools that prune channels change its weights and its own size with them.
+    """
+    return getattr(layer, "in_channels", getattr(layer, "in_features", None))
+
+
+def described(channels: int | None, mix: Tensor | None, *options: str) -> str:
+    """Return what stands between the brackets when a module is printed."""
+    size = () if channels is None else (str(channels),)
+    return ", ".join((*size, *options, *(() if mix is None else ("start='identity'",))))
 
 
 def leave_a_mark(module: nn.Module) -> None:
@@ -243,12 +268,16 @@ def check_names(name: str, values: tuple[str, ...], choices: tuple[str, ...]) ->
 
 
 @torch.fx.wrap
-def check_features(name: str, x: Tensor, channels: int) -> None:
-    """Raise UserError unless `x` is floating-point and (N, channels, H, W) with at least one pixel."""
-    if x.dim() != 4 or x.shape[1] != channels or x.shape[2] == 0 or x.shape[3] == 0:
-        raise UserError(f"{name}({channels}) takes an input of shape (N, {channels}, H, W), got {tuple(x.shape)}")
+def check_features(name: str, x: Tensor, channels: int | None) -> None:
+    """Raise UserError unless `x` is floating-point and (N, C, H, W) with at least one pixel.
+
+    C is `channels`, or any positive number where that is None.
+    """
+    called, size = (name, "C") if channels is None else (f"{name}({channels})", channels)
+    if x.dim() != 4 or 0 in x.shape[1:] or channels not in (None, x.shape[1]):
+        raise UserError(f"{called} takes an input of shape (N, {size}, H, W), got {tuple(x.shape)}")
     if not x.is_floating_point():
-        raise UserError(f"{name}({channels}) takes a floating-point input, got {x.dtype}")
+        raise UserError(f"{called} takes a floating-point input, got {x.dtype}")
 
 
 @torch.fx.wrap

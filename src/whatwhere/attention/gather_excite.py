@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError, check_integer
-from .gate import Gate, ScalingAttention, Start, check_choice, check_reduction, leave_a_mark
+from .gate import Gate, ScalingAttention, Start, channels_into, check_choice, check_reduction, described, leave_a_mark
 
 Variant = Literal["theta-minus", "theta", "theta-plus"]
 
@@ -136,6 +136,10 @@ class LocalGatherExcite(ScalingAttention):
             )
             self.excite = nn.Sequential(*layers)
 
+    @property
+    def channels(self) -> int | None:
+        return None if self.variant == "theta-minus" else channels_into(self.gather.get_submodule("0"))
+
     def gates(self, x: Tensor) -> Tensor:
         if self.size is not None:
             _check_size(type(self).__name__, x, self.size)
@@ -148,7 +152,7 @@ class LocalGatherExcite(ScalingAttention):
         return gates if self.extent is None else F.interpolate(gates, size=x.shape[2:])
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, variant={self.variant!r}, extent={self.extent}"
+        return described(self.channels, self.mix, f"variant={self.variant!r}", f"extent={self.extent}")
 
 
 def _gathering(channels: int, variant: Variant, extent: int | None, size: tuple[int, int] | None) -> nn.Module:

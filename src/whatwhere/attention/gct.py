@@ -26,6 +26,10 @@ class ChannelNormalization(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(channels))
         self.beta = nn.Parameter(torch.zeros(channels))
 
+    @property
+    def channels(self) -> int:
+        return self.alpha.shape[0]
+
     def forward(self, norms: Tensor) -> Tensor:
         embedding = self.alpha * torch.sqrt(norms.square() + self.eps)
         rms = torch.sqrt(embedding.square().mean(1, keepdim=True) + self.eps)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..errors import check_integer
 from ..ops.precision import narrowed, widened
 from ..scripting import NotScriptable
-from .gate import Start, check_choice, check_features, check_reduction
+from .gate import Start, channels_into, check_choice, check_features, check_reduction, described
 
 # symbolic tracing patches a function under the name by which it is called
 torch.fx.wrap("check_features")
@@ -64,7 +64,6 @@ class GlobalContext(NotScriptable, nn.Module):
         check_reduction(reduction)
         check_choice("start", start, get_args(Start))
         hidden_channels = max(_LEAST_HIDDEN, int(channels // reduction))
-        self.channels = channels
         self.mask = nn.Conv2d(channels, 1, 1)
         self.fc1 = nn.Linear(channels, hidden_channels)
         self.norm = nn.LayerNorm(hidden_channels)
@@ -73,6 +72,10 @@ class GlobalContext(NotScriptable, nn.Module):
         for parameter in (self.mask.bias, self.fc2.weight, self.fc2.bias):
             assert parameter is not None
             nn.init.zeros_(parameter)
+
+    @property
+    def channels(self) -> int | None:
+        return channels_into(self.mask)
 
     def forward(self, x: Tensor) -> Tensor:
         check_features(type(self).__name__, x, self.channels)
@@ -85,4 +88,4 @@ class GlobalContext(NotScriptable, nn.Module):
         return x + added[:, :, None, None]
 
     def extra_repr(self) -> str:
-        return f"{self.channels}"
+        return described(self.channels, None)

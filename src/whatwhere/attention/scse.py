@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .gate import ScalingAttention, SharedMLP, Start, check_choice, check_reduction
+from .gate import ScalingAttention, SharedMLP, Start, channels_into, check_choice, check_reduction, described
 
 Combine = Literal["add", "max"]
 
@@ -52,6 +52,10 @@ class SpatialChannelSE(ScalingAttention):
         self.channel = SharedMLP(channels, max(1, int(channels // reduction)))
         self.spatial = nn.Conv2d(channels, 1, 1)
 
+    @property
+    def channels(self) -> int | None:
+        return channels_into(self.spatial)
+
     def gates(self, x: Tensor) -> Tensor:
         s = self.channel(x.mean((2, 3)))[:, :, None, None]
         q = torch.sigmoid(self.spatial(x))
@@ -62,4 +66,4 @@ class SpatialChannelSE(ScalingAttention):
         return torch.where((x < 0) == (s < q), s, q)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, combine={self.combine!r}"
+        return described(self.channels, self.mix, f"combine={self.combine!r}")

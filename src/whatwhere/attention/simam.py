@@ -7,7 +7,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..ops.precision import widened
 from ..ops.reference import bessel
-from .gate import ScalingAttention, Start, leave_a_mark
+from .gate import ScalingAttention, Start, described, leave_a_mark
 
 # symbolic tracing patches a function under the name by which it is called
 torch.fx.wrap("bessel")
@@ -59,4 +59,4 @@ class SimAM(ScalingAttention):
         return torch.sigmoid(squares / (4 * (variance + self.e_lambda)) + 0.5)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, e_lambda={self.e_lambda:g}"
+        return described(self.channels, self.mix, f"e_lambda={self.e_lambda:g}")

@@ -21,6 +21,10 @@ class StyleIntegration(nn.Module):
         self.weight = nn.Parameter(torch.zeros(channels, 2))
         self.norm = nn.BatchNorm1d(channels)
 
+    @property
+    def channels(self) -> int:
+        return self.norm.num_features
+
     def forward(self, mean: Tensor, std: Tensor) -> Tensor:
         return torch.sigmoid(self.norm(self.weight[:, 0] * mean + self.weight[:, 1] * std))
 

@@ -28,6 +28,7 @@ class ChannelGate(Protocol):
     """`what` to look at: pooled features, one (N, C) tensor per name in `pools`, to a channel gate (N, C).
 
     It takes them in the dtype of x, or with an attribute `in_float32` that is true in float32 at least.
+    An attribute `channels`, if it has one, says how many channels C its weights are for; a `Gate` refuses others.
     """
 
     pools: tuple[str, ...]
