@@ -1,8 +1,52 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
 class UserError(ValueError):
     """Input that cannot be used: one sentence that says what, where and what to do.
 
     The command line prints it on standard error and exits with status 2; any other exception there is a defect.
     """
+
+
+def brief(value: object, most: int = 80) -> str:
+    """Return a value that may be anything as it can stand in a sentence: in one line of about `most` letters.
+
+    Its `repr` where that is short; a long text with its end cut off; "a tensor of shape (1, 3, 224, 224)", "a dict of
+    10,000"; and the name of its type where `repr` is long, spans lines or raises.
+    """
+    kind = type(value).__name__
+    named = f"{'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"
+    # the value may be of any class, whose methods may do anything
+    try:
+        return _brief(value, most, named)
+    except Exception:
+        return named
+
+
+def _brief(value: Any, most: int, named: str) -> str:
+    if isinstance(value, (str, bytes)):
+        text = repr(value[:most])
+        return text if max(len(value), len(text) - 3) <= most else f"{text[: most - 3]}...{text[-1]}"
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and (shape or hasattr(value, "requires_grad")):
+        return f"{'a tensor' if hasattr(value, 'requires_grad') else 'an array'} of shape {tuple(shape)}"
+    if isinstance(value, (Mapping, list, tuple, set, frozenset)):
+        counted = f"{named} of {len(value):,}"
+        # each level of values within values has fewer letters, and the innermost none
+        if len(value) > most // 3:
+            return counted
+        if isinstance(value, Mapping):
+            text = ", ".join(f"{brief(key, most // 2)}: {brief(item, most // 2)}" for key, item in value.items())
+        else:
+            text = ", ".join(brief(item, most // 2) for item in value)
+        before, after = ("[]" if isinstance(value, list) else "()") if isinstance(value, (list, tuple)) else "{}"
+        text = f"{before}{text}{',' if isinstance(value, tuple) and len(value) == 1 else ''}{after}"
+        return text if len(text) <= most else counted
+    text = repr(value)
+    return text if len(text) <= most and text.isprintable() else named
 
 
 def said(error: BaseException | None, most: int = 200) -> str:
@@ -15,21 +59,23 @@ def check_integer(name: str, value: int, least: int = 1, most: int | None = None
     last = 2**31 - 1 if most is None else most
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= last:
         if most is not None:
-            raise UserError(f"{name} must be an integer from {least} to {most:,}, got {value!r}")
+            raise UserError(f"{name} must be an integer from {least} to {most:,}, got {brief(value)}")
         kind = "a positive integer" if least == 1 else f"an integer of at least {least} and"
-        raise UserError(f"{name} must be {kind} below 2**31, got {value!r}")
+        raise UserError(f"{name} must be {kind} below 2**31, got {brief(value)}")
 
 
 def check_factor(name: str, value: float, most: float) -> None:
     """Raise UserError unless `value` is a number above 0 and at most `most`."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
-        raise UserError(f"{name} must be a number above 0 and at most {most:g}, got {value!r}")
+        raise UserError(f"{name} must be a number above 0 and at most {most:g}, got {brief(value)}")
 
 
-def nearest(word: str, candidates: list[str]) -> str:
+def nearest(word: object, candidates: list[str]) -> str:
     """Return `"; did you mean a, b?"` for the candidates closest to `word`, or `""` if none is close."""
     import difflib
 
+    if not isinstance(word, str) or len(word) > 200:
+        return ""
     word = word.lower()
     beginning = sorted((name for name in candidates if name.startswith(word)), key=len) if word else []
     similar = difflib.get_close_matches(word, candidates, n=3, cutoff=0.6)

@@ -6,7 +6,7 @@ import fnmatch
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from .. import weights
 from ..attention import ATTENTION, attention_builder, starting_as_identity
-from ..errors import UserError, check_factor, nearest
+from ..errors import UserError, brief, check_factor, nearest
 from ..randomness import seeded
 from .article import ARTICLE_NETWORKS, ArticleResNeXt
 from .initialization import resolve_seed
@@ -121,8 +121,8 @@ def create_model(
             start behind pretrained weights too.
         width_factor: Each stage has max(1, round(width_factor * planes)) planes, the stem its usual channels; above 0,
             at most 16. Not for the article's networks, nor with `pretrained`.
-        **kwargs: Further arguments of `ResNet`: `in_channels`, `stride_in_1x1`, `ceil_pool`, `drop_rate`,
-            `drop_path_rate`, `norm_layer`, `zero_init_residual`, `seed`. The article's networks take `seed` only.
+        **kwargs: Further arguments of `ResNet`: `in_channels`, `stride_in_1x1`, `replace_stride_with_dilation`,
+            `ceil_pool`, `drop_rate`, `drop_path_rate`, `norm_layer`, `zero_init_residual`, `seed`. The article's networks take `seed` only.
 
     Raises:
         UserError: An unknown name, an impossible option, or weights that cannot be had or do not fit.
@@ -216,7 +216,12 @@ def paper_start(attention: str | Callable[..., nn.Module]) -> dict[str, Any]:
 
 
 def _check_arguments(name: str, build: Callable[..., nn.Module], kwargs: dict[str, Any]) -> None:
-    known = [parameter for parameter in inspect.signature(build).parameters if parameter not in ("block", "layers")]
+    check_arguments(name, [key for key in inspect.signature(build).parameters if key not in ("block", "layers")], kwargs)
+
+
+def check_arguments(name: str, known: list[str], kwargs: Iterable[str]) -> None:
+    """Raise UserError, naming those that are taken, unless the network `name` takes every argument in `kwargs`."""
     for argument in kwargs:
         if argument not in known:
-            raise UserError(f"{name} takes no argument {argument!r}{nearest(argument, known)}")
+            hint = nearest(argument, known)
+            raise UserError(f"{name} takes no argument {brief(argument)}, only {', '.join(known)}{hint}")

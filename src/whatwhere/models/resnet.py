@@ -55,6 +55,9 @@ class ResNet(nn.Module):
             of each stage but the last instead.
         attention_kwargs: Keyword arguments for it.
         stride_in_1x1: Stride in a bottleneck's first 1x1 convolution, as in the papers, instead of in its 3x3.
+        replace_stride_with_dilation: For each stage but the first, whether to dilate its 3x3 convolutions instead of
+            halving the image, as torchvision has it; None for none. Weights fit with and without. The first 3x3 of a
+            stage has the dilation of the stage before, as in torchvision's and timm's dilated networks.
         ceil_pool: The stem's max-pool rounds its size up instead of padding, as in networks that come from Caffe.
         norm_layer: Builds a norm from a channel count; None for BatchNorm2d.
         zero_init_residual: Start the last norm of each block at weight 0.
@@ -89,6 +92,7 @@ class ResNet(nn.Module):
         attention: str | Callable[..., nn.Module] | None = None,
         attention_kwargs: Mapping[str, Any] | None = None,
         stride_in_1x1: bool = False,
+        replace_stride_with_dilation: Sequence[bool] | None = None,
         ceil_pool: bool = False,
         norm_layer: Norm | None = None,
         zero_init_residual: bool = False,
@@ -104,11 +108,13 @@ class ResNet(nn.Module):
                 raise UserError(f"{option} must be at least 0 and below 1, got {rate!r}")
         if stem not in ("imagenet", "cifar"):
             raise UserError(f"stem must be imagenet or cifar, got {stem!r}")
+        dilated = _check_dilated(replace_stride_with_dilation, len(layers))
         seed = resolve_seed(seed)
         norm_layer = _checked_norm(norm_layer)
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.stride_in_1x1, self.ceil_pool = stride_in_1x1, ceil_pool
+        self.replace_stride_with_dilation = dilated if any(dilated) else None
         self.num_features = widths[-1] * block.expansion
 
         # in the order of the forward pass, on which feature extractors (timm's features_only) rely
@@ -121,13 +127,15 @@ class ResNet(nn.Module):
 
         slot = _AttentionSlot(attention, attention_kwargs, seed)
         num_blocks = sum(layers)
-        previous, index = stem_channels, 0
+        previous, index, dilation = stem_channels, 0, 1
         self.stage_names = tuple(f"layer{stage + 1}" for stage in range(len(layers)))
         self.stage_channels = tuple(planes * block.expansion for planes in widths)
         for stage, (name, depth, planes) in enumerate(zip(self.stage_names, layers, widths, strict=True)):
-            blocks = []
+            blocks: list[nn.Module] = []
+            dilates = stage > 0 and dilated[stage - 1]
+            first_dilation, dilation = dilation, dilation * (2 if dilates else 1)
             for position in range(depth):
-                stride = 2 if stage > 0 and position == 0 else 1
+                stride = 2 if stage > 0 and position == 0 and not dilates else 1
                 out_channels = planes * block.expansion
                 attention_inside = slot.build("block", f"{name}.{position}.attention", out_channels)
                 blocks.append(
@@ -138,6 +146,8 @@ class ResNet(nn.Module):
                         downsample=_projection(previous, out_channels, stride, norm_layer),
                         width=planes * width_per_group // 64 * groups,
                         groups=groups,
+                        first_dilation=dilation if position else first_dilation,
+                        dilation=dilation,
                         stride_in_1x1=stride_in_1x1,
                         norm_layer=norm_layer,
                         attention=nn.Identity() if attention_inside is None else attention_inside,
@@ -275,6 +285,18 @@ def _check_sizes(
             f"width_per_group {width_per_group} leaves no channel in a stage of {min(widths)} planes: a group has "
             "planes * width_per_group / 64"
         )
+
+
+def _check_dilated(dilated: Sequence[bool] | None, num_stages: int) -> tuple[bool, ...]:
+    if dilated is None:
+        return (False,) * (num_stages - 1)
+    is_fit = isinstance(dilated, Sequence) and len(dilated) == num_stages - 1
+    if not is_fit or not all(isinstance(value, bool) for value in dilated):
+        raise UserError(
+            f"replace_stride_with_dilation must be {num_stages - 1} times True or False, for each stage but the first, "
+            f"got {dilated!r}"
+        )
+    return tuple(dilated)
 
 
 @torch.fx.wrap

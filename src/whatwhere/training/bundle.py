@@ -22,11 +22,13 @@ from ..files import remove_parts, write_bytes, write_json, writing
 from ..insert.named import check_network, create_network, is_attentive
 from ..models.others import as_published, full_name, is_as_published, is_other
 from ..models.registry import MOST_WIDTH
+from ..models.resnet import ResNet
 from .config import is_import_path
 
 FORMAT = "whatwhere bundle 1"
 DESCRIPTION = "bundle.json"
-_MODEL_OPTIONS = ("stride_in_1x1", "ceil_pool")  # of `ResNet`, which weights may have brought and no shape shows
+# of `ResNet`, which no shape shows; weights may have brought them
+_MODEL_OPTIONS = ("stride_in_1x1", "ceil_pool", "replace_stride_with_dilation")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def save_bundle(folder: Path, bundle: Bundle) -> None:
         "attention": bundle.attention,
         "width_factor": bundle.width_factor,
         "at": bundle.at,
-        "model_kwargs": {name: True for name in _MODEL_OPTIONS if getattr(bundle.model, name, False) is True},
+        "model_kwargs": _model_kwargs(bundle.model),
         "as_published": is_as_published(bundle.model),
         "classes": list(bundle.classes),
         "preprocessing": asdict(bundle.preprocessing),
@@ -131,7 +133,7 @@ def load_bundle(
         # a bundle of an older version has neither
         named, width_factor = str(description.get("attention", "")), description.get("width_factor", 1.0)
         at = str(description.get("at", ""))
-        model_kwargs = {name: True for name in description.get("model_kwargs", ()) if name in _MODEL_OPTIONS}
+        model_kwargs = {key: value for key, value in description.get("model_kwargs", {}).items() if key in _MODEL_OPTIONS}
         is_published = description.get("as_published", False) is True
         check_factor("width_factor", width_factor, MOST_WIDTH)
     # damaged JSON makes the reader and the conversions raise nearly anything
@@ -145,6 +147,11 @@ def load_bundle(
     if is_published:
         as_published(model, full_name(architecture))
     return Bundle(model.to(device).eval(), architecture, classes, preprocessing, info, named, width_factor, at)
+
+
+def _model_kwargs(model: nn.Module) -> dict[str, Any]:
+    options = {name: getattr(model, name) for name in _MODEL_OPTIONS} if isinstance(model, ResNet) else {}
+    return {name: value for name, value in options.items() if value}
 
 
 def _check_attention(named: str, given: Callable[..., nn.Module] | None, folder: Path) -> None:
