@@ -56,7 +56,7 @@ MODELS: dict[str, Entry] = {
 def list_models(pattern: str = "*") -> list[str]:
     """Return the names that `create_model` knows, sorted, those that match the shell-style `pattern` (fnmatch)."""
     if not isinstance(pattern, str):
-        raise UserError(f"the pattern must be a string such as 'cbam_*', got {pattern!r}")
+        raise UserError(f"the pattern must be a string such as 'cbam_*', got {brief(pattern)}")
     return sorted(fnmatch.filter(MODELS, pattern))
 
 
@@ -64,7 +64,7 @@ def check_name(name: str) -> None:
     """Raise UserError, naming the nearest ones, unless `name` is a model's."""
     if not isinstance(name, str) or name not in MODELS:
         hint = nearest(str(name), list(MODELS)) or "; `whatwhere models` names them all"
-        raise UserError(f"unknown model {name!r}{hint}")
+        raise UserError(f"unknown model {brief(name)}{hint}")
 
 
 def check_options(
@@ -148,7 +148,7 @@ def create_model(
         source = f"torchvision's {backbone}"
         loaded = weights.to_ours(weights.torchvision_state_dict(backbone), source)
     elif not isinstance(pretrained, (str, os.PathLike)):
-        raise UserError(f"pretrained must be True, False or the path of a weights file, got {pretrained!r}")
+        raise UserError(f"pretrained must be True, False or the path of a weights file, got {brief(pretrained)}")
     else:
         source, loaded = os.fspath(pretrained), weights.read_weights(pretrained)
     chosen = attention if entry.attention is None else entry.attention
@@ -216,7 +216,9 @@ def paper_start(attention: str | Callable[..., nn.Module]) -> dict[str, Any]:
 
 
 def _check_arguments(name: str, build: Callable[..., nn.Module], kwargs: dict[str, Any]) -> None:
-    check_arguments(name, [key for key in inspect.signature(build).parameters if key not in ("block", "layers")], kwargs)
+    check_arguments(
+        name, [key for key in inspect.signature(build).parameters if key not in ("block", "layers")], kwargs
+    )
 
 
 def check_arguments(name: str, known: list[str], kwargs: Iterable[str]) -> None:
