@@ -5,6 +5,8 @@ import torchvision
 
 import whatwhere
 import whatwhere.timm as registration
+from whatwhere import UserError
+from whatwhere.models.resnet import RESNETS
 
 
 def test_registers_what_timm_lacks_and_overwrites_nothing():
@@ -235,6 +237,145 @@ def test_timms_words_for_norms():
     model = timm.create_model("cbam_resnext11_8x8d", norm_layer="groupnorm", zero_init_last=True)
     assert isinstance(model.layer1[0].bn3, torch.nn.GroupNorm)
     assert model.layer1[0].bn3.weight.abs().sum() == 0
+
+
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_dilated_networks_compute_what_timms_do(name, output_stride):
+    # timm has the plain networks by these names itself
+    ours = registration.TimmResNet(
+        **RESNETS[name], replace_stride_with_dilation=[stride > output_stride for stride in (8, 16, 32)], seed=0
+    ).eval()
+    theirs = timm.create_model(name, output_stride=output_stride).eval()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 3, 65, 97)
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert [info["reduction"] for info in ours.feature_info] == [info["reduction"] for info in theirs.feature_info]
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride", "reductions"),
+    [
+        ("cbam_resnet18", 4, [2, 4, 4, 4, 4]),
+        ("cbam_resnext50_32x4d", 8, [2, 4, 8, 8, 8]),
+        ("bam_resnet50", 16, [2, 4, 8, 16, 16]),
+        ("resnext152_32x4d", 32, [2, 4, 8, 16, 32]),
+        ("se_resnext11_8x8d", 2, [1, 1, 2, 2]),
+    ],
+)
+def test_output_stride_is_that_of_the_features(name, output_stride, reductions):
+    model = timm.create_model(name, output_stride=output_stride, features_only=True, seed=0).eval()
+    assert model.feature_info.reduction() == reductions
+    with torch.no_grad():
+        outputs = model(torch.randn(1, 3, 64, 64))
+    assert [64 // out.shape[-1] for out in outputs] == reductions
+    assert model.state_dict().keys() == timm.create_model(name, features_only=True).state_dict().keys()
+
+
+def test_a_dilated_network_takes_the_weights_of_the_plain_one(tmp_path):
+    source = timm.create_model("cbam_resnet50", seed=1)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    model = timm.create_model("cbam_resnet50", pretrained=str(tmp_path / "w.pth"), output_stride=8).eval()
+    for index, stage in enumerate(("layer3", "layer4")):
+        dilations = [block.conv2.dilation for block in model.get_submodule(stage)]
+        assert dilations == [(2**index,) * 2, *[(2 ** (index + 1),) * 2] * (len(dilations) - 1)]
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in source.state_dict().items())
+
+
+def test_gradients_of_a_dilated_network_are_those_of_its_blocks_taken_apart():
+    # a hook makes every block run module by module
+    gradients = []
+    for hooked in (False, True):
+        model = timm.create_model("cbam_resnet18", output_stride=8, num_classes=3, seed=0)
+        if hooked:
+            for module in list(model.modules()):
+                module.register_forward_hook(lambda *_: None)
+        model(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))).square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for fused, apart in zip(*gradients, strict=True):
+        torch.testing.assert_close(fused, apart, rtol=1e-3, atol=1e-4 * float(apart.abs().max()) + 1e-6)
+
+
+def test_timms_words_for_groups():
+    model = timm.create_model("cbam_resnext11_8x8d", cardinality=4, base_width=16)
+    assert (model.layer1[0].conv2.groups, model.layer1[0].conv2.in_channels) == (4, 32)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("act_layer", "silu"),
+        ("aa_layer", "blurpool"),
+        ("bn_momentum", 0.1),
+        ("bn_eps", 1e-3),
+        ("drop_block_rate", 0.1),
+        ("drop_connect_rate", 0.1),
+        ("block_args", {"attn_layer": "se"}),
+        ("stem_type", "deep"),
+        ("replace_stem_pool", True),
+        ("avg_down", True),
+        ("in_channels", 1),
+        ("attention", "se"),  # the name says cbam
+        ("feature_cfg", {}),
+        ("pretrained_strict", False),
+        ("device", "cpu"),
+    ],
+)
+def test_what_is_not_taken_is_refused_in_a_sentence_that_names_what_is(argument, value):
+    message = f"takes no argument '{argument}', only num_classes, .*output_stride, "
+    with pytest.raises(UserError, match=message) as error:
+        timm.create_model("cbam_resnext11_8x8d", **{argument: value})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"output_stride": 12}, "output_stride must be one of 1, 2, 4; got 12"),
+        ({"output_stride": [4]}, r"output_stride must be one of 1, 2, 4; got \[4\]"),
+        ({"output_stride": 2, "replace_stride_with_dilation": (False, True)}, "give one of them"),
+        ({"cardinality": 2, "groups": 2}, "cardinality is timm's word for groups; give one of them"),
+        ({"norm_layer": "grupnorm"}, "norm_layer must build a norm, or be timm's name of one.*got 'grupnorm'"),
+        ({"global_pool": "mean"}, "no such global_pool: .*mean"),
+        ({"replace_stride_with_dilation": (True,)}, "must be 2 times True or False"),
+        ({"replace_stride_with_dilation": (1, 0)}, r"must be 2 times True or False.*got \(1, 0\)"),
+    ],
+)
+def test_impossible_values_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        timm.create_model("cbam_resnext11_8x8d", **arguments)
+
+
+def test_what_timms_train_script_passes_by_default():
+    model = timm.create_model(
+        "cbam_resnext11_8x8d",
+        pretrained=False,
+        in_chans=3,
+        num_classes=7,
+        drop_rate=0.0,
+        drop_path_rate=None,
+        drop_block_rate=None,
+        global_pool=None,
+        bn_momentum=None,
+        bn_eps=None,
+        scriptable=False,
+        checkpoint_path="",
+    )
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("source", [{}, {"url": "https://example.org/w.pth"}])
+def test_a_cache_that_would_not_be_used_is_refused(source):
+    with pytest.raises(UserError, match="cache_dir is for weights of the Hugging Face hub"):
+        timm.create_model("cbam_resnet18", pretrained=True, cache_dir="cache", pretrained_cfg_overlay=source)
+
+
+def test_pretrained_weights_bring_their_options_to_an_attention_by_argument(tmp_path):
+    source = timm.create_model("resnext11_8x8d", attention="cbam", attention_kwargs={"start": "identity"}).eval()
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    model = timm.create_model("resnext11_8x8d", attention="cbam", pretrained=str(tmp_path / "w.pth")).eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model(x), source(x))
 
 
 def test_building_draws_one_seed_of_torchs_generator():

@@ -1,8 +1,60 @@
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+
 class UserError(ValueError):
     """Input that cannot be used: one sentence that says what, where and what to do.
 
     The command line prints it on standard error and exits with status 2; any other exception there is a defect.
     """
+
+
+def brief(value: object, most: int = 80) -> str:
+    """Return a value that may be anything as it can stand in a sentence: in one line of about `most` letters.
+
+    Its `repr` where that is short; a long text with its end cut off; "a tensor of shape (1, 3, 224, 224)", "a dict of
+    10,000"; and the name of its type where `repr` is long, spans lines or raises.
+    """
+    kind = type(value).__name__
+    named = f"{'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"
+    # the value may be of any class, whose methods may do anything
+    try:
+        return _brief(value, most, named)
+    except Exception:
+        return named
+
+
+def _brief(value: Any, most: int, named: str) -> str:
+    if isinstance(value, (str, bytes)):
+        text = repr(value[:most])
+        return text if max(len(value), len(text) - 3) <= most else f"{text[: most - 3]}...{text[-1]}"
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and (shape or hasattr(value, "requires_grad")):
+        return f"{'a tensor' if hasattr(value, 'requires_grad') else 'an array'} of shape {tuple(shape)}"
+    if isinstance(value, (Mapping, list, tuple, set, frozenset)):
+        return _listed(value, most) or f"{named} of {len(value):,}"
+    text = repr(value)
+    return text if len(text) <= most and text.isprintable() else named
+
+
+def _listed(values: Collection[Any], most: int) -> str:
+    """Return the first values in brackets, as many as fit, and how many more there are; "" if none fits."""
+    if most < 10:  # values within values within values
+        return ""
+    texts: list[str] = []
+    for value in values:
+        text = brief(value, most // 2) + (f": {brief(values[value], most // 2)}" if isinstance(values, Mapping) else "")
+        if sum(map(len, texts)) + len(text) > most:
+            if not texts:
+                return ""
+            texts.append(f"... {len(values) - len(texts):,} more")
+            break
+        texts.append(text)
+    before, after = ("[]" if isinstance(values, list) else "()") if isinstance(values, (list, tuple)) else "{}"
+    only = "," if isinstance(values, tuple) and len(values) == 1 else ""
+    return f"{before}{', '.join(texts)}{only}{after}"
 
 
 def said(error: BaseException | None, most: int = 200) -> str:
@@ -15,21 +67,23 @@ def check_integer(name: str, value: int, least: int = 1, most: int | None = None
     last = 2**31 - 1 if most is None else most
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= last:
         if most is not None:
-            raise UserError(f"{name} must be an integer from {least} to {most:,}, got {value!r}")
+            raise UserError(f"{name} must be an integer from {least} to {most:,}, got {brief(value)}")
         kind = "a positive integer" if least == 1 else f"an integer of at least {least} and"
-        raise UserError(f"{name} must be {kind} below 2**31, got {value!r}")
+        raise UserError(f"{name} must be {kind} below 2**31, got {brief(value)}")
 
 
 def check_factor(name: str, value: float, most: float) -> None:
     """Raise UserError unless `value` is a number above 0 and at most `most`."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
-        raise UserError(f"{name} must be a number above 0 and at most {most:g}, got {value!r}")
+        raise UserError(f"{name} must be a number above 0 and at most {most:g}, got {brief(value)}")
 
 
-def nearest(word: str, candidates: list[str]) -> str:
+def nearest(word: object, candidates: list[str]) -> str:
     """Return `"; did you mean a, b?"` for the candidates closest to `word`, or `""` if none is close."""
     import difflib
 
+    if not isinstance(word, str) or len(word) > 200:
+        return ""
     word = word.lower()
     beginning = sorted((name for name in candidates if name.startswith(word)), key=len) if word else []
     similar = difflib.get_close_matches(word, candidates, n=3, cutoff=0.6)

@@ -5,6 +5,7 @@ No name of timm's own is overwritten; `REGISTERED` lists what was added.
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from collections.abc import Mapping
@@ -22,9 +23,9 @@ from torch import Tensor, nn
 
 from . import weights
 from .attention import ATTENTION
-from .errors import UserError
+from .errors import UserError, brief, said
 from .models.initialization import initialize, resolve_seed
-from .models.registry import arguments_for
+from .models.registry import arguments_for, check_arguments
 from .models.resnet import RESNETS, ResNet, check_head
 from .randomness import seeded
 from .scripting import refuse_scripting
@@ -70,7 +71,13 @@ class TimmResNet(ResNet):
     ) -> None:
         seed = resolve_seed(seed)
         if isinstance(norm_layer, str):
-            norm_layer = get_norm_layer(norm_layer)
+            try:
+                norm_layer = get_norm_layer(norm_layer)
+            except KeyError:
+                raise UserError(
+                    "norm_layer must build a norm, or be timm's name of one, such as groupnorm; "
+                    f"got {brief(norm_layer)}"
+                ) from None
         kwargs = {"zero_init_residual": zero_init_last, **kwargs}
         super().__init__(*args, in_channels=in_chans, norm_layer=norm_layer, seed=seed, **kwargs)
         del self.avgpool
@@ -80,15 +87,21 @@ class TimmResNet(ResNet):
         stem_reduction = self.conv1.stride[0]
         self.feature_info = [{"num_chs": self.conv1.out_channels, "reduction": stem_reduction, "module": "relu"}]
         reduction = stem_reduction * (2 if isinstance(self.maxpool, nn.MaxPool2d) else 1)
-        for index, (name, channels) in enumerate(zip(self.stage_names, self.stage_channels, strict=True)):
-            self.feature_info.append({"num_chs": channels, "reduction": reduction << index, "module": name})
+        dilated = self.replace_stride_with_dilation or (False,) * (len(self.stage_names) - 1)
+        next_dilated = (*dilated, True)  # none follows the last
+        for name, channels, is_next_dilated in zip(self.stage_names, self.stage_channels, next_dilated, strict=True):
+            self.feature_info.append({"num_chs": channels, "reduction": reduction, "module": name})
+            reduction *= 1 if is_next_dilated else 2
 
     def _set_head(self, num_classes: int, global_pool: str, seed: int | None) -> None:
         check_head(num_classes, self.in_channels)
         self.num_classes = num_classes
         seed = resolve_seed(seed)
         with seeded(seed, "construction"):
-            self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
+            try:
+                self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
+            except AssertionError as error:
+                raise UserError(f"timm has no such global_pool: {said(error)}") from error
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         initialize(nn.ModuleDict({"fc": self.fc}), seed)
         self.fc.to(self.conv1.weight.device, self.conv1.weight.dtype)
@@ -129,7 +142,7 @@ class TimmResNet(ResNet):
             intermediates_only: Return the list alone.
         """
         if output_fmt != "NCHW":
-            raise UserError(f'output_fmt must be "NCHW", got {output_fmt!r}')
+            raise UserError(f'output_fmt must be "NCHW", got {brief(output_fmt)}')
         taken, last = feature_take_indices(len(self.feature_info), indices)
         x = self.forward_stem(x)
         intermediates = [x] if 0 in taken else []
@@ -170,6 +183,36 @@ class TimmResNet(ResNet):
         return {"stem": r"^conv1|bn1", "blocks": r"^layer(\d+)" if coarse else fine}
 
 
+# what timm's own `create_model` and `build_model_with_cfg` take for a network, and its words for arguments of `ResNet`
+_OF_TIMM = ("in_chans", "global_pool", "output_stride", "features_only", "out_indices", "feature_cls")
+_RENAMED = {"cardinality": "groups", "base_width": "width_per_group", "zero_init_last": "zero_init_residual"}
+_TAKEN = [
+    *(key for key in inspect.signature(ResNet).parameters if key not in ("block", "layers", "in_channels")),
+    *_OF_TIMM,
+    *_RENAMED,
+]
+
+
+def _in_our_words(config: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return timm's arguments of the network `config` with those of `ResNet` under its names."""
+    arguments = dict(kwargs)
+    for theirs, ours in _RENAMED.items():
+        if theirs in arguments:
+            if ours in arguments:
+                raise UserError(f"{theirs} is timm's word for {ours}; give one of them")
+            arguments[ours] = arguments.pop(theirs)
+    if "output_stride" in arguments:
+        if "replace_stride_with_dilation" in arguments:
+            raise UserError("output_stride is timm's word for replace_stride_with_dilation; give one of them")
+        stem = arguments.get("stem", config.get("stem", "imagenet"))
+        strides = [(4 if stem == "imagenet" else 1) << stage for stage in range(len(config["layers"]))]
+        wanted = arguments.pop("output_stride")
+        if wanted not in strides:
+            raise UserError(f"output_stride must be one of {', '.join(map(str, strides))}; got {brief(wanted)}")
+        arguments["replace_stride_with_dilation"] = [stride > wanted for stride in strides[1:]]
+    return arguments
+
+
 def _build(
     name: str,
     backbone: str,
@@ -177,27 +220,30 @@ def _build(
     pretrained: bool | str | os.PathLike[str] = False,
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a registered network the way timm does; `pretrained=True` without a source takes torchvision's weights."""
     if is_scriptable():
         refuse_scripting()
+    check_arguments(name, [key for key in _TAKEN if own_attention is None or key != "attention"], kwargs)
     config = RESNETS[backbone]
+    kwargs = _in_our_words(config, kwargs)
+    if own_attention is not None:
+        kwargs["attention"] = own_attention
     overlay = dict(pretrained_cfg_overlay or {})
     if isinstance(pretrained, (str, os.PathLike)):
         overlay["file"], pretrained = os.fspath(pretrained), True
     source, state = "", None
     if pretrained:
-        source, loaded = _pretrained_weights(name, backbone, pretrained_cfg, overlay)
+        source, loaded = _pretrained_weights(name, backbone, pretrained_cfg, overlay, cache_dir)
         state = loaded.state
-        kwargs.update(arguments_for(loaded, own_attention, kwargs))
-    if own_attention is not None:
-        kwargs["attention"] = own_attention
+        kwargs.update(arguments_for(loaded, kwargs.get("attention"), kwargs))
 
     def construct(**arguments: Any) -> TimmResNet:
         seed = resolve_seed(arguments.pop("seed", None))
         with seeded(seed, "construction"):
-            model = TimmResNet(**config, **arguments, seed=seed)
+            model = TimmResNet(**{**config, **arguments}, seed=seed)
         # here rather than by timm, which lets missing keys pass where the number of classes differs
         if state is not None:
             weights.load_pretrained(model, state, source)
@@ -216,7 +262,11 @@ def _build(
 
 
 def _pretrained_weights(
-    name: str, backbone: str, pretrained_cfg: Any, overlay: dict[str, Any]
+    name: str,
+    backbone: str,
+    pretrained_cfg: Any,
+    overlay: dict[str, Any],
+    cache_dir: str | os.PathLike[str] | None,
 ) -> tuple[str, weights.Weights]:
     """Return where the weights come from and the weights: of the configuration's source, by default torchvision's."""
     resolved = resolve_pretrained_cfg(name, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=overlay)
@@ -229,8 +279,11 @@ def _pretrained_weights(
         return str(path), weights.read_weights(path)
     if resolved.hf_hub_id:
         filename = (resolved.hf_hub_filename,) if resolved.hf_hub_filename else ()
-        state = timm.models.load_state_dict_from_hf(resolved.hf_hub_id, *filename, weights_only=True)
+        cache = {} if cache_dir is None else {"cache_dir": cache_dir}
+        state = timm.models.load_state_dict_from_hf(resolved.hf_hub_id, *filename, weights_only=True, **cache)
         return resolved.hf_hub_id, weights.weights_in(state, resolved.hf_hub_id)
+    if cache_dir is not None:
+        raise UserError("cache_dir is for weights of the Hugging Face hub; these go to torch's cache, under TORCH_HOME")
     if resolved.url:
         state = weights.state_dict_from_url(resolved.url)
         return resolved.url, weights.weights_in(state, resolved.url)

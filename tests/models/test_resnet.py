@@ -425,7 +425,7 @@ def test_names_the_layer_that_refuses_an_input(shape):
         ({"attention": lambda channels: channels}, "attention must build a torch.nn.Module"),
         ({"attention": "cbam", "attention_kwargs": {"ratio": 16}}, "the attention cannot be built from"),
         ({"attention_kwargs": {"reduction": 8}}, "without an attention"),
-        ({"num_clases": 3}, "takes no argument 'num_clases'; did you mean num_classes"),
+        ({"num_clases": 3}, "takes no argument 'num_clases', only num_classes, .*; did you mean num_classes"),
     ],
 )
 def test_impossible_options_are_one_sentence(options, sentence):
@@ -508,3 +508,18 @@ def test_blocks_with_other_parts_compute_what_their_parts_do():
 class Doubled(nn.Identity):
     def forward(self, x):
         return 2 * x
+
+
+@pytest.mark.parametrize("dilated", [(False, False, True), (False, True, True), (True, False, True)])
+@pytest.mark.parametrize("name", ["resnet50", "resnext50_32x4d"])
+def test_dilated_networks_compute_what_torchvisions_do(name, dilated):
+    ours = create_model(name, seed=0, replace_stride_with_dilation=dilated).eval()
+    theirs = torchvision.models.get_model(name, replace_stride_with_dilation=dilated).eval()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(1, 3, 65, 97)
+    torch.testing.assert_close(ours.forward_features(x), torch_features(theirs, x))
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def torch_features(model, x):
+    return nn.Sequential(*list(model.children())[:-2])(x)

@@ -55,6 +55,13 @@ def test_attention_that_started_as_the_identity_comes_back(tmp_path):
     assert torch.equal(load_bundle(tmp_path).probabilities(pixels), saved.probabilities(pixels))
 
 
+def test_options_that_no_shape_shows_come_back(tmp_path):
+    options = {"stride_in_1x1": True, "ceil_pool": True, "replace_stride_with_dilation": (False, True, True)}
+    saved, pixels = bundle("cbam_resnet50", **options), images(64)
+    save_bundle(tmp_path, saved)
+    assert torch.equal(load_bundle(tmp_path).probabilities(pixels), saved.probabilities(pixels))
+
+
 def test_the_article_s_network_comes_back(tmp_path):
     saved, pixels = bundle("cbam_article_resnext50"), images(224)[:1]
     save_bundle(tmp_path, saved)
@@ -112,7 +119,7 @@ def changed(tmp_path, **changes):
         ({"weights": None}, "is damaged"),
         ({"info": None}, "is damaged"),
         ({"model_kwargs": 3}, "is damaged"),
-        ({"architecture": "article_resnext50", "model_kwargs": ["ceil_pool"]}, "takes no argument 'ceil_pool'"),
+        ({"architecture": "article_resnext50", "model_kwargs": {"ceil_pool": True}}, "takes no argument 'ceil_pool'"),
         ({"width_factor": 1.1}, "are not those of"),
         ({"width_factor": 16}, "are not those of"),
         ({"width_factor": 1e9}, "is damaged"),

@@ -87,6 +87,10 @@ def _is_as_built(block: BasicBlock | Bottleneck) -> bool:
     )
 
 
+def _conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride, dilation, dilation, groups, bias=False)
+
+
 class BasicBlock(NotScriptable, nn.Module):
     """Two 3x3 convolutions, attention before the sum, arXiv 1512.03385, figure 5 left."""
 
@@ -101,6 +105,8 @@ class BasicBlock(NotScriptable, nn.Module):
         downsample: nn.Module | None,
         width: int,
         groups: int,
+        first_dilation: int,
+        dilation: int,
         stride_in_1x1: bool,
         norm_layer: Norm,
         attention: nn.Module,
@@ -111,10 +117,10 @@ class BasicBlock(NotScriptable, nn.Module):
             raise UserError("BasicBlock has no grouped or widened convolution: groups=1 and width_per_group=64 only")
         if stride_in_1x1:
             raise UserError("stride_in_1x1 needs a block with 1x1 convolutions, a Bottleneck; this one is a BasicBlock")
-        self.conv1 = nn.Conv2d(in_channels, planes, 3, stride, padding=1, bias=False)
+        self.conv1 = _conv3x3(in_channels, planes, stride, dilation=first_dilation)
         self.bn1 = norm_layer(planes)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.conv2 = _conv3x3(planes, planes, dilation=dilation)
         self.bn2 = norm_layer(planes)
         self.attention = attention
         self.drop_path = drop_path
@@ -144,6 +150,8 @@ class Bottleneck(NotScriptable, nn.Module):
         downsample: nn.Module | None,
         width: int,
         groups: int,
+        first_dilation: int,
+        dilation: int,
         stride_in_1x1: bool,
         norm_layer: Norm,
         attention: nn.Module,
@@ -154,7 +162,7 @@ class Bottleneck(NotScriptable, nn.Module):
         first_stride, middle_stride = (stride, 1) if stride_in_1x1 else (1, stride)
         self.conv1 = nn.Conv2d(in_channels, width, 1, first_stride, bias=False)
         self.bn1 = norm_layer(width)
-        self.conv2 = nn.Conv2d(width, width, 3, middle_stride, padding=1, groups=groups, bias=False)
+        self.conv2 = _conv3x3(width, width, middle_stride, groups, first_dilation)
         self.bn2 = norm_layer(width)
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = norm_layer(out_channels)

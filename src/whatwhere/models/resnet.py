@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..attention import ATTENTION, attention_builder
 from ..attention.gate import Place, check_shape_kept
-from ..errors import UserError, check_integer
+from ..errors import UserError, brief, check_integer, said
 from ..randomness import seeded
 from ..scripting import NotScriptable
 from .blocks import BasicBlock, Bottleneck, Norm, StochasticDepth
@@ -56,6 +56,9 @@ class ResNet(NotScriptable, nn.Module):
             of each stage but the last instead.
         attention_kwargs: Keyword arguments for it.
         stride_in_1x1: Stride in a bottleneck's first 1x1 convolution, as in the papers, instead of in its 3x3.
+        replace_stride_with_dilation: For each stage but the first, whether to dilate its 3x3 convolutions instead of
+            halving the image, as torchvision has it; None for none. Weights fit with and without. The first 3x3 of a
+            stage has the dilation of the stage before, as in torchvision's and timm's dilated networks.
         ceil_pool: The stem's max-pool rounds its size up instead of padding, as in networks that come from Caffe.
         norm_layer: Builds a norm from a channel count; None for BatchNorm2d.
         zero_init_residual: Start the last norm of each block at weight 0.
@@ -90,6 +93,7 @@ class ResNet(NotScriptable, nn.Module):
         attention: str | Callable[..., nn.Module] | None = None,
         attention_kwargs: Mapping[str, Any] | None = None,
         stride_in_1x1: bool = False,
+        replace_stride_with_dilation: Sequence[bool] | None = None,
         ceil_pool: bool = False,
         norm_layer: Norm | None = None,
         zero_init_residual: bool = False,
@@ -102,14 +106,16 @@ class ResNet(NotScriptable, nn.Module):
         _check_sizes(layers, widths, groups, width_per_group, stem_channels)
         for option, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
             if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-                raise UserError(f"{option} must be at least 0 and below 1, got {rate!r}")
+                raise UserError(f"{option} must be at least 0 and below 1, got {brief(rate)}")
         if stem not in ("imagenet", "cifar"):
-            raise UserError(f"stem must be imagenet or cifar, got {stem!r}")
+            raise UserError(f"stem must be imagenet or cifar, got {brief(stem)}")
+        dilated = _check_dilated(replace_stride_with_dilation, len(layers))
         seed = resolve_seed(seed)
         norm_layer = _checked_norm(norm_layer)
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.stride_in_1x1, self.ceil_pool = stride_in_1x1, ceil_pool
+        self.replace_stride_with_dilation = dilated if any(dilated) else None
         self.num_features = widths[-1] * block.expansion
 
         # in the order of the forward pass, on which feature extractors (timm's features_only) rely
@@ -122,13 +128,15 @@ class ResNet(NotScriptable, nn.Module):
 
         slot = _AttentionSlot(attention, attention_kwargs, seed)
         num_blocks = sum(layers)
-        previous, index = stem_channels, 0
+        previous, index, dilation = stem_channels, 0, 1
         self.stage_names = tuple(f"layer{stage + 1}" for stage in range(len(layers)))
         self.stage_channels = tuple(planes * block.expansion for planes in widths)
         for stage, (name, depth, planes) in enumerate(zip(self.stage_names, layers, widths, strict=True)):
-            blocks = []
+            blocks: list[nn.Module] = []
+            dilates = stage > 0 and dilated[stage - 1]
+            first_dilation, dilation = dilation, dilation * (2 if dilates else 1)
             for position in range(depth):
-                stride = 2 if stage > 0 and position == 0 else 1
+                stride = 2 if stage > 0 and position == 0 and not dilates else 1
                 out_channels = planes * block.expansion
                 attention_inside = slot.build("block", f"{name}.{position}.attention", out_channels)
                 blocks.append(
@@ -139,6 +147,8 @@ class ResNet(NotScriptable, nn.Module):
                         downsample=_projection(previous, out_channels, stride, norm_layer),
                         width=planes * width_per_group // 64 * groups,
                         groups=groups,
+                        first_dilation=dilation if position else first_dilation,
+                        dilation=dilation,
                         stride_in_1x1=stride_in_1x1,
                         norm_layer=norm_layer,
                         attention=nn.Identity() if attention_inside is None else attention_inside,
@@ -209,7 +219,7 @@ class _AttentionSlot:
         if kwargs is not None and not isinstance(kwargs, Mapping):
             raise UserError(f"attention_kwargs must be a dict of keyword arguments, got a {type(kwargs).__name__}")
         if attention is None and kwargs:
-            raise UserError(f"attention_kwargs {dict(kwargs)} without an attention to pass them to")
+            raise UserError(f"attention_kwargs {brief(dict(kwargs))} without an attention to pass them to")
         self.builder = None if attention is None else attention_builder(attention)
         self.kwargs = dict(kwargs or {})
         self.seed = seed
@@ -225,8 +235,8 @@ class _AttentionSlot:
                 module = self.builder(channels, **self.kwargs)
             except TypeError as error:
                 raise UserError(
-                    f"the attention cannot be built from {channels} channels and the attention_kwargs {self.kwargs}: "
-                    f"{error}"
+                    f"the attention cannot be built from {channels} channels and the attention_kwargs "
+                    f"{brief(self.kwargs)}: {said(error)}"
                 ) from error
         if not isinstance(module, nn.Module):
             raise UserError(
@@ -264,11 +274,13 @@ def _check_sizes(
 ) -> None:
     for option, values in (("layers", layers), ("widths", widths)):
         if not isinstance(values, Sequence) or not values:
-            raise UserError(f"{option} must be a sequence with an integer for each stage, got {values!r}")
+            raise UserError(f"{option} must be a sequence with an integer for each stage, got {brief(values)}")
         for value in values:
             check_integer(f"each entry of {option}", value)
     if len(widths) != len(layers):
-        raise UserError(f"widths {tuple(widths)} and layers {tuple(layers)} must name the same number of stages")
+        raise UserError(
+            f"widths {brief(tuple(widths))} and layers {brief(tuple(layers))} must name the same number of stages"
+        )
     for option, value in (("groups", groups), ("width_per_group", width_per_group), ("stem_channels", stem_channels)):
         check_integer(option, value)
     if min(widths) * width_per_group < 64:
@@ -276,6 +288,18 @@ def _check_sizes(
             f"width_per_group {width_per_group} leaves no channel in a stage of {min(widths)} planes: a group has "
             "planes * width_per_group / 64"
         )
+
+
+def _check_dilated(dilated: Sequence[bool] | None, num_stages: int) -> tuple[bool, ...]:
+    if dilated is None:
+        return (False,) * (num_stages - 1)
+    is_fit = isinstance(dilated, Sequence) and len(dilated) == num_stages - 1
+    if not is_fit or not all(isinstance(value, bool) for value in dilated):
+        raise UserError(
+            f"replace_stride_with_dilation must be {num_stages - 1} times True or False, for each stage but the first, "
+            f"got {brief(dilated)}"
+        )
+    return tuple(dilated)
 
 
 @torch.fx.wrap
@@ -289,13 +313,13 @@ def _checked_norm(norm_layer: Norm | None) -> Norm:
     if norm_layer is None:
         return nn.BatchNorm2d
     if not callable(norm_layer):
-        raise UserError(f"norm_layer must build a norm from a channel count, got {norm_layer!r}")
+        raise UserError(f"norm_layer must build a norm from a channel count, got {brief(norm_layer)}")
 
     def build(num_features: int) -> nn.Module:
         try:
             norm = norm_layer(num_features)
         except (TypeError, ValueError) as error:
-            raise UserError(f"norm_layer cannot build a norm of {num_features} channels: {error}") from error
+            raise UserError(f"norm_layer cannot build a norm of {num_features} channels: {said(error)}") from error
         if not isinstance(norm, nn.Module):
             raise UserError(f"norm_layer must build a torch.nn.Module, got a {type(norm).__name__}")
         return norm

@@ -17,16 +17,18 @@ from .. import weights
 from ..attention.gate import Start
 from ..data.names import printable
 from ..data.preprocess import Preprocessing
-from ..errors import UserError, check_factor, said
+from ..errors import UserError, brief, check_factor, said
 from ..files import remove_parts, write_bytes, write_json, writing
 from ..insert.named import check_network, create_network, is_attentive
 from ..models.others import as_published, full_name, is_as_published, is_other
 from ..models.registry import MOST_WIDTH
+from ..models.resnet import ResNet
 from .config import is_import_path
 
 FORMAT = "whatwhere bundle 1"
 DESCRIPTION = "bundle.json"
-_MODEL_OPTIONS = ("stride_in_1x1", "ceil_pool")  # of `ResNet`, which weights may have brought and no shape shows
+# of `ResNet`, which no shape shows; weights may have brought them
+_MODEL_OPTIONS = ("stride_in_1x1", "ceil_pool", "replace_stride_with_dilation")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def save_bundle(folder: Path, bundle: Bundle) -> None:
         "attention": bundle.attention,
         "width_factor": bundle.width_factor,
         "at": bundle.at,
-        "model_kwargs": {name: True for name in _MODEL_OPTIONS if getattr(bundle.model, name, False) is True},
+        "model_kwargs": _model_kwargs(bundle.model),
         "as_published": is_as_published(bundle.model),
         "classes": list(bundle.classes),
         "preprocessing": asdict(bundle.preprocessing),
@@ -116,7 +118,7 @@ def load_bundle(
     try:
         description = json.loads(description_file.read_bytes())
         if description["format"] != FORMAT:
-            raise ValueError(f"its format is {description['format']!r}, not {FORMAT!r}")
+            raise ValueError(f"its format is {brief(description['format'])}, not {FORMAT!r}")
         file = folder / Path(description["weights"]).name
         content = file.read_bytes()
         if hashlib.sha256(content).hexdigest() != description["sha256"]:
@@ -131,7 +133,8 @@ def load_bundle(
         # a bundle of an older version has neither
         named, width_factor = str(description.get("attention", "")), description.get("width_factor", 1.0)
         at = str(description.get("at", ""))
-        model_kwargs = {name: True for name in description.get("model_kwargs", ()) if name in _MODEL_OPTIONS}
+        model_kwargs = dict(description.get("model_kwargs", {}))
+        model_kwargs = {key: model_kwargs[key] for key in _MODEL_OPTIONS if key in model_kwargs}
         is_published = description.get("as_published", False) is True
         check_factor("width_factor", width_factor, MOST_WIDTH)
     # damaged JSON makes the reader and the conversions raise nearly anything
@@ -147,11 +150,17 @@ def load_bundle(
     return Bundle(model.to(device).eval(), architecture, classes, preprocessing, info, named, width_factor, at)
 
 
+def _model_kwargs(model: nn.Module) -> dict[str, Any]:
+    options = {name: getattr(model, name) for name in _MODEL_OPTIONS} if isinstance(model, ResNet) else {}
+    return {name: value for name, value in options.items() if value}
+
+
 def _check_attention(named: str, given: Callable[..., nn.Module] | None, folder: Path) -> None:
     if is_import_path(named) and given is None:
         text = printable(named)
         raise UserError(
-            f"the network in {str(folder)!r} was trained with the attention {text!r}, code that no file may have run; "
+            f"the network in {str(folder)!r} was trained with the attention {brief(text)}, code "
+            f"that no file may have run; "
             f"give --attention {text}, or load_bundle(..., attention={text.partition(':')[2]}) in Python"
         )
     if given is not None and not is_import_path(named):

@@ -22,7 +22,7 @@ from torch import nn
 from ..attention import attention_by_path
 from ..data.names import counted, few, printable
 from ..data.prepare import Prepared, fingerprint, prepare
-from ..errors import UserError
+from ..errors import UserError, brief
 from ..files import check_writable, locked
 from ..insert.named import check_network, create_network
 from .build import Material, build_material, build_model, describe, device_name, resolve
@@ -132,7 +132,8 @@ def _check_no_code(before: Mapping[str, Any], given: Mapping[str, Any], path: Pa
     text = printable(str(before.get("attention", "")))
     if "attention" not in given and is_import_path(text):
         raise UserError(
-            f"the run in {str(path)!r} has the attention {text!r}, code that no file may have run; give --attention "
+            f"the run in {str(path)!r} has the attention {brief(text)}, code that no file may have "
+            f"run; give --attention "
             f"{text} again"
         )
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..attention import ATTENTION
-from ..errors import UserError
+from ..errors import UserError, brief
 from .layouts import LAYOUTS, Layout, Rule, find_rule, find_rule_back, has_bottlenecks, is_grouped, recognize
 from .load import is_attention_key, starts_as_identity
 from .read import StateDict, WeightsFile, check_finite, find_weights, read_file, warn_of_left_out
@@ -84,7 +84,7 @@ class Weights:
             if option in given and not _is_usual(given[option], usual):
                 raise UserError(
                     f"the weights are of {self.layout.whose}, where {option} is {usual!r}; leave out "
-                    f"{option}={given[option]!r}"
+                    f"{option}={brief(given[option])}"
                 )
         if self.attention == "cbam":
             maps = _maps(options)
@@ -144,7 +144,7 @@ def to_ours(state: Mapping[str, Tensor], source: str, description: str = "") -> 
     for key, tensor in state.items():
         rule, name = find_rule(layout, key) or (Rule(key, key), key)
         if name in renamed:
-            raise UserError(f"{source!r} holds two tensors for {name!r}, one of them as {key!r}")
+            raise UserError(f"{source!r} holds two tensors for {brief(name)}, one of them as {brief(key)}")
         attention = rule.attention or attention
         renamed[name] = tensor[:, :, 0, 0] if rule.is_1x1 and tensor.shape[2:] == (1, 1) else tensor
     if layout.name in ("whatwhere", "torchvision"):
@@ -365,7 +365,7 @@ def _check_usual(layout: Layout, attention: str | None, options: Mapping[str, An
     for option, usual in _usual(layout, attention).items():
         value = options.get(option, defaults[option].default)
         if not _is_usual(value, usual):
-            raise UserError(f"{layout.whose} cannot hold these weights: its attention has no {option}={value!r}")
+            raise UserError(f"{layout.whose} cannot hold these weights: its attention has no {option}={brief(value)}")
     if attention == "cbam" and set(_maps(options)) != set(layout.maps):
         raise UserError(f"{layout.whose} cannot hold these weights: its spatial gate takes {' and '.join(layout.maps)}")
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError, said
+from ..errors import UserError, brief, said
 from .report import shown
 
 StateDict = dict[str, Tensor]
@@ -179,7 +179,7 @@ def check_finite(file: WeightsFile) -> None:
     """Raise UserError if a tensor of `file` holds NaN or infinite values."""
     for key, value in file.state.items():
         if _num_non_finite(value):
-            raise UserError(f"{file.path!r} holds weights that are NaN or infinite: {key!r}")
+            raise UserError(f"{file.path!r} holds weights that are NaN or infinite: {brief(key)}")
 
 
 def warn_of_left_out(file: WeightsFile) -> None:
@@ -356,7 +356,7 @@ def _around(content: Mapping[str, Any], where: tuple[str, ...]) -> dict[str, str
     around: dict[str, str] = {}
     for depth, name in enumerate((*where, None)):
         around |= {
-            ".".join((*where[:depth], str(key))): _in_words(value)
+            ".".join((*where[:depth], str(key))): brief(value)
             for key, value in content.items()
             if key != name and not (name is None and isinstance(key, str) and isinstance(value, Tensor))
         }
@@ -370,7 +370,7 @@ def _grouped(tensors: StateDict, prefix: str) -> dict[str, str]:
     for key in tensors:
         shared = max((outer for outer in _prefixes(key) if prefix.startswith(outer)), key=len)
         groups.setdefault(shared + key[len(shared) :].partition(".")[0], []).append(key)
-    alone = {keys[0]: _in_words(tensors[keys[0]]) for keys in groups.values() if len(keys) == 1}
+    alone = {keys[0]: brief(tensors[keys[0]]) for keys in groups.values() if len(keys) == 1}
     return alone | {f"{module}.*": f"{len(keys)} tensors" for module, keys in groups.items() if len(keys) > 1}
 
 
@@ -390,18 +390,6 @@ def _with_integer_counters(state: StateDict) -> tuple[StateDict, tuple[str, ...]
 
 def _is_float_counter(key: str, value: Tensor) -> bool:
     return key.endswith(_COUNTER) and value.dim() == 0 and value.is_floating_point()
-
-
-def _in_words(value: Any) -> str:
-    if value is None or isinstance(value, (bool, int, float)):
-        return repr(value)
-    if isinstance(value, str):
-        return repr(value if len(value) <= 60 else value[:57] + "...")
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    if isinstance(value, (Mapping, list, tuple, set)):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
 
 
 def state_dict_from_url(url: str) -> StateDict:
