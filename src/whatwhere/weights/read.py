@@ -356,12 +356,20 @@ def _around(content: Mapping[str, Any], where: tuple[str, ...]) -> dict[str, str
     around: dict[str, str] = {}
     for depth, name in enumerate((*where, None)):
         around |= {
-            ".".join((*where[:depth], str(key))): brief(value)
+            ".".join((*where[:depth], str(key))): _in_words(value)
             for key, value in content.items()
             if key != name and not (name is None and isinstance(key, str) and isinstance(value, Tensor))
         }
         content = content[name] if name is not None else content
     return around
+
+
+def _in_words(value: Any) -> str:
+    """Return a value that is no part of the network: what it is, and short ones as they are."""
+    if value is None or isinstance(value, (bool, int, float, str, Tensor)):
+        return brief(value)
+    size = f" of {len(value)}" if isinstance(value, (Mapping, list, tuple, set)) else ""
+    return f"a {type(value).__name__}{size}"
 
 
 def _grouped(tensors: StateDict, prefix: str) -> dict[str, str]:
