@@ -316,7 +316,8 @@ def test_timms_words_for_groups():
     ],
 )
 def test_what_is_not_taken_is_refused_in_a_sentence_that_names_what_is(argument, value):
-    with pytest.raises(UserError, match=f"takes no argument '{argument}', only num_classes, .*output_stride, ") as error:
+    message = f"takes no argument '{argument}', only num_classes, .*output_stride, "
+    with pytest.raises(UserError, match=message) as error:
         timm.create_model("cbam_resnext11_8x8d", **{argument: value})
     assert "\n" not in str(error.value)
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 
@@ -34,19 +34,27 @@ def _brief(value: Any, most: int, named: str) -> str:
     if isinstance(shape, tuple) and (shape or hasattr(value, "requires_grad")):
         return f"{'a tensor' if hasattr(value, 'requires_grad') else 'an array'} of shape {tuple(shape)}"
     if isinstance(value, (Mapping, list, tuple, set, frozenset)):
-        counted = f"{named} of {len(value):,}"
-        # each level of values within values has fewer letters, and the innermost none
-        if len(value) > most // 3:
-            return counted
-        if isinstance(value, Mapping):
-            text = ", ".join(f"{brief(key, most // 2)}: {brief(item, most // 2)}" for key, item in value.items())
-        else:
-            text = ", ".join(brief(item, most // 2) for item in value)
-        before, after = ("[]" if isinstance(value, list) else "()") if isinstance(value, (list, tuple)) else "{}"
-        text = f"{before}{text}{',' if isinstance(value, tuple) and len(value) == 1 else ''}{after}"
-        return text if len(text) <= most else counted
+        return _listed(value, most) or f"{named} of {len(value):,}"
     text = repr(value)
     return text if len(text) <= most and text.isprintable() else named
+
+
+def _listed(values: Collection[Any], most: int) -> str:
+    """Return the first values in brackets, as many as fit, and how many more there are; "" if none fits."""
+    if most < 10:  # values within values within values
+        return ""
+    texts: list[str] = []
+    for value in values:
+        text = brief(value, most // 2) + (f": {brief(values[value], most // 2)}" if isinstance(values, Mapping) else "")
+        if sum(map(len, texts)) + len(text) > most:
+            if not texts:
+                return ""
+            texts.append(f"... {len(values) - len(texts):,} more")
+            break
+        texts.append(text)
+    before, after = ("[]" if isinstance(values, list) else "()") if isinstance(values, (list, tuple)) else "{}"
+    only = "," if isinstance(values, tuple) and len(values) == 1 else ""
+    return f"{before}{', '.join(texts)}{only}{after}"
 
 
 def said(error: BaseException | None, most: int = 200) -> str:

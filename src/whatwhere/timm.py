@@ -74,7 +74,8 @@ class TimmResNet(ResNet):
                 norm_layer = get_norm_layer(norm_layer)
             except KeyError:
                 raise UserError(
-                    f"norm_layer must build a norm, or be timm's name of one, such as groupnorm; got {brief(norm_layer)}"
+                    "norm_layer must build a norm, or be timm's name of one, such as groupnorm; "
+                    f"got {brief(norm_layer)}"
                 ) from None
         kwargs = {"zero_init_residual": zero_init_last, **kwargs}
         super().__init__(*args, in_channels=in_chans, norm_layer=norm_layer, seed=seed, **kwargs)
@@ -85,8 +86,9 @@ class TimmResNet(ResNet):
         stem_reduction = self.conv1.stride[0]
         self.feature_info = [{"num_chs": self.conv1.out_channels, "reduction": stem_reduction, "module": "relu"}]
         reduction = stem_reduction * (2 if isinstance(self.maxpool, nn.MaxPool2d) else 1)
-        dilated = self.replace_stride_with_dilation or (False,) * len(self.stage_names)
-        for name, channels, is_next_dilated in zip(self.stage_names, self.stage_channels, (*dilated, True)):
+        dilated = self.replace_stride_with_dilation or (False,) * (len(self.stage_names) - 1)
+        next_dilated = (*dilated, True)  # none follows the last
+        for name, channels, is_next_dilated in zip(self.stage_names, self.stage_channels, next_dilated, strict=True):
             self.feature_info.append({"num_chs": channels, "reduction": reduction, "module": name})
             reduction *= 1 if is_next_dilated else 2
 
@@ -139,7 +141,7 @@ class TimmResNet(ResNet):
             intermediates_only: Return the list alone.
         """
         if output_fmt != "NCHW":
-            raise UserError(f'output_fmt must be "NCHW", got {output_fmt!r}')
+            raise UserError(f'output_fmt must be "NCHW", got {brief(output_fmt)}')
         taken, last = feature_take_indices(len(self.feature_info), indices)
         x = self.forward_stem(x)
         intermediates = [x] if 0 in taken else []

@@ -510,7 +510,7 @@ class Doubled(nn.Identity):
         return 2 * x
 
 
-@pytest.mark.parametrize("dilated", [(False, False, True), (False, True, True), (True, True, True), (True, False, True)])
+@pytest.mark.parametrize("dilated", [(False, False, True), (False, True, True), (True, False, True)])
 @pytest.mark.parametrize("name", ["resnet50", "resnext50_32x4d"])
 def test_dilated_networks_compute_what_torchvisions_do(name, dilated):
     ours = create_model(name, seed=0, replace_stride_with_dilation=dilated).eval()

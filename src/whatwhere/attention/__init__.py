@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ..errors import UserError, nearest
+from ..errors import UserError, brief, nearest
 from .bam import BAM
 from .by_path import attention_by_path
 from .cbam import CBAM, ChannelAttention, SpatialAttention
@@ -81,7 +81,8 @@ def attention_builder(attention: str | Callable[..., nn.Module]) -> Callable[...
     if isinstance(attention, str):
         if attention not in ATTENTION:
             raise UserError(
-                f"unknown attention {attention!r}{nearest(attention, list(ATTENTION))}; known: {', '.join(ATTENTION)}"
+                f"unknown attention {brief(attention)}{nearest(attention, list(ATTENTION))}; known: "
+                f"{', '.join(ATTENTION)}"
             )
         return ATTENTION[attention]
     if not callable(attention) or isinstance(attention, nn.Module):

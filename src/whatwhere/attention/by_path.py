@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import UserError
+from ..errors import UserError, brief
 
 _MISSING = object()
 
@@ -27,16 +27,18 @@ def attention_by_path(path: str) -> Callable[..., nn.Module]:
     """
     module, colon, name = path.partition(":")
     if not (module and colon and name):
-        raise UserError(f"attention {path!r} is no import path; give MODULE:NAME, such as my_attention:Gate")
+        raise UserError(f"attention {brief(path)} is no import path; give MODULE:NAME, such as my_attention:Gate")
     builder = _imported(module, name, path)
     if builder is _MISSING:
-        raise UserError(f"attention {path!r} cannot be had: the module {module!r} has no {name!r}")
+        raise UserError(f"attention {brief(path)} cannot be had: the module {brief(module)} has no {brief(name)}")
     if isinstance(builder, nn.Module):
-        raise UserError(f"attention {path!r} is a module built already; give its class, or a function of the channels")
+        raise UserError(
+            f"attention {brief(path)} is a module built already; give its class, or a function of the channels"
+        )
     if not callable(builder):
         raise UserError(
-            f"attention {path!r} is of type {type(builder).__name__}; give a class or a function from a channel count "
-            "to a module"
+            f"attention {brief(path)} is of type {type(builder).__name__}; give a class or a function from a channel "
+            "count to a module"
         )
     result: Callable[..., nn.Module] = builder
     return result
@@ -49,8 +51,8 @@ def _imported(module: str, name: str, path: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module}.".startswith(f"{error.name}."):
             raise UserError(
-                f"attention {path!r} cannot be had: there is no module {error.name!r}, neither installed nor in the "
-                "current folder"
+                f"attention {brief(path)} cannot be had: there is no module {brief(error.name)}, neither installed nor "
+                "in the current folder"
             ) from error
         raise _failed(path, error) from error
     # a stranger's module may raise anything, and a script without a guard ends the program
@@ -61,7 +63,7 @@ def _imported(module: str, name: str, path: str) -> Any:
 def _failed(path: str, error: BaseException) -> UserError:
     said = " ".join(str(error).split())
     kind = type(error).__name__
-    return UserError(f"attention {path!r} cannot be had: importing it raised {kind}{f': {said}' if said else ''}")
+    return UserError(f"attention {brief(path)} cannot be had: importing it raised {kind}{f': {said}' if said else ''}")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, check_integer
+from ..errors import UserError, brief, check_integer
 from ..ops import Arrangement
 from ..ops.reference import MAPS
 from .gate import Form, Gate, SharedMLP, Start, check_choice, check_names, check_reduction
@@ -248,7 +248,9 @@ def _spatial_function(
             return nn.BatchNorm2d(num_features, momentum=convention.norm_momentum)
 
     elif isinstance(norm, str):
-        raise UserError(f'norm must be "batch", a callable that builds a norm of one channel, or None; got {norm!r}')
+        raise UserError(
+            f'norm must be "batch", a callable that builds a norm of one channel, or None; got {brief(norm)}'
+        )
     return SpatialConv(kernel_size, convention.maps if maps is None else maps, norm, zero_init_norm)
 
 

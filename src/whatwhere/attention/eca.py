@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, check_integer
+from ..errors import UserError, brief, check_integer
 from .gate import Gate, Start
 
 
@@ -79,6 +79,6 @@ class EfficientChannelAttention(Gate):
 def _adaptive_kernel_size(channels: int, gamma: float, b: float) -> int:
     for name, value, least in (("gamma", gamma, 0.0), ("b", b, -math.inf)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not least < value < math.inf:
-            raise UserError(f"{name} must be a {'positive ' if least == 0 else ''}number, got {value!r}")
+            raise UserError(f"{name} must be a {'positive ' if least == 0 else ''}number, got {brief(value)}")
     whole = int(abs((math.log2(channels) + b) / gamma))
     return whole if whole % 2 else whole + 1

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from ..errors import UserError, check_integer
+from ..errors import UserError, brief, check_integer
 from ..ops.spectral import NUM_COMPONENTS
 from .gate import Gate, SharedMLP, Start, check_reduction
 
@@ -46,7 +46,7 @@ class FrequencyChannelAttention(Gate):
         check_reduction(reduction)
         if num_frequencies not in NUM_COMPONENTS:
             choices = ", ".join(map(str, NUM_COMPONENTS))
-            raise UserError(f"num_frequencies must be one of {choices}; got {num_frequencies!r}")
+            raise UserError(f"num_frequencies must be one of {choices}; got {brief(num_frequencies)}")
         hidden_channels = max(1, int(channels // reduction))
         what = SharedMLP(channels, hidden_channels, (f"dct{int(num_frequencies)}",), bias=False)
         super().__init__(channels, what, start=start)

@@ -8,7 +8,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from ..errors import UserError, check_integer
+from ..errors import UserError, brief, check_integer
 from ..modes import modes_kept
 from ..ops import Arrangement, Backend, ChannelGate, SpatialGate, gate
 from ..ops.reference import POOLS
@@ -221,7 +221,7 @@ def leave_a_mark(module: nn.Module) -> None:
 def check_reduction(reduction: float) -> None:
     """Raise UserError unless `reduction` is a positive number."""
     if isinstance(reduction, bool) or not isinstance(reduction, (int, float)) or not 0 < reduction < float("inf"):
-        raise UserError(f"reduction must be a positive number, got {reduction!r}")
+        raise UserError(f"reduction must be a positive number, got {brief(reduction)}")
 
 
 def largest_divisor(number: int, most: int) -> int:
@@ -232,14 +232,14 @@ def largest_divisor(number: int, most: int) -> int:
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise UserError unless `value` is one of `choices`."""
     if value not in choices:
-        raise UserError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+        raise UserError(f"{name} must be one of {', '.join(choices)}; got {brief(value)}")
 
 
 def check_names(name: str, values: tuple[str, ...], choices: tuple[str, ...]) -> None:
     """Raise UserError unless `values` is a sequence of at least one of `choices`, none of them twice."""
     sound = isinstance(values, (tuple, list)) and values and all(value in choices for value in values)
     if not sound or len(set(values)) != len(values):
-        raise UserError(f"{name} must list one or more of {', '.join(choices)}, each once; got {values!r}")
+        raise UserError(f"{name} must list one or more of {', '.join(choices)}, each once; got {brief(values)}")
 
 
 @torch.fx.wrap

@@ -7,7 +7,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError, check_integer
+from ..errors import UserError, brief, check_integer
 from .gate import Gate, ScalingAttention, Start, check_choice, check_reduction, leave_a_mark
 
 Variant = Literal["theta-minus", "theta", "theta-plus"]
@@ -120,7 +120,7 @@ class LocalGatherExcite(ScalingAttention):
         if (size is not None) != (extent is None and variant != "theta-minus"):
             raise UserError(
                 "size is for the learned gathering of a whole map (extent=None, theta or theta-plus), which needs it; "
-                f"got variant {variant!r}, extent {extent!r}, size {size!r}"
+                f"got variant {brief(variant)}, extent {brief(extent)}, size {brief(size)}"
             )
         self.gather = _gathering(channels, variant, extent, self.size)
         self.excite: nn.Module = nn.Identity()
@@ -174,7 +174,7 @@ def _checked_size(size: tuple[int, int] | None) -> tuple[int, int] | None:
     if size is None:
         return None
     if not isinstance(size, (tuple, list)) or len(size) != 2:
-        raise UserError(f"size must be a height and a width, got {size!r}")
+        raise UserError(f"size must be a height and a width, got {brief(size)}")
     for value in size:
         check_integer("each of size", value)
     return size[0], size[1]

@@ -4,7 +4,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, brief
 from .gate import ScalingAttention, Start, leave_a_mark
 
 
@@ -42,7 +42,7 @@ class SimAM(ScalingAttention):
     def __init__(self, channels: int, *, e_lambda: float = 1e-4, start: Start = "paper") -> None:
         super().__init__(channels, start=start)
         if isinstance(e_lambda, bool) or not isinstance(e_lambda, (int, float)) or not 0 < e_lambda < float("inf"):
-            raise UserError(f"e_lambda must be a positive number, got {e_lambda!r}")
+            raise UserError(f"e_lambda must be a positive number, got {brief(e_lambda)}")
         self.e_lambda = float(e_lambda)
         leave_a_mark(self)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from ..errors import UserError
+from ..errors import UserError, brief
 from .compare import compare_command, verdict_command
 from .train import train_command
 
@@ -265,7 +265,7 @@ def evaluate_command(
 
 def _checked_split(split: str | None) -> str | None:
     if split not in (None, "train", "val", "test", "all"):
-        raise UserError(f"--split must be train, val, test or all, got {split!r}")
+        raise UserError(f"--split must be train, val, test or all, got {brief(split)}")
     return split
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import UserError, check_integer
+from ..errors import UserError, brief, check_integer
 from ..training.config import OPTIONS, TELLS_APART, read_config
 from .train import option_parameter, own_parameter, typed_command, with_parameters
 
@@ -213,22 +213,22 @@ def _rates(text: str) -> tuple[float, ...]:
     try:
         rates = tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise UserError(f"--lr-search must be learning rates such as 0.02,0.05,0.1, got {text!r}") from error
+        raise UserError(f"--lr-search must be learning rates such as 0.02,0.05,0.1, got {brief(text)}") from error
     if len(set(rates)) < 2 or len(set(rates)) < len(rates) or not all(0 < rate < float("inf") for rate in rates):
-        raise UserError(f"--lr-search must be two or more different positive rates, got {text!r}")
+        raise UserError(f"--lr-search must be two or more different positive rates, got {brief(text)}")
     return rates
 
 
 def _seeds(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d{1,6}(,\d{1,6})*", text):
-        raise UserError(f"--leave-out must be seeds such as 3 or 3,7, got {text!r}")
+        raise UserError(f"--leave-out must be seeds such as 3 or 3,7, got {brief(text)}")
     return tuple(map(int, text.split(",")))
 
 
 def _shard(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise UserError(f"--shard must be i/n with i from 1 to n, such as 2/8, got {text!r}")
+        raise UserError(f"--shard must be i/n with i from 1 to n, such as 2/8, got {brief(text)}")
     return int(found[1]), int(found[2])
 
 

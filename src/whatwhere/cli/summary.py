@@ -8,7 +8,7 @@ import typer
 
 from ..cost import Cost, compare_costs, cost, measure_latency
 from ..cost.measure import random_input
-from ..errors import UserError
+from ..errors import UserError, brief
 from ..insert.named import check_network, create_network
 from ..models import list_models
 from ..tables import rich_tables, show
@@ -18,7 +18,7 @@ def print_models(pattern: str) -> None:
     """Print the names that match `pattern`, a line each."""
     names = list_models(pattern)
     if not names:
-        raise UserError(f"no model matches {pattern!r}; `whatwhere models` names them all")
+        raise UserError(f"no model matches {brief(pattern)}; `whatwhere models` names them all")
     for name in names:
         typer.echo(name)
 
@@ -87,5 +87,5 @@ def measure_costs(
 def parse_input_size(text: str) -> tuple[int, ...]:
     """Return (3, 224, 224) for "3x224x224"."""
     if not re.fullmatch(r"[1-9]\d{0,8}(x[1-9]\d{0,8}){2}", text):
-        raise UserError(f"--input must be channels x height x width, such as 3x224x224, got {text!r}")
+        raise UserError(f"--input must be channels x height x width, such as 3x224x224, got {brief(text)}")
     return tuple(map(int, text.split("x")))

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from ..data.names import printable
-from ..errors import UserError
+from ..errors import UserError, brief
 from ..models.convert import Description, convert_weights, describe_weights
 from ..tables import Table, rich_tables, show
 
@@ -45,7 +45,7 @@ def _parsed(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         options = None
     if not isinstance(options, dict):
-        raise UserError(f'--attention-kwargs must be JSON such as {{"pools": ["avg"]}}, got {text!r}')
+        raise UserError(f'--attention-kwargs must be JSON such as {{"pools": ["avg"]}}, got {brief(text)}')
     return options
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from ..errors import UserError
+from ..errors import UserError, brief
 from ..tables import Table, comma_separated, html, markdown, rich_tables, text
 from .layers import is_within
 from .result import ITSELF, LABELS, METRICS, METRICS_BY_LAYER, UNCOUNTED, Cost, Figures, LayerCost, format_figure
@@ -245,7 +245,7 @@ def compare_costs(a: Cost, b: Cost) -> CostComparison:
 
 def _check_metric(metric: str) -> None:
     if metric not in METRICS:
-        raise UserError(f"no figure {metric!r}; known: {', '.join(METRICS)}")
+        raise UserError(f"no figure {brief(metric)}; known: {', '.join(METRICS)}")
 
 
 def _merged(first: list[str], second: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, check_integer
+from ..errors import UserError, brief, check_integer
 from .latency import measure_latency
 from .layers import ROOT, LayerNames, is_within
 from .memory import saved_bytes, tensors_in
@@ -98,7 +98,7 @@ def random_input(model: nn.Module, input_size: Sequence[int], batch_size: int) -
 
 def _input_size(input_size: Sequence[int], batch_size: int) -> tuple[int, ...]:
     if not isinstance(input_size, Sequence) or not input_size:
-        raise UserError(f"input_size must be positive integers such as (3, 224, 224), got {input_size!r}")
+        raise UserError(f"input_size must be positive integers such as (3, 224, 224), got {brief(input_size)}")
     for size in input_size:
         check_integer("each size in input_size, such as (3, 224, 224),", size)
     check_integer("batch_size", batch_size)

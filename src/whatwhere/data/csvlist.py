@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError, nearest
+from ..errors import UserError, brief, nearest
 from .names import class_name, counted, few, printable, split_of
 from .source import Finding, Sample
 
@@ -139,7 +139,7 @@ def _column(where: str, header: list[str], wanted: str | None, known: Sequence[s
     columns = few([name for name in header if name], 12)
     if wanted is not None:
         close = nearest(wanted, list(lowered))
-        raise UserError(f"{where} has no column {wanted!r}{close}; its columns are {columns}")
+        raise UserError(f"{where} has no column {brief(wanted)}{close}; its columns are {columns}")
     raise UserError(f"no column of {where} is known to be the {kind} (found {columns}); name it with --{kind}-column")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import UserError, nearest
+from ..errors import UserError, brief, nearest
 from . import builtin
 from .csvlist import list_csv
 from .folder import list_folder
@@ -39,7 +39,7 @@ def find_source(
     exists = os.path.exists(path)
     is_list = exists and path.is_file() and path.suffix.lower() in {".csv", ".tsv"}
     if (path_column or label_column) and not is_list:
-        raise UserError(f"--path-column and --label-column are for a CSV file, and {printable(data)!r} is none")
+        raise UserError(f"--path-column and --label-column are for a CSV file, and {brief(printable(data))} is none")
     if is_list:
         samples, findings = list_csv(path, path_column, label_column)
         return Source(data, path.parent, samples, findings)
@@ -66,7 +66,7 @@ def _find_built_in(data: str, data_dir: str | None, download: bool) -> Source:
     known = ["digits", *builtin.DATASETS]
     close = nearest(name, known) if "torchvision" in data.lower() or "/" not in data else ""
     raise UserError(
-        f"there is no folder, CSV file or data set {printable(data)!r}{close or _nearest_path(data)}"
+        f"there is no folder, CSV file or data set {brief(printable(data), 200)}{close or _nearest_path(data)}"
         + ("" if close else "; data sets by name: " + ", ".join(known) if len(data) < 20 and "/" not in data else "")
     )
 

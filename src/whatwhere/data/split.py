@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from ..errors import UserError
+from ..errors import UserError, brief
 from ..randomness import stream_seed
 from .names import SPLITS, counted, printable
 from .source import Sample
@@ -66,7 +66,7 @@ def split_samples(
 def _check_fractions(val_fraction: float, test_fraction: float) -> None:
     for name, value in (("validation", val_fraction), ("test", test_fraction)):
         if not 0 <= value < 1:
-            raise UserError(f"the fraction of {name} images must be at least 0 and below 1, got {value!r}")
+            raise UserError(f"the fraction of {name} images must be at least 0 and below 1, got {brief(value)}")
 
 
 def _draw(
@@ -185,10 +185,10 @@ def _groups(pool: Sequence[Sample], pattern: str) -> list[list[str]]:
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise UserError(f"--group-from {pattern!r} is no regular expression: {error}") from error
+        raise UserError(f"--group-from {brief(pattern)} is no regular expression: {error}") from error
     if expression.groups > 1:
         raise UserError(
-            f"--group-from {pattern!r} has {expression.groups} groups in brackets; use one, (?:...) otherwise"
+            f"--group-from {brief(pattern)} has {expression.groups} groups in brackets; use one, (?:...) otherwise"
         )
     groups: dict[str, list[str]] = defaultdict(list)
     for sample in pool:
@@ -196,7 +196,7 @@ def _groups(pool: Sequence[Sample], pattern: str) -> list[list[str]]:
         key = match.group(expression.groups) if match else None
         if key is None:
             raise UserError(
-                f"--group-from {pattern!r} finds nothing in {printable(sample.path)}; it must fit every path"
+                f"--group-from {brief(pattern)} finds nothing in {printable(sample.path)}; it must fit every path"
             )
         groups[key].append(sample.path)
     return list(groups.values())

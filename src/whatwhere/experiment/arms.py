@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import UserError, nearest
+from ..errors import UserError, brief, nearest
 
 NONE, WIDE = "none", "wide"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
@@ -42,10 +42,10 @@ def parse_arms(text: str) -> tuple[Arm, ...]:
             label = spec.replace(":", "-") if _wide(spec) else spec.rpartition(":")[2]
         label, spec = label.strip(), spec.strip()
         if not spec:
-            raise UserError(f"--attention {text!r} has an empty arm; give for example none,se,cbam")
+            raise UserError(f"--attention {brief(text)} has an empty arm; give for example none,se,cbam")
         check_arm_name(label)
         if any(label.lower() == arm.name.lower() for arm in arms):
-            raise UserError(f"--attention names {label!r} twice; name one of them otherwise, such as other={spec}")
+            raise UserError(f"--attention names {brief(label)} twice; name one of them otherwise, such as other={spec}")
         arms.append(Arm(label, spec))
     return tuple(arms)
 
@@ -54,7 +54,7 @@ def check_arm_name(name: str) -> None:
     """Raise UserError unless `name` can be an arm's, and a folder's."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UserError(
-            f"an arm cannot be called {name!r}; give letters, digits, _ . + or -, such as mine=my_module:MyGate"
+            f"an arm cannot be called {brief(name)}; give letters, digits, _ . + or -, such as mine=my_module:MyGate"
         )
 
 
@@ -95,7 +95,7 @@ def run_options(arms: Sequence[Arm], backbone: str, num_classes: int, at: str = 
         if _wide(arm.spec):
             other = arm.spec.partition(":")[2] or max(counts, key=counts.__getitem__)
             if other not in counts:
-                raise UserError(f"{arm.spec}: no arm is called {other!r}{nearest(other, list(counts))}")
+                raise UserError(f"{arm.spec}: no arm is called {brief(other)}{nearest(other, list(counts))}")
             factor = width_factor_for(backbone, counts[other], num_classes=num_classes)
             if factor == 1:
                 raise UserError(
@@ -117,7 +117,9 @@ def _named(arm: Arm, backbone: str, at: str) -> dict[str, Any]:
     if arm.spec not in ATTENTION:
         known = [NONE, *ATTENTION, WIDE]
         hint = nearest(arm.spec, known)
-        raise UserError(f"unknown attention {arm.spec!r}{hint}; known: {', '.join(known)}, and MODULE:NAME of your own")
+        raise UserError(
+            f"unknown attention {brief(arm.spec)}{hint}; known: {', '.join(known)}, and MODULE:NAME of your own"
+        )
     name = f"{arm.spec}_{backbone}"
     if at or name not in MODELS:
         # of the article's networks there are some only

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.prepare import Prepared, fingerprint
-from ..errors import UserError
+from ..errors import UserError, brief
 from ..training.config import FREE, OPTIONS, TELLS_APART, Config
 from ..weights.convert import read_weights
 from .arms import WIDE, build, describe, is_code, num_params, parse_arms, run_options
@@ -30,7 +30,7 @@ def check_given(data: str, given: Mapping[str, Any], request: Request) -> None:
     Config(data=data, **given)
     weights = given.get("pretrained")
     if weights and weights != "imagenet" and not Path(weights).is_file():
-        raise UserError(f"--pretrained {weights!r} is no file; give imagenet, or a file of weights")
+        raise UserError(f"--pretrained {brief(weights, 200)} is no file; give imagenet, or a file of weights")
     if request.lr_search and "lr" in given:
         raise UserError("--lr-search chooses the learning rate; leave out --lr")
     for rate in request.lr_search or ():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex
 
 from ..data.names import printable
-from ..errors import UserError, check_integer, nearest
+from ..errors import UserError, brief, check_integer, nearest
 from ..files import locked_file, write_bytes, write_json
 from .content import figures_content
 from .metric import METRICS, Metric, check_direction, margin_for
@@ -129,16 +129,16 @@ def _check_terms(
     if metric in METRICS or margin is not None:
         margin_for(METRICS.get(metric or "", Metric("", "")), margin)
     if baseline is not None and baseline not in names:
-        raise UserError(f"no arm is called {baseline!r}{nearest(str(baseline), names)}; there are: {', '.join(names)}")
+        raise UserError(f"no arm is called {brief(baseline)}{nearest(baseline, names)}; there are: {', '.join(names)}")
 
 
 def _names(arms: Iterable[str]) -> list[str]:
     if isinstance(arms, (str, bytes)) or not isinstance(arms, Iterable):
-        raise UserError(f"arms must be a list of names, such as ['none', 'cbam'], got {arms!r}")
+        raise UserError(f"arms must be a list of names, such as ['none', 'cbam'], got {brief(arms)}")
     names = list(arms)
     for name in names:
         if not isinstance(name, str) or not name or printable(name.strip()) != name:
-            raise UserError(f"an arm's name must be printable text without blanks around it, got {name!r}")
+            raise UserError(f"an arm's name must be printable text without blanks around it, got {brief(name)}")
     return list(dict.fromkeys(names))
 
 
@@ -153,7 +153,7 @@ def _seeds(seeds: int | Iterable[int]) -> list[int]:
             count = operator.index(seeds)
             check_integer("seeds", count, least=0, most=MOST_SEEDS)
             return list(range(count))
-    raise UserError(f"seeds must be how many there are, such as 8, or a list of integers, got {seeds!r}")
+    raise UserError(f"seeds must be how many there are, such as 8, or a list of integers, got {brief(seeds)}")
 
 
 def _further(judgement: Judgement, num_seeds: Mapping[str, int]) -> dict[str, int]:
@@ -191,7 +191,7 @@ def _figures(returned: float | Mapping[str, float], metric: str | None) -> Mappi
     for name, value in given.items():
         _check_name_of_figure(name)
         if isinstance(value, (str, bytes, bool)) or not isinstance(value, SupportsFloat):
-            what = f"{value!r} as {name}" if isinstance(returned, Mapping) else f"a {type(value).__name__}"
+            what = f"{brief(value)} as {name}" if isinstance(returned, Mapping) else f"a {type(value).__name__}"
             raise UserError(f"run must return a number, or numbers by name, got {what}")
         try:
             figures[name] = float(value)
@@ -202,6 +202,6 @@ def _figures(returned: float | Mapping[str, float], metric: str | None) -> Mappi
 
 def _check_name_of_figure(name: Any) -> None:
     if not isinstance(name, str) or not name or printable(name.strip()) != name:
-        raise UserError(f"a figure's name must be printable text without blanks around it, got {name!r}")
+        raise UserError(f"a figure's name must be printable text without blanks around it, got {brief(name)}")
     if name.lower() in _TAKEN:
-        raise UserError(f"a figure cannot be called {name!r}, which is a column of the table; give it another name")
+        raise UserError(f"a figure cannot be called {brief(name)}, a column of the table; give it another name")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.names import counted
-from ..errors import UserError, check_integer
+from ..errors import UserError, brief, check_integer
 from ..files import write_json
 from ..training.config import FREE, OPTIONS, TELLS_APART, Config
 from .arms import Arm, check_arm_name
@@ -176,7 +176,7 @@ def _checked(content: Mapping[str, Any]) -> dict[str, Any]:
     for name, told in record(content["verdicts"], "verdicts").items():
         verdict, look = told
         if name not in names or verdict not in (HELPS, HURTS, SAME, UNKNOWN):
-            raise ValueError(f"{name!r} has no such verdict")
+            raise ValueError(f"{brief(name)} has no such verdict")
         verdicts[name] = (verdict, integer(look, "look", least=LEAST_PAIRS, **most))
     left_out = tuple(integer(seed, "left_out", least=0, most=_MOST_LEFT_OUT) for seed in content["left_out"])
     rates = tuple(number(rate, "lr_search", least=0, most=1e4) for rate in content["lr_search"])
@@ -231,13 +231,13 @@ def _check_kinds(options: Mapping[str, Any]) -> None:
 def check_metric(name: str) -> None:
     """Raise UserError if no figure of ours is called so."""
     if name not in METRICS:
-        raise UserError(f"--metric {name!r} is none of {', '.join(METRICS)}")
+        raise UserError(f"--metric {brief(name)} is none of {', '.join(METRICS)}")
 
 
 def check_options(design: Design, folder: Path, given: Mapping[str, Any]) -> None:
     """Raise UserError if an option of the runs is given that the comparison does not have."""
     changed = [
-        f"{name} was {design.options.get(name)!r}, is {value!r}"
+        f"{name} was {brief(design.options.get(name))}, is {brief(value)}"
         for name, value in given.items()
         if name not in FREE and design.options.get(name) != value
     ]

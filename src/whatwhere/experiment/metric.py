@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ..errors import UserError
+from ..errors import UserError, brief
 
 DEFAULT_MARGIN = 0.5  # points
 _LARGEST, _SMALLEST = 1e100, 1e-100  # squares and cubes of what lies between are numbers still
@@ -54,7 +54,7 @@ def check_direction(name: str, lower_is_better: bool | None) -> bool:
         UserError: It is not said and a name such as val_loss makes it doubtful, or it contradicts a metric of ours.
     """
     if lower_is_better is not None and not isinstance(lower_is_better, bool):
-        raise UserError(f"lower_is_better must be True, False or None, got {lower_is_better!r}")
+        raise UserError(f"lower_is_better must be True, False or None, got {brief(lower_is_better)}")
     if name in METRICS:
         known = METRICS[name]
         if lower_is_better is known.higher_is_better:
@@ -63,8 +63,8 @@ def check_direction(name: str, lower_is_better: bool | None) -> bool:
         return not known.higher_is_better
     if lower_is_better is None and _is_usually_lower(name):
         raise UserError(
-            f"whether a higher or a lower {name!r} is better does not follow from its name; give --lower-is-better or "
-            "--higher-is-better (in Python lower_is_better=True or False)"
+            f"whether a higher or a lower {brief(name)} is better does not follow from its name; give "
+            "--lower-is-better or --higher-is-better (in Python lower_is_better=True or False)"
         )
     return bool(lower_is_better)
 
@@ -126,7 +126,8 @@ def margin_for(metric: Metric, given: float | None) -> float:
         return DEFAULT_MARGIN
     if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given < float("inf"):
         raise UserError(
-            f"the margin must be a number of at least 0, in {metric.unit or 'the unit of the figures'}, got {given!r}"
+            f"the margin must be a number of at least 0, in {metric.unit or 'the unit of the figures'}, "
+            f"got {brief(given)}"
         )
     if metric.unit == "points" and given > 100:
         raise UserError(f"a margin of {given:g} points is more than all there is; give at most 100")

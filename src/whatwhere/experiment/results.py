@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 
 from ..data.names import printable
-from ..errors import UserError, nearest
+from ..errors import UserError, brief, nearest
 from ..tables import comma_separated
 from .metric import check_figure, is_share
 from .paired import PairedDifference
@@ -51,10 +51,10 @@ class Results:
         """
         for name, value in figures.items():
             if math.isfinite(value):
-                check_figure(value, f"{name} of arm {arm!r} with seed {seed!r}")
+                check_figure(value, f"{name} of arm {brief(arm)} with seed {brief(seed)}")
         runs = self._figures.setdefault(arm, {})
         if seed in runs:
-            raise UserError(f"arm {arm!r} has seed {seed!r} twice; a pair needs one run of each arm")
+            raise UserError(f"arm {brief(arm)} has seed {brief(seed)} twice; a pair needs one run of each arm")
         runs[seed] = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
         self._seeds.add(seed)
 
@@ -172,7 +172,7 @@ def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = 
     arm, seed = (_column(head, name, path) for name in (_ARM, _SEED))
     if len(set(head)) < len(head):
         twice = next(name for name in head if head.count(name) > 1)
-        raise UserError(f"{str(path)!r} has the column {twice!r} twice; give each its own name")
+        raise UserError(f"{str(path)!r} has the column {brief(twice)} twice; give each its own name")
     for number, row in lines:
         if len(row) != len(head):
             raise UserError(
@@ -215,7 +215,7 @@ def _column(head: list[str], name: str, path: Path) -> int:
     lowered = [column.lower() for column in head]
     if name not in lowered:
         raise UserError(
-            f"{str(path)!r} has no column {name!r}{nearest(name, lowered)}; it has {', '.join(map(repr, head))}"
+            f"{str(path)!r} has no column {brief(name)}{nearest(name, lowered)}; it has {', '.join(map(repr, head))}"
         )
     return lowered.index(name)
 
@@ -249,7 +249,7 @@ def _metric_columns(
     if metric is not None and metric not in head:
         names = [head[column] for column in sound]
         raise UserError(
-            f"{str(path)!r} has no column {metric!r}{nearest(metric, names)}; its figures: {', '.join(names)}"
+            f"{str(path)!r} has no column {brief(metric)}{nearest(metric, names)}; its figures: {', '.join(names)}"
         )
     return sound
 
@@ -257,7 +257,7 @@ def _metric_columns(
 def _no_number(text: tuple[int, str], name: str, delimiter: str, path: Path) -> UserError:
     number, cell = text
     advice = _mending(cell, delimiter) or "leave it empty where a run failed"
-    return UserError(f"line {number} of {str(path)!r}: {name} is {cell!r}, not a number; {advice}")
+    return UserError(f"line {number} of {str(path)!r}: {name} is {brief(cell)}, not a number; {advice}")
 
 
 def _mending(cell: str, delimiter: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.names import counted, few
-from ..errors import UserError
+from ..errors import UserError, brief
 from ..files import write_json
 from ..training.config import FREE, OPTIONS
 from ..training.folder import RUN, RunFolder
@@ -64,8 +64,8 @@ class Task:
         if changed:
             name = changed[0]
             raise UserError(
-                f"the run in {str(self.folder)!r} has {name} {had.get(name)!r}, the comparison {wanted[name]!r}; "
-                "move that folder away and run again"
+                f"the run in {str(self.folder)!r} has {name} {brief(had.get(name))}, the comparison "
+                f"{brief(wanted[name])}; move that folder away and run again"
             )
         return result
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..data.names import counted
-from ..errors import UserError, nearest
+from ..errors import UserError, brief, nearest
 from . import wording
 from .advice import pairs_to_settle
 from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, Decision, decide, holm
@@ -202,7 +202,7 @@ def _metric_name(results: Results, given: str | None) -> str:
         raise UserError(f"there are several figures, {', '.join(names)}; choose the one to judge by with --metric")
     if given not in names:
         raise UserError(
-            f"no run has the figure {given!r}{nearest(given, names)}; there are: {', '.join(names) or 'none'}"
+            f"no run has the figure {brief(given)}{nearest(given, names)}; there are: {', '.join(names) or 'none'}"
         )
     return given
 
@@ -210,7 +210,9 @@ def _metric_name(results: Results, given: str | None) -> str:
 def _baseline(results: Results, given: str | None) -> str:
     arms = results.arms
     if given is not None and given not in arms:
-        raise UserError(f"no arm is called {given!r}{nearest(given, arms)}; there are: {', '.join(arms) or 'none'}")
+        raise UserError(
+            f"no arm is called {brief(given)}{nearest(given, arms)}; there are: {', '.join(arms) or 'none'}"
+        )
     if len(arms) < 2:
         raise UserError(f"a comparison needs two arms or more, got {', '.join(map(repr, arms)) or 'none'}")
     return given or default_baseline(arms)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..attention import ATTENTION, attention_builder, starting_as_identity
 from ..attention.gate import SharedMLP, Start, check_choice
-from ..errors import UserError, said
+from ..errors import UserError, brief, said
 from ..models.initialization import resolve_seed
 from ..randomness import seeded
 from .flow import record, tensors_in
@@ -150,7 +150,7 @@ def _prepared(
     if replace is not None:
         check_choice("replace", replace, get_args(Replace))
     if attention_kwargs is not None and not isinstance(attention_kwargs, Mapping):
-        raise UserError(f"attention_kwargs must be a dict of keyword arguments, got {attention_kwargs!r}")
+        raise UserError(f"attention_kwargs must be a dict of keyword arguments, got {brief(attention_kwargs)}")
     kwargs = dict(attention_kwargs or {})
     if "start" in kwargs:
         raise UserError("give start to attend itself, not among attention_kwargs")
@@ -204,7 +204,7 @@ def _found(
     listed = at if isinstance(at, Sequence) else ()
     patterns = tuple(part.strip() for part in at.split(",")) if isinstance(at, str) else tuple(listed)
     if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
-        raise UserError(f"at must be 'blocks', 'stages' or patterns of module names, got {at!r}")
+        raise UserError(f"at must be 'blocks', 'stages' or patterns of module names, got {brief(at)}")
     return places.matching(patterns), []
 
 
@@ -216,7 +216,9 @@ def _built(builder: Callable[..., nn.Module], channels: int, kwargs: dict[str, A
         raise
     except Exception as error:  # a stranger's attention may raise anything
         reason = said(error)
-        raise UserError(f"the attention cannot be built from {channels} channels and {kwargs}: {reason}") from error
+        raise UserError(
+            f"the attention cannot be built from {channels} channels and {brief(kwargs)}: {reason}"
+        ) from error
     if not isinstance(module, nn.Module):
         raise UserError(f"attention must build a torch.nn.Module from a channel count, got a {type(module).__name__}")
     if any(parameter.is_meta for parameter in module.parameters()):

@@ -12,7 +12,7 @@ from typing import TypeGuard
 
 from torch import nn
 
-from ..errors import UserError, nearest
+from ..errors import UserError, brief, nearest
 from ..models import BasicBlock, Bottleneck
 from .flow import Call, Flow, Node
 from .place import Kind, Place, Skipped
@@ -286,7 +286,7 @@ class Places:
             if not found:
                 hint = nearest(pattern, list(self.modules))
                 raise UserError(
-                    f"no module of the network is called {pattern!r}{hint}; `blocks` and `stages` find places"
+                    f"no module of the network is called {brief(pattern)}{hint}; `blocks` and `stages` find places"
                 )
             chosen |= found
         return self._named_apart([self._behind(name, module) for name, module in chosen.items()])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import weights
 from ..attention import ATTENTION
-from ..errors import UserError
+from ..errors import UserError, brief
 from ..files import write_bytes
 from .recognize import in_words, names_of
 from .registry import MODELS, check_name, create_model
@@ -280,7 +280,9 @@ def _with_options(network: Network, loaded: weights.Weights, given: Mapping[str,
         return network
     attention = MODELS[network.name].attention
     if attention is None:
-        raise UserError(f"{network.name} has no attention to build with {dict(given)}; leave out attention_kwargs")
+        raise UserError(
+            f"{network.name} has no attention to build with {brief(dict(given))}; leave out attention_kwargs"
+        )
     options = loaded.options_for(ATTENTION[attention], {**network.options.get("attention_kwargs", {}), **given})
     return Network(network.name, {**network.options, "attention_kwargs": options})
 

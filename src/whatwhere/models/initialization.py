@@ -8,7 +8,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, brief
 from ..randomness import generator
 
 
@@ -17,7 +17,7 @@ def resolve_seed(seed: int | None) -> int:
     if seed is None:
         return int(torch.randint(2**63 - 1, (), device="cpu"))
     if isinstance(seed, bool) or not isinstance(seed, int):
-        raise UserError(f"seed must be an integer or None, got {seed!r}")
+        raise UserError(f"seed must be an integer or None, got {brief(seed)}")
     return seed
 
 

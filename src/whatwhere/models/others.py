@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from .. import weights
-from ..errors import UserError, nearest, said
+from ..errors import UserError, brief, nearest, said
 from ..randomness import seeded
 from .initialization import resolve_seed
 from .registry import MODELS
@@ -32,12 +32,12 @@ def full_name(name: str) -> str:
         UserError: No library has it, or timm is wanted and is not installed.
     """
     if not isinstance(name, str):
-        raise UserError(f"the name of a network must be text, such as 'resnet50', got {name!r}")
+        raise UserError(f"the name of a network must be text, such as 'resnet50', got {brief(name)}")
     if name in MODELS:
         return name
     library, colon, own = name.partition(":")
     if colon and library not in LIBRARIES:
-        raise UserError(f"unknown library {library!r} in {name!r}; known: {', '.join(LIBRARIES)}")
+        raise UserError(f"unknown library {brief(library)} in {brief(name)}; known: {', '.join(LIBRARIES)}")
     if not colon:
         own = name
     tried: dict[str, list[str]] = {}
@@ -48,7 +48,7 @@ def full_name(name: str) -> str:
     if not colon:
         tried["ours"] = list(MODELS)
     hint = nearest(own, [other for names in tried.values() for other in names])
-    raise UserError(f"unknown network {name!r}{hint or '; `whatwhere models` names ours'}")
+    raise UserError(f"unknown network {brief(name)}{hint or '; `whatwhere models` names ours'}")
 
 
 def is_other(name: str) -> bool:

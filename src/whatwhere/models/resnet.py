@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..attention import ATTENTION, attention_builder
 from ..attention.gate import Place, check_shape_kept
-from ..errors import UserError, check_integer
+from ..errors import UserError, brief, check_integer, said
 from ..randomness import seeded
 from .blocks import BasicBlock, Bottleneck, Norm, StochasticDepth
 from .initialization import initialize, resolve_seed
@@ -105,9 +105,9 @@ class ResNet(nn.Module):
         _check_sizes(layers, widths, groups, width_per_group, stem_channels)
         for option, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
             if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-                raise UserError(f"{option} must be at least 0 and below 1, got {rate!r}")
+                raise UserError(f"{option} must be at least 0 and below 1, got {brief(rate)}")
         if stem not in ("imagenet", "cifar"):
-            raise UserError(f"stem must be imagenet or cifar, got {stem!r}")
+            raise UserError(f"stem must be imagenet or cifar, got {brief(stem)}")
         dilated = _check_dilated(replace_stride_with_dilation, len(layers))
         seed = resolve_seed(seed)
         norm_layer = _checked_norm(norm_layer)
@@ -218,7 +218,7 @@ class _AttentionSlot:
         if kwargs is not None and not isinstance(kwargs, Mapping):
             raise UserError(f"attention_kwargs must be a dict of keyword arguments, got a {type(kwargs).__name__}")
         if attention is None and kwargs:
-            raise UserError(f"attention_kwargs {dict(kwargs)} without an attention to pass them to")
+            raise UserError(f"attention_kwargs {brief(dict(kwargs))} without an attention to pass them to")
         self.builder = None if attention is None else attention_builder(attention)
         self.kwargs = dict(kwargs or {})
         self.seed = seed
@@ -234,8 +234,8 @@ class _AttentionSlot:
                 module = self.builder(channels, **self.kwargs)
             except TypeError as error:
                 raise UserError(
-                    f"the attention cannot be built from {channels} channels and the attention_kwargs {self.kwargs}: "
-                    f"{error}"
+                    f"the attention cannot be built from {channels} channels and the attention_kwargs "
+                    f"{brief(self.kwargs)}: {said(error)}"
                 ) from error
         if not isinstance(module, nn.Module):
             raise UserError(
@@ -273,11 +273,13 @@ def _check_sizes(
 ) -> None:
     for option, values in (("layers", layers), ("widths", widths)):
         if not isinstance(values, Sequence) or not values:
-            raise UserError(f"{option} must be a sequence with an integer for each stage, got {values!r}")
+            raise UserError(f"{option} must be a sequence with an integer for each stage, got {brief(values)}")
         for value in values:
             check_integer(f"each entry of {option}", value)
     if len(widths) != len(layers):
-        raise UserError(f"widths {tuple(widths)} and layers {tuple(layers)} must name the same number of stages")
+        raise UserError(
+            f"widths {brief(tuple(widths))} and layers {brief(tuple(layers))} must name the same number of stages"
+        )
     for option, value in (("groups", groups), ("width_per_group", width_per_group), ("stem_channels", stem_channels)):
         check_integer(option, value)
     if min(widths) * width_per_group < 64:
@@ -294,7 +296,7 @@ def _check_dilated(dilated: Sequence[bool] | None, num_stages: int) -> tuple[boo
     if not is_fit or not all(isinstance(value, bool) for value in dilated):
         raise UserError(
             f"replace_stride_with_dilation must be {num_stages - 1} times True or False, for each stage but the first, "
-            f"got {dilated!r}"
+            f"got {brief(dilated)}"
         )
     return tuple(dilated)
 
@@ -310,13 +312,13 @@ def _checked_norm(norm_layer: Norm | None) -> Norm:
     if norm_layer is None:
         return nn.BatchNorm2d
     if not callable(norm_layer):
-        raise UserError(f"norm_layer must build a norm from a channel count, got {norm_layer!r}")
+        raise UserError(f"norm_layer must build a norm from a channel count, got {brief(norm_layer)}")
 
     def build(num_features: int) -> nn.Module:
         try:
             norm = norm_layer(num_features)
         except (TypeError, ValueError) as error:
-            raise UserError(f"norm_layer cannot build a norm of {num_features} channels: {error}") from error
+            raise UserError(f"norm_layer cannot build a norm of {num_features} channels: {said(error)}") from error
         if not isinstance(norm, nn.Module):
             raise UserError(f"norm_layer must build a torch.nn.Module, got a {type(norm).__name__}")
         return norm

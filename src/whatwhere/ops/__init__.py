@@ -31,6 +31,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ..errors import brief
 from . import lean, reference
 from .call import Call
 from .hooks import has_hooks
@@ -178,7 +179,7 @@ def _takes_lean(
 ) -> bool:
     """Return whether the lean backend is to compute `call`; raise ValueError if it was asked for and cannot."""
     if backend not in get_args(Backend):
-        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
+        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}; got {brief(backend)}")
     if backend == "reference" or looked_into(x) or has_hooks(call.norm, call.what, call.where):
         return False
     # a hook on a parameter would run in the small graph as well; one computed from another would get its gradient twice

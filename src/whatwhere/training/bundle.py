@@ -17,7 +17,7 @@ from .. import weights
 from ..attention.gate import Start
 from ..data.names import printable
 from ..data.preprocess import Preprocessing
-from ..errors import UserError, check_factor, said
+from ..errors import UserError, brief, check_factor, said
 from ..files import remove_parts, write_bytes, write_json, writing
 from ..insert.named import check_network, create_network, is_attentive
 from ..models.others import as_published, full_name, is_as_published, is_other
@@ -118,7 +118,7 @@ def load_bundle(
     try:
         description = json.loads(description_file.read_bytes())
         if description["format"] != FORMAT:
-            raise ValueError(f"its format is {description['format']!r}, not {FORMAT!r}")
+            raise ValueError(f"its format is {brief(description['format'])}, not {FORMAT!r}")
         file = folder / Path(description["weights"]).name
         content = file.read_bytes()
         if hashlib.sha256(content).hexdigest() != description["sha256"]:
@@ -133,7 +133,8 @@ def load_bundle(
         # a bundle of an older version has neither
         named, width_factor = str(description.get("attention", "")), description.get("width_factor", 1.0)
         at = str(description.get("at", ""))
-        model_kwargs = {key: value for key, value in description.get("model_kwargs", {}).items() if key in _MODEL_OPTIONS}
+        model_kwargs = dict(description.get("model_kwargs", {}))
+        model_kwargs = {key: model_kwargs[key] for key in _MODEL_OPTIONS if key in model_kwargs}
         is_published = description.get("as_published", False) is True
         check_factor("width_factor", width_factor, MOST_WIDTH)
     # damaged JSON makes the reader and the conversions raise nearly anything

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, check_factor, check_integer, nearest
+from ..errors import UserError, brief, check_factor, check_integer, nearest
 
 _LARGE = 1e4  # beyond the range of any sensible value, within that of all arithmetic with it
 SMALL_SIZE = 64  # up to here images are padded and cropped by whole pixels, above they are cropped at any scale
@@ -70,7 +70,7 @@ class Recipe:
         for field in fields(self):
             if field.name in CHOICES and getattr(self, field.name) not in CHOICES[field.name]:
                 value = getattr(self, field.name)
-                raise UserError(f"{field.name} must be one of {', '.join(CHOICES[field.name])}, got {value!r}")
+                raise UserError(f"{field.name} must be one of {', '.join(CHOICES[field.name])}, got {brief(value)}")
         for name in ("epochs", "batch_size", "accumulate"):
             check_integer(name, getattr(self, name))
         check_integer("early_stop", self.early_stop, least=0)
@@ -82,7 +82,7 @@ class Recipe:
             _check_range(name, getattr(self, name), 0, _LARGE)
         for name in ("mixup", "cutmix"):
             if 0 < getattr(self, name) < 1e-3:  # torch's Beta distribution ends there
-                raise UserError(f"{name} must be 0 or at least 0.001, got {getattr(self, name)!r}")
+                raise UserError(f"{name} must be 0 or at least 0.001, got {brief(getattr(self, name))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +197,7 @@ class Config(Recipe):
 def _check_range(name: str, value: float, least: float, below: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < below:
         upper = "finite" if below == math.inf else "at most 1" if 1 < below < 2 else f"below {below:g}"
-        raise UserError(f"{name} must be at least {least} and {upper}, got {value!r}")
+        raise UserError(f"{name} must be at least {least} and {upper}, got {brief(value)}")
 
 
 def is_import_path(attention: str) -> bool:
@@ -291,14 +291,14 @@ def read_config(path: Path) -> dict[str, Any]:
         name = str(key).replace("-", "_")
         if name not in OPTIONS:
             hint = nearest(name, list(OPTIONS)) or "; `whatwhere train --help` names them all"
-            raise UserError(f"unknown option {key!r} in {str(path)!r}{hint}")
+            raise UserError(f"unknown option {brief(key)} in {str(path)!r}{hint}")
         if name in result:
             raise UserError(f"{name} stands twice in {str(path)!r}, with dashes and with underscores")
         result[name] = _converted(name, value, path)
     if is_import_path(result.get("attention", "")):
         raise UserError(
-            f"attention {result['attention']!r} in {str(path)!r} is code, that no file may have run; give --attention "
-            "on the command line"
+            f"attention {brief(result['attention'])} in {str(path)!r} is code, that no file may have run; give "
+            "--attention on the command line"
         )
     return result
 
@@ -315,7 +315,7 @@ def _converted(name: str, value: Any, path: Path) -> Any:
         converted = value if type(value) is kind else None
     if converted is None:
         kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-        raise UserError(f"{name} in {str(path)!r} must be {kinds[kind]}, got {value!r}")
+        raise UserError(f"{name} in {str(path)!r} must be {kinds[kind]}, got {brief(value)}")
     return converted
 
 

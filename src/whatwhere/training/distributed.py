@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, brief
 
 # a process that waits longer than this for the others' part of a step ends
 TIMEOUT = timedelta(minutes=30)
@@ -136,7 +136,7 @@ def _device(name: str, local_rank: int, world_size: int) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"no device {name!r}; give cpu, cuda, cuda:1 or mps") from error
+        raise UserError(f"no device {brief(name)}; give cpu, cuda, cuda:1 or mps") from error
     if device.type == "cpu":
         return torch.device("cpu")
     if device.type == "cuda":
@@ -150,5 +150,5 @@ def _device(name: str, local_rank: int, world_size: int) -> torch.device:
         torch.cuda.set_device(device)
         return device
     if torch.accelerator.current_accelerator(check_available=True) != torch.device(device.type):
-        raise UserError(f"no device {name!r} here; give --device cpu")
+        raise UserError(f"no device {brief(name)} here; give --device cpu")
     return device

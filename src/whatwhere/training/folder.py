@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.prepare import Prepared, fingerprint
-from ..errors import UserError
+from ..errors import UserError, brief
 from ..files import write_bytes, write_json, writing
 from .config import FREE, OPTIONS, Config
 
@@ -140,7 +140,7 @@ def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None
     # an option that a run of an older version did not have yet was as it is by default
     before = {**{name: field.default for name, field in OPTIONS.items()}, **before}
     changed = [
-        f"{name} was {before[name]!r}, is {value!r}"
+        f"{name} was {brief(before[name])}, is {brief(value)}"
         for name, value in now.items()
         if name not in FREE and name not in ("data_fingerprint", "data") and before[name] != value
     ]

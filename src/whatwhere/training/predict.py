@@ -18,7 +18,7 @@ from ..data.find import find_source
 from ..data.images import SUFFIXES, ImageError, open_image
 from ..data.names import counted, few, printable
 from ..data.source import Sample, Source
-from ..errors import UserError, nearest
+from ..errors import UserError, brief, nearest
 from .bundle import Bundle
 from .distributed import Team
 from .evaluate import evaluate
@@ -59,7 +59,7 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
         elif path.exists():
             files.append(path)
         else:
-            raise UserError(f"no image or folder {printable(str(path))!r}")
+            raise UserError(f"no image or folder {brief(printable(str(path)), 200)}")
     if not files:
         raise UserError(f"no images in {few([str(path) for path in paths])}")
     return files
@@ -210,5 +210,5 @@ def _labels(samples: Sequence[Sample], classes: tuple[str, ...]) -> Tensor:
     unknown = sorted({sample.label for sample in samples} - set(classes))
     if unknown:
         hint = nearest(unknown[0], list(classes)) or f"; it knows {few(list(classes), 5)}"
-        raise UserError(f"the network does not know the class {unknown[0]!r}{hint}")
+        raise UserError(f"the network does not know the class {brief(unknown[0])}{hint}")
     return label_numbers(samples, classes)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..attention import ATTENTION
-from ..errors import UserError
+from ..errors import UserError, brief
 from .layouts import LAYOUTS, Layout, Rule, find_rule, find_rule_back, has_bottlenecks, is_grouped, recognize
 from .load import is_attention_key, starts_as_identity
 from .read import StateDict, WeightsFile, check_finite, read_file
@@ -79,7 +79,7 @@ class Weights:
         if options.get("combine") != self.attention_kwargs.get("combine"):
             raise UserError(
                 f"the weights are of {self.layout.whose}, where combine is {self.attention_kwargs['combine']!r}; leave "
-                f"out combine={options['combine']!r}"
+                f"out combine={brief(options['combine'])}"
             )
         if self.attention == "cbam":
             maps = _maps(options)
@@ -127,7 +127,7 @@ def to_ours(state: Mapping[str, Tensor], source: str, description: str = "") -> 
     for key, tensor in state.items():
         rule, name = find_rule(layout, key) or (Rule(key, key), key)
         if name in renamed:
-            raise UserError(f"{source!r} holds two tensors for {name!r}, one of them as {key!r}")
+            raise UserError(f"{source!r} holds two tensors for {brief(name)}, one of them as {brief(key)}")
         attention = rule.attention or attention
         renamed[name] = tensor[:, :, 0, 0] if rule.is_1x1 and tensor.shape[2:] == (1, 1) else tensor
     if layout.name in ("whatwhere", "torchvision"):
@@ -327,7 +327,7 @@ def _check_usual(layout: Layout, attention: str | None, options: Mapping[str, An
     for option, usual in _USUAL.get(attention or "", {}).items():
         value = options.get(option, defaults[option].default)
         if (set(value) if isinstance(usual, set) else value) != usual:
-            raise UserError(f"{layout.whose} cannot hold these weights: its attention has no {option}={value!r}")
+            raise UserError(f"{layout.whose} cannot hold these weights: its attention has no {option}={brief(value)}")
     if attention == "cbam" and set(_maps(options)) != set(layout.maps):
         raise UserError(f"{layout.whose} cannot hold these weights: its spatial gate takes {' and '.join(layout.maps)}")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ..errors import UserError
+from ..errors import UserError, brief
 from .read import StateDict
 
 LayoutName = Literal["whatwhere", "torchvision", "official", "timm", "timm-legacy"]
@@ -159,7 +159,7 @@ def layout_named(name: str) -> Layout:
         UserError: There is none.
     """
     if name not in get_args(LayoutName):
-        raise UserError(f"unknown layout {name!r}; known: {', '.join(get_args(LayoutName))}")
+        raise UserError(f"unknown layout {brief(name)}; known: {', '.join(get_args(LayoutName))}")
     return LAYOUTS[name]  # type: ignore[index] # the check above does not narrow a str
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, brief
 
 StateDict = dict[str, Tensor]
 
@@ -68,13 +68,13 @@ def read_file(path: str | os.PathLike[str]) -> WeightsFile:
     except (OSError, ValueError):  # a name that no file can have
         found = False
     if not found:
-        raise UserError(f"no weights file {name!r}; give a .safetensors or .pth file")
+        raise UserError(f"no weights file {brief(name, 200)}; give a .safetensors or .pth file")
     content, metadata = _content(file)
     wrapper, around = "", {}
     if isinstance(content, Mapping):
         wrapper = next((name for name in _WRAPPERS if isinstance(content.get(name), Mapping)), "")
         if wrapper:
-            around = {str(key): _in_words(value) for key, value in content.items() if key != wrapper}
+            around = {str(key): brief(value) for key, value in content.items() if key != wrapper}
             content = content[wrapper]
     state = _checked(content, name)
     bare = _without_prefixes(state)
@@ -97,7 +97,7 @@ def check_finite(file: WeightsFile) -> None:
     """Raise UserError if a tensor of `file` holds NaN or infinite values."""
     for key, value in file.state.items():
         if _num_non_finite(value):
-            raise UserError(f"{file.path!r} holds weights that are NaN or infinite: {key!r}")
+            raise UserError(f"{file.path!r} holds weights that are NaN or infinite: {brief(key)}")
 
 
 def _num_non_finite(value: Tensor) -> int:
@@ -145,9 +145,9 @@ def _checked(content: Any, path: str) -> StateDict:
         raise UserError(f"{path!r} holds no state dict (names to tensors)")
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise UserError(f"{path!r} holds no state dict: its entry {key!r} is a {type(value).__name__}")
+            raise UserError(f"{path!r} holds no state dict: its entry {brief(key)} is a {type(value).__name__}")
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
-            raise UserError(f"{path!r} holds a sparse, quantized or empty tensor: {key!r}")
+            raise UserError(f"{path!r} holds a sparse, quantized or empty tensor: {brief(key)}")
     return dict(content)
 
 
@@ -156,18 +156,6 @@ def _without_prefixes(state: StateDict) -> StateDict:
         if all(key.startswith(prefix) and key != prefix for key in state):
             return _without_prefixes({key.removeprefix(prefix): value for key, value in state.items()})
     return state
-
-
-def _in_words(value: Any) -> str:
-    if value is None or isinstance(value, (bool, int, float)):
-        return repr(value)
-    if isinstance(value, str):
-        return repr(value if len(value) <= 60 else value[:57] + "...")
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    if isinstance(value, (Mapping, list, tuple, set)):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
 
 
 def state_dict_from_url(url: str) -> StateDict:

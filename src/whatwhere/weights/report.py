@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import brief
+
 # of `models.resnet`, and of `insert`: layer1.0.attention, layer1_attention, attention2
 ATTENTION_KEY = re.compile(r"(^|[._])attention\d*\.")
 _BLOCK = re.compile(r"^(layer\d+)\.\d+(?=\.)")
 _NUMBERED = re.compile(r"^layer\d+(\.\d+)?(?=\.)")
 _NUM_SHOWN = 3
-_MOST_LETTERS = 80
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,7 @@ def group_keys(keys: Iterable[str]) -> dict[str, list[str]]:
 
 def shown(key: str) -> str:
     """Return `key`, which can be anything, as it may stand in a sentence."""
-    key = key if len(key) <= _MOST_LETTERS else key[:_MOST_LETTERS] + "..."
-    return key if key.isprintable() else ascii(key)
+    return brief(key)[1:-1]
 
 
 def _grouped(kind: str, keys: list[str], details: Mapping[str, str] | None = None) -> list[Group]:
