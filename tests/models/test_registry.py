@@ -182,7 +182,8 @@ def test_hostile_and_damaged_files_are_one_sentence_and_nothing_runs(tmp_path, p
         with pytest.raises(UserError) as caught:
             create_model(BACKBONE, num_classes=10, pretrained=tmp_path / name)
         assert "\n" not in str(caught.value), name
-        assert name in str(caught.value)
+        assert name[:80] in str(caught.value)
+        assert len(str(caught.value)) < 500
         assert "weights_only" not in str(caught.value)
     import pathlib
 

@@ -30,16 +30,15 @@ def attention_by_path(path: str) -> Callable[..., nn.Module]:
         raise UserError(f"attention {brief(path)} is no import path; give MODULE:NAME, such as my_attention:Gate")
     builder = _imported(module, name, path)
     if builder is _MISSING:
-        raise UserError(f"attention {brief(path)} cannot be had: the module {module!r} has no {brief(name)}")
+        raise UserError(f"attention {brief(path)} cannot be had: the module {brief(module)} has no {brief(name)}")
     if isinstance(builder, nn.Module):
         raise UserError(
             f"attention {brief(path)} is a module built already; give its class, or a function of the channels"
         )
     if not callable(builder):
         raise UserError(
-            f"attention {brief(path)} is of type {type(builder).__name__}; give a class or a "
-            f"function from a channel count "
-            "to a module"
+            f"attention {brief(path)} is of type {type(builder).__name__}; give a class or a function from a channel "
+            "count to a module"
         )
     result: Callable[..., nn.Module] = builder
     return result
@@ -52,9 +51,8 @@ def _imported(module: str, name: str, path: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module}.".startswith(f"{error.name}."):
             raise UserError(
-                f"attention {brief(path)} cannot be had: there is no module {error.name!r}, neither "
-                f"installed nor in the "
-                "current folder"
+                f"attention {brief(path)} cannot be had: there is no module {brief(error.name)}, neither installed nor "
+                "in the current folder"
             ) from error
         raise _failed(path, error) from error
     # a stranger's module may raise anything, and a script without a guard ends the program

@@ -138,9 +138,7 @@ def _check_terms(
     if metric in METRICS or margin is not None:
         margin_for(METRICS.get(metric or "", Metric("", "")), margin)
     if baseline is not None and baseline not in names:
-        raise UserError(
-            f"no arm is called {brief(baseline)}{nearest(str(baseline), names)}; there are: {', '.join(names)}"
-        )
+        raise UserError(f"no arm is called {brief(baseline)}{nearest(baseline, names)}; there are: {', '.join(names)}")
 
 
 def _check_seeds(done: Results, metric: str | None, keep: Path | None, test_images: int | None) -> None:

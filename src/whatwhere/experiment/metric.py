@@ -67,9 +67,8 @@ def check_direction(name: str, lower_is_better: bool | None) -> bool:
         return not known.higher_is_better
     if lower_is_better is None and _is_usually_lower(name):
         raise UserError(
-            f"whether a higher or a lower {brief(name)} is better does not follow from its name; "
-            f"give --lower-is-better or "
-            "--higher-is-better (in Python lower_is_better=True or False)"
+            f"whether a higher or a lower {brief(name)} is better does not follow from its name; give "
+            "--lower-is-better or --higher-is-better (in Python lower_is_better=True or False)"
         )
     return bool(lower_is_better)
 
@@ -156,8 +155,8 @@ def margin_for(metric: Metric, given: float | None) -> float:
         return DEFAULT_MARGIN
     if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given < float("inf"):
         raise UserError(
-            f"the margin must be a number of at least 0, in "
-            f"{metric.unit or 'the unit of the figures'}, got {brief(given)}"
+            f"the margin must be a number of at least 0, in {metric.unit or 'the unit of the figures'}, "
+            f"got {brief(given)}"
         )
     if metric.unit == "points" and given > 100:
         raise UserError(f"a margin of {given:g} points is more than all there is; give at most 100")

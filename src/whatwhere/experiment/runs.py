@@ -65,8 +65,7 @@ class Task:
             name = changed[0]
             raise UserError(
                 f"the run in {str(self.folder)!r} has {name} {brief(had.get(name))}, the comparison "
-                f"{brief(wanted[name])}; "
-                "move that folder away and run again"
+                f"{brief(wanted[name])}; move that folder away and run again"
             )
         return result
 

@@ -63,7 +63,7 @@ def list_models(pattern: str = "*") -> list[str]:
 def check_name(name: str) -> None:
     """Raise UserError, naming the nearest ones, unless `name` is a model's."""
     if not isinstance(name, str) or name not in MODELS:
-        hint = nearest(str(name), list(MODELS)) or "; `whatwhere models` names them all"
+        hint = nearest(name, list(MODELS)) or "; `whatwhere models` names them all"
         raise UserError(f"unknown model {brief(name)}{hint}")
 
 
@@ -123,8 +123,8 @@ def create_model(
         width_factor: Each stage has max(1, round(width_factor * planes)) planes, the stem its usual channels; above 0,
             at most 16. Not for the article's networks, nor with `pretrained`.
         **kwargs: Further arguments of `ResNet`: `in_channels`, `stride_in_1x1`, `replace_stride_with_dilation`,
-            `ceil_pool`, `drop_rate`, `drop_path_rate`, `norm_layer`, `zero_init_residual`, `seed`. The
-            article's networks take `seed` only.
+            `ceil_pool`, `drop_rate`, `drop_path_rate`, `norm_layer`, `zero_init_residual`, `seed`. The article's
+            networks take `seed` only.
 
     Raises:
         UserError: An unknown name, an impossible option, or weights that cannot be had or do not fit.
@@ -218,9 +218,8 @@ def paper_start(attention: str | Callable[..., nn.Module]) -> dict[str, Any]:
 
 
 def _check_arguments(name: str, build: Callable[..., nn.Module], kwargs: dict[str, Any]) -> None:
-    check_arguments(
-        name, [key for key in inspect.signature(build).parameters if key not in ("block", "layers")], kwargs
-    )
+    known = [parameter for parameter in inspect.signature(build).parameters if parameter not in ("block", "layers")]
+    check_arguments(name, known, kwargs)
 
 
 def check_arguments(name: str, known: list[str], kwargs: Iterable[str]) -> None:

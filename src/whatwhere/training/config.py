@@ -297,9 +297,8 @@ def read_config(path: Path) -> dict[str, Any]:
         result[name] = _converted(name, value, path)
     if is_import_path(result.get("attention", "")):
         raise UserError(
-            f"attention {brief(result['attention'])} in {str(path)!r} is code, that no file may "
-            f"have run; give --attention "
-            "on the command line"
+            f"attention {brief(result['attention'])} in {str(path)!r} is code, that no file may have run; give "
+            "--attention on the command line"
         )
     return result
 
