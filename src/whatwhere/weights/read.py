@@ -205,7 +205,7 @@ def _existing(name: str) -> Path:
     except (OSError, ValueError):  # a name that no file can have
         found = False
     if not found:
-        raise UserError(f"no weights file {name!r}; give a .safetensors or .pth file")
+        raise UserError(f"no weights file {brief(name, 200)}; give a .safetensors or .pth file")
     return file
 
 
