@@ -297,7 +297,7 @@ class Inserted:
         """Return whether the attention hangs where it was put."""
         if self.kind == "instead of":
             return True
-        owner, host = _module_at(keeper, self.owner), _module_at(keeper, self.host)
+        owner, host = _module_at(keeper, self.owner), self._host_now(keeper)
         if owner is None or host is None or self._follower_is_gone(keeper):
             return False
         # some tools put a layer into a wrapper
@@ -314,6 +314,11 @@ class Inserted:
                 "torch.jit.trace"
             )
 
+    def _host_now(self, keeper: nn.Module) -> nn.Module | None:
+        """Return what stands at the host's place; where nothing does, the convolution that fed it."""
+        host = _module_at(keeper, self.host)
+        return _module_at(keeper, self.feeder) if host is None else host
+
     def _follower_is_gone(self, keeper: nn.Module) -> bool:
         return self.follower is not None and isinstance(_module_at(keeper, self.follower), (nn.Identity, type(None)))
 
@@ -325,7 +330,7 @@ class Inserted:
         """
         where = f"the attention {f'{self.owner}.{self.name}'.lstrip('.')!r} of a {type(keeper).__name__}"
         advice = "detach it before, and attend again afterwards"
-        owner, host = _module_at(keeper, self.owner), _module_at(keeper, self.host)
+        owner, host = _module_at(keeper, self.owner), self._host_now(keeper)
         if self._follower_is_gone(keeper):
             raise UserError(
                 f"{where} stands between {self.host!r} and its norm {self.follower!r}, which has been folded into the "
@@ -333,8 +338,6 @@ class Inserted:
             )
         if owner is None or self.name not in owner._modules:
             raise UserError(f"{where} went with the module it belonged to, which has been replaced; {advice}")
-        if host is None:
-            host = _module_at(keeper, self.feeder)
         if host is None:
             raise UserError(f"{where} has lost its place: there is no module {self.host!r} any more; {advice}")
         if not _is_attended_by(host, owner, self.name):
