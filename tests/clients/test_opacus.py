@@ -8,9 +8,9 @@ from whatwhere import ATTENTION
 
 opacus = wanted("opacus")
 
-# without batch norm, which no such training allows, and with something to learn; not EMA, which puts its groups
-# beside the images on the first axis, where Opacus takes each for an image
-OPTIONS = {"cbam": {"norm": None}, "eca": {}, "ela": {}, "fca": {}, "gc": {}, "gct": {}, "scse": {}, "se": {}}
+# without batch norm, which no such training allows, and with something to learn
+OPTIONS = {name: {} for name in ("eca", "ela", "fca", "gc", "gct", "scse", "se")}
+OPTIONS |= {"cbam": {"norm": None}, "ema": {"groups": 4}}
 
 
 @pytest.mark.parametrize("start", ["paper", "identity"])

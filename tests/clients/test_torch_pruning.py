@@ -11,7 +11,7 @@ from whatwhere import ATTENTION
 from whatwhere.insert import attend
 from whatwhere.models import BasicBlock, ResNet
 
-# EMA computes groups of channels as if each were an image; it has as many channels as groups times their width
+# EMA has G times as many channels as its layers, which serve G groups: Torch-Pruning follows that without an end
 PRUNABLE = sorted(set(ATTENTION) - {"ema"})
 # a map of one channel scales all, or a sequence over the channels does: Torch-Pruning takes the one for a width that
 # it must not prune, with timm's modules too; what is inside the attention and the branch it prunes

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import check_integer
@@ -10,8 +11,8 @@ from .gate import ScalingAttention, Start, channels_into, described, largest_div
 class EfficientMultiScaleAttention(ScalingAttention):
     """Efficient multi-scale attention (EMA), arXiv 2305.13563: a spatial gate for each group of channels.
 
-    The C = `channels` are split into G = `groups` groups of c channels, which are computed alike, as if each were an
-    image of its own. For a group u of x::
+    The C = `channels` are split into G = `groups` groups of c channels, which are computed alike, by the same layers.
+    For a group u of x::
 
         z^H = mean over W of u, z^W = mean over H of u           eqs. 1 and 2
         h, w = F1 z^H, F1 z^W                                    F1 a 1x1 convolution (c, c)
@@ -37,7 +38,6 @@ class EfficientMultiScaleAttention(ScalingAttention):
 
     Raises:
         UserError: An impossible option, or an input of another rank or channel count.
-        ValueError: torch's, where the group norm sees a single value: one image of one pixel and one group.
 
     Note:
         The layers and the default of 32 groups are those of the authors' code (many copies of it have 8); it needs C
@@ -51,21 +51,28 @@ class EfficientMultiScaleAttention(ScalingAttention):
         check_integer("groups", groups)
         self.groups = largest_divisor(channels, groups)
         group_channels = channels // self.groups
-        self.conv1x1 = nn.Conv2d(group_channels, group_channels, 1)
-        self.norm = nn.GroupNorm(group_channels, group_channels)
-        self.conv3x3 = nn.Conv2d(group_channels, group_channels, 3, padding=1)
+        self.conv1x1 = _SharedConv2d(self.groups, group_channels, 1)
+        self.norm = _SharedGroupNorm(self.groups, group_channels)
+        self.conv3x3 = _SharedConv2d(self.groups, group_channels, 3)
 
     def gates(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2], x.shape[3]
-        group_channels = x.shape[1] // self.groups
-        u = x.reshape(-1, group_channels, height, width)
-        strips = torch.cat((u.mean(3, keepdim=True), u.mean(2, keepdim=True).transpose(2, 3)), 2)
+        # convolutions in groups are slow in other formats
+        x = x.contiguous()
+        height, group_channels = x.shape[2], x.shape[1] // self.groups
+        strips = torch.cat((x.mean(3, keepdim=True), x.mean(2, keepdim=True).transpose(2, 3)), 2)
         strips = torch.sigmoid(self.conv1x1(strips))
-        p = self.norm(u * strips[:, :, :height] * strips[:, :, height:].transpose(2, 3))
-        q = self.conv3x3(u)
-        maps = torch.sigmoid(_weighted_sum(p, q) + _weighted_sum(q, p))
+        p = self.norm(x * strips[:, :, :height] * strips[:, :, height:].transpose(2, 3))
+        q = self.conv3x3(x)
+        maps = torch.sigmoid(self._weighted_sum(p, q) + self._weighted_sum(q, p))
         # one map for all channels of a group
-        return maps.reshape(-1, self.groups, 1, height, width).expand(-1, -1, group_channels, -1, -1).flatten(1, 2)
+        return maps.unsqueeze(2).expand(-1, -1, group_channels, -1, -1).flatten(1, 2)
+
+    def _weighted_sum(self, weighting: Tensor, features: Tensor) -> Tensor:
+        """Return, for each group, the sum of its `features`, weighted by the softmax of the averages of `weighting`."""
+        # torch quantises no mean of a single channel, or pixel, that drops dimensions
+        averages = weighting.mean((2, 3), keepdim=True).flatten(1)
+        weights = torch.softmax(torch.unflatten(averages, 1, (self.groups, -1)), 2).to(features.dtype)
+        return torch.einsum("ngc,ngchw->nghw", weights, torch.unflatten(features, 1, (self.groups, -1)))
 
     @property
     def channels(self) -> int | None:
@@ -76,9 +83,31 @@ class EfficientMultiScaleAttention(ScalingAttention):
         return described(self.channels, self.mix, f"groups={self.groups}")
 
 
-def _weighted_sum(weighting: Tensor, features: Tensor) -> Tensor:
-    """Return the sum of the channels of `features`, weighted by the softmax of the averages of `weighting`."""
-    # torch quantises no mean of a single channel, or pixel, that drops dimensions
-    averages = weighting.mean((2, 3), keepdim=True).flatten(1)
-    weights = torch.softmax(averages, 1).to(features.dtype)
-    return torch.einsum("bc,bchw->bhw", weights, features)
+class _SharedConv2d(nn.Conv2d):
+    """A convolution of c channels, used for each of G groups of c channels: (N, G * c, H, W) -> (N, G * c, H, W).
+
+    The groups stay on the axis of the channels, because whoever looks into layers takes the first for the images.
+    """
+
+    def __init__(self, num_uses: int, channels: int, kernel_size: int) -> None:
+        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2)
+        self.num_uses = num_uses
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.bias is not None
+        weight, bias = self.weight.repeat(self.num_uses, 1, 1, 1), self.bias.repeat(self.num_uses)
+        # every argument, because torch quantises no shorter call
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.num_uses)
+
+
+class _SharedGroupNorm(nn.GroupNorm):
+    """A group norm of c channels with a group for each, used for each of G groups of c channels."""
+
+    def __init__(self, num_uses: int, channels: int) -> None:
+        super().__init__(channels, channels)
+        self.num_uses = num_uses
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.repeat(self.num_uses), self.bias.repeat(self.num_uses)
+        # torch's module refuses a single value, of which this makes the bias
+        return torch.group_norm(x, self.num_uses * self.num_groups, weight, bias, self.eps)
