@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import check_integer
-from .gate import Place, ScalingAttention, Start, channels_into, check_choice, check_reduction, described
+from .gate import Device, Place, ScalingAttention, Start, channels_into, check_choice, check_reduction, described
 
 Combine = Literal["add", "multiply"]
 
@@ -32,6 +32,7 @@ class BAM(ScalingAttention):
         num_convs: Number of these convolutions, 2 in the paper.
         combine: "add" for the paper's M_c + M_s, "multiply" for M_c * M_s, which the authors' code computes.
         start: "paper", or "identity" for y = x at the start: y = x * (1 + a * M), a = 0 learned.
+        device, dtype: Of the parameters; None for the current defaults.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any H and W.
@@ -63,6 +64,8 @@ class BAM(ScalingAttention):
         num_convs: int = 2,
         combine: Combine = "add",
         start: Start = "paper",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(channels, start=start)
         check_reduction(reduction)
@@ -83,6 +86,7 @@ class BAM(ScalingAttention):
         for index in range(num_convs):
             self.spatial.add_module(f"dilated{index + 1}", _conv_norm(hidden, hidden, 3, dilation))
         self.spatial.add_module("project", nn.Conv2d(hidden, 1, 1))
+        self.to(device=device, dtype=dtype)
 
     @property
     def channels(self) -> int | None:

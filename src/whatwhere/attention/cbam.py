@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import UserError, brief, check_integer
 from ..ops import Arrangement
 from ..ops.reference import MAPS
-from .gate import Form, Gate, SharedMLP, Start, check_choice, check_names, check_reduction
+from .gate import Device, Form, Gate, SharedMLP, Start, check_choice, check_names, check_reduction
 
 Norm = Callable[[int], nn.Module] | Literal["batch"] | None
 
@@ -91,6 +91,7 @@ class ChannelAttention(Gate):
         mlp_bias: Whether W0 and W1 come with biases; None for what `form` has.
         form: "official" (biases, width rounded down) or "timm" (no biases, width rounded to the nearest).
         start: "paper", or "identity" for y = x at the start (see `Gate`).
+        device, dtype: Of the parameters; None for the current defaults.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any H and W.
@@ -111,8 +112,16 @@ class ChannelAttention(Gate):
         mlp_bias: bool | None = None,
         form: Form = "official",
         start: Start = "paper",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(channels, _channel_function(channels, reduction, pools, mlp_bias, form), start=start)
+        super().__init__(
+            channels,
+            _channel_function(channels, reduction, pools, mlp_bias, form),
+            start=start,
+            device=device,
+            dtype=dtype,
+        )
 
 
 class SpatialAttention(Gate):
@@ -132,6 +141,7 @@ class SpatialAttention(Gate):
         spatial_bias: Whether the convolution has a bias; None for one where there is no norm.
         form: "official" (maps max, mean; momentum 0.01) or "timm" (maps mean, max; momentum 0.1).
         start: "paper", or "identity" for y = x at the start (see `Gate`).
+        device, dtype: Of the parameters; None for the current defaults.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any H and W.
@@ -154,9 +164,11 @@ class SpatialAttention(Gate):
         spatial_bias: bool | None = None,
         form: Form = "official",
         start: Start = "paper",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         where = _spatial_function(kernel_size, maps, norm, zero_init_norm, spatial_bias, form)
-        super().__init__(channels, where=where, start=start)
+        super().__init__(channels, where=where, start=start, device=device, dtype=dtype)
 
 
 class CBAM(Gate):
@@ -181,6 +193,7 @@ class CBAM(Gate):
         spatial_bias: Whether the spatial convolution has a bias; None for one where there is no norm.
         form: Whose conventions to follow where an option above is not given: "official" or "timm".
         start: "paper", or "identity" for y = x at the start: y = x * (1 - a + a * M_c * M_s), a = 0 learned.
+        device, dtype: Of the parameters; None for the current defaults.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any H and W.
@@ -231,10 +244,12 @@ class CBAM(Gate):
         spatial_bias: bool | None = None,
         form: Form = "official",
         start: Start = "paper",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         what = _channel_function(channels, reduction, pools, mlp_bias, form)
         where = _spatial_function(kernel_size, maps, norm, zero_init_norm, spatial_bias, form) if spatial else None
-        super().__init__(channels, what, where, arrangement=arrangement, start=start)
+        super().__init__(channels, what, where, arrangement=arrangement, start=start, device=device, dtype=dtype)
 
 
 def _channel_function(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .gate import ScalingAttention, Start, channels_into, check_reduction
+from .gate import Device, ScalingAttention, Start, channels_into, check_reduction
 
 _LEAST_HIDDEN = 8
 
@@ -24,6 +24,7 @@ class CoordinateAttention(ScalingAttention):
         channels: Channels C of the input.
         reduction: r, 32 in the paper's experiments.
         start: "paper", or "identity" for y = x at the start (see `ScalingAttention`).
+        device, dtype: Of the parameters; None for the current defaults.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any H and W.
@@ -42,7 +43,15 @@ class CoordinateAttention(ScalingAttention):
         C / 24 rounded to a multiple of 8. 3 * C * m + 3 * m + 2 * C parameters.
     """
 
-    def __init__(self, channels: int, *, reduction: float = 32, start: Start = "paper") -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: float = 32,
+        start: Start = "paper",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(channels, start=start)
         check_reduction(reduction)
         hidden = max(_LEAST_HIDDEN, int(channels // reduction))
@@ -51,6 +60,7 @@ class CoordinateAttention(ScalingAttention):
         self.act = nn.Hardswish()
         self.conv_h = nn.Conv2d(hidden, channels, 1)
         self.conv_w = nn.Conv2d(hidden, channels, 1)
+        self.to(device=device, dtype=dtype)
 
     @property
     def channels(self) -> int | None:

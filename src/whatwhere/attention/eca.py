@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, brief, check_integer
-from .gate import Gate, Start
+from .gate import Device, Gate, Start
 
 
 class ChannelConv(nn.Module):
@@ -42,6 +42,7 @@ class EfficientChannelAttention(Gate):
         gamma: How many doublings of C make k larger by 1; above 0.
         b: What is added to log2(C).
         start: "paper", or "identity" for y = x at the start (see `Gate`).
+        device, dtype: Of the parameters; None for the current defaults.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any H and W.
@@ -66,6 +67,8 @@ class EfficientChannelAttention(Gate):
         gamma: float = 2,
         b: float = 1,
         start: Start = "paper",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         check_integer("channels", channels)
         if kernel_size is None:
@@ -73,7 +76,7 @@ class EfficientChannelAttention(Gate):
         check_integer("kernel_size", kernel_size)
         if kernel_size % 2 == 0:
             raise UserError(f"kernel_size must be odd, so that each channel is the middle, got {kernel_size}")
-        super().__init__(channels, ChannelConv(kernel_size), start=start)
+        super().__init__(channels, ChannelConv(kernel_size), start=start, device=device, dtype=dtype)
 
 
 def _adaptive_kernel_size(channels: int, gamma: float, b: float) -> int:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, check_integer
-from .gate import ScalingAttention, Start, channels_into, largest_divisor
+from .gate import Device, ScalingAttention, Start, channels_into, largest_divisor
 
 
 class EfficientLocalAttention(ScalingAttention):
@@ -33,6 +33,7 @@ class EfficientLocalAttention(ScalingAttention):
         norm_groups: Groups of the norm at most; there are as many as the largest divisor of C that is no larger.
         shared: Whether both axes share the convolution and the norm; otherwise each has its own.
         start: "paper", or "identity" for y = x at the start (see `ScalingAttention`).
+        device, dtype: Of the parameters; None for the current defaults.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any H and W.
@@ -62,6 +63,8 @@ class EfficientLocalAttention(ScalingAttention):
         norm_groups: int = 16,
         shared: bool = True,
         start: Start = "paper",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(channels, start=start)
         for name, value in (("kernel_size", kernel_size), ("group_channels", group_channels)):
@@ -79,6 +82,7 @@ class EfficientLocalAttention(ScalingAttention):
 
         self.along_h = axis()
         self.along_w = None if shared else axis()
+        self.to(device=device, dtype=dtype)
 
     @property
     def channels(self) -> int | None:

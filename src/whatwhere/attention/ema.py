@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import check_integer
-from .gate import ScalingAttention, Start, channels_into, described, largest_divisor
+from .gate import Device, ScalingAttention, Start, channels_into, described, largest_divisor
 
 
 class EfficientMultiScaleAttention(ScalingAttention):
@@ -26,6 +26,7 @@ class EfficientMultiScaleAttention(ScalingAttention):
         channels: Channels C of the input.
         groups: G at most; there are as many as the largest divisor of C that is no larger.
         start: "paper", or "identity" for y = x at the start (see `ScalingAttention`).
+        device, dtype: Of the parameters; None for the current defaults.
 
     Attributes:
         groups: G.
@@ -46,7 +47,15 @@ class EfficientMultiScaleAttention(ScalingAttention):
         10 * c * c + 4 * c parameters.
     """
 
-    def __init__(self, channels: int, *, groups: int = 32, start: Start = "paper") -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        groups: int = 32,
+        start: Start = "paper",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(channels, start=start)
         check_integer("groups", groups)
         self.groups = largest_divisor(channels, groups)
@@ -54,6 +63,7 @@ class EfficientMultiScaleAttention(ScalingAttention):
         self.conv1x1 = _SharedConv2d(self.groups, group_channels, 1)
         self.norm = _SharedGroupNorm(self.groups, group_channels)
         self.conv3x3 = _SharedConv2d(self.groups, group_channels, 3)
+        self.to(device=device, dtype=dtype)
 
     def gates(self, x: Tensor) -> Tensor:
         # convolutions in groups are slow in other formats

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import torch
+
 from ..errors import UserError, brief, check_integer
 from ..ops.spectral import NUM_COMPONENTS
-from .gate import Gate, SharedMLP, Start, check_reduction
+from .gate import Device, Gate, SharedMLP, Start, check_reduction
 
 
 class FrequencyChannelAttention(Gate):
@@ -20,6 +22,7 @@ class FrequencyChannelAttention(Gate):
         reduction: r; the hidden width is max(1, C // r).
         num_frequencies: n, one of 1, 2, 4, 8, 16 and 32; the authors' "top16" is 16.
         start: "paper", or "identity" for y = x at the start (see `Gate`).
+        device, dtype: Of the parameters; None for the current defaults.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any H and W.
@@ -40,7 +43,14 @@ class FrequencyChannelAttention(Gate):
     """
 
     def __init__(
-        self, channels: int, *, reduction: float = 16, num_frequencies: int = 16, start: Start = "paper"
+        self,
+        channels: int,
+        *,
+        reduction: float = 16,
+        num_frequencies: int = 16,
+        start: Start = "paper",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         check_integer("channels", channels)
         check_reduction(reduction)
@@ -49,4 +59,4 @@ class FrequencyChannelAttention(Gate):
             raise UserError(f"num_frequencies must be one of {choices}; got {brief(num_frequencies)}")
         hidden_channels = max(1, int(channels // reduction))
         what = SharedMLP(channels, hidden_channels, (f"dct{int(num_frequencies)}",), bias=False)
-        super().__init__(channels, what, start=start)
+        super().__init__(channels, what, start=start, device=device, dtype=dtype)

@@ -18,6 +18,7 @@ from ..scripting import NotScriptable
 Form = Literal["official", "timm"]
 Start = Literal["paper", "identity"]
 Place = Literal["block", "stage"]
+Device = torch.device | str | int | None
 
 
 class Gate(NotScriptable, nn.Module):
@@ -33,6 +34,7 @@ class Gate(NotScriptable, nn.Module):
         where: Pooled maps to spatial gate, or None.
         arrangement: "channel_first", "spatial_first" or "parallel".
         start: "paper" for the module as published, "identity" for y = x at the start.
+        device, dtype: Of the parameters; None for the current defaults.
 
     Attributes:
         channels: Channels C that `what` is for, as its `channels` says; None where it does not say.
@@ -61,6 +63,8 @@ class Gate(NotScriptable, nn.Module):
         *,
         arrangement: Arrangement = "channel_first",
         start: Start = "paper",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_integer("channels", channels)
@@ -72,6 +76,7 @@ class Gate(NotScriptable, nn.Module):
         self.register_module("where", where)
         mixed = start == "identity" and not self.identity_at_start
         self.register_parameter("mix", nn.Parameter(torch.zeros(())) if mixed else None)
+        self.to(device=device, dtype=dtype)
 
     @property
     def channels(self) -> int | None:

@@ -8,7 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError, brief, check_integer
-from .gate import Gate, ScalingAttention, Start, channels_into, check_choice, check_reduction, described, leave_a_mark
+from .gate import (
+    Device,
+    Gate,
+    ScalingAttention,
+    Start,
+    channels_into,
+    check_choice,
+    check_reduction,
+    described,
+    leave_a_mark,
+)
 
 Variant = Literal["theta-minus", "theta", "theta-plus"]
 
@@ -41,6 +51,7 @@ class GatherExcite(Gate):
     Args:
         channels: Channels C of the input.
         start: "paper", or "identity" for y = x at the start (see `Gate`).
+        device, dtype: Of the parameters; None for the current defaults.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any H and W.
@@ -59,9 +70,11 @@ class GatherExcite(Gate):
         network's weights from those of a plain one.
     """
 
-    def __init__(self, channels: int, *, start: Start = "paper") -> None:
+    def __init__(
+        self, channels: int, *, start: Start = "paper", device: Device = None, dtype: torch.dtype | None = None
+    ) -> None:
         check_integer("channels", channels)
-        super().__init__(channels, AverageGate(), start=start)
+        super().__init__(channels, AverageGate(), start=start, device=device, dtype=dtype)
 
 
 class LocalGatherExcite(ScalingAttention):
@@ -84,6 +97,7 @@ class LocalGatherExcite(ScalingAttention):
         size: Height and width of the map, for the learned gathering of a whole map only.
         reduction: r; the hidden width of theta-plus is max(1, C // r).
         start: "paper", or "identity" for y = x at the start (see `ScalingAttention`).
+        device, dtype: Of the parameters; None for the current defaults.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any H and W, but the given one with `size`.
@@ -112,6 +126,8 @@ class LocalGatherExcite(ScalingAttention):
         size: tuple[int, int] | None = None,
         reduction: float = 16,
         start: Start = "paper",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(channels, start=start)
         check_choice("variant", variant, get_args(Variant))
@@ -135,6 +151,7 @@ class LocalGatherExcite(ScalingAttention):
                 nn.Conv2d(hidden_channels, channels, 1),
             )
             self.excite = nn.Sequential(*layers)
+        self.to(device=device, dtype=dtype)
 
     @property
     def channels(self) -> int | None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import check_integer
-from .gate import Gate, Start
+from .gate import Device, Gate, Start
 
 
 class ChannelNormalization(nn.Module):
@@ -48,6 +48,7 @@ class GatedChannelTransform(Gate):
     Args:
         channels: Channels C of the input.
         start: "paper" or "identity", which are the same here: alpha = 1 and gamma = beta = 0 make y = x.
+        device, dtype: Of the parameters; None for the current defaults.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any H and W.
@@ -67,6 +68,8 @@ class GatedChannelTransform(Gate):
 
     identity_at_start: ClassVar[bool] = True
 
-    def __init__(self, channels: int, *, start: Start = "paper") -> None:
+    def __init__(
+        self, channels: int, *, start: Start = "paper", device: Device = None, dtype: torch.dtype | None = None
+    ) -> None:
         check_integer("channels", channels)
-        super().__init__(channels, ChannelNormalization(channels), start=start)
+        super().__init__(channels, ChannelNormalization(channels), start=start, device=device, dtype=dtype)

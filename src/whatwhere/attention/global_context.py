@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..errors import check_integer
 from ..ops.precision import narrowed, widened
 from ..scripting import NotScriptable
-from .gate import Start, channels_into, check_choice, check_features, check_reduction, described
+from .gate import Device, Start, channels_into, check_choice, check_features, check_reduction, described
 
 # symbolic tracing patches a function under the name by which it is called
 torch.fx.wrap("check_features")
@@ -33,6 +33,7 @@ class GlobalContext(NotScriptable, nn.Module):
         channels: Channels C of the input.
         reduction: r.
         start: "paper" or "identity", which are the same here: W_v2 = b_v2 = 0 make y = x.
+        device, dtype: Of the parameters; None for the current defaults.
 
     Attributes:
         identity_at_start: That it computes y = x as published (see `Gate`).
@@ -58,7 +59,15 @@ class GlobalContext(NotScriptable, nn.Module):
 
     identity_at_start: ClassVar[bool] = True
 
-    def __init__(self, channels: int, *, reduction: float = 16, start: Start = "paper") -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: float = 16,
+        start: Start = "paper",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         check_integer("channels", channels)
         check_reduction(reduction)
@@ -72,6 +81,7 @@ class GlobalContext(NotScriptable, nn.Module):
         for parameter in (self.mask.bias, self.fc2.weight, self.fc2.bias):
             assert parameter is not None
             nn.init.zeros_(parameter)
+        self.to(device=device, dtype=dtype)
 
     @property
     def channels(self) -> int | None:

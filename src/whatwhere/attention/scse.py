@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .gate import ScalingAttention, SharedMLP, Start, channels_into, check_choice, check_reduction, described
+from .gate import Device, ScalingAttention, SharedMLP, Start, channels_into, check_choice, check_reduction, described
 
 Combine = Literal["add", "max"]
 
@@ -26,6 +26,7 @@ class SpatialChannelSE(ScalingAttention):
         combine: "add" as in the paper, or "max", the max-out of the authors' journal article (arXiv 1808.08127) and of
             their code.
         start: "paper", or "identity" for y = x at the start (see `ScalingAttention`).
+        device, dtype: Of the parameters; None for the current defaults.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any H and W.
@@ -43,7 +44,14 @@ class SpatialChannelSE(ScalingAttention):
     """
 
     def __init__(
-        self, channels: int, *, reduction: float = 2, combine: Combine = "add", start: Start = "paper"
+        self,
+        channels: int,
+        *,
+        reduction: float = 2,
+        combine: Combine = "add",
+        start: Start = "paper",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(channels, start=start)
         check_reduction(reduction)
@@ -51,6 +59,7 @@ class SpatialChannelSE(ScalingAttention):
         self.combine = combine
         self.channel = SharedMLP(channels, max(1, int(channels // reduction)))
         self.spatial = nn.Conv2d(channels, 1, 1)
+        self.to(device=device, dtype=dtype)
 
     @property
     def channels(self) -> int | None:

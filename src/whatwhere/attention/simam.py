@@ -7,7 +7,7 @@ from torch import Tensor
 from ..errors import UserError, brief
 from ..ops.precision import widened
 from ..ops.reference import bessel
-from .gate import ScalingAttention, Start, described, leave_a_mark
+from .gate import Device, ScalingAttention, Start, described, leave_a_mark
 
 # symbolic tracing patches a function under the name by which it is called
 torch.fx.wrap("bessel")
@@ -27,6 +27,7 @@ class SimAM(ScalingAttention):
         channels: Channels C of the input; there is no parameter.
         e_lambda: lambda, positive: 1e-4 in the paper's CIFAR networks, 0.1 in the authors' for ImageNet.
         start: "paper", or "identity" for y = x at the start (see `ScalingAttention`).
+        device, dtype: Of the parameters; None for the current defaults.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any H and W.
@@ -45,12 +46,21 @@ class SimAM(ScalingAttention):
         `mark` tells a network with it from one without.
     """
 
-    def __init__(self, channels: int, *, e_lambda: float = 1e-4, start: Start = "paper") -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        e_lambda: float = 1e-4,
+        start: Start = "paper",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(channels, start=start)
         if isinstance(e_lambda, bool) or not isinstance(e_lambda, (int, float)) or not 0 < e_lambda < float("inf"):
             raise UserError(f"e_lambda must be a positive number, got {brief(e_lambda)}")
         self.e_lambda = float(e_lambda)
         leave_a_mark(self)
+        self.to(device=device, dtype=dtype)
 
     def gates(self, x: Tensor) -> Tensor:
         t = widened(x)

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from typing import get_args
 
+import torch
+
 from ..errors import check_integer
-from .gate import Form, Gate, SharedMLP, Start, check_choice, check_reduction
+from .gate import Device, Form, Gate, SharedMLP, Start, check_choice, check_reduction
 
 
 class SqueezeExcitation(Gate):
@@ -21,6 +23,7 @@ class SqueezeExcitation(Gate):
         bias: Whether W1 and W2 come with biases, as in the authors' code (the formula has none).
         form: "official" (width rounded down, at least 1) or "timm" (to the nearest multiple of 8, at least 8).
         start: "paper", or "identity" for y = x at the start (see `Gate`).
+        device, dtype: Of the parameters; None for the current defaults.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any H and W.
@@ -45,6 +48,8 @@ class SqueezeExcitation(Gate):
         bias: bool = True,
         form: Form = "official",
         start: Start = "paper",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         check_integer("channels", channels)
         check_reduction(reduction)
@@ -53,4 +58,6 @@ class SqueezeExcitation(Gate):
             hidden_channels = max(8, int(channels / reduction + 4) // 8 * 8)
         else:
             hidden_channels = max(1, int(channels // reduction))
-        super().__init__(channels, SharedMLP(channels, hidden_channels, ("avg",), bias), start=start)
+        super().__init__(
+            channels, SharedMLP(channels, hidden_channels, ("avg",), bias), start=start, device=device, dtype=dtype
+        )

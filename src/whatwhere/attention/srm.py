@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import check_integer
-from .gate import Gate, Start
+from .gate import Device, Gate, Start
 
 
 class StyleIntegration(nn.Module):
@@ -42,6 +42,7 @@ class StyleRecalibration(Gate):
     Args:
         channels: Channels C of the input.
         start: "paper", or "identity" for y = x at the start (see `Gate`).
+        device, dtype: Of the parameters; None for the current defaults.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any H and W.
@@ -60,6 +61,8 @@ class StyleRecalibration(Gate):
         their code makes NaN, has deviation sqrt(1e-5). 4 * C parameters.
     """
 
-    def __init__(self, channels: int, *, start: Start = "paper") -> None:
+    def __init__(
+        self, channels: int, *, start: Start = "paper", device: Device = None, dtype: torch.dtype | None = None
+    ) -> None:
         check_integer("channels", channels)
-        super().__init__(channels, StyleIntegration(channels), start=start)
+        super().__init__(channels, StyleIntegration(channels), start=start, device=device, dtype=dtype)

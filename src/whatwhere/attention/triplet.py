@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ..ops.reference import MAPS
 from .cbam import SpatialConv
-from .gate import ScalingAttention, Start
+from .gate import Device, ScalingAttention, Start
 
 
 class TripletAttention(ScalingAttention):
@@ -23,6 +23,7 @@ class TripletAttention(ScalingAttention):
         kernel_size: k, odd.
         spatial: Whether there is the third branch, w3; without it y = (x * w1 + x * w2) / 2.
         start: "paper", or "identity" for y = x at the start (see `ScalingAttention`).
+        device, dtype: Of the parameters; None for the current defaults.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any H and W.
@@ -42,7 +43,16 @@ class TripletAttention(ScalingAttention):
         the first takes the gradient. 2 * k * k + 2 parameters a branch, 300 in all by default.
     """
 
-    def __init__(self, channels: int, *, kernel_size: int = 7, spatial: bool = True, start: Start = "paper") -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int = 7,
+        spatial: bool = True,
+        start: Start = "paper",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(channels, start=start)
 
         def branch() -> SpatialConv:
@@ -51,6 +61,7 @@ class TripletAttention(ScalingAttention):
         self.cw = branch()
         self.hc = branch()
         self.hw = branch() if spatial else None
+        self.to(device=device, dtype=dtype)
 
     def gates(self, x: Tensor) -> Tensor:
         # the axis to pool over takes the place of the channels, and takes it back in the gate
