@@ -191,6 +191,17 @@ def test_what_cannot_be_changed_or_is_wrong_is_refused_and_changes_nothing(prete
     assert everything_in(pretended.out) == before
 
 
+def test_runs_that_end_alike_are_told_before_the_others_run(pretended):
+    pretended.figures = lambda arm, seed: 0.8125371 + 0.01 * (arm == "again")
+    when = []
+    pretended.before = lambda arm, seed: when.append(len(pretended.warnings))
+    pretended(seeds=6)
+    (warning,) = pretended.warnings
+    assert warning.startswith("seeds 0, 1 of none ended alike to the last digit: ")
+    assert warning.endswith("no verdict can come of such runs")
+    assert when == [0, 0, 0, *[1] * 9]
+
+
 def test_a_warning_is_shown_once(pretended, tmp_path):
     data = make_folder(tmp_path / "mine")
     (data / "empty").mkdir()

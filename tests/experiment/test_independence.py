@@ -49,6 +49,40 @@ def test_seeds_that_decide_nothing_and_copies_get_no_verdict(name, begins):
     assert arm.pairs_to_settle is None
 
 
+@pytest.mark.parametrize("name", ["dead-seeds", "near-dead-seeds", "copied-rows", "live-coarse"])
+def test_nothing_that_takes_pairs_for_independent_is_told_of_them(name):
+    results = read_results(CASES / f"{name}.csv")
+    arm = verdict(results)
+    assert arm.mean_difference is not None
+    assert arm.level is not None
+    told = (arm.interval_95, arm.deciding_interval, arm.win_probability, arm.win_interval, arm.skewness)
+    assert {*told, arm.p_t, arm.p_t_holm, arm.p_sign_flip, arm.p_sign_flip_holm, arm.p_equivalence} == {None}
+    assert not any("skewed" in caution for caution in arm.cautions)
+
+
+def test_other_metrics_follow_the_same_rule():
+    rows = {
+        arm: [{"accuracy": a, "macro_f1": 0.8 + shift, "auroc": a - 0.1} for a in live(shift)]
+        for arm, shift in (("none", 0.0), ("cbam", 0.01))
+    }
+    rows["cbam"] = [{**row, "auroc": row["auroc"] + 0.01 * n} for row, n in zip(rows["cbam"], NOISE, strict=False)]
+    by_name = {other["metric"]["name"]: other for other in judge(table(**rows), metric="accuracy").others}
+    dead, alive = by_name["macro_f1"], by_name["auroc"]
+    assert (dead["mean_difference"], dead["interval_95"], dead["p_t"]) == (pytest.approx(1.0), None, None)
+    assert alive["interval_95"] is not None
+    assert alive["p_t"] is not None
+
+
+def test_a_known_small_test_set_is_never_called_dead_by_its_counts():
+    # 20 images that are nearly all always right or always wrong
+    arm = verdict(table(none=[0.5] * 12, cbam=[0.55] * 11 + [0.5]), test_images=20)
+    assert arm.reason.startswith("2 different differences in 12 pairs, at least 4 are needed")
+    assert (
+        "is no chance"
+        in verdict(table(none=[0.5005] * 12, cbam=[*live(count=9), 0.75, 0.76, 0.77]), test_images=2000).reason
+    )
+
+
 def test_a_small_test_set_is_not_called_dead():
     arm = verdict(read_results(CASES / "live-coarse.csv"))
     assert arm.verdict == "cannot tell yet"
@@ -153,6 +187,22 @@ def test_a_comparison_stops_after_two_seeds_that_end_alike(tmp_path):
         compare(run, ["none", "cbam"], 8, metric="accuracy", results=path)
     assert calls == [("none", 0), ("cbam", 0), ("none", 1), ("cbam", 1)]
     assert len(path.read_text().splitlines()) == 5
+
+
+def test_a_comparison_stops_where_every_run_comes_to_one_coarse_figure():
+    calls = []
+
+    def run(arm, seed):
+        calls.append(seed)
+        return 0.75 + 0.05 * (arm == "cbam")
+
+    with pytest.raises(
+        UserError, match=r"^all seeds of none, cbam ended alike to the last digit: .* at its ceiling; let"
+    ):
+        compare(run, ["none", "cbam"], 8)
+    assert max(calls) == 3
+    # of few images that may be
+    assert compare(run, ["none", "cbam"], 8, test_images=20).judgement.arms[0].verdict == "cannot tell yet"
 
 
 def test_a_comparison_on_few_test_images_goes_on():

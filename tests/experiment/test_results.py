@@ -58,6 +58,8 @@ def test_other_spreadsheets_dialects(table, text):
         ("arms,seed,accuracy\nnone,0,0.5\n", "has no column 'arm'; did you mean arms"),
         ("arm,seed,accuracy\nnone,0,0.5\nnone,0,0.6\n", "line 3 .*arm 'none' has seed '0' twice"),
         ("arm,seed,accuracy\nnone,0,0.5\nnone,1,0,6\n", "line 3 .*has 4 fields, its head has 3"),
+        ("arm,seed,accuracy\nnone,0,0.5\nnone,00,0.6\n", "line 3 .*has the seeds '0' and '00', which are one number"),
+        ("arm,seed,accuracy\nnone,1,0.5\nnone,1.0,0.6\n", "line 3 .*has the seeds '1' and '1.0', which are one number"),
         ("arm,seed,accuracy\nnone,0,0.5\nnone,1,o.6\n", "line 3 .*accuracy is 'o.6', not a number"),
         ("arm,seed,accuracy,epochs\nnone,0,0.5,9\nnone,1,oops,9\n", "line 3 .*accuracy is 'oops', not a number"),
         ("arm,seed,accuracy\n,0,0.5\n", "line 2 .*names no arm"),

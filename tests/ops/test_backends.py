@@ -506,6 +506,25 @@ def test_double_backward_says_what_to_do():
         gradient.square().sum().backward()
 
 
+@pytest.mark.parametrize("first", ["input", "weight", "gate"])
+@pytest.mark.parametrize("second", ["input", "weight", "gate"])
+def test_double_backward_with_respect_to_anything_says_so(first, second):
+    # the gradient depends on what lies before the gates in more ways than through the gradient given to them
+    convolution, attention = nn.Conv2d(3, 4, 3), CBAM(4, reduction=2)
+    images = torch.randn(2, 3, 5, 5, requires_grad=True)
+    by = {"input": images, "weight": convolution.weight, "gate": attention.what.fc1.weight}
+    loss = attention(convolution(images)).square().sum()
+    (gradient,) = torch.autograd.grad(loss, by[first], create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        torch.autograd.grad(gradient.square().sum(), by[second])
+
+
+def test_a_gradient_of_a_graph_can_be_detached_in_place():
+    x = X.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(Block("lean")(x).square().sum(), x, create_graph=True)
+    gradient.detach_()
+
+
 def test_double_backward_by_the_reference():
     module = CBAM(4, reduction=2).double()
     module.backend = "reference"

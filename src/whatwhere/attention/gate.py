@@ -71,9 +71,9 @@ class Gate(NotScriptable, nn.Module):
         check_choice("arrangement", arrangement, get_args(Arrangement))
         check_choice("start", start, get_args(Start))
         self.arrangement = arrangement
-        # register_module, because a plain attribute would lose the declared protocol types
-        self.register_module("what", what)
-        self.register_module("where", where)
+        # as attributes: register_module would make a child of None, and some tools take every child for a module
+        for name, function in (("what", what), ("where", where)):
+            setattr(self, name, function)
         mixed = start == "identity" and not self.identity_at_start
         self.register_parameter("mix", nn.Parameter(torch.zeros(())) if mixed else None)
         self.to(device=device, dtype=dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from .beginning import asked_for, begun, check_given, completed, described, with
 from .content import Gathered
 from .costs import COSTS, measure_costs
 from .design import Design, Request, check_options, continued, read_design
+from .independence import check_still_independent
 from .record import changed_figures, read_record
 from .runs import Runner, RunScreen, Task, chosen_rates, failed, search_tasks, share, tasks
 from .shape import number, text
@@ -163,6 +165,7 @@ def _advance(design: Design, place: Place, runner: Runner) -> dict[str, Any] | N
         if searched is None:
             return None
         design = searched
+        runner.after = functools.partial(_warn_if_alike, design, place.out, runner)
         _do(tasks(design, place.out), place, runner)
         if place.shard is not None:
             if runner.failures:
@@ -179,6 +182,21 @@ def _advance(design: Design, place: Place, runner: Runner) -> dict[str, Any] | N
         for arm, why in content["first"]:
             runner.screen.warn(f"{arm}: {why}; more epochs would tell more than more pairs")
         design = after
+
+
+def _warn_if_alike(design: Design, out: Path, runner: Runner) -> None:
+    """Say while runs are still to come that those that are there are copies of one another."""
+    gathered = Gathered(design, out)
+    try:
+        check_still_independent(
+            gathered.results,
+            design.metric,
+            "see the learning rate, and what the networks answer",
+            gathered.num_images(),
+        )
+    except UserError as error:
+        runner.screen.warn(f"{error}; no verdict can come of such runs")
+        runner.after = lambda: None
 
 
 def _do(items: list[Task], place: Place, runner: Runner) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ from .arms import describe
 from .decide import holm
 from .design import Design
 from .learned import unlearned
-from .metric import METRICS
-from .paired import PairedDifference
+from .metric import METRICS, Metric
 from .results import Results
 from .runs import Task, damaged, tasks
 from .shape import integer, number
-from .verdict import Judgement
+from .verdict import Judgement, difference
 
+_RECALL = Metric("recall", "recall", 100, "points")
 _NUM_ENVIRONMENTS = 3
 
 
@@ -161,37 +162,33 @@ class Gathered:
     def per_class(self, judgement: Judgement) -> dict[str, Any] | None:
         """Return the difference in each class's recall, with its interval; p corrected over an arm's classes.
 
-        Over the pairs that the verdict is of.
+        Over the pairs that the verdict is of. Without interval and p where these may be no independent draws.
         """
         rows = []
         for judged in judgement.arms:
             arm, seeds = judged.arm, judged.seeds[: judged.num_pairs]
             found = list(filter(None, (self._class_row(arm, name, seeds) for name in self._classes())))
-            corrected = holm([row.pop("p_t") for row in found])
-            rows += [{**row, "p_t_holm": p} for row, p in zip(found, corrected, strict=True)]
-        return {"metric": "recall", "unit": "points", "rows": rows} if rows else None
+            p_values = [row.pop("p_t") for row in found]
+            corrected = holm([1.0 if p is None else p for p in p_values])
+            rows += [
+                {**row, "p_t_holm": None if p is None else p_holm}
+                for row, p, p_holm in zip(found, p_values, corrected, strict=True)
+            ]
+        return {"metric": _RECALL.name, "unit": _RECALL.unit, "rows": rows} if rows else None
 
     def _classes(self) -> list[str]:
         return list(dict.fromkeys(name for _, result in self.finished.values() for name in result["classes"]))
 
     def _class_row(self, arm: str, name: str, judged: Sequence[Hashable]) -> dict[str, Any] | None:
-        baseline = self._recalls(self.design.baseline, name)
-        treatment = self._recalls(arm, name)
-        seeds = [seed for seed in baseline if seed in treatment and seed in judged]
-        if len(seeds) < 2:
-            return None
-        pairs = (tuple(100 * recalls[seed][0] for seed in seeds) for recalls in (baseline, treatment))
-        paired = PairedDifference(tuple(seeds), *pairs)
-        return {
-            "arm": arm,
-            "class": name,
-            "num_images": round(sum(baseline[seed][1] for seed in seeds) / len(seeds)),
-            "baseline_mean": sum(paired.baseline) / len(paired),
-            "arm_mean": sum(paired.treatment) / len(paired),
-            "mean_difference": paired.mean,
-            "interval_95": paired.interval(),
-            "p_t": paired.p_t(),
-        }
+        recalls, num_images = Results(), []
+        for owner in (self.design.baseline, arm):
+            for seed, (recall, number_of_class) in self._recalls(owner, name).items():
+                if seed in judged:
+                    recalls.add(owner, seed, {_RECALL.name: recall})
+                    num_images.append(number_of_class)
+        mean_images = round(statistics.fmean(num_images)) if num_images else 0
+        found = difference(recalls, self.design.baseline, arm, _RECALL, mean_images or None)
+        return None if found is None else {"arm": arm, "class": name, "num_images": mean_images, **found}
 
     def _recalls(self, arm: str, name: str) -> dict[int, tuple[float, int]]:
         """Return the recall of a class and its number of images, by seed."""

@@ -28,6 +28,7 @@ _LIMIT_TO_GO_ON = 1 / 500  # the same for runs that are still to be trained: the
 _LEAST_SPREAD = 0.3  # of the binomial standard deviation, that of live seeds
 _LOW_SPREAD = 0.15  # of it, below which a spread is told
 _LEAST_ERRORS = 100  # num_images * accuracy * (1 - accuracy): with less, a count has no spread to speak of
+_LEAST_ERRORS_TO_REPEAT = 30  # the same: with less, live runs may well all come to one count
 _MOST_IMAGES = 20_000  # taken for the test set where its size is not known
 _MANY_IMAGES = 64  # of fewer, a figure may repeat
 _LEAST_RELATIVE_SPREAD = 0.003  # of losses and other figures that are no shares
@@ -119,7 +120,8 @@ def cautions_about(
 def check_still_independent(results: Results, metric: str, what_to_do: str, num_images: int | None = None) -> None:
     """Raise UserError if the runs so far are copies of one another: more of them would be in vain.
 
-    That is asked more boldly than of a verdict, 1 in 500.
+    That is asked more boldly than of a verdict, 1 in 500. And where the number of test images is not known: all runs of
+    each arm, 4 at least, have the same figures. Either the seed does nothing, or the test set cannot show it.
 
     Args:
         results: Figures by arm and seed.
@@ -136,6 +138,14 @@ def check_still_independent(results: Results, metric: str, what_to_do: str, num_
     if logs and min(*logs, sum(logs)) <= math.log(_LIMIT_TO_GO_ON):
         arm, repeats = min(found.items(), key=lambda item: item[1].log_chance)
         raise UserError(f"{_seeds(repeats.alike)} of {arm} ended alike to the last digit: {_CAUSES}; {what_to_do}")
+    rows = {arm: list(results.runs(arm).values()) for arm in results.arms}
+    if num_images is None and all(
+        len(runs) >= LEAST_DIFFERENT and runs.count(runs[0]) == len(runs) for runs in rows.values()
+    ):
+        raise UserError(
+            f"all seeds of {few(list(rows), 6)} ended alike to the last digit: {_CAUSES}, or the test set is at its "
+            f"ceiling; {what_to_do}"
+        )
 
 
 @dataclass(frozen=True)
@@ -209,7 +219,8 @@ def _chance(figures: Sequence[float], name: str, num_images: int | None) -> floa
 
     With n test images, accuracy p and a step h to which figures were rounded, a live run's figure has a standard
     deviation of at least 0.3 sqrt(p (1 - p) / n) and values max(1 / n, h) apart. Of an unknown n the least that makes
-    such figures and 20,000 are tried.
+    such figures and 20,000 are tried. Of a known one with n p (1 - p) below 30 nothing is concluded: with so few images
+    that are not always right or always wrong, the least deviation need not hold.
     """
     mean, decimals = statistics.fmean(figures), max(map(_decimals, figures))
     is_share = min(figures) >= 0 and max(figures) <= 100 and "loss" not in name.lower()
@@ -217,7 +228,7 @@ def _chance(figures: Sequence[float], name: str, num_images: int | None) -> floa
         return min(1.0, _MODE / _LEAST_RELATIVE_SPREAD * 10.0**-decimals / abs(mean)) if mean else 1.0
     scale = 1.0 if max(figures) <= 1 else 0.01
     binomial = math.sqrt(max(0.0, scale * mean * (1 - scale * mean)))
-    if not binomial:
+    if not binomial or (num_images and num_images * binomial**2 < _LEAST_ERRORS_TO_REPEAT):
         return 1.0
     step = scale * 10.0**-decimals
     step = step if step >= 10.0**-_MOST_DECIMALS else 0.0

@@ -41,6 +41,7 @@ class Results:
         self._figures: dict[str, dict[Hashable, dict[str, float]]] = {}
         self._seeds: set[Hashable] = set()
         self._first: list[Hashable] = []
+        self._spellings: dict[tuple[str, float], Hashable] = {}
 
     def put_first(self, seeds: Iterable[Hashable]) -> None:
         """Let these seeds stand before all others, in this order."""
@@ -54,7 +55,8 @@ class Results:
         """Add a run.
 
         Raises:
-            UserError: The run is there already, or a figure is of an absurd size.
+            UserError: The run is there already, its seed perhaps in another spelling (0, 0.0, 00), or a figure is of
+                an absurd size.
         """
         for name, value in figures.items():
             if math.isfinite(value):
@@ -62,6 +64,13 @@ class Results:
         runs = self._figures.setdefault(arm, {})
         if seed in runs:
             raise UserError(f"arm {brief(arm)} has seed {brief(seed)} twice; a pair needs one run of each arm")
+        number = as_number(seed)
+        before = seed if number is None else self._spellings.setdefault((arm, number), seed)
+        if before != seed:
+            raise UserError(
+                f"arm {brief(arm)} has the seeds {brief(before)} and {brief(seed)}, which are one number; a pair needs "
+                "one run of each arm"
+            )
         runs[seed] = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
         self._seeds.add(seed)
 
@@ -136,10 +145,16 @@ class Results:
 
 
 def _by_number(seed: Hashable) -> tuple[float, str]:
+    value = as_number(seed)
+    return math.inf if value is None else value, str(seed)
+
+
+def as_number(seed: Hashable) -> float | None:
+    """Return the number that a seed is, however it is spelt; None where it is none."""
     try:
-        return float(str(seed)), str(seed)
+        return float(str(seed))
     except ValueError:
-        return math.inf, str(seed)
+        return None
 
 
 def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = False) -> Results:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -183,6 +183,7 @@ class Runner:
         command: What to type to continue.
         screen: Hears of the progress.
         whose: Said of the number of runs, where it is that of a share.
+        after: Called after each run.
         failures: What failed, by label.
         warned: The warnings that were shown.
     """
@@ -192,6 +193,7 @@ class Runner:
     command: str
     screen: Screen
     whose: str = ""
+    after: Callable[[], None] = lambda: None
     failures: dict[str, str] = field(default_factory=dict)
     warned: set[str] = field(default_factory=set)
     _seconds: list[float] = field(default_factory=list)
@@ -241,6 +243,7 @@ class Runner:
                 f"run {num_done + index + 1} of {len(items)}{self.whose}: {item.label}: {figures['accuracy']:.2%} of "
                 f"the {part} images, {duration(self._seconds[-1])}{left_text}"
             )
+            self.after()
 
 
 def _why(error: UserError) -> str:

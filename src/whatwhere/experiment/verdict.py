@@ -16,7 +16,7 @@ from .independence import cautions_about, doubt_about
 from .metric import METRICS, Metric, check_direction, margin_for, metric_for, two_scales
 from .paired import PairedDifference
 from .plan import ALPHA, LEAST_PAIRS, Plan
-from .results import Results
+from .results import Results, as_number
 from .wording import numbered
 
 __all__ = ["HELPS", "HURTS", "SAME", "UNKNOWN", "ArmVerdict", "Judgement", "judge"]
@@ -36,7 +36,8 @@ class ArmVerdict:
         plan: When it is looked at; None while there are fewer than 6 pairs.
         seeds, baseline, treatment, differences: Pair by pair, those after the look included.
         mean_difference, standard_deviation: Arm minus baseline; None with fewer than 2 pairs, as all that follows.
-        interval_95: Paired-t interval.
+        interval_95: Paired-t interval; None where the pairs may be no independent draws (`doubt_about`), as all that
+            follows but level.
         level: Two-sided level of the test that the verdict is read at, after looks and arms; None where there can be
             no verdict.
         deciding_interval: The t interval at that level.
@@ -181,7 +182,7 @@ def judge(
         verdicts.append(_verdict(case, pairs[case.arm], decision, measure, margin, holm_p, cautions))
     faults = {other: fault for other in results.metrics if other != name and (fault := _two_scales(results, other))}
     others = [
-        _other(_looked_at(results, baseline, case), baseline, case.arm, _measure(results, other))
+        _other(_looked_at(results, baseline, case), baseline, case.arm, _measure(results, other), test_images)
         for other in results.metrics
         if other != name and other not in faults
         for case in cases
@@ -322,23 +323,16 @@ def _spelt(results: Results, baseline: str, arm: str, metric: str) -> str:
     """Return a hint where one seed, such as 0 and 00, or one arm, such as none and None, has two spellings."""
     if arm.lower() == baseline.lower():
         return f"; {arm} and {baseline} may be meant to be one arm: spell it alike"
-    numbers = [{_as_number(seed): str(seed) for seed in results.values(name, metric)} for name in (baseline, arm)]
+    numbers = [{as_number(seed): str(seed) for seed in results.values(name, metric)} for name in (baseline, arm)]
     for number, spelling in numbers[0].items():
         if number is not None and numbers[1].get(number, spelling) != spelling:
             return f"; {spelling} and {numbers[1][number]} may be meant to be one seed: spell it alike"
     return ""
 
 
-def _as_number(seed: Hashable) -> float | None:
-    try:
-        return float(str(seed))
-    except ValueError:
-        return None
-
-
 def _corrected(cases: Sequence[Case]) -> list[tuple[float, float]]:
     """Return p of the t-test and of the sign-flip test, corrected over the arms."""
-    judged = [None if case.blocked else case.paired for case in cases]
+    judged = [None if case.blocked or case.doubt else case.paired for case in cases]
     t = holm([1.0 if paired is None else paired.p_t() for paired in judged])
     return list(zip(t, holm([1.0 if paired is None else paired.p_sign_flip() for paired in judged]), strict=True))
 
@@ -366,20 +360,24 @@ def _verdict(
     }
     if paired is None or everything is None:
         return ArmVerdict(**common)
+    common |= {
+        "num_pairs": len(paired),
+        "seeds": everything.seeds,
+        "baseline": everything.baseline,
+        "treatment": everything.treatment,
+        "differences": everything.differences,
+        "mean_difference": paired.mean,
+        "standard_deviation": paired.standard_deviation,
+        "level": level,
+    }
+    if case.doubt is not None:
+        return ArmVerdict(**common)
     win, low, high = paired.win_probability()
     if not metric.higher_is_better:
         win, low, high = 1 - win, 1 - high, 1 - low
     return ArmVerdict(
         **common,
-        num_pairs=len(paired),
-        seeds=everything.seeds,
-        baseline=everything.baseline,
-        treatment=everything.treatment,
-        differences=everything.differences,
-        mean_difference=paired.mean,
-        standard_deviation=paired.standard_deviation,
         interval_95=paired.interval(),
-        level=level,
         deciding_interval=None if level is None else paired.interval(1 - level),
         p_t=paired.p_t(),
         p_t_holm=None if case.blocked else holm_p[0],
@@ -398,19 +396,32 @@ def _looked_at(results: Results, baseline: str, case: Case) -> Results:
     return results if case.paired is None else results.only([baseline, case.arm], case.paired.seeds)
 
 
-def _other(results: Results, baseline: str, arm: str, metric: Metric) -> dict[str, Any] | None:
+def _other(results: Results, baseline: str, arm: str, metric: Metric, test_images: int | None) -> dict[str, Any] | None:
     """Return the difference in a metric that is not judged by; None with fewer than two pairs."""
+    found = difference(results, baseline, arm, metric, test_images)
+    if found is None:
+        return None
+    # of figures that are not ours it is not known which way is better
+    shown = {**asdict(metric), "higher_is_better": metric.higher_is_better if metric.name in METRICS else None}
+    return {"metric": shown, "arm": arm, **found}
+
+
+def difference(
+    results: Results, baseline: str, arm: str, metric: Metric, test_images: int | None = None
+) -> dict[str, Any] | None:
+    """Return the mean difference between two arms, without a verdict; None with fewer than two pairs.
+
+    Its interval and p are None where 6 pairs or more may be no independent draws (`doubt_about`).
+    """
     paired = results.paired(baseline, arm, metric.name, metric.scale)
     if paired is None:
         return None
+    is_sound = len(paired) < LEAST_PAIRS or not doubt_about(results, metric, baseline, arm, paired.seeds, test_images)
     return {
-        # of figures that are not ours it is not known which way is better
-        "metric": {**asdict(metric), "higher_is_better": metric.higher_is_better if metric.name in METRICS else None},
-        "arm": arm,
         "num_pairs": len(paired),
         "baseline_mean": sum(paired.baseline) / len(paired),
         "arm_mean": sum(paired.treatment) / len(paired),
         "mean_difference": paired.mean,
-        "interval_95": paired.interval(),
-        "p_t": paired.p_t(),
+        "interval_95": paired.interval() if is_sound else None,
+        "p_t": paired.p_t() if is_sound else None,
     }

@@ -107,6 +107,8 @@ def cautions(case: Case, everything: PairedDifference | None, missing: Mapping[s
             f"{counted(len(everything) - len(paired), 'pair')} more than the plan has for this look: the verdict is "
             f"read from the first {len(paired)}, {until}"
         )
+    if case.doubt is not None:
+        return notes
     if abs(paired.skewness()) > SKEWED:
         notes.append(
             f"the differences look skewed ({paired.skewness():+.1f} standard errors): the interval takes them for "

@@ -318,21 +318,27 @@ class _Lean(torch.autograd.Function):
         # asked first, because a backward pass of the small graphs ends with no answer
         keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)()
         with torch.no_grad(), without_autocast(dy.device.type):
-            gradients = Backward(ctx, dy).gradients()
+            backward = Backward(ctx, dy)
+            gradients = backward.gradients()
         if not keeps_graph:
             # as with saved tensors, which refuse a second backward pass before it comes to this
             ctx.kept = None
         if torch.is_grad_enabled():
-            gradients = tuple(None if value is None else _Final.apply(value.requires_grad_()) for value in gradients)
+            sources = (dy, backward.x, backward.weight, backward.bias, backward.mix, *ctx.parameters)
+            gradients = tuple(None if value is None else _Final.apply(value, *sources) for value in gradients)
         return None, None, *gradients
 
 
 class _Final(torch.autograd.Function):
-    """Passes on a gradient that has no gradient of its own, and says so once somebody asks for that."""
+    """Passes on a gradient that has no gradient of its own, and says so once somebody asks for that.
+
+    It depends on its `sources`, so that whoever differentiates with respect to any of them comes by here.
+    """
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
+    def forward(ctx: Any, gradient: Tensor, *sources: Tensor | None) -> Tensor:
+        # a view of it could not be detached in place
+        return gradient.clone()
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from .scale import Scale, Tick, padded
 KINDS = {HELPS: "helps", HURTS: "hurts", SAME: "same", UNKNOWN: "unknown"}
 SIGNS = {"helps": "\N{CHECK MARK}", "hurts": "\N{MULTIPLICATION X}", "same": "=", "unknown": "?"}
 _NUM_TICKS, _FEW_TICKS = 7, 4
+_NO_PAIRS, _NO_INTERVAL = "no two pairs yet", "no interval: the pairs differ too little"
 _LONG_LABEL = 5  # characters: more than a phone has room for seven times
 _FURTHEST = 1.5  # of the range of dots and margin: so far beyond it are intervals drawn
 _APART = 2.6  # per cent of the width between dots side by side
@@ -115,7 +116,7 @@ def _difference_scale(arms: Sequence[Mapping[str, Any]], margin: float) -> Scale
     low, high = min(-margin, *values), max(margin, *values)
     ends = [end for arm in arms for key in ("interval_95", "deciding_interval") for end in arm[key] or ()]
     beyond = _FURTHEST * (high - low)
-    return padded(max(low - beyond, min(low, *ends)), min(high + beyond, max(high, *ends)))
+    return padded(max(low - beyond, min([low, *ends])), min(high + beyond, max([high, *ends])))
 
 
 def _ticks(scale: Scale) -> tuple[Tick, ...]:
@@ -139,7 +140,7 @@ def _lanes(shares: Sequence[float]) -> list[int]:
 def _pairs_row(arm: Mapping[str, Any], baseline: str, scale: Scale, metric: Metric, lanes: Sequence[int]) -> Row:
     name, kind, mean = arm["arm"], KINDS[arm["verdict"]], arm["mean_difference"]
     if mean is None:
-        return Row(name, kind, f"{name}: no two pairs yet", words=arm["verdict"], values=("no two pairs yet",))
+        return Row(name, kind, f"{name}: {_NO_PAIRS}", words=arm["verdict"], values=(_NO_PAIRS,))
     each = zip(arm["seeds"], arm["baseline"], arm["treatment"], arm["differences"], lanes, strict=True)
     dots = tuple(
         Dot(
@@ -152,13 +153,16 @@ def _pairs_row(arm: Mapping[str, Any], baseline: str, scale: Scale, metric: Metr
         for index, (seed, before, after, difference, lane) in enumerate(each)
     )
     average = quantity(mean, metric, signed=True)
-    if arm["standard_deviation"] == 0:
+    bars: tuple[Bar | None, Bar | None] = None, None
+    if arm["interval_95"] is None:
+        words = _NO_INTERVAL
+    elif arm["standard_deviation"] == 0:
         words = f"in all {counted(arm['num_pairs'], 'pair')}"
-        bars: tuple[Bar | None, Bar | None] = None, None
     else:
         words = f"95 %: {span(arm['interval_95'], metric)}"
         bars = _bar(scale, arm["interval_95"]), _bar(scale, arm["deciding_interval"])
-    description = f"{name}: {arm['verdict']}. Mean difference {average}, {words}. Better in {wins(arm, metric)} pairs."
+    better = "" if arm["interval_95"] is None else f" Better in {wins(arm, metric)} pairs."
+    description = f"{name}: {arm['verdict']}. Mean difference {average}, {words}.{better}"
     return Row(name, kind, description, scale.at(mean), *bars, dots, arm["verdict"], (average, words))
 
 
@@ -183,7 +187,8 @@ def wins_chart(arms: Sequence[Mapping[str, Any]], metric: Metric) -> Chart | Non
     for arm in arms:
         name, share = arm["arm"], arm["win_probability"]
         if share is None:
-            rows.append(Row(name, "unknown", f"{name}: no two pairs yet", values=("no two pairs yet",)))
+            why = _NO_PAIRS if arm["mean_difference"] is None else _NO_INTERVAL
+            rows.append(Row(name, "unknown", f"{name}: {why}", values=(why,)))
             continue
         low, high = (percent(round(bound, 2)) for bound in arm["win_interval"])
         values = (percent(round(share, 3)), f"95 %: {low} to {high}")
@@ -231,7 +236,7 @@ def class_charts(per_class: Mapping[str, Any], baseline: str, alpha: float) -> C
     for row in per_class["rows"]:
         by_arm.setdefault(row["arm"], []).append(row)
     metric = Metric("", per_class["metric"], unit=per_class["unit"])
-    ends = [end for row in per_class["rows"] for end in row["interval_95"]]
+    ends = [end for row in per_class["rows"] for end in row["interval_95"] or (row["mean_difference"],)]
     scale = padded(min(0.0, *ends), max(0.0, *ends))
     charts = []
     for number, (arm, found) in enumerate(by_arm.items()):
@@ -248,18 +253,20 @@ def class_charts(per_class: Mapping[str, Any], baseline: str, alpha: float) -> C
             *_directions(True),
         )
         charts.append(ClassChart(arm, chart, sum(row.is_marked for row in rows), len(rows) > 20))
-    missing = sum(row["interval_95"][0] > 0 or row["interval_95"][1] < 0 for row in per_class["rows"])
+    intervals = [row["interval_95"] for row in per_class["rows"] if row["interval_95"] is not None]
+    missing = sum(low > 0 or high < 0 for low, high in intervals)
     return Classes(tuple(charts), metric.label, metric.unit, len(per_class["rows"]), missing)
 
 
 def _class_row(row: Mapping[str, Any], scale: Scale, metric: Metric, baseline: str, alpha: float) -> Row:
     difference = quantity(row["mean_difference"], metric, signed=True)
+    p = row["p_t_holm"]
+    marked = p is not None and p <= alpha
     bounds = interval(row["interval_95"], metric)
-    marked = row["p_t_holm"] <= alpha
     description = (
         f"{row['class']}: {baseline} {quantity(row['baseline_mean'], metric)}, {row['arm']} "
-        f"{quantity(row['arm_mean'], metric)}, difference {difference}, 95 % interval {bounds}, Holm p "
-        f"{row['p_t_holm']:.3g}"
+        f"{quantity(row['arm_mean'], metric)}, difference {difference}, "
+        + (_NO_INTERVAL if p is None else f"95 % interval {bounds}, Holm p {p:.3g}")
     )
     return Row(
         row["class"],

@@ -47,9 +47,12 @@ def unit_of(metric: Metric) -> str:
 
 
 def wins(arm: Mapping[str, Any], metric: Metric) -> str:
-    """Return in how many of the pairs that are judged the arm is better: "7 of 8", ties apart."""
+    """Return in how many of the pairs that are judged the arm is better: "7 of 8", ties apart.
+
+    That too has a meaning for independent pairs only, which have an interval.
+    """
     differences = arm["differences"][: arm["num_pairs"]]
-    if not differences:
+    if not differences or arm["interval_95"] is None:
         return NONE
     won = sum(difference > 0 if metric.higher_is_better else difference < 0 for difference in differences)
     tied = sum(difference == 0 for difference in differences)

@@ -178,7 +178,8 @@ def _cost(cost: Mapping[str, Any], baseline: str) -> list[Table]:
 def _differing_classes(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if not content["per_class"]:
         return []
-    return [row for row in content["per_class"]["rows"] if row["p_t_holm"] <= content["judgement"]["alpha"]]
+    alpha = content["judgement"]["alpha"]
+    return [row for row in content["per_class"]["rows"] if row["p_t_holm"] is not None and row["p_t_holm"] <= alpha]
 
 
 def _classes(
