@@ -31,6 +31,7 @@ _LEAST_ERRORS = 100  # num_images * accuracy * (1 - accuracy): with less, a coun
 _LEAST_ERRORS_TO_REPEAT = 30  # the same: with less, live runs may well all come to one count
 _MOST_IMAGES = 20_000  # taken for the test set where its size is not known
 _MANY_IMAGES = 64  # of fewer, a figure may repeat
+_MANY_RUNS = 7  # of fewer, all but one may come to one figure of four decimals
 _LEAST_RELATIVE_SPREAD = 0.003  # of losses and other figures that are no shares
 _MODE = 0.4  # 1 / sqrt(2 pi): the likeliest of values a step apart has this probability, times step / deviation
 _MOST_DECIMALS = 6  # of a share that was rounded to be printed; more are the digits of k / n
@@ -56,7 +57,7 @@ def doubt_about(
     Of the first that applies:
 
     1. the runs of one arm, or of both together, repeat one another, in the metric or in whole rows, further than chance
-       does in 1 of 4,000 comparisons; or all runs of an arm but one at most have one figure, of four decimals or more;
+       does in 1 of 4,000 comparisons; or all runs of an arm have one figure of four decimals or more, of 7 runs all but one;
     2. all pairs are equal, or all differences are while the figures vary;
     3. there are fewer than 4 different differences;
     4. `num_images` is known, and an arm's runs differ so little that chance would make that in 1 of 4,000 comparisons.
@@ -186,7 +187,8 @@ def _repeats(
         alike = tuple(seed for seed, label in zip(seeds, labels, strict=True) if label == most)
         log_chance = _log_chance(len(labels), len(set(labels)), chance)
         figures = [results.values(arms[0], metric)[seed] for seed in alike if seed in results.values(arms[0], metric)]
-        if len(arms) == 1 and len(alike) >= max(4, len(seeds) - 1) and num_images is None and _is_fine(figures):
+        least_alike = max(4, len(seeds) - (len(seeds) >= _MANY_RUNS))
+        if len(arms) == 1 and len(alike) >= least_alike and num_images is None and _is_fine(figures):
             log_chance = -math.inf
         candidates.append(_Repeats(len(set(labels)), alike, log_chance))
     return min(candidates, key=lambda repeats: repeats.log_chance)
