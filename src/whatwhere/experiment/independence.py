@@ -57,7 +57,8 @@ def doubt_about(
     Of the first that applies:
 
     1. the runs of one arm, or of both together, repeat one another, in the metric or in whole rows, further than chance
-       does in 1 of 4,000 comparisons; or all runs of an arm have one figure of four decimals or more, of 7 runs all but one;
+       does in 1 of 4,000 comparisons; or all runs of an arm have one figure of four decimals or more, of 7 runs all but
+       one;
     2. all pairs are equal, or all differences are while the figures vary;
     3. there are fewer than 4 different differences;
     4. `num_images` is known, and an arm's runs differ so little that chance would make that in 1 of 4,000 comparisons.
