@@ -145,6 +145,8 @@ def _others(others: Sequence[Mapping[str, Any]], baseline: str) -> Table:
         shown = label
     columns = ("metric", "arm", printable(baseline), "difference", "95 % interval", "p")
     note = "for information: no verdict is read from these, and their p-values are corrected for nothing"
+    if any(other["p_t"] is None for other in others):
+        note += "\n-: these pairs may be no independent draws"
     if lower:
         note = f"lower is better: {', '.join(lower)}\n{note}"
     return Table("Other metrics", columns, rows, num_text_columns=2, note=note)

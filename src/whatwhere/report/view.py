@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data.names import few
+from ..experiment.independence import LEAST_DIFFERENT
 from ..experiment.metric import Metric
 from ..experiment.plan import LEAST_PAIRS
 from ..experiment.wording import percent, quantity
@@ -70,7 +71,7 @@ def view(content: Mapping[str, Any]) -> dict[str, Any]:
         "cautions": content["cautions"],
         "pairs": pairs_chart(arms, baseline, margin, metric),
         "has_late": any(arm["num_pairs"] < len(arm["seeds"]) for arm in arms),
-        "has_interval": any(arm["standard_deviation"] for arm in arms),
+        "has_interval": any(arm["interval_95"] and arm["standard_deviation"] for arm in arms),
         "has_deciding": any(arm["deciding_interval"] and arm["standard_deviation"] for arm in arms),
         "margin": quantity(margin, metric),
         "has_margin": margin > 0,
@@ -87,6 +88,7 @@ def view(content: Mapping[str, Any]) -> dict[str, Any]:
         else None,
         "alpha": percent(alpha),
         "least_pairs": LEAST_PAIRS,
+        "least_different": LEAST_DIFFERENT,
         "plans": _plans(arms, percent(alpha)),
         "num_arms": len(arms),
         "settings": content["settings"],
