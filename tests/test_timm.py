@@ -370,6 +370,11 @@ def test_a_cache_that_would_not_be_used_is_refused(source):
         timm.create_model("cbam_resnet18", pretrained=True, cache_dir="cache", pretrained_cfg_overlay=source)
 
 
+def test_weights_of_another_stride_are_refused():
+    with pytest.raises(UserError, match="trained with the stride in the 3x3; leave out stride_in_1x1"):
+        timm.create_model("cbam_resnet50", pretrained=True, stride_in_1x1=True)
+
+
 def test_pretrained_weights_bring_their_options_to_an_attention_by_argument(tmp_path):
     source = timm.create_model("resnext11_8x8d", attention="cbam", attention_kwargs={"start": "identity"}).eval()
     torch.save(source.state_dict(), tmp_path / "w.pth")

@@ -25,7 +25,7 @@ from . import weights
 from .attention import ATTENTION
 from .errors import UserError, brief, said
 from .models.initialization import initialize, resolve_seed
-from .models.registry import arguments_for, check_arguments
+from .models.registry import arguments_for, check_arguments, torchvisions
 from .models.resnet import RESNETS, ResNet, check_head
 from .randomness import seeded
 from .scripting import refuse_scripting
@@ -236,7 +236,7 @@ def _build(
         overlay["file"], pretrained = os.fspath(pretrained), True
     source, state = "", None
     if pretrained:
-        source, loaded = _pretrained_weights(name, backbone, pretrained_cfg, overlay, cache_dir)
+        source, loaded = _pretrained_weights(name, backbone, pretrained_cfg, overlay, cache_dir, kwargs)
         state = loaded.state
         kwargs.update(arguments_for(loaded, kwargs.get("attention"), kwargs))
 
@@ -267,6 +267,7 @@ def _pretrained_weights(
     pretrained_cfg: Any,
     overlay: dict[str, Any],
     cache_dir: str | os.PathLike[str] | None,
+    kwargs: Mapping[str, Any],
 ) -> tuple[str, weights.Weights]:
     """Return where the weights come from and the weights: of the configuration's source, by default torchvision's."""
     resolved = resolve_pretrained_cfg(name, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=overlay)
@@ -287,8 +288,7 @@ def _pretrained_weights(
     if resolved.url:
         state = weights.state_dict_from_url(resolved.url)
         return resolved.url, weights.weights_in(state, resolved.url)
-    source = f"torchvision's {backbone}"
-    return source, weights.to_ours(weights.torchvision_state_dict(backbone), source)
+    return torchvisions(backbone, kwargs)
 
 
 def _register(name: str, backbone: str, attention: str | None) -> None:

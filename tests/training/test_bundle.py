@@ -60,6 +60,12 @@ def test_options_that_no_shape_shows_come_back(tmp_path):
     saved, pixels = bundle("cbam_resnet50", **options), images(64)
     save_bundle(tmp_path, saved)
     assert torch.equal(load_bundle(tmp_path).probabilities(pixels), saved.probabilities(pixels))
+    # and with the file of its weights alone
+    (file,) = tmp_path.glob("weights-*.safetensors")
+    started = create_model("cbam_resnet50", num_classes=3, pretrained=file).eval()
+    with torch.no_grad():
+        normalized = saved.preprocessing.normalize(pixels)
+        assert torch.equal(started(normalized), saved.model(normalized))
 
 
 def test_the_article_s_network_comes_back(tmp_path):

@@ -145,10 +145,7 @@ def create_model(
     if pretrained is False or pretrained is None:
         return _construct(build, num_classes, kwargs)
     if pretrained is True:
-        if kwargs.get("stride_in_1x1"):
-            raise UserError("torchvision's weights were trained with the stride in the 3x3; leave out stride_in_1x1")
-        source = f"torchvision's {backbone}"
-        loaded = weights.to_ours(weights.torchvision_state_dict(backbone), source)
+        source, loaded = torchvisions(backbone, kwargs)
     elif not isinstance(pretrained, (str, os.PathLike)):
         raise UserError(f"pretrained must be True, False or the path of a weights file, got {brief(pretrained)}")
     else:
@@ -157,6 +154,18 @@ def create_model(
     model = _construct(build, num_classes, {**kwargs, **arguments_for(loaded, chosen, kwargs)})
     weights.load_pretrained(model, loaded.state, source)
     return model
+
+
+def torchvisions(backbone: str, kwargs: Mapping[str, Any]) -> tuple[str, weights.Weights]:
+    """Return torchvision's weights for a plain network, and what they are called.
+
+    Raises:
+        UserError: The arguments `kwargs` make a network that would compute something else with them.
+    """
+    if kwargs.get("stride_in_1x1"):
+        raise UserError("torchvision's weights were trained with the stride in the 3x3; leave out stride_in_1x1")
+    source = f"torchvision's {backbone}"
+    return source, weights.to_ours(weights.torchvision_state_dict(backbone), source)
 
 
 def arguments_for(

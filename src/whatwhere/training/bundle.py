@@ -71,7 +71,10 @@ def save_bundle(folder: Path, bundle: Bundle) -> None:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    content = weights.tensors_to_bytes(bundle.model.state_dict())
+    model_kwargs = _model_kwargs(bundle.model)
+    # for whoever takes the weights alone, which fit a network that computes something else
+    described = {"format": "pt", weights.METADATA_KEY: json.dumps({"model_kwargs": model_kwargs})}
+    content = weights.tensors_to_bytes(bundle.model.state_dict(), described)
     digest = hashlib.sha256(content).hexdigest()
     name = f"weights-{digest[:12]}.safetensors"
     write_bytes(folder / name, content)
@@ -83,7 +86,7 @@ def save_bundle(folder: Path, bundle: Bundle) -> None:
         "attention": bundle.attention,
         "width_factor": bundle.width_factor,
         "at": bundle.at,
-        "model_kwargs": _model_kwargs(bundle.model),
+        "model_kwargs": model_kwargs,
         "as_published": is_as_published(bundle.model),
         "classes": list(bundle.classes),
         "preprocessing": asdict(bundle.preprocessing),

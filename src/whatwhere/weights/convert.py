@@ -44,7 +44,7 @@ _USUAL: dict[str, dict[str, Any]] = {
     "cbam": {"pools": ["avg", "max"], "arrangement": "channel_first"},
     "bam": {"combine": "multiply", "dilation": 4},
 }
-_MODEL_OPTIONS: dict[str, Any] = {"stride_in_1x1": bool, "ceil_pool": bool}
+_MODEL_OPTIONS: dict[str, Any] = {"stride_in_1x1": bool, "ceil_pool": bool, "replace_stride_with_dilation": list}
 _OUTSIDE = re.compile(r"(ca|sa)\d*\.(fc|conv1)")  # of copied code: behind a stem or a stage
 _MOST_BUILT = 1 << 16  # channels of an attention that is built, without memory, to look at its shapes
 
@@ -129,7 +129,8 @@ def to_ours(state: Mapping[str, Tensor], source: str, description: str = "") -> 
     Args:
         state: Names to tensors, in one of the layouts.
         source: Where they are from, for the error's sentence.
-        description: What `whatwhere weights convert` wrote about a file, JSON; it counts for our own layout.
+        description: What `whatwhere weights convert`, or a training, wrote about a file, JSON; it counts for our own
+            layout.
 
     Raises:
         UserError: Two names are the same one here, or the layout's network computes something that no network here
