@@ -261,3 +261,13 @@ def test_a_gate_refuses_the_channels_that_its_function_says_it_cannot_take():
     gate.what.weight = torch.nn.Parameter(torch.ones(9))
     gate.what.channels = 9
     assert torch.equal(gate(x), x * x.mean((2, 3), keepdim=True))
+
+
+@pytest.mark.parametrize("name", sorted(ATTENTION))
+def test_an_identity_start_given_afterwards_is_of_the_modules_kind(name):
+    for options in ({"dtype": torch.bfloat16}, {"device": "meta"}):
+        module = ATTENTION[name](8, **options)
+        like = {(value.dtype, value.device) for value in module.parameters()}
+        begun = starting_as_identity(module, 8)
+        if like:
+            assert {(value.dtype, value.device) for value in begun.parameters()} == like

@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -120,3 +122,13 @@ def test_the_layers_see_as_many_images_as_there_are():
 def test_refuses_impossible_groups(groups):
     with pytest.raises(UserError, match="groups must be a positive integer"):
         EfficientMultiScaleAttention(64, groups=groups)
+
+
+def test_what_was_pickled_with_torchs_own_layers_computes_the_same():
+    module = randomized(EfficientMultiScaleAttention(16, groups=4))
+    x = torch.randn(2, 16, 5, 4, dtype=torch.float64)
+    expected = module(x)
+    for layer in module.children():
+        layer.__class__ = nn.GroupNorm if isinstance(layer, nn.GroupNorm) else nn.Conv2d
+        del vars(layer)["num_uses"]
+    assert torch.equal(pickle.loads(pickle.dumps(module))(x), expected)

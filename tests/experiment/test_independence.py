@@ -83,6 +83,36 @@ def test_a_known_small_test_set_is_never_called_dead_by_its_counts():
     )
 
 
+def test_whole_numbers_are_not_taken_for_finer_than_they_are():
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        scores = {arm: rng.normal(500, 2, 10).round() for arm in ("none", "cbam")}
+        compare(lambda arm, seed, scores=scores: scores[arm][seed], ["none", "cbam"], 10, metric="score", margin=1.0)
+
+
+def test_few_pairs_that_are_copies_have_no_interval():
+    for cbam in ([0.8512] * 5, [0.8512, 0.8512, 0.8512, 0.8513, 0.8512]):
+        arm = verdict(table(none=[0.8068] * 5, cbam=cbam))
+        assert arm.reason.startswith("5 pairs: with so few")
+        assert (arm.interval_95, arm.p_t, arm.win_probability) == (None, None, None)
+    arm = verdict(table(none=live(count=3), cbam=live(0.02, count=3)[::-1]))
+    assert (arm.interval_95, arm.p_t) != (None, None)
+
+
+def test_only_counts_are_held_to_the_spread_of_a_count():
+    # an area under a curve may vary less than an accuracy of its size
+    narrow = [0.9 + noise / 20 for noise in NOISE]
+    shifted = [value + 0.001 * (1 + n) for n, value in zip(NOISE, narrow, strict=True)]
+    for name, is_told in (("auroc", False), ("accuracy", True), ("val_acc", True)):
+        reason = verdict(table(name, none=narrow, cbam=shifted), metric=name, test_images=5000).reason
+        assert ("where chance alone makes" in reason) is is_told
+
+
+def test_a_first_seed_without_figures_stops_nothing():
+    values = iter([float("nan"), float("nan"), *live(), *live(0.01)])
+    assert compare(lambda arm, seed: next(values), ["none", "cbam"], 9).judgement.arms[0].num_pairs == 8
+
+
 def test_a_small_test_set_is_not_called_dead():
     arm = verdict(read_results(CASES / "live-coarse.csv"))
     assert arm.verdict == "cannot tell yet"

@@ -32,6 +32,12 @@ def test_a_table_is_read(table):
     assert results.values("cbam", "accuracy") == {"0": 0.92}
 
 
+def test_seeds_that_differ_are_kept_apart(table):
+    seeds = ["9007199254740992", "9007199254740993", "1e2", "99"]
+    lines = "".join(f"none,{seed},0.9\ncbam,{seed},0.8\n" for seed in seeds)
+    assert len(read_results(table(f"arm,seed,accuracy\n{lines}")).seeds) == 4
+
+
 def test_names_that_would_confuse_a_terminal_are_escaped(table):
     results = read_results(table("arm,seed,m\u202eAP\nno\x1bne,a,0.91\ncb\u202eam,a\u2066,0.92\n"))
     assert (results.arms, results.seeds) == (["no\\x1bne", "cb\\u202eam"], ["a", "a\\u2066"])

@@ -128,6 +128,8 @@ def test_training_keeps_hardly_more_than_without(name):
     model = build(name)
     before = cost(model, (3, 224, 224), batch_size=2).total.saved_bytes
     assert all(plan(model, "cbam").in_norm)
+    assert not any(plan(model, "ema").in_norm)
+    assert not any(plan(model, "cbam", attention_kwargs={"arrangement": "parallel"}).in_norm)
     attend(model, "cbam")
     assert cost(model, (3, 224, 224), batch_size=2).total.saved_bytes <= 1.05 * before
 

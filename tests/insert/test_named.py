@@ -100,6 +100,18 @@ def test_from_scratch_it_starts_as_published_and_behind_weights_as_the_identity(
         assert torch.equal(again.eval()(IMAGES), network.eval()(IMAGES))
 
 
+def test_weights_of_a_network_with_attention_of_its_own_start_one_with_ours(tmp_path):
+    # whose names are those of ours: 8 of its tensors are below `attention`
+    source = create_network("timm:cspnext_tiny", num_classes=3, seed=1)
+    assert any("attention." in key for key in source.state_dict())
+    save_file(source.state_dict(), tmp_path / "a.safetensors")
+    model = create_network(
+        "timm:cspnext_tiny", num_classes=3, attention="se", pretrained=str(tmp_path / "a.safetensors")
+    )
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model.eval()(x), source.eval()(x))
+
+
 @pytest.mark.parametrize("name", ["torchvision:mobilenet_v3_small", "timm:resnet10t"])
 def test_a_classifier_of_another_number_of_classes_stays_fresh(name, tmp_path):
     library, _, own = name.partition(":")

@@ -12,6 +12,7 @@ import torchvision
 from torch import nn
 from torch.ao.quantization import fuse_modules, get_default_qconfig_mapping, quantize_dynamic
 from torch.ao.quantization.quantize_fx import convert_fx, fuse_fx, prepare_fx
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.fx.experimental.optimization import fuse
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -252,15 +253,6 @@ def test_a_symbolic_trace_has_all_parameters(at):
         torch.testing.assert_close(optimized(images()), model(images()), rtol=1e-5, atol=1e-5)
 
 
-def test_a_symbolic_trace_that_would_miss_parameters_is_refused():
-    model = Network(Block(torch.add), Block(torch.add))
-    for block in model.blocks:
-        block.norm = nn.InstanceNorm2d(8)
-    attend(model, "cbam").eval()
-    with pytest.raises(UserError, match=r"^torch.fx does not see the attention at 'norm', a InstanceNorm2d; use"):
-        torch.fx.symbolic_trace(model)
-
-
 def test_the_attention_behind_a_norm_belongs_to_the_module_around_it():
     model = attended(at="blocks.*.norm")
     expected = model(images())
@@ -406,3 +398,43 @@ def test_momenta_of_parameters_in_another_order_are_refused():
         UserError, match=r"^the checkpoint's momentum_buffer has the shape \(3,\) where a parameter now"
     ):
         load_optimizer_state(trained((5, 3)), state)
+
+
+def test_a_part_that_is_called_by_itself_looks_too():
+    model = attend(torchvision.models.vgg11_bn(num_classes=3), "cbam", at="features.1", start="paper", seed=0).eval()
+    x = torch.randn(1, 3, 64, 64)
+    expected = model.features(x)
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    assert torch.equal(copied.features(x), expected)
+    frozen = timm.layers.freeze_batch_norm_2d(copied)
+    for part in (frozen.features, frozen):
+        with pytest.raises(UserError, match="went with the module it belonged to, which has been replaced"):
+            part(x)
+    assert not any(module._forward_pre_hooks for module in detach(model).modules())
+
+
+def test_attention_behind_a_layer_in_torchs_wrapper():
+    model = attend(torchvision.models.vgg11_bn(num_classes=3), "cbam", at="features.1", start="paper", seed=0)
+    x = torch.randn(1, 3, 64, 64)
+    expected = model.features(x)
+    apply_activation_checkpointing(model, check_fn=lambda layer: isinstance(layer, nn.BatchNorm2d))
+    torch.testing.assert_close(model.features(x), expected)
+
+
+@pytest.mark.parametrize("by_keyword", [False, True])
+def test_a_symbolic_trace_refuses_what_it_cannot_look_into(by_keyword):
+    host = attend(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4)), "se", at="1", example=torch.randn(1, 3, 8, 8)
+    )
+
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = host
+
+        def forward(self, x):
+            return self.inside(input=x) if by_keyword else self.inside(x)
+
+    for model in (host, Around()):
+        with pytest.raises(UserError, match=r"^torch.fx does not see the attention behind a InstanceNorm2d; use"):
+            torch.fx.symbolic_trace(model)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -91,6 +93,14 @@ class EfficientMultiScaleAttention(ScalingAttention):
 
     def extra_repr(self) -> str:
         return described(self.channels, self.mix, f"groups={self.groups}")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        # networks pickled by version 0.1 have torch's own layers
+        for layer in self.children():
+            if type(layer) in (nn.Conv2d, nn.GroupNorm):
+                layer.__class__ = _SharedConv2d if isinstance(layer, nn.Conv2d) else _SharedGroupNorm
+                vars(layer)["num_uses"] = self.groups
 
 
 class _SharedConv2d(nn.Conv2d):

@@ -159,7 +159,7 @@ class IdentityStart(NotScriptable, nn.Module):
         super().__init__()
         self.attention = attention
         self.place: Place = getattr(attention, "place", "block")
-        self.mix = nn.Parameter(torch.zeros(()))
+        self.mix = _mixing_nothing(attention)
 
     def forward(self, x: Tensor) -> Tensor:
         attended: Tensor = self.attention(x)
@@ -177,9 +177,15 @@ def starting_as_identity(attention: nn.Module, channels: int) -> nn.Module:
         return attention
     if isinstance(attention, (Gate, ScalingAttention)):
         if attention.mix is None:
-            attention.mix = nn.Parameter(torch.zeros(()))
+            attention.mix = _mixing_nothing(attention)
         return attention
     return attention if _is_identity(attention, channels) else IdentityStart(attention)
+
+
+def _mixing_nothing(attention: nn.Module) -> nn.Parameter:
+    """Return a scalar at 0 beside the parameters of `attention`."""
+    like = next(filter(Tensor.is_floating_point, attention.parameters()), torch.zeros(()))
+    return nn.Parameter(like.detach().new_zeros(()))
 
 
 @torch.no_grad()

@@ -143,6 +143,8 @@ def _check_terms(
 
 def _check_seeds(done: Results, metric: str | None, keep: Path | None, test_images: int | None) -> None:
     """Raise UserError if the seeds so far ended alike, rather than after the last run."""
+    if not done.metrics:
+        return
     name = metric if metric is not None else "accuracy" if "accuracy" in done.metrics else done.metrics[0]
     kept = "" if keep is None else f"; what ran is in {str(keep)!r}, take out its rows before you run again"
     hint = "" if test_images is not None else ", or give test_images if there are only a few"

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from .metric import num_decimals
+
 if TYPE_CHECKING:
     from .results import Results
 
@@ -29,6 +31,7 @@ _LEAST_NUMBERED = 3  # two names may share a stem by chance, as CIFAR10 and CIFA
 _LEAST_OTHERS = 3
 _LEAST_SEEDS = 4
 _MOST_SEEDS = 200  # of more, one decides nothing, and each is compared with all
+_MOST_DIGITS = 4000  # that Python reads as a whole number
 _CHANCE = 1e-3  # a coincidence that is likelier is not told
 
 _STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
@@ -47,13 +50,13 @@ def odd_seed(seeds: Iterable[Hashable]) -> tuple[Hashable, str] | None:
     fold2, fold3), or a word for a statistic (mean, best, std, Ø) among words. Other words are names as good as numbers.
     """
     seeds = list(dict.fromkeys(seeds))
-    words = [seed for seed in seeds if not _is_number(seed)]
+    words = [seed for seed in seeds if as_number(seed) is None]
     # those that name a statistic are the ones to point at
     words.sort(key=lambda seed: not _is_statistic(seed))
     if not words:
         return None
     if len(words) < len(seeds):
-        other = next(seed for seed in seeds if _is_number(seed))
+        other = next(seed for seed in seeds if as_number(seed) is not None)
         return words[0], _sentence(words[0], f"is no number, as others are ({other})")
     stems = Counter(re.sub(r"\d+", "#", str(seed)) for seed in seeds if re.search(r"\d", str(seed)))
     stem, count = stems.most_common(1)[0] if stems else ("", 0)
@@ -73,11 +76,16 @@ def _sentence(seed: Hashable, why: str) -> str:
     )
 
 
-def _is_number(seed: Hashable) -> bool:
+def as_number(seed: Hashable) -> float | None:
+    """Return the number that a seed is, however it is spelt; None where it is none."""
+    text = str(seed).strip()
+    if re.fullmatch(r"[+-]?[0-9]+", text) and len(text) < _MOST_DIGITS:
+        return int(text)
     try:
-        return math.isfinite(float(str(seed)))
+        number = float(text)
     except ValueError:
-        return False
+        return None
+    return number if math.isfinite(number) and "_" not in text else None
 
 
 def _is_statistic(seed: Hashable) -> bool:
@@ -133,9 +141,9 @@ def _chance(value: float, name: str, others: Sequence[float], gap: float) -> flo
     if not _is_written(value, _STATISTICS[name](others)):
         return math.inf
     spread = max(others) - min(others)
-    step = 10.0 ** -_num_decimals(value)
+    step = 10.0 ** -num_decimals(value)
     # figures of few test images stand on a grid however many digits they have, but the mean of m of them lies between
-    if _num_decimals(value) <= max(map(_num_decimals, others)) and name != "the standard deviation":
+    if num_decimals(value) <= max(map(num_decimals, others)) and name != "the standard deviation":
         step = max(step, gap / len(others) if name == "the mean" else gap)
     return min(1.0, step / spread) if spread else 1.0
 
@@ -162,12 +170,7 @@ def _computed_arm(arm: str, figures: Mapping[str, Mapping[Hashable, float]]) -> 
 
 def _is_written(value: float, computed: float) -> bool:
     """Return whether a figure is another one, rounded to the digits that it has."""
-    return math.isclose(value, computed, rel_tol=1e-9, abs_tol=0.500001 * 10.0 ** -_num_decimals(value))
-
-
-def _num_decimals(value: float) -> int:
-    mantissa, _, exponent = repr(value).partition("e")
-    return max(0, len(mantissa.partition(".")[2].rstrip("0")) - int(exponent or 0))
+    return math.isclose(value, computed, rel_tol=1e-9, abs_tol=0.500001 * 10.0 ** -num_decimals(value))
 
 
 def _smallest_gap(values: Iterable[float]) -> float:

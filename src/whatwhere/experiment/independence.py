@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import statistics
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 
 import numpy as np
 
 from ..data.names import counted, few
 from ..errors import UserError
-from .metric import METRICS, Metric
+from .metric import METRICS, Metric, num_decimals
 from .results import Results
 
 LEAST_DIFFERENT = 4  # differences among the pairs, below which there is no verdict
@@ -35,6 +35,7 @@ _MANY_RUNS = 7  # of fewer, all but one may come to one figure of four decimals
 _LEAST_RELATIVE_SPREAD = 0.003  # of losses and other figures that are no shares
 _MODE = 0.4  # 1 / sqrt(2 pi): the likeliest of values a step apart has this probability, times step / deviation
 _MOST_DECIMALS = 6  # of a share that was rounded to be printed; more are the digits of k / n
+_COUNTED = re.compile(r"acc|^macro_f1$|^recall$|top.?[15]", re.IGNORECASE)  # metrics whose spread is that of a count
 _ALIKE = 1e-9  # figures are alike up to this share of their size: the last bits
 
 _CAUSES = "the seed is not passed to the trainer, or files were copied, or the networks answer alike whatever they see"
@@ -57,10 +58,10 @@ def doubt_about(
     Of the first that applies:
 
     1. the runs of one arm, or of both together, repeat one another, in the metric or in whole rows, further than chance
-       does in 1 of 4,000 comparisons; or all runs of an arm have one figure of four decimals or more, of 7 runs all but
-       one;
+       does in 1 of 4,000 comparisons; or, where `num_images` is not known, all runs of an arm (4 or more; of 7 or more
+       all but one) have one figure of four decimals or more that 64 test images or more make;
     2. all pairs are equal, or all differences are while the figures vary;
-    3. there are fewer than 4 different differences;
+    3. there are fewer than 4 different differences, or of fewer pairs two alike;
     4. `num_images` is known, and an arm's runs differ so little that chance would make that in 1 of 4,000 comparisons.
 
     Args:
@@ -94,7 +95,7 @@ def doubt_about(
             "the other's",
             "give the figures as the runs wrote them",
         )
-    if num_different < LEAST_DIFFERENT:
+    if num_different < min(LEAST_DIFFERENT, len(seeds)):
         return Doubt(
             f"{counted(num_different, 'different difference')} in {len(seeds)} pairs, at least {LEAST_DIFFERENT} are "
             f"needed: the test set is too small or at its ceiling, or {_CAUSES}",
@@ -136,8 +137,10 @@ def check_still_independent(results: Results, metric: str, what_to_do: str, num_
         seeds = list(results.values(arm, metric))
         if len(seeds) > 1:
             found[arm] = _repeats(results, metric, [arm], seeds, num_images)
-    logs = [repeats.log_chance for repeats in found.values()]
-    if logs and min(*logs, sum(logs)) <= math.log(_LIMIT_TO_GO_ON):
+    logs = sorted(repeats.log_chance for repeats in found.values())
+    # of all sets of so many arms, the one that repeats most
+    chances = [sum(logs[:count]) + math.log(math.comb(len(logs), count)) for count in range(1, len(logs) + 1)]
+    if min(chances, default=0.0) <= math.log(_LIMIT_TO_GO_ON):
         arm, repeats = min(found.items(), key=lambda item: item[1].log_chance)
         raise UserError(f"{_seeds(repeats.alike)} of {arm} ended alike to the last digit: {_CAUSES}; {what_to_do}")
     rows = {arm: list(results.runs(arm).values()) for arm in results.arms}
@@ -200,7 +203,7 @@ def _is_fine(figures: Sequence[float]) -> bool:
     if not figures or not 0 <= figures[0] <= 100:
         return False
     scale = 1.0 if figures[0] <= 1 else 0.01
-    step = scale * 10.0 ** -_decimals(figures[0])
+    step = scale * 10.0 ** -num_decimals(figures[0])
     return step <= 1e-4 * (1 + _ALIKE) and _least_images([scale * figures[0]], step) >= _MANY_IMAGES
 
 
@@ -225,7 +228,7 @@ def _chance(figures: Sequence[float], name: str, num_images: int | None) -> floa
     such figures and 20,000 are tried. Of a known one with n p (1 - p) below 30 nothing is concluded: with so few images
     that are not always right or always wrong, the least deviation need not hold.
     """
-    mean, decimals = statistics.fmean(figures), max(map(_decimals, figures))
+    mean, decimals = statistics.fmean(figures), max(map(num_decimals, figures))
     is_share = min(figures) >= 0 and max(figures) <= 100 and "loss" not in name.lower()
     if not is_share:
         return min(1.0, _MODE / _LEAST_RELATIVE_SPREAD * 10.0**-decimals / abs(mean)) if mean else 1.0
@@ -250,10 +253,6 @@ def _least_images(shares: Sequence[float], step: float) -> int:
 
 def _seeds(seeds: Sequence[Hashable]) -> str:
     return f"seeds {few([str(seed) for seed in seeds], 6)}"
-
-
-def _decimals(figure: float) -> int:
-    return max(0, -int(Decimal(repr(float(figure))).as_tuple().exponent))
 
 
 def _groups(figures: Sequence[float]) -> list[int]:
@@ -307,7 +306,7 @@ def _spread(
     results: Results, metric: Metric, arm: str, seeds: Sequence[Hashable], num_images: int | None
 ) -> _Spread | None:
     """Return the spread of an arm's runs; None where there is nothing to compare it with."""
-    if metric.unit != "points" or not metric.higher_is_better:
+    if not _COUNTED.search(metric.name):
         return None
     values = results.values(arm, metric.name)
     shares = [metric.scale * values[seed] / 100 for seed in seeds]

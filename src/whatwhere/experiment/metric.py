@@ -162,3 +162,9 @@ def margin_for(metric: Metric, given: float | None) -> float:
         raise UserError(f"a margin of {given:g} points is more than all there is; give at most 100")
     check_figure(given, "the margin")
     return float(given)
+
+
+def num_decimals(value: float) -> int:
+    """Return with how many decimals a figure was written, as far as the number shows it: 2 of 0.50, none of 250.0."""
+    mantissa, _, exponent = repr(float(value)).partition("e")
+    return max(0, len(mantissa.partition(".")[2].rstrip("0")) - int(exponent or 0))

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..data.names import printable
 from ..errors import UserError, brief, nearest
 from ..tables import comma_separated
-from .derived import odd_seed
+from .derived import as_number, odd_seed
 from .metric import check_figure, is_share
 from .paired import PairedDifference
 
@@ -147,14 +147,6 @@ class Results:
 def _by_number(seed: Hashable) -> tuple[float, str]:
     value = as_number(seed)
     return math.inf if value is None else value, str(seed)
-
-
-def as_number(seed: Hashable) -> float | None:
-    """Return the number that a seed is, however it is spelt; None where it is none."""
-    try:
-        return float(str(seed))
-    except ValueError:
-        return None
 
 
 def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = False) -> Results:

@@ -11,12 +11,12 @@ from ..errors import UserError, brief, check_integer, nearest
 from . import wording
 from .advice import pairs_to_settle
 from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, Decision, decide, holm
-from .derived import derived_notes, odd_seed
+from .derived import as_number, derived_notes, odd_seed
 from .independence import cautions_about, doubt_about
 from .metric import METRICS, Metric, check_direction, margin_for, metric_for, two_scales
 from .paired import PairedDifference
 from .plan import ALPHA, LEAST_PAIRS, Plan
-from .results import Results, as_number
+from .results import Results
 from .wording import numbered
 
 __all__ = ["HELPS", "HURTS", "SAME", "UNKNOWN", "ArmVerdict", "Judgement", "judge"]
@@ -313,7 +313,7 @@ def _case(
 
 def _doubted(results: Results, metric: Metric, baseline: str, case: Case, test_images: int | None) -> Case:
     """Return the case, with a doubt where its pairs may be no independent draws."""
-    if case.paired is None or case.blocked:
+    if case.paired is None:
         return case
     doubt = doubt_about(results, metric, baseline, case.arm, case.paired.seeds, test_images)
     return case if doubt is None else replace(case, doubt=doubt)
@@ -411,12 +411,12 @@ def difference(
 ) -> dict[str, Any] | None:
     """Return the mean difference between two arms, without a verdict; None with fewer than two pairs.
 
-    Its interval and p are None where 6 pairs or more may be no independent draws (`doubt_about`).
+    Its interval and p are None where the pairs may be no independent draws (`doubt_about`).
     """
     paired = results.paired(baseline, arm, metric.name, metric.scale)
     if paired is None:
         return None
-    is_sound = len(paired) < LEAST_PAIRS or not doubt_about(results, metric, baseline, arm, paired.seeds, test_images)
+    is_sound = not doubt_about(results, metric, baseline, arm, paired.seeds, test_images)
     return {
         "num_pairs": len(paired),
         "baseline_mean": sum(paired.baseline) / len(paired),

@@ -66,7 +66,7 @@ def reason(case: Case, decision: Decision, metric: Metric, margin: float) -> str
 
 def advice(case: Case, decision: Decision, settle: tuple[int, int | None] | None) -> str:
     """Return what to do about a verdict that is not there yet."""
-    if decision.verdict != UNKNOWN or case.doubt is not None:
+    if decision.verdict != UNKNOWN or (case.doubt is not None and not case.blocked):
         return "" if case.doubt is None else case.doubt.advice
     if case.blocked or case.plan is None or case.paired is None:
         least = LEAST_PAIRS if case.plan is None else case.plan.first

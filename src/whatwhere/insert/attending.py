@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..attention import ATTENTION, attention_builder, starting_as_identity
+from ..attention import ATTENTION, Gate, attention_builder, starting_as_identity
 from ..attention.gate import SharedMLP, Start, check_choice
 from ..errors import UserError, brief, said
 from ..models.initialization import resolve_seed
@@ -106,7 +106,10 @@ def plan(
         skipped=tuple(skipped),
         num_params=_num_params(model),
         added_params=tuple(_num_params(new) - _num_params(old) for new, old in zip(modules, replaced, strict=True)),
-        in_norm=tuple(place.kind == "behind" and is_plain_batch_norm(by_name[place.host]) for place in places),
+        in_norm=tuple(
+            place.kind == "behind" and is_plain_batch_norm(by_name[place.host]) and _shares_passes(module)
+            for place, module in zip(places, modules, strict=True)
+        ),
     )
 
 
@@ -251,6 +254,11 @@ def _awaken(module: nn.Module) -> None:
             inner.fc1.weight.mul_(inner.fc1.weight.sum(1, keepdim=True).sign())
             if inner.fc1.bias is not None:
                 inner.fc1.bias.abs_()
+
+
+def _shares_passes(attention: nn.Module) -> bool:
+    """Return whether an attention can be computed in the passes of the norm before it."""
+    return isinstance(attention, Gate) and attention.arrangement == "channel_first"
 
 
 def _num_params(module: nn.Module) -> int:

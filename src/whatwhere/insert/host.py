@@ -12,7 +12,7 @@ import itertools
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from ..attention import Gate
 from ..attention.gate import check_shape_kept
 from ..errors import UserError
 from ..ops import has_hooks, looked_into, normed_gate
-from .place import Kind
+from .place import Kind, relative
 
 # symbolic tracing patches a function under the name by which it is called
 torch.fx.wrap("check_shape_kept")
@@ -32,6 +32,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _NAME_OF_A_NORM = re.compile(r"norm(act)?(1|2d)?$", re.IGNORECASE)
 _KEPT = "_attended"
+_WRAPPED = ("_checkpoint_wrapped_module", "_fsdp_wrapped_module")  # where torch's wrappers have what they wrap
 _UNDER_DATA_PARALLEL = "attention put in by attend cannot work under DataParallel; use DistributedDataParallel"
 
 
@@ -189,9 +190,12 @@ def hang(host: nn.Module, owner: nn.Module, name: str, kind: Kind) -> None:
         host.register_forward_hook(Behind(owner, name))
     else:
         host.register_forward_pre_hook(Before(owner, name))
-    if type(host).__module__.startswith("torch.") and not _is_opaque(host):
+    if type(host).__module__.startswith("torch."):
         # a symbolic trace does not look into torch's own layers, and would miss the attention's parameters
         vars(host)["__module__"] = __name__
+        # and these ask for shapes, so that it cannot
+        if isinstance(host, nn.modules.batchnorm._NormBase):
+            host.register_forward_pre_hook(RefuseTrace())
 
 
 def unhang(host: nn.Module) -> None:
@@ -201,12 +205,24 @@ def unhang(host: nn.Module) -> None:
         del vars(host)["_attention"]
     for hooks, key, _ in list(_hooks_of(host)):
         del hooks[key]
+    _remove_hooks(host._forward_pre_hooks, RefuseTrace)
     vars(host).pop("__module__", None)
 
 
-def _is_opaque(host: nn.Module) -> bool:
-    """Return whether a module is one of torch's that a symbolic trace cannot look into, because it asks for shapes."""
-    return isinstance(host, nn.modules.batchnorm._NormBase) and not isinstance(host, AttendedNorm)
+def _remove_hooks(hooks: dict[int, Callable[..., Any]], kind: type) -> None:
+    for key in [key for key, hook in hooks.items() if isinstance(hook, kind)]:
+        del hooks[key]
+
+
+class RefuseTrace:
+    """A forward pre-hook of a layer that no symbolic trace can look into: it says so."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if any(isinstance(value, torch.fx.Proxy) for value in args):
+            raise UserError(
+                f"torch.fx does not see the attention behind a {type(module).__name__}; use torch.export, or "
+                "torch.jit.trace"
+            )
 
 
 @dataclass(eq=False)
@@ -253,6 +269,24 @@ class Inserted:
             vars(keeper)[_KEPT] = []
             _watch(keeper)
         vars(keeper)[_KEPT].append(self)
+        for name, part in self._parts(keeper):
+            part.register_forward_pre_hook(InStepInside(self._inside(name)))
+
+    def _inside(self, part: str) -> Inserted:
+        """Return it by names relative to a part that holds all of it."""
+        owner, host, feeder, follower = (
+            relative(name, part) for name in (self.owner, self.host, self.feeder, self.follower)
+        )
+        return replace(self, owner=owner or "", host=host or "", feeder=feeder, follower=follower)
+
+    def _parts(self, keeper: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the parts of a network, by name, that hold all of it and may be called by themselves."""
+        name = self.host.rpartition(".")[0]
+        while name:
+            part = _module_at(keeper, name)
+            if isinstance(part, nn.Sequential) and relative(self.owner, name) is not None:
+                yield name, part
+            name = name.rpartition(".")[0]
 
     def check_can_be_removed(self, keeper: nn.Module) -> None:
         """Raise UserError if somebody has built upon it since."""
@@ -277,6 +311,8 @@ class Inserted:
             if owner is not None and self.name in owner._modules:
                 delattr(owner, self.name)
         vars(keeper)[_KEPT].remove(self)
+        for _, part in self._parts(keeper):
+            _remove_hooks(part._forward_pre_hooks, InStepInside)
         if not vars(keeper)[_KEPT]:
             del vars(keeper)[_KEPT]
             for hooks in (keeper._forward_pre_hooks, keeper._load_state_dict_pre_hooks):
@@ -304,15 +340,6 @@ class Inserted:
         return _is_attended_by(host, owner, self.name) or any(
             _is_attended_by(inner, owner, self.name) for inner in host.modules()
         )
-
-    def check_can_be_traced(self, keeper: nn.Module) -> None:
-        """Raise UserError if a symbolic trace would miss the attention's parameters."""
-        host = _module_at(keeper, self.host)
-        if self.kind != "instead of" and host is not None and _is_opaque(host):
-            raise UserError(
-                f"torch.fx does not see the attention at {self.host!r}, a {type(host).__name__}; use torch.export, or "
-                "torch.jit.trace"
-            )
 
     def _host_now(self, keeper: nn.Module) -> nn.Module | None:
         """Return what stands at the host's place; where nothing does, the convolution that fed it."""
@@ -385,12 +412,20 @@ class InStep:
     def __call__(self, keeper: nn.Module, args: Any) -> None:
         if getattr(keeper, "_is_replica", False):
             raise UserError(_UNDER_DATA_PARALLEL)
-        is_traced = any(isinstance(value, torch.fx.Proxy) for value in args)
         for inserted in vars(keeper)[_KEPT]:
             if not inserted.is_in_step(keeper):
                 _put_back(inserted, keeper)
-            if is_traced:
-                inserted.check_can_be_traced(keeper)
+
+
+@dataclass(eq=False)
+class InStepInside:
+    """The same of a part inside the keeper, such as `model.features`, which may be called by itself."""
+
+    inserted: Inserted
+
+    def __call__(self, part: nn.Module, args: Any) -> None:
+        if not self.inserted.is_in_step(part):
+            _put_back(self.inserted, part)
 
 
 def _put_back(inserted: Inserted, keeper: nn.Module) -> None:
@@ -424,6 +459,8 @@ def _module_at(keeper: nn.Module, name: str | None) -> nn.Module | None:
     for part in name.split(".") if name else ():
         # not only of its children: wrappers pass on what they wrap
         found = getattr(found, part, None)
+        for wrapped in _WRAPPED:
+            found = getattr(found, wrapped, found)
     return found
 
 

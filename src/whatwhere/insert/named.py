@@ -92,7 +92,9 @@ def create_network(
     else:
         loaded = _weights(name, pretrained) if pretrained else None
         model = create_model(name, **{**({} if loaded is None else loaded.model_kwargs), **options})
-    if attention is None or loaded is None or not weights.has_attention(loaded.state):
+    own = model.state_dict().keys()  # some networks have attention themselves
+    has_attention = loaded is not None and weights.has_attention({key for key in loaded.state if key not in own})
+    if attention is None or loaded is None or not has_attention:
         if loaded is not None:
             _load(model, name, loaded, pretrained)
         begins: Start = "paper" if loaded is None else "identity"

@@ -291,7 +291,13 @@ class Places:
                     f"no module of the network is called {brief(pattern)}{hint}; `blocks` and `stages` find places"
                 )
             chosen |= found
-        return self._named_apart([self._behind(name, module) for name, module in chosen.items()])
+        places: dict[str, Place] = {}
+        for name, module in chosen.items():
+            place = self._behind(name, module)
+            if place.host in places:
+                raise UserError(f"{places[place.host].label} and {name} are the same place; name one of them")
+            places[place.host] = place
+        return self._named_apart(list(places.values()))
 
     def _behind(self, name: str, module: nn.Module) -> Place:
         calls = [call for call in self.flow.calls if call.module is module]

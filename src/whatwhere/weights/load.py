@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,8 @@ def is_attention_key(key: str) -> bool:
     return bool(ATTENTION_KEY.search(key))
 
 
-def has_attention(state: StateDict) -> bool:
-    """Return whether `state` holds tensors of attention modules."""
+def has_attention(state: Iterable[str]) -> bool:
+    """Return whether `state`, or its names, are of attention modules in part."""
     return any(map(is_attention_key, state))
 
 
