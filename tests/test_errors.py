@@ -1,17 +1,32 @@
 """Values that may be anything stand in a sentence as one short line."""
 
 import collections
+import csv
 import enum
+import json
+import pickle
 
 import numpy
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import whatwhere
+from image_files import save
 from whatwhere import UserError
-from whatwhere.errors import brief, nearest
-from whatwhere.experiment import compare
+from whatwhere.data.find import find_source
+from whatwhere.data.prepare import prepare
+from whatwhere.errors import brief, few, nearest, printable, said, short
+from whatwhere.experiment import compare, judge, read_results
+from whatwhere.experiment.arms import Arm, parse_arms
+from whatwhere.experiment.beginning import asked_for
+from whatwhere.experiment.design import Request, read_design
+from whatwhere.experiment.record import read_record
+from whatwhere.models.convert import convert_weights
+from whatwhere.tables import Table, rich_tables, text
+from whatwhere.training.bundle import load_bundle
+from whatwhere.training.config import read_config
 
 
 class Hostile:
@@ -102,6 +117,36 @@ def test_looking_for_names_near_to_anything_finds_none(kind):
     assert nearest(HOSTILE[kind](), ["cbam", "se"]) == ""
 
 
+def test_a_name_keeps_its_two_ends():
+    assert short("cbam") == "cbam"
+    assert short("a" * 41 + "b" * 40) == "a" * 39 + "..." + "b" * 38
+    assert short("\x1b[31mred\n") == r"\x1b[31mred\n"
+
+
+def test_of_a_list_stand_the_first_names():
+    assert few(["a", "b", "c"]) == "a, b, c"
+    assert few(["a", "b", "c", "d"]) == "a, b, c and 1 more"
+    assert few(["a", "b"], between=" and ") == "a and b"
+    assert few([]) == ""
+    long = few(["x" * 10_000] * 5_000, 5_000)
+    assert len(long) <= 320
+    assert long.endswith(" and 4,998 more")
+
+
+def test_what_another_library_says_is_one_line():
+    assert said(ValueError("two\n  lines\x1b[31m")) == r"two lines\x1b[31m"
+    assert said(KeyError()) == "KeyError"
+    assert len(said(ValueError("x" * 10_000))) == 200
+
+
+def test_a_refusal_is_a_line_whatever_stands_in_it():
+    refusal = UserError("a\nb\x1b[31m" + "x" * 10_000 + "; mend it")
+    assert str(refusal).startswith(r"a\nb\x1b[31mx")
+    assert str(refusal).endswith("x; mend it")
+    assert len(str(refusal)) == 2_000
+    assert str(pickle.loads(pickle.dumps(refusal))) == str(refusal)
+
+
 CALLS = {
     "the input of cost": lambda value: whatwhere.cost(nn.Conv2d(3, 3, 1), value),
     "the batch of cost": lambda value: whatwhere.cost(nn.Conv2d(3, 3, 1), (3, 8, 8), batch_size=value),
@@ -127,6 +172,17 @@ CALLS = {
         whatwhere.create_model("resnext11_8x8d"), "se", attention_kwargs={"odd": value}
     ),
     "arms": lambda value: compare(lambda *_: 0.5, arms=value, seeds=2),
+    "an arm": lambda value: compare(lambda *_: 0.5, arms=["none", value], seeds=2),
+    "a baseline": lambda value: compare(lambda *_: 0.5, arms=["none", "cbam"], seeds=2, baseline=value),
+    "seeds": lambda value: compare(lambda *_: 0.5, arms=["none", "cbam"], seeds=value),
+    "the seed of a comparison": lambda value: compare(lambda *_: 0.5, arms=["none", "cbam"], seeds=[value]),
+    "a metric": lambda value: compare(lambda *_: 0.5, arms=["none", "cbam"], seeds=2, metric=value),
+    "a margin": lambda value: compare(lambda *_: 0.5, arms=["none", "cbam"], seeds=2, margin=value),
+    "a figure": lambda value: compare(lambda *_: value, arms=["none", "cbam"], seeds=2),
+    "a figure by name": lambda value: compare(lambda *_: {"accuracy": value}, arms=["none", "cbam"], seeds=2),
+    "sizes": lambda value: whatwhere.cost(nn.Conv2d(3, 3, 1), [value] * 5_000),
+    "a model": lambda value: whatwhere.cost(value, (3, 8, 8)),
+    "a model to attend": lambda value: whatwhere.attend(value, "se"),
 }
 
 
@@ -151,3 +207,199 @@ def test_a_refusal_is_one_line_of_bounded_length(call, kind):
     sentence = str(refusal.value)
     assert sentence.isprintable()
     assert len(sentence) <= 420
+
+
+# names as somebody's tables and files may hold them
+NAMES = {
+    "long": "x" * 10_000,
+    "of several lines": "two\nlines\r\n" * 1_000,
+    "of escapes": "\x1b[31mred\x1b[0m" * 1_000,
+    "turned": "\u202egnp.\u2028" * 1_000,
+    "not long": "\x1b[31mred\u2028\x85",
+}
+
+
+def many(name, count=5_000):
+    return [f"{name[:250]}{number}" for number in range(count)]
+
+
+def table(folder, *rows):
+    with open(folder / "table.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    return folder / "table.csv"
+
+
+def runs(*, arm="cbam", seed="0", figure="0.5", metric="accuracy"):
+    return [("arm", "seed", metric), ("none", "0", "0.5"), ("none", "1", "0.4"), (arm, seed, figure), (arm, "1", "0.3")]
+
+
+def verdict(folder, *rows, column=None, **options):
+    judge(read_results(table(folder, *rows), column), **options)
+
+
+def in_json(path, content):
+    path.write_text(json.dumps(content))
+    return path
+
+
+def record(folder, **plan):
+    arm = {"arm": "cbam", "verdict": "helps", "num_pairs": 0, "plan": plan}
+    arm |= {"seeds": [], "baseline": [], "treatment": []}
+    metric = {"name": "accuracy", "higher_is_better": True}
+    judgement = {"baseline": "none", "margin": 0.5, "metric": metric, "max_pairs": None, "arms": [arm]}
+    return read_record(in_json(folder / "record.json", {"judgement": judgement, "changes": []}))
+
+
+def design(folder, **arm):
+    in_json(folder / "compare.json", {"format": 1, "arms": [arm]})
+    return read_design(folder)
+
+
+def config(folder, content):
+    (folder / "options.yaml").write_text(content, encoding="utf-8")
+    return read_config(folder / "options.yaml")
+
+
+def weights(folder, state):
+    torch.save(state, folder / "weights.pth")
+    return whatwhere.create_model("resnet18", pretrained=folder / "weights.pth")
+
+
+def blocks(*prefixes):
+    names = [f"{prefix}.layer1.0.conv{number}.weight" for prefix in prefixes for number in (1, 2)]
+    return {name: torch.full((1,), float(value)) for value, name in enumerate(names)}
+
+
+def deep(folder):
+    shapes = {"conv1.weight": (1, 3, 7, 7)}
+    shapes |= {f"layer{stage}.0.conv{number}.weight": (1, 1, 3, 3) for stage in range(1, 5_000) for number in (1, 2)}
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, folder / "weights.safetensors")
+    convert_weights(folder / "weights.safetensors", folder / "target.safetensors")
+
+
+def labelled(folder, *labels, **options):
+    for number, _ in enumerate(labels):
+        save(folder / f"{number}.png", seed=number)
+    rows = [(f"{number}.png", label) for number, label in enumerate(labels)]
+    prepare(str(table(folder, ("path", "label"), *rows)), seed=0, **options)
+
+
+class Failing(nn.Module):
+    """Shows and raises what it is given."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.text = text
+
+    def extra_repr(self):
+        return self.text
+
+    def forward(self, x):
+        raise RuntimeError(self.text)
+
+
+def network(name, layer):
+    return nn.Sequential(collections.OrderedDict({name.replace(".", "_"): layer}))
+
+
+# each is refused whatever the name
+READS = {
+    "arm": lambda folder, name: verdict(folder, *runs(arm=name), baseline="other"),
+    "arms": lambda folder, name: verdict(folder, *runs(), *((arm, "0", "1") for arm in many(name)), baseline="other"),
+    "one arm": lambda folder, name: verdict(folder, ("arm", "seed", "accuracy"), (name[:250], "0", "0.5")),
+    "seed": lambda folder, name: verdict(folder, *runs(seed=name)),
+    "seeds": lambda folder, name: verdict(folder, *runs(seed=name), ("none", "0" * 10_000, "0.5")),
+    "figure": lambda folder, name: verdict(folder, *runs(figure=name)),
+    "scales": lambda folder, name: verdict(folder, *runs(arm=name[:250], figure="60")),
+    "heads": lambda folder, name: verdict(folder, many(name)),
+    "head twice": lambda folder, name: verdict(folder, ("arm", "seed", name, name)),
+    "text in a column": lambda folder, name: verdict(folder, *runs(metric=name, figure="1 200")),
+    "columns": lambda folder, name: verdict(
+        folder, ("arm", "seed", *many(name, 500)), ("none", "0", *["1"] * 500), column="other"
+    ),
+    "figures": lambda folder, name: verdict(folder, ("arm", "seed", *many(name, 500)), ("none", "0", *["1"] * 500)),
+    "column": lambda folder, name: verdict(folder, *runs(), column=name),
+    "metric": lambda folder, name: verdict(folder, *runs(), metric=name),
+    "baseline": lambda folder, name: verdict(folder, *runs(), baseline=name),
+    "arms in Python": lambda folder, name: compare(lambda *_: 0.5, map(printable, many(name)), 2, baseline="other"),
+    "figure's name": lambda folder, name: compare(lambda *_: {printable(name[:50]): "text"}, ["none", "cbam"], 2),
+    "record": lambda folder, name: record(folder, **{name: 1}),
+    "design": lambda folder, name: design(folder, **{name: 1}),
+    "arm of a design": lambda folder, name: design(folder, name=name, spec="se"),
+    "asked baseline": lambda folder, name: asked_for(Request(baseline=name)),
+    "asked arms": lambda folder, name: asked_for(
+        Request(baseline="other", arms=tuple(Arm(f"arm{number}", "se") for number in range(5_000)))
+    ),
+    "arm twice": lambda folder, name: parse_arms(f"cbam,cbam={name}"),
+    "arm's spec": lambda folder, name: asked_for(Request(backbone="resnet18", arms=parse_arms(f"none,other={name}"))),
+    "option": lambda folder, name: config(folder, json.dumps({name: 1})),
+    "value of an option": lambda folder, name: config(folder, json.dumps({"epochs": name})),
+    "attention of a file": lambda folder, name: config(folder, json.dumps({"attention": f"{name}:Gate"})),
+    "tag in a file": lambda folder, name: config(folder, f"epochs: !{name.encode().hex()} 1"),
+    "no YAML": lambda folder, name: config(folder, "{" + name),
+    "key": lambda folder, name: weights(folder, {f"{name}.weight": torch.zeros(1)}),
+    "keys": lambda folder, name: weights(folder, {f"{key}.weight": torch.zeros(1) for key in many(name)}),
+    "sparse": lambda folder, name: weights(folder, {name: torch.zeros(1).to_sparse()}),
+    "not finite": lambda folder, name: weights(folder, {name: torch.tensor([torch.inf])}),
+    "networks": lambda folder, name: weights(folder, blocks(*many(name.replace(".", "_"), 100))),
+    "stages": lambda folder, name: deep(folder),
+    "bundle": lambda folder, name: load_bundle(in_json(folder / "bundle.json", {"format": name})),
+    "columns of images": lambda folder, name: find_source(str(table(folder, many(name)))),
+    "column of images": lambda folder, name: find_source(str(table(folder, ("path", "label"))), path_column=name),
+    "images": lambda folder, name: find_source(name),
+    "one class": lambda folder, name: labelled(folder, name, name, name),
+    "small classes": lambda folder, name: labelled(folder, f"{name}a", f"{name}b", f"{name}c"),
+    "groups": lambda folder, name: labelled(folder, *"aaabbb", group_from=name),
+    "name of a group": lambda folder, name: labelled(folder, *"aaabbb", group_from=f"(?P<{name}!>.)"),
+    "layer": lambda folder, name: whatwhere.cost(network(name, Failing(name)), (3, 8, 8)),
+    "attention": lambda folder, name: whatwhere.attend(
+        whatwhere.create_model("resnext11_8x8d"), lambda channels: Failing(name)
+    ),
+    "place": lambda folder, name: whatwhere.attend(network(name, nn.Conv2d(3, 3, 1)), "se", at=name + "0"),
+}
+
+
+@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("read", READS)
+def test_a_refusal_of_a_file_is_one_line_of_bounded_length(read, kind, tmp_path):
+    with pytest.raises(UserError) as refusal:
+        READS[read](tmp_path, NAMES[kind])
+    sentence = str(refusal.value).replace(str(tmp_path), "")
+    assert printable(sentence) == sentence
+    assert len(sentence) <= 500
+
+
+COMMANDS = {
+    "a number": lambda folder, name: ("train", folder, "--epochs", name),
+    "a choice": lambda folder, name: ("train", folder, "--amp", name),
+    "an option": lambda folder, name: ("train", folder, f"--{name}"),
+    "a command": lambda folder, name: (name,),
+    "a network": lambda folder, name: ("summary", name),
+    "a size": lambda folder, name: ("summary", "resnet18", "--input", name),
+    "arms": lambda folder, name: ("compare", folder, "--attention", name),
+    "processes": lambda folder, name: ("compare", folder, "--attention", "none,se", "--processes", "9" * 4_000),
+    "a table": lambda folder, name: ("verdict", table(folder, *runs(seed=name))),
+    "options of attention": lambda folder, name: ("weights", "convert", "a", "b", "--attention-kwargs", name),
+}
+
+
+@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_command_line_refuses_in_one_line_of_bounded_length(whatwhere, command, kind, tmp_path):
+    status, out, err = whatwhere(*COMMANDS[command](tmp_path, NAMES[kind]))
+    assert (status, out) == (2, "")
+    sentence = err.removesuffix("\n").replace(str(tmp_path), "")
+    assert printable(sentence) == sentence
+    assert len(sentence) <= 500
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_no_name_in_a_table_commands_the_terminal(kind):
+    name = NAMES[kind]
+    printed = text(rich_tables([Table(name, (name, "figure"), [(name, "1")], note=f"note\n{name[:20]}")])).splitlines()
+    assert all(printable(line) == line for line in printed)
+    assert max(map(len, printed)) <= 520
+
+
+def test_near_names_are_short():
+    assert nearest("x", ["x" * 10_000]) == f"; did you mean {short('x' * 10_000)}?"

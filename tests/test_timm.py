@@ -326,6 +326,7 @@ def test_what_is_not_taken_is_refused_in_a_sentence_that_names_what_is(argument,
     with pytest.raises(UserError, match=message) as error:
         timm.create_model("cbam_resnext11_8x8d", **{argument: value})
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 260
 
 
 @pytest.mark.parametrize(

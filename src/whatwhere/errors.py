@@ -1,14 +1,57 @@
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+# control characters, lone surrogates (bytes that are not UTF-8), line and paragraph separators
+_UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
+# which turn the direction of the text after them
+_TURNING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# in letters; in a sentence paths may stand in full
+_LONGEST_SENTENCE, _LONGEST_LIST, _LONGEST_NAME = 2_000, 300, 120
 
 
 class UserError(ValueError):
     """Input that cannot be used: one sentence that says what, where and what to do.
 
     The command line prints it on standard error and exits with status 2; any other exception there is a defect.
+    Whatever stands in it, it is one printable line of bounded length.
     """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(short(sentence, _LONGEST_SENTENCE))
+
+
+def printable(text: str) -> str:
+    r"""Return a name as something that can be printed and stored: what is not UTF-8 or a control as `\x..`."""
+    if text.isprintable():
+        return text
+    return "".join(_escaped(c) if c in _TURNING or unicodedata.category(c) in _UNPRINTABLE else c for c in text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    # Python keeps a byte of a file name that is not UTF-8 as such a surrogate
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else character.encode("unicode_escape").decode()
+
+
+def short(text: str, most: int = 80) -> str:
+    """Return a text, such as a name of the user's, in one printable line of at most `most` letters: its two ends."""
+    text = printable(text)
+    end = (most - 3) // 2
+    return text if len(text) <= most else f"{text[: most - 3 - end]}...{text[-end:]}"
+
+
+def few(names: Sequence[str], at_most: int = 3, between: str = ", ") -> str:
+    """Return the first `at_most` names, or those that fit a sentence, each in short, and how many more there are."""
+    shown: list[str] = []
+    for name in (short(name, _LONGEST_NAME) for name in names[:at_most]):
+        if shown and len(between.join((*shown, name))) > _LONGEST_LIST:
+            break
+        shown.append(name)
+    left = len(names) - len(shown)
+    return between.join(shown) + (f" and {left:,} more" if left else "")
 
 
 def brief(value: object, most: int = 80) -> str:
@@ -17,7 +60,7 @@ def brief(value: object, most: int = 80) -> str:
     Its `repr` where that is short; a long text with its end cut off; "a tensor of shape (1, 3, 224, 224)", "a dict of
     10,000"; and the name of its type where `repr` is long, spans lines or raises.
     """
-    kind = type(value).__name__
+    kind = short(type(value).__name__, most)
     named = f"{'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"
     # the value may be of any class, whose methods may do anything
     try:
@@ -58,8 +101,8 @@ def _listed(values: Collection[Any], most: int) -> str:
 
 
 def said(error: BaseException | None, most: int = 200) -> str:
-    """Return what another library's error says, in one line of `most` letters; its type where it says nothing."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:most]
+    """Return what another library's error says, as `short` does; its type where it says nothing."""
+    return short(" ".join(str(error).split()) or type(error).__name__, most)
 
 
 def check_integer(name: str, value: int, least: int = 1, most: int | None = None) -> None:
@@ -87,5 +130,5 @@ def nearest(word: object, candidates: list[str]) -> str:
     word = word.lower()
     beginning = sorted((name for name in candidates if name.startswith(word)), key=len) if word else []
     similar = difflib.get_close_matches(word, candidates, n=3, cutoff=0.6)
-    matches = list(dict.fromkeys([*beginning, *similar]))[:3]
+    matches = [short(match) for match in dict.fromkeys([*beginning, *similar])][:3]
     return f"; did you mean {', '.join(matches)}?" if matches else ""

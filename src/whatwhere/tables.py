@@ -10,7 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .errors import printable, short
+
 _PIPED_WIDTH = 10_000
+_LONGEST_CELL = 500  # letters
 _HTML_CHANGE = ' style="color:#1a7f37"'
 
 
@@ -26,26 +29,34 @@ class Table:
 
 
 def rich_tables(tables: list[Table]) -> Any:
-    """Return `tables` as something rich can print."""
+    """Return `tables` as something rich can print: no name in them, whatever it is, can command the terminal."""
     import rich.box
     import rich.console
     import rich.table
     from rich.text import Text
 
+    def cell(text: str) -> Text:
+        return Text(short(text, _LONGEST_CELL))
+
     parts: list[Any] = []
     for table in tables:
         # not the table's own title, which would be folded to the width of the table
-        parts.append(Text(table.title, style="bold"))
+        parts.append(Text(short(table.title, _LONGEST_CELL), style="bold"))
         columns = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
         for index, name in enumerate(table.columns):
             is_text = index < table.num_text_columns
-            columns.add_column(Text(name), justify="left" if is_text else "right", overflow="fold")
+            columns.add_column(cell(name), justify="left" if is_text else "right", overflow="fold")
         for row in table.rows:
-            columns.add_row(*map(Text, row), style="green" if is_change(row) else None)
+            columns.add_row(*map(cell, row), style="green" if is_change(row) else None)
         parts.append(columns)
         if table.note:
-            parts.append(Text(table.note + "\n"))
+            parts.append(Text(printable_lines(table.note) + "\n"))
     return rich.console.Group(*parts)
+
+
+def printable_lines(text: str) -> str:
+    """Return a text of several lines as one that cannot command a terminal."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def show(renderable: Any) -> None:

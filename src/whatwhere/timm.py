@@ -186,11 +186,7 @@ class TimmResNet(ResNet):
 # what timm's own `create_model` and `build_model_with_cfg` take for a network, and its words for arguments of `ResNet`
 _OF_TIMM = ("in_chans", "global_pool", "output_stride", "features_only", "out_indices", "feature_cls")
 _RENAMED = {"cardinality": "groups", "base_width": "width_per_group", "zero_init_last": "zero_init_residual"}
-_TAKEN = [
-    *(key for key in inspect.signature(ResNet).parameters if key not in ("block", "layers", "in_channels")),
-    *_OF_TIMM,
-    *_RENAMED,
-]
+_OURS = [key for key in inspect.signature(ResNet).parameters if key not in ("block", "layers", "in_channels")]
 
 
 def _in_our_words(config: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,7 +222,9 @@ def _build(
     """Build a registered network the way timm does; `pretrained=True` without a source takes torchvision's weights."""
     if is_scriptable():
         refuse_scripting()
-    check_arguments(name, [key for key in _TAKEN if own_attention is None or key != "attention"], kwargs)
+    taken = [key for key in (*_OURS, *_OF_TIMM, *_RENAMED) if own_attention is None or key != "attention"]
+    # not its in_channels, and its attention where the name has one
+    check_arguments(name, taken, kwargs, f"{', '.join(('num_classes', *_OF_TIMM, *_RENAMED))} and most of ResNet's")
     config = RESNETS[backbone]
     kwargs = _in_our_words(config, kwargs)
     if own_attention is not None:

@@ -11,7 +11,8 @@ from image_files import bomb, fill, save
 from whatwhere import UserError
 from whatwhere.data.builtin import DATASETS
 from whatwhere.data.find import find_source
-from whatwhere.data.names import class_name, printable, split_of
+from whatwhere.data.names import class_name, split_of
+from whatwhere.errors import printable
 
 
 def listed(source):

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import UserError, brief
+from ..errors import UserError, brief, short
 
 _MISSING = object()
 
@@ -61,7 +61,7 @@ def _imported(module: str, name: str, path: str) -> Any:
 
 
 def _failed(path: str, error: BaseException) -> UserError:
-    said = " ".join(str(error).split())
+    said = short(" ".join(str(error).split()), 200)
     kind = type(error).__name__
     return UserError(f"attention {brief(path)} cannot be had: importing it raised {kind}{f': {said}' if said else ''}")
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from ..errors import UserError, brief
+from ..errors import UserError, brief, printable, short
 from .compare import compare_command, verdict_command
 from .train import train_command
 
@@ -60,12 +60,12 @@ def main() -> None:
 
 
 def _fail(sentence: str) -> NoReturn:
-    print(f"whatwhere: {sentence}", file=sys.stderr)
+    print(f"whatwhere: {printable(sentence)}", file=sys.stderr)
     sys.exit(2)
 
 
 def _usage_sentence(error: Any) -> str:
-    sentence = " ".join(error.format_message().split()).rstrip(".")
+    sentence = short(" ".join(error.format_message().split()).rstrip("."), 400)
     command = "whatwhere" if error.ctx is None else error.ctx.command_path
     return f"{sentence}; see `{command} --help`"
 

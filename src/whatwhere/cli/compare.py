@@ -175,7 +175,7 @@ def _spread(given: dict[str, Any], processes: int | None, shard: tuple[int, int]
     from ..experiment.processes import default_count, run_shards
 
     if processes is not None and not 1 <= processes <= 256:
-        raise UserError(f"--processes must be from 1 to 256, got {processes}")
+        raise UserError(f"--processes must be from 1 to 256, got {brief(processes)}")
     num_gpus = default_count(given.get("device", ""))
     count = processes or num_gpus
     if count == 1:

@@ -10,8 +10,7 @@ from typing import Any
 import typer
 
 from ..attention import attention_by_path
-from ..data.names import printable
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..tables import comma_separated, rich_tables, show
 from ..training.bundle import load_bundle
 from ..training.distributed import team
@@ -70,7 +69,10 @@ def _line(prediction: Prediction) -> str:
 
 def _csv_lines(prediction: Prediction) -> str:
     path = printable(prediction.path)
-    rows = [(path, str(rank), name, f"{value:.6f}") for rank, (name, value) in enumerate(prediction.classes, start=1)]
+    rows = [
+        (path, str(rank), printable(name), f"{value:.6f}")
+        for rank, (name, value) in enumerate(prediction.classes, start=1)
+    ]
     return comma_separated(rows[0], rows[1:])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..tables import Table
+from ..tables import Table, printable_lines
 
 # more classes than this are listed in the result file only
 _MOST_CLASSES = 40
@@ -34,11 +34,11 @@ class TerminalScreen:
 
     def line(self, text: str) -> None:
         """Print a line."""
-        self.console.print(text, markup=False)
+        self.console.print(printable_lines(text), markup=False)
 
     def warn(self, text: str) -> None:
         """Print a warning."""
-        self.console.print(f"warning: {text}", markup=False, style="yellow")
+        self.console.print(f"warning: {printable_lines(text)}", markup=False, style="yellow")
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Show how far `what` is."""

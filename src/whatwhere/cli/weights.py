@@ -7,8 +7,7 @@ from typing import Any
 
 import typer
 
-from ..data.names import printable
-from ..errors import UserError, brief
+from ..errors import UserError, brief, printable
 from ..models.convert import Description, convert_weights, describe_weights
 from ..tables import Table, rich_tables, show
 

@@ -239,7 +239,9 @@ def compare_costs(a: Cost, b: Cost) -> CostComparison:
             raise UserError(f"compare_costs takes two results of cost(model, input_size), got a {type(side).__name__}")
     if (a.input_size, a.batch_size) != (b.input_size, b.batch_size):
         shapes = [(cost.batch_size, *cost.input_size) for cost in (a, b)]
-        raise UserError(f"costs on inputs of different shapes, {shapes[0]} and {shapes[1]}, cannot be compared")
+        raise UserError(
+            f"costs on inputs of different shapes, {brief(shapes[0])} and {brief(shapes[1])}, cannot be compared"
+        )
     return CostComparison(a, b)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import short
+
 ROOT = ""
 
 
@@ -39,7 +41,8 @@ class LayerNames:
     def describe(self, name: str) -> str:
         """Return `name` with the layer's own description if that is short, else its type."""
         module = self.modules[name]
-        return f"{name or 'the model'} ({repr(module) if not list(module.children()) else type(module).__name__})"
+        own = repr(module) if not list(module.children()) else type(module).__name__
+        return f"{short(name) or 'the model'} ({short(own, 120)})"
 
     def _name_in(self, frame: FrameType) -> str | None:
         candidate: Any = frame.f_locals.get("self")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, brief, check_integer
+from ..errors import UserError, brief, check_integer, said
 from .latency import measure_latency
 from .layers import ROOT, LayerNames, is_within
 from .memory import saved_bytes, tensors_in
@@ -92,7 +92,9 @@ def random_input(model: nn.Module, input_size: Sequence[int], batch_size: int) -
         images = torch.randn(batch_size, *input_size, generator=torch.Generator().manual_seed(0), device="cpu")
     # beyond 64 bits torch raises a TypeError or an OverflowError
     except (RuntimeError, TypeError, OverflowError) as error:
-        raise UserError(f"no memory for an input of shape {(batch_size, *input_size)}; give smaller images") from error
+        raise UserError(
+            f"no memory for an input of shape {brief((batch_size, *input_size))}; give smaller images"
+        ) from error
     return images.to(reference.device, reference.dtype)
 
 
@@ -145,9 +147,11 @@ def refusal(names: LayerNames, images: Tensor) -> Iterator[None]:
     # whatever a stranger's forward raises
     except Exception as error:
         layer = names.describe(names.innermost(error.__traceback__))
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = said(error)
         advice = "; give a batch of 2 or more, or larger images" if "more than 1 value per channel" in reason else ""
-        raise UserError(f"an input of shape {tuple(images.shape)} does not fit {layer}: {reason}{advice}") from error
+        raise UserError(
+            f"an input of shape {brief(tuple(images.shape))} does not fit {layer}: {reason}{advice}"
+        ) from error
 
 
 def _own_figures(names: LayerNames, counter: OperationCounter, saved: Counter[str]) -> dict[str, Figures]:

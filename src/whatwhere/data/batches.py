@@ -238,8 +238,7 @@ def _loaded(data: Dataset[Any], items: Iterator[Any], num_workers: int, device: 
         yield from iterator
     except ImageError as error:
         # from a worker it comes with the worker's traceback before it
-        sentence = str(error).strip().splitlines()[-1]
-        raise ImageError(sentence.partition("ImageError: ")[2] or sentence) from error
+        raise ImageError(str(error).rpartition("ImageError: ")[2].removesuffix(r"\n")) from error
     finally:
         atexit.unregister(end)
         end()

@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import UserError
-from .names import class_name, printable
+from ..errors import UserError, printable, said
+from .names import class_name
 from .source import Finding, Sample, Source
 
 DEFAULT_DIR = "data"
@@ -136,7 +136,7 @@ def _load(entry: _Dataset, folder: Path, options: dict[str, Any], download: bool
             raise UserError(f"{entry.name} needs a package that is not installed: pip install {error.name}") from error
         except (RuntimeError, OSError) as error:
             if "is not found" in str(error) or "h5py" in str(error):
-                raise UserError(f"{entry.name} cannot be read: {' '.join(str(error).split())}") from error
+                raise UserError(f"{entry.name} cannot be read: {said(error)}") from error
             # not there, or in part
     if not download:
         raise UserError(
@@ -149,10 +149,9 @@ def _load(entry: _Dataset, folder: Path, options: dict[str, Any], download: bool
             folder.mkdir(parents=True, exist_ok=True)
             return make(str(folder), download=True, **options)
     except (RuntimeError, OSError, ValueError) as error:
-        said = " ".join(str(error).split())
         raise UserError(
-            f"{entry.name} could not be downloaded to {printable(str(folder))} ({said}); put its files there, or give "
-            "another folder with --data-dir"
+            f"{entry.name} could not be downloaded to {printable(str(folder))} ({said(error)}); put its files there, "
+            "or give another folder with --data-dir"
         ) from error
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError, brief, nearest
-from .names import class_name, counted, few, printable, split_of
+from ..errors import UserError, brief, few, nearest, printable
+from .names import class_name, counted, split_of
 from .source import Finding, Sample
 
 # in the order of preference

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..errors import printable
 from ..tables import Table
 from .duplicates import identical_groups, joined, near_pairs
 from .findings import class_counts, class_findings, file_findings, identical_findings, near_findings, surplus
 from .images import READ_AS
-from .names import counted, printable
+from .names import counted
 from .probe import Entry, default_cache, probe
 from .source import Finding, Sample, Source
 

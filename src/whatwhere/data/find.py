@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import UserError, brief, nearest
+from ..errors import UserError, brief, nearest, printable
 from . import builtin
 from .csvlist import list_csv
 from .folder import list_folder
-from .names import printable
 from .source import Source
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar")

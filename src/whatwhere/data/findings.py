@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
-from ..errors import nearest
+from ..errors import few, nearest, printable, short
 from .images import FORMATS, SUFFIXES
-from .names import SPLITS, counted, few, printable
+from .names import SPLITS, counted
 from .probe import Entry
 from .source import Finding, Sample, Source
 
@@ -54,7 +54,7 @@ def class_findings(samples: Sequence[Sample]) -> Iterator[Finding]:
         yield Finding("error", "no-train", "no images to train on; add a train split, or give a folder without splits")
         return
     if len(train) == 1:
-        only = printable(next(iter(train)))
+        only = short(next(iter(train)))
         message = f"only one class, {only}, to train on; there must be two or more, each in a folder of its name"
         yield Finding("error", "one-class", message)
     for split in ("val", "test"):
@@ -65,8 +65,8 @@ def class_findings(samples: Sequence[Sample]) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "uneven",
-            f"uneven classes, from {counted(train[small], 'image')} ({printable(small)}) to "
-            f"{counted(train[large], 'image')} ({printable(large)}); consider --class-weights",
+            f"uneven classes, from {counted(train[small], 'image')} ({short(small)}) to "
+            f"{counted(train[large], 'image')} ({short(large)}); consider --class-weights",
         )
     rare = tuple(label for label, count in train.items() if count < _FEWEST)
     if rare and "all" in counts:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, few, printable
 from .images import SUFFIXES, ImageError, open_image
-from .names import class_name, counted, printable, split_of
+from .names import class_name, counted, split_of
 from .source import Finding, Sample
 
 _HIDDEN = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
@@ -159,7 +159,7 @@ def _check_classes(root: Path, top: _Folder) -> None:
     if not classes:
         raise UserError(f"{where} holds no images; DATA is a folder of class folders, or of train/val/test folders")
     if len(classes) > 1 and all(split_of(folder.name) for folder in classes):
-        names = " and ".join(printable(folder.path) for folder in classes)
+        names = few([folder.path for folder in classes], 6, " and ")
         raise UserError(f"in {where}, {names} hold images but no class folders; the classes must be folders in them")
 
 

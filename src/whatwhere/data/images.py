@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
-from ..errors import UserError
-from .names import printable
+from ..errors import UserError, printable, said
 
 # No other decoder is ever tried: the file's content, not its suffix, decides among these.
 FORMATS = {
@@ -182,7 +181,7 @@ def _errors_of(name: str) -> Iterator[None]:
 
 
 def _judge(error: Exception) -> tuple[str, str]:
-    said = printable(" ".join(str(error).split())) or type(error).__name__
+    reason = said(error)
     for known, verdict in {
         FileNotFoundError: ("missing", "does not exist"),
         PermissionError: ("permission", "may not be read; change its permissions"),
@@ -191,11 +190,11 @@ def _judge(error: Exception) -> tuple[str, str]:
     }.items():
         if isinstance(error, known):
             return verdict
-    if "truncated" in said.lower() or isinstance(error, EOFError):
-        return "truncated", f"is cut short ({said})"
+    if "truncated" in reason.lower() or isinstance(error, EOFError):
+        return "truncated", f"is cut short ({reason})"
     if isinstance(error, OSError) and error.strerror:
         return "unreadable", f"cannot be read ({error.strerror})"
-    return "unreadable", f"cannot be decoded ({said})"
+    return "unreadable", f"cannot be decoded ({reason})"
 
 
 class _Quiet:

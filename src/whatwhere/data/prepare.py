@@ -8,11 +8,11 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..errors import UserError
+from ..errors import UserError, few, printable
 from .doctor import Report, examine
 from .find import find_source
 from .findings import class_findings
-from .names import SPLITS, counted, few, printable
+from .names import SPLITS, counted
 from .source import Finding, Sample, Source
 from .split import split_samples
 

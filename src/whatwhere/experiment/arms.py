@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import UserError, brief, nearest
+from ..errors import UserError, brief, nearest, short
 
 NONE, WIDE = "none", "wide"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
@@ -45,7 +45,9 @@ def parse_arms(text: str) -> tuple[Arm, ...]:
             raise UserError(f"--attention {brief(text)} has an empty arm; give for example none,se,cbam")
         check_arm_name(label)
         if any(label.lower() == arm.name.lower() for arm in arms):
-            raise UserError(f"--attention names {brief(label)} twice; name one of them otherwise, such as other={spec}")
+            raise UserError(
+                f"--attention names {brief(label)} twice; name one of them otherwise, such as other={short(spec)}"
+            )
         arms.append(Arm(label, spec))
     return tuple(arms)
 
@@ -95,7 +97,7 @@ def run_options(arms: Sequence[Arm], backbone: str, num_classes: int, at: str = 
         if _wide(arm.spec):
             other = arm.spec.partition(":")[2] or max(counts, key=counts.__getitem__)
             if other not in counts:
-                raise UserError(f"{arm.spec}: no arm is called {brief(other)}{nearest(other, list(counts))}")
+                raise UserError(f"{short(arm.spec)}: no arm is called {brief(other)}{nearest(other, list(counts))}")
             factor = width_factor_for(backbone, counts[other], num_classes=num_classes)
             if factor == 1:
                 raise UserError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.prepare import Prepared, fingerprint
-from ..errors import UserError, brief
+from ..errors import UserError, brief, few, short
 from ..training.config import FREE, OPTIONS, TELLS_APART, Config
 from ..weights import read_state_dict, read_weights
 from .arms import WIDE, build, describe, is_code, num_params, parse_arms, run_options
@@ -61,7 +61,7 @@ def asked_for(request: Request) -> dict[str, Any]:
     if len(arms) < 2:
         raise UserError("a comparison needs two arms or more; give for example --attention none,cbam")
     if baseline not in names:
-        raise UserError(f"--baseline {baseline or repr('')} is none of the arms, {', '.join(names)}")
+        raise UserError(f"--baseline {short(baseline) or repr('')} is none of the arms, {few(names, 10)}")
     metric = "accuracy" if request.metric is None else request.metric
     check_metric(metric)
     margin = margin_for(METRICS[metric], request.margin)
@@ -108,13 +108,16 @@ def completed(data: str, design: Design, request: Request, prepared: Prepared, o
     if images_fingerprint(prepared) != design.data_fingerprint:
         where = f"the comparison in {str(out)!r}"
         if data != design.data:
-            raise UserError(f"{where} is of {design.data!r}, and the images of {data!r} are others; give another --out")
+            raise UserError(
+                f"{where} is of {brief(design.data, 200)}, and the images of {data!r} are others; give another --out"
+            )
         raise UserError(f"the images of {data!r} have changed since {where} began; restore them, or give another --out")
     named = {arm.name for arm in request.arms or ()}
     for arm in design.arms:
         if is_code(arm.spec) and arm.name not in named:
             raise UserError(
-                f"the arm {arm.name} is code ({arm.spec}) that no file may have run; name it in --attention again"
+                f"the arm {arm.name} is code ({short(arm.spec)}) that no file may have run; name it in --attention "
+                "again"
             )
     num_classes = len(prepared.classes)
     new = [arm.name for arm in design.arms if arm.name not in design.arm_options]

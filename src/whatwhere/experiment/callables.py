@@ -7,17 +7,16 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, SupportsFloat, SupportsIndex
+from typing import Any
 
-from ..data.names import printable
-from ..errors import UserError, brief, check_integer, nearest
+from ..errors import UserError, brief, check_integer, few, nearest, printable, said, short
 from ..files import locked_file, write_bytes, write_json
 from .content import figures_content
 from .independence import check_still_independent
 from .metric import METRICS, Metric, check_direction, margin_for
 from .plan import LEAST_PAIRS, MOST_SEEDS, Plan
 from .record import judge_again, read_record, record_of
-from .results import Results, read_results
+from .results import Results, check_length, read_results
 from .verdict import UNKNOWN, Judgement, check_terms
 
 _TAKEN = ("arm", "seed")  # columns of the table that are no figures
@@ -138,7 +137,7 @@ def _check_terms(
     if metric in METRICS or margin is not None:
         margin_for(METRICS.get(metric or "", Metric("", "")), margin)
     if baseline is not None and baseline not in names:
-        raise UserError(f"no arm is called {brief(baseline)}{nearest(baseline, names)}; there are: {', '.join(names)}")
+        raise UserError(f"no arm is called {brief(baseline)}{nearest(baseline, names)}; there are: {few(names, 10)}")
 
 
 def _check_seeds(done: Results, metric: str | None, keep: Path | None, test_images: int | None) -> None:
@@ -158,21 +157,28 @@ def _names(arms: Iterable[str]) -> list[str]:
     for name in names:
         if not isinstance(name, str) or not name or printable(name.strip()) != name:
             raise UserError(f"an arm's name must be printable text without blanks around it, got {brief(name)}")
+        check_length(name)
     return list(dict.fromkeys(names))
 
 
 def _seeds(seeds: int | Iterable[int]) -> list[int]:
     """Return the seeds to begin with."""
-    if not isinstance(seeds, (str, bytes, bool)):
-        if isinstance(seeds, Iterable):
-            several = list(seeds)
-            if all(isinstance(seed, SupportsIndex) and not isinstance(seed, bool) for seed in several):
-                return list(dict.fromkeys(map(operator.index, several)))
-        elif isinstance(seeds, SupportsIndex):
-            count = operator.index(seeds)
-            check_integer("seeds", count, least=0, most=MOST_SEEDS)
-            return list(range(count))
+    # what says that it holds integers, or is one, may be neither, as a tensor
+    with contextlib.suppress(TypeError):
+        if isinstance(seeds, Iterable) and not isinstance(seeds, (str, bytes)):
+            return list(dict.fromkeys(map(_integer, seeds)))
+        count = _integer(seeds)
+        check_integer("seeds", count, least=0, most=MOST_SEEDS)
+        return list(range(count))
     raise UserError(f"seeds must be how many there are, such as 8, or a list of integers, got {brief(seeds)}")
+
+
+def _integer(value: Any) -> int:
+    """Return an integer of at most 64 bits as such; raise TypeError of anything else."""
+    number = operator.index(value)
+    if isinstance(value, bool) or abs(number) >= 2**63:
+        raise TypeError
+    return number
 
 
 def _further(judgement: Judgement, num_seeds: Mapping[str, int]) -> dict[str, int]:
@@ -209,19 +215,22 @@ def _figures(returned: float | Mapping[str, float], metric: str | None) -> Mappi
     figures = {}
     for name, value in given.items():
         _check_name_of_figure(name)
-        if isinstance(value, (str, bytes, bool)) or not isinstance(value, SupportsFloat):
-            what = f"{brief(value)} as {name}" if isinstance(returned, Mapping) else f"a {type(value).__name__}"
+        if isinstance(value, (str, bytes, bool)) or not hasattr(type(value), "__float__"):
+            what = f"{brief(value)} as {short(name)}" if isinstance(returned, Mapping) else f"a {type(value).__name__}"
             raise UserError(f"run must return a number, or numbers by name, got {what}")
         try:
             figures[name] = float(value)
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # a tensor of several numbers
-            raise UserError(f"run must return a number, or numbers by name, but {name} is none: {error}") from error
+            raise UserError(
+                f"run must return a number, or numbers by name, but {short(name)} is none: {said(error)}"
+            ) from error
     return figures
 
 
 def _check_name_of_figure(name: Any) -> None:
     if not isinstance(name, str) or not name or printable(name.strip()) != name:
         raise UserError(f"a figure's name must be printable text without blanks around it, got {brief(name)}")
+    check_length(name)
     if name.lower() in _TAKEN:
         raise UserError(
             f"a figure cannot be called {brief(name)}, which is a column of the table; give it another name"

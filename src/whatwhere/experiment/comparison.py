@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.names import counted
-from ..errors import UserError
+from ..errors import UserError, brief, few
 from ..files import check_is_no_file, check_writable, locked, write_bytes, write_json
 from ..training.build import resolve
 from ..training.config import FREE
@@ -135,7 +135,7 @@ def collect(data: str, out: Path, request: Request, screen: Screen) -> dict[str,
     same_name = Path(data).name == Path(design.data).name
     if Path(data) != Path(design.data) and not (same_name and Path(data).exists()):
         raise UserError(
-            f"the comparison in {str(out)!r} is of {design.data!r}, not of {data!r}; give that, or another --out"
+            f"the comparison in {str(out)!r} is of {brief(design.data)}, not of {brief(data)}; give that, or another --out"
         )
     with locked(out):
         request = with_full_name(request)
@@ -143,7 +143,7 @@ def collect(data: str, out: Path, request: Request, screen: Screen) -> dict[str,
         _say_what_stays(design, request, screen)
         added = [arm.name for arm in design.arms if arm.name not in design.arm_options]
         if added:
-            raise UserError(f"the comparison in {str(out)!r} has no arm {', '.join(added)}; train it without --collect")
+            raise UserError(f"the comparison in {str(out)!r} has no arm {few(added)}; train it without --collect")
         # shares leave the design as it was
         rates = chosen_rates(design, out) if design.lr_search else None
         design, content = _judged(_chosen(design, rates), out, {})
@@ -223,7 +223,9 @@ def _with_rates(design: Design, place: Place, runner: Runner) -> Design | None:
     rates = chosen_rates(design, place.out)
     if rates is None:
         if place.shard is None or runner.failures:
-            raise UserError(f"the search of learning rates is incomplete: {'; '.join(runner.failures.values())}")
+            raise UserError(
+                f"the search of learning rates is incomplete: {few(list(runner.failures.values()), between='; ')}"
+            )
         if not place.is_inner:
             text = "this share of the search is done; run the same command again when the other shares are"
             runner.screen.line(text)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.names import counted
+from ..errors import few
 from ..training.config import OPTIONS
 from ..training.folder import RunFolder
 from .arms import describe
@@ -21,9 +22,9 @@ from .results import Results
 from .runs import Task, damaged, tasks
 from .shape import integer, number
 from .verdict import Judgement, difference
+from .wording import listed
 
 _RECALL = Metric("recall", "recall", 100, "points")
-_NUM_ENVIRONMENTS = 3
 
 
 def figures_content(judgement: Judgement, results: Results, title: str, changes: Sequence[str] = ()) -> dict[str, Any]:
@@ -105,7 +106,7 @@ class Gathered:
         if self.design.left_out:
             notes.append(
                 f"left out by request: {counted(len(self.design.left_out), 'seed')} "
-                f"({', '.join(map(str, self.design.left_out))}); where an arm's run had failed, that flatters the arm"
+                f"({listed(self.design.left_out)}); where an arm's run had failed, that flatters the arm"
             )
         if self.design.lr_search:
             notes.append(
@@ -120,7 +121,7 @@ class Gathered:
                 )
         kinds = list(dict.fromkeys(" ".join(value for _, value in self._environment(run)) for run in self._runs()))
         if len(kinds) > 1:
-            notes.append(f"the runs had {len(kinds)} different environments: {'; '.join(kinds[:_NUM_ENVIRONMENTS])}")
+            notes.append(f"the runs had {len(kinds)} different environments: {few(kinds, between='; ')}")
         return notes
 
     def _runs(self) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..attention import attention_by_path
-from ..errors import UserError
+from ..errors import UserError, short
 from .arms import Arm, is_code
 
 
@@ -35,12 +35,13 @@ def check_unchanged(before: Mapping[str, str], now: Mapping[str, str], where: st
     for what, value in before.items():
         if what not in now:
             raise UserError(
-                f"{what}, which {where} began with, is not to be found any more; restore it, or give another --out"
+                f"{short(what)}, which {where} began with, is not to be found any more; restore it, or give another "
+                "--out"
             )
         if now[what] != value:
             raise UserError(
-                f"{what} has changed since {where} began, whose runs are of what it was; restore it, or give another "
-                "--out"
+                f"{short(what)} has changed since {where} began, whose runs are of what it was; restore it, or give "
+                "another --out"
             )
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ..errors import brief, short
 from .metric import num_decimals
 
 if TYPE_CHECKING:
@@ -57,12 +58,12 @@ def odd_seed(seeds: Iterable[Hashable]) -> tuple[Hashable, str] | None:
         return None
     if len(words) < len(seeds):
         other = next(seed for seed in seeds if as_number(seed) is not None)
-        return words[0], _sentence(words[0], f"is no number, as others are ({other})")
+        return words[0], _sentence(words[0], f"is no number, as others are ({short(str(other))})")
     stems = Counter(re.sub(r"\d+", "#", str(seed)) for seed in seeds if re.search(r"\d", str(seed)))
     stem, count = stems.most_common(1)[0] if stems else ("", 0)
     without = [seed for seed in words if not re.search(r"\d", str(seed))]
     if without and count >= _LEAST_NUMBERED:
-        return without[0], _sentence(without[0], f"has no number, as others have ({stem.replace('#', '1')})")
+        return without[0], _sentence(without[0], f"has no number, as others have ({short(stem.replace('#', '1'))})")
     # where all names hold such a word it tells nothing, as in "5 min", "10 min"
     if _is_statistic(words[0]) and not _is_statistic(words[-1]):
         return words[0], _sentence(words[0], "is a word for figures computed from others")
@@ -71,8 +72,8 @@ def odd_seed(seeds: Iterable[Hashable]) -> tuple[Hashable, str] | None:
 
 def _sentence(seed: Hashable, why: str) -> str:
     return (
-        f"seed {str(seed)!r} {why}; take the row out if its figures are computed from those of other rows, otherwise "
-        "name its seed like the others"
+        f"seed {brief(str(seed))} {why}; take the row out if its figures are computed from those of other rows, "
+        "otherwise name its seed like the others"
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.names import counted
-from ..errors import UserError, brief, check_integer
+from ..errors import UserError, brief, check_integer, few, said, short
 from ..files import write_json
 from ..training.config import FREE, OPTIONS, TELLS_APART, Config
 from .arms import Arm, check_arm_name
@@ -154,7 +154,7 @@ def read_design(folder: Path) -> Design | None:
     except OSError as error:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(f"{str(path)!r} is no design of a comparison ({error}); give another --out") from error
+        raise UserError(f"{str(path)!r} is no design of a comparison ({said(error)}); give another --out") from error
 
 
 def _checked(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,13 +237,13 @@ def check_metric(name: str) -> None:
 def check_options(design: Design, folder: Path, given: Mapping[str, Any]) -> None:
     """Raise UserError if an option of the runs is given that the comparison does not have."""
     changed = [
-        f"{name} was {brief(design.options.get(name))}, is {brief(value)}"
+        f"{name} was {brief(design.options.get(name), 40)}, is {brief(value, 40)}"
         for name, value in given.items()
         if name not in FREE and design.options.get(name) != value
     ]
     if changed:
         raise UserError(
-            f"the comparison in {str(folder)!r} trains otherwise: {'; '.join(changed[:5])}; runs of two kinds "
+            f"the comparison in {str(folder)!r} trains otherwise: {few(changed, 5, '; ')}; runs of two kinds "
             "cannot be compared: give the same options, or another --out"
         )
 
@@ -257,16 +257,20 @@ def continued(design: Design, request: Request, folder: Path) -> Design:
     """
     where = f"the comparison in {str(folder)!r}"
     if request.backbone not in (None, design.backbone):
-        raise UserError(f"{where} is of {design.backbone}, not of {request.backbone}; give another --out")
+        raise UserError(f"{where} is of {short(design.backbone)}, not of {short(request.backbone)}; give another --out")
     if request.lr_search not in (None, design.lr_search):
-        raise UserError(f"{where} searches the learning rates {list(design.lr_search)}; give another --out for others")
+        raise UserError(
+            f"{where} searches the learning rates {brief(list(design.lr_search))}; give another --out for others"
+        )
     arms = list(design.arms)
     for arm in request.arms or ():
         same = next((known for known in arms if known.name.lower() == arm.name.lower()), None)
         if same is None:
             arms.append(arm)
         elif same != arm:
-            raise UserError(f"{where} has the arm {same.name} as {same.spec}, not {arm.spec}; name it otherwise")
+            raise UserError(
+                f"{where} has the arm {same.name} as {short(same.spec)}, not {short(arm.spec)}; name it otherwise"
+            )
     if request.max_seeds not in (None, design.max_seeds) and design.first_look is not None:
         raise UserError(
             f"{where} has been looked at, and its plan ({design.max_seeds or 'no'} most seeds) stands: another would "
@@ -287,7 +291,8 @@ def continued(design: Design, request: Request, folder: Path) -> Design:
     }
     if wanted["baseline"] not in [arm.name for arm in arms]:
         raise UserError(
-            f"--baseline {wanted['baseline'] or repr('')} is none of the arms, {', '.join(arm.name for arm in arms)}"
+            f"--baseline {short(wanted['baseline']) or repr('')} is none of the arms, "
+            f"{few([arm.name for arm in arms], 10)}"
         )
     texts = [
         f"{name.replace('_', ' ')} was {getattr(design, name)}, is {value}"

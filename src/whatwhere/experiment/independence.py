@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.names import counted, few
-from ..errors import UserError
+from ..data.names import counted
+from ..errors import UserError, few
 from .metric import METRICS, Metric, num_decimals
 from .results import Results
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -153,7 +154,7 @@ def margin_for(metric: Metric, given: float | None) -> float:
                 "--margin"
             )
         return DEFAULT_MARGIN
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given < float("inf"):
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given <= sys.float_info.max:
         raise UserError(
             f"the margin must be a number of at least 0, in {metric.unit or 'the unit of the figures'}, "
             f"got {brief(given)}"

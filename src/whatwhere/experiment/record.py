@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.names import counted
-from ..errors import UserError
+from ..errors import UserError, few, said
 from .plan import ALPHA, MOST_SEEDS, Plan
 from .results import Results
 from .shape import integer, number, record, text, texts
@@ -66,7 +66,9 @@ def read_record(path: Path, advice: str = _ADVICE) -> Record | None:
     except OSError as error:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(f"{str(path)!r} is no verdict of ours ({type(error).__name__}: {error}); {advice}") from error
+        raise UserError(
+            f"{str(path)!r} is no verdict of ours ({type(error).__name__}: {said(error)}); {advice}"
+        ) from error
 
 
 def _checked(judgement: Any) -> dict[str, Any]:
@@ -161,7 +163,7 @@ def judge_again(
     if record is not None and record.first_looks:
         planned = (None, *record.first_looks.values())
         if first_look not in planned or max_pairs not in (None, record.max_pairs):
-            looks = ", ".join(f"{arm} at {look} pairs" for arm, look in record.first_looks.items())
+            looks = few([f"{arm} at {look} pairs" for arm, look in record.first_looks.items()], 6)
             raise UserError(
                 f"the plan was made with the first verdict ({looks}; most pairs: {record.max_pairs or 'open'}) and "
                 "stays as it is, because another would spend the error twice; leave out --first-look and --max-pairs"

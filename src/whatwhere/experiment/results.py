@@ -9,8 +9,7 @@ import re
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 
-from ..data.names import printable
-from ..errors import UserError, brief, nearest
+from ..errors import UserError, brief, few, nearest, printable, short
 from ..tables import comma_separated
 from .derived import as_number, odd_seed
 from .metric import check_figure, is_share
@@ -22,6 +21,7 @@ _ARRANGED = re.compile(r"[+-]?(?!0,)\d{1,3},\d{3}")  # 1,200: with thousands, or
 _UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas makes of a column without a name
 _SEPARATED = re.compile(r"[+-]?\d[\d.,]*\d")
 _PERCENT = re.compile(r"([+-]?\d+([.,]\d+)?)\s*%")
+_LONGEST_NAME = 300  # letters, of an arm, a seed or a figure: a sentence, and a table, hold several
 _MISSING = {"", "-", "na", "n/a", "nan", "none", "null", "failed"}
 
 
@@ -49,15 +49,18 @@ class Results:
 
     def add_arm(self, arm: str) -> None:
         """Add an arm, if it is not there, without a run."""
+        check_length(arm)
         self._figures.setdefault(arm, {})
 
     def add(self, arm: str, seed: Hashable, figures: Mapping[str, float]) -> None:
         """Add a run.
 
         Raises:
-            UserError: The run is there already, its seed perhaps in another spelling (0, 0.0, 00), or a figure is of
-                an absurd size.
+            UserError: The run is there already, its seed perhaps in another spelling (0, 0.0, 00), a figure is of an
+                absurd size, or a name is too long.
         """
+        for name in (arm, str(seed), *figures):
+            check_length(name)
         for name, value in figures.items():
             if math.isfinite(value):
                 check_figure(value, f"{name} of arm {brief(arm)} with seed {brief(seed)}")
@@ -147,6 +150,12 @@ class Results:
 def _by_number(seed: Hashable) -> tuple[float, str]:
     value = as_number(seed)
     return math.inf if value is None else value, str(seed)
+
+
+def check_length(name: str) -> None:
+    """Raise UserError if an arm, a seed or a figure cannot be called `name`, because no sentence could hold it."""
+    if len(name) > _LONGEST_NAME:
+        raise UserError(f"the name {brief(name)} has {len(name):,} letters; give one of at most {_LONGEST_NAME}")
 
 
 def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = False) -> Results:
@@ -248,7 +257,8 @@ def _column(head: list[str], name: str, path: Path) -> int:
     lowered = [column.lower() for column in head]
     if name not in lowered:
         raise UserError(
-            f"{str(path)!r} has no column {brief(name)}{nearest(name, lowered)}; it has {', '.join(map(repr, head))}"
+            f"{str(path)!r} has no column {brief(name)}{nearest(name, lowered)}; it has "
+            f"{few(list(map(brief, head)), 10)}"
         )
     return lowered.index(name)
 
@@ -281,7 +291,7 @@ def _metric_columns(
             raise _no_number(texts[0], name, delimiter, path)
         if 0 < len(texts) < len(cells):
             number, cell = texts[0]
-            notes.append(f"the column {name} holds text, such as {cell!r} in line {number}: it is left out")
+            notes.append(f"the column {short(name)} holds text, such as {brief(cell)} in line {number}: it is left out")
         if texts and len(hints) == len(cells):
             nearly.append((texts[0], name))
         if name == metric or (cells and not texts):
@@ -294,7 +304,7 @@ def _metric_columns(
     if metric is not None and metric not in head:
         names = [head[column] for column in sound]
         raise UserError(
-            f"{str(path)!r} has no column {brief(metric)}{nearest(metric, names)}; its figures: {', '.join(names)}"
+            f"{str(path)!r} has no column {brief(metric)}{nearest(metric, names)}; its figures: {few(names, 10)}"
         )
     return sound
 
@@ -302,7 +312,7 @@ def _metric_columns(
 def _no_number(text: tuple[int, str], name: str, delimiter: str, path: Path) -> UserError:
     number, cell = text
     advice = _mending(cell, delimiter) or "leave it empty where a run failed"
-    return UserError(f"line {number} of {str(path)!r}: {name} is {brief(cell)}, not a number; {advice}")
+    return UserError(f"line {number} of {str(path)!r}: {short(name)} is {brief(cell)}, not a number; {advice}")
 
 
 def _mending(cell: str, delimiter: str) -> str:

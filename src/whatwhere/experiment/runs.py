@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..data.names import counted, few
-from ..errors import UserError, brief
+from ..data.names import counted
+from ..errors import UserError, brief, few, said
 from ..files import write_json
 from ..training.config import FREE, OPTIONS
 from ..training.folder import RUN, RunFolder
@@ -81,7 +81,7 @@ class Task:
 
 def damaged(folder: Path, error: Exception) -> UserError:
     """Return what is said of a finished run whose files are not as a run leaves them."""
-    return UserError(f"the run in {str(folder)!r} is damaged ({error}); move that folder away and run again")
+    return UserError(f"the run in {str(folder)!r} is damaged ({said(error)}); move that folder away and run again")
 
 
 def _check_result(result: Mapping[str, Any]) -> None:

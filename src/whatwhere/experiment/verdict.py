@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..data.names import counted
-from ..errors import UserError, brief, check_integer, nearest
+from ..errors import UserError, brief, check_integer, few, nearest, short
 from . import wording
 from .advice import pairs_to_settle
 from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, Decision, decide, holm
@@ -219,10 +219,10 @@ def _metric_name(results: Results, given: str | None) -> str:
             return "accuracy" if "accuracy" in names else names[0]
         if not names:
             raise UserError("the results hold no figures; there is nothing to compare")
-        raise UserError(f"there are several figures, {', '.join(names)}; choose the one to judge by with --metric")
+        raise UserError(f"there are several figures, {few(names, 10)}; choose the one to judge by with --metric")
     if given not in names:
         raise UserError(
-            f"no run has the figure {brief(given)}{nearest(given, names)}; there are: {', '.join(names) or 'none'}"
+            f"no run has the figure {brief(given)}{nearest(given, names)}; there are: {few(names, 10) or 'none'}"
         )
     return given
 
@@ -230,11 +230,9 @@ def _metric_name(results: Results, given: str | None) -> str:
 def _baseline(results: Results, given: str | None) -> str:
     arms = results.arms
     if given is not None and given not in arms:
-        raise UserError(
-            f"no arm is called {brief(given)}{nearest(given, arms)}; there are: {', '.join(arms) or 'none'}"
-        )
+        raise UserError(f"no arm is called {brief(given)}{nearest(given, arms)}; there are: {few(arms, 10) or 'none'}")
     if len(arms) < 2:
-        raise UserError(f"a comparison needs two arms or more, got {', '.join(map(repr, arms)) or 'none'}")
+        raise UserError(f"a comparison needs two arms or more, got {', '.join(map(brief, arms)) or 'none'}")
     return given or default_baseline(arms)
 
 
@@ -250,11 +248,11 @@ def _two_scales(results: Results, name: str) -> str:
     if found is None:
         return ""
     share, percentage = (
-        f"{value:g} (arm {arm}, seed {seed})"
+        f"{value:g} (arm {short(arm)}, seed {short(str(seed))})"
         for wanted in found
         for (arm, seed), value in [next(item for item in figures.items() if item[1] == wanted)]
     )
-    return f"{name} has two scales, shares such as {share} and percentages such as {percentage}"
+    return f"{short(name)} has two scales, shares such as {share} and percentages such as {percentage}"
 
 
 def _measure(results: Results, name: str, lower_is_better: bool = False) -> Metric:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 
-from ..data.names import counted, few
+from ..data.names import counted
+from ..errors import few
 from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, Decision
 from .metric import Metric
 from .paired import PairedDifference

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..attention import ATTENTION, Gate, attention_builder, starting_as_identity
 from ..attention.gate import SharedMLP, Start, check_choice
-from ..errors import UserError, brief, said
+from ..errors import UserError, brief, said, short
 from ..models.initialization import resolve_seed
 from ..randomness import seeded
 from ..scripting import refuse_scripting
@@ -100,7 +100,9 @@ def plan(
     by_name = dict(model.named_modules())
     replaced = [by_name[place.host] if place.kind == "instead of" else nn.Identity() for place in places]
     return Plan(
-        attention=attention if isinstance(attention, str) else getattr(attention, "__name__", repr(attention)),
+        attention=attention
+        if isinstance(attention, str)
+        else short(getattr(attention, "__name__", "") or brief(attention)),
         start=start,
         places=tuple(places),
         skipped=tuple(skipped),

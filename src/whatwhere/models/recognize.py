@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import weights
 from ..attention import ATTENTION
+from ..errors import few, short
 from .blocks import Bottleneck
 from .registry import MODELS
 from .resnet import RESNETS, ResNet
@@ -78,7 +79,7 @@ def in_words(state: weights.StateDict) -> str:
     found = structure(state)
     if found is None:
         return "not a whole ResNet with a stem of one convolution"
-    blocks, widths = "-".join(map(str, found["layers"])), ", ".join(map(str, found["widths"]))
+    blocks, widths = short("-".join(map(str, found["layers"]))), few(list(map(str, found["widths"])), 10)
     kind = "bottlenecks" if found["block"] == "Bottleneck" else "basic blocks"
     groups = f" with {found['groups']} groups" if found["groups"] != 1 else ""
     return f"a ResNet of {blocks} {kind}{groups} and {widths} planes"

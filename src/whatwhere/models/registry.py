@@ -14,7 +14,7 @@ from torch import nn
 
 from .. import weights
 from ..attention import ATTENTION, attention_builder, starting_as_identity
-from ..errors import UserError, brief, check_factor, nearest
+from ..errors import UserError, brief, check_factor, nearest, said
 from ..randomness import seeded
 from .article import ARTICLE_NETWORKS, ArticleResNeXt
 from .initialization import resolve_seed
@@ -205,8 +205,7 @@ def _construct(build: Callable[..., nn.Module], num_classes: int, kwargs: dict[s
         raise
     # torch's own words about sizes that it cannot build
     except (MemoryError, OverflowError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the network cannot be built: {reason}") from error
+        raise UserError(f"the network cannot be built: {said(error)}") from error
 
 
 def identity_start(attention: str | Callable[..., nn.Module], attention_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -231,9 +230,13 @@ def _check_arguments(name: str, build: Callable[..., nn.Module], kwargs: dict[st
     check_arguments(name, known, kwargs)
 
 
-def check_arguments(name: str, known: list[str], kwargs: Iterable[str]) -> None:
-    """Raise UserError, naming those that are taken, unless the network `name` takes every argument in `kwargs`."""
+def check_arguments(name: str, known: list[str], kwargs: Iterable[str], listed: str = "") -> None:
+    """Raise UserError unless the network `name` takes every argument in `kwargs`.
+
+    `listed` names those that are taken where all of `known` would be too long for a sentence.
+    """
     for argument in kwargs:
         if argument not in known:
             hint = nearest(argument, known)
-            raise UserError(f"{name} takes no argument {brief(argument)}, only {', '.join(known)}{hint}")
+            listed = listed or ", ".join(known)
+            raise UserError(f"{name} takes no argument {brief(argument, 40)}, only {listed}{hint}")

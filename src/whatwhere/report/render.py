@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.names import printable
+from ..errors import printable
 from ..files import write_bytes
 from .figures import typeset
 from .view import view

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..data.names import printable
+from ..errors import printable
 from ..experiment.metric import Metric
 from ..experiment.wording import percent
 from ..tables import Table

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.names import few
+from ..errors import few
 from ..experiment.independence import LEAST_DIFFERENT
 from ..experiment.metric import Metric
 from ..experiment.plan import LEAST_PAIRS

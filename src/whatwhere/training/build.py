@@ -17,7 +17,7 @@ from ..data.batches import EvaluationBatches, Order, Reader, TrainBatches, label
 from ..data.prepare import Prepared
 from ..data.preprocess import Preprocessing, preprocessing_for
 from ..data.store import Store, decode_all, num_bytes, room
-from ..errors import UserError
+from ..errors import UserError, brief
 from ..insert.named import create_network
 from ..models.others import is_other, normalization
 from .config import OPTIONS, Config, defaults, image_size_for
@@ -75,8 +75,8 @@ def _check_form(path: str) -> None:
     form = {name: value for name, value in loaded.attention_kwargs.items() if name != "start"}
     if form and weights.has_attention(loaded.state):
         raise UserError(
-            f"the weights {path!r} are of attention in another form ({form}), which a run cannot keep; start from "
-            "weights of its usual form, or train in Python"
+            f"the weights {path!r} are of attention in another form ({brief(form)}), which a run cannot keep; start "
+            "from weights of its usual form, or train in Python"
         )
 
 

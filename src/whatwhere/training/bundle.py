@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from .. import weights
 from ..attention.gate import Start
-from ..data.names import printable
 from ..data.preprocess import Preprocessing
-from ..errors import UserError, brief, check_factor, said
+from ..errors import UserError, brief, check_factor, said, short
 from ..files import remove_parts, write_bytes, write_json, writing
 from ..insert.named import check_network, create_network, is_attentive
 from ..models.others import as_published, full_name, is_as_published, is_other
@@ -160,11 +159,10 @@ def _model_kwargs(model: nn.Module) -> dict[str, Any]:
 
 def _check_attention(named: str, given: Callable[..., nn.Module] | None, folder: Path) -> None:
     if is_import_path(named) and given is None:
-        text = printable(named)
+        text = short(named, 200)
         raise UserError(
-            f"the network in {str(folder)!r} was trained with the attention {brief(text)}, code "
-            f"that no file may have run; "
-            f"give --attention {text}, or load_bundle(..., attention={text.partition(':')[2]}) in Python"
+            f"the network in {str(folder)!r} was trained with the attention {brief(text)}, code that no file may have "
+            f"run; give --attention {text}, or load_bundle(..., attention={text.partition(':')[2]}) in Python"
         )
     if given is not None and not is_import_path(named):
         raise UserError(

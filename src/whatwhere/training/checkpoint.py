@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError, said
+from ..errors import UserError, said, short
 from ..files import remove_parts, write_bytes, write_json, writing
 from ..weights import tensors_to_bytes
 
@@ -166,7 +166,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
             if isinstance(value, Tensor) and value.dim():
                 if value.shape != parameter.shape:
                     raise UserError(
-                        f"the checkpoint's {name} has the shape {tuple(value.shape)} where a parameter now has "
+                        f"the checkpoint's {short(name)} has the shape {tuple(value.shape)} where a parameter now has "
                         f"{tuple(parameter.shape)}; finish the run with the version that began it, or begin anew"
                     )
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, brief, check_factor, check_integer, nearest
+from ..errors import UserError, brief, check_factor, check_integer, nearest, said
 
 _LARGE = 1e4  # beyond the range of any sensible value, within that of all arithmetic with it
 SMALL_SIZE = 64  # up to here images are padded and cropped by whole pixels, above they are cropped at any scale
@@ -280,8 +280,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read the configuration {str(path)!r}: {error.strerror}") from error
     # ValueError: not UTF-8, an impossible date, thousands of digits
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"the configuration {str(path)!r} is not YAML: {reason}") from error
+        raise UserError(f"the configuration {str(path)!r} is not YAML: {said(error)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.prepare import Prepared, fingerprint
-from ..errors import UserError, brief
+from ..errors import UserError, brief, few, said
 from ..files import write_bytes, write_json, writing
 from .config import FREE, OPTIONS, Config
 
@@ -127,7 +127,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{str(path)!r} cannot be read ({error}); start again with another --out") from error
+        raise UserError(f"{str(path)!r} cannot be read ({said(error)}); start again with another --out") from error
     return content if isinstance(content, dict) else {}
 
 
@@ -140,15 +140,15 @@ def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None
     # an option that a run of an older version did not have yet was as it is by default
     before = {**{name: field.default for name, field in OPTIONS.items()}, **before}
     changed = [
-        f"{name} was {brief(before[name])}, is {brief(value)}"
+        f"{name} was {brief(before[name], 40)}, is {brief(value, 40)}"
         for name, value in now.items()
         if name not in FREE and name not in ("data_fingerprint", "data") and before[name] != value
     ]
     if before["data_fingerprint"] != now["data_fingerprint"]:
-        changed.insert(0, f"data was {before['data']!r}, is {now['data']!r}")
+        changed.insert(0, f"data was {brief(before['data'])}, is {brief(now['data'])}")
     if changed:
         raise UserError(
-            f"the run in {str(path)!r} has other options: {'; '.join(changed[:5])}; give the same, or another --out"
+            f"the run in {str(path)!r} has other options: {few(changed, 5, '; ')}; give the same, or another --out"
         )
 
 

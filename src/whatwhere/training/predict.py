@@ -16,9 +16,9 @@ from ..data.batches import EvaluationBatches, Reader, label_numbers
 from ..data.doctor import examine
 from ..data.find import find_source
 from ..data.images import SUFFIXES, ImageError, open_image
-from ..data.names import counted, few, printable
+from ..data.names import counted
 from ..data.source import Sample, Source
-from ..errors import UserError, brief, nearest
+from ..errors import UserError, brief, few, nearest, printable, short
 from .bundle import Bundle
 from .distributed import Team
 from .evaluate import evaluate
@@ -151,7 +151,7 @@ def evaluate_bundle(
     samples = [sample for sample in source.samples if chosen in ("all", sample.split)]
     if not samples:
         has = f"it has {', '.join(source.splits)}" if source.splits else "it has no splits"
-        raise UserError(f"{printable(data)} has no {chosen} images ({has}); give another --split, or all")
+        raise UserError(f"{printable(data)} has no {short(chosen)} images ({has}); give another --split, or all")
     bad = examine(source, progress=progress).bad & {sample.path for sample in samples}
     if bad and not skip_bad:
         paths = few(sorted(bad))

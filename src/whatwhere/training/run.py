@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from ..data.names import printable
+from ..errors import printable
 from ..files import write_bytes, write_json
 from . import checkpoint
 from .build import Material

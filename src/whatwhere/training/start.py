@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from ..attention import attention_by_path
-from ..data.names import counted, few, printable
+from ..data.names import counted
 from ..data.prepare import Prepared, fingerprint, prepare
-from ..errors import UserError, brief
+from ..errors import UserError, brief, few, short
 from ..files import check_writable, locked
 from ..insert.named import check_network, create_network
 from .build import Material, build_material, build_model, describe, device_name, resolve
@@ -129,12 +129,12 @@ def _named(given: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[..., nn.M
 
 def _check_no_code(before: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:
     """Raise UserError if the attention of the run in `path` is code that was not given anew."""
-    text = printable(str(before.get("attention", "")))
-    if "attention" not in given and is_import_path(text):
+    named = str(before.get("attention", ""))
+    if "attention" not in given and is_import_path(named):
+        text = short(named, 200)
         raise UserError(
-            f"the run in {str(path)!r} has the attention {brief(text)}, code that no file may have "
-            f"run; give --attention "
-            f"{text} again"
+            f"the run in {str(path)!r} has the attention {brief(text)}, code that no file may have run; give "
+            f"--attention {text} again"
         )
 
 

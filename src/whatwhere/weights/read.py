@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError, brief, said
+from ..errors import UserError, brief, few, said
 from .report import shown
 
 StateDict = dict[str, Tensor]
@@ -313,7 +313,7 @@ def _chosen(parts: list[_Part], source: str) -> _Part:
         if average.items() <= whole.items():
             return averaged[0] if len(average) == len(whole) else others[0]
     if len(candidates) > 1:
-        names = " and ".join(repr(shown(part.name)) for part in candidates)
+        names = few([brief(part.name) for part in candidates], between=" and ")
         raise UserError(
             f"{source!r} holds several networks, {names}; save the state_dict() of one of them in a file of its own"
         )
@@ -335,7 +335,7 @@ def _most_likely(holders: Mapping[tuple[str, ...], StateDict]) -> _Part:
 def _check_plain(part: _Part, source: str) -> None:
     for key, value in part.state.items():
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
-            raise UserError(f"{source!r} holds a sparse, quantized or empty tensor: {key!r}")
+            raise UserError(f"{source!r} holds a sparse, quantized or empty tensor: {brief(key)}")
 
 
 def _is_leftover(key: str, value: Tensor) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import brief
+from ..errors import brief, short
 
 # of `models.resnet`, and of `insert`: layer1.0.attention, layer1_attention, attention2
 ATTENTION_KEY = re.compile(r"(^|[._])attention\d*\.")
@@ -287,7 +287,7 @@ def _blocks(state: Mapping[str, Tensor]) -> dict[str, str]:
 
 def _in_words(blocks: Mapping[str, str]) -> str:
     stages = list(blocks.values())
-    return "-".join(str(stages.count(stage)) for stage in sorted(set(stages))) or "no"
+    return short("-".join(str(stages.count(stage)) for stage in sorted(set(stages)))) or "no"
 
 
 def _attention(of: _Difference) -> Fact:
