@@ -169,7 +169,7 @@ def test_terms_that_cannot_be_judged_by_are_refused_before_a_run(terms, message,
         ("0.5", "got a str"),
         ({"f1": 0.5, "auc": 0.5}, "choose the one to judge by with --metric"),
         ({"val_loss": 0.5}, "does not follow from its name"),
-        ({"size": 500.0}, "give it, in the unit of the figures, with --margin"),
+        ({"score": 500.0}, "give it, in the unit of the figures, with --margin"),
     ],
 )
 def test_figures_that_are_none_are_refused_after_the_first_run_and_not_kept(returned, message, tmp_path):

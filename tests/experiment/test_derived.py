@@ -162,6 +162,10 @@ def test_an_arm_computed_from_others_is_told():
     assert derived_notes(table(mean), "accuracy") == [
         "arm mean is the mean of the others with every seed: if it was computed from them, take it out"
     ]
+    best = {**figures, "best": [max(each) for each in zip(none, cbam, se, strict=True)]}
+    assert derived_notes(table(best), "accuracy") == [
+        "arm best is the largest of the others with every seed: if it was computed from them, take it out"
+    ]
     # an arm may be called so: pools are
     assert derived_notes(table(dict(zip(("avg", "max", "mean"), figures.values(), strict=True))), "accuracy") == []
 

@@ -90,6 +90,30 @@ def test_whole_numbers_are_not_taken_for_finer_than_they_are():
         compare(lambda arm, seed, scores=scores: scores[arm][seed], ["none", "cbam"], 10, metric="score", margin=1.0)
 
 
+def test_rows_copied_from_another_arm_get_no_verdict():
+    rng = np.random.default_rng(0)
+    none, cbam, se = (np.round(base + 0.004 * rng.standard_normal(12), 4) for base in (0.71, 0.73, 0.74))
+    half = [*none[:6], *cbam[6:]]
+    arm = verdict(table(none=none, cbam=half))
+    assert arm.reason.startswith(
+        "none and cbam have the same figure for seeds 0, 1, 2, 3, 4, 5, which is no chance: runs"
+    )
+    assert arm.verdict == "cannot tell yet"
+    both = judge(table(none=none, cbam=cbam, se=cbam), baseline="none").arms
+    assert [arm.verdict for arm in both] == ["cannot tell yet"] * 2
+    assert [arm.verdict for arm in judge(table(none=none, cbam=cbam, se=se), baseline="none").arms] == ["helps"] * 2
+    # a tie or two are chance
+    assert verdict(table(none=none, cbam=[none[0], *cbam[1:]])).verdict == "helps"
+
+
+def test_a_number_of_test_images_that_cannot_be_is_refused():
+    with pytest.raises(
+        UserError, match=r"^0.9005 \(arm none, seed 0\) is no accuracy of 400 test images, of which a whole"
+    ):
+        compare(lambda arm, seed: 0.9005, ["none", "cbam"], 6, test_images=400)
+    assert compare(lambda arm, seed: 0.9 + 0.0025 * seed, ["none", "cbam"], 6, test_images=400)
+
+
 def test_few_pairs_that_are_copies_have_no_interval():
     for cbam in ([0.8512] * 5, [0.8512, 0.8512, 0.8512, 0.8513, 0.8512]):
         arm = verdict(table(none=[0.8068] * 5, cbam=cbam))

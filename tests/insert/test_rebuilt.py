@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -286,7 +287,7 @@ def test_a_place_that_is_gone_is_told():
     model = attended()
     del model.blocks[1].norm, model.blocks[1].conv
     with pytest.raises(
-        UserError, match=r"^the attention 'attention' of a Block has lost its place: there is no module 'norm' any more"
+        UserError, match=r"^the attention 'attention' of a Block has lost its place 'norm': there is no such module now"
     ):
         model(images())
 
@@ -438,3 +439,61 @@ def test_a_symbolic_trace_refuses_what_it_cannot_look_into(by_keyword):
     for model in (host, Around()):
         with pytest.raises(UserError, match=r"^torch.fx does not see the attention behind a InstanceNorm2d; use"):
             torch.fx.symbolic_trace(model)
+
+
+def test_attention_follows_its_norm_to_another_name():
+    model = awake(attend(torchvision.models.mobilenet_v2(num_classes=3), "se", start="paper", seed=0))
+    x = torch.randn(1, 3, 64, 64)
+    expected = model(x)
+    model.features[3].conv.insert(1, nn.Dropout2d(0.1).eval())
+    for network in (model, copy.deepcopy(model)):
+        calls = []
+        network.features[3].attention.register_forward_hook(lambda *_args, calls=calls: calls.append(0))
+        for _ in range(2):
+            torch.testing.assert_close(network(x), expected)
+        assert len(calls) == 2
+    plain = detach(model)
+    assert not any("attention" in key for key in plain.state_dict())
+
+
+@pytest.mark.parametrize("at", ["b.body.1", "b.body.4"])
+def test_a_part_built_anew_with_other_layers_under_the_names_is_refused(at):
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layers = (
+                nn.Conv2d(4, 4, 3),
+                nn.BatchNorm2d(4),
+                nn.ReLU(),
+                nn.Conv2d(4, 4, 3),
+                nn.BatchNorm2d(4),
+                nn.ReLU(),
+            )
+            self.body = nn.Sequential(*layers)
+
+        def forward(self, x):
+            return self.body(x)
+
+    model = nn.Sequential(OrderedDict(b=Inner()))
+    attend(model, "se", at=at, start="paper", example=torch.randn(1, 4, 9, 9), seed=0).eval()
+    body = model.b.body
+    folded = (fuse_conv_bn_eval(body[0], body[1]), body[2], fuse_conv_bn_eval(body[3], body[4]), body[5])
+    model.b.body = nn.Sequential(*folded)
+    with pytest.raises(UserError, match=r"has lost its place 'body.\d': it is a ReLU now; detach it before"):
+        model(torch.randn(1, 4, 9, 9))
+
+
+def test_a_wrapper_around_a_layer_that_has_its_attention_itself():
+    class Around(nn.Module):
+        def __init__(self, base):
+            super().__init__()
+            self.base = base
+
+        def forward(self, x):
+            return self.base(x)
+
+    model = attend(torchvision.models.resnet18(num_classes=3), "se", at="layer1.0.conv2", start="paper", seed=0).eval()
+    x = torch.randn(1, 3, 64, 64)
+    expected = model(x)
+    model.layer1[0].conv2 = Around(model.layer1[0].conv2)
+    assert torch.equal(model(x), expected)

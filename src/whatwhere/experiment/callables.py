@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import UserError, brief, check_integer, few, nearest, printable, said, short
 from ..files import locked_file, write_bytes, write_json
 from .content import figures_content
-from .independence import check_still_independent
+from .independence import check_number_of_images, check_still_independent
 from .metric import METRICS, Metric, check_direction, margin_for
 from .plan import LEAST_PAIRS, MOST_SEEDS, Plan
 from .record import judge_again, read_record, record_of
@@ -147,6 +147,7 @@ def _check_seeds(done: Results, metric: str | None, keep: Path | None, test_imag
     name = metric if metric is not None else "accuracy" if "accuracy" in done.metrics else done.metrics[0]
     kept = "" if keep is None else f"; what ran is in {str(keep)!r}, take out its rows before you run again"
     hint = "" if test_images is not None else ", or give test_images if there are only a few"
+    check_number_of_images(done, name, test_images)
     check_still_independent(done, name, f"let run use its seed{hint}{kept}", test_images)
 
 

@@ -135,7 +135,8 @@ def collect(data: str, out: Path, request: Request, screen: Screen) -> dict[str,
     same_name = Path(data).name == Path(design.data).name
     if Path(data) != Path(design.data) and not (same_name and Path(data).exists()):
         raise UserError(
-            f"the comparison in {str(out)!r} is of {brief(design.data)}, not of {brief(data)}; give that, or another --out"
+            f"the comparison in {str(out)!r} is of {brief(design.data)}, not of {brief(data)}; give that, or another "
+            "--out"
         )
     with locked(out):
         request = with_full_name(request)

@@ -98,8 +98,9 @@ def derived_notes(results: Results, metric: str) -> list[str]:
     """Return what is said of seeds and arms whose figures of `metric` are, to the digit, computed from others.
 
     A seed that in every arm is the mean, the median, the largest, the smallest or the standard deviation of the other
-    seeds, or of those above it in the table; an arm that with every seed is the difference of two others or the mean
-    of all others. What may well be chance, as in coarse figures, is passed over.
+    seeds, or of those above it in the table; an arm that with every seed is the difference of two others, or the mean,
+    the median, the largest or the smallest of all others. What may well be chance, as in coarse figures, is passed
+    over.
     """
     figures = {arm: results.values(arm, metric) for arm in results.arms}
     order = {arm: [seed for seed in results.runs(arm) if seed in figures[arm]] for arm in figures}
@@ -162,10 +163,14 @@ def _computed_arm(arm: str, figures: Mapping[str, Mapping[Hashable, float]]) -> 
         if smaller and all(_is_written(v, figures[a][s] - figures[b][s]) for s, v in values.items()):
             return f"{a} minus {b}"
     distinct = sum(len({figures[other][seed] for other in others}) > 1 for seed in values)
-    if distinct >= _LEAST_SEEDS and all(
-        _is_written(value, statistics.fmean(figures[other][seed] for other in others)) for seed, value in values.items()
-    ):
-        return "the mean of the others"
+    if distinct < _LEAST_SEEDS:
+        return ""
+    of_others = {seed: [figures[other][seed] for other in others] for seed in values}
+    for name in ("the mean", "the median", "the largest", "the smallest"):
+        computed = all(_is_written(value, _STATISTICS[name](of_others[seed])) for seed, value in values.items())
+        # of arms that never change their order it is one of them
+        if computed and dict(values) not in [{seed: figures[other][seed] for seed in values} for other in others]:
+            return f"{name} of the others"
     return ""
 
 

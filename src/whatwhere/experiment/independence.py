@@ -60,7 +60,8 @@ def doubt_about(
     1. the runs of one arm, or of both together, repeat one another, in the metric or in whole rows, further than chance
        does in 1 of 4,000 comparisons; or, where `num_images` is not known, all runs of an arm (4 or more; of 7 or more
        all but one) have one figure of four decimals or more that 64 test images or more make;
-    2. all pairs are equal, or all differences are while the figures vary;
+    2. the runs of `arm` and of another have the same figures, with more seeds than chance brings about in 1 of 4,000;
+       all pairs are equal, or all differences are while the figures vary;
     3. there are fewer than 4 different differences, or of fewer pairs two alike;
     4. `num_images` is known, and an arm's runs differ so little that chance would make that in 1 of 4,000 comparisons.
 
@@ -72,14 +73,31 @@ def doubt_about(
         seeds: Of the pairs that are judged.
         num_images: Test images, where known.
     """
+    return (
+        _repeating(results, metric.name, baseline, arm, seeds, num_images)
+        or _copied_from(results, metric.name, baseline, arm, seeds, num_images)
+        or _with_few_differences(results, metric.name, baseline, arm, seeds)
+        or _spread_too_little(results, metric, (baseline, arm), seeds, num_images)
+    )
+
+
+def _repeating(
+    results: Results, metric: str, baseline: str, arm: str, seeds: Sequence[Hashable], num_images: int | None
+) -> Doubt | None:
     for arms in ([baseline], [arm], [baseline, arm]):
-        repeats = _repeats(results, metric.name, arms, seeds, num_images)
+        repeats = _repeats(results, metric, arms, seeds, num_images)
         if repeats.log_chance <= math.log(LIMIT):
             return Doubt(
                 f"{' and '.join(arms)} came to {counted(repeats.num_different, 'different result')} in {len(seeds)} "
                 f"runs, alike for {_seeds(repeats.alike)}, which is no chance: {_CAUSES}"
             )
-    before, after = (results.values(name, metric.name) for name in (baseline, arm))
+    return None
+
+
+def _with_few_differences(
+    results: Results, metric: str, baseline: str, arm: str, seeds: Sequence[Hashable]
+) -> Doubt | None:
+    before, after = (results.values(name, metric) for name in (baseline, arm))
     differences = [after[seed] - before[seed] for seed in seeds]
     size = max(map(abs, (*(before[seed] for seed in seeds), *(after[seed] for seed in seeds))))
     num_different = _num_different(differences, size)
@@ -101,7 +119,13 @@ def doubt_about(
             f"needed: the test set is too small or at its ceiling, or {_CAUSES}",
             "take more test images, or a metric that is not at its ceiling; see that the seed reaches the trainer",
         )
-    for name in (baseline, arm) if num_images is not None else ():
+    return None
+
+
+def _spread_too_little(
+    results: Results, metric: Metric, arms: Sequence[str], seeds: Sequence[Hashable], num_images: int | None
+) -> Doubt | None:
+    for name in arms if num_images is not None else ():
         spread = _spread(results, metric, name, seeds, num_images)
         if spread is not None and spread.is_impossible:
             return Doubt(f"{spread.told(name)}: {_CAUSES}")
@@ -196,6 +220,27 @@ def _repeats(
             log_chance = -math.inf
         candidates.append(_Repeats(len(set(labels)), alike, log_chance))
     return min(candidates, key=lambda repeats: repeats.log_chance)
+
+
+def _copied_from(
+    results: Results, metric: str, baseline: str, arm: str, seeds: Sequence[Hashable], num_images: int | None
+) -> Doubt | None:
+    """Return the doubt that another arm has the same figures as `arm`, with more seeds than chance brings about."""
+    of_arm = results.values(arm, metric)
+    for other in results.arms:
+        of_other = results.values(other, metric)
+        both = [seed for seed in seeds if seed in of_arm and seed in of_other]
+        alike = [seed for seed in both if math.isclose(of_arm[seed], of_other[seed], rel_tol=_ALIKE)]
+        # all pairs equal is a finding of its own
+        if other == arm or not alike or (other == baseline and len(alike) == len(both)):
+            continue
+        chance = max(_chance([values[seed] for seed in both], metric, num_images) for values in (of_arm, of_other))
+        if math.log(math.comb(len(both), len(alike))) + len(alike) * math.log(max(chance, 1e-300)) <= math.log(LIMIT):
+            return Doubt(
+                f"{other} and {arm} have the same figure for {_seeds(alike)}, which is no chance: runs were copied, or "
+                f"{arm} was not switched on in them"
+            )
+    return None
 
 
 def _is_fine(figures: Sequence[float]) -> bool:
@@ -314,3 +359,18 @@ def _spread(
     if not 0 < mean < 1 or images * mean * (1 - mean) < _LEAST_ERRORS:
         return None
     return _Spread(statistics.stdev(shares), math.sqrt(mean * (1 - mean) / images), len(shares), num_images)
+
+
+def check_number_of_images(results: Results, metric: str, num_images: int | None) -> None:
+    """Raise UserError if an accuracy is no whole number of `num_images` images, up to its rounding."""
+    if num_images is None or metric != "accuracy":
+        return
+    figures = {(arm, seed): value for arm in results.arms for seed, value in results.values(arm, metric).items()}
+    scale = 1.0 if max(figures.values(), default=0.0) <= 1 else 0.01
+    for (arm, seed), figure in figures.items():
+        right, rounding = scale * figure * num_images, scale * 0.5 * 10.0 ** -num_decimals(figure)
+        if abs(right - round(right)) > num_images * (rounding + 1e-9):
+            raise UserError(
+                f"{figure:g} (arm {arm}, seed {seed}) is no accuracy of {num_images:,} test images, of which a whole "
+                "number is right; give how many there were, or leave it out"
+            )

@@ -11,12 +11,27 @@ from ..errors import UserError, brief
 
 DEFAULT_MARGIN = 0.5  # points
 _LARGEST, _SMALLEST = 1e100, 1e-100  # squares and cubes of what lies between are numbers still
-# figures of which less is usually better: words wherever they stand in a name, and words of their own; first those that
-# have no upper end, then rates, which are shares or percentages
+# figures that have no upper end: words wherever they stand in a name, and words of their own
 _UNBOUNDED = ("loss", "perplexity", "latency", "rmse")
 _UNBOUNDED_WORDS = {"mae", "mse", "fid", "time"}
-_RATES = ("error",)
-_RATE_WORDS = {"err", "wer", "cer"}
+# figures of which more is better, unless another word of the name says that they are of what went wrong
+_HIGHER = (
+    "accuracy",
+    "auroc",
+    "auprc",
+    "auc",
+    "iou",
+    "dice",
+    "recall",
+    "precision",
+    "score",
+    "准确率",
+    "正确率",
+    "召回率",
+)
+_HIGHER_WORDS = {"acc", "top", "f", "ap", "map", "ar", "psnr", "ssim", "kappa", "jaccard", "sensitivity", "specificity"}
+_HIGHER_WORDS |= {"correct", "reward", "bleu", "rouge", "ndcg", "mcc", "pck", "pq", "hota", "mota"}
+_WRONG = re.compile("loss|err|fail|miss|wrong|fals|incorrect|inaccura|time|latency|dist|cost|brier", re.IGNORECASE)
 _ONE_SCALE = 4.0  # figures of one comparison, as shares, are hardly ever further apart than by this factor
 
 
@@ -56,7 +71,8 @@ def check_direction(name: str, lower_is_better: bool | None) -> bool:
     """Return whether lower is better of figures called `name`; `lower_is_better` is what was said, None for nothing.
 
     Raises:
-        UserError: It is not said and a name such as val_loss makes it doubtful, or it contradicts a metric of ours.
+        UserError: It is not said and does not follow from the name, as it does from `val_acc`, or it contradicts a
+            metric of ours.
     """
     if lower_is_better is not None and not isinstance(lower_is_better, bool):
         raise UserError(f"lower_is_better must be True, False or None, got {brief(lower_is_better)}")
@@ -66,7 +82,7 @@ def check_direction(name: str, lower_is_better: bool | None) -> bool:
             way, option = ("higher", "lower") if known.higher_is_better else ("lower", "higher")
             raise UserError(f"{name} is a metric of which {way} is better; leave out --{option}-is-better")
         return not known.higher_is_better
-    if lower_is_better is None and _is_usually_lower(name):
+    if lower_is_better is None and not _is_called_higher(name):
         raise UserError(
             f"whether a higher or a lower {brief(name)} is better does not follow from its name; give "
             "--lower-is-better or --higher-is-better (in Python lower_is_better=True or False)"
@@ -74,8 +90,8 @@ def check_direction(name: str, lower_is_better: bool | None) -> bool:
     return bool(lower_is_better)
 
 
-def _is_usually_lower(name: str) -> bool:
-    return _is_unbounded(name) or _is_called(name, _RATES, _RATE_WORDS)
+def _is_called_higher(name: str) -> bool:
+    return not _WRONG.search(name) and _is_called(name, _HIGHER, _HIGHER_WORDS)
 
 
 def _is_unbounded(name: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..data.names import counted
 from ..errors import UserError, few, said
+from .independence import check_number_of_images
 from .plan import ALPHA, MOST_SEEDS, Plan
 from .results import Results
 from .shape import integer, number, record, text, texts
@@ -170,6 +171,7 @@ def judge_again(
             )
         firsts, max_pairs = record.first_looks, record.max_pairs
     judgement = judge(results, first_look=firsts, max_pairs=max_pairs, **terms)
+    check_number_of_images(results, judgement.metric.name, terms.get("test_images"))
     if record is None:
         return judgement, []
     changes = [*_changed_terms(record, judgement), *changed_figures(record, judgement)]

@@ -13,7 +13,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.fx
@@ -29,6 +29,7 @@ from .place import Kind, relative
 torch.fx.wrap("check_shape_kept")
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _NAME_OF_A_NORM = re.compile(r"norm(act)?(1|2d)?$", re.IGNORECASE)
 _KEPT = "_attended"
@@ -240,6 +241,7 @@ class Inserted:
             folded into it.
         follower: Of a convolution: the norm that takes its output, which cannot be folded into it any more.
         replaced: The module in whose place it is.
+        was: What kind of layer the host was when attention was put behind it, where that matters.
     """
 
     owner: str
@@ -249,6 +251,7 @@ class Inserted:
     feeder: str | None = None
     follower: str | None = None
     replaced: nn.Module | None = None
+    was: Literal["norm", "convolution", ""] = ""
 
     def attention(self, keeper: nn.Module) -> nn.Module:
         """Return the attention; an Identity where somebody has deleted it."""
@@ -264,7 +267,9 @@ class Inserted:
             setattr(owner, self.name, attention)
         else:
             owner.add_module(self.name, attention)
-            hang(keeper.get_submodule(self.host), owner, self.name, self.kind)
+            host = keeper.get_submodule(self.host)
+            self.was = "norm" if is_norm(host) else "convolution" if isinstance(host, CONVOLUTIONS) else ""
+            hang(host, owner, self.name, self.kind)
         if _KEPT not in vars(keeper):
             vars(keeper)[_KEPT] = []
             _watch(keeper)
@@ -336,9 +341,9 @@ class Inserted:
         owner, host = _module_at(keeper, self.owner), self._host_now(keeper)
         if owner is None or host is None or self._follower_is_gone(keeper):
             return False
-        # some tools put a layer into a wrapper
-        return _is_attended_by(host, owner, self.name) or any(
-            _is_attended_by(inner, owner, self.name) for inner in host.modules()
+        # some tools put a layer into a wrapper, with the attention where it has its own
+        return any(
+            _is_attended_by(inner, inner if self.owner == self.host else owner, self.name) for inner in host.modules()
         )
 
     def _host_now(self, keeper: nn.Module) -> nn.Module | None:
@@ -365,11 +370,32 @@ class Inserted:
             )
         if owner is None or self.name not in owner._modules:
             raise UserError(f"{where} went with the module it belonged to, which has been replaced; {advice}")
-        if host is None:
-            raise UserError(f"{where} has lost its place: there is no module {self.host!r} any more; {advice}")
-        if not _is_attended_by(host, owner, self.name):
-            unhang(host)  # what a copy has brought along
-            hang(host, owner, self.name, self.kind)
+        moved = [name for name, inner in keeper.named_modules() if _is_attended_by(inner, owner, self.name)]
+        can_stand = host is not None and self._can_stand_at(host, keeper)
+        if len(moved) == 1 and not can_stand:
+            # a layer was put in before it, and those that follow have other names now
+            self.host, self.feeder, self.follower = moved[0], None, None
+            return
+        if moved:
+            raise UserError(f"{where} stands at {moved[0]!r} now, which was {self.host!r}; {advice}")
+        if host is None or not can_stand:
+            what = "there is no such module" if host is None else f"it is a {type(host).__name__}"
+            raise UserError(f"{where} has lost its place {self.host!r}: {what} now; {advice}")
+        unhang(host)  # what a copy has brought along
+        hang(host, owner, self.name, self.kind)
+
+    def _can_stand_at(self, host: nn.Module, keeper: nn.Module) -> bool:
+        """Return whether what `_host_now` found can be what has come in the host's place.
+
+        Where a part was built anew, a layer of another kind may have its name. Of classes that are not torch's own
+        nothing is known.
+        """
+        was = "convolution" if _module_at(keeper, self.host) is None else self.was
+        if not was or not type(host).__module__.startswith("torch.nn.modules."):
+            return True
+        if was == "convolution":
+            return isinstance(host, CONVOLUTIONS)
+        return is_norm(host) or isinstance(host, nn.Identity)
 
 
 def _watch(keeper: nn.Module) -> None:

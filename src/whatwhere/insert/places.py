@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import UserError, brief, nearest
 from ..models import BasicBlock, Bottleneck
 from .flow import Call, Flow, Node
-from .host import is_layer, is_norm
+from .host import CONVOLUTIONS, is_layer, is_norm
 from .place import Kind, Place, Skipped, relative
 
 # a shortcut may have a projection, and a blur before it
@@ -28,7 +28,6 @@ _SWAPPING = {"permute", "transpose", "movedim", "moveaxis", "swapaxes"}
 _REARRANGING = {*_SWAPPING, "view", "reshape", "flatten", "unflatten", "getitem"}
 _GATING = {"sigmoid", "hardsigmoid", "hardtanh", "relu6", "div", "softmax"}
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # which run or list whatever is in them
-_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _SQUEEZE = re.compile(r"e?se(module|layer|block|unit|gate)?|effectivesemodule|squeeze.*excit.*", re.IGNORECASE)
 
 
@@ -371,12 +370,12 @@ class Places:
         if not is_norm(host.module) or len(host.entries) != 1:
             return None
         source = host.entries[0]
-        given = (call for call in self.flow.producers(source) if isinstance(call.module, _CONVOLUTIONS))
+        given = (call for call in self.flow.producers(source) if isinstance(call.module, CONVOLUTIONS))
         return next((self.names[call.module] for call in given if self.flow.num_calls(call.module) == 1), None)
 
     def _follower(self, host: Call, node: Node) -> str | None:
         """Return the name of the norm that a tool may fold into the host, a convolution; None where there is none."""
-        if not isinstance(host.module, _CONVOLUTIONS):
+        if not isinstance(host.module, CONVOLUTIONS):
             return None
         taking = (call for call in self.flow.calls if call.entries == (node,) and is_norm(call.module))
         return next((self.names[call.module] for call in taking), None)

@@ -86,7 +86,8 @@ class Weights:
                     f"the weights are of {self.layout.whose}, where {option} is {usual!r}; leave out "
                     f"{option}={brief(given[option])}"
                 )
-        if self.attention == "cbam":
+        # where neither is given, the tensors say whether the weights fit
+        if self.attention == "cbam" and options.keys() & {"form", "maps"}:
             maps = _maps(options)
             if maps != self.layout.maps:
                 raise UserError(
