@@ -126,7 +126,7 @@ def _is_computed(
 ) -> bool:
     """Return whether a seed is a statistic of the others in every arm, and that is hardly a coincidence."""
     arms = [arm for arm in figures if seed in figures[arm]]
-    gap = _smallest_gap(value for arm in arms for other, value in figures[arm].items() if other != seed)
+    gap = smallest_gap(value for arm in arms for other, value in figures[arm].items() if other != seed)
     for above in (False, True):
         chance = float(len(order[arms[0]])) if arms else 1.0
         for arm in arms:
@@ -179,7 +179,7 @@ def _is_written(value: float, computed: float) -> bool:
     return math.isclose(value, computed, rel_tol=1e-9, abs_tol=0.500001 * 10.0 ** -num_decimals(value))
 
 
-def _smallest_gap(values: Iterable[float]) -> float:
+def smallest_gap(values: Iterable[float]) -> float:
     """Return the least difference between two different figures, as a bound of what they are counted in."""
     ordered = sorted(set(values))
     return min((b - a for a, b in itertools.pairwise(ordered)), default=0.0)

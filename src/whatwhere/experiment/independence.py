@@ -19,6 +19,7 @@ import numpy as np
 
 from ..data.names import counted
 from ..errors import UserError, few
+from .derived import smallest_gap
 from .metric import METRICS, Metric, num_decimals
 from .results import Results
 
@@ -225,7 +226,11 @@ def _repeats(
 def _copied_from(
     results: Results, metric: str, baseline: str, arm: str, seeds: Sequence[Hashable], num_images: int | None
 ) -> Doubt | None:
-    """Return the doubt that another arm has the same figures as `arm`, with more seeds than chance brings about."""
+    """Return the doubt that another arm has the same figures as `arm`, with more seeds than chance brings about.
+
+    Arms that differ by a few test images, because they share what the seed decides, are alike now and then: a pair is
+    with the probability of the likeliest difference, given those that are not 0.
+    """
     of_arm = results.values(arm, metric)
     for other in results.arms:
         of_other = results.values(other, metric)
@@ -234,7 +239,11 @@ def _copied_from(
         # all pairs equal is a finding of its own
         if other == arm or not alike or (other == baseline and len(alike) == len(both)):
             continue
-        chance = max(_chance([values[seed] for seed in both], metric, num_images) for values in (of_arm, of_other))
+        figures = [[values[seed] for seed in both] for values in (of_arm, of_other)]
+        chance = max(_chance(values, metric, num_images) for values in figures)
+        if others := [of_arm[seed] - of_other[seed] for seed in both if seed not in alike]:
+            gap = smallest_gap([*figures[0], *figures[1]])
+            chance = max(chance, min(1.0, _MODE * gap / math.sqrt(statistics.fmean(d * d for d in others))))
         if math.log(math.comb(len(both), len(alike))) + len(alike) * math.log(max(chance, 1e-300)) <= math.log(LIMIT):
             return Doubt(
                 f"{other} and {arm} have the same figure for {_seeds(alike)}, which is no chance: runs were copied, or "
