@@ -71,8 +71,9 @@ def save_bundle(folder: Path, bundle: Bundle) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     model_kwargs = _model_kwargs(bundle.model)
-    # for whoever takes the weights alone, which fit a network that computes something else
-    described = {"format": "pt", weights.METADATA_KEY: json.dumps({"model_kwargs": model_kwargs})}
+    # for those who take the weights alone, which fit a network that computes something else; of two entries safetensors
+    # would write either first, and the file's digest would change
+    described = {weights.METADATA_KEY: json.dumps({"model_kwargs": model_kwargs})}
     content = weights.tensors_to_bytes(bundle.model.state_dict(), described)
     digest = hashlib.sha256(content).hexdigest()
     name = f"weights-{digest[:12]}.safetensors"
