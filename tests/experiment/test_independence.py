@@ -270,4 +270,4 @@ def test_a_comparison_on_few_test_images_goes_on():
 
 
 def test_the_limit_is_that_of_the_text():
-    assert LIMIT == 1 / 4000
+    assert LIMIT == 1 / 10_000

@@ -24,7 +24,7 @@ from .metric import METRICS, Metric, num_decimals
 from .results import Results
 
 LEAST_DIFFERENT = 4  # differences among the pairs, below which there is no verdict
-LIMIT = 1 / 4000  # a repetition that chance brings about more rarely has another cause
+LIMIT = 1 / 10_000  # a repetition that chance brings about more rarely has another cause
 _LIMIT_TO_GO_ON = 1 / 500  # the same for runs that are still to be trained: there a mistake costs a question only
 _LEAST_SPREAD = 0.3  # of the binomial standard deviation, that of live seeds
 _LOW_SPREAD = 0.15  # of it, below which a spread is told
@@ -59,12 +59,12 @@ def doubt_about(
     Of the first that applies:
 
     1. the runs of one arm, or of both together, repeat one another, in the metric or in whole rows, further than chance
-       does in 1 of 4,000 comparisons; or, where `num_images` is not known, all runs of an arm (4 or more; of 7 or more
+       does in 1 of 10,000 comparisons; or, where `num_images` is not known, all runs of an arm (4 or more; of 7 or more
        all but one) have one figure of four decimals or more that 64 test images or more make;
-    2. the runs of `arm` and of another have the same figures, with more seeds than chance brings about in 1 of 4,000;
+    2. the runs of `arm` and of another have the same figures, with more seeds than chance brings about in 1 of 10,000;
        all pairs are equal, or all differences are while the figures vary;
     3. there are fewer than 4 different differences, or of fewer pairs two alike;
-    4. `num_images` is known, and an arm's runs differ so little that chance would make that in 1 of 4,000 comparisons.
+    4. `num_images` is known, and an arm's runs differ so little that chance would make that in 1 of 10,000 comparisons.
 
     Args:
         results: Figures by arm and seed.
