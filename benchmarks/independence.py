@@ -96,7 +96,7 @@ def main():
                     told["dead"].append(1000 * np.mean([bool(why) and not is_few(why) for why in unknown]))
                     told["known"].append(1000 * np.mean([bool(why) and not is_few(why) for why in known]))
                     told["four"].append(1000 * np.mean([is_few(why) for why in unknown]))
-                cells = [f"{np.mean(found):.3g} ({max(found):.3g})" for found in told.values()]
+                cells = [f"{np.mean(found):.4g} ({max(found):.4g})" for found in told.values()]
                 print(f"| {concentration:g} | {num_images:,} | {num_pairs} | {' | '.join(cells)} |", flush=True)
     print("\nPlanted: how many of 1,000 that cannot be independent draws got a verdict.\n")
     print("| images | pairs | " + " | ".join(PLANTED) + " |")
