@@ -239,7 +239,7 @@ def verdict_command(
     ] = None,
     lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="For errors and losses.")] = False,
     higher_is_better: Annotated[
-        bool, typer.Option("--higher-is-better", help="Where the name would let one expect the opposite.")
+        bool, typer.Option("--higher-is-better", help="Where the name does not tell it.")
     ] = False,
     baseline: Annotated[
         str | None, typer.Option(metavar="ARM", help="Compare with this arm; by default none, baseline, or the first.")

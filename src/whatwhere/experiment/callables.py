@@ -47,7 +47,7 @@ def compare(
         arms: Names, the baseline among them.
         seeds: How many (0, 1, ...), at most 10,000, or which.
         metric: What to judge by; by default accuracy, or the only one.
-        lower_is_better: Of figures that are not ours; to be given where the name says loss, error, time or the like.
+        lower_is_better: Of figures that are not ours; to be given where the name does not tell that higher is better.
         baseline: By default the arm called none or baseline, else the first.
         margin: Least difference that matters, in the unit shown (`metric_for`); by default 0.5 points.
         max_seeds: Go on at the planned looks (`Plan`), as far as this, while some arm cannot be told; needs `seeds` as

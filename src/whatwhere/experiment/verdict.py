@@ -138,8 +138,8 @@ def judge(
     Args:
         results: Figures by arm and seed.
         metric: What to judge by; by default accuracy, or the only one.
-        lower_is_better: Of figures that are not ours, for which it must be given where the name says loss, error, time
-            or the like; by default higher is.
+        lower_is_better: Of figures that are not ours; it must be given where the name does not tell that higher is
+            better, as accuracy, mAP or F1 do.
         baseline: By default the arm called none or baseline, else the first.
         margin: In the unit shown (`metric_for`); by default 0.5 points.
         first_look: Pairs at the first look (`Plan`), or these by arm; by default all there are: this is the first look.

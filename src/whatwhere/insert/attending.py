@@ -48,8 +48,8 @@ def attend(
     afterwards. Parameters keep their names; those of the attention stand beside them, under the module that they
     belong to (`layer1.0.attention. ...`). Attention right behind a BatchNorm2d shares its passes, so that training
     keeps hardly more than before (`AttendedBatchNorm2d`). `detach` undoes it. Where a tool rebuilds the module behind
-    which it stands (`convert_sync_batchnorm`, freezing, folding a norm into its convolution), the next forward pass
-    puts it behind what stands there now, or raises UserError.
+    which it stands (`convert_sync_batchnorm`, freezing, folding a norm into its convolution), the next call of the
+    network puts it behind what stands there now, or raises UserError. A call of one of its methods does not.
 
     Args:
         model: Any network with 2-d convolutions, on any device, before it is compiled or wrapped.

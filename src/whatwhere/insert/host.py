@@ -433,7 +433,10 @@ def upgrade(owner: nn.Module) -> None:
 
 
 class InStep:
-    """A keeper's forward pre-hook: attention hangs where it was put, whatever has been rebuilt since."""
+    """A keeper's forward pre-hook: attention hangs where it was put, or UserError says why not.
+
+    A call of the keeper's `forward`, or of another method, does not come by here.
+    """
 
     def __call__(self, keeper: nn.Module, args: Any) -> None:
         if getattr(keeper, "_is_replica", False):
