@@ -18,11 +18,10 @@ from .decide import holm
 from .design import Design
 from .learned import unlearned
 from .metric import METRICS, Metric
-from .results import Results
+from .results import Results, listed
 from .runs import Task, damaged, tasks
 from .shape import integer, number
 from .verdict import Judgement, difference
-from .wording import listed
 
 _RECALL = Metric("recall", "recall", 100, "points")
 

@@ -21,7 +21,7 @@ from ..data.names import counted
 from ..errors import UserError, few
 from .derived import smallest_gap
 from .metric import METRICS, Metric, num_decimals
-from .results import Results
+from .results import Results, numbered
 
 LEAST_DIFFERENT = 4  # differences among the pairs, below which there is no verdict
 LIMIT = 1 / 10_000  # a repetition that chance brings about more rarely has another cause
@@ -90,7 +90,7 @@ def _repeating(
         if repeats.log_chance <= math.log(LIMIT):
             return Doubt(
                 f"{' and '.join(arms)} came to {counted(repeats.num_different, 'different result')} in {len(seeds)} "
-                f"runs, alike for {_seeds(repeats.alike)}, which is no chance: {_CAUSES}"
+                f"runs, alike for {numbered(repeats.alike)}, which is no chance: {_CAUSES}"
             )
     return None
 
@@ -167,7 +167,7 @@ def check_still_independent(results: Results, metric: str, what_to_do: str, num_
     chances = [sum(logs[:count]) + math.log(math.comb(len(logs), count)) for count in range(1, len(logs) + 1)]
     if min(chances, default=0.0) <= math.log(_LIMIT_TO_GO_ON):
         arm, repeats = min(found.items(), key=lambda item: item[1].log_chance)
-        raise UserError(f"{_seeds(repeats.alike)} of {arm} ended alike to the last digit: {_CAUSES}; {what_to_do}")
+        raise UserError(f"{numbered(repeats.alike)} of {arm} ended alike to the last digit: {_CAUSES}; {what_to_do}")
     rows = {arm: list(results.runs(arm).values()) for arm in results.arms}
     if num_images is None and all(
         len(runs) >= LEAST_DIFFERENT and runs.count(runs[0]) == len(runs) for runs in rows.values()
@@ -246,8 +246,8 @@ def _copied_from(
             chance = max(chance, min(1.0, _MODE * gap / math.sqrt(statistics.fmean(d * d for d in others))))
         if math.log(math.comb(len(both), len(alike))) + len(alike) * math.log(max(chance, 1e-300)) <= math.log(LIMIT):
             return Doubt(
-                f"{other} and {arm} have the same figure for {_seeds(alike)}, which is no chance: runs were copied, or "
-                f"{arm} was not switched on in them"
+                f"{other} and {arm} have the same figure for {numbered(alike)}, which is no chance: runs were copied, "
+                f"or {arm} was not switched on in them"
             )
     return None
 
@@ -303,10 +303,6 @@ def _least_images(shares: Sequence[float], step: float) -> int:
     counts = np.unique(np.asarray(shares))[:, None] * numbers
     fits = (np.abs(counts - np.rint(counts)) <= max(step / 2, 1e-7) * numbers).all(0)
     return int(numbers[fits.argmax()]) if fits.any() else _MOST_IMAGES
-
-
-def _seeds(seeds: Sequence[Hashable]) -> str:
-    return f"seeds {few([str(seed) for seed in seeds], 6)}"
 
 
 def _groups(figures: Sequence[float]) -> list[int]:

@@ -13,10 +13,10 @@ from ..data.names import counted
 from ..errors import UserError, few, said
 from .independence import check_number_of_images
 from .plan import ALPHA, MOST_SEEDS, Plan
-from .results import Results
+from .results import Results, numbered
 from .shape import integer, number, record, text, texts
 from .verdict import Judgement, judge
-from .wording import numbered, percent
+from .wording import percent
 
 _ADVICE = "it would say when the first look was: move it away, and give that with --first-look"
 

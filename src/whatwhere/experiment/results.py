@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import UserError, brief, few, nearest, printable, short
@@ -150,6 +150,16 @@ class Results:
 def _by_number(seed: Hashable) -> tuple[float, str]:
     value = as_number(seed)
     return math.inf if value is None else value, str(seed)
+
+
+def listed(seeds: Sequence[Hashable]) -> str:
+    """Return the first few seeds, and how many more there are."""
+    return few([str(seed) for seed in seeds], 6)
+
+
+def numbered(seeds: Sequence[Hashable]) -> str:
+    """Return "seed 3", "seeds 3, 7"."""
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {listed(seeds)}"
 
 
 def check_length(name: str) -> None:

@@ -16,8 +16,7 @@ from .independence import cautions_about, doubt_about
 from .metric import METRICS, Metric, check_direction, margin_for, metric_for, two_scales
 from .paired import PairedDifference
 from .plan import ALPHA, LEAST_PAIRS, Plan
-from .results import Results
-from .wording import numbered
+from .results import Results, numbered
 
 __all__ = ["HELPS", "HURTS", "SAME", "UNKNOWN", "ArmVerdict", "Judgement", "judge"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 
 from ..data.names import counted
-from ..errors import few
 from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, Decision
 from .metric import Metric
 from .paired import PairedDifference
 from .plan import LEAST_PAIRS
+from .results import numbered
 
 SKEWED = 2.0  # standard errors
 
@@ -27,16 +27,6 @@ def span(interval: tuple[float, float], metric: Metric) -> str:
     """Return "-0.40 to +1.10 points"."""
     low, high = (quantity(bound, metric, signed=True) for bound in interval)
     return f"{low.removesuffix(metric.unit).strip()} to {high}"
-
-
-def listed(seeds: Sequence[Hashable]) -> str:
-    """Return the first few seeds, and how many more there are."""
-    return few([str(seed) for seed in seeds], 6)
-
-
-def numbered(seeds: Sequence[Hashable]) -> str:
-    """Return "seed 3", "seeds 3, 7"."""
-    return f"{'seed' if len(seeds) == 1 else 'seeds'} {listed(seeds)}"
 
 
 def percent(share: float) -> str:
