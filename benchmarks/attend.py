@@ -17,7 +17,7 @@ from harness import ROOT, environment, refuse_unless_green, report, table
 from whatwhere import UserError, attend, cost
 from whatwhere.insert import plan
 
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(ROOT / "tests" / "support"))
 from strangers import NAMES, build
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from harness import ROOT, environment, refuse_unless_green, report, table
 
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(ROOT / "tests" / "support"))
 from simulations import BUDGET, simulate
 
 HELPS, HURTS, SAME, UNKNOWN = "helps", "hurts", "no practical difference", "cannot tell yet"
@@ -124,7 +124,7 @@ def main() -> None:
     )
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     options = parser.parse_args()
-    refuse_unless_green("tests/experiment")
+    refuse_unless_green("tests/statistics")
     jobs = [(index + 1, setting, options.count) for index, setting in enumerate(settings())]
     with ProcessPoolExecutor(options.jobs) as pool:
         rows = list(pool.map(run, jobs))

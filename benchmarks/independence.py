@@ -12,9 +12,9 @@ import argparse
 import numpy as np
 
 from whatwhere.experiment import Results, judge
-from whatwhere.experiment.decide import UNKNOWN
-from whatwhere.experiment.independence import doubt_about
-from whatwhere.experiment.metric import METRICS
+from whatwhere.statistics.decide import UNKNOWN
+from whatwhere.statistics.independence import doubt_about
+from whatwhere.statistics.metric import METRICS
 
 IMAGES, ACCURACIES, PAIRS = (20, 100, 1_000, 10_000), (0.5, 0.7, 0.9, 0.97, 0.99), (6, 8, 12)
 CONCENTRATIONS = (0.5, 0.1)  # the smaller, the more images are always right or always wrong

@@ -21,8 +21,8 @@ from PIL import Image
 from harness import environment, measure, parser, refuse_unless_green, report, row_of, table
 from whatwhere.data.augment import Augmentation
 from whatwhere.data.batches import Order, Reader, TrainBatches
-from whatwhere.data.find import find_source
 from whatwhere.data.preprocess import preprocessing_for
+from whatwhere.data.sources.find import find_source
 from whatwhere.data.store import decode_all
 
 NUM_MADE = 512

@@ -15,16 +15,16 @@ from torch import nn
 import whatwhere
 from image_files import save
 from whatwhere import UserError
-from whatwhere.data.find import find_source
+from whatwhere.base.errors import brief, few, nearest, printable, said, short
+from whatwhere.base.tables import Table, rich_tables, text
+from whatwhere.comparison.arms import Arm, parse_arms
+from whatwhere.comparison.beginning import asked_for
+from whatwhere.comparison.design import Request, read_design
 from whatwhere.data.prepare import prepare
-from whatwhere.errors import brief, few, nearest, printable, said, short
+from whatwhere.data.sources.find import find_source
 from whatwhere.experiment import compare, judge, read_results
-from whatwhere.experiment.arms import Arm, parse_arms
-from whatwhere.experiment.beginning import asked_for
-from whatwhere.experiment.design import Request, read_design
-from whatwhere.experiment.record import read_record
-from whatwhere.models.convert import convert_weights
-from whatwhere.tables import Table, rich_tables, text
+from whatwhere.networks.convert import convert_weights
+from whatwhere.statistics.history import read_record
 from whatwhere.training.bundle import load_bundle
 from whatwhere.training.config import read_config
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from whatwhere.errors import UserError
-from whatwhere.files import check_writable, locked, locked_file, write_bytes, write_json
+from whatwhere.base.errors import UserError
+from whatwhere.base.files import check_writable, locked, locked_file, write_bytes, write_json
 
 
 def full_disk(*arguments, **options):
@@ -60,7 +60,7 @@ def test_a_file_that_the_system_lets_grow_no_further(tmp_path):
     code = (
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from whatwhere.files import write_bytes\n"
+        "from whatwhere.base.files import write_bytes\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))\n"
         "write_bytes(Path(sys.argv[1]).with_name('small'), b'x' * (1 << 16))\n"
         "try: write_bytes(Path(sys.argv[1]), b'x' * (1 << 20))\n"
@@ -79,7 +79,7 @@ def test_a_process_that_dies_while_it_writes_leaves_the_old_file(tmp_path, signa
     code = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from whatwhere.files import write_bytes\n"
+        "from whatwhere.base.files import write_bytes\n"
         f"os.fsync = lambda descriptor: os.kill(os.getpid(), signal.{signal})\n"
         "write_bytes(Path(sys.argv[1]), b'new')\n"
     )
@@ -138,7 +138,7 @@ def test_a_writable_folder_is_made_and_stays_empty(tmp_path):
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from whatwhere.files import locked
+from whatwhere.base.files import locked
 with locked(Path(sys.argv[1])):
     child = os.fork()
     if child == 0:
@@ -173,7 +173,7 @@ def test_a_folder_is_free_again_after_the_block(tmp_path):
     with pytest.raises(RuntimeError, match="mine"), locked(tmp_path):
         raise RuntimeError("mine")
     code = (
-        "import sys; from pathlib import Path; from whatwhere.files import locked\n"
+        "import sys; from pathlib import Path; from whatwhere.base.files import locked\n"
         "with locked(Path(sys.argv[1])): print('held')"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True)
@@ -187,7 +187,7 @@ def test_a_lock_that_cannot_be_written(tmp_path):
 
 def test_a_file_is_held_beside_others_of_its_folder(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from whatwhere.files import locked_file\n"
+        "import sys; from pathlib import Path; from whatwhere.base.files import locked_file\n"
         "with locked_file(Path(sys.argv[1])): print('held')"
     )
     with locked_file(tmp_path / "results.csv"):

@@ -30,10 +30,11 @@ if TYPE_CHECKING:
         StyleRecalibration,
         TripletAttention,
     )
+    from .base.errors import UserError
     from .cost import compare_costs, cost
-    from .errors import UserError
     from .insert import attend, detach
-    from .models import ResNet, create_model, list_models
+    from .models import ResNet
+    from .networks import create_model, list_models
 
 __all__ = [
     "ATTENTION",
@@ -86,9 +87,9 @@ _ROOM = {
     "StyleRecalibration": "attention",
     "TripletAttention": "attention",
     "ResNet": "models",
-    "create_model": "models",
-    "list_models": "models",
-    "UserError": "errors",
+    "create_model": "networks",
+    "list_models": "networks",
+    "UserError": "base.errors",
     "attend": "insert",
     "detach": "insert",
     "compare_costs": "cost",

@@ -21,14 +21,14 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 
-from . import weights
 from .attention import ATTENTION
-from .errors import UserError, brief, said
+from .base.errors import UserError, brief, said
+from .base.randomness import seeded
+from .base.scripting import refuse_scripting
 from .models.initialization import initialize, resolve_seed
-from .models.registry import arguments_for, check_arguments, torchvisions
 from .models.resnet import RESNETS, ResNet, check_head
-from .randomness import seeded
-from .scripting import refuse_scripting
+from .networks import weights
+from .networks.create import arguments_for, check_arguments, torchvisions
 
 _IMAGENET = {
     "input_size": (3, 224, 224),

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from whatwhere.base.files import write_json
 from whatwhere.cli import demo as demo_module
-from whatwhere.files import write_json
 from whatwhere.training.config import Recipe
 
 

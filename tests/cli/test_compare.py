@@ -1,4 +1,4 @@
-"""`whatwhere compare` and `whatwhere verdict`: options, screen, sentences. What they compare: tests/experiment."""
+"""`whatwhere compare` and `whatwhere verdict`: options, screen, sentences. See tests/comparison."""
 
 import json
 import shlex
@@ -8,9 +8,9 @@ import pytest
 from comparisons import BACKBONE, OPTIONS, Comparisons
 from pictures import make_folder
 from whatwhere import UserError
-from whatwhere.experiment import comparison as comparison_module
-from whatwhere.experiment import processes
-from whatwhere.experiment.arms import Arm
+from whatwhere.comparison import processes
+from whatwhere.comparison import run as comparison_module
+from whatwhere.comparison.arms import Arm
 
 SMALL = [text for name, value in OPTIONS.items() for text in (f"--{name.replace('_', '-')}", value)]
 

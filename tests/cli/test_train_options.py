@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from whatwhere.cli.train import again
-from whatwhere.training import start as start_module
+from whatwhere.training import train as start_module
 from whatwhere.training.config import CHOICES, OPTIONS, Config
 
 COMMON = ["model", "epochs", "batch-size", "lr", "image-size", "seed", "workers", "device", "out", "resume"]

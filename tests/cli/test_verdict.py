@@ -357,7 +357,7 @@ def test_hostile_names_are_shown_as_they_are(whatwhere, table, tmp_path, name):
     assert verdict_of(read(tmp_path / "results.verdict.json"))["arm"] == shown
 
 
-CASES = Path(__file__).parents[1] / "experiment" / "cases"
+CASES = Path(__file__).parents[1] / "statistics" / "cases"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from whatwhere.data.augment import Augmentation, draws
 from whatwhere.data.batches import EvaluationBatches, Order, Reader, TensorBatches, TrainBatches
 from whatwhere.data.images import ImageError
 from whatwhere.data.preprocess import Preprocessing
-from whatwhere.data.source import Sample, Source
+from whatwhere.data.sources.source import Sample, Source
 from whatwhere.data.store import Store, decode_all
 
 # torch's advice on a machine of one core

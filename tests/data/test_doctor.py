@@ -11,11 +11,11 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from image_files import bomb, cut, fill, oriented, picture, save
-from whatwhere.data import probe
-from whatwhere.data.doctor import examine
-from whatwhere.data.find import find_source
-from whatwhere.data.source import Finding
-from whatwhere.tables import rich_tables, text
+from whatwhere.base.tables import rich_tables, text
+from whatwhere.data.doctor import probe
+from whatwhere.data.doctor.report import examine
+from whatwhere.data.sources.find import find_source
+from whatwhere.data.sources.source import Finding
 
 
 def report_of(folder, cache=None):
@@ -355,10 +355,10 @@ def test_neither_listing_nor_examining_imports_torch(tmp_path):
     code = f"""
 import sys, types
 package = types.ModuleType("whatwhere")
-package.__path__ = [{str(Path(probe.__file__).parents[1])!r}]
+package.__path__ = [{str(Path(probe.__file__).parents[2])!r}]
 sys.modules["whatwhere"] = package
-from whatwhere.data.find import find_source
-from whatwhere.data.doctor import examine
+from whatwhere.data.sources.find import find_source
+from whatwhere.data.doctor.report import examine
 assert examine(find_source({str(tmp_path)!r}), cache=None).sound
 assert "torch" not in sys.modules
 """

@@ -9,10 +9,10 @@ import pytest
 
 from image_files import bomb, fill, save
 from whatwhere import UserError
-from whatwhere.data.builtin import DATASETS
-from whatwhere.data.find import find_source
+from whatwhere.base.errors import printable
 from whatwhere.data.names import class_name, split_of
-from whatwhere.errors import printable
+from whatwhere.data.sources.find import find_source
+from whatwhere.data.sources.named import DATASETS
 
 
 def listed(source):

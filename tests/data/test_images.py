@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from image_files import bomb, cut, oriented, picture, save
 from whatwhere.data.images import ImageError, open_image, quiet, read_image
-from whatwhere.data.source import Sample, Source
+from whatwhere.data.sources.source import Sample, Source
 
 
 def read(path):

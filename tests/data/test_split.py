@@ -8,7 +8,7 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from whatwhere import UserError
-from whatwhere.data.source import Sample
+from whatwhere.data.sources.source import Sample
 from whatwhere.data.split import split_samples
 
 PARTS = ("train", "val", "test")

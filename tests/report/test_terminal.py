@@ -4,8 +4,8 @@ import statistics
 import pytest
 import rich.console
 
+from whatwhere.base.tables import rich_tables
 from whatwhere.report import tables
-from whatwhere.tables import rich_tables
 
 
 def printed(content, width=100):

@@ -7,7 +7,7 @@ from torch import nn
 
 from whatwhere import UserError, create_model
 from whatwhere.data.preprocess import preprocessing_for
-from whatwhere.insert.named import create_network
+from whatwhere.networks.named import create_network
 from whatwhere.training.bundle import Bundle, load_bundle, save_bundle
 
 CLASSES = ("cat", "dog", "rouge-gorge")

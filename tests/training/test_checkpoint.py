@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from whatwhere.errors import UserError
+from whatwhere.base.errors import UserError
 from whatwhere.training import checkpoint
 from whatwhere.training.checkpoint import (
     clear_after,

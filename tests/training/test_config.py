@@ -7,16 +7,7 @@ import sys
 import pytest
 
 from whatwhere import UserError
-from whatwhere.training.config import (
-    CHOICES,
-    FREE,
-    OPTIONS,
-    Config,
-    Recipe,
-    defaults,
-    image_size_for,
-    read_config,
-)
+from whatwhere.training.config import CHOICES, FREE, OPTIONS, Config, Recipe, defaults, image_size_for, read_config
 
 
 def chosen(image_size=32, on_gpu=False, bf16=False, num_cores=2, num_images=10**6, **given):
@@ -260,8 +251,8 @@ def test_what_is_given_wins_over_the_defaults():
     import torch
 
     from whatwhere.data.prepare import Prepared
-    from whatwhere.training.build import resolve
     from whatwhere.training.distributed import Team
+    from whatwhere.training.setup import resolve
 
     alone = Team(0, 1, 0, torch.device("cpu"))
     images = Prepared(None, ("a",), {"train": (None,) * 1300}, None, (), 40)

@@ -9,7 +9,7 @@ from whatwhere.data.preprocess import preprocessing_for
 from whatwhere.training.bundle import load_bundle
 from whatwhere.training.predict import evaluate_bundle
 from whatwhere.training.run import Silent
-from whatwhere.training.start import run_training
+from whatwhere.training.train import run_training
 
 pytestmark = [
     pytest.mark.gpu,

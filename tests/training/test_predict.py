@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 
 from whatwhere import create_model
+from whatwhere.base.errors import UserError
 from whatwhere.data.preprocess import Preprocessing
-from whatwhere.errors import UserError
 from whatwhere.training.bundle import Bundle
 from whatwhere.training.predict import evaluate_bundle, image_files, predict
 

@@ -11,11 +11,11 @@ from pictures import CLASSES, make_folder
 from whatwhere import UserError
 from whatwhere.training import checkpoint
 from whatwhere.training.bundle import load_bundle
-from whatwhere.training.folder import RunFolder
-from whatwhere.training.interruptions import Stopped
-from whatwhere.training.loop import Trainer
 from whatwhere.training.run import Run
-from whatwhere.training.start import run_training
+from whatwhere.training.run_folder import RunFolder
+from whatwhere.training.stops import Stopped
+from whatwhere.training.train import run_training
+from whatwhere.training.trainer import Trainer
 
 OPTIONS = {
     "model": "cbam_resnext11_8x8d",
@@ -397,7 +397,7 @@ def test_a_run_killed_while_evaluating_evaluates_again(finished, data, tmp_path,
 
 
 def test_names_of_any_script_and_dollar_signs_are_drawn(tmp_path):
-    from whatwhere.training.picture import confusion_png
+    from whatwhere.training.plots import confusion_png
 
     assert confusion_png(torch.eye(3, dtype=torch.int64), ("$x_{", "猫", "a" * 300), "$").startswith(b"\x89PNG")
 
@@ -551,8 +551,8 @@ def test_a_closed_terminal_saves_too(data, tmp_path):
 
 
 def test_an_evaluation_knows_what_was_trained_on(finished, data):
-    from whatwhere.training.folder import training_images
     from whatwhere.training.predict import evaluate_bundle
+    from whatwhere.training.run_folder import training_images
 
     out, _, _ = finished
     for place in (out, out / "best", out / "best" / "bundle.json"):

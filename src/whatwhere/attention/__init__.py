@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ..errors import UserError, brief, nearest
+from ..base.errors import UserError, brief, nearest
 from .bam import BAM
 from .by_path import attention_by_path
 from .cbam import CBAM, ChannelAttention, SpatialAttention

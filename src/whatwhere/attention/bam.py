@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..errors import check_integer
+from ..base.errors import check_integer
 from .gate import Device, Place, ScalingAttention, Start, channels_into, check_choice, check_reduction, described
 
 Combine = Literal["add", "multiply"]

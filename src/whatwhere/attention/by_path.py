@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import UserError, brief, short
+from ..base.errors import UserError, brief, short
 
 _MISSING = object()
 

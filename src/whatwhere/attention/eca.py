@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, brief, check_integer
+from ..base.errors import UserError, brief, check_integer
 from .gate import Device, Gate, Start
 
 

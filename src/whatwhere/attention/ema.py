@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import check_integer
+from ..base.errors import check_integer
 from .gate import Device, ScalingAttention, Start, channels_into, described, largest_divisor
 
 

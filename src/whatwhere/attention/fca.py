@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from ..errors import UserError, brief, check_integer
+from ..base.errors import UserError, brief, check_integer
 from ..ops.spectral import NUM_COMPONENTS
 from .gate import Device, Gate, SharedMLP, Start, check_reduction
 

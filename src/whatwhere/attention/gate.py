@@ -9,11 +9,11 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from ..errors import UserError, brief, check_integer
-from ..modes import modes_kept
+from ..base.errors import UserError, brief, check_integer
+from ..base.modes import modes_kept
+from ..base.scripting import NotScriptable
 from ..ops import Arrangement, Backend, ChannelGate, SpatialGate, gate
 from ..ops.reference import POOLS
-from ..scripting import NotScriptable
 
 Form = Literal["official", "timm"]
 Start = Literal["paper", "identity"]

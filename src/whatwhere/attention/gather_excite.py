@@ -7,7 +7,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError, brief, check_integer
+from ..base.errors import UserError, brief, check_integer
 from .gate import (
     Device,
     Gate,

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import check_integer
+from ..base.errors import check_integer
 from .gate import Device, Gate, Start
 
 

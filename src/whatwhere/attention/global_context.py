@@ -6,9 +6,9 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from ..errors import check_integer
+from ..base.errors import check_integer
+from ..base.scripting import NotScriptable
 from ..ops.precision import narrowed, widened
-from ..scripting import NotScriptable
 from .gate import Device, Start, channels_into, check_choice, check_features, check_reduction, described
 
 # symbolic tracing patches a function under the name by which it is called

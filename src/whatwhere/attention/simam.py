@@ -4,7 +4,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from ..errors import UserError, brief
+from ..base.errors import UserError, brief
 from ..ops.precision import widened
 from ..ops.reference import bessel
 from .gate import Device, ScalingAttention, Start, described, leave_a_mark

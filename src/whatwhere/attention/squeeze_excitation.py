@@ -4,7 +4,7 @@ from typing import get_args
 
 import torch
 
-from ..errors import check_integer
+from ..base.errors import check_integer
 from .gate import Device, Form, Gate, SharedMLP, Start, check_choice, check_reduction
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..errors import check_integer
+from ..base.errors import check_integer
 from .gate import Device, Gate, Start
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from ..errors import UserError, brief, printable, short
+from ..base.errors import UserError, brief, printable, short
 from .compare import compare_command, verdict_command
 from .train import train_command
 

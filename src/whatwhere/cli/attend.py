@@ -7,11 +7,11 @@ from typing import Any
 import typer
 
 from ..attention import attention_builder, attention_by_path
+from ..base.tables import rich_tables, show
 from ..cost import CostComparison, compare_costs, cost
 from ..cost.measure import random_input
 from ..insert import attend, plan
-from ..insert.named import create_network
-from ..tables import rich_tables, show
+from ..networks.named import create_network
 from ..training.config import is_import_path
 from .summary import parse_input_size
 

@@ -4,9 +4,9 @@ import json
 
 import typer
 
-from ..data.doctor import examine
-from ..data.find import find_source
-from ..tables import rich_tables, show
+from ..base.tables import rich_tables, show
+from ..data.doctor.report import examine
+from ..data.sources.find import find_source
 from .screen import TerminalScreen
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import UserError, brief, check_integer
+from ..base.errors import UserError, brief, check_integer
 from ..training.config import OPTIONS, TELLS_APART, read_config
 from .train import option_parameter, own_parameter, typed_command, with_parameters
 
@@ -128,11 +128,11 @@ def compare_command() -> Callable[..., None]:
 
 
 def _compare(data: str, given: dict[str, Any], own: dict[str, Any]) -> None:
-    from ..experiment.arms import parse_arms
-    from ..experiment.comparison import Place, collect, comparison_folder, run_comparison
-    from ..experiment.design import Request
-    from ..experiment.runs import failed
-    from ..training.interruptions import Stopped
+    from ..comparison.arms import parse_arms
+    from ..comparison.design import Request
+    from ..comparison.run import Place, collect, comparison_folder, run_comparison
+    from ..comparison.runs import failed
+    from ..training.stops import Stopped
     from .screen import TerminalScreen
 
     if not data or own["out"] == "":
@@ -172,7 +172,7 @@ def _compare(data: str, given: dict[str, Any], own: dict[str, Any]) -> None:
 
 def _spread(given: dict[str, Any], processes: int | None, shard: tuple[int, int] | None) -> Callable[[], None] | None:
     """Return what runs the present runs in several processes; None for one."""
-    from ..experiment.processes import default_count, run_shards
+    from ..comparison.processes import default_count, run_shards
 
     if processes is not None and not 1 <= processes <= 256:
         raise UserError(f"--processes must be from 1 to 256, got {brief(processes)}")
@@ -198,8 +198,8 @@ def _without(arguments: list[str], names: tuple[str, ...]) -> list[str]:
 
 
 def _show(content: dict[str, Any], page: Path, as_json: bool) -> None:
+    from ..base.tables import rich_tables, show
     from ..report import tables, write_page
-    from ..tables import rich_tables, show
 
     write_page(Path(os.path.realpath(page)), content)
     if as_json:
@@ -262,11 +262,11 @@ def verdict_command(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """The same verdict for trainings that whatwhere does not run, from a table of their figures."""
-    from ..experiment.content import figures_content
-    from ..experiment.plan import LEAST_PAIRS, MOST_SEEDS
-    from ..experiment.record import judge_again, read_record
-    from ..experiment.results import read_results
-    from ..files import write_json
+    from ..base.files import write_json
+    from ..comparison.content import figures_content
+    from ..statistics.history import judge_again, read_record
+    from ..statistics.looks import LEAST_PAIRS, MOST_SEEDS
+    from ..statistics.results import read_results
 
     if out is not None and (not out or "\0" in out):
         raise UserError(f"--out {'holds a null character' if out else 'is empty'}; give the file of the page")
@@ -300,7 +300,7 @@ def _checked_targets(page: Path, results: Path) -> Path:
 
     What stands in the record's place is left to `read_record`.
     """
-    from ..files import writing
+    from ..base.files import writing
     from ..report import is_page
 
     with writing(page):

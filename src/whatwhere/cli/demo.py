@@ -14,19 +14,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ..base.errors import UserError
+from ..base.files import check_writable, write_bytes, write_json
+from ..base.tables import Table, rich_tables, show
 from ..cost import Cost, compare_costs
 from ..data.digits import NUM_CLASSES, ImageSet, draw_balanced, load_digits
-from ..errors import UserError
 from ..experiment import compare
 from ..explain import spatial_gates
 from ..explain.picture import gate_figure
-from ..files import check_writable, write_bytes, write_json
-from ..models import create_model
+from ..networks import create_model
 from ..report import tables, write_page
-from ..tables import Table, rich_tables, show
 from ..training.config import Recipe
 from ..training.evaluate import accuracy
-from ..training.loop import train
+from ..training.trainer import train
 from .summary import measure_costs
 
 BACKBONE = "resnext11_8x8d"

@@ -10,12 +10,12 @@ from typing import Any
 import typer
 
 from ..attention import attention_by_path
-from ..errors import UserError, printable
-from ..tables import comma_separated, rich_tables, show
+from ..base.errors import UserError, printable
+from ..base.tables import comma_separated, rich_tables, show
 from ..training.bundle import load_bundle
 from ..training.distributed import team
-from ..training.folder import training_images
 from ..training.predict import Prediction, evaluate_bundle, image_files, predict
+from ..training.run_folder import training_images
 from .screen import TerminalScreen, result_tables
 
 

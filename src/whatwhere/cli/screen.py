@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..tables import Table, printable_lines
+from ..base.tables import Table, printable_lines
 
 # more classes than this are listed in the result file only
 _MOST_CLASSES = 40

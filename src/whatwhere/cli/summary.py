@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import typer
 
+from ..base.errors import UserError, brief
+from ..base.tables import rich_tables, show
 from ..cost import Cost, compare_costs, cost, measure_latency
 from ..cost.measure import random_input
-from ..errors import UserError, brief
-from ..insert.named import check_network, create_network
-from ..models import list_models
-from ..tables import rich_tables, show
+from ..networks import list_models
+from ..networks.named import check_network, create_network
 
 
 def print_models(pattern: str) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import UserError
+from ..base.errors import UserError
 from ..training.config import CHOICES, OPTIONS, read_config
 
 _COMMON = ("model", "epochs", "batch_size", "lr", "image_size", "seed", "workers", "device")
@@ -107,8 +107,8 @@ def option_parameter(name: str) -> inspect.Parameter:
 def _run(
     data: str, given: dict[str, Any], out: str | None, resume: bool, config: Path | None, dry_run: bool, json: bool
 ) -> None:
-    from ..training.interruptions import Stopped
-    from ..training.start import run_training
+    from ..training.stops import Stopped
+    from ..training.train import run_training
     from .screen import TerminalScreen, result_tables
 
     if not data:
@@ -134,7 +134,7 @@ def _run(
     if json:
         typer.echo(json_format.dumps(result, indent=2))
     else:
-        from ..tables import rich_tables, show
+        from ..base.tables import rich_tables, show
 
         show(rich_tables(result_tables(result)))
 

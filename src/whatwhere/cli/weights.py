@@ -7,9 +7,9 @@ from typing import Any
 
 import typer
 
-from ..errors import UserError, brief, printable
-from ..models.convert import Description, convert_weights, describe_weights
-from ..tables import Table, rich_tables, show
+from ..base.errors import UserError, brief, printable
+from ..base.tables import Table, rich_tables, show
+from ..networks.convert import Description, convert_weights, describe_weights
 
 
 def print_weights(file: str, model: str | None, as_json: bool) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from ..errors import UserError, brief
-from ..tables import Table, comma_separated, html, markdown, rich_tables, text
+from ..base.errors import UserError, brief
+from ..base.tables import Table, comma_separated, html, markdown, rich_tables, text
 from .layers import is_within
 from .result import ITSELF, LABELS, METRICS, METRICS_BY_LAYER, UNCOUNTED, Cost, Figures, LayerCost, format_figure
 

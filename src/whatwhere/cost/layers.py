@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import short
+from ..base.errors import short
 
 ROOT = ""
 

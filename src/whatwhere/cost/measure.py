@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, brief, check_integer, said
+from ..base.errors import UserError, brief, check_integer, said
 from .latency import measure_latency
 from .layers import ROOT, LayerNames, is_within
 from .memory import saved_bytes, tensors_in

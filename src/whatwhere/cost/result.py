@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from ..tables import Table, comma_separated, html, markdown, rich_tables, text
+from ..base.tables import Table, comma_separated, html, markdown, rich_tables, text
 from .latency import Latency
 
 METRICS = ("num_params", "macs", "flops", "other_flops", "param_bytes", "saved_bytes")

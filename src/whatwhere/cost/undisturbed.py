@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ..modes import modes_kept
+from ..base.modes import modes_kept
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as ops
 
-from ..randomness import generator
+from ..base.randomness import generator
 from .preprocess import IMAGENET_MEAN, Preprocessing
 
 # columns of a row of random numbers

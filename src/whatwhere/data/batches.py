@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..randomness import generator
+from ..base.randomness import generator
 from .augment import Augmentation, draws
 from .images import ImageError
 from .preprocess import Preprocessing, decoded, reduced, to_tensor
-from .source import Sample, Source
+from .sources.source import Sample, Source
 from .store import Store
 
 # the least shorter side of stored images that are cropped at any scale, in units of what the network sees

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UserError
-from ..randomness import generator
+from ..base.errors import UserError
+from ..base.randomness import generator
 
 NUM_CLASSES = 10
 _POOL_SIZE = 897

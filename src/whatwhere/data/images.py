@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
-from ..errors import UserError, printable, said
+from ..base.errors import UserError, printable, said
 
 # No other decoder is ever tried: the file's content, not its suffix, decides among these.
 FORMATS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from ..errors import printable
+from ..base.errors import printable
 
 SPLITS = ("train", "val", "test")
 _SPELLINGS = {

@@ -8,12 +8,12 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..errors import UserError, few, printable
-from .doctor import Report, examine
-from .find import find_source
-from .findings import class_findings
+from ..base.errors import UserError, few, printable
+from .doctor.findings import class_findings
+from .doctor.report import Report, examine
 from .names import SPLITS, counted
-from .source import Finding, Sample, Source
+from .sources.find import find_source
+from .sources.source import Finding, Sample, Source
 from .split import split_samples
 
 _NUM_HEADERS = 100

@@ -6,10 +6,10 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from ..errors import UserError, brief, printable, said
-from ..randomness import stream_seed
+from ..base.errors import UserError, brief, printable, said
+from ..base.randomness import stream_seed
 from .names import SPLITS, counted
-from .source import Sample
+from .sources.source import Sample
 
 _MOST = 1 - 1e-9
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import Gate
-from ..errors import UserError
-from ..modes import modes_kept
+from ..base.errors import UserError
+from ..base.modes import modes_kept
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .attending import attend, detach, plan
+from .attend import attend, detach, plan
 from .plan import Plan
 
 __all__ = ["Plan", "attend", "detach", "plan"]

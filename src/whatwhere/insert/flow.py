@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from ..modes import modes_kept
+from ..base.modes import modes_kept
 
 _SUMS = {"add", "radd", "iadd", "sub", "rsub", "isub"}
 _WEIGHTED = {"conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "matmul"}

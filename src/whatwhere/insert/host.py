@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..attention import Gate
 from ..attention.gate import check_shape_kept
-from ..errors import UserError
+from ..base.errors import UserError
 from ..ops import has_hooks, looked_into, normed_gate
 from .place import Kind, relative
 

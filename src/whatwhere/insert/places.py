@@ -12,7 +12,7 @@ from typing import TypeGuard
 
 from torch import nn
 
-from ..errors import UserError, brief, nearest
+from ..base.errors import UserError, brief, nearest
 from ..models import BasicBlock, Bottleneck
 from .flow import Call, Flow, Node
 from .host import CONVOLUTIONS, is_layer, is_norm

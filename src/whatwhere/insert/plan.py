@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..tables import Table, rich_tables, text
+from ..base.tables import Table, rich_tables, text
 from .place import Place, Skipped
 
 

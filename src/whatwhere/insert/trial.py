@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, said
+from ..base.errors import UserError, said
 from .flow import Flow, record
 
 _SIZES = (224, 256, 299, 64, 32, 28)

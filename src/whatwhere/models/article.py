@@ -20,8 +20,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, check_integer
-from ..scripting import NotScriptable
+from ..base.errors import UserError, check_integer
+from ..base.scripting import NotScriptable
 from .initialization import initialize, resolve_seed
 
 _CARDINALITY = 32

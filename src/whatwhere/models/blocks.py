@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ..attention import Gate
 from ..attention.gate import check_shape_kept
-from ..errors import UserError
+from ..base.errors import UserError
+from ..base.scripting import NotScriptable
 from ..ops import gated_tail, has_hooks
-from ..scripting import NotScriptable
 
 # symbolic tracing patches a function under the name by which it is called
 torch.fx.wrap("check_shape_kept")

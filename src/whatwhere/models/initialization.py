@@ -8,8 +8,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, brief
-from ..randomness import generator
+from ..base.errors import UserError, brief
+from ..base.randomness import generator
 
 
 def resolve_seed(seed: int | None) -> int:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ..attention import ATTENTION, attention_builder
 from ..attention.gate import Place, check_shape_kept
-from ..errors import UserError, brief, check_integer, said
-from ..randomness import seeded
-from ..scripting import NotScriptable
+from ..base.errors import UserError, brief, check_integer, said
+from ..base.randomness import seeded
+from ..base.scripting import NotScriptable
 from .blocks import BasicBlock, Bottleneck, Norm, StochasticDepth
 from .initialization import initialize, resolve_seed
 

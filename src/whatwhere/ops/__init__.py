@@ -31,7 +31,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..errors import brief
+from ..base.errors import brief
 from . import lean, reference
 from .call import Call
 from .hooks import has_hooks

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data.names import counted
-from ..experiment.metric import Metric
-from ..experiment.verdict import HELPS, HURTS, SAME, UNKNOWN
-from ..experiment.wording import percent, quantity, span
+from ..statistics.metric import Metric
+from ..statistics.verdict import HELPS, HURTS, SAME, UNKNOWN
+from ..statistics.wording import percent, quantity, span
 from .figures import interval, plain, wins
 from .scale import Scale, Tick, padded
 

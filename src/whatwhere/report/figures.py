@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data.names import counted
-from ..experiment.metric import Metric
-from ..experiment.plan import Plan
-from ..experiment.wording import quantity, span
+from ..statistics.looks import Plan
+from ..statistics.metric import Metric
+from ..statistics.wording import quantity, span
 
 NONE = "-"
 EPOCHS_FIRST = (

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import printable
-from ..files import write_bytes
+from ..base.errors import printable
+from ..base.files import write_bytes
 from .figures import typeset
 from .view import view
 

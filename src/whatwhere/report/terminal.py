@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..errors import printable
-from ..experiment.metric import Metric
-from ..experiment.wording import percent
-from ..tables import Table
+from ..base.errors import printable
+from ..base.tables import Table
+from ..statistics.metric import Metric
+from ..statistics.wording import percent
 from .figures import EPOCHS_FIRST, cost_basis, cost_columns, interval, p_value, plain, ratio, unit_of, wins
 from .view import SeedTable, seed_table
 

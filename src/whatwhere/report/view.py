@@ -7,25 +7,14 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import few
-from ..experiment.independence import LEAST_DIFFERENT
-from ..experiment.metric import Metric
-from ..experiment.plan import LEAST_PAIRS
-from ..experiment.wording import percent, quantity
+from ..base.errors import few
+from ..statistics.independence import LEAST_DIFFERENT
+from ..statistics.looks import LEAST_PAIRS
+from ..statistics.metric import Metric
+from ..statistics.wording import percent, quantity
 from .charts import KINDS, SIGNS, class_charts, pairs_chart, wins_chart
 from .curves import curve_panels
-from .figures import (
-    EPOCHS_FIRST,
-    NONE,
-    cost_basis,
-    cost_columns,
-    interval,
-    p_value,
-    plain,
-    planned,
-    ratio,
-    unit_of,
-)
+from .figures import EPOCHS_FIRST, NONE, cost_basis, cost_columns, interval, p_value, plain, planned, ratio, unit_of
 
 _PLAIN_VERBS = ("helps", "hurts")
 

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import weights
 from ..attention.gate import Start
+from ..base.errors import UserError, brief, check_factor, said, short
+from ..base.files import remove_parts, write_bytes, write_json, writing
 from ..data.preprocess import Preprocessing
-from ..errors import UserError, brief, check_factor, said, short
-from ..files import remove_parts, write_bytes, write_json, writing
-from ..insert.named import check_network, create_network, is_attentive
-from ..models.others import as_published, full_name, is_as_published, is_other
-from ..models.registry import MOST_WIDTH
 from ..models.resnet import ResNet
+from ..networks import weights
+from ..networks.create import MOST_WIDTH
+from ..networks.libraries import as_published, full_name, is_as_published, is_other
+from ..networks.named import check_network, create_network, is_attentive
 from .config import is_import_path
 
 FORMAT = "whatwhere bundle 1"

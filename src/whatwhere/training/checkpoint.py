@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError, said, short
-from ..files import remove_parts, write_bytes, write_json, writing
-from ..weights import tensors_to_bytes
+from ..base.errors import UserError, said, short
+from ..base.files import remove_parts, write_bytes, write_json, writing
+from ..networks.weights import tensors_to_bytes
 
 KEPT = 2  # so that a damaged one has one before it
 _TENSOR = "tensor:"

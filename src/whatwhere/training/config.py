@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, brief, check_factor, check_integer, nearest, said
+from ..base.errors import UserError, brief, check_factor, check_integer, nearest, said
 
 _LARGE = 1e4  # beyond the range of any sensible value, within that of all arithmetic with it
 SMALL_SIZE = 64  # up to here images are padded and cropped by whole pixels, above they are cropped at any scale

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import UserError, brief
+from ..base.errors import UserError, brief
 
 # a process that waits longer than this for the others' part of a step ends
 TIMEOUT = timedelta(minutes=30)

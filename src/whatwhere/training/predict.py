@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.errors import UserError, brief, few, nearest, printable, short
 from ..data.batches import EvaluationBatches, Reader, label_numbers
-from ..data.doctor import examine
-from ..data.find import find_source
+from ..data.doctor.report import examine
 from ..data.images import SUFFIXES, ImageError, open_image
 from ..data.names import counted
-from ..data.source import Sample, Source
-from ..errors import UserError, brief, few, nearest, printable, short
+from ..data.sources.find import find_source
+from ..data.sources.source import Sample, Source
 from .bundle import Bundle
 from .distributed import Team
 from .evaluate import evaluate
-from .loop import autocast
+from .trainer import autocast
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,17 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from ..errors import printable
-from ..files import write_bytes, write_json
+from ..base.errors import printable
+from ..base.files import write_bytes, write_json
 from . import checkpoint
-from .build import Material
 from .bundle import Bundle, load_bundle, save_bundle
 from .config import Config
 from .distributed import Team
 from .evaluate import Figures, evaluate
-from .folder import RESULT, RunFolder
-from .loop import StopRequested, Trainer, check_weights
-from .picture import confusion_png, curves_png
+from .plots import confusion_png, curves_png
+from .run_folder import RESULT, RunFolder
+from .setup import Material
+from .trainer import StopRequested, Trainer, check_weights
 
 _LONG = 30.0  # seconds of training that an evaluation cut short may not cost
 

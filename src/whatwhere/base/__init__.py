@@ -1,0 +1,1 @@
+"""What the whole house needs: errors, files, randomness, tables."""

@@ -1,0 +1,238 @@
+"""Comparing what any function trains."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..base.errors import UserError, brief, check_integer, few, nearest, printable, said, short
+from ..base.files import locked_file, write_bytes, write_json
+from ..statistics.history import judge_again, read_record, record_of
+from ..statistics.independence import check_number_of_images, check_still_independent
+from ..statistics.looks import LEAST_PAIRS, MOST_SEEDS, Plan
+from ..statistics.metric import METRICS, Metric, check_direction, margin_for
+from ..statistics.results import Results, check_length, read_results
+from ..statistics.verdict import UNKNOWN, Judgement, check_terms
+from .content import figures_content
+
+_TAKEN = ("arm", "seed")  # columns of the table that are no figures
+
+
+def compare(
+    run: Callable[[str, int], float | Mapping[str, float]],
+    arms: Iterable[str],
+    seeds: int | Iterable[int],
+    *,
+    metric: str | None = None,
+    lower_is_better: bool | None = None,
+    baseline: str | None = None,
+    margin: float | None = None,
+    max_seeds: int | None = None,
+    results: str | Path | None = None,
+    title: str = "comparison",
+    progress: Callable[[str, int, Mapping[str, float]], None] | None = None,
+    test_images: int | None = None,
+) -> Comparison:
+    """Train every arm with every seed and return the verdict on each arm against the baseline.
+
+    `run(arm, seed)` trains and returns its figures on the test images. For a fair pair everything but the arm must
+    follow from the seed: split, order, augmentation, initial values of the layers that the arms share.
+
+    Args:
+        run: Returns one figure, called `metric` (or accuracy), or figures by name.
+        arms: Names, the baseline among them.
+        seeds: How many (0, 1, ...), at most 10,000, or which.
+        metric: What to judge by; by default accuracy, or the only one.
+        lower_is_better: Of figures that are not ours; to be given where the name does not tell that higher is better.
+        baseline: By default the arm called none or baseline, else the first.
+        margin: Least difference that matters, in the unit shown (`metric_for`); by default 0.5 points.
+        max_seeds: Go on at the planned looks (`Plan`), as far as this, while some arm cannot be told; needs `seeds` as
+            a number.
+        results: A CSV that keeps every run as it ends: those in it are not run again. The verdict is written beside it
+            (.verdict.json), so that one on more seeds later knows of the looks before.
+        title: Of the report.
+        progress: Called with arm, seed and figures after each run.
+        test_images: How many images each run is tested on, where known (`judge`).
+
+    Raises:
+        UserError: Seeds that end alike to the last digit, further than chance allows: more would be in vain. Arms
+            or seeds that are none, terms that cannot be judged by (both before the first run, or after it
+            where they depend on its figures), figures that are none, or a CSV that is no table of results or that
+            another process is adding to.
+    """
+    names = _names(arms)
+    first = _seeds(seeds)
+    keep = None if results is None else Path(results)
+    beside = None if keep is None else keep.with_suffix(".verdict.json")
+    terms: dict[str, Any] = {
+        "metric": metric,
+        "lower_is_better": lower_is_better,
+        "baseline": baseline,
+        "margin": margin,
+        "test_images": test_images,
+    }
+    # with a plan that ends, the first look is the user's number of seeds, or the least that can tell
+    first_look = None if max_seeds is None else max(LEAST_PAIRS, len(first))
+    # what is wrong with the terms is said before the first run
+    if max_seeds is not None and isinstance(seeds, Iterable):
+        raise UserError("max_seeds needs a number of seeds to begin with, such as seeds=8")
+    if len(names) < 2 or not first:
+        raise UserError(f"a comparison needs two arms or more and some seeds, got {len(names)} and {len(first)}")
+    if first_look is not None:
+        Plan(first_look, max_seeds)
+    _check_terms(names, **terms)
+    with contextlib.nullcontext() if keep is None else locked_file(keep):
+        done = read_results(keep, may_be_empty=True) if keep is not None and keep.exists() else Results()
+        advice = "restore it, or give another file of results"
+        record = None if beside is None else read_record(beside, advice)
+        num_known = len(done.metrics)
+        wanted = dict.fromkeys(names, first)
+        while True:
+            for seed in max(wanted.values(), key=len):
+                for arm in names:
+                    if seed in wanted[arm] and str(seed) not in done.runs(arm):
+                        figures = _figures(run(arm, seed), metric)
+                        done.add(arm, str(seed), figures)
+                        if len(done.metrics) > num_known:
+                            # rather than after the last run, when all would be lost
+                            check_terms(done, metric=metric, lower_is_better=lower_is_better, margin=margin)
+                            num_known = len(done.metrics)
+                        if keep is not None:
+                            write_bytes(keep, done.to_csv().encode())
+                        if progress is not None:
+                            progress(arm, seed, figures)
+                _check_seeds(done, metric, keep, test_images)
+            # arms and runs of earlier calls count too: what has been seen cannot be left out
+            judgement, changes = judge_again(done, record, first_look=first_look, max_pairs=max_seeds, terms=terms)
+            content = figures_content(judgement, done, title, changes)
+            if beside is not None:
+                write_json(beside, content)
+            further = {} if max_seeds is None else _further(judgement, {arm: len(wanted[arm]) for arm in names})
+            if not further:
+                return Comparison(judgement, content)
+            # only arms that cannot be told yet go on, and the baseline with them
+            further[judgement.baseline] = max(further.values())
+            wanted |= {arm: list(range(count)) for arm, count in further.items()}
+            record = record_of(judgement, changes)
+
+
+def _check_terms(
+    names: list[str],
+    *,
+    metric: str | None,
+    lower_is_better: bool | None,
+    baseline: str | None,
+    margin: float | None,
+    test_images: int | None,
+) -> None:
+    if test_images is not None:
+        check_integer("test_images", test_images)
+    if metric is not None:
+        _check_name_of_figure(metric)
+        check_direction(metric, lower_is_better)
+    if metric in METRICS or margin is not None:
+        margin_for(METRICS.get(metric or "", Metric("", "")), margin)
+    if baseline is not None and baseline not in names:
+        raise UserError(f"no arm is called {brief(baseline)}{nearest(baseline, names)}; there are: {few(names, 10)}")
+
+
+def _check_seeds(done: Results, metric: str | None, keep: Path | None, test_images: int | None) -> None:
+    """Raise UserError if the seeds so far ended alike, rather than after the last run."""
+    if not done.metrics:
+        return
+    name = metric if metric is not None else "accuracy" if "accuracy" in done.metrics else done.metrics[0]
+    kept = "" if keep is None else f"; what ran is in {str(keep)!r}, take out its rows before you run again"
+    hint = "" if test_images is not None else ", or give test_images if there are only a few"
+    check_number_of_images(done, name, test_images)
+    check_still_independent(done, name, f"let run use its seed{hint}{kept}", test_images)
+
+
+def _names(arms: Iterable[str]) -> list[str]:
+    if isinstance(arms, (str, bytes)) or not isinstance(arms, Iterable):
+        raise UserError(f"arms must be a list of names, such as ['none', 'cbam'], got {brief(arms)}")
+    names = list(arms)
+    for name in names:
+        if not isinstance(name, str) or not name or printable(name.strip()) != name:
+            raise UserError(f"an arm's name must be printable text without blanks around it, got {brief(name)}")
+        check_length(name)
+    return list(dict.fromkeys(names))
+
+
+def _seeds(seeds: int | Iterable[int]) -> list[int]:
+    """Return the seeds to begin with."""
+    # what says that it holds integers, or is one, may be neither, as a tensor
+    with contextlib.suppress(TypeError):
+        if isinstance(seeds, Iterable) and not isinstance(seeds, (str, bytes)):
+            return list(dict.fromkeys(map(_integer, seeds)))
+        count = _integer(seeds)
+        check_integer("seeds", count, least=0, most=MOST_SEEDS)
+        return list(range(count))
+    raise UserError(f"seeds must be how many there are, such as 8, or a list of integers, got {brief(seeds)}")
+
+
+def _integer(value: Any) -> int:
+    """Return an integer of at most 64 bits as such; raise TypeError of anything else."""
+    number = operator.index(value)
+    if isinstance(value, bool) or abs(number) >= 2**63:
+        raise TypeError
+    return number
+
+
+def _further(judgement: Judgement, num_seeds: Mapping[str, int]) -> dict[str, int]:
+    """Return how many seeds each arm that cannot be told yet needs for its next look, where there is one.
+
+    A seed whose pair is incomplete, because a run gave no figure, is made up for by another; not without end.
+    """
+    further = {}
+    for arm in judgement.arms:
+        if arm.verdict != UNKNOWN or arm.plan is None or arm.arm not in num_seeds:
+            continue
+        num_pairs = len(arm.differences)
+        look = arm.plan.next_after(num_pairs)
+        if look is not None and num_seeds[arm.arm] < 2 * look:
+            further[arm.arm] = num_seeds[arm.arm] + look - num_pairs
+    return further
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` came to.
+
+    Attributes:
+        judgement: The verdicts.
+        content: What a report of it shows: `whatwhere.report.write_page` takes it.
+    """
+
+    judgement: Judgement
+    content: dict[str, Any]
+
+
+def _figures(returned: float | Mapping[str, float], metric: str | None) -> Mapping[str, float]:
+    given = returned if isinstance(returned, Mapping) else {metric or "accuracy": returned}
+    figures = {}
+    for name, value in given.items():
+        _check_name_of_figure(name)
+        if isinstance(value, (str, bytes, bool)) or not hasattr(type(value), "__float__"):
+            what = f"{brief(value)} as {short(name)}" if isinstance(returned, Mapping) else f"a {type(value).__name__}"
+            raise UserError(f"run must return a number, or numbers by name, got {what}")
+        try:
+            figures[name] = float(value)
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # a tensor of several numbers
+            raise UserError(
+                f"run must return a number, or numbers by name, but {short(name)} is none: {said(error)}"
+            ) from error
+    return figures
+
+
+def _check_name_of_figure(name: Any) -> None:
+    if not isinstance(name, str) or not name or printable(name.strip()) != name:
+        raise UserError(f"a figure's name must be printable text without blanks around it, got {brief(name)}")
+    check_length(name)
+    if name.lower() in _TAKEN:
+        raise UserError(
+            f"a figure cannot be called {brief(name)}, which is a column of the table; give it another name"
+        )

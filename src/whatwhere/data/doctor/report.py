@@ -1,0 +1,172 @@
+"""The data doctor: what DATA holds, and what in it would spoil a result."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ...base.errors import printable
+from ...base.tables import Table
+from ..images import READ_AS
+from ..names import counted
+from ..sources.source import Finding, Sample, Source
+from .duplicates import identical_groups, joined, near_pairs
+from .findings import class_counts, class_findings, file_findings, identical_findings, near_findings, surplus
+from .probe import Entry, default_cache, probe
+
+_SEVERITIES = ("error", "warning", "note")
+_MOST_PATHS = 10
+_MOST_CLASSES = 50
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the doctor found.
+
+    Attributes:
+        name: DATA as it was given.
+        num_images: listed, whether they can be used or not.
+        counts: images that can be used, by split ("all" where DATA has none) and class.
+        findings: errors first, then warnings and notes.
+        bad: paths of samples that cannot be used.
+        surplus: paths of copies in train or val of images that a later split holds byte for byte.
+        twins: groups of paths whose images are the same, or nearly.
+        median_side: median of the images' shorter sides, in pixels; 0 if none can be used.
+        modes: number of images by how they are stored ("EXIF rotation" counts again), where that is not plain RGB.
+        digest: hash of every image's path and content.
+    """
+
+    name: str
+    num_images: int
+    counts: dict[str, dict[str, int]]
+    findings: tuple[Finding, ...]
+    bad: frozenset[str]
+    surplus: frozenset[str]
+    twins: tuple[tuple[str, ...], ...]
+    median_side: int
+    modes: dict[str, int]
+    digest: str = ""
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing would spoil a result: there is no error."""
+        return not any(finding.severity == "error" for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report for JSON, with every path."""
+        return {
+            "data": printable(self.name),
+            "sound": self.sound,
+            "num_images": self.num_images,
+            "counts": self.counts,
+            "median_side": self.median_side,
+            "modes": {mode: {"num_images": number, "read_as": _read_as(mode)} for mode, number in self.modes.items()},
+            "findings": [
+                {
+                    "severity": finding.severity,
+                    "kind": finding.kind,
+                    "message": finding.message,
+                    "paths": [printable(path) for path in finding.paths],
+                }
+                for finding in self.findings
+            ],
+        }
+
+    def tables(self) -> list[Table]:
+        """Return the report for a terminal: counts, how images are read, findings with up to 10 paths each."""
+        tables = [self._count_table()]
+        if self.modes:
+            rows = [(mode, _read_as(mode), f"{number:,}") for mode, number in self.modes.items()]
+            tables.append(Table("How images are read that are not plain RGB", ("stored", "read", "images"), rows, 2))
+        return [*tables, self._finding_table()]
+
+    def _count_table(self) -> Table:
+        classes = sorted({label for by_class in self.counts.values() for label in by_class})
+        splits = list(self.counts)
+        rows = [
+            (label, *(f"{self.counts[split].get(label, 0):,}" for split in splits)) for label in classes[:_MOST_CLASSES]
+        ]
+        if len(classes) > _MOST_CLASSES:
+            rows.append((f"and {len(classes) - _MOST_CLASSES:,} more classes", *("" for _ in splits)))
+        rows.append(("total", *(f"{sum(self.counts[split].values()):,}" for split in splits)))
+        number = "1 class" if len(classes) == 1 else f"{len(classes):,} classes"
+        title = f"{printable(self.name)}: {counted(self.num_images, 'image')} of {number}"
+        note = f"Median of the shorter sides: {self.median_side:,} pixels." if self.median_side else ""
+        columns = ("class", *("images" if split == "all" else split for split in splits))
+        return Table(title, columns, rows, note=note)
+
+    def _finding_table(self) -> Table:
+        rows: list[tuple[str, ...]] = []
+        for finding in self.findings:
+            rows.append((finding.severity, finding.message))
+            rows += [("", f"  {printable(path)}") for path in finding.paths[:_MOST_PATHS]]
+            if len(finding.paths) > _MOST_PATHS:
+                rows.append(("", f"  and {len(finding.paths) - _MOST_PATHS:,} more; all with --json"))
+        totals = Counter(finding.severity for finding in self.findings)
+        found = ", ".join(counted(totals[severity], severity) for severity in _SEVERITIES if totals[severity])
+        verdict = "sound" if self.sound else "not sound: what is marked as an error would spoil a result"
+        return Table(
+            f"Findings: {found or 'none'}", ("", "finding"), rows or [("", "nothing")], 2, f"The data are {verdict}."
+        )
+
+
+def _read_as(mode: str) -> str:
+    return "turned as the header says" if mode == "EXIF rotation" else READ_AS.get(mode, "not at all")
+
+
+def examine(
+    source: Source,
+    *,
+    cache: Path | Literal["user"] | None = "user",
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Decode every image of `source` and report what is there and what is wrong.
+
+    What a file holds is remembered in the folder `cache` until its size or time changes: by default "whatwhere" in
+    $XDG_CACHE_HOME or ~/.cache, with None nowhere. Nothing is ever written among the user's data. `progress` is called
+    with the numbers of images done and of all.
+    """
+    entries = probe(source, default_cache() if cache == "user" else cache, progress)
+    samples = source.samples
+    identical, near = identical_groups(entries), near_pairs(entries)
+    usable = [sample for sample, entry in zip(samples, entries, strict=True) if not entry.fault]
+    findings = [
+        *source.findings,
+        *file_findings(source, entries),
+        *class_findings(usable),
+        *identical_findings(samples, identical),
+        *near_findings(samples, near),
+    ]
+    sides = [min(entry.width, entry.height) for entry in entries if not entry.fault]
+    return Report(
+        name=source.name,
+        num_images=len(samples),
+        counts=class_counts(usable),
+        findings=tuple(sorted(findings, key=lambda finding: _SEVERITIES.index(finding.severity))),
+        bad=frozenset(sample.path for sample, entry in zip(samples, entries, strict=True) if entry.fault),
+        surplus=surplus(samples, identical),
+        twins=_twins(samples, [*identical, *near]),
+        median_side=round(statistics.median(sides)) if sides else 0,
+        modes=_modes(entries),
+        digest=_digest(samples, entries),
+    )
+
+
+def _digest(samples: Sequence[Sample], entries: Sequence[Entry]) -> str:
+    lines = sorted(f"{sample.path}\0{entry.digest}" for sample, entry in zip(samples, entries, strict=True))
+    return hashlib.sha256("\0".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _twins(samples: Sequence[Sample], groups: Sequence[Sequence[int]]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(samples[index].path for index in group) for group in joined(groups))
+
+
+def _modes(entries: Sequence[Entry]) -> dict[str, int]:
+    modes = Counter(entry.mode for entry in entries if not entry.fault and entry.mode != "RGB")
+    turned = sum(entry.turned for entry in entries if not entry.fault)
+    return dict(sorted(modes.items())) | ({"EXIF rotation": turned} if turned else {})

@@ -1,0 +1,1 @@
+"""From where images are to a list of paths and labels."""

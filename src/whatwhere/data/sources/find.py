@@ -1,0 +1,83 @@
+"""DATA: where images and their labels come from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ...base.errors import UserError, brief, nearest, printable
+from . import named as builtin
+from .csv_table import list_csv
+from .folders import list_folder
+from .source import Source
+
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar")
+
+
+def find_source(
+    data: str,
+    *,
+    path_column: str | None = None,
+    label_column: str | None = None,
+    data_dir: str | None = None,
+    download: bool = False,
+) -> Source:
+    """Return the images that DATA stands for.
+
+    DATA is a folder of class folders, or of train/val/test folders of them; a CSV file of paths and labels; "digits",
+    the handwritten digits that come with scikit-learn; or a torchvision data set by name, looked for in `data_dir`
+    (by default the folder "data" of the working directory) and fetched only if `download`. A path that exists wins
+    over a name.
+
+    Raises:
+        UserError: nothing fits, or there are no images with classes in it.
+    """
+    path = Path(data).expanduser() if data else Path()
+    if not data:
+        raise UserError("DATA is empty; give a folder, a CSV file or the name of a data set")
+    exists = os.path.exists(path)
+    is_list = exists and path.is_file() and path.suffix.lower() in {".csv", ".tsv"}
+    if (path_column or label_column) and not is_list:
+        raise UserError(f"--path-column and --label-column are for a CSV file, and {brief(printable(data))} is none")
+    if is_list:
+        samples, findings = list_csv(path, path_column, label_column)
+        return Source(data, path.parent, samples, findings)
+    if exists and path.is_dir():
+        samples, findings = list_folder(path)
+        return Source(data, path, samples, findings)
+    if exists:
+        raise _no_data_file(path)
+    return _find_built_in(data, data_dir, download)
+
+
+def _no_data_file(path: Path) -> UserError:
+    if path.suffix.lower() in _ARCHIVES:
+        return UserError(f"{printable(str(path))} is an archive; unpack it and give the folder")
+    return UserError(f"{printable(str(path))} is a file, and DATA is a folder of class folders or a .csv or .tsv file")
+
+
+def _find_built_in(data: str, data_dir: str | None, download: bool) -> Source:
+    name = data.lower().removeprefix("torchvision/").removeprefix("torchvision:")
+    if data.lower() == "digits":
+        return builtin.digits_source(data)
+    if name in builtin.DATASETS:
+        return builtin.torchvision_source(data, name, data_dir, download)
+    known = ["digits", *builtin.DATASETS]
+    close = nearest(name, known) if "torchvision" in data.lower() or "/" not in data else ""
+    raise UserError(
+        f"there is no folder, CSV file or data set {brief(printable(data), 200)}{close or _nearest_path(data)}"
+        + ("" if close else "; data sets by name: " + ", ".join(known) if len(data) < 20 and "/" not in data else "")
+    )
+
+
+def _nearest_path(data: str) -> str:
+    parent = Path(data).expanduser().parent
+    try:
+        beside = sorted(entry for entry in os.listdir(parent) if not entry.startswith("."))
+    except (OSError, ValueError):
+        return ""
+    lowered = {entry.lower(): str(parent / entry) for entry in beside}
+    found = nearest(Path(data).name, list(lowered))
+    for entry, full in lowered.items():
+        found = found.replace(f" {entry},", f" {printable(full)},").replace(f" {entry}?", f" {printable(full)}?")
+    return found

@@ -1,0 +1,254 @@
+"""A folder of class folders, or of train/val/test folders of them."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...base.errors import UserError, few, printable
+from ..images import SUFFIXES, ImageError, open_image
+from ..names import class_name, counted, split_of
+from .source import Finding, Sample
+
+_HIDDEN = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
+# left where they are without a look inside
+_TEXTS = {".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".rst", ".xml", ".yaml", ".yml", ".html", ".pdf", ".log"}
+_BYSTANDERS = _TEXTS | {".ini", ".db", ".npy", ".npz", ".mat", ".pkl", ".py", ".ipynb", ".zip", ".tar", ".gz", ".xz"}
+# images by their suffix, but not read
+_RAW = {".raw", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f"}
+_FOREIGN = (
+    _RAW | {".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".psd", ".svg", ".eps", ".ico", ".exr"}
+) - SUFFIXES
+# below this depth a real folder is listed once, however many links lead to it
+_FREE_DEPTH = 2
+
+# severity, what is counted, sentence
+_MESSAGES = {
+    "permission": ("error", "folder", "{n} that could not be listed; change the permissions, or --skip-bad"),
+    "convert": (
+        "error",
+        "file",
+        "{n} in a format that is not read (HEIC, raw, ...); convert to JPEG, or --skip-bad",
+    ),
+    "suffix": (
+        "warning",
+        "file",
+        "left out {n} with an image inside but not by the suffix; rename, to .png for example",
+    ),
+    "stray": ("warning", "image", "left out {n} outside any class folder; move into one"),
+    "beside": ("warning", "folder", "left out {n} with images, beside the train, val or test folders"),
+    "empty-class": ("warning", "class folder", "{n} without any image"),
+    "split-in-class": (
+        "warning",
+        "folder",
+        "{n} inside a class and named like a split, which DATA/train/CLASS would be",
+    ),
+    "link": ("warning", "link", "left out {n} to a folder already listed, or to nothing"),
+    "special": ("warning", "file", "left out {n} of a special kind, such as a pipe"),
+    "hidden": ("note", "name", "left out {n} hidden or made by the system"),
+    "nested": ("note", "folder", "{n} inside a class folder: the images there belong to the class"),
+    "other": ("note", "file", "left out {n} without an image inside"),
+}
+
+
+@dataclass
+class _Folder:
+    """A folder as listed: paths are relative to DATA."""
+
+    path: str
+    name: str
+    folders: list[_Folder] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+
+    def all_images(self) -> Iterator[str]:
+        yield from self.images
+        for folder in self.folders:
+            yield from folder.all_images()
+
+    def below(self) -> Iterator[_Folder]:
+        for folder in self.folders:
+            yield folder
+            yield from folder.below()
+
+    @property
+    def holds_images(self) -> bool:
+        return next(self.all_images(), None) is not None
+
+    @property
+    def class_folders(self) -> list[_Folder]:
+        return [folder for folder in self.folders if folder.holds_images]
+
+
+def list_folder(root: Path) -> tuple[tuple[Sample, ...], tuple[Finding, ...]]:
+    """List the images under `root` with their classes and splits, whatever the order of the file system.
+
+    A folder counts as a split if its name is a spelling of one and class folders are in it. A folder that stands alone
+    is gone into. Folders inside a class belong to the class. Hidden and system folders and files that are no images are
+    left out and reported.
+
+    Raises:
+        UserError: there are no class folders with images, or a split is there twice.
+    """
+    listing = _Listing(root)
+    top = listing.list()
+    notes = []
+    while (inner := _wrapped(top)) is not None:
+        message = f"DATA holds only the folder {printable(inner.path)}, whose folders are taken"
+        notes.append(Finding("note", "wrapper", message, (inner.path,)))
+        top = inner
+    samples = _samples(root, top, listing.met)
+    findings = [*_findings(listing.met), *notes]
+    return tuple(sorted(samples, key=lambda sample: sample.path)), tuple(findings)
+
+
+def _wrapped(top: _Folder) -> _Folder | None:
+    with_images = top.class_folders
+    if len(with_images) != 1 or top.images:
+        return None
+    inner = with_images[0]
+    is_split = split_of(inner.name) is not None
+    return None if inner.images or not inner.class_folders or is_split else inner
+
+
+def _samples(root: Path, top: _Folder, met: dict[str, list[str]]) -> list[Sample]:
+    splits: dict[str, _Folder] = {}
+    for folder in top.folders:
+        split = split_of(folder.name)
+        if split is None or not folder.class_folders:
+            continue
+        if split in splits:
+            names = f"{printable(splits[split].path)} and {printable(folder.path)}"
+            raise UserError(f"in {printable(str(root))}, {names} are both a {split} folder; merge or rename one")
+        splits[split] = folder
+    if not splits:
+        _check_classes(root, top)
+        samples = _class_samples(top, None, met)
+        met["split-in-class"] += [
+            inner.path for folder in top.folders for inner in folder.class_folders if split_of(inner.name) is not None
+        ]
+        return samples
+    taken = {folder.path for folder in splits.values()}
+    met["beside"] += [folder.path for folder in top.class_folders if folder.path not in taken]
+    met["stray"] += top.images
+    return [sample for split in sorted(splits) for sample in _class_samples(splits[split], split, met)]
+
+
+def _class_samples(parent: _Folder, split: str | None, met: dict[str, list[str]]) -> list[Sample]:
+    met["stray"] += parent.images
+    samples = []
+    for folder in parent.folders:
+        images = list(folder.all_images())
+        if not images:
+            met["empty-class"].append(folder.path)
+        met["nested"] += [inner.path for inner in folder.below() if inner.images]
+        samples += [Sample(path, class_name(folder.name), split) for path in images]
+    return samples
+
+
+def _check_classes(root: Path, top: _Folder) -> None:
+    where = printable(str(root))
+    classes = top.class_folders
+    if not classes and top.images:
+        raise UserError(
+            f"{where} holds {len(top.images):,} images but no class folders; put each class's images into a folder of "
+            "its name, or give a CSV file of paths and labels"
+        )
+    if not classes:
+        raise UserError(f"{where} holds no images; DATA is a folder of class folders, or of train/val/test folders")
+    if len(classes) > 1 and all(split_of(folder.name) for folder in classes):
+        names = few([folder.path for folder in classes], 6, " and ")
+        raise UserError(f"in {where}, {names} hold images but no class folders; the classes must be folders in them")
+
+
+class _Listing:
+    """Lists folders; what is not taken is noted in `met`, by kind."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.met: dict[str, list[str]] = defaultdict(list)
+
+    def list(self) -> _Folder:
+        top = _Folder("", "")
+        seen = {self._identity(self.root)}
+        try:
+            self._fill(top, 0, seen)
+        except OSError as error:
+            raise UserError(
+                f"cannot list {printable(str(self.root))}: {error.strerror}; see its permissions"
+            ) from error
+        return top
+
+    @staticmethod
+    def _identity(path: Path | str) -> tuple[int, int]:
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
+
+    def _fill(self, folder: _Folder, depth: int, seen: set[tuple[int, int]]) -> None:
+        with os.scandir(self.root / folder.path) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        for entry in found:
+            path = f"{folder.path}/{entry.name}" if folder.path else entry.name
+            if entry.name.startswith(".") or entry.name.lower() in _HIDDEN:
+                self.met["hidden"].append(path)
+            else:
+                self._sort(folder, entry, path, depth, seen)
+
+    def _sort(
+        self, folder: _Folder, entry: os.DirEntry[str], path: str, depth: int, seen: set[tuple[int, int]]
+    ) -> None:
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file()
+        except OSError:  # a link to itself
+            is_folder = is_file = False
+        if is_folder:
+            self._enter(folder, _Folder(path, entry.name), entry.path, depth, seen)
+        elif is_file:
+            self._take(folder, path, entry.path)
+        else:
+            self.met["link" if entry.is_symlink() else "special"].append(path)
+
+    def _enter(self, parent: _Folder, folder: _Folder, full: str, depth: int, seen: set[tuple[int, int]]) -> None:
+        identity = self._identity(full)
+        if identity in seen:
+            self.met["link"].append(folder.path)
+            return
+        # near the top a folder only must not hold itself: two classes may well be links to one folder, and the same
+        # images under two names are then found and reported
+        inside = {*seen, identity} if depth < _FREE_DEPTH else seen
+        inside.add(identity)
+        try:
+            self._fill(folder, depth + 1, inside)
+        except OSError:
+            self.met["permission"].append(folder.path)
+        parent.folders.append(folder)
+
+    def _take(self, folder: _Folder, path: str, full: str) -> None:
+        suffix = os.path.splitext(path)[1].lower()
+        if suffix in SUFFIXES:
+            folder.images.append(path)
+        elif suffix in _FOREIGN:
+            self.met["convert"].append(path)
+        elif suffix not in _BYSTANDERS and _is_image(full):
+            self.met["suffix"].append(path)
+        else:
+            self.met["other"].append(path)
+
+
+def _is_image(full: str) -> bool:
+    try:
+        open_image(Path(full)).close()
+    except ImageError as error:
+        return error.kind == "huge"
+    return True
+
+
+def _findings(met: dict[str, list[str]]) -> list[Finding]:
+    findings = []
+    for kind, (severity, noun, message) in _MESSAGES.items():
+        paths = tuple(sorted(set(met.get(kind, ()))))
+        if paths:
+            findings.append(Finding(severity, kind, message.format(n=counted(len(paths), noun)), paths))
+    return findings

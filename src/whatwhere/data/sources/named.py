@@ -1,0 +1,173 @@
+"""Data sets by name: scikit-learn's digits and torchvision's."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ...base.errors import UserError, printable, said
+from ..names import class_name
+from .source import Finding, Sample, Source
+
+DEFAULT_DIR = "data"
+_DIGITS_POOL = 897
+
+_TRAIN_TEST = {"train": {"split": "train"}, "test": {"split": "test"}}
+_TRAIN_VAL_TEST = {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}}
+_TRAIN_VALID_TEST = {"train": {"split": "train"}, "val": {"split": "valid"}, "test": {"split": "test"}}
+_TRAIN_FLAG = {"train": {"train": True}, "test": {"train": False}}
+_WHOLE: dict[str, dict[str, Any]] = {"all": {}}
+
+
+@dataclass(frozen=True)
+class _Dataset:
+    """A class of torchvision.datasets and its arguments for each of our splits."""
+
+    name: str
+    splits: Mapping[str, Mapping[str, Any]]
+    # made by torchvision even where nothing is downloaded
+    folder: str | None = None
+
+
+DATASETS = {
+    item.name.lower(): item
+    for item in (
+        _Dataset("CIFAR10", _TRAIN_FLAG),
+        _Dataset("CIFAR100", _TRAIN_FLAG),
+        _Dataset("MNIST", _TRAIN_FLAG),
+        _Dataset("FashionMNIST", _TRAIN_FLAG),
+        _Dataset("KMNIST", _TRAIN_FLAG),
+        _Dataset("QMNIST", _TRAIN_FLAG),
+        _Dataset("USPS", _TRAIN_FLAG),
+        _Dataset("SVHN", _TRAIN_TEST),
+        _Dataset("STL10", _TRAIN_TEST),
+        _Dataset("Food101", _TRAIN_TEST),
+        _Dataset("Flowers102", _TRAIN_VAL_TEST),
+        _Dataset("OxfordIIITPet", {"train": {"split": "trainval"}, "test": {"split": "test"}}),
+        _Dataset("DTD", _TRAIN_VAL_TEST),
+        _Dataset("EuroSAT", _WHOLE),
+        _Dataset("GTSRB", _TRAIN_TEST),
+        _Dataset("FGVCAircraft", _TRAIN_VAL_TEST),
+        _Dataset("PCAM", _TRAIN_VAL_TEST),
+        _Dataset("Imagenette", {"train": {"split": "train"}, "val": {"split": "val"}}),
+        _Dataset("Country211", _TRAIN_VALID_TEST),
+        _Dataset("RenderedSST2", _TRAIN_VAL_TEST),
+        _Dataset("SUN397", _WHOLE),
+        _Dataset("Caltech101", _WHOLE, "caltech101"),
+        _Dataset("Caltech256", _WHOLE, "caltech256"),
+        _Dataset("StanfordCars", _TRAIN_TEST),
+    )
+}
+
+
+@dataclass(frozen=True)
+class BuiltInSource(Source):
+    """Images that a library holds, by split: `images[split][index]` is an image, or begins with one."""
+
+    images: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def open(self, sample: Sample) -> Image.Image:
+        """Return the image of a sample."""
+        split, index = sample.path.split("/")
+        item: Any = self.images[split][int(index)]
+        if isinstance(item, tuple):
+            item = item[0]
+        return item if isinstance(item, Image.Image) else Image.fromarray(item)
+
+    def content(self, sample: Sample) -> bytes:
+        """Return the pixels of a sample, after their mode and size."""
+        image = self.open(sample)
+        return f"{image.mode} {image.size} ".encode() + image.tobytes()
+
+
+def digits_source(name: str) -> Source:
+    """Return scikit-learn's digits: 8x8, grey, 897 to train with and 900 by other writers to test with."""
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise UserError("the digits come with scikit-learn: pip install 'whatwhere[demo]'") from error
+    raw = load_digits()
+    # 17 grey levels, from 0 to 16
+    pixels = (raw.images * (255 / 16)).round().astype("uint8")
+    labels = [str(label) for label in raw.target]
+    images = {"train": pixels[:_DIGITS_POOL], "test": pixels[_DIGITS_POOL:]}
+    by_split = {"train": labels[:_DIGITS_POOL], "test": labels[_DIGITS_POOL:]}
+    return BuiltInSource(name, None, _samples(by_split), (), images)
+
+
+def torchvision_source(name: str, key: str, data_dir: str | None, download: bool) -> Source:
+    """Return torchvision's data set `key` of `DATASETS`, looked for in `data_dir`.
+
+    Raises:
+        UserError: it is not there and not to be downloaded, or the download fails.
+    """
+    entry = DATASETS[key]
+    folder = Path(DEFAULT_DIR if data_dir is None else data_dir).expanduser()
+    sets = {split: _load(entry, folder, dict(options), download) for split, options in entry.splits.items()}
+    by_split = {split: _labels(dataset) for split, dataset in sets.items()}
+    where = printable(str(folder))
+    finding = Finding("note", "built-in", f"{entry.name} is read by torchvision from the folder {where}")
+    return BuiltInSource(name, None, _samples(by_split), (finding,), sets)
+
+
+def _samples(by_split: Mapping[str, Sequence[str]]) -> tuple[Sample, ...]:
+    samples = [
+        Sample(f"{split}/{index:0{max(5, len(str(len(labels))))}d}", label, None if split == "all" else split)
+        for split, labels in by_split.items()
+        for index, label in enumerate(labels)
+    ]
+    return tuple(sorted(samples, key=lambda sample: sample.path))
+
+
+def _load(entry: _Dataset, folder: Path, options: dict[str, Any], download: bool) -> Any:
+    from torchvision import datasets
+
+    make = getattr(datasets, entry.name)
+    if folder.is_dir() and (entry.folder is None or (folder / entry.folder).is_dir()):
+        try:
+            return make(str(folder), **options)
+        except ModuleNotFoundError as error:
+            raise UserError(f"{entry.name} needs a package that is not installed: pip install {error.name}") from error
+        except (RuntimeError, OSError) as error:
+            if "is not found" in str(error) or "h5py" in str(error):
+                raise UserError(f"{entry.name} cannot be read: {said(error)}") from error
+            # not there, or in part
+    if not download:
+        raise UserError(
+            f"{entry.name} is not in the folder {printable(str(folder))}, where torchvision would look for it; give "
+            "its folder with --data-dir, or fetch it with --download"
+        )
+    try:
+        # torchvision prints as it unpacks, and standard output is for the result
+        with contextlib.redirect_stdout(sys.stderr):
+            folder.mkdir(parents=True, exist_ok=True)
+            return make(str(folder), download=True, **options)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UserError(
+            f"{entry.name} could not be downloaded to {printable(str(folder))} ({said(error)}); put its files there, "
+            "or give another folder with --data-dir"
+        ) from error
+
+
+def _labels(dataset: Any) -> list[str]:
+    """Return a data set's labels by name, without decoding its images where it holds labels in a usual way."""
+    held = next(
+        (getattr(dataset, name) for name in ("targets", "labels", "_labels", "y") if hasattr(dataset, name)), None
+    )
+    if held is None:
+        held = [item[1] for item in getattr(dataset, "_samples", dataset)]
+    indices = [int(label) for label in held]
+    names = getattr(dataset, "classes", None) or getattr(dataset, "categories", None)
+    if names is None:
+        width = len(str(max(indices, default=0)))
+        return [f"{index:0{width}d}" for index in indices]
+    # Imagenette names a class by its synonyms
+    texts = [class_name(str(name[0] if isinstance(name, (tuple, list)) else name)) for name in names]
+    unique = [text if texts.count(text) == 1 else f"{text} ({index})" for index, text in enumerate(texts)]
+    return [unique[index] for index in indices]

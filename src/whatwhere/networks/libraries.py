@@ -1,0 +1,245 @@
+"""Networks of torchvision and timm by name: `torchvision:NAME`, `timm:NAME`, or NAME alone where it is not ours."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from ..base.errors import UserError, brief, nearest, said
+from ..base.randomness import seeded
+from ..models.initialization import resolve_seed
+from . import weights
+from .create import MODELS
+
+LIBRARIES = ("torchvision", "timm")
+# further outputs in training, of which no loss here knows
+_ONE_OUTPUT = {
+    "torchvision:googlenet": {"aux_logits": False, "init_weights": True},
+    "torchvision:inception_v3": {"aux_logits": False},
+}
+Channels = tuple[float, float, float]
+_FURTHER_OUTPUTS = ("aux1.", "aux2.", "AuxLogits.")
+
+
+def full_name(name: str) -> str:
+    """Return a network's name with its library, or alone where it is ours.
+
+    Raises:
+        UserError: No library has it, or timm is wanted and is not installed.
+    """
+    if not isinstance(name, str):
+        raise UserError(f"the name of a network must be text, such as 'resnet50', got {brief(name)}")
+    if name in MODELS:
+        return name
+    library, colon, own = name.partition(":")
+    if colon and library not in LIBRARIES:
+        raise UserError(f"unknown library {brief(library)} in {brief(name)}; known: {', '.join(LIBRARIES)}")
+    if not colon:
+        own = name
+    tried: dict[str, list[str]] = {}
+    for known in (library,) if colon else LIBRARIES:
+        tried[known] = _names(known, required=bool(colon))
+        if own in tried[known]:
+            return f"{known}:{own}"
+    if not colon:
+        tried["ours"] = list(MODELS)
+    hint = nearest(own, [other for names in tried.values() for other in names])
+    raise UserError(f"unknown network {brief(name)}{hint or '; `whatwhere models` names ours'}")
+
+
+def is_other(name: str) -> bool:
+    """Return whether a full name is of another library."""
+    return name.partition(":")[0] in LIBRARIES
+
+
+def _names(library: str, *, required: bool) -> list[str]:
+    if library == "torchvision":
+        import torchvision
+
+        return list(torchvision.models.list_models(torchvision.models))
+    try:
+        with _quiet():
+            import timm
+    except ModuleNotFoundError as error:
+        if required:
+            raise UserError("networks of timm need timm; install it: pip install timm") from error
+        return []
+    names: list[str] = timm.list_models()
+    return names
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other people's deprecations
+        yield
+
+
+def create_other(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    seed: int | None = None,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+) -> nn.Module:
+    """Build a network of torchvision or timm.
+
+    Args:
+        name: As `full_name` returns it.
+        num_classes: Width of the classifier.
+        seed: The initial weights are a function of it; None draws one from torch's default generator.
+        drop_rate: Dropout before the classifier; timm only.
+        drop_path_rate: Stochastic depth; timm only.
+
+    Raises:
+        UserError: It cannot be built.
+    """
+    library, _, own = full_name(name).partition(":")
+    if library not in LIBRARIES:
+        raise UserError(f"{name} is one of our own networks; `create_model` builds it")
+    options = {key: rate for key, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)) if rate}
+    if library == "torchvision" and options:
+        raise UserError(f"{', '.join(options)} cannot be given for networks of torchvision; leave it out")
+    seed = resolve_seed(seed)
+    with seeded(seed, "construction"), _quiet():
+        return _built(library, own, num_classes, options)
+
+
+def _built(library: str, name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
+    try:
+        if library == "torchvision":
+            import torchvision
+
+            model: nn.Module = torchvision.models.get_model(
+                name, weights=None, num_classes=num_classes, **_ONE_OUTPUT.get(f"{library}:{name}", {})
+            )
+            return model
+        import timm
+
+        built: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
+        return built
+    # another library's words about options and sizes that it cannot build
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise UserError(f"{library}:{name} cannot be built: {said(error)}") from error
+
+
+def published(name: str) -> weights.StateDict:
+    """Return the published weights of a network: downloaded, or from its library's cache.
+
+    Raises:
+        UserError: There are none, or they cannot be had.
+    """
+    library, _, name = name.partition(":")
+    if library == "torchvision":
+        return weights.torchvision_state_dict(name)
+    import timm
+
+    try:
+        with _quiet():
+            state: weights.StateDict = timm.create_model(name, pretrained=True).state_dict()
+        return state
+    # timm reports a missing hub, network or file by whatever the reader beneath raises
+    except Exception as error:
+        raise UserError(
+            f"timm's weights of {name} cannot be had: {said(error)}; give a weights file, or none"
+        ) from error
+
+
+def normalization(name: str) -> tuple[Channels, Channels] | None:
+    """Return the mean and the standard deviation that timm says a network's weights were trained with, or None.
+
+    Those that torchvision publishes, and so ours, were trained with ImageNet's.
+    """
+    library, _, own = name.partition(":")
+    if library != "timm":
+        return None
+    import timm
+
+    config = timm.get_pretrained_cfg(own)
+    if config is None:
+        return None
+    mean, std = (tuple(map(float, values)) for values in (config.mean, config.std))
+    return (mean, std) if len(mean) == len(std) == 3 else None
+
+
+def as_published(model: nn.Module, name: str) -> None:
+    """Set what a network's library sets beside its published weights and no weight shows."""
+    if name in _ONE_OUTPUT:
+        # from ImageNet's mean and deviation to those of the weights; torch's types know no flags in a module
+        model.transform_input = True  # type: ignore[assignment]
+
+
+def is_as_published(model: nn.Module) -> bool:
+    """Return whether `as_published` has set something in `model`."""
+    return getattr(model, "transform_input", False) is True
+
+
+def read_other(model: nn.Module, name: str, path: str) -> weights.StateDict:
+    """Read a file's weights of `model`, a network of torchvision or timm without attention, under its names.
+
+    timm's tf_efficientnet_b0 to b8 take those of the package efficientnet_pytorch too. A warning names tensors that
+    stand beside the network's and are left out.
+
+    Raises:
+        UserError: As `weights.read_file`, a tensor that holds NaN or infinite values, or weights of
+            efficientnet_pytorch for another network.
+    """
+    shapes = {key: value.shape for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
+    renamed = weights.efficientnet_names(model.state_dict())
+    theirs = {key: shapes[own] for key, own in renamed.items() if own in shapes}
+    file = weights.read_file(path, weights.Wanted({**shapes, **theirs}, len(shapes) // 2 + 1))
+    weights.check_finite(file)
+    weights.warn_of_left_out(file)
+    if not weights.is_of_efficientnet_pytorch(file.state):
+        return file.state
+    # another network's tensors have the same shapes, but its padding and its norms' eps are others
+    if not name.startswith("timm:tf_efficientnet_b"):
+        raise UserError(
+            f"the weights in {path!r} are of the package efficientnet_pytorch, and its networks are timm's "
+            f"tf_efficientnet_b0 to b8, not {name}"
+        )
+    return {renamed.get(key, key): value for key, value in file.state.items()}
+
+
+def load_other(model: nn.Module, name: str, state: weights.StateDict, source: str) -> None:
+    """Load `state`, all of it but for a classifier of another number of classes, or nothing.
+
+    Args:
+        model: The network.
+        name: Its name, as `full_name` returns it. Outputs that the library has for training alone are passed over.
+        state: The weights.
+        source: Where they are from, for the error's sentence.
+
+    Raises:
+        UserError: Any other key missing, unexpected or of another shape; the model is left as it was.
+    """
+    own = model.state_dict()
+    if name in _ONE_OUTPUT:
+        state = {key: value for key, value in state.items() if not key.startswith(_FURTHER_OUTPUTS)}
+    classifier = _classifier(model)
+    other = {key for key in classifier & state.keys() if state[key].shape != own[key].shape}
+    kept = {key: value for key, value in state.items() if key not in (classifier if other else ())}
+    optional = classifier if classifier - kept.keys() == classifier else set()
+    optional |= {key for key in own if key.endswith("num_batches_tracked")}
+    fit = weights.compare(kept, own, optional)
+    if fit.groups:
+        raise UserError(f"the weights from {source!r} are not of this network: {fit.sentence()}")
+    model.load_state_dict({**own, **kept})
+
+
+def _classifier(model: nn.Module) -> set[str]:
+    """Return the keys of the layer that gives the logits: the last with weights, but for attention put in later."""
+    layers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and not weights.is_attention_key(f"{name}.")
+    ]
+    if not layers:
+        return set()
+    name, module = layers[-1]
+    return {f"{name}.{key}" for key, _ in module.named_parameters(recurse=False)}

@@ -1,0 +1,447 @@
+"""Reading weights safely: nothing in a file is executed."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import pickle
+import re
+import urllib.error
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...base.errors import UserError, brief, few, said
+from .fit import shown
+
+StateDict = dict[str, Tensor]
+
+# where no name tells which entry of a file is the network's
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
+_DEEPEST = 8  # levels of modules around a network, and of mappings around its tensors
+_AVERAGED = {"ema", "swa", "averaged"}  # words in the names of averaged weights
+# what tools leave among the tensors, by the end of its name
+_LEFTOVERS = {"total_ops": "thop", "total_params": "thop", "n_averaged": "torch's AveragedModel"}
+# of torch.compile, activation checkpointing and FSDP around parts of a network
+_WRAPPER_INSIDE = re.compile(r"(?<=\.)(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+_COUNTER = "num_batches_tracked"
+# how files begin that stand where weights should
+_NO_WEIGHTS = {
+    b"version https://git-lfs": "a pointer of Git LFS, for which `git lfs pull` brings the file itself",
+    b"<!doctype html": "a web page",
+    b"<html": "a web page",
+}
+_CODE_IN_PICKLE = re.compile(r"GLOBAL ([A-Za-z_][\w.]{0,80})")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """By which tensors a network is found in a file.
+
+    Attributes:
+        shapes: Their names, and their shapes; None for any shape.
+        least: How many of them a part of the file must have to be taken for the network.
+    """
+
+    shapes: Mapping[str, torch.Size | None]
+    least: int
+
+
+# in every layout of a ResNet
+RESNET = Wanted({"layer1.0.conv1.weight": None, "layer1.0.conv2.weight": None}, 1)
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """What a file holds.
+
+    Attributes:
+        path: As it was given.
+        state: The network's tensors, prefix taken off; their values are unchecked.
+        wrapper: The entry that they were in, such as "state_dict"; empty if they were the file.
+        prefix: What their names began with, such as "module."; empty for nothing.
+        around: What else the file holds, in a few words for each entry.
+        metadata: The text that a safetensors file carries.
+        left_out: Tensors beside the network's, in a few words for each group.
+        notes: What was changed in the tensors, in words.
+    """
+
+    path: str
+    state: StateDict
+    wrapper: str
+    prefix: str
+    around: dict[str, str]
+    metadata: dict[str, str]
+    left_out: dict[str, str]
+    notes: tuple[str, ...]
+
+    def non_finite(self) -> dict[str, int]:
+        """Return how many values of each tensor are NaN or infinite, where any are."""
+        counts = {key: _num_non_finite(value) for key, value in self.state.items()}
+        return {key: count for key, count in counts.items() if count}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The tensors of one module in one mapping of a file.
+
+    Attributes:
+        where: The names of the mappings around them, the outermost first.
+        prefix: What their names begin with.
+        state: The tensors, prefix taken off.
+        num_wanted: How many of them are wanted.
+    """
+
+    where: tuple[str, ...]
+    prefix: str
+    state: StateDict
+    num_wanted: int = 0
+
+    @property
+    def name(self) -> str:
+        return ".".join((*self.where, self.prefix)).removesuffix(".")
+
+    @property
+    def is_averaged(self) -> bool:
+        return not _AVERAGED.isdisjoint(re.split(r"[._]", self.name.lower()))
+
+    def equals(self, other: _Part) -> bool:
+        return self.state.keys() == other.state.keys() and all(
+            value.dtype == other.state[key].dtype and torch.equal(value, other.state[key])
+            for key, value in self.state.items()
+        )
+
+
+def read_file(path: str | os.PathLike[str], wanted: Wanted = RESNET) -> WeightsFile:
+    """Read a network's tensors from a .safetensors file or a PyTorch checkpoint, and what is around them.
+
+    A checkpoint is read with `weights_only=True`.
+
+    Raises:
+        UserError: No such file, not a sound file of tensors, or as `find_weights`.
+    """
+    name = os.fspath(path)
+    content, metadata = _content(_existing(name))
+    return find_weights(content, name, wanted, metadata)
+
+
+def find_weights(
+    content: Any, source: str, wanted: Wanted = RESNET, metadata: Mapping[str, str] | None = None
+) -> WeightsFile:
+    """Return a network's tensors from whatever mappings and modules they were saved in.
+
+    The network is where the wanted tensors are: in any mapping ("state_dict", "model", ...), below any module
+    ("module.", "model.", "encoder.", ...). Averaged weights ("ema" or "swa" in their name) are taken before those that
+    they are averages of. What thop leaves is ignored, and counters of batches become integers.
+
+    Args:
+        content: What a file holds.
+        source: Its name, for the error's sentence.
+        wanted: By what the network is found; without any of it, the most likely tensors are returned as they are.
+        metadata: The text that a safetensors file carries.
+
+    Raises:
+        UserError: No tensors, several networks, or tensors that are no plain ones.
+    """
+    holders = _holders(content)
+    if not holders:
+        raise UserError(f"{source!r} holds no state dict (names to tensors)")
+    parts = [part for where, state in holders.items() for part in _parts(where, state, wanted)]
+    part = _chosen(parts, source) if parts else _most_likely(holders)
+    _check_plain(part, source)
+    whole = {key: value for key, value in holders[part.where].items() if not _is_leftover(key, value)}
+    bare = {f"{part.prefix}{key}": key for key in part.state}
+    state, notes = _with_integer_counters({bare[key]: value for key, value in whole.items() if key in bare})
+    left_out = _grouped({key: value for key, value in whole.items() if key not in bare}, part.prefix)
+    around = {**_around(content, part.where), **_leftovers(holders[part.where].keys() - whole.keys())}
+    return WeightsFile(source, state, ".".join(part.where), part.prefix, around, dict(metadata or {}), left_out, notes)
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
+    """Return a file's tensors under the names in it, every one of them finite.
+
+    Raises:
+        UserError: No such file, not a sound file of tensors, or a tensor holds NaN or infinite values.
+    """
+    file = read_file(path, Wanted({}, 1))
+    check_finite(file)
+    return file.state
+
+
+def check_finite(file: WeightsFile) -> None:
+    """Raise UserError if a tensor of `file` holds NaN or infinite values."""
+    for key, value in file.state.items():
+        if _num_non_finite(value):
+            raise UserError(f"{file.path!r} holds weights that are NaN or infinite: {brief(key)}")
+
+
+def warn_of_left_out(file: WeightsFile) -> None:
+    """Issue a warning that names the tensors of `file` beside the network's."""
+    if file.left_out:
+        groups = [f"{shown(name)} ({what})" for name, what in file.left_out.items()]
+        named = ", ".join([*groups[:3], *(["..."] if len(groups) > 3 else [])])
+        warnings.warn(f"left out of the weights from {file.path!r}: {named}", stacklevel=5)
+
+
+def _num_non_finite(value: Tensor) -> int:
+    if not value.is_floating_point():
+        return 0
+    # not every small float has `isfinite`
+    value = value if value.dtype == torch.float64 else value.float()
+    return value.numel() - int(value.isfinite().sum())
+
+
+def _existing(name: str) -> Path:
+    file = Path(name)
+    try:
+        found = file.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        found = False
+    if not found:
+        raise UserError(f"no weights file {brief(name, 200)}; give a .safetensors or .pth file")
+    return file
+
+
+def _content(file: Path) -> tuple[Any, dict[str, str]]:
+    """Return what `file` holds, and its metadata."""
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(file, framework="pt") as tensors:
+                return {key: tensors.get_tensor(key) for key in tensors.keys()}, dict(tensors.metadata() or {})  # noqa: SIM118
+        # training scripts keep their arguments beside the weights: a plain holder of values, harmless to build
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old pickles: what is wrong with them is said below
+            return torch.load(file, map_location="cpu", weights_only=True), {}
+    except OSError as error:
+        raise UserError(f"cannot read {str(file)!r}: {error.strerror or said(error)}") from error
+    # a damaged or hostile file can make the readers raise nearly anything
+    except Exception as error:
+        raise UserError(
+            f"cannot read weights from {str(file)!r}: {_what_is_wrong(file, error)}, and nothing in it is executed; "
+            "save model.state_dict() with safetensors or torch.save"
+        ) from error
+
+
+def _what_is_wrong(file: Path, error: Exception) -> str:
+    with contextlib.suppress(OSError), file.open("rb") as stream:
+        beginning = stream.read(64).lstrip().lower()
+        for signature, kind in _NO_WEIGHTS.items():
+            if beginning.startswith(signature):
+                return f"it is {kind}"
+    if file.suffix == ".safetensors":
+        return "it is no sound safetensors file"
+    code = _CODE_IN_PICKLE.search(str(error))
+    if code is not None:
+        return f"beside tensors it holds code to be run, {code[1]}"
+    return "it is no sound file of tensors and plain values alone"
+
+
+def _holders(content: Any) -> dict[tuple[str, ...], StateDict]:
+    """Return the tensors of each mapping in `content` that has some, by the names that lead to it."""
+    holders: dict[tuple[str, ...], StateDict] = {}
+    seen: set[int] = set()  # a mapping can hold itself
+    waiting: deque[tuple[tuple[str, ...], Any]] = deque([((), content)] if isinstance(content, Mapping) else [])
+    while waiting:
+        where, mapping = waiting.popleft()
+        if id(mapping) in seen or len(where) > _DEEPEST:
+            continue
+        seen.add(id(mapping))
+        own = {key: value for key, value in mapping.items() if isinstance(key, str) and isinstance(value, Tensor)}
+        if own:
+            bare = {_WRAPPER_INSIDE.sub("", key): value for key, value in own.items()}
+            holders[where] = bare if len(bare) == len(own) else own
+        inside = [(key, value) for key, value in mapping.items() if isinstance(key, str) and isinstance(value, Mapping)]
+        waiting += [((*where, key), value) for key, value in inside]
+    return holders
+
+
+def _parts(where: tuple[str, ...], state: StateDict, wanted: Wanted) -> list[_Part]:
+    """Return the parts of one mapping that may be the network's, each without those below it."""
+    counts: Counter[str] = Counter()
+    for key, value in state.items():
+        for prefix in _prefixes(key):
+            name = key[len(prefix) :]
+            if name in wanted.shapes and wanted.shapes[name] in (None, value.shape):
+                counts[prefix] += 1
+    # one that all names share is nobody's but the network's
+    shared = {prefix for prefix in counts if prefix and all(key.startswith(prefix) for key in state)}
+    parts: dict[str, StateDict] = {
+        prefix: {}
+        for prefix, count in counts.items()
+        if count >= wanted.least or (prefix in shared and count > counts[""])
+    }
+    for key, value in state.items():
+        longest = max((prefix for prefix in _prefixes(key) if prefix in parts), key=len, default=None)
+        if longest is not None:
+            parts[longest][key[len(longest) :]] = value
+    return [_Part(where, prefix, part, counts[prefix]) for prefix, part in parts.items()]
+
+
+def _prefixes(key: str) -> list[str]:
+    """Return the names of the modules that `key` may be below, the outermost first."""
+    modules = key.split(".", _DEEPEST)[:-1]
+    return ["".join(f"{module}." for module in modules[:depth]) for depth in range(len(modules) + 1)]
+
+
+def _chosen(parts: list[_Part], source: str) -> _Part:
+    """Return the one of `parts` that is the network's.
+
+    Raises:
+        UserError: It may be several.
+    """
+    most = max(part.num_wanted for part in parts)
+    candidates: list[_Part] = []
+    for part in parts:
+        if part.num_wanted == most:
+            _check_plain(part, source)
+            if not any(part.equals(other) for other in candidates):
+                candidates.append(part)
+    averaged = [part for part in candidates if part.is_averaged]
+    others = [part for part in candidates if not part.is_averaged]
+    if len(averaged) == len(others) == 1:
+        average, whole = _shapes(averaged[0]), _shapes(others[0])
+        # an average of the parameters alone is no whole network
+        if average.items() <= whole.items():
+            return averaged[0] if len(average) == len(whole) else others[0]
+    if len(candidates) > 1:
+        names = few([brief(part.name) for part in candidates], between=" and ")
+        raise UserError(
+            f"{source!r} holds several networks, {names}; save the state_dict() of one of them in a file of its own"
+        )
+    return candidates[0]
+
+
+def _shapes(part: _Part) -> dict[str, torch.Size]:
+    """Return the shapes that an average has too, which may be without counters."""
+    return {key: value.shape for key, value in part.state.items() if not key.endswith((_COUNTER, *_LEFTOVERS))}
+
+
+def _most_likely(holders: Mapping[tuple[str, ...], StateDict]) -> _Part:
+    """Return the tensors that are most likely a network's where no name tells it."""
+    named = [(name,) for name in _WRAPPERS if (name,) in holders]
+    where = named[0] if named else max(holders, key=lambda where: len(holders[where]))
+    return _Part(where, "", holders[where])
+
+
+def _check_plain(part: _Part, source: str) -> None:
+    for key, value in part.state.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise UserError(f"{source!r} holds a sparse, quantized or empty tensor: {brief(key)}")
+
+
+def _is_leftover(key: str, value: Tensor) -> bool:
+    return key.rpartition(".")[2] in _LEFTOVERS and value.numel() == 1
+
+
+def _leftovers(keys: Iterable[str]) -> dict[str, str]:
+    """Return what tools have left, in words."""
+    counts = Counter(key.rpartition(".")[2] for key in keys)
+    return {
+        name: f"left by {_LEFTOVERS[name]}, {count} {'tensor' if count == 1 else 'tensors'}"
+        for name, count in sorted(counts.items())
+    }
+
+
+def _around(content: Mapping[str, Any], where: tuple[str, ...]) -> dict[str, str]:
+    """Return what stands beside the mapping at `where`, and in it beside tensors, in words."""
+    around: dict[str, str] = {}
+    for depth, name in enumerate((*where, None)):
+        around |= {
+            ".".join((*where[:depth], str(key))): _in_words(value)
+            for key, value in content.items()
+            if key != name and not (name is None and isinstance(key, str) and isinstance(value, Tensor))
+        }
+        content = content[name] if name is not None else content
+    return around
+
+
+def _in_words(value: Any) -> str:
+    """Return a value that is no part of the network: what it is, and short ones as they are."""
+    if value is None or isinstance(value, (bool, int, float, str, Tensor)):
+        return brief(value)
+    size = f" of {len(value)}" if isinstance(value, (Mapping, list, tuple, set)) else ""
+    return f"a {type(value).__name__}{size}"
+
+
+def _grouped(tensors: StateDict, prefix: str) -> dict[str, str]:
+    """Return in words what stands beside the module `prefix`, by module."""
+    groups: dict[str, list[str]] = {}
+    for key in tensors:
+        shared = max((outer for outer in _prefixes(key) if prefix.startswith(outer)), key=len)
+        groups.setdefault(shared + key[len(shared) :].partition(".")[0], []).append(key)
+    alone = {keys[0]: brief(tensors[keys[0]]) for keys in groups.values() if len(keys) == 1}
+    return alone | {f"{module}.*": f"{len(keys)} tensors" for module, keys in groups.items() if len(keys) > 1}
+
+
+def _with_integer_counters(state: StateDict) -> tuple[StateDict, tuple[str, ...]]:
+    """Return `state` with counters of batches as integers, and without those that are none, and what was done."""
+    floats = [key for key, value in state.items() if _is_float_counter(key, value)]
+    if not floats:
+        return state, ()
+    lost = [key for key in floats if not float(state[key]).is_integer()]  # float16 ends at 65,504
+    whole = {key: state[key].to(torch.int64) for key in floats if key not in lost}
+    dtypes = ", ".join(sorted({str(state[key].dtype).removeprefix("torch.") for key in floats}))
+    notes = [f"{len(floats)} counters of batches are {dtypes}; taken as integers"]
+    if lost:
+        notes.append(f"{len(lost)} of them are no whole number, or infinite; left out, as no output depends on them")
+    return {key: whole.get(key, value) for key, value in state.items() if key not in lost}, tuple(notes)
+
+
+def _is_float_counter(key: str, value: Tensor) -> bool:
+    return key.endswith(_COUNTER) and value.dim() == 0 and value.is_floating_point()
+
+
+def state_dict_from_url(url: str) -> StateDict:
+    """Return the state dict at `url`, from torch's cache or downloaded, read without executing anything in it.
+
+    Raises:
+        UserError: It can be neither found nor downloaded.
+    """
+    return _fetched(url, lambda: torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True))
+
+
+def torchvision_state_dict(backbone: str) -> StateDict:
+    """Return torchvision's best published weights of `backbone`, from torch's cache or downloaded.
+
+    Raises:
+        UserError: torchvision has none, or they can be neither found nor downloaded.
+    """
+    import torchvision
+
+    try:
+        published = torchvision.models.get_model_weights(backbone)
+    except ValueError:
+        raise UserError(f"torchvision publishes no weights for {backbone}; give a file, pretrained=PATH") from None
+    best = published.DEFAULT
+    return _fetched(
+        f"torchvision's weights of {backbone} ({best.url})",
+        lambda: best.get_state_dict(progress=True, check_hash=True, weights_only=True),
+    )
+
+
+def _fetched(what: str, fetch: Callable[[], Any]) -> StateDict:
+    try:
+        return dict(fetch())
+    except (urllib.error.URLError, OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"cannot get {what}: {reason}; download the file elsewhere and give it as pretrained=PATH"
+        ) from error
+
+
+def tensors_to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return named tensors, of any device and layout in memory, as the content of a safetensors file."""
+    from safetensors.torch import save
+
+    # a clone, because safetensors refuses tensors that share memory
+    plain = {name: tensor.detach().contiguous().cpu().clone() for name, tensor in tensors.items()}
+    return save(plain, None if metadata is None else dict(metadata))

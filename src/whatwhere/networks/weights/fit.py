@@ -1,0 +1,357 @@
+"""Whether weights fit a network: every key accounted for, those that do not by group, and why where that is sure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ...base.errors import brief, short
+
+# of `models.resnet`, and of `insert`: layer1.0.attention, layer1_attention, attention2
+ATTENTION_KEY = re.compile(r"(^|[._])attention\d*\.")
+# of a block, or of a stage with attention behind it
+_IN_BLOCK = re.compile(r"(?P<block>(?P<stage>layer\d+)(\.\d+)?)\.(?P<name>(conv\d|bn\d|downsample\.\d|attention)\..+)")
+_NUMBERED = re.compile(r"^layer\d+(\.\d+)?(?=\.)")
+_NUM_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Group:
+    """Keys of the same place in different blocks.
+
+    Attributes:
+        kind: "missing", "unexpected" or "of another shape or kind".
+        pattern: What the keys have in common, for example "layer*.*.conv3.weight"; a single key as it is.
+        keys: The keys, in the order of the network or file.
+        detail: Of mismatched ones, the first one's shapes.
+    """
+
+    kind: str
+    pattern: str
+    keys: tuple[str, ...]
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a state dict fits a network.
+
+    Attributes:
+        groups: The keys that do not fit; empty if all do.
+        cause: Why, in words, where the tensors show it for every key that does not fit; else "".
+        num_fitting: Number of tensors that do fit.
+        num_expected: Number of tensors that the network has.
+    """
+
+    groups: list[Group] = field(default_factory=list)
+    cause: str = ""
+    num_fitting: int = 0
+    num_expected: int = 0
+
+    def sentence(self) -> str:
+        """Return what does not fit in one line, without a full stop; empty if all does."""
+        parts = []
+        for kind in dict.fromkeys(group.kind for group in self.groups):
+            groups = [group for group in self.groups if group.kind == kind]
+            names = ", ".join(shown(group.pattern) for group in groups[:_NUM_SHOWN])
+            more = ", ..." if len(groups) > _NUM_SHOWN else ""
+            parts.append(f"{sum(len(group.keys) for group in groups)} {kind} ({names}{more})")
+        return "; ".join(parts) + (f"; {self.cause}" if self.groups and self.cause else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        groups = [
+            {"kind": group.kind, "pattern": group.pattern, "keys": list(group.keys), "detail": group.detail}
+            for group in self.groups
+        ]
+        return {
+            "num_fitting": self.num_fitting,
+            "num_expected": self.num_expected,
+            "groups": groups,
+            "cause": self.cause,
+        }
+
+
+def compare(state: Mapping[str, Tensor], own: Mapping[str, Tensor], optional: Iterable[str] = ()) -> Fit:
+    """Return how `state` fits the network whose state dict is `own`; the keys `optional` may be missing."""
+    optional = set(optional)
+    missing = [key for key in own if key not in state and key not in optional]
+    unexpected = [key for key in state if key not in own]
+    mismatched = [key for key in own if key in state and not _fits(state[key], own[key])]
+    details = {key: f"{_kind(state[key])} instead of {_kind(own[key])}" for key in mismatched}
+    groups = [
+        *_grouped("missing", missing),
+        *_grouped("unexpected", unexpected),
+        *_grouped("of another shape or kind", mismatched, details),
+    ]
+    num_fitting = len(own.keys() & state.keys()) - len(mismatched)
+    return Fit(groups, _cause(_Difference(state, own, missing, unexpected, mismatched)), num_fitting, len(own))
+
+
+def pattern_of(key: str) -> str:
+    """Return what `key` has in common with the same place in other blocks: "layer*.*.conv1.weight"."""
+    return _NUMBERED.sub(lambda match: "layer*" if match[1] is None else "layer*.*", key)
+
+
+def group_keys(keys: Iterable[str]) -> dict[str, list[str]]:
+    """Return `keys` by `pattern_of`; a group of one key under the key itself."""
+    groups: dict[str, list[str]] = {}
+    for key in keys:
+        groups.setdefault(pattern_of(key), []).append(key)
+    return {pattern if len(group) > 1 else group[0]: group for pattern, group in groups.items()}
+
+
+def shown(key: str) -> str:
+    """Return `key`, which can be anything, as it may stand in a sentence."""
+    return brief(key)[1:-1]
+
+
+def _grouped(kind: str, keys: list[str], details: Mapping[str, str] | None = None) -> list[Group]:
+    return [
+        Group(kind, pattern, tuple(group), "" if details is None else details[group[0]])
+        for pattern, group in group_keys(keys).items()
+    ]
+
+
+def _fits(value: Tensor, target: Tensor) -> bool:
+    return value.shape == target.shape and value.is_floating_point() == target.is_floating_point()
+
+
+def _kind(value: Tensor) -> str:
+    return f"{'x'.join(map(str, value.shape)) or 'a scalar'} {str(value.dtype).removeprefix('torch.')}"
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """A file's tensors, a network's, and the names of those that do not fit."""
+
+    state: Mapping[str, Tensor]
+    own: Mapping[str, Tensor]
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: list[str]
+
+    @property
+    def faults(self) -> set[str]:
+        return {*self.missing, *self.unexpected, *self.mismatched}
+
+
+def _cause(difference: _Difference) -> str:
+    """Return what the tensors show, in words, if that accounts for every key that does not fit; else ""."""
+    left, sentences = difference.faults, []
+    for fact in _FACTS:
+        sentence, keys = fact(difference)
+        if sentence and left & keys:
+            sentences.append(sentence)
+            left -= keys
+    return "" if left else "; ".join(sentences)
+
+
+Fact = tuple[str, set[str]]  # a sentence, and the keys that it accounts for
+_NO_FACT: Fact = ("", set())
+
+
+def _nothing_in_common(of: _Difference) -> Fact:
+    return _NO_FACT if of.state.keys() & of.own.keys() else ("none of its names is one of this network's", of.faults)
+
+
+def _kinds_of_blocks(of: _Difference) -> Fact:
+    theirs, ours = _kind_of_blocks(of.state), _kind_of_blocks(of.own)
+    if not theirs or not ours or theirs == ours:
+        return _NO_FACT
+    keys = {key for key in of.faults if _IN_BLOCK.match(key) and not _is_of_one_attention(key, of)}
+    keys |= _features_of_classifier(of)
+    return f"the file's network is made of {theirs} and this one of {ours}", keys
+
+
+def _is_of_one_attention(key: str, of: _Difference) -> bool:
+    """Return whether `key` is of attention that the file has and the network lacks, or the other way round."""
+    both = all(any(map(ATTENTION_KEY.search, state)) for state in (of.state, of.own))
+    return ATTENTION_KEY.search(key) is not None and not both
+
+
+def _kind_of_blocks(state: Mapping[str, Tensor]) -> str:
+    """Return what all blocks are; "" if they are not all of one kind."""
+    kinds = set()
+    for block in _blocks(state):
+        first, last = state[f"{block}.conv1.weight"], f"{block}.conv3.weight" in state
+        if first.dim() != 4 or f"{block}.conv2.weight" not in state or last != (first.shape[-1] == 1):
+            return ""
+        kinds.add("bottlenecks" if last else "basic blocks")
+    return kinds.pop() if len(kinds) == 1 else ""
+
+
+def _deep_stem(of: _Difference) -> Fact:
+    convolutions = [key for key in of.unexpected if re.match(r"conv1\.\d+\.weight", key) and of.state[key].dim() == 4]
+    if len(convolutions) < 2 or "conv1.weight" not in of.missing:
+        return _NO_FACT
+    keys = {key for key in of.faults if key.startswith("conv1.")}
+    # one such network pools in its shortcuts too, and the convolution is the second layer there
+    shortcuts = {key for key in of.state if key.endswith(".downsample.1.weight")}
+    if shortcuts and all(of.state[key].dim() == 4 for key in shortcuts):
+        keys |= {key for key in of.faults if ".downsample." in key}
+    return "the file's network has a stem of several convolutions, as timm's c, d, s and t networks have", keys
+
+
+def _input_channels(of: _Difference) -> Fact:
+    if "conv1.weight" not in of.mismatched:
+        return _NO_FACT
+    theirs, ours = of.state["conv1.weight"].shape, of.own["conv1.weight"].shape
+    if len(theirs) != 4 or len(ours) != 4 or (theirs[0], *theirs[2:]) != (ours[0], *ours[2:]):
+        return _NO_FACT
+    return f"conv1 takes {theirs[1]} channels in the file and {ours[1]} in this network", {"conv1.weight"}
+
+
+def _no_floats(of: _Difference) -> Fact:
+    keys = {key for key in of.mismatched if of.state[key].shape == of.own[key].shape}
+    theirs, ours = (sorted({str(state[key].dtype)[6:] for key in keys}) for state in (of.state, of.own))
+    return (f"the file has {', '.join(theirs)} where the network has {', '.join(ours)}", keys) if keys else _NO_FACT
+
+
+def _widths(of: _Difference) -> Fact:
+    """Another number of channels or groups, and no other difference, in a file whose layers fit each other."""
+    keys = {key for key in of.mismatched if _IN_BLOCK.match(key) and not ATTENTION_KEY.search(key)}
+    pairs = [(of.state[key].shape, of.own[key].shape) for key in keys]
+    if not keys or any(len(a) != len(b) or a[2:] != b[2:] for a, b in pairs) or not _is_consistent(of.state):
+        return _NO_FACT
+    # what ends in another width has another shortcut, and attention of other channels, or behind its stage
+    ends = {key.rpartition(".bn")[0] for key in keys if key.endswith((".bn2.weight", ".bn3.weight"))}
+    ends |= {end.partition(".")[0] for end in ends}
+    for key in of.faults:
+        match = _IN_BLOCK.match(key)
+        if match and match["block"] in ends and match["name"].startswith(("downsample", "attention")):
+            keys |= set() if _is_of_one_attention(key, of) else {key}
+    if ends:
+        keys |= _features_of_classifier(of)
+    return "the file's network has layers of another width or number of groups", keys
+
+
+def _is_consistent(state: Mapping[str, Tensor]) -> bool:
+    """Return whether the layers in the blocks of `state` take what those before them give, in one number of groups."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    channels, num_groups = (shapes.get("conv1.weight") or (0,))[0], set()
+    for block in sorted(_blocks(state), key=lambda block: tuple(map(int, block[5:].split(".")))):
+        before = channels
+        for position in (1, 2, 3):
+            shape = shapes.get(f"{block}.conv{position}.weight", ())
+            norms = {shapes.get(f"{block}.bn{position}.{name}") for name in ("weight", "bias", "running_mean")}
+            if position == 3 and not shape:
+                break
+            if len(shape) != 4 or not shape[1] or channels % shape[1] or norms != {shape[:1]}:
+                return False
+            num_groups.add((position == 2, channels // shape[1]))
+            channels = shape[0]
+        shortcut = shapes.get(f"{block}.downsample.0.weight", (channels, before))
+        if shortcut[:2] != (channels, before):
+            return False
+    return len(num_groups) == 2 and (False, 1) in num_groups
+
+
+def _classifier(of: _Difference) -> Fact:
+    keys = _features_of_classifier(of)
+    if not keys:
+        return _NO_FACT
+    theirs, ours = of.state["fc.weight"].shape[1], of.own["fc.weight"].shape[1]
+    return f"fc takes {theirs} features in the file and {ours} in this network", keys
+
+
+def _features_of_classifier(of: _Difference) -> set[str]:
+    """Return the classifier's keys that do not fit if it takes other features; else none."""
+    if "fc.weight" not in of.mismatched:
+        return set()
+    theirs, ours = of.state["fc.weight"], of.own["fc.weight"]
+    if theirs.dim() != 2 or theirs.shape[1] == ours.shape[1]:
+        return set()
+    return {"fc.weight", "fc.bias"} & of.faults
+
+
+def _depths(of: _Difference) -> Fact:
+    theirs, ours = _blocks(of.state), _blocks(of.own)
+    other = (set(theirs) ^ set(ours)) | (set(theirs.values()) ^ set(ours.values()))
+    # with nothing but missing keys, the file may as well be incomplete
+    if not other or not (of.unexpected or of.mismatched):
+        return _NO_FACT
+    keys = {key for key in of.faults for match in [_IN_BLOCK.match(key)] if match and match["block"] in other}
+    return f"the file has {_in_words(theirs)} blocks in its stages and this network {_in_words(ours)}", keys
+
+
+def _blocks(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return each block's stage."""
+    found = [_IN_BLOCK.match(key) for key in state if key.endswith(".conv1.weight")]
+    return {match["block"]: match["stage"] for match in found if match and match["block"] != match["stage"]}
+
+
+def _in_words(blocks: Mapping[str, str]) -> str:
+    stages = list(blocks.values())
+    return short("-".join(str(stages.count(stage)) for stage in sorted(set(stages)))) or "no"
+
+
+def _attention(of: _Difference) -> Fact:
+    theirs, ours = (any(map(ATTENTION_KEY.search, state)) for state in (of.state, of.own))
+    if theirs == ours:
+        return _NO_FACT
+    sentence = (
+        "the file has attention and this network none; take a network that has it"
+        if theirs
+        else "the file has no attention and this network has; take the plain network"
+    )
+    return sentence, set(filter(ATTENTION_KEY.search, of.faults))
+
+
+def _kinds_of_attention(of: _Difference) -> Fact:
+    keys = set(filter(ATTENTION_KEY.search, of.faults))
+    modules = {_module(key): set[str]() for key in (*of.state, *of.own) if ATTENTION_KEY.search(key)}
+    for key in keys:
+        modules[_module(key)].add(key.removeprefix(_module(key)))
+    differing = next(iter(modules.values()), set())
+    # a damaged one differs from the others
+    if not differing or any(names != differing for names in modules.values()):
+        return _NO_FACT
+    if keys <= set(of.missing):
+        sentence = "the file's attention has no biases in its MLP; attention_kwargs can leave them out"
+        return (sentence, keys) if differing == {"what.fc1.bias", "what.fc2.bias"} else _NO_FACT
+    if all(map(of.mismatched.__contains__, keys)) and _other_hidden_width(of, modules):
+        return "the attention has another number of hidden channels; give its reduction in attention_kwargs", keys
+    return "the file's attention is of another kind, built with other attention_kwargs, or has other names", keys
+
+
+def _module(key: str) -> str:
+    match = ATTENTION_KEY.search(key)
+    assert match is not None
+    return key[: match.end()]
+
+
+def _other_hidden_width(of: _Difference, modules: Iterable[str]) -> bool:
+    pairs = [(of.state.get(f"{name}what.fc1.weight"), of.own.get(f"{name}what.fc1.weight")) for name in modules]
+    names = {name for module in modules for name in of.mismatched if name.startswith(module)}
+    return all(".what.fc" in name for name in names) and all(
+        theirs is not None and ours is not None and theirs.dim() == 2 and theirs.shape[1] == ours.shape[1]
+        for theirs, ours in pairs
+    )
+
+
+def _incomplete(of: _Difference) -> Fact:
+    if of.unexpected or of.mismatched:
+        return _NO_FACT
+    held = len(of.state)
+    return f"the file is incomplete, it holds {held} of {len(of.own)} tensors, or of a smaller network", of.faults
+
+
+# each speaks of what those before it have not accounted for
+_FACTS: tuple[Callable[[_Difference], Fact], ...] = (
+    _nothing_in_common,
+    _kinds_of_blocks,
+    _deep_stem,
+    _no_floats,
+    _input_channels,
+    _widths,
+    _classifier,
+    _depths,
+    _attention,
+    _kinds_of_attention,
+    _incomplete,
+)

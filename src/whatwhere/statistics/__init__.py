@@ -1,0 +1,1 @@
+"""From the figures of trainings to a verdict; never imports torch."""

@@ -1,0 +1,185 @@
+"""Figures that were computed from other figures: they are no runs, and no pairs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import statistics
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ..base.errors import brief, short
+from .metric import num_decimals
+
+if TYPE_CHECKING:
+    from .results import Results
+
+# words that name such rows, in the languages of many tables; not those that folds bear as well, such as delta or top
+_WORD = re.compile(
+    "means?|averages?|averaged|avg|ave|median|overall|aggregated?|summary|ensemble|total|sum|count|"
+    "best|worst|max|maximum|min|minimum|std|stdev|stddev|stderr|variance|deviation|diff|difference|quantile|percentile|"
+    "mittel|mittelwert|durchschnitt|schnitt|gesamt|summe|beste[rs]?|schlechteste[rs]?|(standard)?abweichung|"
+    "moyenne|m[eé]diane|meilleure?|pire|écart|m[eé]dia|promedio|mediana|mejor|peor|melhor|pior|desvio|desviación|"
+    "gemiddelde|średnia|среднее|медиана|лучший|худший|итого|всего|ortalama|ø|⌀|±"
+)
+_CHINESE = re.compile(
+    "平均|均值|最大|最小|最好|最佳|最高|最差|最低|中位|标准差|標準偏差|標準差|方差|总|合计|合計|평균|최대|최소"
+)
+_PARTS = re.compile(r"[^\W\d_]+|[±⌀]")
+_LEAST_NUMBERED = 3  # two names may share a stem by chance, as CIFAR10 and CIFAR100 do
+_LEAST_OTHERS = 3
+_LEAST_SEEDS = 4
+_MOST_SEEDS = 200  # of more, one decides nothing, and each is compared with all
+_MOST_DIGITS = 4000  # that Python reads as a whole number
+_CHANCE = 1e-3  # a coincidence that is likelier is not told
+
+_STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
+    "the mean": statistics.fmean,
+    "the median": statistics.median,
+    "the largest": max,
+    "the smallest": min,
+    "the standard deviation": statistics.stdev,
+}
+
+
+def odd_seed(seeds: Iterable[Hashable]) -> tuple[Hashable, str] | None:
+    """Return a seed that names no run, such as "mean" among 0, 1 and 2, and the sentence about it; else None.
+
+    Such a seed is a word among numbers, a word without a number among names that differ in their number only (fold1,
+    fold2, fold3), or a word for a statistic (mean, best, std, Ø) among words. Other words are names as good as numbers.
+    """
+    seeds = list(dict.fromkeys(seeds))
+    words = [seed for seed in seeds if as_number(seed) is None]
+    # those that name a statistic are the ones to point at
+    words.sort(key=lambda seed: not _is_statistic(seed))
+    if not words:
+        return None
+    if len(words) < len(seeds):
+        other = next(seed for seed in seeds if as_number(seed) is not None)
+        return words[0], _sentence(words[0], f"is no number, as others are ({short(str(other))})")
+    stems = Counter(re.sub(r"\d+", "#", str(seed)) for seed in seeds if re.search(r"\d", str(seed)))
+    stem, count = stems.most_common(1)[0] if stems else ("", 0)
+    without = [seed for seed in words if not re.search(r"\d", str(seed))]
+    if without and count >= _LEAST_NUMBERED:
+        return without[0], _sentence(without[0], f"has no number, as others have ({short(stem.replace('#', '1'))})")
+    # where all names hold such a word it tells nothing, as in "5 min", "10 min"
+    if _is_statistic(words[0]) and not _is_statistic(words[-1]):
+        return words[0], _sentence(words[0], "is a word for figures computed from others")
+    return None
+
+
+def _sentence(seed: Hashable, why: str) -> str:
+    return (
+        f"seed {brief(str(seed))} {why}; take the row out if its figures are computed from those of other rows, "
+        "otherwise name its seed like the others"
+    )
+
+
+def as_number(seed: Hashable) -> float | None:
+    """Return the number that a seed is, however it is spelt; None where it is none."""
+    text = str(seed).strip()
+    if re.fullmatch(r"[+-]?[0-9]+", text) and len(text) < _MOST_DIGITS:
+        return int(text)
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and "_" not in text else None
+
+
+def _is_statistic(seed: Hashable) -> bool:
+    name = str(seed).lower()
+    return bool(any(map(_WORD.fullmatch, _PARTS.findall(name))) or _CHINESE.search(name))
+
+
+def derived_notes(results: Results, metric: str) -> list[str]:
+    """Return what is said of seeds and arms whose figures of `metric` are, to the digit, computed from others.
+
+    A seed that in every arm is the mean, the median, the largest, the smallest or the standard deviation of the other
+    seeds, or of those above it in the table; an arm that with every seed is the difference of two others, or the mean,
+    the median, the largest or the smallest of all others. What may well be chance, as in coarse figures, is passed
+    over.
+    """
+    figures = {arm: results.values(arm, metric) for arm in results.arms}
+    order = {arm: [seed for seed in results.runs(arm) if seed in figures[arm]] for arm in figures}
+    notes = []
+    for seed in results.seeds if len(results.seeds) <= _MOST_SEEDS else ():
+        name = next((name for name in _STATISTICS if _is_computed(seed, name, figures, order)), None)
+        if name is not None:
+            notes.append(
+                f"seed {seed} is {name} of other seeds in every arm: if it was computed from them it is no run, and "
+                "its pair is none; take it out"
+            )
+    for arm in results.arms:
+        if what := _computed_arm(arm, figures):
+            notes.append(f"arm {arm} is {what} with every seed: if it was computed from them, take it out")
+    return notes
+
+
+def _is_computed(
+    seed: Hashable,
+    name: str,
+    figures: Mapping[str, Mapping[Hashable, float]],
+    order: Mapping[str, Sequence[Hashable]],
+) -> bool:
+    """Return whether a seed is a statistic of the others in every arm, and that is hardly a coincidence."""
+    arms = [arm for arm in figures if seed in figures[arm]]
+    gap = smallest_gap(value for arm in arms for other, value in figures[arm].items() if other != seed)
+    for above in (False, True):
+        chance = float(len(order[arms[0]])) if arms else 1.0
+        for arm in arms:
+            rows = order[arm][: order[arm].index(seed)] if above else order[arm]
+            others = [figures[arm][other] for other in rows if other != seed]
+            chance *= _chance(figures[arm][seed], name, others, gap) if len(others) >= _LEAST_OTHERS else 1.0
+        if chance < _CHANCE:
+            return True
+    return False
+
+
+def _chance(value: float, name: str, others: Sequence[float], gap: float) -> float:
+    """Return about how likely a run's figure is a statistic of the others' by chance; infinite where it is not it."""
+    if not _is_written(value, _STATISTICS[name](others)):
+        return math.inf
+    spread = max(others) - min(others)
+    step = 10.0 ** -num_decimals(value)
+    # figures of few test images stand on a grid however many digits they have, but the mean of m of them lies between
+    if num_decimals(value) <= max(map(num_decimals, others)) and name != "the standard deviation":
+        step = max(step, gap / len(others) if name == "the mean" else gap)
+    return min(1.0, step / spread) if spread else 1.0
+
+
+def _computed_arm(arm: str, figures: Mapping[str, Mapping[Hashable, float]]) -> str:
+    """Return what an arm is of others, "" where it is an arm of its own."""
+    values = figures[arm]
+    others = [other for other in figures if other != arm and figures[other].keys() >= values.keys()]
+    # arms that hardly vary agree in many ways
+    if len(values) < _LEAST_SEEDS or len(set(values.values())) < _LEAST_SEEDS:
+        return ""
+    for a, b in itertools.permutations(others, 2):
+        # c = a - b is b = a - c as well: the difference is the smaller one
+        smaller = sum(map(abs, values.values())) < sum(abs(figures[b][seed]) for seed in values)
+        if smaller and all(_is_written(v, figures[a][s] - figures[b][s]) for s, v in values.items()):
+            return f"{a} minus {b}"
+    distinct = sum(len({figures[other][seed] for other in others}) > 1 for seed in values)
+    if distinct < _LEAST_SEEDS:
+        return ""
+    of_others = {seed: [figures[other][seed] for other in others] for seed in values}
+    for name in ("the mean", "the median", "the largest", "the smallest"):
+        computed = all(_is_written(value, _STATISTICS[name](of_others[seed])) for seed, value in values.items())
+        # of arms that never change their order it is one of them
+        if computed and dict(values) not in [{seed: figures[other][seed] for seed in values} for other in others]:
+            return f"{name} of the others"
+    return ""
+
+
+def _is_written(value: float, computed: float) -> bool:
+    """Return whether a figure is another one, rounded to the digits that it has."""
+    return math.isclose(value, computed, rel_tol=1e-9, abs_tol=0.500001 * 10.0 ** -num_decimals(value))
+
+
+def smallest_gap(values: Iterable[float]) -> float:
+    """Return the least difference between two different figures, as a bound of what they are counted in."""
+    ordered = sorted(set(values))
+    return min((b - a for a, b in itertools.pairwise(ordered)), default=0.0)

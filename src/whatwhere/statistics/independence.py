@@ -1,0 +1,381 @@
+"""Whether pairs are independent draws: a verdict needs seeds that decide something, in runs that are not copies.
+
+Live runs repeat a figure now and then, the more often the fewer test images there are. How often at most follows from
+the least spread that is expected of live seeds: each test image has its own probability of being classified right, so
+seeds vary less than a binomial count does, but not below 0.3 of its standard deviation (`benchmarks/independence.py`
+simulates it). Runs that repeat one another further than that are taken for one run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import statistics
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..base.errors import UserError, few
+from ..data.names import counted
+from .derived import smallest_gap
+from .metric import METRICS, Metric, num_decimals
+from .results import Results, numbered
+
+LEAST_DIFFERENT = 4  # differences among the pairs, below which there is no verdict
+LIMIT = 1 / 10_000  # a repetition that chance brings about more rarely has another cause
+_LIMIT_TO_GO_ON = 1 / 500  # the same for runs that are still to be trained: there a mistake costs a question only
+_LEAST_SPREAD = 0.3  # of the binomial standard deviation, that of live seeds
+_LOW_SPREAD = 0.15  # of it, below which a spread is told
+_LEAST_ERRORS = 100  # num_images * accuracy * (1 - accuracy): with less, a count has no spread to speak of
+_LEAST_ERRORS_TO_REPEAT = 30  # the same: with less, live runs may well all come to one count
+_MOST_IMAGES = 20_000  # taken for the test set where its size is not known
+_MANY_IMAGES = 64  # of fewer, a figure may repeat
+_MANY_RUNS = 7  # of fewer, all but one may come to one figure of four decimals
+_LEAST_RELATIVE_SPREAD = 0.003  # of losses and other figures that are no shares
+_MODE = 0.4  # 1 / sqrt(2 pi): the likeliest of values a step apart has this probability, times step / deviation
+_MOST_DECIMALS = 6  # of a share that was rounded to be printed; more are the digits of k / n
+_COUNTED = re.compile(r"acc|^macro_f1$|^recall$|top.?[15]", re.IGNORECASE)  # metrics whose spread is that of a count
+_ALIKE = 1e-9  # figures are alike up to this share of their size: the last bits
+
+_CAUSES = "the seed is not passed to the trainer, or files were copied, or the networks answer alike whatever they see"
+_ADVICE = "see that the seed decides all that is random in a run and that each run wrote its own figures; train again"
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """Why there can be no verdict on pairs, and what to do."""
+
+    reason: str
+    advice: str = _ADVICE
+
+
+def doubt_about(
+    results: Results, metric: Metric, baseline: str, arm: str, seeds: Sequence[Hashable], num_images: int | None = None
+) -> Doubt | None:
+    """Return why pairs of `arm` and `baseline` are no independent draws; None where they may be.
+
+    Of the first that applies:
+
+    1. the runs of one arm, or of both together, repeat one another, in the metric or in whole rows, further than chance
+       does in 1 of 10,000 comparisons; or, where `num_images` is not known, all runs of an arm (4 or more; of 7 or more
+       all but one) have one figure of four decimals or more that 64 test images or more make;
+    2. the runs of `arm` and of another have the same figures, with more seeds than chance brings about in 1 of 10,000;
+       all pairs are equal, or all differences are while the figures vary;
+    3. there are fewer than 4 different differences, or of fewer pairs two alike;
+    4. `num_images` is known, and an arm's runs differ so little that chance would make that in 1 of 10,000 comparisons.
+
+    Args:
+        results: Figures by arm and seed.
+        metric: What is judged by.
+        baseline: The arm compared with.
+        arm: The other.
+        seeds: Of the pairs that are judged.
+        num_images: Test images, where known.
+    """
+    return (
+        _repeating(results, metric.name, baseline, arm, seeds, num_images)
+        or _copied_from(results, metric.name, baseline, arm, seeds, num_images)
+        or _with_few_differences(results, metric.name, baseline, arm, seeds)
+        or _spread_too_little(results, metric, (baseline, arm), seeds, num_images)
+    )
+
+
+def _repeating(
+    results: Results, metric: str, baseline: str, arm: str, seeds: Sequence[Hashable], num_images: int | None
+) -> Doubt | None:
+    for arms in ([baseline], [arm], [baseline, arm]):
+        repeats = _repeats(results, metric, arms, seeds, num_images)
+        if repeats.log_chance <= math.log(LIMIT):
+            return Doubt(
+                f"{' and '.join(arms)} came to {counted(repeats.num_different, 'different result')} in {len(seeds)} "
+                f"runs, alike for {numbered(repeats.alike)}, which is no chance: {_CAUSES}"
+            )
+    return None
+
+
+def _with_few_differences(
+    results: Results, metric: str, baseline: str, arm: str, seeds: Sequence[Hashable]
+) -> Doubt | None:
+    before, after = (results.values(name, metric) for name in (baseline, arm))
+    differences = [after[seed] - before[seed] for seed in seeds]
+    size = max(map(abs, (*(before[seed] for seed in seeds), *(after[seed] for seed in seeds))))
+    num_different = _num_different(differences, size)
+    if num_different == 1 and abs(differences[0]) <= _ALIKE * size:
+        return Doubt(
+            f"all {len(seeds)} pairs are exactly equal: {arm} was not switched on, or files were copied, or the test "
+            "set is too small",
+            f"see that the runs of {arm} have what {baseline} lacks, and take more test images",
+        )
+    if num_different == 1 and _num_different([before[seed] for seed in seeds], size) > 1:
+        return Doubt(
+            f"the figures vary, but all {len(seeds)} differences are the same: one arm's figures were computed from "
+            "the other's",
+            "give the figures as the runs wrote them",
+        )
+    if num_different < min(LEAST_DIFFERENT, len(seeds)):
+        return Doubt(
+            f"{counted(num_different, 'different difference')} in {len(seeds)} pairs, at least {LEAST_DIFFERENT} are "
+            f"needed: the test set is too small or at its ceiling, or {_CAUSES}",
+            "take more test images, or a metric that is not at its ceiling; see that the seed reaches the trainer",
+        )
+    return None
+
+
+def _spread_too_little(
+    results: Results, metric: Metric, arms: Sequence[str], seeds: Sequence[Hashable], num_images: int | None
+) -> Doubt | None:
+    for name in arms if num_images is not None else ():
+        spread = _spread(results, metric, name, seeds, num_images)
+        if spread is not None and spread.is_impossible:
+            return Doubt(f"{spread.told(name)}: {_CAUSES}")
+    return None
+
+
+def cautions_about(
+    results: Results, metric: Metric, baseline: str, arm: str, seeds: Sequence[Hashable], num_images: int | None = None
+) -> list[str]:
+    """Return, as sentences, which of two arms has runs that differ less than usual."""
+    spreads = {name: _spread(results, metric, name, seeds, num_images) for name in (baseline, arm)}
+    return [
+        f"{spread.told(name)}; see that the seed decides all that is random in a run"
+        for name, spread in spreads.items()
+        if spread is not None and spread.is_low
+    ]
+
+
+def check_still_independent(results: Results, metric: str, what_to_do: str, num_images: int | None = None) -> None:
+    """Raise UserError if the runs so far are copies of one another: more of them would be in vain.
+
+    That is asked more boldly than of a verdict, 1 in 500. And where the number of test images is not known: all runs of
+    each arm, 4 at least, have the same figures. Either the seed does nothing, or the test set cannot show it.
+
+    Args:
+        results: Figures by arm and seed.
+        metric: What is judged by.
+        what_to_do: Ends the sentence.
+        num_images: Test images, where known.
+    """
+    found = {}
+    for arm in results.arms:
+        seeds = list(results.values(arm, metric))
+        if len(seeds) > 1:
+            found[arm] = _repeats(results, metric, [arm], seeds, num_images)
+    logs = sorted(repeats.log_chance for repeats in found.values())
+    # of all sets of so many arms, the one that repeats most
+    chances = [sum(logs[:count]) + math.log(math.comb(len(logs), count)) for count in range(1, len(logs) + 1)]
+    if min(chances, default=0.0) <= math.log(_LIMIT_TO_GO_ON):
+        arm, repeats = min(found.items(), key=lambda item: item[1].log_chance)
+        raise UserError(f"{numbered(repeats.alike)} of {arm} ended alike to the last digit: {_CAUSES}; {what_to_do}")
+    rows = {arm: list(results.runs(arm).values()) for arm in results.arms}
+    if num_images is None and all(
+        len(runs) >= LEAST_DIFFERENT and runs.count(runs[0]) == len(runs) for runs in rows.values()
+    ):
+        raise UserError(
+            f"all seeds of {few(list(rows), 6)} ended alike to the last digit: {_CAUSES}, or the test set is at its "
+            f"ceiling; {what_to_do}"
+        )
+
+
+@dataclass(frozen=True)
+class _Repeats:
+    """How far runs repeat one another.
+
+    Attributes:
+        num_different: Different results.
+        alike: Seeds of the result that most runs have.
+        log_chance: Log of an upper bound on the probability that chance leaves so few different ones.
+    """
+
+    num_different: int
+    alike: tuple[Hashable, ...]
+    log_chance: float
+
+
+def _repeats(
+    results: Results, metric: str, arms: Sequence[str], seeds: Sequence[Hashable], num_images: int | None
+) -> _Repeats:
+    """Return the less probable of two repetitions: of the metric alone, and of whole rows; of several arms together."""
+    # other figures, such as parameters or seconds, may be alike, or differ, whatever the seed does
+    names = [name for name in results.metrics if name == metric or name in METRICS or "loss" in name.lower()]
+    candidates = []
+    for columns in ([metric], names):
+        labels: list[tuple[Hashable, ...]] = [()] * len(seeds)
+        chance = 1.0
+        for arm in arms:
+            chances = [1.0]
+            for name in columns:
+                values = results.values(arm, name)
+                if all(seed in values for seed in seeds):
+                    figures = [values[seed] for seed in seeds]
+                    chances.append(_chance(figures, name, num_images))
+                    labels = [(*label, group) for label, group in zip(labels, _groups(figures), strict=True)]
+            chance *= min(chances)
+        most = max(labels, key=labels.count)
+        alike = tuple(seed for seed, label in zip(seeds, labels, strict=True) if label == most)
+        log_chance = _log_chance(len(labels), len(set(labels)), chance)
+        figures = [results.values(arms[0], metric)[seed] for seed in alike if seed in results.values(arms[0], metric)]
+        least_alike = max(4, len(seeds) - (len(seeds) >= _MANY_RUNS))
+        if len(arms) == 1 and len(alike) >= least_alike and num_images is None and _is_fine(figures):
+            log_chance = -math.inf
+        candidates.append(_Repeats(len(set(labels)), alike, log_chance))
+    return min(candidates, key=lambda repeats: repeats.log_chance)
+
+
+def _copied_from(
+    results: Results, metric: str, baseline: str, arm: str, seeds: Sequence[Hashable], num_images: int | None
+) -> Doubt | None:
+    """Return the doubt that another arm has the same figures as `arm`, with more seeds than chance brings about.
+
+    Arms that differ by a few test images, because they share what the seed decides, are alike now and then: a pair is
+    with the probability of the likeliest difference, given those that are not 0.
+    """
+    of_arm = results.values(arm, metric)
+    for other in results.arms:
+        of_other = results.values(other, metric)
+        both = [seed for seed in seeds if seed in of_arm and seed in of_other]
+        alike = [seed for seed in both if math.isclose(of_arm[seed], of_other[seed], rel_tol=_ALIKE)]
+        # all pairs equal is a finding of its own
+        if other == arm or not alike or (other == baseline and len(alike) == len(both)):
+            continue
+        figures = [[values[seed] for seed in both] for values in (of_arm, of_other)]
+        chance = max(_chance(values, metric, num_images) for values in figures)
+        if others := [of_arm[seed] - of_other[seed] for seed in both if seed not in alike]:
+            gap = smallest_gap([*figures[0], *figures[1]])
+            chance = max(chance, min(1.0, _MODE * gap / math.sqrt(statistics.fmean(d * d for d in others))))
+        if math.log(math.comb(len(both), len(alike))) + len(alike) * math.log(max(chance, 1e-300)) <= math.log(LIMIT):
+            return Doubt(
+                f"{other} and {arm} have the same figure for {numbered(alike)}, which is no chance: runs were copied, "
+                f"or {arm} was not switched on in them"
+            )
+    return None
+
+
+def _is_fine(figures: Sequence[float]) -> bool:
+    """Return whether a figure is of four decimals or more and no simple fraction, as few images would make it."""
+    if not figures or not 0 <= figures[0] <= 100:
+        return False
+    scale = 1.0 if figures[0] <= 1 else 0.01
+    step = scale * 10.0 ** -num_decimals(figures[0])
+    return step <= 1e-4 * (1 + _ALIKE) and _least_images([scale * figures[0]], step) >= _MANY_IMAGES
+
+
+def _log_chance(n: int, k: int, chance: float) -> float:
+    """Return the log of an upper bound on the probability of at most k different results of n.
+
+    n runs fall into k groups in S(n, k) ways (Stirling's number of the second kind), at most k**n / k! and
+    C(n, k) k**(n - k) / 2 of them; a group of g runs is alike with a probability of at most chance**(g - 1).
+    """
+    if n == k:
+        return 0.0
+    of_pairs = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - math.log(2) + (n - k) * math.log(k)
+    ways = min(n * math.log(k) - math.lgamma(k + 1), of_pairs)
+    return min(0.0, ways + (n - k) * math.log(max(chance, 1e-300)))
+
+
+def _chance(figures: Sequence[float], name: str, num_images: int | None) -> float:
+    """Return an upper bound on the probability of a live run's likeliest figure.
+
+    With n test images, accuracy p and a step h to which figures were rounded, a live run's figure has a standard
+    deviation of at least 0.3 sqrt(p (1 - p) / n) and values max(1 / n, h) apart. Of an unknown n the least that makes
+    such figures and 20,000 are tried. Of a known one with n p (1 - p) below 30 nothing is concluded: with so few images
+    that are not always right or always wrong, the least deviation need not hold.
+    """
+    mean, decimals = statistics.fmean(figures), max(map(num_decimals, figures))
+    is_share = min(figures) >= 0 and max(figures) <= 100 and "loss" not in name.lower()
+    if not is_share:
+        return min(1.0, _MODE / _LEAST_RELATIVE_SPREAD * 10.0**-decimals / abs(mean)) if mean else 1.0
+    scale = 1.0 if max(figures) <= 1 else 0.01
+    binomial = math.sqrt(max(0.0, scale * mean * (1 - scale * mean)))
+    if not binomial or (num_images and num_images * binomial**2 < _LEAST_ERRORS_TO_REPEAT):
+        return 1.0
+    step = scale * 10.0**-decimals
+    step = step if step >= 10.0**-_MOST_DECIMALS else 0.0
+    numbers = [num_images] if num_images else [_least_images([scale * f for f in figures], step), _MOST_IMAGES]
+    worst = max(max(1 / math.sqrt(n), step * math.sqrt(n)) for n in (numbers if step else numbers[:1]))
+    return min(1.0, _MODE / (_LEAST_SPREAD * binomial) * worst)
+
+
+def _least_images(shares: Sequence[float], step: float) -> int:
+    """Return the least n of which all shares are k / n, up to rounding to `step`; at most 20,000."""
+    numbers = np.arange(1, _MOST_IMAGES)
+    counts = np.unique(np.asarray(shares))[:, None] * numbers
+    fits = (np.abs(counts - np.rint(counts)) <= max(step / 2, 1e-7) * numbers).all(0)
+    return int(numbers[fits.argmax()]) if fits.any() else _MOST_IMAGES
+
+
+def _groups(figures: Sequence[float]) -> list[int]:
+    """Return a number for each figure, the same for those that are alike up to the last bits."""
+    numbers: dict[float, int] = {}
+    last = math.inf
+    for value in sorted(figures):
+        is_new = not math.isclose(value, last, rel_tol=_ALIKE)
+        numbers[value] = len(set(numbers.values())) if is_new else numbers[last]
+        last = value
+    return [numbers[value] for value in figures]
+
+
+def _num_different(differences: Sequence[float], size: float) -> int:
+    """Return how many differences there are, up to the last bits of figures of this size."""
+    ordered = sorted(differences)
+    return 1 + sum(after - before > _ALIKE * size for before, after in itertools.pairwise(ordered))
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """The standard deviation of an arm's shares, beside that of a binomial count."""
+
+    deviation: float
+    binomial: float
+    num_runs: int
+    num_images: int | None
+
+    @property
+    def is_low(self) -> bool:
+        return self.deviation < _LOW_SPREAD * self.binomial
+
+    @property
+    def is_impossible(self) -> bool:
+        """Whether even at the least spread of live seeds chance would hardly make it so low."""
+        from scipy.special import chdtr
+
+        degrees = self.num_runs - 1
+        square = degrees * (self.deviation / (_LEAST_SPREAD * self.binomial)) ** 2
+        return self.is_low and float(chdtr(degrees, square)) <= LIMIT
+
+    def told(self, arm: str) -> str:
+        images = f"{self.num_images or _MOST_IMAGES:,} test images{'' if self.num_images else ' or fewer'}"
+        return (
+            f"the runs of {arm} differ by only {100 * self.deviation:.3f} points (standard deviation), where chance "
+            f"alone makes {100 * self.binomial:.2f} with {images}"
+        )
+
+
+def _spread(
+    results: Results, metric: Metric, arm: str, seeds: Sequence[Hashable], num_images: int | None
+) -> _Spread | None:
+    """Return the spread of an arm's runs; None where there is nothing to compare it with."""
+    if not _COUNTED.search(metric.name):
+        return None
+    values = results.values(arm, metric.name)
+    shares = [metric.scale * values[seed] / 100 for seed in seeds]
+    mean, images = statistics.fmean(shares), num_images or _MOST_IMAGES
+    if not 0 < mean < 1 or images * mean * (1 - mean) < _LEAST_ERRORS:
+        return None
+    return _Spread(statistics.stdev(shares), math.sqrt(mean * (1 - mean) / images), len(shares), num_images)
+
+
+def check_number_of_images(results: Results, metric: str, num_images: int | None) -> None:
+    """Raise UserError if an accuracy is no whole number of `num_images` images, up to its rounding."""
+    if num_images is None or metric != "accuracy":
+        return
+    figures = {(arm, seed): value for arm in results.arms for seed, value in results.values(arm, metric).items()}
+    scale = 1.0 if max(figures.values(), default=0.0) <= 1 else 0.01
+    for (arm, seed), figure in figures.items():
+        right, rounding = scale * figure * num_images, scale * 0.5 * 10.0 ** -num_decimals(figure)
+        if abs(right - round(right)) > num_images * (rounding + 1e-9):
+            raise UserError(
+                f"{figure:g} (arm {arm}, seed {seed}) is no accuracy of {num_images:,} test images, of which a whole "
+                "number is right; give how many there were, or leave it out"
+            )

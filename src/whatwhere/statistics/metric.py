@@ -1,0 +1,187 @@
+"""What a comparison judges by: which way is better, and in which unit."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from ..base.errors import UserError, brief
+
+DEFAULT_MARGIN = 0.5  # points
+_LARGEST, _SMALLEST = 1e100, 1e-100  # squares and cubes of what lies between are numbers still
+# figures that have no upper end: words wherever they stand in a name, and words of their own
+_UNBOUNDED = ("loss", "perplexity", "latency", "rmse")
+_UNBOUNDED_WORDS = {"mae", "mse", "fid", "time"}
+# figures of which more is better, unless another word of the name says that they are of what went wrong
+_HIGHER = (
+    "accuracy",
+    "auroc",
+    "auprc",
+    "auc",
+    "iou",
+    "dice",
+    "recall",
+    "precision",
+    "score",
+    "准确率",
+    "正确率",
+    "召回率",
+)
+_HIGHER_WORDS = {"acc", "top", "f", "ap", "map", "ar", "psnr", "ssim", "kappa", "jaccard", "sensitivity", "specificity"}
+_HIGHER_WORDS |= {"correct", "reward", "bleu", "rouge", "ndcg", "mcc", "pck", "pq", "hota", "mota"}
+_WRONG = re.compile("loss|err|fail|miss|wrong|fals|incorrect|inaccura|time|latency|dist|cost|brier", re.IGNORECASE)
+_ONE_SCALE = 4.0  # figures of one comparison, as shares, are hardly ever further apart than by this factor
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure that a run comes to.
+
+    Attributes:
+        name: Its key in the results.
+        label: What people call it.
+        scale: What a figure is multiplied by to be shown.
+        unit: Of figures so shown, "points" (hundredths of a share) or "".
+        higher_is_better: Which way is better.
+    """
+
+    name: str
+    label: str
+    scale: float = 1.0
+    unit: str = ""
+    higher_is_better: bool = True
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", "accuracy", 100, "points"),
+        Metric("balanced_accuracy", "balanced accuracy", 100, "points"),
+        Metric("macro_f1", "macro F1", 100, "points"),
+        Metric("auroc", "AUROC", 100, "points"),
+        Metric("loss", "log loss", higher_is_better=False),
+        Metric("calibration_error", "calibration error", 100, "points", higher_is_better=False),
+    )
+}
+
+
+def check_direction(name: str, lower_is_better: bool | None) -> bool:
+    """Return whether lower is better of figures called `name`; `lower_is_better` is what was said, None for nothing.
+
+    Raises:
+        UserError: It is not said and does not follow from the name, as it does from `val_acc`, or it contradicts a
+            metric of ours.
+    """
+    if lower_is_better is not None and not isinstance(lower_is_better, bool):
+        raise UserError(f"lower_is_better must be True, False or None, got {brief(lower_is_better)}")
+    if name in METRICS:
+        known = METRICS[name]
+        if lower_is_better is known.higher_is_better:
+            way, option = ("higher", "lower") if known.higher_is_better else ("lower", "higher")
+            raise UserError(f"{name} is a metric of which {way} is better; leave out --{option}-is-better")
+        return not known.higher_is_better
+    if lower_is_better is None and not _is_called_higher(name):
+        raise UserError(
+            f"whether a higher or a lower {brief(name)} is better does not follow from its name; give "
+            "--lower-is-better or --higher-is-better (in Python lower_is_better=True or False)"
+        )
+    return bool(lower_is_better)
+
+
+def _is_called_higher(name: str) -> bool:
+    return not _WRONG.search(name) and _is_called(name, _HIGHER, _HIGHER_WORDS)
+
+
+def _is_unbounded(name: str) -> bool:
+    return _is_called(name, _UNBOUNDED, _UNBOUNDED_WORDS)
+
+
+def _is_called(name: str, parts: tuple[str, ...], words: set[str]) -> bool:
+    own = {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
+    return bool(own & words) or any(part in name.lower() for part in parts)
+
+
+def two_scales(name: str, values: Iterable[float]) -> tuple[float, float] | None:
+    """Return a share and a percentage that stand among the figures called `name`; None where they have one scale.
+
+    Figures have two scales if all lie within 0 and 100, some of them at most 1 and some above, and those of at most 1,
+    taken times 100, fall among the others: all are then within a factor of 4 of each other. Between the two groups is a
+    hole of a factor of 25 or more, so figures that vary across 1, such as log losses from 0.8 to 1.3 or milliseconds
+    from 0.5 to 90, have one scale. Our own shares have two as soon as there is a figure on either side of 1; what is
+    named as a figure without an upper end (a loss, a time) never has. Zeros are zeros in both scales.
+    """
+    figures = [value for value in values if value]
+    shares = [value for value in figures if value <= 1]
+    percentages = [value for value in figures if value > 1]
+    if not shares or not percentages or min(shares) < 0 or max(percentages) > 100:
+        return None
+    if name in METRICS:
+        return (shares[0], percentages[0]) if is_share(name) else None
+    together = [*(100 * value for value in shares), *percentages]
+    if _is_unbounded(name) or max(together) > _ONE_SCALE * min(together):
+        return None
+    return shares[0], percentages[0]
+
+
+def check_figure(value: float, what: str) -> None:
+    """Raise UserError if a figure is of a size that no figure has, and that arithmetic with it does not bear."""
+    if value and not _SMALLEST <= abs(value) <= _LARGEST:
+        raise UserError(f"{what} is {value:g}, and no figure is beyond {_SMALLEST:g} and {_LARGEST:g}; correct it")
+
+
+def is_share(name: str) -> bool:
+    """Return whether the metric is one of ours that is a share, of at most 1."""
+    return name in METRICS and METRICS[name].unit == "points"
+
+
+def metric_for(name: str, values: Iterable[float], *, lower_is_better: bool = False) -> Metric:
+    """Return how figures called `name` are shown, those from elsewhere by their values.
+
+    Where higher is better, and for our own metrics in points, figures within 0 and 1 are taken for shares and shown in
+    points, and figures within 0 and 100 for percentages, which are points already; all others are shown as they are.
+    """
+    values = list(values)
+    if name in METRICS and METRICS[name].higher_is_better is not lower_is_better:
+        known = METRICS[name]
+        if known.unit != "points" or not values or (min(values) >= 0 and max(values) <= 1):
+            return known
+        if min(values) < 0 or max(values) > 100:
+            worst = min(values) if min(values) < 0 else max(values)
+            raise UserError(f"{known.label} must be a share or a percentage, got {worst:g}")
+        return replace(known, scale=1.0)
+    label = name.replace("_", " ")
+    if lower_is_better or not values or min(values) < 0 or max(values) > 100:
+        return Metric(name, label, higher_is_better=not lower_is_better)
+    return Metric(name, label, 100 if max(values) <= 1 else 1, "points")
+
+
+def margin_for(metric: Metric, given: float | None) -> float:
+    """Return the margin in the unit shown: the one given, else 0.5 points.
+
+    Raises:
+        UserError: None is given and the metric's unit is not points, or it is no number of at least 0.
+    """
+    if given is None:
+        if metric.unit != "points":
+            raise UserError(
+                f"what difference in {metric.label} matters is not known; give it, in the unit of the figures, with "
+                "--margin"
+            )
+        return DEFAULT_MARGIN
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given <= sys.float_info.max:
+        raise UserError(
+            f"the margin must be a number of at least 0, in {metric.unit or 'the unit of the figures'}, "
+            f"got {brief(given)}"
+        )
+    if metric.unit == "points" and given > 100:
+        raise UserError(f"a margin of {given:g} points is more than all there is; give at most 100")
+    check_figure(given, "the margin")
+    return float(given)
+
+
+def num_decimals(value: float) -> int:
+    """Return with how many decimals a figure was written, as far as the number shows it: 2 of 0.50, none of 250.0."""
+    mantissa, _, exponent = repr(float(value)).partition("e")
+    return max(0, len(mantissa.partition(".")[2].rstrip("0")) - int(exponent or 0))

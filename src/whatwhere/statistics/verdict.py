@@ -1,0 +1,424 @@
+"""The verdict on each arm against the baseline: helps, hurts, no practical difference, cannot tell yet."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..base.errors import UserError, brief, check_integer, few, nearest, short
+from ..data.names import counted
+from . import wording
+from .advice import pairs_to_settle
+from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, Decision, decide, holm
+from .derived import as_number, derived_notes, odd_seed
+from .independence import cautions_about, doubt_about
+from .looks import ALPHA, LEAST_PAIRS, Plan
+from .metric import METRICS, Metric, check_direction, margin_for, metric_for, two_scales
+from .paired import PairedDifference
+from .results import Results, numbered
+
+__all__ = ["HELPS", "HURTS", "SAME", "UNKNOWN", "ArmVerdict", "Judgement", "judge"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmVerdict:
+    """What is known of one arm against the baseline; figures and differences in the metric's unit as shown.
+
+    Attributes:
+        arm: Its name.
+        verdict: One of the four.
+        reason: The sentence behind it.
+        advice: What to do about a verdict that is not there yet.
+        cautions: What to keep in mind.
+        num_pairs: Complete pairs that the verdict is read from.
+        plan: When it is looked at; None while there are fewer than 6 pairs.
+        seeds, baseline, treatment, differences: Pair by pair, those after the look included.
+        mean_difference, standard_deviation: Arm minus baseline; None with fewer than 2 pairs, as all that follows.
+        interval_95: Paired-t interval; None where the pairs may be no independent draws (`doubt_about`), as all that
+            follows but level.
+        level: Two-sided level of the test that the verdict is read at, after looks and arms; None where there can be
+            no verdict.
+        deciding_interval: The t interval at that level.
+        p_t, p_t_holm: Paired t-test, two-sided, and corrected over the arms after Holm.
+        p_sign_flip, p_sign_flip_holm: Sign-flip test, likewise.
+        p_equivalence: Twice the p-value of two one-sided tests against the margin.
+        win_probability, win_interval: That the arm is better in a random pair, and its 95 % interval.
+        skewness: Of the differences, in standard errors.
+        pairs_to_settle: From how many to how many pairs in all would probably settle it; the upper end None: more than
+            anybody should train. None as a whole where the verdict is there, or cannot come.
+    """
+
+    arm: str
+    verdict: str
+    reason: str
+    advice: str = ""
+    cautions: tuple[str, ...] = ()
+    num_pairs: int = 0
+    plan: Plan | None = None
+    seeds: tuple[Hashable, ...] = ()
+    baseline: tuple[float, ...] = ()
+    treatment: tuple[float, ...] = ()
+    differences: tuple[float, ...] = ()
+    mean_difference: float | None = None
+    standard_deviation: float | None = None
+    interval_95: tuple[float, float] | None = None
+    level: float | None = None
+    deciding_interval: tuple[float, float] | None = None
+    p_t: float | None = None
+    p_t_holm: float | None = None
+    p_sign_flip: float | None = None
+    p_sign_flip_holm: float | None = None
+    p_equivalence: float | None = None
+    win_probability: float | None = None
+    win_interval: tuple[float, float] | None = None
+    skewness: float | None = None
+    pairs_to_settle: tuple[int, int | None] | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """All arms against the baseline by one metric, and their other figures beside.
+
+    Attributes:
+        metric: What is judged by.
+        baseline: Name of the baseline.
+        margin: The least difference that matters, in the metric's unit.
+        max_pairs: Pairs at the last look; None: open.
+        arms: One verdict for each other arm.
+        others: Differences in the other metrics, without a verdict.
+        cautions: What to keep in mind of the figures as a whole.
+    """
+
+    metric: Metric
+    baseline: str
+    margin: float
+    max_pairs: int | None
+    arms: tuple[ArmVerdict, ...]
+    others: tuple[dict[str, Any], ...]
+    cautions: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        return {"alpha": ALPHA, **asdict(self)}
+
+
+def judge(
+    results: Results,
+    *,
+    metric: str | None = None,
+    lower_is_better: bool | None = None,
+    baseline: str | None = None,
+    margin: float | None = None,
+    first_look: int | Mapping[str, int] | None = None,
+    max_pairs: int | None = None,
+    awaited: Mapping[str, Sequence[Hashable]] | None = None,
+    test_images: int | None = None,
+) -> Judgement:
+    """Return the verdict on each arm against the baseline.
+
+    Of the first that applies:
+
+    1. fewer than 6 complete pairs, or than the first look has, or runs missing that it awaits, or pairs that are no
+       independent draws (`doubt_about`): cannot tell yet;
+    2. the t interval lies inside -+ margin: no practical difference (also where it excludes 0);
+    3. it lies on one side of 0: helps or hurts;
+    4. cannot tell yet.
+
+    Pairs are judged up to the last look of the plan that they allow, with all that it awaits; those after it wait for
+    the next.
+
+    The interval is that of confidence 1 - level. The level is 0.05 (two-sided, so 0.025 for each of "helps" and
+    "hurts") for all looks and arms together: what the plan gives for this look (`Plan.level`), and of that to each arm
+    its share after Holm (Scandinavian Journal of Statistics 6, 1979), for claims of a difference and of none
+    separately. With looks, Holm's shares are shares of what may be spent (Ye et al., Statistics in Medicine 32, 2013).
+    The t interval takes the differences for normal; the sign-flip test beside it does not.
+
+    Args:
+        results: Figures by arm and seed.
+        metric: What to judge by; by default accuracy, or the only one.
+        lower_is_better: Of figures that are not ours; it must be given where the name does not tell that higher is
+            better, as accuracy, mAP or F1 do.
+        baseline: By default the arm called none or baseline, else the first.
+        margin: In the unit shown (`metric_for`); by default 0.5 points.
+        first_look: Pairs at the first look (`Plan`), or these by arm; by default all there are: this is the first look.
+            Later verdicts, on more pairs, must be told it (`ArmVerdict.plan`).
+        max_pairs: Pairs at the last look; None leaves it open.
+        awaited: Seeds, by arm, that the present look waits for.
+        test_images: How many images each run was tested on, where known: runs that differ too little for that are told.
+
+    Raises:
+        UserError: An unknown metric or baseline, no other arm, a direction that is needed or contradicts a metric of
+            ours, a margin that is needed or none, shares and percentages in one metric (`two_scales`), or a seed that
+            names no run (`odd_seed`).
+    """
+    if test_images is not None:
+        check_integer("test_images", test_images)
+    odd = odd_seed(results.seeds)
+    if odd is not None:
+        raise UserError(odd[1])
+    name = _metric_name(results, metric)
+    baseline = _baseline(results, baseline)
+    measure, margin = _terms(results, name, lower_is_better, margin)
+    arms = [arm for arm in results.arms if arm != baseline]
+    pairs = {arm: results.paired(baseline, arm, name, measure.scale) for arm in arms}
+    firsts = first_look if isinstance(first_look, Mapping) else dict.fromkeys(arms, first_look)
+    cases = [
+        _case(results, baseline, arm, name, pairs[arm], _plan(firsts.get(arm), max_pairs, pairs[arm]), wanted)
+        for arm in arms
+        for wanted in [(awaited or {}).get(arm, ())]
+    ]
+    cases = [_doubted(results, measure, baseline, case, test_images) for case in cases]
+    decisions = decide(cases, margin, higher_is_better=measure.higher_is_better)
+    corrected = _corrected(cases)
+    verdicts = []
+    for case, decision, holm_p in zip(cases, decisions, corrected, strict=True):
+        # of runs that a look waits for it is said there
+        missing = {} if awaited else results.missing(baseline, case.arm, name)
+        cautions = wording.cautions(case, pairs[case.arm], missing)
+        if case.paired is not None and not case.blocked and case.doubt is None:
+            cautions += cautions_about(results, measure, baseline, case.arm, case.paired.seeds, test_images)
+        verdicts.append(_verdict(case, pairs[case.arm], decision, measure, margin, holm_p, cautions))
+    faults = {other: fault for other in results.metrics if other != name and (fault := _two_scales(results, other))}
+    others = [
+        _other(_looked_at(results, baseline, case), baseline, case.arm, _measure(results, other), test_images)
+        for other in results.metrics
+        if other != name and other not in faults
+        for case in cases
+    ]
+    notes = [*results.notes, *(f"{fault}; it is left out" for fault in faults.values()), *derived_notes(results, name)]
+    return Judgement(measure, baseline, margin, max_pairs, tuple(verdicts), tuple(filter(None, others)), tuple(notes))
+
+
+def check_terms(
+    results: Results,
+    *,
+    metric: str | None = None,
+    lower_is_better: bool | None = None,
+    margin: float | None = None,
+) -> None:
+    """Raise UserError if `judge` could not judge by these terms, as far as the first runs tell."""
+    _terms(results, _metric_name(results, metric), lower_is_better, margin)
+
+
+def _terms(results: Results, name: str, lower_is_better: bool | None, margin: float | None) -> tuple[Metric, float]:
+    lower = check_direction(name, lower_is_better)
+    fault = _two_scales(results, name)
+    if fault:
+        neither = "" if name in METRICS else ", or all times 100 if they are neither"
+        raise UserError(f"{fault}; give all as shares{neither}")
+    measure = _measure(results, name, lower)
+    return measure, margin_for(measure, margin)
+
+
+def _metric_name(results: Results, given: str | None) -> str:
+    names = results.metrics
+    if given is None:
+        if "accuracy" in names or len(names) == 1:
+            return "accuracy" if "accuracy" in names else names[0]
+        if not names:
+            raise UserError("the results hold no figures; there is nothing to compare")
+        raise UserError(f"there are several figures, {few(names, 10)}; choose the one to judge by with --metric")
+    if given not in names:
+        raise UserError(
+            f"no run has the figure {brief(given)}{nearest(given, names)}; there are: {few(names, 10) or 'none'}"
+        )
+    return given
+
+
+def _baseline(results: Results, given: str | None) -> str:
+    arms = results.arms
+    if given is not None and given not in arms:
+        raise UserError(f"no arm is called {brief(given)}{nearest(given, arms)}; there are: {few(arms, 10) or 'none'}")
+    if len(arms) < 2:
+        raise UserError(f"a comparison needs two arms or more, got {', '.join(map(brief, arms)) or 'none'}")
+    return given or default_baseline(arms)
+
+
+def default_baseline(arms: Sequence[str]) -> str:
+    """Return the arm called none or baseline, else the first."""
+    return next((arm for arm in arms if arm.lower() in ("none", "baseline")), arms[0])
+
+
+def _two_scales(results: Results, name: str) -> str:
+    """Return, as a sentence, which run has a share and which a percentage; "" where all figures have one scale."""
+    figures = {(arm, seed): value for arm in results.arms for seed, value in results.values(arm, name).items()}
+    found = two_scales(name, figures.values())
+    if found is None:
+        return ""
+    share, percentage = (
+        f"{value:g} (arm {short(arm)}, seed {short(str(seed))})"
+        for wanted in found
+        for (arm, seed), value in [next(item for item in figures.items() if item[1] == wanted)]
+    )
+    return f"{short(name)} has two scales, shares such as {share} and percentages such as {percentage}"
+
+
+def _measure(results: Results, name: str, lower_is_better: bool = False) -> Metric:
+    if name in METRICS:
+        # ours say themselves which way is better
+        lower_is_better = not METRICS[name].higher_is_better
+    values = [value for arm in results.arms for value in results.values(arm, name).values()]
+    return metric_for(name, values, lower_is_better=lower_is_better)
+
+
+def _plan(first_look: int | None, max_pairs: int | None, paired: PairedDifference | None) -> Plan | None:
+    """Return the plan for an arm; None while there are too few pairs to make one."""
+    if first_look is None:
+        first_look = 0 if paired is None else len(paired)
+        if first_look < LEAST_PAIRS:
+            return None
+        first_look = min(first_look, max_pairs or first_look)
+    return Plan(first_look, max_pairs)
+
+
+def _case(
+    results: Results,
+    baseline: str,
+    arm: str,
+    metric: str,
+    paired: PairedDifference | None,
+    plan: Plan | None,
+    awaited: Sequence[Hashable],
+) -> Case:
+    # of a single pair there are no statistics
+    num_pairs = results.num_complete(baseline, arm, metric) if paired is None else len(paired)
+    there = () if paired is None else paired.seeds
+    waiting = tuple(seed for seed in awaited if seed not in there)
+    # while a look waits for runs, the one before it stands
+    num_ready = awaited.index(waiting[0]) if waiting else num_pairs
+    look = None if plan is None else plan.look_at(num_ready)
+    if look is not None and paired is not None:
+        # those after a look wait for the next one
+        pairs = PairedDifference(paired.seeds[:look], paired.baseline[:look], paired.treatment[:look])
+        return Case(arm, pairs, plan, waiting=waiting)
+    if waiting:
+        blocked = f"{len(awaited) - len(waiting)} of {len(awaited)} pairs are there; missing: {numbered(waiting)}"
+    elif not num_pairs and results.values(baseline, metric) and results.values(arm, metric):
+        blocked = f"{arm} and {baseline} have no seed in common{_spelt(results, baseline, arm, metric)}"
+    elif not num_pairs:
+        blocked = f"no seed has a run of both {arm} and {baseline}"
+    elif num_pairs < LEAST_PAIRS:
+        blocked = (
+            f"{counted(num_pairs, 'pair')}: with so few the exact sign-flip test cannot go below p = "
+            f"{min(1.0, 2 / 2**num_pairs):.2g}, however large the difference"
+        )
+    else:
+        blocked = f"{num_pairs} pairs; the first look is planned at {plan.first if plan is not None else LEAST_PAIRS}"
+    return Case(arm, paired, plan, blocked, waiting)
+
+
+def _doubted(results: Results, metric: Metric, baseline: str, case: Case, test_images: int | None) -> Case:
+    """Return the case, with a doubt where its pairs may be no independent draws."""
+    if case.paired is None:
+        return case
+    doubt = doubt_about(results, metric, baseline, case.arm, case.paired.seeds, test_images)
+    return case if doubt is None else replace(case, doubt=doubt)
+
+
+def _spelt(results: Results, baseline: str, arm: str, metric: str) -> str:
+    """Return a hint where one seed, such as 0 and 00, or one arm, such as none and None, has two spellings."""
+    if arm.lower() == baseline.lower():
+        return f"; {arm} and {baseline} may be meant to be one arm: spell it alike"
+    numbers = [{as_number(seed): str(seed) for seed in results.values(name, metric)} for name in (baseline, arm)]
+    for number, spelling in numbers[0].items():
+        if number is not None and numbers[1].get(number, spelling) != spelling:
+            return f"; {spelling} and {numbers[1][number]} may be meant to be one seed: spell it alike"
+    return ""
+
+
+def _corrected(cases: Sequence[Case]) -> list[tuple[float, float]]:
+    """Return p of the t-test and of the sign-flip test, corrected over the arms."""
+    judged = [None if case.blocked or case.doubt else case.paired for case in cases]
+    t = holm([1.0 if paired is None else paired.p_t() for paired in judged])
+    return list(zip(t, holm([1.0 if paired is None else paired.p_sign_flip() for paired in judged]), strict=True))
+
+
+def _verdict(
+    case: Case,
+    everything: PairedDifference | None,
+    decision: Decision,
+    metric: Metric,
+    margin: float,
+    holm_p: tuple[float, float],
+    cautions: Sequence[str],
+) -> ArmVerdict:
+    paired, level = case.paired, decision.level
+    settle = None
+    if decision.verdict == UNKNOWN and level is not None and case.doubt is None:
+        settle = pairs_to_settle(case, decision.num_sharing, margin)
+    common: dict[str, Any] = {
+        "arm": case.arm,
+        "plan": case.plan,
+        "verdict": decision.verdict,
+        "reason": wording.reason(case, decision, metric, margin),
+        "advice": wording.advice(case, decision, settle),
+        "cautions": tuple(cautions),
+    }
+    if paired is None or everything is None:
+        return ArmVerdict(**common)
+    common |= {
+        "num_pairs": len(paired),
+        "seeds": everything.seeds,
+        "baseline": everything.baseline,
+        "treatment": everything.treatment,
+        "differences": everything.differences,
+        "mean_difference": paired.mean,
+        "standard_deviation": paired.standard_deviation,
+        "level": level,
+    }
+    if case.doubt is not None:
+        return ArmVerdict(**common)
+    win, low, high = paired.win_probability()
+    if not metric.higher_is_better:
+        win, low, high = 1 - win, 1 - high, 1 - low
+    return ArmVerdict(
+        **common,
+        interval_95=paired.interval(),
+        deciding_interval=None if level is None else paired.interval(1 - level),
+        p_t=paired.p_t(),
+        p_t_holm=None if case.blocked else holm_p[0],
+        p_sign_flip=paired.p_sign_flip(),
+        p_sign_flip_holm=None if case.blocked else holm_p[1],
+        p_equivalence=paired.p_equivalence(margin),
+        win_probability=win,
+        win_interval=(low, high),
+        skewness=paired.skewness(),
+        pairs_to_settle=settle,
+    )
+
+
+def _looked_at(results: Results, baseline: str, case: Case) -> Results:
+    """Return the runs that the verdict is of; all of them, where there is no pair."""
+    return results if case.paired is None else results.only([baseline, case.arm], case.paired.seeds)
+
+
+def _other(results: Results, baseline: str, arm: str, metric: Metric, test_images: int | None) -> dict[str, Any] | None:
+    """Return the difference in a metric that is not judged by; None with fewer than two pairs."""
+    found = difference(results, baseline, arm, metric, test_images)
+    if found is None:
+        return None
+    # of figures that are not ours it is not known which way is better
+    shown = {**asdict(metric), "higher_is_better": metric.higher_is_better if metric.name in METRICS else None}
+    return {"metric": shown, "arm": arm, **found}
+
+
+def difference(
+    results: Results, baseline: str, arm: str, metric: Metric, test_images: int | None = None
+) -> dict[str, Any] | None:
+    """Return the mean difference between two arms, without a verdict; None with fewer than two pairs.
+
+    Its interval and p are None where the pairs may be no independent draws (`doubt_about`).
+    """
+    paired = results.paired(baseline, arm, metric.name, metric.scale)
+    if paired is None:
+        return None
+    is_sound = not doubt_about(results, metric, baseline, arm, paired.seeds, test_images)
+    return {
+        "num_pairs": len(paired),
+        "baseline_mean": sum(paired.baseline) / len(paired),
+        "arm_mean": sum(paired.treatment) / len(paired),
+        "mean_difference": paired.mean,
+        "interval_95": paired.interval() if is_sound else None,
+        "p_t": paired.p_t() if is_sound else None,
+    }

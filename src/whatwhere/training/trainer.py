@@ -1,0 +1,391 @@
+"""The training loop: plain PyTorch, every random number a function of the seed and a position."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+from torchvision.transforms import v2
+
+from ..base.errors import UserError
+from ..base.randomness import seeded, stream_seed
+from ..data.batches import Batch, Order, TensorBatches
+from ..data.digits import ImageSet
+from .checkpoint import load_optimizer_state, optimizer_state
+from .config import Recipe
+from .distributed import Team
+
+
+class StopRequested(Exception):  # noqa: N818 - no error
+    """Training stopped in between because it was asked to; the trainer stands after a whole step."""
+
+
+class Batches(Protocol):
+    """What `Trainer.run` trains on."""
+
+    order: Order
+
+    def steps(self, start: int, stop: int) -> Iterator[Batch]: ...
+
+
+@dataclass
+class Position:
+    """How far training is: after `step` steps from the start, with the sum of the epoch's losses so far."""
+
+    step: int = 0
+    loss_sum: float = 0.0
+    num_images: int = 0
+
+
+@dataclass
+class _Loss:
+    """A step's loss, summed over images and processes, and the number of processes asked to stop."""
+
+    step: int
+    indices: Tensor
+    total: Tensor
+    work: Any
+    copied: Any = None
+
+    def __post_init__(self) -> None:
+        if self.total.is_cuda:
+            if self.work is not None:
+                self.work.wait()  # the stream waits, not this process
+            on_gpu, self.total = self.total, torch.empty(self.total.shape, pin_memory=True)
+            self.total.copy_(on_gpu, non_blocking=True)
+            self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.copied.record()
+
+    def read(self) -> list[float]:
+        if self.copied is not None:
+            self.copied.synchronize()
+        elif self.work is not None:
+            self.work.wait()
+        values: list[float] = self.total.tolist()
+        return values
+
+
+class Trainer:
+    """A network in training: its weights, optimizer, averages and position, and the step that moves them.
+
+    Args:
+        model: A classifier that returns logits, on the team's device.
+        recipe: How to train.
+        order: Which samples each step sees.
+        num_classes: Width of the classifier.
+        seed: Any integer.
+        team: The processes.
+        class_weights: (num_classes,), factors of the loss.
+        compile: Whether torch.compile runs the network.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        order: Order,
+        *,
+        num_classes: int,
+        seed: int,
+        team: Team,
+        class_weights: Tensor | None = None,
+        compile: bool = False,
+    ) -> None:
+        if not order.num_samples:
+            raise UserError("there is no image to train on")
+        if recipe.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        self.model, self.recipe, self.order, self.seed, self.team = model, recipe, order, seed, team
+        self.class_weights = None if class_weights is None else class_weights.to(team.device)
+        self.optimizer = make_optimizer(model, recipe)
+        self.scaler = torch.amp.GradScaler(team.device.type, enabled=recipe.amp == "fp16")
+        self.average: AveragedModel | None = None
+        if recipe.ema:
+            self.average = AveragedModel(model, multi_avg_fn=_averaging(recipe.ema), use_buffers=True)
+        self.mixing = _mixing(recipe, num_classes)
+        self.position = Position()
+        self.num_steps = recipe.epochs * order.steps_per_epoch
+        num_warmup_steps = round(min(recipe.warmup_epochs, recipe.epochs) * order.steps_per_epoch)
+        self._factor = warmup_cosine(num_warmup_steps, self.num_steps)
+        self.stop_requested = False
+        self._unread: deque[_Loss] = deque()
+        self._stopping: int | None = None  # the first step at which a process had been asked to stop
+        self.parallel: DistributedDataParallel | None = None
+        if team.world_size > 1:
+            self.parallel = DistributedDataParallel(model, [team.device] if team.device.type == "cuda" else None)
+        forward = self.parallel or model
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(forward) if compile else forward
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network to evaluate and to keep: the averaged one, if there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def align(self) -> None:
+        """Give all processes the first's statistics of the norms, which the others have moved on their own."""
+        self.team.align(self.model.buffers())
+        if self.average is not None:
+            self.team.align(self.average.module.buffers())
+
+    @property
+    def epoch(self) -> int:
+        """Whole epochs done."""
+        return self.position.step // self.order.steps_per_epoch
+
+    def autocast(self) -> Any:
+        """Return the context of a forward pass."""
+        return autocast(self.team.device, self.recipe.amp)
+
+    @property
+    def epoch_loss(self) -> float:
+        """Mean loss of the epoch that the position is in or at the end of, over the steps read so far."""
+        return self.position.loss_sum / max(1, self.position.num_images)
+
+    def run(self, batches: Batches) -> Iterator[bool]:
+        """Train from the position to the end; yield after each step whether an epoch ends there.
+
+        Raises:
+            UserError: A loss that is not finite, with the step and the batch's samples.
+            StopRequested: `stop_requested` was set, here or in another process.
+        """
+        self.model.train()
+        for batch in batches.steps(self.position.step, self.num_steps):
+            self._step(batch)
+            ends = self.position.step % self.order.steps_per_epoch == 0
+            if ends:
+                self.settle()
+            yield ends
+
+    def _step(self, batch: Batch) -> None:
+        step, recipe = self.position.step, self.recipe
+        # before the forward pass, which moves the norms' statistics: a stop leaves the state of a whole step
+        self.settle(keep=1)
+        alone = self.team.world_size == 1
+        if self.stop_requested if alone else self._stopping is not None and self._stopping < step - 1:
+            raise StopRequested
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.lr * self._factor(step)
+        num_images = self.order.size(step)
+        self.optimizer.zero_grad()
+        loss_sum = torch.zeros((), device=self.team.device)
+        pieces = min(recipe.accumulate, len(batch.labels))
+        with step_randomness(self.seed, step, self.team):
+            for piece in range(pieces):
+                images, labels = (part.tensor_split(pieces)[piece] for part in (batch.images, batch.labels))
+                with self._no_exchange(piece < pieces - 1):
+                    loss = self._loss(images, labels, piece)
+                    # the processes' gradients are averaged: together they become the mean over the step's images
+                    share = len(labels) * self.team.world_size / num_images
+                    self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+                loss_sum += loss.detach() * len(labels)
+        self._apply()
+        self.position.step += 1
+        total = torch.stack([loss_sum, torch.full_like(loss_sum, float(self.stop_requested))])
+        self._unread.append(_Loss(step, batch.indices, *self.team.start_sum(total)))
+
+    def _loss(self, images: Tensor, labels: Tensor, piece: int) -> Tensor:
+        targets = labels
+        if self.mixing is not None and len(labels) > 1:
+            with seeded(self.seed, f"mixup.{self.position.step}.{piece}"):
+                images, targets = self.mixing(images, labels)
+        if self.recipe.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with self.autocast():
+            logits = self.forward(images).float()
+        smoothing = self.recipe.label_smoothing
+        if self.class_weights is None:
+            return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        # torch's weighted mean would divide by the weights that this piece happens to hold
+        total = F.cross_entropy(logits, targets, self.class_weights, label_smoothing=smoothing, reduction="sum")
+        return total / len(labels)
+
+    def _no_exchange(self, wanted: bool) -> Any:
+        """Return the context in which gradients are not yet summed over the processes."""
+        return self.parallel.no_sync() if wanted and self.parallel is not None else contextlib.nullcontext()
+
+    def _apply(self) -> None:
+        if self.recipe.clip_grad:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def settle(self, keep: int = 0) -> None:
+        """Read the losses of all steps but the last `keep`, which the processes have summed meanwhile.
+
+        They are read a step late, so that an accelerator need not wait, and before anything is saved.
+        """
+        while len(self._unread) > keep:
+            loss = self._unread.popleft()
+            loss_sum, num_stopping = loss.read()
+            num_images = self.order.size(loss.step)
+            if not math.isfinite(loss_sum):
+                epoch = 1 + loss.step // self.order.steps_per_epoch
+                raise LossNotFinite(1 + loss.step, epoch, loss_sum / num_images, loss.indices.tolist())
+            if loss.step % self.order.steps_per_epoch == 0:
+                self.position.loss_sum, self.position.num_images = 0.0, 0
+            self.position.loss_sum += loss_sum
+            self.position.num_images += num_images
+            if num_stopping and self._stopping is None:
+                self._stopping = loss.step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a continuation needs, as `checkpoint.save` takes it."""
+        self.settle()
+        check_weights(self.model)
+        return {
+            "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
+            "scaler": self.scaler.state_dict(),
+            "position": asdict(self.position),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.position = Position(**state["position"])
+
+
+class Diverged(UserError):  # noqa: N818 - a UserError by its base
+    """Training has come to numbers that are not finite."""
+
+
+class LossNotFinite(Diverged):
+    """The loss of a step is NaN or infinite.
+
+    Attributes:
+        indices: Numbers of the samples in this process's part of the step.
+    """
+
+    def __init__(self, step: int, epoch: int, loss: float, indices: list[int]) -> None:
+        super().__init__(f"the loss is {loss} in step {step} (epoch {epoch}); lower the learning rate")
+        self.indices = indices
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer for `model`, without decay on parameters of fewer than two dimensions."""
+    groups = parameter_groups(model, recipe.weight_decay)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, recipe.lr)
+    return torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=recipe.momentum > 0)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Return `model`'s parameters for an optimizer, without decay on those of fewer than two dimensions."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+
+
+def warmup_cosine(num_warmup_steps: int, num_steps: int) -> Callable[[int], float]:
+    """Return the factor of the learning rate as a function of the step: it needs no state."""
+
+    def factor(step: int) -> float:
+        if step < num_warmup_steps:
+            return (step + 1) / num_warmup_steps
+        return 0.5 * (1 + math.cos(math.pi * (step - num_warmup_steps) / max(1, num_steps - num_warmup_steps)))
+
+    return factor
+
+
+def autocast(device: torch.device, amp: str) -> Any:
+    """Return the context of a forward pass under `amp`: "none", "bf16" or "fp16"."""
+    dtype = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    return torch.autocast(device.type, dtype=dtype) if dtype is not None else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def step_randomness(seed: int, step: int, team: Team) -> Iterator[None]:
+    """Draw (dropout, stochastic depth) from the stream of (seed, step, rank), on the CPU and on the team's device."""
+    on_cuda = team.device.type == "cuda"
+    name = f"step.{step}.rank.{team.rank}"
+    with torch.random.fork_rng([team.device] if on_cuda else []), seeded(seed, name):
+        if on_cuda:
+            torch.cuda.manual_seed(stream_seed(seed, name))
+        elif team.device.type == "mps":
+            torch.mps.manual_seed(stream_seed(seed, name))
+        yield
+
+
+def _mixing(recipe: Recipe, num_classes: int) -> nn.Module | None:
+    kinds = [
+        kind(alpha=alpha, num_classes=num_classes)
+        for kind, alpha in ((v2.MixUp, recipe.mixup), (v2.CutMix, recipe.cutmix))
+        if alpha > 0 and num_classes > 1
+    ]
+    if len(kinds) == 2:
+        both: nn.Module = v2.RandomChoice(kinds)
+        return both
+    return kinds[0] if kinds else None
+
+
+def _averaging(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Return the update of the averages: a lower decay at first, (1 + n) / (10 + n), so that the start is forgotten."""
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], values: list[Tensor], num_averaged: Tensor) -> None:
+        current = min(decay, (1 + int(num_averaged)) / (10 + int(num_averaged)))
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, values, 1 - current)
+        else:  # counters
+            for average, value in zip(averages, values, strict=True):
+                average.copy_(value)
+
+    return update
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise Diverged if a weight is NaN or infinite: such weights are never kept."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise Diverged(f"the weights of {name} are no longer finite; lower the learning rate or clip the gradient")
+
+
+def train(
+    model: nn.Module, images: ImageSet, recipe: Recipe, *, seed: int, after_epoch: Callable[[float], None] | None = None
+) -> list[float]:
+    """Train `model` in place on images in memory, as they are, and return the mean loss of each epoch.
+
+    The order of the images is a function of (seed, epoch), other random numbers of (seed, step): two networks trained
+    with one seed see the same batches.
+
+    Args:
+        model: A classifier that returns logits.
+        images: The training images.
+        recipe: How to train.
+        seed: Any integer.
+        after_epoch: Called with the loss of each epoch.
+
+    Raises:
+        UserError: No image, or a loss that is not finite, with the step at which it came.
+    """
+    order = Order(len(images), recipe.batch_size, seed)
+    num_classes = int(images.labels.max()) + 1 if len(images) else 0
+    device = next(model.parameters()).device
+    trainer = Trainer(model, recipe, order, num_classes=num_classes, seed=seed, team=Team(0, 1, 0, device))
+    losses = []
+    for epoch_ends in trainer.run(TensorBatches(images.images, images.labels, order, device)):
+        if epoch_ends:
+            losses.append(trainer.epoch_loss)
+            if after_epoch is not None:
+                after_epoch(losses[-1])
+    return losses

@@ -1,0 +1,82 @@
+import pytest
+
+from whatwhere import UserError, create_model
+from whatwhere.comparison.arms import Arm, build, describe, num_params, parse_arms, run_options
+
+
+def count(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_arms_are_parsed():
+    assert parse_arms("none, se,cbam") == (Arm("none", "none"), Arm("se", "se"), Arm("cbam", "cbam"))
+    assert parse_arms("none,again=none,wide,wide:se,pkg.mod:MyGate,b=pkg.mod:MyGate") == (
+        Arm("none", "none"),
+        Arm("again", "none"),
+        Arm("wide", "wide"),
+        Arm("wide-se", "wide:se"),
+        Arm("MyGate", "pkg.mod:MyGate"),
+        Arm("b", "pkg.mod:MyGate"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has an empty arm"),
+        ("none,,se", "has an empty arm"),
+        ("none,a=", "has an empty arm"),
+        ("none,NONE", "names 'NONE' twice"),
+        ("none,../x=se", "cannot be called '../x'"),
+        ("none,.hidden=se", "cannot be called '.hidden'"),
+        ("none," + "a" * 65 + "=se", "cannot be called"),
+    ],
+)
+def test_impossible_arms_are_refused(text, message):
+    with pytest.raises(UserError, match=message):
+        parse_arms(text)
+
+
+def test_each_arm_is_a_network_of_the_backbone():
+    options = run_options(parse_arms("none,se,x=cbam,mine=torch.nn:Identity"), "resnet18", 10)
+    assert options == {
+        "none": {"model": "resnet18"},
+        "se": {"model": "se_resnet18"},
+        "x": {"model": "cbam_resnet18"},
+        "mine": {"model": "resnet18", "attention": "torch.nn:Identity"},
+    }
+    assert describe(options["mine"]) == "resnet18 with torch.nn:Identity"
+
+
+@pytest.mark.parametrize("backbone", ["resnext11_8x8d", "resnet18", "resnext29_32x4d"])
+def test_a_wide_arm_has_as_many_parameters_as_attention(backbone):
+    options = run_options(parse_arms("none,se,cbam,wide,wide:se"), backbone, 10)
+    for wide, other in (("wide", "cbam"), ("wide-se", "se")):
+        target = count(create_model(f"{other}_{backbone}", num_classes=10, seed=0))
+        assert num_params(options[wide], 10) == pytest.approx(target, rel=0.01)
+        assert num_params(options[other], 10) == target
+    assert "times as wide" in describe(options["wide"])
+
+
+@pytest.mark.parametrize(
+    ("arms", "backbone", "message"),
+    [
+        ("none,se", "resnet19", "unknown network 'resnet19'; did you mean resnet18"),
+        ("none,se", "cbam_resnet18", "has attention in its name; give resnet18"),
+        ("none,cabm", "resnet18", "unknown attention 'cabm'; did you mean cbam"),
+        ("none,wide:se", "resnet18", "no arm is called 'se'"),
+        ("wide", "resnet18", "needs another one"),
+        ("none,wide:none", "resnet18", "wide-none would be no wider than resnet18"),
+        ("none,se", "article_resnext50", "article_resnext50 is as the article has it, its attention cannot be chosen"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(arms, backbone, message):
+    with pytest.raises(UserError, match=message):
+        run_options(parse_arms(arms), backbone, 10)
+
+
+def test_shared_layers_of_arms_start_equal():
+    options = run_options(parse_arms("none,cbam"), "resnext11_8x8d", 10)
+    plain, attentive = (build(options[arm], 10, seed=3).state_dict() for arm in ("none", "cbam"))
+    assert all(attentive[name].equal(value) for name, value in plain.items())
+    assert len(attentive) > len(plain)

@@ -1,0 +1,536 @@
+"""Comparisons from images to a verdict: what is trained, what is kept, what is refused."""
+
+import json
+import os
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from pictures import make_folder, picture
+from whatwhere import UserError, create_model
+from whatwhere.comparison import costs
+from whatwhere.comparison import run as comparison_module
+from whatwhere.comparison.arms import parse_arms
+from whatwhere.training.run import Run
+from whatwhere.training.trainer import Diverged, LossNotFinite
+
+UNKNOWN, SAME = "cannot tell yet", "no practical difference"
+
+
+def figures(arm, seed):
+    """se helps by two points in every pair; the others go as often up as down."""
+    base = np.random.default_rng(int(seed)).normal(0.8, 0.02)
+    return float(base + {"none": 0.0, "se": 0.02 + 0.0001 * int(seed)}.get(arm, 0.03 * (-1) ** int(seed)))
+
+
+@pytest.fixture
+def pretended(compared):
+    """Comparisons that only pretend to train."""
+    compared.figures = figures
+    return compared
+
+
+def arm_of(content, name="again"):
+    return next(arm for arm in content["judgement"]["arms"] if arm["arm"] == name)
+
+
+def everything_in(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_arm_against_itself_comes_to_exactly_nothing(compared, monkeypatch):
+    monkeypatch.setattr(comparison_module, "measure_costs", costs.measure_costs)
+    there, judged, evaluate = [], Counter(), Run.evaluate
+
+    def counted(self, model, part, **options):
+        judged[part] += 1
+        return evaluate(self, model, part, **options)
+
+    monkeypatch.setattr(Run, "evaluate", counted)
+    compared.before = lambda arm, seed: there.append(sorted(path.name for path in compared.out.iterdir()))
+    content = compared(seeds=6)
+    # the design is written before the first run begins; seed by seed, so that pairs are complete early
+    assert there[0] == [".lock", "compare.json", "cost.json"]
+    assert compared.trained == [f"runs/{arm}/seed-{seed}" for seed in range(6) for arm in ("none", "again")]
+    assert judged["test"] == 12
+    again = arm_of(content)
+    assert again["differences"] == (0.0,) * 6
+    assert len(set(again["baseline"])) > 1
+    assert again["verdict"] == UNKNOWN
+    assert again["reason"].startswith("all 6 pairs are exactly equal: again was not switched on")
+    assert sorted(path.name for path in compared.out.iterdir()) == [
+        ".lock", "compare.json", "cost.json", "results.csv", "runs", "verdict.json"
+    ]  # fmt: skip
+    assert compared.read("verdict.json") == json.loads(json.dumps(content, allow_nan=False))
+    assert len((compared.out / "results.csv").read_text().splitlines()) == 13
+    assert [row["arm"] for row in content["cost"]["rows"]] == ["none", "again"]
+    assert len({row["num_params"] for row in content["cost"]["rows"]}) == 1
+    assert content["curves"]["arms"]["none"]["epochs"] == [1]
+    assert {row["arm"] for row in content["per_class"]["rows"]} == {"again"}
+    assert "test images" in content["subtitle"]
+    assert compared.read("compare.json")["verdicts"] == {"again": [UNKNOWN, 6]}
+
+
+def prints(compared, arm):
+    return [compared.run(arm, seed)["data_fingerprint"] for seed in range(3)]
+
+
+def test_a_pair_shares_its_split_and_every_seed_draws_another(pretended):
+    content = pretended("none,se,again=none", seeds=3)
+    assert prints(pretended, "none") == prints(pretended, "se") == prints(pretended, "again")
+    assert len(set(prints(pretended, "none"))) == 3
+    assert any("every seed draws its own split" in caution for caution in content["cautions"])
+    assert pretended.run("se", 2)["config"]["model"] == "se_resnext11_8x8d"
+
+
+def test_data_that_come_split_are_not_split_anew(pretended, tmp_path):
+    data = make_folder(tmp_path / "split", splits={"train": 8, "val": 4, "test": 4})
+    content = pretended(seeds=3, data=data)
+    assert len(set(prints(pretended, "none"))) == 1
+    assert any("the test images are the same for every seed" in caution for caution in content["cautions"])
+
+
+def test_without_test_images_validation_images_judge_and_the_reader_is_told(compared, tmp_path):
+    content = compared(data=make_folder(tmp_path / "split", splits={"train": 8, "val": 4}))
+    assert any("DATA has no test images" in caution for caution in content["cautions"])
+    assert "validation images" in content["subtitle"]
+
+
+def test_the_same_command_again_trains_nothing_and_says_the_same(pretended):
+    pretended("none,se", seeds=6)
+    before = everything_in(pretended.out)
+    content = pretended("none,se", seeds=6)
+    assert pretended.trained == []
+    assert everything_in(pretended.out) == before
+    assert arm_of(content, "se")["verdict"] == "helps"
+    # what is not given is as it was
+    pretended(arms=None, seeds=None, backbone=None)
+    assert pretended.trained == []
+    assert everything_in(pretended.out) == before
+    assert pretended.collect() == content
+
+
+def test_more_seeds_are_added_and_the_first_look_stands(pretended):
+    first = arm_of(pretended("none,again=none", seeds=6))
+    content = pretended("none,again=none", seeds=9)
+    assert pretended.trained == [f"runs/{arm}/seed-{seed}" for seed in (6, 7, 8) for arm in ("none", "again")]
+    later = arm_of(content)
+    assert later["plan"] == first["plan"] == {"first": 6, "last": None}
+    assert (later["num_pairs"], later["level"] < first["level"]) == (9, True)
+    assert pretended.read("compare.json")["first_look"] == 6
+    assert [change.partition(", ")[2] for change in content["changes"]] == [
+        "after a look at 6 pairs: num seeds was 6, is 9"
+    ]
+    # between two looks nothing is read from the pairs that wait
+    waiting = pretended("none,again=none", seeds=11)
+    assert arm_of(waiting)["num_pairs"] == 9
+    assert {other["num_pairs"] for other in waiting["judgement"]["others"]} == {9}
+    assert waiting["per_class"] == content["per_class"]
+
+
+def test_an_arm_can_be_added(pretended):
+    pretended("none,again=none", seeds=3)
+    content = pretended("none,se", seeds=3)
+    assert pretended.trained == [f"runs/se/seed-{seed}" for seed in range(3)]
+    assert [arm["arm"] for arm in content["judgement"]["arms"]] == ["again", "se"]
+    assert content["changes"][-1].endswith("before the first look: arm se added")
+    assert [row["arm"] for row in content["cost"]["rows"]] == ["none", "again", "se"]
+    assert pretended.read("cost.json") == content["cost"]
+
+
+def test_what_is_collected_can_be_judged_otherwise_and_that_is_told(pretended):
+    pretended("none,se", seeds=6)
+    content = pretended.collect(margin=3.0)
+    assert arm_of(content, "se")["verdict"] == SAME
+    assert content["changes"][-1].endswith("after a look at 6 pairs: margin was 0.5, is 3.0")
+    with pytest.raises(UserError, match=r"has no arm cbam; train it without --collect$"):
+        pretended.collect(arms=parse_arms("none,se,cbam"))
+    with pytest.raises(UserError, match=r"is of resnext11_8x8d, not of resnet18"):
+        pretended.collect(backbone="resnet18")
+
+
+def test_another_margin_metric_and_baseline_can_be_seen_to_be_later_choices(pretended):
+    pretended("none,se", seeds=6)
+    content = pretended("none,se", seeds=6, margin=3.0)
+    assert pretended.trained == []
+    assert arm_of(content, "se")["verdict"] == SAME
+    assert content["changes"][-1].endswith("after a look at 6 pairs: margin was 0.5, is 3.0")
+    content = pretended("none,se", seeds=6, metric="loss", margin=0.01, baseline="se")
+    assert [change.partition(": ")[2] for change in content["changes"][1:]] == [
+        "margin was 3.0, is 0.01", "metric was accuracy, is loss", "baseline was none, is se"
+    ]  # fmt: skip
+    assert arm_of(content, "none")["verdict"] == "hurts"
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"metric": "kappa"}, "--metric 'kappa' is none of accuracy, "),
+        ({"metric": "loss"}, "what difference in log loss matters is not known"),
+        ({"margin": float("nan")}, "the margin must be a number of at least 0"),
+        ({"margin": -1.0}, "the margin must be a number of at least 0"),
+        ({"baseline": "cbam"}, "--baseline cbam is none of the arms"),
+        ({"given": {"epochs": 2}}, r"trains otherwise: epochs was 1, is 2; .*another --out"),
+        ({"given": {"val_fraction": 0.3}}, "trains otherwise: val_fraction"),
+        ({"arms": "none,again=se"}, "has the arm again as none, not se"),
+        ({"backbone": "resnet18"}, "is of resnext11_8x8d, not of resnet18"),
+        ({"arms": "none,nobody"}, "unknown attention 'nobody'"),
+        ({"arms": "none,wide"}, "no wider than"),
+    ],
+)
+def test_what_cannot_be_changed_or_is_wrong_is_refused_and_changes_nothing(pretended, request_, message):
+    pretended(seeds=2)
+    before = everything_in(pretended.out)
+    with pytest.raises(UserError, match=message):
+        pretended(**{"seeds": 2, **request_})
+    assert pretended.trained == []
+    assert everything_in(pretended.out) == before
+
+
+def test_runs_that_end_alike_are_told_before_the_others_run(pretended):
+    pretended.figures = lambda arm, seed: 0.8125371 + 0.01 * (arm == "again")
+    when = []
+    pretended.before = lambda arm, seed: when.append(len(pretended.warnings))
+    pretended(seeds=6)
+    (warning,) = pretended.warnings
+    assert warning.startswith("seeds 0, 1 of none ended alike to the last digit: ")
+    assert warning.endswith("no verdict can come of such runs")
+    assert when == [0, 0, 0, *[1] * 9]
+
+
+def test_a_warning_is_shown_once(pretended, tmp_path):
+    data = make_folder(tmp_path / "mine")
+    (data / "empty").mkdir()
+    pretended(data=data, seeds=3)
+    assert pretended.warnings == ["1 class folder without any image (`whatwhere check` names them)"]
+
+
+def test_images_that_changed_are_refused(pretended, tmp_path):
+    data = make_folder(tmp_path / "mine")
+    pretended(data=data)
+    picture("bars", 900).save(data / "bars" / "one more.png")
+    with pytest.raises(UserError, match=r"the images of '.*mine' have changed since .* began; restore them"):
+        pretended(data=data)
+    (data / "bars" / "one more.png").unlink()
+    assert pretended(data=data) is not None
+    with pytest.raises(UserError, match=r"is of '.*mine', and the images of '.*other' are others"):
+        pretended(data=make_folder(tmp_path / "other", per_class=12))
+
+
+def test_a_run_with_other_options_in_a_runs_place_is_refused(pretended):
+    pretended("none,se", seeds=3)
+    runs = pretended.out / "runs"
+    shutil.rmtree(runs / "none" / "seed-1")
+    shutil.copytree(runs / "se" / "seed-1", runs / "none" / "seed-1")
+    with pytest.raises(UserError, match="seed-1' has model 'se_resnext11_8x8d', the comparison 'resnext11_8x8d'"):
+        pretended("none,se", seeds=3)
+    shutil.rmtree(runs / "none" / "seed-1")
+    shutil.copytree(runs / "none" / "seed-2", runs / "none" / "seed-1")
+    with pytest.raises(UserError, match="seed-1' has seed 2, the comparison 1"):
+        pretended.collect()
+
+
+def test_a_pair_with_different_images_is_refused(pretended):
+    pretended("none,se", seeds=3)
+    path = pretended.out / "runs" / "se" / "seed-1" / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "data_fingerprint": "0" * 64}))
+    with pytest.raises(UserError, match=r"changed between the runs of a pair \(se, seed 1\); move the folders"):
+        pretended.collect()
+
+
+@pytest.mark.parametrize("name", ["run.json", "result.json"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", "{"])
+def test_a_damaged_run_is_a_sentence(pretended, name, content):
+    pretended(seeds=2)
+    (pretended.out / "runs" / "none" / "seed-1" / name).write_text(content)
+    with pytest.raises(UserError, match=r"the run in .*seed-1' is damaged .*; move that folder away and run again"):
+        pretended.collect()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({"test": {"accuracy": value}} for value in ("0.8", [0.8], True, 80.0, -0.1, None, 1e308)),
+        {"test": {"accuracy": 0.8, "macro_f1": 61.0}},
+        {"test": {"accuracy": 0.8, "loss": "low"}},
+        {"test": {"accuracy": 0.8, "loss": 1e308}},
+        *({"judged_on": value} for value in ("train", None, [])),
+        *({"classes": value} for value in (None, [5])),
+        *({"per_class": value} for value in (None, [5], [{"class": "a", "num_images": 4, "recall": 61.0}])),
+        {"seconds": "long"},
+        {"best_epoch": "last"},
+    ],
+    ids=str,
+)
+def test_damaged_figures_of_a_run_are_a_sentence(pretended, damage):
+    pretended(seeds=2)
+    path = pretended.out / "runs" / "none" / "seed-1" / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+    with pytest.raises(UserError, match=r"the run in .*seed-1' is damaged .*; move that folder away and run again"):
+        pretended.collect()
+
+
+@pytest.mark.parametrize("name", ["run.json", "result.json", "metrics.jsonl"])
+def test_a_run_s_file_nested_too_deeply_is_a_sentence(pretended, name):
+    pretended(seeds=2)
+    (pretended.out / "runs" / "none" / "seed-1" / name).write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"the run in .*seed-1' is damaged"):
+        pretended.collect()
+
+
+@pytest.mark.parametrize(
+    "line", ['{"epoch": 1}', '{"epoch": "x", "val_accuracy": 0.5}', '{"epoch": 1, "val_accuracy": 61}', "5"]
+)
+def test_a_damaged_curve_is_a_sentence(pretended, line):
+    pretended(seeds=2)
+    (pretended.out / "runs" / "none" / "seed-1" / "metrics.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=r"the run in .*seed-1' is damaged"):
+        pretended.collect()
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "[" * 100_000], ids=lambda text: text[:20])
+def test_a_damaged_verdict_is_met_with_what_compare_can_do(pretended, content):
+    pretended(seeds=2)
+    (pretended.out / "verdict.json").write_text(content)
+    for again in (pretended.collect, lambda: pretended(seeds=2)):
+        with pytest.raises(
+            UserError, match=r"is no verdict of ours .*; move it away, and the same command writes it anew$"
+        ):
+            again()
+    (pretended.out / "verdict.json").unlink()
+    assert pretended(seeds=2) is not None
+
+
+def test_what_is_collected_is_of_the_same_data(pretended, tmp_path):
+    whole = pretended(seeds=2)
+    for other in ("nowhere", "digits", tmp_path / "elsewhere" / pretended.data.name):
+        with pytest.raises(UserError, match=r"the comparison in '.*' is of '.*patterns', not of '.*'; give that, or"):
+            pretended.collect(data=other)
+    shutil.copytree(pretended.data, tmp_path / "elsewhere" / pretended.data.name)
+    assert pretended.collect(data=tmp_path / "elsewhere" / pretended.data.name) == whole
+
+
+def test_fewer_seeds_than_there_are_are_told_to_stay(pretended):
+    pretended(seeds=4)
+    content = pretended(seeds=3)
+    assert "--seeds 3: there are 4 already, and all of them stay" in pretended.lines
+    assert len(arm_of(content)["seeds"]) == 4
+
+
+def test_a_file_in_the_folder_s_place_is_a_sentence(pretended):
+    pretended.out.write_text("mine")
+    for call in (pretended, pretended.collect):
+        with pytest.raises(UserError, match=r"^cannot write to '.*out': it is a file; give a folder with --out$"):
+            call()
+    assert pretended.out.read_text() == "mine"
+
+
+def test_weights_that_are_none_are_refused_before_anything_is_written(pretended, tmp_path):
+    for name in ("nofile.pth", "broken.safetensors"):
+        (tmp_path / "broken.safetensors").write_text("no weights")
+        with pytest.raises(UserError, match=name):
+            pretended("none,se", given={"pretrained": str(tmp_path / name)})
+        assert not pretended.out.exists()
+
+
+def test_weights_of_a_network_of_others_are_not_looked_for_as_ours(pretended, tmp_path):
+    ours = {name: create_model("resnet18", num_classes=3, seed=seed).state_dict() for seed, name in enumerate("ab")}
+    student = torchvision.models.mobilenet_v3_small(num_classes=3).state_dict()
+    torch.save({"student": student, "teachers": ours}, tmp_path / "a.pth")
+    given = {"pretrained": str(tmp_path / "a.pth")}
+    assert pretended("none,se", seeds=2, backbone="torchvision:mobilenet_v3_small", given=given)["failures"] == {}
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"rows": []}', '{"rows": [{"arm": "none"}]}'])
+def test_costs_that_are_damaged_are_measured_again(pretended, content):
+    whole = pretended(seeds=2)
+    (pretended.out / "cost.json").write_text(content)
+    assert pretended.collect()["cost"] is None
+    assert pretended(seeds=2) == whole
+
+
+def test_a_missing_pair_blocks_the_verdict(pretended):
+    pretended("none,se,cbam", seeds=6)
+    shutil.rmtree(pretended.out / "runs" / "se" / "seed-3")
+    content = pretended.collect()
+    assert (arm_of(content, "se")["verdict"], arm_of(content, "se")["level"]) == (UNKNOWN, None)
+    assert "missing: seed 3" in arm_of(content, "se")["reason"]
+    assert arm_of(content, "cbam")["level"] is not None
+    assert pretended.lines[-1] == "1 run to do: run the same command without --collect"
+    # what was told before is not forgotten
+    assert pretended.read("compare.json")["verdicts"]["se"] == ["helps", 6]
+    content = pretended("none,se,cbam", seeds=6)
+    assert pretended.trained == ["runs/se/seed-3"]
+    assert arm_of(content, "se")["verdict"] == "helps"
+
+
+def test_a_failed_run_keeps_the_others_and_is_tried_again(pretended):
+    def fail(arm, seed):
+        if (arm, seed) == ("se", "2"):
+            raise UserError("the loss is nan")
+
+    pretended.before = fail
+    content = pretended("none,se", seeds=6)
+    assert len(pretended.trained) == 12
+    assert content["failures"] == {"se, seed 2": "the loss is nan"}
+    assert content["cautions"][-1] == "se, seed 2 failed: the loss is nan"
+    assert pretended.warnings == ["se, seed 2 failed: the loss is nan"]
+    assert (arm_of(content, "se")["verdict"], arm_of(content, "se")["level"]) == (UNKNOWN, None)
+    again = pretended("none,se", seeds=6)
+    assert (pretended.trained, again["failures"]) == (["runs/se/seed-2"], content["failures"])
+    pretended.before = lambda arm, seed: None
+    content = pretended("none,se", seeds=6)
+    assert pretended.trained == ["runs/se/seed-2"]
+    assert (content["failures"], arm_of(content, "se")["verdict"]) == ({}, "helps")
+
+
+def test_a_run_that_diverges_gets_no_advice_for_a_run_alone(pretended):
+    def diverge(arm, seed):
+        if (arm, seed) == ("se", "2"):
+            try:
+                raise LossNotFinite(3, 1, float("nan"), [1, 2])
+            except LossNotFinite as error:
+                raise Diverged(f"{error}; the batch: a.png, b.png; start from the latter with --pretrained") from error
+
+    pretended.before = diverge
+    content = pretended("none,se", seeds=6)
+    why = "the loss is nan in step 3 (epoch 1); a comparison with another learning rate needs another --out"
+    assert content["failures"] == {"se, seed 2": why}
+    assert pretended.warnings == [f"se, seed 2 failed: {why}"]
+
+
+def test_a_seed_whose_run_always_fails_can_be_left_out_and_is_told(pretended):
+    def fail(arm, seed):
+        if (arm, seed) == ("se", "2"):
+            raise UserError("the loss is nan")
+
+    with pytest.raises(UserError, match=r"^there is no comparison in '.*' yet; seeds can be left out once a run"):
+        pretended("none,se", seeds=6, leave_out=(2,))
+    pretended.before = fail
+    pretended("none,se", seeds=6)
+    content = pretended("none,se", seeds=6, leave_out=(2,))
+    # another takes its place
+    assert pretended.trained == ["runs/none/seed-6", "runs/se/seed-6"]
+    assert arm_of(content, "se")["seeds"] == (0, 1, 3, 4, 5, 6)
+    assert (arm_of(content, "se")["verdict"], content["failures"]) == ("helps", {})
+    assert content["changes"][-1].endswith("before the first look: seed 2 is left out of all arms")
+    assert any("left out by request: 1 seed (2)" in caution for caution in content["cautions"])
+    # it stays so
+    assert pretended("none,se", seeds=6) == content
+    assert pretended.trained == []
+    content = pretended("none,se", seeds=6, leave_out=(0,))
+    assert content["changes"][-1].endswith("figures of se or its baseline are gone: seed 0")
+
+
+def test_a_failure_of_the_first_run_ends_at_once(pretended):
+    def fail(arm, seed):
+        raise UserError("out of memory")
+
+    pretended.before = fail
+    with pytest.raises(UserError, match=r"^none, seed 0 failed: out of memory$"):
+        pretended("none,se", seeds=6)
+    assert pretended.trained == ["runs/none/seed-0"]
+    assert sorted(path.name for path in pretended.out.iterdir()) == [".lock", "compare.json", "cost.json"]
+    with pytest.raises(UserError, match=r"no run of the comparison in .* is finished yet"):
+        pretended.collect()
+
+
+def test_only_undecided_arms_go_on_to_the_next_look(pretended):
+    content = pretended("none,se,cbam", seeds=6, max_seeds=18)
+    seeds = Counter(folder.split("/")[1] for folder in pretended.trained)
+    assert seeds == {"none": 18, "se": 6, "cbam": 18}
+    assert [line for line in pretended.lines if "going on" in line] == [
+        "cannot tell yet: cbam; going on to the next look, as planned"
+    ] * 2
+    assert [arm_of(content, arm)["verdict"] for arm in ("se", "cbam")] == ["helps", UNKNOWN]
+    assert pretended.read("compare.json")["verdicts"] == {"se": ["helps", 6], "cbam": [UNKNOWN, 18]}
+    assert pretended("none,se,cbam", seeds=6, max_seeds=18) == content
+    assert pretended.trained == []
+    with pytest.raises(UserError, match=r"its plan \(18 most seeds\) stands"):
+        pretended("none,se,cbam", seeds=6, max_seeds=24)
+
+
+def test_a_failure_at_a_later_look_does_not_take_back_the_looks_before(pretended):
+    def fail(arm, seed):
+        if (arm, seed) == ("cbam", "8"):
+            raise UserError("the disk is full")
+
+    pretended.before = fail
+    content = pretended("none,se,cbam", seeds=6, max_seeds=18)
+    assert "the next look waits for seed 8" in arm_of(content, "cbam")["cautions"][-1]
+    assert pretended.read("compare.json")["verdicts"] == {"se": ["helps", 6], "cbam": [UNKNOWN, 6]}
+    pretended.before = lambda arm, seed: None
+    pretended("none,se,cbam", seeds=6, max_seeds=18)
+    assert pretended.trained[0] == "runs/cbam/seed-8"
+    assert Counter(folder.split("/")[1] for folder in pretended.trained) == {"none": 6, "cbam": 7}
+
+
+def test_several_processes_that_train_one_network_are_refused(pretended, monkeypatch):
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="start it without torchrun"):
+        pretended()
+    assert not pretended.out.exists()
+
+
+def test_a_folder_among_the_images_is_refused_before_anything_is_written(pretended, tmp_path):
+    data = make_folder(tmp_path / "mine")
+    before = everything_in(data)
+    pretended.out = data / "compare"
+    with pytest.raises(UserError, match="lies in the folder of the images"):
+        pretended(data=data)
+    assert everything_in(data) == before
+    assert not pretended.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"data": "nowhere"}, "there is no folder, CSV file or data set 'nowhere'"),
+        ({"arms": "none"}, "needs two arms or more"),
+        ({"arms": "none,foo"}, "unknown attention 'foo'"),
+        ({"arms": "se,cbam", "baseline": "none"}, "--baseline none is none of the arms"),
+        ({"metric": "loss"}, "what difference in log loss matters"),
+        ({"margin": -1.0}, "the margin must be a number of at least 0"),
+        ({"backbone": "cbam_resnet18"}, "has attention in its name; give resnet18"),
+        ({"given": {"pretrained": "imagenet"}}, "a wide arm has no pretrained weights"),
+        ({"lr_search": (0.1, 1e5)}, "^--lr-search: lr must be at least 0 and below 10000"),
+        ({"given": {"seed": 3}}, "a comparison chooses seed for each run; give --seeds"),
+        ({"given": {"model": "resnet18"}}, "a comparison chooses model for each run; give --backbone"),
+        ({"given": {"width_factor": 2.0}}, "give --attention"),
+        ({"given": {"lr": -1.0}}, "lr must be at least 0"),
+        ({"seeds": 8, "max_seeds": 7}, "--max-seeds 7 is below --seeds 8"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(pretended, request_, message):
+    with pytest.raises(UserError, match=message):
+        pretended(**{"arms": "none,cbam,wide", **request_})
+    assert not pretended.out.exists()
+
+
+def test_code_that_a_file_names_is_not_run(pretended, tmp_path, monkeypatch):
+    pretended("none,again=none", seeds=2)
+    (tmp_path / "evil_module.py").write_text("raise SystemExit('executed')")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = pretended.out / "compare.json"
+    design = json.loads(path.read_text())
+    for part, message in (("arm_options", "another network than its own"), ("options", "not those of a run")):
+        edited = json.loads(json.dumps(design))
+        (edited[part]["again"] if part == "arm_options" else edited[part])["attention"] = "evil_module:Gate"
+        path.write_text(json.dumps(edited))
+        with pytest.raises(UserError, match=message):
+            pretended("none,again=none", seeds=2)
+
+
+def test_runs_replaced_after_a_look_are_told(pretended):
+    pretended("none,cbam", seeds=6)
+    result = pretended.out / "runs" / "cbam" / "seed-3" / "result.json"
+    content = json.loads(result.read_text())
+    content["test"]["accuracy"] = 0.123
+    result.write_text(json.dumps(content))
+    for _ in range(2):
+        content = pretended("none,cbam", seeds=6)
+        assert ["other ones: seed 3" in change for change in content["changes"]] == [True]

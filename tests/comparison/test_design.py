@@ -1,0 +1,178 @@
+import dataclasses
+import json
+
+import pytest
+
+from whatwhere import UserError
+from whatwhere.comparison.arms import Arm, parse_arms
+from whatwhere.comparison.design import Design, Request, check_options, continued, read_design
+from whatwhere.training import config
+
+OPTIONS = {
+    name: field.default for name, field in config.OPTIONS.items() if name not in config.FREE | config.TELLS_APART
+}
+
+
+@pytest.fixture
+def design():
+    return Design(
+        data="photos",
+        data_fingerprint="0" * 64,
+        began="2026-11-25T10:00+00:00",
+        backbone="resnet18",
+        arms=parse_arms("none,se,cbam"),
+        baseline="none",
+        num_seeds=8,
+        max_seeds=None,
+        metric="accuracy",
+        margin=0.5,
+        lr_search=(),
+        options={**OPTIONS, "epochs": 30, "lr": 0.1},
+        arm_options={"none": {"model": "resnet18"}, "se": {"model": "se_resnet18"}, "cbam": {"model": "cbam_resnet18"}},
+    )
+
+
+def with_plan(design, last=24, **verdicts):
+    """The design with a plan that ends, after a look at 8 pairs."""
+    told = {arm: (verdict, 8) for arm, verdict in verdicts.items()}
+    return dataclasses.replace(design, max_seeds=last, first_look=8 if told else None, verdicts=told)
+
+
+def test_it_survives_its_file(tmp_path, design):
+    looked = dataclasses.replace(with_plan(design, se="helps"), lr_search=(0.1, 0.2), changes=("x",))
+    looked.write(tmp_path)
+    assert read_design(tmp_path) == looked
+    assert read_design(tmp_path / "elsewhere") is None
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"format": 1}', '{"format": 2}', '{"format": 1, "arms": [{"name": 1}]}']
+)
+def test_a_damaged_file_is_refused(tmp_path, content):
+    (tmp_path / "compare.json").write_text(content)
+    with pytest.raises(UserError, match="is no design of a comparison"):
+        read_design(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({"num_seeds": value} for value in ("6", None, True, 10**12, 1, 8.0)),
+        *({"max_seeds": value} for value in ("6", True, 10**12, 5, [])),
+        *({"metric": value} for value in ([], "", "kappa", None)),
+        *({"margin": value} for value in (None, 1e308, -1, "1", True, float("nan"))),
+        *({"lr_search": value} for value in (["a"], 5, [0.1], [0.1, 0.1], [0.1, -1], [True, 0.2], "ab")),
+        *({"arms": value} for value in ([], None, [{"name": "none", "spec": "none"}], [{"name": "none"}], "ab")),
+        *({"options": value} for value in ({}, [], 5, {**OPTIONS, "epochs": "3"}, {**OPTIONS, "pretrained": 5})),
+        {"options": {**OPTIONS, "epochs": -1}},
+        *({"arm_options": value} for value in (5, [], {"none": 5}, {"none": {}}, {"other": {"model": "resnet18"}})),
+        {"arm_options": {"none": {"model": 5}}},
+        {"arm_options": {"none": {"model": "resnet18", "lr": "fast"}}},
+        *({"changes": value} for value in ([5], 5, "ab")),
+        *({"left_out": value} for value in (["x"], [-1], [True], 5, [10**12])),
+        *({"contents": value} for value in (5, [], {"x": 5})),
+        *({name: value} for name in ("data", "began", "backbone", "data_fingerprint") for value in (5, None, "")),
+        *({"verdicts": value} for value in (5, {"se": 5}, {"se": ["helps", "8"]}, {"se": ["so", 8]})),
+        {"verdicts": {"x": ["helps", 8]}},
+        *({"first_look": value} for value in ("8", True, 10**12, 5)),
+        {"first_look": 30, "max_seeds": 24},
+        {"baseline": None},
+        {"baseline": "wide"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_damaged_values_are_refused(tmp_path, design, damage):
+    design.write(tmp_path)
+    path = tmp_path / "compare.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+    with pytest.raises(UserError, match=r"^'.*compare.json' is no design of a comparison \(.*\); give another --out$"):
+        read_design(tmp_path)
+
+
+def test_a_file_nested_too_deeply_is_refused(tmp_path):
+    (tmp_path / "compare.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="is no design of a comparison"):
+        read_design(tmp_path)
+
+
+def test_a_file_from_before_there_were_left_out_seeds_is_read(tmp_path, design):
+    design.write(tmp_path)
+    path = tmp_path / "compare.json"
+    content = json.loads(path.read_text())
+    del content["left_out"], content["contents"]
+    path.write_text(json.dumps(content))
+    assert read_design(tmp_path) == design
+
+
+def test_another_version_of_the_file_is_refused(tmp_path, design):
+    design.write(tmp_path)
+    content = json.loads((tmp_path / "compare.json").read_text())
+    (tmp_path / "compare.json").write_text(json.dumps({**content, "surprise": 1}))
+    with pytest.raises(UserError, match="surprise"):
+        read_design(tmp_path)
+
+
+def test_only_undecided_arms_go_on_to_the_next_look(design):
+    assert {arm: len(seeds) for arm, seeds in design.seeds().items()} == {"none": 8, "se": 8, "cbam": 8}
+    looked = with_plan(design, se="helps", cbam="cannot tell yet")
+    assert {arm: len(seeds) for arm, seeds in looked.seeds().items()} == {"none": 16, "se": 8, "cbam": 16}
+    decided = with_plan(design, se="helps", cbam="hurts")
+    assert {arm: len(seeds) for arm, seeds in decided.seeds().items()} == {"none": 8, "se": 8, "cbam": 8}
+    ended = with_plan(design, last=8, se="helps", cbam="cannot tell yet")
+    assert set(map(len, ended.seeds().values())) == {8}
+    few = dataclasses.replace(design, num_seeds=3, max_seeds=12)
+    assert set(map(len, few.seeds().values())) == {6}
+
+
+def test_more_seeds_and_arms_are_added_and_noted(tmp_path, design):
+    request = Request(num_seeds=16, arms=parse_arms("none,x=se,wide"), margin=0.3)
+    later = continued(dataclasses.replace(design, first_look=8, verdicts={"se": ("helps", 8)}), request, tmp_path)
+    assert [arm.name for arm in later.arms] == ["none", "se", "cbam", "x", "wide"]
+    assert (later.num_seeds, later.margin) == (16, 0.3)
+    notes = [change.partition(": ")[2] for change in later.changes]
+    assert notes == ["num seeds was 8, is 16", "margin was 0.5, is 0.3", "arm x added", "arm wide added"]
+    assert all("after a look at 8 pairs" in change for change in later.changes)
+
+
+def test_asking_for_the_same_or_less_changes_nothing(tmp_path, design):
+    for request in (
+        Request(),
+        Request(num_seeds=4, arms=parse_arms("none,cbam"), backbone="resnet18", margin=0.5, metric="accuracy"),
+    ):
+        assert continued(design, request, tmp_path) == design
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request(backbone="resnet50"), "is of resnet18, not of resnet50"),
+        (Request(lr_search=(0.1, 0.2)), "searches the learning rates"),
+        (Request(arms=(Arm("se", "cbam"),)), "has the arm se as se, not cbam"),
+        (Request(max_seeds=24), "has been looked at, and its plan"),
+        (Request(baseline="wide"), "is none of the arms"),
+    ],
+)
+def test_what_would_mix_two_comparisons_is_refused(tmp_path, design, request_, message):
+    looked = dataclasses.replace(design, first_look=8, verdicts={"se": ("helps", 8)})
+    with pytest.raises(UserError, match=message):
+        continued(looked, request_, tmp_path)
+
+
+def test_a_plan_can_be_made_before_the_first_look(tmp_path, design):
+    planned = continued(design, Request(max_seeds=24), tmp_path)
+    assert planned.max_seeds == 24
+    assert "before the first look: max seeds was None, is 24" in planned.changes[0]
+    with pytest.raises(UserError, match="--max-seeds 7 is below --seeds 8"):
+        continued(design, Request(max_seeds=7), tmp_path)
+
+
+def test_other_options_of_the_runs_are_refused_but_where_they_run_is_free(tmp_path, design):
+    check_options(design, tmp_path, {"epochs": 30, "device": "cuda", "workers": 4})
+    with pytest.raises(UserError, match=r"epochs was 30, is 40; .*another --out"):
+        check_options(design, tmp_path, {"epochs": 40})
+
+
+@pytest.mark.parametrize("numbers", [{"num_seeds": 1}, {"num_seeds": 2.5}, {"max_seeds": 5}])
+def test_impossible_numbers_are_refused(numbers):
+    with pytest.raises(UserError, match="seeds must be an integer from"):
+        Request(**numbers)

@@ -1,0 +1,85 @@
+"""Networks of torchvision and timm: their weights, and what their libraries set beside them."""
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+
+from whatwhere import UserError, attend
+from whatwhere.base.errors import said
+from whatwhere.data.preprocess import preprocessing_for
+from whatwhere.networks.libraries import create_other, full_name, load_other
+from whatwhere.networks.named import create_network
+from whatwhere.training.bundle import Bundle, load_bundle, save_bundle
+
+
+class Layers(nn.ModuleDict):
+    """Runs its layers, as DenseNet's blocks do: a container, which can have no attention of its own."""
+
+    def forward(self, x):
+        for layer in self.values():
+            x = layer(x)
+        return x * 1
+
+
+class Chain(nn.Module):
+    """Attention behind its features belongs to the network itself, and comes last in it."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.features = Layers({"conv": nn.Conv2d(3, 16, 3, padding=1), "norm": nn.BatchNorm2d(16)})
+        self.classifier = nn.Linear(16, num_classes)
+
+    def forward(self, x):
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("attention", ["se", "cbam"])
+def test_the_classifier_is_found_in_front_of_attention_that_came_later(attention):
+    source, model = (attend(Chain(classes), attention, at="features", seed=0) for classes in (7, 4))
+    last = list(dict(model.named_modules()))[-1]
+    assert last.startswith("features_attention")
+    fresh = model.classifier.weight.detach().clone()
+    load_other(model, "torchvision:vgg11_bn", source.state_dict(), "a file")
+    assert torch.equal(model.classifier.weight, fresh)
+    assert torch.equal(model.features["conv"].weight, source.features["conv"].weight)
+
+
+@pytest.mark.parametrize("name", [["resnet18"], None, 3, {}])
+def test_a_name_is_text(name):
+    with pytest.raises(UserError, match=r"^the name of a network must be text, such as 'resnet50', got "):
+        full_name(name)
+
+
+def test_our_own_networks_are_built_elsewhere():
+    with pytest.raises(UserError, match=r"^resnet18 is one of our own networks; `create_model` builds it$"):
+        create_other("resnet18")
+
+
+@pytest.mark.parametrize(("error", "text"), [(ValueError("a\n  b"), "a b"), (KeyError(), "KeyError")])
+def test_what_an_error_says_is_one_line(error, text):
+    assert said(error) == text
+    assert len(said(ValueError("a" * 1000))) == 200
+
+
+@pytest.mark.parametrize(("own", "size"), [("googlenet", 64), ("inception_v3", 96)])
+def test_published_weights_with_further_outputs_compute_what_they_do_at_torchvision(own, size, monkeypatch, tmp_path):
+    theirs = torchvision.models.get_model(own, weights=None, aux_logits=True, transform_input=True, init_weights=False)
+    state = theirs.state_dict()
+    assert any(key.startswith(("aux1.", "AuxLogits.")) for key in state)
+    monkeypatch.setattr("whatwhere.networks.weights.torchvision_state_dict", {own: state}.__getitem__)
+    images = torch.randn(2, 3, size, size)
+    model = create_network(own, pretrained=True, seed=0)
+    assert torch.equal(model.eval()(images), theirs.eval()(images))
+    assert model.train()(images).shape == (2, 1000)
+    # kept with what was set beside the weights
+    saved = Bundle(model.eval(), f"torchvision:{own}", tuple(map(str, range(1000))), preprocessing_for(size), {})
+    save_bundle(tmp_path / "bundle", saved)
+    assert torch.equal(load_bundle(tmp_path / "bundle").model(images), model(images))
+    # a file says nothing of it
+    save_file(state, tmp_path / "weights.safetensors")
+    model = create_network(own, pretrained=str(tmp_path / "weights.safetensors"), num_classes=3, seed=0)
+    theirs.transform_input = False
+    theirs.fc = model.fc
+    assert torch.equal(model.eval()(images), theirs(images))

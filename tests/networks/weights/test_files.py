@@ -1,0 +1,327 @@
+"""Files that are damaged, hostile or of another network: one sentence, nothing run, nothing half-written."""
+
+import json
+import os
+import pathlib
+import pickle
+
+import pytest
+import safetensors.torch
+import torch
+from safetensors import safe_open
+
+from whatwhere import UserError, create_model
+from whatwhere.networks import convert_weights, describe_weights
+from whatwhere.networks.weights import LAYOUTS, from_ours
+
+NAME = "cbam_resnext11_8x8d"
+MARK = "/tmp/whatwhere-weights-were-executed"
+
+
+class Malicious:
+    def __reduce__(self):
+        return (os.system, (f"touch {MARK}",))
+
+
+@pytest.fixture(scope="module")
+def state():
+    return create_model(NAME, num_classes=4, seed=0).state_dict()
+
+
+def truncated(state, path):
+    content = safetensors.torch.save(state)
+    path.write_bytes(content[: len(content) // 2])
+
+
+def truncated_checkpoint(state, path):
+    torch.save(state, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def with_code(state, path):
+    torch.save({"state_dict": state, "hook": Malicious()}, path)
+
+
+def pickled_code(state, path):
+    path.write_bytes(pickle.dumps({"conv1.weight": Malicious()}))
+
+
+def half(state, path):
+    torch.save(dict(list(state.items())[: len(state) // 2]), path)
+
+
+def every_second(state, path):
+    torch.save(dict(list(state.items())[::2]), path)
+
+
+def with_value(value):
+    def write(state, path):
+        weight = state["layer2.0.conv2.weight"].clone()
+        weight[0, 0, 0, 0] = value
+        safetensors.torch.save_file({**state, "layer2.0.conv2.weight": weight}, path)
+
+    return write
+
+
+def with_text(text):
+    return lambda state, path: path.write_text(text)
+
+
+def of_another_width(state, path):
+    torch.save(create_model("cbam_resnext11_8x8d", num_classes=4, width_factor=2).state_dict(), path)
+
+
+def of_a_transformer(state, path):
+    torch.save({f"blocks.{i}.attn.qkv.weight": torch.zeros(3, 3) for i in range(9)}, path)
+
+
+def twice(state, path):
+    torch.save({**state, "layer1.0.se.channel.fc1.weight": torch.zeros(2, 2, 1, 1)}, path)
+
+
+def line_breaks(state, path):
+    torch.save({f"evil\n{key}\x1b[31m": value for key, value in state.items()}, path)
+
+
+def long_names(state, path):
+    torch.save({"a" * 100_000: torch.zeros(2)}, path)
+
+
+HOSTILE = {
+    "truncated.safetensors": (
+        truncated,
+        "it is no sound safetensors file, and nothing in it is executed",
+    ),
+    "truncated.pth": (
+        truncated_checkpoint,
+        "it is no sound file of tensors and plain values alone, and nothing in it is executed",
+    ),
+    "code.pth": (with_code, "beside tensors it holds code to be run, posix.system, and nothing in it is executed"),
+    "pickle.pth": (pickled_code, "no sound file of tensors and plain values alone, and nothing in it is executed"),
+    "code.safetensors": (with_code, "no sound safetensors file"),
+    "half.pth": (half, "are exactly those of no network by name here; name one with --model"),
+    "second.pth": (every_second, "those of no network by name here; name one with --model"),
+    "nan.safetensors": (with_value(float("nan")), "NaN or infinite: 'layer2.0.conv2.weight'"),
+    "inf.safetensors": (with_value(float("-inf")), "NaN or infinite: 'layer2.0.conv2.weight'"),
+    "wide.pth": (
+        of_another_width,
+        "a ResNet of 1-1-1 bottlenecks with 8 groups and 64, 128, 256 planes, are exactly those of no",
+    ),
+    "vit.pth": (
+        of_a_transformer,
+        r"the names in .*vit.pth' \(blocks.0.attn.qkv.weight, .* are of no layout known here",
+    ),
+    "twice.pth": (twice, r"are not of cbam_resnext11_8x8d: 1 unexpected \(layer1.0.se.channel.fc1.weight\)$"),
+    "lines.pth": (line_breaks, "are of no layout known here"),
+    "pointer.safetensors": (
+        with_text("version https://git-lfs.github.com/spec/v1\noid a\n"),
+        "it is a pointer of Git LFS",
+    ),
+    "page.pth": (with_text("\n<!DOCTYPE html>\n<html>"), "it is a web page, and nothing in it is executed"),
+    "long.pth": (long_names, r"aaa\.\.\., \.\.\.\) are of no layout known here"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_or_damaged_file_is_one_sentence(name, state, tmp_path, whatwhere):
+    write, sentence = HOSTILE[name]
+    write(state, tmp_path / name)
+    with pytest.raises(UserError, match=sentence):
+        convert_weights(tmp_path / name, tmp_path / "out.safetensors")
+    status, out, err = whatwhere("weights", "convert", tmp_path / name, tmp_path / "out.safetensors")
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1
+    assert err.isascii()
+    assert "\x1b" not in err
+    assert len(err) < 1000
+    with pytest.raises(UserError) as caught:
+        create_model(NAME, num_classes=4, pretrained=tmp_path / name)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert not pathlib.Path(MARK).exists()
+
+
+@pytest.mark.parametrize("name", ["half.pth", "second.pth", "wide.pth"])
+def test_with_the_network_named_it_says_what_is_wrong(name, state, tmp_path):
+    HOSTILE[name][0](state, tmp_path / name)
+    with pytest.raises(UserError, match=f"are not of {NAME}: .*(missing|shape).*(incomplete|width|reduction)"):
+        convert_weights(tmp_path / name, tmp_path / "out.safetensors", model=NAME)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "cause"),
+    [
+        ("resnet18", "resnet34", r"the file is incomplete, it holds 122 of 218 tensors, or of a smaller network"),
+        ("resnet34", "resnet18", r"the file has 3-4-6-3 blocks in its stages and this network 2-2-2-2"),
+        ("resnet50", "resnet34", r"the file's network is made of bottlenecks and this one of basic blocks"),
+        ("resnet50", "resnext50_32x4d", r"another width or number of groups"),
+        ("wide_resnet18_2", "resnet18", r"another width or number of groups"),
+        ("cbam_resnet18", "resnet18", r"the file has attention and this network none"),
+        ("resnet18", "cbam_resnet18", r"the file has no attention and this network has"),
+        ("cbam_resnet18", "se_resnet18", r"the file's attention is of another kind"),
+    ],
+)
+def test_the_likely_cause(theirs, ours, cause, tmp_path):
+    torch.save(create_model(theirs, num_classes=4, seed=0).state_dict(), tmp_path / "a.pth")
+    with pytest.raises(UserError, match=cause):
+        convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors", model=ours)
+
+
+def test_se_of_another_layout_is_not_taken_for_cbam_without_its_spatial_gate(tmp_path):
+    state = create_model("se_resnext11_8x8d", num_classes=4).state_dict()
+    theirs = from_ours(state, LAYOUTS["timm"], "se", {"form": "timm"})
+    torch.save(theirs, tmp_path / "a.pth")
+    assert describe_weights(tmp_path / "a.pth").networks == ["se_resnext11_8x8d"]
+    with pytest.raises(UserError, match=f"not of {NAME}: .* missing .*attention.where"):
+        convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors", model=NAME)
+
+
+def test_every_key_is_accounted_for(state, tmp_path):
+    broken = {key: value for key, value in state.items() if not key.endswith("bn1.weight")}
+    broken["layer1.0.conv2.weight"] = torch.zeros(3)
+    broken["head.weight"] = broken["layer3.0.head.bias"] = broken["layer2.0.head.bias"] = torch.zeros(1)
+    torch.save(broken, tmp_path / "a.pth")
+    fit = describe_weights(tmp_path / "a.pth", NAME).fit
+    groups = {(group.kind, group.pattern): set(group.keys) for group in fit.groups}
+    assert groups == {
+        ("missing", "bn1.weight"): {"bn1.weight"},
+        ("missing", "layer*.*.bn1.weight"): {f"layer{stage}.0.bn1.weight" for stage in (1, 2, 3)},
+        ("unexpected", "head.weight"): {"head.weight"},
+        ("unexpected", "layer*.*.head.bias"): {"layer2.0.head.bias", "layer3.0.head.bias"},
+        ("of another shape or kind", "layer1.0.conv2.weight"): {"layer1.0.conv2.weight"},
+    }
+    assert fit.num_fitting == len(state) - 4 - 1
+    assert fit.num_expected == len(state)
+    (detail,) = [group.detail for group in fit.groups if group.detail]
+    assert detail == "3 float32 instead of 32x4x3x3 float32"
+
+
+def test_the_file_to_read_is_never_written(state, tmp_path):
+    path = tmp_path / "a.safetensors"
+    safetensors.torch.save_file(state, path)
+    (tmp_path / "link.safetensors").symlink_to(path)
+    content = path.read_bytes()
+    for target in ("a.safetensors", "link.safetensors"):
+        with pytest.raises(UserError, match="is the file to read"):
+            convert_weights(path, tmp_path / target, force=True)
+    assert path.read_bytes() == content
+
+
+def test_an_existing_file_is_overwritten_on_request(state, tmp_path, whatwhere):
+    safetensors.torch.save_file(state, tmp_path / "a.safetensors")
+    (tmp_path / "b.safetensors").write_text("mine")
+    status, _, err = whatwhere("weights", "convert", tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert status == 2
+    assert "exists; give --force to overwrite it" in err
+    assert (tmp_path / "b.safetensors").read_text() == "mine"
+    assert whatwhere("weights", "convert", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--force")[0] == 0
+    assert safetensors.torch.load_file(tmp_path / "b.safetensors").keys() == state.keys()
+
+
+@pytest.mark.parametrize(
+    ("target", "sentence"),
+    [
+        ("b.pth", "is a safetensors file; name it"),
+        ("folder.safetensors", "it is a folder"),
+        ("nowhere/b.safetensors", "cannot write"),
+        ("a" * 300 + ".safetensors", "cannot write"),
+    ],
+)
+def test_targets_that_cannot_be(target, sentence, state, tmp_path):
+    safetensors.torch.save_file(state, tmp_path / "a.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(UserError, match=sentence):
+        convert_weights(tmp_path / "a.safetensors", tmp_path / target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "folder.safetensors"]
+
+
+def test_a_crash_while_writing_leaves_nothing(state, tmp_path, monkeypatch):
+    safetensors.torch.save_file(state, tmp_path / "a.safetensors")
+
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UserError, match="No space left on device"):
+        convert_weights(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        "no JSON",
+        "[1]",
+        "[" * 100_000,
+        '{"attention_kwargs": 3}',
+        '{"attention": "cbam", "attention_kwargs": {"norm": "os.system"}}',
+        '{"attention": "cbam", "attention_kwargs": {"kernel_size": 99999}}',
+        '{"attention": "cbam", "attention_kwargs": {"reduction": 1e-300}}',
+        '{"attention": "se", "attention_kwargs": {"pools": [[]]}}',
+        '{"attention": "bam", "attention_kwargs": {"num_convs": 2000000000}}',
+        '{"attention": ["cbam"], "model_kwargs": {"widths": [99999999]}}',
+        '{"model": "article_resnext50", "model_kwargs": {"ceil_pool": "yes"}}',
+    ],
+)
+def test_a_description_from_anywhere_says_nothing(description, state, tmp_path):
+    safetensors.torch.save_file(state, tmp_path / "a.safetensors", {"whatwhere": description})
+    assert describe_weights(tmp_path / "a.safetensors").network.name == NAME
+    loaded = create_model(NAME, num_classes=4, pretrained=tmp_path / "a.safetensors").state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in state.items())
+
+
+def test_a_network_has_several_forms_or_no_standard_names(state, tmp_path):
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(UserError, match="unknown model 'cbam_resnet_50'; did you mean"):
+        convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors", model="cbam_resnet_50")
+    with pytest.raises(UserError, match="cbam_article_resnext50 has layers of no standard names"):
+        convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors", model="cbam_article_resnext50")
+
+
+def test_what_the_network_is_built_with_stands_in_the_file(tmp_path):
+    kwargs = {"reduction": 8, "form": "timm"}
+    source = create_model("cbam_resnext11_8x8d", num_classes=4, attention_kwargs=kwargs)
+    torch.save(source.state_dict(), tmp_path / "a.pth")
+    done = convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors")
+    assert str(done.network) == f"create_model('cbam_resnext11_8x8d', num_classes=4, attention_kwargs={kwargs})"
+    with safe_open(tmp_path / "b.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["whatwhere"]) == {
+            "model": "cbam_resnext11_8x8d",
+            "num_classes": 4,
+            "in_channels": 3,
+            "attention": "cbam",
+            "attention_kwargs": kwargs,
+            "model_kwargs": {},
+            "layout": "whatwhere",
+        }
+    model = create_model("cbam_resnext11_8x8d", num_classes=4, pretrained=tmp_path / "b.safetensors")
+    assert model.layer1[0].attention.what.fc1.bias is None
+    assert model.layer1[0].attention.where.maps == ("mean", "max")
+
+
+def test_what_shapes_do_not_show_can_be_said(tmp_path, whatwhere):
+    options = {"maps": ["mean", "max"], "pools": ["avg"]}
+    torch.save(create_model(NAME, num_classes=4, attention_kwargs=options).state_dict(), tmp_path / "a.pth")
+    command = ("weights", "convert", tmp_path / "a.pth", tmp_path / "b.safetensors", "--force", "--attention-kwargs")
+    status, out, _ = whatwhere(*command, json.dumps(options))
+    assert (status, "note:" in out) == (0, False)
+    model = create_model(NAME, num_classes=4, pretrained=tmp_path / "b.safetensors")
+    assert model.layer1[0].attention.what.pools == ("avg",)
+    assert model.layer1[0].attention.where.maps == ("mean", "max")
+    for text, sentence in (
+        ("{", "must be JSON such as"),
+        ("[]", "must be JSON such as"),
+        ('{"pool": "avg"}', "cannot be built"),
+        ('{"reduction": 8}', "of another shape"),
+    ):
+        status, _, err = whatwhere(*command, text)
+        assert status == 2
+        assert sentence in err
+    status, _, err = whatwhere(*command, json.dumps(options), "--to", "official")
+    assert "its attention has no pools=['avg']" in err
+    status, _, err = whatwhere(*command, '{"maps": ["mean", "max"]}', "--to", "official")
+    assert status == 0
+    weight = safetensors.torch.load_file(tmp_path / "b.safetensors")
+    source = torch.load(tmp_path / "a.pth", weights_only=True)["layer1.0.attention.where.conv.weight"]
+    assert torch.equal(weight["layer1.0.cbam.SpatialGate.spatial.conv.weight"], source.flip(1))

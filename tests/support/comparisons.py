@@ -1,0 +1,95 @@
+"""Comparisons of small networks, with real or pretended training."""
+
+import json
+
+from whatwhere.comparison import run as comparison_module
+from whatwhere.comparison import runs as runs_module
+from whatwhere.comparison.arms import parse_arms
+from whatwhere.comparison.design import Request
+from whatwhere.comparison.run import Place, collect, run_comparison
+from whatwhere.training.distributed import team
+from whatwhere.training.run import Run
+from whatwhere.training.run_folder import RESULT, RunFolder
+from whatwhere.training.setup import resolve
+from whatwhere.training.train import prepare_images
+
+BACKBONE = "resnext11_8x8d"
+OPTIONS = {"image_size": 16, "epochs": 1, "batch_size": 16, "device": "cpu", "workers": 0}
+
+
+class Comparisons:
+    """Comparisons in the folder `out`; runs draw no pictures.
+
+    Attributes:
+        trained: Folders of the runs that the latest one began, under `out`.
+        figures: Stands in for training where it is set: called with arm and seed (or learning rate), returns accuracy.
+        before: Called with arm and seed before each run.
+        lines, warnings: What the screen heard.
+    """
+
+    def __init__(self, data, out, monkeypatch):
+        self.data, self.out = data, out
+        self.trained, self.lines, self.warnings = [], [], []
+        self.figures, self.before = None, lambda arm, seed: None
+        self._train = runs_module.run_training
+        monkeypatch.setattr(runs_module, "run_training", self._run_training)
+        monkeypatch.setattr(Run, "_draw", lambda self, figures: None)
+        monkeypatch.setattr(comparison_module, "measure_costs", _pretended_costs)
+
+    def __call__(self, arms="none,again=none", seeds=2, shard=None, data=None, given=(), **request):
+        """Return the result of a comparison."""
+        self.trained.clear()
+        arms = None if arms is None else parse_arms(arms)
+        asked = Request(**{"backbone": BACKBONE, "arms": arms, "num_seeds": seeds, **request})
+        given, place = {**OPTIONS, **dict(given)}, Place(self.out, shard)
+        return run_comparison(str(data or self.data), given, asked, place, command="whatwhere compare", screen=self)
+
+    def collect(self, data=None, **request):
+        return collect(str(data or self.data), self.out, Request(**request), self)
+
+    def read(self, name):
+        return json.loads((self.out / name).read_text())
+
+    def run(self, arm, seed, name="run.json"):
+        return self.read(f"runs/{arm}/seed-{seed}/{name}")
+
+    def line(self, text):
+        self.lines.append(text)
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+    def progress(self, what, done, total): ...
+
+    def _run_training(self, data, given, *, out, screen, **others):
+        self.trained.append(out.relative_to(self.out).as_posix())
+        arm, seed = out.parent.name, out.name.partition("-")[2]
+        self.before(arm, seed)
+        if self.figures is None:
+            return self._train(data, given, out=out, screen=screen, **others)
+        return _pretend(data, given, out, self.figures(arm, seed), screen)
+
+
+def _pretend(data, given, out, accuracy, screen):
+    """Leave the folder of a finished run with this accuracy, as far as a comparison reads it."""
+    prepared = prepare_images(data, given, screen)
+    with team("cpu") as processes:
+        config = resolve(data, given, prepared, processes)
+    out.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(out)
+    session = dict.fromkeys(("device", "torch", "torchvision", "pillow", "python"), "pretended")
+    folder.begin(config, prepared, session, resume=True)
+    folder.append_metrics({"epoch": 1, "val_accuracy": accuracy})
+    figures = {"num_images": 8, "accuracy": accuracy, "loss": 1 - accuracy}
+    rows = [{"class": name, "num_images": 4, "recall": accuracy} for name in prepared.classes]
+    result = {"status": "finished", "best_epoch": 1, "num_epochs": 1, "seconds": 0.0, "val": figures, "test": figures}
+    result |= {"judged_on": "test", "classes": list(prepared.classes), "per_class": rows}
+    (out / RESULT).write_text(json.dumps(result))
+    return result
+
+
+def _pretended_costs(design, num_classes, device):
+    figures = {"num_params": 1, "macs": 1, "saved_bytes": 1}
+    figures |= {"forward_ms": 1.0, "training_step_ms": 3.0, "images_per_second": 1000.0}
+    rows = [{"arm": arm.name, **figures} for arm in design.arms]
+    return {"num_images": 16, "image_size": 16, "precision": "none", "device": "cpu", "rows": rows}

@@ -1,0 +1,315 @@
+"""Options of a run that comparisons rest on: a fixed epoch, attention and width, no look at the test images."""
+
+import json
+import os
+import signal
+import sys
+import types
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from image_files import cut
+from pictures import make_folder
+from whatwhere import UserError, create_model
+from whatwhere.data.preprocess import IMAGENET_MEAN
+from whatwhere.training.bundle import load_bundle
+from whatwhere.training.config import Config
+from whatwhere.training.predict import evaluate_bundle
+from whatwhere.training.run import Silent
+from whatwhere.training.setup import build_model
+from whatwhere.training.stops import Stopped
+from whatwhere.training.train import run_training
+
+OPTIONS = {
+    "model": "resnext11_8x8d",
+    "image_size": 16,
+    "epochs": 2,
+    "batch_size": 12,
+    "device": "cpu",
+    "workers": 0,
+    "mixup": 0.0,
+    "ema": 0.0,
+}
+SOURCE = """
+from pathlib import Path
+from torch import nn
+Path("imported").touch()
+
+class Own(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.mix = nn.Conv2d(channels, channels, 1, groups=channels)
+
+    def forward(self, x):
+        return x + self.mix(x)
+"""
+
+
+pytestmark = pytest.mark.usefixtures("_cache")
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The current folder has an attention of the user's, and says when it was imported."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_attention.py").write_text(SOURCE)
+    yield tmp_path / "imported"
+    sys.modules.pop("own_attention", None)
+
+
+class Lines(Silent):
+    """A screen that remembers."""
+
+    def __init__(self):
+        self.lines = []
+
+    def line(self, text):
+        self.lines.append(text)
+
+
+def train(data, out, *, screen=None, resume=False, with_test=True, **options):
+    return run_training(
+        str(data),
+        {**OPTIONS, **options},
+        out=out,
+        resume=resume,
+        dry_run=False,
+        command="type this",
+        screen=screen or Silent(),
+        with_test=with_test,
+    )
+
+
+def interrupted(data, out, step=4, **options):
+    """Leave a run that was stopped after `step`, of 3 an epoch; return what it said."""
+    screen = Silent()
+    screen.progress = lambda what, done, total: (
+        what == "training" and done == step and os.kill(os.getpid(), signal.SIGTERM)
+    )
+    with pytest.raises(Stopped) as stopped:
+        train(data, out, screen=screen, **options)
+    return str(stopped.value)
+
+
+def read(path):
+    """Read JSON that must not hold NaN."""
+    return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} in {path}"))
+
+
+def changed(path, **values):
+    path.write_text(json.dumps({**read(path), **values}))
+
+
+def weights(out, part="best"):
+    return load_file(max((out / part).glob("*.safetensors")))
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+@pytest.fixture
+def last(data, tmp_path):
+    """A run with a fixed epoch, on validation accuracy that does not rise."""
+    screen = Lines()
+    result = train(data, tmp_path / "last", best_by="last", lr=0.0, epochs=3, screen=screen)
+    return tmp_path / "last", result, screen
+
+
+def test_a_fixed_epoch_keeps_the_last_network_however_good_it_is(last):
+    out, result, screen = last
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [record["is_best"] for record in records] == [True] * 3
+    assert max(record["val_accuracy"] for record in records[:2]) >= records[2]["val_accuracy"]
+    assert (result["best_epoch"], result["num_epochs"], result["best_by"]) == (3, 3, "last")
+    assert load_bundle(out).info["epoch"] == 3
+    assert not any("best so far" in line for line in screen.lines)
+    ended = {key.removeprefix("trainer/model/"): value for key, value in weights(out, "last").items()}
+    assert all(torch.equal(ended[key], value) for key, value in weights(out).items())
+
+
+def test_a_fixed_epoch_is_the_same_after_a_stop(last, data, tmp_path):
+    interrupted(data, tmp_path / "run", step=4, best_by="last", lr=0.0, epochs=3)
+    result = train(data, tmp_path / "run", resume=True, best_by="last", lr=0.0, epochs=3)
+    assert {**result, "seconds": 0} == {**last[1], "seconds": 0}
+    assert same(weights(tmp_path / "run"), weights(last[0]))
+
+
+def test_the_figures_at_the_end_and_those_of_an_epoch(last):
+    out, result, _ = last
+    collected = {"auroc", "calibration_error"}
+    for part in ("val", "test"):
+        assert all(0 <= result[part][name] <= 1 for name in (*collected, "macro_f1"))
+    assert read(out / "result.json") == result
+    record = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert record["val_macro_f1"] == result["val"]["macro_f1"]
+    assert not any(f"val_{name}" in record for name in collected)
+    again = evaluate_bundle(load_bundle(out), str(out / "split.csv"), split="test")["images"]
+    assert again == {name: pytest.approx(value) for name, value in result["test"].items()}
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_validation_loss_that_is_not_finite_ends_no_run(data, tmp_path, monkeypatch, epochs):
+    """What weights that are finite compute may overflow."""
+    from whatwhere.training import evaluate as module
+
+    overflow = types.SimpleNamespace(cross_entropy=lambda logits, labels, reduction: logits[:, 0] * float("inf"))
+    monkeypatch.setattr(module, "F", overflow)
+    screen = Lines()
+    result = train(data, tmp_path / "run", epochs=epochs, lr=0.0, screen=screen, tensorboard=True)
+    assert result["test"]["loss"] is None
+    assert read(tmp_path / "run" / "result.json") == result
+    assert any("loss not finite)" in line for line in screen.lines)
+
+
+def test_without_the_test_images_they_are_not_read(tmp_path):
+    data = make_folder(tmp_path / "data", splits={"train": 8, "val": 3, "test": 3})
+    for path in (data / "test").glob("*/*.png"):
+        cut(path, 0.5)
+    options = {"check": False, "epochs": 1}
+    result = train(data, tmp_path / "run", with_test=False, **options)
+    assert "test" not in result
+    assert (result["judged_on"], sum(map(sum, result["confusion"]))) == ("val", 9)
+    # they are part of the data all the same
+    assert read(tmp_path / "run" / "run.json")["num_images"] == {"train": 24, "val": 9, "test": 9}
+    with pytest.raises(UserError, match="cut short"):
+        train(data, tmp_path / "other", **options)
+    # what is finished stays as it is
+    assert train(data, tmp_path / "run", resume=True, **options) == result
+
+
+def test_the_sentence_how_to_continue_is_the_caller_s(data, tmp_path):
+    assert interrupted(data, tmp_path / "run").endswith("; continue with: type this")
+
+
+def test_what_the_seed_drew_is_noted(last, tmp_path):
+    assert read(last[0] / "run.json")["drawn"] == ["val", "test"]
+    data = make_folder(tmp_path / "data", splits={"train": 8, "val": 3, "test": 3})
+    train(data, tmp_path / "given", epochs=1)
+    assert read(tmp_path / "given" / "run.json")["drawn"] == []
+
+
+def test_attention_and_width_by_name_are_kept_and_load_by_themselves(data, tmp_path):
+    screen = Lines()
+    train(data, tmp_path / "run", epochs=1, attention="se", width_factor=1.25, screen=screen)
+    config = read(tmp_path / "run" / "run.json")["config"]
+    assert (config["model"], config["attention"], config["width_factor"]) == ("resnext11_8x8d", "se", 1.25)
+    assert any("network: resnext11_8x8d with se, 1.25 times as wide, " in line for line in screen.lines)
+    assert any("attention se*" in line for line in screen.lines)
+    bundle = load_bundle(tmp_path / "run")
+    assert bundle.model.stage_channels == (160, 320, 640)
+    assert type(bundle.model.layer1[0].attention).__name__ == "SqueezeExcitation"
+    assert (bundle.attention, bundle.width_factor) == ("se", 1.25)
+
+
+def test_code_of_the_user_s_as_attention(own, data, tmp_path):
+    path = "own_attention:Own"
+    result = train(data, tmp_path / "run", attention=path)
+    assert result["status"] == "finished"
+    assert own.exists()
+    assert read(tmp_path / "run" / "run.json")["config"]["attention"] == path
+    assert read(tmp_path / "run" / "best" / "bundle.json")["attention"] == path
+    own.unlink()
+    builder = sys.modules.pop("own_attention").Own
+    with pytest.raises(UserError, match=r"was trained with the attention 'own_attention:Own', .*give --attention"):
+        load_bundle(tmp_path / "run")
+    bundle = load_bundle(tmp_path / "run", attention=builder)
+    assert type(bundle.model.layer1[0].attention) is builder
+    again = evaluate_bundle(bundle, str(tmp_path / "run" / "split.csv"), split="test")
+    assert again["images"] == {name: pytest.approx(value) for name, value in result["test"].items()}
+
+
+def test_no_code_that_a_run_s_file_names_is_executed(own, data, tmp_path):
+    interrupted(data, tmp_path / "run", attention="own_attention:Own")
+    own.unlink()
+    del sys.modules["own_attention"]
+    with pytest.raises(UserError, match=r"code that no file may have run; give --attention own_attention:Own again"):
+        train(data, tmp_path / "run", resume=True)
+    assert not own.exists()
+    result = train(data, tmp_path / "run", resume=True, attention="own_attention:Own")
+    assert result["status"] == "finished"
+    whole = train(data, tmp_path / "whole", attention="own_attention:Own")
+    assert {**result, "seconds": 0} == {**whole, "seconds": 0}
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+def test_attention_of_the_user_s_starts_as_the_identity_behind_weights(own, data, tmp_path):
+    train(data, tmp_path / "plain", epochs=1)
+    file = next((tmp_path / "plain" / "best").glob("*.safetensors"))
+    train(data, tmp_path / "run", epochs=1, attention="own_attention:Own", pretrained=str(file))
+    bundle = load_bundle(tmp_path / "run", attention=sys.modules["own_attention"].Own)
+    assert "layer1.0.attention.attention.mix.weight" in bundle.model.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"attention": "sse"}, "unknown attention 'sse'; did you mean scse, se"),
+        ({"attention": "se", "model": "cbam_resnext11_8x8d"}, "has its attention in its name"),
+        ({"attention": "se", "model": "article_resnext50"}, "its attention cannot be chosen"),
+        ({"attention": "absent_module:Own"}, "there is no module 'absent_module'"),
+        ({"attention": "own_attention:Gone"}, "has no 'Gone'"),
+        ({"attention": len}, "attention must be text, .*got a builtin_function"),
+        ({"width_factor": 0.0}, "width_factor must be a number above 0"),
+        ({"width_factor": 2.0, "pretrained": "imagenet"}, "pretrained weights are of the usual width"),
+        ({"width_factor": 2.0, "model": "article_resnext50"}, "its width cannot be chosen"),
+        ({"width_factor": 0.1}, "leaves no channel"),
+        ({"best_by": "last", "early_stop": 3}, "early_stop waits for a better epoch"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused_before_the_images_are_looked_for(own, tmp_path, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        train(tmp_path / "absent", tmp_path / "run", **options)
+
+
+def test_a_run_of_an_older_version_goes_on(data, tmp_path):
+    interrupted(data, tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    run = read(path)
+    config = {name: value for name, value in run["config"].items() if name not in ("attention", "width_factor")}
+    path.write_text(json.dumps({**{name: run[name] for name in run if name != "drawn"}, "config": config}))
+    with pytest.raises(UserError, match=r"has other options: width_factor was 1\.0, is 1\.5"):
+        train(data, tmp_path / "run", resume=True, width_factor=1.5)
+    assert train(data, tmp_path / "run", resume=True)["status"] == "finished"
+
+
+def test_a_run_s_file_that_names_something_else_is_refused(data, tmp_path):
+    interrupted(data, tmp_path / "run")
+    config = read(tmp_path / "run" / "run.json")["config"]
+    changed(tmp_path / "run" / "run.json", config={**config, "attention": 5})
+    with pytest.raises(UserError, match="attention"):
+        train(data, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "mean"),
+    [
+        ("timm:tf_mobilenetv3_small_minimal_100", True, (0.5, 0.5, 0.5)),
+        ("timm:tf_mobilenetv3_small_minimal_100", False, IMAGENET_MEAN),
+        ("timm:resnet10t", True, IMAGENET_MEAN),
+    ],
+)
+def test_weights_of_timm_get_images_as_they_were_trained_with(model, weights, mean, data, tmp_path):
+    source = timm.create_model(model.partition(":")[2], num_classes=2)
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    options = {"pretrained": str(tmp_path / "weights.safetensors")} if weights else {}
+    train(data, tmp_path / "run", model=model, image_size=32, epochs=1, **options)
+    bundle = load_bundle(tmp_path / "run")
+    assert bundle.preprocessing.mean == mean
+    # what was judged in training is what the bundle does
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    again = evaluate_bundle(bundle, str(tmp_path / "run" / "split.csv"), split="test")["images"]
+    assert again == {name: pytest.approx(value) for name, value in result["test"].items()}
+
+
+def test_weights_whose_attention_a_bundle_could_not_keep_are_refused(tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    config = Config(model="cbam_resnet18", pretrained=str(weights))
+    save_file(create_model("cbam_resnet18", num_classes=3).state_dict(), weights)
+    build_model(config, 3)
+    save_file(timm.create_model("resnet18", num_classes=3, block_args={"attn_layer": "cbam"}).state_dict(), weights)
+    with pytest.raises(UserError, match=r"^the weights '.*' are of attention in another form \(.*timm.*, which a run"):
+        build_model(config, 3)
