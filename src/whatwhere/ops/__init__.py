@@ -33,9 +33,9 @@ from torch import Tensor, nn
 
 from ..base.errors import brief
 from . import lean, reference
+from .batch_norm import takes_batch_statistics
 from .call import Call
 from .hooks import has_hooks
-from .norm import takes_batch_statistics
 from .reference import Arrangement, ChannelGate, SpatialGate
 
 __all__ = [

@@ -1,6 +1,6 @@
 """The gates in plain PyTorch with the least memory: kept for backward are x, y behind a ReLU, and small tensors.
 
-Everything else of the size of x is recomputed from x in the backward pass (`gradients.py` has its formulas), piece by
+Everything else of the size of x is recomputed from x in the backward pass (formulas: `lean_backward.py`), piece by
 piece of the batch, so that a piece stays in a CPU's cache from one operator to the next. The small functions `what` and
 `where` run as ordinary autograd graphs of their own, between the passes, so that any of them works.
 
@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .batch_norm import Normed, normed, normed_by_torch, takes_batch_statistics
 from .call import Call, Small, without_autocast
-from .gradients import Backward
 from .layout import View, accumulation_dtype, extreme, pieces_of
-from .norm import Normed, normed, normed_by_torch, takes_batch_statistics
+from .lean_backward import Backward
 from .precision import held
 from .reference import POOLS, ChannelGate, SpatialGate
 
