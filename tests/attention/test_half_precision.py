@@ -7,7 +7,7 @@ import torch
 
 from numerics import relative_error
 from whatwhere import ATTENTION, CBAM
-from whatwhere.ops.precision import narrowed
+from whatwhere.ops.layout import narrowed
 from whatwhere.ops.reference import MAPS, POOLS
 
 DTYPES = [torch.float16, torch.bfloat16]

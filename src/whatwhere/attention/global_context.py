@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..base.errors import check_integer
 from ..base.scripting import NotScriptable
-from ..ops.precision import narrowed, widened
+from ..ops.layout import narrowed, widened
 from .gate import Device, Start, channels_into, check_choice, check_features, check_reduction, described
 
 # symbolic tracing patches a function under the name by which it is called

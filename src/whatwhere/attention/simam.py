@@ -5,7 +5,7 @@ import torch.fx
 from torch import Tensor
 
 from ..base.errors import UserError, brief
-from ..ops.precision import widened
+from ..ops.layout import widened
 from ..ops.reference import bessel
 from .gate import Device, ScalingAttention, Start, described, leave_a_mark
 

@@ -1,4 +1,4 @@
-"""How the passes go over a batch: views for both memory formats, pieces that fit the cache, maxima with indices."""
+"""How the passes read a batch: views for both memory formats, pieces that fit the cache, maxima with indices, dtype."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.fx
 from torch import Tensor
 
 # What a piece of the batch may take: on a CPU a part of its last cache, elsewhere enough to fill the device.
@@ -67,8 +68,30 @@ def pieces_of(x: Tensor) -> Iterator[slice]:
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which sums over tensors of `dtype` are taken: float32 at least."""
+    """Return the dtype of sums over tensors of `dtype`: float32 at least, because float16 overflows in squares."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# Symbolic tracing (torch.fx) keeps these as one call. It patches a function under the name by which it is called, so a
+# module that imports one repeats `torch.fx.wrap`.
+@torch.fx.wrap
+def widened(x: Tensor) -> Tensor:
+    """Return x in float32, or float64 if it is float64."""
+    return x.to(accumulation_dtype(x.dtype))
+
+
+@torch.fx.wrap
+def narrowed(values: Tensor, x: Tensor) -> Tensor:
+    """Return `values` in the dtype of x, clamped to its range."""
+    return clamped_to(values, x.dtype)
+
+
+def clamped_to(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `values` in `dtype`, clamped to its range."""
+    if dtype.itemsize < values.dtype.itemsize:
+        largest = torch.finfo(dtype).max
+        values = values.clamp(-largest, largest)
+    return values.to(dtype)
 
 
 def extreme(x: Tensor, dim: int, largest: bool, with_index: bool) -> tuple[Tensor, Tensor | None]:

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from .batch_norm import Normed, normed, normed_by_torch, takes_batch_statistics
 from .call import Call, Small, without_autocast
-from .layout import View, accumulation_dtype, extreme, pieces_of
+from .layout import View, accumulation_dtype, clamped_to, extreme, pieces_of
 from .lean_backward import Backward
-from .precision import held
 from .reference import POOLS, ChannelGate, SpatialGate
 
 
@@ -168,7 +167,7 @@ class Forward:
                 # where z stands now
                 self.flat, self.normed = self.out, None
         dtype = self.dtype if getattr(what, "in_float32", False) else self.small_dtype
-        self.small.pooled = tuple(held(pooled[name], dtype).requires_grad_(self.needs_z) for name in what.pools)
+        self.small.pooled = tuple(clamped_to(pooled[name], dtype).requires_grad_(self.needs_z) for name in what.pools)
         self.small.s = self._run_small(what, *self.small.pooled)
 
     def _pool(self, names: set[str], *, normalize: bool = False) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from .hooks import has_hooks
-from .precision import narrowed, widened
+from .layout import narrowed, widened
 from .spectral import NUM_COMPONENTS, spectral_pool
 
 # symbolic tracing patches a function under the name by which it is called

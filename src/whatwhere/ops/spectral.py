@@ -14,7 +14,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from .precision import widened
+from .layout import widened
 
 # (vertical, horizontal), the best first
 _COMPONENTS = (
