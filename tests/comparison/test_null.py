@@ -3,9 +3,10 @@
 import pytest
 
 from comparisons import BACKBONE, OPTIONS
+from whatwhere.base.screen import Silent
 from whatwhere.experiment import compare
 from whatwhere.statistics.paired import PairedDifference
-from whatwhere.training.run import Run, Silent
+from whatwhere.training.run import Run
 from whatwhere.training.train import run_training
 
 

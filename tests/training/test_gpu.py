@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from pictures import make_folder
+from whatwhere.base.screen import Silent
 from whatwhere.data.augment import Augmentation, draws
 from whatwhere.data.preprocess import preprocessing_for
 from whatwhere.training.bundle import load_bundle
 from whatwhere.training.predict import evaluate_bundle
-from whatwhere.training.run import Silent
 from whatwhere.training.train import run_training
 
 pytestmark = [

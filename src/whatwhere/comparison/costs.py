@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
 
 from ..cost import cost, measure_latency
 from ..training.setup import device_name
+from ..training.trainer import autocast
 from .arms import build
 from .design import Design
 
@@ -34,7 +34,7 @@ def measure_costs(design: Design, num_classes: int, device: torch.device) -> dic
     ]
     costs = [cost(model, (3, size, size), batch_size=num_images) for model in models]
     images = torch.randn(num_images, 3, size, size, device=device).to(memory_format=layout)
-    with _precision(options["amp"], device):
+    with autocast(device, options["amp"]):
         times = measure_latency(models, [images] * len(models))
     rows = [
         {
@@ -55,9 +55,3 @@ def measure_costs(design: Design, num_classes: int, device: torch.device) -> dic
         "device": device_name(device),
         "rows": rows,
     }
-
-
-def _precision(amp: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    if amp == "none":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16 if amp == "bf16" else torch.float16)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from ..base.errors import UserError
+from ..base.signals import on_stop_signals
 
 
 def default_count(device: str) -> int:
@@ -70,20 +71,10 @@ def _passing_on(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[in
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        for child in children:
+        # the terminal sends Ctrl-C to the children itself
+        for child in children if number != signal.SIGINT else ():
             if child.poll() is None:
                 child.send_signal(number)
 
-    def ignore(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    # the terminal sends Ctrl-C to the children itself
-    handlers = {signal.SIGTERM: pass_on, signal.SIGINT: ignore}
-    if hasattr(signal, "SIGHUP"):  # the terminal is closed; not on Windows
-        handlers[signal.SIGHUP] = pass_on
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
+    with on_stop_signals(pass_on):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..base.errors import UserError, brief, few
 from ..base.files import check_is_no_file, check_writable, locked, write_bytes, write_json
+from ..base.screen import Screen
 from ..data.names import counted
 from ..statistics.history import changed_figures, read_record
 from ..statistics.independence import check_still_independent
@@ -20,7 +21,6 @@ from ..statistics.shape import number, text
 from ..statistics.verdict import judge
 from ..training.config import FREE
 from ..training.distributed import team
-from ..training.run import Screen
 from ..training.setup import resolve
 from ..training.train import check_apart, prepare_images
 from .beginning import asked_for, begun, check_given, completed, described, with_full_name

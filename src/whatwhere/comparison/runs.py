@@ -12,11 +12,11 @@ from typing import Any
 
 from ..base.errors import UserError, brief, few, said
 from ..base.files import write_json
+from ..base.screen import Screen, duration
 from ..data.names import counted
 from ..statistics.metric import METRICS, is_share
 from ..statistics.shape import integer, number, record, text
 from ..training.config import FREE, OPTIONS
-from ..training.run import Screen, duration
 from ..training.run_folder import RUN, RunFolder
 from ..training.train import run_training
 from ..training.trainer import Diverged, LossNotFinite

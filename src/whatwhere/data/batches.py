@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..base.randomness import generator
+from ..base.signals import STOP_SIGNALS
 from .augment import Augmentation, draws
 from .images import ImageError
 from .preprocess import Preprocessing, decoded, reduced, to_tensor
@@ -246,7 +247,5 @@ def _loaded(data: Dataset[Any], items: Iterator[Any], num_workers: int, device: 
 
 def _leave_signals_to_parent(worker: int) -> None:
     # Ctrl-C and a scheduler's SIGTERM reach the whole group; the parent finishes its step and then ends the workers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
 from ..base.errors import printable
 from ..base.files import write_bytes, write_json
+from ..base.screen import Screen, duration
 from . import checkpoint
 from .bundle import Bundle, load_bundle, save_bundle
 from .config import Config
@@ -25,27 +26,6 @@ from .setup import Material
 from .trainer import StopRequested, Trainer, check_weights
 
 _LONG = 30.0  # seconds of training that an evaluation cut short may not cost
-
-
-class Screen(Protocol):
-    """What a run tells the person who watches."""
-
-    def line(self, text: str) -> None:
-        """Say `text`."""
-
-    def warn(self, text: str) -> None:
-        """Say `text` as a warning."""
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        """Show how far `what` is."""
-
-
-class Silent:
-    """A screen for processes that do not speak."""
-
-    def line(self, text: str) -> None: ...
-    def warn(self, text: str) -> None: ...
-    def progress(self, what: str, done: int, total: int) -> None: ...
 
 
 @dataclass
@@ -279,11 +259,3 @@ def _tensorboard(folder: Path, step: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step)
-
-
-def duration(seconds: float) -> str:
-    """Return a length of time for people: "12 s", "3 min", "2 h 5 min"."""
-    minutes = round(seconds / 60)
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

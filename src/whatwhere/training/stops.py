@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from ..base.errors import UserError
+from ..base.signals import on_stop_signals
 from .config import Config
 from .distributed import Team
 from .trainer import Trainer
@@ -39,18 +39,8 @@ def listening(trainer: Trainer, received: list[int], *, alone: bool) -> Iterator
         received.append(number)
         trainer.stop_requested = True
 
-    if threading.current_thread() is not threading.main_thread():
+    with on_stop_signals(ask):
         yield
-        return
-    asking = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP"):  # the terminal is closed; not on Windows
-        asking.append(signal.SIGHUP)
-    before = {number: signal.signal(number, ask) for number in asking}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -22,12 +22,13 @@ from torch import nn
 from ..attention import attention_by_path
 from ..base.errors import UserError, brief, few, short
 from ..base.files import check_writable, locked
+from ..base.screen import Screen, Silent, duration
 from ..data.names import counted
 from ..data.prepare import Prepared, fingerprint, prepare
 from ..networks.named import check_network, create_network
 from .config import Config, is_import_path
 from .distributed import Team, team
-from .run import Run, Screen, Silent, duration
+from .run import Run
 from .run_folder import RunFolder
 from .setup import Material, build_material, build_model, describe, device_name, resolve
 from .stops import Stopped, listening, lost_processes, memory_errors
