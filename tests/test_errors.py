@@ -15,8 +15,8 @@ from torch import nn
 import whatwhere
 from image_files import save
 from whatwhere import UserError
-from whatwhere.base.errors import brief, few, nearest, printable, said, short
 from whatwhere.base.tables import Table, rich_tables, text
+from whatwhere.base.words import brief, cause, few, printable, short, suggest
 from whatwhere.comparison.arms import Arm, parse_arms
 from whatwhere.comparison.beginning import asked_for
 from whatwhere.comparison.design import Request, read_design
@@ -114,7 +114,7 @@ def test_any_value_is_one_short_line(kind):
 
 @hostile
 def test_looking_for_names_near_to_anything_finds_none(kind):
-    assert nearest(HOSTILE[kind](), ["cbam", "se"]) == ""
+    assert suggest(HOSTILE[kind](), ["cbam", "se"]) == ""
 
 
 def test_a_name_keeps_its_two_ends():
@@ -134,9 +134,9 @@ def test_of_a_list_stand_the_first_names():
 
 
 def test_what_another_library_says_is_one_line():
-    assert said(ValueError("two\n  lines\x1b[31m")) == r"two lines\x1b[31m"
-    assert said(KeyError()) == "KeyError"
-    assert len(said(ValueError("x" * 10_000))) == 200
+    assert cause(ValueError("two\n  lines\x1b[31m")) == r"two lines\x1b[31m"
+    assert cause(KeyError()) == "KeyError"
+    assert len(cause(ValueError("x" * 10_000))) == 200
 
 
 def test_a_refusal_is_a_line_whatever_stands_in_it():
@@ -402,4 +402,4 @@ def test_no_name_in_a_table_commands_the_terminal(kind):
 
 
 def test_near_names_are_short():
-    assert nearest("x", ["x" * 10_000]) == f"; did you mean {short('x' * 10_000)}?"
+    assert suggest("x", ["x" * 10_000]) == f"; did you mean {short('x' * 10_000)}?"

@@ -1,5 +1,5 @@
-"""The old place of `base.scripting`: networks pickled before the move look here."""
+"""The old place of `base.modules`: networks pickled before the move look here."""
 
-from .base.scripting import refuse_scripting
+from .base.modules import refuse_scripting
 
 __all__ = ["refuse_scripting"]

@@ -22,9 +22,10 @@ from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 
 from .attention import ATTENTION
-from .base.errors import UserError, brief, said
+from .base.errors import UserError
+from .base.modules import refuse_scripting
 from .base.randomness import seeded
-from .base.scripting import refuse_scripting
+from .base.words import brief, cause
 from .models.initialization import initialize, resolve_seed
 from .models.resnet import RESNETS, ResNet, check_head
 from .networks import weights
@@ -101,7 +102,7 @@ class TimmResNet(ResNet):
             try:
                 self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
             except AssertionError as error:
-                raise UserError(f"timm has no such global_pool: {said(error)}") from error
+                raise UserError(f"timm has no such global_pool: {cause(error)}") from error
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         initialize(nn.ModuleDict({"fc": self.fc}), seed)
         self.fc.to(self.conv1.weight.device, self.conv1.weight.dtype)

@@ -3,7 +3,8 @@ import torch
 from sklearn.datasets import load_digits as sklearn_digits
 
 from whatwhere import UserError
-from whatwhere.data.digits import ImageSet, draw_balanced, load_digits
+from whatwhere.data.batches import ImageSet
+from whatwhere.data.digits import draw_balanced, load_digits
 
 
 def test_all_digits_are_there_once():

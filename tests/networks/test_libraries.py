@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from whatwhere import UserError, attend
-from whatwhere.base.errors import said
+from whatwhere.base.words import cause
 from whatwhere.data.preprocess import preprocessing_for
 from whatwhere.networks.libraries import create_other, full_name, load_other
 from whatwhere.networks.named import create_network
@@ -59,8 +59,8 @@ def test_our_own_networks_are_built_elsewhere():
 
 @pytest.mark.parametrize(("error", "text"), [(ValueError("a\n  b"), "a b"), (KeyError(), "KeyError")])
 def test_what_an_error_says_is_one_line(error, text):
-    assert said(error) == text
-    assert len(said(ValueError("a" * 1000))) == 200
+    assert cause(error) == text
+    assert len(cause(ValueError("a" * 1000))) == 200
 
 
 @pytest.mark.parametrize(("own", "size"), [("googlenet", 64), ("inception_v3", 96)])

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from whatwhere import UserError, create_model
-from whatwhere.data.digits import ImageSet, draw_balanced, load_digits
+from whatwhere.data.batches import ImageSet
+from whatwhere.data.digits import draw_balanced, load_digits
 from whatwhere.training.config import Recipe
 from whatwhere.training.evaluate import accuracy
 from whatwhere.training.trainer import parameter_groups, train, warmup_cosine

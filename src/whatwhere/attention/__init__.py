@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ..base.errors import UserError, brief, nearest
+from ..base.errors import UserError
+from ..base.words import brief, suggest
 from .bam import BAM
 from .by_path import attention_by_path
 from .cbam import CBAM, ChannelAttention, SpatialAttention
@@ -81,7 +82,7 @@ def attention_builder(attention: str | Callable[..., nn.Module]) -> Callable[...
     if isinstance(attention, str):
         if attention not in ATTENTION:
             raise UserError(
-                f"unknown attention {brief(attention)}{nearest(attention, list(ATTENTION))}; known: "
+                f"unknown attention {brief(attention)}{suggest(attention, list(ATTENTION))}; known: "
                 f"{', '.join(ATTENTION)}"
             )
         return ATTENTION[attention]

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from ..base.errors import UserError, brief, short
+from ..base.errors import UserError
+from ..base.words import brief, short
 
 _MISSING = object()
 

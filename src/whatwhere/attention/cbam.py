@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..base.errors import UserError, brief, check_integer
+from ..base.errors import UserError, check_integer
+from ..base.words import brief
 from ..ops import Arrangement
 from ..ops.reference import MAPS
 from .gate import Device, Form, Gate, SharedMLP, Start, check_choice, check_names, check_reduction

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..base.errors import UserError, brief, check_integer
+from ..base.errors import UserError, check_integer
+from ..base.words import brief
 from .gate import Device, Gate, Start
 
 

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from ..base.errors import UserError, brief, check_integer
+from ..base.errors import UserError, check_integer
+from ..base.words import brief
 from ..ops.spectral import NUM_COMPONENTS
 from .gate import Device, Gate, SharedMLP, Start, check_reduction
 

@@ -9,9 +9,9 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from ..base.errors import UserError, brief, check_integer
-from ..base.modes import modes_kept
-from ..base.scripting import NotScriptable
+from ..base.errors import UserError, check_integer
+from ..base.modules import NotScriptable, modes_kept
+from ..base.words import brief
 from ..ops import Arrangement, Backend, ChannelGate, SpatialGate, gate
 from ..ops.reference import POOLS
 

@@ -7,7 +7,8 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base.errors import UserError, brief, check_integer
+from ..base.errors import UserError, check_integer
+from ..base.words import brief
 from .gate import (
     Device,
     Gate,

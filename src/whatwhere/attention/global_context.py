@@ -7,7 +7,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from ..base.errors import check_integer
-from ..base.scripting import NotScriptable
+from ..base.modules import NotScriptable
 from ..ops.layout import narrowed, widened
 from .gate import Device, Start, channels_into, check_choice, check_features, check_reduction, described
 

@@ -4,7 +4,8 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from ..base.errors import UserError, brief
+from ..base.errors import UserError
+from ..base.words import brief
 from ..ops.layout import widened
 from ..ops.reference import bessel
 from .gate import Device, ScalingAttention, Start, described, leave_a_mark

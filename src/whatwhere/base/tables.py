@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import printable, short
+from .words import printable, short
 
 _PIPED_WIDTH = 10_000
 _LONGEST_CELL = 500  # letters

@@ -11,7 +11,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from ..base.errors import UserError, brief, printable, short
+from ..base.errors import UserError
+from ..base.words import brief, printable, short
 from .compare import compare_command, verdict_command
 from .train import train_command
 

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..base.errors import UserError, brief, check_integer
+from ..base.errors import UserError, check_integer
+from ..base.words import brief
 from ..training.config import OPTIONS, TELLS_APART, read_config
 from .train import option_parameter, own_parameter, typed_command, with_parameters
 

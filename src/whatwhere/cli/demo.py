@@ -18,7 +18,8 @@ from ..base.errors import UserError
 from ..base.files import check_writable, write_bytes, write_json
 from ..base.tables import Table, rich_tables, show
 from ..cost import Cost, compare_costs
-from ..data.digits import NUM_CLASSES, ImageSet, draw_balanced, load_digits
+from ..data.batches import ImageSet
+from ..data.digits import NUM_CLASSES, draw_balanced, load_digits
 from ..experiment import compare
 from ..explain import spatial_gates
 from ..explain.picture import gate_figure

@@ -10,8 +10,9 @@ from typing import Any
 import typer
 
 from ..attention import attention_by_path
-from ..base.errors import UserError, printable
+from ..base.errors import UserError
 from ..base.tables import comma_separated, rich_tables, show
+from ..base.words import printable
 from ..training.bundle import load_bundle
 from ..training.distributed import team
 from ..training.predict import Prediction, evaluate_bundle, image_files, predict

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import typer
 
-from ..base.errors import UserError, brief
+from ..base.errors import UserError
 from ..base.tables import rich_tables, show
+from ..base.words import brief
 from ..cost import Cost, compare_costs, cost, measure_latency
 from ..cost.measure import random_input
 from ..networks import list_models

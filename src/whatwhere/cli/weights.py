@@ -7,8 +7,9 @@ from typing import Any
 
 import typer
 
-from ..base.errors import UserError, brief, printable
+from ..base.errors import UserError
 from ..base.tables import Table, rich_tables, show
+from ..base.words import brief, printable
 from ..networks.convert import Description, convert_weights, describe_weights
 
 

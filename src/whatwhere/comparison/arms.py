@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..base.errors import UserError, brief, nearest, short
+from ..base.errors import UserError
+from ..base.words import brief, short, suggest
 
 NONE, WIDE = "none", "wide"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
@@ -97,7 +98,7 @@ def run_options(arms: Sequence[Arm], backbone: str, num_classes: int, at: str = 
         if _wide(arm.spec):
             other = arm.spec.partition(":")[2] or max(counts, key=counts.__getitem__)
             if other not in counts:
-                raise UserError(f"{short(arm.spec)}: no arm is called {brief(other)}{nearest(other, list(counts))}")
+                raise UserError(f"{short(arm.spec)}: no arm is called {brief(other)}{suggest(other, list(counts))}")
             factor = width_factor_for(backbone, counts[other], num_classes=num_classes)
             if factor == 1:
                 raise UserError(
@@ -118,7 +119,7 @@ def _named(arm: Arm, backbone: str, at: str) -> dict[str, Any]:
         return {"model": backbone, "attention": arm.spec}
     if arm.spec not in ATTENTION:
         known = [NONE, *ATTENTION, WIDE]
-        hint = nearest(arm.spec, known)
+        hint = suggest(arm.spec, known)
         raise UserError(
             f"unknown attention {brief(arm.spec)}{hint}; known: {', '.join(known)}, and MODULE:NAME of your own"
         )

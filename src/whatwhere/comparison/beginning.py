@@ -8,7 +8,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import UserError, brief, few, short
+from ..base.errors import UserError
+from ..base.words import brief, few, short
 from ..data.prepare import Prepared, fingerprint
 from ..networks.weights import read_state_dict, read_weights
 from ..statistics.metric import METRICS, margin_for

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import UserError, brief, check_integer, few, nearest, printable, said, short
+from ..base.errors import UserError, check_integer
 from ..base.files import locked_file, write_bytes, write_json
+from ..base.words import brief, cause, few, printable, short, suggest
 from ..statistics.history import judge_again, read_record, record_of
 from ..statistics.independence import check_number_of_images, check_still_independent
 from ..statistics.looks import LEAST_PAIRS, MOST_SEEDS, Plan
@@ -137,7 +138,7 @@ def _check_terms(
     if metric in METRICS or margin is not None:
         margin_for(METRICS.get(metric or "", Metric("", "")), margin)
     if baseline is not None and baseline not in names:
-        raise UserError(f"no arm is called {brief(baseline)}{nearest(baseline, names)}; there are: {few(names, 10)}")
+        raise UserError(f"no arm is called {brief(baseline)}{suggest(baseline, names)}; there are: {few(names, 10)}")
 
 
 def _check_seeds(done: Results, metric: str | None, keep: Path | None, test_images: int | None) -> None:
@@ -223,7 +224,7 @@ def _figures(returned: float | Mapping[str, float], metric: str | None) -> Mappi
             figures[name] = float(value)
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # a tensor of several numbers
             raise UserError(
-                f"run must return a number, or numbers by name, but {short(name)} is none: {said(error)}"
+                f"run must return a number, or numbers by name, but {short(name)} is none: {cause(error)}"
             ) from error
     return figures
 

@@ -9,8 +9,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import few
-from ..data.names import counted
+from ..base.words import counted, few
 from ..statistics.decide import holm
 from ..statistics.metric import METRICS, Metric
 from ..statistics.results import Results, listed

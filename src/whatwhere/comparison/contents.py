@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..attention import attention_by_path
-from ..base.errors import UserError, short
+from ..base.errors import UserError
+from ..base.words import short
 from .arms import Arm, is_code
 
 

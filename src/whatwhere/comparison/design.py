@@ -11,9 +11,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import UserError, brief, check_integer, few, said, short
+from ..base.errors import UserError, check_integer
 from ..base.files import write_json
-from ..data.names import counted
+from ..base.words import brief, cause, counted, few, short
 from ..statistics.decide import HELPS, HURTS, SAME, UNKNOWN
 from ..statistics.looks import LEAST_PAIRS, MOST_SEEDS, Plan
 from ..statistics.metric import METRICS, margin_for
@@ -154,7 +154,7 @@ def read_design(folder: Path) -> Design | None:
     except OSError as error:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(f"{str(path)!r} is no design of a comparison ({said(error)}); give another --out") from error
+        raise UserError(f"{str(path)!r} is no design of a comparison ({cause(error)}); give another --out") from error
 
 
 def _checked(content: Mapping[str, Any]) -> dict[str, Any]:

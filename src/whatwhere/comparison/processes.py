@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from ..base.errors import UserError
-from ..base.signals import on_stop_signals
+from ..base.processes import num_cores, on_stop_signals
 
 
 def default_count(device: str) -> int:
@@ -37,7 +37,7 @@ def run_shards(arguments: Sequence[str], shard: tuple[int, int], count: int, *, 
         UserError: One of them failed; what it said stands on standard error.
     """
     index, total = shard
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     environment = dict(os.environ)
     if num_gpus <= 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import UserError, brief, few
+from ..base.errors import UserError
 from ..base.files import check_is_no_file, check_writable, locked, write_bytes, write_json
 from ..base.screen import Screen
-from ..data.names import counted
+from ..base.words import brief, counted, few
 from ..statistics.history import changed_figures, read_record
 from ..statistics.independence import check_still_independent
 from ..statistics.shape import number, text

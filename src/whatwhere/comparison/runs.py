@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import UserError, brief, few, said
+from ..base.errors import UserError
 from ..base.files import write_json
 from ..base.screen import Screen, duration
-from ..data.names import counted
+from ..base.words import brief, cause, counted, few
 from ..statistics.metric import METRICS, is_share
 from ..statistics.shape import integer, number, record, text
 from ..training.config import FREE, OPTIONS
@@ -81,7 +81,7 @@ class Task:
 
 def damaged(folder: Path, error: Exception) -> UserError:
     """Return what is said of a finished run whose files are not as a run leaves them."""
-    return UserError(f"the run in {str(folder)!r} is damaged ({said(error)}); move that folder away and run again")
+    return UserError(f"the run in {str(folder)!r} is damaged ({cause(error)}); move that folder away and run again")
 
 
 def _check_result(result: Mapping[str, Any]) -> None:

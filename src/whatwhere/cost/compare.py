@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from ..base.errors import UserError, brief
+from ..base.errors import UserError
 from ..base.tables import Table, comma_separated, html, markdown, rich_tables, text
+from ..base.words import brief
 from .layers import is_within
 from .result import ITSELF, LABELS, METRICS, METRICS_BY_LAYER, UNCOUNTED, Cost, Figures, LayerCost, format_figure
 

@@ -11,8 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .memory import tensors_in
-from .undisturbed import undisturbed
+from ..base.modules import tensors_in, undisturbed
 
 _WARM_UP_ROUNDS = 2
 _LEAST_ROUNDS = 3

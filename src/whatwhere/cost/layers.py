@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..base.errors import short
+from ..base.words import short
 
 ROOT = ""
 

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base.errors import UserError, brief, check_integer, said
+from ..base.errors import UserError, check_integer
+from ..base.modules import tensors_in, undisturbed
+from ..base.words import brief, cause
 from .latency import measure_latency
 from .layers import ROOT, LayerNames, is_within
-from .memory import saved_bytes, tensors_in
+from .memory import saved_bytes
 from .operations import OperationCounter
 from .result import Cost, Figures, LayerCost
-from .undisturbed import undisturbed
 
 
 def cost(
@@ -117,7 +118,7 @@ def _forward_pass(
     def hook(layer: str) -> Any:
         def record(module: nn.Module, args: Any, output: Any) -> None:
             calls[layer] += 1
-            tensor = next(tensors_in(output), None)
+            tensor = next(iter(tensors_in(output)), None)
             if tensor is not None:
                 output_sizes[layer] = tuple(tensor.shape)
 
@@ -147,7 +148,7 @@ def refusal(names: LayerNames, images: Tensor) -> Iterator[None]:
     # whatever a stranger's forward raises
     except Exception as error:
         layer = names.describe(names.innermost(error.__traceback__))
-        reason = said(error)
+        reason = cause(error)
         advice = "; give a batch of 2 or more, or larger images" if "more than 1 value per channel" in reason else ""
         raise UserError(
             f"an input of shape {brief(tuple(images.shape))} does not fit {layer}: {reason}{advice}"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..base.modules import tensors_in
 from .layers import ROOT, LayerNames
 
 
@@ -40,7 +40,7 @@ def saved_bytes(model: nn.Module, images: Tensor, names: LayerNames) -> Counter[
         return wrapped
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda wrapped: wrapped.tensor):
-        outputs = list(tensors_in(model(images)))
+        outputs = tensors_in(model(images))
 
     seen = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
     by_layer: Counter[str] = Counter()
@@ -57,7 +57,7 @@ def saved_bytes(model: nn.Module, images: Tensor, names: LayerNames) -> Counter[
             count(wrapped.tensor, wrapped.layer)
     owners = {id(parameter): name.rpartition(".")[0] for name, parameter in model.named_parameters()}
     for node in _nodes(output.grad_fn for output in outputs):
-        attributes = list(tensors_in(vars(node))) if hasattr(node, "__dict__") else []
+        attributes = tensors_in(vars(node)) if hasattr(node, "__dict__") else []
         inner = list(_nodes(tensor.grad_fn for tensor in attributes))
         layer = _common(
             owners[id(leaf)] for leaf in (getattr(n, "variable", None) for n in inner) if id(leaf) in owners
@@ -80,25 +80,6 @@ def _saved_by(nodes: Iterable[Any]) -> Iterator[Tensor]:
         for name in dir(node):
             if name.startswith("_saved_"):
                 yield from tensors_in(getattr(node, name))
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a model's output: a tensor, or lists, tuples, sets, mappings and dataclasses of them."""
-    pending, visited = [value], set()
-    while pending:
-        item = pending.pop()
-        if isinstance(item, Tensor):
-            yield item
-            continue
-        if id(item) in visited:
-            continue
-        visited.add(id(item))
-        if isinstance(item, Mapping):
-            pending.extend(reversed(list(item.values())))
-        elif isinstance(item, (list, tuple, set, frozenset)):
-            pending.extend(reversed(list(item)))
-        elif dataclasses.is_dataclass(item) and not isinstance(item, type):
-            pending.extend(getattr(item, field.name) for field in reversed(dataclasses.fields(item)))
 
 
 def _storage(tensor: Tensor) -> int:

@@ -22,8 +22,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ..base.modules import tensors_in
 from .layers import LayerNames
-from .memory import tensors_in
 
 aten = torch.ops.aten
 Formula = Callable[[Sequence[Any], Any], int]
@@ -63,7 +63,7 @@ _PER_OUTPUT_ELEMENT = {
 
 
 def _numel(value: Any) -> int:
-    tensor = next(tensors_in(value), None)
+    tensor = next(iter(tensors_in(value)), None)
     return 0 if tensor is None else tensor.numel()
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..base.processes import STOP_SIGNALS
 from ..base.randomness import generator
-from ..base.signals import STOP_SIGNALS
 from .augment import Augmentation, draws
 from .images import ImageError
 from .preprocess import Preprocessing, decoded, reduced, to_tensor
@@ -163,6 +163,17 @@ class TrainBatches:
             return
         for indices, rows in items:
             yield self._block[indices.to(self.device)], self.labels[indices], indices, rows
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images (N, C, H, W), float32 in [0, 1], with their labels (N,), int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
 
 @dataclass

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from ..base.errors import UserError
 from ..base.randomness import generator
+from .batches import ImageSet
 
 NUM_CLASSES = 10
 _POOL_SIZE = 897
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Images (N, C, H, W), float32 in [0, 1], with their labels (N,), int64."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 def load_digits(image_size: int = 16) -> tuple[ImageSet, ImageSet]:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
-from ..base.errors import UserError, printable, said
+from ..base.errors import UserError
+from ..base.words import cause, printable
 
 # No other decoder is ever tried: the file's content, not its suffix, decides among these.
 FORMATS = {
@@ -181,7 +182,7 @@ def _errors_of(name: str) -> Iterator[None]:
 
 
 def _judge(error: Exception) -> tuple[str, str]:
-    reason = said(error)
+    reason = cause(error)
     for known, verdict in {
         FileNotFoundError: ("missing", "does not exist"),
         PermissionError: ("permission", "may not be read; change its permissions"),

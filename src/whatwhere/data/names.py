@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from ..base.errors import printable
+from ..base.words import printable
 
 SPLITS = ("train", "val", "test")
 _SPELLINGS = {
@@ -23,8 +23,3 @@ def split_of(name: str) -> str | None:
 def class_name(name: str) -> str:
     """Return the class that a folder or a cell names; an accent may be stored in two ways, which are one class."""
     return unicodedata.normalize("NFC", printable(name))
-
-
-def counted(count: int, noun: str) -> str:
-    """Return "1 image", "2,000 images"."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -8,10 +8,11 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..base.errors import UserError, few, printable
+from ..base.errors import UserError
+from ..base.words import counted, few, printable
 from .doctor.findings import class_findings
 from .doctor.report import Report, examine
-from .names import SPLITS, counted
+from .names import SPLITS
 from .sources.find import find_source
 from .sources.source import Finding, Sample, Source
 from .split import split_samples

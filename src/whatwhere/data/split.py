@@ -6,9 +6,10 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from ..base.errors import UserError, brief, printable, said
+from ..base.errors import UserError
 from ..base.randomness import stream_seed
-from .names import SPLITS, counted
+from ..base.words import brief, cause, counted, printable
+from .names import SPLITS
 from .sources.source import Sample
 
 _MOST = 1 - 1e-9
@@ -185,7 +186,7 @@ def _groups(pool: Sequence[Sample], pattern: str) -> list[list[str]]:
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise UserError(f"--group-from {brief(pattern)} is no regular expression: {said(error)}") from error
+        raise UserError(f"--group-from {brief(pattern)} is no regular expression: {cause(error)}") from error
     if expression.groups > 1:
         raise UserError(
             f"--group-from {brief(pattern)} has {expression.groups} groups in brackets; use one, (?:...) otherwise"

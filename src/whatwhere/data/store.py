@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..base.processes import num_cores
+
 _LARGEST = 4 * 2**30
 
 
@@ -79,5 +81,5 @@ def _free_memory() -> int:
 
 def decode_all(images: Images, *, num_workers: int = 0, num_threads: int | None = None) -> Store:
     """Decode every image once, on `num_threads` (by default one a core): Pillow lets others run while it decodes."""
-    with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(num_threads or num_cores()) as pool:
         return Store(list(pool.map(images.__getitem__, range(len(images)))), num_workers)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..attention import Gate
 from ..base.errors import UserError
-from ..base.modes import modes_kept
+from ..base.modules import modes_kept
 
 
 @torch.no_grad()

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from ..attention import ATTENTION, Gate, attention_builder, starting_as_identity
 from ..attention.gate import SharedMLP, Start, check_choice
-from ..base.errors import UserError, brief, said, short
+from ..base.errors import UserError
+from ..base.modules import refuse_scripting, tensors_in
 from ..base.randomness import seeded
-from ..base.scripting import refuse_scripting
+from ..base.words import brief, cause, short
 from ..models.initialization import resolve_seed
-from .flow import record, tensors_in
+from .flow import record
 from .host import Inserted, inserted_in, is_attended, is_plain_batch_norm
 from .place import Place, Skipped, relative
 from .places import Places
@@ -223,7 +224,7 @@ def _built(builder: Callable[..., nn.Module], channels: int, kwargs: dict[str, A
     except UserError:
         raise
     except Exception as error:  # a stranger's attention may raise anything
-        reason = said(error)
+        reason = cause(error)
         raise UserError(
             f"the attention cannot be built from {channels} channels and {brief(kwargs)}: {reason}"
         ) from error
@@ -285,7 +286,7 @@ def _check(model: nn.Module, prepared: _Prepared, *, is_unchanged: bool) -> None
     except UserError:
         raise
     except Exception as error:  # a stranger's attention may raise anything
-        raise UserError(f"with the attention the network does not run: {said(error)}") from error
+        raise UserError(f"with the attention the network does not run: {cause(error)}") from error
     for place, module in zip(prepared.places, prepared.modules, strict=True):
         num_calls = flow.num_calls(module)
         if num_calls != 1:

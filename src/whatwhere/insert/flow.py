@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
-from ..base.modes import modes_kept
+from ..base.modules import tensors_in, undisturbed
 
 _SUMS = {"add", "radd", "iadd", "sub", "rsub", "isub"}
 _WEIGHTED = {"conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "matmul"}
@@ -167,7 +165,9 @@ def record(model: nn.Module, run: Callable[[], Any]) -> Flow:
             handles.append(module.register_forward_pre_hook(recorder.enter, with_kwargs=True))
             # of a call that raises too: the network may know what to do about it
             handles.append(module.register_forward_hook(recorder.leave, with_kwargs=True, always_call=True))
-        with undisturbed(model), recorder:
+        # tensors of inference mode do not say whether they were changed in place
+        with torch.inference_mode(False), torch.no_grad(), undisturbed(model), recorder:
+            model.eval()
             recorder.flow.output = run()
     finally:
         for handle in handles:
@@ -175,40 +175,6 @@ def record(model: nn.Module, run: Callable[[], Any]) -> Flow:
     return recorder.flow
 
 
-@contextlib.contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluate without gradients inside the block.
-
-    Modes, buffers and random numbers, those of the CPU and of CUDA devices, are afterwards what they were.
-    """
-    # tensors of inference mode do not say whether they were changed in place
-    with torch.inference_mode(False), torch.no_grad(), modes_kept(model), torch.random.fork_rng(_devices(model)):
-        buffers = [(module, dict(module._buffers)) for module in model.modules()]
-        values = {id(buffer): buffer.clone() for _, own in buffers for buffer in own.values() if buffer is not None}
-        model.eval()
-        try:
-            yield
-        finally:
-            # a network may count its calls, or keep its norms in training
-            for module, own in buffers:
-                module._buffers.clear()
-                module._buffers.update(own)
-                for buffer in own.values():
-                    if buffer is not None and not torch.equal(buffer, values[id(buffer)]):
-                        buffer.copy_(values[id(buffer)])
-
-
-def _devices(model: nn.Module) -> list[int]:
-    """Return the CUDA devices on which the model is."""
-    indices = {parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"}
-    return sorted(index for index in indices if index is not None)
-
-
 def _version(tensor: Tensor) -> int:
     """Return a number that changes where the tensor is changed in place; one of inference mode does not say."""
     return -1 if tensor.is_inference() else tensor._version
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """Return the tensors in nested lists, tuples and dicts, in order."""
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]

@@ -12,7 +12,8 @@ from typing import TypeGuard
 
 from torch import nn
 
-from ..base.errors import UserError, brief, nearest
+from ..base.errors import UserError
+from ..base.words import brief, suggest
 from ..models import BasicBlock, Bottleneck
 from .flow import Call, Flow, Node
 from .host import CONVOLUTIONS, is_layer, is_norm
@@ -285,7 +286,7 @@ class Places:
                 name: module for name, module in self.modules.items() if name and fnmatch.fnmatchcase(name, pattern)
             }
             if not found:
-                hint = nearest(pattern, list(self.modules))
+                hint = suggest(pattern, list(self.modules))
                 raise UserError(
                     f"no module of the network is called {brief(pattern)}{hint}; `blocks` and `stages` find places"
                 )

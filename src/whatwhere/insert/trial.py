@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base.errors import UserError, said
+from ..base.errors import UserError
+from ..base.words import cause
 from .flow import Flow, record
 
 _SIZES = (224, 256, 299, 64, 32, 28)
@@ -43,7 +44,7 @@ class Trial:
             self.arguments = arguments
             return
         hint = "give another example" if given is not None else "give example, what the network is called with"
-        raise UserError(f"the network does not run: {said(first)}; {hint}") from first
+        raise UserError(f"the network does not run: {cause(first)}; {hint}") from first
 
 
 def _check(model: nn.Module) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import UserError, check_integer
-from ..base.scripting import NotScriptable
+from ..base.modules import NotScriptable
 from .initialization import initialize, resolve_seed
 
 _CARDINALITY = 32

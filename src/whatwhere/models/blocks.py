@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..attention import Gate
 from ..attention.gate import check_shape_kept
 from ..base.errors import UserError
-from ..base.scripting import NotScriptable
+from ..base.modules import NotScriptable
 from ..ops import gated_tail, has_hooks
 
 # symbolic tracing patches a function under the name by which it is called

@@ -8,8 +8,9 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from ..base.errors import UserError, brief
+from ..base.errors import UserError
 from ..base.randomness import generator
+from ..base.words import brief
 
 
 def resolve_seed(seed: int | None) -> int:

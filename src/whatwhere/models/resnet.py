@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ..attention import ATTENTION, attention_builder
 from ..attention.gate import Place, check_shape_kept
-from ..base.errors import UserError, brief, check_integer, said
+from ..base.errors import UserError, check_integer
+from ..base.modules import NotScriptable
 from ..base.randomness import seeded
-from ..base.scripting import NotScriptable
+from ..base.words import brief, cause
 from .blocks import BasicBlock, Bottleneck, Norm, StochasticDepth
 from .initialization import initialize, resolve_seed
 
@@ -236,7 +237,7 @@ class _AttentionSlot:
             except TypeError as error:
                 raise UserError(
                     f"the attention cannot be built from {channels} channels and the attention_kwargs "
-                    f"{brief(self.kwargs)}: {said(error)}"
+                    f"{brief(self.kwargs)}: {cause(error)}"
                 ) from error
         if not isinstance(module, nn.Module):
             raise UserError(
@@ -319,7 +320,7 @@ def _checked_norm(norm_layer: Norm | None) -> Norm:
         try:
             norm = norm_layer(num_features)
         except (TypeError, ValueError) as error:
-            raise UserError(f"norm_layer cannot build a norm of {num_features} channels: {said(error)}") from error
+            raise UserError(f"norm_layer cannot build a norm of {num_features} channels: {cause(error)}") from error
         if not isinstance(norm, nn.Module):
             raise UserError(f"norm_layer must build a torch.nn.Module, got a {type(norm).__name__}")
         return norm

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..attention import ATTENTION
-from ..base.errors import UserError, brief
+from ..base.errors import UserError
 from ..base.files import write_bytes
+from ..base.words import brief
 from ..models.resnet import RESNETS
 from . import weights
 from .create import MODELS, check_name, create_model

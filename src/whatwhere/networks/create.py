@@ -13,8 +13,9 @@ from typing import Any
 from torch import nn
 
 from ..attention import ATTENTION, attention_builder, starting_as_identity
-from ..base.errors import UserError, brief, check_factor, nearest, said
+from ..base.errors import UserError, check_factor
 from ..base.randomness import seeded
+from ..base.words import brief, cause, suggest
 from ..models.article import ARTICLE_NETWORKS, ArticleResNeXt
 from ..models.initialization import resolve_seed
 from ..models.resnet import RESNETS, ResNet
@@ -63,7 +64,7 @@ def list_models(pattern: str = "*") -> list[str]:
 def check_name(name: str) -> None:
     """Raise UserError, naming the nearest ones, unless `name` is a model's."""
     if not isinstance(name, str) or name not in MODELS:
-        hint = nearest(name, list(MODELS)) or "; `whatwhere models` names them all"
+        hint = suggest(name, list(MODELS)) or "; `whatwhere models` names them all"
         raise UserError(f"unknown model {brief(name)}{hint}")
 
 
@@ -205,7 +206,7 @@ def _construct(build: Callable[..., nn.Module], num_classes: int, kwargs: dict[s
         raise
     # torch's own words about sizes that it cannot build
     except (MemoryError, OverflowError, RuntimeError, ValueError) as error:
-        raise UserError(f"the network cannot be built: {said(error)}") from error
+        raise UserError(f"the network cannot be built: {cause(error)}") from error
 
 
 def identity_start(attention: str | Callable[..., nn.Module], attention_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -237,6 +238,6 @@ def check_arguments(name: str, known: list[str], kwargs: Iterable[str], listed: 
     """
     for argument in kwargs:
         if argument not in known:
-            hint = nearest(argument, known)
+            hint = suggest(argument, known)
             listed = listed or ", ".join(known)
             raise UserError(f"{name} takes no argument {brief(argument, 40)}, only {listed}{hint}")

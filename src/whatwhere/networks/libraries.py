@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from ..base.errors import UserError, brief, nearest, said
+from ..base.errors import UserError
 from ..base.randomness import seeded
+from ..base.words import brief, cause, suggest
 from ..models.initialization import resolve_seed
 from . import weights
 from .create import MODELS
@@ -47,7 +48,7 @@ def full_name(name: str) -> str:
             return f"{known}:{own}"
     if not colon:
         tried["ours"] = list(MODELS)
-    hint = nearest(own, [other for names in tried.values() for other in names])
+    hint = suggest(own, [other for names in tried.values() for other in names])
     raise UserError(f"unknown network {brief(name)}{hint or '; `whatwhere models` names ours'}")
 
 
@@ -125,7 +126,7 @@ def _built(library: str, name: str, num_classes: int, options: dict[str, Any]) -
         return built
     # another library's words about options and sizes that it cannot build
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"{library}:{name} cannot be built: {said(error)}") from error
+        raise UserError(f"{library}:{name} cannot be built: {cause(error)}") from error
 
 
 def published(name: str) -> weights.StateDict:
@@ -146,7 +147,7 @@ def published(name: str) -> weights.StateDict:
     # timm reports a missing hub, network or file by whatever the reader beneath raises
     except Exception as error:
         raise UserError(
-            f"timm's weights of {name} cannot be had: {said(error)}; give a weights file, or none"
+            f"timm's weights of {name} cannot be had: {cause(error)}; give a weights file, or none"
         ) from error
 
 

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from ..attention import ATTENTION
-from ..base.errors import few, short
+from ..base.words import few, short
 from ..models.blocks import Bottleneck
 from ..models.resnet import RESNETS, ResNet
 from . import weights

@@ -31,7 +31,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..base.errors import brief
+from ..base.words import brief
 from . import lean, reference
 from .batch_norm import takes_batch_statistics
 from .call import Call

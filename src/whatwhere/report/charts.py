@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.names import counted
+from ..base.words import counted
 from ..statistics.metric import Metric
 from ..statistics.verdict import HELPS, HURTS, SAME, UNKNOWN
 from ..statistics.wording import percent, quantity, span

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.names import counted
+from ..base.words import counted
 from ..statistics.looks import Plan
 from ..statistics.metric import Metric
 from ..statistics.wording import quantity, span

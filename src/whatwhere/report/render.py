@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..base.errors import printable
 from ..base.files import write_bytes
+from ..base.words import printable
 from .figures import typeset
 from .view import view
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..base.errors import printable
 from ..base.tables import Table
+from ..base.words import printable
 from ..statistics.metric import Metric
 from ..statistics.wording import percent
 from .figures import EPOCHS_FIRST, cost_basis, cost_columns, interval, p_value, plain, ratio, unit_of, wins

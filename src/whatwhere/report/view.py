@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..base.errors import few
+from ..base.words import few
 from ..statistics.independence import LEAST_DIFFERENT
 from ..statistics.looks import LEAST_PAIRS
 from ..statistics.metric import Metric

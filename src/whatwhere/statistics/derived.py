@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..base.errors import brief, short
+from ..base.words import brief, short
 from .metric import num_decimals
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import UserError, few, said
-from ..data.names import counted
+from ..base.errors import UserError
+from ..base.words import cause, counted, few
 from .independence import check_number_of_images
 from .looks import ALPHA, MOST_SEEDS, Plan
 from .results import Results, numbered
@@ -68,7 +68,7 @@ def read_record(path: Path, advice: str = _ADVICE) -> Record | None:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{str(path)!r} is no verdict of ours ({type(error).__name__}: {said(error)}); {advice}"
+            f"{str(path)!r} is no verdict of ours ({type(error).__name__}: {cause(error)}); {advice}"
         ) from error
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..base.errors import UserError, few
-from ..data.names import counted
+from ..base.errors import UserError
+from ..base.words import counted, few
 from .derived import smallest_gap
 from .metric import METRICS, Metric, num_decimals
 from .results import Results, numbered

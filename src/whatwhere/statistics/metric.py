@@ -7,7 +7,8 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ..base.errors import UserError, brief
+from ..base.errors import UserError
+from ..base.words import brief
 
 DEFAULT_MARGIN = 0.5  # points
 _LARGEST, _SMALLEST = 1e100, 1e-100  # squares and cubes of what lies between are numbers still

@@ -9,8 +9,9 @@ import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ..base.errors import UserError, brief, few, nearest, printable, short
+from ..base.errors import UserError
 from ..base.tables import comma_separated
+from ..base.words import brief, few, printable, short, suggest
 from .derived import as_number, odd_seed
 from .metric import check_figure, is_share
 from .paired import PairedDifference
@@ -267,7 +268,7 @@ def _column(head: list[str], name: str, path: Path) -> int:
     lowered = [column.lower() for column in head]
     if name not in lowered:
         raise UserError(
-            f"{str(path)!r} has no column {brief(name)}{nearest(name, lowered)}; it has "
+            f"{str(path)!r} has no column {brief(name)}{suggest(name, lowered)}; it has "
             f"{few(list(map(brief, head)), 10)}"
         )
     return lowered.index(name)
@@ -314,7 +315,7 @@ def _metric_columns(
     if metric is not None and metric not in head:
         names = [head[column] for column in sound]
         raise UserError(
-            f"{str(path)!r} has no column {brief(metric)}{nearest(metric, names)}; its figures: {few(names, 10)}"
+            f"{str(path)!r} has no column {brief(metric)}{suggest(metric, names)}; its figures: {few(names, 10)}"
         )
     return sound
 

@@ -6,8 +6,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..base.errors import UserError, brief, check_integer, few, nearest, short
-from ..data.names import counted
+from ..base.errors import UserError, check_integer
+from ..base.words import brief, counted, few, short, suggest
 from . import wording
 from .advice import pairs_to_settle
 from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, Decision, decide, holm
@@ -221,7 +221,7 @@ def _metric_name(results: Results, given: str | None) -> str:
         raise UserError(f"there are several figures, {few(names, 10)}; choose the one to judge by with --metric")
     if given not in names:
         raise UserError(
-            f"no run has the figure {brief(given)}{nearest(given, names)}; there are: {few(names, 10) or 'none'}"
+            f"no run has the figure {brief(given)}{suggest(given, names)}; there are: {few(names, 10) or 'none'}"
         )
     return given
 
@@ -229,7 +229,7 @@ def _metric_name(results: Results, given: str | None) -> str:
 def _baseline(results: Results, given: str | None) -> str:
     arms = results.arms
     if given is not None and given not in arms:
-        raise UserError(f"no arm is called {brief(given)}{nearest(given, arms)}; there are: {few(arms, 10) or 'none'}")
+        raise UserError(f"no arm is called {brief(given)}{suggest(given, arms)}; there are: {few(arms, 10) or 'none'}")
     if len(arms) < 2:
         raise UserError(f"a comparison needs two arms or more, got {', '.join(map(brief, arms)) or 'none'}")
     return given or default_baseline(arms)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 
-from ..data.names import counted
+from ..base.words import counted
 from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, Decision
 from .looks import LEAST_PAIRS
 from .metric import Metric

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..attention.gate import Start
-from ..base.errors import UserError, brief, check_factor, said, short
+from ..base.errors import UserError, check_factor
 from ..base.files import remove_parts, write_bytes, write_json, writing
+from ..base.words import brief, cause, short
 from ..data.preprocess import Preprocessing
 from ..models.resnet import ResNet
 from ..networks import weights
@@ -142,7 +143,7 @@ def load_bundle(
         check_factor("width_factor", width_factor, MOST_WIDTH)
     # damaged JSON makes the reader and the conversions raise nearly anything
     except Exception as error:
-        raise UserError(f"the bundle {str(folder)!r} is damaged ({said(error)})") from error
+        raise UserError(f"the bundle {str(folder)!r} is damaged ({cause(error)})") from error
     _check_attention(named, attention, folder)
     state = weights.read_state_dict(file)
     model = _network(architecture, len(classes), attention or named or None, at, width_factor, model_kwargs, state)

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.errors import UserError, said, short
+from ..base.errors import UserError
 from ..base.files import remove_parts, write_bytes, write_json, writing
+from ..base.words import cause, short
 from ..networks.weights import tensors_to_bytes
 
 KEPT = 2  # so that a damaged one has one before it
@@ -110,7 +111,7 @@ def read_tensors_and_json(stem: Path) -> dict[str, Any]:
             raise TypeError("no mapping")
     # damaged JSON or tensors make the readers raise nearly anything
     except Exception as error:
-        raise UserError(f"the checkpoint {str(stem)!r} is damaged ({said(error)})") from error
+        raise UserError(f"the checkpoint {str(stem)!r} is damaged ({cause(error)})") from error
     return state
 
 

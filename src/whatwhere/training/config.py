@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import UserError, brief, check_factor, check_integer, nearest, said
+from ..base.errors import UserError, check_factor, check_integer
+from ..base.words import brief, cause, suggest
 
 _LARGE = 1e4  # beyond the range of any sensible value, within that of all arithmetic with it
 SMALL_SIZE = 64  # up to here images are padded and cropped by whole pixels, above they are cropped at any scale
@@ -280,7 +281,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read the configuration {str(path)!r}: {error.strerror}") from error
     # ValueError: not UTF-8, an impossible date, thousands of digits
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"the configuration {str(path)!r} is not YAML: {said(error)}") from error
+        raise UserError(f"the configuration {str(path)!r} is not YAML: {cause(error)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -289,7 +290,7 @@ def read_config(path: Path) -> dict[str, Any]:
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in OPTIONS:
-            hint = nearest(name, list(OPTIONS)) or "; `whatwhere train --help` names them all"
+            hint = suggest(name, list(OPTIONS)) or "; `whatwhere train --help` names them all"
             raise UserError(f"unknown option {brief(key)} in {str(path)!r}{hint}")
         if name in result:
             raise UserError(f"{name} stands twice in {str(path)!r}, with dashes and with underscores")

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..base.errors import UserError, brief
+from ..base.errors import UserError
+from ..base.words import brief
 
 # a process that waits longer than this for the others' part of a step ends
 TIMEOUT = timedelta(minutes=30)

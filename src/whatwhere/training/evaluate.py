@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base.modes import modes_kept
-from ..data.batches import Batch
-from ..data.digits import ImageSet
+from ..base.modules import modes_kept
+from ..data.batches import Batch, ImageSet
 from .distributed import Team
 from .probabilities import auroc, calibration_error
 

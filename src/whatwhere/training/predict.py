@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.errors import UserError, brief, few, nearest, printable, short
+from ..base.errors import UserError
+from ..base.processes import num_cores
+from ..base.words import brief, counted, few, printable, short, suggest
 from ..data.batches import EvaluationBatches, Reader, label_numbers
 from ..data.doctor.report import examine
 from ..data.images import SUFFIXES, ImageError, open_image
-from ..data.names import counted
 from ..data.sources.find import find_source
 from ..data.sources.source import Sample, Source
 from .bundle import Bundle
@@ -88,7 +89,7 @@ def predict(
     if not files:
         return
     batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
-    with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(num_threads or num_cores()) as pool:
         ahead = [pool.submit(read, file) for file in batches[0]]
         for index, batch in enumerate(batches):
             contents = [future.result() for future in ahead]
@@ -209,6 +210,6 @@ def _overlap(source: Source, samples: Sequence[Sample], paths: Collection[str]) 
 def _labels(samples: Sequence[Sample], classes: tuple[str, ...]) -> Tensor:
     unknown = sorted({sample.label for sample in samples} - set(classes))
     if unknown:
-        hint = nearest(unknown[0], list(classes)) or f"; it knows {few(list(classes), 5)}"
+        hint = suggest(unknown[0], list(classes)) or f"; it knows {few(list(classes), 5)}"
         raise UserError(f"the network does not know the class {brief(unknown[0])}{hint}")
     return label_numbers(samples, classes)

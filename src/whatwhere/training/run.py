@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import nn
 
-from ..base.errors import printable
 from ..base.files import write_bytes, write_json
 from ..base.screen import Screen, duration
+from ..base.words import printable
 from . import checkpoint
 from .bundle import Bundle, load_bundle, save_bundle
 from .config import Config

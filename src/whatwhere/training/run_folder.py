@@ -9,8 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import UserError, brief, few, said
+from ..base.errors import UserError
 from ..base.files import write_bytes, write_json, writing
+from ..base.words import brief, cause, few
 from ..data.prepare import Prepared, fingerprint
 from .config import FREE, OPTIONS, Config
 
@@ -127,7 +128,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{str(path)!r} cannot be read ({said(error)}); start again with another --out") from error
+        raise UserError(f"{str(path)!r} cannot be read ({cause(error)}); start again with another --out") from error
     return content if isinstance(content, dict) else {}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base.errors import UserError, brief
+from ..base.errors import UserError
+from ..base.processes import num_cores
+from ..base.words import brief
 from ..data.augment import Augmentation
 from ..data.batches import EvaluationBatches, Order, Reader, TrainBatches, label_numbers
 from ..data.prepare import Prepared
@@ -31,7 +32,7 @@ def resolve(data: str, given: Mapping[str, Any], prepared: Prepared, team: Team)
         UserError: An option out of its range, or batches too small for so many processes and pieces.
     """
     on_gpu = team.device.type == "cuda"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     chosen = defaults(
         given,
         image_size=given.get("image_size", image_size_for(prepared.median_side)),
@@ -123,7 +124,7 @@ def build_material(config: Config, prepared: Prepared, team: Team, *, with_test:
     def images(reader: Reader) -> Store | Reader:
         if cache == "none":
             return reader
-        num_threads = max(1, (os.cpu_count() or 1) // processes)
+        num_threads = max(1, num_cores() // processes)
         return decode_all(reader, num_workers=config.workers, num_threads=num_threads)
 
     place: dict[str, Any] = {

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..base.errors import UserError
-from ..base.signals import on_stop_signals
+from ..base.processes import on_stop_signals
 from .config import Config
 from .distributed import Team
 from .trainer import Trainer

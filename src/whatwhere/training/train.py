@@ -20,10 +20,10 @@ import torch
 from torch import nn
 
 from ..attention import attention_by_path
-from ..base.errors import UserError, brief, few, short
+from ..base.errors import UserError
 from ..base.files import check_writable, locked
 from ..base.screen import Screen, Silent, duration
-from ..data.names import counted
+from ..base.words import brief, counted, few, short
 from ..data.prepare import Prepared, fingerprint, prepare
 from ..networks.named import check_network, create_network
 from .config import Config, is_import_path

@@ -18,8 +18,7 @@ from torchvision.transforms import v2
 
 from ..base.errors import UserError
 from ..base.randomness import seeded, stream_seed
-from ..data.batches import Batch, Order, TensorBatches
-from ..data.digits import ImageSet
+from ..data.batches import Batch, ImageSet, Order, TensorBatches
 from .checkpoint import load_optimizer_state, optimizer_state
 from .config import Recipe
 from .distributed import Team

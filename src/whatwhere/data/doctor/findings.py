@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
-from ...base.errors import few, nearest, printable, short
+from ...base.words import counted, few, printable, short, suggest
 from ..images import FORMATS, SUFFIXES
-from ..names import SPLITS, counted
+from ..names import SPLITS
 from ..sources.source import Finding, Sample, Source
 from .probe import Entry
 
@@ -80,7 +80,7 @@ def _compared(split: str, classes: dict[str, int], train: dict[str, int]) -> Ite
     lowered = {name.lower(): name for name in train}
     unknown = tuple(label for label in classes if label not in train)
     if unknown:
-        near = nearest(unknown[0], list(lowered))
+        near = suggest(unknown[0], list(lowered))
         names = "1 class" if len(unknown) == 1 else f"{len(unknown):,} classes"
         for low, name in lowered.items():
             near = near.replace(f" {low},", f" {name},").replace(f" {low}?", f" {name}?")

@@ -16,6 +16,7 @@ from typing import Any
 import PIL
 from PIL import Image
 
+from ...base.processes import num_cores
 from ..images import ImageError, orientation, quiet, read_image
 from ..sources.source import Sample, Source
 
@@ -57,7 +58,8 @@ def probe(source: Source, cache: Path | None, progress: Callable[[int, int], Non
     chunks = [source.samples[start : start + _CHUNK] for start in range(0, len(source.samples), _CHUNK)]
     entries: list[Entry] = []
     # entered here once, because the workers' warnings go by the whole process's filters
-    with quiet(), ThreadPoolExecutor(_num_cores()) as pool:
+    # small images are bound by the interpreter, which more threads only slow down
+    with quiet(), ThreadPoolExecutor(min(num_cores(), 16)) as pool:
         try:
             for found in pool.map(lambda chunk: [store.entry(sample) for sample in chunk], chunks):
                 entries += found
@@ -68,12 +70,6 @@ def probe(source: Source, cache: Path | None, progress: Callable[[int, int], Non
             raise
     store.save(source.samples, entries)
     return entries
-
-
-def _num_cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # small images are bound by the interpreter, which more threads only slow down
-    return min(cores, 16)
 
 
 def default_cache() -> Path | None:

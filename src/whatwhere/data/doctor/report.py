@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ...base.errors import printable
 from ...base.tables import Table
+from ...base.words import counted, printable
 from ..images import READ_AS
-from ..names import counted
 from ..sources.source import Finding, Sample, Source
 from .duplicates import identical_groups, joined, near_pairs
 from .findings import class_counts, class_findings, file_findings, identical_findings, near_findings, surplus

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...base.errors import UserError, brief, few, nearest, printable
-from ..names import class_name, counted, split_of
+from ...base.errors import UserError
+from ...base.words import brief, counted, few, printable, suggest
+from ..names import class_name, split_of
 from .source import Finding, Sample
 
 # in the order of preference
@@ -138,7 +139,7 @@ def _column(where: str, header: list[str], wanted: str | None, known: Sequence[s
             return lowered[name]
     columns = few([name for name in header if name], 12)
     if wanted is not None:
-        close = nearest(wanted, list(lowered))
+        close = suggest(wanted, list(lowered))
         raise UserError(f"{where} has no column {brief(wanted)}{close}; its columns are {columns}")
     raise UserError(f"no column of {where} is known to be the {kind} (found {columns}); name it with --{kind}-column")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ...base.errors import UserError, brief, nearest, printable
+from ...base.errors import UserError
+from ...base.words import brief, printable, suggest
 from . import named as builtin
 from .csv_table import list_csv
 from .folders import list_folder
@@ -63,7 +64,7 @@ def _find_built_in(data: str, data_dir: str | None, download: bool) -> Source:
     if name in builtin.DATASETS:
         return builtin.torchvision_source(data, name, data_dir, download)
     known = ["digits", *builtin.DATASETS]
-    close = nearest(name, known) if "torchvision" in data.lower() or "/" not in data else ""
+    close = suggest(name, known) if "torchvision" in data.lower() or "/" not in data else ""
     raise UserError(
         f"there is no folder, CSV file or data set {brief(printable(data), 200)}{close or _nearest_path(data)}"
         + ("" if close else "; data sets by name: " + ", ".join(known) if len(data) < 20 and "/" not in data else "")
@@ -77,7 +78,7 @@ def _nearest_path(data: str) -> str:
     except (OSError, ValueError):
         return ""
     lowered = {entry.lower(): str(parent / entry) for entry in beside}
-    found = nearest(Path(data).name, list(lowered))
+    found = suggest(Path(data).name, list(lowered))
     for entry, full in lowered.items():
         found = found.replace(f" {entry},", f" {printable(full)},").replace(f" {entry}?", f" {printable(full)}?")
     return found

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...base.errors import UserError, few, printable
+from ...base.errors import UserError
+from ...base.words import counted, few, printable
 from ..images import SUFFIXES, ImageError, open_image
-from ..names import class_name, counted, split_of
+from ..names import class_name, split_of
 from .source import Finding, Sample
 
 _HIDDEN = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}

@@ -11,7 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from ...base.errors import UserError, printable, said
+from ...base.errors import UserError
+from ...base.words import cause, printable
 from ..names import class_name
 from .source import Finding, Sample, Source
 
@@ -136,7 +137,7 @@ def _load(entry: _Dataset, folder: Path, options: dict[str, Any], download: bool
             raise UserError(f"{entry.name} needs a package that is not installed: pip install {error.name}") from error
         except (RuntimeError, OSError) as error:
             if "is not found" in str(error) or "h5py" in str(error):
-                raise UserError(f"{entry.name} cannot be read: {said(error)}") from error
+                raise UserError(f"{entry.name} cannot be read: {cause(error)}") from error
             # not there, or in part
     if not download:
         raise UserError(
@@ -150,7 +151,7 @@ def _load(entry: _Dataset, folder: Path, options: dict[str, Any], download: bool
             return make(str(folder), download=True, **options)
     except (RuntimeError, OSError, ValueError) as error:
         raise UserError(
-            f"{entry.name} could not be downloaded to {printable(str(folder))} ({said(error)}); put its files there, "
+            f"{entry.name} could not be downloaded to {printable(str(folder))} ({cause(error)}); put its files there, "
             "or give another folder with --data-dir"
         ) from error
 

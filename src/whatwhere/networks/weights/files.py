@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...base.errors import UserError, brief, few, said
+from ...base.errors import UserError
+from ...base.words import brief, cause, few
 from .fit import shown
 
 StateDict = dict[str, Tensor]
@@ -222,7 +223,7 @@ def _content(file: Path) -> tuple[Any, dict[str, str]]:
             warnings.simplefilter("ignore")  # of old pickles: what is wrong with them is said below
             return torch.load(file, map_location="cpu", weights_only=True), {}
     except OSError as error:
-        raise UserError(f"cannot read {str(file)!r}: {error.strerror or said(error)}") from error
+        raise UserError(f"cannot read {str(file)!r}: {error.strerror or cause(error)}") from error
     # a damaged or hostile file can make the readers raise nearly anything
     except Exception as error:
         raise UserError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...base.errors import brief, short
+from ...base.words import brief, short
 
 # of `models.resnet`, and of `insert`: layer1.0.attention, layer1_attention, attention2
 ATTENTION_KEY = re.compile(r"(^|[._])attention\d*\.")

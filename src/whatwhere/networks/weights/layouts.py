@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ...base.errors import UserError, brief
+from ...base.errors import UserError
+from ...base.words import brief
 from .files import StateDict
 
 LayoutName = Literal["whatwhere", "torchvision", "official", "timm", "timm-legacy", "ca-sa", "ca-sa-sequential"]

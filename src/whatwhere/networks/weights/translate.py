@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ...attention import ATTENTION
-from ...base.errors import UserError, brief
+from ...base.errors import UserError
+from ...base.words import brief
 from .files import StateDict, WeightsFile, check_finite, find_weights, read_file, warn_of_left_out
 from .fit import group_keys, shown
 from .layouts import LAYOUTS, Layout, Rule, find_rule, find_rule_back, has_bottlenecks, is_grouped, recognize

@@ -1,8 +1,9 @@
-"""Signals that ask a program to stop."""
+"""Cores that the process may use, and signals that ask it to stop."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +12,11 @@ from typing import Any
 
 # SIGHUP: the terminal is closed; Windows has none
 STOP_SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, *filter(None, (getattr(signal, "SIGHUP", None),)))
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use: those of its affinity mask, where the system has one."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

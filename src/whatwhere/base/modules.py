@@ -1,0 +1,102 @@
+"""Helpers for any torch.nn.Module: its modes, its state during a trial, its outputs, and torch.jit.script."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from .errors import UserError
+
+
+@contextlib.contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Restore training or evaluation mode of each module of `model` after the block: parts of it may be frozen."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Restore modes, buffers and gradients of `model`, and torch's random state, after the block.
+
+    The random state is that of the CPU and of the CUDA devices that hold parameters. Parameters are not copied: a model
+    whose forward or backward pass changes its own parameters keeps the change. Inside the block no parameter has a
+    gradient at first.
+    """
+    registered = [(module, dict(module._buffers)) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    devices = {parameter.device.index for parameter, _ in gradients if parameter.device.type == "cuda"}
+    for parameter, _ in gradients:
+        parameter.grad = None
+    try:
+        with modes_kept(model), torch.random.fork_rng(sorted(devices)):
+            yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for module, entries in registered:
+            module._buffers.clear()
+            module._buffers.update(entries)
+        for buffer, value in buffers:
+            _restore(buffer, value)
+
+
+def _restore(buffer: Tensor, value: Tensor) -> None:
+    if buffer.shape != value.shape:
+        buffer.data = value
+    # an unchanged buffer is not written to: it may be one that cannot be, such as an expanded one
+    elif buffer.layout != torch.strided or not torch.equal(buffer, value):
+        with torch.no_grad():
+            buffer.copy_(value)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in nested lists, tuples, sets, mappings, dataclasses and registered pytrees, in order."""
+    tensors: list[Tensor] = []
+    pending, visited = [value], set()
+    while pending:
+        item = pending.pop()
+        if isinstance(item, Tensor):
+            tensors.append(item)
+        elif id(item) not in visited:
+            visited.add(id(item))
+            pending += reversed(_items(item))
+    return tensors
+
+
+def _items(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return list(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, field.name) for field in dataclasses.fields(value)]
+    leaves = pytree.tree_leaves(value)
+    return [] if len(leaves) == 1 and leaves[0] is value else leaves
+
+
+def refuse_scripting() -> NoReturn:
+    """Raise the UserError that says what to use in place of torch.jit.script."""
+    raise UserError(
+        "torch.jit.script cannot compile the attention and the networks of whatwhere; use torch.export.export, "
+        "torch.compile or torch.jit.trace"
+    )
+
+
+class NotScriptable:
+    """Base of modules that torch.jit.script cannot compile; it then says so, wherever in a network they stand."""
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        # torch.jit.script calls this of each module that has it, before it compiles anything
+        refuse_scripting()

@@ -1,0 +1,113 @@
+"""Words in messages: names made printable and short, counts, lists, spelling hints."""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+# control characters, lone surrogates (bytes that are not UTF-8), line and paragraph separators
+_UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
+# which turn the direction of the text after them
+_TURNING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# in letters; in a sentence paths may stand in full
+_LONGEST_LIST, _LONGEST_NAME = 300, 120
+
+
+def printable(text: str) -> str:
+    r"""Return a name as something that can be printed and stored: what is not UTF-8 or a control as `\x..`."""
+    if text.isprintable():
+        return text
+    return "".join(_escaped(c) if c in _TURNING or unicodedata.category(c) in _UNPRINTABLE else c for c in text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    # Python keeps a byte of a file name that is not UTF-8 as such a surrogate
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else character.encode("unicode_escape").decode()
+
+
+def short(text: str, most: int = 80) -> str:
+    """Return a text, such as a name of the user's, in one printable line of at most `most` letters: its two ends."""
+    text = printable(text)
+    end = (most - 3) // 2
+    return text if len(text) <= most else f"{text[: most - 3 - end]}...{text[-end:]}"
+
+
+def few(names: Sequence[str], at_most: int = 3, between: str = ", ") -> str:
+    """Return the first `at_most` names, or those that fit a sentence, each in short, and how many more there are."""
+    shown: list[str] = []
+    for name in (short(name, _LONGEST_NAME) for name in names[:at_most]):
+        if shown and len(between.join((*shown, name))) > _LONGEST_LIST:
+            break
+        shown.append(name)
+    left = len(names) - len(shown)
+    return between.join(shown) + (f" and {left:,} more" if left else "")
+
+
+def brief(value: object, most: int = 80) -> str:
+    """Return a value that may be anything as it can stand in a sentence: in one line of about `most` letters.
+
+    Its `repr` where that is short; a long text with its end cut off; "a tensor of shape (1, 3, 224, 224)", "a dict of
+    10,000"; and the name of its type where `repr` is long, spans lines or raises.
+    """
+    kind = short(type(value).__name__, most)
+    named = f"{'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"
+    # the value may be of any class, whose methods may do anything
+    try:
+        return _brief(value, most, named)
+    except Exception:
+        return named
+
+
+def _brief(value: Any, most: int, named: str) -> str:
+    if isinstance(value, (str, bytes)):
+        text = repr(value[:most])
+        return text if max(len(value), len(text) - 3) <= most else f"{text[: most - 3]}...{text[-1]}"
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and (shape or hasattr(value, "requires_grad")):
+        return f"{'a tensor' if hasattr(value, 'requires_grad') else 'an array'} of shape {tuple(shape)}"
+    if isinstance(value, (Mapping, list, tuple, set, frozenset)):
+        return _listed(value, most) or f"{named} of {len(value):,}"
+    text = repr(value)
+    return text if len(text) <= most and text.isprintable() else named
+
+
+def _listed(values: Collection[Any], most: int) -> str:
+    """Return the first values in brackets, as many as fit, and how many more there are; "" if none fits."""
+    if most < 10:  # values within values within values
+        return ""
+    texts: list[str] = []
+    for value in values:
+        text = brief(value, most // 2) + (f": {brief(values[value], most // 2)}" if isinstance(values, Mapping) else "")
+        if sum(map(len, texts)) + len(text) > most:
+            if not texts:
+                return ""
+            texts.append(f"... {len(values) - len(texts):,} more")
+            break
+        texts.append(text)
+    before, after = ("[]" if isinstance(values, list) else "()") if isinstance(values, (list, tuple)) else "{}"
+    only = "," if isinstance(values, tuple) and len(values) == 1 else ""
+    return f"{before}{', '.join(texts)}{only}{after}"
+
+
+def cause(error: BaseException | None, most: int = 200) -> str:
+    """Return what another library's error says, as `short` does; its type where it says nothing."""
+    return short(" ".join(str(error).split()) or type(error).__name__, most)
+
+
+def suggest(word: object, candidates: list[str]) -> str:
+    """Return `"; did you mean a, b?"` for the candidates closest to `word`, or `""` if none is close."""
+    if not isinstance(word, str) or len(word) > 200:
+        return ""
+    word = word.lower()
+    beginning = sorted((name for name in candidates if name.startswith(word)), key=len) if word else []
+    similar = difflib.get_close_matches(word, candidates, n=3, cutoff=0.6)
+    matches = [short(match) for match in dict.fromkeys([*beginning, *similar])][:3]
+    return f"; did you mean {', '.join(matches)}?" if matches else ""
+
+
+def counted(count: int, noun: str) -> str:
+    """Return "1 image", "2,000 images"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
