@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn import metrics
 
-from whatwhere.training.probabilities import auroc, calibration_error
+from whatwhere.training.evaluate import auroc, calibration_error
 
 
 def two_classes(*second):

@@ -1,4 +1,4 @@
-"""Evaluation of a classifier: every image once, over any number of processes."""
+"""Evaluation of a classifier: accuracy, F1, loss, AUROC and calibration, over any number of processes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,18 +17,22 @@ from torch import Tensor, nn
 from ..base.modules import modes_kept
 from ..data.batches import Batch, ImageSet
 from .distributed import Team
-from .probabilities import auroc, calibration_error
+
+NUM_BINS = 15  # of the calibration error
+
+Probabilities = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a classifier did with a set of images.
+    """How well a classifier did on a set of images.
 
     Attributes:
-        confusion: (classes, classes), int64; row: the label, column: what the classifier said.
-        loss: Mean cross-entropy per image, natural logarithm, without smoothing or weights.
-        has_probabilities: Whether probabilities were collected, which the other two need.
-        auroc: One-vs-rest area under the ROC curve, mean over the classes that have images and others.
+        confusion: (classes, classes), int64; rows are labels, columns are predictions.
+        loss: Mean cross-entropy per image in nats, without label smoothing or class weights.
+        has_probabilities: Whether the next two were computed.
+        auroc: Mean one-vs-rest area under the ROC curve; None where no class allows it.
         calibration_error: Expected calibration error of the largest probability.
     """
 
@@ -38,12 +44,12 @@ class Figures:
 
     @property
     def num_images(self) -> int:
-        """Images counted."""
+        """Number of images."""
         return int(self.confusion.sum())
 
     @property
     def accuracy(self) -> float:
-        """Share of the images classified correctly, in [0, 1]; nan without images."""
+        """Fraction of the images classified correctly, in [0, 1]; nan without images."""
         return float(self.confusion.diagonal().sum().double() / self.confusion.sum())
 
     @property
@@ -54,17 +60,17 @@ class Figures:
 
     @property
     def macro_f1(self) -> float:
-        """Mean F1 of the classes that have images; of one that is never said it is 0."""
-        said, totals, hits = self.confusion.sum(0), self.confusion.sum(1), self.confusion.diagonal()
+        """Mean F1 of the classes that have images; 0 for a class that is never predicted."""
+        predicted, totals, hits = self.confusion.sum(0), self.confusion.sum(1), self.confusion.diagonal()
         present = totals > 0
-        return float((2 * hits[present].double() / (said + totals)[present]).mean())
+        return float((2 * hits[present].double() / (predicted + totals)[present]).mean())
 
     def per_class(self, classes: Iterable[str]) -> list[dict[str, Any]]:
-        """Return precision, recall and F1 of each class; None where there is nothing to divide by."""
+        """Return precision, recall and F1 of each class; None where the denominator is 0."""
         rows = []
-        said, present, hits = self.confusion.sum(0), self.confusion.sum(1), self.confusion.diagonal()
+        columns, totals, hits = self.confusion.sum(0), self.confusion.sum(1), self.confusion.diagonal()
         for index, name in enumerate(classes):
-            correct, predicted, total = int(hits[index]), int(said[index]), int(present[index])
+            correct, predicted, total = int(hits[index]), int(columns[index]), int(totals[index])
             rows.append(
                 {
                     "class": name,
@@ -77,7 +83,7 @@ class Figures:
         return rows
 
     def summary(self) -> dict[str, Any]:
-        """Return the figures that one line holds, as JSON has them: a loss that is not finite is None."""
+        """Return the figures by name for JSON; a loss that is not finite is None."""
         figures: dict[str, Any] = {
             "num_images": self.num_images,
             "accuracy": self.accuracy,
@@ -90,7 +96,7 @@ class Figures:
         return figures
 
     def score(self, best_by: str) -> float:
-        """Return the figure that chooses between epochs: higher is better."""
+        """Return the figure that chooses the best epoch; higher is better."""
         return -self.loss if best_by == "loss" else float(getattr(self, best_by))
 
 
@@ -105,24 +111,24 @@ def evaluate(
     on_batch: Callable[[int], None] | None = None,
     collect: int = 0,
 ) -> Figures:
-    """Return the figures of `model`, in evaluation mode, over the batches of all processes of `team`.
+    """Evaluate `model`, in evaluation mode, on the batches of all processes of `team`.
 
-    Each process counts its own images; counts and losses (float64) are added once, at the end.
+    Each process counts its own images. Counts and losses (float64) are summed over the processes once, at the end.
 
     Args:
         model: Returns logits (N, num_classes).
-        batches: This process's share.
-        num_classes: Width of the classifier.
+        batches: The batches of this process.
+        num_classes: Number of classes.
         team: The processes.
-        autocast: Makes the context of the forward pass.
-        on_batch: Called with the number of images after each batch.
-        collect: The number of images of all processes, to keep the probabilities of each for what needs them together,
-            in 4 * collect * num_classes bytes; 0 keeps none.
+        autocast: Returns the context of a forward pass.
+        on_batch: Called after each batch with its number of images.
+        collect: Number of images of all processes, to compute AUROC and calibration error from the probabilities of
+            all images, in 4 * collect * num_classes bytes; 0 leaves both out.
     """
     confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=team.device)
     # MPS has no float64
     loss = torch.zeros((), dtype=torch.float32 if team.device.type == "mps" else torch.float64, device=team.device)
-    # by the images' numbers, so that what the processes have of it adds up
+    # each process fills the rows of its images and leaves the others 0, so that the sum over processes has all
     probabilities = torch.zeros(collect, num_classes, device=team.device)
     all_labels = torch.zeros(collect, dtype=torch.int64, device=team.device)
     with modes_kept(model):
@@ -148,9 +154,62 @@ def evaluate(
 
 
 def accuracy(model: nn.Module, images: ImageSet, num_classes: int, batch_size: int = 256) -> float:
-    """Return the share of `images` that `model`, in evaluation mode, classifies correctly, in [0, 1]."""
+    """Return the fraction of `images` that `model`, in evaluation mode, classifies correctly."""
     device = next(model.parameters()).device
     parts = torch.split(torch.arange(len(images)), batch_size)
     batches = (Batch(images.images[i].to(device), images.labels[i].to(device), i) for i in parts)
     team = Team(0, 1, 0, device)
     return evaluate(model, batches, num_classes, team, autocast=contextlib.nullcontext).accuracy
+
+
+def auroc(probabilities: Probabilities, labels: Labels) -> float | None:
+    """Return the mean over classes of the one-vs-rest area under the ROC curve, in [0, 1].
+
+    For class c with P images and N other images: take all pairs of an image of c and another image. The area is the
+    fraction of pairs in which the image of c has the larger probability of c; a tie counts half (Mann-Whitney):
+    (R - P (P + 1) / 2) / (P N), where R is the sum of the ranks of the P images. Classes with P = 0 or N = 0 are left
+    out.
+
+    Args:
+        probabilities: (images, classes).
+        labels: (images,), class indices.
+
+    Returns:
+        None if no class is left, or if a probability is not finite.
+    """
+    from scipy.stats import rankdata
+
+    if not np.isfinite(probabilities).all():
+        return None
+    areas = []
+    for number, column in enumerate(probabilities.T):
+        is_positive = labels == number
+        num_positive = int(is_positive.sum())
+        num_pairs = num_positive * (len(labels) - num_positive)
+        if num_pairs:
+            ranks: Any = rankdata(column)
+            areas.append((ranks[is_positive].sum() - num_positive * (num_positive + 1) / 2) / num_pairs)
+    return float(np.mean(areas)) if areas else None
+
+
+def calibration_error(probabilities: Probabilities, labels: Labels) -> float | None:
+    """Return the expected calibration error of the largest probability, in [0, 1]; Guo et al., arXiv 1706.04599.
+
+    ECE = sum over b of |B_b| / N * |acc(B_b) - conf(B_b)|. Bin B_b holds the images with their largest probability in
+    ((b - 1) / 15, b / 15]; acc is the accuracy in the bin and conf the mean of the largest probability.
+
+    Args:
+        probabilities: (N, classes).
+        labels: (N,), class indices.
+
+    Returns:
+        None without images, or if a probability is not finite.
+    """
+    if not len(labels) or not np.isfinite(probabilities).all():
+        return None
+    confidence = probabilities.max(1).astype(np.float64)
+    is_right = probabilities.argmax(1) == labels
+    bins = np.clip(np.ceil(confidence * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
+    # |B| (acc - conf) is the sum of the differences
+    surplus = np.bincount(bins, weights=is_right - confidence, minlength=NUM_BINS)
+    return float(np.abs(surplus).sum() / len(labels))
