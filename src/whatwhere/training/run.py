@@ -23,7 +23,8 @@ from .evaluate import Figures, evaluate
 from .plots import confusion_png, curves_png
 from .run_folder import RESULT, RunFolder
 from .setup import Material
-from .trainer import StopRequested, Trainer, check_weights
+from .stops import Stopped
+from .trainer import Trainer, check_weights
 
 _LONG = 30.0  # seconds of training that an evaluation cut short may not cost
 
@@ -87,7 +88,7 @@ class Run:
         """Train to the last epoch or the early stop.
 
         Raises:
-            StopRequested: It was asked to stop; everything is saved.
+            Stopped: It was asked to stop; everything is saved.
         """
         trainer, save_seconds = self.trainer, 60 * self.config.save_minutes
         try:
@@ -103,7 +104,7 @@ class Run:
                         return
                 elif self.team.is_first and time.monotonic() - self._saved >= save_seconds:
                     self.save()
-        except StopRequested:
+        except Stopped:
             self.save()
             self.team.wait()  # a process that ended before the first had saved would make torchrun end that one too
             raise
@@ -128,7 +129,7 @@ class Run:
             self.screen.progress(f"evaluating ({part})", done, len(batches.labels) // self.team.world_size)
             # alone, a stop need not wait; many could not agree on a batch here
             if self.trainer.stop_requested and self.team.world_size == 1:
-                raise StopRequested
+                raise self.trainer.stopped()
 
         return evaluate(
             model,

@@ -1,10 +1,10 @@
-"""What may end a run early, as sentences: signals, exhausted memory, processes that are gone."""
+"""What ends a run early, in one sentence: signals, exhausted memory, lost processes."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,39 +13,42 @@ from ..base.errors import UserError
 from ..base.processes import on_stop_signals
 from .config import Config
 from .distributed import Team
-from .trainer import Trainer
 
 
 class Stopped(Exception):  # noqa: N818 - no error
-    """The run was asked to stop, and everything is saved.
+    """A run was asked to stop; it stands after a whole step.
 
     Attributes:
-        signal: The number of the signal that asked, 0 where another process was asked.
+        signal: Number of the signal, 0 where another process received it.
     """
 
-    def __init__(self, signal: int, message: str) -> None:
+    def __init__(self, message: str = "", signal: int = 0) -> None:
         super().__init__(message)
         self.signal = signal
 
 
 @contextlib.contextmanager
-def listening(trainer: Trainer, received: list[int], *, alone: bool) -> Iterator[None]:
-    """Let SIGTERM, SIGHUP and Ctrl-C ask the trainer to stop; a second Ctrl-C interrupts a lone process at once."""
+def listening(request_stop: Callable[[], None], *, alone: bool) -> Iterator[list[int]]:
+    """Call `request_stop` at SIGTERM, SIGHUP or Ctrl-C; yield the list of the signals received.
+
+    `alone` says that this is the only process: a second Ctrl-C then raises KeyboardInterrupt.
+    """
+    received: list[int] = []
 
     def ask(number: int, frame: Any) -> None:
-        # torchrun passes on what the terminal has sent already
+        # torchrun forwards a Ctrl-C that the terminal has already sent to each process
         if received and number == signal.SIGINT and alone:
             raise KeyboardInterrupt
         received.append(number)
-        trainer.stop_requested = True
+        request_stop()
 
     with on_stop_signals(ask):
-        yield
+        yield received
 
 
 @contextlib.contextmanager
 def memory_errors(config: Config, command: str) -> Iterator[None]:
-    """Turn what torch says of exhausted memory, and of workers that it cost, into advice; `command` continues."""
+    """Raise UserError with advice where torch runs out of memory or loses a worker; `command` continues the run."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -60,7 +63,7 @@ def memory_errors(config: Config, command: str) -> Iterator[None]:
             ) from error
         if "DataLoader worker" in text and "exited unexpectedly" in text:
             raise UserError(
-                "a process that reads images ended unexpectedly, often for want of memory or of shared memory; lower "
+                "a process that reads images ended unexpectedly, often because memory or shared memory ran out; lower "
                 f"--workers, and continue with: {command}"
             ) from error
         raise
@@ -68,7 +71,7 @@ def memory_errors(config: Config, command: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lost_processes(processes: Team, command: str) -> Iterator[None]:
-    """Turn what the exchange says when a process is gone into a sentence; `command` continues the run."""
+    """Raise UserError where torch.distributed loses a process; `command` continues the run."""
     try:
         yield
     except RuntimeError as error:
@@ -76,6 +79,6 @@ def lost_processes(processes: Team, command: str) -> Iterator[None]:
         if processes.world_size == 1 or not is_exchange:
             raise
         raise UserError(
-            f"process {processes.rank} of {processes.world_size} lost another one; see what that one said, and "
-            f"continue with: {command}"
+            f"process {processes.rank} of {processes.world_size} lost another process; read the message of that one, "
+            f"and continue with: {command}"
         ) from error

@@ -32,7 +32,7 @@ from .run import Run
 from .run_folder import RunFolder
 from .setup import Material, build_material, build_model, describe, device_name, resolve
 from .stops import Stopped, listening, lost_processes, memory_errors
-from .trainer import Diverged, LossNotFinite, StopRequested, Trainer
+from .trainer import Diverged, LossNotFinite, Trainer
 
 
 def run_training(
@@ -164,20 +164,18 @@ def _run(
         run = Run(config, processes, prepared.classes, material, trainer, folder, screen, attention)
         if resume:
             run.restore()
-        received: list[int] = []
-        try:
-            with listening(trainer, received, alone=processes.world_size == 1):
+        with listening(trainer.request_stop, alone=processes.world_size == 1) as received:
+            try:
                 run.train()
                 return run.finish()
-        except StopRequested:
-            position = f"step {trainer.position.step:,} of {trainer.num_steps:,}"
-            message = f"stopped after {position}, saved in {str(folder.path)!r}; continue with: {command}"
-            raise Stopped(received[0] if received else 0, message) from None
-        except KeyboardInterrupt:
-            message = f"interrupted at once; what was saved before is kept in {str(folder.path)!r}"
-            raise Stopped(signal.SIGINT, f"{message}; continue with: {command}") from None
-        except LossNotFinite as error:
-            raise Diverged(_with_paths(error, prepared, folder)) from error
+            except Stopped as stopped:
+                message = f"{stopped}, saved in {str(folder.path)!r}; continue with: {command}"
+                raise Stopped(message, received[0] if received else 0) from None
+            except KeyboardInterrupt:
+                message = f"interrupted at once; what was saved before is kept in {str(folder.path)!r}"
+                raise Stopped(f"{message}; continue with: {command}", signal.SIGINT) from None
+            except LossNotFinite as error:
+                raise Diverged(_with_paths(error, prepared, folder)) from error
 
 
 def check_apart(path: Path, prepared: Prepared) -> None:

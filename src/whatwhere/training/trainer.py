@@ -22,10 +22,7 @@ from ..data.batches import Batch, ImageSet, Order, TensorBatches
 from .checkpoint import load_optimizer_state, optimizer_state
 from .config import Recipe
 from .distributed import Team
-
-
-class StopRequested(Exception):  # noqa: N818 - no error
-    """Training stopped in between because it was asked to; the trainer stands after a whole step."""
+from .stops import Stopped
 
 
 class Batches(Protocol):
@@ -149,12 +146,20 @@ class Trainer:
         """Mean loss of the epoch that the position is in or at the end of, over the steps read so far."""
         return self.position.loss_sum / max(1, self.position.num_images)
 
+    def request_stop(self) -> None:
+        """Stop before the next step."""
+        self.stop_requested = True
+
+    def stopped(self) -> Stopped:
+        """Return the exception to raise after a stop was requested; it says where training stands."""
+        return Stopped(f"stopped after step {self.position.step:,} of {self.num_steps:,}")
+
     def run(self, batches: Batches) -> Iterator[bool]:
         """Train from the position to the end; yield after each step whether an epoch ends there.
 
         Raises:
             UserError: A loss that is not finite, with the step and the batch's samples.
-            StopRequested: `stop_requested` was set, here or in another process.
+            Stopped: `request_stop` was called, here or in another process.
         """
         self.model.train()
         for batch in batches.steps(self.position.step, self.num_steps):
@@ -170,7 +175,7 @@ class Trainer:
         self.settle(keep=1)
         alone = self.team.world_size == 1
         if self.stop_requested if alone else self._stopping is not None and self._stopping < step - 1:
-            raise StopRequested
+            raise self.stopped()
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.lr * self._factor(step)
         num_images = self.order.size(step)
