@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..base.errors import UserError, check_integer
+from ..base.errors import UserError, check_factor, check_integer, is_number
 from ..base.words import brief
 from .gate import Device, Gate, Start
 
@@ -81,8 +81,8 @@ class EfficientChannelAttention(Gate):
 
 
 def _adaptive_kernel_size(channels: int, gamma: float, b: float) -> int:
-    for name, value, least in (("gamma", gamma, 0.0), ("b", b, -math.inf)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least < value < math.inf:
-            raise UserError(f"{name} must be a {'positive ' if least == 0 else ''}number, got {brief(value)}")
+    check_factor("gamma", gamma)
+    if not is_number(b) or not -math.inf < b < math.inf:
+        raise UserError(f"b must be a number, got {brief(b)}")
     whole = int(abs((math.log2(channels) + b) / gamma))
     return whole if whole % 2 else whole + 1

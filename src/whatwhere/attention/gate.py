@@ -9,7 +9,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from ..base.errors import UserError, check_integer
+from ..base.errors import UserError, check_factor, check_integer
 from ..base.modules import NotScriptable, modes_kept
 from ..base.words import brief
 from ..ops import Arrangement, Backend, ChannelGate, SpatialGate, gate
@@ -256,8 +256,7 @@ def leave_a_mark(module: nn.Module) -> None:
 
 def check_reduction(reduction: float) -> None:
     """Raise UserError unless `reduction` is a positive number."""
-    if isinstance(reduction, bool) or not isinstance(reduction, (int, float)) or not 0 < reduction < float("inf"):
-        raise UserError(f"reduction must be a positive number, got {brief(reduction)}")
+    check_factor("reduction", reduction)
 
 
 def largest_divisor(number: int, most: int) -> int:

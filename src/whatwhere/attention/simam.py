@@ -4,8 +4,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from ..base.errors import UserError
-from ..base.words import brief
+from ..base.errors import check_factor
 from ..ops.layout import widened
 from ..ops.reference import bessel
 from .gate import Device, ScalingAttention, Start, described, leave_a_mark
@@ -57,8 +56,7 @@ class SimAM(ScalingAttention):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(channels, start=start)
-        if isinstance(e_lambda, bool) or not isinstance(e_lambda, (int, float)) or not 0 < e_lambda < float("inf"):
-            raise UserError(f"e_lambda must be a positive number, got {brief(e_lambda)}")
+        check_factor("e_lambda", e_lambda)
         self.e_lambda = float(e_lambda)
         leave_a_mark(self)
         self.to(device=device, dtype=dtype)

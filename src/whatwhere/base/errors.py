@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+from typing import TypeGuard
+
 from .words import brief, short
 
 _LONGEST_SENTENCE = 2_000  # letters; paths may stand in it in full
@@ -26,7 +29,13 @@ def check_integer(name: str, value: int, least: int = 1, most: int | None = None
         raise UserError(f"{name} must be {kind} below 2**31, got {brief(value)}")
 
 
-def check_factor(name: str, value: float, most: float) -> None:
-    """Raise UserError unless `value` is a number above 0 and at most `most`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
-        raise UserError(f"{name} must be a number above 0 and at most {most:g}, got {brief(value)}")
+def check_factor(name: str, value: float, most: float = math.inf) -> None:
+    """Raise UserError unless `value` is a finite number above 0 and at most `most`."""
+    if not is_number(value) or not 0 < value <= most or value == math.inf:
+        kind = "positive number" if most == math.inf else f"number above 0 and at most {most:g}"
+        raise UserError(f"{name} must be a {kind}, got {brief(value)}")
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Return whether `value` is an integer or a float; a bool is neither."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
+import io
 import json
 import os
 import secrets
@@ -47,6 +49,36 @@ def remove_parts(folder: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, as `write_bytes` does."""
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_csv(path: Path, *, strict: bool = False) -> tuple[str, list[tuple[int, list[str]]]]:
+    """Read a CSV file in UTF-8: its delimiter, and its rows that are not blank, each with the number of its last line.
+
+    The delimiter is a tab in a .tsv file; else it is the one of comma, semicolon and tab that the first line holds most
+    often.
+
+    Args:
+        path: The file.
+        strict: Whether a quote that is not closed, or that ends inside a cell, is an error.
+
+    Raises:
+        UserError: The file cannot be read, is not UTF-8, or is not CSV.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"line {line} of {str(path)!r} is not UTF-8; save the file as UTF-8") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise UserError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
+    first = text.lstrip("\r\n ").partition("\n")[0]
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
+    # newlines inside quotes are kept; a lone carriage return ends a line too
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=strict)
+    try:
+        return delimiter, [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise UserError(f"line {reader.line_num} of {str(path)!r} is not CSV: {error}") from error
 
 
 @contextlib.contextmanager

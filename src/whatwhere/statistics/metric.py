@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ..base.errors import UserError
+from ..base.errors import UserError, is_number
 from ..base.words import brief
 
 DEFAULT_MARGIN = 0.5  # points
@@ -171,7 +171,7 @@ def margin_for(metric: Metric, given: float | None) -> float:
                 "--margin"
             )
         return DEFAULT_MARGIN
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given <= sys.float_info.max:
+    if not is_number(given) or not 0 <= given <= sys.float_info.max:
         raise UserError(
             f"the margin must be a number of at least 0, in {metric.unit or 'the unit of the figures'}, "
             f"got {brief(given)}"

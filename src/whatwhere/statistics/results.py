@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..base.errors import UserError
+from ..base.files import read_csv
 from ..base.tables import comma_separated
 from ..base.words import brief, few, printable, short, suggest
 from .derived import as_number, odd_seed
@@ -189,9 +188,7 @@ def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = 
         UserError: No such file, not such a table, no such metric, text among the figures to judge by, figures of absurd
             size, a seed that names no run (`odd_seed`), or a run twice.
     """
-    text = _text(path)
-    delimiter = _delimiter(text)
-    rows = _rows(text, delimiter, path)
+    delimiter, rows = read_csv(path, strict=True)
     if not rows:
         raise UserError(
             f"{str(path)!r} has no lines; it needs a head such as arm,seed,accuracy and a line for each run"
@@ -217,17 +214,6 @@ def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = 
     return results
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{str(path)!r} is not UTF-8 text; save the table as CSV in UTF-8") from error
-    except ValueError as error:  # a null character in the name
-        raise UserError(f"cannot read {str(path)!r}: {error}") from error
-
-
 def _check_lines(lines: list[tuple[int, list[str]]], head: list[str], arm: int, seed: int, path: Path) -> None:
     """Raise UserError unless every line is a run: not the head once more, no total, no row of means."""
     for number, row in lines:
@@ -248,20 +234,6 @@ def _check_lines(lines: list[tuple[int, list[str]]], head: list[str], arm: int, 
     if odd is not None:
         number = next(number for number, row in lines if row[seed].strip() == odd[0])
         raise UserError(f"line {number} of {str(path)!r}: {odd[1]}")
-
-
-def _delimiter(text: str) -> str:
-    first = text.lstrip().partition("\n")[0]
-    return max(",;\t", key=first.count)
-
-
-def _rows(text: str, delimiter: str, path: Path) -> list[tuple[int, list[str]]]:
-    """Return the lines that hold something, with their numbers."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-    try:
-        return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    except csv.Error as error:
-        raise UserError(f"line {reader.line_num} of {str(path)!r} is not CSV: {error}") from error
 
 
 def _column(head: list[str], name: str, path: Path) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import UserError, check_factor, check_integer
+from ..base.errors import UserError, check_factor, check_integer, is_number
 from ..base.words import brief, cause, suggest
 
 _LARGE = 1e4  # beyond the range of any sensible value, within that of all arithmetic with it
@@ -196,7 +196,7 @@ class Config(Recipe):
 
 
 def _check_range(name: str, value: float, least: float, below: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < below:
+    if not is_number(value) or not least <= value < below:
         upper = "finite" if below == math.inf else "at most 1" if 1 < below < 2 else f"below {below:g}"
         raise UserError(f"{name} must be at least {least} and {upper}, got {brief(value)}")
 
@@ -256,7 +256,7 @@ def defaults(
 
 def _number(value: Any) -> Any:
     # what is no number is refused by Config, in one place
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
+    return value if is_number(value) else 0
 
 
 def image_size_for(median_side: int) -> int:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...base.errors import UserError
+from ...base.files import read_csv
 from ...base.words import brief, counted, few, printable, suggest
 from ..names import class_name, split_of
 from .source import Finding, Sample
@@ -104,32 +103,18 @@ def _sentence(kind: str, paths: Sequence[str]) -> str:
 
 
 def _read(file: Path, where: str) -> tuple[list[str], list[_Row]]:
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{where}, line {line}, is not UTF-8; save the file as UTF-8") from error
-    except OSError as error:
-        raise UserError(f"cannot read {where}: {error.strerror}") from error
-    first = text.split("\n", 1)[0]
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
-    # newlines inside quotes are kept; a lone carriage return ends a line too
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        if not any(header):
-            raise UserError(f"{where} has no header; its first line must name the columns, such as path,label")
-        return header, list(_numbered(reader, header))
-    except csv.Error as error:
-        raise UserError(f"{where}, line {reader.line_num}, is no CSV: {error}") from error
-
-
-def _numbered(reader: Iterator[list[str]], header: list[str]) -> Iterator[_Row]:
-    for cells in reader:
-        if any(cell.strip() for cell in cells):
-            by_name = dict(zip(header, (cell.strip() for cell in cells), strict=False))
-            line: int = reader.line_num  # type: ignore[attr-defined]
-            yield _Row(line, by_name, any(cell.strip() for cell in cells[len(header) :]))
+    _, rows = read_csv(file)
+    if not rows:
+        raise UserError(f"{where} has no header; its first line must name the columns, such as path,label")
+    header = [name.strip() for name in rows[0][1]]
+    return header, [
+        _Row(
+            line,
+            dict(zip(header, (cell.strip() for cell in cells), strict=False)),
+            any(cell.strip() for cell in cells[len(header) :]),
+        )
+        for line, cells in rows[1:]
+    ]
 
 
 def _column(where: str, header: list[str], wanted: str | None, known: Sequence[str], kind: str) -> str:
