@@ -39,6 +39,8 @@ check: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/codespell src tests benchmarks docs *.md *.toml Makefile
 
 bench: $(READY)
 	$(VENV)/bin/python benchmarks/saved_bytes.py
