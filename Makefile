@@ -3,7 +3,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 CLIENTS := $(VENV)/.clients
 
-.PHONY: demo test test-slow test-sweep test-clients check bench
+.PHONY: demo test test-slow test-sweep test-clients check api bench
 .DEFAULT_GOAL := test
 
 # One environment with everything that development needs, at the versions of constraints.txt.
@@ -41,6 +41,11 @@ check: $(READY)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/codespell src tests benchmarks docs *.md *.toml Makefile
+
+# Which public names do the changes since SINCE break? SINCE is the last tag, or the commit before where there is none.
+SINCE ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git rev-parse --short HEAD^)
+api: $(READY)
+	$(VENV)/bin/python tests/support/public_names.py $(SINCE)
 
 bench: $(READY)
 	$(VENV)/bin/python benchmarks/saved_bytes.py
