@@ -20,8 +20,8 @@ from whatwhere.base.words import brief, cause, few, printable, short, suggest
 from whatwhere.comparison.arms import Arm, parse_arms
 from whatwhere.comparison.beginning import asked_for
 from whatwhere.comparison.design import Request, read_design
-from whatwhere.data.prepare import prepare
 from whatwhere.data.sources.find import find_source
+from whatwhere.data.split import prepare
 from whatwhere.experiment import compare, judge, read_results
 from whatwhere.networks.convert import convert_weights
 from whatwhere.statistics.history import read_record

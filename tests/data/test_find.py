@@ -10,9 +10,9 @@ import pytest
 from image_files import bomb, fill, save
 from whatwhere import UserError
 from whatwhere.base.words import printable
-from whatwhere.data.names import class_name, split_of
 from whatwhere.data.sources.find import find_source
 from whatwhere.data.sources.named import DATASETS
+from whatwhere.data.sources.source import class_name, split_of
 
 
 def listed(source):

@@ -2,7 +2,7 @@ import pytest
 
 from image_files import cut, fill, save
 from whatwhere import UserError
-from whatwhere.data.prepare import fingerprint, prepare
+from whatwhere.data.split import fingerprint, prepare
 
 
 @pytest.fixture(autouse=True)

@@ -250,7 +250,7 @@ def test_the_help_says_the_defaults():
 def test_what_is_given_wins_over_the_defaults():
     import torch
 
-    from whatwhere.data.prepare import Prepared
+    from whatwhere.data.split import Prepared
     from whatwhere.training.distributed import Team
     from whatwhere.training.setup import resolve
 

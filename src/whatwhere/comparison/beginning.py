@@ -10,7 +10,7 @@ from typing import Any
 
 from ..base.errors import UserError
 from ..base.words import brief, few, short
-from ..data.prepare import Prepared, fingerprint
+from ..data.split import Prepared, fingerprint
 from ..networks.weights import read_state_dict, read_weights
 from ..statistics.metric import METRICS, margin_for
 from ..statistics.verdict import default_baseline

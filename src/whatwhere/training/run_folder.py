@@ -12,7 +12,7 @@ from typing import Any
 from ..base.errors import UserError
 from ..base.files import write_bytes, write_json, writing
 from ..base.words import brief, cause, few
-from ..data.prepare import Prepared, fingerprint
+from ..data.split import Prepared, fingerprint
 from .config import FREE, OPTIONS, Config
 
 RUN, METRICS, SPLIT, RESULT = "run.json", "metrics.jsonl", "split.csv", "result.json"

@@ -15,8 +15,8 @@ from ..base.processes import num_cores
 from ..base.words import brief
 from ..data.augment import Augmentation
 from ..data.batches import EvaluationBatches, Order, Reader, TrainBatches, label_numbers
-from ..data.prepare import Prepared
 from ..data.preprocess import Preprocessing, preprocessing_for
+from ..data.split import Prepared
 from ..data.store import Store, decode_all, num_bytes, room
 from ..networks import weights
 from ..networks.libraries import is_other, normalization

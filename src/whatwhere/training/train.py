@@ -24,7 +24,7 @@ from ..base.errors import UserError
 from ..base.files import check_writable, locked
 from ..base.screen import Screen, Silent, duration
 from ..base.words import brief, counted, few, short
-from ..data.prepare import Prepared, fingerprint, prepare
+from ..data.split import Prepared, fingerprint, prepare
 from ..networks.named import check_network, create_network
 from .config import Config, is_import_path
 from .distributed import Team, team

@@ -10,8 +10,7 @@ from PIL import Image
 
 from ...base.words import counted, few, printable, short, suggest
 from ..images import FORMATS, SUFFIXES
-from ..names import SPLITS
-from ..sources.source import Finding, Sample, Source
+from ..sources.source import SPLITS, Finding, Sample, Source
 from .probe import Entry
 
 # which copy of an image in several splits stays: the test set stays whole

@@ -10,8 +10,7 @@ from pathlib import Path
 from ...base.errors import UserError
 from ...base.files import read_csv
 from ...base.words import brief, counted, few, printable, suggest
-from ..names import class_name, split_of
-from .source import Finding, Sample
+from .source import Finding, Sample, class_name, split_of
 
 # in the order of preference
 _FILE_COLUMNS = (

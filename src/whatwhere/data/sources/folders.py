@@ -11,8 +11,7 @@ from pathlib import Path
 from ...base.errors import UserError
 from ...base.words import counted, few, printable
 from ..images import SUFFIXES, ImageError, open_image
-from ..names import class_name, split_of
-from .source import Finding, Sample
+from .source import Finding, Sample, class_name, split_of
 
 _HIDDEN = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
 # left where they are without a look inside

@@ -13,8 +13,7 @@ from PIL import Image
 
 from ...base.errors import UserError
 from ...base.words import cause, printable
-from ..names import class_name
-from .source import Finding, Sample, Source
+from .source import Finding, Sample, Source, class_name
 
 DEFAULT_DIR = "data"
 _DIGITS_POOL = 897

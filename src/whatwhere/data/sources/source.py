@@ -1,13 +1,23 @@
-"""Images with labels, as listed."""
+"""Images with labels, as listed, and the names of classes and splits."""
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
+from ...base.words import printable
 from ..images import open_image, read_bytes
+
+SPLITS = ("train", "val", "test")
+_SPELLINGS = {
+    "train": ("train", "training", "trn", "train_set", "trainset", "training_set", "train_data", "train_images"),
+    "val": ("val", "valid", "validation", "validate", "dev", "val_set", "valset", "validation_set", "val_images"),
+    "test": ("test", "testing", "tst", "test_set", "testset", "testing_set", "test_data", "test_images"),
+}
+_SPLIT_OF = {spelling: split for split, spellings in _SPELLINGS.items() for spelling in spellings}
 
 
 @dataclass(frozen=True)
@@ -70,4 +80,14 @@ class Source:
     def splits(self) -> tuple[str, ...]:
         """The splits that DATA came with."""
         found = {sample.split for sample in self.samples}
-        return tuple(split for split in ("train", "val", "test") if split in found)
+        return tuple(split for split in SPLITS if split in found)
+
+
+def split_of(name: str) -> str | None:
+    """Return "train", "val" or "test" if `name` is a spelling of it, else None."""
+    return _SPLIT_OF.get(name.strip().lower().replace("-", "_").replace(" ", "_"))
+
+
+def class_name(name: str) -> str:
+    """Return the class that a folder or a cell names; an accent may be stored in two ways, which are one class."""
+    return unicodedata.normalize("NFC", printable(name))
