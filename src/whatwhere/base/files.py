@@ -19,16 +19,17 @@ from .errors import UserError
 _PART = ".part"
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     """Write to a temporary name, force it to disk, and rename: after a crash `path` is the old file or the new one.
+
+    The file gets the permissions `mode`, less the umask.
 
     Raises:
         UserError: It cannot be written (disk full, read-only folder); `path` is as it was.
     """
     with writing(path):
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PART}")
-        # not tempfile's, which only the user could read whatever the umask says
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)

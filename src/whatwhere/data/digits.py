@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from ..base.errors import UserError
 from ..base.randomness import generator
 from .batches import ImageSet
+from .sources.named import NUM_DIGITS_TO_TRAIN, sklearn_digits
 
 NUM_CLASSES = 10
-_POOL_SIZE = 897
 
 
 def load_digits(image_size: int = 16) -> tuple[ImageSet, ImageSet]:
@@ -22,16 +22,12 @@ def load_digits(image_size: int = 16) -> tuple[ImageSet, ImageSet]:
     Raises:
         UserError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits as load
-    except ModuleNotFoundError as error:
-        raise UserError("the digits come with scikit-learn: pip install 'whatwhere[demo]'") from error
-    raw = load()
-    images = torch.tensor(raw.images, dtype=torch.float32)[:, None] / 16
+    digits = sklearn_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
     images = F.interpolate(images, size=(image_size, image_size), mode="bicubic", align_corners=False).clamp(0, 1)
-    labels = torch.tensor(raw.target, dtype=torch.int64)
-    pool = ImageSet(images[:_POOL_SIZE], labels[:_POOL_SIZE])
-    return pool, ImageSet(images[_POOL_SIZE:], labels[_POOL_SIZE:])
+    labels = torch.tensor(digits.target, dtype=torch.int64)
+    to_train, to_test = slice(NUM_DIGITS_TO_TRAIN), slice(NUM_DIGITS_TO_TRAIN, None)
+    return ImageSet(images[to_train], labels[to_train]), ImageSet(images[to_test], labels[to_test])
 
 
 def draw_balanced(images: ImageSet, per_class: int, seed: int) -> ImageSet:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ..base.errors import UserError
 from ..base.randomness import stream_seed
 from ..base.words import brief, cause, counted, few, printable
+from .doctor.duplicates import joined
 from .doctor.findings import class_findings
 from .doctor.report import Report, examine
 from .sources.find import find_source
@@ -280,24 +281,10 @@ def _shares(size: int, fractions: Sequence[float]) -> list[int]:
 
 def _units(pool: Sequence[Sample], group_from: str | None, twins: Iterable[Sequence[str]]) -> list[list[Sample]]:
     """Return what must stay together; everything sorted by path."""
-    leader = {sample.path: sample.path for sample in pool}
-
-    def find(path: str) -> str:
-        while leader[path] != path:
-            leader[path] = leader[leader[path]]
-            path = leader[path]
-        return path
-
+    by_path = {sample.path: sample for sample in pool}
     groups = [*twins, *(_groups(pool, group_from) if group_from is not None else ())]
-    for group in groups:
-        members = [path for path in group if path in leader]
-        for path in members[1:]:
-            first, other = sorted((find(members[0]), find(path)))
-            leader[other] = first
-    units: dict[str, list[Sample]] = defaultdict(list)
-    for sample in pool:
-        units[find(sample.path)].append(sample)
-    return list(units.values())
+    inside = [[path for path in group if path in by_path] for group in groups]
+    return [[by_path[path] for path in unit] for unit in joined([*([path] for path in by_path), *inside])]
 
 
 def _groups(pool: Sequence[Sample], pattern: str) -> list[list[str]]:

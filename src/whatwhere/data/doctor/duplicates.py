@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .probe import LOOK_SIZE, Entry
 
+T = TypeVar("T", int, str)
 _Floats = NDArray[np.float32]
 _Ints = NDArray[np.int64]
 
@@ -71,24 +73,23 @@ def near_pairs(entries: Sequence[Entry]) -> list[tuple[int, int]]:
     return sorted((int(chosen[a]), int(chosen[b])) for a, b in found)
 
 
-def joined(groups: Iterable[Sequence[int]]) -> list[list[int]]:
-    """Return groups such that any two with a common member are one; sorted."""
-    leader: dict[int, int] = {}
+def joined(groups: Iterable[Sequence[T]]) -> list[list[T]]:
+    """Merge groups that share a member; return the merged groups and their members in ascending order."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
 
-    def find(index: int) -> int:
-        while leader.setdefault(index, index) != index:
-            leader[index] = leader[leader[index]]
-            index = leader[index]
-        return index
-
-    for group in groups:
-        for index in group[1:]:
-            low, high = sorted((find(group[0]), find(index)))
-            leader[high] = low
-    members: dict[int, list[int]] = defaultdict(list)
-    for index in sorted(leader):
-        members[find(index)].append(index)
-    return [group for group in members.values() if len(group) > 1]
+    groups = [group for group in groups if group]
+    members = sorted({member for group in groups for member in group})
+    number = {member: index for index, member in enumerate(members)}
+    if not members:
+        return []
+    edges = [(number[group[0]], number[member]) for group in groups for member in group]
+    ends = tuple(np.array(edges, dtype=np.int64).reshape(-1, 2).T)
+    graph = coo_matrix((np.ones(len(edges)), ends), shape=(len(members), len(members)))
+    merged: dict[int, list[T]] = defaultdict(list)
+    for member, component in zip(members, connected_components(graph, directed=False)[1].tolist(), strict=True):
+        merged[component].append(member)
+    return list(merged.values())
 
 
 def _low_waves() -> _Floats:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import base64
+import contextlib
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import PIL
 from PIL import Image
 
+from ...base.errors import UserError
+from ...base.files import write_bytes
 from ...base.processes import num_cores
 from ..images import ImageError, orientation, quiet, read_image
 from ..sources.source import Sample, Source
 
-_VERSION = 1
+_VERSION = 2
 _CHUNK = 64
 # the file may be sound the next time, though its size and time are the same
 _PASSING = {"permission", "missing", "unreadable"}
@@ -29,8 +30,7 @@ LOOK_SIZE = (17, 16)
 LOOK_BYTES = 17 * 16 + 3
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, array_like=True):
     """What an image file holds.
 
     Attributes:
@@ -51,6 +51,11 @@ class Entry:
     digest: str = ""
     look: bytes = b""
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether a usable image's digest and look are there."""
+        return bool(self.fault or (self.digest and len(self.look) == LOOK_BYTES))
+
 
 def probe(source: Source, cache: Path | None, progress: Callable[[int, int], None] | None = None) -> list[Entry]:
     """Return an entry for each sample of `source`, from `cache` where a file's path, size and time have not changed."""
@@ -68,7 +73,7 @@ def probe(source: Source, cache: Path | None, progress: Callable[[int, int], Non
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    store.save(source.samples, entries)
+    store.save()
     return entries
 
 
@@ -102,79 +107,64 @@ def _look(image: Image.Image) -> bytes:
     return grey.tobytes() + mean.tobytes()
 
 
+class _Cache(msgspec.Struct):
+    """The cache file of one DATA.
+
+    Attributes:
+        head: version of this format, of Pillow, and the limit of pixels: entries of another head are void.
+        entries: by path: the file's size and time of change in nanoseconds, and what it holds.
+    """
+
+    head: tuple[int, str, int | None]
+    entries: dict[str, tuple[int, int, Entry]]
+
+
 class _Store:
-    """Entries by path, size and time of change, in one file for each DATA; damaged or unwritable, it is passed over."""
+    """Gives entries from the cache where a file's size and time have not changed; a damaged cache counts as none."""
 
     def __init__(self, source: Source, cache: Path | None) -> None:
         self.source = source
-        self.file = self._place(source, cache)
-        self.marks: dict[str, list[int]] = {}
+        self.file = _cache_file(source, cache)
+        self.head = (_VERSION, PIL.__version__, Image.MAX_IMAGE_PIXELS)
+        self.old: dict[str, tuple[int, int, Entry]] = {}
+        self.new: dict[str, tuple[int, int, Entry]] = {}
         self.is_changed = False
-        self.known: dict[str, list[Any]] = {}
-        # entries are void for another Pillow or another limit
-        self.head = [_VERSION, PIL.__version__, Image.MAX_IMAGE_PIXELS]
         if self.file is not None:
-            try:
-                stored = json.loads(self.file.read_bytes())
-                if stored["head"] == self.head:
-                    self.known = dict(stored["entries"])
-            except (OSError, ValueError, KeyError, TypeError):
-                pass
-
-    @staticmethod
-    def _place(source: Source, cache: Path | None) -> Path | None:
-        if cache is None or source.root is None:
-            return None
-        name = hashlib.sha256(os.path.realpath(source.name).encode("utf-8", "surrogatepass")).hexdigest()[:32]
-        inside = Path(os.path.realpath(cache)).is_relative_to(os.path.realpath(source.root))
-        return None if inside else cache / f"images-{name}.json"
+            # json alone reads and writes paths that are not UTF-8
+            with contextlib.suppress(OSError, ValueError, RecursionError):
+                stored = msgspec.convert(json.loads(self.file.read_bytes()), _Cache)
+                self.old = stored.entries if stored.head == self.head else {}
 
     def entry(self, sample: Sample) -> Entry:
         if self.file is None:
             return read_entry(self.source, sample)
-        path = self.source.file(sample)
         try:
-            status = path.stat()
+            status = self.source.file(sample).stat()
         except OSError:
             return read_entry(self.source, sample)
-        mark = [status.st_size, status.st_mtime_ns]
-        entry = _restored(self.known.get(sample.path), mark)
-        if entry is None:
+        size, time, entry = self.old.get(sample.path, (0, 0, None))
+        if entry is None or (size, time) != (status.st_size, status.st_mtime_ns) or not entry.is_complete:
             entry = read_entry(self.source, sample)
             self.is_changed = True
         if entry.fault not in _PASSING:
-            self.marks[sample.path] = mark
+            self.new[sample.path] = status.st_size, status.st_mtime_ns, entry
         return entry
 
-    def save(self, samples: Sequence[Sample], entries: Sequence[Entry]) -> None:
+    def save(self) -> None:
         if self.file is None or not self.is_changed:
             return
-        stored = {
-            sample.path: [*self.marks[sample.path], *astuple(entry)[:-1], base64.b64encode(entry.look).decode()]
-            for sample, entry in zip(samples, entries, strict=True)
-            if sample.path in self.marks
-        }
-        text = json.dumps({"head": self.head, "entries": stored}, separators=(",", ":"))
-        try:
+        text = json.dumps(msgspec.to_builtins(_Cache(self.head, self.new)), separators=(",", ":"))
+        # without a cache the next run takes longer, that is all
+        with contextlib.suppress(OSError, UserError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.file.parent, suffix=".part")
-            try:
-                with os.fdopen(handle, "w", encoding="ascii") as target:
-                    target.write(text)
-                os.replace(name, self.file)
-            except BaseException:
-                os.unlink(name)
-                raise
-        except OSError:
-            pass  # without a cache the next run takes longer, that is all
+            write_bytes(self.file, text.encode("ascii"), mode=0o600)
 
 
-def _restored(stored: Any, mark: list[int]) -> Entry | None:
-    try:
-        if stored is None or stored[:2] != mark:
-            return None
-        fields: tuple[Any, ...] = (*stored[2:-1], base64.b64decode(stored[-1]))
-        entry = Entry(*fields)
-    except (TypeError, ValueError, LookupError):
+def _cache_file(source: Source, cache: Path | None) -> Path | None:
+    """Return the cache file of `source`; None for a built-in set, and where it would lie among the images."""
+    if cache is None or source.root is None:
         return None
-    return entry if entry.fault or (len(entry.look) == LOOK_BYTES and entry.digest) else None
+    if Path(os.path.realpath(cache)).is_relative_to(os.path.realpath(source.root)):
+        return None
+    name = hashlib.sha256(os.path.realpath(source.name).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return cache / f"images-{name}.json"

@@ -16,7 +16,7 @@ from ...base.words import cause, printable
 from .source import Finding, Sample, Source, class_name
 
 DEFAULT_DIR = "data"
-_DIGITS_POOL = 897
+NUM_DIGITS_TO_TRAIN = 897
 
 _TRAIN_TEST = {"train": {"split": "train"}, "test": {"split": "test"}}
 _TRAIN_VAL_TEST = {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}}
@@ -86,19 +86,30 @@ class BuiltInSource(Source):
         return f"{image.mode} {image.size} ".encode() + image.tobytes()
 
 
-def digits_source(name: str) -> Source:
-    """Return scikit-learn's digits: 8x8, grey, 897 to train with and 900 by other writers to test with."""
+def sklearn_digits() -> Any:
+    """Return scikit-learn's digits: `images` (1797, 8, 8) with 17 grey levels from 0 to 16, and `target` (1797,).
+
+    The file is ordered by writer: the first `NUM_DIGITS_TO_TRAIN` images and the others have but one or two writers in
+    common.
+
+    Raises:
+        UserError: scikit-learn is not installed.
+    """
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
         raise UserError("the digits come with scikit-learn: pip install 'whatwhere[demo]'") from error
-    raw = load_digits()
-    # 17 grey levels, from 0 to 16
-    pixels = (raw.images * (255 / 16)).round().astype("uint8")
-    labels = [str(label) for label in raw.target]
-    images = {"train": pixels[:_DIGITS_POOL], "test": pixels[_DIGITS_POOL:]}
-    by_split = {"train": labels[:_DIGITS_POOL], "test": labels[_DIGITS_POOL:]}
-    return BuiltInSource(name, None, _samples(by_split), (), images)
+    return load_digits()
+
+
+def digits_source(name: str) -> Source:
+    """Return scikit-learn's digits: 8x8, grey, 897 to train with and 900 by other writers to test with."""
+    digits = sklearn_digits()
+    pixels = (digits.images * (255 / 16)).round().astype("uint8")
+    labels = [str(label) for label in digits.target]
+    parts = {"train": slice(NUM_DIGITS_TO_TRAIN), "test": slice(NUM_DIGITS_TO_TRAIN, None)}
+    samples = _samples({split: labels[part] for split, part in parts.items()})
+    return BuiltInSource(name, None, samples, (), {split: pixels[part] for split, part in parts.items()})
 
 
 def torchvision_source(name: str, key: str, data_dir: str | None, download: bool) -> Source:
