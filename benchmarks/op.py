@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from harness import environment, measure, parser, refuse_unless_green, report, row_of, table
 from peers import AuthorsCBAM
 from whatwhere import CBAM, SqueezeExcitation
-from whatwhere.ops import gated_tail
+from whatwhere.ops import gate
 
 SHAPES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -40,7 +40,7 @@ class LeanTail(Tail):
     """The same by one call."""
 
     def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
-        return gated_tail(x, self.norm, self.attention.what, self.attention.where, shortcut)
+        return gate(x, self.attention.what, self.attention.where, norm=self.norm, shortcut=shortcut)
 
 
 def forward(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

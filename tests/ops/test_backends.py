@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from numerics import assert_as_exact_as
 from whatwhere import CBAM, SqueezeExcitation, create_model
-from whatwhere.ops import gate, gated_tail, lean, normed_gate
+from whatwhere.attention import Gate
+from whatwhere.ops import Call, gate, gated_tail, lean, normed_gate, why_apart, why_not_fused
 
 
 class Block(nn.Module):
@@ -110,6 +111,49 @@ def test_an_explicit_backend_that_cannot_says_why_and_auto_takes_the_reference(n
     with pytest.raises(ValueError, match=f"backend='lean' cannot compute this.*{reason}.*give backend='auto'"):
         run(SqueezeExcitation(20, reduction=4) if name != "spatial_first" else CBAM(20))
     assert not calls
+
+
+def test_the_rule_names_the_reason():
+    module = CBAM(20)
+    call = Call(module.what, module.where, nn.BatchNorm2d(20))
+    assert why_not_fused(call, X) == why_not_fused(call) == ""
+    assert "one device" in why_not_fused(call, X, None, torch.ones((), device="meta"))
+    assert "arrangement 'parallel'" in why_not_fused(Call(module.what, module.where, arrangement="parallel"))
+    with torch.no_grad(), Operations(X.numel()):
+        assert "dispatch mode" in why_not_fused(call, X)
+    module.where.register_forward_hook(lambda *_: None)
+    assert "hook" in why_not_fused(call)
+    module.where = CBAM(20).where
+    module.what.fc1.weight.register_hook(lambda gradient: gradient)
+    assert "a parameter has a hook" in why_not_fused(Call(module.what, module.where))
+
+
+def test_modules_that_must_be_called_one_by_one_have_a_reason():
+    class Own(CBAM):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    assert why_apart((CBAM(20), (Gate, nn.Identity)), (nn.Identity(), (Gate, nn.Identity))) == ""
+    assert why_apart((CBAM(20), (Gate,)), (Own(20), (Gate,))) == "Own has a forward of its own"
+    assert "forward of its own" in why_apart((nn.Identity(), (nn.ReLU,)))
+    module = CBAM(20)
+    module.what.register_forward_hook(lambda *_: None)
+    assert why_apart((module, (Gate,))) == ""  # seen to by why_not_fused
+    module.register_forward_hook(lambda *_: None)
+    assert why_apart((module, (Gate,))) == "a hook hangs on CBAM"
+
+
+def test_the_old_names_are_cases_of_gate():
+    module, norm = CBAM(20), nn.BatchNorm2d(20)
+    options = {"norm": norm, "mix": torch.tensor(0.5), "factor": torch.rand(4)}
+    assert torch.equal(
+        normed_gate(X, norm, module.what, module.where, mix=options["mix"], factor=options["factor"]),
+        gate(X, module.what, module.where, **options),
+    )
+    assert torch.equal(
+        gated_tail(X, norm, module.what, module.where, X, mix=options["mix"], factor=options["factor"]),
+        gate(X, module.what, module.where, shortcut=X, **options),
+    )
 
 
 @pytest.mark.parametrize("arrangement", ["spatial_first", "parallel"])

@@ -16,6 +16,7 @@ from whatwhere.ops import gate, gated_tail, layout, normed_gate
 from whatwhere.ops.layout import View, extreme
 
 FORMS = ("gate", "normed_gate", "gated_tail")
+ALL_FORMS = (*FORMS, "gate+shortcut")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 FORMATS = (torch.contiguous_format, torch.channels_last)
 # modules that come with pools or functions of their own
@@ -82,10 +83,10 @@ class Case:
         self.mix = None if mix is None else torch.tensor(mix, dtype=dtype)
         self.factor = torch.tensor([0.0, 1.25, 0.5, 2.0][: shape[0]], dtype=dtype) if factor else None
 
-        if form == "gated_tail":
+        if form in ("gated_tail", "gate+shortcut"):
             # rounding must not decide on which side of its kink the ReLU is
             copied = copy.deepcopy(self)
-            copied.form, copied.gradient = "normed_gate", torch.zeros(shape)
+            copied.form, copied.gradient = "normed_gate" if form == "gated_tail" else "gate", torch.zeros(shape)
             branch = copied.run("reference", torch.float64)["y"]
             self.shortcut[(branch + self.shortcut).abs() < 0.05] += 0.25
 
@@ -104,6 +105,8 @@ class Case:
             options["factor"] = self.factor.to(dtype)
         if self.form == "gate":
             y = gate(x, what, where, **options)
+        elif self.form == "gate+shortcut":
+            y = gate(x, what, where, shortcut=shortcut, **options)
         elif self.form == "normed_gate":
             y = normed_gate(x, norm, what, where, **options)
         else:
@@ -151,7 +154,7 @@ def test_as_exact_as_eager(form, kind, dtype, memory_format, training):
 @pytest.mark.parametrize("factor", [True, False])
 @pytest.mark.parametrize("mix", [None, 0.0, 0.7])
 @pytest.mark.parametrize("kind", ["cbam", "se", "spatial", "max+std", "avg+dct16", "srm", "gct"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 def test_with_mixing_and_factor(form, kind, mix, factor, memory_format, training):
     Case(form, kind, mix=mix, factor=factor, memory_format=memory_format, training=training).check()
 
@@ -159,7 +162,7 @@ def test_with_mixing_and_factor(form, kind, mix, factor, memory_format, training
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("kind", ["cbam", "se", "spatial"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 def test_with_mixing_and_factor_in_low_precision(form, kind, memory_format, dtype):
     Case(form, kind, mix=0.7, factor=True, memory_format=memory_format, dtype=dtype).check()
 
@@ -201,7 +204,7 @@ def test_a_mean_far_from_zero(form, weight, memory_format):
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 def test_of_several_maxima_the_first_takes_the_gradient(form, dtype, memory_format):
     # few distinct values: every plane and every pixel has tied maxima
     values = torch.randint(-2, 3, (2, 12, 6, 5)).float()
@@ -228,7 +231,7 @@ def test_of_a_plane_that_ties_everywhere_the_first_pixel_takes_the_gradient(memo
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("kind", ["cbam", "se", "spatial"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 def test_what_is_not_finite_passes_as_in_eager(form, kind, memory_format, training, value):
     values = torch.randn(3, 20, 5, 7)
     values[1, 2, 3, 4] = value
@@ -241,7 +244,7 @@ def test_what_is_not_finite_passes_as_in_eager(form, kind, memory_format, traini
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 def test_two_runs_give_the_same_bits(form, memory_format):
     case = Case(form, "cbam", (4, 64, 14, 14), memory_format=memory_format)
     first, second = case.run("lean", torch.float32), case.run("lean", torch.float32)
@@ -307,7 +310,7 @@ def test_first_index_of_the_extremes(n, rows, columns, dim, largest, distinct, r
 
 @settings(max_examples=60, deadline=None)
 @given(
-    form=st.sampled_from(FORMS),
+    form=st.sampled_from(ALL_FORMS),
     kind=st.sampled_from(["cbam", "timm", "se", "spatial", "max", "min+avg", "lse+max", "dct4+max", "eca", "ge"]),
     shape=st.tuples(st.integers(1, 4), st.integers(1, 40), st.integers(1, 9), st.integers(1, 9)),
     training=st.booleans(),

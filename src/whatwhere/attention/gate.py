@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.fx
@@ -92,7 +92,19 @@ class Gate(NotScriptable, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_features(type(self).__name__, x, self.channels)
-        return gate(x, self.what, self.where, arrangement=self.arrangement, mix=self.mixing(x), backend=self.backend)
+        return self.gated(x)
+
+    def gated(self, x: Tensor, **options: Any) -> Tensor:
+        """Return `whatwhere.ops.gate` of x with this module's functions; `options` may add a norm and a shortcut."""
+        return gate(
+            x,
+            self.what,
+            self.where,
+            arrangement=self.arrangement,
+            mix=self.mixing(x),
+            backend=self.backend,
+            **options,
+        )
 
     def extra_repr(self) -> str:
         return described(self.channels, self.mix, f"arrangement={self.arrangement!r}")

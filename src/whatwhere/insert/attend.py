@@ -17,6 +17,7 @@ from ..base.modules import refuse_scripting, tensors_in
 from ..base.randomness import seeded
 from ..base.words import brief, cause, short
 from ..models.initialization import resolve_seed
+from ..ops import Call, why_apart, why_not_fused
 from .flow import record
 from .host import Inserted, inserted_in, is_attended, is_plain_batch_norm
 from .place import Place, Skipped, relative
@@ -105,7 +106,7 @@ def plan(
         num_params=_num_params(model),
         added_params=tuple(_num_params(new) - _num_params(old) for new, old in zip(modules, replaced, strict=True)),
         in_norm=tuple(
-            place.kind == "behind" and is_plain_batch_norm(by_name[place.host]) and _shares_passes(module)
+            place.kind == "behind" and is_plain_batch_norm(by_name[place.host]) and _is_fused(module)
             for place, module in zip(places, modules, strict=True)
         ),
     )
@@ -254,9 +255,11 @@ def _awaken(module: nn.Module) -> None:
                 inner.fc1.bias.abs_()
 
 
-def _shares_passes(attention: nn.Module) -> bool:
-    """Return whether an attention can be computed in the passes of the norm before it."""
-    return isinstance(attention, Gate) and attention.arrangement == "channel_first"
+def _is_fused(attention: nn.Module) -> bool:
+    """Return whether attention right behind a BatchNorm2d is computed in one `gate` with it."""
+    if not isinstance(attention, Gate) or why_apart((attention, (Gate,))):
+        return False
+    return not why_not_fused(Call(attention.what, attention.where, arrangement=attention.arrangement))
 
 
 def _num_params(module: nn.Module) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..attention import Gate
 from ..attention.gate import check_shape_kept
 from ..base.errors import UserError
-from ..ops import has_hooks, looked_into, normed_gate
+from ..ops import looked_into, why_apart
 from .place import Kind, relative
 
 # symbolic tracing patches a function under the name by which it is called
@@ -90,21 +90,9 @@ class AttendedBatchNorm2d(AttendedNorm, nn.BatchNorm2d):
         attention = self._attending()
         # a parametrization changes the class, and where the parameters come from
         is_plain = type(self) is AttendedBatchNorm2d and not looked_into(x)
-        if not isinstance(attention, Gate) or not is_plain or not _is_as_built(attention):
-            return attended(attention, nn.BatchNorm2d.forward(self, x))
-        return normed_gate(
-            x,
-            _plain(self),
-            attention.what,
-            attention.where,
-            arrangement=attention.arrangement,
-            mix=attention.mixing(x),
-            backend=attention.backend,
-        )
-
-
-def _is_as_built(attention: Gate) -> bool:
-    return type(attention).forward is Gate.forward and not has_hooks(attention, inside=False)
+        if is_plain and isinstance(attention, Gate) and not why_apart((attention, (Gate,))):
+            return attention.gated(x, norm=_plain(self))
+        return attended(attention, nn.BatchNorm2d.forward(self, x))
 
 
 def _plain(norm: AttendedBatchNorm2d) -> nn.BatchNorm2d:

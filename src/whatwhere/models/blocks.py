@@ -11,7 +11,7 @@ from ..attention import Gate
 from ..attention.gate import check_shape_kept
 from ..base.errors import UserError
 from ..base.modules import NotScriptable
-from ..ops import gated_tail, has_hooks
+from ..ops import gate, has_hooks, why_apart
 
 # symbolic tracing patches a function under the name by which it is called
 torch.fx.wrap("check_shape_kept")
@@ -44,47 +44,23 @@ class StochasticDepth(nn.Module):
 def _tail(block: BasicBlock | Bottleneck, x: Tensor, conv: nn.Module, norm: nn.Module, shortcut: Tensor) -> Tensor:
     """Return the end of a residual block, relu(drop_path(attention(norm(conv(x)))) + shortcut).
 
-    In one operator where nobody looks inside; module by module where a hook or a tracer does, or where the attention is
-    not a `Gate`.
+    One `gate` computes it, unless `why_apart` says why the modules must be called one by one.
     """
-    attention, drop_path = block.attention, block.drop_path
+    attention, drop_path, relu = block.attention, block.drop_path, block.relu
     x = conv(x)
-    if isinstance(x, Tensor) and _is_as_built(block):
-        gate = attention if isinstance(attention, Gate) else None
+    parts = (attention, (Gate, nn.Identity)), (drop_path, (StochasticDepth, nn.Identity)), (relu, (nn.ReLU,))
+    if isinstance(x, Tensor) and not why_apart(*parts):
+        fused = attention.gated if isinstance(attention, Gate) else gate
         factor = drop_path.factor(x) if isinstance(drop_path, StochasticDepth) else None
-        if gate is None:
-            return gated_tail(x, norm, None, None, shortcut, factor=factor)
-        return gated_tail(
-            x,
-            norm,
-            gate.what,
-            gate.where,
-            shortcut,
-            arrangement=gate.arrangement,
-            mix=gate.mixing(x),
-            factor=factor,
-            # what a convolution gives is new, and nobody else's where no hook on it has passed it on
-            overwrite=type(conv) is nn.Conv2d and not has_hooks(conv),
-            backend=gate.backend,
-        )
+        # the output of a convolution is a new tensor, which nothing else uses unless a hook has passed it on
+        overwrite = type(conv) is nn.Conv2d and not has_hooks(conv)
+        return fused(x, norm=norm, shortcut=shortcut, factor=factor, overwrite=overwrite)
     x = norm(x)
     attended = attention(x)
     check_shape_kept(type(attention).__name__, x, attended)
     # out of place: an attention module may keep its output for backward
-    out: Tensor = block.relu(drop_path(attended) + shortcut)
+    out: Tensor = relu(drop_path(attended) + shortcut)
     return out
-
-
-def _is_as_built(block: BasicBlock | Bottleneck) -> bool:
-    """Return whether the end of `block` is made of what one operator can stand for, and without a hook."""
-    attention, drop_path, relu = block.attention, block.drop_path, block.relu
-    return (
-        type(attention).forward in (Gate.forward, nn.Identity.forward)
-        and type(drop_path) in (StochasticDepth, nn.Identity)
-        and type(relu) is nn.ReLU
-        # `gated_tail` takes care of those inside the attention and on the norm
-        and not has_hooks(attention, drop_path, relu, inside=False)
-    )
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Conv2d:

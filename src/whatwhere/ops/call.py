@@ -1,60 +1,186 @@
-"""What one call of a gate computes, and the small tensors that it keeps."""
+"""What one call of `gate` computes, and the rule that says why it cannot be fused.
+
+Two questions, each answered in words, "" meaning yes:
+
+- `why_apart`: may one call of `gate` stand for several modules, or must they be called one by one?
+- `why_not_fused`: may a fused backend compute the call, or must the reference?
+
+A fused backend must never make a hook silently not fire, nor hide an operator from a tracer.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .reference import ChannelGate, SpatialGate
+from .batch_norm import takes_batch_statistics
+
+Arrangement = Literal["channel_first", "spatial_first", "parallel"]
+
+
+class ChannelGate(Protocol):
+    """`what` to look at: maps pooled features, one (N, C) tensor per name in `pools`, to a channel gate (N, C).
+
+    The features come in the dtype of x, or in float32 at least if an attribute `in_float32` is true. An attribute
+    `channels`, if there is one, is the number of channels C that the weights are for; a `Gate` refuses others.
+    """
+
+    pools: tuple[str, ...]
+
+    def __call__(self, *pooled: Tensor) -> Tensor: ...
+
+
+class SpatialGate(Protocol):
+    """`where` to look: maps pooled maps (N, k, H, W), one per name in `maps`, to a spatial gate (N, 1, H, W)."""
+
+    maps: tuple[str, ...]
+
+    def __call__(self, maps: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Call:
-    """What one call computes, without its tensors."""
+    """What one call of `gate` computes, without its tensors."""
 
-    what: ChannelGate | None
-    where: SpatialGate | None
-    norm: nn.Module | None
-    relu: bool
+    what: ChannelGate | None = None
+    where: SpatialGate | None = None
+    norm: nn.Module | None = None
+    relu: bool = False
+    arrangement: Arrangement = "channel_first"
 
+    @cached_property
     def parameters(self) -> tuple[Tensor, ...]:
-        """Return what of the two small functions takes gradients."""
+        """The tensors of `what` and `where` that require a gradient; each once, although the two may share some."""
         functions: list[object] = [self.what, self.where]
         modules = [function for function in functions if isinstance(function, nn.Module)]
         tensors = chain.from_iterable(chain(module.parameters(), module.buffers()) for module in modules)
-        # each once, although the two may share some
         return tuple({id(tensor): tensor for tensor in tensors if tensor.requires_grad}.values())
 
+    @property
     def batch_norm(self) -> nn.BatchNorm2d | None:
-        """Return the norm as what it is once the lean backend has been chosen."""
+        """The norm, which is a BatchNorm2d in every call that is fused."""
         assert self.norm is None or isinstance(self.norm, nn.BatchNorm2d)
         return self.norm
 
 
-@dataclass
-class Small:
-    """The small tensors of one call: both ends of the small functions' graphs, and where the maxima are.
+def why_apart(*parts: tuple[nn.Module, tuple[type[nn.Module], ...]]) -> str:
+    """Return why modules must be called one by one rather than computed by one `gate`; "" if they need not be.
 
-    Attributes:
-        pooled: What `what` takes, (N, C) each.
-        s: What it gives, (N, C).
-        maps: What `where` takes, (N, k, H, W).
-        m: What it gives, (N, 1, H, W).
-        indices: By the name of a pool its index over H x W, (N, C); as "maps" that of the maximum over C, (N, P).
+    Each module comes with the classes that `gate` can stand for: its `forward` must be that of one of them, and no hook
+    may hang on the module itself. Hooks on the modules inside it are the matter of `why_not_fused`.
     """
+    for module, classes in parts:
+        if type(module).forward not in [known.forward for known in classes]:
+            return f"{type(module).__name__} has a forward of its own"
+        if has_hooks(module, inside=False):
+            return f"a hook hangs on {type(module).__name__}"
+    return ""
 
-    pooled: tuple[Tensor, ...] = ()
-    s: Tensor | None = None
-    maps: Tensor | None = None
-    m: Tensor | None = None
-    indices: dict[str, Tensor] = field(default_factory=dict)
+
+def why_not_fused(call: Call, x: Tensor | None = None, shortcut: Tensor | None = None, *scalars: Tensor | None) -> str:
+    """Return why no fused backend can compute a call; "" if one can.
+
+    Without `x` the answer is about the modules alone.
+    """
+    return why_looked_into(call, x) or why_unfit(call, x, shortcut, *scalars)
 
 
-def without_autocast(device: str) -> contextlib.AbstractContextManager[object]:
-    """Return a context in which autocast is off on a type of device."""
-    # entering torch's own costs as much as several small operators
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
+def why_looked_into(call: Call, x: Tensor | None = None) -> str:
+    """Return why plain operators and module calls must be seen, under any `backend`; "" if they need not be."""
+    if x is not None and looked_into(x):
+        return "a tracer, a transform or a dispatch mode must see plain operators"
+    if has_hooks(call.norm, call.what, call.where):
+        return "a hook, or a forward that was replaced, must run"
+    # A hook on a parameter would run in the small graph as well. A parameter computed from another would get its
+    # gradient twice.
+    if any(parameter._backward_hooks or not parameter.is_leaf for parameter in call.parameters):
+        return "a parameter has a hook or was computed from another tensor"
+    return ""
+
+
+def why_unfit(call: Call, x: Tensor | None = None, shortcut: Tensor | None = None, *scalars: Tensor | None) -> str:
+    """Return why the passes of a fused backend do not fit a call; "" if they do."""
+    return next(chain(_unfit_modules(call), () if x is None else _unfit_tensors(call, x, shortcut, *scalars)), "")
+
+
+def _unfit_modules(call: Call) -> Iterator[str]:
+    functions: tuple[object, ...] = (call.what, call.where)
+    if any(function is not None and not isinstance(function, nn.Module) for function in functions):
+        yield "what and where must be modules, whose parameters can be found"
+    if call.what is not None and len(set(call.what.pools)) != len(call.what.pools):
+        yield f"the pools {call.what.pools} name one twice"
+    if call.where is not None and len(set(call.where.maps)) != len(call.where.maps):
+        yield f"the maps {call.where.maps} name one twice"
+    if call.where is not None and not {"max", "mean"}.issuperset(call.where.maps):
+        yield f"of the maps {call.where.maps} only max and mean share its passes"
+    if call.what is None and call.where is None:
+        yield "without a gate the reference keeps no more"
+    if call.arrangement != "channel_first":
+        yield f"the arrangement {call.arrangement!r} does not share its passes"
+    if call.norm is not None and type(call.norm) is not nn.BatchNorm2d:
+        yield f"the norm must be exactly a BatchNorm2d, got a {type(call.norm).__name__}"
+
+
+def _unfit_tensors(call: Call, x: Tensor, shortcut: Tensor | None, *scalars: Tensor | None) -> Iterator[str]:
+    if x.dim() != 4 or not x.is_floating_point() or x.numel() == 0 or x.layout != torch.strided:
+        yield f"x must be dense, non-empty and floating-point, (N, C, H, W), got {x.dtype} {tuple(x.shape)}"
+    norm = call.batch_norm
+    if norm is not None and norm.num_features != x.shape[1]:
+        yield f"the norm has {norm.num_features} channels, x {x.shape[1]}"
+    if norm is not None and x.numel() == x.shape[1] and takes_batch_statistics(norm):
+        yield "the norm would take the variance of one value"
+    if shortcut is not None and (shortcut.shape != x.shape or shortcut.dtype != x.dtype):
+        yield f"the shortcut must have the shape and dtype of x, got {shortcut.dtype} {tuple(shortcut.shape)}"
+    if any(tensor is not None and tensor.device != x.device for tensor in (shortcut, *scalars)):
+        yield "all tensors must be on one device"
+
+
+def looked_into(x: Tensor) -> bool:
+    """Return whether a compiler, a tracer, a torch.func transform or a dispatch mode must see plain operators on x."""
+    return bool(
+        torch.compiler.is_compiling()
+        or type(x) not in (Tensor, nn.Parameter)
+        or x.is_meta
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch.utils._python_dispatch._get_current_dispatch_mode() is not None
+    )
+
+
+def has_hooks(*modules: object, inside: bool = True) -> bool:
+    """Return whether a hook or a replaced `forward` hangs on one of `modules` or, with `inside`, on a module in it.
+
+    A tensor that requires a gradient but is a plain attribute counts too, because `parameters()` does not return it:
+    `nn.DataParallel` makes its replicas so, and FSDP its flat parameters.
+    """
+    if nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
+        return True
+    found = (module for module in modules if isinstance(module, nn.Module))
+    if inside:
+        return any(_is_hooked(inner) for module in found for inner in module.modules())
+    return any(map(_is_hooked, found))
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or _has_unregistered_parameters(module)
+    )
+
+
+def _has_unregistered_parameters(module: nn.Module) -> bool:
+    # a compiler sees plain operators whatever the answer, and may be unable to read vars(module)
+    if torch.compiler.is_compiling():
+        return False
+    return any(isinstance(value, Tensor) and value.requires_grad for value in vars(module).values())

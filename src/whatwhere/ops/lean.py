@@ -15,34 +15,41 @@ what the norm itself gives: at a = 0 the result is then, bit for bit, that of th
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .batch_norm import Normed, normed, normed_by_torch, takes_batch_statistics
-from .call import Call, Small, without_autocast
+from .call import Call, ChannelGate, SpatialGate
 from .layout import View, accumulation_dtype, clamped_to, extreme, pieces_of
-from .lean_backward import Backward
-from .reference import POOLS, ChannelGate, SpatialGate
+from .lean_backward import Backward, Small
+from .reference import POOLS
 
 
 def run(
-    call: Call, x: Tensor, shortcut: Tensor | None, mix: Tensor | None, factor: Tensor | None, overwrite: bool = False
+    call: Call, x: Tensor, shortcut: Tensor | None, mix: Tensor | None, factor: Tensor | None, overwrite: bool
 ) -> Tensor:
     """Return y: through autograd where somebody wants a gradient, otherwise over x if that may be overwritten."""
-    norm = call.batch_norm()
+    norm = call.batch_norm
     weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
     view = View.of(x)
     x = view.dense(x)
     shortcut = None if shortcut is None else view.dense(shortcut)
-    parameters = call.parameters()
+    parameters = call.parameters
     tensors = (x, shortcut, weight, bias, mix, *parameters)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         y: Tensor = _Lean.apply(call, view, x, shortcut, factor, weight, bias, mix, *parameters)
         return y
     with torch.no_grad():
         return Forward(call, view, x, shortcut, mix, factor, overwrite=overwrite).run()
+
+
+def _without_autocast(device: str) -> contextlib.AbstractContextManager[object]:
+    """Return a context in which autocast is off on a type of device."""
+    # entering torch's own costs as much as several small operators
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
 def _joined(pieces: list[Tensor]) -> Tensor:
@@ -95,7 +102,7 @@ class Forward:
         self.invstd: Tensor | None = None
 
     def run(self) -> Tensor:
-        with without_autocast(self.x.device.type):
+        with _without_autocast(self.x.device.type):
             y = self._normalize()
             if self.call.what is not None:
                 self._look_at_what(self.call.what)
@@ -109,7 +116,7 @@ class Forward:
 
         From here on the passes read `flat`: z, or x where `normed` has what they multiply it by and add to it.
         """
-        norm = self.call.batch_norm()
+        norm = self.call.batch_norm
         self.normed: Normed | None = None
         if norm is not None and self.mix is not None:
             # y takes the place of z, which is nobody else's
@@ -304,7 +311,7 @@ class _Lean(torch.autograd.Function):
         needs_z = any(ctx.needs_input_grad[index] for index in (2, 5, 6))
         forward = Forward(call, view, x, shortcut, mix, factor, graph=True, needs_z=needs_z)
         y = forward.run()
-        ctx.from_batch = takes_batch_statistics(call.batch_norm())
+        ctx.from_batch = takes_batch_statistics(call.batch_norm)
         ctx.call, ctx.view, ctx.parameters, ctx.kept = call, view, parameters, forward.small
         indices, forward.small.indices = forward.small.indices, {}
         ctx.index_names = tuple(indices)
@@ -316,7 +323,7 @@ class _Lean(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         # asked first, because a backward pass of the small graphs ends with no answer
         keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)()
-        with torch.no_grad(), without_autocast(dy.device.type):
+        with torch.no_grad(), _without_autocast(dy.device.type):
             backward = Backward(ctx, dy)
             gradients = backward.gradients()
         if not keeps_graph:

@@ -18,15 +18,34 @@ In evaluation the last two terms of dx are absent. Nothing is divided by w, whic
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .call import Call, Small
+from .call import Call
 from .layout import View, accumulation_dtype, pieces_of
 from .reference import POOLS
+
+
+@dataclass
+class Small:
+    """The small tensors of one call: both ends of the small functions' graphs, and where the maxima are.
+
+    Attributes:
+        pooled: The inputs of `what`, (N, C) each.
+        s: Its output, (N, C).
+        maps: The input of `where`, (N, k, H, W).
+        m: Its output, (N, 1, H, W).
+        indices: The index of each maximum: over H x W under the name of its pool, (N, C); over C as "maps", (N, P).
+    """
+
+    pooled: tuple[Tensor, ...] = ()
+    s: Tensor | None = None
+    maps: Tensor | None = None
+    m: Tensor | None = None
+    indices: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass

@@ -6,13 +6,12 @@ The truth for all tests, and what export, tracing and torch.compile see.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 
-from .hooks import has_hooks
+from .call import Arrangement, ChannelGate, SpatialGate, has_hooks
 from .layout import narrowed, widened
 from .spectral import NUM_COMPONENTS, spectral_pool
 
@@ -20,28 +19,6 @@ from .spectral import NUM_COMPONENTS, spectral_pool
 torch.fx.wrap("narrowed")
 torch.fx.wrap("spectral_pool")
 torch.fx.wrap("widened")
-
-Arrangement = Literal["channel_first", "spatial_first", "parallel"]
-
-
-class ChannelGate(Protocol):
-    """`what` to look at: pooled features, one (N, C) tensor per name in `pools`, to a channel gate (N, C).
-
-    It takes them in the dtype of x, or with an attribute `in_float32` that is true in float32 at least.
-    An attribute `channels`, if it has one, says how many channels C its weights are for; a `Gate` refuses others.
-    """
-
-    pools: tuple[str, ...]
-
-    def __call__(self, *pooled: Tensor) -> Tensor: ...
-
-
-class SpatialGate(Protocol):
-    """`where` to look: pooled maps (N, k, H, W), one per name in `maps`, to a spatial gate (N, 1, H, W)."""
-
-    maps: tuple[str, ...]
-
-    def __call__(self, maps: Tensor, /) -> Tensor: ...
 
 
 @torch.fx.wrap
@@ -118,11 +95,18 @@ def gate(
     what: ChannelGate | None = None,
     where: SpatialGate | None = None,
     *,
+    norm: nn.Module | None = None,
+    shortcut: Tensor | None = None,
     arrangement: Arrangement = "channel_first",
     mix: Tensor | None = None,
     factor: Tensor | None = None,
 ) -> Tensor:
-    """Scale `x` by a channel gate s and a spatial gate m; see `whatwhere.ops.gate`."""
+    """Scale features by a channel gate and a spatial gate; see `whatwhere.ops.gate`."""
+    z = x if norm is None else norm(x)
+    is_plain = what is None and where is None and factor is None
+    if shortcut is not None and is_plain and type(norm) is nn.BatchNorm2d and not has_hooks(norm):
+        # in place: nothing else uses the output of this norm
+        return torch.relu_(z.add_(shortcut))
 
     def channel(features: Tensor) -> Tensor | None:
         if what is None:
@@ -137,52 +121,21 @@ def gate(
         return small(where, features, torch.cat([MAPS[name](features) for name in where.maps], 1))
 
     if arrangement == "spatial_first":
-        first = spatial(x)
-        second = channel(_scale(x, first))
+        first = spatial(z)
+        second = channel(_scale(z, first))
     else:
-        first = channel(x)
-        second = spatial(x if arrangement == "parallel" else _scale(x, first))
+        first = channel(z)
+        second = spatial(z if arrangement == "parallel" else _scale(z, first))
 
     if mix is None:
-        y = _scale(_scale(x, first), second)
+        y = _scale(_scale(z, first), second)
     else:
         gates = _scale(first, second) if first is not None else second
-        y = x if gates is None else x * (1 - mix + mix * gates)
-    return y if factor is None else y * factor[:, None, None, None]
+        y = z if gates is None else z * (1 - mix + mix * gates)
+    if factor is not None:
+        y = y * factor[:, None, None, None]
+    return y if shortcut is None else torch.relu_(y + shortcut)
 
 
-def _scale(x: Tensor, factor: Tensor | None) -> Tensor:
-    return x if factor is None else x * factor
-
-
-def normed_gate(
-    x: Tensor,
-    norm: nn.Module,
-    what: ChannelGate | None = None,
-    where: SpatialGate | None = None,
-    *,
-    arrangement: Arrangement = "channel_first",
-    mix: Tensor | None = None,
-    factor: Tensor | None = None,
-) -> Tensor:
-    """Return gate(norm(x)); see `whatwhere.ops.normed_gate`."""
-    return gate(norm(x), what, where, arrangement=arrangement, mix=mix, factor=factor)
-
-
-def gated_tail(
-    x: Tensor,
-    norm: nn.Module,
-    what: ChannelGate | None,
-    where: SpatialGate | None,
-    shortcut: Tensor,
-    *,
-    arrangement: Arrangement = "channel_first",
-    mix: Tensor | None = None,
-    factor: Tensor | None = None,
-) -> Tensor:
-    """Return relu(gate(norm(x)) + shortcut); see `whatwhere.ops.gated_tail`."""
-    if what is None and where is None and factor is None and type(norm) is nn.BatchNorm2d and not has_hooks(norm):
-        # in place on what the norm gave, which nobody else has
-        return torch.relu_(norm(x).add_(shortcut))
-    branch = normed_gate(x, norm, what, where, arrangement=arrangement, mix=mix, factor=factor)
-    return torch.relu_(branch + shortcut)
+def _scale(x: Tensor, gate: Tensor | None) -> Tensor:
+    return x if gate is None else x * gate
