@@ -1,4 +1,4 @@
-"""What a model costs, layer by layer, alone and beside another."""
+"""Measure what a model costs, layer by layer, and compare two models."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from .compare import CostComparison, compare_costs
-from .latency import Latency, measure_latency
-from .measure import cost
-from .result import Cost, Figures, LayerCost
+from .difference import CostComparison, compare_costs
+from .measure import cost, measure_latency
+from .result import Cost, Figures, Latency, LayerCost
 
 __all__ = [
     "Cost",
@@ -24,8 +23,8 @@ __all__ = [
 
 
 class _CallableModule(ModuleType):
-    # The room and its main function share a name: both `whatwhere.cost(model)` and `from whatwhere.cost import cost`
-    # work, in whichever order they are used.
+    # The package and its main function share a name. Both `whatwhere.cost(model)` and `from whatwhere.cost import cost`
+    # work, in any order.
     def __call__(self, *args: Any, **kwargs: Any) -> Cost:
         return cost(*args, **kwargs)
 

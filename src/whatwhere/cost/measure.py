@@ -1,10 +1,15 @@
-"""What a model costs: `cost`."""
+"""Measure what a model costs: parameters and operations by layer, bytes saved for backward, times and peak memory."""
 
 from __future__ import annotations
 
+import itertools
+import statistics
+import time
+import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,11 +18,12 @@ from torch import Tensor, nn
 from ..base.errors import UserError, check_integer
 from ..base.modules import tensors_in, undisturbed
 from ..base.words import brief, cause
-from .latency import measure_latency
-from .layers import ROOT, LayerNames, is_within
-from .memory import saved_bytes
-from .operations import OperationCounter
-from .result import Cost, Figures, LayerCost
+from .operations import ROOT, LayerNames, OperationCounter, is_within
+from .result import Cost, Figures, Latency, LayerCost
+
+_WARM_UP_ROUNDS = 2
+_LEAST_ROUNDS = 3
+_WITH_MEMORY_STATISTICS = ("cuda", "xpu")
 
 
 def cost(
@@ -28,28 +34,28 @@ def cost(
     latency: bool = False,
     name: str | None = None,
 ) -> Cost:
-    """Measure what `model` costs, by running it on random input on its own device and in its own dtype.
+    """Measure what `model` costs: run it on random input, on its own device and in its own dtype.
 
-    One forward pass in evaluation mode counts operators by layer (`torch.utils.flop_counter` for convolutions and
-    matrix products), one in training mode, free of module hooks, finds the bytes saved for backward. The model is left
-    as it was.
+    A forward pass in evaluation mode counts the operators of each layer (`torch.utils.flop_counter` has the formulas of
+    convolutions and matrix products). A forward pass in training mode, without module hooks, finds the bytes saved for
+    backward. Afterwards the model is as it was before.
 
     Args:
         model: Any network that takes one floating-point tensor.
         input_size: Shape of one input without the batch, for example (3, 224, 224).
-        batch_size: Number of inputs; all figures are for the whole batch.
-        latency: Whether to time forward pass and training step too, and on an accelerator measure the peak memory.
-        name: What to call the model; by default the name of its class.
+        batch_size: Number of inputs. All figures are for the whole batch.
+        latency: Whether to time the forward pass and the training step, and to measure an accelerator's peak memory.
+        name: The model's name in the result; by default the name of its class.
 
     Raises:
-        UserError: An impossible size, or an input that the model does not take, naming the layer that refused it.
+        UserError: The size is impossible, or the model does not take such an input; the message names the layer.
     """
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise UserError(f"cost measures a torch.nn.Module that runs in Python, got a {type(model).__name__}")
     if any(map(nn.parameter.is_lazy, (*model.parameters(), *model.buffers()))):
         raise UserError("the model has lazy layers without a shape yet; run one batch through it first")
     size = _input_size(input_size, batch_size)
-    # within torch.inference_mode() nothing would be kept for backward
+    # inside torch.inference_mode() autograd saves nothing
     with torch.inference_mode(False), undisturbed(model):
         images = random_input(model, size, batch_size)
         names = LayerNames(model)
@@ -85,13 +91,13 @@ def cost(
 
 
 def random_input(model: nn.Module, input_size: Sequence[int], batch_size: int) -> Tensor:
-    """Return normal random input of the model's device and floating dtype, the same every time."""
+    """Return the same standard normal input (batch_size, *input_size) each time, in the model's device and dtype."""
     reference = next((p for p in model.parameters() if p.is_floating_point() or p.is_complex()), torch.empty(0))
     if reference.is_meta:
         raise UserError("the model has no values (meta device); move it to a real device with to_empty(device=...)")
     try:
         images = torch.randn(batch_size, *input_size, generator=torch.Generator().manual_seed(0), device="cpu")
-    # beyond 64 bits torch raises a TypeError or an OverflowError
+    # torch raises TypeError or OverflowError for a size above 64 bits
     except (RuntimeError, TypeError, OverflowError) as error:
         raise UserError(
             f"no memory for an input of shape {brief((batch_size, *input_size))}; give smaller images"
@@ -126,7 +132,7 @@ def _forward_pass(
 
     handles = [module.register_forward_hook(hook(layer)) for layer, module in names.modules.items()]
     try:
-        # the fused path of nn.MultiheadAttention is one operator without a formula, its plain path has all of them
+        # the fused path of nn.MultiheadAttention is one operator without a formula
         torch.backends.mha.set_fastpath_enabled(False)
         with refusal(names, images), torch.no_grad(), OperationCounter(names) as counter:
             model.eval()
@@ -140,13 +146,12 @@ def _forward_pass(
 
 @contextmanager
 def refusal(names: LayerNames, images: Tensor) -> Iterator[None]:
-    """Turn what a model raises on `images` into one sentence that names the layer."""
+    """Turn any exception of a model that runs on `images` into a UserError that names the layer."""
     try:
         yield
     except UserError:
         raise
-    # whatever a stranger's forward raises
-    except Exception as error:
+    except Exception as error:  # a user's forward may raise anything
         layer = names.describe(names.innermost(error.__traceback__))
         reason = cause(error)
         advice = "; give a batch of 2 or more, or larger images" if "more than 1 value per channel" in reason else ""
@@ -173,3 +178,165 @@ def _own_figures(names: LayerNames, counter: OperationCounter, saved: Counter[st
 
 def _sum(figures: Iterable[Figures]) -> Figures:
     return sum(figures, Figures())
+
+
+class _Kept:
+    """A saved tensor. It is alive exactly as long as the graph keeps it."""
+
+    def __init__(self, tensor: Tensor, layer: str) -> None:
+        # detached: a node that holds its own output would keep itself alive
+        self.tensor = tensor.detach()
+        self.layer = layer
+
+
+def saved_bytes(model: nn.Module, images: Tensor, names: LayerNames) -> Counter[str]:
+    """Return the bytes that one forward pass of `model`, in its present mode, saves for backward, by layer.
+
+    Each storage counts once and whole, at the layer that saved it first. Parameters and buffers do not count. The
+    saved-tensor hooks do not see the tensors that a custom autograd function keeps as attributes: they are found in the
+    graph and count at the model itself (`ROOT`), or, if the function keeps a graph of its own, at the innermost layer
+    that holds all of this graph's parameters. No module hook is set, so the model takes the same path as in training.
+    """
+    kept: list[weakref.ref[_Kept]] = []
+
+    def pack(tensor: Tensor) -> _Kept:
+        wrapped = _Kept(tensor, names.current())
+        kept.append(weakref.ref(wrapped))
+        return wrapped
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda wrapped: wrapped.tensor):
+        outputs = tensors_in(model(images))
+
+    seen = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    by_layer: Counter[str] = Counter()
+
+    def count(tensor: Tensor, layer: str) -> None:
+        key = _storage(tensor)
+        if key and key not in seen:
+            seen.add(key)
+            by_layer[layer] += tensor.untyped_storage().nbytes()
+
+    for reference in kept:
+        wrapped = reference()
+        if wrapped is not None:
+            count(wrapped.tensor, wrapped.layer)
+    owners = {id(parameter): name.rpartition(".")[0] for name, parameter in model.named_parameters()}
+    for node in _nodes(output.grad_fn for output in outputs):
+        attributes = tensors_in(vars(node)) if hasattr(node, "__dict__") else []
+        inner = list(_nodes(tensor.grad_fn for tensor in attributes))
+        layer = _common(
+            owners[id(leaf)] for leaf in (getattr(n, "variable", None) for n in inner) if id(leaf) in owners
+        )
+        for tensor in (*attributes, *_saved_by(inner)):
+            count(tensor, layer)
+    return by_layer
+
+
+def _common(layers: Iterable[str]) -> str:
+    """Return the innermost layer that contains all `layers`; `ROOT` if there are none."""
+    paths = [layer.split(".") for layer in layers]
+    same = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+    return ".".join(parts[0] for parts in same) or ROOT
+
+
+def _saved_by(nodes: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the tensors that operators saved: a node has them as attributes "_saved_..."."""
+    for node in nodes:
+        for name in dir(node):
+            if name.startswith("_saved_"):
+                yield from tensors_in(getattr(node, name))
+
+
+def _storage(tensor: Tensor) -> int:
+    # only strided tensors have one storage; 0 means none
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
+
+
+def _nodes(roots: Iterable[Any]) -> Iterator[Any]:
+    pending = [root for root in roots if root is not None]
+    visited = set()
+    while pending:
+        node = pending.pop()
+        if node in visited:
+            continue
+        visited.add(node)
+        yield node
+        pending.extend(parent for parent, _ in node.next_functions if parent is not None)
+
+
+def measure_latency(
+    models: Sequence[nn.Module], images: Sequence[Tensor], rounds: int = 10, max_seconds: float = 60
+) -> list[Latency]:
+    """Time `models`, each on its own `images`.
+
+    Every round times all models, so that a change of the machine's speed affects them alike. Afterwards modes, buffers
+    and gradients are as before.
+
+    Args:
+        models: The models to time.
+        images: One input for each model.
+        rounds: Number of rounds after the warm-up. The result is the median over rounds.
+        max_seconds: After three rounds, no new round starts later than this.
+    """
+    deadline = time.perf_counter() + max_seconds
+    forward: list[list[float]] = [[] for _ in models]
+    training: list[list[float]] = [[] for _ in models]
+    peaks: list[int | None] = [None for _ in models]
+    for round_index in range(_WARM_UP_ROUNDS + rounds):
+        if round_index >= _WARM_UP_ROUNDS + _LEAST_ROUNDS and time.perf_counter() > deadline:
+            break
+        for index, (model, batch) in enumerate(zip(models, images, strict=True)):
+            with undisturbed(model):
+                model.eval()
+                forward_ms = _milliseconds(partial(_forward, model, batch), batch.device)
+                model.train()
+                occupied_before = _reset_peak(batch.device)
+                training_ms = _milliseconds(partial(_training_step, model, batch), batch.device)
+                peaks[index] = _peak(model, batch, occupied_before)
+            if round_index >= _WARM_UP_ROUNDS:
+                forward[index].append(forward_ms)
+                training[index].append(training_ms)
+    return [
+        Latency(statistics.median(forward[index]), statistics.median(training[index]), peaks[index])
+        for index in range(len(models))
+    ]
+
+
+def _forward(model: nn.Module, images: Tensor) -> None:
+    with torch.inference_mode():
+        model(images)
+
+
+def _training_step(model: nn.Module, images: Tensor) -> None:
+    loss = sum(output.float().mean() for output in tensors_in(model(images)) if output.requires_grad)
+    if isinstance(loss, Tensor):
+        loss.backward()  # type: ignore[no-untyped-call]
+    for parameter in model.parameters():
+        parameter.grad = None
+
+
+def _milliseconds(run: Callable[[], None], device: torch.device) -> float:
+    _synchronize(device)
+    start = time.perf_counter()
+    run()
+    _synchronize(device)
+    return 1000 * (time.perf_counter() - start)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _reset_peak(device: torch.device) -> int:
+    if device.type not in _WITH_MEMORY_STATISTICS:
+        return 0
+    torch.accelerator.reset_peak_memory_stats(device)
+    return torch.accelerator.memory_allocated(device)
+
+
+def _peak(model: nn.Module, images: Tensor, occupied_before: int) -> int | None:
+    if images.device.type not in _WITH_MEMORY_STATISTICS:
+        return None
+    own = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers(), images))
+    return torch.accelerator.max_memory_allocated(images.device) - occupied_before + own

@@ -1,33 +1,37 @@
-"""FLOPs of the operators that a forward pass runs, each attributed to the layer that ran it.
+"""Count the FLOPs of a forward pass, each operator at the layer that runs it.
 
-Convolutions and matrix products: the formulas of `torch.utils.flop_counter`, two FLOPs a multiply-accumulate, biases
-left out (the convention of published tables). Everything else, counted apart:
+Convolutions and matrix products use the formulas of `torch.utils.flop_counter`: two FLOPs per multiply-accumulate,
+without biases (the convention of published tables). All other operators are counted apart:
 
-- element by element (activations, sums, products, gates): 1 per output element, whatever the function;
+- elementwise functions (activations, sums, products, gates): 1 per output element;
 - reductions (mean, max, sum, ...): 1 per input element; variance 4, l2 norm 2, log-sum-exp 4, softmax 5;
-- normalisation: 2 per element with fixed statistics (one scale, one shift), 7 where they are computed;
-- pooling: the window per output element, for adaptive pooling 1 per input element;
+- normalisation: 2 per element with fixed statistics (one scale, one shift), 7 with statistics of the batch;
+- pooling: the window's size per output element; adaptive pooling: 1 per input element;
 - bilinear resizing: 7 per output element;
-- moving and creating data (views, copies, concatenation, padding, indexing): none.
+- operators that move or create data (views, copies, concatenation, padding, indexing): 0.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..base.modules import tensors_in
-from .layers import LayerNames
+from ..base.words import short
 
+ROOT = ""
 aten = torch.ops.aten
 Formula = Callable[[Sequence[Any], Any], int]
-# the oldest torch that is supported has no formula of its own for attention on a CPU
+# torch 2.10 has no formula for attention on a CPU
 _MATRIX_PRODUCTS: dict[Any, Any] = {
     aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
     **flop_registry,
@@ -35,7 +39,7 @@ _MATRIX_PRODUCTS: dict[Any, Any] = {
 
 
 def _packets(names: str) -> set[Any]:
-    # getattr, because a few operators are newer than the oldest torch that is supported
+    # a few operators are newer than torch 2.10
     return {getattr(aten, name) for name in names.split() if hasattr(aten, name)}
 
 
@@ -100,13 +104,62 @@ _FORMULAS: dict[Any, Formula] = {
 }
 
 
+class LayerNames:
+    """The dotted names of a model's modules, each under its first name; the model itself is "" (`ROOT`).
+
+    The running layer is read from the Python stack: a module hook could change the path that a fused layer takes.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = dict(model.named_modules())
+        self._name_of = {id(module): name for name, module in self.modules.items()}
+
+    def current(self) -> str:
+        """Return the name of the innermost layer with a method on the caller's stack, or `ROOT`."""
+        frame = sys._getframe(1)
+        for caller in _callers(frame):
+            name = self._name_in(caller)
+            if name is not None:
+                return name
+        return ROOT
+
+    def innermost(self, traceback: TracebackType | None) -> str:
+        """Return the name of the innermost layer that an exception passed through, or `ROOT`."""
+        found = ROOT
+        while traceback is not None:
+            found = self._name_in(traceback.tb_frame) or found
+            traceback = traceback.tb_next
+        return found
+
+    def describe(self, name: str) -> str:
+        """Return `name` and the layer's repr, or its class if it contains layers."""
+        module = self.modules[name]
+        own = repr(module) if not list(module.children()) else type(module).__name__
+        return f"{short(name) or 'the model'} ({short(own, 120)})"
+
+    def _name_in(self, frame: FrameType) -> str | None:
+        candidate: Any = frame.f_locals.get("self")
+        return self._name_of.get(id(candidate)) if isinstance(candidate, nn.Module) else None
+
+
+def is_within(name: str, layer: str) -> bool:
+    """Return whether the layer `name` is `layer` or inside it."""
+    return name == layer or name.startswith(f"{layer}.")
+
+
+def _callers(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
 class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class is untyped
-    """While active, counts the operators that run, by layer.
+    """Counts the operators that run while it is active.
 
     Attributes:
         macs: Multiply-accumulates of convolutions and matrix products, by layer name.
-        other_flops: FLOPs of everything else, by layer name.
-        uncounted: How often each operator ran for which there is no formula.
+        other_flops: FLOPs of all other operators, by layer name.
+        uncounted: Number of runs of each operator that has no formula.
     """
 
     def __init__(self, names: LayerNames) -> None:
@@ -134,14 +187,14 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # t
         if _is_free(func):
             return
         if out is None:
-            # changed its arguments in place and returned nothing to take a size from
+            # an in-place operator without a result has no size to count
             if func._schema.is_mutable:
                 self.uncounted[str(packet)] += 1
             return
         if _numel(out) == 0:
             return
         layer = self.names.current()
-        # max and min also stand for the elementwise maximum of two tensors, which is tagged
+        # first, because max and min of two tensors are elementwise, and tagged so
         if torch.Tag.pointwise in func.tags:
             self.other_flops[layer] += _numel(out)
         elif packet in _MATRIX_PRODUCTS:

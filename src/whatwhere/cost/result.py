@@ -1,4 +1,4 @@
-"""The figures of a model and how they are shown."""
+"""The figures of one model, and their tables, JSON, Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..base.tables import Table, comma_separated, html, markdown, rich_tables, text
-from .latency import Latency
 
 METRICS = ("num_params", "macs", "flops", "other_flops", "param_bytes", "saved_bytes")
 METRICS_BY_LAYER = ("num_params", "macs", "saved_bytes")
@@ -29,15 +28,15 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Figures:
-    """What one layer or a whole model costs, for the whole batch.
+    """The figures of one layer or a whole model, for the whole batch.
 
     Attributes:
-        num_params: Parameters, each counted once, however often it is used.
-        param_bytes: Their size.
-        macs: Multiply-accumulates of convolutions and linear layers in a forward pass.
-        other_flops: FLOPs of everything else in a forward pass (see `whatwhere.cost.operations`).
-        saved_bytes: What a forward pass in training keeps for backward: distinct storages without parameters and
-            buffers.
+        num_params: Number of parameters; a shared parameter counts once.
+        param_bytes: Size of the parameters.
+        macs: Multiply-accumulates of convolutions and matrix products in a forward pass.
+        other_flops: FLOPs of all other operators in a forward pass (see `whatwhere.cost.operations`).
+        saved_bytes: Bytes that a forward pass in training saves for backward: distinct storages, without parameters
+            and buffers.
     """
 
     num_params: int = 0
@@ -48,7 +47,7 @@ class Figures:
 
     @property
     def flops(self) -> int:
-        """FLOPs of convolutions and linear layers: two per multiply-accumulate."""
+        """FLOPs of convolutions and matrix products: two per multiply-accumulate."""
         return 2 * self.macs
 
     def __add__(self, other: Figures) -> Figures:
@@ -62,15 +61,15 @@ class Figures:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One layer's cost.
+    """The cost of one layer.
 
     Attributes:
-        name: Its dotted name in the model.
-        type: The name of its class.
-        output_size: Shape of its last output, None if it was not called or gave no tensor.
-        num_calls: How often a forward pass calls it.
-        own: What it costs itself, without the layers inside it.
-        total: What it costs with the layers inside it.
+        name: Dotted name in the model.
+        type: Name of its class.
+        output_size: Shape of its last output; None if it was not called or returned no tensor.
+        num_calls: Number of calls in a forward pass.
+        own: Figures without the layers inside it.
+        total: Figures with the layers inside it.
     """
 
     name: str
@@ -86,25 +85,41 @@ class LayerCost:
         return self.name.count(".") + 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the layer's figures with those of the layers inside it."""
+        """Return the layer as plain values for JSON; the figures include the layers inside it."""
         size = None if self.output_size is None else list(self.output_size)
         head = {"name": self.name, "type": self.type, "output_size": size, "num_calls": self.num_calls}
         return head | self.total.to_dict()
 
 
-@dataclass(frozen=True, repr=False)
-class Cost:
-    """What a model costs, in total and by layer; prints itself as a table.
+@dataclass(frozen=True)
+class Latency:
+    """Times, as medians over rounds, and peak memory.
 
     Attributes:
-        name: What the model is called.
+        forward_ms: One forward pass in evaluation mode, without gradients.
+        training_step_ms: Forward pass in training mode with the mean of the output as loss, and backward; no optimizer.
+        peak_memory_bytes: Most memory that the model, its input and a training step take on the accelerator; other
+            tensors there do not count. None on a CPU.
+    """
+
+    forward_ms: float
+    training_step_ms: float
+    peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True, repr=False)
+class Cost:
+    """The cost of a model, in total and by layer. It prints as tables.
+
+    Attributes:
+        name: Name of the model.
         input_size: Shape of one input, without the batch.
-        batch_size: Number of inputs; every figure is for the whole batch.
-        own: What the model costs itself, without its layers: parameters and operations of its own forward.
-        total: The model's figures.
-        layers: Its layers in the order of `named_modules`, without those that do nothing (nn.Identity).
-        uncounted: Operators without a FLOP formula, and how often they ran; `other_flops` lacks them.
-        latency: Times and peak memory, if asked for.
+        batch_size: Number of inputs. Every figure is for the whole batch.
+        own: Figures of the model without its layers: its own parameters and the operators of its own forward.
+        total: Figures of the whole model.
+        layers: The layers in the order of `named_modules`, without nn.Identity.
+        uncounted: Operators without a FLOP formula, and how often they ran; `other_flops` does not include them.
+        latency: Times and peak memory, if `cost` was asked to measure them.
     """
 
     name: str
@@ -128,14 +143,11 @@ class Cost:
         return json.dumps(self.to_dict(), indent=2)
 
     def to_markdown(self, depth: int = 2) -> str:
-        """Return the tables in Markdown, layers down to `depth`."""
+        """Return the tables in Markdown, with layers down to `depth`."""
         return markdown(self.tables(depth))
 
     def to_csv(self) -> str:
-        """Return all layers and the total, a line each, as comma-separated values in plain integers.
-
-        Operators without a FLOP formula follow as lines "(not counted)" with how often they ran.
-        """
+        """Return a CSV: a line for each layer, the model itself, the total, and each operator without a formula."""
         lines = [
             [layer.name, layer.type, _times(layer.output_size), *(getattr(layer.total, metric) for metric in METRICS)]
             for layer in self.layers
@@ -146,7 +158,7 @@ class Cost:
         return comma_separated(["layer", "type", "output_size", *METRICS], lines)
 
     def tables(self, depth: int = 2) -> list[Table]:
-        """Return the layers down to `depth`, and the totals."""
+        """Return a table of the layers down to `depth`, and one of the totals."""
         layers = [layer for layer in self.layers if layer.depth <= depth]
         rows = [
             (
@@ -177,7 +189,7 @@ class Cost:
 
     @property
     def uncounted_note(self) -> str:
-        """A sentence that names the operators without a FLOP formula; empty if there are none."""
+        """A sentence that names the operators without a FLOP formula; "" if there are none."""
         if not self.uncounted:
             return ""
         names = ", ".join(f"{name} ({count} x)" for name, count in sorted(self.uncounted.items()))
@@ -191,7 +203,7 @@ class Cost:
 
 
 def format_figure(metric: str, value: float) -> str:
-    """Return a figure with its unit: counts of parameters exactly, sizes in MiB, operations in M or G."""
+    """Return a figure with its unit: parameters exactly, sizes in MiB, times in ms, operations in M or G."""
     if metric == "num_params":
         return f"{value:,.0f}"
     if metric.endswith("_bytes"):

@@ -1,4 +1,4 @@
-"""Two costs side by side: `compare_costs` and its result."""
+"""Compare the costs of two models, layer by layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ..base.errors import UserError
 from ..base.tables import Table, comma_separated, html, markdown, rich_tables, text
 from ..base.words import brief
-from .layers import is_within
+from .operations import is_within
 from .result import ITSELF, LABELS, METRICS, METRICS_BY_LAYER, UNCOUNTED, Cost, Figures, LayerCost, format_figure
 
 Status = Literal["both", "added", "removed"]
@@ -23,8 +23,8 @@ class Difference:
     """One figure of both models.
 
     Attributes:
-        a: The first model's, 0 where the layer is the second's alone.
-        b: The second model's, 0 where the layer is the first's alone.
+        a: Figure of the first model; 0 if only the second has the layer.
+        b: Figure of the second model; 0 if only the first has the layer.
     """
 
     a: float
@@ -37,17 +37,17 @@ class Difference:
 
     @property
     def ratio(self) -> float | None:
-        """The ratio b / a, None where a is 0."""
+        """The ratio b / a; None if a is 0."""
         return self.b / self.a if self.a else None
 
     def to_dict(self) -> dict[str, float | None]:
-        """Return all four by name."""
+        """Return a, b, difference and ratio by name."""
         return {"a": self.a, "b": self.b, "difference": self.difference, "ratio": self.ratio}
 
 
 @dataclass(frozen=True)
 class ComparedLayer:
-    """A layer of either model, or of both under the same name."""
+    """A layer of one model, or of both under the same name."""
 
     name: str
     a: LayerCost | None
@@ -55,7 +55,7 @@ class ComparedLayer:
 
     @property
     def status(self) -> Status:
-        """Whether both models have the layer, or only the second ("added") or the first ("removed")."""
+        """Return "both", "added" if only the second model has the layer, or "removed" if only the first has it."""
         if self.a is None:
             return "added"
         return "removed" if self.b is None else "both"
@@ -67,7 +67,7 @@ class ComparedLayer:
 
     @property
     def type(self) -> str:
-        """The name of its class; both, if they differ."""
+        """Name of its class; both names if they differ."""
         kinds = dict.fromkeys(layer.type for layer in (self.a, self.b) if layer is not None)
         return " -> ".join(kinds)
 
@@ -78,14 +78,14 @@ class ComparedLayer:
 
 @dataclass(frozen=True, repr=False)
 class CostComparison:
-    """What model `b` costs beside model `a`, in total and by layer; prints itself as tables."""
+    """The cost of model `b` beside that of model `a`, in total and by layer. It prints as tables."""
 
     a: Cost
     b: Cost
 
     @cached_property
     def layers(self) -> tuple[ComparedLayer, ...]:
-        """The layers of both, aligned by name, in the order of the models."""
+        """The layers of both models, aligned by name, in the models' order."""
         in_a = {layer.name: layer for layer in self.a.layers}
         in_b = {layer.name: layer for layer in self.b.layers}
         return tuple(ComparedLayer(name, in_a.get(name), in_b.get(name)) for name in _merged(list(in_a), list(in_b)))
@@ -95,13 +95,13 @@ class CostComparison:
         return Difference(getattr(self.a.total, metric), getattr(self.b.total, metric))
 
     def time(self, metric: str) -> Difference | None:
-        """Return one of `TIMES`, None unless both models were timed."""
+        """Return one of `TIMES`; None unless both models were timed."""
         values = [getattr(side.latency, metric, None) for side in (self.a, self.b)]
         return None if None in values else Difference(*values)  # type: ignore[arg-type]
 
     @cached_property
     def added(self) -> tuple[ComparedLayer, ...]:
-        """The outermost layers that only the second model has: the attention, where it was added."""
+        """The outermost layers that only the second model has, such as the attention added to it."""
         return self._outermost("added")
 
     @cached_property
@@ -110,7 +110,7 @@ class CostComparison:
         return self._outermost("removed")
 
     def summed(self, layers: tuple[ComparedLayer, ...]) -> Figures:
-        """Return the figures of `layers`, which must not contain one another, in the model that has them."""
+        """Return the summed figures of `layers`, which must not contain each other, in the model that has them."""
         present = [layer.b or layer.a for layer in layers]
         return sum((layer.total for layer in present if layer is not None), Figures())
 
@@ -135,11 +135,11 @@ class CostComparison:
         return json.dumps(self.to_dict(), indent=2)
 
     def to_markdown(self, depth: int = 1) -> str:
-        """Return the tables in Markdown, layers down to `depth`."""
+        """Return the tables in Markdown, with layers down to `depth`."""
         return markdown(self.tables(depth))
 
     def to_csv(self) -> str:
-        """Return all layers as comma-separated values, a line per layer and figure, the totals last."""
+        """Return a CSV with one line for each layer and figure, and the totals last."""
 
         def line(name: str, kind: str, status: str, metric: str, value: Difference) -> list[object]:
             ratio = "" if value.ratio is None else value.ratio
@@ -157,10 +157,10 @@ class CostComparison:
         return comma_separated(["layer", "type", "status", "figure", "a", "b", "difference", "ratio"], lines)
 
     def tables(self, depth: int = 1) -> list[Table]:
-        """Return the totals side by side, then one table per figure with the layers down to `depth`.
+        """Return a table of the totals, then one table for each figure with the layers down to `depth`.
 
-        Added or removed layers below `depth` are gathered under the layer that contains them, by type; layers that
-        cost nothing of a kind in either model have no line.
+        Added or removed layers below `depth` are summed by type, under the layer that contains them. A layer with the
+        figure 0 in both models has no line.
         """
         head = (self.a.name, self.b.name, "difference", "ratio")
         totals = [(LABELS[metric], *_cells(metric, self[metric])) for metric in METRICS]
@@ -189,7 +189,7 @@ class CostComparison:
         return html(self.tables())
 
     def _gathered(self, parent: ComparedLayer, depth: int, metric: str) -> list[tuple[str, str, str, str, str]]:
-        """Return a line for each type of added or removed layers that lie in `parent` but below `depth`."""
+        """Return a line for each type of added or removed layer inside `parent` and below `depth`."""
         if parent.depth != depth or parent.status != "both":
             return []
         rows = []
@@ -204,7 +204,7 @@ class CostComparison:
         return rows
 
     def _changes(self, word: str, layers: tuple[ComparedLayer, ...]) -> str:
-        # a ReLU more or less, with nothing to count in it, is no news
+        # layers without any figure, such as a ReLU, are not worth a note
         layers = tuple(layer for layer in layers if self.summed((layer,)) != Figures())
         if not layers:
             return ""
@@ -226,14 +226,14 @@ class CostComparison:
 
 
 def compare_costs(a: Cost, b: Cost) -> CostComparison:
-    """Put two costs side by side, layers aligned by name.
+    """Compare two costs, with layers aligned by name.
 
     Args:
         a: The cost to compare with, usually of the plain network.
-        b: The other, usually of the network with attention.
+        b: The other cost, usually of the network with attention.
 
     Raises:
-        UserError: They were measured on inputs of different shapes.
+        UserError: One is no `Cost`, or they were measured on inputs of different shapes.
     """
     for side in (a, b):
         if not isinstance(side, Cost):
@@ -252,7 +252,7 @@ def _check_metric(metric: str) -> None:
 
 
 def _merged(first: list[str], second: list[str]) -> list[str]:
-    """Return the names of both: those of `first` in their order, the others behind their predecessor in `second`."""
+    """Return the names of both lists: `first` in its order, each other name behind its predecessor in `second`."""
     following: dict[str | None, list[str]] = {}
     known, predecessor = set(first), None
     for name in second:
