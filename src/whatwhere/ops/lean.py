@@ -16,6 +16,7 @@ what the norm itself gives: at a = 0 the result is then, bit for bit, that of th
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,26 +25,24 @@ from torch import Tensor
 from .batch_norm import Normed, normed, normed_by_torch, takes_batch_statistics
 from .call import Call, ChannelGate, SpatialGate
 from .layout import View, accumulation_dtype, clamped_to, extreme, pieces_of
-from .lean_backward import Backward, Small
+from .lean_backward import Inputs, Saved, Small, gradients
 from .reference import POOLS
 
 
 def run(
     call: Call, x: Tensor, shortcut: Tensor | None, mix: Tensor | None, factor: Tensor | None, overwrite: bool
 ) -> Tensor:
-    """Return y: through autograd where somebody wants a gradient, otherwise over x if that may be overwritten."""
+    """Return y: by an autograd function if a gradient is needed, else written over x if `overwrite` allows it."""
     norm = call.batch_norm
     weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
     view = View.of(x)
-    x = view.dense(x)
-    shortcut = None if shortcut is None else view.dense(shortcut)
-    parameters = call.parameters
-    tensors = (x, shortcut, weight, bias, mix, *parameters)
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        y: Tensor = _Lean.apply(call, view, x, shortcut, factor, weight, bias, mix, *parameters)
+    inputs = Inputs(view.dense(x), None if shortcut is None else view.dense(shortcut), factor, weight, bias, mix)
+    learned = (*inputs._replace(factor=None), *call.parameters)
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in learned):
+        y: Tensor = _Lean.apply(call, view, *inputs, *call.parameters)
         return y
     with torch.no_grad():
-        return Forward(call, view, x, shortcut, mix, factor, overwrite=overwrite).run()
+        return Forward(call, view, inputs, overwrite=overwrite).run()
 
 
 def _without_autocast(device: str) -> contextlib.AbstractContextManager[object]:
@@ -56,7 +55,7 @@ def _joined(pieces: list[Tensor]) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
-def _as_it_is(tensor: Tensor) -> Tensor:
+def _unchanged(tensor: Tensor) -> Tensor:
     return tensor
 
 
@@ -65,38 +64,35 @@ class Forward:
 
     Args:
         call: What to compute.
-        view: The layout of x and shortcut, both dense in it.
-        x: Features, and so on, as of `whatwhere.ops.gated_tail`.
-        shortcut: What is added, or None.
-        mix: The scalar a, or None.
-        factor: The factor f, (N,), or None.
-        graph: Whether a backward pass follows: the small functions' graphs and the indices of maxima are kept.
-        needs_z: Whether that pass is to reach z.
-        overwrite: Whether y may take the place of x.
+        view: The layout of x and shortcut, which are dense in it.
+        inputs: x, shortcut and so on.
+        graph: Whether a backward pass follows, so that the small graphs and the indices of maxima are kept.
+        needs_z: Whether z needs a gradient.
+        overwrite: Whether y may be written over x.
 
     Attributes:
         small: The small tensors of the call, filled by `run`.
-        mean: What the norm took as mean, (C,); None without a norm.
-        invstd: What the norm took as 1 / sqrt(var + eps), (C,).
+        mean: The mean that the norm took, (C,); None without a norm.
+        invstd: Its 1 / sqrt(var + eps), (C,).
     """
 
     def __init__(
         self,
         call: Call,
         view: View,
-        x: Tensor,
-        shortcut: Tensor | None,
-        mix: Tensor | None,
-        factor: Tensor | None,
+        inputs: Inputs,
         *,
         graph: bool = False,
         needs_z: bool = False,
         overwrite: bool = False,
     ) -> None:
-        self.call, self.view, self.x, self.shortcut, self.mix, self.factor = call, view, x, shortcut, mix, factor
-        self.graph, self.needs_z, self.overwrite = graph, needs_z, overwrite
-        self.dtype = accumulation_dtype(x.dtype)
-        self.small_dtype = torch.float32 if torch.is_autocast_enabled(x.device.type) else x.dtype
+        self.call, self.view, self.graph, self.needs_z, self.overwrite = call, view, graph, needs_z, overwrite
+        self.x: Tensor = inputs.x
+        self.shortcut: Tensor | None = inputs.shortcut
+        self.factor: Tensor | None = inputs.factor
+        self.mix: Tensor | None = inputs.mix
+        self.dtype = accumulation_dtype(self.x.dtype)
+        self.small_dtype = torch.float32 if torch.is_autocast_enabled(self.x.device.type) else self.x.dtype
         self.small = Small()
         self.mean: Tensor | None = None
         self.invstd: Tensor | None = None
@@ -242,7 +238,7 @@ class Forward:
         # Whoever packs saved tensors (checkpointing recomputes them) would do so for each graph anew; these are small.
         # Detached, because a node that held its own result would keep itself alive for ever.
         # The functions take copies, because the leaves themselves may not be written to.
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, _as_it_is):
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, _unchanged):
             return function(*(value.clone() for value in inputs))
 
     def _gate(self, gate: Tensor | None) -> Tensor | None:
@@ -294,56 +290,54 @@ class Forward:
         return gates.mul_(mix).add_(1 - mix)
 
 
+_NUM_INPUTS = len(Inputs._fields)
+
+
 class _Lean(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        call: Call,
-        view: View,
-        x: Tensor,
-        shortcut: Tensor | None,
-        factor: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mix: Tensor | None,
-        *parameters: Tensor,
-    ) -> Tensor:
-        needs_z = any(ctx.needs_input_grad[index] for index in (2, 5, 6))
-        forward = Forward(call, view, x, shortcut, mix, factor, graph=True, needs_z=needs_z)
+    def forward(ctx: Any, call: Call, view: View, *tensors: Any) -> Tensor:
+        """Compute y from the fields of `Inputs`, followed by the parameters of the small functions."""
+        inputs, needs = Inputs(*tensors[:_NUM_INPUTS]), Inputs(*ctx.needs_input_grad[2 : 2 + _NUM_INPUTS])
+        forward = Forward(call, view, inputs, graph=True, needs_z=needs.x or needs.weight or needs.bias)
         y = forward.run()
+        ctx.call, ctx.view, ctx.needs, ctx.kept = call, view, needs, forward.small
         ctx.from_batch = takes_batch_statistics(call.batch_norm)
-        ctx.call, ctx.view, ctx.parameters, ctx.kept = call, view, parameters, forward.small
+        # autograd checks that nothing writes to these before the backward pass
         indices, forward.small.indices = forward.small.indices, {}
         ctx.index_names = tuple(indices)
-        of_norm = (weight, bias, mix, forward.mean, forward.invstd)
-        ctx.save_for_backward(x, y if call.relu else None, factor, *of_norm, *indices.values())
+        of_norm = (forward.mean, forward.invstd)
+        ctx.save_for_backward(*inputs._replace(shortcut=None), y if call.relu else None, *of_norm, *indices.values())
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        # asked first, because a backward pass of the small graphs ends with no answer
+        # read first: the inner autograd.grad clears this flag
         keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)()
+        tensors = ctx.saved_tensors
+        inputs, (y, mean, invstd, *indices) = Inputs(*tensors[:_NUM_INPUTS]), tensors[_NUM_INPUTS:]
+        small = replace(ctx.kept, indices=dict(zip(ctx.index_names, indices, strict=True)))
+        saved = Saved(ctx.call, ctx.view, inputs, y, mean, invstd, ctx.from_batch, small, ctx.needs)
         with torch.no_grad(), _without_autocast(dy.device.type):
-            backward = Backward(ctx, dy)
-            gradients = backward.gradients()
+            of_inputs, of_parameters = gradients(saved, dy)
+        found = (*of_inputs, *of_parameters)
         if not keeps_graph:
             # as with saved tensors, which refuse a second backward pass before it comes to this
             ctx.kept = None
         if torch.is_grad_enabled():
-            sources = (dy, backward.x, backward.weight, backward.bias, backward.mix, *ctx.parameters)
-            gradients = tuple(None if value is None else _Final.apply(value, *sources) for value in gradients)
-        return None, None, *gradients
+            sources = (dy, *inputs._replace(factor=None), *ctx.call.parameters)
+            found = tuple(None if value is None else _Final.apply(value, *sources) for value in found)
+        return None, None, *found
 
 
 class _Final(torch.autograd.Function):
-    """Passes on a gradient that has no gradient of its own, and says so once somebody asks for that.
+    """Returns a gradient that cannot be differentiated again, and raises when it is.
 
-    It depends on its `sources`, so that whoever differentiates with respect to any of them comes by here.
+    It depends on its `sources`, so that a derivative with respect to any of them comes by here.
     """
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, *sources: Tensor | None) -> Tensor:
-        # a view of it could not be detached in place
+        # not a view, which could not be detached in place
         return gradient.clone()
 
     @staticmethod

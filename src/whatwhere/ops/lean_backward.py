@@ -1,25 +1,25 @@
-"""The backward pass of the lean gates: three passes over x, the small functions' own graphs between them.
-
-(The pools "std", "l2", "lp" and "lse" take further ones, by autograd on each piece.)
+"""The backward pass of the lean backend: three passes over x, with the graphs of the small functions between them.
 
 In the notation of `lean.py`, with g = dL/dy and, behind a norm, z = w * xh + b, xh = (x - mean) / sqrt(var + eps)::
 
     dv = g, or g where y > 0                                  dshortcut = dv
-    dm = a * f * sum over C of dv * u                         first pass; then where's graph gives dmaps
+    dm = a * f * sum over C of dv * u                         first pass; then the graph of `where` gives dmaps
     du = a * f * m * dv + dmaps, each spread over C (mean) or put at its index (max)
-    ds = sum over H x W of du * z                             second pass; then what's graph gives dpools
+    ds = sum over H x W of du * z                             second pass; then the graph of `what` gives dpools
     dz = s * du + (1 - a) * f * dv + dpools, each spread over H x W or put at its index
     da = sum over all of f * dv * z * (s * m - 1)
     db = sum of dz, dw = sum of dz * xh                       over N, H and W, from the sums of the second pass
     dx = w / sqrt(var + eps) * (dz - db / M - xh * dw / M)    third pass; M = N * H * W
 
-In evaluation the last two terms of dx are absent. Nothing is divided by w, which may be 0.
+In evaluation mode the last two terms of dx are absent. Nothing is divided by w, which may be 0. The pools "std", "l2",
+"lp", "lse" and "dct..." have no formula here: autograd computes their gradient, piece by piece.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,17 @@ from torch import Tensor
 from .call import Call
 from .layout import View, accumulation_dtype, pieces_of
 from .reference import POOLS
+
+
+class Inputs(NamedTuple):
+    """The tensors that the autograd function takes, by name; also their gradients, and which of them need one."""
+
+    x: Any = None
+    shortcut: Any = None
+    factor: Any = None
+    weight: Any = None
+    bias: Any = None
+    mix: Any = None
 
 
 @dataclass
@@ -48,6 +59,38 @@ class Small:
     indices: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What a forward pass leaves for its backward pass.
+
+    Attributes:
+        call: What was computed.
+        view: The layout of x.
+        inputs: The inputs, without the shortcut.
+        y: The result behind a ReLU; None without one.
+        mean: The mean that the norm took, (C,); None without a norm.
+        invstd: Its 1 / sqrt(var + eps), (C,).
+        from_batch: Whether both are statistics of the batch, through which x gets a gradient too.
+        small: The small tensors.
+        needs: Which inputs need a gradient.
+    """
+
+    call: Call
+    view: View
+    inputs: Inputs
+    y: Tensor | None
+    mean: Tensor | None
+    invstd: Tensor | None
+    from_batch: bool
+    small: Small
+    needs: Inputs
+
+    @property
+    def needs_sums(self) -> bool:
+        """Whether the norm needs the sums of dz: for its own parameters, or because x moved its statistics."""
+        return self.call.norm is not None and bool(self.from_batch or self.needs.weight or self.needs.bias)
+
+
 @dataclass
 class _Sums:
     """Sums over H x W, (N, C): of a gradient, and of the gradient times xh."""
@@ -56,7 +99,8 @@ class _Sums:
     by_xh: Tensor
 
     @staticmethod
-    def joined(pieces: list[_Sums]) -> _Sums:
+    def joined(pieces: Iterable[_Sums]) -> _Sums:
+        pieces = list(pieces)
         return _Sums(torch.cat([sums.plain for sums in pieces]), torch.cat([sums.by_xh for sums in pieces]))
 
     def scaled(self, factor: Tensor | float) -> _Sums:
@@ -66,301 +110,314 @@ class _Sums:
         return _Sums(self.plain + other.plain, self.by_xh + other.by_xh)
 
 
-class Backward:
-    """One backward pass; `gradients` runs it."""
+class _Norm(NamedTuple):
+    """z = weight * xh + bias with xh = (x - mean) * invstd, (C,) each; without a norm z = xh = x."""
 
-    def __init__(self, ctx: Any, dy: Tensor) -> None:
-        self.call: Call = ctx.call
-        self.view: View = ctx.view
-        self.kept: Small = ctx.kept
-        self.parameters: tuple[Tensor, ...] = ctx.parameters
-        (
-            self.needs_x,
-            self.needs_shortcut,
-            _,
-            self.needs_weight,
-            self.needs_bias,
-            self.needs_mix,
-        ) = ctx.needs_input_grad[2:8]
-        self.from_batch: bool = ctx.from_batch
-        self.x: Tensor
-        self.x, y, factor, weight, bias, mix, mean, invstd, *indices = ctx.saved_tensors
-        self.indices: dict[str, Tensor] = dict(zip(ctx.index_names, indices, strict=True))
-        self.weight, self.bias, self.mix = weight, bias, mix
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    invstd: Tensor
+    scale: Tensor  # weight * invstd
 
-        dtype: torch.dtype = accumulation_dtype(self.x.dtype)
-        self.dtype = dtype
-        self.flat = self.view.flat(self.x)
+    def by_z(self, sums: _Sums) -> Tensor:
+        """Return the sums of a gradient times z, (N, C)."""
+        return self.weight * sums.by_xh + self.bias * sums.plain
+
+
+class _Work:
+    """One backward pass under way: what was saved, in the dtype of accumulation, read piece by piece.
+
+    Attributes:
+        s, m: The gates, (N, C) and (N, P); None where there is none.
+        f: The factor of each sample, (N, 1).
+        through: a * f, how much of z goes through the gates.
+        past: (1 - a) * f, how much goes past them; None without a mixing.
+        norm: The norm in numbers.
+        dv4, dv: The gradient of v, as (N, C, H, W) and as a view. The first pass fills it, piece by piece.
+        of_parameters: The gradients of the small functions' parameters so far.
+    """
+
+    def __init__(self, saved: Saved, dy: Tensor) -> None:
+        x, _, factor, weight, bias, mix = saved.inputs
+        self.saved, self.view = saved, saved.view
+        self.dtype = dtype = accumulation_dtype(x.dtype)
+        self.flat = self.view.flat(x)
         self.pieces = list(pieces_of(self.flat))
-        self.s = None if self.kept.s is None else self.kept.s.detach().to(dtype)
-        self.m = None if self.kept.m is None else self.kept.m.detach().flatten(1).to(dtype)
-        # how much of z goes through the gates, and how much past them: a * f and (1 - a) * f, (N, 1)
-        self.f: Tensor = self.x.new_ones(len(self.x), 1, dtype=dtype) if factor is None else factor.to(dtype)[:, None]
+        self.rooms: list[Tensor] = []
+        s, m = saved.small.s, saved.small.m
+        self.s = None if s is None else s.detach().to(dtype)
+        self.m = None if m is None else m.detach().flatten(1).to(dtype)
+        self.f: Tensor = x.new_ones(len(x), 1, dtype=dtype) if factor is None else factor.to(dtype)[:, None]
         self.through = self.f if mix is None else mix.to(dtype) * self.f
         self.past = None if mix is None else self.f - self.through
-        # z = w * xh + b and xh = x * invstd - mean * invstd, as (C,); without a norm z = xh = x
-        one = self.x.new_ones(self.x.shape[1], dtype=dtype)
-        self.w = one if weight is None else weight.to(dtype)
-        self.b = torch.zeros_like(one) if bias is None else bias.to(dtype)
-        self.invstd = one if invstd is None else invstd.to(dtype)
-        self.mean = torch.zeros_like(one) if mean is None else mean.to(dtype)
-        self.rooms: list[Tensor] = []
+        one = x.new_ones(x.shape[1], dtype=dtype)
+        w, invstd = (one if tensor is None else tensor.to(dtype) for tensor in (weight, saved.invstd))
+        b, mean = (torch.zeros_like(one) if tensor is None else tensor.to(dtype) for tensor in (bias, saved.mean))
+        self.norm = _Norm(w, b, mean, invstd, w * invstd)
+        self.of_parameters: list[Tensor | None] = [None] * len(saved.call.parameters)
 
-        dy = self.view.dense(dy)
-        self.dv4: Tensor = dy if y is None else torch.empty_like(self.x)
-        self.dv: Tensor = self.view.flat(self.dv4)
-        # dy and y as long as dv is not there yet
-        self.relu = None if y is None else (self.view.flat(dy), self.view.flat(y))
+        dy, y = self.view.dense(dy), saved.y
+        self.dv4 = dy if y is None else torch.empty_like(x)
+        self.dv = self.view.flat(self.dv4)
+        self._before_relu = None if y is None else (self.view.flat(dy), self.view.flat(y))
 
-    def gradients(self) -> tuple[Tensor | None, ...]:
-        """Return the gradients of x, shortcut, factor, weight, bias, mix and the small functions' parameters."""
-        of_parameters: list[Tensor | None] = [None] * len(self.parameters)
-        dx4 = torch.empty_like(self.x) if self.needs_x else None
-        dx = None if dx4 is None else self.view.flat(dx4)
-        of_norm = self.needs_x or self.needs_weight or self.needs_bias
-        dm = dmix = dweight = dbias = None
-        dmaps: dict[str, Tensor] = {}
-        if self.m is not None and (self.needs_mix or _requires_grad(self.kept.m)):
-            dm = self._first_pass(dx)
-            dmaps = self._through_where(dm, of_parameters)
-        if of_norm or self.needs_mix or _requires_grad(self.kept.s):
-            of_u, of_v = self._second_pass(dmaps, dx)
-            dpools = self._through_what(of_u, of_parameters)
-            if self.needs_mix:
-                dmix = self._mix_gradient(dm, of_v)
-            sums = self._sums_of_dz(of_u, of_v, dpools) if of_norm and self._wants_sums() else None
-            if sums is not None:
-                dweight, dbias = sums.by_xh.sum(0), sums.plain.sum(0)
-            if dx is not None:
-                self._third_pass(dx, dpools, sums)
-        elif self.relu is not None:
-            for piece in self.pieces:
-                self._dv(piece)
-        return (
-            dx4,
-            self.dv4 if self.needs_shortcut else None,
-            None,
-            None if dweight is None or not self.needs_weight else dweight.to(self.weight.dtype),
-            None if dbias is None or not self.needs_bias else dbias.to(self.bias.dtype),
-            None if dmix is None else dmix.to(self.mix.dtype),
-            *of_parameters,
-        )
+    def dv_of(self, piece: slice) -> Tensor:
+        """Return dv of a piece; compute it if this is the first pass."""
+        if self._before_relu is not None:
+            dy, y = self._before_relu
+            torch.ops.aten.threshold_backward.grad_input(dy[piece], y[piece], 0.0, grad_input=self.dv[piece])
+        return self.dv[piece]
 
-    def _wants_sums(self) -> bool:
-        """Return whether the norm wants the sums of dz: for its own parameters, or because x moved its statistics."""
-        return self.call.norm is not None and bool(self.from_batch or self.needs_weight or self.needs_bias)
+    def finish_dv(self) -> None:
+        """Record that a pass has filled dv."""
+        self._before_relu = None
 
-    def _room(self, piece: slice, index: int = 0) -> Tensor:
-        """Return one of the rooms for a piece in the dtype of accumulation."""
+    def room(self, piece: slice, index: int = 0) -> Tensor:
+        """Return one of the scratch tensors for a piece, in the dtype of accumulation."""
         while len(self.rooms) <= index:
             self.rooms.append(torch.empty_like(self.flat[self.pieces[0]], dtype=self.dtype))
         return self.rooms[index][: len(self.flat[piece])]
 
-    def _dv(self, piece: slice) -> Tensor:
-        """Return dv of a piece, which the first pass to come here computes."""
-        if self.relu is not None:
-            dy, y = self.relu
-            torch.ops.aten.threshold_backward.grad_input(dy[piece], y[piece], 0.0, grad_input=self.dv[piece])
-        return self.dv[piece]
-
-    def _centred(self, piece: slice) -> Tensor:
-        """Return x - mean of a piece: in the first room, or x itself where there is no norm."""
+    def centred(self, piece: slice) -> Tensor:
+        """Return x - mean of a piece, in the first scratch tensor; x itself without a norm."""
         x: Tensor = self.flat[piece]
-        if self.call.norm is None:
+        if self.saved.call.norm is None:
             return x if x.dtype == self.dtype else x.to(self.dtype)
-        return torch.sub(x, self.view.over_pixels(self.mean[None]), out=self._room(piece))
+        return torch.sub(x, self.view.over_pixels(self.norm.mean[None]), out=self.room(piece))
 
-    def _first_pass(self, dx: Tensor | None) -> Tensor:
-        """Return the sum over C of dv * u, (N, P); what stands in `dx`, which is yet to come, may be overwritten."""
-        s = self.f.new_ones(len(self.x), 1) if self.s is None else self.s
-        scale = self.w * self.invstd
-        scale, shift = scale * s, (self.b - scale * self.mean) * s
-        sums = []
-        for piece in self.pieces:
-            x = self.flat[piece]
-            room = self._room(piece) if dx is None or dx.dtype != self.dtype else dx[piece]
-            if self.call.norm is not None:
-                u = self.view.affine(x, scale[piece], shift[piece], room)
-            elif self.s is None:
-                u = x.to(self.dtype)
-            else:
-                u = torch.mul(x, self.view.over_pixels(self.s[piece]), out=room)
-            sums.append(torch.mul(u, self._dv(piece), out=room).sum(self.view.c))
-        self.relu = None
-        return torch.cat(sums)
-
-    def _through_where(self, dm: Tensor, of_parameters: list[Tensor | None]) -> dict[str, Tensor]:
-        """Send the gradient of m through `where`; return that of the maps, (N, P) by name."""
-        assert self.kept.m is not None
-        assert self.kept.maps is not None
-        assert self.call.where is not None
-        (dmaps,) = _small_gradients(self.kept.m, (self.kept.maps,), dm * self.through, self.parameters, of_parameters)
-        if dmaps is None:
-            return {}
-        return dict(zip(self.call.where.maps, dmaps.flatten(2).to(self.dtype).unbind(1), strict=True))
-
-    def _second_pass(self, dmaps: dict[str, Tensor], dx: Tensor | None) -> tuple[_Sums, _Sums | None]:
-        """Return the sums of du, and those of dv where the mix wants them; leave du in `dx` if there is an m."""
-        of_u: list[_Sums] = []
-        of_v: list[_Sums] = []
-        sums_of_xh: list[Tensor] = []
-        for piece in self.pieces:
-            dv, centred = self._dv(piece), self._centred(piece)
-            if self._wants_sums() and self.call.what is not None and "avg" in self.call.what.pools:
-                sums_of_xh.append(centred.sum(self.view.p) * self.invstd)
-            if self.m is None:
-                of_u.append(self._sums(dv, centred, self._room(piece)))
-                continue
-            du = self._du(piece, dmaps, self._room(piece, 1) if dx is None else dx[piece])
-            if self.mix is not None:
-                of_v.append(self._sums(dv, centred, self._room(piece, 2)))
-            of_u.append(self._sums(du, centred, self._room(piece)))
-        self.relu = None
-        self.sum_xh = torch.cat(sums_of_xh) if sums_of_xh else None
-        u = _Sums.joined(of_u)
-        if self.m is not None:
-            return u, _Sums.joined(of_v) if of_v else None
-        # without a spatial gate du is dv, but for the factor and the mix
-        return u.scaled(self.through), u
-
-    def _sums(self, gradient: Tensor, centred: Tensor, room: Tensor) -> _Sums:
+    def sums(self, gradient: Tensor, centred: Tensor, room: Tensor) -> _Sums:
         product = torch.mul(gradient, centred, out=room)
-        return _Sums(gradient.sum(self.view.p, dtype=self.dtype), product.sum(self.view.p).mul_(self.invstd))
+        by_xh = product.sum(self.view.p).mul_(self.norm.invstd)
+        return _Sums(gradient.sum(self.view.p, dtype=self.dtype), by_xh)
 
-    def _du(self, piece: slice, dmaps: dict[str, Tensor], out: Tensor) -> Tensor:
-        """Write the gradient of u, through m and through the maps, to `out`."""
-        assert self.m is not None
-        pixels = self.view.over_channels
-        gate = pixels(self.m[piece] * self.through[piece])
-        if "mean" not in dmaps:
-            torch.mul(self.dv[piece], gate, out=out)
-        elif out.dtype == self.dtype:
-            torch.addcmul(pixels(dmaps["mean"][piece] / self.x.shape[1]), self.dv[piece], gate, out=out)
+
+def gradients(saved: Saved, dy: Tensor) -> tuple[Inputs, list[Tensor | None]]:
+    """Return the gradients of the inputs, and those of the small functions' parameters, from that of the result."""
+    work, needs, small = _Work(saved, dy), saved.needs, saved.small
+    x, _, _, weight, bias, mix = saved.inputs
+    dx4 = torch.empty_like(x) if needs.x else None
+    dx = None if dx4 is None else saved.view.flat(dx4)
+    needs_norm = needs.x or needs.weight or needs.bias
+    dm = dmix = dweight = dbias = None
+    dmaps: dict[str, Tensor] = {}
+    if small.m is not None and (needs.mix or small.m.requires_grad):
+        dm = _first_pass(work, dx)
+        dmaps = _through_where(work, dm)
+    if needs_norm or needs.mix or (small.s is not None and small.s.requires_grad):
+        of_u, of_v, sums_of_xh = _second_pass(work, dmaps, dx)
+        dpools = _through_what(work, of_u)
+        if needs.mix:
+            dmix = _mix_gradient(work, dm, of_v).to(mix.dtype)
+        sums = None
+        if needs_norm and saved.needs_sums:
+            sums = _sums_of_dz(work, of_u, of_v, sums_of_xh, dpools)
+            dweight = sums.by_xh.sum(0).to(weight.dtype) if needs.weight else None
+            dbias = sums.plain.sum(0).to(bias.dtype) if needs.bias else None
+        if dx is not None:
+            _third_pass(work, dx, dpools, sums)
+    elif saved.y is not None and dm is None:
+        for piece in work.pieces:
+            work.dv_of(piece)
+    return Inputs(dx4, work.dv4 if needs.shortcut else None, None, dweight, dbias, dmix), work.of_parameters
+
+
+def _first_pass(work: _Work, dx: Tensor | None) -> Tensor:
+    """Return the sum over C of dv * u, (N, P); may write into `dx`, which is filled later."""
+    view, norm = work.view, work.norm
+    s = work.f.new_ones(len(work.flat), 1) if work.s is None else work.s
+    scale, shift = norm.scale * s, (norm.bias - norm.scale * norm.mean) * s
+    sums = []
+    for piece in work.pieces:
+        x = work.flat[piece]
+        room = work.room(piece) if dx is None or dx.dtype != work.dtype else dx[piece]
+        if work.saved.call.norm is not None:
+            u = view.affine(x, scale[piece], shift[piece], room)
+        elif work.s is None:
+            u = x.to(work.dtype)
         else:
-            out.copy_(self.dv[piece] * gate + pixels(dmaps["mean"][piece] / self.x.shape[1]))
-        if "max" in dmaps:
-            _add_at(out, self.view.c, pixels(self.indices["maps"][piece]), pixels(dmaps["max"][piece]))
-        return out
+            u = torch.mul(x, view.over_pixels(work.s[piece]), out=room)
+        sums.append(torch.mul(u, work.dv_of(piece), out=room).sum(view.c))
+    work.finish_dv()
+    return torch.cat(sums)
 
-    def _through_what(self, of_u: _Sums, of_parameters: list[Tensor | None]) -> dict[str, Tensor]:
-        """Send the gradient of s through `what`; return that of the pools, (N, C) by name."""
-        if self.call.what is None:
-            return {}
-        assert self.kept.s is not None
-        ds = self.w * of_u.by_xh + self.b * of_u.plain
-        dpools = _small_gradients(self.kept.s, self.kept.pooled, ds, self.parameters, of_parameters)
-        pairs = zip(self.call.what.pools, dpools, strict=True)
-        return {name: dpool.to(self.dtype) for name, dpool in pairs if dpool is not None}
 
-    def _mix_gradient(self, dm: Tensor | None, of_v: _Sums | None) -> Tensor:
-        assert of_v is not None
-        dv_by_z = self.w * of_v.by_xh + self.b * of_v.plain
-        gated: Tensor
-        if self.m is None:
-            assert self.s is not None
-            gated = (dv_by_z * self.s).sum(1)
+def _through_where(work: _Work, dm: Tensor) -> dict[str, Tensor]:
+    """Send the gradient of m through `where`; return those of the maps by name, (N, P) each."""
+    small, where = work.saved.small, work.saved.call.where
+    assert small.m is not None
+    assert small.maps is not None
+    assert where is not None
+    (dmaps,) = _through_small(work, small.m, (small.maps,), dm * work.through)
+    if dmaps is None:
+        return {}
+    return dict(zip(where.maps, dmaps.flatten(2).to(work.dtype).unbind(1), strict=True))
+
+
+def _second_pass(work: _Work, dmaps: dict[str, Tensor], dx: Tensor | None) -> tuple[_Sums, _Sums | None, Tensor | None]:
+    """Return the sums of du; those of dv if there is a mixing; those of xh if the pool "avg" needs them.
+
+    With a spatial gate du is left in `dx`.
+    """
+    view, what = work.view, work.saved.call.what
+    needs_xh = work.saved.needs_sums and what is not None and "avg" in what.pools
+    of_u: list[_Sums] = []
+    of_v: list[_Sums] = []
+    of_xh: list[Tensor] = []
+    for piece in work.pieces:
+        dv, centred = work.dv_of(piece), work.centred(piece)
+        if needs_xh:
+            of_xh.append(centred.sum(view.p) * work.norm.invstd)
+        if work.m is None:
+            of_u.append(work.sums(dv, centred, work.room(piece)))
+            continue
+        du = _write_du(work, piece, dmaps, work.room(piece, 1) if dx is None else dx[piece])
+        if work.past is not None:
+            of_v.append(work.sums(dv, centred, work.room(piece, 2)))
+        of_u.append(work.sums(du, centred, work.room(piece)))
+    work.finish_dv()
+    sums_of_xh = torch.cat(of_xh) if of_xh else None
+    u = _Sums.joined(of_u)
+    if work.m is not None:
+        return u, _Sums.joined(of_v) if of_v else None, sums_of_xh
+    # without a spatial gate du is dv, but for the factor and the mixing
+    return u.scaled(work.through), u, sums_of_xh
+
+
+def _write_du(work: _Work, piece: slice, dmaps: dict[str, Tensor], out: Tensor) -> Tensor:
+    """Write the gradient of u, through m and through the maps, to `out`."""
+    assert work.m is not None
+    over_channels = work.view.over_channels
+    dv, gate = work.dv[piece], over_channels(work.m[piece] * work.through[piece])
+    if "mean" not in dmaps:
+        torch.mul(dv, gate, out=out)
+    else:
+        dmean = over_channels(dmaps["mean"][piece] / work.flat.shape[work.view.c])
+        if out.dtype == work.dtype:
+            torch.addcmul(dmean, dv, gate, out=out)
         else:
-            assert dm is not None
-            gated = (dm * self.m).sum(1)
-        return (self.f[:, 0] * (gated - dv_by_z.sum(1))).sum()
-
-    def _sums_of_dz(self, of_u: _Sums, of_v: _Sums | None, dpools: dict[str, Tensor]) -> _Sums:
-        """Return the sums of dz, from those of its parts."""
-        sums = of_u if self.s is None else of_u.scaled(self.s)
-        if self.past is not None:
-            assert of_v is not None
-            sums += of_v.scaled(self.past)
-        for name, dpool in dpools.items():
-            if name == "avg":
-                assert self.sum_xh is not None
-                sums += _Sums(dpool, dpool * self.sum_xh / self.flat.shape[self.view.p])
-            elif name in self.indices:
-                index = self.view.over_pixels(self.indices[name].long())
-                x = self.flat.gather(self.view.p, index).squeeze(self.view.p)
-                sums += _Sums(dpool, dpool * (x - self.mean) * self.invstd)
-            else:
-                sums += _Sums.joined(
-                    [
-                        self._sums(
-                            self._pool_gradient(name, piece, dpool[piece]), self._centred(piece), self._room(piece)
-                        )
-                        for piece in self.pieces
-                    ]
-                )
-        return sums
-
-    def _third_pass(self, dx: Tensor, dpools: dict[str, Tensor], sums: _Sums | None) -> None:
-        """Write the gradient of x to `dx`, where du stands if there is an m."""
-        scale = self.w * self.invstd
-        shift = torch.zeros_like(self.f.expand(-1, len(scale)))
-        if "avg" in dpools:
-            shift = scale * dpools["avg"] / self.flat.shape[self.view.p]
-        of_x = None
-        if sums is not None and self.from_batch:
-            num = self.flat.numel() / len(scale)
-            of_x = -scale * self.invstd * sums.by_xh.sum(0) / num
-            shift = shift - scale * sums.plain.sum(0) / num
-        gate = self.f.new_ones(len(self.x), 1) if self.s is None else self.s
-        if self.m is None:
-            gate = gate * self.through + (0 if self.past is None else self.past)
-        gate = scale * gate
-        # the last pieces are still in a CPU's cache
-        for piece in reversed(self.pieces):
-            source = self.dv[piece] if self.m is None else dx[piece]
-            out = dx[piece] if dx.dtype == self.dtype else self._room(piece, 1)
-            self.view.affine(source, gate[piece], shift[piece], out)
-            if self.past is not None and self.m is not None:
-                out.add_(self.dv[piece] * self.view.over_pixels(scale * self.past[piece]))
-            if of_x is not None:
-                centred = self._centred(piece)
-                if self.view.c == 2:
-                    out.addcmul_(centred, of_x)
-                else:
-                    out.add_(centred.mul_(self.view.over_pixels(of_x[None])))
-            for name, dpool in dpools.items():
-                if name in self.indices:
-                    index = self.view.over_pixels(self.indices[name][piece])
-                    _add_at(out, self.view.p, index, self.view.over_pixels(scale * dpool[piece]))
-                elif name != "avg":
-                    out.add_(self._pool_gradient(name, piece, dpool[piece]) * self.view.over_pixels(scale[None]))
-            if out.dtype != dx.dtype:
-                dx[piece].copy_(out)
-
-    def _pool_gradient(self, name: str, piece: slice, dpool: Tensor) -> Tensor:
-        """Return the gradient that a pool without a formula here sends back to z, by autograd on the piece alone."""
-        scale, shift = self.view.over_pixels((self.w * self.invstd)[None]), self.view.over_pixels(self.b[None])
-        z = (self._centred(piece) * scale + shift).requires_grad_()
-        with torch.enable_grad():
-            pooled = POOLS[name](self.view.image(z, *self.x.shape[2:]))
-        (dz,) = torch.autograd.grad(pooled, z, dpool)
-        return dz
+            out.copy_(dv * gate + dmean)
+    if "max" in dmaps:
+        index = over_channels(work.saved.small.indices["maps"][piece])
+        _add_at(out, work.view.c, index, over_channels(dmaps["max"][piece]))
+    return out
 
 
-def _requires_grad(output: Tensor | None) -> bool:
-    return output is not None and output.requires_grad
+def _through_what(work: _Work, of_u: _Sums) -> dict[str, Tensor]:
+    """Send the gradient of s through `what`; return those of the pools by name, (N, C) each."""
+    small, what = work.saved.small, work.saved.call.what
+    if what is None:
+        return {}
+    assert small.s is not None
+    dpools = _through_small(work, small.s, small.pooled, work.norm.by_z(of_u))
+    return {name: dpool.to(work.dtype) for name, dpool in zip(what.pools, dpools, strict=True) if dpool is not None}
 
 
-def _small_gradients(
-    output: Tensor,
-    inputs: tuple[Tensor, ...],
-    gradient: Tensor,
-    parameters: tuple[Tensor, ...],
-    of_parameters: list[Tensor | None],
+def _through_small(
+    work: _Work, output: Tensor, inputs: tuple[Tensor, ...], gradient: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Send `gradient` back through a small graph; add to `of_parameters` and return what the inputs get."""
+    """Send `gradient` through the graph of a small function; return the gradients of its inputs.
+
+    Those of the parameters are added to `work.of_parameters`.
+    """
+    parameters = work.saved.call.parameters
     wanted = [tensor for tensor in (*inputs, *parameters) if tensor.requires_grad]
     if not output.requires_grad or not wanted:
         return (None,) * len(inputs)
-    # kept, because the pass around it may come a second time (retain_graph)
     gradient = gradient if output.dim() == 2 else gradient.view(len(output), 1, *inputs[0].shape[2:])
     gradient = gradient.sum_to_size(output.shape).to(output.dtype)
+    # the graph is kept, because the pass around it may come a second time (retain_graph)
     found = torch.autograd.grad(output, wanted, gradient, retain_graph=True, allow_unused=True)
     by_tensor = {id(tensor): value for tensor, value in zip(wanted, found, strict=True)}
     for index, parameter in enumerate(parameters):
-        value, so_far = by_tensor.get(id(parameter)), of_parameters[index]
+        value, so_far = by_tensor.get(id(parameter)), work.of_parameters[index]
         if value is not None:
-            of_parameters[index] = value if so_far is None else so_far + value
+            work.of_parameters[index] = value if so_far is None else so_far + value
     return tuple(by_tensor.get(id(tensor)) for tensor in inputs)
+
+
+def _mix_gradient(work: _Work, dm: Tensor | None, of_v: _Sums | None) -> Tensor:
+    assert of_v is not None
+    dv_by_z = work.norm.by_z(of_v)
+    if work.m is None:
+        assert work.s is not None
+        gated = (dv_by_z * work.s).sum(1)
+    else:
+        assert dm is not None
+        gated = (dm * work.m).sum(1)
+    return (work.f[:, 0] * (gated - dv_by_z.sum(1))).sum()
+
+
+def _sums_of_dz(
+    work: _Work, of_u: _Sums, of_v: _Sums | None, sums_of_xh: Tensor | None, dpools: dict[str, Tensor]
+) -> _Sums:
+    """Return the sums of dz, from those of its parts."""
+    view, norm, indices = work.view, work.norm, work.saved.small.indices
+    sums = of_u if work.s is None else of_u.scaled(work.s)
+    if work.past is not None:
+        assert of_v is not None
+        sums += of_v.scaled(work.past)
+    for name, dpool in dpools.items():
+        if name == "avg":
+            assert sums_of_xh is not None
+            sums += _Sums(dpool, dpool * sums_of_xh / work.flat.shape[view.p])
+        elif name in indices:
+            index = view.over_pixels(indices[name].long())
+            x = work.flat.gather(view.p, index).squeeze(view.p)
+            sums += _Sums(dpool, dpool * (x - norm.mean) * norm.invstd)
+        else:
+            sums += _Sums.joined(
+                work.sums(_pool_gradient(work, name, piece, dpool), work.centred(piece), work.room(piece))
+                for piece in work.pieces
+            )
+    return sums
+
+
+def _third_pass(work: _Work, dx: Tensor, dpools: dict[str, Tensor], sums: _Sums | None) -> None:
+    """Write the gradient of x to `dx`, which holds du if there is a spatial gate."""
+    view, scale, past, indices = work.view, work.norm.scale, work.past, work.saved.small.indices
+    shift = torch.zeros_like(work.f.expand(-1, len(scale)))
+    if "avg" in dpools:
+        shift = scale * dpools["avg"] / work.flat.shape[view.p]
+    of_x = None
+    if sums is not None and work.saved.from_batch:
+        num = work.flat.numel() / len(scale)
+        of_x = -scale * work.norm.invstd * sums.by_xh.sum(0) / num
+        shift = shift - scale * sums.plain.sum(0) / num
+    gate = work.f.new_ones(len(work.flat), 1) if work.s is None else work.s
+    if work.m is None:
+        gate = gate * work.through + (0 if past is None else past)
+    gate = scale * gate
+    # in reverse: the last pieces are still in a CPU's cache
+    for piece in reversed(work.pieces):
+        source = work.dv[piece] if work.m is None else dx[piece]
+        out = dx[piece] if dx.dtype == work.dtype else work.room(piece, 1)
+        view.affine(source, gate[piece], shift[piece], out)
+        if past is not None and work.m is not None:
+            out.add_(work.dv[piece] * view.over_pixels(scale * past[piece]))
+        if of_x is not None:
+            centred = work.centred(piece)
+            if view.c == 2:
+                out.addcmul_(centred, of_x)
+            else:
+                out.add_(centred.mul_(view.over_pixels(of_x[None])))
+        for name, dpool in dpools.items():
+            if name in indices:
+                index = view.over_pixels(indices[name][piece])
+                _add_at(out, view.p, index, view.over_pixels(scale * dpool[piece]))
+            elif name != "avg":
+                out.add_(_pool_gradient(work, name, piece, dpool) * view.over_pixels(scale[None]))
+        if out.dtype != dx.dtype:
+            dx[piece].copy_(out)
+
+
+def _pool_gradient(work: _Work, name: str, piece: slice, dpool: Tensor) -> Tensor:
+    """Return the gradient of z of a piece through a pool that has no formula here, by autograd."""
+    scale, bias = work.view.over_pixels(work.norm.scale[None]), work.view.over_pixels(work.norm.bias[None])
+    z = (work.centred(piece) * scale + bias).requires_grad_()
+    with torch.enable_grad():
+        pooled = POOLS[name](work.view.image(z, *work.saved.inputs.x.shape[2:]))
+    (dz,) = torch.autograd.grad(pooled, z, dpool[piece])
+    return dz
 
 
 def _add_at(target: Tensor, dim: int, index: Tensor, values: Tensor) -> None:
