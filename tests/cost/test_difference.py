@@ -155,11 +155,12 @@ def test_folds_to_the_width_of_a_terminal():
     assert len(lines) > 20
 
 
-def test_the_readmes_table():
-    readme = (pathlib.Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
+def test_the_tables_of_the_readme_and_of_the_guide():
+    root = pathlib.Path(__file__).parent.parent.parent
+    pages = [(root / name).read_text(encoding="utf-8") for name in ("README.md", "docs/cost.md")]
     names = ("resnext50_32x4d", "cbam_resnext50_32x4d")
     result = compare_costs(*(cost(create_model(name, seed=0), name=name) for name in names))
     for metric in ("num_params", "macs", "other_flops", "saved_bytes"):
         value = result[metric]
         a, b = (format_figure(metric, figure) for figure in (value.a, value.b))
-        assert f"| {a} | {b} | x{value.ratio:.3f} |" in readme
+        assert all(f"| {a} | {b} | x{value.ratio:.3f} |" in page for page in pages)
