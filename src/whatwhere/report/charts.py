@@ -1,10 +1,10 @@
-"""What the charts of the page show, and where: dots, intervals and lines as positions along their axes."""
+"""The charts of the page: dots, intervals and lines as positions along their axes, in per cent of the axis."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,77 @@ from ..statistics.metric import Metric
 from ..statistics.verdict import HELPS, HURTS, SAME, UNKNOWN
 from ..statistics.wording import percent, quantity, span
 from .figures import interval, plain, wins
-from .scale import Scale, Tick, padded
+
+_PADDING = 0.04
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A labelled position."""
+
+    at: str
+    label: str
+
+    @property
+    def anchor(self) -> str:
+        """Where the text begins, so that it stays within the ends of the axis."""
+        share = float(self.at[:-1])
+        return "start" if share < 2 else "end" if share > 98 else "middle"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """An axis from `low` to `high`."""
+
+    low: float
+    high: float
+
+    def share(self, value: float) -> float:
+        """Return where a value lies, 0 at `low` and 100 at `high`; what lies beyond is put at the end."""
+        return min(100.0, max(0.0, 100 * (value - self.low) / (self.high - self.low)))
+
+    def at(self, value: float) -> str:
+        """Return a position for SVG: "43.21%"."""
+        return f"{self.share(value):.2f}%"
+
+    def ticks(self, at_most: int, *, signed: bool = False, whole: bool = False) -> list[Tick]:
+        """Return ticks at round values: steps of 1, 2 or 5 times a power of ten.
+
+        Args:
+            at_most: About how many.
+            signed: With a sign, zero apart.
+            whole: At integers alone.
+        """
+        step = _round_step((self.high - self.low) / at_most)
+        if whole:
+            step = max(1.0, step)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [Tick(self.at(k * step), _label(k * step, step, signed=signed)) for k in range(first, last + 1)]
+
+
+def padded(low: float, high: float) -> Scale:
+    """Return a scale that holds `low` to `high` with a little room; around a single value, of its own size."""
+    if high <= low:
+        room = abs(low) or 1.0
+        return Scale(low - room, high + room)
+    room = _PADDING * (high - low)
+    return Scale(low - room, high + room)
+
+
+def _round_step(least: float) -> float:
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
+
+
+def _label(value: float, step: float, *, signed: bool) -> str:
+    if abs(value) < step / 2:
+        return "0"
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    sign = "+" if signed else ""
+    if decimals > 5 or abs(value) >= 1e6:
+        return f"{value:{sign}.1e}"
+    return f"{value:{sign},.{decimals}f}"
+
 
 KINDS = {HELPS: "helps", HURTS: "hurts", SAME: "same", UNKNOWN: "unknown"}
 SIGNS = {"helps": "\N{CHECK MARK}", "hurts": "\N{MULTIPLICATION X}", "same": "=", "unknown": "?"}
@@ -278,3 +348,83 @@ def _class_row(row: Mapping[str, Any], scale: Scale, metric: Metric, baseline: s
         values=(plain(row["mean_difference"], metric, signed=True), f"({bounds})"),
         is_marked=marked,
     )
+
+
+_ENLARGED_BELOW = 0.5  # of the whole range
+_LEAST_ENLARGED = 4  # epochs
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve in a box of 100 by 100: mean, band from least to largest, and where the mean ends."""
+
+    points: str
+    band: str
+    end_x: str
+    end_y: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Curves of each arm over those of the baseline, all over the same axes."""
+
+    id: str
+    heading: str
+    baseline: Line | None
+    arms: tuple[tuple[str, Line], ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+
+
+def curve_panels(curves: Mapping[str, Any], baseline: str) -> list[Panels]:
+    """Return the learning curves, whole and, where the scale hides it, their second half enlarged."""
+    series = {arm: list(_finite(curve)) for arm, curve in curves["arms"].items()}
+    series = {arm: points for arm, points in series.items() if points}
+    if not series:
+        return []
+    last = max(points[-1][0] for points in series.values())
+    middle = (min(points[0][0] for points in series.values()) + last) / 2
+    half = {arm: [point for point in points if point[0] >= middle] for arm, points in series.items()}
+    half = {arm: points for arm, points in half.items() if points}
+    whole = _panels("whole", f"All {curves['x']}s", series, baseline)
+    height, second = (_range(found.values()) for found in (series, half))
+    if last - middle < _LEAST_ENLARGED or second[1] - second[0] > _ENLARGED_BELOW * (height[1] - height[0]):
+        return [whole]
+    return [whole, _panels("half", f"From {curves['x']} {math.ceil(middle)} on, enlarged", half, baseline)]
+
+
+_Point = tuple[float, float, float, float]
+
+
+def _finite(curve: Mapping[str, Any]) -> Iterable[_Point]:
+    for point in zip(curve["epochs"], curve["mean"], curve["low"], curve["high"], strict=True):
+        if all(value is not None and math.isfinite(value) for value in point):
+            yield point
+
+
+def _range(series: Iterable[Sequence[_Point]]) -> tuple[float, float]:
+    points = list(itertools.chain.from_iterable(series))
+    return min(point[2] for point in points), max(point[3] for point in points)
+
+
+def _panels(panel_id: str, heading: str, series: Mapping[str, Sequence[_Point]], baseline: str) -> Panels:
+    first, last = (pick(points[end][0] for points in series.values()) for pick, end in ((min, 0), (max, -1)))
+    x = Scale(first, last) if last > first else Scale(first - 0.5, last + 0.5)
+    y = padded(*_range(series.values()))
+    lines = {arm: _line(points, x, y) for arm, points in series.items()}
+    upside_down = tuple(Tick(f"{100 - float(tick.at[:-1]):.2f}%", tick.label) for tick in y.ticks(6))
+    others = tuple((arm, line) for arm, line in lines.items() if arm != baseline)
+    return Panels(panel_id, heading, lines.get(baseline), others, tuple(x.ticks(5, whole=True)), upside_down)
+
+
+def _line(points: Sequence[_Point], x: Scale, y: Scale) -> Line:
+    def joined(corners: Iterable[tuple[float, float]]) -> str:
+        return " ".join(f"{x.share(epoch):.2f},{100 - y.share(value):.2f}" for epoch, value in corners)
+
+    mean = [(epoch, value) for epoch, value, _, _ in points]
+    low = [(epoch, value) for epoch, _, value, _ in points]
+    high = [(epoch, value) for epoch, _, _, value in reversed(points)]
+    epoch, value = mean[-1]
+    end_y = f"{100 - y.share(value):.2f}%"
+    return Line(joined(mean), joined([*low, *high]), x.at(epoch), end_y, f"{value:.4g}")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..base.words import counted
+from ..base.words import counted, few
 from ..statistics.looks import Plan
 from ..statistics.metric import Metric
 from ..statistics.wording import quantity, span
@@ -119,4 +120,65 @@ def cost_basis(cost: Mapping[str, Any]) -> str:
     return (
         f"Parameters and MACs: one network, one image of {size} px. Bytes and times: a batch of {num_images} of {size} "
         f"px on {cost['device']}, the arms in turn within each round. Times move by some per cent from run to run."
+    )
+
+
+@dataclass(frozen=True)
+class SeedTable:
+    """Every pair: a row for each seed with the baseline's figure, and figure and difference of each arm.
+
+    Attributes:
+        mean, deviation: Over the pairs of each arm that are judged.
+        baseline_mean: Over the same pairs; a dash where they are not the same for all arms.
+        note: Which pairs the means are of, and then the baseline's mean over each arm's pairs.
+    """
+
+    arms: tuple[str, ...]
+    rows: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...]
+    mean: tuple[tuple[str, str], ...]
+    deviation: tuple[str, ...]
+    baseline_mean: str
+    note: str
+
+
+def seed_table(arms: Sequence[Mapping[str, Any]], metric: Metric) -> SeedTable | None:
+    """Return the figures of every pair; None where there is none. Those after the look bear a *."""
+    baseline: dict[Hashable, float] = {}
+    cells: dict[str, dict[Hashable, tuple[str, str]]] = {}
+    for arm in arms:
+        cells[arm["arm"]] = {}
+        each = zip(arm["seeds"], arm["baseline"], arm["treatment"], arm["differences"], strict=True)
+        for index, (seed, before, after, difference) in enumerate(each):
+            baseline[seed] = before
+            late = "*" if index >= arm["num_pairs"] else ""
+            cells[arm["arm"]][seed] = (plain(after, metric), plain(difference, metric, signed=True) + late)
+    if not baseline:
+        return None
+    rows = tuple(
+        (str(seed), plain(before, metric), tuple(cells[name].get(seed, (NONE, NONE)) for name in cells))
+        for seed, before in baseline.items()
+    )
+    judged = {arm["arm"]: tuple(arm["seeds"][: arm["num_pairs"]]) for arm in arms if arm["num_pairs"]}
+    means = [
+        (
+            statistics.fmean(arm["treatment"][: arm["num_pairs"]]) if arm["arm"] in judged else None,
+            arm["mean_difference"],
+        )
+        for arm in arms
+    ]
+    before_by_arm = {
+        name: plain(statistics.fmean(baseline[seed] for seed in seeds), metric) for name, seeds in judged.items()
+    }
+    note = "mean and st. dev. are over the pairs that are judged"
+    same = len(set(judged.values())) == 1
+    if len(judged) > 1 and not same:
+        by_arm = few([f"{mean} for {name}" for name, mean in before_by_arm.items()], 6)
+        note += f"; these are not the same for all arms: the baseline's mean is {by_arm}"
+    return SeedTable(
+        tuple(cells),
+        rows,
+        tuple((plain(after, metric), plain(difference, metric, signed=True)) for after, difference in means),
+        tuple(plain(arm["standard_deviation"], metric) for arm in arms),
+        next(iter(before_by_arm.values())) if same else NONE,
+        note,
     )

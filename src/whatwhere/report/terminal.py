@@ -9,8 +9,19 @@ from ..base.tables import Table
 from ..base.words import printable
 from ..statistics.metric import Metric
 from ..statistics.wording import percent
-from .figures import EPOCHS_FIRST, cost_basis, cost_columns, interval, p_value, plain, ratio, unit_of, wins
-from .view import SeedTable, seed_table
+from .figures import (
+    EPOCHS_FIRST,
+    SeedTable,
+    cost_basis,
+    cost_columns,
+    interval,
+    p_value,
+    plain,
+    ratio,
+    seed_table,
+    unit_of,
+    wins,
+)
 
 _WIDTH = 100
 _BETWEEN = 3  # columns

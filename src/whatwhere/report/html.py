@@ -1,20 +1,83 @@
-"""From the content of a report to what its page shows, section by section; None or nothing where there is no data."""
+"""The page of a report: one file of HTML without scripts that asks nothing of the network."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ..base.words import few
+from ..base.files import write_bytes
+from ..base.words import printable
 from ..statistics.independence import LEAST_DIFFERENT
 from ..statistics.looks import LEAST_PAIRS
 from ..statistics.metric import Metric
 from ..statistics.wording import percent, quantity
-from .charts import KINDS, SIGNS, class_charts, pairs_chart, wins_chart
-from .curves import curve_panels
-from .figures import EPOCHS_FIRST, NONE, cost_basis, cost_columns, interval, p_value, plain, planned, ratio, unit_of
+from .charts import KINDS, SIGNS, class_charts, curve_panels, pairs_chart, wins_chart
+from .figures import (
+    EPOCHS_FIRST,
+    NONE,
+    cost_basis,
+    cost_columns,
+    interval,
+    p_value,
+    plain,
+    planned,
+    ratio,
+    seed_table,
+    typeset,
+    unit_of,
+)
+
+if TYPE_CHECKING:
+    import jinja2
+
+_MARK = '<meta name="generator" content="whatwhere">'
+
+
+def is_page(path: Path) -> bool:
+    """Return whether a file is a page of ours."""
+    with path.open("rb") as file:
+        return _MARK.encode() in file.read(4096)
+
+
+def write_page(path: Path, content: Mapping[str, Any]) -> None:
+    """Write the page of a comparison, whole or not at all.
+
+    Args:
+        path: The HTML file.
+        content: Everything that is shown, as JSON values.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    write_bytes(path, page(content).encode())
+
+
+def page(content: Mapping[str, Any]) -> str:
+    """Return the page of a comparison, the same for the same content."""
+    return _environment().get_template("page.html").render(**view(content), mark=_MARK)
+
+
+def _environment() -> jinja2.Environment:
+    import jinja2
+
+    def shown(value: Any) -> Any:
+        # names may come from anywhere; lone surrogates, for one, cannot be encoded
+        return printable(value) if type(value) is str else value
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("whatwhere.report"),
+        autoescape=True,
+        finalize=shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters["typeset"] = typeset
+    return environment
+
 
 _PLAIN_VERBS = ("helps", "hurts")
 
@@ -116,67 +179,6 @@ def _card(arm: Mapping[str, Any], abouts: Mapping[str, str]) -> Card:
         arm["reason"],
         arm["advice"],
         tuple(arm["cautions"]),
-    )
-
-
-@dataclass(frozen=True)
-class SeedTable:
-    """Every pair: a row for each seed with the baseline's figure, and figure and difference of each arm.
-
-    Attributes:
-        mean, deviation: Over the pairs of each arm that are judged.
-        baseline_mean: Over the same pairs; a dash where they are not the same for all arms.
-        note: Which pairs the means are of, and then the baseline's mean over each arm's pairs.
-    """
-
-    arms: tuple[str, ...]
-    rows: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...]
-    mean: tuple[tuple[str, str], ...]
-    deviation: tuple[str, ...]
-    baseline_mean: str
-    note: str
-
-
-def seed_table(arms: Sequence[Mapping[str, Any]], metric: Metric) -> SeedTable | None:
-    """Return the figures of every pair; None where there is none. Those after the look bear a *."""
-    baseline: dict[Hashable, float] = {}
-    cells: dict[str, dict[Hashable, tuple[str, str]]] = {}
-    for arm in arms:
-        cells[arm["arm"]] = {}
-        each = zip(arm["seeds"], arm["baseline"], arm["treatment"], arm["differences"], strict=True)
-        for index, (seed, before, after, difference) in enumerate(each):
-            baseline[seed] = before
-            late = "*" if index >= arm["num_pairs"] else ""
-            cells[arm["arm"]][seed] = (plain(after, metric), plain(difference, metric, signed=True) + late)
-    if not baseline:
-        return None
-    rows = tuple(
-        (str(seed), plain(before, metric), tuple(cells[name].get(seed, (NONE, NONE)) for name in cells))
-        for seed, before in baseline.items()
-    )
-    judged = {arm["arm"]: tuple(arm["seeds"][: arm["num_pairs"]]) for arm in arms if arm["num_pairs"]}
-    means = [
-        (
-            statistics.fmean(arm["treatment"][: arm["num_pairs"]]) if arm["arm"] in judged else None,
-            arm["mean_difference"],
-        )
-        for arm in arms
-    ]
-    before_by_arm = {
-        name: plain(statistics.fmean(baseline[seed] for seed in seeds), metric) for name, seeds in judged.items()
-    }
-    note = "mean and st. dev. are over the pairs that are judged"
-    same = len(set(judged.values())) == 1
-    if len(judged) > 1 and not same:
-        by_arm = few([f"{mean} for {name}" for name, mean in before_by_arm.items()], 6)
-        note += f"; these are not the same for all arms: the baseline's mean is {by_arm}"
-    return SeedTable(
-        tuple(cells),
-        rows,
-        tuple((plain(after, metric), plain(difference, metric, signed=True)) for after, difference in means),
-        tuple(plain(arm["standard_deviation"], metric) for arm in arms),
-        next(iter(before_by_arm.values())) if same else NONE,
-        note,
     )
 
 
