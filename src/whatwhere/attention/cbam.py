@@ -227,6 +227,12 @@ class CBAM(Gate):
         parallel arrangement joins the two gates; here they are multiplied, as in the other two.
         With hidden width h and k = `kernel_size`: 2 * C * h + h + C parameters of the MLP (2 * C * h without biases)
         and 2 * k * k + 2 of the spatial gate (2 * k * k with neither norm nor bias).
+
+    Example:
+        >>> import torch
+        >>> from whatwhere import CBAM
+        >>> CBAM(256)(torch.randn(2, 256, 14, 14)).shape
+        torch.Size([2, 256, 14, 14])
     """
 
     def __init__(

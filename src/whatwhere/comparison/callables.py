@@ -64,6 +64,16 @@ def compare(
             or seeds that are none, terms that cannot be judged by (both before the first run, or after it
             where they depend on its figures), figures that are none, or a CSV that is no table of results or that
             another process is adding to.
+
+    Example:
+        >>> import random
+        >>> from whatwhere.experiment import compare
+        >>> def run(arm, seed):  # trains; here it draws an accuracy
+        ...     luck = random.Random(seed).gauss(0, 0.02) + random.Random(f"{arm} {seed}").gauss(0, 0.01)
+        ...     return 0.80 + luck + (0.03 if arm == "cbam" else 0)
+        >>> comparison = compare(run, ["none", "cbam"], seeds=8)
+        >>> [(arm.arm, arm.verdict) for arm in comparison.judgement.arms]
+        [('cbam', 'helps')]
     """
     names = _names(arms)
     first = _seeds(seeds)

@@ -234,6 +234,13 @@ def compare_costs(a: Cost, b: Cost) -> CostComparison:
 
     Raises:
         UserError: One is no `Cost`, or they were measured on inputs of different shapes.
+
+    Example:
+        >>> from whatwhere import compare_costs, cost, create_model
+        >>> plain, cbam = (cost(create_model(name), (3, 64, 64)) for name in ("resnet18", "cbam_resnet18"))
+        >>> params = compare_costs(plain, cbam)["num_params"]
+        >>> params.a, params.b, round(params.ratio, 4)
+        (11689512, 11779392, 1.0077)
     """
     for side in (a, b):
         if not isinstance(side, Cost):

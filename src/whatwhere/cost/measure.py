@@ -49,6 +49,12 @@ def cost(
 
     Raises:
         UserError: The size is impossible, or the model does not take such an input; the message names the layer.
+
+    Example:
+        >>> from whatwhere import cost, create_model
+        >>> total = cost(create_model("resnet18"), (3, 224, 224)).total
+        >>> total.num_params, total.macs
+        (11689512, 1814073344)
     """
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise UserError(f"cost measures a torch.nn.Module that runs in Python, got a {type(model).__name__}")

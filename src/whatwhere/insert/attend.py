@@ -67,6 +67,16 @@ def attend(
 
     Raises:
         UserError: There is no place, a place cannot be had, or the network does not run; the model is then as it was.
+
+    Example:
+        >>> import torch, torchvision
+        >>> from whatwhere import attend
+        >>> model, images = torchvision.models.resnet18().eval(), torch.randn(2, 3, 64, 64)
+        >>> before = model(images)
+        >>> type(attend(model, "cbam").layer1[0].attention)
+        <class 'whatwhere.attention.cbam.CBAM'>
+        >>> torch.equal(model(images), before)
+        True
     """
     prepared = _prepared(model, attention, at, start, replace, example, attention_kwargs, seed)
     done: list[tuple[nn.Module, Inserted]] = []
@@ -91,7 +101,15 @@ def plan(
     example: Any = None,
     attention_kwargs: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Return where `attend` would put attention and what it would add; the arguments are those of `attend`."""
+    """Return where `attend` would put attention and what it would add; the arguments are those of `attend`.
+
+    Example:
+        >>> import torchvision
+        >>> from whatwhere.insert import plan
+        >>> where = plan(torchvision.models.resnet18(), "cbam")
+        >>> len(where.places), where.num_params, sum(where.added_params)
+        (8, 11689512, 89888)
+    """
     prepared = _prepared(model, attention, at, start, replace, example, attention_kwargs, seed=0)
     places, skipped, modules = prepared.places, prepared.skipped, prepared.modules
     by_name = dict(model.named_modules())
@@ -119,6 +137,14 @@ def detach(model: nn.Module) -> nn.Module:
 
     Raises:
         UserError: There is nothing of `attend` in it.
+
+    Example:
+        >>> import torchvision
+        >>> from whatwhere import attend, detach
+        >>> model = torchvision.models.resnet18()
+        >>> keys = list(model.state_dict())
+        >>> list(detach(attend(model, "se")).state_dict()) == keys
+        True
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"detach takes a torch.nn.Module, got a {type(model).__name__}")

@@ -55,7 +55,13 @@ MODELS: dict[str, Entry] = {
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Return the names that `create_model` knows, sorted, those that match the shell-style `pattern` (fnmatch)."""
+    """Return the names that `create_model` knows, sorted, those that match the shell-style `pattern` (fnmatch).
+
+    Example:
+        >>> from whatwhere import list_models
+        >>> list_models("*bam_resnext50*")
+        ['bam_resnext50_32x4d', 'cbam_resnext50_32x4d']
+    """
     if not isinstance(pattern, str):
         raise UserError(f"the pattern must be a string such as 'cbam_*', got {brief(pattern)}")
     return sorted(fnmatch.filter(MODELS, pattern))
@@ -129,6 +135,13 @@ def create_model(
 
     Raises:
         UserError: An unknown name, an impossible option, or weights that cannot be had or do not fit.
+
+    Example:
+        >>> import torch
+        >>> from whatwhere import create_model
+        >>> model = create_model("cbam_resnet18", num_classes=10, in_channels=1, seed=0)
+        >>> model(torch.randn(2, 1, 64, 64)).shape
+        torch.Size([2, 10])
     """
     check_options(name, attention=attention, width_factor=width_factor, pretrained=pretrained)
     entry = MODELS[name]

@@ -169,7 +169,7 @@ def check_length(name: str) -> None:
 
 
 def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = False) -> Results:
-    """Return the results in a CSV (comma, semicolon or tab) with columns arm, seed and one for each metric.
+    r"""Return the results in a CSV (comma, semicolon or tab) with columns arm, seed and one for each metric.
 
     A number may have a decimal comma. One that could as well have a separator of thousands, such as "1,200" in a table
     with commas between its columns, is refused.
@@ -187,6 +187,16 @@ def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = 
     Raises:
         UserError: No such file, not such a table, no such metric, text among the figures to judge by, figures of absurd
             size, a seed that names no run (`odd_seed`), or a run twice.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from whatwhere.experiment import read_results
+        >>> table = Path(tempfile.mkdtemp(), "results.csv")
+        >>> _ = table.write_text("arm,seed,mAP50\nnone,0,0.6131\ncbam,0,0.6204\n")
+        >>> results = read_results(table)
+        >>> results.arms, results.metrics
+        (['none', 'cbam'], ['mAP50'])
     """
     delimiter, rows = read_csv(path, strict=True)
     if not rows:

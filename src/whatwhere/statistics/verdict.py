@@ -151,6 +151,15 @@ def judge(
         UserError: An unknown metric or baseline, no other arm, a direction that is needed or contradicts a metric of
             ours, a margin that is needed or none, shares and percentages in one metric (`two_scales`), or a seed that
             names no run (`odd_seed`).
+
+    Example:
+        >>> from whatwhere.experiment import Results, judge
+        >>> results = Results()
+        >>> for seed, (none, cbam) in enumerate([(91, 92), (90, 93), (89, 91), (92, 96), (90, 95), (91, 94)]):
+        ...     results.add("none", seed, {"accuracy": none / 100})
+        ...     results.add("cbam", seed, {"accuracy": cbam / 100})
+        >>> [(arm.arm, arm.verdict, round(arm.mean_difference, 2)) for arm in judge(results).arms]
+        [('cbam', 'helps', 3.0)]
     """
     if test_images is not None:
         check_integer("test_images", test_images)
