@@ -385,6 +385,9 @@ def test_overwriting_x_gives_the_same(mix, dtype, weight, training):
         # not without leave
         gated_tail(x, *args, mix=a)
         assert torch.equal(x, X.to(dtype))
+        for options in ({}, {"shortcut": x}, {"norm": norm}):
+            options |= {"what": module.what, "where": module.where, "mix": a}
+            torch.testing.assert_close(gate(x.clone(), **options, overwrite=True), gate(x, **options))
 
 
 def test_x_is_kept_where_a_gradient_needs_it():

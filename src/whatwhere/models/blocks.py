@@ -1,4 +1,4 @@
-"""The residual blocks of ResNet and ResNeXt, with attention before the sum."""
+"""The residual blocks of ResNet and ResNeXt, with attention on the branch, before the sum."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Norm = Callable[[int], nn.Module]
 
 
 class StochasticDepth(nn.Module):
-    """Drop the residual branch of whole samples while training, arXiv 1603.09382; the kept ones are scaled up."""
+    """Drop the residual branch of random samples in training, and scale up the others, arXiv 1603.09382."""
 
     def __init__(self, drop_rate: float) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class StochasticDepth(nn.Module):
         return x if factor is None else x * factor[:, None, None, None]
 
     def factor(self, x: Tensor) -> Tensor | None:
-        """Return what each sample of x is multiplied by, (N,); None if by 1."""
+        """Return the number by which each sample of x is multiplied, (N,): 0 or 1 / keep rate; None if all are 1."""
         if not self.training or self.drop_rate == 0:
             return None
         keep_rate = 1 - self.drop_rate

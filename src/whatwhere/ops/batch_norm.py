@@ -1,4 +1,4 @@
-"""BatchNorm2d as the lean backend sees it: z = x * scale + shift, its statistics taken piece by piece."""
+"""BatchNorm2d as one multiplication and one addition, its statistics computed piece by piece."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from .layout import View, accumulation_dtype, pieces_of
 
 @dataclass(frozen=True)
 class Normed:
-    """What a norm makes of x: z = (x - mean) * invstd * weight + bias = x * scale + shift.
+    """A norm applied to one x: z = (x - mean) * invstd * weight + bias = x * scale + shift.
+
+    All are in the dtype of accumulation.
 
     Attributes:
-        mean: Of the batch, or the running mean, (C,), in the dtype of accumulation as all of these.
+        mean: The mean of the batch, or the running mean, (C,).
         invstd: 1 / sqrt(var + eps), (C,).
         scale: weight * invstd, (C,).
         shift: bias - mean * scale, (C,).
-        plane_means: Mean over H x W of x, (N, C), where the statistics are the batch's; None otherwise.
+        plane_means: Mean of x over H x W, (N, C); None with running statistics.
     """
 
     mean: Tensor
@@ -29,20 +31,20 @@ class Normed:
     plane_means: Tensor | None
 
     def keeps_order(self) -> bool:
-        """Return whether larger x is known to make larger z, so that the extremes of both stand at one place."""
-        # elsewhere the answer would have to be waited for
+        """Return whether z is known to grow with x in every channel, so that both have their maximum at one index."""
+        # only on a CPU: an accelerator would have to be waited for
         return self.scale.device.type == "cpu" and bool((self.scale > 0).all())
 
 
 def takes_batch_statistics(norm: nn.BatchNorm2d | None) -> bool:
-    """Return whether `norm` takes mean and variance from the batch rather than its running ones, as torch decides."""
+    """Return whether `norm` uses the mean and variance of the batch, not its running ones; the rule is torch's."""
     return norm is not None and (norm.training or (norm.running_mean is None and norm.running_var is None))
 
 
 def normed(norm: nn.BatchNorm2d, view: View, x: Tensor, room: Tensor) -> Normed:
-    """Return `norm` on x as scale and shift; update its running statistics as its own forward pass would.
+    """Return scale and shift of `norm` for x; update its running statistics as its own forward pass would.
 
-    Into `room`, another tensor like x, anything may be written; it may be x itself, which is then left alone.
+    `room`, a tensor like x, is scratch space; if it is x itself, nothing is written to it.
     """
     dtype = accumulation_dtype(x.dtype)
     plane_means = None
@@ -62,7 +64,7 @@ def normed(norm: nn.BatchNorm2d, view: View, x: Tensor, room: Tensor) -> Normed:
 
 
 def normed_by_torch(norm: nn.BatchNorm2d, view: View, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return z bit for bit as `norm` itself gives it, its running statistics updated, with mean and invstd."""
+    """Return norm(x), computed by `norm` itself, with the mean and the invstd that it used."""
     z = norm(x)
     if takes_batch_statistics(norm):
         _, mean, var = _moments(view, x, room=x)
@@ -72,14 +74,14 @@ def normed_by_torch(norm: nn.BatchNorm2d, view: View, x: Tensor) -> tuple[Tensor
 
 
 def _running_copies(norm: nn.BatchNorm2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the running mean and variance; as copies, because they may move on before the backward pass."""
+    """Return copies of the running mean and variance, which may be updated before the backward pass."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     return norm.running_mean.to(dtype, copy=True), norm.running_var.to(dtype, copy=True)
 
 
 def _running(norm: nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None, float]:
-    """Return the running statistics that a training step updates, and how far; count the step."""
+    """Count the step; return the running mean and variance to update, None if none, and the momentum."""
     if not (norm.training and norm.track_running_stats):
         return None, None, 0.0
     momentum = 0.0 if norm.momentum is None else norm.momentum
@@ -91,16 +93,16 @@ def _running(norm: nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None, float]
 
 
 def _moments(view: View, x: Tensor, room: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the mean of each plane of x, (N, C), and mean and biased variance of each channel, (C,).
+    """Return the mean of each plane of x, (N, C), and the mean and biased variance of each channel, (C,).
 
-    Each plane's sum of squares is taken about its own mean, which is why a large mean costs no precision.
+    The squares of each plane are summed about its own mean, so that a large mean costs no precision.
     """
     flat, dtype = view.flat(x), accumulation_dtype(x.dtype)
     free = view.flat(room) if room is not x and room.dtype == dtype else None
     means, variances = [], []
     for piece in pieces_of(flat):
         if x.device.type == "cpu":
-            # var_mean takes one element at a time there
+            # here var_mean reads one element at a time
             mean = flat[piece].mean(view.p, dtype=dtype)
             centred = torch.sub(flat[piece], view.over_pixels(mean), out=None if free is None else free[piece])
             var = centred.mul_(centred).mean(view.p)

@@ -9,14 +9,20 @@ import torch
 import torch.fx
 from torch import Tensor
 
-# What a piece of the batch may take: on a CPU a part of its last cache, elsewhere enough to fill the device.
+# Bytes of a piece of the batch: on a CPU a part of its last cache, elsewhere enough to fill the device.
 _PIECE_BYTES_CPU = 2**24
 _PIECE_BYTES = 2**26
 
 
 @dataclass(frozen=True)
 class View:
-    """How a 4-dimensional tensor is laid out, and its view with H and W as one dimension."""
+    """The layout of an (N, C, H, W) tensor, and its view with H and W as one dimension P.
+
+    Attributes:
+        memory_format: Contiguous or channels_last.
+        c: Which dimension of the view is C: of (N, C, P) 1, of (N, P, C) 2.
+        p: Which dimension is P.
+    """
 
     memory_format: torch.memory_format
     c: int
@@ -24,43 +30,49 @@ class View:
 
     @staticmethod
     def of(x: Tensor) -> View:
+        """Return the layout that x has: channels_last if channels lie side by side, else contiguous."""
         if x.is_contiguous() or x.stride(1) != 1:
             return View(torch.contiguous_format, c=1, p=2)
         return View(torch.channels_last, c=2, p=1)
 
+    @property
+    def is_channels_last(self) -> bool:
+        return self.c == 2
+
     def dense(self, x: Tensor) -> Tensor:
+        """Return x with this layout and without gaps; x itself if it is so already."""
         return x.contiguous(memory_format=self.memory_format)
 
     def flat(self, x: Tensor) -> Tensor:
         """Return the view (N, P, C) or (N, C, P) of a dense tensor."""
-        if self.c == 1:
-            return x.view(x.shape[0], x.shape[1], -1)
-        return x.permute(0, 2, 3, 1).view(x.shape[0], -1, x.shape[1])
+        if self.is_channels_last:
+            return x.permute(0, 2, 3, 1).view(x.shape[0], -1, x.shape[1])
+        return x.view(x.shape[0], x.shape[1], -1)
 
     def over_pixels(self, channels: Tensor) -> Tensor:
-        """Return (n, C) as something that multiplies a view."""
+        """Return (n, C) in the shape that multiplies a view."""
         return channels.unsqueeze(self.p)
 
     def over_channels(self, pixels: Tensor) -> Tensor:
-        """Return (n, P) as something that multiplies a view."""
+        """Return (n, P) in the shape that multiplies a view."""
         return pixels.unsqueeze(self.c)
 
     def image(self, flat: Tensor, height: int, width: int) -> Tensor:
-        """Return a view back as (n, C, H, W)."""
+        """Return a view as (n, C, H, W) again."""
         images: Tensor = flat.transpose(1, self.c).unflatten(2, (height, width))  # type: ignore[no-untyped-call]
         return images
 
     def affine(self, x: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> Tensor:
-        """Write x * scale + shift, both (n or 1, C), to `out`, which is at least as precise as x, and return it."""
+        """Write x * scale + shift, both (n or 1, C), to `out`, at least as precise as x; return `out`."""
         scale, shift = self.over_pixels(scale), self.over_pixels(shift)
-        # one operator where memory runs along the channels; broadcast along the pixels it would be slower than two
-        if self.c == 2 and x.dtype == out.dtype:
+        # one operator where channels lie side by side; where pixels do, it would be slower than two
+        if self.is_channels_last and x.dtype == out.dtype:
             return torch.addcmul(shift, x, scale, out=out)
         return torch.mul(x, scale, out=out).add_(shift)
 
 
 def pieces_of(x: Tensor) -> Iterator[slice]:
-    """Yield the slices of the first dimension of x that make its pieces."""
+    """Yield the pieces of x, as slices of its first dimension."""
     budget = _PIECE_BYTES_CPU if x.device.type == "cpu" else _PIECE_BYTES
     step = max(1, budget // max(1, x[0].numel() * max(4, x.element_size())))
     for start in range(0, x.shape[0], step):
@@ -95,14 +107,14 @@ def clamped_to(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def extreme(x: Tensor, dim: int, largest: bool, with_index: bool) -> tuple[Tensor, Tensor | None]:
-    """Return the largest (or smallest) values of x (n, ., .) along `dim`, and the first index of each if wanted."""
+    """Return the largest or smallest values of x (n, ., .) along `dim`, and the first index of each if asked."""
     if not with_index:
         return x.amax(dim) if largest else x.amin(dim), None
     block = _block(x.shape[dim], innermost=dim == 2) if x.device.type == "cpu" else 1
     if block == 1:
         found = x.max(dim) if largest else x.min(dim)
         return found.values, found.indices
-    # max with indices reads slowly on a CPU: the maxima of blocks come first, then the one block that has it
+    # max with indices reads slowly on a CPU: find the maximum of each block first, then search one block
     blocks: Tensor = x.unflatten(dim, (-1, block))  # type: ignore[no-untyped-call]
     parts = blocks.amax(dim + 1) if largest else blocks.amin(dim + 1)
     in_parts = parts.max(dim) if largest else parts.min(dim)
@@ -116,10 +128,13 @@ def extreme(x: Tensor, dim: int, largest: bool, with_index: bool) -> tuple[Tenso
 
 
 def _block(size: int, innermost: bool) -> int:
-    """Return the divisor of `size` that makes quick blocks, some vectors long where memory runs along them; or 1."""
+    """Return the divisor of `size` that makes the fastest blocks; 1 if no blocks are faster than one search.
+
+    A block should be a few vector registers long if its elements lie side by side (`innermost`).
+    """
     wanted = 64 if innermost else 16
     if size < 4 * wanted:
         return 1
-    # far from it, the blocks gain nothing over one search through everything
+    # blocks of a very different size gain nothing
     near = [k for k in range(wanted // 4, wanted * 4) if size % k == 0]
     return min(near, key=lambda k: max(k / wanted, wanted / k), default=1)

@@ -1,16 +1,17 @@
-"""The gates in plain PyTorch with the least memory: kept for backward are x, y behind a ReLU, and small tensors.
+"""The lean backend: the gates in plain PyTorch with the least memory kept for the backward pass.
 
-Everything else of the size of x is recomputed from x in the backward pass (formulas: `lean_backward.py`), piece by
-piece of the batch, so that a piece stays in a CPU's cache from one operator to the next. The small functions `what` and
-`where` run as ordinary autograd graphs of their own, between the passes, so that any of them works.
+It keeps x, behind a ReLU y, and small tensors. The backward pass (`lean_backward.py`) computes everything else of the
+size of x again. The passes go over the batch in pieces, so that a piece stays in a CPU's cache from one operator to the
+next. The small functions `what` and `where` run between the passes as autograd graphs of their own, so that any module
+works.
 
-With z = norm(x), or x where there is no norm, the identity mixing a and the factor f of each sample::
+With z = norm(x), or x without a norm, the identity mixing a and the factor f of each sample::
 
     s = what(pools of z)      u = z * s      m = where(maps of u)
     v = f * z * (1 - a + a * s * m)          y = v, or relu(v + shortcut)
 
-The norm is one multiplication and one addition, which the passes do as they read x. Only behind a learned mixing is z
-what the norm itself gives: at a = 0 the result is then, bit for bit, that of the block without attention.
+The norm is one multiplication and one addition, which the passes do as they read x. Only with a mixing does the norm
+itself compute z: at a = 0 the result is then, bit for bit, that of the block without attention.
 """
 
 from __future__ import annotations
@@ -101,21 +102,21 @@ class Forward:
         with _without_autocast(self.x.device.type):
             y = self._normalize()
             if self.call.what is not None:
-                self._look_at_what(self.call.what)
+                self._run_what(self.call.what)
             if self.call.where is not None:
-                self._look_where(self.call.where)
+                self._run_where(self.call.where)
             self._apply()
         return y
 
     def _normalize(self) -> Tensor:
-        """Take the norm's statistics, and return what y will be written to.
+        """Compute the norm's statistics, and return the tensor that y will be written to.
 
-        From here on the passes read `flat`: z, or x where `normed` has what they multiply it by and add to it.
+        From here on the passes read `flat`. It is z, or x if `normed` is not None: then z = x * scale + shift.
         """
         norm = self.call.batch_norm
         self.normed: Normed | None = None
         if norm is not None and self.mix is not None:
-            # y takes the place of z, which is nobody else's
+            # y is written over z, which nothing else uses
             y, self.mean, self.invstd = normed_by_torch(norm, self.view, self.x)
             self.flat = self.out = self.view.flat(y)
         else:
@@ -130,29 +131,29 @@ class Forward:
 
     @property
     def gate_dtype(self) -> torch.dtype:
-        """The dtype of the gates: that of z, or that of accumulation where z is yet to be computed."""
+        """The dtype of the gates: that of z, or that of accumulation as long as the passes read x."""
         return self.x.dtype if self.normed is None else self.dtype
 
     def _room(self, piece: slice) -> Tensor:
-        """Return room for a piece of z, u or the gates; there is one room only."""
+        """Return the scratch tensor for a piece of z, u or the gates; there is only one."""
         if self.room is None:
             self.room = torch.empty_like(self.flat[self.pieces[0]], dtype=self.gate_dtype)
         return self.room[: len(self.flat[piece])]
 
     def _gated_norm(self, gate: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return what multiplies x and what is added to it for z * gate, or for z: (N or 1, C) each."""
+        """Return scale and shift with x * scale + shift = z * gate, or z without a gate: (N or 1, C) each."""
         assert self.normed is not None
         scale, shift = self.normed.scale[None], self.normed.shift[None]
         return (scale, shift) if gate is None else (scale * gate, shift * gate)
 
     def _normed_piece(self, piece: slice, scale: Tensor, shift: Tensor) -> Tensor:
-        """Return a piece of x * scale + shift, both (N or 1, C); in `out` if that is precise enough."""
+        """Return x * scale + shift of a piece, written to `out` if that has the dtype of accumulation."""
         if len(scale) > 1:
             scale, shift = scale[piece], shift[piece]
         room = self.out[piece] if self.out.dtype == self.dtype else self._room(piece)
         return self.view.affine(self.flat[piece], scale, shift, room)
 
-    def _look_at_what(self, what: ChannelGate) -> None:
+    def _run_what(self, what: ChannelGate) -> None:
         """Pool z and run `what` on it."""
         normed, names = self.normed, set(what.pools)
         if normed is None:
@@ -167,14 +168,14 @@ class Forward:
         else:
             pooled = self._pool(names, normalize=True)
             if self.out.dtype == self.dtype:
-                # where z stands now
+                # z has been written there
                 self.flat, self.normed = self.out, None
         dtype = self.dtype if getattr(what, "in_float32", False) else self.small_dtype
         self.small.pooled = tuple(clamped_to(pooled[name], dtype).requires_grad_(self.needs_z) for name in what.pools)
         self.small.s = self._run_small(what, *self.small.pooled)
 
     def _pool(self, names: set[str], *, normalize: bool = False) -> dict[str, Tensor]:
-        """Return the pools, (N, C) each, of what the passes read, or of z; keep where the maxima are."""
+        """Return pools of `flat`, or of z with `normalize`, (N, C) each; keep the indices of the maxima."""
         pooled: dict[str, list[Tensor]] = {name: [] for name in names}
         indices: dict[str, list[Tensor]] = {}
         scale, shift = self._gated_norm(None) if normalize else (None, None)
@@ -194,8 +195,8 @@ class Forward:
         self.small.indices.update({name: _joined(parts) for name, parts in indices.items()})
         return {name: _joined(parts) for name, parts in pooled.items()}
 
-    def _look_where(self, where: SpatialGate) -> None:
-        """Pool u, which is left in `out` unless it is z or z is needed again, and run `where` on it."""
+    def _run_where(self, where: SpatialGate) -> None:
+        """Pool u over C and run `where` on it. u is left in `out`, unless it is z or z is needed again."""
         maps: dict[str, list[Tensor]] = {name: [] for name in where.maps}
         indices: list[Tensor] = []
         s = self._gate(self.small.s)
@@ -214,8 +215,8 @@ class Forward:
             self.small.indices["maps"] = _joined(indices)
         needs_u = self.needs_z or (self.small.s is not None and self.small.s.requires_grad)
         whole = [_joined(parts).to(self.small_dtype).view(-1, *self.x.shape[2:]) for parts in maps.values()]
-        # a CPU's convolution of two channels is several times faster backward where they lie side by side; there its
-        # BatchNorm overflows in float16
+        # On a CPU the backward pass of a convolution of two channels is several times faster if they lie side by side;
+        # but BatchNorm on that layout overflows in float16.
         side_by_side = self.x.device.type == "cpu" and self.small_dtype != torch.float16
         stacked = torch.stack(whole, 3).permute(0, 3, 1, 2) if side_by_side else torch.stack(whole, 1)
         self.small.maps = stacked.requires_grad_(needs_u)
@@ -235,14 +236,14 @@ class Forward:
     def _run_small(self, function: ChannelGate | SpatialGate, *inputs: Tensor) -> Tensor:
         if not self.graph:
             return function(*inputs)
-        # Whoever packs saved tensors (checkpointing recomputes them) would do so for each graph anew; these are small.
-        # Detached, because a node that held its own result would keep itself alive for ever.
-        # The functions take copies, because the leaves themselves may not be written to.
+        # Hooks on saved tensors set outside must not reach this graph: checkpointing would run the block again for it.
+        # Saved tensors are detached, because a node that holds its own result is never freed.
+        # The functions get copies, because they may write to them, and nothing may write to a leaf.
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, _unchanged):
             return function(*(value.clone() for value in inputs))
 
     def _gate(self, gate: Tensor | None) -> Tensor | None:
-        """Return s as (N, C), or m as (N, P), free of its graph, to multiply z by."""
+        """Return a gate without its graph, s as (N, C) or m as (N, P), in the dtype in which it multiplies."""
         return None if gate is None else gate.detach().flatten(1).to(self.gate_dtype)
 
     def _apply(self) -> None:
@@ -255,7 +256,7 @@ class Forward:
             last = last * f
         shortcut = None if self.shortcut is None else self.view.flat(self.shortcut)
         norm = self._gated_norm(last) if self.normed is not None and m is None else None
-        # the last pieces are still in a CPU's cache
+        # in reverse: the last pieces are still in a CPU's cache
         for piece in reversed(self.pieces):
             z, out = self.flat[piece], self.out[piece]
             added = None if shortcut is None else shortcut[piece]
@@ -272,7 +273,7 @@ class Forward:
                 elif v.dtype != out.dtype:
                     out.copy_(v)
             else:
-                # u, which is z itself where nothing has come between
+                # u is in `out` only if `_run_where` has computed it
                 u = z if (s is None and self.normed is None) or m is None else out
                 gate = self.view.over_pixels(last[piece]) if m is None else self.view.over_channels(last[piece])
                 torch.mul(u, gate, out=out) if added is None else torch.addcmul(added, u, gate, out=out)
@@ -280,7 +281,7 @@ class Forward:
                 torch.relu_(out)
 
     def _mixed_gates(self, piece: slice, mix: Tensor, s: Tensor | None, m: Tensor | None) -> Tensor:
-        """Return 1 - a + a * s * m, in the reference's order of operations, as what multiplies a piece of z."""
+        """Return 1 - a + a * s * m for a piece, in the reference's order of operations."""
         if s is None:
             assert m is not None
             return 1 - mix + mix * self.view.over_channels(m[piece])

@@ -396,7 +396,7 @@ def _third_pass(work: _Work, dx: Tensor, dpools: dict[str, Tensor], sums: _Sums 
             out.add_(work.dv[piece] * view.over_pixels(scale * past[piece]))
         if of_x is not None:
             centred = work.centred(piece)
-            if view.c == 2:
+            if view.is_channels_last:
                 out.addcmul_(centred, of_x)
             else:
                 out.add_(centred.mul_(view.over_pixels(of_x[None])))

@@ -1,6 +1,6 @@
-"""The plain formulation of the gates: eager PyTorch, any dtype and device, float64 included.
+"""The reference backend: the gates in plain PyTorch, any device and dtype.
 
-The truth for all tests, and what export, tracing and torch.compile see.
+All tests compare with it in float64. torch.compile, export and tracing see it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ torch.fx.wrap("widened")
 
 @torch.fx.wrap
 def _extreme(x: Tensor, dim: int, largest: bool) -> Tensor:
-    """Return the maximum or minimum over `dim`, whose gradient goes to one index, the first of several equal ones."""
-    # max(dim) finds that index; amax, several times faster on a CPU, would spread the gradient over equal maxima
+    """Return the maximum or minimum over `dim`. Its gradient goes to the first index of several equal values."""
+    # max(dim) finds that index. amax is several times faster on a CPU, but spreads the gradient over equal values.
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if (torch.is_grad_enabled() and x.requires_grad) or tracing:
         return torch.max(x, dim)[0] if largest else torch.min(x, dim)[0]
@@ -33,16 +33,16 @@ def _extreme(x: Tensor, dim: int, largest: bool) -> Tensor:
 
 @torch.fx.wrap
 def bessel(x: Tensor) -> Tensor:
-    """Return n / (n - 1) of the n = H * W pixels of x, 1 of a single one, as a tensor without dimensions.
+    """Return n / (n - 1) for the n = H * W pixels of x, or 1 for a single pixel, as a 0-dimensional tensor.
 
-    A tensor, because a tracer keeps a number as it was at the size at which it traced.
+    It is a tensor, because a tracer would keep a number from the size at which it traced.
     """
     num_pixels = x.new_ones(x.shape[2:], dtype=torch.promote_types(x.dtype, torch.float32)).sum()
     return num_pixels / (num_pixels - 1).clamp_min(1)
 
 
 def _std(x: Tensor) -> Tensor:
-    # 1e-5, because a constant plane would have no gradient
+    # 1e-5, because the gradient of sqrt is infinite at 0, the variance of a constant plane
     return torch.sqrt(widened(x).var((2, 3), correction=0) * bessel(x) + 1e-5)
 
 
@@ -51,12 +51,12 @@ def _spectral(num_components: int) -> Callable[[Tensor], Tensor]:
 
 
 def _l2(x: Tensor) -> Tensor:
-    # gradient 0 at an all-zero plane, where sqrt(sum(x**2)) would give NaN
+    # its gradient is 0 at an all-zero plane, that of sqrt(sum(x**2)) NaN
     norm: Tensor = torch.linalg.vector_norm(widened(x), dim=(2, 3))
     return norm
 
 
-# over H x W: (N, C, H, W) -> (N, C), in the dtype of x or, where its range may not do, in float32 at least
+# over H x W: (N, C, H, W) -> (N, C), in the dtype of x, or in float32 at least where the values may overflow
 POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "avg": lambda x: x.mean((2, 3)),
     "max": lambda x: _extreme(x.flatten(2), 2, True),
@@ -75,12 +75,12 @@ MAPS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def small(function: Callable[..., Tensor], x: Tensor, *inputs: Tensor, narrow: bool = False) -> Tensor:
-    """Run a gate's small function on what was pooled of x, its result in the dtype of x.
+    """Run `what` or `where` on pooled features or maps of x; return its result in the dtype of x.
 
-    It runs in float32 under autocast, in float32 at least where it says `in_float32`, and otherwise in the dtype of x,
-    to which `narrow` brings the inputs.
+    It runs in float32 under autocast, in float32 at least if it has a true attribute `in_float32`, else in the dtype of
+    x. `narrow` says that the inputs may have another dtype and must be brought to that of x.
     """
-    # a symbolic trace knows no device
+    # a symbolic trace has no device
     device = x.device.type if isinstance(x, Tensor) else "cpu"
     if device != "meta" and torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
