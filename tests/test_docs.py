@@ -21,6 +21,14 @@ def test_the_architecture_has_one_line_for_each_file():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_file_that_is_named_exists(page):
+    named = set(re.findall(r"(?<![\w/.-])(?:\w+/)+[a-z0-9_]+\.py", page.read_text(encoding="utf-8")))
+    folders = (ROOT / part for part in ("src", "tests", "benchmarks"))
+    files = [path.as_posix() for folder in folders for path in folder.rglob("*.py")]
+    assert not {name for name in named if not any(path.endswith(f"/{name}") for path in files)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_link_leads_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
