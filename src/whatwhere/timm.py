@@ -15,6 +15,7 @@ from typing import Any
 import timm.models
 import torch
 import torchvision
+from msgspec.structs import replace
 from timm.layers import create_classifier, get_norm_layer, is_scriptable
 from timm.models import checkpoint_seq, register_model, resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
@@ -29,7 +30,8 @@ from .base.words import brief, cause
 from .models.initialization import initialize, resolve_seed
 from .models.resnet import RESNETS, ResNet, check_head
 from .networks import weights
-from .networks.create import arguments_for, check_arguments, torchvisions
+from .networks.factory import check_arguments, create, name_of, read_pretrained
+from .networks.spec import NetworkSpec
 
 _IMAGENET = {
     "input_size": (3, 224, 224),
@@ -70,7 +72,6 @@ class TimmResNet(ResNet):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
-        seed = resolve_seed(seed)
         if isinstance(norm_layer, str):
             try:
                 norm_layer = get_norm_layer(norm_layer)
@@ -79,10 +80,11 @@ class TimmResNet(ResNet):
                     "norm_layer must build a norm, or be timm's name of one, such as groupnorm; "
                     f"got {brief(norm_layer)}"
                 ) from None
-        kwargs = {"zero_init_residual": zero_init_last, **kwargs}
-        super().__init__(*args, in_channels=in_chans, norm_layer=norm_layer, seed=seed, **kwargs)
+        seed = resolve_seed(seed)
+        kwargs = {"in_channels": in_chans, "zero_init_residual": zero_init_last, **kwargs}
+        super().__init__(*args, norm_layer=norm_layer, seed=seed, **kwargs)
         del self.avgpool
-        self.in_chans = in_chans
+        self.in_chans = self.in_channels
         self.grad_checkpointing = False
         self._set_head(self.num_classes, global_pool, seed)
         stem_reduction = self.conv1.stride[0]
@@ -228,25 +230,25 @@ def _build(
     check_arguments(name, taken, kwargs, f"{', '.join(('num_classes', *_OF_TIMM, *_RENAMED))} and most of ResNet's")
     config = RESNETS[backbone]
     kwargs = _in_our_words(config, kwargs)
-    if own_attention is not None:
-        kwargs["attention"] = own_attention
+    attention = kwargs.pop("attention", None)
+    spec = NetworkSpec(
+        name=name,
+        attention="" if attention is None else name_of(attention),
+        attention_kwargs=kwargs.pop("attention_kwargs", None) or {},
+    )
     overlay = dict(pretrained_cfg_overlay or {})
     if isinstance(pretrained, (str, os.PathLike)):
         overlay["file"], pretrained = os.fspath(pretrained), True
-    source, state = "", None
+    loaded = None
     if pretrained:
-        source, loaded = _pretrained_weights(name, backbone, pretrained_cfg, overlay, cache_dir, kwargs)
-        state = loaded.state
-        kwargs.update(arguments_for(loaded, kwargs.get("attention"), kwargs))
+        loaded = _pretrained_weights(replace(spec, model_kwargs=kwargs), pretrained_cfg, overlay, cache_dir)
 
-    def construct(**arguments: Any) -> TimmResNet:
-        seed = resolve_seed(arguments.pop("seed", None))
-        with seeded(seed, "construction"):
-            model = TimmResNet(**{**config, **arguments}, seed=seed)
-        # here rather than by timm, which lets missing keys pass where the number of classes differs
-        if state is not None:
-            weights.load_pretrained(model, state, source)
-        return model
+    def construct(seed: int | None = None, num_classes: int = 1000, **arguments: Any) -> nn.Module:
+        in_channels = arguments.pop("in_chans", 3)
+        built = replace(spec, num_classes=num_classes, in_channels=in_channels, model_kwargs=arguments)
+        # the weights here rather than by timm, which lets missing keys pass where the number of classes differs
+        builder = attention if callable(attention) else None
+        return create(built, pretrained=loaded, seed=seed, attention=builder, network=TimmResNet)
 
     model: nn.Module = timm.models.build_model_with_cfg(
         construct,
@@ -261,33 +263,28 @@ def _build(
 
 
 def _pretrained_weights(
-    name: str,
-    backbone: str,
-    pretrained_cfg: Any,
-    overlay: dict[str, Any],
-    cache_dir: str | os.PathLike[str] | None,
-    kwargs: Mapping[str, Any],
-) -> tuple[str, weights.Weights]:
-    """Return where the weights come from and the weights: of the configuration's source, by default torchvision's."""
-    resolved = resolve_pretrained_cfg(name, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=overlay)
+    spec: NetworkSpec, pretrained_cfg: Any, overlay: dict[str, Any], cache_dir: str | os.PathLike[str] | None
+) -> weights.Weights | None:
+    """Return the weights of the configuration's source, by default torchvision's."""
+    resolved = resolve_pretrained_cfg(spec.name, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=overlay)
     if resolved.state_dict:
-        return "pretrained_cfg", weights.weights_in(resolved.state_dict, "pretrained_cfg")
+        return weights.weights_in(resolved.state_dict, "pretrained_cfg")
     if resolved.file:
         folder = Path(resolved.file)  # of the form local-dir:, else the file itself
         found = [file for file in (folder / "model.safetensors", folder / "pytorch_model.bin") if file.exists()]
         path = found[0] if found else folder
-        return str(path), weights.read_weights(path)
+        return weights.read_weights(path)
     if resolved.hf_hub_id:
         filename = (resolved.hf_hub_filename,) if resolved.hf_hub_filename else ()
         cache = {} if cache_dir is None else {"cache_dir": cache_dir}
         state = timm.models.load_state_dict_from_hf(resolved.hf_hub_id, *filename, weights_only=True, **cache)
-        return resolved.hf_hub_id, weights.weights_in(state, resolved.hf_hub_id)
+        return weights.weights_in(state, resolved.hf_hub_id)
     if cache_dir is not None:
         raise UserError("cache_dir is for weights of the Hugging Face hub; these go to torch's cache, under TORCH_HOME")
     if resolved.url:
         state = weights.state_dict_from_url(resolved.url)
-        return resolved.url, weights.weights_in(state, resolved.url)
-    return torchvisions(backbone, kwargs)
+        return weights.weights_in(state, resolved.url)
+    return read_pretrained(spec, True)
 
 
 def _register(name: str, backbone: str, attention: str | None) -> None:

@@ -10,10 +10,15 @@ from torch import nn
 
 from whatwhere import create_model
 from whatwhere.data.preprocess import Preprocessing
+from whatwhere.networks import NetworkSpec
 from whatwhere.training.bundle import Bundle, load_bundle, save_bundle
 from whatwhere.training.predict import predict
 
 CLASSES = ("cat", "dog, wet", "=elk")
+
+
+def spec(attention=""):
+    return NetworkSpec(name="resnext11_8x8d", attention=attention, num_classes=len(CLASSES))
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +30,7 @@ def _no_cache_of_the_user(tmp_path_factory, monkeypatch):
 def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     model = create_model("resnext11_8x8d", num_classes=len(CLASSES), seed=0).eval()
-    save_bundle(folder / "best", Bundle(model, "resnext11_8x8d", CLASSES, Preprocessing(16, 16), {"epoch": 1}))
+    save_bundle(folder / "best", Bundle(model, spec(), CLASSES, Preprocessing(16, 16), {"epoch": 1}))
     return folder
 
 
@@ -113,7 +118,7 @@ def test_evaluate_as_json_and_as_tables(whatwhere, run_folder, images):
 def own_folder(tmp_path, monkeypatch):
     """A bundle with an attention of the user's, whose code lies in the current folder."""
     model = create_model("resnext11_8x8d", num_classes=3, seed=0, attention=lambda c: nn.Conv2d(c, c, 1)).eval()
-    network = Bundle(model, "resnext11_8x8d", CLASSES, Preprocessing(16, 16), {"epoch": 1}, attention="own_code:build")
+    network = Bundle(model, spec("own_code:build"), CLASSES, Preprocessing(16, 16), {"epoch": 1})
     save_bundle(tmp_path / "own", network)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own_code.py").write_text("from torch import nn\n\ndef build(c): return nn.Conv2d(c, c, 1)\n")

@@ -8,7 +8,7 @@ import pytest
 
 from whatwhere.cli.train import again
 from whatwhere.training import train as start_module
-from whatwhere.training.config import CHOICES, OPTIONS, Config
+from whatwhere.training.config import CHOICES, OPTIONS, Config, default_of
 
 COMMON = ["model", "epochs", "batch-size", "lr", "image-size", "seed", "workers", "device", "out", "resume"]
 
@@ -43,7 +43,7 @@ def test_every_option_is_there_with_its_default_and_its_choices(page):
         assert "(default: " in line
         if name in CHOICES:
             assert "|".join(CHOICES[name]) in line
-        if isinstance(field.default, bool):
+        if field.metadata["kind"] is bool:
             assert f"--no-{name.replace('_', '-')} " in line
     assert len(re.findall(r"\(default: ", page)) == len(OPTIONS) + 1  # --out
 
@@ -68,8 +68,14 @@ def given(monkeypatch, whatwhere):
 
 def other(name):
     """Return a sound value for an option that is not its default."""
-    special = {"cache": "memory", "image_size": 48, "rand_augment": 9, "group_from": "(.*)_"}
-    default = OPTIONS[name].default
+    special = {
+        "cache": "memory",
+        "image_size": 48,
+        "rand_augment": 9,
+        "group_from": "(.*)_",
+        "attention_kwargs": {"reduction": 8},
+    }
+    default = default_of(name)
     if name in special:
         return special[name]
     if name in CHOICES:
@@ -83,11 +89,12 @@ def test_every_option_can_be_given(given):
     arguments = []
     for name in OPTIONS:
         dashed, value = name.replace("_", "-"), other(name)
-        arguments += [f"--{'' if value else 'no-'}{dashed}"] if isinstance(value, bool) else [f"--{dashed}", value]
+        typed = json.dumps(value) if isinstance(value, dict) else value
+        arguments += [f"--{'' if value else 'no-'}{dashed}"] if isinstance(value, bool) else [f"--{dashed}", typed]
     seen = given("photos", *arguments)
     assert seen["data"] == "photos"
     assert seen["given"] == {name: other(name) for name in OPTIONS}
-    assert all(type(value) is type(OPTIONS[name].default) for name, value in seen["given"].items())
+    assert all(type(value) is OPTIONS[name].metadata["kind"] for name, value in seen["given"].items())
     del seen["given"]["check"]  # which skip_bad needs
     Config(data="photos", **seen["given"])
 

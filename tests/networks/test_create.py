@@ -43,12 +43,12 @@ def test_patterns_are_shell_style():
     [("resnext50", "resnext50_32x4d"), ("cbam_resnet_50", "cbam_resnet50"), ("CBAM_ResNet50", "cbam_")],
 )
 def test_unknown_names_suggest_the_nearest(name, near):
-    with pytest.raises(UserError, match=f"unknown model '{name}'; did you mean .*{near}"):
+    with pytest.raises(UserError, match=f"unknown network '{name}'; did you mean .*{near}"):
         create_model(name)
 
 
 def test_unlike_any_name():
-    with pytest.raises(UserError, match="`whatwhere models` names them all"):
+    with pytest.raises(UserError, match="`whatwhere models` names those of whatwhere"):
         create_model("zzzzzzz")
 
 
@@ -291,7 +291,7 @@ def test_a_file_without_a_classifier_keeps_a_fresh_one(published, tmp_path, imag
 
 @pytest.mark.parametrize("name", [[], 3, None])
 def test_a_name_that_is_none(name):
-    with pytest.raises(UserError, match="unknown model"):
+    with pytest.raises(UserError, match=r"^the name of a network must be text"):
         create_model(name)
 
 

@@ -6,11 +6,13 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
+from named_networks import create_network
 from whatwhere import UserError, attend
 from whatwhere.base.words import cause
 from whatwhere.data.preprocess import preprocessing_for
-from whatwhere.networks.libraries import create_other, full_name, load_other
-from whatwhere.networks.named import create_network
+from whatwhere.networks.factory import create, read_pretrained, settled
+from whatwhere.networks.libraries import full_name, load
+from whatwhere.networks.spec import NetworkSpec
 from whatwhere.training.bundle import Bundle, load_bundle, save_bundle
 
 
@@ -41,7 +43,7 @@ def test_the_classifier_is_found_in_front_of_attention_that_came_later(attention
     last = list(dict(model.named_modules()))[-1]
     assert last.startswith("features_attention")
     fresh = model.classifier.weight.detach().clone()
-    load_other(model, "torchvision:vgg11_bn", source.state_dict(), "a file")
+    load("torchvision:vgg11_bn", model, source.state_dict(), "a file")
     assert torch.equal(model.classifier.weight, fresh)
     assert torch.equal(model.features["conv"].weight, source.features["conv"].weight)
 
@@ -50,11 +52,6 @@ def test_the_classifier_is_found_in_front_of_attention_that_came_later(attention
 def test_a_name_is_text(name):
     with pytest.raises(UserError, match=r"^the name of a network must be text, such as 'resnet50', got "):
         full_name(name)
-
-
-def test_our_own_networks_are_built_elsewhere():
-    with pytest.raises(UserError, match=r"^resnet18 is one of our own networks; `create_model` builds it$"):
-        create_other("resnet18")
 
 
 @pytest.mark.parametrize(("error", "text"), [(ValueError("a\n  b"), "a b"), (KeyError(), "KeyError")])
@@ -70,11 +67,13 @@ def test_published_weights_with_further_outputs_compute_what_they_do_at_torchvis
     assert any(key.startswith(("aux1.", "AuxLogits.")) for key in state)
     monkeypatch.setattr("whatwhere.networks.weights.torchvision_state_dict", {own: state}.__getitem__)
     images = torch.randn(2, 3, size, size)
-    model = create_network(own, pretrained=True, seed=0)
+    spec = NetworkSpec(name=own)
+    published = read_pretrained(spec, True)
+    model = create(spec, pretrained=published, seed=0)
     assert torch.equal(model.eval()(images), theirs.eval()(images))
     assert model.train()(images).shape == (2, 1000)
     # kept with what was set beside the weights
-    saved = Bundle(model.eval(), f"torchvision:{own}", tuple(map(str, range(1000))), preprocessing_for(size), {})
+    saved = Bundle(model.eval(), settled(spec, published), tuple(map(str, range(1000))), preprocessing_for(size), {})
     save_bundle(tmp_path / "bundle", saved)
     assert torch.equal(load_bundle(tmp_path / "bundle").model(images), model(images))
     # a file says nothing of it

@@ -10,11 +10,13 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
+from named_networks import create_network
 from processes import environment
 from whatwhere import CBAM, UserError, create_model
 from whatwhere.insert.norm import AttendedBatchNorm2d
+from whatwhere.networks import NetworkSpec
+from whatwhere.networks.factory import checked
 from whatwhere.networks.libraries import full_name, published
-from whatwhere.networks.named import check_network, create_network
 from whatwhere.networks.weights import LAYOUTS, from_ours
 from whatwhere.training.bundle import load_bundle
 
@@ -34,7 +36,7 @@ IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 )
 def test_ours_come_first_then_torchvisions_then_timms(name, full):
     assert full_name(name) == full
-    assert check_network(name) == full
+    assert checked(NetworkSpec(name=name)).name == full
 
 
 @pytest.mark.parametrize(
@@ -44,15 +46,19 @@ def test_ours_come_first_then_torchvisions_then_timms(name, full):
         ("timm:mobilenet_v3_small", {}, r"^unknown network 'timm:mobilenet_v3_small'; did you mean "),
         ("keras:resnet50", {}, r"^unknown library 'keras' in 'keras:resnet50'; known: torchvision, timm$"),
         ("mobilenet_v3_small", {"attention": "cbma"}, r"^unknown attention 'cbma'; did you mean cbam"),
-        ("mobilenet_v3_small", {"width_factor": 2.0}, r"has the width that its library gives it"),
-        ("mobilenet_v3_small", {"at": "blocks"}, r"^at says where attention is to stand; give an attention too$"),
-        ("resnet18", {"at": "blocks"}, r"^at says where attention is to stand"),
+        (
+            "mobilenet_v3_small",
+            {"width_factor": 2.0},
+            r"^the width of torchvision:mobilenet_v3_small is fixed; ",
+        ),
+        ("mobilenet_v3_small", {"at": "blocks"}, r"^at and replace say where attention stands; give an attention too$"),
+        ("resnet18", {"at": "blocks"}, r"^at and replace say where attention stands"),
         ("cbam_resnet18", {"attention": "se"}, r"has its attention in its name"),
     ],
 )
 def test_what_cannot_be_is_said_before_building(name, options, message):
     with pytest.raises(UserError, match=message):
-        check_network(name, **options)
+        checked(NetworkSpec(name=name, **options))
 
 
 def test_options_that_a_library_does_not_take():
@@ -135,7 +141,7 @@ def test_weights_that_cannot_be_had(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr("timm.create_model", refuse)
-    with pytest.raises(UserError, match=r"^timm's weights of resnet10t cannot be had: no network; give a weights file"):
+    with pytest.raises(UserError, match=r"^cannot get timm's weights of resnet10t: no network; give a weights file"):
         published("timm:resnet10t")
 
 
@@ -222,7 +228,7 @@ def test_strangers_are_compared(patterns, tmp_path):
         "other",
     )
     assert (status, err.count("\n")) == (2, 1)
-    assert "a wide arm needs one of our own networks (`whatwhere models`), and timm:resnet10t is none" in err
+    assert "a wide arm needs a network of whatwhere (`whatwhere models`), not timm:resnet10t" in err
 
 
 def test_a_hostile_bundle_asks_for_no_giant(patterns, tmp_path):

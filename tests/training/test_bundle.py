@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,15 +8,20 @@ from torch import nn
 
 from whatwhere import UserError, create_model
 from whatwhere.data.preprocess import preprocessing_for
-from whatwhere.networks.named import create_network
+from whatwhere.networks import NetworkSpec, create
+from whatwhere.networks.factory import read_pretrained, settled
 from whatwhere.training.bundle import Bundle, load_bundle, save_bundle
 
+OLD = Path(__file__).parent / "old" / "bundle.json"  # as version 0.1 wrote it
 CLASSES = ("cat", "dog", "rouge-gorge")
 
 
-def bundle(name="cbam_resnext11_8x8d", **options):
-    model = create_model(name, num_classes=len(CLASSES), seed=0, **options).eval()
-    return Bundle(model, name, CLASSES, preprocessing_for(32), {"epoch": 3})
+def bundle(name="cbam_resnext11_8x8d", pretrained=None, attention="", named="", **options):
+    spec = NetworkSpec(name=name, attention=named or attention, num_classes=len(CLASSES), **options)
+    attention = attention if callable(attention) else None
+    loaded = read_pretrained(spec, pretrained)
+    model = create(spec, pretrained=loaded, seed=0, attention=attention).eval()
+    return Bundle(model, settled(spec, loaded, attention), CLASSES, preprocessing_for(32), {"epoch": 3})
 
 
 class Own(nn.Module):
@@ -39,13 +45,13 @@ def test_a_bundle_comes_back_bit_for_bit(tmp_path, name):
     save_bundle(tmp_path, saved)
     loaded = load_bundle(tmp_path)
     assert torch.equal(loaded.probabilities(pixels), saved.probabilities(pixels))
-    assert (loaded.classes, loaded.preprocessing, loaded.architecture) == (CLASSES, saved.preprocessing, name)
+    assert (loaded.classes, loaded.preprocessing, loaded.spec) == (CLASSES, saved.preprocessing, saved.spec)
     assert loaded.info == {"epoch": 3}
     assert not loaded.model.training
 
 
 def test_attention_that_started_as_the_identity_comes_back(tmp_path):
-    saved = bundle(attention_kwargs={"start": "identity"})
+    saved = bundle(start="identity")
     with torch.no_grad():
         for name, parameter in saved.model.named_parameters():
             if name.endswith("mix"):
@@ -57,7 +63,7 @@ def test_attention_that_started_as_the_identity_comes_back(tmp_path):
 
 def test_options_that_no_shape_shows_come_back(tmp_path):
     options = {"stride_in_1x1": True, "ceil_pool": True, "replace_stride_with_dilation": (False, True, True)}
-    saved, pixels = bundle("cbam_resnet50", **options), images(64)
+    saved, pixels = bundle("cbam_resnet50", model_kwargs=options), images(64)
     save_bundle(tmp_path, saved)
     assert torch.equal(load_bundle(tmp_path).probabilities(pixels), saved.probabilities(pixels))
     # and with the file of its weights alone
@@ -87,7 +93,7 @@ def test_a_newer_one_takes_its_place(tmp_path):
     newer = bundle("se_resnext11_8x8d")
     save_bundle(tmp_path, newer)
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
-    assert load_bundle(tmp_path).architecture == "se_resnext11_8x8d"
+    assert load_bundle(tmp_path).spec.name == "se_resnext11_8x8d"
 
 
 def test_cut_short_between_its_files_the_old_one_is_whole(tmp_path, monkeypatch):
@@ -102,44 +108,74 @@ def test_cut_short_between_its_files_the_old_one_is_whole(tmp_path, monkeypatch)
     monkeypatch.setattr(module, "write_json", die)
     with pytest.raises(KeyboardInterrupt):
         save_bundle(tmp_path, bundle("se_resnext11_8x8d"))
-    assert load_bundle(tmp_path).architecture == old.architecture
+    assert load_bundle(tmp_path).spec == old.spec
 
 
-def changed(tmp_path, **changes):
+def changed(tmp_path, network=None, **changes):
     save_bundle(tmp_path, bundle())
     path = tmp_path / "bundle.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    said = json.loads(path.read_text())
+    said["network"] |= network or {}
+    path.write_text(json.dumps({**said, **changes}))
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("network", "sentence"),
     [
-        ({"architecture": "__import__('os')"}, "unknown network"),
-        ({"architecture": "resnext11_8x8d"}, "are not those of resnext11_8x8d"),
-        ({"classes": ["cat"]}, "are not those of"),
-        ({"classes": 3}, "is damaged"),
-        ({"sha256": "0"}, "checksum of the weights differs"),
-        ({"format": "other"}, "its format is 'other'"),
-        ({"preprocessing": {"image_size": 32}}, "is damaged"),
-        ({"weights": "../../../etc/passwd"}, "is damaged"),
-        ({"weights": None}, "is damaged"),
-        ({"info": None}, "is damaged"),
+        ({"name": "__import__('os')"}, "unknown network"),
+        ({"name": "resnext11_8x8d"}, "are not those of resnext11_8x8d"),
+        ({"name": None}, "is damaged"),
+        ({"num_classes": 1}, "are not those of"),
         ({"model_kwargs": 3}, "is damaged"),
-        ({"architecture": "article_resnext50", "model_kwargs": {"ceil_pool": True}}, "takes no argument 'ceil_pool'"),
+        ({"model_kwargs": {"norm_layer": "os.system"}}, "is damaged"),
+        ({"name": "article_resnext50", "model_kwargs": {"ceil_pool": True}}, "takes no argument 'ceil_pool'"),
         ({"width_factor": 1.1}, "are not those of"),
         ({"width_factor": 16}, "are not those of"),
         ({"width_factor": 1e9}, "is damaged"),
         ({"width_factor": float("nan")}, "is damaged"),
         ({"width_factor": None}, "is damaged"),
         ({"attention": "se"}, "has its attention in its name"),
-        ({"attention": "os:getcwd"}, "trained with the attention 'os:getcwd', code that no file may have run"),
+        ({"attention": "os:getcwd"}, "the attention 'os:getcwd'; whatwhere never imports code"),
         ({"attention": "a:b\nc"}, r"give --attention a:b\\nc, or"),
-        ({"architecture": "resnext11_8x8d", "attention": "sse"}, "unknown attention 'sse'"),
-        ({"architecture": "resnext11_8x8d", "attention": None}, "unknown attention"),
+        ({"name": "resnext11_8x8d", "attention": "sse"}, "unknown attention 'sse'"),
+        ({"name": "resnext11_8x8d", "attention": None}, "is damaged"),
+        ({"attention_kwargs": {"reduction": 1e-9}}, "are not those of"),
+        ({"attention_kwargs": {"reduction": 1e9}}, "is damaged"),
+        ({"attention_kwargs": {"kernel_size": 65_535}}, "are not those of"),
+        ({"attention_kwargs": {"absent": 1}}, "are not those of"),
+        ({"attention_kwargs": {"form": ["a"] * 100}}, "is damaged"),
+        ({"attention_kwargs": {"form": {"a": 1}}}, "is damaged"),
+        ({"name": "resnext11_8x8d", "attention": "bam", "attention_kwargs": {"num_convs": 60_000}}, "are not those of"),
+        ({"start": "warm"}, "is damaged"),
+        ({"start": "identity"}, "are not those of"),
+        ({"absent": 1}, "is damaged"),
+    ],
+)
+def test_a_damaged_or_hostile_network_is_one_sentence(tmp_path, network, sentence):
+    changed(tmp_path, network)
+    with pytest.raises(UserError, match=sentence) as caught:
+        load_bundle(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"classes": 3}, "is damaged"),
+        ({"classes": []}, "is damaged"),
+        ({"sha256": "0"}, "checksum of the weights differs"),
+        ({"format": "other"}, "its format is 'other', not 'whatwhere bundle 2'"),
+        ({"preprocessing": {"image_size": 32}}, "is damaged"),
+        ({"weights": "../../../etc/passwd"}, "is damaged"),
+        ({"weights": None}, "is damaged"),
+        ({"info": None}, "is damaged"),
+        ({"network": "cbam_resnext11_8x8d"}, "is damaged"),
     ],
 )
 def test_a_damaged_or_hostile_description_is_one_sentence(tmp_path, changes, sentence):
-    changed(tmp_path, **changes)
+    save_bundle(tmp_path, bundle())
+    path = tmp_path / "bundle.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with pytest.raises(UserError, match=sentence) as caught:
         load_bundle(tmp_path)
     assert "\n" not in str(caught.value)
@@ -202,23 +238,30 @@ def test_what_a_killed_process_left_is_cleaned_away(tmp_path):
 
 
 def test_attention_and_width_by_name_come_back_by_themselves(tmp_path):
-    model = create_model("resnext11_8x8d", num_classes=3, seed=0, attention="se", width_factor=1.3).eval()
-    saved = Bundle(model, "resnext11_8x8d", CLASSES, preprocessing_for(32), {}, attention="se", width_factor=1.3)
+    saved = bundle("resnext11_8x8d", attention="se", width_factor=1.3)
     save_bundle(tmp_path, saved)
     loaded, pixels = load_bundle(tmp_path), images()
     assert torch.equal(loaded.probabilities(pixels), saved.probabilities(pixels))
-    assert (loaded.attention, loaded.width_factor) == ("se", 1.3)
+    assert loaded.spec == saved.spec
     with pytest.raises(UserError, match="has no attention by import path and loads without"):
         load_bundle(tmp_path, attention=Own)
 
 
-def test_a_bundle_of_an_older_version_loads(tmp_path):
-    save_bundle(tmp_path, bundle())
-    path = tmp_path / "bundle.json"
-    description = json.loads(path.read_text())
-    path.write_text(json.dumps({key: description[key] for key in description.keys() - {"attention", "width_factor"}}))
+@pytest.mark.parametrize("at", ["", "blocks", "layer?.?.bn3"])
+@pytest.mark.parametrize("kwargs", [{"form": "timm"}, {"form": "official", "pools": ["avg"], "reduction": 4}])
+def test_attention_in_any_form_comes_back_and_its_weights_start_another_network(tmp_path, at, kwargs):
+    saved, pixels = bundle("resnext11_8x8d", attention="cbam", attention_kwargs=kwargs, at=at), images()
+    save_bundle(tmp_path, saved)
     loaded = load_bundle(tmp_path)
-    assert (loaded.attention, loaded.width_factor) == ("", 1.0)
+    assert loaded.spec == saved.spec
+    assert torch.equal(loaded.probabilities(pixels), saved.probabilities(pixels))
+    # the shapes of some forms are the same: the file of weights says which one it is
+    (file,) = tmp_path.glob("*.safetensors")
+    plain = NetworkSpec(name="resnext11_8x8d", attention="cbam", at=at, num_classes=len(CLASSES))
+    started = create(plain, pretrained=file, seed=1).eval()
+    with torch.no_grad():
+        normalized = saved.preprocessing.normalize(pixels)
+        assert torch.equal(started(normalized), saved.model(normalized))
 
 
 @pytest.mark.parametrize("kwargs", [{"stride_in_1x1": True}, {"ceil_pool": True}])
@@ -226,21 +269,25 @@ def test_a_bundle_of_an_older_version_loads(tmp_path):
 def test_what_weights_have_brought_to_the_network_comes_back(kwargs, at, tmp_path):
     source = create_model("resnet50", num_classes=3, seed=1, **kwargs)
     save_file(source.state_dict(), tmp_path / "a.safetensors", {"whatwhere": json.dumps({"model_kwargs": kwargs})})
-    options = {"attention": "se", "at": at}
-    model = create_network("resnet50", num_classes=3, pretrained=str(tmp_path / "a.safetensors"), **options).eval()
-    saved, pixels = Bundle(model, "resnet50", CLASSES, preprocessing_for(32), {}, **options), images()
+    named = {"attention": "se", "at": at}
+    saved, pixels = bundle("resnet50", pretrained=str(tmp_path / "a.safetensors"), **named), images()
+    assert saved.spec.start == "identity"
     save_bundle(tmp_path / "best", saved)
     assert torch.equal(load_bundle(tmp_path / "best").probabilities(pixels), saved.probabilities(pixels))
 
 
-@pytest.mark.parametrize("identity", [False, True])
-def test_attention_of_the_user_s_comes_back_if_it_is_given(tmp_path, identity):
-    """Its own scalar by the name of ours, and what ours puts around it behind pretrained weights, are told apart."""
+def own(tmp_path, identity):
+    """Return a bundle with the user's attention, its start that of ours behind pretrained weights where asked."""
     plain = create_model("resnext11_8x8d", num_classes=3, seed=1).state_dict()
     save_file(plain, tmp_path / "plain.safetensors")
-    options = {"pretrained": tmp_path / "plain.safetensors"} if identity else {}
-    model = create_model("resnext11_8x8d", num_classes=3, seed=0, attention=Own, **options).eval()
-    saved = Bundle(model, "resnext11_8x8d", CLASSES, preprocessing_for(32), {}, attention="absent_module:Own")
+    pretrained = tmp_path / "plain.safetensors" if identity else None
+    return bundle("resnext11_8x8d", pretrained=pretrained, attention=Own, named="absent_module:Own")
+
+
+@pytest.mark.parametrize("identity", [False, True])
+def test_attention_of_the_user_comes_back_if_it_is_given(tmp_path, identity):
+    """Its own scalar by the name of ours, and what ours puts around it behind pretrained weights, are told apart."""
+    saved = own(tmp_path, identity)
     save_bundle(tmp_path / "best", saved)
     with pytest.raises(UserError, match=r"give --attention absent_module:Own, or load_bundle\(\.\.\., attention=Own\)"):
         load_bundle(tmp_path)
@@ -248,3 +295,48 @@ def test_attention_of_the_user_s_comes_back_if_it_is_given(tmp_path, identity):
     assert torch.equal(loaded.probabilities(pixels), saved.probabilities(pixels))
     with pytest.raises(UserError, match="are not those of"):
         load_bundle(tmp_path, attention=lambda channels: nn.Conv2d(channels, channels, 1))
+
+
+def as_written_before(folder, saved, **said):
+    """Make a bundle of format 1, as version 0.1 wrote it, of one of today's."""
+    save_bundle(folder, saved)
+    now = json.loads((folder / "bundle.json").read_text())
+    before = json.loads(OLD.read_text())
+    before |= {name: now[name] for name in ("weights", "sha256", "classes", "preprocessing")}
+    (folder / "bundle.json").write_text(json.dumps({**before, "architecture": saved.spec.name, **said}))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"name": "cbam_resnext11_8x8d"}, {}),
+        ({"name": "cbam_resnext11_8x8d", "start": "identity"}, {}),
+        ({"name": "resnext11_8x8d", "attention": "se", "width_factor": 1.3}, {"attention": "se", "width_factor": 1.3}),
+        ({"name": "resnext11_8x8d", "attention": "se", "at": "blocks"}, {"attention": "se", "at": "blocks"}),
+        ({"name": "resnet50", "model_kwargs": {"ceil_pool": True}}, {"model_kwargs": {"ceil_pool": True}}),
+    ],
+)
+def test_a_bundle_of_version_0_1_loads(tmp_path, options, said):
+    saved, pixels = bundle(**options), images()
+    as_written_before(tmp_path, saved, **said)
+    loaded = load_bundle(tmp_path)
+    assert loaded.spec == saved.spec
+    assert loaded.info == {"epoch": 2, "val_accuracy": 0.125, "val_loss": 2.25}
+    assert torch.equal(loaded.probabilities(pixels), saved.probabilities(pixels))
+
+
+@pytest.mark.parametrize("identity", [False, True])
+def test_a_bundle_of_version_0_1_with_attention_of_the_user_loads(tmp_path, identity):
+    saved, pixels = own(tmp_path, identity), images()
+    as_written_before(tmp_path / "best", saved, attention="absent_module:Own")
+    loaded = load_bundle(tmp_path, attention=Own)
+    assert loaded.spec == saved.spec
+    assert torch.equal(loaded.probabilities(pixels), saved.probabilities(pixels))
+
+
+def test_the_oldest_bundles_say_less(tmp_path):
+    as_written_before(tmp_path, bundle())
+    path = tmp_path / "bundle.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps({key: said[key] for key in said.keys() - {"attention", "width_factor", "at"}}))
+    assert load_bundle(tmp_path).spec == bundle().spec

@@ -7,7 +7,17 @@ import sys
 import pytest
 
 from whatwhere import UserError
-from whatwhere.training.config import CHOICES, FREE, OPTIONS, Config, Recipe, defaults, image_size_for, read_config
+from whatwhere.training.config import (
+    CHOICES,
+    FREE,
+    OPTIONS,
+    Config,
+    Recipe,
+    default_of,
+    defaults,
+    image_size_for,
+    read_config,
+)
 
 
 def chosen(image_size=32, on_gpu=False, bf16=False, num_cores=2, num_images=10**6, **given):
@@ -141,7 +151,7 @@ def test_yaml(tmp_path):
 def test_every_option_can_stand_in_yaml(tmp_path):
     import yaml
 
-    values = {name: field.default for name, field in OPTIONS.items()}
+    values = {name: default_of(name) for name in OPTIONS}
     assert read_config(written(tmp_path, yaml.safe_dump(values))) == values
 
 
@@ -150,9 +160,9 @@ def test_an_attention_of_ours_can_stand_in_yaml(tmp_path):
 
 
 def test_the_network_in_words():
-    assert Config(model="resnet18").network == "resnet18"
-    assert Config(model="resnet18", attention="own:Gate").network == "resnet18 with own:Gate"
-    assert Config(model="resnet18", width_factor=1.0512).network == "resnet18, 1.0512 times as wide"
+    assert Config(model="resnet18").network().describe() == "resnet18"
+    assert Config(model="resnet18", attention="own:Gate").network().describe() == "resnet18 with own:Gate"
+    assert Config(model="resnet18", width_factor=1.0512).network().describe() == "resnet18, 1.051 times as wide"
 
 
 def test_an_empty_file_gives_nothing(tmp_path):
@@ -206,7 +216,7 @@ def usual(name):
 
 
 def test_the_help_says_the_defaults():
-    values = {name: field.default for name, field in OPTIONS.items()} | chosen()
+    values = {name: default_of(name) for name in OPTIONS} | chosen()
     compared = set()
     for name, value in values.items():
         said = usual(name)

@@ -6,6 +6,7 @@ from PIL import Image
 from whatwhere import create_model
 from whatwhere.base.errors import UserError
 from whatwhere.data.preprocess import Preprocessing
+from whatwhere.networks import NetworkSpec
 from whatwhere.training.bundle import Bundle
 from whatwhere.training.predict import evaluate_bundle, image_files, predict
 
@@ -21,7 +22,9 @@ def _no_cache_of_the_user(tmp_path_factory, monkeypatch):
 @pytest.fixture(scope="module")
 def network():
     model = create_model("cbam_resnext11_8x8d", num_classes=len(CLASSES), seed=0).eval()
-    return Bundle(model, "cbam_resnext11_8x8d", CLASSES, Preprocessing(16, 16), {})
+    return Bundle(
+        model, NetworkSpec(name="cbam_resnext11_8x8d", num_classes=len(CLASSES)), CLASSES, Preprocessing(16, 16), {}
+    )
 
 
 class Nearest(torch.nn.Module):
@@ -37,7 +40,7 @@ class Nearest(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def by_shade():
-    return Bundle(Nearest().eval(), "none", CLASSES, Preprocessing(16, 16, (0, 0, 0), (1, 1, 1)), {})
+    return Bundle(Nearest().eval(), NetworkSpec(name="none"), CLASSES, Preprocessing(16, 16, (0, 0, 0), (1, 1, 1)), {})
 
 
 def write(path, seed=0, size=(20, 24)):
@@ -164,7 +167,7 @@ def test_classes_are_matched_by_name(by_shade, tmp_path):
     assert result["confusion"] == [[0, 0, 0, 0], [0, 3, 0, 0], [0, 0, 0, 0], [0, 0, 0, 3]]
     assert result["images"]["accuracy"] == 1
     assert [row["num_images"] for row in result["per_class"]] == [0, 3, 0, 3]
-    reordered = Bundle(by_shade.model, "none", ("elk", "dog", "cat", "bee"), by_shade.preprocessing, {})
+    reordered = Bundle(by_shade.model, by_shade.spec, ("elk", "dog", "cat", "bee"), by_shade.preprocessing, {})
     assert evaluate_bundle(reordered, str(data))["confusion"][0] == [0, 0, 0, 3]
 
 

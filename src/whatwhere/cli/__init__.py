@@ -92,14 +92,22 @@ def _common(
         raise typer.Exit(2)
 
 
+_AttentionKwargs = Annotated[
+    str, typer.Option(metavar="JSON", help='Arguments of the attention, such as {"reduction": 8, "form": "timm"}.')
+]
+
+
 @app.command("models")
 def models_command(
     pattern: Annotated[str, typer.Argument(help="Shell-style pattern, such as 'cbam_*'.")] = "*",
 ) -> None:
     """List the networks that create_model knows."""
-    from .summary import print_models
+    from ..networks.spec import list_models
 
-    print_models(pattern)
+    names = list_models(pattern)
+    if not names:
+        raise UserError(f"no model matches {brief(pattern)}; `whatwhere models` names them all")
+    typer.echo("\n".join(names))
 
 
 @app.command("summary")
@@ -112,6 +120,7 @@ def summary_command(
     attention: Annotated[
         str | None, typer.Option(metavar="NAME", help="Attention for it: shown beside the network without.")
     ] = None,
+    attention_kwargs: _AttentionKwargs = "",
     at: Annotated[str, typer.Option(metavar="PLACE", help="Where it stands (see `whatwhere attend --help`).")] = "",
     against: Annotated[str | None, typer.Option(metavar="MODEL", help="Another network to compare with.")] = None,
     input_size: Annotated[str, typer.Option("--input", metavar="CxHxW", help="Shape of one image.")] = "3x224x224",
@@ -122,12 +131,19 @@ def summary_command(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """What a network costs, layer by layer: parameters, MACs, FLOPs, bytes saved for backward."""
+    from ..networks.spec import NetworkSpec, parse_arguments
     from .summary import print_summary
 
     if (model is None) == (backbone is None):
         raise UserError("give one network to `whatwhere summary`, such as cbam_resnext50_32x4d")
-    name = model or backbone or ""
-    print_summary(name, attention, at, against, input_size, batch, classes, depth, latency, json)
+    spec = NetworkSpec(
+        name=model or backbone or "",
+        attention=attention or "",
+        attention_kwargs=parse_arguments(attention_kwargs) if attention_kwargs else {},
+        at=at,
+        num_classes=classes,
+    )
+    print_summary(spec, against, input_size, batch_size=batch, depth=depth, latency=latency, as_json=json)
 
 
 @app.command("attend")
@@ -136,6 +152,7 @@ def attend_command(
     attention: Annotated[
         str, typer.Option(metavar="NAME", help="cbam, se or another, or MODULE:NAME, code of yours that is imported.")
     ] = "cbam",
+    attention_kwargs: _AttentionKwargs = "",
     at: Annotated[
         str | None,
         typer.Option(
@@ -162,6 +179,7 @@ def attend_command(
     print_attended(
         backbone,
         attention=attention,
+        attention_kwargs=attention_kwargs,
         at=at,
         start=start,
         replace=replace,

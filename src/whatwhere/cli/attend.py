@@ -11,8 +11,8 @@ from ..base.tables import rich_tables, show
 from ..cost import CostComparison, compare_costs, cost
 from ..cost.measure import random_input
 from ..insert import attend, plan
-from ..networks.named import create_network
-from ..training.config import is_import_path
+from ..networks import NetworkSpec, create
+from ..networks.spec import is_import_path, parse_arguments
 from .summary import parse_input_size
 
 
@@ -20,6 +20,7 @@ def print_attended(
     backbone: str,
     *,
     attention: str,
+    attention_kwargs: str,
     at: str | None,
     start: str,
     replace: str | None,
@@ -33,8 +34,9 @@ def print_attended(
     size = parse_input_size(input_size)
     chosen = attention_by_path(attention) if is_import_path(attention) else attention
     attention_builder(chosen)  # before the network is built
-    options: dict[str, Any] = {"at": at, "start": start, "replace": replace}
-    model = create_network(backbone, num_classes=num_classes, seed=0)
+    kwargs = parse_arguments(attention_kwargs) if attention_kwargs else {}
+    options: dict[str, Any] = {"at": at, "start": start, "replace": replace, "attention_kwargs": kwargs}
+    model = create(NetworkSpec(name=backbone, num_classes=num_classes), seed=0)
     example = random_input(model, size, 1)
     planned = plan(model, chosen, example=example, **options)
     comparison: CostComparison | None = None

@@ -15,7 +15,7 @@ import typer
 from ..base.errors import UserError, check_integer
 from ..base.words import brief
 from ..training.config import OPTIONS, TELLS_APART, read_config
-from .train import option_parameter, own_parameter, typed_command, with_parameters
+from .train import given_options, option_parameter, own_parameter, typed_command, with_parameters
 
 _PANEL = "Comparison"
 _REPORT = "report.html"
@@ -116,8 +116,7 @@ def compare_command() -> Callable[..., None]:
         own = {name: options.pop(name) for name, _, _ in _OWN}
         config = own.pop("config")
         given = read_config(config) if config is not None else {}
-        given |= {name: value for name, value in options.items() if value is not None}
-        _compare(data, given, own)
+        _compare(data, {**given, **given_options(options)}, own)
 
     compare.__doc__ = (
         "Does it help? Train arms with and without attention on your images, over seeds, and give a verdict.\n\n"

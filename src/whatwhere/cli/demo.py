@@ -23,7 +23,7 @@ from ..data.digits import NUM_CLASSES, draw_balanced, load_digits
 from ..experiment import compare
 from ..explain import spatial_gates
 from ..explain.picture import gate_figure
-from ..networks import create_model
+from ..networks import NetworkSpec, create_model
 from ..report import tables, write_page
 from ..training.config import Recipe
 from ..training.evaluate import accuracy
@@ -44,12 +44,12 @@ def run_demo(out: Path) -> None:
     """Run all parts, print them, and write `demo.json`, `gates.png` and `report.html` into `out`."""
     _check_free(out)
     _heading("1. What does CBAM cost?", "Parameters, arithmetic, and memory for training.")
-    costs = measure_costs(_named("resnext50_32x4d"), (3, 224, 224), 1, 1000, latency=False)
+    costs = measure_costs(_pair("resnext50_32x4d", 1000), (3, 224, 224), 1, latency=False)
     comparison = compare_costs(*costs)
     show(rich_tables(comparison.tables()))
 
     _heading("2. What did the article report?", "Its own network, its figures and the true ones.")
-    article = measure_costs(_named("article_resnext50"), (3, 224, 224), 1, 10, latency=False)
+    article = measure_costs(_pair("article_resnext50", 10), (3, 224, 224), 1, latency=False)
     show(rich_tables([_article_table(*article)]))
 
     pool, test = load_digits()
@@ -86,9 +86,9 @@ def run_demo(out: Path) -> None:
     show(f"The report of the comparison, to read in a browser: {out / REPORT}")
 
 
-def _named(backbone: str) -> list[tuple[str, str | None, str]]:
+def _pair(backbone: str, num_classes: int) -> list[NetworkSpec]:
     """Return a network without and with CBAM."""
-    return [(backbone, None, ""), (f"cbam_{backbone}", None, "")]
+    return [NetworkSpec(name=name, num_classes=num_classes) for name in (backbone, f"cbam_{backbone}")]
 
 
 def _heading(question: str, detail: str) -> None:

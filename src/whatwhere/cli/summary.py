@@ -11,45 +11,34 @@ from ..base.tables import rich_tables, show
 from ..base.words import brief
 from ..cost import Cost, compare_costs, cost, measure_latency
 from ..cost.measure import random_input
-from ..networks import list_models
-from ..networks.named import check_network, create_network
-
-
-def print_models(pattern: str) -> None:
-    """Print the names that match `pattern`, a line each."""
-    names = list_models(pattern)
-    if not names:
-        raise UserError(f"no model matches {brief(pattern)}; `whatwhere models` names them all")
-    for name in names:
-        typer.echo(name)
+from ..networks.factory import checked, create
+from ..networks.spec import NetworkSpec
 
 
 def print_summary(
-    name: str,
-    attention: str | None,
-    at: str,
+    spec: NetworkSpec,
     against: str | None,
     input_size: str,
+    *,
     batch_size: int,
-    num_classes: int,
     depth: int | None,
     latency: bool,
     as_json: bool,
 ) -> None:
-    """Print what the model `name` costs, beside `against` if that is given: the change from `against` to `name`.
+    """Print what a network costs, beside `against` if that is given: the change from `against` to the network.
 
-    With an `attention`, which `name` gets, it is beside the same network without.
+    With an attention it stands beside the same network without.
     """
     size = parse_input_size(input_size)
-    if attention is not None and against is not None:
+    if spec.attention and against is not None:
         raise UserError("with --attention the network is shown beside itself without it; leave out --against")
-    if at and attention is None:
-        raise UserError("--at says where attention is to stand; give --attention too")
-    against = name if attention is not None else against
-    networks = [(name, attention, at)] if against is None else [(against, None, ""), (name, attention, at)]
-    for known, own, place in networks:
-        check_network(known, attention=own, at=place)
-    costs = measure_costs(networks, size, batch_size, num_classes, latency)
+    if (spec.at or spec.attention_kwargs) and not spec.attention:
+        given = "--at" if spec.at else "--attention-kwargs"
+        raise UserError(f"{given} is about an attention; give --attention too")
+    against = spec.name if spec.attention else against
+    before = [] if against is None else [NetworkSpec(name=against, num_classes=spec.num_classes)]
+    specs = [checked(known) for known in (*before, spec)]
+    costs = measure_costs(specs, size, batch_size, latency)
     comparison = compare_costs(*costs) if len(costs) == 2 else None
     if as_json:
         # the model that was asked for comes first
@@ -63,21 +52,12 @@ def print_summary(
         show(rich_tables(costs[0].tables(depth or 2)))
 
 
-def measure_costs(
-    named: list[tuple[str, str | None, str]],
-    input_size: tuple[int, ...],
-    batch_size: int,
-    num_classes: int,
-    latency: bool,
-) -> list[Cost]:
-    """Return the costs of models (name, attention, its place), timed in turn within each round if `latency`."""
-    networks = [
-        create_network(name, num_classes=num_classes, attention=attention, at=at, seed=0)
-        for name, attention, at in named
-    ]
+def measure_costs(specs: list[NetworkSpec], input_size: tuple[int, ...], batch_size: int, latency: bool) -> list[Cost]:
+    """Return the costs of networks, timed in turn within each round if `latency`."""
+    networks = [create(spec, seed=0) for spec in specs]
     costs = [
-        cost(network, input_size, batch_size=batch_size, name=name if attention is None else f"{name} with {attention}")
-        for network, (name, attention, _) in zip(networks, named, strict=True)
+        cost(network, input_size, batch_size=batch_size, name=spec.describe())
+        for network, spec in zip(networks, specs, strict=True)
     ]
     if not latency:
         return costs

@@ -7,13 +7,14 @@ import json as json_format
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..base.errors import UserError
+from ..networks.spec import parse_arguments
 from ..training.config import CHOICES, OPTIONS, read_config
 
 _COMMON = ("model", "epochs", "batch_size", "lr", "image_size", "seed", "workers", "device")
@@ -49,8 +50,7 @@ def train_command() -> Callable[..., None]:
     def train(data: str, **options: Any) -> None:
         own = {name: options.pop(name) for name in ("out", "resume", "config", "dry_run", "json")}
         given = read_config(own["config"]) if own["config"] is not None else {}
-        given |= {name: value for name, value in options.items() if value is not None}
-        _run(data, given, **own)
+        _run(data, {**given, **given_options(options)}, **own)
 
     own = (
         ("out", _OUT, None),
@@ -83,6 +83,15 @@ def with_parameters(
     return command
 
 
+def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a run that were typed, with their values."""
+    return {
+        name: parse_arguments(value) if OPTIONS[name].metadata["kind"] is dict else value
+        for name, value in options.items()
+        if value is not None
+    }
+
+
 def own_parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     """Return a keyword parameter for an option of a command that is none of a run."""
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
@@ -91,13 +100,14 @@ def own_parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter
 def option_parameter(name: str) -> inspect.Parameter:
     """Return a keyword parameter for an option; its default None means that it was not given."""
     field = OPTIONS[name]
-    kind = type(field.default)
+    kind = field.metadata["kind"]
     metavar = field.metadata["metavar"] or ("|".join(CHOICES[name]) if name in CHOICES else _METAVARS[kind])
     details: dict[str, Any] = {"help": field.metadata["help"], "rich_help_panel": field.metadata["panel"]}
     if kind is not bool:
         details |= {"metavar": metavar, "show_default": False}
     names = [f"--{name.replace('_', '-')}", *_ALSO.get(name, ())]
-    annotation: Any = Annotated[kind | None, typer.Option(*names, **details)]
+    typed = str if kind is dict else kind
+    annotation: Any = Annotated[typed | None, typer.Option(*names, **details)]
     if kind is bool:
         dashed = name.replace("_", "-")
         annotation = Annotated[bool | None, typer.Option(f"--{dashed}/--no-{dashed}", show_default=False, **details)]

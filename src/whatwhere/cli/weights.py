@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import typer
 
-from ..base.errors import UserError
 from ..base.tables import Table, rich_tables, show
-from ..base.words import brief, printable
+from ..base.words import printable
 from ..networks.convert import Description, convert_weights, describe_weights
+from ..networks.spec import parse_arguments
 
 
 def print_weights(file: str, model: str | None, as_json: bool) -> None:
@@ -26,31 +25,21 @@ def print_conversion(
     source: str, target: str, model: str | None, attention_kwargs: str, to: str, force: bool, as_json: bool
 ) -> None:
     """Convert a weights file and print what came of it."""
-    given = _parsed(attention_kwargs) if attention_kwargs else {}
+    given = parse_arguments(attention_kwargs) if attention_kwargs else {}
     done = convert_weights(source, target, model=model, attention_kwargs=given, to=to, force=force)
     if as_json:
         typer.echo(json.dumps(done.to_dict(), indent=2))
         return
     typer.echo(f"{printable(done.target)}: {done.num_tensors} tensors in the layout {done.to}, from {done.layout}")
-    typer.echo(f"network: {done.network}")
+    typer.echo(f"network: {done.network.call()}")
     for key, value in done.left_out.items():
         typer.echo(f"left out: {printable(key)}, {printable(value)}")
     for note in done.notes:
         typer.echo(f"note: {note}")
 
 
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        options = json.loads(text)
-    except (ValueError, RecursionError):
-        options = None
-    if not isinstance(options, dict):
-        raise UserError(f'--attention-kwargs must be JSON such as {{"pools": ["avg"]}}, got {brief(text)}')
-    return options
-
-
 def _tables(found: Description) -> list[Table]:
-    network = " or ".join(found.networks[:3]) if found.network is None else str(found.network)
+    network = " or ".join(found.networks[:3]) if found.network is None else found.network.call()
     rows = [
         ("layout", found.layout or "none that is known here"),
         ("network", network or "none that has a name here"),

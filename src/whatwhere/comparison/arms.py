@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +9,12 @@ from typing import Any
 
 from ..base.errors import UserError
 from ..base.words import brief, short, suggest
+from ..networks.spec import ATTENTIONS, OWN_NETWORKS, NetworkSpec, is_import_path, parse_arguments
+from ..training.config import network_of
 
 NONE, WIDE = "none", "wide"
+# a comma outside of braces
+_BETWEEN_ARMS = re.compile(r",(?![^{]*\})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 
 
@@ -21,26 +24,39 @@ class Arm:
 
     Attributes:
         name: What it is called, and its folder.
-        spec: "none", the name of an attention, MODULE:NAME of one's own, "wide", or "wide:ARM".
+        spec: "none", the name of an attention, MODULE:NAME of one's own, either of them with arguments as in
+            "cbam{reduction:8}", "wide", or "wide:ARM".
     """
 
     name: str
     spec: str
 
+    @property
+    def attention(self) -> str:
+        """The spec without arguments."""
+        return self.spec.partition("{")[0]
+
+    @property
+    def attention_kwargs(self) -> dict[str, Any]:
+        """The arguments in the spec."""
+        _, brace, rest = self.spec.partition("{")
+        return parse_arguments(brace + rest, f"the arm {self.name}:") if brace else {}
+
 
 def parse_arms(text: str) -> tuple[Arm, ...]:
-    """Return the arms in "none,se,cbam,wide,mine=my_module:MyGate": each SPEC, or NAME=SPEC.
+    """Return the arms in "none,se,cbam,cbam8=cbam{reduction:8},wide,mine=my_module:MyGate": each SPEC, or NAME=SPEC.
 
     Raises:
         UserError: An empty or repeated name, or one that cannot be a folder's.
     """
     arms: list[Arm] = []
-    for part in text.split(","):
+    for part in _BETWEEN_ARMS.split(text):
         label, equals, spec = part.strip().partition("=")
-        if not equals:
-            spec = label
+        if not equals or "{" in label:
+            spec = part
             # of my_module:MyGate the name, of wide:cbam all
-            label = spec.replace(":", "-") if _wide(spec) else spec.rpartition(":")[2]
+            kind = spec.strip().partition("{")[0]
+            label = kind.replace(":", "-") if _wide(kind) else kind.rpartition(":")[2]
         label, spec = label.strip(), spec.strip()
         if not spec:
             raise UserError(f"--attention {brief(text)} has an empty arm; give for example none,se,cbam")
@@ -49,7 +65,10 @@ def parse_arms(text: str) -> tuple[Arm, ...]:
             raise UserError(
                 f"--attention names {brief(label)} twice; name one of them otherwise, such as other={short(spec)}"
             )
-        arms.append(Arm(label, spec))
+        arm = Arm(label, spec)
+        if arm.attention_kwargs and (arm.attention == NONE or _wide(arm.attention)):
+            raise UserError(f"the arm {brief(label)} takes no arguments; write {short(arm.attention)}")
+        arms.append(arm)
     return tuple(arms)
 
 
@@ -62,8 +81,9 @@ def check_arm_name(name: str) -> None:
 
 
 def is_code(spec: str) -> bool:
-    """Return whether an arm is MODULE:NAME, code of the user's."""
-    return ":" in spec and not _wide(spec)
+    """Return whether an arm is MODULE:NAME, code of the user."""
+    kind = spec.partition("{")[0]
+    return is_import_path(kind) and not _wide(kind)
 
 
 def _wide(spec: str) -> bool:
@@ -79,15 +99,15 @@ def run_options(arms: Sequence[Arm], backbone: str, num_classes: int, at: str = 
     Raises:
         UserError: An unknown backbone, attention or arm, a network that cannot be built, or one that is no wider.
     """
-    from ..networks.libraries import full_name, is_other
-    from ..networks.named import backbone_of
+    from ..networks.libraries import full_name
     from ..networks.width import width_factor_for
 
     backbone = full_name(backbone)
-    if backbone_of(backbone) != backbone:
-        raise UserError(f"--backbone {backbone} has attention in its name; give {backbone_of(backbone)}")
-    if is_other(backbone) and any(_wide(arm.spec) for arm in arms):
-        raise UserError(f"a wide arm needs one of our own networks (`whatwhere models`), and {backbone} is none")
+    plain = NetworkSpec(name=backbone)
+    if plain.backbone != backbone:
+        raise UserError(f"--backbone {backbone} has attention in its name; give {plain.backbone}")
+    if not plain.is_own and any(_wide(arm.spec) for arm in arms):
+        raise UserError(f"a wide arm needs a network of whatwhere (`whatwhere models`), not {backbone}")
     options = {arm.name: _named(arm, backbone, at) for arm in arms if not _wide(arm.spec)}
     if len(options) == len(arms):
         return options
@@ -109,26 +129,25 @@ def run_options(arms: Sequence[Arm], backbone: str, num_classes: int, at: str = 
 
 
 def _named(arm: Arm, backbone: str, at: str) -> dict[str, Any]:
-    from ..attention import ATTENTION
-    from ..networks.create import MODELS
-    from ..networks.named import check_network
+    from ..networks.factory import checked
 
     if arm.spec == NONE:
         return {"model": backbone, **_nowhere(at)}
+    attention, kwargs = arm.attention, arm.attention_kwargs
+    given = {"attention_kwargs": kwargs} if kwargs else {}
     if is_code(arm.spec):
-        return {"model": backbone, "attention": arm.spec}
-    if arm.spec not in ATTENTION:
-        known = [NONE, *ATTENTION, WIDE]
-        hint = suggest(arm.spec, known)
+        return {"model": backbone, "attention": attention, **given}
+    if attention not in ATTENTIONS:
+        known = [NONE, *ATTENTIONS, WIDE]
         raise UserError(
-            f"unknown attention {brief(arm.spec)}{hint}; known: {', '.join(known)}, and MODULE:NAME of your own"
+            f"unknown attention {brief(attention)}{suggest(attention, known)}; known: {', '.join(known)}, and "
+            "MODULE:NAME of your own"
         )
-    name = f"{arm.spec}_{backbone}"
-    if at or name not in MODELS:
+    if at or f"{attention}_{backbone}" not in OWN_NETWORKS:
         # of the article's networks there are some only
-        check_network(backbone, attention=arm.spec, at=at)
-        return {"model": backbone, "attention": arm.spec}
-    return {"model": name}
+        checked(NetworkSpec(name=backbone, attention=attention, at=at))
+        return {"model": backbone, "attention": attention, **given}
+    return {"model": f"{attention}_{backbone}", **given}
 
 
 def _nowhere(at: str) -> dict[str, Any]:
@@ -138,35 +157,25 @@ def _nowhere(at: str) -> dict[str, Any]:
 
 def num_params(options: Mapping[str, Any], num_classes: int) -> int:
     """Return the number of parameters of the network that a run with `options` trains."""
-    import torch
+    from ..networks import factory
 
-    from ..networks.libraries import is_other
-    from ..training.config import is_import_path
-
-    # a stranger's module may not know the meta device, and a network of others runs once to find the attention's
-    # places; ours need neither memory nor random numbers there
-    attention = options.get("attention", "")
-    on_meta = not is_import_path(attention) and not (attention and (options.get("at") or is_other(options["model"])))
-    with torch.device("meta") if on_meta else contextlib.nullcontext():
+    spec = network_of(options, num_classes)
+    # the user's module may not know the meta device
+    if is_import_path(spec.attention):
         return sum(parameter.numel() for parameter in build(options, num_classes, seed=0).parameters())
+    return factory.num_params(spec)
 
 
 def build(options: Mapping[str, Any], num_classes: int, seed: int) -> Any:
     """Return the network that a run with `options` trains, from scratch."""
     from ..attention import attention_by_path
-    from ..training.config import Config, is_import_path
-    from ..training.setup import build_model
+    from ..networks import create
 
-    config = Config(**{**options, "seed": seed, "pretrained": ""})
-    attention = attention_by_path(config.attention) if is_import_path(config.attention) else None
-    return build_model(config, num_classes, attention)
+    spec = network_of(options, num_classes)
+    attention = attention_by_path(spec.attention) if is_import_path(spec.attention) else None
+    return create(spec, seed=seed, attention=attention)
 
 
 def describe(options: Mapping[str, Any]) -> str:
     """Return an arm's network in words."""
-    text = str(options["model"])
-    if options.get("attention"):
-        text += f" with {options['attention']}"
-    if options.get("width_factor", 1.0) != 1.0:
-        text += f", {options['width_factor']:.4g} times as wide"
-    return text
+    return network_of(options).describe()

@@ -11,7 +11,7 @@ from typing import Any
 from ..base.errors import UserError
 from ..base.words import brief, few, short
 from ..data.split import Prepared, fingerprint
-from ..networks.weights import read_state_dict, read_weights
+from ..networks.spec import NetworkSpec
 from ..statistics.metric import METRICS, margin_for
 from ..statistics.verdict import default_baseline
 from ..training.config import FREE, OPTIONS, TELLS_APART, Config
@@ -81,14 +81,12 @@ def asked_for(request: Request) -> dict[str, Any]:
 
 def begun(data: str, config: Config, prepared: Prepared, backbone: str | None, asked: Mapping[str, Any]) -> Design:
     """Return the design of a new comparison: all options of its runs, still without the networks of its arms."""
-    from ..networks.named import backbone_of
-
     options = dataclasses.asdict(config)
     return Design(
         data=data,
         data_fingerprint=images_fingerprint(prepared),
         began=datetime.now(timezone.utc).isoformat(timespec="minutes"),
-        backbone=backbone or backbone_of(config.model),
+        backbone=backbone or config.network().backbone,
         **asked,
         options={name: options[name] for name in OPTIONS if name not in FREE and name not in TELLS_APART},
         arm_options={},
@@ -126,7 +124,9 @@ def completed(data: str, design: Design, request: Request, prepared: Prepared, o
     arm_options = {**design.arm_options, **{name: options[name] for name in new}}
     for name, choice in arm_options.items():
         # what a network is made of follows from the arm, whatever stands in the file; only widths and rates are kept
-        if any(choice.get(part) != options[name].get(part) for part in ("model", "attention", "at")):
+        if any(
+            choice.get(part) != options[name].get(part) for part in ("model", "attention", "attention_kwargs", "at")
+        ):
             raise UserError(
                 f"{str(out / DESIGN)!r} gives the arm {name} another network than its own; restore the file"
             )
@@ -136,9 +136,9 @@ def completed(data: str, design: Design, request: Request, prepared: Prepared, o
         build({**design.options, **arm_options[name]}, num_classes, seed=0)
     weights = Path(design.options["pretrained"])
     if new and design.options["pretrained"] and weights.is_file():
-        from ..networks.libraries import is_other
+        from ..networks.factory import read_pretrained
 
-        (read_state_dict if is_other(design.backbone) else read_weights)(weights)
+        read_pretrained(NetworkSpec(name=design.backbone), str(weights))
     contents = hashes(design.arms, design.options)
     check_unchanged(design.contents, contents, f"the comparison in {str(out)!r}")
     return dataclasses.replace(design, arm_options=arm_options, contents={**design.contents, **contents})

@@ -24,8 +24,8 @@ def hashes(arms: tuple[Arm, ...], options: Mapping[str, Any]) -> dict[str, str]:
     """
     for arm in arms:
         if is_code(arm.spec):
-            attention_by_path(arm.spec)
-    files = {f"the code of {arm.name}": _file_of(arm.spec) for arm in arms if is_code(arm.spec)}
+            attention_by_path(arm.attention)
+    files = {f"the code of {arm.name}": _file_of(arm.attention) for arm in arms if is_code(arm.spec)}
     weights = Path(options["pretrained"])
     files["the file of weights"] = weights if options["pretrained"] and weights.is_file() else None
     return {what: _sha256(what, file) for what, file in files.items() if file is not None}

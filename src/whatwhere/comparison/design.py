@@ -223,7 +223,7 @@ def _checked_arm_options(arm_options: Any, names: Sequence[str]) -> dict[str, di
 
 def _check_kinds(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
-        kind = type(OPTIONS[name].default)
+        kind = OPTIONS[name].metadata["kind"]
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise ValueError(f"{name} is of another kind")
 

@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from ..attention import ATTENTION
 from ..base.errors import UserError
 from ..base.files import write_bytes
-from ..base.words import brief
-from ..models.resnet import RESNETS
+from ..base.words import brief, suggest
 from . import weights
-from .create import MODELS, check_name, create_model
+from .factory import create
 from .recognize import in_words, names_of
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network that weights fit, as `create_model` takes it.
-
-    Attributes:
-        name: Its name.
-        options: The further arguments, `num_classes` among them.
-    """
-
-    name: str
-    options: dict[str, Any]
-
-    def __str__(self) -> str:
-        options = "".join(f", {key}={value!r}" for key, value in self.options.items())
-        return f"create_model({self.name!r}{options})"
+from .spec import BACKBONES, OWN_NETWORKS, NetworkSpec
 
 
 @dataclass(frozen=True)
@@ -58,15 +42,14 @@ class Conversion:
     target: str
     layout: str
     to: str
-    network: Network
+    network: NetworkSpec
     num_tensors: int
     left_out: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON has it."""
-        network = {"model": self.network.name, **self.network.options}
-        return {**vars(self), "network": network, "create_model": str(self.network)}
+        return {**vars(self), **_as_json(self.network)}
 
 
 @dataclass(frozen=True)
@@ -95,7 +78,7 @@ class Description:
     path: str
     layout: str | None
     networks: list[str]
-    network: Network | None
+    network: NetworkSpec | None
     structure: str
     num_tensors: int
     num_values: int
@@ -111,10 +94,14 @@ class Description:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON has it."""
-        network = None if self.network is None else {"model": self.network.name, **self.network.options}
         fit = None if self.fit is None else self.fit.to_dict()
-        create = None if self.network is None else str(self.network)
-        return {**vars(self), "network": network, "create_model": create, "fit": fit}
+        return {**vars(self), **_as_json(self.network), "fit": fit}
+
+
+def _as_json(network: NetworkSpec | None) -> dict[str, Any]:
+    if network is None:
+        return {"network": None, "create_model": None}
+    return {"network": {"model": network.name, **network.arguments()}, "create_model": network.call()}
 
 
 def convert_weights(
@@ -153,21 +140,11 @@ def convert_weights(
     fit = _fit(loaded, network)
     if fit.groups:
         raise UserError(f"the weights from {file.path!r} are not of {network.name}: {fit.sentence()}")
-    attention = MODELS[network.name].attention
-    options = dict(network.options)
-    options_of_attention = options.pop("attention_kwargs", {})
-    state = weights.from_ours(loaded.state, layout, attention, options_of_attention, options)
-    description = {
-        "model": network.name,
-        "num_classes": options.pop("num_classes"),
-        "in_channels": options.pop("in_channels", 3),
-        "attention": attention,
-        "attention_kwargs": options_of_attention,
-        "model_kwargs": options,
-        "layout": layout.name,
-    }
-    metadata = {"format": "pt", weights.METADATA_KEY: json.dumps(description)}
-    write_bytes(path, weights.tensors_to_bytes(state, metadata))
+    attention = network.attention_name or None
+    options = _attention_options(network)
+    state = weights.from_ours(loaded.state, layout, attention, options, network.model_kwargs)
+    description = msgspec.json.encode({"network": network, "layout": layout.name}).decode()
+    write_bytes(path, weights.tensors_to_bytes(state, {"format": "pt", weights.METADATA_KEY: description}))
     assert loaded.layout is not None
     return Conversion(
         source=file.path,
@@ -177,7 +154,7 @@ def convert_weights(
         network=network,
         num_tensors=len(state),
         left_out={**file.around, **file.left_out},
-        notes=[*file.notes, *_notes(loaded, layout, attention, options_of_attention)],
+        notes=[*file.notes, *_notes(loaded, layout, attention, options)],
     )
 
 
@@ -192,13 +169,13 @@ def describe_weights(path: str | os.PathLike[str], model: str | None = None) -> 
         UserError: An unknown network, or a file that cannot be read or holds no tensors.
     """
     if model is not None:
-        check_name(model)
+        check_own(model)
     file = weights.read_file(path)
     loaded = weights.from_file(file)
     networks = names_of(loaded)
     network = None
     if model is not None or len(networks) == 1:
-        network = _options(loaded, model or networks[0])
+        network = _spec(loaded, model or networks[0])
     layout = loaded.layout
     fit = None if network is None else _fit(loaded, network)
     unknown = [key for key in file.state if layout is None or weights.find_rule(layout, key) is None]
@@ -239,15 +216,15 @@ def _checked_target(source: str | os.PathLike[str], target: str | os.PathLike[st
     return path
 
 
-def _network(loaded: weights.Weights, path: str, model: str | None) -> Network:
+def _network(loaded: weights.Weights, path: str, model: str | None) -> NetworkSpec:
     """Return the network that the weights are of.
 
     Raises:
         UserError: `model` is not the name of one that has published layouts, or without it none or several fit.
     """
     if model is not None:
-        check_name(model)
-        if MODELS[model].backbone not in RESNETS:
+        check_own(model)
+        if OWN_NETWORKS[model][1] not in BACKBONES:
             raise UserError(f"{model} has layers of no standard names; name a ResNet or ResNeXt with --model")
     if loaded.layout is None:
         names = ", ".join(map(weights.shown, list(weights.group_keys(loaded.state))[:3]))
@@ -263,44 +240,55 @@ def _network(loaded: weights.Weights, path: str, model: str | None) -> Network:
         if len(candidates) > 1:
             raise UserError(f"the weights in {path!r} may be of {' or '.join(candidates)}; choose with --model")
         model = candidates[0]
-    return _options(loaded, model)
+    return _spec(loaded, model)
 
 
-def _options(loaded: weights.Weights, name: str) -> Network:
+def check_own(name: str) -> None:
+    """Raise UserError, naming the nearest ones, unless `name` is a network of this package."""
+    if not isinstance(name, str) or name not in OWN_NETWORKS:
+        hint = suggest(name, list(OWN_NETWORKS)) or "; `whatwhere models` names them all"
+        raise UserError(f"unknown model {brief(name)}{hint}")
+
+
+def _spec(loaded: weights.Weights, name: str) -> NetworkSpec:
     """Return the network `name` with the arguments that the weights need."""
-    state, attention = loaded.state, MODELS[name].attention
+    state, attention = loaded.state, OWN_NETWORKS[name][0]
     classifier, stem = state.get("fc.weight"), state.get("conv1.weight")
-    num_classes = classifier.shape[0] if classifier is not None and classifier.dim() == 2 else 0
-    options: dict[str, Any] = {"num_classes": num_classes}
-    if stem is not None and stem.dim() == 4 and stem.shape[1] != 3:
-        options["in_channels"] = stem.shape[1]
-    if attention is not None:
+    kwargs: Mapping[str, Any] = {}
+    if attention:
         if loaded.attention is None:
-            chosen = weights.options_of(state, attention) or {}
-        else:
-            # CBAM without its spatial gate would have the shapes of SE
-            chosen = loaded.attention_kwargs if loaded.attention == attention else {}
-        if chosen:
-            options["attention_kwargs"] = chosen
-    return Network(name, {**options, **loaded.model_kwargs})
+            kwargs = weights.options_of(state, attention) or {}
+        elif loaded.attention == attention:  # CBAM without its spatial gate would have the shapes of SE
+            kwargs = loaded.attention_kwargs
+    return NetworkSpec(
+        name=name,
+        attention_kwargs={key: value for key, value in kwargs.items() if key != "start"},
+        start=kwargs.get("start", ""),
+        num_classes=classifier.shape[0] if classifier is not None and classifier.dim() == 2 else 0,
+        in_channels=stem.shape[1] if stem is not None and stem.dim() == 4 else 3,
+        model_kwargs=loaded.model_kwargs,
+    )
 
 
-def _with_options(network: Network, loaded: weights.Weights, given: Mapping[str, Any]) -> Network:
+def _attention_options(network: NetworkSpec) -> dict[str, Any]:
+    return {**network.attention_kwargs, **({"start": network.start} if network.start else {})}
+
+
+def _with_options(network: NetworkSpec, loaded: weights.Weights, given: Mapping[str, Any]) -> NetworkSpec:
     """Return `network` with the arguments `given` for its attention too."""
     if not given:
         return network
-    attention = MODELS[network.name].attention
-    if attention is None:
+    if not network.attention_name:
         raise UserError(
             f"{network.name} has no attention to build with {brief(dict(given))}; leave out attention_kwargs"
         )
-    options = loaded.options_for(ATTENTION[attention], {**network.options.get("attention_kwargs", {}), **given})
-    return Network(network.name, {**network.options, "attention_kwargs": options})
+    options = loaded.options_for(ATTENTION[network.attention_name], {**_attention_options(network), **given})
+    return replace(network, attention_kwargs=options, start=options.pop("start", ""))
 
 
-def _fit(loaded: weights.Weights, network: Network) -> weights.Fit:
+def _fit(loaded: weights.Weights, network: NetworkSpec) -> weights.Fit:
     with torch.device("meta"):
-        own = create_model(network.name, seed=0, **network.options).state_dict()
+        own = create(network, seed=0).state_dict()
     # files of PyTorch before 0.4.1 have no counters, and `load_state_dict` does without
     counters = [key for key in own if key.endswith("num_batches_tracked")]
     return weights.compare(loaded.state, own, counters)

@@ -1,12 +1,14 @@
-"""Networks of torchvision and timm by name: `torchvision:NAME`, `timm:NAME`, or NAME alone where it is not ours."""
+"""Networks of torchvision and timm: built, and their weights read and loaded."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..base.errors import UserError
@@ -14,7 +16,7 @@ from ..base.randomness import seeded
 from ..base.words import brief, cause, suggest
 from ..models.initialization import resolve_seed
 from . import weights
-from .create import MODELS
+from .spec import OWN_NETWORKS
 
 LIBRARIES = ("torchvision", "timm")
 # further outputs in training, of which no loss here knows
@@ -27,14 +29,14 @@ _FURTHER_OUTPUTS = ("aux1.", "aux2.", "AuxLogits.")
 
 
 def full_name(name: str) -> str:
-    """Return a network's name with its library, or alone where it is ours.
+    """Return a network's name with its library: `timm:NAME`, `torchvision:NAME`, or NAME alone for one of whatwhere.
 
     Raises:
         UserError: No library has it, or timm is wanted and is not installed.
     """
     if not isinstance(name, str):
         raise UserError(f"the name of a network must be text, such as 'resnet50', got {brief(name)}")
-    if name in MODELS:
+    if name in OWN_NETWORKS:
         return name
     library, colon, own = name.partition(":")
     if colon and library not in LIBRARIES:
@@ -47,14 +49,9 @@ def full_name(name: str) -> str:
         if own in tried[known]:
             return f"{known}:{own}"
     if not colon:
-        tried["ours"] = list(MODELS)
+        tried["whatwhere"] = list(OWN_NETWORKS)
     hint = suggest(own, [other for names in tried.values() for other in names])
-    raise UserError(f"unknown network {brief(name)}{hint or '; `whatwhere models` names ours'}")
-
-
-def is_other(name: str) -> bool:
-    """Return whether a full name is of another library."""
-    return name.partition(":")[0] in LIBRARIES
+    raise UserError(f"unknown network {brief(name)}{hint or '; `whatwhere models` names those of whatwhere'}")
 
 
 def _names(library: str, *, required: bool) -> list[str]:
@@ -80,32 +77,28 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def create_other(
-    name: str,
-    *,
-    num_classes: int = 1000,
-    seed: int | None = None,
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
+def create(
+    name: str, *, num_classes: int = 1000, in_channels: int = 3, seed: int | None = None, **options: Any
 ) -> nn.Module:
     """Build a network of torchvision or timm.
 
     Args:
         name: As `full_name` returns it.
         num_classes: Width of the classifier.
+        in_channels: Channels of the images; timm only.
         seed: The initial weights are a function of it; None draws one from torch's default generator.
-        drop_rate: Dropout before the classifier; timm only.
-        drop_path_rate: Stochastic depth; timm only.
+        **options: Further arguments of the library: `drop_rate` and `drop_path_rate` of timm.
 
     Raises:
         UserError: It cannot be built.
     """
-    library, _, own = full_name(name).partition(":")
-    if library not in LIBRARIES:
-        raise UserError(f"{name} is one of our own networks; `create_model` builds it")
-    options = {key: rate for key, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)) if rate}
+    library, _, own = name.partition(":")
+    options = {key: value for key, value in options.items() if value}
+    if in_channels != 3:
+        options["in_chans"] = in_channels
     if library == "torchvision" and options:
-        raise UserError(f"{', '.join(options)} cannot be given for networks of torchvision; leave it out")
+        given = ", ".join(options).replace("in_chans", "in_channels")
+        raise UserError(f"{given} cannot be given for networks of torchvision; leave it out")
     seed = resolve_seed(seed)
     with seeded(seed, "construction"), _quiet():
         return _built(library, own, num_classes, options)
@@ -133,7 +126,7 @@ def published(name: str) -> weights.StateDict:
     """Return the published weights of a network: downloaded, or from its library's cache.
 
     Raises:
-        UserError: There are none, or they cannot be had.
+        UserError: The library publishes none, or they cannot be downloaded.
     """
     library, _, name = name.partition(":")
     if library == "torchvision":
@@ -146,9 +139,7 @@ def published(name: str) -> weights.StateDict:
         return state
     # timm reports a missing hub, network or file by whatever the reader beneath raises
     except Exception as error:
-        raise UserError(
-            f"timm's weights of {name} cannot be had: {cause(error)}; give a weights file, or none"
-        ) from error
+        raise UserError(f"cannot get timm's weights of {name}: {cause(error)}; give a weights file, or none") from error
 
 
 def normalization(name: str) -> tuple[Channels, Channels] | None:
@@ -175,13 +166,8 @@ def as_published(model: nn.Module, name: str) -> None:
         model.transform_input = True  # type: ignore[assignment]
 
 
-def is_as_published(model: nn.Module) -> bool:
-    """Return whether `as_published` has set something in `model`."""
-    return getattr(model, "transform_input", False) is True
-
-
-def read_other(model: nn.Module, name: str, path: str) -> weights.StateDict:
-    """Read a file's weights of `model`, a network of torchvision or timm without attention, under its names.
+def read_weights(name: str, path: str) -> weights.Weights:
+    """Read a file's weights of a network of torchvision or timm, with attention or without, under its names.
 
     timm's tf_efficientnet_b0 to b8 take those of the package efficientnet_pytorch too. A warning names tensors that
     stand beside the network's and are left out.
@@ -190,29 +176,43 @@ def read_other(model: nn.Module, name: str, path: str) -> weights.StateDict:
         UserError: As `weights.read_file`, a tensor that holds NaN or infinite values, or weights of
             efficientnet_pytorch for another network.
     """
-    shapes = {key: value.shape for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
-    renamed = weights.efficientnet_names(model.state_dict())
-    theirs = {key: shapes[own] for key, own in renamed.items() if own in shapes}
+    own = _plain(name).state_dict()
+    shapes = {key: value.shape for key, value in own.items() if not key.endswith("num_batches_tracked")}
+    renamed = weights.efficientnet_names(own)
+    theirs = {key: shapes[ours] for key, ours in renamed.items() if ours in shapes}
     file = weights.read_file(path, weights.Wanted({**shapes, **theirs}, len(shapes) // 2 + 1))
     weights.check_finite(file)
     weights.warn_of_left_out(file)
-    if not weights.is_of_efficientnet_pytorch(file.state):
-        return file.state
-    # another network's tensors have the same shapes, but its padding and its norms' eps are others
-    if not name.startswith("timm:tf_efficientnet_b"):
-        raise UserError(
-            f"the weights in {path!r} are of the package efficientnet_pytorch, and its networks are timm's "
-            f"tf_efficientnet_b0 to b8, not {name}"
-        )
-    return {renamed.get(key, key): value for key, value in file.state.items()}
+    state = file.state
+    if weights.is_of_efficientnet_pytorch(state):
+        # another network's tensors have the same shapes, but its padding and its norms' eps are others
+        if not name.startswith("timm:tf_efficientnet_b"):
+            raise UserError(
+                f"the weights in {path!r} are of the package efficientnet_pytorch, and its networks are timm's "
+                f"tf_efficientnet_b0 to b8, not {name}"
+            )
+        state = {renamed.get(key, key): value for key, value in state.items()}
+    found = weights.described(state, None, file.metadata.get(weights.METADATA_KEY, ""))
+    # some networks have attention of their own
+    return dataclasses.replace(found, source=path, backbone_keys=frozenset(own))
 
 
-def load_other(model: nn.Module, name: str, state: weights.StateDict, source: str) -> None:
+def _plain(name: str) -> nn.Module:
+    """Return the network for its names and shapes, without memory where its library can do that."""
+    try:
+        with torch.device("meta"):
+            return create(name, seed=0)
+    except UserError:
+        return create(name, seed=0)
+
+
+def load(name: str, model: nn.Module, state: weights.StateDict, source: str) -> None:
     """Load `state`, all of it but for a classifier of another number of classes, or nothing.
 
     Args:
+        name: The network's name, as `full_name` returns it. Outputs that the library has for training alone are passed
+            over.
         model: The network.
-        name: Its name, as `full_name` returns it. Outputs that the library has for training alone are passed over.
         state: The weights.
         source: Where they are from, for the error's sentence.
 

@@ -11,7 +11,7 @@ from ..base.words import few, short
 from ..models.blocks import Bottleneck
 from ..models.resnet import RESNETS, ResNet
 from . import weights
-from .create import MODELS
+from .spec import OWN_NETWORKS
 
 _BLOCK = re.compile(r"layer(\d+)\.(\d+)\.")
 _DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(ResNet).parameters.items()}
@@ -59,7 +59,7 @@ def _full(config: dict[str, Any]) -> dict[str, Any]:
 
 def names_of(loaded: weights.Weights) -> list[str]:
     """Return the names of the networks that `loaded` may be of."""
-    if loaded.model in MODELS:
+    if loaded.model in OWN_NETWORKS:
         return [loaded.model]
     backbones = backbones_of(loaded.state)
     if not weights.has_attention(loaded.state):

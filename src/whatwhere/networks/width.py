@@ -7,7 +7,8 @@ import bisect
 import torch
 
 from ..base.errors import UserError, check_integer
-from .create import MOST_WIDTH, create_model
+from .factory import create
+from .spec import MAX_WIDTH_FACTOR, NetworkSpec
 
 _STEPS = 10_000  # in which the factor is searched, for 1: four decimals
 
@@ -32,16 +33,16 @@ def width_factor_for(name: str, num_params: int, *, num_classes: int = 1000) -> 
 
     def count(step: int) -> int:
         with torch.device("meta"):
-            model = create_model(name, num_classes=num_classes, seed=0, width_factor=step / _STEPS)
+            model = create(NetworkSpec(name=name, num_classes=num_classes, width_factor=step / _STEPS), seed=0)
         return sum(parameter.numel() for parameter in model.parameters())
 
-    least, most = _STEPS, int(MOST_WIDTH * _STEPS)
+    least, most = _STEPS, int(MAX_WIDTH_FACTOR * _STEPS)
     if (usual := count(least)) > num_params:
         raise UserError(
             f"{name} has {usual:,} parameters at its usual width, more than {num_params:,}; take a smaller network"
         )
     if count(most) < num_params:
-        raise UserError(f"{name} has fewer than {num_params:,} parameters at {MOST_WIDTH:g} times its width")
+        raise UserError(f"{name} has fewer than {num_params:,} parameters at {MAX_WIDTH_FACTOR:g} times its width")
     # the first step that has at least as many, or the one before it
     reached = least + bisect.bisect_left(range(least, most), num_params, key=count)
     below = max(least, reached - 1)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..base.errors import UserError, check_factor, check_integer, is_number
 from ..base.words import brief, cause, suggest
+from ..networks.spec import MAX_WIDTH_FACTOR, NetworkSpec, is_import_path
 
 _LARGE = 1e4  # beyond the range of any sensible value, within that of all arithmetic with it
 SMALL_SIZE = 64  # up to here images are padded and cropped by whole pixels, above they are cropped at any scale
@@ -27,13 +28,16 @@ FREE = frozenset({"data_dir", "device", "workers", "cache", "download", "check",
 
 
 # what tells the runs of a comparison apart, which chooses it for each
-TELLS_APART = frozenset({"model", "seed", "attention", "width_factor"})
+TELLS_APART = frozenset({"model", "seed", "attention", "attention_kwargs", "width_factor"})
 
 
 def option(default: Any, panel: str, help: str, usual: str = "no", metavar: str | None = None) -> Any:
     """Return a dataclass field for an option with what `train --help` says of it, `usual` being the default."""
     text = f"{help} (default: {usual})"
-    return dataclasses.field(default=default, metadata={"panel": panel, "help": text, "metavar": metavar})
+    metadata = {"panel": panel, "help": text, "metavar": metavar, "kind": type(default)}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=dict, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +98,7 @@ class Config(Recipe):
         UserError: An option out of its range.
     """
 
-    data: str = dataclasses.field(default="", metadata={"panel": "Data", "help": "", "metavar": None})
+    data: str = dataclasses.field(default="", metadata={"panel": "Data", "help": "", "metavar": None, "kind": str})
     model: str = option(
         "",
         "Common",
@@ -107,6 +111,9 @@ class Config(Recipe):
         "For a plain network (the default is then plain): cbam, se or another, or MODULE:NAME, code of yours that is "
         "imported.",
         "none",
+    )
+    attention_kwargs: dict[str, Any] = option(  # noqa: RUF009 - a field
+        {}, "Recipe", 'Keyword arguments of the attention, such as {"reduction": 8, "form": "timm"}.', "none", "JSON"
     )
     at: str = option(
         "",
@@ -168,6 +175,9 @@ class Config(Recipe):
         check_integer("workers", self.workers, least=0)
         if self.workers > 256:
             raise UserError(f"workers must be at most 256, about as many as there are cores, got {self.workers}")
+        kwargs = self.attention_kwargs
+        if not isinstance(kwargs, dict) or not all(isinstance(name, str) for name in kwargs):
+            raise UserError(f"attention_kwargs must be keyword arguments such as {{reduction: 8}}, got {brief(kwargs)}")
         if self.skip_bad and not self.check:
             raise UserError("skip_bad needs the check, which finds the bad files; leave out --no-check")
         check_integer("rand_augment", self.rand_augment, least=0)
@@ -176,7 +186,7 @@ class Config(Recipe):
         for name in ("hflip", "random_erasing", "crop_scale"):
             _check_range(name, getattr(self, name), 0, math.nextafter(1, 2))
         _check_range("save_minutes", self.save_minutes, 0, math.inf)
-        check_factor("width_factor", self.width_factor, 16)  # models.registry.MOST_WIDTH, which would import torch
+        check_factor("width_factor", self.width_factor, MAX_WIDTH_FACTOR)
         if self.rand_augment > 30:
             raise UserError(f"rand_augment is a magnitude from 0 to 30, got {self.rand_augment}")
         if self.crop_scale == 0:
@@ -186,13 +196,20 @@ class Config(Recipe):
         if self.best_by == "last" and self.early_stop:
             raise UserError("early_stop waits for a better epoch, and best_by=last compares none; give one of them")
 
-    @property
-    def network(self) -> str:
-        """The network for people: its name, and the attention and width that were chosen for it."""
-        attention = f" with {self.attention}" if self.attention else ""
-        attention += f" at {self.at}" if self.at and self.attention else ""
-        width = f", {self.width_factor:g} times as wide" if self.width_factor != 1 else ""
-        return f"{self.model}{attention}{width}"
+    def network(self, num_classes: int = 1000) -> NetworkSpec:
+        """Return the description of the network that the run trains."""
+        return network_of(vars(self), num_classes)
+
+
+def network_of(options: Mapping[str, Any], num_classes: int = 1000) -> NetworkSpec:
+    """Return the description of the network that the options of a run name."""
+    kept = {name: options[name] for name in ("attention", "attention_kwargs", "at", "width_factor") if name in options}
+    return NetworkSpec(
+        name=options["model"],
+        **kept,
+        num_classes=num_classes,
+        model_kwargs={name: options[name] for name in ("drop_rate", "drop_path_rate") if options.get(name)},
+    )
 
 
 def _check_range(name: str, value: float, least: float, below: float) -> None:
@@ -201,12 +218,13 @@ def _check_range(name: str, value: float, least: float, below: float) -> None:
         raise UserError(f"{name} must be at least {least} and {upper}, got {brief(value)}")
 
 
-def is_import_path(attention: str) -> bool:
-    """Return whether `attention` names code to import, MODULE:NAME, rather than an attention of ours."""
-    return ":" in attention
-
-
 OPTIONS = {field.name: field for field in fields(Config) if field.name != "data"}
+
+
+def default_of(name: str) -> Any:
+    """Return the default of an option, before it is chosen by images and machine."""
+    field = OPTIONS[name]
+    return {} if field.metadata["kind"] is dict else field.default
 
 
 def defaults(
@@ -304,7 +322,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _converted(name: str, value: Any, path: Path) -> Any:
-    kind = type(OPTIONS[name].default)
+    kind = OPTIONS[name].metadata["kind"]
     if kind is float:
         # YAML 1.1 takes 1e-3 for text
         converted: Any = _parsed(float, value)
@@ -314,7 +332,7 @@ def _converted(name: str, value: Any, path: Path) -> Any:
     else:
         converted = value if type(value) is kind else None
     if converted is None:
-        kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+        kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
         raise UserError(f"{name} in {str(path)!r} must be {kinds[kind]}, got {brief(value)}")
     return converted
 

@@ -15,6 +15,7 @@ from torch import nn
 from ..base.files import write_bytes, write_json
 from ..base.screen import Screen, duration
 from ..base.words import printable
+from ..networks.spec import NetworkSpec
 from . import checkpoint
 from .bundle import Bundle, load_bundle, save_bundle
 from .config import Config
@@ -47,6 +48,7 @@ class Run:
     """
 
     config: Config
+    spec: NetworkSpec
     team: Team
     classes: tuple[str, ...]
     material: Material
@@ -181,17 +183,7 @@ class Run:
         """Write the network as it is as the best one."""
         line = next(line for line in self.folder.metrics() if line["epoch"] == self.record.best_epoch)
         info = {name: value for name, value in line.items() if name == "epoch" or name.startswith("val_")}
-        config, preprocessing = self.config, self.material.preprocessing
-        network = Bundle(
-            self.trainer.evaluated,
-            config.model,
-            self.classes,
-            preprocessing,
-            info,
-            attention=config.attention,
-            width_factor=config.width_factor,
-            at=config.at,
-        )
+        network = Bundle(self.trainer.evaluated, self.spec, self.classes, self.material.preprocessing, info)
         save_bundle(self.folder.best, network)
 
     def _show(self, record: dict[str, Any], images_per_second: float) -> None:
@@ -248,7 +240,7 @@ class Run:
 
     def _draw(self, figures: Figures) -> None:
         data = printable(Path(self.config.data).name or self.config.data)
-        title = f"{self.config.network}, {data}, seed {self.config.seed}"
+        title = f"{self.spec.describe()}, {data}, seed {self.config.seed}"
         part = "test" if "test" in self.material.evaluation else "validation"
         curves = curves_png(self.folder.metrics(), title)
         write_bytes(self.folder.path / "curves.png", curves)

@@ -13,7 +13,7 @@ from ..base.errors import UserError
 from ..base.files import write_bytes, write_json, writing
 from ..base.words import brief, cause, few
 from ..data.split import Prepared, fingerprint
-from .config import FREE, OPTIONS, Config
+from .config import FREE, OPTIONS, Config, default_of
 
 RUN, METRICS, SPLIT, RESULT = "run.json", "metrics.jsonl", "split.csv", "result.json"
 LAST, BEST = "last", "best"
@@ -139,7 +139,7 @@ def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None
             "them, or start anew with another --out"
         )
     # an option that a run of an older version did not have yet was as it is by default
-    before = {**{name: field.default for name, field in OPTIONS.items()}, **before}
+    before = {**{name: default_of(name) for name in OPTIONS}, **before}
     changed = [
         f"{name} was {brief(before[name], 40)}, is {brief(value, 40)}"
         for name, value in now.items()

@@ -12,15 +12,14 @@ from torch import Tensor, nn
 
 from ..base.errors import UserError
 from ..base.processes import num_cores
-from ..base.words import brief
 from ..data.augment import Augmentation
 from ..data.batches import EvaluationBatches, Order, Reader, TrainBatches, label_numbers
 from ..data.preprocess import Preprocessing, preprocessing_for
 from ..data.split import Prepared
 from ..data.store import Store, decode_all, num_bytes, room
-from ..networks import weights
-from ..networks.libraries import is_other, normalization
-from ..networks.named import create_network
+from ..networks.factory import create, read_pretrained, settled
+from ..networks.libraries import normalization
+from ..networks.spec import NetworkSpec
 from .config import OPTIONS, Config, defaults, image_size_for
 from .distributed import Team
 
@@ -44,41 +43,20 @@ def resolve(data: str, given: Mapping[str, Any], prepared: Prepared, team: Team)
     return Config(data=data, **{**chosen, **given, "device": given.get("device") or team.device.type})
 
 
-def build_model(config: Config, num_classes: int, attention: Callable[..., nn.Module] | None = None) -> nn.Module:
-    """Return the network of a run at its start, on the CPU.
+def build_model(
+    config: Config, num_classes: int, attention: Callable[..., nn.Module] | None = None
+) -> tuple[nn.Module, NetworkSpec]:
+    """Return the network of a run at its start, on the CPU, and its description.
 
     Args:
         config: The options of the run.
         num_classes: Width of the classifier.
         attention: What `config.attention` names, where that is an import path.
     """
-    options: dict[str, Any] = {
-        name: getattr(config, name) for name in ("drop_rate", "drop_path_rate") if getattr(config, name)
-    }
-    pretrained: bool | str = config.pretrained == "imagenet" or config.pretrained or False
-    if isinstance(pretrained, str) and not is_other(config.model):
-        _check_form(pretrained)
-    return create_network(
-        config.model,
-        num_classes=num_classes,
-        pretrained=pretrained,
-        attention=attention or config.attention or None,
-        at=config.at,
-        width_factor=config.width_factor,
-        seed=config.seed,
-        **options,
-    )
-
-
-def _check_form(path: str) -> None:
-    """Raise UserError if weights are of attention in another form than its usual one: a bundle does not keep which."""
-    loaded = weights.read_weights(path)
-    form = {name: value for name, value in loaded.attention_kwargs.items() if name != "start"}
-    if form and weights.has_attention(loaded.state):
-        raise UserError(
-            f"the weights {path!r} are of attention in another form ({brief(form)}), which a run cannot keep; start "
-            "from weights of its usual form, or train in Python"
-        )
+    spec = config.network(num_classes)
+    loaded = read_pretrained(spec, config.pretrained == "imagenet" or config.pretrained or False)
+    spec = settled(spec, loaded, attention)
+    return create(spec, pretrained=loaded, seed=config.seed, attention=attention), spec
 
 
 @dataclass
@@ -180,10 +158,11 @@ def describe(config: Config, given: Mapping[str, Any], prepared: Prepared, model
     """Return what a run will do, as lines: images, network, every option, those that were given marked with *."""
     counts = ", ".join(f"{len(samples):,} {part}" for part, samples in prepared.parts.items() if samples)
     num_params = sum(p.numel() for p in model.parameters())
+    size = config.image_size
     processes = f", {team.world_size} processes" if team.world_size > 1 else ""
     lines = [
         f"images: {counts}; {len(prepared.classes)} classes",
-        f"network: {config.network}, {num_params:,} parameters, {config.image_size} x {config.image_size} px, "
+        f"network: {config.network().describe()}, {num_params:,} parameters, {size} x {size} px, "
         f"on {device_name(team.device)}{processes}",
     ]
     for panel in dict.fromkeys(field.metadata["panel"] for field in OPTIONS.values()):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 from torch import nn
 
 from ..attention import attention_by_path
@@ -25,8 +26,9 @@ from ..base.files import check_writable, locked
 from ..base.screen import Screen, Silent, duration
 from ..base.words import brief, counted, few, short
 from ..data.split import Prepared, fingerprint, prepare
-from ..networks.named import check_network, create_network
-from .config import Config, is_import_path
+from ..networks.factory import checked, create
+from ..networks.spec import NetworkSpec, is_import_path
+from .config import Config, network_of
 from .distributed import Team, team
 from .run import Run
 from .run_folder import RunFolder
@@ -91,14 +93,16 @@ def run_training(
             config = resolve(data, {**before, **given}, prepared, processes)
         processes.check_same(json.dumps([fingerprint(prepared), asdict(config)], default=str), "images or options")
         with processes.first_alone():
-            model = build_model(config, len(prepared.classes), attention)
+            model, spec = build_model(config, len(prepared.classes), attention)
         for line in describe(config, given, prepared, model, processes):
             screen.line(line)
         with memory_errors(config, command), _deterministic(config):
             if dry_run:
                 _try_out(config, prepared, model, processes, screen, with_test)
                 return None
-            result = _run(config, prepared, model, attention, processes, folder, resume, command, screen, with_test)
+            result = _run(
+                config, spec, prepared, model, attention, processes, folder, resume, command, screen, with_test
+            )
             return result if processes.is_first else None
 
 
@@ -108,24 +112,18 @@ def _named(given: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[..., nn.M
     Raises:
         UserError: A network that cannot be, before a long check.
     """
-    text, width_factor = given.get("attention", ""), given.get("width_factor", 1.0)
+    text = given.get("attention", "")
     if not isinstance(text, str):
         kind = type(text).__name__
         raise UserError(f"attention must be text, the name of an attention or MODULE:NAME, got a {kind}")
     attention = attention_by_path(text) if is_import_path(text) else None
     # where none is named, one will be chosen that takes the same options
-    model = given.get("model", "resnext50_32x4d")
-    model = check_network(
-        model,
-        attention=attention or text or None,
-        at=given.get("at", ""),
-        width_factor=width_factor,
-        pretrained=given.get("pretrained") or False,
-    )
-    if width_factor != 1:
+    spec = network_of({"model": "resnext50_32x4d", **given})
+    spec = checked(spec, pretrained=given.get("pretrained") or False)
+    if spec.is_own and attention is None and (spec.width_factor != 1 or spec.attention_kwargs):
         with torch.device("meta"):
-            create_network(model, seed=0, width_factor=width_factor)  # groups may leave no channel
-    return {**given, "model": model} if "model" in given else dict(given), attention
+            create(replace(spec, at=""), seed=0)  # groups may leave no channel; an argument may be none of its own
+    return {**given, "model": spec.name} if "model" in given else dict(given), attention
 
 
 def _check_no_code(before: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:
@@ -141,6 +139,7 @@ def _check_no_code(before: Mapping[str, Any], given: Mapping[str, Any], path: Pa
 
 def _run(
     config: Config,
+    spec: NetworkSpec,
     prepared: Prepared,
     model: nn.Module,
     attention: Callable[..., nn.Module] | None,
@@ -161,7 +160,7 @@ def _run(
             screen.line(f"the run in {str(folder.path)!r} is finished; nothing to do")
             return folder.result
         material, trainer = _material_and_trainer(config, prepared, model, processes, screen, with_test)
-        run = Run(config, processes, prepared.classes, material, trainer, folder, screen, attention)
+        run = Run(config, spec, processes, prepared.classes, material, trainer, folder, screen, attention)
         if resume:
             run.restore()
         with listening(trainer.request_stop, alone=processes.world_size == 1) as received:

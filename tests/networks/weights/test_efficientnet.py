@@ -7,9 +7,9 @@ import timm
 import torch
 from torch.nn import functional
 
+from named_networks import create_network
 from published import trained
 from whatwhere import UserError, create_model
-from whatwhere.networks.named import create_network
 from whatwhere.training.config import Config
 from whatwhere.training.setup import build_model
 
@@ -102,7 +102,7 @@ def test_a_run_starts_from_them_with_attention_and_classes_of_its_own(checkpoint
     config = Config(
         data="images", model="timm:tf_efficientnet_b0", attention="cbam", pretrained=str(checkpoint), seed=0
     )
-    model = build_model(config, num_classes=3).eval()
+    model = build_model(config, num_classes=3)[0].eval()
     plain = create_network("timm:tf_efficientnet_b0", num_classes=7, pretrained=str(checkpoint)).eval()
     plain.classifier = model.classifier
     x = torch.randn(2, 3, 64, 64)

@@ -284,15 +284,10 @@ def test_what_the_network_is_built_with_stands_in_the_file(tmp_path):
     source = create_model("cbam_resnext11_8x8d", num_classes=4, attention_kwargs=kwargs)
     torch.save(source.state_dict(), tmp_path / "a.pth")
     done = convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors")
-    assert str(done.network) == f"create_model('cbam_resnext11_8x8d', num_classes=4, attention_kwargs={kwargs})"
+    assert done.network.call() == f"create_model('cbam_resnext11_8x8d', num_classes=4, attention_kwargs={kwargs})"
     with safe_open(tmp_path / "b.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["whatwhere"]) == {
-            "model": "cbam_resnext11_8x8d",
-            "num_classes": 4,
-            "in_channels": 3,
-            "attention": "cbam",
-            "attention_kwargs": kwargs,
-            "model_kwargs": {},
+            "network": {"name": "cbam_resnext11_8x8d", "num_classes": 4, "attention_kwargs": kwargs},
             "layout": "whatwhere",
         }
     model = create_model("cbam_resnext11_8x8d", num_classes=4, pretrained=tmp_path / "b.safetensors")
@@ -310,8 +305,8 @@ def test_what_shapes_do_not_show_can_be_said(tmp_path, whatwhere):
     assert model.layer1[0].attention.what.pools == ("avg",)
     assert model.layer1[0].attention.where.maps == ("mean", "max")
     for text, sentence in (
-        ("{", "must be JSON such as"),
-        ("[]", "must be JSON such as"),
+        ("{", "cannot be read"),
+        ("[]", "must be keyword arguments such as"),
         ('{"pool": "avg"}', "cannot be built"),
         ('{"reduction": 8}', "of another shape"),
     ):

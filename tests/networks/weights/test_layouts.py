@@ -10,12 +10,12 @@ import torchvision
 from timm.layers import SEModule
 from timm.layers.cbam import CbamModule
 
+from named_networks import create_network
 from published import OfficialResNet, trained
 from whatwhere import UserError, create_model
 from whatwhere.attention import ATTENTION
 from whatwhere.models.resnet import RESNETS
 from whatwhere.networks import convert_weights, weights
-from whatwhere.networks.named import create_network
 from whatwhere.networks.recognize import names_of
 
 timm_model = functools.partial(timm.create_model, num_classes=10)
@@ -125,7 +125,7 @@ def test_outputs_are_theirs_and_the_way_back_ends_where_it_began(case, tmp_path)
     torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}, tmp_path / "a.pth")
     done = convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors")
     assert (done.layout, done.to, done.network.name) == (layout, "whatwhere", name)
-    assert done.network.options == {"num_classes": 10, **options}
+    assert done.network.arguments() == {"num_classes": 10, **options}
     assert done.left_out == {"epoch": "3"}
 
     ours = loaded_strictly(tmp_path / "b.safetensors", name, **options)
@@ -313,7 +313,7 @@ def test_the_paper_s_bam_and_the_authors_are_told_apart(tmp_path):
     torch.save(create_model("bam_resnet18", num_classes=10).state_dict(), tmp_path / "a.pth")
     options = {"combine": "multiply"}
     done = convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors", attention_kwargs=options, to="official")
-    assert done.network.options["attention_kwargs"] == options
+    assert done.network.arguments()["attention_kwargs"] == options
     theirs = OfficialResNet(cbam=False, bam=True)
     theirs.load_state_dict(safetensors.torch.load_file(tmp_path / "b.safetensors"), strict=True)
     model = create_model("bam_resnet18", num_classes=10, pretrained=tmp_path / "b.safetensors")
@@ -329,7 +329,7 @@ def test_an_identity_start_is_kept_here_and_has_no_place_elsewhere(tmp_path):
     ours = create_model("cbam_resnet18", num_classes=10, attention_kwargs={"start": "identity"})
     torch.save(ours.state_dict(), tmp_path / "a.pth")
     done = convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors")
-    assert done.network.options["attention_kwargs"] == {"start": "identity"}
+    assert done.network.arguments()["attention_kwargs"] == {"start": "identity"}
     for layout in ("official", "timm"):
         with pytest.raises(UserError, match=r"no place for 8 tensors \(layer\*\.\*\.attention\.mix\): .*identity"):
             convert_weights(tmp_path / "a.pth", tmp_path / "c.safetensors", to=layout)

@@ -7,9 +7,9 @@ import timm
 import torch
 import torchvision
 
+from named_networks import create_network
 from whatwhere import UserError, create_model
 from whatwhere.networks import convert_weights, describe_weights
-from whatwhere.networks.named import create_network
 from whatwhere.networks.weights import find_weights, read_file
 
 NAME = "cbam_resnext11_8x8d"

@@ -2,50 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import itertools
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
 from ...attention import ATTENTION
 from ...base.errors import UserError
 from ...base.words import brief
+from ..spec import Arguments, ModelOptions, read_spec
 from .files import StateDict, WeightsFile, check_finite, find_weights, read_file, warn_of_left_out
 from .fit import group_keys, shown
 from .layouts import LAYOUTS, Layout, Rule, find_rule, find_rule_back, has_bottlenecks, is_grouped, recognize
-from .load import is_attention_key, starts_as_identity
+from .load import has_attention, is_attention_key, starts_as_identity
 
 METADATA_KEY = "whatwhere"
-_ATTENTION_OPTIONS: dict[str, Any] = {
-    "form": str,
-    "reduction": (int, float),
-    "kernel_size": int,
-    "mlp_bias": bool,
-    "bias": bool,
-    "spatial": bool,
-    "pools": list,
-    "maps": list,
-    "norm": type(None),
-    "spatial_bias": bool,
-    "arrangement": str,
-    "combine": str,
-    "num_convs": int,
-    "dilation": int,
-    "start": str,
-}
 # options that other layouts have in one form alone
 _USUAL: dict[str, dict[str, Any]] = {
     "cbam": {"pools": ["avg", "max"], "arrangement": "channel_first"},
     "bam": {"combine": "multiply", "dilation": 4},
 }
-_MODEL_OPTIONS: dict[str, Any] = {"stride_in_1x1": bool, "ceil_pool": bool, "replace_stride_with_dilation": list}
+_MODEL_OPTIONS = ("stride_in_1x1", "ceil_pool", "replace_stride_with_dilation")
 _OUTSIDE = re.compile(r"(ca|sa)\d*\.(fc|conv1)")  # of copied code: behind a stem or a stage
 _MOST_BUILT = 1 << 16  # channels of an attention that is built, without memory, to look at its shapes
 
@@ -61,6 +46,9 @@ class Weights:
         attention_kwargs: What that attention is built with.
         model_kwargs: Arguments of `ResNet` that the shapes do not show, such as `stride_in_1x1`.
         model: The network's name, where the file tells it.
+        source: The file or library that they come from.
+        backbone_keys: Names that look like those of attention and are the plain network's own.
+        as_published: Whether they are published ones, which set more than weights (`NetworkSpec.as_published`).
     """
 
     state: StateDict
@@ -69,6 +57,22 @@ class Weights:
     attention_kwargs: dict[str, Any] = field(default_factory=dict)
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     model: str | None = None
+    source: str = ""
+    backbone_keys: frozenset[str] = frozenset()
+    as_published: bool = False
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether some of the tensors are those of attention modules."""
+        return has_attention(key for key in self.state if key not in self.backbone_keys)
+
+    @property
+    def starts_as_identity(self) -> bool:
+        """Whether a network for them needs attention with the identity start.
+
+        It does where they have no attention, which is then new, and where they were saved from such a network.
+        """
+        return not self.has_attention or starts_as_identity(self.state)
 
     def options_for(self, builder: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of the attention that `builder` builds: `given` ones, and those these weights need.
@@ -79,7 +83,7 @@ class Weights:
         if self.attention is None or ATTENTION[self.attention] is not builder:
             return dict(given)
         options = {**self.attention_kwargs, **given}
-        if self.layout is None or self.layout.name == "whatwhere":
+        if self.layout is None or self.layout.name in ("whatwhere", "torchvision"):
             return options
         for option, usual in _usual(self.layout, self.attention).items():
             if option in given and not _is_usual(given[option], usual):
@@ -138,6 +142,10 @@ def to_ours(state: Mapping[str, Tensor], source: str, description: str = "") -> 
         UserError: Two names are the same one here, or the layout's network computes something that no network here
             does.
     """
+    return dataclasses.replace(_to_ours(state, source, description), source=source)
+
+
+def _to_ours(state: Mapping[str, Tensor], source: str, description: str) -> Weights:
     layout = recognize(state)
     if layout is None:
         return Weights(dict(state), None)
@@ -151,31 +159,66 @@ def to_ours(state: Mapping[str, Tensor], source: str, description: str = "") -> 
         attention = rule.attention or attention
         renamed[name] = tensor[:, :, 0, 0] if rule.is_1x1 and tensor.shape[2:] == (1, 1) else tensor
     if layout.name in ("whatwhere", "torchvision"):
-        return _described(renamed, layout, description)
+        return described(renamed, layout, description)
     _check_blocks(renamed, layout)
     model_kwargs = _model_kwargs(layout, renamed)
     attention_kwargs = {} if attention is None else options_of(renamed, attention, layout) or {}
     return Weights(renamed, layout, attention, attention_kwargs, model_kwargs)
 
 
-def _described(state: StateDict, layout: Layout, description: str) -> Weights:
-    """Return `state` with what its file says about its network; what it says is checked, and no more than options."""
+class _Said(msgspec.Struct):
+    """What a file says of its network: a spec, or the fields that files written before 0.2 have."""
+
+    network: Any = None
+    model: str | None = None
+    attention: str | None = None
+    attention_kwargs: Arguments = {}
+    model_kwargs: ModelOptions = ModelOptions()
+
+
+def described(state: StateDict, layout: Layout | None, description: str) -> Weights:
+    """Return `state` with what its file says of its network, as far as that can be true.
+
+    Args:
+        state: Weights under this package's names.
+        layout: Their layout.
+        description: JSON from anywhere: a spec under "network", or the fields of a file written before.
+    """
     try:
-        said = json.loads(description) if description else {}
-        attention_kwargs, model_kwargs = dict(said.get("attention_kwargs", {})), dict(said.get("model_kwargs", {}))
-        for options, known in ((attention_kwargs, _ATTENTION_OPTIONS), (model_kwargs, _MODEL_OPTIONS)):
-            if not all(key in known and isinstance(value, known[key]) for key, value in options.items()):
-                raise TypeError
-        attention, model = said.get("attention"), said.get("model")
-    # JSON from anywhere: not ours, so it says nothing
-    except (ValueError, TypeError, AttributeError, RecursionError):
+        said = msgspec.json.decode(description or "{}", type=_Said)
+        spec = None if said.network is None else read_spec(said.network)
+    # not ours, so it says nothing
+    except (ValueError, RecursionError):
         return Weights(state, layout)
-    if not isinstance(attention, str) or attention not in ATTENTION:
-        attention, attention_kwargs = None, {}
-    # by shapes, so that no file of a few bytes asks for any amount of memory
-    elif not fits_options(state, attention, attention_kwargs):
+    is_true: Callable[..., bool]
+    if spec is not None:
+        model, attention = spec.name if spec.is_own else None, spec.attention_name
+        kwargs = {**spec.attention_kwargs, **({"start": spec.start} if spec.start else {})}
+        model_kwargs, is_true = spec.model_kwargs, is_affordable
+    else:
+        model, attention = said.model, said.attention or ""
+        kwargs, model_kwargs = dict(said.attention_kwargs), msgspec.to_builtins(said.model_kwargs)
+        is_true = fits_options
+    if attention not in ATTENTION:
+        return Weights(state, layout, None, {}, model_kwargs, model)
+    if not is_true(state, attention, kwargs):
         return Weights(state, layout)
-    return Weights(state, layout, attention, attention_kwargs, model_kwargs, model if isinstance(model, str) else None)
+    return Weights(state, layout, attention, kwargs, model_kwargs, model)
+
+
+def is_affordable(state: StateDict, attention: str, options: Mapping[str, Any]) -> bool:
+    """Return whether one `attention` with `options` is no larger than all weights in `state`.
+
+    So that no file of a few bytes asks for any amount of memory or time.
+    """
+    if isinstance(options.get("num_convs"), int) and options["num_convs"] > len(state):
+        return False
+    try:
+        with torch.device("meta"):
+            module = ATTENTION[attention](64, **options)
+    except (UserError, TypeError, RuntimeError, OverflowError):
+        return False
+    return sum(map(Tensor.numel, module.parameters())) <= sum(map(Tensor.numel, state.values()))
 
 
 def _check_outside(state: Mapping[str, Tensor], source: str) -> None:
