@@ -219,7 +219,7 @@ def test_arms_with_arguments_are_compared(patterns, tmp_path):
     }
     counts = {row["arm"]: row["num_params"] for row in content["cost"]["rows"]}
     assert counts["none"] < counts["cbam"] < counts["cbam8"]
-    run = load_bundle(tmp_path / "compared" / "runs" / "cbam8" / "seed0")
+    run = load_bundle(tmp_path / "compared" / "runs" / "cbam8" / "seed-0")
     assert run.spec.attention_kwargs == {"reduction": 8, "form": "timm"}
     # the same command changes nothing, another meaning of an arm is refused
     assert whatwhere(tmp_path, *command, "--out", "compared")[0] == 0
