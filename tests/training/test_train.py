@@ -254,7 +254,7 @@ def test_attention_of_the_user_s_starts_as_the_identity_behind_weights(own, data
         ({"attention": "own_attention:Gone"}, "has no 'Gone'"),
         ({"attention": len}, "attention must be text, .*got a builtin_function"),
         ({"width_factor": 0.0}, "width_factor must be a number above 0"),
-        ({"width_factor": 2.0, "pretrained": "imagenet"}, "pretrained weights are of the usual width"),
+        ({"width_factor": 2.0, "pretrained": "imagenet"}, "pretrained weights need width_factor=1"),
         ({"width_factor": 2.0, "model": "article_resnext50"}, "its width cannot be chosen"),
         ({"width_factor": 0.1}, "leaves no channel"),
         ({"best_by": "last", "early_stop": 3}, "early_stop waits for a better epoch"),
