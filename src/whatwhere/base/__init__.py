@@ -1,1 +1,1 @@
-"""What the whole house needs: errors, files, randomness, tables."""
+"""Helpers that every folder may use: errors, words, files, randomness, modules, processes, tables, the screen."""

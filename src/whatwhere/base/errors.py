@@ -5,14 +5,14 @@ from typing import TypeGuard
 
 from .words import brief, short
 
-_LONGEST_SENTENCE = 2_000  # letters; paths may stand in it in full
+_LONGEST_SENTENCE = 2_000  # letters: room for whole paths
 
 
 class UserError(ValueError):
-    """Input that cannot be used: one sentence that says what, where and what to do.
+    """Bad input. The message is one sentence: what is wrong, where, and what to do.
 
-    The command line prints it on standard error and exits with status 2; any other exception there is a defect.
-    Whatever stands in it, it is one printable line of bounded length.
+    The command line prints it on standard error and exits with status 2; any other exception there is a bug. The
+    message is always one printable line of at most 2,000 letters.
     """
 
     def __init__(self, sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and held by one process."""
+"""Files: written whole or not at all, locked by one process, read as CSV."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ _PART = ".part"
 
 
 def write_bytes(path: Path, content: bytes, *, mode: int = 0o666) -> None:
-    """Write to a temporary name, force it to disk, and rename: after a crash `path` is the old file or the new one.
+    """Write a file so that after a crash it is the old one or the new one: write another, sync it to disk, rename it.
 
-    The file gets the permissions `mode`, less the umask.
+    Args:
+        path: The file.
+        content: Its new content.
+        mode: Its permissions, before the umask.
 
     Raises:
-        UserError: It cannot be written (disk full, read-only folder); `path` is as it was.
+        UserError: The file cannot be written (disk full, read-only folder); `path` is unchanged.
     """
     with writing(path):
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PART}")
@@ -42,13 +45,13 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o666) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what killed processes left of `write_bytes` in `folder`, which no other process writes to."""
+    """Remove the temporary files that killed processes left in `folder`; no other process may be writing there."""
     for part in folder.glob(f".*{_PART}"):
         part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, as `write_bytes` does."""
+    """Write `value` as JSON, with `write_bytes`."""
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
@@ -84,7 +87,7 @@ def read_csv(path: Path, *, strict: bool = False) -> tuple[str, list[tuple[int, 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the operating system's errors inside the block into a UserError that names `path`."""
+    """Turn an OSError inside the block into a UserError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -92,7 +95,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force the names in `folder` to disk, where the system can."""
+    """Sync the names in `folder` to disk, if the file system can."""
     with contextlib.suppress(OSError):  # not every file system opens folders
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -102,7 +105,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Create `folder` where it is missing, and raise UserError unless files can be made in it."""
+    """Create `folder` if it is missing; raise UserError unless files can be created in it."""
     check_is_no_file(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +117,7 @@ def check_writable(folder: Path) -> None:
 
 
 def check_is_no_file(folder: Path) -> None:
-    """Raise UserError if `folder`, which need not exist, is a file."""
+    """Raise UserError if `folder` is a file; it need not exist."""
     try:
         is_file = folder.exists() and not folder.is_dir()
     except (OSError, ValueError) as error:
@@ -125,10 +128,10 @@ def check_is_no_file(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process inside the block.
+    """Lock `folder` for this process inside the block.
 
-    A record lock of the operating system: it ends with the process, however that ends, and worker processes do not
-    inherit it.
+    The lock is a record lock of the operating system: it ends with the process, even if that is killed, and worker
+    processes do not inherit it.
 
     Raises:
         UserError: Another process holds it.
@@ -140,7 +143,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked_file(path: Path) -> Iterator[None]:
-    """Hold the file `path`, which need not exist, for this process inside the block, as `locked` does a folder.
+    """Lock the file `path` for this process inside the block, as `locked` does a folder; it need not exist.
 
     Raises:
         UserError: Another process holds it.
@@ -174,6 +177,6 @@ def _lock(file: IO[bytes]) -> bool:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        # a file system without locks: better a run without one than none
+        # a file system without locks: go on without one
         return error.errno not in (errno.EACCES, errno.EAGAIN)
     return True

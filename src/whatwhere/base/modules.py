@@ -1,4 +1,4 @@
-"""Helpers for any torch.nn.Module: its modes, its state during a trial, its outputs, and torch.jit.script."""
+"""Helpers for any torch.nn.Module: keep its state, find the tensors in its output, refuse torch.jit.script."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .errors import UserError
 
 @contextlib.contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Restore training or evaluation mode of each module of `model` after the block: parts of it may be frozen."""
+    """Restore the training or evaluation mode of each module of `model` after the block; modules may differ in mode."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -29,9 +29,8 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Restore modes, buffers and gradients of `model`, and torch's random state, after the block.
 
-    The random state is that of the CPU and of the CUDA devices that hold parameters. Parameters are not copied: a model
-    whose forward or backward pass changes its own parameters keeps the change. Inside the block no parameter has a
-    gradient at first.
+    The random state is that of the CPU and of the CUDA devices that hold parameters. At the start of the block no
+    parameter has a gradient. Parameters are not copied: if a forward or backward pass changes them, they stay changed.
     """
     registered = [(module, dict(module._buffers)) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
@@ -55,7 +54,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 def _restore(buffer: Tensor, value: Tensor) -> None:
     if buffer.shape != value.shape:
         buffer.data = value
-    # an unchanged buffer is not written to: it may be one that cannot be, such as an expanded one
+    # do not write to an unchanged buffer: an expanded one cannot be written to
     elif buffer.layout != torch.strided or not torch.equal(buffer, value):
         with torch.no_grad():
             buffer.copy_(value)
@@ -87,7 +86,7 @@ def _items(value: Any) -> list[Any]:
 
 
 def refuse_scripting() -> NoReturn:
-    """Raise the UserError that says what to use in place of torch.jit.script."""
+    """Raise the UserError that says what to use instead of torch.jit.script."""
     raise UserError(
         "torch.jit.script cannot compile the attention and the networks of whatwhere; use torch.export.export, "
         "torch.compile or torch.jit.trace"
@@ -95,8 +94,8 @@ def refuse_scripting() -> NoReturn:
 
 
 class NotScriptable:
-    """Base of modules that torch.jit.script cannot compile; it then says so, wherever in a network they stand."""
+    """Base class of modules that torch.jit.script cannot compile: it then raises a UserError."""
 
     def __prepare_scriptable__(self) -> NoReturn:
-        # torch.jit.script calls this of each module that has it, before it compiles anything
+        # torch.jit.script calls this method of each module before it compiles anything
         refuse_scripting()

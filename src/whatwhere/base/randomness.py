@@ -1,4 +1,4 @@
-"""Randomness as a pure function: each use has a stream of its own, named under one seed."""
+"""Random numbers as a function of (seed, name): each use has a stream of its own, independent of what ran before."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def stream_seed(seed: int, name: str) -> int:
 
 @contextlib.contextmanager
 def seeded(seed: int, name: str) -> Iterator[None]:
-    """Draw from the stream `name` under `seed` inside the block, whatever code there uses torch's CPU generator."""
+    """Let torch's CPU generator draw from the stream `name` under `seed` inside the block."""
     state = torch.get_rng_state()
     # torch.manual_seed would reseed the accelerators as well
     torch.default_generator.manual_seed(stream_seed(seed, name))

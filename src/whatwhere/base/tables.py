@@ -1,4 +1,4 @@
-"""Tables of text and figures: for a terminal, for a notebook, in Markdown and as comma-separated values."""
+"""Tables for a terminal, a notebook, Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HTML_CHANGE = ' style="color:#1a7f37"'
 
 @dataclass(frozen=True)
 class Table:
-    """A table as text: the first `num_text_columns` columns are words, the others figures."""
+    """A table of texts. The first `num_text_columns` columns hold words, the others numbers."""
 
     title: str
     columns: tuple[str, ...]
@@ -29,7 +29,7 @@ class Table:
 
 
 def rich_tables(tables: list[Table]) -> Any:
-    """Return `tables` as something rich can print: no name in them, whatever it is, can command the terminal."""
+    """Return `tables` for rich to print; control characters in names are escaped."""
     import rich.box
     import rich.console
     import rich.table
@@ -40,7 +40,7 @@ def rich_tables(tables: list[Table]) -> Any:
 
     parts: list[Any] = []
     for table in tables:
-        # not the table's own title, which would be folded to the width of the table
+        # rich would fold a title to the width of its table
         parts.append(Text(short(table.title, _LONGEST_CELL), style="bold"))
         columns = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
         for index, name in enumerate(table.columns):
@@ -55,12 +55,12 @@ def rich_tables(tables: list[Table]) -> Any:
 
 
 def printable_lines(text: str) -> str:
-    """Return a text of several lines as one that cannot command a terminal."""
+    """Return a text with the control characters in its lines escaped."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def show(renderable: Any) -> None:
-    """Print to standard output; plain and as wide as need be when that is not a terminal."""
+    """Print to standard output; plain and in full width if that is not a terminal."""
     import rich.console
 
     terminal = rich.console.Console()
@@ -71,7 +71,7 @@ def show(renderable: Any) -> None:
 
 
 def text(renderable: Any) -> str:
-    """Return what rich prints, as plain text: as wide as the terminal, or as need be where there is none."""
+    """Return what rich would print, as plain text, as wide as the terminal; in full width without one."""
     import rich.console
 
     terminal = rich.console.Console()
@@ -129,12 +129,12 @@ def html(tables: list[Table]) -> str:
 
 
 def is_change(cells: Sequence[str]) -> bool:
-    """Return whether a row stands for something added or removed, which its first cell marks with + or -."""
+    """Return whether a row is of something added or removed: its first cell begins with + or -."""
     return cells[0].lstrip().startswith(("+ ", "- "))
 
 
 def comma_separated(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    """Return a head and lines as comma-separated values."""
+    """Return CSV text: `head`, then `lines`."""
     target = io.StringIO()
     writer = csv.writer(target, lineterminator="\n")
     writer.writerow(head)

@@ -1,4 +1,4 @@
-"""Words in messages: names made printable and short, counts, lists, spelling hints."""
+"""Text for messages: printable names, short values, lists, counts, spelling hints."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any
 
 # control characters, lone surrogates (bytes that are not UTF-8), line and paragraph separators
 _UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
-# which turn the direction of the text after them
+# characters that change the direction of the text after them
 _TURNING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-# in letters; in a sentence paths may stand in full
-_LONGEST_LIST, _LONGEST_NAME = 300, 120
+_LONGEST_LIST, _LONGEST_NAME = 300, 120  # letters
 
 
 def printable(text: str) -> str:
-    r"""Return a name as something that can be printed and stored: what is not UTF-8 or a control as `\x..`."""
+    r"""Return `text` with control characters, and bytes that are not UTF-8, as `\x..`: safe to print and to store."""
     if text.isprintable():
         return text
     return "".join(_escaped(c) if c in _TURNING or unicodedata.category(c) in _UNPRINTABLE else c for c in text)
@@ -24,19 +23,19 @@ def printable(text: str) -> str:
 
 def _escaped(character: str) -> str:
     code = ord(character)
-    # Python keeps a byte of a file name that is not UTF-8 as such a surrogate
+    # in a file name, Python keeps a byte that is not UTF-8 as a surrogate
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else character.encode("unicode_escape").decode()
 
 
 def short(text: str, most: int = 80) -> str:
-    """Return a text, such as a name of the user's, in one printable line of at most `most` letters: its two ends."""
+    """Return `text` as one printable line; of more than `most` letters keep the two ends, with "..." between."""
     text = printable(text)
     end = (most - 3) // 2
     return text if len(text) <= most else f"{text[: most - 3 - end]}...{text[-end:]}"
 
 
 def few(names: Sequence[str], at_most: int = 3, between: str = ", ") -> str:
-    """Return the first `at_most` names, or those that fit a sentence, each in short, and how many more there are."""
+    """Return the first names and how many more there are: "a, b and 3 more"; at most `at_most`, and 300 letters."""
     shown: list[str] = []
     for name in (short(name, _LONGEST_NAME) for name in names[:at_most]):
         if shown and len(between.join((*shown, name))) > _LONGEST_LIST:
@@ -47,14 +46,14 @@ def few(names: Sequence[str], at_most: int = 3, between: str = ", ") -> str:
 
 
 def brief(value: object, most: int = 80) -> str:
-    """Return a value that may be anything as it can stand in a sentence: in one line of about `most` letters.
+    """Describe any value for a message, in one line of about `most` letters.
 
-    Its `repr` where that is short; a long text with its end cut off; "a tensor of shape (1, 3, 224, 224)", "a dict of
-    10,000"; and the name of its type where `repr` is long, spans lines or raises.
+    The result is the value's `repr` if that is short; the beginning of a long text; "a tensor of shape (1, 3, 224,
+    224)"; "a dict of 10,000"; or the name of its type, if `repr` is long, has several lines or raises.
     """
     kind = short(type(value).__name__, most)
     named = f"{'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"
-    # the value may be of any class, whose methods may do anything
+    # the methods of an unknown class may raise anything
     try:
         return _brief(value, most, named)
     except Exception:
@@ -76,7 +75,7 @@ def _brief(value: Any, most: int, named: str) -> str:
 
 def _listed(values: Collection[Any], most: int) -> str:
     """Return the first values in brackets, as many as fit, and how many more there are; "" if none fits."""
-    if most < 10:  # values within values within values
+    if most < 10:  # deeply nested
         return ""
     texts: list[str] = []
     for value in values:
@@ -93,12 +92,12 @@ def _listed(values: Collection[Any], most: int) -> str:
 
 
 def cause(error: BaseException | None, most: int = 200) -> str:
-    """Return what another library's error says, as `short` does; its type where it says nothing."""
+    """Return the message of an exception as one line of at most `most` letters; its type if the message is empty."""
     return short(" ".join(str(error).split()) or type(error).__name__, most)
 
 
 def suggest(word: object, candidates: list[str]) -> str:
-    """Return `"; did you mean a, b?"` for the candidates closest to `word`, or `""` if none is close."""
+    """Return "; did you mean a, b?" for the candidates closest to `word`; "" if none is close."""
     if not isinstance(word, str) or len(word) > 200:
         return ""
     word = word.lower()

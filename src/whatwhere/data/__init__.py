@@ -1,1 +1,1 @@
-"""Images and labels."""
+"""Images and labels: find, check, split, read, augment."""

@@ -1,7 +1,7 @@
-"""Augmentation of a batch as a pure function of the images and, for each, a row of uniform random numbers.
+"""Augment a batch of images, as a function of the images and of one row of uniform random numbers for each.
 
-The row of a sample is a function of (seed, epoch, sample), so the order of reading, the number of worker processes and
-the device change nothing. The image operations are torchvision's (transforms.v2.functional).
+The row of a sample is a function of (seed, epoch, sample). So the order of reading, the number of worker processes and
+the device do not change the result. The image operations are those of torchvision.transforms.v2.functional.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as ops
 from ..base.randomness import generator
 from .preprocess import IMAGENET_MEAN, Preprocessing
 
-# columns of a row of random numbers
+# columns of a row of random numbers, by their use
 _CROP, _FLIP, _RAND_AUGMENT, _ERASE = slice(0, 4), 4, slice(5, 9), slice(9, 14)
 NUM_DRAWS = 14
 _NUM_OPERATIONS = 2
@@ -26,7 +26,7 @@ _FILL = [255 * value for value in IMAGENET_MEAN]
 
 
 def draws(seed: int, epoch: int, num_samples: int) -> Tensor:
-    """Return uniform random numbers (num_samples, 14): row i is a function of (seed, epoch, i) alone."""
+    """Return uniform random numbers (num_samples, 14); row i depends on (seed, epoch, i) only."""
     return torch.rand(num_samples, NUM_DRAWS, device="cpu", generator=generator(seed, f"augment.{epoch}"))
 
 
@@ -35,13 +35,13 @@ class Augmentation:
     """Random crop, horizontal flip, RandAugment, normalisation and random erasing of training images.
 
     Attributes:
-        preprocessing: The evaluation's; its size and normalisation hold here too.
-        crop: "pad" pads by an eighth of the size and crops by whole pixels; "resized" shows a part of random area and
-            aspect ratio (3/4 to 4/3), resized.
-        crop_scale: Least share of the area that a resized crop shows.
+        preprocessing: The preprocessing of the evaluation; it gives the image size and the normalisation.
+        crop: "pad" pads by an eighth of the size and crops at a random pixel; "resized" crops a random area with a
+            random aspect ratio (3/4 to 4/3) and resizes it.
+        crop_scale: Smallest area of a resized crop, as a share of the image.
         hflip: Probability of a horizontal flip.
-        rand_augment: Magnitude (0 to 30) of two operations drawn from fourteen, arXiv 1909.13719; 0 is off.
-        random_erasing: Probability that a rectangle (2 to 33 % of the area) is set to the mean, arXiv 1708.04896.
+        rand_augment: Magnitude (0 to 30) of two operations drawn from fourteen (arXiv 1909.13719); 0 is off.
+        random_erasing: Probability that a rectangle of 2 to 33 % of the area is set to the mean (arXiv 1708.04896).
     """
 
     preprocessing: Preprocessing
@@ -52,7 +52,7 @@ class Augmentation:
     random_erasing: float
 
     def cropped(self, pixels: Tensor, row: Tensor) -> Tensor:
-        """Return a "resized" crop of one image, uint8 (3, H, W) -> (3, image_size, image_size)."""
+        """Crop one image at random and resize it: uint8 (3, H, W) -> (3, image_size, image_size)."""
         height, width = pixels.shape[-2:]
         area, ratio, y, x = row[_CROP].tolist()
         target = height * width * (self.crop_scale + area * (1 - self.crop_scale))
@@ -65,7 +65,7 @@ class Augmentation:
         return crop
 
     def __call__(self, pixels: Tensor, rows: Tensor) -> Tensor:
-        """Return the network's input, float32, for uint8 `pixels` (N, 3, S, S) and their rows on the CPU."""
+        """Return the network's input, float32, for uint8 `pixels` (N, 3, S, S) and their rows (N, 14) on the CPU."""
         near = _sent(rows, pixels.device)
         if self.crop == "pad":
             pixels = _shifted(pixels, near[:, _CROP][:, 2:])
@@ -81,24 +81,24 @@ class Augmentation:
 
 
 def _sent(values: Tensor, device: torch.device) -> Tensor:
-    """Return `values` on the device; a GPU is not waited for, which it would be without pinned memory."""
+    """Return `values` on the device; pinned memory, so that the CPU does not wait for a GPU."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def _shifted(pixels: Tensor, rows: Tensor) -> Tensor:
-    """Pad each image with black by an eighth of its size and crop it at a random place."""
+    """Pad each image with black by an eighth of its size, and crop it at a random pixel."""
     size = pixels.shape[-1]
     pad = size // 8
     start = (rows * (2 * pad + 1)).long()
     y, x = (start[:, i, None] + torch.arange(size, device=pixels.device) for i in (0, 1))
     padded = torch.nn.functional.pad(pixels, (pad, pad, pad, pad))
     sample = torch.arange(len(pixels), device=pixels.device)[:, None, None]
-    # (N, S, S, 3), because the indices stand apart, back to channels first
+    # indexing gives (N, S, S, 3), because a slice stands between the indices
     return padded[sample, :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _rand_augmented(pixels: Tensor, rows: Tensor, magnitude: int) -> Tensor:
-    """Apply two random operations to each image; images that drew the same are computed together."""
+    """Apply two random operations to each image; images with the same operation are computed together."""
     pixels = pixels.clone(memory_format=torch.contiguous_format)
     for column in range(0, 2 * _NUM_OPERATIONS, 2):
         chosen = (rows[:, column] * len(OPERATIONS)).long()
@@ -122,7 +122,7 @@ def _affine(
     return moved
 
 
-# torchvision's fourteen, at a strength from 0 to 1, in its ranges
+# the fourteen operations of torchvision's RandAugment, with its ranges, at a strength from 0 to 1
 OPERATIONS: tuple[Callable[[Tensor, float, int], Tensor], ...] = (
     lambda x, strength, sign: x,
     lambda x, strength, sign: _affine(x, shear=(sign * math.degrees(math.atan(0.3 * strength)), 0)),
@@ -150,7 +150,7 @@ def _erased(images: Tensor, rows: Tensor, probability: float) -> Tensor:
     w = (torch.sqrt(share / aspect) * width).round().clamp(1, width)
     top, left = torch.floor(y * (height - h + 1)), torch.floor(x * (width - w + 1))
     places = torch.stack([top, top + h, left, left + w], dim=1).long()
-    # few images, at places known here: cheaper than a mask over all, and no device is waited for
+    # a loop over few images is cheaper than a mask over all, and does not wait for the device
     for index in (apply < probability).nonzero().flatten().tolist():
         first_row, end_row, first_column, end_column = places[index].tolist()
         images[index, :, first_row:end_row, first_column:end_column] = 0

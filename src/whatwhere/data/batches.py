@@ -1,4 +1,4 @@
-"""Batches for training and evaluation, each a function of (seed, step) alone, whatever reads them."""
+"""Batches for training and evaluation. A training batch depends on (seed, step) only, not on worker processes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .preprocess import Preprocessing, decoded, reduced, to_tensor
 from .sources.source import Sample, Source
 from .store import Store
 
-# the least shorter side of stored images that are cropped at any scale, in units of what the network sees
+# images for resized crops are stored with a shorter side of at least this many times the network's image size
 _STORED = 1.5
 
 
 class Batch(NamedTuple):
-    """Images as the network takes them, labels (N,), int64, and the samples' numbers (N,), on the CPU."""
+    """The network's input (N, 3, H, W), the labels (N,), int64, and the samples' numbers (N,) on the CPU."""
 
     images: Tensor
     labels: Tensor
@@ -37,10 +37,10 @@ class Batch(NamedTuple):
 
 @dataclass
 class Order:
-    """Which samples each step sees: each epoch all of them once, in an order of (seed, epoch).
+    """The samples of each training step: in each epoch every sample once, in an order that depends on (seed, epoch).
 
-    An epoch is cut into ceil(num_samples / batch_size) batches whose sizes differ by one at most, so that no step sees
-    a few left-over images.
+    An epoch has ceil(num_samples / batch_size) batches. Their sizes differ by at most one, so no step has only a few
+    images.
     """
 
     num_samples: int
@@ -50,11 +50,11 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of one epoch."""
+        """Number of batches in an epoch."""
         return math.ceil(self.num_samples / self.batch_size)
 
     def batch(self, step: int) -> Tensor:
-        """Return the numbers of the samples of a step, counted from the start of training."""
+        """Return the numbers of the samples of a step; steps count from the start of training."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
             order = torch.randperm(self.num_samples, device="cpu", generator=generator(self.seed, f"order.{epoch}"))
@@ -62,21 +62,21 @@ class Order:
         return self._epoch[1][position]
 
     def size(self, step: int) -> int:
-        """Return the number of samples of a step, without drawing its epoch's order."""
+        """Return the number of samples of a step."""
         smallest, larger = divmod(self.num_samples, self.steps_per_epoch)
         return smallest + (step % self.steps_per_epoch < larger)
 
     def share(self, step: int, rank: int, world_size: int) -> Tensor:
-        """Return the part of a step's samples that process `rank` of `world_size` computes."""
+        """Return the numbers of a step's samples that process `rank` of `world_size` computes."""
         return torch.tensor_split(self.batch(step), world_size)[rank]
 
 
 class Reader:
-    """Decodes the samples of a source: for evaluation, or as they are stored for random crops of any scale."""
+    """Decodes samples: as the evaluation needs them, or whole (reduced in size) for resized crops."""
 
     def __init__(self, source: Source, samples: Sequence[Sample], preprocessing: Preprocessing, whole: bool) -> None:
-        # Worker processes would copy a million sample objects as they count references to them: one block of text
-        # instead, and a source without its own list.
+        # One block of text instead of a million Sample objects: worker processes would copy each object, because
+        # counting references writes to it. For the same reason the source has no list of samples.
         self.source = dataclasses.replace(source, samples=())
         paths = [sample.path.encode("utf-8", "surrogatepass") for sample in samples]
         self.paths = np.frombuffer(b"".join(paths), dtype=np.uint8)
@@ -96,13 +96,13 @@ class Reader:
 
 
 def label_numbers(samples: Sequence[Sample], classes: tuple[str, ...]) -> Tensor:
-    """Return the place of each sample's label among `classes`, (N,), int64."""
+    """Return the class number of each sample, (N,), int64: the place of its label in `classes`."""
     number = {name: index for index, name in enumerate(classes)}
     return torch.tensor([number[sample.label] for sample in samples], dtype=torch.int64)
 
 
 class _Steps(Dataset[Any]):
-    """The samples of a step, read and cropped: what a worker process does."""
+    """Reads and crops the samples of a step, in a worker process."""
 
     def __init__(self, images: Store | Reader, labels: Tensor, augment: Augmentation) -> None:
         self.images, self.labels, self.augment = images, labels, augment
@@ -117,9 +117,9 @@ class _Steps(Dataset[Any]):
 
 @dataclass
 class TrainBatches:
-    """Training images, augmented; `steps` gives what a process computes of each step.
+    """Augmented training images: `steps` yields this process's part of each step.
 
-    Worker processes read and crop; the rest of the augmentation runs on the device, for the whole batch.
+    Worker processes read and crop. The rest of the augmentation runs on the device, for the whole batch.
     """
 
     images: Store | Reader
@@ -148,7 +148,7 @@ class TrainBatches:
             )
 
     def _items(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield each step's samples and their random numbers."""
+        """Yield the sample numbers of each step, and their rows of random numbers."""
         drawn = -1
         for step in range(start, stop):
             epoch = step // self.order.steps_per_epoch
@@ -178,7 +178,7 @@ class ImageSet:
 
 @dataclass
 class TensorBatches:
-    """Training images that are in memory as the network takes them, without augmentation."""
+    """Training images that are in memory as the network's input, without augmentation."""
 
     images: Tensor
     labels: Tensor
@@ -203,7 +203,7 @@ class _Images(Dataset[Any]):
 
 @dataclass
 class EvaluationBatches:
-    """Images in their order, each once over all processes, however they divide."""
+    """Evaluation images in order; each image is in exactly one process, whatever their numbers are."""
 
     images: Store | Reader
     labels: Tensor
@@ -243,13 +243,13 @@ def _loaded(data: Dataset[Any], items: Iterator[Any], num_workers: int, device: 
         worker_init_fn=_leave_signals_to_parent if num_workers else None,
     )
     iterator: Any = iter(loader)
-    # workers that ignore SIGTERM must be told to end, now or when an exception that holds the iterator ends the process
+    # workers ignore SIGTERM, so end them here; at exit, if an exception still holds the iterator
     end = iterator._shutdown_workers if num_workers else lambda: None
     atexit.register(end)
     try:
         yield from iterator
     except ImageError as error:
-        # from a worker it comes with the worker's traceback before it
+        # an error from a worker has the worker's traceback before its message
         raise ImageError(str(error).rpartition("ImageError: ")[2].removesuffix(r"\n")) from error
     finally:
         atexit.unregister(end)
@@ -257,6 +257,6 @@ def _loaded(data: Dataset[Any], items: Iterator[Any], num_workers: int, device: 
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    # Ctrl-C and a scheduler's SIGTERM reach the whole group; the parent finishes its step and then ends the workers
+    # Ctrl-C and a scheduler's SIGTERM reach all processes; the parent finishes its step and then ends its workers
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

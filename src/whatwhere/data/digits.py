@@ -1,4 +1,4 @@
-"""Real handwritten digits that come with scikit-learn: no download."""
+"""Scikit-learn's handwritten digits as tensors: real images without a download."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ NUM_CLASSES = 10
 def load_digits(image_size: int = 16) -> tuple[ImageSet, ImageSet]:
     """Return the 1,797 digits of the UCI test set (8x8, 16 grey levels) in two parts, enlarged to `image_size`.
 
-    The first 897 are there to draw training images from, the last 900 are the test set. The file is ordered by writer,
-    so that but for one or two the hands of the two parts differ.
+    The first 897 are the pool for training images, the last 900 are the test set. The file is ordered by writer, so the
+    two parts share at most two writers.
 
     Raises:
         UserError: scikit-learn is not installed.
@@ -31,7 +31,7 @@ def load_digits(image_size: int = 16) -> tuple[ImageSet, ImageSet]:
 
 
 def draw_balanced(images: ImageSet, per_class: int, seed: int) -> ImageSet:
-    """Return `per_class` images of each class, chosen by `seed` alone."""
+    """Return `per_class` images of each class, drawn by `seed`."""
     chosen = []
     for label in range(NUM_CLASSES):
         candidates = (images.labels == label).nonzero().flatten()

@@ -1,4 +1,4 @@
-"""From an image file to 8-bit RGB: what is read how, and what is refused."""
+"""Read image files as 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError, features
 from ..base.errors import UserError
 from ..base.words import cause, printable
 
-# No other decoder is ever tried: the file's content, not its suffix, decides among these.
+# the only decoders that are used; the file's content decides, not its suffix
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png",),
@@ -57,7 +57,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# not the image's fault: the process or the machine ran out of something
+# errors of the process or the machine, not of the image
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
@@ -66,10 +66,10 @@ class ImageError(UserError):
 
     Attributes:
         kind: "truncated", "empty", "huge", "unreadable", "permission", "mode" or "missing".
-        reason: why, as the end of a sentence that begins with the image's name.
+        reason: The end of a sentence that begins with the image's name.
     """
 
-    # with the message alone as well: so torch raises it again outside a DataLoader's worker
+    # the message alone must be enough: torch raises an error of a DataLoader's worker again with it
     def __init__(self, message: str, kind: str = "unreadable", reason: str = "") -> None:
         super().__init__(message)
         self.kind = kind
@@ -77,10 +77,11 @@ class ImageError(UserError):
 
 
 def open_image(path: Path) -> Image.Image:
-    """Open an image file without decoding it; the suffix does not matter.
+    """Open an image file without decoding it. Its content decides the format, not its suffix.
 
     Raises:
-        ImageError: it is missing, empty, no image of `FORMATS`, or larger than `PIL.Image.MAX_IMAGE_PIXELS`.
+        ImageError: The file is missing, empty, in no format of `FORMATS`, or has more pixels than
+            `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     with _errors_of(str(path)), quiet():
         if not path.stat().st_size:
@@ -98,23 +99,22 @@ def read_bytes(path: Path) -> bytes:
     """Return a file's bytes.
 
     Raises:
-        ImageError: it is missing or may not be read.
+        ImageError: The file is missing or may not be read.
     """
     with _errors_of(str(path)):
         return path.read_bytes()
 
 
 def read_image(image: Image.Image) -> Image.Image:
-    """Decode to 8-bit RGB.
+    """Decode an opened image to 8-bit RGB.
 
-    The EXIF orientation is applied; one that cannot be read counts as none. Of an animation or a file of many pages the
-    first is taken. What is transparent comes to lie on white. 16-bit grey is divided by 257, so that 65535 becomes 255;
-    16 bits in colour are cut to 8 by Pillow. CMYK is converted without its colour profile, and no other profile is
-    applied either.
+    The EXIF orientation is applied; one that cannot be read is ignored. Of an animation, or a file with several pages,
+    the first image is read. Transparent pixels are composited on white. 16-bit grey is divided by 257 (65535 becomes
+    255); Pillow cuts 16-bit colour to 8 bits. Colour profiles are ignored, that of CMYK too.
 
     Raises:
-        ImageError: more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (judged before decoding), damaged data, or values of
-            32 bits or floating point, whose range nobody knows.
+        ImageError: The image has more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (checked before decoding), is damaged,
+            or has 32-bit or floating-point values, which have no known range.
     """
     name = getattr(image, "filename", "") or "the image"
     with _errors_of(name), quiet():
@@ -126,17 +126,17 @@ def read_image(image: Image.Image) -> Image.Image:
         result = _to_rgb(image)
         if turn is not None:
             result = result.transpose(turn)
-        # a new object holds neither the file nor the EXIF header that no longer fits
+        # a new object holds neither the file nor the EXIF header, which is wrong after the rotation
         result = result.copy() if result is image else result
         result.info = {}
         return result
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 where there is none; of a TIFF file Pillow applies it in decoding."""
+    """Return the EXIF orientation, 1 if there is none. Pillow applies that of a TIFF file when it decodes."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # a corrupt header fails in many ways, and says nothing about the picture
+    except Exception:  # a corrupt header raises many errors, and the picture may be fine
         return 1
 
 
@@ -167,14 +167,14 @@ def _check_size(image: Image.Image) -> None:
 
 @contextlib.contextmanager
 def _errors_of(name: str) -> Iterator[None]:
-    """Turn what Pillow and the file system raise into an `ImageError` that begins with `name`."""
+    """Turn errors of Pillow and of the file system into an `ImageError` that begins with `name`."""
     try:
         yield
     except ImageError as error:
         raise ImageError(f"{printable(name)} {error.reason}", error.kind, error.reason) from error
     except MemoryError:
         raise
-    except Exception as error:  # decoders of damaged files raise nearly everything
+    except Exception as error:  # a decoder of a damaged file may raise anything
         if isinstance(error, OSError) and error.errno in _EXHAUSTED:
             raise
         kind, reason = _judge(error)
@@ -199,7 +199,7 @@ def _judge(error: Exception) -> tuple[str, str]:
 
 
 class _Quiet:
-    """The filter of `quiet`, and how many are inside."""
+    """The warnings filter of `quiet`, and the number of threads inside."""
 
     lock = threading.Lock()
     depth = 0
@@ -223,10 +223,10 @@ class _Quiet:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Pillow's warnings (size, corrupt EXIF, palettes) from leaking; threads may be inside together.
+    """Suppress Pillow's warnings (size, corrupt EXIF, palettes) inside the block, in any number of threads.
 
-    `warnings.catch_warnings` changes the whole process, and threads that leave it in another order than they entered
-    would restore each other's filters: so the first one in sets the filter and the last one out takes it away.
+    `warnings.catch_warnings` changes the whole process. If threads left it in another order than they entered it, they
+    would restore the wrong filters. So the first thread sets the filter and the last one removes it.
     """
     _Quiet.enter()
     try:

@@ -1,4 +1,4 @@
-"""What happens to an image before the network sees it, the same in evaluation, prediction and a bundle."""
+"""Turn an image into the network's input: the same in evaluation, prediction and a bundle."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Shorter side to `resize` (bicubic, antialiased), centre crop to `image_size`, scale to [0, 1], normalise.
+    """Resize the shorter side to `resize` (bicubic, antialiased), crop the centre to `image_size`, normalise.
+
+    A value v of a channel, scaled to [0, 1], becomes (v - mean) / std.
 
     Attributes:
         image_size: Height and width of the result.
         resize: Shorter side before the crop.
-        mean: Of the channels red, green, blue in [0, 1], subtracted.
-        std: Of the same, divided by.
+        mean: Mean of red, green and blue.
+        std: Standard deviation of red, green and blue.
     """
 
     image_size: int
@@ -30,7 +32,7 @@ class Preprocessing:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def pixels(self, image: Any) -> Tensor:
-        """Return an opened image as uint8 (3, image_size, image_size)."""
+        """Resize and crop an opened image: uint8 (3, image_size, image_size)."""
         image = resized(_middle(decoded(image, self.resize)), self.resize)
         left, top = (image.width - self.image_size) // 2, (image.height - self.image_size) // 2
         return to_tensor(image.crop((left, top, left + self.image_size, top + self.image_size)))
@@ -39,21 +41,21 @@ class Preprocessing:
         """Return uint8 (N, 3, H, W) as float32, normalised."""
         mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (self.mean, self.std))
         scale, shift = (values.to(pixels.device, torch.float32) for values in (1 / (255 * std), -mean / std))
-        # two passes; the product of bytes and floats is float32
+        # two passes over the data; uint8 times float32 is float32
         return (pixels * scale).add_(shift)
 
 
 def preprocessing_for(
     image_size: int, mean: tuple[float, float, float] = IMAGENET_MEAN, std: tuple[float, float, float] = IMAGENET_STD
 ) -> Preprocessing:
-    """Return the usual preprocessing: small images whole, of larger ones the central 95 %."""
+    """Return the usual preprocessing: the whole image up to 64 pixels, else the central 95 % of its shorter side."""
     return Preprocessing(image_size, image_size if image_size <= 64 else round(image_size / 0.95), mean, std)
 
 
 def decoded(image: Any, short_side: int) -> Any:
-    """Return an opened image as RGB; a JPEG is decoded at a half, quarter or eighth where that leaves 2 x `short_side`.
+    """Decode an opened image to RGB; a JPEG at 1/2, 1/4 or 1/8 of its size if that leaves 2 x `short_side` or more.
 
-    The reduced decoding is libjpeg's, several times faster on photos; the resize that follows evens out the rest.
+    libjpeg's reduced decoding is several times faster on photos. A resize to `short_side` follows.
     """
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
         image.draft(image.mode, (2 * short_side, 2 * short_side))
@@ -61,7 +63,7 @@ def decoded(image: Any, short_side: int) -> Any:
 
 
 def _middle(image: Any) -> Any:
-    """Return the middle of a very long image, of which only a square will be seen: enlarged whole, it fills memory."""
+    """Cut a very long image to its middle: only a square is used, and the enlarged whole would fill the memory."""
     short = min(image.size)
     width, height = (min(side, 4 * short + side % 2) for side in image.size)
     left, top = (image.width - width) // 2, (image.height - height) // 2
@@ -69,7 +71,7 @@ def _middle(image: Any) -> Any:
 
 
 def resized(image: Any, short_side: int) -> Any:
-    """Return an RGB image with its shorter side at `short_side`."""
+    """Resize an RGB image so that its shorter side is `short_side`."""
     from PIL import Image
 
     scale = short_side / min(image.size)
@@ -80,16 +82,16 @@ def resized(image: Any, short_side: int) -> Any:
 
 
 def reduced(image: Any, short_side: int) -> Any:
-    """Return an RGB image averaged over whole blocks of pixels, its shorter side still `short_side` or more.
+    """Shrink an RGB image by a whole factor, averaging blocks of pixels; its shorter side stays at least `short_side`.
 
-    Much cheaper than a resize, which follows with the crop.
+    This is much cheaper than a resize. The crop resizes it later.
     """
     factor = min(image.size) // short_side
     return image.reduce(factor) if factor > 1 else image
 
 
 def to_tensor(image: Any) -> Tensor:
-    """Return an RGB image as uint8 (3, H, W), channels last in memory, as it lies in the image."""
+    """Return an RGB image as uint8 (3, H, W), in channels-last memory."""
     import numpy as np
 
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -20,22 +20,22 @@ from .sources.find import find_source
 from .sources.source import SPLITS, Finding, Sample, Source
 
 _NUM_HEADERS = 100
-# what leaving out files does not mend
+# kinds of findings that leaving out files does not cure
 _CLASS_KINDS = {"few", "no-image", "no-train", "one-class", "unknown-class"}
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run trains, validates and tests on.
+    """The images that a run trains, validates and tests on.
 
     Attributes:
-        source: where the images come from.
-        classes: names, sorted; a sample's number is its label's place here.
-        parts: samples by part, "train", "val" and "test"; the last may be empty.
-        report: of the doctor, None if the data were not checked.
-        left_out: paths of samples that `skip_bad` left out.
-        median_side: median of the images' shorter sides, in pixels.
-        drawn: the parts that the seed drew, which DATA did not have, of "val" and "test".
+        source: The images as found.
+        classes: Class names, sorted; the number of a class is its place here.
+        parts: Samples of "train", "val" and "test"; "test" may be empty.
+        report: The doctor's report; None if the data were not checked.
+        left_out: Paths of the samples that `skip_bad` left out.
+        median_side: Median of the images' shorter sides, in pixels.
+        drawn: Which of "val" and "test" were drawn by the seed, because DATA has no such split.
     """
 
     source: Source
@@ -62,13 +62,25 @@ def prepare(
     download: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Prepared:
-    """Find DATA, have the doctor examine it, and split it where it is not.
+    """Find DATA, let the doctor examine it, and draw the splits that it does not have.
 
-    `skip_bad` leaves out images that cannot be read, and of images that are in several splits byte for byte the copies
-    in train (or val). Without `check` nothing is decoded but the headers of some images.
+    Args:
+        data: A folder, a CSV file or the name of a data set; see `find_source`.
+        seed: Draws the splits.
+        val_fraction: Share of validation images; see `split_samples`.
+        test_fraction: Share of test images.
+        group_from: Regular expression of what groups paths; see `split_samples`.
+        skip_bad: Leave out images that cannot be read. If the same file is in several splits, leave out the copies in
+            train (or val).
+        check: Whether to decode and check every image; else only some headers are read.
+        path_column: Column of the paths in a CSV file.
+        label_column: Column of the labels in a CSV file.
+        data_dir: Folder of torchvision's data sets.
+        download: Whether to download a torchvision data set that is not there.
+        progress: Called with the numbers of checked images and of all images.
 
     Raises:
-        UserError: DATA is not to be found, not sound, or not to be split as asked.
+        UserError: DATA is not found, is not sound, or cannot be split like this.
     """
     source = find_source(data, path_column=path_column, label_column=label_column, data_dir=data_dir, download=download)
     report = examine(source, progress=progress) if check else None
@@ -77,7 +89,7 @@ def prepare(
         raise _unsound(data, errors)
     left_out = report.bad | report.surplus if report is not None and skip_bad else frozenset()
     samples = [sample for sample in source.samples if sample.path not in left_out]
-    # once more, because leaving out copies may leave a class without images
+    # again, because leaving out copies may leave a class without images
     errors = [finding for finding in class_findings(samples) if finding.severity == "error"]
     if errors:
         raise _unsound(data, errors)
@@ -102,7 +114,7 @@ def prepare(
 
 
 def fingerprint(prepared: Prepared) -> str:
-    """Return a hash of which image, by path, is in which part under which label."""
+    """Return a SHA-256 of the path, label and part of every image."""
     lines = sorted((sample.path, sample.label, part) for part in SPLITS for sample in prepared.parts.get(part, ()))
     digest = hashlib.sha256()
     for line in lines:
@@ -145,19 +157,27 @@ def split_samples(
 ) -> dict[str, tuple[Sample, ...]]:
     """Return the samples of "train", "val" and "test", each sorted by path.
 
-    Splits that the samples have are kept. Without any (or with train alone) val and test are drawn; where only val is
-    missing, `val_fraction` of train is drawn, and the test set stays as it is; where only test is missing, it is empty.
+    Splits that the samples have are kept. Without splits, or with train only, val and test are drawn. If only val is
+    missing, `val_fraction` of train is drawn for it. If only test is missing, it is empty.
 
-    What is drawn is stratified: of each class, every part has its share within one image, and at least one image where
-    the class has one for each part; training images come first. Samples that belong together come to lie in one part,
-    which shares may have to give way to: those whose paths agree in what the regular expression `group_from` finds (its
-    group, or all of it), and `twins`, images that are nearly the same.
+    Drawing is stratified: each part has its share of each class, within one image, and at least one image if the class
+    has enough; train has the first claim. Samples of one group stay in one part, even if the shares then differ.
 
-    Which samples are drawn follows from `seed` and their paths alone: they are put in the order of
-    `stream_seed(seed, "split.PATH")`, on any platform the same.
+    The draw depends on `seed` and the paths only: samples are sorted by `stream_seed(seed, "split.PATH")`, which is the
+    same on every platform.
+
+    Args:
+        samples: All samples.
+        seed: Draws the parts.
+        val_fraction: Share of validation images, from 0 to below 1.
+        test_fraction: Share of test images, from 0 to below 1.
+        group_from: Regular expression. Paths in which it finds the same text (its group, or the whole match) are one
+            group.
+        twins: Paths of images that are nearly the same; each sequence is one group.
 
     Raises:
-        UserError: a fraction that is out of range, a pattern that does not fit a path, too few groups, no train split.
+        UserError: A fraction is out of range, the pattern does not fit a path, there are too few groups, or there is no
+            train split.
     """
     _check_fractions(val_fraction, test_fraction)
     given: dict[str, list[Sample]] = {split: [] for split in SPLITS}
@@ -170,7 +190,7 @@ def split_samples(
         return {split: tuple(given[split]) for split in SPLITS}
     if not val_fraction:
         raise UserError("the fraction of validation images is 0, but DATA has no val split; give one above 0")
-    # the test set that DATA came with is not drawn from
+    # a given test set stays as it is
     drawn_test = 0.0 if given["test"] else test_fraction
     if val_fraction + drawn_test > _MOST:
         raise UserError(
@@ -197,7 +217,7 @@ def _draw(
     twins: Iterable[Sequence[str]],
 ) -> dict[str, list[Sample]]:
     units = _units(pool, group_from, twins)
-    # large ones first: the small ones then even out what those left uneven
+    # large groups first: the small ones then even out the shares
     units.sort(key=lambda unit: (-len(unit), stream_seed(seed, f"split.{printable(unit[0].path)}"), unit[0].path))
     parts = _Parts(units, {split: fraction for split, fraction in fractions.items() if fraction})
     result: dict[str, list[Sample]] = {split: [] for split in SPLITS}
@@ -213,7 +233,7 @@ def _draw(
 
 
 class _Parts:
-    """Places units one by one, each where the classes' shares come closest to what they should be."""
+    """Puts groups into parts, one by one, each into the part that brings the classes closest to their shares."""
 
     def __init__(self, units: Sequence[Sequence[Sample]], fractions: dict[str, float]) -> None:
         self.splits = list(fractions)
@@ -224,12 +244,12 @@ class _Parts:
                 self.sizes[label] += count
                 self.units_left[label] += 1
         targets = {label: _shares(size, list(fractions.values())) for label, size in self.sizes.items()}
-        # what each part still lacks
+        # number of images that each part still needs
         self.needs = {label: dict(zip(self.splits, shares, strict=True)) for label, shares in targets.items()}
         self.without = {label: set(self.splits) for label in targets}
 
     def place(self, unit: Sequence[Sample]) -> str:
-        """Return the part for a unit, and count it there."""
+        """Choose the part for a group, and count its images there."""
         counts = _counts(unit)
         best = min(self._choices(counts), key=lambda split: self._cost(counts, split))
         for label, count in counts.items():
@@ -240,18 +260,18 @@ class _Parts:
 
     def _choices(self, counts: dict[str, int]) -> list[str]:
         train = self.splits[0]
-        # no class is left without training images
+        # every class gets training images
         if any(self.units_left[label] == 1 and train in self.without[label] for label in counts):
             return [train]
         choices = self.splits
         for label in counts:
-            # the last units of a class go where it has no image yet
+            # the last groups of a class go to parts without an image of it
             if self.units_left[label] <= len(self.without[label]):
                 choices = [split for split in choices if split in self.without[label]] or choices
         return choices
 
     def _cost(self, counts: dict[str, int], split: str) -> float:
-        """Return by how much the squared deviations from the targets grow, in proportion to the classes' sizes."""
+        """Return the growth of the squared deviations from the targets, each divided by the size of its class."""
         return sum(
             count * (count - 2 * self.needs[label][split]) / self.sizes[label] for label, count in counts.items()
         )
@@ -265,9 +285,9 @@ def _counts(unit: Sequence[Sample]) -> dict[str, int]:
 
 
 def _shares(size: int, fractions: Sequence[float]) -> list[int]:
-    """Return `size` in whole numbers after `fractions`: by the largest remainders, none 0 if there are enough.
+    """Divide `size` by `fractions` into whole numbers, by the largest remainders.
 
-    The first, the training part, is the last to be 0.
+    No number is 0 if `size` is large enough; the first one, of the training part, is 0 only if `size` is.
     """
     shares = [int(size * fraction + 1e-9) for fraction in fractions]
     by_remainder = sorted(range(len(shares)), key=lambda index: shares[index] - size * fractions[index])
@@ -280,7 +300,7 @@ def _shares(size: int, fractions: Sequence[float]) -> list[int]:
 
 
 def _units(pool: Sequence[Sample], group_from: str | None, twins: Iterable[Sequence[str]]) -> list[list[Sample]]:
-    """Return what must stay together; everything sorted by path."""
+    """Return the groups of samples that must stay together, sorted by path."""
     by_path = {sample.path: sample for sample in pool}
     groups = [*twins, *(_groups(pool, group_from) if group_from is not None else ())]
     inside = [[path for path in group if path in by_path] for group in groups]

@@ -1,4 +1,4 @@
-"""Decoded images kept in one block of memory, which worker processes share, or on the device."""
+"""Keep decoded images in one block of memory, which worker processes share, or on the device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LARGEST = 4 * 2**30
 
 
 class Images(Protocol):
-    """Images by number, which are decoded when asked for."""
+    """Images by number, decoded on access."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Tensor: ...
@@ -27,8 +27,8 @@ class Store:
     """Images (3, H, W) of any sizes, uint8, by number.
 
     Args:
-        images: What to keep.
-        num_workers: Processes that will read; forked ones find the memory there, others need it shared.
+        images: The images to keep.
+        num_workers: Number of processes that will read them; processes that are not forked need shared memory.
     """
 
     def __init__(self, images: Sequence[Tensor], num_workers: int = 0) -> None:
@@ -37,7 +37,7 @@ class Store:
         self.starts: list[int] = sizes.cumsum(0).tolist()
         self.pixels = torch.empty(self.starts[-1], dtype=torch.uint8)
         for start, image in zip(self.starts, images, strict=False):
-            # rows of pixels, as decoded and as crops are fast
+            # height x width x channels, as decoded; crops of it are fast
             self.pixels[start : start + image.numel()] = image.permute(1, 2, 0).reshape(-1)
         if num_workers and multiprocessing.get_start_method() != "fork":
             self.pixels.share_memory_()  # type: ignore[no-untyped-call]
@@ -51,7 +51,7 @@ class Store:
         return pixels.view(height, width, channels).permute(2, 0, 1)
 
     def moved_to(self, device: torch.device) -> Tensor:
-        """Return images of one size as one tensor (N, 3, H, W) on the device, and keep none here."""
+        """Return the images, all of one size, as a tensor (N, 3, H, W) on the device, and free the memory here."""
         channels, height, width = self.shapes[0]
         block = self.pixels.view(len(self.shapes), height, width, channels).permute(0, 3, 1, 2).to(device)
         self.pixels = torch.empty(0, dtype=torch.uint8)
@@ -59,7 +59,7 @@ class Store:
 
 
 def num_bytes(images: Images) -> int:
-    """Return how many bytes a `Store` of `images` would take, judged by some of them."""
+    """Estimate the bytes that a `Store` of `images` takes, from about 16 of them."""
     if not len(images):
         return 0
     probes = range(0, len(images), max(1, len(images) // 16))
@@ -67,7 +67,7 @@ def num_bytes(images: Images) -> int:
 
 
 def room(device: torch.device, num_processes: int) -> int:
-    """Return how many bytes of images each process may keep: its share of a quarter of what is free, 4 GiB at most."""
+    """Return the bytes that each process may keep: its share of a quarter of the free memory, at most 4 GiB."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory() // num_processes
     return min(_LARGEST, free // 4)
 
@@ -75,11 +75,11 @@ def room(device: torch.device, num_processes: int) -> int:
 def _free_memory() -> int:
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not everywhere; then what most machines have
+    except (AttributeError, ValueError, OSError):  # the system does not say: assume 8 GiB
         return 8 * 2**30
 
 
 def decode_all(images: Images, *, num_workers: int = 0, num_threads: int | None = None) -> Store:
-    """Decode every image once, on `num_threads` (by default one a core): Pillow lets others run while it decodes."""
+    """Decode every image once, on `num_threads` threads (by default one for each core); Pillow releases the GIL."""
     with ThreadPoolExecutor(num_threads or num_cores()) as pool:
         return Store(list(pool.map(images.__getitem__, range(len(images)))), num_workers)
