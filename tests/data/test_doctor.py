@@ -104,11 +104,11 @@ HOSTILE = [
     ("warning", "beside", "left out 1 folder with images, beside", ["extra"]),
     ("warning", "empty-class", "1 class folder without any image", ["Train/fish"]),
     ("warning", "link", "left out 1 link to a folder already listed", ["Train/dog/loop"]),
-    ("warning", "wrong-suffix", "1 file of another format than the suffix says", ["Train/dog/really.jpg"]),
+    ("warning", "wrong-suffix", "1 file in another format than the suffix says", ["Train/dog/really.jpg"]),
     (
         "warning",
         "unmeasured-class",
-        "1 class in train but not in val, where nothing is",
+        "1 class in train but not in val, so not measured there",
         ["bird"],
     ),
     ("warning", "unmeasured-class", "1 class in train but not in test", ["bird"]),

@@ -1,1 +1,1 @@
-"""What is wrong with images before a training finds out."""
+"""Examine every image of DATA and report what would spoil a result."""

@@ -1,4 +1,4 @@
-"""Images that are the same, byte for byte or nearly."""
+"""Find images that are the same byte for byte, or nearly the same."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _Floats = NDArray[np.float32]
 _Ints = NDArray[np.int64]
 
 _NUM_PIXELS = LOOK_SIZE[0] * LOOK_SIZE[1]
-# mean squared difference of two small grey pictures, each less its mean and divided by its standard deviation
+# largest mean squared difference of two small grey pictures, each with mean 0 and variance 1
 _LIMIT = 0.02
-# grey levels of standard deviation, under which a picture is too flat to tell from another
+# a picture with a smaller standard deviation, in grey levels, is too flat to compare
 _FLAT = 4.0
-# grey levels between two mean colours: of a channel, and of the differences between channels
+# largest difference of two mean colours, in grey levels: of a channel, and of the differences between channels
 _BRIGHTNESS, _HUE = 40, 16
 _NUM_WAVES = 24
 _CELL = 6.0
@@ -32,7 +32,7 @@ _MOST_IN_CELL = 2_000
 
 
 def identical_groups(entries: Sequence[Entry]) -> list[list[int]]:
-    """Return the numbers of entries that are the same byte for byte, in groups of two and more."""
+    """Return groups of entries, by number, that are the same byte for byte; each has two or more."""
     groups: dict[str, list[int]] = defaultdict(list)
     for index, entry in enumerate(entries):
         if not entry.fault:
@@ -43,16 +43,19 @@ def identical_groups(entries: Sequence[Entry]) -> list[list[int]]:
 def near_pairs(entries: Sequence[Entry]) -> list[tuple[int, int]]:
     """Return pairs of entries that are nearly the same: saved again, resized or slightly brightened.
 
-    Of images that are the same byte for byte only the first is compared. Two pictures of 17 x 16 grey pixels are each
-    brought to mean 0 and variance 1; their mean squared difference is at most 0.02 and their mean colours are close.
-    Candidates come from grids over the lowest spatial frequencies, laid at six random offsets: nearly equal pictures
-    fall into the same cell of most of them, and none that the limit admits was missed in what follows.
+    Each image becomes a picture of 17 x 16 grey pixels with mean 0 and variance 1. Two images are nearly the same if
+    the mean squared difference of their pictures is at most 0.02 and their mean colours are close. Of images that are
+    the same byte for byte, only the first is compared.
 
-    Measured with 3,000 CIFAR-10 images (32x32) and 600 sign-language photos (100x100): found were, saved as JPEG at
-    quality 60, 99.9 % and 100 %; resized to 80 %, 100 % of both; brightened by 10 %, 99.6 % and 100 %; all three at
-    once, 98.6 % and 100 %. Of different pictures, none of the 2.1 million pairs of all the photos was found, whose
-    nearest are at 0.043. Of the 1.8 billion pairs of CIFAR-10, 45 were found (114 at 0.03), to the eye
-    each twice the same picture. Among 1,797 handwritten digits of 8x8, 8 pairs.
+    Comparing all pairs would take too long. Candidates are pairs in the same cell of a grid over the lowest spatial
+    frequencies; six grids with random offsets are used, and nearly equal pictures share a cell in most of them. In the
+    measurements below, this missed no pair within the limit.
+
+    Measured with 3,000 CIFAR-10 images (32x32) and 600 sign-language photos (100x100). Found were, of images saved as
+    JPEG at quality 60, 99.9 % and 100 %; resized to 80 %, 100 % of both; brightened by 10 %, 99.6 % and 100 %; all
+    three at once, 98.6 % and 100 %. No pair of different photos was found among 2.1 million; the nearest is at 0.043.
+    Of the 1.8 billion pairs of CIFAR-10, 45 were found (114 with a limit of 0.03); by eye, each is one picture twice.
+    Among 1,797 handwritten digits of 8x8, 8 pairs were found.
     """
     first = {entry.digest: index for index, entry in reversed(list(enumerate(entries))) if not entry.fault}
     chosen = np.array(sorted(first.values()), dtype=np.int64)
@@ -93,7 +96,7 @@ def joined(groups: Iterable[Sequence[T]]) -> list[list[T]]:
 
 
 def _low_waves() -> _Floats:
-    """Return the lowest cosine waves over a small picture, (pixels, waves), orthonormal."""
+    """Return the lowest 24 cosine waves of a small picture, (pixels, waves), orthonormal."""
     width, height = LOOK_SIZE
     orders = sorted(((v, u) for v in range(height) for u in range(width) if v or u), key=lambda vu: (sum(vu), vu))
     columns = []
@@ -106,8 +109,8 @@ def _low_waves() -> _Floats:
 
 
 def _candidates(waves: _Floats) -> Iterator[_Ints]:
-    """Yield pairs of images that share a cell, one grid after the other."""
-    # the same offsets for any data
+    """Yield the pairs of images that share a cell, grid by grid."""
+    # a fixed seed: the same offsets for all data
     offsets = np.random.default_rng(0).random((_NUM_GRIDS, _NUM_WAVES)).astype(np.float32)
     allowed = max(_FEW_PAIRS, _PAIRS_PER_IMAGE * len(waves))
     num_axes = 1
@@ -115,7 +118,7 @@ def _candidates(waves: _Floats) -> Iterator[_Ints]:
         cells = np.floor(waves / _CELL + offset).astype(np.int64)
         while True:
             order, sizes = _cells(cells[:, :num_axes])
-            # a finer grid where too many images share a cell
+            # too many images share a cell: use a finer grid
             if (sizes * (sizes - 1) // 2).sum() <= allowed or num_axes == _NUM_WAVES:
                 break
             num_axes += 1
@@ -123,7 +126,7 @@ def _candidates(waves: _Floats) -> Iterator[_Ints]:
 
 
 def _cells(cells: _Ints) -> tuple[_Ints, _Ints]:
-    """Return an order in which the images of a cell stand together, and the cells' sizes."""
+    """Return an order of the images in which each cell is contiguous, and the sizes of the cells."""
     keys = np.zeros(len(cells), np.uint64)
     for axis in range(cells.shape[1]):
         keys = keys * np.uint64(0x9E3779B97F4A7C15) + cells[:, axis].astype(np.uint64)
@@ -133,7 +136,7 @@ def _cells(cells: _Ints) -> tuple[_Ints, _Ints]:
 
 
 def _pairs(order: _Ints, sizes: _Ints) -> Iterator[_Ints]:
-    """Yield the pairs within cells; in a cell beyond measure, those that stand near one another."""
+    """Yield the pairs within cells; in a cell of more than 2,000 images, only pairs that are near in the order."""
     ends = np.repeat(np.cumsum(sizes), sizes)
     positions = np.arange(len(order))
     batch: list[_Ints] = []
@@ -148,7 +151,7 @@ def _pairs(order: _Ints, sizes: _Ints) -> Iterator[_Ints]:
 
 
 def _confirmed(pairs: _Ints, waves: _Floats, grey: _Floats, colours: NDArray[np.int16]) -> _Ints:
-    # the lowest frequencies alone are a lower bound of the difference
+    # first by the lowest frequencies, a lower bound of the difference
     for features in (waves, grey):
         difference = features[pairs[:, 0]] - features[pairs[:, 1]]
         pairs = pairs[np.einsum("ij,ij->i", difference, difference) <= _LIMIT * _NUM_PIXELS]

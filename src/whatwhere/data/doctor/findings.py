@@ -1,4 +1,4 @@
-"""What would spoil a result, found in labelled images of which it is known what they hold."""
+"""Findings: faults of files and classes, and images that are in several places."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..images import FORMATS, SUFFIXES
 from ..sources.source import SPLITS, Finding, Sample, Source
 from .probe import Entry
 
-# which copy of an image in several splits stays: the test set stays whole
+# of an image in several splits, the copy with the lowest rank stays: the test set stays whole
 _RANK = {"test": 0, "val": 1, "train": 2}
 _MOST_UNEVEN = 10
 _FEWEST = 3
@@ -43,7 +43,7 @@ def class_counts(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
 
 
 def class_findings(samples: Sequence[Sample]) -> Iterator[Finding]:
-    """Yield what is wrong with the classes of the images that can be used."""
+    """Yield findings on the classes of the usable images."""
     counts = class_counts(samples)
     if not samples:
         yield Finding("error", "no-image", "no image can be used; see the other findings")
@@ -89,12 +89,12 @@ def _compared(split: str, classes: dict[str, int], train: dict[str, int]) -> Ite
     lacking = tuple(label for label in train if label not in classes)
     if lacking:
         names = "1 class" if len(lacking) == 1 else f"{len(lacking):,} classes"
-        message = f"{names} in train but not in {split}, where nothing is measured on them: {few(lacking, _NUM_NAMED)}"
+        message = f"{names} in train but not in {split}, so not measured there: {few(lacking, _NUM_NAMED)}"
         yield Finding("warning", "unmeasured-class", message, lacking)
 
 
 def file_findings(source: Source, entries: Sequence[Entry]) -> Iterator[Finding]:
-    """Yield the faults of single files."""
+    """Yield findings on single files."""
     by_fault: dict[str, list[str]] = defaultdict(list)
     renamed = []
     for sample, entry in zip(source.samples, entries, strict=True):
@@ -109,14 +109,12 @@ def file_findings(source: Source, entries: Sequence[Entry]) -> Iterator[Finding]
             said = message.format(n=number, limit=Image.MAX_IMAGE_PIXELS or 0)
             yield Finding("error", kind, f"{said}; {_CURE}", tuple(paths))
     if renamed:
-        message = (
-            f"{counted(len(renamed), 'file')} of another format than the suffix says; read by content, better renamed"
-        )
+        message = f"{counted(len(renamed), 'file')} in another format than the suffix says; read by content; rename"
         yield Finding("warning", "wrong-suffix", message, tuple(renamed))
 
 
 def identical_findings(samples: Sequence[Sample], groups: Sequence[Sequence[int]]) -> Iterator[Finding]:
-    """Yield what groups of byte-identical images do: across splits, within one, under different labels."""
+    """Yield findings on byte-identical images: in several splits, in one split, under different labels."""
     across, within, contradicting = [], [], []
     for group in groups:
         members = [samples[index] for index in group]
@@ -145,7 +143,7 @@ def identical_findings(samples: Sequence[Sample], groups: Sequence[Sequence[int]
 
 
 def near_findings(samples: Sequence[Sample], pairs: Sequence[tuple[int, int]]) -> Iterator[Finding]:
-    """Yield what pairs of nearly identical images do."""
+    """Yield findings on pairs of nearly identical images."""
     across: list[str] = []
     within: list[str] = []
     for first, second in pairs:
@@ -165,7 +163,7 @@ def near_findings(samples: Sequence[Sample], pairs: Sequence[tuple[int, int]]) -
 
 
 def surplus(samples: Sequence[Sample], groups: Sequence[Sequence[int]]) -> frozenset[str]:
-    """Return the copies to leave out so that no image is in two splits: those in train, then those in val."""
+    """Return the paths of copies to leave out, so that no image is in two splits: from train first, then from val."""
     paths = set()
     for group in groups:
         members = [samples[index] for index in group]

@@ -1,4 +1,4 @@
-"""What each image file holds, read once: decoded on all cores and remembered in the user's cache."""
+"""Decode every image once, on all cores, and keep a summary of each in the user's cache."""
 
 from __future__ import annotations
 
@@ -23,23 +23,25 @@ from ..sources.source import Sample, Source
 
 _VERSION = 2
 _CHUNK = 64
-# the file may be sound the next time, though its size and time are the same
+# faults that may be gone the next time, though the file's size and time are the same
 _PASSING = {"permission", "missing", "unreadable"}
-# a grey picture of 17 x 16 and a mean colour
+# an entry's look: a grey picture of 17 x 16 pixels, and a mean colour
 LOOK_SIZE = (17, 16)
 LOOK_BYTES = 17 * 16 + 3
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """What an image file holds.
+    """A summary of one image.
 
     Attributes:
-        fault: what is wrong with it (`ImageError.kind`), or "".
-        format: Pillow's name, "" in a built-in set.
-        mode: as stored.
-        turned: whether its EXIF header asks for a rotation or reflection.
-        digest: of the file's bytes, or of the pixels in a built-in set.
-        look: a small grey picture, 17 x 16, followed by the mean colour: what nearly equal images are found by.
+        fault: What is wrong with the image (`ImageError.kind`), or "".
+        format: Pillow's name of the format; "" in a built-in set.
+        mode: Pillow's mode, as stored.
+        width: Width in pixels, as stored.
+        height: Height in pixels, as stored.
+        turned: Whether the EXIF header asks for a rotation or reflection.
+        digest: BLAKE2b hash of the file's bytes, or of the pixels in a built-in set.
+        look: A grey picture of 17 x 16 pixels and the mean colour, by which nearly equal images are found.
     """
 
     fault: str
@@ -58,12 +60,12 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
 
 
 def probe(source: Source, cache: Path | None, progress: Callable[[int, int], None] | None = None) -> list[Entry]:
-    """Return an entry for each sample of `source`, from `cache` where a file's path, size and time have not changed."""
+    """Return an entry for each sample, from the folder `cache` if a file's path, size and time have not changed."""
     store = _Store(source, cache)
     chunks = [source.samples[start : start + _CHUNK] for start in range(0, len(source.samples), _CHUNK)]
     entries: list[Entry] = []
-    # entered here once, because the workers' warnings go by the whole process's filters
-    # small images are bound by the interpreter, which more threads only slow down
+    # `quiet` here, once: warning filters belong to the process, not to a thread
+    # with small images the interpreter is the limit, and more threads slow it down
     with quiet(), ThreadPoolExecutor(min(num_cores(), 16)) as pool:
         try:
             for found in pool.map(lambda chunk: [store.entry(sample) for sample in chunk], chunks):
@@ -78,7 +80,7 @@ def probe(source: Source, cache: Path | None, progress: Callable[[int, int], Non
 
 
 def default_cache() -> Path | None:
-    """Return the folder for what may be lost, "whatwhere" in $XDG_CACHE_HOME or ~/.cache; None for a user without."""
+    """Return the cache folder, "whatwhere" in $XDG_CACHE_HOME or ~/.cache; None if the user has no home."""
     home = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(home) if home else Path.home() / ".cache") / "whatwhere"
@@ -87,12 +89,12 @@ def default_cache() -> Path | None:
 
 
 def read_entry(source: Source, sample: Sample) -> Entry:
-    """Decode an image and return what it holds."""
+    """Decode an image and return its entry."""
     entry: dict[str, Any] = {"fault": ""}
     try:
         with source.open(sample) as image:
             entry |= {"format": image.format or "", "mode": image.mode, "width": image.width, "height": image.height}
-            # before decoding, in which Pillow turns a TIFF image and forgets about it
+            # before decoding: then Pillow turns a TIFF image and drops its orientation
             entry["turned"] = orientation(image) > 1
             rgb = read_image(image)
         entry["digest"] = hashlib.blake2b(source.content(sample), digest_size=16).hexdigest()
@@ -111,8 +113,8 @@ class _Cache(msgspec.Struct):
     """The cache file of one DATA.
 
     Attributes:
-        head: version of this format, of Pillow, and the limit of pixels: entries of another head are void.
-        entries: by path: the file's size and time of change in nanoseconds, and what it holds.
+        head: The version of this format, Pillow's version, and the limit of pixels; under another head no entry counts.
+        entries: By path: the file's size, its time of change in nanoseconds, and its entry.
     """
 
     head: tuple[int, str, int | None]
@@ -120,7 +122,7 @@ class _Cache(msgspec.Struct):
 
 
 class _Store:
-    """Gives entries from the cache where a file's size and time have not changed; a damaged cache counts as none."""
+    """Returns entries from the cache if a file's size and time have not changed. A damaged cache is ignored."""
 
     def __init__(self, source: Source, cache: Path | None) -> None:
         self.source = source
@@ -130,7 +132,7 @@ class _Store:
         self.new: dict[str, tuple[int, int, Entry]] = {}
         self.is_changed = False
         if self.file is not None:
-            # json alone reads and writes paths that are not UTF-8
+            # only the module json can read and write paths that are not UTF-8
             with contextlib.suppress(OSError, ValueError, RecursionError):
                 stored = msgspec.convert(json.loads(self.file.read_bytes()), _Cache)
                 self.old = stored.entries if stored.head == self.head else {}
@@ -154,7 +156,7 @@ class _Store:
         if self.file is None or not self.is_changed:
             return
         text = json.dumps(msgspec.to_builtins(_Cache(self.head, self.new)), separators=(",", ":"))
-        # without a cache the next run takes longer, that is all
+        # without a cache the next run only takes longer
         with contextlib.suppress(OSError, UserError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(self.file, text.encode("ascii"), mode=0o600)

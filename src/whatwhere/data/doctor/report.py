@@ -1,4 +1,4 @@
-"""The data doctor: what DATA holds, and what in it would spoil a result."""
+"""Examine DATA: decode every image, and report counts and findings."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _MOST_CLASSES = 50
 
 @dataclass(frozen=True)
 class Report:
-    """What the doctor found.
+    """The result of the doctor.
 
     Attributes:
-        name: DATA as it was given.
-        num_images: listed, whether they can be used or not.
-        counts: images that can be used, by split ("all" where DATA has none) and class.
-        findings: errors first, then warnings and notes.
-        bad: paths of samples that cannot be used.
-        surplus: paths of copies in train or val of images that a later split holds byte for byte.
-        twins: groups of paths whose images are the same, or nearly.
-        median_side: median of the images' shorter sides, in pixels; 0 if none can be used.
-        modes: number of images by how they are stored ("EXIF rotation" counts again), where that is not plain RGB.
-        digest: hash of every image's path and content.
+        name: DATA as the user gave it.
+        num_images: Number of listed images, usable or not.
+        counts: Number of usable images by split ("all" if DATA has no splits) and class.
+        findings: Errors first, then warnings and notes.
+        bad: Paths of unusable samples.
+        surplus: Paths of copies in train or val of an image that is also in a later split, byte for byte.
+        twins: Groups of paths with the same, or nearly the same, image.
+        median_side: Median of the images' shorter sides, in pixels; 0 if none is usable.
+        modes: Number of images by Pillow's mode, without plain RGB; images with an EXIF rotation count again.
+        digest: SHA-256 of every image's path and content.
     """
 
     name: str
@@ -53,11 +53,11 @@ class Report:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing would spoil a result: there is no error."""
+        """Whether there is no error."""
         return not any(finding.severity == "error" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report for JSON, with every path."""
+        """Return the report as plain values for JSON, with every path."""
         return {
             "data": printable(self.name),
             "sound": self.sound,
@@ -77,7 +77,7 @@ class Report:
         }
 
     def tables(self) -> list[Table]:
-        """Return the report for a terminal: counts, how images are read, findings with up to 10 paths each."""
+        """Return the report as tables: counts, how images are read, and findings with up to 10 paths each."""
         tables = [self._count_table()]
         if self.modes:
             rows = [(mode, _read_as(mode), f"{number:,}") for mode, number in self.modes.items()]
@@ -124,11 +124,15 @@ def examine(
     cache: Path | Literal["user"] | None = "user",
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Decode every image of `source` and report what is there and what is wrong.
+    """Decode every image of `source`, and report what is there and what is wrong.
 
-    What a file holds is remembered in the folder `cache` until its size or time changes: by default "whatwhere" in
-    $XDG_CACHE_HOME or ~/.cache, with None nowhere. Nothing is ever written among the user's data. `progress` is called
-    with the numbers of images done and of all.
+    Nothing is ever written among the user's data.
+
+    Args:
+        source: The images as found.
+        cache: Folder that keeps the result for each file until its size or time changes: by default "whatwhere" in
+            $XDG_CACHE_HOME or ~/.cache; None for no cache.
+        progress: Called with the numbers of images done and of all images.
     """
     entries = probe(source, default_cache() if cache == "user" else cache, progress)
     samples = source.samples

@@ -1,1 +1,1 @@
-"""From where images are to a list of paths and labels."""
+"""List the images and labels of a folder, a CSV file or a data set by name."""

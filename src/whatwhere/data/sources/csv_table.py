@@ -1,4 +1,4 @@
-"""A CSV file of paths and labels."""
+"""List the images that a CSV file of paths and labels names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...base.files import read_csv
 from ...base.words import brief, counted, few, printable, suggest
 from .source import Finding, Sample, class_name, split_of
 
-# in the order of preference
+# known names of columns, the preferred ones first
 _FILE_COLUMNS = (
     "path",
     "file",
@@ -68,13 +68,18 @@ class _Columns:
 def list_csv(
     file: Path, path_column: str | None = None, label_column: str | None = None
 ) -> tuple[tuple[Sample, ...], tuple[Finding, ...]]:
-    """List the images that a CSV file names, one a row under a header.
+    """List the images of a CSV file: a header, then one image in each row.
 
-    Cells are separated by commas, semicolons or tabs. Paths are relative to the file's folder or absolute. A column of
+    Cells are separated by commas, semicolons or tabs. Paths are absolute or relative to the file's folder. A column of
     splits is optional. Rows that cannot be used are left out and reported with their line.
 
+    Args:
+        file: The CSV file.
+        path_column: Column of the paths; by default the first with a known name.
+        label_column: Column of the labels; by default the first with a known name.
+
     Raises:
-        UserError: the file cannot be read, the columns are unknown, or no row can be used.
+        UserError: The file cannot be read, a column is unknown, or no row can be used.
     """
     where = printable(str(file))
     header, rows = _read(file, where)
@@ -131,7 +136,7 @@ def _column(where: str, header: list[str], wanted: str | None, known: Sequence[s
 def _samples(
     folder: Path, rows: list[_Row], columns: _Columns, met: dict[str, list[str]], repeated: list[str]
 ) -> tuple[Sample, ...]:
-    # a column of splits in which nothing stands is none
+    # an empty column of splits does not count
     split_column = columns.split if any(row.cells.get(columns.split or "") for row in rows) else None
     taken: dict[str, Sample] = {}
     disputed: set[str] = set()
@@ -171,7 +176,7 @@ def _fault(row: _Row, name: str, label: str, path: str | None, no_split: bool) -
 
 
 def _resolve(folder: Path, name: str) -> str | None:
-    """Return the path of a regular file relative to `folder`, or as it is if it lies elsewhere; None without a file."""
+    """Return the path of a file relative to `folder`, absolute if it is elsewhere; None if there is no such file."""
     for spelling in dict.fromkeys((name, name.replace("\\", "/"))):
         full = os.path.normpath(os.path.join(folder, spelling))
         if spelling and os.path.isfile(full):

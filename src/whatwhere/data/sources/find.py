@@ -1,4 +1,4 @@
-"""DATA: where images and their labels come from."""
+"""Find DATA: a folder, a CSV file or a data set by name."""
 
 from __future__ import annotations
 
@@ -23,15 +23,19 @@ def find_source(
     data_dir: str | None = None,
     download: bool = False,
 ) -> Source:
-    """Return the images that DATA stands for.
+    """Return the labelled images of DATA.
 
-    DATA is a folder of class folders, or of train/val/test folders of them; a CSV file of paths and labels; "digits",
-    the handwritten digits that come with scikit-learn; or a torchvision data set by name, looked for in `data_dir`
-    (by default the folder "data" of the working directory) and fetched only if `download`. A path that exists wins
-    over a name.
+    Args:
+        data: A folder of class folders, or of train/val/test folders of them; a CSV file of paths and labels; "digits"
+            (scikit-learn's handwritten digits); or the name of a torchvision data set. A path that exists wins over a
+            name.
+        path_column: Column of the paths in a CSV file; by default the first with a known name.
+        label_column: Column of the labels in a CSV file; by default the first with a known name.
+        data_dir: Folder of torchvision's data sets; by default "data" in the working directory.
+        download: Whether to download a torchvision data set that is not there.
 
     Raises:
-        UserError: nothing fits, or there are no images with classes in it.
+        UserError: There is no such DATA, or it has no images with classes.
     """
     path = Path(data).expanduser() if data else Path()
     if not data:

@@ -1,4 +1,4 @@
-"""A folder of class folders, or of train/val/test folders of them."""
+"""List the images of a folder of class folders, or of train/val/test folders of them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ..images import SUFFIXES, ImageError, open_image
 from .source import Finding, Sample, class_name, split_of
 
 _HIDDEN = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
-# left where they are without a look inside
+# files that are never images: not opened
 _TEXTS = {".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".rst", ".xml", ".yaml", ".yml", ".html", ".pdf", ".log"}
 _BYSTANDERS = _TEXTS | {".ini", ".db", ".npy", ".npz", ".mat", ".pkl", ".py", ".ipynb", ".zip", ".tar", ".gz", ".xz"}
-# images by their suffix, but not read
+# images in formats that are not read
 _RAW = {".raw", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f"}
 _FOREIGN = (
     _RAW | {".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".psd", ".svg", ".eps", ".ico", ".exr"}
 ) - SUFFIXES
-# below this depth a real folder is listed once, however many links lead to it
+# below this depth a folder is listed once, however many links lead to it
 _FREE_DEPTH = 2
 
-# severity, what is counted, sentence
+# by kind: severity, noun to count, sentence
 _MESSAGES = {
     "permission": ("error", "folder", "{n} that could not be listed; change the permissions, or --skip-bad"),
     "convert": (
@@ -36,7 +36,7 @@ _MESSAGES = {
     "suffix": (
         "warning",
         "file",
-        "left out {n} with an image inside but not by the suffix; rename, to .png for example",
+        "left out {n} with an image inside but another suffix; rename, for example to .png",
     ),
     "stray": ("warning", "image", "left out {n} outside any class folder; move into one"),
     "beside": ("warning", "folder", "left out {n} with images, beside the train, val or test folders"),
@@ -44,7 +44,7 @@ _MESSAGES = {
     "split-in-class": (
         "warning",
         "folder",
-        "{n} inside a class and named like a split, which DATA/train/CLASS would be",
+        "{n} inside a class but named like a split; a split is DATA/train/CLASS",
     ),
     "link": ("warning", "link", "left out {n} to a folder already listed, or to nothing"),
     "special": ("warning", "file", "left out {n} of a special kind, such as a pipe"),
@@ -56,7 +56,7 @@ _MESSAGES = {
 
 @dataclass
 class _Folder:
-    """A folder as listed: paths are relative to DATA."""
+    """A listed folder; paths are relative to DATA."""
 
     path: str
     name: str
@@ -83,14 +83,14 @@ class _Folder:
 
 
 def list_folder(root: Path) -> tuple[tuple[Sample, ...], tuple[Finding, ...]]:
-    """List the images under `root` with their classes and splits, whatever the order of the file system.
+    """List the images under `root` with their classes and splits, sorted by path.
 
-    A folder counts as a split if its name is a spelling of one and class folders are in it. A folder that stands alone
-    is gone into. Folders inside a class belong to the class. Hidden and system folders and files that are no images are
-    left out and reported.
+    A folder is a split if its name is a spelling of train, val or test and it has class folders. If `root` holds one
+    folder only, that folder is used instead. Folders inside a class belong to the class. Hidden and system folders, and
+    files that are no images, are left out and reported.
 
     Raises:
-        UserError: there are no class folders with images, or a split is there twice.
+        UserError: There are no class folders with images, or a split is there twice.
     """
     listing = _Listing(root)
     top = listing.list()
@@ -164,7 +164,7 @@ def _check_classes(root: Path, top: _Folder) -> None:
 
 
 class _Listing:
-    """Lists folders; what is not taken is noted in `met`, by kind."""
+    """Lists folders; `met` keeps the paths that are left out or odd, by kind."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -215,8 +215,8 @@ class _Listing:
         if identity in seen:
             self.met["link"].append(folder.path)
             return
-        # near the top a folder only must not hold itself: two classes may well be links to one folder, and the same
-        # images under two names are then found and reported
+        # near the top, only a folder inside itself is left out: two classes may be links to one folder, and the doctor
+        # then reports the same images under two names
         inside = {*seen, identity} if depth < _FREE_DEPTH else seen
         inside.add(identity)
         try:

@@ -27,11 +27,11 @@ _WHOLE: dict[str, dict[str, Any]] = {"all": {}}
 
 @dataclass(frozen=True)
 class _Dataset:
-    """A class of torchvision.datasets and its arguments for each of our splits."""
+    """A class of torchvision.datasets, and its arguments for each split."""
 
     name: str
     splits: Mapping[str, Mapping[str, Any]]
-    # made by torchvision even where nothing is downloaded
+    # torchvision creates this folder even if it downloads nothing
     folder: str | None = None
 
 
@@ -68,7 +68,7 @@ DATASETS = {
 
 @dataclass(frozen=True)
 class BuiltInSource(Source):
-    """Images that a library holds, by split: `images[split][index]` is an image, or begins with one."""
+    """Images of a library's data set, by split: `images[split][index]` is an image, or a tuple that begins with one."""
 
     images: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -81,7 +81,7 @@ class BuiltInSource(Source):
         return item if isinstance(item, Image.Image) else Image.fromarray(item)
 
     def content(self, sample: Sample) -> bytes:
-        """Return the pixels of a sample, after their mode and size."""
+        """Return the mode, size and pixels of a sample as bytes."""
         image = self.open(sample)
         return f"{image.mode} {image.size} ".encode() + image.tobytes()
 
@@ -103,7 +103,7 @@ def sklearn_digits() -> Any:
 
 
 def digits_source(name: str) -> Source:
-    """Return scikit-learn's digits: 8x8, grey, 897 to train with and 900 by other writers to test with."""
+    """Return scikit-learn's digits: 8x8, grey; 897 in train, 900 by other writers in test."""
     digits = sklearn_digits()
     pixels = (digits.images * (255 / 16)).round().astype("uint8")
     labels = [str(label) for label in digits.target]
@@ -113,10 +113,10 @@ def digits_source(name: str) -> Source:
 
 
 def torchvision_source(name: str, key: str, data_dir: str | None, download: bool) -> Source:
-    """Return torchvision's data set `key` of `DATASETS`, looked for in `data_dir`.
+    """Return torchvision's data set `key` of `DATASETS`, from the folder `data_dir`.
 
     Raises:
-        UserError: it is not there and not to be downloaded, or the download fails.
+        UserError: It is not there and `download` is off, or the download fails.
     """
     entry = DATASETS[key]
     folder = Path(DEFAULT_DIR if data_dir is None else data_dir).expanduser()
@@ -148,7 +148,7 @@ def _load(entry: _Dataset, folder: Path, options: dict[str, Any], download: bool
         except (RuntimeError, OSError) as error:
             if "is not found" in str(error) or "h5py" in str(error):
                 raise UserError(f"{entry.name} cannot be read: {cause(error)}") from error
-            # not there, or in part
+            # missing, or incomplete
     if not download:
         raise UserError(
             f"{entry.name} is not in the folder {printable(str(folder))}, where torchvision would look for it; give "
@@ -167,7 +167,7 @@ def _load(entry: _Dataset, folder: Path, options: dict[str, Any], download: bool
 
 
 def _labels(dataset: Any) -> list[str]:
-    """Return a data set's labels by name, without decoding its images where it holds labels in a usual way."""
+    """Return the class name of each image; without decoding the images if the data set has a known list of labels."""
     held = next(
         (getattr(dataset, name) for name in ("targets", "labels", "_labels", "y") if hasattr(dataset, name)), None
     )

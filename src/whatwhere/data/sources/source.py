@@ -1,4 +1,4 @@
-"""Images with labels, as listed, and the names of classes and splits."""
+"""Labelled images before they are decoded, and the names of classes and splits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SPLIT_OF = {spelling: split for split, spellings in _SPELLINGS.items() for spel
 
 @dataclass(frozen=True)
 class Sample:
-    """One image: its path relative to the source's root ("/" between) or its name, its class and its split."""
+    """One image: its path relative to the source's root (with "/"), its class, and its split if DATA has splits."""
 
     path: str
     label: str
@@ -31,7 +31,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to know about DATA: `severity` is "error", "warning" or "note", `kind` a word for programs."""
+    """A remark on DATA. `severity` is "error", "warning" or "note"; `kind` is a word for programs."""
 
     severity: str
     kind: str
@@ -41,13 +41,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Source:
-    """Images with labels, as listed: nothing has been decoded. Can be pickled.
+    """Labelled images, none of them decoded yet. Worker processes get it pickled.
 
     Attributes:
-        name: DATA as it was given.
-        root: what the samples' paths are relative to; None for a built-in set.
-        samples: sorted by path.
-        findings: what the listing met.
+        name: DATA as the user gave it.
+        root: Folder to which the samples' paths are relative; None for a built-in set.
+        samples: The samples, sorted by path.
+        findings: Remarks of the listing.
     """
 
     name: str
@@ -56,18 +56,18 @@ class Source:
     findings: tuple[Finding, ...] = ()
 
     def open(self, sample: Sample) -> Image.Image:
-        """Return an image: from a file, opened but not decoded yet; of a built-in set, the image.
+        """Open the image of a sample; a file is not decoded yet.
 
         Raises:
-            ImageError: the file cannot be opened as an image.
+            ImageError: The file cannot be opened as an image.
         """
         return open_image(self.file(sample))
 
     def content(self, sample: Sample) -> bytes:
-        """Return what byte-identity is judged on: the file's bytes, or the pixels in a built-in set.
+        """Return the bytes by which two images are compared: the file's, or the pixels in a built-in set.
 
         Raises:
-            ImageError: the file cannot be read.
+            ImageError: The file cannot be read.
         """
         return read_bytes(self.file(sample))
 
@@ -78,7 +78,7 @@ class Source:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that DATA came with."""
+        """The splits that DATA has."""
         found = {sample.split for sample in self.samples}
         return tuple(split for split in SPLITS if split in found)
 
@@ -89,5 +89,5 @@ def split_of(name: str) -> str | None:
 
 
 def class_name(name: str) -> str:
-    """Return the class that a folder or a cell names; an accent may be stored in two ways, which are one class."""
+    """Return the class that a folder or cell names, in Unicode's composed form: an accent may be stored in two ways."""
     return unicodedata.normalize("NFC", printable(name))
