@@ -1,4 +1,4 @@
-"""The examples (`>>>`) in the docstrings of the functions that people call most, and the README's Python."""
+"""The examples (`>>>`) in the docstrings of the functions that people call most, and the Python of the documents."""
 
 import doctest
 import re
@@ -22,7 +22,12 @@ CALLED_MOST = [
     experiment.judge,
     experiment.read_results,
 ]
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+CODE = [
+    pytest.param(code, id=f"{page}-{number}")
+    for page in ("README.md", "docs/cost.md", "docs/weights.md")
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL))
+]
 
 
 @pytest.mark.parametrize("called", CALLED_MOST, ids=lambda called: called.__name__)
@@ -33,6 +38,6 @@ def test_the_example_in_the_docstring(called):
     assert result.failed == 0, "see what was printed"
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=["cost", "attend"])
-def test_the_python_of_the_readme(code):
-    exec(compile(code, "README.md", "exec"), {})
+@pytest.mark.parametrize("code", CODE)
+def test_the_python_of_the_documents(code):
+    exec(compile(code, "document", "exec"), {})
