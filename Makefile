@@ -39,7 +39,7 @@ check: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/lint-imports
+	$(VENV)/bin/lint-imports --no-logo
 	$(VENV)/bin/codespell src tests benchmarks docs *.md *.toml Makefile
 
 # Which public names do the changes since SINCE break? SINCE is the last tag, or the commit before where there is none.
