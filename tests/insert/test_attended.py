@@ -119,6 +119,16 @@ def test_after_conversion_to_synchronised_norms_too():
     assert type(detach(model).blocks[0].norm) is nn.SyncBatchNorm
 
 
+def test_a_plan_says_in_one_pass_only_of_what_is_fused():
+    class Doubled(CBAM):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    model = torchvision.models.resnet18()
+    assert all(plan(model, CBAM).in_norm)
+    assert not any(plan(model, Doubled).in_norm)
+
+
 NETWORKS = ("torchvision:resnet50", "torchvision:mobilenet_v3_large", "torchvision:efficientnet_b0",
             "torchvision:regnet_y_400mf", "timm:resnest14d", "timm:res2net50_26w_4s")  # fmt: skip
 
