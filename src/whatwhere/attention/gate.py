@@ -92,19 +92,20 @@ class Gate(NotScriptable, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_features(type(self).__name__, x, self.channels)
-        return self.gated(x)
+        return gate(x, **self.arguments(x))
 
-    def gated(self, x: Tensor, **options: Any) -> Tensor:
-        """Return `whatwhere.ops.gate` of x with this module's functions; `options` may add a norm and a shortcut."""
-        return gate(
-            x,
-            self.what,
-            self.where,
-            arrangement=self.arrangement,
-            mix=self.mixing(x),
-            backend=self.backend,
-            **options,
-        )
+    def arguments(self, x: Tensor) -> dict[str, Any]:
+        """Return the arguments of `whatwhere.ops.gate` for this module; a caller may add a norm and a shortcut.
+
+        A caller passes them on by itself: `cost` counts what `gate` saves for backward at the module that calls it.
+        """
+        return {
+            "what": self.what,
+            "where": self.where,
+            "arrangement": self.arrangement,
+            "mix": self.mixing(x),
+            "backend": self.backend,
+        }
 
     def extra_repr(self) -> str:
         return described(self.channels, self.mix, f"arrangement={self.arrangement!r}")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..attention import Gate
 from ..attention.gate import check_shape_kept
 from ..base.errors import UserError
-from ..ops import looked_into, why_apart
+from ..ops import gate, looked_into, why_apart
 from .place import Kind, relative
 
 # symbolic tracing patches a function under the name by which it is called
@@ -91,7 +91,7 @@ class AttendedBatchNorm2d(AttendedNorm, nn.BatchNorm2d):
         # a parametrization changes the class, and where the parameters come from
         is_plain = type(self) is AttendedBatchNorm2d and not looked_into(x)
         if is_plain and isinstance(attention, Gate) and not why_apart((attention, (Gate,))):
-            return attention.gated(x, norm=_plain(self))
+            return gate(x, **attention.arguments(x), norm=_plain(self))
         return attended(attention, nn.BatchNorm2d.forward(self, x))
 
 

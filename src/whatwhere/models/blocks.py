@@ -50,11 +50,11 @@ def _tail(block: BasicBlock | Bottleneck, x: Tensor, conv: nn.Module, norm: nn.M
     x = conv(x)
     parts = (attention, (Gate, nn.Identity)), (drop_path, (StochasticDepth, nn.Identity)), (relu, (nn.ReLU,))
     if isinstance(x, Tensor) and not why_apart(*parts):
-        fused = attention.gated if isinstance(attention, Gate) else gate
+        arguments = attention.arguments(x) if isinstance(attention, Gate) else {}
         factor = drop_path.factor(x) if isinstance(drop_path, StochasticDepth) else None
         # the output of a convolution is a new tensor, which nothing else uses unless a hook has passed it on
         overwrite = type(conv) is nn.Conv2d and not has_hooks(conv)
-        return fused(x, norm=norm, shortcut=shortcut, factor=factor, overwrite=overwrite)
+        return gate(x, **arguments, norm=norm, shortcut=shortcut, factor=factor, overwrite=overwrite)
     x = norm(x)
     attended = attention(x)
     check_shape_kept(type(attention).__name__, x, attended)
