@@ -1,4 +1,4 @@
-"""Which backend computes a gate, and that the choice cannot be seen in anything but memory and time."""
+"""Which backend computes a gate. The choice changes nothing but memory and time."""
 
 import copy
 import weakref
@@ -138,7 +138,7 @@ def test_modules_that_must_be_called_one_by_one_have_a_reason():
     assert "forward of its own" in why_apart((nn.Identity(), (nn.ReLU,)))
     module = CBAM(20)
     module.what.register_forward_hook(lambda *_: None)
-    assert why_apart((module, (Gate,))) == ""  # seen to by why_not_fused
+    assert why_apart((module, (Gate,))) == ""  # why_not_fused looks at hooks inside
     module.register_forward_hook(lambda *_: None)
     assert why_apart((module, (Gate,))) == "a hook hangs on CBAM"
 
@@ -157,7 +157,7 @@ def test_the_old_names_are_cases_of_gate():
 
 
 @pytest.mark.parametrize("arrangement", ["spatial_first", "parallel"])
-def test_other_arrangements_are_the_references(arrangement):
+def test_other_arrangements_take_the_reference(arrangement):
     module = CBAM(20, arrangement=arrangement).eval()
     assert torch.equal(module(X), gate(X, module.what, module.where, arrangement=arrangement, backend="reference"))
 
@@ -197,7 +197,7 @@ def test_a_hook_changes_nothing_else(name):
         kept = []
         model.layer2[0].get_submodule(name).register_forward_hook(lambda _module, _args, y: kept.append((y, y.clone())))
         torch.testing.assert_close(model(images), expected)
-    # what the hook saw is not written over afterwards, except by the ReLU in place that torchvision's block has too
+    # the tensor that the hook saw is not overwritten later, except by the ReLU in place, as in torchvision's block
     seen, then = kept[0]
     assert torch.equal(seen, then)
 
@@ -320,7 +320,7 @@ def test_a_norm_of_other_channels_is_refused_as_by_torch():
         normed_gate(X, nn.BatchNorm2d(1).eval(), module.what)
 
 
-def test_small_graphs_go_with_the_backward_pass():
+def test_small_graphs_are_freed_by_the_backward_pass():
     block = Block("lean")
     y = block(X)
     kept = weakref.ref(y.grad_fn.kept.m)
@@ -328,8 +328,8 @@ def test_small_graphs_go_with_the_backward_pass():
     assert kept() is None
 
 
-def test_small_graphs_go_with_the_result():
-    """A node that kept its own result, by way of the saved-tensor hooks, would never go."""
+def test_small_graphs_are_freed_with_the_result():
+    """A node that holds its own result, through the saved-tensor hooks, would never be freed."""
     y = Block("lean")(X)
     small = [weakref.ref(tensor) for tensor in (y.grad_fn.kept.s, y.grad_fn.kept.m, *y.grad_fn.kept.pooled)]
     del y
@@ -382,7 +382,7 @@ def test_overwriting_x_gives_the_same(mix, dtype, weight, training):
         args = norm, module.what, module.where, x
         expected = gated_tail(x.clone(), *args, mix=a)
         torch.testing.assert_close(gated_tail(x.clone(), *args, mix=a, overwrite=True), expected)
-        # not without leave
+        # x is kept unless overwrite allows it
         gated_tail(x, *args, mix=a)
         assert torch.equal(x, X.to(dtype))
         for options in ({}, {"shortcut": x}, {"norm": norm}):
@@ -404,7 +404,7 @@ def test_a_norm_that_returns_its_input_is_not_written_over():
 
 
 class Operations(TorchDispatchMode):
-    """Counts the operators that write a tensor as large as x."""
+    """Count the operators that write a tensor as large as x."""
 
     def __init__(self, numel):
         super().__init__()
@@ -425,7 +425,7 @@ def large_operations(block, x):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_no_work_for_gradients_that_nobody_wants(training):
+def test_no_work_for_gradients_that_are_not_needed(training):
     def count(*wanted, of_x=False):
         block = Block("lean").train(training)
         block.conv = nn.Identity()
@@ -436,11 +436,11 @@ def test_no_work_for_gradients_that_nobody_wants(training):
     everything = count("norm", "attention", of_x=True)
     assert count("norm", "attention") < everything  # no gradient of x
     assert count("attention.what") < count("norm", "attention") + 1
-    assert count("attention.where") < count("attention.what")  # neither the sums over pixels
+    assert count("attention.where") < count("attention.what")  # nor the sums over pixels
 
 
 @pytest.mark.parametrize("frozen", ["norm", "attention.what", "attention.where", "attention", "conv"])
-def test_frozen_parameters_get_no_gradient_and_the_others_theirs(blocks, frozen):
+def test_frozen_parameters_get_no_gradient_and_the_rest_do(blocks, frozen):
     for block in blocks:
         for name, parameter in block.named_parameters():
             parameter.requires_grad_(not name.startswith(frozen))
@@ -531,7 +531,7 @@ def test_forward_mode_sees_plain_operators():
 
 def test_replicas_on_several_devices_keep_their_gradients():
     module = CBAM(20)
-    # what DataParallel does on each device: parameters become plain attributes, out of sight of `parameters()`
+    # as DataParallel does on each device: parameters become plain attributes, which `parameters()` does not return
     replicas = {inner: inner._replicate_for_data_parallel() for inner in module.modules()}
     for inner, replica in replicas.items():
         for name, child in inner._modules.items():
@@ -556,7 +556,7 @@ def test_double_backward_says_what_to_do():
 @pytest.mark.parametrize("first", ["input", "weight", "gate"])
 @pytest.mark.parametrize("second", ["input", "weight", "gate"])
 def test_double_backward_with_respect_to_anything_says_so(first, second):
-    # the gradient depends on what lies before the gates in more ways than through the gradient given to them
+    # the gradient depends on x and the parameters too, not only on the gradient of the result
     convolution, attention = nn.Conv2d(3, 4, 3), CBAM(4, reduction=2)
     images = torch.randn(2, 3, 5, 5, requires_grad=True)
     by = {"input": images, "weight": convolution.weight, "gate": attention.what.fc1.weight}
@@ -595,7 +595,7 @@ def test_synchronised_norms_take_the_reference(calls):
     plain.load_state_dict(model.state_dict())
     images = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(model(images), plain(images))
-    assert len(calls) == 3  # those of the plain one
+    assert len(calls) == 3  # by the network with plain norms
 
 
 @pytest.mark.usefixtures("fresh_compiler")
@@ -613,7 +613,7 @@ def test_compiled_networks_give_the_same_and_take_one_graph(calls):
     )
 
 
-def test_what_autograd_refuses_in_eager_it_refuses_here():
+def test_parameters_changed_before_the_backward_pass_raise_as_in_eager():
     block = Block("lean")
     loss = block(X).sum()
     with torch.no_grad():

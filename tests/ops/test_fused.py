@@ -23,12 +23,12 @@ FORMS = ("gate", "normed_gate", "gated_tail")
 ALL_FORMS = (*FORMS, "gate+shortcut")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 FORMATS = (torch.contiguous_format, torch.channels_last)
-# modules that come with pools or functions of their own
+# modules with pools or functions of their own
 NEWER = [name for name, build in ATTENTION.items() if issubclass(build, Gate) and name not in ("cbam", "se")]
 
 
 def functions(kind, channels):
-    """What and where of a module, with parameters that are not those of the start."""
+    """Return `what` and `where` of a module, with random parameters."""
     if kind == "cbam":
         built = CBAM(channels, reduction=4)
     elif kind == "timm":
@@ -47,7 +47,7 @@ def functions(kind, channels):
 
 
 class Case:
-    """One call in any dtype and backend, on values that are the same in all of them."""
+    """One call on fixed values, in any dtype and by any backend."""
 
     def __init__(
         self,
@@ -88,14 +88,14 @@ class Case:
         self.factor = torch.tensor([0.0, 1.25, 0.5, 2.0][: shape[0]], dtype=dtype) if factor else None
 
         if form in ("gated_tail", "gate+shortcut"):
-            # rounding must not decide on which side of its kink the ReLU is
+            # keep away from 0, so that rounding does not decide where the ReLU is active
             copied = copy.deepcopy(self)
             copied.form, copied.gradient = "normed_gate" if form == "gated_tail" else "gate", torch.zeros(shape)
             branch = copied.run("reference", torch.float64)["y"]
             self.shortcut[(branch + self.shortcut).abs() < 0.05] += 0.25
 
     def run(self, backend, dtype=None):
-        """Return the result and every gradient by name, and what the norms keep."""
+        """Return the result, every gradient and the running statistics, by name."""
         copied = copy.deepcopy(self)
 
         def leaf(tensor):
@@ -131,7 +131,7 @@ class Case:
         dtype = self.x.dtype
         truth = self.run("reference", torch.float64)
         eager = self.run("reference", dtype)
-        # in float64 eager is the truth itself, and sums in another order differ from it
+        # eager in float64 is the truth itself, from which sums in another order differ
         eps = 1e-13 if dtype == torch.float64 else torch.finfo(dtype).eps
         for backend in FUSED:
             assert_as_exact_as(self.run(backend, dtype), eager, truth, eps)
@@ -219,7 +219,7 @@ def test_of_several_maxima_the_first_takes_the_gradient(form, dtype, memory_form
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("training", [True, False])
-def test_of_a_plane_that_ties_everywhere_the_first_pixel_takes_the_gradient(memory_format, training):
+def test_of_a_constant_plane_the_first_pixel_takes_the_gradient(memory_format, training):
     case = Case("normed_gate", "max", weight="zero", memory_format=memory_format, training=training)
     (what, norm), x = (case.what, case.norm), case.x.requires_grad_()
     z = norm(x)
@@ -236,7 +236,7 @@ def test_of_a_plane_that_ties_everywhere_the_first_pixel_takes_the_gradient(memo
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("kind", ["cbam", "se", "spatial"])
 @pytest.mark.parametrize("form", ALL_FORMS)
-def test_what_is_not_finite_passes_as_in_eager(form, kind, memory_format, training, value):
+def test_values_that_are_not_finite_give_the_same_as_in_eager(form, kind, memory_format, training, value):
     values = torch.randn(3, 20, 5, 7)
     values[1, 2, 3, 4] = value
     case = Case(form, kind, values=values, memory_format=memory_format, training=training, weight="positive")
@@ -359,7 +359,7 @@ def test_memory_format_of_the_result_is_that_of_x():
         assert leaf.grad.is_contiguous(memory_format=memory_format)
 
 
-def test_view_prefers_what_x_has():
+def test_the_view_has_the_layout_of_x():
     x = torch.empty(2, 4, 3, 3)
     assert View.of(x).c == 1
     assert View.of(x.to(memory_format=torch.channels_last)).c == 2
