@@ -140,7 +140,7 @@ class Case:
 @pytest.fixture(params=["in pieces of a sample", "whole"])
 def pieces(request, monkeypatch):
     if request.param != "whole":
-        monkeypatch.setattr(layout, "_PIECE_BYTES_CPU", 1)
+        monkeypatch.setattr(layout, "PIECE_BYTES_CPU", 1)
 
 
 @pytest.mark.usefixtures("pieces")

@@ -10,8 +10,8 @@ import torch.fx
 from torch import Tensor
 
 # Bytes of a piece of the batch: on a CPU a part of its last cache, elsewhere enough to fill the device.
-_PIECE_BYTES_CPU = 2**24
-_PIECE_BYTES = 2**26
+PIECE_BYTES_CPU = 2**24
+PIECE_BYTES = 2**26
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class View:
 
 def pieces_of(x: Tensor) -> Iterator[slice]:
     """Yield the pieces of x, as slices of its first dimension."""
-    budget = _PIECE_BYTES_CPU if x.device.type == "cpu" else _PIECE_BYTES
+    budget = PIECE_BYTES_CPU if x.device.type == "cpu" else PIECE_BYTES
     step = max(1, budget // max(1, x[0].numel() * max(4, x.element_size())))
     for start in range(0, x.shape[0], step):
         yield slice(start, start + step)
