@@ -1,8 +1,8 @@
-"""Attention in networks of others: how many places, how many of them behind a BatchNorm, what it adds and keeps.
+"""Attention in torchvision's and timm's networks: number of places, places behind a BatchNorm, cost.
 
     python benchmarks/attend.py [--size 224]
 
-Bytes kept for backward at batch 2; every network's output with the identity start is compared with that before.
+Bytes saved for backward are for a batch of 2. The output with the identity start is compared with the one before.
 """
 
 from __future__ import annotations

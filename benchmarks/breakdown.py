@@ -1,9 +1,9 @@
-"""Where does the time of attention go? A CBAM-ResNeXt-50 step against the plain one, by kind of operator.
+"""Time of a step of CBAM-ResNeXt-50 and of the plain network, by kind of operator.
 
     python benchmarks/breakdown.py [--batch-size 8]
 
-Self times by torch's profiler, medians over interleaved rounds, of whatwhere's plain network and CBAM network. The
-profiler itself takes time for every operator, which adds to what many small operators seem to cost.
+Self times of torch's profiler, medians over interleaved rounds, for whatwhere's plain network and CBAM network. The
+profiler takes time for every operator, so many small operators look slower than they are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What every benchmark shares: interleaved rounds, medians with spread, peak memory, and the environment beside them.
+"""Shared by all benchmarks: interleaved rounds, medians and their spread, peak memory, a line on the environment.
 
-A round times every candidate once, in turn, so that a drift of the machine hits all alike; within one run ratios can be
-trusted further than times. An op whose tests are not green is not timed.
+A round times every candidate once, so that a change of the machine's speed affects all alike. Ratios within one run are
+more reliable than times. A benchmark first runs the tests of what it times, and stops if one fails.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WARM_UP_ROUNDS = 2
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds over the rounds of one candidate, and what it allocates at most beside what lay there before."""
+    """Times of one candidate, one for each round, and the peak of the memory that it allocates."""
 
     milliseconds: tuple[float, ...]
     peak_bytes: int
@@ -48,13 +48,13 @@ class Times:
 
 
 def measure(candidates: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, Times]:
-    """Time `candidates`, each a function that does its work once, over `rounds` interleaved rounds."""
+    """Time `candidates` over `rounds` interleaved rounds; each is a function without arguments."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     peaks = {}
     for round_index in range(WARM_UP_ROUNDS + rounds):
         for name, run in candidates.items():
             if round_index == 1:
-                # not in the first round, where libraries allocate for good and torch.compile compiles
+                # not in the first round: there libraries allocate their workspaces, and torch.compile compiles
                 peaks[name] = peak_bytes(run, device)
                 continue
             synchronize(device)
@@ -72,7 +72,7 @@ def synchronize(device: str) -> None:
 
 
 def peak_bytes(run: Callable[[], object], device: str) -> int:
-    """Return the most bytes that `run` has allocated at one time, from the allocator's own events."""
+    """Return the peak of the bytes that `run` allocates, from the allocator's events."""
     if device != "cpu":
         torch.accelerator.reset_peak_memory_stats()
         before = torch.accelerator.memory_allocated()
@@ -89,7 +89,7 @@ def peak_bytes(run: Callable[[], object], device: str) -> int:
 
 
 def refuse_unless_green(*tests: str) -> None:
-    """Run `tests`, and end with their output unless all pass: what computes wrong results has no speed."""
+    """Run `tests`; unless all pass, print their output and end: the speed of wrong results is of no use."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-n", "2", *tests]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if found.returncode:
@@ -128,13 +128,13 @@ def environment(device: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table, its first column to the left and the others to the right."""
+    """Return a Markdown table with its first column aligned left, the others right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def report(what: str, device: str, parts: Sequence[str], rows: Sequence[dict[str, object]]) -> None:
-    """Print the parts, and write them and the figures to results/<what>_<hardware>_<yyyymm>.md and .csv."""
+    """Print `parts`; write them, and `rows`, to results/<what>_<hardware>_<yyyymm>.md and .csv."""
     text = "\n\n".join(parts) + "\n"
     print(text)
     slug = f"cpu{torch.get_num_threads()}" if device == "cpu" else re.sub(r"\W+", "-", hardware(device).lower())

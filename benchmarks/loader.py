@@ -1,10 +1,10 @@
-"""How fast do training images come? Ours beside timm's loader, ready for the network: decoded, augmented, normalised.
+"""Time the loading of training images, decoded, augmented and normalised: whatwhere's loader and timm's.
 
     python benchmarks/loader.py [--images DIR] [--workers 2]
 
-A round is an epoch, the start of the worker processes included. The photos (640x480) are made: smooth noise as JPEG.
-With --images, a folder of class folders, the small images are those; without it they are made too (100x100). Both take
-RandAugment of two operations at magnitude 7, flips and random erasing; "kept" images were decoded before, once.
+A round is an epoch, with the start of the worker processes. The photos (640x480) are made: smooth noise as JPEG. The
+small images are those of --images, a folder of class folders; without it they are made too (100x100). Both loaders use
+RandAugment with two operations at magnitude 7, flips and random erasing. "Kept" images are decoded before the rounds.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def make_images(folder: pathlib.Path, width: int, height: int) -> pathlib.Path:
     return folder
 
 
-def ours(folder: pathlib.Path, image_size: int, batch_size: int, workers: int, kept: bool) -> Callable[[], object]:
+def whatwhere_loader(
+    folder: pathlib.Path, image_size: int, batch_size: int, workers: int, kept: bool
+) -> Callable[[], object]:
     source = find_source(str(folder))
     crop = "pad" if image_size <= 64 else "resized"
     preprocessing = preprocessing_for(image_size)
@@ -59,7 +61,7 @@ def ours(folder: pathlib.Path, image_size: int, batch_size: int, workers: int, k
     return lambda: sum(len(batch.labels) for batch in batches.steps(0, order.steps_per_epoch))
 
 
-def timms(folder: pathlib.Path, image_size: int, batch_size: int, workers: int) -> Callable[[], object]:
+def timm_loader(folder: pathlib.Path, image_size: int, batch_size: int, workers: int) -> Callable[[], object]:
     loader = timm.data.create_loader(
         timm.data.create_dataset("", str(folder)),
         (3, image_size, image_size),
@@ -90,9 +92,9 @@ def main() -> None:
         for title, folder, image_size in (("small images", small, 64), ("photos", photos, 224)):
             settings = (folder, image_size, options.batch_size, options.workers)
             candidates = {
-                "timm": timms(*settings),
-                "whatwhere": ours(*settings, kept=False),
-                "whatwhere, kept": ours(*settings, kept=True),
+                "timm": timm_loader(*settings),
+                "whatwhere": whatwhere_loader(*settings, kept=False),
+                "whatwhere, kept": whatwhere_loader(*settings, kept=True),
             }
             num_images = len(find_source(str(folder)).samples)
             for name, times in measure(candidates, options.rounds, "cpu").items():

@@ -1,10 +1,10 @@
-"""How long does ResNeXt-50 take with attention? Ours beside timm's, torchvision's and the CBAM authors' module.
+"""Time ResNeXt-50 with attention: whatwhere, timm, torchvision, and the CBAM authors' module.
 
     python benchmarks/networks.py [--device cpu] [--dtype bfloat16] [--compile] [--formats channels_last]
 
 A training step is forward, mean of the output, backward, without an optimizer; inference is in evaluation mode under
-`torch.inference_mode`. Ratios are to torchvision's plain network, medians to medians of the same rounds; the overhead
-is that ratio less 1, beside that of timm's CBAM.
+`torch.inference_mode`. Ratios are medians divided by the median of torchvision's plain network in the same rounds;
+the overhead is the ratio less 1, and is compared with that of timm's CBAM.
 """
 
 from __future__ import annotations

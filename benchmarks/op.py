@@ -1,10 +1,10 @@
-"""What does a gate cost over a copy of its input? The four stages of ResNeXt-50, forward and forward with backward.
+"""Time gates in the four stages of ResNeXt-50, forward and forward with backward, relative to a copy of their input.
 
     python benchmarks/op.py [--device cpu] [--dtype bfloat16]
 
-Each figure is a time divided by that of copying the input once to memory that is there already (one read, one write).
-The gate alone, y = gate(x), and the end of a residual block, relu(gate(norm(x)) + shortcut), which the others compute
-operator by operator; the plain block's end has no gate.
+Each figure is a time divided by the time of one copy of the input into existing memory (one read, one write). Timed are
+the gate alone, y = gate(x), and the end of a residual block, relu(gate(norm(x)) + shortcut). whatwhere computes the end
+in one call, the others operator by operator; the plain block has no gate.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_
 
 
 class Tail(nn.Module):
-    """The end of a residual block around a module of somebody else's, operator by operator."""
+    """The end of a residual block around any attention module, operator by operator."""
 
     def __init__(self, channels: int, attention: nn.Module) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Tail(nn.Module):
 
 
 class LeanTail(Tail):
-    """The same by one call."""
+    """The same in one call of `gate`."""
 
     def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
         return gate(x, self.attention.what, self.attention.where, norm=self.norm, shortcut=shortcut)

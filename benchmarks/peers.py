@@ -1,4 +1,4 @@
-"""What we are compared with: timm's and torchvision's own, and the CBAM authors' module in timm's network."""
+"""The networks to compare with: torchvision's, timm's, and timm's with the CBAM authors' module."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from whatwhere import create_model
 
 
 class AuthorsCBAM(nn.Module):
-    """CBAM by the operators that the authors' code calls, in their order; written anew for comparison.
+    """CBAM with the operators of the authors' code, in their order; written anew for this comparison.
 
-    Average- and max-pooling over a window of the whole plane, the MLP on each, the gate expanded; then maximum and mean
-    over channels, a 7x7 convolution and BatchNorm.
+    Average and max pooling over the whole plane, the MLP on each, the gate expanded to x; then maximum and mean over
+    channels, a 7x7 convolution and a BatchNorm.
     """
 
     def __init__(self, channels: int) -> None:
@@ -35,7 +35,7 @@ class AuthorsCBAM(nn.Module):
 
 
 def authors_network() -> nn.Module:
-    """Build timm's ResNeXt-50 with the authors' module in the place of timm's."""
+    """Build timm's ResNeXt-50 with the authors' module instead of timm's."""
     model = timm_cbam()
     for name, module in list(model.named_modules()):
         if isinstance(module, CbamModule):

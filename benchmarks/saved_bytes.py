@@ -1,8 +1,8 @@
-"""What does a network keep for backward? ResNeXt-50 with attention, ours beside timm's and the CBAM authors' module.
+"""Bytes saved for backward by ResNeXt-50 with attention: whatwhere, timm, and the CBAM authors' module.
 
     python benchmarks/saved_bytes.py [--batch-size 4]
 
-By the saved-tensor hooks and the graph (`whatwhere.cost`), and by what the allocator still holds after a forward pass.
+Measured by the saved-tensor hooks and the graph (`whatwhere.cost`), and by the allocator after a forward pass.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from whatwhere import cost
 
 
 def live_bytes(model: nn.Module, batch_size: int) -> int:
-    """Return what a training forward pass has allocated and not given back, without its output, on a CPU."""
+    """Return the bytes that a training forward pass on a CPU has allocated and not freed, without its output."""
     images = torch.randn(batch_size, 3, 224, 224)
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profiler:

@@ -19,7 +19,7 @@ def print_check(
     data_dir: str | None = None,
     download: bool = False,
 ) -> bool:
-    """Print what the doctor finds in DATA, and return whether it is sound."""
+    """Examine DATA, print the report, and return whether it is sound."""
     source = find_source(data, path_column=path_column, label_column=label_column, data_dir=data_dir, download=download)
     with TerminalScreen(to_stderr=True) as screen:
         report = examine(source, progress=lambda done, total: screen.progress("examining images", done, total))

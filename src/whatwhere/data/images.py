@@ -148,7 +148,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if mode not in READ_AS or mode == "I":
         kind = {"F": "floating-point values", "I": "32-bit values"}.get(mode, f"mode {mode}")
-        raise ImageError(f"{kind}", "mode", f"has {kind}, whose range is unknown; convert it to 8 bits")
+        raise ImageError(f"{kind}", "mode", f"has {kind} without a known range; convert it to 8 bits")
     if mode in {"La", "RGBa"}:
         image = image.convert(mode.upper())
     if image.has_transparency_data:

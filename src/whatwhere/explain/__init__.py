@@ -1,4 +1,4 @@
-"""What a network looks at."""
+"""Show what the gates of a network do."""
 
 from .gates import spatial_gates
 

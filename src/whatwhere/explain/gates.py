@@ -12,11 +12,11 @@ from ..base.modules import modes_kept
 
 @torch.no_grad()
 def spatial_gates(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """Return the spatial gate of every attention module of `model` for `images`, in evaluation mode.
+    """Run `model` on `images` in evaluation mode, and return the spatial gate of each of its attention modules.
 
     Args:
-        model: A network with gates that have a spatial function (CBAM, SpatialAttention).
-        images: What the network takes.
+        model: A network with spatial gates (CBAM, SpatialAttention).
+        images: The network's input.
 
     Shape:
         images (N, C, H, W) -> by module name, a gate (N, 1, h, w) with values in (0, 1).

@@ -1,4 +1,4 @@
-"""Gate maps as one picture."""
+"""Draw gates over their images, in one picture."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _PIXELS = 192
 
 
 def gate_figure(images: Tensor, gates: Mapping[str, Tensor], captions: Sequence[str], title: str) -> Figure:
-    """Draw images and their spatial gates: a row per image, a column per gate, all smoothly enlarged.
+    """Draw images and their spatial gates: a row for each image, a column for each gate, enlarged to one size.
 
-    Colours are a gate's values, on one scale per column; the white line is the outline of the image at half of its
+    The colours show a gate's values, with one scale for each column. The white line is the image's contour at half
     brightness.
 
     Args:
         images: Grey images (N, 1, H, W) in [0, 1].
-        gates: Column title to gate (N, 1, h, w).
-        captions: A text for each image.
-        title: Above the whole.
+        gates: By column title, a gate (N, 1, h, w).
+        captions: One text for each image.
+        title: Title of the picture.
     """
     from matplotlib.figure import Figure
 

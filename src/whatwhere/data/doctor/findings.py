@@ -26,7 +26,7 @@ _FAULTS = {
     "huge": "{n} with more than {limit:,} pixels, which would fill the memory",
     "unreadable": "{n} that cannot be read as JPEG, PNG or another of the formats",
     "permission": "{n} without the permission to read",
-    "mode": "{n} with values of 32 bits or floating point, whose range is unknown",
+    "mode": "{n} with 32-bit or floating-point values, which have no known range",
     "missing": "{n} gone since they were listed",
 }
 

@@ -96,7 +96,7 @@ def list_folder(root: Path) -> tuple[tuple[Sample, ...], tuple[Finding, ...]]:
     top = listing.list()
     notes = []
     while (inner := _wrapped(top)) is not None:
-        message = f"DATA holds only the folder {printable(inner.path)}, whose folders are taken"
+        message = f"DATA holds only the folder {printable(inner.path)}; its folders are the classes or splits"
         notes.append(Finding("note", "wrapper", message, (inner.path,)))
         top = inner
     samples = _samples(root, top, listing.met)
