@@ -90,7 +90,7 @@ HOSTILE = [
         "2 files that cannot be read as JPEG, PNG or another",
         ["Train/cat/text.png", "Train/dog/x\\xff\\x1b[31m.png"],
     ),
-    ("error", "mode", "1 file with values of 32 bits or floating point", ["Train/cat/float.tif"]),
+    ("error", "mode", "1 file with 32-bit or floating-point values", ["Train/cat/float.tif"]),
     ("error", "unknown-class", "1 class in test but not in train: Dog (did you mean dog?); rename or remove", ["Dog"]),
     (
         "error",
