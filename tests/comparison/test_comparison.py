@@ -58,7 +58,7 @@ def test_an_arm_against_itself_comes_to_exactly_nothing(compared, monkeypatch):
     assert compared.trained == [f"runs/{arm}/seed-{seed}" for seed in range(6) for arm in ("none", "again")]
     assert judged["test"] == 12
     again = arm_of(content)
-    assert again["differences"] == (0.0,) * 6
+    assert again["differences"] == [0.0] * 6
     assert len(set(again["baseline"])) > 1
     assert again["verdict"] == UNKNOWN
     assert again["reason"].startswith("all 6 pairs are exactly equal: again was not switched on")
@@ -415,7 +415,7 @@ def test_a_seed_whose_run_always_fails_can_be_left_out_and_is_told(pretended):
     content = pretended("none,se", seeds=6, leave_out=(2,))
     # another takes its place
     assert pretended.trained == ["runs/none/seed-6", "runs/se/seed-6"]
-    assert arm_of(content, "se")["seeds"] == (0, 1, 3, 4, 5, 6)
+    assert arm_of(content, "se")["seeds"] == [0, 1, 3, 4, 5, 6]
     assert (arm_of(content, "se")["verdict"], content["failures"]) == ("helps", {})
     assert content["changes"][-1].endswith("before the first look: seed 2 is left out of all arms")
     assert any("left out by request: 1 seed (2)" in caution for caution in content["cautions"])

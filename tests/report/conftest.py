@@ -1,9 +1,11 @@
 import json
 import math
 
+import msgspec
 import pytest
 
 from whatwhere.experiment import Results, judge
+from whatwhere.statistics.verdict import ArmVerdict
 
 # of seeds 0 to 7, without a pattern
 WOBBLE = (0.31, -0.42, 0.77, -0.93, 0.05, 0.58, -0.66, 0.24)
@@ -116,7 +118,7 @@ def cost_row(arm, index):
 
 @pytest.fixture
 def arm():
-    """A function that makes an arm of a judgement with given differences, and anything else overridden."""
+    """A function that makes the verdict on an arm with given differences, and anything else overridden."""
 
     def make(name, differences, **fields):
         num_pairs = len(differences)
@@ -137,6 +139,6 @@ def arm():
         }
         rest = ("plan", "level", "deciding_interval", "p_t", "p_t_holm", "p_sign_flip", "p_sign_flip_holm")
         rest += ("p_equivalence", "win_probability", "win_interval", "skewness", "pairs_to_settle")
-        return {**dict.fromkeys(rest), **made, **fields}
+        return msgspec.convert({**dict.fromkeys(rest), **made, **fields}, ArmVerdict)
 
     return make

@@ -1,5 +1,6 @@
 import pytest
 
+from whatwhere.comparison.content import ClassRow, Curve, Curves, PerClass
 from whatwhere.experiment import Metric
 from whatwhere.report.charts import Bar, Scale, class_charts, curve_panels, padded, pairs_chart, wins_chart
 
@@ -54,16 +55,17 @@ def test_dots_side_by_side_do_not_hide_each_other(arm):
     assert chart.bar_y > 30
 
 
-def test_equal_differences_have_no_interval(arm):
-    equal = arm("a", (0.5,) * 6, standard_deviation=0.0, interval_95=(0.5, 0.5), deciding_interval=(0.5, 0.5))
+def test_pairs_that_may_be_no_independent_draws_have_no_interval(arm):
+    equal = arm("a", (0.5,) * 6, standard_deviation=0.0, interval_95=None)
     (row,) = pairs_chart([equal], "none", 1.0, POINTS).rows
     assert row.interval is None
     assert row.deciding is None
-    assert row.values == ("+0.50 points", "in all 6 pairs")
+    assert row.values == ("+0.50 points", "no interval: the pairs differ too little")
+    assert "Better in" not in row.description
 
 
 def test_all_zero_and_no_margin(arm):
-    zero = arm("a", (0.0,) * 6, standard_deviation=0.0, interval_95=(0.0, 0.0))
+    zero = arm("a", (0.0,) * 6, standard_deviation=0.0, interval_95=None)
     assert pairs_chart([zero], "none", 0.0, POINTS).rows[0].mean == "50.00%"
 
 
@@ -89,22 +91,14 @@ def test_wins_are_counted_in_the_better_direction(arm):
 
 
 def class_row(name, difference, p, arm="cbam"):
-    interval = [difference - 1, difference + 1]
-    means = {"baseline_mean": 90.0, "arm_mean": 90.0 + difference}
-    return {
-        "arm": arm,
-        "class": name,
-        "num_images": 1,
-        "mean_difference": difference,
-        "interval_95": interval,
-        "p_t_holm": p,
-        **means,
-    }
+    interval = (difference - 1, difference + 1)
+    means = {"baseline_mean": 90.0, "arm_mean": 90.0 + difference, "mean_difference": difference}
+    return ClassRow(arm=arm, name=name, num_images=1, interval_95=interval, p_t_holm=p, **means)
 
 
 def test_classes_are_sorted_and_marked_after_holm():
     rows = [class_row("b", 3.0, 0.05), class_row("a", -2.0, 0.051), class_row("c", 0.5, 1.0)]
-    classes = class_charts({"metric": "recall", "unit": "points", "rows": rows}, "none", 0.05)
+    classes = class_charts(PerClass(metric="recall", unit="points", rows=rows), "none", 0.05)
     (chart,) = classes.charts
     assert [(row.name, row.is_marked) for row in chart.chart.rows] == [("a", False), ("c", False), ("b", True)]
     assert (chart.num_marked, chart.is_long) == (1, False)
@@ -115,7 +109,7 @@ def test_classes_are_sorted_and_marked_after_holm():
 
 
 def curves(**arms):
-    return {"x": "epoch", "y": "accuracy", "arms": arms}
+    return Curves(x="epoch", y="accuracy", arms={name: Curve(**curve) for name, curve in arms.items()})
 
 
 def test_curves_by_hand():

@@ -1,7 +1,9 @@
 import pytest
 
+from whatwhere.comparison.content import CostRow, Costs
 from whatwhere.experiment import Metric
-from whatwhere.report.figures import cost_columns, interval, p_value, planned, ratio, typeset, wins
+from whatwhere.report.figures import cost_table, interval, p_value, planned, typeset, wins
+from whatwhere.statistics.looks import Plan
 
 POINTS = Metric("accuracy", "accuracy", 100, "points")
 
@@ -13,8 +15,7 @@ def test_p_values(p, text):
     assert p_value(p) == text
 
 
-def test_differences_that_are_all_equal_have_no_interval():
-    assert interval((0.5, 0.5), POINTS) == "none: all equal"
+def test_intervals():
     assert interval((-0.5, 1.25), POINTS) == "-0.50 to +1.25"
     assert interval(None, POINTS) == "-"
 
@@ -42,11 +43,11 @@ def test_signs_as_a_book_has_them(text, shown):
     ("plan", "words"),
     [
         (None, "the first look is still to come"),
-        ({"first": 8, "last": 8}, "one look, at 8 pairs, which spends all of the 5 %"),
-        ({"first": 8, "last": 24}, "looks at 8, 16 and, at the end, 24 pairs; how much"),
-        ({"first": 6, "last": 100}, "looks at 6, 12, 18, 24, 30, ... and, at the end, 100 pairs; how much"),
+        (Plan(8, 8), "one look, at 8 pairs, which spends all of the 5 %"),
+        (Plan(8, 24), "looks at 8, 16 and, at the end, 24 pairs; how much"),
+        (Plan(6, 100), "looks at 6, 12, 18, 24, 30, ... and, at the end, 100 pairs; how much"),
         (
-            {"first": 8, "last": None},
+            Plan(8),
             "looks at 8, 12, 16, 24, 32, 48 pairs and so on, without an end; the first spends",
         ),
     ],
@@ -55,13 +56,24 @@ def test_plans_in_words(plan, words):
     assert planned(plan, "5 %").startswith(words)
 
 
-def test_costs_share_a_unit_and_missing_ones_have_no_column():
+def costs(*rows):
     keys = ("num_params", "macs", "saved_bytes", "forward_ms", "training_step_ms", "images_per_second")
-    small = dict(zip(keys, (1000, 5e8, 2**20, 1.0, None, None), strict=True))
-    large = {**small, "macs": 2e9, "saved_bytes": 0, "forward_ms": None}
-    columns = cost_columns([small, large])
-    assert [column.head for column in columns] == ["parameters", "MACs, G", "kept for backward, MiB", "forward, ms"]
-    assert [columns[1].text(row["macs"]) for row in (small, large)] == ["0.500", "2.000"]
-    assert ratio(large, small, "macs") == "x4.000"
-    assert [ratio(small, small, "macs"), ratio(small, None, "macs"), ratio(large, small, "forward_ms")] == [""] * 3
-    assert ratio(small, large, "saved_bytes") == ""
+    made = (CostRow(arm=f"arm {index}", **dict(zip(keys, row, strict=True))) for index, row in enumerate(rows))
+    return Costs(num_images=1, image_size=8, device="cpu", rows=tuple(made))
+
+
+def test_costs_share_a_unit_and_missing_ones_have_no_column():
+    small, large = (1000, 500_000_000, 2**20, 1.0, None, None), (1000, 2_000_000_000, 0, None, None, None)
+    table = cost_table(costs(small, large), "arm 0")
+    assert table.heads == ("parameters", "MACs, G", "kept for backward, MiB", "forward, ms")
+    (first, baseline), (second, cells) = table.rows
+    assert (first, second) == ("arm 0", "arm 1")
+    assert baseline == (("1,000", ""), ("0.500", ""), ("1.00", ""), ("1.0", ""))
+    assert cells == (("1,000", "x1.000"), ("2.000", "x4.000"), ("0.00", "x0.000"), ("-", ""))
+    assert table.basis.startswith("Parameters and MACs: one network, one image of 8 px. Bytes and times: a batch of 1 ")
+
+
+def test_ratios_need_a_baseline_that_is_not_0():
+    small, large = (1000, 500_000_000, 2**20, 1.0, None, None), (1000, 2_000_000_000, 0, None, None, None)
+    assert cost_table(costs(small, large), "none").rows[1][1][1] == ("2.000", "")
+    assert cost_table(costs(large, small), "arm 0").rows[1][1][2] == ("1.00", "")

@@ -161,7 +161,7 @@ def test_networks_that_have_hardly_learned_are_told_before_the_verdict(everythin
 
 
 def test_the_row_of_means_says_which_pairs_it_is_of(everything):
-    assert "Mean and st. dev. are over the pairs that are judged." in words(page(everything))
+    assert "Mean and st. dev. are over the judged pairs." in words(page(everything))
 
 
 def test_every_figure_and_difference_is_there(everything):

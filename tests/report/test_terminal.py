@@ -108,7 +108,7 @@ def test_seeds_after_the_look_are_marked(everything):
 def test_the_row_of_means_is_over_the_pairs_judged(everything):
     seeds = table(everything, "Every seed")
     arms = everything["judgement"]["arms"]
-    assert seeds.note == "mean and st. dev. are over the pairs that are judged"
+    assert seeds.note == "mean and st. dev. are over the judged pairs"
     assert seeds.rows[8][:2] == ("mean", f"{statistics.fmean(arms[0]['baseline']):.2f}")
     # where a run is missing, the arm has its pairs and the baseline's mean over them
     for name in ("seeds", "baseline", "treatment", "differences"):
@@ -119,7 +119,7 @@ def test_the_row_of_means_is_over_the_pairs_judged(everything):
     before, after = (statistics.fmean(arms[0][name]) for name in ("baseline", "treatment"))
     assert seeds.rows[8][2] == f"{after:.2f} ({after - before:+.2f})"
     assert seeds.note.endswith(
-        f"these are not the same for all arms: the baseline's mean is {before:.2f} for se, "
+        f"the arms have different pairs: the baseline's mean is {before:.2f} for se, "
         f"{statistics.fmean(arms[1]['baseline']):.2f} for cbam, 90.70 for wide, 90.70 for my gate"
     )
     # pairs after the look are in no mean
@@ -134,7 +134,7 @@ def test_networks_that_have_hardly_learned_are_told_before_the_verdict(everythin
     first, verdicts = tables(everything)[:2]
     assert first.title == "Before the verdict: train longer"
     assert first.rows[0] == ("none", "6 of 8 runs are no better than guessing one of 10 classes")
-    assert first.note.startswith("more epochs, or another learning rate, before more pairs: ")
+    assert first.note.startswith("train for more epochs, or with another learning rate, before you add pairs: ")
     assert verdicts.title.startswith("sign-digits: ")
     assert "\x1b" not in printed(everything)
     assert max(map(len, printed(everything).splitlines())) <= 100

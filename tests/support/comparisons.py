@@ -5,6 +5,7 @@ import json
 from whatwhere.comparison import run as comparison_module
 from whatwhere.comparison import runs as runs_module
 from whatwhere.comparison.arms import parse_arms
+from whatwhere.comparison.content import CostRow, Costs
 from whatwhere.comparison.design import Request
 from whatwhere.comparison.run import Place, collect, run_comparison
 from whatwhere.training.distributed import team
@@ -42,10 +43,11 @@ class Comparisons:
         arms = None if arms is None else parse_arms(arms)
         asked = Request(**{"backbone": BACKBONE, "arms": arms, "num_seeds": seeds, **request})
         given, place = {**OPTIONS, **dict(given)}, Place(self.out, shard)
-        return run_comparison(str(data or self.data), given, asked, place, command="whatwhere compare", screen=self)
+        content = run_comparison(str(data or self.data), given, asked, place, command="whatwhere compare", screen=self)
+        return None if content is None else content.to_dict()
 
     def collect(self, data=None, **request):
-        return collect(str(data or self.data), self.out, Request(**request), self)
+        return collect(str(data or self.data), self.out, Request(**request), self).to_dict()
 
     def read(self, name):
         return json.loads((self.out / name).read_text())
@@ -91,5 +93,5 @@ def _pretend(data, given, out, accuracy, screen):
 def _pretended_costs(design, num_classes, device):
     figures = {"num_params": 1, "macs": 1, "saved_bytes": 1}
     figures |= {"forward_ms": 1.0, "training_step_ms": 3.0, "images_per_second": 1000.0}
-    rows = [{"arm": arm.name, **figures} for arm in design.arms]
-    return {"num_images": 16, "image_size": 16, "precision": "none", "device": "cpu", "rows": rows}
+    rows = tuple(CostRow(arm=arm.name, **figures) for arm in design.arms)
+    return Costs(num_images=16, image_size=16, device="cpu", rows=rows)

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,9 @@ from ..base.errors import UserError, check_integer
 from ..base.words import brief
 from ..training.config import OPTIONS, TELLS_APART, read_config
 from .train import given_options, option_parameter, own_parameter, typed_command, with_parameters
+
+if TYPE_CHECKING:
+    from ..comparison.content import Content
 
 _PANEL = "Comparison"
 _REPORT = "report.html"
@@ -154,7 +157,7 @@ def _compare(data: str, given: dict[str, Any], own: dict[str, Any]) -> None:
         raise UserError("--collect judges all shares; leave out --shard")
     with TerminalScreen(to_stderr=own["json"]) as screen:
         if own["collect"]:
-            content: dict[str, Any] | None = collect(data, out, request, screen)
+            content: Content | None = collect(data, out, request, screen)
         else:
             place = Place(out, shard, _spread(given, own["processes"], shard), is_inner=bool(own["whole"]))
             command = own["whole"] or typed_command()
@@ -166,8 +169,8 @@ def _compare(data: str, given: dict[str, Any], own: dict[str, Any]) -> None:
     if content is None:
         return
     _show(content, out / _REPORT, own["json"])
-    if content["failures"]:
-        raise failed(content["failures"])
+    if content.failures:
+        raise failed(content.failures)
 
 
 def _spread(given: dict[str, Any], processes: int | None, shard: tuple[int, int] | None) -> Callable[[], None] | None:
@@ -197,13 +200,13 @@ def _without(arguments: list[str], names: tuple[str, ...]) -> list[str]:
     return kept
 
 
-def _show(content: dict[str, Any], page: Path, as_json: bool) -> None:
+def _show(content: Content, page: Path, as_json: bool) -> None:
     from ..base.tables import rich_tables, show
     from ..report import tables, write_page
 
     write_page(Path(os.path.realpath(page)), content)
     if as_json:
-        typer.echo(json_format.dumps(content, indent=2))
+        typer.echo(json_format.dumps(content.to_dict(), indent=2))
     else:
         show(rich_tables(tables(content)))
         show(f"The report: {page}")
@@ -291,7 +294,7 @@ def verdict_command(
         figures, read_record(record_path), first_look=first_look, max_pairs=max_pairs, terms=terms
     )
     content = figures_content(judgement, figures, results.name, changes)
-    write_json(Path(os.path.realpath(record_path)), content)
+    write_json(Path(os.path.realpath(record_path)), content.to_dict())
     _show(content, page, json)
 
 

@@ -119,7 +119,7 @@ def compare(
                 _check_seeds(done, metric, keep, test_images)
             # arms and runs of earlier calls count too: what has been seen cannot be left out
             judgement, changes = judge_again(done, record, first_look=first_look, max_pairs=max_seeds, terms=terms)
-            content = figures_content(judgement, done, title, changes)
+            content = figures_content(judgement, done, title, changes).to_dict()
             if beside is not None:
                 write_json(beside, content)
             further = {} if max_seeds is None else _further(judgement, {arm: len(wanted[arm]) for arm in names})
@@ -215,7 +215,7 @@ class Comparison:
 
     Attributes:
         judgement: The verdicts.
-        content: What a report of it shows: `whatwhere.report.write_page` takes it.
+        content: Everything that a report shows, as JSON values: `whatwhere.report.write_page` takes it.
     """
 
     judgement: Judgement

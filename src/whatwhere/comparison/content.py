@@ -1,285 +1,214 @@
-"""Everything that a report of a comparison shows, as JSON values."""
+"""Everything that a report of a comparison shows: its page, its tables and `verdict.json` are written from it."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import statistics
-from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-from ..base.words import counted, few
-from ..statistics.decide import holm
-from ..statistics.metric import METRICS, Metric
-from ..statistics.results import Results, listed
-from ..statistics.shape import integer, number
-from ..statistics.verdict import Judgement, difference
-from ..training.config import OPTIONS
-from ..training.run_folder import RunFolder
-from .arms import describe
-from .design import Design
-from .learned import unlearned
-from .runs import Task, damaged, tasks
+import msgspec
 
-_RECALL = Metric("recall", "recall", 100, "points")
+from ..base.errors import UserError
+from ..base.words import cause
+from ..statistics.metric import Metric
+from ..statistics.results import Results
+from ..statistics.verdict import Judgement
+
+Amount = Annotated[float, msgspec.Meta(ge=0, le=1e300)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Size = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+Texts = tuple[str, ...]
 
 
-def figures_content(judgement: Judgement, results: Results, title: str, changes: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what a report shows of figures alone."""
-    metric = judgement.metric
-    return {
-        "title": title,
-        "subtitle": f"{len(judgement.arms)} against {judgement.baseline}, judged by {metric.label}",
-        "first": [],
-        "judgement": judgement.to_dict(),
-        "arms": dict.fromkeys(results.arms, ""),
-        "curves": None,
-        "per_class": None,
-        "cost": None,
-        "settings": [],
-        "changes": list(changes),
-        "environment": [],
-        "cautions": list(judgement.cautions),
-        "runs": [],
-        "failures": {},
-    }
+class Curve(msgspec.Struct, frozen=True, kw_only=True):
+    """A figure of one arm after each epoch: its mean, least and largest value over the seeds."""
+
+    epochs: tuple[int, ...]
+    mean: tuple[float | None, ...]
+    low: tuple[float | None, ...]
+    high: tuple[float | None, ...]
 
 
-class Gathered:
-    """The finished runs of a comparison."""
+class Curves(msgspec.Struct, frozen=True, kw_only=True):
+    """Learning curves by arm, with the names of the two axes."""
 
-    def __init__(self, design: Design, out: Path) -> None:
-        self.design = design
-        self.results = Results()
-        self.finished: dict[tuple[str, int], tuple[Task, dict[str, Any]]] = {}
-        for arm in design.arms:
-            self.results.add_arm(arm.name)
-        for task in tasks(design, out):
-            result = task.result()
-            if result is None:
-                continue
-            name, seed = task.folder.parent.name, int(task.options["seed"])
-            figures = result[result["judged_on"]]
-            known = {metric: figures[metric] for metric in METRICS if figures.get(metric) is not None}
-            self.results.add(name, seed, known)
-            self.finished[name, seed] = task, result
-        self._descriptions = {
-            key: json.loads((task.folder / "run.json").read_bytes()) for key, (task, _) in self.finished.items()
-        }
+    x: str
+    y: str
+    arms: dict[str, Curve]
 
-    def differing_images(self) -> list[str]:
-        """Return the runs whose images or split are not those of the baseline's run with the same seed."""
-        prints = {key: run["data_fingerprint"] for key, run in self._descriptions.items()}
-        baseline = self.design.baseline
-        return [
-            self.finished[arm, seed][0].label
-            for (arm, seed), value in prints.items()
-            if prints.get((baseline, seed), value) != value
-        ]
 
-    def num_images(self) -> int:
-        """Return how many images each run was judged on, the most where they differ."""
-        results = [result for _, result in self.finished.values()]
-        return max((sum(int(row["num_images"]) for row in result["per_class"]) for result in results), default=1)
+class OtherMetric(msgspec.Struct, frozen=True, kw_only=True):
+    """The difference of one arm in a metric that no verdict is read from.
 
-    def cautions(self) -> list[str]:
-        """Return what a reader must know of the runs."""
-        notes = []
-        results = [result for _, result in self.finished.values()]
-        if any(result["judged_on"] != "test" for result in results):
-            notes.append(
-                "DATA has no test images: the figures are those of the validation images, which chose the epoch as well"
-            )
-        elif any("test" not in run["drawn"] for run in self._descriptions.values()):
-            notes.append(
-                "the test images are the same for every seed, as DATA came with them: the intervals hold the variation "
-                "between trainings, not that between test sets"
-            )
-        else:
-            notes.append(
-                "every seed draws its own split of the same images: the intervals speak of trainings and splits of "
-                "these images, and are too narrow for images from elsewhere"
-            )
-        if self.design.left_out:
-            notes.append(
-                f"left out by request: {counted(len(self.design.left_out), 'seed')} "
-                f"({listed(self.design.left_out)}); where an arm's run had failed, that flatters the arm"
-            )
-        if self.design.lr_search:
-            notes.append(
-                "each arm has the learning rate at which one run of its own did best: the verdict is on arm and rate, "
-                "and the luck of that one run is in no interval"
-            )
-        for arm, options in self.design.arm_options.items():
-            rates = self.design.lr_search
-            if len(rates) > 1 and options.get("lr") in (min(rates), max(rates)):
-                notes.append(
-                    f"{arm} chose the learning rate {options['lr']:g} at the end of those tried; try further ones"
-                )
-        kinds = list(dict.fromkeys(" ".join(value for _, value in self._environment(run)) for run in self._runs()))
-        if len(kinds) > 1:
-            notes.append(f"the runs had {len(kinds)} different environments: {few(kinds, between='; ')}")
-        return notes
+    Attributes:
+        metric: Name, label and unit.
+        better: "higher", "lower", or "" where it is not known which of them is better.
+        arm: Name of the arm.
+        num_pairs: Number of pairs.
+        baseline_mean, arm_mean, mean_difference: Over the pairs, in the metric's unit.
+        interval_95, p_t: None where the pairs may be no independent draws.
+    """
 
-    def _runs(self) -> list[dict[str, Any]]:
-        return list(self._descriptions.values())
+    metric: Metric
+    better: Literal["higher", "lower", ""]
+    arm: str
+    num_pairs: int
+    baseline_mean: float
+    arm_mean: float
+    mean_difference: float
+    interval_95: tuple[float, float] | None
+    p_t: float | None
 
-    @staticmethod
-    def _environment(run: Mapping[str, Any]) -> list[tuple[str, str]]:
-        session = run["sessions"][-1]
-        names = ("device", "torch", "torchvision", "pillow", "python")
-        return [(name, str(session[name])) for name in names]
 
-    def curves(self) -> dict[str, Any] | None:
-        """Return the validation figure of each epoch: mean, least and largest over the seeds."""
-        arms: dict[str, Any] = {}
-        for arm in self.design.arms:
-            by_epoch: dict[int, list[float]] = {}
-            for (owner, _), (task, _) in self.finished.items():
-                for epoch, share in _curve(task) if owner == arm.name else ():
-                    by_epoch.setdefault(epoch, []).append(100 * share)
-            if by_epoch:
-                arms[arm.name] = {
-                    "epochs": sorted(by_epoch),
-                    "mean": [sum(by_epoch[epoch]) / len(by_epoch[epoch]) for epoch in sorted(by_epoch)],
-                    "low": [min(by_epoch[epoch]) for epoch in sorted(by_epoch)],
-                    "high": [max(by_epoch[epoch]) for epoch in sorted(by_epoch)],
-                }
-        return {"x": "epoch", "y": "validation accuracy, %", "arms": arms} if arms else None
+class ClassRow(msgspec.Struct, frozen=True, kw_only=True, rename={"name": "class"}):
+    """The difference of one arm in the recall of one class, in points.
 
-    def unlearned(self) -> dict[str, str]:
-        """Return, by arm, what shows that its networks need more epochs before they can be compared."""
-        found = {}
-        for arm in self.design.arms:
-            runs = [run for (owner, _), run in self.finished.items() if owner == arm.name]
-            curves = [[share for _, share in _curve(task)] for task, _ in runs]
-            if why := unlearned([result for _, result in runs], curves):
-                found[arm.name] = why
+    Attributes:
+        name: Name of the class.
+        num_images: Images of the class in each run, their mean.
+        num_pairs: Number of pairs; 0 in reports of old versions.
+        interval_95, p_t_holm: None where the pairs may be no independent draws.
+    """
+
+    arm: str
+    name: str
+    num_images: int
+    num_pairs: int = 0
+    baseline_mean: float
+    arm_mean: float
+    mean_difference: float
+    interval_95: tuple[float, float] | None
+    p_t_holm: float | None
+
+
+class PerClass(msgspec.Struct, frozen=True, kw_only=True):
+    """Differences by arm and class in a metric and its unit."""
+
+    metric: str
+    unit: str
+    rows: tuple[ClassRow, ...]
+
+
+class CostRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Cost of one arm; None where it was not measured."""
+
+    arm: str
+    num_params: Count | None
+    macs: Count | None
+    saved_bytes: Count | None
+    forward_ms: Amount | None
+    training_step_ms: Amount | None
+    images_per_second: Amount | None
+
+
+class Costs(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of `cost.json`: the cost of each arm, and the conditions of the measurement.
+
+    Attributes:
+        num_images: Images in a batch.
+        image_size: Height and width, px.
+        precision: Mixed precision of the training step, as the option `amp`.
+        device: Processor or GPU in words.
+        rows: One for each arm.
+    """
+
+    num_images: Size
+    image_size: Size
+    precision: str = "none"
+    device: str
+    rows: tuple[CostRow, ...]
+
+
+class RunRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished run: its figures by metric as shares, not points, its best epoch and its time in seconds."""
+
+    arm: str
+    seed: int | str
+    figures: dict[str, float | None]
+    best_epoch: int | None
+    num_epochs: int | None = None
+    seconds: float | None
+
+
+class Content(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that a report of a comparison shows.
+
+    Attributes:
+        title, subtitle: Heads of the page.
+        first: (arm, finding) of each arm that needs more epochs before it can be compared.
+        judgement: The verdicts.
+        arms: Description of each arm.
+        curves: Learning curves.
+        per_class: Differences in each class.
+        cost: Cost of each arm.
+        settings: (group, its (name, value) pairs) of each group of options.
+        changes: Changes after the first verdict.
+        environment: (name, value) of the machine and the versions.
+        cautions: Sentences that a reader must know.
+        runs: All finished runs.
+        failures: Reason by run that failed.
+    """
+
+    title: str
+    subtitle: str
+    first: tuple[tuple[str, str], ...] = ()
+    judgement: Judgement
+    arms: dict[str, str]
+    curves: Curves | None = None
+    per_class: PerClass | None = None
+    cost: Costs | None = None
+    settings: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
+    changes: Texts = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    cautions: Texts = ()
+    runs: tuple[RunRow, ...] = ()
+    failures: dict[str, str] = {}
+
+    @property
+    def others(self) -> tuple[OtherMetric, ...]:
+        """Differences in the metrics that no verdict is read from."""
+        return tuple(_other(other) for other in self.judgement.others)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content as the JSON values of `verdict.json`."""
+        found: dict[str, Any] = json.loads(
+            json.dumps({**msgspec.to_builtins(self), "judgement": self.judgement.to_dict()})
+        )
         return found
 
-    def per_class(self, judgement: Judgement) -> dict[str, Any] | None:
-        """Return the difference in each class's recall, with its interval; p corrected over an arm's classes.
+    @classmethod
+    def of(cls, content: Content | Mapping[str, Any]) -> Content:
+        """Return the content that JSON values, such as those of `verdict.json`, describe.
 
-        Over the pairs that the verdict is of. Without interval and p where these may be no independent draws.
+        Raises:
+            UserError: They describe no content of a report.
         """
-        rows = []
-        for judged in judgement.arms:
-            arm, seeds = judged.arm, judged.seeds[: judged.num_pairs]
-            found = list(filter(None, (self._class_row(arm, name, seeds) for name in self._classes())))
-            p_values = [row.pop("p_t") for row in found]
-            corrected = holm([1.0 if p is None else p for p in p_values])
-            rows += [
-                {**row, "p_t_holm": None if p is None else p_holm}
-                for row, p, p_holm in zip(found, p_values, corrected, strict=True)
-            ]
-        return {"metric": _RECALL.name, "unit": _RECALL.unit, "rows": rows} if rows else None
-
-    def _classes(self) -> list[str]:
-        return list(dict.fromkeys(name for _, result in self.finished.values() for name in result["classes"]))
-
-    def _class_row(self, arm: str, name: str, judged: Sequence[Hashable]) -> dict[str, Any] | None:
-        recalls, num_images = Results(), []
-        for owner in (self.design.baseline, arm):
-            for seed, (recall, number_of_class) in self._recalls(owner, name).items():
-                if seed in judged:
-                    recalls.add(owner, seed, {_RECALL.name: recall})
-                    num_images.append(number_of_class)
-        mean_images = round(statistics.fmean(num_images)) if num_images else 0
-        found = difference(recalls, self.design.baseline, arm, _RECALL, mean_images or None)
-        return None if found is None else {"arm": arm, "class": name, "num_images": mean_images, **found}
-
-    def _recalls(self, arm: str, name: str) -> dict[int, tuple[float, int]]:
-        """Return the recall of a class and its number of images, by seed."""
-        recalls = {}
-        for (owner, seed), (_, result) in self.finished.items():
-            for row in result["per_class"] if owner == arm else ():
-                if row["class"] == name and row["recall"] is not None:
-                    recalls[seed] = (row["recall"], row["num_images"])
-        return recalls
-
-    def content(
-        self,
-        judgement: Judgement,
-        title: str,
-        cost: Mapping[str, Any] | None,
-        failures: Mapping[str, str],
-        changes: Sequence[str],
-    ) -> dict[str, Any]:
-        """Return everything that the report shows."""
-        design, metric, first = self.design, judgement.metric, self.unlearned()
-        judgement = _with_epochs_first(judgement, first)
-        runs = [
-            {
-                "arm": arm,
-                "seed": seed,
-                "figures": {name: result[result["judged_on"]].get(name) for name in METRICS},
-                "best_epoch": result["best_epoch"],
-                "num_epochs": result["num_epochs"],
-                "seconds": result["seconds"],
-            }
-            for (arm, seed), (_, result) in self.finished.items()
-        ]
-        part = "validation" if any(result["judged_on"] != "test" for _, result in self.finished.values()) else "test"
-        return {
-            **figures_content(judgement, self.results, title, changes),
-            "subtitle": f"{len(design.others)} against {design.baseline}, judged by {metric.label}, {part} images",
-            "first": [[arm, why] for arm, why in first.items()],
-            "arms": {arm.name: describe(design.arm_options[arm.name]) for arm in design.arms},
-            "curves": self.curves(),
-            "per_class": self.per_class(judgement),
-            "cost": cost,
-            "settings": _settings(design),
-            "environment": self._environment(self._runs()[0]) if self.finished else [],
-            "cautions": [
-                *judgement.cautions,
-                *self.cautions(),
-                *(f"{label} failed: {why}" for label, why in failures.items()),
-            ],
-            "runs": runs,
-            "failures": dict(failures),
-        }
+        if isinstance(content, Content):
+            return content
+        try:
+            found = msgspec.convert(content, cls)
+            assert found.others is not None  # raises ValidationError if one of them is damaged
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UserError(
+                f"these are no figures of a report ({cause(error)}); give the content of a verdict.json"
+            ) from error
+        return found
 
 
-def _curve(task: Task) -> list[tuple[int, float]]:
-    """Return a run's epochs and the validation accuracy of each, in [0, 1]."""
-    name = "val_accuracy"
-    try:
-        return [
-            (integer(line["epoch"], "epoch", least=0, most=2**31), number(line[name], name, least=0, most=1))
-            for line in RunFolder(task.folder).metrics()
-        ]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise damaged(task.folder, error) from error
+def _other(other: Mapping[str, Any]) -> OtherMetric:
+    known = other["metric"]["higher_is_better"]
+    better = "" if known is None else "higher" if known else "lower"
+    metric = {**other["metric"], "higher_is_better": bool(known)}
+    return msgspec.convert({**other, "metric": metric, "better": better}, OtherMetric)
 
 
-def _with_epochs_first(judgement: Judgement, first: Mapping[str, str]) -> Judgement:
-    """Return the judgement with more epochs before more pairs in the advice on arms of networks that hardly learned."""
-    arms = tuple(
-        dataclasses.replace(arm, advice=f"more epochs first, as said at the top; only then: {arm.advice}")
-        if arm.advice and first.keys() & {arm.arm, judgement.baseline}
-        else arm
-        for arm in judgement.arms
+def figures_content(judgement: Judgement, results: Results, title: str, changes: Sequence[str] = ()) -> Content:
+    """Return the content of a report on a table of figures alone."""
+    return Content(
+        title=title,
+        subtitle=f"{len(judgement.arms)} against {judgement.baseline}, judged by {judgement.metric.label}",
+        judgement=judgement,
+        arms=dict.fromkeys(results.arms, ""),
+        changes=tuple(changes),
+        cautions=judgement.cautions,
     )
-    return dataclasses.replace(judgement, arms=arms)
-
-
-def _settings(design: Design) -> list[tuple[str, Sequence[tuple[str, str]]]]:
-    comparison = [
-        ("data", design.data),
-        ("began", design.began),
-        ("backbone", design.backbone),
-        ("seeds", str(design.num_seeds)),
-        ("most seeds", str(design.max_seeds or "open")),
-        ("margin", f"{design.margin:g}"),
-        ("judged by", design.metric),
-        ("learning rates searched", ", ".join(f"{rate:g}" for rate in design.lr_search) or "none"),
-    ]
-    panels: dict[str, list[tuple[str, str]]] = {}
-    for name, field in OPTIONS.items():
-        if name in design.options:
-            panels.setdefault(field.metadata["panel"].lower(), []).append((name, str(design.options[name])))
-    own = [
-        (f"{arm}: {name}", str(value)) for arm, options in design.arm_options.items() for name, value in options.items()
-    ]
-    return [("comparison", comparison), ("arms", own), *panels.items()]

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from ..cost import cost, measure_latency
 from ..training.setup import device_name
 from ..training.trainer import autocast
 from .arms import build
+from .content import CostRow, Costs
 from .design import Design
 
-COSTS = ("num_params", "macs", "saved_bytes", "forward_ms", "training_step_ms", "images_per_second")
 _MOST_IMAGES = 8  # a step, above 64 px on a CPU, where one takes seconds
 _SMALL = 64
 
 
-def measure_costs(design: Design, num_classes: int, device: torch.device) -> dict[str, Any]:
+def measure_costs(design: Design, num_classes: int, device: torch.device) -> Costs:
     """Return each arm's parameters, MACs, bytes saved for backward, and times, in turn within each round.
 
     At the image size, batch size, memory format and precision of the runs; above 64 px on a CPU with 8 images at most.
@@ -36,22 +34,18 @@ def measure_costs(design: Design, num_classes: int, device: torch.device) -> dic
     images = torch.randn(num_images, 3, size, size, device=device).to(memory_format=layout)
     with autocast(device, options["amp"]):
         times = measure_latency(models, [images] * len(models))
-    rows = [
-        {
-            "arm": arm.name,
-            "num_params": item.total.num_params,
-            "macs": item.total.macs // num_images,
-            "saved_bytes": item.total.saved_bytes,
-            "forward_ms": latency.forward_ms,
-            "training_step_ms": latency.training_step_ms,
-            "images_per_second": 1000 * num_images / latency.training_step_ms,
-        }
+    rows = tuple(
+        CostRow(
+            arm=arm.name,
+            num_params=item.total.num_params,
+            macs=item.total.macs // num_images,
+            saved_bytes=item.total.saved_bytes,
+            forward_ms=latency.forward_ms,
+            training_step_ms=latency.training_step_ms,
+            images_per_second=1000 * num_images / latency.training_step_ms,
+        )
         for arm, item, latency in zip(design.arms, costs, times, strict=True)
-    ]
-    return {
-        "num_images": num_images,
-        "image_size": size,
-        "precision": options["amp"],
-        "device": device_name(device),
-        "rows": rows,
-    }
+    )
+    return Costs(
+        num_images=num_images, image_size=size, precision=options["amp"], device=device_name(device), rows=rows
+    )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from ..base.errors import UserError
 from ..base.files import check_is_no_file, check_writable, locked, write_bytes, write_json
@@ -17,16 +18,16 @@ from ..base.screen import Screen
 from ..base.words import brief, counted, few
 from ..statistics.history import changed_figures, read_record
 from ..statistics.independence import check_still_independent
-from ..statistics.shape import number, text
 from ..statistics.verdict import judge
 from ..training.config import FREE
 from ..training.distributed import team
 from ..training.setup import resolve
 from ..training.train import check_apart, prepare_images
 from .beginning import asked_for, begun, check_given, completed, described, with_full_name
-from .content import Gathered
-from .costs import COSTS, measure_costs
+from .content import Content, Costs
+from .costs import measure_costs
 from .design import Design, Request, check_options, continued, read_design
+from .gather import Gathered
 from .runs import Runner, RunScreen, Task, chosen_rates, failed, search_tasks, share, tasks
 
 COST, RESULTS, VERDICT = "cost.json", "results.csv", "verdict.json"
@@ -51,7 +52,7 @@ class Place:
 
 def run_comparison(
     data: str, given: Mapping[str, Any], request: Request, place: Place, *, command: str, screen: Screen
-) -> dict[str, Any] | None:
+) -> Content | None:
     """Train what is missing of a comparison, judge it, and return what its report shows; None for a shard.
 
     The folder gets `compare.json` (the design, before the first run), `cost.json`, `runs/ARM/seed-N/`, and in the end
@@ -107,10 +108,12 @@ def run_comparison(
                 _say_what_stays(design, request, screen)
             for line in [] if place.is_inner else described(design, len(prepared.classes)):
                 screen.line(line)
-            known = [row["arm"] for row in (_read_cost(place.out) or {"rows": []})["rows"]]
+            cost = _read_cost(place.out)
+            known = [] if cost is None else [row.arm for row in cost.rows]
             if (place.shard is None or place.shard[0] == 1) and known != [arm.name for arm in design.arms]:
                 screen.line("measuring what each arm costs")
-                write_json(place.out / COST, measure_costs(design, len(prepared.classes), processes.device))
+                measured = measure_costs(design, len(prepared.classes), processes.device)
+                write_json(place.out / COST, msgspec.to_builtins(measured))
             return _advance(design, place, runner)
 
 
@@ -120,7 +123,7 @@ def comparison_folder(data: str, backbone: str | None) -> Path:
     return Path("runs") / (Path(data).stem or "data") / f"compare-{name}"
 
 
-def collect(data: str, out: Path, request: Request, screen: Screen) -> dict[str, Any]:
+def collect(data: str, out: Path, request: Request, screen: Screen) -> Content:
     """Judge the runs that are finished in `out`, without training; return what the report shows.
 
     DATA must be what the comparison was begun with, or a folder or file of that name elsewhere; no image is read.
@@ -159,7 +162,7 @@ def _say_what_stays(design: Design, request: Request, screen: Screen) -> None:
         screen.line(f"--seeds {request.num_seeds}: there are {design.num_seeds} already, and all of them stay")
 
 
-def _advance(design: Design, place: Place, runner: Runner) -> dict[str, Any] | None:
+def _advance(design: Design, place: Place, runner: Runner) -> Content | None:
     """Do the runs of each look until the verdict is there or the plan ends."""
     while True:
         searched = _with_rates(design, place, runner)
@@ -180,7 +183,7 @@ def _advance(design: Design, place: Place, runner: Runner) -> dict[str, Any] | N
             return content
         going_on = [arm for arm in after.others if len(after.seeds()[arm]) > len(design.seeds()[arm])]
         runner.screen.line(f"cannot tell yet: {', '.join(going_on)}; going on to the next look, as planned")
-        for arm, why in content["first"]:
+        for arm, why in content.first:
             runner.screen.warn(f"{arm}: {why}; more epochs would tell more than more pairs")
         design = after
 
@@ -247,7 +250,7 @@ def _chosen(design: Design, rates: Mapping[str, float] | None) -> Design:
     return dataclasses.replace(design, arm_options=chosen)
 
 
-def _judged(design: Design, out: Path, failures: Mapping[str, str]) -> tuple[Design, dict[str, Any]]:
+def _judged(design: Design, out: Path, failures: Mapping[str, str]) -> tuple[Design, Content]:
     """Judge what is there, write it, and return the design with this look and what the report shows."""
     gathered = Gathered(design, out)
     if not gathered.finished:
@@ -281,21 +284,14 @@ def _judged(design: Design, out: Path, failures: Mapping[str, str]) -> tuple[Des
     title = f"{Path(design.data).name}: {design.backbone}"
     content = gathered.content(judgement, title, _read_cost(out), failures, design.changes)
     write_bytes(out / RESULTS, gathered.results.to_csv().encode("utf-8"))
-    write_json(out / VERDICT, content)
+    write_json(out / VERDICT, content.to_dict())
     return design, content
 
 
-def _read_cost(out: Path) -> dict[str, Any] | None:
+def _read_cost(out: Path) -> Costs | None:
     """Return what the arms cost; None where it was not measured, or is damaged, as it can be measured again."""
     try:
-        content: dict[str, Any] = json.loads((out / COST).read_bytes())
-        for row in content["rows"]:
-            text(row["arm"], "arm")
-            for name in COSTS:
-                number(row[name], name, least=0)
-        for name in ("num_images", "image_size"):
-            number(content[name], name, least=1)
-        text(content["device"], "device")
-        return content if content["rows"] else None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        cost = msgspec.json.decode((out / COST).read_bytes(), type=Costs)
+    except (OSError, ValueError, RecursionError):
         return None
+    return cost if cost.rows else None

@@ -6,11 +6,11 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..base.words import counted
+from ..comparison.content import ClassRow, Curve, Curves, PerClass
 from ..statistics.metric import Metric
-from ..statistics.verdict import HELPS, HURTS, SAME, UNKNOWN
+from ..statistics.verdict import HELPS, HURTS, SAME, UNKNOWN, ArmVerdict
 from ..statistics.wording import percent, quantity, span
 from .figures import interval, plain, wins
 
@@ -19,14 +19,14 @@ _PADDING = 0.04
 
 @dataclass(frozen=True)
 class Tick:
-    """A labelled position."""
+    """A labelled position on an axis."""
 
     at: str
     label: str
 
     @property
     def anchor(self) -> str:
-        """Where the text begins, so that it stays within the ends of the axis."""
+        """The alignment of the label that keeps it within the axis."""
         share = float(self.at[:-1])
         return "start" if share < 2 else "end" if share > 98 else "middle"
 
@@ -39,7 +39,7 @@ class Scale:
     high: float
 
     def share(self, value: float) -> float:
-        """Return where a value lies, 0 at `low` and 100 at `high`; what lies beyond is put at the end."""
+        """Return the position of a value, 0 at `low` and 100 at `high`, clipped to these."""
         return min(100.0, max(0.0, 100 * (value - self.low) / (self.high - self.low)))
 
     def at(self, value: float) -> str:
@@ -50,9 +50,9 @@ class Scale:
         """Return ticks at round values: steps of 1, 2 or 5 times a power of ten.
 
         Args:
-            at_most: About how many.
-            signed: With a sign, zero apart.
-            whole: At integers alone.
+            at_most: Their number, roughly.
+            signed: Whether labels have a sign, except 0.
+            whole: Whether ticks are at integers only.
         """
         step = _round_step((self.high - self.low) / at_most)
         if whole:
@@ -62,7 +62,7 @@ class Scale:
 
 
 def padded(low: float, high: float) -> Scale:
-    """Return a scale that holds `low` to `high` with a little room; around a single value, of its own size."""
+    """Return a scale from `low` to `high` with 4 % of room at either end; twice as wide as a single value."""
     if high <= low:
         room = abs(low) or 1.0
         return Scale(low - room, high + room)
@@ -86,11 +86,10 @@ def _label(value: float, step: float, *, signed: bool) -> str:
 
 
 KINDS = {HELPS: "helps", HURTS: "hurts", SAME: "same", UNKNOWN: "unknown"}
-SIGNS = {"helps": "\N{CHECK MARK}", "hurts": "\N{MULTIPLICATION X}", "same": "=", "unknown": "?"}
 _NUM_TICKS, _FEW_TICKS = 7, 4
 _NO_PAIRS, _NO_INTERVAL = "no two pairs yet", "no interval: the pairs differ too little"
 _LONG_LABEL = 5  # characters: more than a phone has room for seven times
-_FURTHEST = 1.5  # of the range of dots and margin: so far beyond it are intervals drawn
+_FURTHEST = 1.5  # intervals are cut so far beyond the range of dots and margin, in units of that range
 _APART = 2.6  # per cent of the width between dots side by side
 _MOST_LANES = 4
 _LANE_HEIGHT, _TOP, _BELOW_DOTS, _BOTTOM = 9, 12, 18, 16
@@ -98,7 +97,7 @@ _LANE_HEIGHT, _TOP, _BELOW_DOTS, _BOTTOM = 9, 12, 18, 16
 
 @dataclass(frozen=True)
 class Bar:
-    """An interval along the axis, and whether it goes on beyond the axis at either end."""
+    """An interval along the axis; `open_start` and `open_end` say that it continues beyond the axis."""
 
     start: str
     end: str
@@ -113,7 +112,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Dot:
-    """One seed: its position, its height, what it says, and whether the verdict counts it."""
+    """One seed: its position, height and tooltip; `counts` says whether the verdict uses it."""
 
     at: str
     y: int
@@ -123,7 +122,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a chart: what is drawn, and the same in words."""
+    """One row of a chart: its marks, and the same in words."""
 
     name: str
     kind: str
@@ -139,7 +138,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Chart:
-    """Rows over one axis: `band` is the margin around 0, `rule` the line that means no difference."""
+    """Rows over one axis: `band` is the margin around 0, `rule` the line of no difference."""
 
     id: str
     rows: tuple[Row, ...]
@@ -153,19 +152,19 @@ class Chart:
 
     @property
     def goes_beyond(self) -> bool:
-        """Whether an interval goes on beyond the axis."""
+        """Whether an interval continues beyond the axis."""
         bars = (bar for row in self.rows for bar in (row.interval, row.deciding) if bar)
         return any(bar.open_start or bar.open_end for bar in bars)
 
 
-def pairs_chart(arms: Sequence[Mapping[str, Any]], baseline: str, margin: float, metric: Metric) -> Chart | None:
-    """Return the picture of all pairs; None where no arm has any."""
+def pairs_chart(arms: Sequence[ArmVerdict], baseline: str, margin: float, metric: Metric) -> Chart | None:
+    """Return the chart of all differences, a dot for each pair; None without pairs."""
     scale = _difference_scale(arms, margin)
     if scale is None:
         return None
-    lanes = {arm["arm"]: _lanes([scale.share(value) for value in arm["differences"]]) for arm in arms}
+    lanes = {arm.arm: _lanes([scale.share(value) for value in arm.differences]) for arm in arms}
     num_lanes = 1 + max(itertools.chain.from_iterable(lanes.values()))
-    rows = tuple(_pairs_row(arm, baseline, scale, metric, lanes[arm["arm"]]) for arm in arms)
+    rows = tuple(_pairs_row(arm, baseline, scale, metric, lanes[arm.arm]) for arm in arms)
     bar_y = _TOP + (num_lanes - 1) * _LANE_HEIGHT + _BELOW_DOTS
     return Chart(
         "pairs",
@@ -179,12 +178,12 @@ def pairs_chart(arms: Sequence[Mapping[str, Any]], baseline: str, margin: float,
     )
 
 
-def _difference_scale(arms: Sequence[Mapping[str, Any]], margin: float) -> Scale | None:
-    values = [value for arm in arms for value in arm["differences"]]
+def _difference_scale(arms: Sequence[ArmVerdict], margin: float) -> Scale | None:
+    values = [value for arm in arms for value in arm.differences]
     if not values:
         return None
     low, high = min(-margin, *values), max(margin, *values)
-    ends = [end for arm in arms for key in ("interval_95", "deciding_interval") for end in arm[key] or ()]
+    ends = [end for arm in arms for bounds in (arm.interval_95, arm.deciding_interval) for end in bounds or ()]
     beyond = _FURTHEST * (high - low)
     return padded(max(low - beyond, min([low, *ends])), min(high + beyond, max([high, *ends])))
 
@@ -197,7 +196,7 @@ def _ticks(scale: Scale) -> tuple[Tick, ...]:
 
 
 def _lanes(shares: Sequence[float]) -> list[int]:
-    """Return a lane for each dot, so that those side by side do not hide each other while lanes are left."""
+    """Return a lane for each dot; dots that would hide each other get different lanes while there are free ones."""
     last = [-math.inf] * _MOST_LANES
     lanes = [0] * len(shares)
     for index in sorted(range(len(shares)), key=shares.__getitem__):
@@ -207,33 +206,31 @@ def _lanes(shares: Sequence[float]) -> list[int]:
     return lanes
 
 
-def _pairs_row(arm: Mapping[str, Any], baseline: str, scale: Scale, metric: Metric, lanes: Sequence[int]) -> Row:
-    name, kind, mean = arm["arm"], KINDS[arm["verdict"]], arm["mean_difference"]
+def _pairs_row(arm: ArmVerdict, baseline: str, scale: Scale, metric: Metric, lanes: Sequence[int]) -> Row:
+    name, kind, mean = arm.arm, KINDS[arm.verdict], arm.mean_difference
     if mean is None:
-        return Row(name, kind, f"{name}: {_NO_PAIRS}", words=arm["verdict"], values=(_NO_PAIRS,))
-    each = zip(arm["seeds"], arm["baseline"], arm["treatment"], arm["differences"], lanes, strict=True)
+        return Row(name, kind, f"{name}: {_NO_PAIRS}", words=arm.verdict, values=(_NO_PAIRS,))
+    each = zip(arm.seeds, arm.baseline, arm.treatment, arm.differences, lanes, strict=True)
     dots = tuple(
         Dot(
             scale.at(difference),
             _TOP + lane * _LANE_HEIGHT,
             f"seed {seed}: {baseline} {quantity(before, metric)}, {name} {quantity(after, metric)}, "
             f"difference {quantity(difference, metric, signed=True)}",
-            counts=index < arm["num_pairs"],
+            counts=index < arm.num_pairs,
         )
         for index, (seed, before, after, difference, lane) in enumerate(each)
     )
     average = quantity(mean, metric, signed=True)
     bars: tuple[Bar | None, Bar | None] = None, None
-    if arm["interval_95"] is None:
+    if arm.interval_95 is None:
         words = _NO_INTERVAL
-    elif arm["standard_deviation"] == 0:
-        words = f"in all {counted(arm['num_pairs'], 'pair')}"
     else:
-        words = f"95 %: {span(arm['interval_95'], metric)}"
-        bars = _bar(scale, arm["interval_95"]), _bar(scale, arm["deciding_interval"])
-    better = "" if arm["interval_95"] is None else f" Better in {wins(arm, metric)} pairs."
-    description = f"{name}: {arm['verdict']}. Mean difference {average}, {words}.{better}"
-    return Row(name, kind, description, scale.at(mean), *bars, dots, arm["verdict"], (average, words))
+        words = f"95 %: {span(arm.interval_95, metric)}"
+        bars = _bar(scale, arm.interval_95), _bar(scale, arm.deciding_interval)
+    better = "" if arm.interval_95 is None else f" Better in {wins(arm, metric)} pairs."
+    description = f"{name}: {arm.verdict}. Mean difference {average}, {words}.{better}"
+    return Row(name, kind, description, scale.at(mean), *bars, dots, arm.verdict, (average, words))
 
 
 def _bar(scale: Scale, bounds: Sequence[float] | None) -> Bar | None:
@@ -248,29 +245,29 @@ def _directions(higher_is_better: bool) -> tuple[str, str]:
     return worse_left if higher_is_better else ("\N{LEFTWARDS ARROW} better", "worse \N{RIGHTWARDS ARROW}")
 
 
-def wins_chart(arms: Sequence[Mapping[str, Any]], metric: Metric) -> Chart | None:
-    """Return how likely each arm wins a random pair; None where no arm has any."""
-    if all(arm["win_probability"] is None for arm in arms):
+def wins_chart(arms: Sequence[ArmVerdict], metric: Metric) -> Chart | None:
+    """Return the chart of the probability that each arm is better in a random pair; None without one."""
+    if all(arm.win_probability is None for arm in arms):
         return None
     scale = Scale(0.0, 1.0)
     rows = []
     for arm in arms:
-        name, share = arm["arm"], arm["win_probability"]
+        name, share = arm.arm, arm.win_probability
         if share is None:
-            why = _NO_PAIRS if arm["mean_difference"] is None else _NO_INTERVAL
+            why = _NO_PAIRS if arm.mean_difference is None else _NO_INTERVAL
             rows.append(Row(name, "unknown", f"{name}: {why}", values=(why,)))
             continue
-        low, high = (percent(round(bound, 2)) for bound in arm["win_interval"])
+        low, high = (percent(round(bound, 2)) for bound in arm.win_interval or ())
         values = (percent(round(share, 3)), f"95 %: {low} to {high}")
         words = f"better in {wins(arm, metric)}"
         description = f"{name}: {words} pairs; {values[0]}, 95 % interval {low} to {high}"
         rows.append(
             Row(
                 name,
-                KINDS[arm["verdict"]],
+                KINDS[arm.verdict],
                 description,
                 scale.at(share),
-                _bar(scale, arm["win_interval"]),
+                _bar(scale, arm.win_interval),
                 words=words,
                 values=values,
             )
@@ -291,7 +288,7 @@ class ClassChart:
 
 @dataclass(frozen=True)
 class Classes:
-    """Differences by class: the charts, and how many intervals miss 0."""
+    """Differences by class: a chart for each arm, and the number of intervals that do not contain 0."""
 
     charts: tuple[ClassChart, ...]
     label: str
@@ -300,19 +297,19 @@ class Classes:
     num_missing: int
 
 
-def class_charts(per_class: Mapping[str, Any], baseline: str, alpha: float) -> Classes:
+def class_charts(per_class: PerClass, baseline: str, alpha: float) -> Classes:
     """Return a chart of the classes for each arm, sorted by the mean difference."""
-    by_arm: dict[str, list[Mapping[str, Any]]] = {}
-    for row in per_class["rows"]:
-        by_arm.setdefault(row["arm"], []).append(row)
-    metric = Metric("", per_class["metric"], unit=per_class["unit"])
-    ends = [end for row in per_class["rows"] for end in row["interval_95"] or (row["mean_difference"],)]
+    by_arm: dict[str, list[ClassRow]] = {}
+    for row in per_class.rows:
+        by_arm.setdefault(row.arm, []).append(row)
+    metric = Metric("", per_class.metric, unit=per_class.unit)
+    ends = [end for row in per_class.rows for end in row.interval_95 or (row.mean_difference,)]
     scale = padded(min(0.0, *ends), max(0.0, *ends))
     charts = []
     for number, (arm, found) in enumerate(by_arm.items()):
         rows = tuple(
             _class_row(row, scale, metric, baseline, alpha)
-            for row in sorted(found, key=lambda row: row["mean_difference"])
+            for row in sorted(found, key=lambda row: row.mean_difference)
         )
         chart = Chart(
             f"classes-{number}",
@@ -323,29 +320,29 @@ def class_charts(per_class: Mapping[str, Any], baseline: str, alpha: float) -> C
             *_directions(True),
         )
         charts.append(ClassChart(arm, chart, sum(row.is_marked for row in rows), len(rows) > 20))
-    intervals = [row["interval_95"] for row in per_class["rows"] if row["interval_95"] is not None]
+    intervals = [row.interval_95 for row in per_class.rows if row.interval_95 is not None]
     missing = sum(low > 0 or high < 0 for low, high in intervals)
-    return Classes(tuple(charts), metric.label, metric.unit, len(per_class["rows"]), missing)
+    return Classes(tuple(charts), metric.label, metric.unit, len(per_class.rows), missing)
 
 
-def _class_row(row: Mapping[str, Any], scale: Scale, metric: Metric, baseline: str, alpha: float) -> Row:
-    difference = quantity(row["mean_difference"], metric, signed=True)
-    p = row["p_t_holm"]
+def _class_row(row: ClassRow, scale: Scale, metric: Metric, baseline: str, alpha: float) -> Row:
+    difference = quantity(row.mean_difference, metric, signed=True)
+    p = row.p_t_holm
     marked = p is not None and p <= alpha
-    bounds = interval(row["interval_95"], metric)
+    bounds = interval(row.interval_95, metric)
     description = (
-        f"{row['class']}: {baseline} {quantity(row['baseline_mean'], metric)}, {row['arm']} "
-        f"{quantity(row['arm_mean'], metric)}, difference {difference}, "
+        f"{row.name}: {baseline} {quantity(row.baseline_mean, metric)}, {row.arm} "
+        f"{quantity(row.arm_mean, metric)}, difference {difference}, "
         + (_NO_INTERVAL if p is None else f"95 % interval {bounds}, Holm p {p:.3g}")
     )
     return Row(
-        row["class"],
+        row.name,
         "marked" if marked else "plain",
         description,
-        scale.at(row["mean_difference"]),
-        _bar(scale, row["interval_95"]),
-        words=counted(row["num_images"], "image"),
-        values=(plain(row["mean_difference"], metric, signed=True), f"({bounds})"),
+        scale.at(row.mean_difference),
+        _bar(scale, row.interval_95),
+        words=counted(row.num_images, "image"),
+        values=(plain(row.mean_difference, metric, signed=True), f"({bounds})"),
         is_marked=marked,
     )
 
@@ -367,7 +364,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Panels:
-    """Curves of each arm over those of the baseline, all over the same axes."""
+    """The curve of each arm with that of the baseline, all on the same axes."""
 
     id: str
     heading: str
@@ -377,9 +374,9 @@ class Panels:
     y_ticks: tuple[Tick, ...]
 
 
-def curve_panels(curves: Mapping[str, Any], baseline: str) -> list[Panels]:
-    """Return the learning curves, whole and, where the scale hides it, their second half enlarged."""
-    series = {arm: list(_finite(curve)) for arm, curve in curves["arms"].items()}
+def curve_panels(curves: Curves, baseline: str) -> list[Panels]:
+    """Return the learning curves; also their second half, enlarged, if it is hard to see at the scale of the whole."""
+    series = {arm: list(_finite(curve)) for arm, curve in curves.arms.items()}
     series = {arm: points for arm, points in series.items() if points}
     if not series:
         return []
@@ -387,20 +384,21 @@ def curve_panels(curves: Mapping[str, Any], baseline: str) -> list[Panels]:
     middle = (min(points[0][0] for points in series.values()) + last) / 2
     half = {arm: [point for point in points if point[0] >= middle] for arm, points in series.items()}
     half = {arm: points for arm, points in half.items() if points}
-    whole = _panels("whole", f"All {curves['x']}s", series, baseline)
+    whole = _panels("whole", f"All {curves.x}s", series, baseline)
     height, second = (_range(found.values()) for found in (series, half))
     if last - middle < _LEAST_ENLARGED or second[1] - second[0] > _ENLARGED_BELOW * (height[1] - height[0]):
         return [whole]
-    return [whole, _panels("half", f"From {curves['x']} {math.ceil(middle)} on, enlarged", half, baseline)]
+    return [whole, _panels("half", f"From {curves.x} {math.ceil(middle)} on, enlarged", half, baseline)]
 
 
 _Point = tuple[float, float, float, float]
 
 
-def _finite(curve: Mapping[str, Any]) -> Iterable[_Point]:
-    for point in zip(curve["epochs"], curve["mean"], curve["low"], curve["high"], strict=True):
-        if all(value is not None and math.isfinite(value) for value in point):
-            yield point
+def _finite(curve: Curve) -> Iterable[_Point]:
+    for epoch, *values in zip(curve.epochs, curve.mean, curve.low, curve.high, strict=True):
+        mean, low, high = (math.nan if value is None else value for value in values)
+        if all(map(math.isfinite, (mean, low, high))):
+            yield epoch, mean, low, high
 
 
 def _range(series: Iterable[Sequence[_Point]]) -> tuple[float, float]:

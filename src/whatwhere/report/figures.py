@@ -1,25 +1,26 @@
-"""Figures of a comparison as text, alike on the page and in the terminal."""
+"""Figures of a comparison as text, the same on the page and in the terminal."""
 
 from __future__ import annotations
 
 import itertools
 import re
 import statistics
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..base.words import counted, few
+from ..comparison.content import CostRow, Costs
 from ..statistics.looks import Plan
 from ..statistics.metric import Metric
+from ..statistics.verdict import ArmVerdict
 from ..statistics.wording import quantity, span
 
 NONE = "-"
 EPOCHS_FIRST = (
-    "more epochs, or another learning rate, before more pairs: a verdict on networks that have hardly learned, or that "
-    "still improve, says little of trained ones"
+    "train for more epochs, or with another learning rate, before you add pairs: networks that have hardly learned, or "
+    "that still improve, say little about trained ones"
 )
-_MOST_LOOKS = 6  # that are named
+_MOST_LOOKS = 6  # named in a plan
 
 
 def plain(value: float | None, metric: Metric, *, signed: bool = False) -> str:
@@ -27,12 +28,9 @@ def plain(value: float | None, metric: Metric, *, signed: bool = False) -> str:
     return NONE if value is None else quantity(value, metric, signed=signed).removesuffix(metric.unit).strip()
 
 
-def interval(bounds: Sequence[float] | None, metric: Metric) -> str:
-    """Return an interval without its unit; differences that are all equal have none."""
-    if bounds is None:
-        return NONE
-    low, high = bounds
-    return "none: all equal" if low == high else span((low, high), metric).removesuffix(metric.unit).strip()
+def interval(bounds: tuple[float, float] | None, metric: Metric) -> str:
+    """Return an interval without its unit."""
+    return NONE if bounds is None else span(bounds, metric).removesuffix(metric.unit).strip()
 
 
 def p_value(p: float | None) -> str:
@@ -43,17 +41,17 @@ def p_value(p: float | None) -> str:
 
 
 def unit_of(metric: Metric) -> str:
-    """Return ", %" for figures in points, which are hundredths of a share; "" where no unit is known."""
+    """Return ", %" for figures in points (hundredths of a share), "" for others."""
     return ", %" if metric.unit == "points" else ""
 
 
-def wins(arm: Mapping[str, Any], metric: Metric) -> str:
-    """Return in how many of the pairs that are judged the arm is better: "7 of 8", ties apart.
+def wins(arm: ArmVerdict, metric: Metric) -> str:
+    """Return in how many judged pairs the arm is better: "7 of 8", ties apart.
 
-    That too has a meaning for independent pairs only, which have an interval.
+    A dash without an interval: pairs that may be no independent draws are not counted.
     """
-    differences = arm["differences"][: arm["num_pairs"]]
-    if not differences or arm["interval_95"] is None:
+    differences = arm.differences[: arm.num_pairs]
+    if not differences or arm.interval_95 is None:
         return NONE
     won = sum(difference > 0 if metric.higher_is_better else difference < 0 for difference in differences)
     tied = sum(difference == 0 for difference in differences)
@@ -61,76 +59,80 @@ def wins(arm: Mapping[str, Any], metric: Metric) -> str:
 
 
 def typeset(text: str) -> str:
-    """Return text with minus and plus-minus signs for the hyphens that stand for them in a terminal."""
+    """Replace the hyphens of a terminal's text by minus and plus-minus signs."""
     return re.sub(r"(?<![\w.)-])-(?=\d)", "\N{MINUS SIGN}", text.replace("-+", "\N{PLUS-MINUS SIGN}"))
 
 
-def planned(plan: Mapping[str, Any] | None, alpha: str) -> str:
-    """Return when a comparison is looked at, and what each look spends of `alpha`, in words."""
+def planned(plan: Plan | None, alpha: str) -> str:
+    """Return the looks of a plan, and how much of `alpha` each spends, in words."""
     if plan is None:
         return "the first look is still to come"
-    first, last = plan["first"], plan["last"]
+    first, last = plan.first, plan.last
     if last == first:
         return f"one look, at {counted(first, 'pair')}, which spends all of the {alpha}"
-    looks = [f"{look:,}" for look in itertools.islice(Plan(first, last).looks(), _MOST_LOOKS + 1)]
+    looks = [f"{look:,}" for look in itertools.islice(plan.looks(), _MOST_LOOKS + 1)]
     if last is None:
         spent = f"the first spends four fifths of the {alpha}, those that follow the rest"
         return f"looks at {', '.join(looks[:_MOST_LOOKS])} pairs and so on, without an end; {spent}"
     if len(looks) > _MOST_LOOKS:
         looks = [*looks[: _MOST_LOOKS - 1], "...", f"{last:,}"]
-    spent = f"how much of the {alpha} is spent by then grows after Pocock's function, as Lan and DeMets have it"
+    spent = f"how much of the {alpha} each may spend follows Pocock's function, in the form of Lan and DeMets"
     return f"looks at {', '.join(looks[:-1])} and, at the end, {looks[-1]} pairs; {spent}"
 
 
 @dataclass(frozen=True)
-class CostColumn:
-    """One figure of what arms cost: its key, its head with the unit, and how it is written."""
+class CostTable:
+    """The table of costs.
 
-    key: str
-    head: str
-    text: Callable[[float], str]
+    Attributes:
+        heads: Head of each column, with its unit.
+        rows: Each arm with, by column, its figure and the ratio to the baseline's ("" where there is none).
+        basis: The conditions of the measurement, in a sentence.
+    """
+
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+    basis: str
 
 
-def cost_columns(rows: Iterable[Mapping[str, Any]]) -> list[CostColumn]:
-    """Return the columns of the table of costs, those alone for which there are figures."""
-    rows = list(rows)
-    largest = max((row["macs"] or 0 for row in rows), default=0)
+def cost_table(cost: Costs, baseline: str) -> CostTable:
+    """Return the table of costs, with those columns alone that have figures."""
+    largest = max((row.macs or 0 for row in cost.rows), default=0)
     size, letter = (1e9, "G") if largest >= 1e9 else (1e6, "M")
     columns = (
-        CostColumn("num_params", "parameters", lambda value: f"{value:,.0f}"),
-        CostColumn("macs", f"MACs, {letter}", lambda value: f"{value / size:,.3f}"),
-        CostColumn("saved_bytes", "kept for backward, MiB", lambda value: f"{value / 2**20:,.2f}"),
-        CostColumn("forward_ms", "forward, ms", lambda value: f"{value:,.1f}"),
-        CostColumn("training_step_ms", "training step, ms", lambda value: f"{value:,.1f}"),
-        CostColumn("images_per_second", "training images/s", lambda value: f"{value:,.0f}"),
+        ("num_params", "parameters", 1, ",.0f"),
+        ("macs", f"MACs, {letter}", size, ",.3f"),
+        ("saved_bytes", "kept for backward, MiB", 2**20, ",.2f"),
+        ("forward_ms", "forward, ms", 1, ",.1f"),
+        ("training_step_ms", "training step, ms", 1, ",.1f"),
+        ("images_per_second", "training images/s", 1, ",.0f"),
     )
-    return [column for column in columns if any(row[column.key] is not None for row in rows)]
+    shown = [column for column in columns if any(getattr(row, column[0]) is not None for row in cost.rows)]
+    base = next((row for row in cost.rows if row.arm == baseline), None)
 
+    def cell(row: CostRow, key: str, unit: float, form: str) -> tuple[str, str]:
+        value, before = getattr(row, key), None if base is None else getattr(base, key)
+        if value is None:
+            return NONE, ""
+        return f"{value / unit:{form}}", f"x{value / before:.3f}" if before and row is not base else ""
 
-def ratio(row: Mapping[str, Any], baseline: Mapping[str, Any] | None, key: str) -> str:
-    """Return a figure's ratio to the baseline's; "" for the baseline itself and where there is none."""
-    if baseline is None or row is baseline or row[key] is None or not baseline[key]:
-        return ""
-    return f"x{row[key] / baseline[key]:.3f}"
-
-
-def cost_basis(cost: Mapping[str, Any]) -> str:
-    """Return what the costs were measured on."""
-    size, num_images = cost["image_size"], counted(cost["num_images"], "image")
-    return (
-        f"Parameters and MACs: one network, one image of {size} px. Bytes and times: a batch of {num_images} of {size} "
-        f"px on {cost['device']}, the arms in turn within each round. Times move by some per cent from run to run."
+    rows = tuple((row.arm, tuple(cell(row, key, unit, form) for key, _, unit, form in shown)) for row in cost.rows)
+    basis = (
+        f"Parameters and MACs: one network, one image of {cost.image_size} px. Bytes and times: a batch of "
+        f"{counted(cost.num_images, 'image')} of {cost.image_size} px on {cost.device}, the arms in turn within each "
+        "round. Times move by some per cent from run to run."
     )
+    return CostTable(tuple(head for _, head, _, _ in shown), rows, basis)
 
 
 @dataclass(frozen=True)
 class SeedTable:
-    """Every pair: a row for each seed with the baseline's figure, and figure and difference of each arm.
+    """Every pair: a row for each seed with the baseline's figure, and the figure and difference of each arm.
 
     Attributes:
-        mean, deviation: Over the pairs of each arm that are judged.
-        baseline_mean: Over the same pairs; a dash where they are not the same for all arms.
-        note: Which pairs the means are of, and then the baseline's mean over each arm's pairs.
+        mean, deviation: Over the judged pairs of each arm.
+        baseline_mean: Over the same pairs; a dash where the arms have different pairs.
+        note: Which pairs the means are over; where they differ by arm, the baseline's mean for each.
     """
 
     arms: tuple[str, ...]
@@ -141,44 +143,41 @@ class SeedTable:
     note: str
 
 
-def seed_table(arms: Sequence[Mapping[str, Any]], metric: Metric) -> SeedTable | None:
-    """Return the figures of every pair; None where there is none. Those after the look bear a *."""
+def seed_table(arms: Sequence[ArmVerdict], metric: Metric) -> SeedTable | None:
+    """Return the figures of every pair, those after the look with a *; None without pairs."""
     baseline: dict[Hashable, float] = {}
     cells: dict[str, dict[Hashable, tuple[str, str]]] = {}
     for arm in arms:
-        cells[arm["arm"]] = {}
-        each = zip(arm["seeds"], arm["baseline"], arm["treatment"], arm["differences"], strict=True)
+        cells[arm.arm] = {}
+        each = zip(arm.seeds, arm.baseline, arm.treatment, arm.differences, strict=True)
         for index, (seed, before, after, difference) in enumerate(each):
             baseline[seed] = before
-            late = "*" if index >= arm["num_pairs"] else ""
-            cells[arm["arm"]][seed] = (plain(after, metric), plain(difference, metric, signed=True) + late)
+            late = "*" if index >= arm.num_pairs else ""
+            cells[arm.arm][seed] = (plain(after, metric), plain(difference, metric, signed=True) + late)
     if not baseline:
         return None
     rows = tuple(
         (str(seed), plain(before, metric), tuple(cells[name].get(seed, (NONE, NONE)) for name in cells))
         for seed, before in baseline.items()
     )
-    judged = {arm["arm"]: tuple(arm["seeds"][: arm["num_pairs"]]) for arm in arms if arm["num_pairs"]}
+    judged = {arm.arm: tuple(arm.seeds[: arm.num_pairs]) for arm in arms if arm.num_pairs}
     means = [
-        (
-            statistics.fmean(arm["treatment"][: arm["num_pairs"]]) if arm["arm"] in judged else None,
-            arm["mean_difference"],
-        )
+        (statistics.fmean(arm.treatment[: arm.num_pairs]) if arm.arm in judged else None, arm.mean_difference)
         for arm in arms
     ]
     before_by_arm = {
         name: plain(statistics.fmean(baseline[seed] for seed in seeds), metric) for name, seeds in judged.items()
     }
-    note = "mean and st. dev. are over the pairs that are judged"
+    note = "mean and st. dev. are over the judged pairs"
     same = len(set(judged.values())) == 1
     if len(judged) > 1 and not same:
         by_arm = few([f"{mean} for {name}" for name, mean in before_by_arm.items()], 6)
-        note += f"; these are not the same for all arms: the baseline's mean is {by_arm}"
+        note += f"; the arms have different pairs: the baseline's mean is {by_arm}"
     return SeedTable(
         tuple(cells),
         rows,
         tuple((plain(after, metric), plain(difference, metric, signed=True)) for after, difference in means),
-        tuple(plain(arm["standard_deviation"], metric) for arm in arms),
+        tuple(plain(arm.standard_deviation, metric) for arm in arms),
         next(iter(before_by_arm.values())) if same else NONE,
         note,
     )

@@ -1,0 +1,279 @@
+"""Gather the figures of a comparison's trainings: for the verdict, and for its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..base.words import counted, few
+from ..statistics.decide import holm
+from ..statistics.metric import METRICS, Metric
+from ..statistics.results import Results, listed
+from ..statistics.shape import integer, number
+from ..statistics.verdict import Judgement, difference
+from ..training.config import OPTIONS
+from ..training.run_folder import RunFolder
+from .arms import describe
+from .content import ClassRow, Content, Costs, Curve, Curves, PerClass, RunRow, figures_content
+from .design import Design
+from .learned import unlearned
+from .runs import Task, damaged, tasks
+
+_RECALL = Metric("recall", "recall", 100, "points")
+
+
+class Gathered:
+    """The finished runs of a comparison.
+
+    Attributes:
+        results: Their figures by arm and seed, as the statistics take them.
+        finished: (task, `result.json`) by arm and seed.
+    """
+
+    def __init__(self, design: Design, out: Path) -> None:
+        self.design = design
+        self.results = Results()
+        self.finished: dict[tuple[str, int], tuple[Task, dict[str, Any]]] = {}
+        for arm in design.arms:
+            self.results.add_arm(arm.name)
+        for task in tasks(design, out):
+            result = task.result()
+            if result is None:
+                continue
+            name, seed = task.folder.parent.name, int(task.options["seed"])
+            figures = result[result["judged_on"]]
+            known = {metric: figures[metric] for metric in METRICS if figures.get(metric) is not None}
+            self.results.add(name, seed, known)
+            self.finished[name, seed] = task, result
+        self._descriptions = {
+            key: json.loads((task.folder / "run.json").read_bytes()) for key, (task, _) in self.finished.items()
+        }
+
+    def differing_images(self) -> list[str]:
+        """Return the runs with other images, or another split, than the baseline's run with the same seed."""
+        prints = {key: run["data_fingerprint"] for key, run in self._descriptions.items()}
+        baseline = self.design.baseline
+        return [
+            self.finished[arm, seed][0].label
+            for (arm, seed), value in prints.items()
+            if prints.get((baseline, seed), value) != value
+        ]
+
+    def num_images(self) -> int:
+        """Return the number of images that each run was judged on; the largest where they differ."""
+        results = [result for _, result in self.finished.values()]
+        return max((sum(int(row["num_images"]) for row in result["per_class"]) for result in results), default=1)
+
+    def cautions(self) -> list[str]:
+        """Return what a reader must know about the runs, in sentences."""
+        notes = []
+        results = [result for _, result in self.finished.values()]
+        if any(result["judged_on"] != "test" for result in results):
+            notes.append(
+                "DATA has no test images: the figures are those of the validation images, which chose the epoch as well"
+            )
+        elif any("test" not in run["drawn"] for run in self._descriptions.values()):
+            notes.append(
+                "the test images are the same for every seed, as DATA came with them: the intervals hold the variation "
+                "between trainings, not that between test sets"
+            )
+        else:
+            notes.append(
+                "every seed draws its own split of the same images: the intervals speak of trainings and splits of "
+                "these images, and are too narrow for images from elsewhere"
+            )
+        if self.design.left_out:
+            notes.append(
+                f"left out by request: {counted(len(self.design.left_out), 'seed')} "
+                f"({listed(self.design.left_out)}); where an arm's run had failed, that flatters the arm"
+            )
+        if self.design.lr_search:
+            notes.append(
+                "each arm has the learning rate at which one run of its own did best: the verdict is on arm and rate, "
+                "and the luck of that one run is in no interval"
+            )
+        for arm, options in self.design.arm_options.items():
+            rates = self.design.lr_search
+            if len(rates) > 1 and options.get("lr") in (min(rates), max(rates)):
+                notes.append(
+                    f"{arm} chose the learning rate {options['lr']:g} at the end of those tried; try further ones"
+                )
+        kinds = list(dict.fromkeys(" ".join(value for _, value in self._environment(run)) for run in self._runs()))
+        if len(kinds) > 1:
+            notes.append(f"the runs had {len(kinds)} different environments: {few(kinds, between='; ')}")
+        return notes
+
+    def _runs(self) -> list[dict[str, Any]]:
+        return list(self._descriptions.values())
+
+    @staticmethod
+    def _environment(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+        session = run["sessions"][-1]
+        names = ("device", "torch", "torchvision", "pillow", "python")
+        return [(name, str(session[name])) for name in names]
+
+    def curves(self) -> Curves | None:
+        """Return the validation accuracy after each epoch: mean, least and largest over the seeds; None without any."""
+        arms = {}
+        for arm in self.design.arms:
+            by_epoch: dict[int, list[float]] = {}
+            for (owner, _), (task, _) in self.finished.items():
+                for epoch, share in _curve(task) if owner == arm.name else ():
+                    by_epoch.setdefault(epoch, []).append(100 * share)
+            if by_epoch:
+                epochs = sorted(by_epoch)
+                values = [by_epoch[epoch] for epoch in epochs]
+                arms[arm.name] = Curve(
+                    epochs=tuple(epochs),
+                    mean=tuple(sum(found) / len(found) for found in values),
+                    low=tuple(map(min, values)),
+                    high=tuple(map(max, values)),
+                )
+        return Curves(x="epoch", y="validation accuracy, %", arms=arms) if arms else None
+
+    def unlearned(self) -> dict[str, str]:
+        """Return, by arm, the finding that its networks need more epochs before they can be compared."""
+        found = {}
+        for arm in self.design.arms:
+            runs = [run for (owner, _), run in self.finished.items() if owner == arm.name]
+            curves = [[share for _, share in _curve(task)] for task, _ in runs]
+            if why := unlearned([result for _, result in runs], curves):
+                found[arm.name] = why
+        return found
+
+    def per_class(self, judgement: Judgement) -> PerClass | None:
+        """Return the difference in the recall of each class over the judged pairs; None where there is none.
+
+        p is corrected over the classes of an arm after Holm. Interval and p are None where the pairs may be no
+        independent draws.
+        """
+        rows: list[ClassRow] = []
+        for judged in judgement.arms:
+            arm, seeds = judged.arm, judged.seeds[: judged.num_pairs]
+            found = list(filter(None, (self._class_row(arm, name, seeds) for name in self._classes())))
+            corrected = holm([1.0 if row.p_t_holm is None else row.p_t_holm for row in found])
+            rows += [
+                row if row.p_t_holm is None else msgspec.structs.replace(row, p_t_holm=p)
+                for row, p in zip(found, corrected, strict=True)
+            ]
+        return PerClass(metric=_RECALL.name, unit=_RECALL.unit, rows=tuple(rows)) if rows else None
+
+    def _classes(self) -> list[str]:
+        return list(dict.fromkeys(name for _, result in self.finished.values() for name in result["classes"]))
+
+    def _class_row(self, arm: str, name: str, judged: Sequence[Hashable]) -> ClassRow | None:
+        """Return the difference in the recall of a class, its p not yet corrected."""
+        recalls, num_images = Results(), []
+        for owner in (self.design.baseline, arm):
+            for seed, (recall, number_of_class) in self._recalls(owner, name).items():
+                if seed in judged:
+                    recalls.add(owner, seed, {_RECALL.name: recall})
+                    num_images.append(number_of_class)
+        mean_images = round(statistics.fmean(num_images)) if num_images else 0
+        found = difference(recalls, self.design.baseline, arm, _RECALL, mean_images or None)
+        if found is None:
+            return None
+        return ClassRow(arm=arm, name=name, num_images=mean_images, p_t_holm=found.pop("p_t"), **found)
+
+    def _recalls(self, arm: str, name: str) -> dict[int, tuple[float, int]]:
+        """Return the recall of a class and its number of images, by seed."""
+        recalls = {}
+        for (owner, seed), (_, result) in self.finished.items():
+            for row in result["per_class"] if owner == arm else ():
+                if row["class"] == name and row["recall"] is not None:
+                    recalls[seed] = (row["recall"], row["num_images"])
+        return recalls
+
+    def content(
+        self,
+        judgement: Judgement,
+        title: str,
+        cost: Costs | None,
+        failures: Mapping[str, str],
+        changes: Sequence[str],
+    ) -> Content:
+        """Return everything that the report shows."""
+        design, first = self.design, self.unlearned()
+        judgement = _with_epochs_first(judgement, first)
+        runs = [
+            RunRow(
+                arm=arm,
+                seed=seed,
+                figures={name: result[result["judged_on"]].get(name) for name in METRICS},
+                best_epoch=result["best_epoch"],
+                num_epochs=result["num_epochs"],
+                seconds=result["seconds"],
+            )
+            for (arm, seed), (_, result) in self.finished.items()
+        ]
+        part = "validation" if any(result["judged_on"] != "test" for _, result in self.finished.values()) else "test"
+        content = figures_content(judgement, self.results, title, changes)
+        return msgspec.structs.replace(
+            content,
+            subtitle=f"{content.subtitle}, {part} images",
+            first=tuple(first.items()),
+            arms={arm.name: describe(design.arm_options[arm.name]) for arm in design.arms},
+            curves=self.curves(),
+            per_class=self.per_class(judgement),
+            cost=cost,
+            settings=_settings(design),
+            environment=tuple(self._environment(self._runs()[0])) if self.finished else (),
+            cautions=(
+                *content.cautions,
+                *self.cautions(),
+                *(f"{label} failed: {why}" for label, why in failures.items()),
+            ),
+            runs=tuple(runs),
+            failures=dict(failures),
+        )
+
+
+def _curve(task: Task) -> list[tuple[int, float]]:
+    """Return a run's epochs and the validation accuracy of each, in [0, 1]."""
+    name = "val_accuracy"
+    try:
+        return [
+            (integer(line["epoch"], "epoch", least=0, most=2**31), number(line[name], name, least=0, most=1))
+            for line in RunFolder(task.folder).metrics()
+        ]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise damaged(task.folder, error) from error
+
+
+def _with_epochs_first(judgement: Judgement, first: Mapping[str, str]) -> Judgement:
+    """Return the judgement with more epochs before more pairs in the advice on arms of networks that hardly learned."""
+    arms = tuple(
+        dataclasses.replace(arm, advice=f"more epochs first, as said at the top; only then: {arm.advice}")
+        if arm.advice and first.keys() & {arm.arm, judgement.baseline}
+        else arm
+        for arm in judgement.arms
+    )
+    return dataclasses.replace(judgement, arms=arms)
+
+
+def _settings(design: Design) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+    comparison = (
+        ("data", design.data),
+        ("began", design.began),
+        ("backbone", design.backbone),
+        ("seeds", str(design.num_seeds)),
+        ("most seeds", str(design.max_seeds or "open")),
+        ("margin", f"{design.margin:g}"),
+        ("judged by", design.metric),
+        ("learning rates searched", ", ".join(f"{rate:g}" for rate in design.lr_search) or "none"),
+    )
+    panels: dict[str, tuple[tuple[str, str], ...]] = {}
+    for name, field in OPTIONS.items():
+        if name in design.options:
+            panel = field.metadata["panel"].lower()
+            panels[panel] = (*panels.get(panel, ()), (name, str(design.options[name])))
+    own = tuple(
+        (f"{arm}: {name}", str(value)) for arm, options in design.arm_options.items() for name, value in options.items()
+    )
+    return ("comparison", comparison), ("arms", own), *panels.items()
