@@ -13,30 +13,10 @@ from ...base.words import brief, counted, few, printable, suggest
 from .source import Finding, Sample, class_name, split_of
 
 # known names of columns, the preferred ones first
-_FILE_COLUMNS = (
-    "path",
-    "file",
-    "filepath",
-    "file_path",
-    "filename",
-    "file_name",
-    "image_path",
-    "img_path",
-    "image_file",
-)
-_PATH_COLUMNS = (*_FILE_COLUMNS, "image", "img", "image_name", "img_name", "images", "photo", "picture", "image_id")
-_LABEL_COLUMNS = (
-    "label",
-    "class",
-    "target",
-    "category",
-    "class_name",
-    "classname",
-    "label_name",
-    "labels",
-    "class_id",
-    "y",
-)
+_FILES = ("path", "file", "filepath", "file_path", "filename", "file_name", "image_path", "img_path", "image_file")
+_PATH_COLUMNS = (*_FILES, "image", "img", "image_name", "img_name", "images", "photo", "picture", "image_id")
+_CLASSES = ("label", "class", "target", "category", "class_name", "classname")
+_LABEL_COLUMNS = (*_CLASSES, "label_name", "labels", "class_id", "y")
 _SPLIT_COLUMNS = ("split", "set", "subset", "partition", "usage", "data_set", "dataset")
 _RANK = {"test": 0, "val": 1, "train": 2, None: 3}
 
