@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ...base.errors import UserError
@@ -20,29 +20,17 @@ _LABEL_COLUMNS = (*_CLASSES, "label_name", "labels", "class_id", "y")
 _SPLIT_COLUMNS = ("split", "set", "subset", "partition", "usage", "data_set", "dataset")
 _RANK = {"test": 0, "val": 1, "train": 2, None: 3}
 
+# by kind: severity, sentence
 _MESSAGES = {
-    "missing": "{n} of the CSV file with a path where no file is; paths are relative to the CSV file's folder",
-    "no-path": "{n} of the CSV file without a path; complete or remove",
-    "no-label": "{n} of the CSV file without a label; complete or remove",
-    "row": "{n} of the CSV file with more cells than the header; put cells that hold the delimiter in quotes",
-    "bad-split": "{n} of the CSV file with something else than train, val or test as the split; correct",
-    "two-labels": "{n} of the CSV file with a path from an earlier row and another label; remove the wrong one of each",
-    "two-splits": "{n} of the CSV file with a path from an earlier row and another split; keep one of each",
+    "missing": ("error", "{n} with a path where no file is; paths are relative to the CSV file's folder"),
+    "no-path": ("error", "{n} without a path; complete or remove"),
+    "no-label": ("error", "{n} without a label; complete or remove"),
+    "row": ("error", "{n} with more cells than the header; put cells that hold the delimiter in quotes"),
+    "bad-split": ("error", "{n} with something else than train, val or test as the split; correct"),
+    "two-labels": ("error", "{n} with a path from an earlier row and another label; remove the wrong one of each"),
+    "two-splits": ("error", "{n} with a path from an earlier row and another split; keep one of each"),
+    "repeated": ("note", "{n} with a path and a label from an earlier row; each image counts once"),
 }
-
-
-@dataclass(frozen=True)
-class _Row:
-    line: int
-    cells: dict[str, str]
-    too_long: bool
-
-
-@dataclass(frozen=True)
-class _Columns:
-    path: str
-    label: str
-    split: str | None
 
 
 def list_csv(
@@ -62,43 +50,63 @@ def list_csv(
         UserError: The file cannot be read, a column is unknown, or no row can be used.
     """
     where = printable(str(file))
-    header, rows = _read(file, where)
-    columns = _Columns(
-        _column(where, header, path_column, _PATH_COLUMNS, "path"),
-        _column(where, header, label_column, _LABEL_COLUMNS, "label"),
-        next((name for known in _SPLIT_COLUMNS for name in header if name.strip().lower() == known), None),
-    )
-    met: dict[str, list[str]] = {kind: [] for kind in _MESSAGES}
-    repeated: list[str] = []
-    samples = _samples(file.parent, rows, columns, met, repeated)
-    if not samples:
-        first = next((f"; {_sentence(kind, met[kind])}" for kind in _MESSAGES if met[kind]), "")
-        raise UserError(f"{where} names no image that can be used{first}")
-    findings = [Finding("error", kind, _sentence(kind, met[kind]), tuple(met[kind])) for kind in met if met[kind]]
-    if repeated:
-        rows_with = counted(len(repeated), "row")
-        message = f"{rows_with} of the CSV file with a path and a label from an earlier row; each image counts once"
-        findings.append(Finding("note", "repeated", message, tuple(repeated)))
-    return samples, tuple(findings)
-
-
-def _sentence(kind: str, paths: Sequence[str]) -> str:
-    return _MESSAGES[kind].format(n=counted(len(paths), "row"))
-
-
-def _read(file: Path, where: str) -> tuple[list[str], list[_Row]]:
-    _, rows = read_csv(file)
-    if not rows:
+    _, lines = read_csv(file)
+    if not lines:
         raise UserError(f"{where} has no header; its first line must name the columns, such as path,label")
-    header = [name.strip() for name in rows[0][1]]
-    return header, [
-        _Row(
-            line,
-            dict(zip(header, (cell.strip() for cell in cells), strict=False)),
-            any(cell.strip() for cell in cells[len(header) :]),
+    header = [name.strip() for name in lines[0][1]]
+    path_column = _column(where, header, path_column, _PATH_COLUMNS, "path")
+    label_column = _column(where, header, label_column, _LABEL_COLUMNS, "label")
+    split_column = next((name for known in _SPLIT_COLUMNS for name in header if name.lower() == known), None)
+    rows = [(line, [cell.strip() for cell in cells]) for line, cells in lines[1:]]
+    # an empty column of splits does not count
+    if not any(dict(zip(header, cells, strict=False)).get(split_column or "") for _, cells in rows):
+        split_column = None
+
+    places: dict[str, list[str]] = defaultdict(list)  # of rows with a fault, by kind
+    taken: dict[str, Sample] = {}
+    disputed: set[str] = set()
+    for line, cells in rows:
+        row = dict(zip(header, cells, strict=False))
+        name, label = row.get(path_column, ""), row.get(label_column, "")
+        split = split_of(row.get(split_column, "")) if split_column else None
+        place = f"{name} (line {line})" if name else f"line {line}"
+        path = _resolve(file.parent, name)
+        faults = {
+            "row": any(cells[len(header) :]),
+            "no-path": not name,
+            "no-label": not label,
+            "missing": path is None,
+            "bad-split": split_column is not None and split is None,
+        }
+        fault = next((kind for kind, is_there in faults.items() if is_there), None)
+        if fault is not None or path is None:
+            places[fault or "missing"].append(place)
+            continue
+        sample = Sample(path, class_name(label), split)
+        before = taken.setdefault(path, sample)
+        if before.label != sample.label:
+            places["two-labels"].append(place)
+            disputed.add(path)
+        elif before.split != split:
+            places["two-splits"].append(place)
+            # the test set stays whole
+            taken[path] = min(before, sample, key=lambda item: _RANK[item.split])
+        elif before is not sample:
+            places["repeated"].append(place)
+
+    findings = tuple(
+        Finding(
+            severity, kind, sentence.format(n=f"{counted(len(places[kind]), 'row')} of the CSV file"), (*places[kind],)
         )
-        for line, cells in rows[1:]
-    ]
+        for kind, (severity, sentence) in _MESSAGES.items()
+        if kind in places
+    )
+    samples = tuple(taken[path] for path in sorted(taken) if path not in disputed)
+    if not samples:
+        raise UserError(
+            f"{where} names no image that can be used" + "".join(f"; {item.message}" for item in findings[:1])
+        )
+    return samples, findings
 
 
 def _column(where: str, header: list[str], wanted: str | None, known: Sequence[str], kind: str) -> str:
@@ -111,48 +119,6 @@ def _column(where: str, header: list[str], wanted: str | None, known: Sequence[s
         close = suggest(wanted, list(lowered))
         raise UserError(f"{where} has no column {brief(wanted)}{close}; its columns are {columns}")
     raise UserError(f"no column of {where} is known to be the {kind} (found {columns}); name it with --{kind}-column")
-
-
-def _samples(
-    folder: Path, rows: list[_Row], columns: _Columns, met: dict[str, list[str]], repeated: list[str]
-) -> tuple[Sample, ...]:
-    # an empty column of splits does not count
-    split_column = columns.split if any(row.cells.get(columns.split or "") for row in rows) else None
-    taken: dict[str, Sample] = {}
-    disputed: set[str] = set()
-    for row in rows:
-        name, label = row.cells.get(columns.path, ""), row.cells.get(columns.label, "")
-        split = split_of(row.cells.get(split_column, "")) if split_column else None
-        place = f"{name} (line {row.line})" if name else f"line {row.line}"
-        path = _resolve(folder, name)
-        fault = _fault(row, name, label, path, split_column is not None and split is None)
-        if fault or path is None:
-            met[fault or "missing"].append(place)
-            continue
-        sample = Sample(path, class_name(label), split)
-        before = taken.setdefault(path, sample)
-        if before.label != sample.label:
-            met["two-labels"].append(place)
-            disputed.add(path)
-        elif before.split != split:
-            met["two-splits"].append(place)
-            # the test set stays whole
-            taken[path] = min(before, sample, key=lambda item: _RANK[item.split])
-        elif before is not sample:
-            repeated.append(place)
-    return tuple(taken[path] for path in sorted(taken) if path not in disputed)
-
-
-def _fault(row: _Row, name: str, label: str, path: str | None, no_split: bool) -> str | None:
-    if row.too_long:
-        return "row"
-    if not name:
-        return "no-path"
-    if not label:
-        return "no-label"
-    if path is None:
-        return "missing"
-    return "bad-split" if no_split else None
 
 
 def _resolve(folder: Path, name: str) -> str | None:
