@@ -15,7 +15,7 @@ from whatwhere import UserError, create_model
 from whatwhere.comparison import costs
 from whatwhere.comparison import run as comparison_module
 from whatwhere.comparison.arms import parse_arms
-from whatwhere.training.run import Run
+from whatwhere.training.train import Run
 from whatwhere.training.trainer import Diverged, LossNotFinite
 
 UNKNOWN, SAME = "cannot tell yet", "no practical difference"

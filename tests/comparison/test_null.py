@@ -2,11 +2,10 @@
 
 import pytest
 
-from comparisons import BACKBONE, OPTIONS
+from comparisons import BACKBONE, OPTIONS, WithoutPictures
 from whatwhere.base.screen import Silent
 from whatwhere.experiment import compare
 from whatwhere.statistics.paired import PairedDifference
-from whatwhere.training.run import Run
 from whatwhere.training.train import run_training
 
 
@@ -14,12 +13,11 @@ from whatwhere.training.train import run_training
 def accuracy_of(patterns, tmp_path, monkeypatch):
     """Return the test accuracy of a training with a seed."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(Run, "_draw", lambda self, figures: None)
 
     def train(name, seed):
         result = run_training(
             str(patterns), {**OPTIONS, "model": BACKBONE, "epochs": 2, "seed": seed}, out=tmp_path / name,
-            resume=False, dry_run=False, command="", screen=Silent(),
+            resume=False, dry_run=False, command="", screen=Silent(), folder_class=WithoutPictures,
         )  # fmt: skip
         return result["test"]["accuracy"]
 

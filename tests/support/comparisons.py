@@ -9,13 +9,17 @@ from whatwhere.comparison.content import CostRow, Costs
 from whatwhere.comparison.design import Request
 from whatwhere.comparison.run import Place, collect, run_comparison
 from whatwhere.training.distributed import team
-from whatwhere.training.run import Run
 from whatwhere.training.run_folder import RESULT, RunFolder
-from whatwhere.training.setup import resolve
-from whatwhere.training.train import prepare_images
+from whatwhere.training.setup import prepare_images, resolve
 
 BACKBONE = "resnext11_8x8d"
 OPTIONS = {"image_size": 16, "epochs": 1, "batch_size": 16, "device": "cpu", "workers": 0}
+
+
+class WithoutPictures(RunFolder):
+    """The folder of a run, without curves and confusion matrix, which take long to draw."""
+
+    def draw(self, *arguments): ...
 
 
 class Comparisons:
@@ -34,7 +38,6 @@ class Comparisons:
         self.figures, self.before = None, lambda arm, seed: None
         self._train = runs_module.run_training
         monkeypatch.setattr(runs_module, "run_training", self._run_training)
-        monkeypatch.setattr(Run, "_draw", lambda self, figures: None)
         monkeypatch.setattr(comparison_module, "measure_costs", _pretended_costs)
 
     def __call__(self, arms="none,again=none", seeds=2, shard=None, data=None, given=(), **request):
@@ -68,7 +71,7 @@ class Comparisons:
         arm, seed = out.parent.name, out.name.partition("-")[2]
         self.before(arm, seed)
         if self.figures is None:
-            return self._train(data, given, out=out, screen=screen, **others)
+            return self._train(data, given, out=out, screen=screen, folder_class=WithoutPictures, **others)
         return _pretend(data, given, out, self.figures(arm, seed), screen)
 
 

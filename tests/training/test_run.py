@@ -9,9 +9,7 @@ from safetensors.torch import load_file
 
 from pictures import CLASSES, make_folder
 from whatwhere import UserError
-from whatwhere.training import checkpoint
 from whatwhere.training.bundle import load_bundle
-from whatwhere.training.run import Run
 from whatwhere.training.run_folder import RunFolder
 from whatwhere.training.stops import Stopped
 from whatwhere.training.train import run_training
@@ -50,7 +48,8 @@ class Lines:
 pytestmark = pytest.mark.usefixtures("_cache")
 
 
-def train(data, out, screen=None, resume=False, dry_run=False, **options):
+def train(data, out, screen=None, resume=False, dry_run=False, classes=None, **options):
+    """Train; `classes` names other classes for the trainer or the folder."""
     return run_training(
         str(data),
         {**OPTIONS, **options},
@@ -59,6 +58,7 @@ def train(data, out, screen=None, resume=False, dry_run=False, **options):
         dry_run=dry_run,
         command="whatwhere train DATA --resume",
         screen=screen or Lines(),
+        **(classes or {}),
     )
 
 
@@ -118,27 +118,13 @@ def test_the_split_is_a_partition_and_can_be_data(finished, data):
     assert again["images"] == result["test"]
 
 
-def test_a_stop_saves_a_whole_step_and_the_continuation_ends_bit_for_bit_the_same(
-    finished, data, tmp_path, monkeypatch
-):
+def test_a_stop_saves_a_whole_step_and_the_continuation_ends_bit_for_bit_the_same(finished, data, tmp_path):
     out, _, _ = finished
-    stop_after = (2, 3, 7)
-    progress = Lines.progress
-
-    def progress_and_signal(self, what, done, total):
-        progress(self, what, done, total)
-        if what == "training" and done == self.stop_after:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Lines, "progress", progress_and_signal)
-    for step in stop_after:
-        screen = Lines()
-        screen.stop_after = step
+    for step in (2, 3, 7):
         with pytest.raises(Stopped, match=r"stopped after step \d+ of \d+, saved in .*--resume") as stopped:
-            train(data, tmp_path / "run", screen, resume=True)
+            train(data, tmp_path / "run", stop_after(step), resume=True)
         assert stopped.value.signal == signal.SIGTERM
     screen = Lines()
-    screen.stop_after = None
     train(data, tmp_path / "run", screen, resume=True)
     assert any("continuing after step" in line for line in screen.lines)
     assert same(weights(tmp_path / "run"), weights(out))
@@ -180,17 +166,19 @@ def test_a_folder_of_something_else_is_left_alone(data, tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == "mine"
 
 
+def stop_after(step):
+    """Return a screen that asks the run to stop after `step`."""
+    screen = Lines()
+    screen.progress = lambda what, done, total: (
+        what == "training" and done == step and os.kill(os.getpid(), signal.SIGTERM)
+    )
+    return screen
+
+
 def interrupted(data, out, step=4, **options):
     """Leave a run that was stopped after `step`."""
-    screen = Lines()
-
-    def stop(what, done, total):
-        if what == "training" and done == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    screen.progress = stop
     with pytest.raises(Stopped):
-        train(data, out, screen, **options)
+        train(data, out, stop_after(step), **options)
 
 
 def test_other_options_are_refused_and_named(data, tmp_path):
@@ -241,18 +229,19 @@ def test_a_full_disk_ends_with_the_sound_checkpoint_kept(finished, data, tmp_pat
     assert same(weights(tmp_path / "run"), weights(finished[0]))
 
 
-def test_a_loss_that_is_not_finite_names_the_batch_and_keeps_sound_weights(data, tmp_path, monkeypatch):
-    loss = Trainer._loss
+class InfiniteLoss(Trainer):
+    """The loss of the fifth step is infinite."""
 
-    def spoilt(self, images, labels, piece):
-        value = loss(self, images, labels, piece)
+    def loss(self, images, labels, piece):
+        value = super().loss(images, labels, piece)
         return value * float("inf") if self.position.step == 4 else value
 
-    monkeypatch.setattr(Trainer, "_loss", spoilt)
+
+def test_a_loss_that_is_not_finite_names_the_batch_and_keeps_sound_weights(data, tmp_path):
     with pytest.raises(
         UserError, match=r"the loss is inf in step 5 \(epoch 2\).*the batch: .*\.png.*are kept in"
     ) as caught:
-        train(data, tmp_path / "run", save_minutes=0.0)
+        train(data, tmp_path / "run", classes={"trainer_class": InfiniteLoss}, save_minutes=0.0)
     assert str(caught.value).count(".png") == 8
     files = sorted((tmp_path / "run" / "last").glob("*.safetensors"))
     assert [file.stem for file in files] == ["000000003", "000000004"]
@@ -326,36 +315,38 @@ def test_tensorboard(data, tmp_path):
         MemoryError(),
     ],
 )
-def test_out_of_memory_says_what_to_lower(data, tmp_path, monkeypatch, error):
-    def step(self, batch):
-        raise error
-
-    monkeypatch.setattr(Trainer, "_step", step)
+def test_out_of_memory_says_what_to_lower(data, tmp_path, error):
     with pytest.raises(UserError, match=r"out of memory with batches of 12 images.*raise --accumulate"):
-        train(data, tmp_path / "run")
+        train(data, tmp_path / "run", classes={"trainer_class": failing(error)})
 
 
-def test_a_worker_that_was_killed_is_said(data, tmp_path, monkeypatch):
-    def step(self, batch):
-        raise RuntimeError("DataLoader worker (pid 7) exited unexpectedly with exit code 1.")
+def failing(error):
+    """Return a trainer that raises `error` in its first step."""
 
-    monkeypatch.setattr(Trainer, "_step", step)
+    class Failing(Trainer):
+        def step(self, batch):
+            raise error
+
+    return Failing
+
+
+def test_a_worker_that_was_killed_is_said(data, tmp_path):
+    error = RuntimeError("DataLoader worker (pid 7) exited unexpectedly with exit code 1.")
     with pytest.raises(UserError, match=r"ended unexpectedly.*lower --workers"):
-        train(data, tmp_path / "run")
+        train(data, tmp_path / "run", classes={"trainer_class": failing(error)})
 
 
-def test_an_image_that_vanishes_during_training_is_named(data, tmp_path, monkeypatch):
+def test_an_image_that_vanishes_during_training_is_named(data, tmp_path):
     copy = shutil.copytree(data, tmp_path / "copy")
-    begin = Run.train
 
-    def vanish(self):
-        for path in copy.glob("plain/*.png"):
-            path.unlink()
-        begin(self)
+    class Vanishing(Trainer):
+        def run(self, batches):
+            for path in copy.glob("plain/*.png"):
+                path.unlink()
+            return super().run(batches)
 
-    monkeypatch.setattr(Run, "train", vanish)
     with pytest.raises(UserError, match=r"plain/\d+\.png does not exist$"):
-        train(copy, tmp_path / "run", cache="none", workers=1)
+        train(copy, tmp_path / "run", classes={"trainer_class": Vanishing}, cache="none", workers=1)
 
 
 def test_batches_too_small_for_a_norm(data, tmp_path):
@@ -378,19 +369,17 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(finished, data, tm
     assert same(weights(tmp_path / "run"), weights(finished[0]))
 
 
-def test_a_run_killed_while_evaluating_evaluates_again(finished, data, tmp_path, monkeypatch):
-    save, append = checkpoint.save, RunFolder.append_metrics
+class KilledAfterTheLine(RunFolder):
+    """The run ends right after it wrote the line of an epoch."""
 
-    def die(self, record):
-        append(self, record)
+    def append_metrics(self, line):
+        super().append_metrics(line)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(RunFolder, "append_metrics", die)
+
+def test_a_run_killed_while_evaluating_evaluates_again(finished, data, tmp_path):
     with pytest.raises(Stopped, match="interrupted at once"):
-        train(data, tmp_path / "run", save_minutes=0.0)
-    monkeypatch.undo()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert checkpoint.save is save
+        train(data, tmp_path / "run", classes={"folder_class": KilledAfterTheLine}, save_minutes=0.0)
     train(data, tmp_path / "run", resume=True)
     assert without_times(tmp_path / "run") == without_times(finished[0])
     assert same(weights(tmp_path / "run"), weights(finished[0]))
@@ -402,31 +391,33 @@ def test_names_of_any_script_and_dollar_signs_are_drawn(tmp_path):
     assert confusion_png(torch.eye(3, dtype=torch.int64), ("$x_{", "猫", "a" * 300), "$").startswith(b"\x89PNG")
 
 
-def test_weights_that_are_not_finite_never_become_the_best(finished, data, tmp_path, monkeypatch):
-    step = Trainer._step
+class SpoiltWeights(Trainer):
+    """A weight is NaN after the second epoch."""
 
-    def spoil(self, batch):
-        step(self, batch)
+    def step(self, batch):
+        super().step(batch)
         if self.position.step == 2 * self.order.steps_per_epoch:
             with torch.no_grad():
                 self.model.fc.weight[0, 0] = float("nan")
 
-    monkeypatch.setattr(Trainer, "_step", spoil)
+
+def test_weights_that_are_not_finite_never_become_the_best(finished, data, tmp_path):
     with pytest.raises(UserError, match=r"the weights of fc\.weight are no longer finite"):
-        train(data, tmp_path / "run")
+        train(data, tmp_path / "run", classes={"trainer_class": SpoiltWeights})
     assert load_bundle(tmp_path / "run").info["epoch"] == 1
     assert len(without_times(tmp_path / "run")) == 1
 
 
-def test_a_kill_between_checkpoint_and_bundle(finished, data, tmp_path, monkeypatch):
-    def die(self):
+class KilledBeforeTheBundle(RunFolder):
+    """The run ends before it writes the best network."""
+
+    def save_best(self, bundle):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Run, "_keep_best", die)
+
+def test_a_kill_between_checkpoint_and_bundle(finished, data, tmp_path):
     with pytest.raises(Stopped, match="interrupted at once"):
-        train(data, tmp_path / "run")
-    monkeypatch.undo()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        train(data, tmp_path / "run", classes={"folder_class": KilledBeforeTheBundle})
     assert not (tmp_path / "run" / "best").exists()
     train(data, tmp_path / "run", resume=True)
     same_run = [json.loads((out / "best" / "bundle.json").read_text()) for out in (tmp_path / "run", finished[0])]
@@ -434,15 +425,9 @@ def test_a_kill_between_checkpoint_and_bundle(finished, data, tmp_path, monkeypa
     assert same_run[0]["info"] == same_run[1]["info"]
 
 
-def test_a_run_that_came_to_nothing_may_be_started_with_other_options(data, tmp_path, monkeypatch):
-    def step(self, batch):
-        raise MemoryError
-
-    monkeypatch.setattr(Trainer, "_step", step)
+def test_a_run_that_came_to_nothing_may_be_started_with_other_options(data, tmp_path):
     with pytest.raises(UserError, match="out of memory"):
-        train(data, tmp_path / "run")
-    monkeypatch.undo()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        train(data, tmp_path / "run", classes={"trainer_class": failing(MemoryError())})
     train(data, tmp_path / "run", accumulate=2)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["accumulate"] == 2
 
@@ -454,18 +439,11 @@ def test_what_is_not_given_is_taken_over_from_the_run(data, tmp_path):
     assert (config["optimizer"], config["lr"], config["clip_grad"]) == ("adamw", 0.002, 1.0)
 
 
-def test_a_stop_in_the_last_evaluation_is_a_stop(finished, data, tmp_path, monkeypatch):
-    finish = Run.finish
-
-    def signalled(self):
-        os.kill(os.getpid(), signal.SIGINT)
-        return finish(self)
-
-    monkeypatch.setattr(Run, "finish", signalled)
-    with pytest.raises(Stopped):
-        train(data, tmp_path / "run")
-    monkeypatch.undo()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_a_stop_in_the_last_evaluation_is_a_stop(finished, data, tmp_path):
+    screen = Lines()
+    screen.progress = lambda what, done, total: what == "evaluating (test)" and os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(Stopped, match="stopped after step 9 of 9, saved in"):
+        train(data, tmp_path / "run", screen)
     result = train(data, tmp_path / "run", resume=True)
     assert {**result, "seconds": 0} == {**finished[1], "seconds": 0}
 
@@ -473,19 +451,17 @@ def test_a_stop_in_the_last_evaluation_is_a_stop(finished, data, tmp_path, monke
 def test_momentum_keeps_the_memory_format(data, tmp_path):
     interrupted(data, tmp_path / "run")
     seen = []
-    load = Trainer.load_state_dict
 
-    def look(self, state):
-        load(self, state)
-        seen.extend(
-            (parameter.stride(), value["momentum_buffer"].stride())
-            for parameter, value in self.optimizer.state.items()
-            if parameter.dim() == 4
-        )
+    class Looking(Trainer):
+        def load_state_dict(self, state):
+            super().load_state_dict(state)
+            seen.extend(
+                (parameter.stride(), value["momentum_buffer"].stride())
+                for parameter, value in self.optimizer.state.items()
+                if parameter.dim() == 4
+            )
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "load_state_dict", look)
-        train(data, tmp_path / "run", resume=True)
+    train(data, tmp_path / "run", classes={"trainer_class": Looking}, resume=True)
     assert seen
     assert all(one == other for one, other in seen)
 

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-import types
 
 import pytest
 import timm
@@ -47,6 +46,18 @@ class Own(nn.Module):
         return x + self.mix(x)
 """
 
+OVERFLOW = """
+import torch
+from torch import nn
+
+class Overflow(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return x if self.training else x * self.scale * float("inf")
+"""
 
 pytestmark = pytest.mark.usefixtures("_cache")
 
@@ -154,13 +165,13 @@ def test_the_figures_at_the_end_and_those_of_an_epoch(last):
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_a_validation_loss_that_is_not_finite_ends_no_run(data, tmp_path, monkeypatch, epochs):
     """What weights that are finite compute may overflow."""
-    from whatwhere.training import evaluate as module
-
-    overflow = types.SimpleNamespace(cross_entropy=lambda logits, labels, reduction: logits[:, 0] * float("inf"))
-    monkeypatch.setattr(module, "F", overflow)
+    (tmp_path / "overflow.py").write_text(OVERFLOW)
+    monkeypatch.syspath_prepend(tmp_path)
     screen = Lines()
-    result = train(data, tmp_path / "run", epochs=epochs, lr=0.0, screen=screen, tensorboard=True)
+    options = {"attention": "overflow:Overflow", "lr": 0.0, "tensorboard": True}
+    result = train(data, tmp_path / "run", epochs=epochs, screen=screen, **options)
     assert result["test"]["loss"] is None
+    assert result["test"]["auroc"] is None
     assert read(tmp_path / "run" / "result.json") == result
     assert any("loss not finite)" in line for line in screen.lines)
 
@@ -226,7 +237,7 @@ def test_no_code_that_a_run_s_file_names_is_executed(own, data, tmp_path):
     interrupted(data, tmp_path / "run", attention="own_attention:Own")
     own.unlink()
     del sys.modules["own_attention"]
-    with pytest.raises(UserError, match=r"code that no file may have run; give --attention own_attention:Own again"):
+    with pytest.raises(UserError, match=r"code that a file names; give --attention own_attention:Own again"):
         train(data, tmp_path / "run", resume=True)
     assert not own.exists()
     result = train(data, tmp_path / "run", resume=True, attention="own_attention:Own")

@@ -21,8 +21,7 @@ from ..statistics.independence import check_still_independent
 from ..statistics.verdict import judge
 from ..training.config import FREE
 from ..training.distributed import team
-from ..training.setup import resolve
-from ..training.train import check_apart, prepare_images
+from ..training.setup import check_apart, prepare_images, resolve
 from .beginning import asked_for, begun, check_given, completed, described, with_full_name
 from .content import Content, Costs
 from .costs import measure_costs

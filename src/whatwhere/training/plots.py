@@ -1,4 +1,4 @@
-"""Curves and confusion matrix as pictures."""
+"""Pictures of a run: curves, confusion matrix, TensorBoard."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-# above this the names of the classes would not be legible
-_MOST_NAMES = 60
-
-
-# fonts of Windows, macOS and Linux for the scripts that matplotlib's own lacks
+_MOST_NAMES = 60  # with more classes their names are too small to read
+# fonts of Windows, macOS and Linux for scripts that matplotlib's own font lacks
 _FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC", "Hiragino Sans", "Malgun Gothic")
 
 
 @contextlib.contextmanager
 def _as_written() -> Iterator[None]:
-    """Draw names as they are: no formulas between dollar signs, other scripts where the machine has a font for them."""
+    """Draw text as it is: no formulas between dollar signs, and a font for other scripts where there is one."""
     import matplotlib
     from matplotlib import font_manager
 
@@ -32,7 +30,7 @@ def _as_written() -> Iterator[None]:
 
 @_as_written()
 def curves_png(metrics: list[dict[str, Any]], title: str) -> bytes:
-    """Return the loss and the validation figures over the epochs, as PNG."""
+    """Draw the losses and the validation accuracy over the epochs; return a PNG."""
     figure, (left, right) = _subplots(1, 2, (10, 4))
     epochs = [record["epoch"] for record in metrics]
     marker = "o" if len(epochs) < 3 else ""  # a line needs two points
@@ -55,7 +53,7 @@ def curves_png(metrics: list[dict[str, Any]], title: str) -> bytes:
 
 @_as_written()
 def confusion_png(confusion: Tensor, classes: tuple[str, ...], title: str) -> bytes:
-    """Return the confusion matrix, a row a class in shares of its images, as PNG."""
+    """Draw the confusion matrix, each row in % of the images of its class; return a PNG."""
     size = min(14, 4 + 0.35 * len(classes))
     figure, axes = _subplots(1, 1, (size + 1, size))
     totals = confusion.sum(1, keepdim=True)
@@ -80,7 +78,7 @@ def _subplots(rows: int, columns: int, size: tuple[float, float]) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # not pyplot, which would choose a window system and keep every figure
+    # pyplot would choose a window system and keep every figure in memory
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns)
@@ -90,3 +88,22 @@ def _png(figure: Any) -> bytes:
     target = io.BytesIO()
     figure.savefig(target, format="png", dpi=110, bbox_inches="tight")
     return target.getvalue()
+
+
+class TensorBoard:
+    """Writes the figures of each epoch for TensorBoard into `folder`/tensorboard."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "tensorboard"
+        self._writer: Any = None
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Write a line of `metrics.jsonl`."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        # purge_step hides what a killed run wrote after its last checkpoint
+        self._writer = self._writer or SummaryWriter(str(self._folder), purge_step=line["step"])
+        for name, value in line.items():
+            if name not in ("epoch", "step", "is_best") and value is not None:
+                self._writer.add_scalar(name, value, line["step"])
+        self._writer.flush()

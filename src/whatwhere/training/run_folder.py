@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -9,11 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..base.errors import UserError
-from ..base.files import write_bytes, write_json, writing
+from ..base.files import check_writable, locked, write_bytes, write_json, writing
 from ..base.words import brief, cause, few
 from ..data.split import Prepared, fingerprint
+from .bundle import Bundle, save_bundle
 from .config import FREE, OPTIONS, Config, default_of
+from .plots import confusion_png, curves_png
 
 RUN, METRICS, SPLIT, RESULT = "run.json", "metrics.jsonl", "split.csv", "result.json"
 LAST, BEST = "last", "best"
@@ -105,10 +110,32 @@ class RunFolder:
         kept = [record for record in self.metrics() if record["epoch"] <= num_epochs]
         write_bytes(self.path / METRICS, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """Create the folder and hold it for this process inside the block.
+
+        Raises:
+            UserError: It cannot be written, or another process holds it.
+        """
+        check_writable(self.path)
+        return locked(self.path)
+
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add a line to `metrics.jsonl`."""
         with writing(self.path / METRICS), open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+    def save_best(self, bundle: Bundle) -> None:
+        """Write the best network so far."""
+        save_bundle(self.best, bundle)
+
+    def draw(self, title: str, confusion: Tensor, classes: tuple[str, ...], part: str) -> None:
+        """Write `curves.png` and `confusion.png`; `part` names the images of the confusion matrix."""
+        write_bytes(self.path / "curves.png", curves_png(self.metrics(), title))
+        write_bytes(self.path / "confusion.png", confusion_png(confusion, classes, f"{title}: {part} images"))
+
+    def save_result(self, result: dict[str, Any]) -> None:
+        """Write `result.json`; the run is then finished."""
+        write_json(self.path / RESULT, result)
 
 
 def training_images(bundle: Path) -> frozenset[str]:

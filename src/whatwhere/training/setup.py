@@ -1,27 +1,103 @@
-"""From options and images to what a run works on: resolved options, network, batches."""
+"""The pieces that a run is built from: checked options, images, network, batches, trainer."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import os
+import platform
+import socket
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 
+from ..attention import attention_by_path
 from ..base.errors import UserError
 from ..base.processes import num_cores
+from ..base.screen import Screen
+from ..base.words import brief, few, short
 from ..data.augment import Augmentation
 from ..data.batches import EvaluationBatches, Order, Reader, TrainBatches, label_numbers
 from ..data.preprocess import Preprocessing, preprocessing_for
-from ..data.split import Prepared
+from ..data.split import Prepared, prepare
 from ..data.store import Store, decode_all, num_bytes, room
-from ..networks.factory import create, read_pretrained, settled
+from ..networks.factory import checked, create, read_pretrained, settled
 from ..networks.libraries import normalization
-from ..networks.spec import NetworkSpec
-from .config import OPTIONS, Config, defaults, image_size_for
+from ..networks.spec import NetworkSpec, is_import_path
+from .config import OPTIONS, Config, defaults, image_size_for, network_of
 from .distributed import Team
+from .trainer import Trainer
+
+
+def check_given(data: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[..., nn.Module] | None]:
+    """Check the options before the images are read; return them with the full name of the network, and own attention.
+
+    The attention is imported where an import path is given, else None.
+
+    Raises:
+        UserError: An option out of its range, or a network that cannot be built.
+    """
+    Config(data=data, **given)
+    text = given.get("attention", "")
+    if not isinstance(text, str):
+        kind = type(text).__name__
+        raise UserError(f"attention must be text, the name of an attention or MODULE:NAME, got a {kind}")
+    attention = attention_by_path(text) if is_import_path(text) else None
+    # the default network takes the same options as this one
+    spec = checked(network_of({"model": "resnext50_32x4d", **given}), pretrained=given.get("pretrained") or False)
+    if spec.is_own and attention is None and (spec.width_factor != 1 or spec.attention_kwargs):
+        with torch.device("meta"):
+            create(replace(spec, at=""), seed=0)  # the width may leave a group no channel; an argument may be unknown
+    if given.get("tensorboard") and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("--tensorboard needs TensorBoard: pip install 'whatwhere[tensorboard]'")
+    if given.get("deterministic"):
+        # cuBLAS reads it when it starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return {**given, "model": spec.name} if "model" in given else dict(given), attention
+
+
+def prepare_images(data: str, given: Mapping[str, Any], screen: Screen) -> Prepared:
+    """Find, check and split the images of DATA; show problems as warnings.
+
+    Raises:
+        UserError: DATA does not exist, has images that cannot be read, or cannot be split as asked.
+    """
+    names = ("val_fraction", "test_fraction", "skip_bad", "check", "download")
+    texts = ("group_from", "path_column", "label_column", "data_dir")
+    options = {name: given[name] for name in names if name in given}
+    options |= {name: given[name] for name in texts if given.get(name)}
+    seed = given.get("seed", 0)
+    prepared = prepare(
+        data, seed=seed, progress=lambda done, total: screen.progress("checking the images", done, total), **options
+    )
+    if prepared.left_out:
+        screen.warn(f"left out as bad: {few(prepared.left_out, 5)}")
+    for finding in prepared.report.findings if prepared.report is not None else ():
+        if finding.severity == "warning":
+            screen.warn(f"{finding.message} (`whatwhere check` names them)")
+    for part, samples in prepared.parts.items():
+        missing = sorted(set(prepared.classes) - {sample.label for sample in samples})
+        if samples and missing:
+            screen.warn(
+                f"no {part} images of {few(missing)}: too few images, or near duplicates and groups that stay "
+                f"together; the {part} figures leave {'it' if len(missing) == 1 else 'them'} out"
+            )
+    return prepared
+
+
+def check_apart(path: Path, prepared: Prepared) -> None:
+    """Raise UserError if the folder of a run lies among the images."""
+    root = prepared.source.root
+    is_folder = root is not None and Path(prepared.source.name).is_dir()
+    if root is not None and is_folder and path.absolute().resolve().is_relative_to(root.resolve()):
+        raise UserError(f"--out {str(path)!r} lies in the folder of the images; give one elsewhere")
 
 
 def resolve(data: str, given: Mapping[str, Any], prepared: Prepared, team: Team) -> Config:
@@ -43,15 +119,26 @@ def resolve(data: str, given: Mapping[str, Any], prepared: Prepared, team: Team)
     return Config(data=data, **{**chosen, **given, "device": given.get("device") or team.device.type})
 
 
+def check_no_code(before: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError if the run in `path` has an attention to import and `given` does not name it again."""
+    named = str(before.get("attention", ""))
+    if "attention" not in given and is_import_path(named):
+        text = short(named, 200)
+        raise UserError(
+            f"the run in {str(path)!r} has the attention {brief(text)}, and whatwhere never imports code that a file "
+            f"names; give --attention {text} again"
+        )
+
+
 def build_model(
     config: Config, num_classes: int, attention: Callable[..., nn.Module] | None = None
 ) -> tuple[nn.Module, NetworkSpec]:
-    """Return the network of a run at its start, on the CPU, and its description.
+    """Build the network of a run at its start, on the CPU; return it and its spec.
 
     Args:
         config: The options of the run.
-        num_classes: Width of the classifier.
-        attention: What `config.attention` names, where that is an import path.
+        num_classes: Number of classes.
+        attention: The imported code where `config.attention` is an import path.
     """
     spec = config.network(num_classes)
     loaded = read_pretrained(spec, config.pretrained == "imagenet" or config.pretrained or False)
@@ -63,6 +150,7 @@ def build_model(
 class Material:
     """The images of a run, as batches."""
 
+    num_classes: int
     order: Order
     preprocessing: Preprocessing
     train: TrainBatches
@@ -113,6 +201,7 @@ def build_material(config: Config, prepared: Prepared, team: Team, *, with_test:
     }
     labels = {part: label_numbers(samples, prepared.classes) for part, samples in prepared.parts.items()}
     return Material(
+        len(prepared.classes),
         order,
         preprocessing,
         TrainBatches(images(train_reader), labels["train"], order, augment, on_device=cache == "device", **place),
@@ -122,6 +211,31 @@ def build_material(config: Config, prepared: Prepared, team: Team, *, with_test:
         },
         _class_weights(labels["train"], len(prepared.classes)) if config.class_weights == "balanced" else None,
         cache,
+    )
+
+
+def build_trainer(
+    config: Config, material: Material, model: nn.Module, team: Team, trainer_class: type[Trainer] = Trainer
+) -> Trainer:
+    """Return the trainer of `model` on the team's device.
+
+    Raises:
+        UserError: `sync_bn` without a GPU for each process.
+    """
+    model = model.to(team.device)
+    if config.sync_bn and team.world_size > 1:
+        if team.device.type != "cuda":
+            raise UserError("--sync-bn needs a GPU for each process: torch has it for CUDA only; leave it out")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    return trainer_class(
+        model,
+        config,
+        material.order,
+        num_classes=material.num_classes,
+        seed=config.seed,
+        team=team,
+        class_weights=material.class_weights,
+        compile=config.compile,
     )
 
 
@@ -154,15 +268,27 @@ def _class_weights(labels: Tensor, num_classes: int) -> Tensor:
     return len(labels) / (num_classes * counts.clamp(min=1))
 
 
+@contextlib.contextmanager
+def deterministic(config: Config) -> Iterator[None]:
+    """Use deterministic algorithms if `config.deterministic`; else let cuDNN search for the fastest."""
+    before, searching = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(config.deterministic or before)
+    torch.backends.cudnn.benchmark = not (config.deterministic or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.benchmark = searching
+
+
 def describe(config: Config, given: Mapping[str, Any], prepared: Prepared, model: nn.Module, team: Team) -> list[str]:
     """Return what a run will do, as lines: images, network, every option, those that were given marked with *."""
     counts = ", ".join(f"{len(samples):,} {part}" for part, samples in prepared.parts.items() if samples)
     num_params = sum(p.numel() for p in model.parameters())
-    size = config.image_size
     processes = f", {team.world_size} processes" if team.world_size > 1 else ""
     lines = [
         f"images: {counts}; {len(prepared.classes)} classes",
-        f"network: {config.network().describe()}, {num_params:,} parameters, {size} x {size} px, "
+        f"network: {config.network}, {num_params:,} parameters, {config.image_size} x {config.image_size} px, "
         f"on {device_name(team.device)}{processes}",
     ]
     for panel in dict.fromkeys(field.metadata["panel"] for field in OPTIONS.values()):
@@ -184,3 +310,23 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
+
+
+def session(config: Config, team: Team) -> dict[str, Any]:
+    """Return the machine and the versions that a run uses, for `run.json`."""
+    import PIL
+    import torchvision
+
+    return {
+        "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "pillow": PIL.__version__,
+        "device": device_name(team.device),
+        "num_processes": team.world_size,
+        "num_threads": torch.get_num_threads(),
+        "workers": config.workers,
+    }

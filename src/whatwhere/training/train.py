@@ -1,40 +1,50 @@
-"""The start of a training run from DATA, options and a folder: what `whatwhere train` calls."""
+"""A training run from DATA to its result, from top to bottom: what `whatwhere train` calls."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
-import os
-import platform
+import math
 import signal
-import socket
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
-from datetime import datetime, timezone
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from msgspec.structs import replace
 from torch import nn
 
-from ..attention import attention_by_path
-from ..base.errors import UserError
-from ..base.files import check_writable, locked
 from ..base.screen import Screen, Silent, duration
-from ..base.words import brief, counted, few, short
-from ..data.split import Prepared, fingerprint, prepare
-from ..networks.factory import checked, create
-from ..networks.spec import NetworkSpec, is_import_path
-from .config import Config, network_of
+from ..base.words import counted, few, printable
+from ..data.split import Prepared, fingerprint
+from ..networks.spec import NetworkSpec
+from . import checkpoint
+from .bundle import Bundle, load_bundle
+from .config import Config
 from .distributed import Team, team
-from .run import Run
+from .evaluate import Figures, evaluate
+from .plots import TensorBoard
 from .run_folder import RunFolder
-from .setup import Material, build_material, build_model, describe, device_name, resolve
+from .setup import (
+    Material,
+    build_material,
+    build_model,
+    build_trainer,
+    check_apart,
+    check_given,
+    check_no_code,
+    describe,
+    deterministic,
+    prepare_images,
+    resolve,
+    session,
+)
 from .stops import Stopped, listening, lost_processes, memory_errors
-from .trainer import Diverged, LossNotFinite, Trainer
+from .trainer import Diverged, LossNotFinite, Trainer, check_weights
+
+_LONG = 30.0  # seconds of training; before an evaluation, more than this is saved first
 
 
 def run_training(
@@ -47,257 +57,323 @@ def run_training(
     command: str,
     screen: Screen,
     with_test: bool = True,
+    trainer_class: type[Trainer] = Trainer,
+    folder_class: type[RunFolder] = RunFolder,
 ) -> dict[str, Any] | None:
-    """Train a network on DATA and return the result, as `result.json` has it.
+    """Train a network on DATA and return the result as in `result.json`.
 
-    None from a dry run, and in every process but the first.
+    Returns None after a dry run, and in every process but the first.
 
     Args:
         data: As `find_source` takes it.
-        given: Options by name; those left out are chosen (`config.defaults`). An `attention` MODULE:NAME is imported,
-            so that it must come from whoever calls, not from a file.
-        out: Folder of the run; by default runs/{DATA}/{model}-seed{seed}.
-        resume: Continue the run that is there; start one where there is none.
-        dry_run: Check everything, train for a few steps, write nothing.
-        command: What to type to continue the run, for the sentences that advise it.
-        screen: Hears of the progress.
-        with_test: Whether the kept network is judged on the test images at the end. Without it they are not looked at
-            beyond the check, and the result is that of the validation images.
+        given: Options by name; the others are chosen (`config.defaults`). An `attention` MODULE:NAME is imported, so it
+            must come from the caller, never from a file.
+        out: Folder of the run; runs/{DATA}/{model}-seed{seed} by default.
+        resume: Continue the run in the folder; start one where there is none.
+        dry_run: Check everything and train a few steps; write nothing.
+        command: The command that continues the run, for messages.
+        screen: Shows messages and progress.
+        with_test: Evaluate the best network on the test images at the end. Without it the test images are only checked,
+            and the result is on the validation images.
+        trainer_class: Trains the network.
+        folder_class: Keeps the files of the run.
 
     Raises:
-        UserError: Anything that the user can mend.
+        UserError: Anything that the user can correct.
         Stopped: The run was asked to stop and is saved.
     """
     if out is not None and not resume and not dry_run:
-        RunFolder(out).check_new()
-    Config(data=data, **given)  # what is wrong in itself is said before a long check of the images
-    given, attention = _named(given)
-    if given.get("tensorboard") and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("--tensorboard needs TensorBoard: pip install 'whatwhere[tensorboard]'")
-    if given.get("deterministic"):
-        # read by cuBLAS when it starts
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        folder_class(out).check_new()
+    given, attention = check_given(data, given)
     with team(given.get("device", "")) as processes, lost_processes(processes, command):
         screen = screen if processes.is_first else Silent()
         with processes.first_alone():
             prepared = prepare_images(data, given, screen)
         config = resolve(data, given, prepared, processes)
-        name = config.model.replace(":", "-")
-        path = out or Path("runs") / (Path(data).stem or "data") / f"{name}-seed{config.seed}"
-        folder = RunFolder(path)
-        check_apart(path, prepared)
+        name = f"{config.model.replace(':', '-')}-seed{config.seed}"
+        folder = folder_class(out or Path("runs") / (Path(data).stem or "data") / name)
+        check_apart(folder.path, prepared)
         if resume:
-            # what is not given is as it was: another machine would choose otherwise
+            # options that are not given stay as they were: defaults depend on the machine
             before = folder.fixed_options()
-            _check_no_code(before, given, path)
+            check_no_code(before, given, folder.path)
             config = resolve(data, {**before, **given}, prepared, processes)
         processes.check_same(json.dumps([fingerprint(prepared), asdict(config)], default=str), "images or options")
         with processes.first_alone():
             model, spec = build_model(config, len(prepared.classes), attention)
         for line in describe(config, given, prepared, model, processes):
             screen.line(line)
-        with memory_errors(config, command), _deterministic(config):
+        run = Run(config, spec, prepared, processes, folder, screen, attention)
+        with memory_errors(config, command), deterministic(config):
             if dry_run:
-                _try_out(config, prepared, model, processes, screen, with_test)
+                run.set_up(model, with_test, trainer_class)
+                run.try_out()
                 return None
-            result = _run(
-                config, spec, prepared, model, attention, processes, folder, resume, command, screen, with_test
-            )
-            return result if processes.is_first else None
+            with folder.held() if processes.is_first else contextlib.nullcontext():
+                if processes.is_first:
+                    folder.begin(config, prepared, session(config, processes), resume=resume)
+                processes.wait()
+                result = folder.result
+                if result is not None:
+                    screen.line(f"the run in {str(folder.path)!r} is finished; nothing to do")
+                else:
+                    run.set_up(model, with_test, trainer_class)
+                    if resume:
+                        run.restore()
+                    result = _to_the_end(run, command)
+                return result if processes.is_first else None
 
 
-def _named(given: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[..., nn.Module] | None]:
-    """Return the options, the network by its full name, and what a given import path names.
+def _to_the_end(run: Run, command: str) -> dict[str, Any]:
+    """Train and return the result; complete the message of what ends a run early."""
+    folder = run.folder
+    with listening(run.trainer.request_stop, alone=run.team.world_size == 1) as received:
+        try:
+            run.train()
+            return run.finish()
+        except Stopped as stopped:
+            message = f"{stopped}, saved in {str(folder.path)!r}; continue with: {command}"
+            raise Stopped(message, received[0] if received else 0) from None
+        except KeyboardInterrupt:
+            message = f"interrupted at once; what was saved before is kept in {str(folder.path)!r}"
+            raise Stopped(f"{message}; continue with: {command}", signal.SIGINT) from None
+        except LossNotFinite as error:
+            paths = [run.prepared.parts["train"][index].path for index in error.indices]
+            raise Diverged(
+                f"{error}; the batch: {few(paths, 8)}; the weights saved before are kept in {str(folder.last)!r} and "
+                f"{str(folder.best)!r}, and a new run, with another --out, can start from the latter with --pretrained"
+            ) from error
 
-    Raises:
-        UserError: A network that cannot be, before a long check.
+
+@dataclass
+class Progress:
+    """How far a run is, besides the state of the trainer."""
+
+    num_evaluated: int = 0
+    best_epoch: int = 0
+    best_score: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass
+class Run:
+    """A run in progress: trains, evaluates after each epoch, keeps the best network, saves checkpoints.
+
+    `attention` is the imported code where `config.attention` is an import path.
     """
-    text = given.get("attention", "")
-    if not isinstance(text, str):
-        kind = type(text).__name__
-        raise UserError(f"attention must be text, the name of an attention or MODULE:NAME, got a {kind}")
-    attention = attention_by_path(text) if is_import_path(text) else None
-    # where none is named, one will be chosen that takes the same options
-    spec = network_of({"model": "resnext50_32x4d", **given})
-    spec = checked(spec, pretrained=given.get("pretrained") or False)
-    if spec.is_own and attention is None and (spec.width_factor != 1 or spec.attention_kwargs):
-        with torch.device("meta"):
-            create(replace(spec, at=""), seed=0)  # groups may leave no channel; an argument may be none of its own
-    return {**given, "model": spec.name} if "model" in given else dict(given), attention
 
+    config: Config
+    spec: NetworkSpec
+    prepared: Prepared
+    team: Team
+    folder: RunFolder
+    screen: Screen
+    attention: Callable[..., nn.Module] | None = None
+    material: Material = field(init=False)
+    trainer: Trainer = field(init=False)
+    progress: Progress = field(default_factory=Progress)
 
-def _check_no_code(before: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:
-    """Raise UserError if the attention of the run in `path` is code that was not given anew."""
-    named = str(before.get("attention", ""))
-    if "attention" not in given and is_import_path(named):
-        text = short(named, 200)
-        raise UserError(
-            f"the run in {str(path)!r} has the attention {brief(text)}, code that no file may have run; give "
-            f"--attention {text} again"
+    def set_up(self, model: nn.Module, with_test: bool, trainer_class: type[Trainer]) -> None:
+        """Read the images ahead and build the trainer."""
+        began = time.monotonic()
+        self.material = build_material(self.config, self.prepared, self.team, with_test=with_test)
+        if self.material.cache != "none":
+            where = "on the device" if self.material.cache == "device" else "in memory"
+            self.screen.line(f"images decoded and kept {where} ({time.monotonic() - began:.1f} s)")
+        self.trainer = build_trainer(self.config, self.material, model, self.team, trainer_class)
+        self._saved = self._counted = time.monotonic()
+        self._epoch_began = (self.trainer.position.step, self._counted)
+        self._tensorboard = TensorBoard(self.folder.path) if self.config.tensorboard else None
+
+    def try_out(self) -> None:
+        """Train at most 4 steps and show how long a run would take."""
+        trainer = self.trainer
+        times = []
+        for _ in trainer.run(self.material.train):
+            trainer.settle()
+            times.append(time.monotonic())
+            if len(times) == 4 or trainer.position.step == trainer.num_steps:
+                break
+        step = (times[-1] - times[0]) / max(1, len(times) - 1)
+        memory = ""
+        if self.team.device.type == "cuda":
+            memory = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory"
+        self.screen.line(
+            f"dry run: {step:.2g} s a step{memory}; {counted(trainer.order.steps_per_epoch, 'step')} an epoch, about "
+            f"{duration(step * trainer.num_steps)} in all without evaluation; nothing written"
         )
 
+    def restore(self) -> None:
+        """Continue from the newest sound checkpoint, if there is one; remove what was written after it."""
+        # rank 0 chooses for all: another process might read a damaged copy
+        found = checkpoint.newest(self.folder.last, self.screen.warn) if self.team.is_first else None
+        step = self.team.of_first(-1 if found is None else found[0])
+        state = None
+        if step >= 0:
+            state = found[1] if found is not None else checkpoint.read(self.folder.last, step)
+            self.trainer.load_state_dict(state["trainer"])
+            self.progress = Progress(**state["record"])
+        self.team.wait()
+        if self.team.is_first:
+            self.folder.keep_metrics(self.progress.num_evaluated)
+            checkpoint.clear_after(self.folder.last, self.trainer.position.step)
+            at_end = self.trainer.position.step == self.progress.best_epoch * self.trainer.order.steps_per_epoch
+            if self.progress.num_evaluated == self.progress.best_epoch > 0 and at_end:
+                self._keep_best()  # a kill may have come between the checkpoint and the bundle
+        self._epoch_began = (self.trainer.position.step, time.monotonic())
+        step, total = self.trainer.position.step, self.trainer.num_steps
+        self.screen.line(
+            f"continuing after step {step:,} of {total:,}"
+            if state
+            else "no checkpoint yet: starting from the beginning"
+        )
 
-def _run(
-    config: Config,
-    spec: NetworkSpec,
-    prepared: Prepared,
-    model: nn.Module,
-    attention: Callable[..., nn.Module] | None,
-    processes: Team,
-    folder: RunFolder,
-    resume: bool,
-    command: str,
-    screen: Screen,
-    with_test: bool,
-) -> dict[str, Any]:
-    if processes.is_first:
-        check_writable(folder.path)
-    with locked(folder.path) if processes.is_first else contextlib.nullcontext():
-        if processes.is_first:
-            folder.begin(config, prepared, _session(config, processes), resume=resume)
-        processes.wait()
-        if folder.result is not None:
-            screen.line(f"the run in {str(folder.path)!r} is finished; nothing to do")
-            return folder.result
-        material, trainer = _material_and_trainer(config, prepared, model, processes, screen, with_test)
-        run = Run(config, spec, processes, prepared.classes, material, trainer, folder, screen, attention)
-        if resume:
-            run.restore()
-        with listening(trainer.request_stop, alone=processes.world_size == 1) as received:
-            try:
-                run.train()
-                return run.finish()
-            except Stopped as stopped:
-                message = f"{stopped}, saved in {str(folder.path)!r}; continue with: {command}"
-                raise Stopped(message, received[0] if received else 0) from None
-            except KeyboardInterrupt:
-                message = f"interrupted at once; what was saved before is kept in {str(folder.path)!r}"
-                raise Stopped(f"{message}; continue with: {command}", signal.SIGINT) from None
-            except LossNotFinite as error:
-                raise Diverged(_with_paths(error, prepared, folder)) from error
+    def train(self) -> None:
+        """Train to the last epoch or the early stop.
 
+        Raises:
+            Stopped: It was asked to stop; everything is saved.
+        """
+        trainer, save_seconds = self.trainer, 60 * self.config.save_minutes
+        try:
+            if self.progress.num_evaluated < trainer.epoch:  # stopped or killed before the evaluation
+                self._end_epoch()
+            if self._is_early():
+                return
+            for epoch_ends in trainer.run(self.material.train):
+                self.screen.progress("training", trainer.position.step, trainer.num_steps)
+                if epoch_ends:
+                    self._end_epoch()
+                    if self._is_early():
+                        return
+                elif self.team.is_first and time.monotonic() - self._saved >= save_seconds:
+                    self.save()
+        except Stopped:
+            self.save()
+            self.team.wait()  # torchrun kills all processes once one ends: rank 0 must have saved before
+            raise
 
-def check_apart(path: Path, prepared: Prepared) -> None:
-    """Raise UserError if a folder to write to lies among the user's images."""
-    root = prepared.source.root
-    is_folder = root is not None and Path(prepared.source.name).is_dir()
-    if root is not None and is_folder and path.absolute().resolve().is_relative_to(root.resolve()):
-        raise UserError(f"--out {str(path)!r} lies in the folder of the images; give one elsewhere")
+    def save(self) -> None:
+        """Write a checkpoint."""
+        if not self.team.is_first:
+            return
+        state = self.trainer.state_dict()
+        self._count_time()
+        state = {"trainer": state, "record": asdict(self.progress)}
+        checkpoint.save(self.folder.last, self.trainer.position.step, state)
+        self._saved = time.monotonic()
 
+    def evaluate(self, model: nn.Module, part: str, *, with_probabilities: bool = False) -> Figures:
+        """Evaluate `model` on the "val" or "test" images, each counted once over all processes."""
+        batches = self.material.evaluation[part]
+        done = 0
 
-def prepare_images(data: str, given: Mapping[str, Any], screen: Screen) -> Prepared:
-    """Return the images of DATA in parts, after the options `given`, with what is wrong with them as warnings.
+        def on_batch(num_images: int) -> None:
+            nonlocal done
+            done += num_images
+            self.screen.progress(f"evaluating ({part})", done, len(batches.labels) // self.team.world_size)
+            # several processes could not agree on the batch to stop at
+            if self.trainer.stop_requested and self.team.world_size == 1:
+                raise self.trainer.stopped()
 
-    Raises:
-        UserError: DATA is not to be found, not sound, or not to be split as asked.
-    """
-    names = ("val_fraction", "test_fraction", "skip_bad", "check", "download")
-    texts = ("group_from", "path_column", "label_column", "data_dir")
-    options = {name: given[name] for name in names if name in given}
-    options |= {name: given[name] for name in texts if given.get(name)}
-    seed = given.get("seed", 0)
-    prepared = prepare(
-        data, seed=seed, progress=lambda done, total: screen.progress("checking the images", done, total), **options
-    )
-    if prepared.left_out:
-        screen.warn(f"left out as bad: {few(prepared.left_out, 5)}")
-    for finding in prepared.report.findings if prepared.report is not None else ():
-        if finding.severity == "warning":
-            screen.warn(f"{finding.message} (`whatwhere check` names them)")
-    for part, samples in prepared.parts.items():
-        missing = sorted(set(prepared.classes) - {sample.label for sample in samples})
-        if samples and missing:
-            screen.warn(
-                f"no {part} images of {few(missing)}: too few, or near duplicates and groups that were kept together; "
-                f"the figures say nothing of {'it' if len(missing) == 1 else 'them'}"
-            )
-    return prepared
+        return evaluate(
+            model,
+            batches,
+            len(self.prepared.classes),
+            self.team,
+            autocast=self.trainer.autocast,
+            on_batch=on_batch,
+            collect=len(batches.labels) if with_probabilities else 0,
+        )
 
+    def _end_epoch(self) -> None:
+        """Evaluate, write the epoch's line, keep the network if it is the best so far, save."""
+        trainer, epoch, progress = self.trainer, self.trainer.epoch, self.progress
+        first_step, began = self._epoch_began
+        images_per_step = self.material.order.num_samples / self.material.order.steps_per_epoch
+        speed = (trainer.position.step - first_step) * images_per_step / max(time.monotonic() - began, 1e-9)
+        trainer.align()
+        for model in {id(network): network for network in (trainer.model, trainer.evaluated)}.values():
+            check_weights(model)
+        if self.team.is_first and time.monotonic() - self._saved >= _LONG:
+            self.save()
+        figures = self.evaluate(trainer.evaluated, "val")
+        score = float(epoch) if self.config.best_by == "last" else figures.score(self.config.best_by)
+        score = score if math.isfinite(score) else -sys.float_info.max
+        is_best = progress.best_score is None or score > progress.best_score
+        progress.num_evaluated = epoch
+        if is_best:
+            progress.best_epoch, progress.best_score = epoch, score
+        if self.team.is_first:
+            self._count_time()
+            line = {
+                "epoch": epoch,
+                "step": trainer.position.step,
+                "lr": trainer.optimizer.param_groups[0]["lr"],
+                "train_loss": trainer.epoch_loss,
+                **{f"val_{name}": value for name, value in figures.summary().items() if name != "num_images"},
+                "is_best": is_best,
+                "seconds": round(progress.seconds, 3),
+            }
+            self.folder.append_metrics(line)
+            self.save()
+            if is_best:
+                self._keep_best()
+            self._show(line, speed)
+        self._epoch_began = (trainer.position.step, time.monotonic())
 
-def _material_and_trainer(
-    config: Config, prepared: Prepared, model: nn.Module, processes: Team, screen: Screen, with_test: bool
-) -> tuple[Material, Trainer]:
-    began = time.monotonic()
-    material = build_material(config, prepared, processes, with_test=with_test)
-    if material.cache != "none":
-        where = "on the device" if material.cache == "device" else "in memory"
-        screen.line(f"images decoded and kept {where} ({time.monotonic() - began:.1f} s)")
-    model = model.to(processes.device)
-    if config.sync_bn and processes.world_size > 1:
-        if processes.device.type != "cuda":
-            raise UserError("--sync-bn needs a GPU for each process: torch has it for CUDA only; leave it out")
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    trainer = Trainer(
-        model,
-        config,
-        material.order,
-        num_classes=len(prepared.classes),
-        seed=config.seed,
-        team=processes,
-        class_weights=material.class_weights,
-        compile=config.compile,
-    )
-    return material, trainer
+    def _keep_best(self) -> None:
+        """Write the network as it is now as the best one."""
+        line = next(line for line in self.folder.metrics() if line["epoch"] == self.progress.best_epoch)
+        info = {name: value for name, value in line.items() if name == "epoch" or name.startswith("val_")}
+        bundle = Bundle(self.trainer.evaluated, self.spec, self.prepared.classes, self.material.preprocessing, info)
+        self.folder.save_best(bundle)
 
+    def _show(self, line: dict[str, Any], images_per_second: float) -> None:
+        epoch, total = line["epoch"], self.config.epochs
+        left = self.progress.seconds / epoch * (total - epoch)
+        loss = "not finite" if line["val_loss"] is None else f"{line['val_loss']:.4f}"
+        best = ", best so far" if line["is_best"] and self.config.best_by != "last" else ""
+        self.screen.line(
+            f"epoch {epoch}/{total}: loss {line['train_loss']:.4f}, validation {line['val_accuracy']:.2%} "
+            f"(balanced {line['val_balanced_accuracy']:.2%}, loss {loss}){best}; "
+            f"{images_per_second:,.0f} images/s, {duration(left)} left"
+        )
+        if self._tensorboard is not None:
+            self._tensorboard.write(line)
 
-def _try_out(
-    config: Config, prepared: Prepared, model: nn.Module, processes: Team, screen: Screen, with_test: bool
-) -> None:
-    material, trainer = _material_and_trainer(config, prepared, model, processes, screen, with_test)
-    times = []
-    for _ in trainer.run(material.train):
-        trainer.settle()
-        times.append(time.monotonic())
-        if len(times) == 4 or trainer.position.step == trainer.num_steps:
-            break
-    step = (times[-1] - times[0]) / max(1, len(times) - 1)
-    memory = ""
-    if processes.device.type == "cuda":
-        memory = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory"
-    whole = duration(step * trainer.num_steps)
-    steps = counted(trainer.order.steps_per_epoch, "step")
-    screen.line(
-        f"dry run: {step:.2g} s a step{memory}; {steps} an epoch, about {whole} in all without evaluation; nothing "
-        "written"
-    )
+    def _is_early(self) -> bool:
+        """Return whether the validation has not improved for `early_stop` epochs."""
+        waited = self.progress.num_evaluated - self.progress.best_epoch
+        return bool(self.config.early_stop) and waited >= self.config.early_stop
 
+    def _count_time(self) -> None:
+        now = time.monotonic()
+        self.progress.seconds += now - self._counted
+        self._counted = now
 
-@contextlib.contextmanager
-def _deterministic(config: Config) -> Iterator[None]:
-    """Use deterministic algorithms where that is asked for; else let cuDNN search the fastest."""
-    before, searching = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(config.deterministic or before)
-    torch.backends.cudnn.benchmark = not (config.deterministic or before)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        torch.backends.cudnn.benchmark = searching
-
-
-def _with_paths(error: LossNotFinite, prepared: Prepared, folder: RunFolder) -> str:
-    paths = [prepared.parts["train"][index].path for index in error.indices]
-    return (
-        f"{error}; the batch: {few(paths, 8)}; the weights saved before are kept in {str(folder.last)!r} "
-        f"and {str(folder.best)!r}, and a new run, with another --out, can start from the latter with --pretrained"
-    )
-
-
-def _session(config: Config, processes: Team) -> dict[str, Any]:
-    """Return what is to be known of where and with what a run is computed."""
-    import PIL
-    import torchvision
-
-    return {
-        "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "host": socket.gethostname(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "pillow": PIL.__version__,
-        "device": device_name(processes.device),
-        "num_processes": processes.world_size,
-        "num_threads": torch.get_num_threads(),
-        "workers": config.workers,
-    }
+    def finish(self) -> dict[str, Any]:
+        """Evaluate the best network on the validation and test images; write the result and the pictures."""
+        self.team.wait()  # rank 0 has written the last bundle
+        best = load_bundle(self.folder.best, self.team.device, attention=self.attention)
+        parts = {part: self.evaluate(best.model, part, with_probabilities=True) for part in self.material.evaluation}
+        self._count_time()
+        judged, classes = "test" if "test" in parts else "val", self.prepared.classes
+        result = {
+            "status": "finished" if self.trainer.epoch == self.config.epochs else "stopped early",
+            "best_by": self.config.best_by,
+            "best_epoch": best.info["epoch"],
+            "num_epochs": self.trainer.epoch,
+            "seconds": round(self.progress.seconds, 1),
+            **{part: figures.summary() for part, figures in parts.items()},
+            "judged_on": judged,
+            "classes": list(classes),
+            "per_class": parts[judged].per_class(classes),
+            "confusion": parts[judged].confusion.tolist(),
+        }
+        if self.team.is_first:
+            data = printable(Path(self.config.data).name or self.config.data)
+            title = f"{self.spec.describe()}, {data}, seed {self.config.seed}"
+            self.folder.draw(title, parts[judged].confusion, classes, "test" if judged == "test" else "validation")
+            self.folder.save_result(result)
+        return result

@@ -163,13 +163,14 @@ class Trainer:
         """
         self.model.train()
         for batch in batches.steps(self.position.step, self.num_steps):
-            self._step(batch)
+            self.step(batch)
             ends = self.position.step % self.order.steps_per_epoch == 0
             if ends:
                 self.settle()
             yield ends
 
-    def _step(self, batch: Batch) -> None:
+    def step(self, batch: Batch) -> None:
+        """Do one step of the optimizer."""
         step, recipe = self.position.step, self.recipe
         # before the forward pass, which moves the norms' statistics: a stop leaves the state of a whole step
         self.settle(keep=1)
@@ -186,7 +187,7 @@ class Trainer:
             for piece in range(pieces):
                 images, labels = (part.tensor_split(pieces)[piece] for part in (batch.images, batch.labels))
                 with self._no_exchange(piece < pieces - 1):
-                    loss = self._loss(images, labels, piece)
+                    loss = self.loss(images, labels, piece)
                     # the processes' gradients are averaged: together they become the mean over the step's images
                     share = len(labels) * self.team.world_size / num_images
                     self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
@@ -196,7 +197,8 @@ class Trainer:
         total = torch.stack([loss_sum, torch.full_like(loss_sum, float(self.stop_requested))])
         self._unread.append(_Loss(step, batch.indices, *self.team.start_sum(total)))
 
-    def _loss(self, images: Tensor, labels: Tensor, piece: int) -> Tensor:
+    def loss(self, images: Tensor, labels: Tensor, piece: int) -> Tensor:
+        """Return the mean loss of a piece of the batch."""
         targets = labels
         if self.mixing is not None and len(labels) > 1:
             with seeded(self.seed, f"mixup.{self.position.step}.{piece}"):
