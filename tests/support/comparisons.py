@@ -9,7 +9,7 @@ from whatwhere.comparison.content import CostRow, Costs
 from whatwhere.comparison.design import Request
 from whatwhere.comparison.run import Place, collect, run_comparison
 from whatwhere.training.distributed import team
-from whatwhere.training.run_folder import RESULT, RunFolder
+from whatwhere.training.run_folder import RESULT, EpochLine, RunFolder
 from whatwhere.training.setup import prepare_images, resolve
 
 BACKBONE = "resnext11_8x8d"
@@ -84,7 +84,11 @@ def _pretend(data, given, out, accuracy, screen):
     folder = RunFolder(out)
     session = dict.fromkeys(("device", "torch", "torchvision", "pillow", "python"), "pretended")
     folder.begin(config, prepared, session, resume=True)
-    folder.append_metrics({"epoch": 1, "val_accuracy": accuracy})
+    line = EpochLine(
+        epoch=1, step=1, lr=0.0, train_loss=0.0, val_accuracy=accuracy, val_balanced_accuracy=accuracy, val_loss=0.0,
+        is_best=True, seconds=0.0,
+    )  # fmt: skip
+    folder.append_metrics(line)
     figures = {"num_images": 8, "accuracy": accuracy, "loss": 1 - accuracy}
     rows = [{"class": name, "num_images": 4, "recall": accuracy} for name in prepared.classes]
     result = {"status": "finished", "best_epoch": 1, "num_epochs": 1, "seconds": 0.0, "val": figures, "test": figures}

@@ -538,3 +538,38 @@ def test_an_evaluation_knows_what_was_trained_on(finished, data):
     held_out = evaluate_bundle(bundle, str(out / "split.csv"), split="test", trained_on=training_images(out))
     assert held_out["num_trained_on"] == 0
     assert training_images(data) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("run.json", {"config": []}),
+        ("run.json", {"num_images": {"train": -1}}),
+        ("run.json", {"sessions": []}),
+        ("run.json", {"classes": [1, 2]}),
+        ("result.json", {"val": {"accuracy": 1.5}}),
+        ("result.json", {"judged_on": "train"}),
+        ("result.json", {"per_class": [{"class": "plain"}]}),
+    ],
+)
+def test_a_damaged_document_is_one_sentence(finished, data, tmp_path, name, change):
+    path = shutil.copytree(finished[0], tmp_path / "run") / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match=rf"run/{name}' is damaged \(.*\); start again with another --out$"):
+        train(data, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("line", ["5", "{}", '{"epoch": 0}', "{,", '{"epoch": 1, "val_accuracy": 61}'])
+def test_a_damaged_line_of_the_metrics_is_one_sentence(finished, tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(line + "\n" + (finished[0] / "metrics.jsonl").read_text())
+    with pytest.raises(UserError, match=r"metrics\.jsonl' is damaged \(in line 1, .*\); start again with another"):
+        RunFolder(tmp_path).metrics()
+
+
+def test_a_line_of_the_metrics_that_a_crash_cut_short_is_left_out(finished, tmp_path):
+    content = (finished[0] / "metrics.jsonl").read_bytes()
+    last = content.rindex(b"\n", 0, -1) + 1
+    whole = RunFolder(finished[0]).metrics()
+    for end in range(last, len(content) - 1):
+        (tmp_path / "metrics.jsonl").write_bytes(content[:end])
+        assert RunFolder(tmp_path).metrics() == whole[:-1]

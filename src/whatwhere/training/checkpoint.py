@@ -1,4 +1,4 @@
-"""Checkpoints: tensors as safetensors, everything else as JSON, written whole or not at all, with a checksum."""
+"""Checkpoints of a run: tensors as safetensors and the rest as JSON, with a checksum."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from ..base.files import remove_parts, write_bytes, write_json, writing
 from ..base.words import cause, short
 from ..networks.weights import tensors_to_bytes
 
-KEPT = 2  # so that a damaged one has one before it
+KEPT = 2  # checkpoints: where the newest is damaged the one before is used
 _TENSOR = "tensor:"
 _NAME = re.compile(r"(\d{9})\.json")
 
@@ -25,8 +26,8 @@ _NAME = re.compile(r"(\d{9})\.json")
 def save(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write `state` (nested dicts and lists of tensors, numbers and strings) as the checkpoint of `step`.
 
-    The JSON file is written last, with the checksum: without it there is no checkpoint. Older ones but
-    for one are then removed.
+    The JSON file is written last, with the checksum: without it there is no checkpoint. Then all older checkpoints but
+    the last one are removed.
 
     Raises:
         UserError: It cannot be written; the older checkpoints stay.
@@ -37,19 +38,19 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> None:
     for old in sorted(_steps(folder))[:-KEPT]:
         for suffix in (".json", ".safetensors"):
             (folder / f"{old:09d}{suffix}").unlink(missing_ok=True)
-    for orphan in folder.glob("*.safetensors"):  # of a save that a crash cut short
+    for orphan in folder.glob("*.safetensors"):  # a crash cut this save short
         if not orphan.with_suffix(".json").exists():
             orphan.unlink(missing_ok=True)
     remove_parts(folder)
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> tuple[int, dict[str, Any]] | None:
-    """Return the newest sound checkpoint's step and state, None if there has been none yet.
+    """Return the step and state of the newest checkpoint that is not damaged; None if there is no checkpoint.
 
-    `warn` hears of damaged ones.
+    `warn` is called with a sentence for each damaged one.
 
     Raises:
-        UserError: There are checkpoints and each is damaged.
+        UserError: All checkpoints are damaged.
     """
     steps = sorted(_steps(folder), reverse=True)
     for step in steps:
@@ -72,7 +73,7 @@ def read(folder: Path, step: int) -> dict[str, Any]:
 
 
 def clear_after(folder: Path, step: int) -> None:
-    """Remove the checkpoints after `step`, which have been found damaged."""
+    """Remove the checkpoints after `step`: they are damaged."""
     for later in _steps(folder):
         if later > step:
             for suffix in (".json", ".safetensors"):
@@ -82,6 +83,13 @@ def clear_after(folder: Path, step: int) -> None:
 def _steps(folder: Path) -> list[int]:
     matches = [_NAME.fullmatch(file.name) for file in folder.glob("*.json")]
     return [int(match[1]) for match in matches if match]
+
+
+class _Description(msgspec.Struct):
+    """The content of a checkpoint's JSON file: `state` has "tensor:NAME" in place of each tensor."""
+
+    sha256: str
+    state: dict[str, Any]
 
 
 def write_tensors_and_json(stem: Path, state: dict[str, Any]) -> None:
@@ -94,7 +102,7 @@ def write_tensors_and_json(stem: Path, state: dict[str, Any]) -> None:
 
 
 def read_tensors_and_json(stem: Path) -> dict[str, Any]:
-    """Return what `write_tensors_and_json` wrote.
+    """Read what `write_tensors_and_json` wrote.
 
     Raises:
         UserError: A file is missing or damaged.
@@ -102,14 +110,13 @@ def read_tensors_and_json(stem: Path) -> dict[str, Any]:
     from safetensors.torch import load as from_bytes
 
     try:
-        record = json.loads(stem.with_suffix(".json").read_bytes())
+        # the json module reads NaN and Infinity, which a state may hold
+        description = msgspec.convert(json.loads(stem.with_suffix(".json").read_bytes()), _Description)
         content = stem.with_suffix(".safetensors").read_bytes()
-        if _checksum(content, record["state"]) != record["sha256"]:
+        if _checksum(content, description.state) != description.sha256:
             raise ValueError("the checksum differs")
-        state: dict[str, Any] = _with_tensors(record["state"], from_bytes(content))
-        if not isinstance(state, dict):
-            raise TypeError("no mapping")
-    # damaged JSON or tensors make the readers raise nearly anything
+        state: dict[str, Any] = _with_tensors(description.state, from_bytes(content))
+    # safetensors and a wrong reference to a tensor raise many kinds of errors
     except Exception as error:
         raise UserError(f"the checkpoint {str(stem)!r} is damaged ({cause(error)})") from error
     return state
@@ -122,7 +129,7 @@ def _checksum(content: bytes, tree: Any) -> str:
 
 
 def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """Return `value` with each tensor replaced by a reference and put into `tensors` under its place in the tree."""
+    """Return `value` with "tensor:NAME" for each tensor, and put the tensors into `tensors` by name."""
     if isinstance(value, Tensor):
         tensors[name] = value
         return _TENSOR + name
@@ -147,7 +154,7 @@ def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return an optimizer's state with keys that JSON has."""
+    """Return the state of an optimizer with text as keys, as JSON needs them."""
     state = optimizer.state_dict()
     return {"state": {str(key): dict(value) for key, value in state["state"].items()}, "groups": state["param_groups"]}
 
@@ -156,12 +163,12 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     """Load what `optimizer_state` returned.
 
     Raises:
-        UserError: A value is of another shape than its parameter: the parameters had another order when it was saved.
+        UserError: A value has another shape than its parameter, because the order of the parameters has changed.
     """
     optimizer.load_state_dict(
         {"state": {int(key): value for key, value in state["state"].items()}, "param_groups": state["groups"]}
     )
-    # files hold no memory format; with another than the parameter's, a GPU's fast path is lost
+    # a file does not keep the memory format; the optimizer is fast on a GPU only with that of the parameter
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, Tensor) and value.dim():

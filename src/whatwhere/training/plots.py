@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .run_folder import EpochLine
 
 _MOST_NAMES = 60  # with more classes their names are too small to read
 # fonts of Windows, macOS and Linux for scripts that matplotlib's own font lacks
@@ -29,20 +32,20 @@ def _as_written() -> Iterator[None]:
 
 
 @_as_written()
-def curves_png(metrics: list[dict[str, Any]], title: str) -> bytes:
+def curves_png(metrics: Sequence[EpochLine], title: str) -> bytes:
     """Draw the losses and the validation accuracy over the epochs; return a PNG."""
     figure, (left, right) = _subplots(1, 2, (10, 4))
-    epochs = [record["epoch"] for record in metrics]
+    epochs = [line.epoch for line in metrics]
     marker = "o" if len(epochs) < 3 else ""  # a line needs two points
-    left.plot(epochs, [record["train_loss"] for record in metrics], marker=marker, label="training (augmented)")
-    left.plot(epochs, [record["val_loss"] for record in metrics], marker=marker, label="validation")
+    left.plot(epochs, [line.train_loss for line in metrics], marker=marker, label="training (augmented)")
+    left.plot(epochs, [line.val_loss for line in metrics], marker=marker, label="validation")
     left.set_ylabel("cross-entropy")
     left.set_ylim(bottom=0)
-    right.plot(epochs, [100 * record["val_accuracy"] for record in metrics], marker=marker, label="accuracy")
-    right.plot(epochs, [100 * record["val_balanced_accuracy"] for record in metrics], "--", label="balanced accuracy")
+    right.plot(epochs, [100 * line.val_accuracy for line in metrics], marker=marker, label="accuracy")
+    right.plot(epochs, [100 * line.val_balanced_accuracy for line in metrics], "--", label="balanced accuracy")
     right.set_ylabel("validation, %")
-    best = max(metrics, key=lambda record: (record["is_best"], record["epoch"]))
-    right.plot(best["epoch"], 100 * best["val_accuracy"], "o", color="black", label=f"kept: epoch {best['epoch']}")
+    best = max(metrics, key=lambda line: (line.is_best, line.epoch))
+    right.plot(best.epoch, 100 * best.val_accuracy, "o", color="black", label=f"kept: epoch {best.epoch}")
     for axes in (left, right):
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)

@@ -286,9 +286,10 @@ def describe(config: Config, given: Mapping[str, Any], prepared: Prepared, model
     counts = ", ".join(f"{len(samples):,} {part}" for part, samples in prepared.parts.items() if samples)
     num_params = sum(p.numel() for p in model.parameters())
     processes = f", {team.world_size} processes" if team.world_size > 1 else ""
+    size = config.image_size
     lines = [
         f"images: {counts}; {len(prepared.classes)} classes",
-        f"network: {config.network}, {num_params:,} parameters, {config.image_size} x {config.image_size} px, "
+        f"network: {config.network().describe()}, {num_params:,} parameters, {size} x {size} px, "
         f"on {device_name(team.device)}{processes}",
     ]
     for panel in dict.fromkeys(field.metadata["panel"] for field in OPTIONS.values()):
@@ -322,7 +323,7 @@ def session(config: Config, team: Team) -> dict[str, Any]:
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "torchvision": torchvision.__version__,
         "pillow": PIL.__version__,
         "device": device_name(team.device),

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -26,7 +27,7 @@ from .config import Config
 from .distributed import Team, team
 from .evaluate import Figures, evaluate
 from .plots import TensorBoard
-from .run_folder import RunFolder
+from .run_folder import Amount, Count, EpochLine, RunFolder
 from .setup import (
     Material,
     build_material,
@@ -147,12 +148,12 @@ def _to_the_end(run: Run, command: str) -> dict[str, Any]:
 
 @dataclass
 class Progress:
-    """How far a run is, besides the state of the trainer."""
+    """How far a run is, besides the state of the trainer: a part of each checkpoint."""
 
-    num_evaluated: int = 0
-    best_epoch: int = 0
+    num_evaluated: Count = 0
+    best_epoch: Count = 0
     best_score: float | None = None
-    seconds: float = 0.0
+    seconds: Amount = 0.0
 
 
 @dataclass
@@ -212,7 +213,7 @@ class Run:
         if step >= 0:
             state = found[1] if found is not None else checkpoint.read(self.folder.last, step)
             self.trainer.load_state_dict(state["trainer"])
-            self.progress = Progress(**state["record"])
+            self.progress = msgspec.convert(state["record"], Progress)
         self.team.wait()
         if self.team.is_first:
             self.folder.keep_metrics(self.progress.num_evaluated)
@@ -306,15 +307,16 @@ class Run:
             progress.best_epoch, progress.best_score = epoch, score
         if self.team.is_first:
             self._count_time()
-            line = {
-                "epoch": epoch,
-                "step": trainer.position.step,
-                "lr": trainer.optimizer.param_groups[0]["lr"],
-                "train_loss": trainer.epoch_loss,
-                **{f"val_{name}": value for name, value in figures.summary().items() if name != "num_images"},
-                "is_best": is_best,
-                "seconds": round(progress.seconds, 3),
-            }
+            validation = {f"val_{name}": value for name, value in figures.summary().items() if name != "num_images"}
+            line = EpochLine(
+                epoch=epoch,
+                step=trainer.position.step,
+                lr=trainer.optimizer.param_groups[0]["lr"],
+                train_loss=trainer.epoch_loss,
+                **validation,
+                is_best=is_best,
+                seconds=round(progress.seconds, 3),
+            )
             self.folder.append_metrics(line)
             self.save()
             if is_best:
@@ -324,23 +326,24 @@ class Run:
 
     def _keep_best(self) -> None:
         """Write the network as it is now as the best one."""
-        line = next(line for line in self.folder.metrics() if line["epoch"] == self.progress.best_epoch)
-        info = {name: value for name, value in line.items() if name == "epoch" or name.startswith("val_")}
+        line = next(line for line in self.folder.metrics() if line.epoch == self.progress.best_epoch)
+        figures = msgspec.to_builtins(line).items()
+        info = {name: value for name, value in figures if name == "epoch" or name.startswith("val_")}
         bundle = Bundle(self.trainer.evaluated, self.spec, self.prepared.classes, self.material.preprocessing, info)
         self.folder.save_best(bundle)
 
-    def _show(self, line: dict[str, Any], images_per_second: float) -> None:
-        epoch, total = line["epoch"], self.config.epochs
-        left = self.progress.seconds / epoch * (total - epoch)
-        loss = "not finite" if line["val_loss"] is None else f"{line['val_loss']:.4f}"
-        best = ", best so far" if line["is_best"] and self.config.best_by != "last" else ""
+    def _show(self, line: EpochLine, images_per_second: float) -> None:
+        total = self.config.epochs
+        left = self.progress.seconds / line.epoch * (total - line.epoch)
+        loss = "not finite" if line.val_loss is None else f"{line.val_loss:.4f}"
+        best = ", best so far" if line.is_best and self.config.best_by != "last" else ""
         self.screen.line(
-            f"epoch {epoch}/{total}: loss {line['train_loss']:.4f}, validation {line['val_accuracy']:.2%} "
-            f"(balanced {line['val_balanced_accuracy']:.2%}, loss {loss}){best}; "
+            f"epoch {line.epoch}/{total}: loss {line.train_loss:.4f}, validation {line.val_accuracy:.2%} "
+            f"(balanced {line.val_balanced_accuracy:.2%}, loss {loss}){best}; "
             f"{images_per_second:,.0f} images/s, {duration(left)} left"
         )
         if self._tensorboard is not None:
-            self._tensorboard.write(line)
+            self._tensorboard.write(msgspec.to_builtins(line))
 
     def _is_early(self) -> bool:
         """Return whether the validation has not improved for `early_stop` epochs."""

@@ -7,10 +7,12 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
+import msgspec
 import torch
 import torch.nn.functional as F
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -35,11 +37,11 @@ class Batches(Protocol):
 
 @dataclass
 class Position:
-    """How far training is: after `step` steps from the start, with the sum of the epoch's losses so far."""
+    """How far training is: the number of steps done, and the sum of the losses of this epoch and its images so far."""
 
-    step: int = 0
+    step: Annotated[int, Meta(ge=0)] = 0
     loss_sum: float = 0.0
-    num_images: int = 0
+    num_images: Annotated[int, Meta(ge=0)] = 0
 
 
 @dataclass
@@ -266,7 +268,7 @@ class Trainer:
         load_optimizer_state(self.optimizer, state["optimizer"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        self.position = Position(**state["position"])
+        self.position = msgspec.convert(state["position"], Position)
 
 
 class Diverged(UserError):  # noqa: N818 - a UserError by its base
