@@ -1,4 +1,4 @@
-"""One process or many, as `torchrun` starts them."""
+"""One process or several, started by `torchrun`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from torch import Tensor
 from ..base.errors import UserError
 from ..base.words import brief
 
-# a process that waits longer than this for the others' part of a step ends
-TIMEOUT = timedelta(minutes=30)
-# for a whole data set's check, which only some of them do; if one of these dies, the connection ends the wait
+TIMEOUT = timedelta(minutes=30)  # of a sum within a step
+# rank 0 may check a large data set while the others wait; if it dies, the closed connection ends the wait
 PATIENCE = timedelta(days=2)
 
 
@@ -29,12 +28,12 @@ class Team:
     """The processes that train one network.
 
     Attributes:
-        rank: Number of this process; 0 writes.
+        rank: Index of this process; process 0 writes the files.
         world_size: Number of processes.
-        local_rank: Number on this machine.
-        device: Where this process computes.
-        control: Group for what is no part of a step, on the CPU.
-        local_world_size: Number of processes on this machine, which share its memory and cores.
+        local_rank: Index of this process on its machine.
+        device: Device of this process.
+        control: CPU process group for messages outside of a step.
+        local_world_size: Number of processes on this machine.
     """
 
     rank: int
@@ -46,7 +45,7 @@ class Team:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this is process 0, which writes files and messages."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
@@ -54,39 +53,39 @@ class Team:
         return self.start_sum(values)[0] if self.world_size == 1 else _finished(self.start_sum(values))
 
     def start_sum(self, values: Tensor) -> tuple[Tensor, dist.Work | None]:
-        """Start `sum` without waiting for it; `values` then holds it when the work is done."""
+        """Start `sum` without waiting for it: `values` holds the sum once the work is done."""
         return values, dist.all_reduce(values, async_op=True) if self.world_size > 1 else None
 
     def wait(self) -> None:
-        """Return when every process has come here."""
+        """Wait until every process has called this."""
         self.of_first(0)
 
     def of_first(self, number: int) -> int:
-        """Return the first process's `number` on all."""
+        """Return `number` of process 0 in all processes."""
         if self.world_size == 1:
             return number
         value = torch.tensor(number)
-        # a sum, because a broadcast lets the first go on alone
+        # a sum, because a broadcast would not make process 0 wait
         dist.all_reduce(value if self.is_first else value.zero_(), group=self.control)
         return int(value)
 
     def check_same(self, text: str, what: str) -> None:
-        """Raise UserError in the processes whose `text` differs from the first's, naming `what`."""
+        """Raise UserError in a process where `text` differs from that of process 0; `what` names it."""
         own = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:7], "big")
         if self.of_first(own) != own:
             raise UserError(
-                f"process {self.rank} sees other {what} than process 0; all need the same data, options and versions"
+                f"process {self.rank} has other {what} than process 0; all need the same data, options and versions"
             )
 
     def align(self, tensors: Iterable[Tensor]) -> None:
-        """Give all processes the first's values, in place."""
+        """Broadcast rank 0's values, in place."""
         if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
     @contextlib.contextmanager
     def first_alone(self) -> Iterator[None]:
-        """Run the block in one process of each machine, then in the others: what it computes once is there."""
+        """Run the block first in one process of each machine, then in the others, which find its results on disk."""
         if self.local_rank:
             self.wait()
         yield
@@ -103,14 +102,14 @@ def _finished(started: tuple[Tensor, dist.Work | None]) -> Tensor:
 
 @contextlib.contextmanager
 def team(device: str) -> Iterator[Team]:
-    """Join the processes that torchrun started; alone, without it.
+    """Join the processes that torchrun started, or return a team of this process alone.
 
     Args:
-        device: As torch names it, or "" for the best there is. With CUDA, each process of a machine takes the GPU of
-            its local rank.
+        device: A name such as "cpu" or "cuda:1", or "" for the best device. With several processes and CUDA, each takes
+            the GPU of its local rank.
 
     Raises:
-        UserError: No such device here.
+        UserError: There is no such device.
     """
     world_size, rank, local_rank, local_world_size = (
         int(os.environ.get(name, default))
@@ -124,9 +123,9 @@ def team(device: str) -> Iterator[Team]:
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT, device_id=chosen if on_gpu else None)
     control = dist.new_group(backend="gloo", timeout=PATIENCE)
     yield Team(rank, world_size, local_rank, chosen, control, local_world_size)
-    # a network that is left holds its group: Gloo's threads would outlive it, and abort as the interpreter ends
+    # a network that still exists holds its group: Gloo's threads would then abort when the interpreter ends
     gc.collect()
-    # not after an error of this process alone: the others wait in a sum, and NCCL's end would wait for them
+    # not after an error: the other processes still wait in a sum, and the end of NCCL would wait for them
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""A trained network on images: predictions for files, figures on labelled images."""
+"""Use a trained network: predict the classes of files, evaluate on labelled images."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from .trainer import autocast
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of an image, or why it could not be read.
+    """The predicted classes of an image, or why it could not be read.
 
     Attributes:
-        path: Of the image.
-        classes: The most probable classes and their probabilities, in falling order.
+        path: Path of the image.
+        classes: The most probable classes with their probabilities, the most probable first.
         error: A sentence that names the image; empty if it could be read.
     """
 
@@ -42,10 +42,10 @@ class Prediction:
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
-    """Return the files among `paths` and the images in the folders among them, at any depth, hidden ones left out.
+    """Return the files in `paths` and all images in its folders and their subfolders, without hidden files.
 
     Raises:
-        UserError: A path that does not exist, or no image at all.
+        UserError: A path that does not exist, or no images.
     """
     files: list[Path] = []
     for path in paths:
@@ -69,14 +69,14 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
 def predict(
     bundle: Bundle, files: Sequence[Path], *, top: int = 5, batch_size: int = 64, num_threads: int | None = None
 ) -> Iterator[Prediction]:
-    """Yield a prediction for each file, in order; files are read ahead on several threads, a batch at a time.
+    """Yield a prediction for each file, in order; several threads read one batch ahead.
 
     Args:
         bundle: The network.
         files: Images.
-        top: Classes to give of each, the most probable first.
-        batch_size: Images computed together; it changes no result but for rounding.
-        num_threads: Threads that read; by default one a core.
+        top: Number of classes to return for each image.
+        batch_size: Images in a forward pass; results differ by rounding only.
+        num_threads: Number of threads that read; one for each core by default.
     """
 
     def read(file: Path) -> Tensor | ImageError:
@@ -128,24 +128,24 @@ def evaluate_bundle(
     progress: Callable[[int, int], None] | None = None,
     **source_options: Any,
 ) -> dict[str, Any]:
-    """Return the figures of a network on labelled images, in the form of `result.json`, under "images".
+    """Evaluate a network on labelled images; return figures as in `result.json`, under "images".
 
-    Classes are matched by name.
+    The classes of the images and of the network are matched by name.
 
     Args:
         bundle: The network.
         data: As `find_source` takes it.
-        split: "train", "val", "test" or "all"; by default the test images where DATA has such, else val, else all.
+        split: "train", "val", "test" or "all"; by default the test images, or else val, or else all.
         skip_bad: Leave out images that cannot be read.
-        batch_size: Images computed together.
-        num_workers: Processes that read.
+        batch_size: Images in a forward pass.
+        num_workers: Number of processes that read.
         amp: "none", "bf16" or "fp16".
-        trained_on: Paths of files; how many of them are among the images is in the result.
-        progress: Called with the images done and all.
+        trained_on: Paths of training images; the result says how many of the images are among them.
+        progress: Called with the number of images done and the number of all images.
         **source_options: Further arguments of `find_source`.
 
     Raises:
-        UserError: No such images, images that cannot be read, or a class that the network does not know.
+        UserError: No images in the split, images that cannot be read, or a class that the network does not know.
     """
     source = find_source(data, **source_options)
     chosen = split or next((part for part in ("test", "val") if part in source.splits), "all")

@@ -1,4 +1,4 @@
-"""The training loop: plain PyTorch, every random number a function of the seed and a position."""
+"""The training loop in plain PyTorch; every random number is a function of the seed and the step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .stops import Stopped
 
 
 class Batches(Protocol):
-    """What `Trainer.run` trains on."""
+    """The batches that `Trainer.run` trains on."""
 
     order: Order
 
@@ -46,7 +46,7 @@ class Position:
 
 @dataclass
 class _Loss:
-    """A step's loss, summed over images and processes, and the number of processes asked to stop."""
+    """The loss of a step, summed over images and processes, and the number of processes asked to stop."""
 
     step: int
     indices: Tensor
@@ -57,7 +57,7 @@ class _Loss:
     def __post_init__(self) -> None:
         if self.total.is_cuda:
             if self.work is not None:
-                self.work.wait()  # the stream waits, not this process
+                self.work.wait()  # makes the CUDA stream wait, not this process
             on_gpu, self.total = self.total, torch.empty(self.total.shape, pin_memory=True)
             self.total.copy_(on_gpu, non_blocking=True)
             self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -73,17 +73,17 @@ class _Loss:
 
 
 class Trainer:
-    """A network in training: its weights, optimizer, averages and position, and the step that moves them.
+    """Trains a network step by step: holds the model, the optimizer, the averaged model and the position.
 
     Args:
         model: A classifier that returns logits, on the team's device.
-        recipe: How to train.
-        order: Which samples each step sees.
-        num_classes: Width of the classifier.
+        recipe: The options of training.
+        order: The samples of each step.
+        num_classes: Number of classes.
         seed: Any integer.
         team: The processes.
-        class_weights: (num_classes,), factors of the loss.
-        compile: Whether torch.compile runs the network.
+        class_weights: (num_classes,), weight of each class in the loss.
+        compile: Run the network with torch.compile.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Trainer:
         self._factor = warmup_cosine(num_warmup_steps, self.num_steps)
         self.stop_requested = False
         self._unread: deque[_Loss] = deque()
-        self._stopping: int | None = None  # the first step at which a process had been asked to stop
+        self._stopping: int | None = None  # the first step in which a process had been asked to stop
         self.parallel: DistributedDataParallel | None = None
         if team.world_size > 1:
             self.parallel = DistributedDataParallel(model, [team.device] if team.device.type == "cuda" else None)
@@ -125,27 +125,27 @@ class Trainer:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network to evaluate and to keep: the averaged one, if there is one."""
+        """The network to evaluate and keep: the averaged one, if there is one."""
         return self.model if self.average is None else self.average.module
 
     def align(self) -> None:
-        """Give all processes the first's statistics of the norms, which the others have moved on their own."""
+        """Broadcast rank 0's BatchNorm buffers: each process has updated its own."""
         self.team.align(self.model.buffers())
         if self.average is not None:
             self.team.align(self.average.module.buffers())
 
     @property
     def epoch(self) -> int:
-        """Whole epochs done."""
+        """Number of whole epochs done."""
         return self.position.step // self.order.steps_per_epoch
 
     def autocast(self) -> Any:
-        """Return the context of a forward pass."""
+        """Return the autocast context of a forward pass."""
         return autocast(self.team.device, self.recipe.amp)
 
     @property
     def epoch_loss(self) -> float:
-        """Mean loss of the epoch that the position is in or at the end of, over the steps read so far."""
+        """Mean loss of the current epoch, or of the one that just ended, over the steps read so far."""
         return self.position.loss_sum / max(1, self.position.num_images)
 
     def request_stop(self) -> None:
@@ -157,10 +157,10 @@ class Trainer:
         return Stopped(f"stopped after step {self.position.step:,} of {self.num_steps:,}")
 
     def run(self, batches: Batches) -> Iterator[bool]:
-        """Train from the position to the end; yield after each step whether an epoch ends there.
+        """Train from the position to the end; yield after each step whether an epoch ends with it.
 
         Raises:
-            UserError: A loss that is not finite, with the step and the batch's samples.
+            LossNotFinite: The loss of a step is not finite.
             Stopped: `request_stop` was called, here or in another process.
         """
         self.model.train()
@@ -174,7 +174,7 @@ class Trainer:
     def step(self, batch: Batch) -> None:
         """Do one step of the optimizer."""
         step, recipe = self.position.step, self.recipe
-        # before the forward pass, which moves the norms' statistics: a stop leaves the state of a whole step
+        # before the forward pass, which updates BatchNorm buffers: a stop leaves the state of a whole step
         self.settle(keep=1)
         alone = self.team.world_size == 1
         if self.stop_requested if alone else self._stopping is not None and self._stopping < step - 1:
@@ -190,7 +190,7 @@ class Trainer:
                 images, labels = (part.tensor_split(pieces)[piece] for part in (batch.images, batch.labels))
                 with self._no_exchange(piece < pieces - 1):
                     loss = self.loss(images, labels, piece)
-                    # the processes' gradients are averaged: together they become the mean over the step's images
+                    # DDP averages the gradients of the processes: this factor makes the mean over all images
                     share = len(labels) * self.team.world_size / num_images
                     self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
                 loss_sum += loss.detach() * len(labels)
@@ -212,12 +212,12 @@ class Trainer:
         smoothing = self.recipe.label_smoothing
         if self.class_weights is None:
             return F.cross_entropy(logits, targets, label_smoothing=smoothing)
-        # torch's weighted mean would divide by the weights that this piece happens to hold
+        # torch's weighted mean divides by the sum of the weights in this piece, which differs from piece to piece
         total = F.cross_entropy(logits, targets, self.class_weights, label_smoothing=smoothing, reduction="sum")
         return total / len(labels)
 
     def _no_exchange(self, wanted: bool) -> Any:
-        """Return the context in which gradients are not yet summed over the processes."""
+        """Return a context in which DDP does not yet sum the gradients over the processes."""
         return self.parallel.no_sync() if wanted and self.parallel is not None else contextlib.nullcontext()
 
     def _apply(self) -> None:
@@ -230,9 +230,9 @@ class Trainer:
             self.average.update_parameters(self.model)
 
     def settle(self, keep: int = 0) -> None:
-        """Read the losses of all steps but the last `keep`, which the processes have summed meanwhile.
+        """Read the losses of all steps but the last `keep`; raise LossNotFinite where one is not finite.
 
-        They are read a step late, so that an accelerator need not wait, and before anything is saved.
+        Losses are read one step late, so that the CPU does not wait for the GPU, and before anything is saved.
         """
         while len(self._unread) > keep:
             loss = self._unread.popleft()
@@ -249,7 +249,7 @@ class Trainer:
                 self._stopping = loss.step
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that a continuation needs, as `checkpoint.save` takes it."""
+        """Return the state that a continuation needs, for `checkpoint.save`."""
         self.settle()
         check_weights(self.model)
         return {
@@ -261,7 +261,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Load what `state_dict` returned."""
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -272,14 +272,14 @@ class Trainer:
 
 
 class Diverged(UserError):  # noqa: N818 - a UserError by its base
-    """Training has come to numbers that are not finite."""
+    """The loss or a weight is not finite."""
 
 
 class LossNotFinite(Diverged):
     """The loss of a step is NaN or infinite.
 
     Attributes:
-        indices: Numbers of the samples in this process's part of the step.
+        indices: Indices of the samples that this process had in the step.
     """
 
     def __init__(self, step: int, epoch: int, loss: float, indices: list[int]) -> None:
@@ -288,7 +288,7 @@ class LossNotFinite(Diverged):
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer for `model`, without decay on parameters of fewer than two dimensions."""
+    """Return the optimizer for `model`, without weight decay on parameters of fewer than two dimensions."""
     groups = parameter_groups(model, recipe.weight_decay)
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, recipe.lr)
@@ -296,7 +296,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Return `model`'s parameters for an optimizer, without decay on those of fewer than two dimensions."""
+    """Return parameter groups of `model`, without weight decay on parameters of fewer than two dimensions."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
@@ -305,7 +305,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 
 
 def warmup_cosine(num_warmup_steps: int, num_steps: int) -> Callable[[int], float]:
-    """Return the factor of the learning rate as a function of the step: it needs no state."""
+    """Return the factor of the learning rate as a function of the step: linear warm-up, then cosine decay to 0."""
 
     def factor(step: int) -> float:
         if step < num_warmup_steps:
@@ -323,7 +323,7 @@ def autocast(device: torch.device, amp: str) -> Any:
 
 @contextlib.contextmanager
 def step_randomness(seed: int, step: int, team: Team) -> Iterator[None]:
-    """Draw (dropout, stochastic depth) from the stream of (seed, step, rank), on the CPU and on the team's device."""
+    """Seed dropout and stochastic depth by (seed, step, rank), on the CPU and on the team's device."""
     on_cuda = team.device.type == "cuda"
     name = f"step.{step}.rank.{team.rank}"
     with torch.random.fork_rng([team.device] if on_cuda else []), seeded(seed, name):
@@ -347,7 +347,7 @@ def _mixing(recipe: Recipe, num_classes: int) -> nn.Module | None:
 
 
 def _averaging(decay: float) -> Callable[[Any, Any, Any], None]:
-    """Return the update of the averages: a lower decay at first, (1 + n) / (10 + n), so that the start is forgotten."""
+    """Return the update of the averaged weights; the decay of update n is min(decay, (1 + n) / (10 + n))."""
 
     @torch.no_grad()
     def update(averages: list[Tensor], values: list[Tensor], num_averaged: Tensor) -> None:
@@ -362,7 +362,7 @@ def _averaging(decay: float) -> Callable[[Any, Any, Any], None]:
 
 
 def check_weights(model: nn.Module) -> None:
-    """Raise Diverged if a weight is NaN or infinite: such weights are never kept."""
+    """Raise Diverged if a weight is NaN or infinite."""
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             raise Diverged(f"the weights of {name} are no longer finite; lower the learning rate or clip the gradient")
@@ -371,20 +371,20 @@ def check_weights(model: nn.Module) -> None:
 def train(
     model: nn.Module, images: ImageSet, recipe: Recipe, *, seed: int, after_epoch: Callable[[float], None] | None = None
 ) -> list[float]:
-    """Train `model` in place on images in memory, as they are, and return the mean loss of each epoch.
+    """Train `model` in place on images in memory, without augmentation, and return the mean loss of each epoch.
 
     The order of the images is a function of (seed, epoch), other random numbers of (seed, step): two networks trained
-    with one seed see the same batches.
+    with the same seed see the same batches.
 
     Args:
         model: A classifier that returns logits.
         images: The training images.
-        recipe: How to train.
+        recipe: The options of training.
         seed: Any integer.
-        after_epoch: Called with the loss of each epoch.
+        after_epoch: Called after each epoch with its mean loss.
 
     Raises:
-        UserError: No image, or a loss that is not finite, with the step at which it came.
+        UserError: No image, or a loss that is not finite.
     """
     order = Order(len(images), recipe.batch_size, seed)
     num_classes = int(images.labels.max()) + 1 if len(images) else 0
