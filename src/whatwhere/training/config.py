@@ -169,6 +169,9 @@ class Config(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for field in fields(self):
+            if field.metadata["kind"] is str and not isinstance(getattr(self, field.name), str):
+                raise UserError(f"{field.name} must be text, got {brief(getattr(self, field.name))}")
         check_integer("image_size", self.image_size)
         if not 8 <= self.image_size <= 4096:
             raise UserError(f"image_size must be from 8 to 4096 pixels, got {self.image_size}")

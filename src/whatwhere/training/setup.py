@@ -46,9 +46,6 @@ def check_given(data: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], Ca
     """
     Config(data=data, **given)
     text = given.get("attention", "")
-    if not isinstance(text, str):
-        kind = type(text).__name__
-        raise UserError(f"attention must be text, the name of an attention or MODULE:NAME, got a {kind}")
     attention = attention_by_path(text) if is_import_path(text) else None
     # the default network takes the same options as this one
     spec = checked(network_of({"model": "resnext50_32x4d", **given}), pretrained=given.get("pretrained") or False)
