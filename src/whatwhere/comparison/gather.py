@@ -11,11 +11,11 @@ from typing import Any
 
 import msgspec
 
+from ..base.errors import UserError
 from ..base.words import counted, few
 from ..statistics.decide import holm
 from ..statistics.metric import METRICS, Metric
 from ..statistics.results import Results, listed
-from ..statistics.shape import integer, number
 from ..statistics.verdict import Judgement, difference
 from ..training.config import OPTIONS
 from ..training.run_folder import RunFolder
@@ -236,13 +236,9 @@ class Gathered:
 
 def _curve(task: Task) -> list[tuple[int, float]]:
     """Return a run's epochs and the validation accuracy of each, in [0, 1]."""
-    name = "val_accuracy"
     try:
-        return [
-            (integer(line["epoch"], "epoch", least=0, most=2**31), number(line[name], name, least=0, most=1))
-            for line in RunFolder(task.folder).metrics()
-        ]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return [(line.epoch, line.val_accuracy) for line in RunFolder(task.folder).metrics()]
+    except UserError as error:
         raise damaged(task.folder, error) from error
 
 
