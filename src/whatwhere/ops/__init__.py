@@ -1,25 +1,26 @@
 """The passes over x that all attention modules share, as functions on tensors.
 
 Everything is one function, `gate`. A module gives it two small functions, `what` (pooled features to channel gate) and
-`where` (pooled maps to spatial gate), and it does the large work: pooling, scaling, and where they are given the norm
-before, the shortcut and the ReLU behind. Backends compute it, with the same parameters and the same results:
+`where` (pooled maps to spatial gate). `gate` does the large work: pooling, scaling and, if they are given, the norm
+before and the shortcut and ReLU behind. A backend computes it, each with the same parameters and the same results:
 
 - "reference" (`reference.py`): plain PyTorch on any device and dtype; autograd keeps what it needs.
 - "lean" (`lean.py`, `lean_backward.py`): plain PyTorch on any device; keeps for backward x, behind a ReLU the result
   (which the next layer keeps too), and small tensors, and computes the rest again.
-- "auto": lean where it can, else the reference. The rule, and its reasons in words, is `why_not_fused` in `call.py`.
+- "auto": lean if it can, else the reference. `why_not_fused` in `call.py` is the rule and gives the reason in words.
 
-Lean cannot compute: the arrangements "spatial_first" and "parallel"; a norm that is not exactly a BatchNorm2d, or would
-take the variance of one value; a call with neither gate; functions that are not modules, that name a pool or map twice,
-or that want another map than "max" and "mean"; a shortcut of another shape or dtype; tensors on several devices, or
-empty ones. `backend="lean"` raises there.
+Lean cannot compute these, and `backend="lean"` raises: the arrangements "spatial_first" and "parallel"; a norm that is
+not exactly a BatchNorm2d, or would take the variance of one value; a call with neither gate; functions that are not
+modules, that name a pool or map twice, or that take another map than "max" and "mean"; a shortcut of another shape or
+dtype; tensors on several devices; empty tensors.
 
-Under any backend the reference computes what is looked into: torch.compile, export, tracing, torch.func's transforms,
-forward-mode differentiation, dispatch modes (FLOP counters), and modules with a hook on them or on a parameter, so that
-every hook fires, once. So does a module of which a parameter is not registered, or not a leaf. Lean gives no gradient
-to a tensor that `what` or `where` only closes over: it must be one of its parameters or buffers.
+Under any backend the reference computes a call that must show its operators: under torch.compile, export, tracing,
+torch.func's transforms, forward-mode differentiation and dispatch modes (FLOP counters). So it does for modules with a
+hook on them or on a parameter, so that every hook fires once, and for parameters that are not registered or no leaves.
+Lean gives no gradient to a tensor that `what` or `where` uses without having it as a parameter or buffer.
 
-A new backend is one file with `run`, of the signature of `lean.run`; it joins `Backend` and the choice in `gate`.
+A new backend is one file with a function `run` like that of `lean.py`. Add its name to `Backend`, and the choice to
+`gate`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """What one call of `gate` computes, and the rule that says why it cannot be fused.
 
-Two questions, each answered in words, "" meaning yes:
+Two functions give the reason in words, or "" if there is none:
 
-- `why_apart`: may one call of `gate` stand for several modules, or must they be called one by one?
-- `why_not_fused`: may a fused backend compute the call, or must the reference?
+- `why_apart`: why several modules must be called one by one, and one call of `gate` cannot stand for them.
+- `why_not_fused`: why no fused backend, but only the reference, can compute a call.
 
-A fused backend must never make a hook silently not fire, nor hide an operator from a tracer.
+Every hook must fire, and every tracer must see plain operators: a fused call would hide both.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Arrangement = Literal["channel_first", "spatial_first", "parallel"]
 
 
 class ChannelGate(Protocol):
-    """`what` to look at: maps pooled features, one (N, C) tensor per name in `pools`, to a channel gate (N, C).
+    """`what` to look at: turns pooled features, one (N, C) tensor per name in `pools`, into a channel gate (N, C).
 
     The features come in the dtype of x, or in float32 at least if an attribute `in_float32` is true. An attribute
     `channels`, if there is one, is the number of channels C that the weights are for; a `Gate` refuses others.
@@ -37,7 +37,7 @@ class ChannelGate(Protocol):
 
 
 class SpatialGate(Protocol):
-    """`where` to look: maps pooled maps (N, k, H, W), one per name in `maps`, to a spatial gate (N, 1, H, W)."""
+    """`where` to look: turns pooled maps (N, k, H, W), one per name in `maps`, into a spatial gate (N, 1, H, W)."""
 
     maps: tuple[str, ...]
 
@@ -73,7 +73,7 @@ def why_apart(*parts: tuple[nn.Module, tuple[type[nn.Module], ...]]) -> str:
     """Return why modules must be called one by one rather than computed by one `gate`; "" if they need not be.
 
     Each module comes with the classes that `gate` can stand for: its `forward` must be that of one of them, and no hook
-    may hang on the module itself. Hooks on the modules inside it are the matter of `why_not_fused`.
+    may hang on the module itself. `why_not_fused` looks for hooks on the modules inside it.
     """
     for module, classes in parts:
         if type(module).forward not in [known.forward for known in classes]:
