@@ -1,4 +1,4 @@
-"""Values that may be anything stand in a sentence as one short line."""
+"""Any value, name or error becomes one short printable line in a message."""
 
 import collections
 import csv
@@ -30,7 +30,7 @@ from whatwhere.training.config import read_config
 
 
 class Hostile:
-    """Nothing that it is asked is answered."""
+    """Raises at every question."""
 
     def __getattr__(self, name):
         raise RuntimeError("two\nlines")
@@ -186,7 +186,7 @@ CALLS = {
 }
 
 
-# any text is a pattern, and a reduction beyond all channels leaves one
+# any text is a pattern; a reduction larger than the number of channels leaves one channel
 TAKEN = {
     ("a pattern", "text"),
     ("a pattern", "unprintable"),
@@ -209,7 +209,7 @@ def test_a_refusal_is_one_line_of_bounded_length(call, kind):
     assert len(sentence) <= 420
 
 
-# names as somebody's tables and files may hold them
+# names that a user's tables and files may hold
 NAMES = {
     "long": "x" * 10_000,
     "of several lines": "two\nlines\r\n" * 1_000,
@@ -302,7 +302,7 @@ def network(name, layer):
     return nn.Sequential(collections.OrderedDict({name.replace(".", "_"): layer}))
 
 
-# each is refused whatever the name
+# each call is refused, whatever the name is
 READS = {
     "arm": lambda folder, name: verdict(folder, *runs(arm=name), baseline="other"),
     "arms": lambda folder, name: verdict(folder, *runs(), *((arm, "0", "1") for arm in many(name)), baseline="other"),

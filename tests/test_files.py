@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from whatwhere.base.errors import UserError
-from whatwhere.base.files import check_writable, locked, locked_file, write_bytes, write_json
+from whatwhere.base.files import check_writable, locked, locked_file, read_csv, write_bytes, write_json
 
 
 def full_disk(*arguments, **options):
@@ -156,7 +156,7 @@ def test_a_folder_is_held_until_its_process_is_dead_whatever_its_children_do(tmp
             refused = pytest.raises(UserError, match=r"is in use by another process; wait for it, stop it, or give")
             with refused, locked(tmp_path):
                 pass
-            # asking does not free it
+            # asking does not unlock it
             with pytest.raises(UserError), locked(tmp_path):
                 pass
             holder.kill()
@@ -196,3 +196,42 @@ def test_a_file_is_held_beside_others_of_its_folder(tmp_path):
             done = subprocess.run(command, check=False, capture_output=True, text=True)
             assert done.returncode == status
     assert not (tmp_path / "results.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "delimiter", "rows"),
+    [
+        ("x.csv", b"a,b\n1,2\n", ",", [(1, ["a", "b"]), (2, ["1", "2"])]),
+        ("x.csv", b"a;b,c\r\n\r\n1;2\r\n", ",", [(1, ["a;b", "c"]), (3, ["1;2"])]),
+        ("x.csv", b'\xef\xbb\xbfa;b;c,d\n"1\n2"; 3\n', ";", [(1, ["a", "b", "c,d"]), (3, ["1\n2", "3"])]),
+        ("x.csv", b"\n\na\tb\n", "\t", [(3, ["a", "b"])]),
+        ("x.tsv", b"a,b,c\td\n", "\t", [(1, ["a,b,c", "d"])]),
+        ("x.csv", b"", ",", []),
+        ("x.csv", b",\n ,\t\n", ",", []),
+    ],
+)
+def test_csv_files_are_read_by_their_delimiter(tmp_path, name, content, delimiter, rows):
+    (tmp_path / name).write_bytes(content)
+    assert read_csv(tmp_path / name) == (delimiter, rows)
+
+
+@pytest.mark.parametrize(
+    ("content", "strict", "message"),
+    [
+        (None, False, "cannot read .*No such file"),
+        (b"a,b\n\xff,1\n", False, "line 2 of .* is not UTF-8"),
+        (b"a,b\n" + b"x" * 200_000, False, "line 2 of .* is not CSV"),
+        (b'a,b\n1,"2\n', True, "line 2 of .* is not CSV"),
+    ],
+)
+def test_files_that_are_no_csv(tmp_path, content, strict, message):
+    if content is not None:
+        (tmp_path / "x.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_csv(tmp_path / "x.csv", strict=strict)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_a_file_gets_the_permissions_that_are_asked_for(tmp_path):
+    write_bytes(tmp_path / "own", b"", mode=0o600)
+    assert (tmp_path / "own").stat().st_mode & 0o777 == 0o600

@@ -21,7 +21,7 @@ def test_every_figure_of_a_small_network_worked_by_hand():
     assert (flatten.total.other_flops, flatten.output_size) == (0, (5, 64))
     assert (linear.total.num_params, linear.total.macs) == (195, 5 * 64 * 3)
     assert result.total.param_bytes == 4 * (72 + 8 + 195)
-    # kept for backward, in float32: the input (by the convolution), the convolution's output with batch mean and
+    # saved for backward, in float32: the input (by the convolution), the convolution's output with batch mean and
     # standard deviation (by the norm), and the ReLU's output, which the linear layer keeps too
     images, features, statistics = 5 * 2 * 36, 5 * 64, 2 * 4
     assert conv.total.saved_bytes == 4 * images

@@ -86,7 +86,7 @@ def test_macs_agree_with_torchs_own_counter():
     from torch.utils.flop_counter import FlopCounterMode
 
     model = timm.create_model("vit_tiny_patch16_224").eval()
-    # attention as matrix products: torch 2.10's own counter passes over the other form in silence
+    # attention as matrix products: the counter of torch 2.10 silently leaves out the other form
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(torch.randn(1, 3, 224, 224))

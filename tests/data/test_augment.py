@@ -13,7 +13,7 @@ from whatwhere.data.preprocess import IMAGENET_MEAN, Preprocessing
 
 SIZE = 16
 PLAIN = Preprocessing(SIZE, SIZE)
-# normalised as the pixels are, so that they can be read off
+# a normalisation that changes nothing, so that the test can read pixels
 READABLE = Preprocessing(SIZE, SIZE, (0, 0, 0), (1 / 255,) * 3)
 LARGEST = 1 - 2**-24  # of torch.rand
 
@@ -32,7 +32,7 @@ def read(images):
 
 
 def off(preprocessing=READABLE, **options):
-    """Return an augmentation that does nothing but what `options` say."""
+    """Return an augmentation with `options` only."""
     nothing = {"crop": "none", "crop_scale": 0.35, "hflip": 0.0, "rand_augment": 0, "random_erasing": 0.0}
     return Augmentation(preprocessing, **{**nothing, **options})
 
@@ -268,7 +268,7 @@ def test_erased_rectangles_keep_to_their_share_and_aspect():
     shares = heights * widths / size**2
     assert shares.min() > 0.015
     assert shares.max() < 0.345
-    # uniform from 0.02 to 0.33, but for what would stand out: mean 0.175, standard deviation 0.09 / 27
+    # uniform from 0.02 to 0.33, except where cut at the border: mean 0.175, standard deviation 0.09 / 27
     assert abs(shares.mean() - 0.175) < 0.016
     aspects = heights / widths
     assert aspects.min() > 1 / 3.3 * 0.8
@@ -287,7 +287,7 @@ def test_erased_rectangles_keep_to_their_share_and_aspect():
 
 
 def window(augmentation, width, height, row):
-    """Return (left, top, width, height) of what a crop shows, read off two ramps."""
+    """Return (left, top, width, height) of a crop, read from two ramps."""
     size = augmentation.preprocessing.image_size
     ramps = torch.zeros(3, height, width, dtype=torch.uint8)
     ramps[0] = torch.arange(width)
@@ -317,7 +317,7 @@ def test_a_resized_crop_shows_a_share_and_an_aspect_within_bounds(width, height,
         assert left + w < width + 1.5
         assert top + h < height + 1.5
         shares.append(w * h / (width * height))
-        # one that would stand out is cut off
+        # a crop is cut at the border
         aspects.append(None if w > width - 2 or h > height - 2 else w / h)
         middles.append(((left + w / 2) / width, (top + h / 2) / height))
     inner = [aspect for aspect in aspects if aspect]

@@ -72,7 +72,7 @@ def test_the_processes_shares_are_the_batch(num, batch_size, world_size, step):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Pictures of several sizes, one of them larger than what the crops need."""
+    """Pictures of several sizes; one is larger than the crops need."""
     root = tmp_path_factory.mktemp("data")
     samples = []
     for number in range(NUM):
@@ -150,7 +150,7 @@ def test_the_processes_batches_are_the_whole(source, num_workers):
 def test_the_reader_keeps_the_whole_image_for_crops_and_no_more_than_is_needed(source):
     whole = reader(source, "resized")
     assert len(whole) == NUM
-    # half as much again as the network sees, 24, or up to twice that, and never enlarged
+    # the shorter side is 1.5 times the network's size, 24, or up to twice that; no image is enlarged
     sizes = [tuple(whole[index].shape) for index in range(4)]
     assert sizes[:3] == [(3, 20, 30), (3, 30, 20), (3, 12, 12)]
     assert 24 <= min(sizes[3][1:]) < 48
@@ -182,7 +182,7 @@ def evaluation(images, batch_size=4, **options):
 
 @given(num=st.integers(1, 30), batch_size=st.integers(1, 12), world_size=st.integers(1, 33))
 def test_every_image_is_evaluated_once_however_many_processes_there_are(num, batch_size, world_size):
-    # the image says its number
+    # each image holds its number
     images = Store([torch.full((3, 1, 1), number, dtype=torch.uint8) for number in range(num)])
     readable = Preprocessing(1, 1, (0, 0, 0), (1 / 255,) * 3)
     seen = []
@@ -219,7 +219,7 @@ def test_no_images():
 
 @pytest.fixture
 def spoilt(source, tmp_path):
-    """The source with an image that is cut short."""
+    """The source, with one truncated image."""
     for sample in source.samples:
         (tmp_path / sample.path).write_bytes((source.root / sample.path).read_bytes())
     path = tmp_path / "07.jpg"
@@ -246,7 +246,7 @@ def test_an_unreadable_image_is_one_sentence_with_its_path(spoilt, num_workers, 
 
 
 class _Signals:
-    """Images that tell what the reading process would do with Ctrl-C and SIGTERM."""
+    """Images that hold how the reading process handles Ctrl-C and SIGTERM."""
 
     def __len__(self):
         return NUM
@@ -259,7 +259,7 @@ class _Signals:
 
 
 def test_workers_leave_ctrl_c_and_sigterm_to_their_parent():
-    # whatever started the tests may have Ctrl-C ignored
+    # the process that started the tests may ignore Ctrl-C
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     readable = Preprocessing(SIZE, SIZE, (0, 0, 0), (1 / 255,) * 3)
     found = list(EvaluationBatches(_Signals(), LABELS, readable, 8, CPU, num_workers=2))

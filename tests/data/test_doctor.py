@@ -13,6 +13,7 @@ from PIL import Image, ImageEnhance
 from image_files import bomb, cut, fill, oriented, picture, save
 from whatwhere.base.tables import rich_tables, text
 from whatwhere.data.doctor import probe
+from whatwhere.data.doctor.duplicates import joined
 from whatwhere.data.doctor.report import examine
 from whatwhere.data.sources.find import find_source
 from whatwhere.data.sources.source import Finding
@@ -44,7 +45,7 @@ def snapshot(folder):
 
 
 def hostile(root):
-    """Write a folder with every fault; but for these there are two images of cat and of dog in each split."""
+    """Write a folder with every fault, beside two good images of cat and of dog in each split."""
     fill(root, "Train/cat", "Train/dog", "valid/cat", "valid/dog", "TEST/cat", "TEST/dog", count=2)
     train = root / "Train"
     fill(train, "bird", count=2)  # in neither val nor test
@@ -182,7 +183,7 @@ def test_a_hostile_folder_gets_a_full_report(tmp_path):
     assert "\x1b" not in printed
     assert all(beginning in printed for _, _, beginning, _ in HOSTILE)
     assert "Findings: 8 errors, 10 warnings, 5 notes" in printed
-    # no user's file is touched, and none is added
+    # the user's files are unchanged, and there is no new one
     assert snapshot(root) == before
 
 
@@ -271,6 +272,13 @@ def test_many_copies_and_many_alike_end(tmp_path):
     assert [len(group) for group in report.twins] == [301]
 
 
+def test_groups_with_a_common_member_are_joined():
+    assert joined([]) == []
+    assert joined([[5]]) == [[5]]
+    assert joined([[7, 1], [4, 2], [9, 3, 4], [1, 8], []]) == [[1, 7, 8], [2, 3, 4, 9]]
+    assert joined([["b", "c"], ["a"], ["c", "d"]]) == [["a"], ["b", "c", "d"]]
+
+
 def test_the_cache_is_used_until_a_file_changes(tmp_path, monkeypatch):
     root, cache = fill(tmp_path / "data", "a", "b"), tmp_path / "cache"
     read = []
@@ -294,7 +302,7 @@ def test_the_cache_is_used_until_a_file_changes(tmp_path, monkeypatch):
     os.utime(root / "a" / "1.png", ns=(1, 1))
     assert report_of(root, cache).twins == (("a/0.png", "a/1.png"),)
     assert read == ["a/1.png"]
-    # another limit makes the entries void
+    # with another limit, no entry counts
     read.clear()
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert len(report_of(root, cache).bad) == 6
@@ -351,7 +359,7 @@ def test_a_built_in_set():
 
 def test_neither_listing_nor_examining_imports_torch(tmp_path):
     fill(tmp_path, "a", "b")
-    # the package itself does, so its place is taken by an empty one
+    # the package itself imports torch, so an empty one takes its place
     code = f"""
 import sys, types
 package = types.ModuleType("whatwhere")

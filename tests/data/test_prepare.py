@@ -119,7 +119,7 @@ def test_the_fingerprint_is_that_of_the_parts(tmp_path):
     other = prepare(str(root), seed=0)
     assert fingerprint(other) != first
     assert len(first) == 64
-    # the bytes of the images do not count, and their order neither
+    # neither the bytes of the images nor their order count
     reordered = {part: samples[::-1] for part, samples in other.parts.items()}
     changed = type(other)(other.source, other.classes, reordered, None, (), 0)
     assert fingerprint(changed) == fingerprint(other)
@@ -140,7 +140,7 @@ def test_what_the_seed_drew_is_said(tmp_path, folders, options, drawn):
     root = fill(tmp_path / "data", *(f"{part}/{c}" for part in folders or (".",) for c in "ab"), count=8)
     prepared = prepare(str(root), seed=0, **options)
     assert prepared.drawn == drawn
-    # and it is what another seed draws otherwise, with train, of which it is taken
+    # another seed draws another part, and another train with it
     other = prepare(str(root), seed=1, **options)
     differ = {part for part in prepared.parts if prepared.parts[part] != other.parts[part]}
     assert differ == ({"train", *drawn} if drawn else set())

@@ -70,7 +70,7 @@ def test_pixels_are_pillows_to_the_last_bit(tmp_path, size, resize, image_size, 
 @given(width=st.integers(1, 200), height=st.integers(1, 200), size=st.integers(1, 40), surplus=st.integers(0, 5))
 def test_any_shape_becomes_a_square(width, height, size, surplus):
     pixels = Preprocessing(size, size + surplus).pixels(Image.new("RGB", (width, height), (10, 200, 30)))
-    # one colour stays: nothing from outside the image comes in
+    # one colour stays: no pixel comes from outside the image
     assert torch.equal(pixels, torch.tensor([10, 200, 30], dtype=torch.uint8)[:, None, None].expand(3, size, size))
 
 
@@ -118,7 +118,7 @@ def test_small_images_are_seen_whole_and_of_larger_ones_95_percent(size, resize)
 
 @pytest.fixture(params=["china.jpg", "flower.jpg"])
 def photo(request, tmp_path):
-    # of another compression for each, as a camera's and a web site's
+    # with different compressions, like a camera's and a web site's
     path = tmp_path / request.param
     image = Image.fromarray(load_sample_image(request.param))
     assert image.size == (640, 427)

@@ -36,7 +36,7 @@ def test_images_of_one_size_move_as_one_block_and_leave_nothing_behind():
 
 
 class _Addresses(Dataset):
-    """Images and where a process has them."""
+    """Images, and their address in the process."""
 
     def __init__(self, kept):
         self.kept = kept
@@ -68,7 +68,7 @@ def test_memory_is_shared_for_workers_that_are_not_forked(monkeypatch, method, n
 
 
 class Counting:
-    """Images by number that say how often they were asked for."""
+    """Images by number that count their reads."""
 
     def __init__(self, images):
         self.images, self.asked = images, [0] * len(images)
