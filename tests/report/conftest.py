@@ -38,7 +38,7 @@ def everything():
     epochs = list(range(1, 21))
     content |= {
         "title": "sign-digits: resnext11_8x8d",
-        "subtitle": "4 against none, judged by accuracy on the test images",
+        "subtitle": "4 arms compared with none by accuracy on the test images",
         "arms": {arm: f"{arm}_resnext11_8x8d" for arm in arms},
         "curves": {"x": "epoch", "y": "validation accuracy, %", "arms": {arm: curve(epochs) for arm in arms}},
         "per_class": {"metric": "recall", "unit": "points", "rows": class_rows(arms[1:], 10)},
@@ -65,7 +65,7 @@ def bare(judgement, results):
     """The sections that figures alone have."""
     content = {
         "title": "results.csv",
-        "subtitle": f"1 against {judgement.baseline}",
+        "subtitle": f"1 arm compared with {judgement.baseline}",
         "first": [],
         "judgement": judgement.to_dict(),
         "arms": dict.fromkeys(results.arms, ""),

@@ -43,12 +43,12 @@ def test_signs_as_a_book_has_them(text, shown):
     ("plan", "words"),
     [
         (None, "the first look is still to come"),
-        (Plan(8, 8), "one look, at 8 pairs, which spends all of the 5 %"),
-        (Plan(8, 24), "looks at 8, 16 and, at the end, 24 pairs; how much"),
-        (Plan(6, 100), "looks at 6, 12, 18, 24, 30, ... and, at the end, 100 pairs; how much"),
+        (Plan(8, 8), "one look, at 8 pairs, which uses all of the 5 %"),
+        (Plan(8, 24), "looks at 8, 16 and, at the end, 24 pairs; each uses"),
+        (Plan(6, 100), "looks at 6, 12, 18, 24, 30, ... and, at the end, 100 pairs; each uses"),
         (
             Plan(8),
-            "looks at 8, 12, 16, 24, 32, 48 pairs and so on, without an end; the first spends",
+            "looks at 8, 12, 16, 24, 32, 48 pairs and so on, without an end; the first uses",
         ),
     ],
 )

@@ -1,12 +1,16 @@
 import copy
+import json
+import pathlib
 import re
 from html.parser import HTMLParser
 
 import pytest
 
 from whatwhere import UserError
+from whatwhere.comparison.content import Content
 from whatwhere.report import is_page, page, write_page
 
+SIGN_DIGITS = pathlib.Path(__file__).parents[2] / "docs" / "sign-digits"
 HARD_NAMES = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=y>',
@@ -223,7 +227,7 @@ def test_pairs_after_the_look_are_marked(everything):
     everything["judgement"]["arms"][1]["num_pairs"] = 6
     html = page(everything)
     assert html.count('<circle class="dot late" cx="') == 3  # one of them in the legend
-    assert "* after the look that the verdict is read from" in html
+    assert "* after the look that gave the verdict" in html
 
 
 def test_everything_is_escaped(everything):
@@ -264,6 +268,54 @@ def test_a_page_is_known_by_its_mark(tmp_path, figures_only):
     # a name cannot bear the mark
     figures_only["title"] = '<meta name="generator" content="whatwhere">'
     assert page(figures_only).count('<meta name="generator"') == 1
+
+
+def test_verdicts_of_old_versions_can_be_drawn():
+    # written before `first`, `cautions` of the judgement, and `num_pairs` of a class
+    old = json.loads((SIGN_DIGITS / "verdict.json").read_text())
+    assert "first" not in old
+    assert sections(page(old))[:3] == ["Verdict", "All pairs", "Every seed"]
+    assert "3 against none" in words(page(old))
+
+
+def test_content_becomes_the_same_json_again(everything, figures_only):
+    for content in (everything, figures_only):
+        found = Content.of(content).to_dict()
+        assert Content.of(found) == Content.of(content)
+        assert {key: found[key] for key in content if key not in ("judgement", "per_class", "cost", "runs")} == {
+            key: value for key, value in content.items() if key not in ("judgement", "per_class", "cost", "runs")
+        }
+        assert found["judgement"] == content["judgement"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ({"title": 5}, r"Expected `str`, got `int` - at `\$.title`"),
+        ({"judgement": None}, r"at `\$.judgement`"),
+        ({"runs": [{"arm": "none"}]}, "missing required field `seed`"),
+        ({"first": [["none"]]}, r"at `\$.first"),
+    ],
+    ids=str,
+)
+def test_what_is_no_content_is_a_sentence(everything, damage, reason):
+    with pytest.raises(UserError, match=rf"this is no content of a report \(.*{reason}.*\); give that of a verdict"):
+        page({**everything, **damage})
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda judgement: judgement["arms"][0].update(verdict="splendid"),
+        lambda judgement: judgement["others"][0].pop("metric"),
+        lambda judgement: judgement["others"][0].update(arm=5),
+        lambda judgement: judgement["others"].__setitem__(0, 5),
+    ],
+)
+def test_a_damaged_judgement_is_a_sentence(everything, spoil):
+    spoil(everything["judgement"])
+    with pytest.raises(UserError, match=r"this is no content of a report"):
+        page(everything)
 
 
 def test_an_option_that_is_empty_is_shown_as_none(everything):

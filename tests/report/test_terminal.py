@@ -21,7 +21,7 @@ def table(content, title):
 def test_verdicts_come_first_with_their_reasons(everything):
     first = tables(everything)[0]
     assert first.title == "sign-digits: resnext11_8x8d: accuracy minus that of none, points"
-    assert first.columns == ("arm", "verdict", "mean", "95 % interval", "p", "p at most", "better in")
+    assert first.columns == ("arm", "verdict", "mean", "95 % interval", "p", "p limit", "better in")
     assert [row[:2] for row in first.rows] == [
         ("se", "cannot tell yet"),
         ("cbam", "helps"),
@@ -81,12 +81,12 @@ def test_costs_with_ratios(everything):
 
 
 def test_only_classes_that_differ_are_listed(everything):
-    classes = table(everything, "Classes whose recall differs, p after Holm at most 5 %")
+    classes = table(everything, "Classes with a difference in recall: p after Holm at most 5 %")
     assert [row[:2] for row in classes.rows] == [("class 3", arm) for arm in ("se", "cbam", "wide", "my gate")]
     assert classes.note == "4 of 40"
     for row in everything["per_class"]["rows"]:
         row["p_t_holm"] = 1.0
-    assert "classes: in none of 40 does recall differ (p after Holm at most 0.05)" in tables(everything)[0].note
+    assert "classes: recall differs in none of 40 (p after Holm at most 0.05)" in tables(everything)[0].note
     assert not any(table.title.startswith("Classes") for table in tables(everything))
 
 

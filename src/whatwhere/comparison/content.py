@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from ..base.errors import UserError
-from ..base.words import cause
+from ..base.words import brief, cause, counted
 from ..statistics.metric import Metric
 from ..statistics.results import Results
-from ..statistics.verdict import Judgement
+from ..statistics.verdict import HELPS, HURTS, SAME, UNKNOWN, Judgement
 
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e300)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -187,11 +187,12 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
             return content
         try:
             found = msgspec.convert(content, cls)
-            assert found.others is not None  # raises ValidationError if one of them is damaged
-        except (ValueError, TypeError, RecursionError) as error:
-            raise UserError(
-                f"these are no figures of a report ({cause(error)}); give the content of a verdict.json"
-            ) from error
+            strange = [arm.verdict for arm in found.judgement.arms if arm.verdict not in (HELPS, HURTS, SAME, UNKNOWN)]
+            if strange:
+                raise ValueError(f"there is no verdict {brief(strange[0])}")
+            _ = found.others  # checks them
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise UserError(f"this is no content of a report ({cause(error)}); give that of a verdict.json") from error
         return found
 
 
@@ -204,9 +205,10 @@ def _other(other: Mapping[str, Any]) -> OtherMetric:
 
 def figures_content(judgement: Judgement, results: Results, title: str, changes: Sequence[str] = ()) -> Content:
     """Return the content of a report on a table of figures alone."""
+    arms = counted(len(judgement.arms), "arm")
     return Content(
         title=title,
-        subtitle=f"{len(judgement.arms)} against {judgement.baseline}, judged by {judgement.metric.label}",
+        subtitle=f"{arms} compared with {judgement.baseline} by {judgement.metric.label}",
         judgement=judgement,
         arms=dict.fromkeys(results.arms, ""),
         changes=tuple(changes),

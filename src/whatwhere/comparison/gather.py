@@ -76,34 +76,33 @@ class Gathered:
         results = [result for _, result in self.finished.values()]
         if any(result["judged_on"] != "test" for result in results):
             notes.append(
-                "DATA has no test images: the figures are those of the validation images, which chose the epoch as well"
+                "DATA has no test images: the figures are those of the validation images, which also chose the epoch"
             )
         elif any("test" not in run["drawn"] for run in self._descriptions.values()):
             notes.append(
-                "the test images are the same for every seed, as DATA came with them: the intervals hold the variation "
-                "between trainings, not that between test sets"
+                "the test images are the same for every seed, because DATA came with them: the intervals cover the "
+                "variation between trainings, not between test sets"
             )
         else:
             notes.append(
-                "every seed draws its own split of the same images: the intervals speak of trainings and splits of "
-                "these images, and are too narrow for images from elsewhere"
+                "every seed draws its own split of the same images: the intervals cover trainings and splits of these "
+                "images, and are too narrow for images from elsewhere"
             )
         if self.design.left_out:
             notes.append(
                 f"left out by request: {counted(len(self.design.left_out), 'seed')} "
-                f"({listed(self.design.left_out)}); where an arm's run had failed, that flatters the arm"
+                f"({listed(self.design.left_out)}); an arm with a failed run among them looks better than it is"
             )
         if self.design.lr_search:
             notes.append(
-                "each arm has the learning rate at which one run of its own did best: the verdict is on arm and rate, "
-                "and the luck of that one run is in no interval"
+                "a single run at each learning rate chose the rate of each arm: the verdict is on arm and rate "
+                "together, and the intervals do not cover the luck of that one run"
             )
         for arm, options in self.design.arm_options.items():
             rates = self.design.lr_search
             if len(rates) > 1 and options.get("lr") in (min(rates), max(rates)):
-                notes.append(
-                    f"{arm} chose the learning rate {options['lr']:g} at the end of those tried; try further ones"
-                )
+                end = "lowest" if options["lr"] == min(rates) else "highest"
+                notes.append(f"{arm} chose the {end} learning rate of the search, {options['lr']:g}; search beyond it")
         kinds = list(dict.fromkeys(" ".join(value for _, value in self._environment(run)) for run in self._runs()))
         if len(kinds) > 1:
             notes.append(f"the runs had {len(kinds)} different environments: {few(kinds, between='; ')}")
@@ -216,7 +215,7 @@ class Gathered:
         content = figures_content(judgement, self.results, title, changes)
         return msgspec.structs.replace(
             content,
-            subtitle=f"{content.subtitle}, {part} images",
+            subtitle=f"{content.subtitle} on the {part} images",
             first=tuple(first.items()),
             arms={arm.name: describe(design.arm_options[arm.name]) for arm in design.arms},
             curves=self.curves(),

@@ -64,19 +64,19 @@ def typeset(text: str) -> str:
 
 
 def planned(plan: Plan | None, alpha: str) -> str:
-    """Return the looks of a plan, and how much of `alpha` each spends, in words."""
+    """Return the looks of a plan, and the part of `alpha` that each uses, in words."""
     if plan is None:
         return "the first look is still to come"
     first, last = plan.first, plan.last
     if last == first:
-        return f"one look, at {counted(first, 'pair')}, which spends all of the {alpha}"
+        return f"one look, at {counted(first, 'pair')}, which uses all of the {alpha}"
     looks = [f"{look:,}" for look in itertools.islice(plan.looks(), _MOST_LOOKS + 1)]
     if last is None:
-        spent = f"the first spends four fifths of the {alpha}, those that follow the rest"
+        spent = f"the first uses four fifths of the {alpha}, the later ones the rest"
         return f"looks at {', '.join(looks[:_MOST_LOOKS])} pairs and so on, without an end; {spent}"
     if len(looks) > _MOST_LOOKS:
         looks = [*looks[: _MOST_LOOKS - 1], "...", f"{last:,}"]
-    spent = f"how much of the {alpha} each may spend follows Pocock's function, in the form of Lan and DeMets"
+    spent = f"each uses its part of the {alpha} by Pocock's spending function (Lan and DeMets)"
     return f"looks at {', '.join(looks[:-1])} and, at the end, {looks[-1]} pairs; {spent}"
 
 

@@ -72,12 +72,12 @@ def _verdicts(content: Content) -> Table:
     notes += [f"changed after the start: {printable(change)}" for change in content.changes]
     if per_class is not None and per_class.rows and not _differing(per_class):
         notes.append(
-            f"classes: in none of {len(per_class.rows)} does {per_class.metric} differ (p after Holm at most {ALPHA:g})"
+            f"classes: {per_class.metric} differs in none of {len(per_class.rows)} (p after Holm at most {ALPHA:g})"
         )
     unit = f", {metric.unit}" if metric.unit else ""
     direction = "" if metric.higher_is_better else ", lower is better"
     title = f"{content.title}: {metric.label} minus that of {judgement.baseline}{unit}{direction}"
-    columns = ("arm", "verdict", "mean", "95 % interval", "p", "p at most", "better in")
+    columns = ("arm", "verdict", "mean", "95 % interval", "p", "p limit", "better in")
     return Table(printable(title), columns, rows, num_text_columns=2, note="\n".join(notes))
 
 
@@ -89,7 +89,7 @@ def _seeds(seeds: SeedTable, baseline: str, metric: Metric) -> Iterator[Table]:
     title = f"Every seed: {metric.label}{unit_of(metric)}, in brackets the difference to {baseline}"
     note = printable(seeds.note)
     if any("*" in cell for column in cells for cell in column):
-        note += "\n* after the look that the verdict is read from: in no mean, interval or test here"
+        note += "\n* after the look that gave the verdict: not in the means, intervals and tests here"
     widths = [
         max(min(len(name), _LONGEST_HEAD), *map(len, (*column, mean))) + _BETWEEN
         for name, column, mean in zip(seeds.arms, cells, means, strict=True)
@@ -187,5 +187,5 @@ def _classes(differing: Sequence[ClassRow], per_class: PerClass, baseline: str) 
     left = len(differing) - len(rows)
     note = f"{len(differing)} of {len(per_class.rows)}" + (f"; {left} more are not shown" if left else "")
     columns = ("class", "arm", "images", printable(baseline), "difference", "95 % interval", "p, Holm")
-    title = f"Classes whose {metric.label} differs, p after Holm at most {percent(ALPHA)}"
+    title = f"Classes with a difference in {metric.label}: p after Holm at most {percent(ALPHA)}"
     return Table(title, columns, rows, num_text_columns=2, note=note)
