@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from whatwhere.experiment import PairedDifference, Plan, Results
-from whatwhere.statistics.advice import pairs_to_settle
-from whatwhere.statistics.decide import UNKNOWN, Case, decide
+from whatwhere.statistics.decide import UNKNOWN, Case, decide, pairs_to_settle
 from whatwhere.statistics.history import judge_again, record_of
 
 BUDGET = 128  # pairs; nobody in these simulations trains more

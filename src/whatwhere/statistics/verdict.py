@@ -9,8 +9,7 @@ from typing import Any
 from ..base.errors import UserError, check_integer
 from ..base.words import brief, counted, few, short, suggest
 from . import wording
-from .advice import pairs_to_settle
-from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, Decision, decide, holm
+from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, Decision, decide, holm, pairs_to_settle
 from .derived import as_number, derived_notes, odd_seed
 from .independence import cautions_about, doubt_about
 from .looks import ALPHA, LEAST_PAIRS, Plan
