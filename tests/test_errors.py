@@ -243,10 +243,10 @@ def in_json(path, content):
 
 
 def record(folder, **plan):
-    arm = {"arm": "cbam", "verdict": "helps", "num_pairs": 0, "plan": plan}
+    arm = {"arm": "cbam", "verdict": "helps", "reason": "", "num_pairs": 0, "plan": plan}
     arm |= {"seeds": [], "baseline": [], "treatment": []}
-    metric = {"name": "accuracy", "higher_is_better": True}
-    judgement = {"baseline": "none", "margin": 0.5, "metric": metric, "max_pairs": None, "arms": [arm]}
+    metric = {"name": "accuracy", "label": "accuracy", "higher_is_better": True}
+    judgement = {"baseline": "none", "margin": 0.5, "metric": metric, "max_pairs": None, "arms": [arm], "others": []}
     return read_record(in_json(folder / "record.json", {"judgement": judgement, "changes": []}))
 
 

@@ -174,7 +174,7 @@ def test_what_is_no_report_of_ours_is_not_written_over(whatwhere, table, tmp_pat
     out = () if name.startswith("results") else ("--out", tmp_path / "page.html")
     status, printed, err = whatwhere("verdict", table(6), *out)
     assert (status, printed, err.count("\n")) == (2, "", 1)
-    assert "is no report of ours; move it away" in err or "is no verdict of ours" in err
+    assert "is no report of ours; move it away" in err or "is not a verdict of whatwhere" in err
     assert (tmp_path / name).read_text() == "<html><p>mine</p></html>"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted({"results.csv", name})
 
@@ -221,8 +221,8 @@ def test_missing_runs_are_a_caution_and_the_complete_pairs_are_judged(whatwhere,
     arm = verdict_of(json.loads(whatwhere("verdict", path, "--json")[1]))
     assert (arm["verdict"], arm["num_pairs"]) == ("helps", 7)
     assert arm["cautions"] == [
-        "cbam lacks 1 run (seed 3) that other arms have: complete pairs alone are judged, and where a run failed, "
-        "leaving it out flatters cbam"
+        "cbam lacks 1 run (seed 3) that other arms have: only complete pairs are judged, and if a run failed, leaving "
+        "it out makes cbam look better than it is"
     ]
 
 
@@ -301,7 +301,7 @@ def test_a_file_in_the_records_place_is_not_written_over(whatwhere, table, tmp_p
     (tmp_path / "results.verdict.json").write_text(text)
     status, out, err = whatwhere("verdict", table(6))
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert "results.verdict.json' is no verdict of ours" in err
+    assert "results.verdict.json' is not a verdict of whatwhere" in err
     assert (tmp_path / "results.verdict.json").read_text() == text
 
 
@@ -323,7 +323,7 @@ def test_a_damaged_record_is_a_sentence(whatwhere, table, tmp_path, damage):
     path.write_text(json.dumps({**content, "judgement": {**content["judgement"], **damage}}))
     status, out, err = whatwhere("verdict", table(6))
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert "is no verdict of ours" in err
+    assert "is not a verdict of whatwhere" in err
     assert "--first-look" in err
 
 
@@ -340,7 +340,7 @@ def test_a_damaged_arm_of_a_record_is_a_sentence(whatwhere, table, tmp_path, dam
     path.write_text(json.dumps(content))
     status, out, err = whatwhere("verdict", table(6))
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert "is no verdict of ours" in err
+    assert "is not a verdict of whatwhere" in err
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -184,7 +184,9 @@ def test_figures_that_are_none_are_refused_after_the_first_run_and_not_kept(retu
 def test_a_damaged_record_is_not_met_with_an_option_that_is_none(tmp_path):
     (tmp_path / "results.verdict.json").write_text("[]")
     run = Trainer()
-    with pytest.raises(UserError, match=r"is no verdict of ours .*; restore it, or give another file of results$"):
+    with pytest.raises(
+        UserError, match=r"is not a verdict of whatwhere .*; restore it, or give another file of results$"
+    ):
         compare(run, ["none", "cbam"], 8, results=tmp_path / "results.csv")
     assert not run.calls
 

@@ -298,7 +298,7 @@ def test_a_damaged_verdict_is_met_with_what_compare_can_do(pretended, content):
     (pretended.out / "verdict.json").write_text(content)
     for again in (pretended.collect, lambda: pretended(seeds=2)):
         with pytest.raises(
-            UserError, match=r"is no verdict of ours .*; move it away, and the same command writes it anew$"
+            UserError, match=r"is not a verdict of whatwhere .*; move it away, and the same command writes it anew$"
         ):
             again()
     (pretended.out / "verdict.json").unlink()
@@ -533,4 +533,4 @@ def test_runs_replaced_after_a_look_are_told(pretended):
     result.write_text(json.dumps(content))
     for _ in range(2):
         content = pretended("none,cbam", seeds=6)
-        assert ["other ones: seed 3" in change for change in content["changes"]] == [True]
+        assert ["changed: seed 3" in change for change in content["changes"]] == [True]

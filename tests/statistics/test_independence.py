@@ -122,7 +122,7 @@ def test_a_number_of_test_images_that_cannot_be_is_refused():
 def test_few_pairs_that_are_copies_have_no_interval():
     for cbam in ([0.8512] * 5, [0.8512, 0.8512, 0.8512, 0.8513, 0.8512]):
         arm = verdict(table(none=[0.8068] * 5, cbam=cbam))
-        assert arm.reason.startswith("5 pairs: with so few")
+        assert arm.reason.startswith("there are 5 pairs: with fewer than 6")
         assert (arm.interval_95, arm.p_t, arm.win_probability) == (None, None, None)
     arm = verdict(table(none=live(count=3), cbam=live(0.02, count=3)[::-1]))
     assert (arm.interval_95, arm.p_t) != (None, None)

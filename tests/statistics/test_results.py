@@ -267,5 +267,5 @@ def test_too_few_pairs_for_a_look_leave_the_plan_open(tmp_path):
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"judgement": {"arms": [{}]}}', '{"judgement": 3}'])
 def test_another_file_in_its_place_is_refused(tmp_path, content):
     (tmp_path / "verdict.json").write_text(content)
-    with pytest.raises(UserError, match="is no verdict of ours"):
+    with pytest.raises(UserError, match="is not a verdict of whatwhere"):
         read_record(tmp_path / "verdict.json")

@@ -51,23 +51,69 @@ def test_the_four_verdicts(shift, scale, verdict):
     assert bool(arm.advice) is (verdict == "cannot tell yet")
 
 
+@pytest.mark.parametrize(
+    ("differences", "options", "conclusion"),
+    [
+        ([2 + noise for noise in NOISE], {}, "Keep cbam: it does better than the baseline"),
+        (
+            [0.7 + noise for noise in NOISE],
+            {},
+            "cbam helps, but perhaps by less than 0.50 points; keep it if it costs little",
+        ),
+        ([-2 + noise for noise in NOISE], {}, "Do not choose cbam: it does worse than the baseline"),
+        (
+            [0.05 + 0.2 * noise for noise in NOISE],
+            {},
+            "cbam makes no practical difference; take the cheaper network",
+        ),
+        ([0.3 + 1.2 * noise for noise in NOISE], {}, "Cannot tell about cbam yet: train 4 more seeds"),
+        ([0.3 + 90 * noise for noise in NOISE], {}, "Do not choose cbam on this evidence"),
+        ([0.2 + 3 * noise for noise in NOISE], {"max_pairs": 8}, "Do not choose cbam on this evidence"),
+        ([5, 5.1, 5.2, 5], {}, "Cannot tell about cbam yet: train 2 more seeds"),
+        ([5, 5.1, 5.2, 5, 5.3], {"first_look": 6}, "Cannot tell about cbam yet: train 1 more seed"),
+        ([5], {}, "Cannot tell about cbam yet: train 5 more seeds"),
+        ([0.0] * 8, {}, "Cannot tell about cbam: check its runs and those of the baseline first"),
+        (
+            NOISE,
+            {"awaited": {"cbam": range(9)}, "first_look": 9},
+            "Cannot tell about cbam yet: finish the missing runs",
+        ),
+    ],
+)
+def test_the_conclusion_says_what_to_do(differences, options, conclusion):
+    assert one(*differences, **options).conclusion == conclusion
+
+
+def test_the_conclusion_without_a_pair():
+    arm = judge(results(none=[0.5, 0.6], cbam=[None, None], se=[0.5, 0.6])).arms[0]
+    assert arm.conclusion == "Cannot tell about cbam yet: train cbam and the baseline with the same seeds"
+
+
+def test_at_the_end_of_a_plan_missing_runs_come_first():
+    table = results(
+        none=points(*[0] * 13), cbam=[*points(*(0.2 + 3 * noise for noise in NOISE)), None, *points(1, 2, 3, 4)]
+    )
+    arm = judge(table, first_look=6, max_pairs=12, awaited={"cbam": range(12)}).arms[0]
+    assert (arm.num_pairs, arm.conclusion) == (6, "Cannot tell about cbam yet: finish the missing runs")
+
+
 def test_a_small_sure_difference_is_no_practical_one():
     arm = one(*(0.2 + 0.05 * noise for noise in NOISE))
     assert arm.verdict == "no practical difference"
     assert arm.interval_95[0] > 0
-    assert "though not nothing" in arm.reason
+    assert "though probably not zero" in arm.reason
     assert one(*(0.2 + 0.05 * noise for noise in NOISE), margin=0.1).verdict == "helps"
 
 
 def test_fewer_than_six_pairs_tell_nothing():
     arm = one(5, 5.1, 5.2, 5, 5.1)
     assert (arm.verdict, arm.level, arm.plan) == ("cannot tell yet", None, None)
-    assert "p = 0.062" in arm.reason
-    assert arm.advice == "6 pairs are the least"
+    assert "p-value of the sign-flip test is at least 0.062" in arm.reason
+    assert arm.advice == "train at least 6 seeds of each arm"
     assert arm.mean_difference == pytest.approx(5.08)
     single = judge(results(none=[0.5], cbam=[0.7])).arms[0]
     assert (single.verdict, single.num_pairs, single.mean_difference) == ("cannot tell yet", 0, None)
-    assert single.reason.startswith("1 pair:")
+    assert single.reason.startswith("there is 1 pair:")
 
 
 def test_pairs_that_are_all_equal_or_all_differ_alike_tell_nothing():
@@ -86,11 +132,11 @@ def test_missing_runs_are_named_and_their_pairs_left_out():
     table = results(none=points(*[0] * 8), cbam=[*figures[:3], None, *figures[4:]])
     arm = judge(table).arms[0]
     assert (arm.verdict, arm.num_pairs, arm.seeds) == ("helps", 7, (0, 1, 2, 4, 5, 6, 7))
-    assert "cbam lacks 1 run (seed 3) that other arms have: complete pairs alone are judged" in arm.cautions[0]
+    assert "cbam lacks 1 run (seed 3) that other arms have: only complete pairs are judged" in arm.cautions[0]
     # what a comparison still waits for is no missing run
     waiting = judge(table, awaited={"cbam": range(8)}).arms[0]
     assert waiting.verdict == "cannot tell yet"
-    assert waiting.reason == "7 of 8 pairs are there; missing: seed 3"
+    assert waiting.reason == "7 of 8 pairs are complete; missing: seed 3"
 
 
 def test_without_any_pair_no_test_is_spoken_of():
@@ -240,7 +286,7 @@ def test_pairs_after_a_look_wait_for_the_next():
     more = one(*early, *late, first_look=8)
     assert (more.verdict, more.num_pairs, more.level) == ("helps", 8, at_look.level)
     assert more.differences[8:] == pytest.approx(late)
-    assert "3 pairs more than the plan has for this look: the verdict is read from the first 8" in more.cautions[0]
+    assert "3 pairs more than the plan has for this look: the verdict uses the first 8" in more.cautions[0]
     assert "next look is at 12" in more.cautions[0]
     whole = one(*early, *late, 1.0, first_look=8)
     assert (whole.verdict, whole.num_pairs) == ("cannot tell yet", 12)
@@ -251,14 +297,14 @@ def test_after_the_end_of_a_plan_nothing_changes():
     unclear = [0.2 + 3 * noise for noise in NOISE]
     arm = one(*unclear, *[5.0] * 12, first_look=8, max_pairs=8)
     assert (arm.verdict, arm.num_pairs, arm.pairs_to_settle) == ("cannot tell yet", 8, None)
-    assert arm.advice == "the plan ends at 8 pairs; pairs added to them can change nothing in the verdict"
+    assert arm.advice == "the plan ends at 8 pairs; more pairs cannot change the verdict"
     assert "12 pairs more than the plan has" in arm.cautions[0]
 
 
 def test_before_the_first_look_there_is_no_verdict():
     arm = one(*(2 + noise for noise in NOISE), first_look=10)
     assert (arm.verdict, arm.level) == ("cannot tell yet", None)
-    assert arm.reason == "8 pairs; the first look is planned at 10"
+    assert arm.reason == "there are 8 pairs; the first look is at 10"
 
 
 def test_advice_names_pairs_and_the_next_look():
@@ -266,10 +312,10 @@ def test_advice_names_pairs_and_the_next_look():
     low, high = arm.pairs_to_settle
     assert 8 < low <= high
     assert {low, high} <= set(itertools.islice(Plan(8).looks(), 12))
-    assert arm.advice == f"probably settled with {low} to {high} pairs in all; the next look is planned at 12 pairs"
+    assert arm.advice == f"{low} to {high} pairs in all will probably tell; the next look is at 12 pairs"
     wild = one(*(0.3 + 90 * noise for noise in NOISE))
     assert wild.pairs_to_settle[1] is None
-    assert "probably not settled even with" in wild.advice
+    assert "pairs will probably not tell" in wild.advice
 
 
 def test_other_metrics_stand_beside():

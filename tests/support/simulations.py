@@ -7,7 +7,7 @@ import numpy as np
 
 from whatwhere.experiment import PairedDifference, Plan, Results
 from whatwhere.statistics.decide import UNKNOWN, Case, decide, pairs_to_settle
-from whatwhere.statistics.history import judge_again, record_of
+from whatwhere.statistics.history import Record, judge_again
 
 BUDGET = 128  # pairs; nobody in these simulations trains more
 
@@ -99,7 +99,7 @@ def simulate_arms(num_arms, first, last, count, *, stops_early, seed=2026):
             judgement, changes = judge_again(
                 results, record, first_look=None if record else first, max_pairs=last, terms=terms
             )
-            record = record_of(judgement, changes)
+            record = Record(judgement, tuple(changes))
             told = [arm.arm for arm in judgement.arms if arm.verdict != UNKNOWN]
             if stops_early:
                 going_on = [arm for arm in arms if arm not in told]

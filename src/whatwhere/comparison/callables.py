@@ -12,7 +12,7 @@ from typing import Any
 from ..base.errors import UserError, check_integer
 from ..base.files import locked_file, write_bytes, write_json
 from ..base.words import brief, cause, few, printable, short, suggest
-from ..statistics.history import judge_again, read_record, record_of
+from ..statistics.history import Record, judge_again, read_record
 from ..statistics.independence import check_number_of_images, check_still_independent
 from ..statistics.looks import LEAST_PAIRS, MOST_SEEDS, Plan
 from ..statistics.metric import METRICS, Metric, check_direction, margin_for
@@ -128,7 +128,7 @@ def compare(
             # only arms that cannot be told yet go on, and the baseline with them
             further[judgement.baseline] = max(further.values())
             wanted |= {arm: list(range(count)) for arm, count in further.items()}
-            record = record_of(judgement, changes)
+            record = Record(judgement, tuple(changes))
 
 
 def _check_terms(

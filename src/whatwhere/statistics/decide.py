@@ -29,9 +29,11 @@ class Case:
         arm: Its name.
         paired: The pairs that are judged; None with fewer than 2.
         plan: None where no look can be yet.
-        blocked: Why there can be no verdict on them; "" if there can.
-        waiting: Seeds that the next look waits for.
+        blocked: Why there can be no verdict yet; "" if there can.
+        waiting: Seeds without a complete pair that the next look needs.
         doubt: Why the pairs may be no independent draws: the look counts, but nothing is claimed.
+        num_pairs: Complete pairs, those after the look included.
+        num_to_look: Pairs missing for the next look; None after the last.
     """
 
     arm: str
@@ -40,6 +42,8 @@ class Case:
     blocked: str = ""
     waiting: tuple[Hashable, ...] = ()
     doubt: Doubt | None = None
+    num_pairs: int = 0
+    num_to_look: int | None = None
 
     def level(self, num_arms: int, num_pairs: int | None = None) -> float:
         """Return the level of the test at this look, or at that at `num_pairs`, where `num_arms` share alpha."""

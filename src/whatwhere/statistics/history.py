@@ -1,52 +1,59 @@
-"""What was judged before: kept beside the figures, so that the next verdict knows of it."""
+"""The verdict before, kept beside the figures, so that the next verdict keeps its plan and says what changed."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from ..base.errors import UserError
 from ..base.words import cause, counted, few
 from .independence import check_number_of_images
-from .looks import ALPHA, MOST_SEEDS, Plan
+from .looks import ALPHA
 from .results import Results, numbered
-from .shape import integer, number, record, text, texts
-from .verdict import Judgement, judge
+from .verdict import ArmVerdict, Judgement, judge
 from .wording import percent
 
 _ADVICE = "it would say when the first look was: move it away, and give that with --first-look"
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """An earlier verdict.
 
     Attributes:
-        first_looks: Pairs at the first look, by arm; without those that had too few for one.
-        max_pairs: Pairs at the last; None: open.
-        terms: Metric, direction, baseline and margin.
-        seeds: In the order in which they were judged.
-        figures: (baseline's, arm's) of each seed as a text, by arm, in the unit shown.
-        verdicts: The verdict and its number of pairs, by arm, where there was a look.
-        changes: What had been changed by then.
+        judgement: The verdicts.
+        changes: All changes up to then, as sentences.
     """
 
-    first_looks: dict[str, int]
-    max_pairs: int | None
-    terms: dict[str, Any]
-    seeds: list[str]
-    figures: dict[str, dict[str, tuple[float, float]]]
-    verdicts: dict[str, tuple[str, int]]
-    changes: list[str]
+    judgement: Judgement
+    changes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.judgement.arms or not self.judgement.metric.name:
+            raise ValueError(f"it has no {'name of a metric' if self.judgement.arms else 'arms'}")
+        for arm in self.judgement.arms:
+            if not arm.num_pairs <= len(arm.seeds) == len(arm.baseline) == len(arm.treatment):
+                raise ValueError(f"the seeds and figures of arm {arm.arm} do not match in number")
+            if not all(isinstance(seed, (str, int)) for seed in arm.seeds):
+                raise ValueError(f"a seed of arm {arm.arm} is neither text nor an integer")
+
+    @property
+    def first_looks(self) -> dict[str, int]:
+        """Pairs at the first look, by arm; without arms that had too few for one."""
+        return {arm.arm: arm.plan.first for arm in self.judgement.arms if arm.plan is not None}
+
+    @property
+    def seeds(self) -> list[str]:
+        """The seeds of all arms as text, in the order in which they were judged."""
+        return list(dict.fromkeys(str(seed) for arm in self.judgement.arms for seed in arm.seeds))
 
     @property
     def num_pairs(self) -> int:
-        """How many pairs of an arm had been seen, at most."""
-        return max(map(len, self.figures.values()), default=0)
+        """The most pairs of an arm."""
+        return max(len(arm.seeds) for arm in self.judgement.arms)
 
 
 def read_record(path: Path, advice: str = _ADVICE) -> Record | None:
@@ -60,77 +67,13 @@ def read_record(path: Path, advice: str = _ADVICE) -> Record | None:
         UserError: The file is something else, or damaged.
     """
     try:
-        content = json.loads(path.read_bytes())
-        return _record(_checked(content["judgement"]), list(texts(content["changes"], "changes")))
+        return msgspec.json.decode(path.read_bytes(), type=Record)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{str(path)!r} is no verdict of ours ({type(error).__name__}: {cause(error)}); {advice}"
-        ) from error
-
-
-def _checked(judgement: Any) -> dict[str, Any]:
-    """Return the judgement if `_record` can take it.
-
-    Raises:
-        ValueError, TypeError, KeyError: It is damaged.
-    """
-    content = record(judgement, "judgement")
-    text(content["baseline"], "baseline")
-    number(content["margin"], "margin", least=0)
-    text(record(content["metric"], "metric")["name"], "metric")
-    if not isinstance(content["metric"]["higher_is_better"], bool):
-        raise ValueError("higher_is_better is neither true nor false")
-    if content["max_pairs"] is not None:
-        integer(content["max_pairs"], "max_pairs", least=1, most=MOST_SEEDS)
-    if not isinstance(content["arms"], list) or not content["arms"]:
-        raise ValueError("it has no arms")
-    for arm in content["arms"]:
-        text(record(arm, "arm")["arm"], "arm")
-        text(arm["verdict"], "verdict")
-        integer(arm["num_pairs"], "num_pairs", least=0, most=len(arm["seeds"]))
-        for figure in (*arm["baseline"], *arm["treatment"]):
-            number(figure, "figure")
-        for seed in arm["seeds"]:
-            if not isinstance(seed, (str, int)):
-                raise ValueError("a seed is neither text nor a number")
-    return content
-
-
-def record_of(judgement: Judgement, changes: list[str]) -> Record:
-    """Return what the next verdict must know of this one."""
-    return _record(judgement.to_dict(), changes)
-
-
-def _record(judgement: dict[str, Any], changes: list[str]) -> Record:
-    arms = {str(arm["arm"]): arm for arm in judgement["arms"]}
-    plans = {name: Plan(**arm["plan"]) for name, arm in arms.items() if arm["plan"] is not None}
-    figures = {
-        name: {
-            str(seed): (float(baseline), float(treatment))
-            for seed, baseline, treatment in zip(arm["seeds"], arm["baseline"], arm["treatment"], strict=True)
-        }
-        for name, arm in arms.items()
-    }
-    return Record(
-        first_looks={name: plan.first for name, plan in plans.items()},
-        max_pairs=judgement["max_pairs"],
-        terms=_terms(judgement["metric"], judgement["baseline"], judgement["margin"]),
-        seeds=list(dict.fromkeys(seed for pairs in figures.values() for seed in pairs)),
-        figures=figures,
-        verdicts={
-            name: (str(arm["verdict"]), int(arm["num_pairs"])) for name, arm in arms.items() if arm["level"] is not None
-        },
-        changes=changes,
-    )
-
-
-def _terms(metric: dict[str, Any], baseline: str, margin: float) -> dict[str, Any]:
-    way = "higher" if metric["higher_is_better"] else "lower"
-    return {"metric": metric["name"], "better": way, "baseline": baseline, "margin": margin}
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{str(path)!r} is not a verdict of whatwhere ({cause(error)}); {advice}") from error
 
 
 def judge_again(
@@ -141,10 +84,10 @@ def judge_again(
     max_pairs: int | None = None,
     terms: Mapping[str, Any],
 ) -> tuple[Judgement, list[str]]:
-    """Return the verdict under the plan that was recorded, or is given, and all that changed since the first one.
+    """Return the verdict under the plan that was recorded, or is given, and all changes since the first one.
 
-    Arms that were compared before stay in the comparison: one whose figures are gone counts among those that share the
-    error.
+    Arms that were compared before stay in the comparison: an arm without figures now still counts among the arms that
+    share the error.
 
     Args:
         results: Figures by arm and seed.
@@ -159,34 +102,41 @@ def judge_again(
     firsts: int | dict[str, int] | None = first_look
     if record is not None:
         results.put_first(record.seeds)
-        for arm in (record.terms["baseline"], *record.figures):
+        for arm in (record.judgement.baseline, *(arm.arm for arm in record.judgement.arms)):
             results.add_arm(arm)
     if record is not None and record.first_looks:
-        planned = (None, *record.first_looks.values())
-        if first_look not in planned or max_pairs not in (None, record.max_pairs):
-            looks = few([f"{arm} at {look} pairs" for arm, look in record.first_looks.items()], 6)
+        planned, before = record.first_looks, record.judgement.max_pairs
+        if first_look not in (None, *planned.values()) or max_pairs not in (None, before):
+            looks = few([f"{arm} at {look} pairs" for arm, look in planned.items()], 6)
             raise UserError(
-                f"the plan was made with the first verdict ({looks}; most pairs: {record.max_pairs or 'open'}) and "
-                "stays as it is, because another would spend the error twice; leave out --first-look and --max-pairs"
+                f"the plan was made with the first verdict ({looks}; most pairs: {before or 'open'}) and stays as it "
+                "is, because another would spend the error twice; leave out --first-look and --max-pairs"
             )
-        firsts, max_pairs = record.first_looks, record.max_pairs
+        firsts, max_pairs = planned, before
     judgement = judge(results, first_look=firsts, max_pairs=max_pairs, **terms)
     check_number_of_images(results, judgement.metric.name, terms.get("test_images"))
     if record is None:
         return judgement, []
-    changes = [*_changed_terms(record, judgement), *changed_figures(record, judgement)]
-    return judgement, [*record.changes, *changes]
+    return judgement, [*record.changes, *_changed_terms(record, judgement), *changed_figures(record, judgement)]
+
+
+def _terms(judgement: Judgement) -> dict[str, str | float]:
+    way = "higher" if judgement.metric.higher_is_better else "lower"
+    return {
+        "metric": judgement.metric.name,
+        "better": way,
+        "baseline": judgement.baseline,
+        "margin": judgement.margin,
+    }
 
 
 def _changed_terms(record: Record, judgement: Judgement) -> list[str]:
-    now = _terms(asdict(judgement.metric), judgement.baseline, judgement.margin)
+    before, now = _terms(record.judgement), _terms(judgement)
     when = f"after a verdict on {counted(record.num_pairs, 'pair')}"
-    changes = [
-        f"{when}: {name} was {before}, is {now[name]}" for name, before in record.terms.items() if now[name] != before
-    ]
-    known = {record.terms["baseline"], *record.figures}
+    changes = [f"{when}: {name} was {before[name]}, is {now[name]}" for name in now if now[name] != before[name]]
+    known = {record.judgement.baseline, *(arm.arm for arm in record.judgement.arms)}
     changes += [
-        f"{when}: arm {arm.arm} added; the {percent(ALPHA)} do not hold for early and later arms together"
+        f"{when}: arm {arm.arm} added; the {percent(ALPHA)} error does not cover early and later arms together"
         for arm in judgement.arms
         if arm.arm not in known
     ]
@@ -194,25 +144,35 @@ def _changed_terms(record: Record, judgement: Judgement) -> list[str]:
 
 
 def changed_figures(record: Record, judgement: Judgement) -> list[str]:
-    """Return, as sentences, which figures of the verdict before are gone or other ones, and which verdicts turned."""
-    now = _terms(asdict(judgement.metric), judgement.baseline, judgement.margin)
-    if any(record.terms[name] != now[name] for name in ("metric", "better", "baseline")):
+    """Return as sentences: figures of the verdict before that are gone or changed, and verdicts that changed."""
+    before, now = _terms(record.judgement), _terms(judgement)
+    if any(before[name] != now[name] for name in ("metric", "better", "baseline")):
         return []
+    arms_before = {arm.arm: arm for arm in record.judgement.arms}
     changes = []
     for arm in judgement.arms:
-        figures = {str(seed): pair for seed, *pair in zip(arm.seeds, arm.baseline, arm.treatment, strict=True)}
-        before = record.figures.get(arm.arm, {})
-        gone = [seed for seed in before if seed not in figures]
-        other = [seed for seed in before if seed in figures and not _equal(before[seed], figures[seed])]
-        for what, seeds in (("gone", gone), ("other ones", other)):
+        earlier = arms_before.get(arm.arm)
+        if earlier is None:
+            continue
+        old, new = _pairs(earlier), _pairs(arm)
+        gone = [seed for seed in old if seed not in new]
+        other = [seed for seed in old if seed in new and not _equal(old[seed], new[seed])]
+        for what, seeds in (("gone", gone), ("changed", other)):
             if seeds:
                 named = numbered(seeds)
                 changes.append(f"after a verdict on them, figures of {arm.arm} or its baseline are {what}: {named}")
-        verdict, num_pairs = record.verdicts.get(arm.arm, (arm.verdict, 0))
-        if verdict != arm.verdict and num_pairs < arm.num_pairs:
-            changes.append(f"{arm.arm}: {verdict} at {num_pairs} pairs, {arm.verdict} at {arm.num_pairs}")
+        if earlier.level is not None and earlier.verdict != arm.verdict and earlier.num_pairs < arm.num_pairs:
+            changes.append(
+                f"{arm.arm}: {earlier.verdict} at {earlier.num_pairs} pairs, {arm.verdict} at {arm.num_pairs}"
+            )
     return changes
 
 
-def _equal(before: tuple[float, float], now: list[float]) -> bool:
+def _pairs(arm: ArmVerdict) -> dict[str, tuple[float, float]]:
+    """Return (baseline's figure, arm's) by seed."""
+    pairs = zip(arm.baseline, arm.treatment, strict=True)
+    return dict(zip(map(str, arm.seeds), pairs, strict=True))
+
+
+def _equal(before: tuple[float, float], now: tuple[float, float]) -> bool:
     return all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) for a, b in zip(before, now, strict=True))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from ..base.errors import UserError, check_integer
 from ..base.words import brief, counted, few, short, suggest
@@ -12,10 +14,15 @@ from . import wording
 from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, Decision, decide, holm, pairs_to_settle
 from .derived import as_number, derived_notes, odd_seed
 from .independence import cautions_about, doubt_about
-from .looks import ALPHA, LEAST_PAIRS, Plan
+from .looks import ALPHA, LEAST_PAIRS, MOST_SEEDS, Plan
 from .metric import METRICS, Metric, check_direction, margin_for, metric_for, two_scales
 from .paired import PairedDifference
 from .results import Results, numbered
+
+# bounds that hold where a verdict is read from a file
+_Name = Annotated[str, Meta(min_length=1)]
+_Figures = tuple[Annotated[float, Meta(ge=-1e100, le=1e100)], ...]
+_Count = Annotated[int, Meta(ge=0, le=MOST_SEEDS)]
 
 __all__ = ["HELPS", "HURTS", "SAME", "UNKNOWN", "ArmVerdict", "Judgement", "judge"]
 
@@ -27,8 +34,9 @@ class ArmVerdict:
     Attributes:
         arm: Its name.
         verdict: One of the four.
-        reason: The sentence behind it.
-        advice: What to do about a verdict that is not there yet.
+        conclusion: The verdict as a sentence that says what to do; "" in files of old versions.
+        reason: The figures behind it, as a sentence.
+        advice: What to do where there is no verdict yet.
         cautions: What to keep in mind.
         num_pairs: Complete pairs that the verdict is read from.
         plan: When it is looked at; None while there are fewer than 6 pairs.
@@ -48,16 +56,17 @@ class ArmVerdict:
             anybody should train. None as a whole where the verdict is there, or cannot come.
     """
 
-    arm: str
-    verdict: str
+    arm: _Name
+    verdict: _Name
     reason: str
+    conclusion: str = ""
     advice: str = ""
     cautions: tuple[str, ...] = ()
-    num_pairs: int = 0
+    num_pairs: _Count = 0
     plan: Plan | None = None
     seeds: tuple[Hashable, ...] = ()
-    baseline: tuple[float, ...] = ()
-    treatment: tuple[float, ...] = ()
+    baseline: _Figures = ()
+    treatment: _Figures = ()
     differences: tuple[float, ...] = ()
     mean_difference: float | None = None
     standard_deviation: float | None = None
@@ -90,9 +99,9 @@ class Judgement:
     """
 
     metric: Metric
-    baseline: str
-    margin: float
-    max_pairs: int | None
+    baseline: _Name
+    margin: Annotated[float, Meta(ge=0, le=1e100)]
+    max_pairs: Annotated[int, Meta(ge=1, le=MOST_SEEDS)] | None
     arms: tuple[ArmVerdict, ...]
     others: tuple[dict[str, Any], ...]
     cautions: tuple[str, ...] = ()
@@ -297,23 +306,27 @@ def _case(
     num_ready = awaited.index(waiting[0]) if waiting else num_pairs
     look = None if plan is None else plan.look_at(num_ready)
     if look is not None and paired is not None:
-        # those after a look wait for the next one
+        assert plan is not None
+        following = plan.next_after(num_pairs)
         pairs = PairedDifference(paired.seeds[:look], paired.baseline[:look], paired.treatment[:look])
-        return Case(arm, pairs, plan, waiting=waiting)
+        to_look = None if following is None else following - num_pairs
+        return Case(arm, pairs, plan, waiting=waiting, num_pairs=num_pairs, num_to_look=to_look)
+    first = LEAST_PAIRS if plan is None else plan.first
     if waiting:
-        blocked = f"{len(awaited) - len(waiting)} of {len(awaited)} pairs are there; missing: {numbered(waiting)}"
+        blocked = f"{len(awaited) - len(waiting)} of {len(awaited)} pairs are complete; missing: {numbered(waiting)}"
     elif not num_pairs and results.values(baseline, metric) and results.values(arm, metric):
         blocked = f"{arm} and {baseline} have no seed in common{_spelt(results, baseline, arm, metric)}"
     elif not num_pairs:
         blocked = f"no seed has a run of both {arm} and {baseline}"
     elif num_pairs < LEAST_PAIRS:
         blocked = (
-            f"{counted(num_pairs, 'pair')}: with so few the exact sign-flip test cannot go below p = "
-            f"{min(1.0, 2 / 2**num_pairs):.2g}, however large the difference"
+            f"there {'is' if num_pairs == 1 else 'are'} {counted(num_pairs, 'pair')}: with fewer than {LEAST_PAIRS}, "
+            "even the largest difference may be chance (the p-value of the sign-flip test is at least "
+            f"{min(1.0, 2 / 2**num_pairs):.2g})"
         )
     else:
-        blocked = f"{num_pairs} pairs; the first look is planned at {plan.first if plan is not None else LEAST_PAIRS}"
-    return Case(arm, paired, plan, blocked, waiting)
+        blocked = f"there are {num_pairs} pairs; the first look is at {first}"
+    return Case(arm, paired, plan, blocked, waiting, num_pairs=num_pairs, num_to_look=first - num_pairs)
 
 
 def _doubted(results: Results, metric: Metric, baseline: str, case: Case, test_images: int | None) -> Case:
@@ -359,6 +372,7 @@ def _verdict(
         "arm": case.arm,
         "plan": case.plan,
         "verdict": decision.verdict,
+        "conclusion": wording.conclusion(case, decision, metric, margin, settle),
         "reason": wording.reason(case, decision, metric, margin),
         "advice": wording.advice(case, decision, settle),
         "cautions": tuple(cautions),

@@ -18,7 +18,7 @@ def quantity(value: float, metric: Metric, *, signed: bool = False) -> str:
     """Return a figure or a difference with its unit: "+1.25 points"."""
     kind = ".2f" if metric.unit == "points" else ".4g"
     text = f"{value:{'+' if signed else ''}{kind}}"
-    # a rounded nothing has no sign
+    # zero after rounding has no sign
     text = text.replace("-", "").replace("+", "") if not float(text) else text
     return f"{text} {metric.unit}".strip()
 
@@ -34,53 +34,98 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f}".rstrip("0").rstrip(".") + " %"
 
 
+def conclusion(
+    case: Case, decision: Decision, metric: Metric, margin: float, settle: tuple[int, int | None] | None
+) -> str:
+    """Return the verdict as a sentence that says what to do.
+
+    Args:
+        case: The arm.
+        decision: Its verdict.
+        metric: What is judged by.
+        margin: The least difference that matters.
+        settle: `pairs_to_settle` of the case.
+    """
+    arm = case.arm
+    if decision.verdict == SAME:
+        return f"{arm} makes no practical difference; take the cheaper network"
+    if decision.verdict == HURTS:
+        return f"Do not choose {arm}: it does worse than the baseline"
+    if decision.verdict == HELPS:
+        small = f"{arm} helps, but perhaps by less than {quantity(margin, metric)}; keep it if it costs little"
+        return small if _may_be_small(case, decision, margin) else f"Keep {arm}: it does better than the baseline"
+    if case.doubt is not None and not case.blocked:
+        return f"Cannot tell about {arm}: check its runs and those of the baseline first"
+    if not case.waiting and (case.num_to_look is None or (settle is not None and settle[1] is None)):
+        return f"Do not choose {arm} on this evidence"
+    return f"Cannot tell about {arm} yet: {_next_step(case, settle)}"
+
+
+def _next_step(case: Case, settle: tuple[int, int | None] | None) -> str:
+    if case.waiting:
+        return "finish the missing runs"
+    if case.blocked and not case.num_pairs:
+        return f"train {case.arm} and the baseline with the same seeds"
+    least = max(case.num_to_look or 0, 0 if settle is None else settle[0] - case.num_pairs)
+    return f"train {counted(least, 'more seed')}"
+
+
 def reason(case: Case, decision: Decision, metric: Metric, margin: float) -> str:
-    """Return the sentence behind a verdict."""
+    """Return the figures behind a verdict as a sentence."""
     paired, level = case.paired, decision.level
     if case.blocked or paired is None or level is None:
         return case.blocked
     if case.doubt is not None:
         return case.doubt.reason
-    mean, around = quantity(paired.mean, metric, signed=True), f"{quantity(margin, metric)} either way"
     low, high = paired.interval(1 - level)
-    has_0 = low <= 0 <= high
+    limit = f"the margin of {quantity(margin, metric)}"
     if decision.verdict == SAME:
-        found_text = f"within the margin of {around}" + ("" if has_0 else ", though not nothing")
+        meaning = f"any difference is smaller than {limit}" + ("" if low <= 0 <= high else ", though probably not zero")
     elif decision.verdict in (HELPS, HURTS):
-        found_text = "does not hold 0" + (", perhaps less than the margin" if min(abs(low), abs(high)) < margin else "")
+        less = f", but it may be smaller than {limit}" if _may_be_small(case, decision, margin) else ""
+        meaning = f"chance alone hardly explains this difference{less}"
     elif -margin < low and high < margin:
-        found_text = f"within the margin of {around}, but not once the error is shared among the arms"
+        meaning = f"any difference seems smaller than {limit}, but with so many arms that is not certain enough"
     else:
-        found_text = f"holds 0, and more than the margin of {around}"
-    return f"{mean} on average, {percent(1 - level)} interval {span((low, high), metric)}: {found_text}"
+        meaning = "there may be no difference" + (f", or one larger than {limit}" if margin else "")
+    changes = (
+        f"{metric.label} changes by {quantity(paired.mean, metric, signed=True)} on average over {len(paired)} pairs"
+    )
+    return f"{changes} ({percent(1 - level)} interval: {span((low, high), metric)}); {meaning}"
+
+
+def _may_be_small(case: Case, decision: Decision, margin: float) -> bool:
+    """Return whether the interval that decides holds differences smaller than the margin."""
+    assert case.paired is not None
+    assert decision.level is not None
+    return min(map(abs, case.paired.interval(1 - decision.level))) < margin
 
 
 def advice(case: Case, decision: Decision, settle: tuple[int, int | None] | None) -> str:
-    """Return what to do about a verdict that is not there yet."""
+    """Return what to do where there is no verdict yet."""
     if decision.verdict != UNKNOWN or (case.doubt is not None and not case.blocked):
         return "" if case.doubt is None else case.doubt.advice
     if case.blocked or case.plan is None or case.paired is None:
         least = LEAST_PAIRS if case.plan is None else case.plan.first
-        return (
-            f"{least} pairs are the least" if case.paired is None or len(case.paired) < least else "complete the pairs"
-        )
+        is_short = case.paired is None or len(case.paired) < least
+        return f"train at least {least} seeds of each arm" if is_short else "train the missing runs"
     next_look = case.plan.next_after(len(case.paired))
     if next_look is None:
-        return f"the plan ends at {case.plan.last} pairs; pairs added to them can change nothing in the verdict"
-    when = f"the next look is planned at {next_look} pairs"
+        return f"the plan ends at {case.plan.last} pairs; more pairs cannot change the verdict"
+    when = f"the next look is at {next_look} pairs"
     if settle is None:
         return when
     low, high = settle
     if high is None:
-        return f"probably not settled even with {low:,} pairs; {when}"
-    return f"probably settled with {low:,} to {high:,} pairs in all; {when}"
+        return f"even {low:,} pairs will probably not tell; {when}"
+    return f"{low:,} to {high:,} pairs in all will probably tell; {when}"
 
 
 def cautions(case: Case, everything: PairedDifference | None, missing: Mapping[str, Sequence[Hashable]]) -> list[str]:
     """Return what a reader of the verdict must know."""
     notes = [
-        f"{name} lacks {counted(len(seeds), 'run')} ({numbered(seeds)}) that other arms have: complete pairs alone are "
-        f"judged, and where a run failed, leaving it out flatters {name}"
+        f"{name} lacks {counted(len(seeds), 'run')} ({numbered(seeds)}) that other arms have: only complete pairs are "
+        f"judged, and if a run failed, leaving it out makes {name} look better than it is"
         for name, seeds in missing.items()
     ]
     plan, paired = case.plan, case.paired
@@ -88,27 +133,27 @@ def cautions(case: Case, everything: PairedDifference | None, missing: Mapping[s
         return notes
     if case.waiting:
         notes.append(
-            f"the next look waits for {numbered(case.waiting)}; until then the verdict is read from the first "
+            f"the next look waits for {numbered(case.waiting)}; until then the verdict uses the first "
             f"{len(paired)} pairs"
         )
     elif len(everything) > len(paired):
         following = plan.next_after(len(everything))
-        until = "and the plan ends there" if following is None else f"and the next look is at {following}"
+        until = "the plan ends there" if following is None else f"the next look is at {following}"
         notes.append(
-            f"{counted(len(everything) - len(paired), 'pair')} more than the plan has for this look: the verdict is "
-            f"read from the first {len(paired)}, {until}"
+            f"{counted(len(everything) - len(paired), 'pair')} more than the plan has for this look: the verdict uses "
+            f"the first {len(paired)}, and {until}"
         )
     if case.doubt is not None:
         return notes
     if abs(paired.skewness()) > SKEWED:
         notes.append(
-            f"the differences look skewed ({paired.skewness():+.1f} standard errors): the interval takes them for "
-            "normal, so it may be off; more pairs mend that"
+            f"the differences look skewed ({paired.skewness():+.1f} standard errors): the interval assumes a normal "
+            "distribution, so it may be off; more pairs reduce the error"
         )
     num_ties = sum(difference == 0 for difference in paired.differences)
     if 0 < num_ties < len(paired) and num_ties * 4 >= len(paired):
         notes.append(
-            f"{num_ties} of {len(paired)} pairs are exactly equal: the figure may be too coarse, as with few test "
-            "images"
+            f"{num_ties} of {len(paired)} pairs are exactly equal: the metric may be too coarse, for example because "
+            "there are few test images"
         )
     return notes
