@@ -1,4 +1,4 @@
-"""The report of a comparison: one HTML page, and tables for the terminal."""
+"""Write the report of a comparison: one HTML page, and tables for the terminal."""
 
 from .html import is_page, page, write_page
 from .terminal import tables
