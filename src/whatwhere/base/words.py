@@ -107,6 +107,6 @@ def suggest(word: object, candidates: list[str]) -> str:
     return f"; did you mean {', '.join(matches)}?" if matches else ""
 
 
-def counted(count: int, noun: str) -> str:
-    """Return "1 image", "2,000 images"."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """Return "1 image", "2,000 images"; the plural is the noun with an s unless it is given."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"

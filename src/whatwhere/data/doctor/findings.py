@@ -10,7 +10,7 @@ from PIL import Image
 
 from ...base.words import counted, few, printable, short, suggest
 from ..images import FORMATS, SUFFIXES
-from ..sources.source import SPLITS, Finding, Sample, Source
+from ..sources.source import SPLITS, Finding, Messages, Sample, Source, findings_of
 from .probe import Entry
 
 # of an image in several splits, the copy with the lowest rank stays: the test set stays whole
@@ -19,15 +19,31 @@ _MOST_UNEVEN = 10
 _FEWEST = 3
 _NUM_NAMED = 5
 _CURE = "replace, or leave out with --skip-bad"
-
-_FAULTS = {
-    "truncated": "{n} cut short",
-    "empty": "{n} of 0 bytes",
-    "huge": "{n} with more than {limit:,} pixels, which would fill the memory",
-    "unreadable": "{n} that cannot be read as JPEG, PNG or another of the formats",
-    "permission": "{n} without the permission to read",
-    "mode": "{n} with 32-bit or floating-point values, which have no known range",
-    "missing": "{n} gone since they were listed",
+_FAULTS: Messages = {
+    "truncated": ("error", "file", f"{{n}} cut short; {_CURE}"),
+    "empty": ("error", "file", f"{{n}} of 0 bytes; {_CURE}"),
+    "huge": ("error", "file", f"{{n}} with more than {{limit:,}} pixels, which would fill the memory; {_CURE}"),
+    "unreadable": ("error", "file", f"{{n}} that cannot be read as JPEG, PNG or another of the formats; {_CURE}"),
+    "permission": ("error", "file", f"{{n}} without the permission to read; {_CURE}"),
+    "mode": ("error", "file", f"{{n}} with 32-bit or floating-point values, which have no known range; {_CURE}"),
+    "missing": ("error", "file", f"{{n}} gone since they were listed; {_CURE}"),
+    "wrong-suffix": ("warning", "file", "{n} in another format than the suffix says; read by content; rename"),
+}
+_COPIES: Messages = {
+    "leak": (
+        "error",
+        "image",
+        "{n} in more than one split, byte for byte, which makes results too good; remove, or leave out the copy in "
+        "train (or val) with --skip-bad",
+    ),
+    "contradiction": ("warning", "image", "{n} under different labels, byte for byte; remove the wrong copies"),
+    "identical": ("note", "image", "{n} more than once, byte for byte{together}"),
+    "near-leak": (
+        "warning",
+        "pair",
+        "{n} of nearly the same image in different splits, which may make results too good; look at them",
+    ),
+    "near": ("note", "pair", "{n} of nearly the same image{together}"),
 }
 
 
@@ -69,7 +85,7 @@ def class_findings(samples: Sequence[Sample]) -> Iterator[Finding]:
         )
     rare = tuple(label for label, count in train.items() if count < _FEWEST)
     if rare and "all" in counts:
-        classes = "1 class" if len(rare) == 1 else f"{len(rare):,} classes"
+        classes = counted(len(rare), "class", "classes")
         message = f"{classes} with fewer than {_FEWEST} images, too few for train, val and test; add images"
         severity = "error" if len(rare) == len(train) else "warning"
         yield Finding(severity, "few", f"{message}: {few(rare, _NUM_NAMED)}", rare)
@@ -80,7 +96,7 @@ def _compared(split: str, classes: dict[str, int], train: dict[str, int]) -> Ite
     unknown = tuple(label for label in classes if label not in train)
     if unknown:
         near = suggest(unknown[0], list(lowered))
-        names = "1 class" if len(unknown) == 1 else f"{len(unknown):,} classes"
+        names = counted(len(unknown), "class", "classes")
         for low, name in lowered.items():
             near = near.replace(f" {low},", f" {name},").replace(f" {low}?", f" {name}?")
         hint = f" ({printable(near.removeprefix('; '))})" if near else ""
@@ -88,78 +104,38 @@ def _compared(split: str, classes: dict[str, int], train: dict[str, int]) -> Ite
         yield Finding("error", "unknown-class", message, unknown)
     lacking = tuple(label for label in train if label not in classes)
     if lacking:
-        names = "1 class" if len(lacking) == 1 else f"{len(lacking):,} classes"
+        names = counted(len(lacking), "class", "classes")
         message = f"{names} in train but not in {split}, so not measured there: {few(lacking, _NUM_NAMED)}"
         yield Finding("warning", "unmeasured-class", message, lacking)
 
 
-def file_findings(source: Source, entries: Sequence[Entry]) -> Iterator[Finding]:
-    """Yield findings on single files."""
-    by_fault: dict[str, list[str]] = defaultdict(list)
-    renamed = []
+def file_findings(source: Source, entries: Sequence[Entry]) -> list[Finding]:
+    """Return findings on single files."""
+    paths: dict[str, list[str]] = defaultdict(list)
     for sample, entry in zip(source.samples, entries, strict=True):
-        by_fault[entry.fault].append(sample.path)
         suffix = os.path.splitext(sample.path)[1].lower()
-        if not entry.fault and suffix in SUFFIXES and suffix not in FORMATS.get(entry.format, (suffix,)):
-            renamed.append(sample.path)
-    for kind, message in _FAULTS.items():
-        paths = by_fault.get(kind, [])
-        if paths:
-            number = counted(len(paths), "file")
-            said = message.format(n=number, limit=Image.MAX_IMAGE_PIXELS or 0)
-            yield Finding("error", kind, f"{said}; {_CURE}", tuple(paths))
-    if renamed:
-        message = f"{counted(len(renamed), 'file')} in another format than the suffix says; read by content; rename"
-        yield Finding("warning", "wrong-suffix", message, tuple(renamed))
+        if entry.fault:
+            paths[entry.fault].append(sample.path)
+        elif suffix in SUFFIXES and suffix not in FORMATS.get(entry.format, (suffix,)):
+            paths["wrong-suffix"].append(sample.path)
+    return findings_of(_FAULTS, paths, limit=Image.MAX_IMAGE_PIXELS or 0)
 
 
-def identical_findings(samples: Sequence[Sample], groups: Sequence[Sequence[int]]) -> Iterator[Finding]:
-    """Yield findings on byte-identical images: in several splits, in one split, under different labels."""
-    across, within, contradicting = [], [], []
-    for group in groups:
+def copy_findings(
+    samples: Sequence[Sample], identical: Sequence[Sequence[int]], near: Sequence[tuple[int, int]]
+) -> list[Finding]:
+    """Return findings on groups of byte-identical images and on pairs of nearly identical images."""
+    paths: dict[str, list[str]] = defaultdict(list)
+    for group in identical:
         members = [samples[index] for index in group]
-        paths = " = ".join(sample.path for sample in members)
-        if len({sample.split for sample in members}) > 1:
-            across.append(paths)
-        else:
-            within.append(paths)
+        kind = "leak" if len({sample.split for sample in members}) > 1 else "identical"
+        paths[kind].append(" = ".join(sample.path for sample in members))
         if len({sample.label for sample in members}) > 1:
-            contradicting.append(" = ".join(f"{sample.path} ({sample.label})" for sample in members))
-    if across:
-        message = (
-            f"{counted(len(across), 'image')} in more than one split, byte for byte, which makes results too good; "
-            "remove, or leave out the copy in train (or val) with --skip-bad"
-        )
-        yield Finding("error", "leak", message, tuple(across))
-    if contradicting:
-        message = (
-            f"{counted(len(contradicting), 'image')} under different labels, byte for byte; remove the wrong copies"
-        )
-        yield Finding("warning", "contradiction", message, tuple(contradicting))
-    if within:
-        together = "" if any(sample.split for sample in samples) else ", which a split keeps together"
-        message = f"{counted(len(within), 'image')} more than once, byte for byte{together}"
-        yield Finding("note", "identical", message, tuple(within))
-
-
-def near_findings(samples: Sequence[Sample], pairs: Sequence[tuple[int, int]]) -> Iterator[Finding]:
-    """Yield findings on pairs of nearly identical images."""
-    across: list[str] = []
-    within: list[str] = []
-    for first, second in pairs:
-        a, b = samples[first], samples[second]
-        (within if a.split == b.split else across).append(f"{a.path} ~ {b.path}")
-    if across:
-        message = (
-            f"{counted(len(across), 'pair')} of nearly the same image in different splits, which may make results too "
-            "good; look at them"
-        )
-        yield Finding("warning", "near-leak", message, tuple(across))
-    if within:
-        together = "" if any(sample.split for sample in samples) else ", which a split keeps together"
-        yield Finding(
-            "note", "near", f"{counted(len(within), 'pair')} of nearly the same image{together}", tuple(within)
-        )
+            paths["contradiction"].append(" = ".join(f"{sample.path} ({sample.label})" for sample in members))
+    for a, b in ((samples[first], samples[second]) for first, second in near):
+        paths["near" if a.split == b.split else "near-leak"].append(f"{a.path} ~ {b.path}")
+    has_splits = any(sample.split for sample in samples)
+    return findings_of(_COPIES, paths, together="" if has_splits else ", which a split keeps together")
 
 
 def surplus(samples: Sequence[Sample], groups: Sequence[Sequence[int]]) -> frozenset[str]:

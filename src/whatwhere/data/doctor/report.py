@@ -15,7 +15,7 @@ from ...base.words import counted, printable
 from ..images import READ_AS
 from ..sources.source import Finding, Sample, Source
 from .duplicates import identical_groups, joined, near_pairs
-from .findings import class_counts, class_findings, file_findings, identical_findings, near_findings, surplus
+from .findings import class_counts, class_findings, copy_findings, file_findings, surplus
 from .probe import Entry, default_cache, probe
 
 _SEVERITIES = ("error", "warning", "note")
@@ -93,7 +93,7 @@ class Report:
         if len(classes) > _MOST_CLASSES:
             rows.append((f"and {len(classes) - _MOST_CLASSES:,} more classes", *("" for _ in splits)))
         rows.append(("total", *(f"{sum(self.counts[split].values()):,}" for split in splits)))
-        number = "1 class" if len(classes) == 1 else f"{len(classes):,} classes"
+        number = counted(len(classes), "class", "classes")
         title = f"{printable(self.name)}: {counted(self.num_images, 'image')} of {number}"
         note = f"Median of the shorter sides: {self.median_side:,} pixels." if self.median_side else ""
         columns = ("class", *("images" if split == "all" else split for split in splits))
@@ -142,8 +142,7 @@ def examine(
         *source.findings,
         *file_findings(source, entries),
         *class_findings(usable),
-        *identical_findings(samples, identical),
-        *near_findings(samples, near),
+        *copy_findings(samples, identical, near),
     ]
     sides = [min(entry.width, entry.height) for entry in entries if not entry.fault]
     return Report(

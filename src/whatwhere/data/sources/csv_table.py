@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ...base.errors import UserError
 from ...base.files import read_csv
-from ...base.words import brief, counted, few, printable, suggest
-from .source import Finding, Sample, class_name, split_of
+from ...base.words import brief, few, printable, suggest
+from .source import Finding, Messages, Sample, class_name, findings_of, split_of
 
 # known names of columns, the preferred ones first
 _FILES = ("path", "file", "filepath", "file_path", "filename", "file_name", "image_path", "img_path", "image_file")
@@ -20,16 +20,27 @@ _LABEL_COLUMNS = (*_CLASSES, "label_name", "labels", "class_id", "y")
 _SPLIT_COLUMNS = ("split", "set", "subset", "partition", "usage", "data_set", "dataset")
 _RANK = {"test": 0, "val": 1, "train": 2, None: 3}
 
-# by kind: severity, sentence
-_MESSAGES = {
-    "missing": ("error", "{n} with a path where no file is; paths are relative to the CSV file's folder"),
-    "no-path": ("error", "{n} without a path; complete or remove"),
-    "no-label": ("error", "{n} without a label; complete or remove"),
-    "row": ("error", "{n} with more cells than the header; put cells that hold the delimiter in quotes"),
-    "bad-split": ("error", "{n} with something else than train, val or test as the split; correct"),
-    "two-labels": ("error", "{n} with a path from an earlier row and another label; remove the wrong one of each"),
-    "two-splits": ("error", "{n} with a path from an earlier row and another split; keep one of each"),
-    "repeated": ("note", "{n} with a path and a label from an earlier row; each image counts once"),
+_MESSAGES: Messages = {
+    "missing": (
+        "error",
+        "row",
+        "{n} of {file} with a path where no file is; paths are relative to the CSV file's folder",
+    ),
+    "no-path": ("error", "row", "{n} of {file} without a path; complete or remove"),
+    "no-label": ("error", "row", "{n} of {file} without a label; complete or remove"),
+    "row": (
+        "error",
+        "row",
+        "{n} of {file} with more cells than the header; put cells that hold the delimiter in quotes",
+    ),
+    "bad-split": ("error", "row", "{n} of {file} with something else than train, val or test as the split; correct"),
+    "two-labels": (
+        "error",
+        "row",
+        "{n} of {file} with a path from an earlier row and another label; remove the wrong one of each",
+    ),
+    "two-splits": ("error", "row", "{n} of {file} with a path from an earlier row and another split; keep one of each"),
+    "repeated": ("note", "row", "{n} of {file} with a path and a label from an earlier row; each image counts once"),
 }
 
 
@@ -94,19 +105,13 @@ def list_csv(
         elif before is not sample:
             places["repeated"].append(place)
 
-    findings = tuple(
-        Finding(
-            severity, kind, sentence.format(n=f"{counted(len(places[kind]), 'row')} of the CSV file"), (*places[kind],)
-        )
-        for kind, (severity, sentence) in _MESSAGES.items()
-        if kind in places
-    )
+    findings = findings_of(_MESSAGES, places, file="the CSV file")
     samples = tuple(taken[path] for path in sorted(taken) if path not in disputed)
     if not samples:
         raise UserError(
             f"{where} names no image that can be used" + "".join(f"; {item.message}" for item in findings[:1])
         )
-    return samples, findings
+    return samples, tuple(findings)
 
 
 def _column(where: str, header: list[str], wanted: str | None, known: Sequence[str], kind: str) -> str:

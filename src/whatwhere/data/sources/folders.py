@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...base.errors import UserError
-from ...base.words import counted, few, printable
+from ...base.words import few, printable
 from ..images import SUFFIXES, ImageError, open_image
-from .source import Finding, Sample, class_name, split_of
+from .source import Finding, Messages, Sample, class_name, findings_of, split_of
 
 _HIDDEN = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
 # files that are never images: not opened
@@ -25,8 +25,7 @@ _FOREIGN = (
 # below this depth a folder is listed once, however many links lead to it
 _FREE_DEPTH = 2
 
-# by kind: severity, noun to count, sentence
-_MESSAGES = {
+_MESSAGES: Messages = {
     "permission": ("error", "folder", "{n} that could not be listed; change the permissions, or --skip-bad"),
     "convert": ("error", "file", "{n} in a format that is not read (HEIC, raw, ...); convert to JPEG, or --skip-bad"),
     "suffix": ("warning", "file", "left out {n} with an image inside but another suffix; rename, for example to .png"),
@@ -88,7 +87,8 @@ def list_folder(root: Path) -> tuple[tuple[Sample, ...], tuple[Finding, ...]]:
         notes.append(Finding("note", "wrapper", message, (inner.path,)))
         top = inner
     samples = _samples(root, top, listing.met)
-    findings = [*_findings(listing.met), *notes]
+    met = {kind: sorted(set(paths)) for kind, paths in listing.met.items()}
+    findings = [*findings_of(_MESSAGES, met), *notes]
     return tuple(sorted(samples, key=lambda sample: sample.path)), tuple(findings)
 
 
@@ -231,12 +231,3 @@ def _is_image(full: str) -> bool:
     except ImageError as error:
         return error.kind == "huge"
     return True
-
-
-def _findings(met: dict[str, list[str]]) -> list[Finding]:
-    findings = []
-    for kind, (severity, noun, message) in _MESSAGES.items():
-        paths = tuple(sorted(set(met.get(kind, ()))))
-        if paths:
-            findings.append(Finding(severity, kind, message.format(n=counted(len(paths), noun)), paths))
-    return findings

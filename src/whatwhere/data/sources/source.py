@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
-from ...base.words import printable
+from ...base.words import counted, printable
 from ..images import open_image, read_bytes
 
 SPLITS = ("train", "val", "test")
@@ -37,6 +38,19 @@ class Finding:
     kind: str
     message: str
     paths: tuple[str, ...] = ()
+
+
+Messages = Mapping[str, tuple[str, str, str]]
+"""By kind: severity, noun to count, and a sentence in which {n} is the number with the noun."""
+
+
+def findings_of(messages: Messages, paths: Mapping[str, Sequence[str]], **fields: object) -> list[Finding]:
+    """Return a finding for each kind of `messages` that has `paths`; `fields` fill the other braces of a sentence."""
+    return [
+        Finding(severity, kind, sentence.format(n=counted(len(paths[kind]), noun), **fields), tuple(paths[kind]))
+        for kind, (severity, noun, sentence) in messages.items()
+        if paths.get(kind)
+    ]
 
 
 @dataclass(frozen=True)
