@@ -137,16 +137,16 @@ def test_the_command_line_wins_over_the_file(given, tmp_path):
         ((), "Missing argument"),
         (("",), "DATA is empty"),
         (("nowhere",), "there is no folder, CSV file or data set 'nowhere'"),
-        (("digits", "--epochs", "0"), "epochs must be a positive integer below 2**31, got 0"),
+        (("digits", "--epochs", "0"), "epochs must be a whole number of at least 1 and below 2**31, got 0"),
         (("digits", "--epochs", "many"), "--epochs"),
         (("digits", "--epochs", "1.5"), "--epochs"),
-        (("digits", "--lr", "-1"), "lr must be at least 0"),
-        (("digits", "--lr", "nan"), "lr must be at least 0 and below 10000, got nan"),
+        (("digits", "--lr", "-1"), "lr must be a number of at least 0"),
+        (("digits", "--lr", "nan"), "lr must be a number of at least 0 and below 10000, got nan"),
         (("digits", "--lr", "fast"), "--lr"),
         (("digits", "--optimizer", "sdg"), "optimizer must be one of sgd, adamw, got 'sdg'"),
-        (("digits", "--rand-augment", "31"), "rand_augment is a magnitude from 0 to 30"),
-        (("digits", "--crop-scale", "0"), "crop_scale must be above 0"),
-        (("digits", "--image-size", "0"), "image_size must be a positive integer"),
+        (("digits", "--rand-augment", "31"), "rand_augment must be a whole number of at least 0 and at most 30"),
+        (("digits", "--crop-scale", "0"), "crop_scale must be a number above 0 and at most 1, got 0"),
+        (("digits", "--image-size", "0"), "image_size must be a whole number of at least 8 and at most 4096"),
         (("digits", "--cache", "device", "--crop", "resized"), "cache=device needs crop=pad"),
         (("digits", "--model", "resnext11"), "unknown network 'resnext11'; did you mean"),
         (("digits", "--device", "tpu0"), "no device 'tpu0'"),
@@ -180,8 +180,8 @@ def test_an_option_in_a_file_is_checked_as_well(whatwhere, tmp_path):
     path.write_text(json.dumps({"lr": -1}))
     status, out, err = whatwhere("train", "digits", "--config", path)
     assert (status, out) == (2, "")
-    assert "lr must be at least 0" in err
+    assert "lr must be a number of at least 0" in err
     path.write_text("attention: own:Gate")
     status, out, err = whatwhere("train", "digits", "--config", path)
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert "is code, that no file may have run" in err
+    assert "whatwhere never imports code that a file names" in err

@@ -497,11 +497,11 @@ def test_a_folder_among_the_images_is_refused_before_anything_is_written(pretend
         ({"margin": -1.0}, "the margin must be a number of at least 0"),
         ({"backbone": "cbam_resnet18"}, "has attention in its name; give resnet18"),
         ({"given": {"pretrained": "imagenet"}}, "a wide arm has no pretrained weights"),
-        ({"lr_search": (0.1, 1e5)}, "^--lr-search: lr must be at least 0 and below 10000"),
+        ({"lr_search": (0.1, 1e5)}, "^--lr-search: lr must be a number of at least 0 and below 10000"),
         ({"given": {"seed": 3}}, "a comparison chooses seed for each run; give --seeds"),
         ({"given": {"model": "resnet18"}}, "a comparison chooses model for each run; give --backbone"),
         ({"given": {"width_factor": 2.0}}, "give --attention"),
-        ({"given": {"lr": -1.0}}, "lr must be at least 0"),
+        ({"given": {"lr": -1.0}}, "lr must be a number of at least 0"),
         ({"seeds": 8, "max_seeds": 7}, "--max-seeds 7 is below --seeds 8"),
     ],
 )

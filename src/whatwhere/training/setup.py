@@ -180,7 +180,7 @@ def build_material(config: Config, prepared: Prepared, team: Team, *, with_test:
         if prepared.parts[part]
     }
     processes = team.local_world_size
-    cache = config.cache
+    cache: str = config.cache
     if cache == "auto":
         cache = _cache(config.crop, train_reader, list(readers.values()), team.device, processes)
 
