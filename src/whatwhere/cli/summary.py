@@ -25,9 +25,9 @@ def print_summary(
     latency: bool,
     as_json: bool,
 ) -> None:
-    """Print what a network costs, beside `against` if that is given: the change from `against` to the network.
+    """Print what a network costs, and the change from the network `against` to it if that is given.
 
-    With an attention it stands beside the same network without.
+    A network with `spec.attention` is compared with the same network without it.
     """
     size = parse_input_size(input_size)
     if spec.attention and against is not None:
@@ -41,7 +41,7 @@ def print_summary(
     costs = measure_costs(specs, size, batch_size, latency)
     comparison = compare_costs(*costs) if len(costs) == 2 else None
     if as_json:
-        # the model that was asked for comes first
+        # the requested network comes first
         result: dict[str, object] = {"models": [item.to_dict() for item in reversed(costs)]}
         if comparison is not None:
             result["comparison"] = comparison.to_dict()
@@ -53,7 +53,7 @@ def print_summary(
 
 
 def measure_costs(specs: list[NetworkSpec], input_size: tuple[int, ...], batch_size: int, latency: bool) -> list[Cost]:
-    """Return the costs of networks, timed in turn within each round if `latency`."""
+    """Return the costs of networks; with `latency` each round times all of them."""
     networks = [create(spec, seed=0) for spec in specs]
     costs = [
         cost(network, input_size, batch_size=batch_size, name=spec.describe())
