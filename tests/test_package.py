@@ -11,6 +11,31 @@ def test_importing_costs_torch_at_most():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import whatwhere",
+        "import pkgutil, whatwhere.statistics as room\n"
+        "for file in pkgutil.iter_modules(room.__path__, room.__name__ + '.'): __import__(file.name)",
+        "import whatwhere.experiment",
+        "sys.argv = ['whatwhere', 'models']; main()",
+        "sys.argv = ['whatwhere', 'verdict', 'results.csv']; main()",
+        "sys.argv = ['whatwhere', '--help']; main()",
+    ],
+)
+def test_what_answers_without_torch(code, tmp_path):
+    rows = [
+        f"{arm},{seed},{0.8 + seed / 100 + up * seed % 3 / 100}"
+        for seed in range(9)
+        for arm, up in (("none", 0), ("se", 1))
+    ]
+    (tmp_path / "results.csv").write_text("\n".join(["arm,seed,accuracy", *rows]))
+    main = "import sys, contextlib\ndef main():\n  import whatwhere.cli\n"
+    main += "  with contextlib.suppress(SystemExit): whatwhere.cli.main()"
+    program = f"{main}\n{code}\nassert not {{'torch', 'torchvision', 'matplotlib'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+
+
 @pytest.mark.parametrize("name", whatwhere.__all__)
 def test_every_public_name_is_there_and_documented(name):
     value = getattr(whatwhere, name)

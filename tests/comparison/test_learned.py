@@ -89,6 +89,7 @@ def test_a_comparison_says_it_before_its_verdict_and_in_its_advice(pretended):
     content = pretended("none,se", seeds=3)
     assert content["first"] == [["none", "3 of 3 runs are no better than guessing one of 3 classes"]]
     (se,) = content["judgement"]["arms"]
+    assert se["conclusion"] == "Train for more epochs before you decide about se"
     assert se["advice"] == "more epochs first, as said at the top; only then: train at least 6 seeds of each arm"
     assert pretended.read("verdict.json")["first"] == content["first"]
 

@@ -150,6 +150,7 @@ def test_verdicts_stand_first_in_words(everything):
         assert f"{arm}_resnext11_8x8d" in text
     assert text.index("cbam helps") < text.index("All pairs")
     assert "points on average" in text
+    assert all(f"{arm['conclusion']}." in text for arm in everything["judgement"]["arms"])
     assert "pairs will probably not tell; the next look is at" in text
     assert "Changed after the start after 8 pairs were seen: margin was 0.5, is 0.3" in text
     assert "looks at 8, 16 and, at the end, 24 pairs" in text

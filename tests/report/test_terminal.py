@@ -33,7 +33,7 @@ def test_verdicts_come_first_with_their_reasons(everything):
     assert first.rows[1][5] == f"{cbam['level']:.2g}"
     assert first.rows[1][6] == "8 of 8"
     lines = first.note.splitlines()
-    assert f"cbam: {cbam['reason']}" in lines
+    assert lines[lines.index(f"  {cbam['reason']}") - 1] == f"{cbam['conclusion']}."
     assert f"  {everything['judgement']['arms'][0]['advice']}" in lines
     assert lines[-2:] == [
         "the test images are the same for every seed",

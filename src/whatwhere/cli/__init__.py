@@ -13,8 +13,9 @@ import typer
 
 from ..base.errors import UserError
 from ..base.words import brief, printable, short
-from .compare import compare_command, verdict_command
+from .compare import compare_command
 from .train import train_command
+from .verdict import verdict_command
 
 # the class of all usage errors; typer re-exports none but this leaf of it
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]

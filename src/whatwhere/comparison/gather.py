@@ -242,10 +242,14 @@ def _curve(task: Task) -> list[tuple[int, float]]:
 
 
 def _with_epochs_first(judgement: Judgement, first: Mapping[str, str]) -> Judgement:
-    """Return the judgement with more epochs before more pairs in the advice on arms of networks that hardly learned."""
+    """Return the judgement where arms that hardly learned are to be trained for more epochs before anything else."""
     arms = tuple(
-        dataclasses.replace(arm, advice=f"more epochs first, as said at the top; only then: {arm.advice}")
-        if arm.advice and first.keys() & {arm.arm, judgement.baseline}
+        dataclasses.replace(
+            arm,
+            conclusion=f"Train for more epochs before you decide about {arm.arm}",
+            advice=arm.advice and f"more epochs first, as said at the top; only then: {arm.advice}",
+        )
+        if first.keys() & {arm.arm, judgement.baseline}
         else arm
         for arm in judgement.arms
     )

@@ -66,8 +66,9 @@ def _verdicts(content: Content) -> Table:
                 wins(arm, metric),
             )
         )
-        notes.append(f"{name}: {arm.reason}")
-        notes += [f"  {printable(line)}" for line in (arm.advice, *arm.cautions) if line]
+        # files of old versions have no conclusion
+        notes.append(f"{printable(arm.conclusion)}." if arm.conclusion else f"{name}:")
+        notes += [f"  {printable(line)}" for line in (arm.reason, arm.advice, *arm.cautions) if line]
     notes += [printable(caution) for caution in content.cautions]
     notes += [f"changed after the start: {printable(change)}" for change in content.changes]
     if per_class is not None and per_class.rows and not _differing(per_class):

@@ -8,6 +8,7 @@ simulates it). Runs that repeat one another further than that are taken for one 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -258,7 +259,7 @@ def _is_fine(figures: Sequence[float]) -> bool:
         return False
     scale = 1.0 if figures[0] <= 1 else 0.01
     step = scale * 10.0 ** -num_decimals(figures[0])
-    return step <= 1e-4 * (1 + _ALIKE) and _least_images([scale * figures[0]], step) >= _MANY_IMAGES
+    return step <= 1e-4 * (1 + _ALIKE) and _least_images((scale * figures[0],), step) >= _MANY_IMAGES
 
 
 def _log_chance(n: int, k: int, chance: float) -> float:
@@ -292,12 +293,13 @@ def _chance(figures: Sequence[float], name: str, num_images: int | None) -> floa
         return 1.0
     step = scale * 10.0**-decimals
     step = step if step >= 10.0**-_MOST_DECIMALS else 0.0
-    numbers = [num_images] if num_images else [_least_images([scale * f for f in figures], step), _MOST_IMAGES]
+    numbers = [num_images] if num_images else [_least_images(tuple(scale * f for f in figures), step), _MOST_IMAGES]
     worst = max(max(1 / math.sqrt(n), step * math.sqrt(n)) for n in (numbers if step else numbers[:1]))
     return min(1.0, _MODE / (_LEAST_SPREAD * binomial) * worst)
 
 
-def _least_images(shares: Sequence[float], step: float) -> int:
+@functools.lru_cache(maxsize=1024)
+def _least_images(shares: tuple[float, ...], step: float) -> int:
     """Return the least n of which all shares are k / n, up to rounding to `step`; at most 20,000."""
     numbers = np.arange(1, _MOST_IMAGES)
     counts = np.unique(np.asarray(shares))[:, None] * numbers
