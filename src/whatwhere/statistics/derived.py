@@ -1,4 +1,4 @@
-"""Figures that were computed from other figures: they are no runs, and no pairs."""
+"""Find rows and arms that were computed from others, such as means: they are not runs."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _PARTS = re.compile(r"[^\W\d_]+|[±⌀]")
 _LEAST_NUMBERED = 3  # two names may share a stem by chance, as CIFAR10 and CIFAR100 do
 _LEAST_OTHERS = 3
 _LEAST_SEEDS = 4
-_MOST_SEEDS = 200  # of more, one decides nothing, and each is compared with all
+_MOST_SEEDS = 200  # with more, one row decides nothing, and the time grows with their square
 _MOST_DIGITS = 4000  # that Python reads as a whole number
-_CHANCE = 1e-3  # a coincidence that is likelier is not told
+_CHANCE = 1e-3  # a more probable coincidence is not reported
 
 _STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
     "the mean": statistics.fmean,
@@ -45,7 +45,7 @@ _STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
 
 
 def odd_seed(seeds: Iterable[Hashable]) -> tuple[Hashable, str] | None:
-    """Return a seed that names no run, such as "mean" among 0, 1 and 2, and the sentence about it; else None.
+    """Return the first seed that names no run, such as "mean" among 0, 1 and 2, and a sentence about it; else None.
 
     Such a seed is a word among numbers, a word without a number among names that differ in their number only (fold1,
     fold2, fold3), or a word for a statistic (mean, best, std, Ø) among words. Other words are names as good as numbers.
@@ -78,7 +78,7 @@ def _sentence(seed: Hashable, why: str) -> str:
 
 
 def as_number(seed: Hashable) -> float | None:
-    """Return the number that a seed is, however it is spelt; None where it is none."""
+    """Return the number that a seed spells; None where it is not a number."""
     text = str(seed).strip()
     if re.fullmatch(r"[+-]?[0-9]+", text) and len(text) < _MOST_DIGITS:
         return int(text)
@@ -95,12 +95,12 @@ def _is_statistic(seed: Hashable) -> bool:
 
 
 def derived_notes(results: Results, metric: str) -> list[str]:
-    """Return what is said of seeds and arms whose figures of `metric` are, to the digit, computed from others.
+    """Return, as sentences, the seeds and arms with figures of `metric` that equal figures computed from others.
 
     A seed that in every arm is the mean, the median, the largest, the smallest or the standard deviation of the other
     seeds, or of those above it in the table; an arm that with every seed is the difference of two others, or the mean,
-    the median, the largest or the smallest of all others. What may well be chance, as in coarse figures, is passed
-    over.
+    the median, the largest or the smallest of all others. A match that may well be chance, as with coarse figures,
+    is not reported.
     """
     figures = {arm: results.values(arm, metric) for arm in results.arms}
     order = {arm: [seed for seed in results.runs(arm) if seed in figures[arm]] for arm in figures}
@@ -139,7 +139,7 @@ def _is_computed(
 
 
 def _chance(value: float, name: str, others: Sequence[float], gap: float) -> float:
-    """Return about how likely a run's figure is a statistic of the others' by chance; infinite where it is not it."""
+    """Return the rough probability that a figure equals a statistic of others by chance; infinite where it differs."""
     if not _is_written(value, _STATISTICS[name](others)):
         return math.inf
     spread = max(others) - min(others)
@@ -151,7 +151,7 @@ def _chance(value: float, name: str, others: Sequence[float], gap: float) -> flo
 
 
 def _computed_arm(arm: str, figures: Mapping[str, Mapping[Hashable, float]]) -> str:
-    """Return what an arm is of others, "" where it is an arm of its own."""
+    """Return how an arm was computed from others, such as "a minus b"; "" where it was not."""
     values = figures[arm]
     others = [other for other in figures if other != arm and figures[other].keys() >= values.keys()]
     # arms that hardly vary agree in many ways

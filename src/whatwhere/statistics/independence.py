@@ -1,4 +1,4 @@
-"""Whether pairs are independent draws: a verdict needs seeds that decide something, in runs that are not copies.
+"""Check whether pairs are independent: each seed must change its run, and no run may be a copy of another.
 
 Live runs repeat a figure now and then, the more often the fewer test images there are. How often at most follows from
 the least spread that is expected of live seeds: each test image has its own probability of being classified right, so
@@ -55,7 +55,7 @@ class Doubt:
 def doubt_about(
     results: Results, metric: Metric, baseline: str, arm: str, seeds: Sequence[Hashable], num_images: int | None = None
 ) -> Doubt | None:
-    """Return why pairs of `arm` and `baseline` are no independent draws; None where they may be.
+    """Return why pairs of `arm` and `baseline` are not independent; None where they may be.
 
     Of the first that applies:
 
@@ -137,7 +137,7 @@ def _spread_too_little(
 def cautions_about(
     results: Results, metric: Metric, baseline: str, arm: str, seeds: Sequence[Hashable], num_images: int | None = None
 ) -> list[str]:
-    """Return, as sentences, which of two arms has runs that differ less than usual."""
+    """Return a sentence for each of the two arms with runs that differ less than usual."""
     spreads = {name: _spread(results, metric, name, seeds, num_images) for name in (baseline, arm)}
     return [
         f"{spread.told(name)}; see that the seed decides all that is random in a run"
@@ -149,7 +149,7 @@ def cautions_about(
 def check_still_independent(results: Results, metric: str, what_to_do: str, num_images: int | None = None) -> None:
     """Raise UserError if the runs so far are copies of one another: more of them would be in vain.
 
-    That is asked more boldly than of a verdict, 1 in 500. And where the number of test images is not known: all runs of
+    The limit is 1 in 500, bolder than for a verdict. Also where the number of test images is not known: all runs of
     each arm, 4 at least, have the same figures. Either the seed does nothing, or the test set cannot show it.
 
     Args:
@@ -181,7 +181,7 @@ def check_still_independent(results: Results, metric: str, what_to_do: str, num_
 
 @dataclass(frozen=True)
 class _Repeats:
-    """How far runs repeat one another.
+    """How many runs have the same result.
 
     Attributes:
         num_different: Different results.
@@ -308,7 +308,7 @@ def _least_images(shares: tuple[float, ...], step: float) -> int:
 
 
 def _groups(figures: Sequence[float]) -> list[int]:
-    """Return a number for each figure, the same for those that are alike up to the last bits."""
+    """Return a group number for each figure; figures equal up to the last bits share one."""
     numbers: dict[float, int] = {}
     last = math.inf
     for value in sorted(figures):
@@ -319,7 +319,7 @@ def _groups(figures: Sequence[float]) -> list[int]:
 
 
 def _num_different(differences: Sequence[float], size: float) -> int:
-    """Return how many differences there are, up to the last bits of figures of this size."""
+    """Count the different values, up to rounding errors of figures of this size."""
     ordered = sorted(differences)
     return 1 + sum(after - before > _ALIKE * size for before, after in itertools.pairwise(ordered))
 
@@ -357,7 +357,7 @@ class _Spread:
 def _spread(
     results: Results, metric: Metric, arm: str, seeds: Sequence[Hashable], num_images: int | None
 ) -> _Spread | None:
-    """Return the spread of an arm's runs; None where there is nothing to compare it with."""
+    """Return the spread of an arm's runs; None for metrics that are not a count of images."""
     if not _COUNTED.search(metric.name):
         return None
     values = results.values(arm, metric.name)

@@ -1,4 +1,4 @@
-"""When a comparison is looked at, and how much of its error each look may spend."""
+"""The looks of a comparison, and the part of its error that each look may spend."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from ..base.errors import UserError, check_integer
 
 ALPHA = 0.05  # two-sided, over all looks and arms
-MOST_SEEDS = 10_000  # and pairs: nobody trains more
+MOST_SEEDS = 10_000  # and pairs
 LEAST_PAIRS = 6  # with 5, the sign-flip test cannot go below 2 / 2**5 > 0.05
 _FIRST_SHARE = 0.8
 # with few pairs the significance-level approach exceeds alpha by up to 6 % of it (benchmarks/calibration.py)
@@ -45,7 +45,7 @@ class Plan:
         last: Pairs at the last one; None leaves it open.
 
     Raises:
-        UserError: Numbers that are none, or last below first.
+        UserError: Not an integer in these bounds, or last below first.
     """
 
     first: int
@@ -59,7 +59,7 @@ class Plan:
                 raise UserError(f"the most pairs, {self.last}, are fewer than those of the first look, {self.first}")
 
     def looks(self) -> Iterator[int]:
-        """Yield the pairs at each look; of an open plan there is no end."""
+        """Yield the number of pairs at each look; without end for an open plan."""
         if self.last is not None:
             yield from range(self.first, self.last, self.first)
             yield self.last
@@ -69,15 +69,15 @@ class Plan:
             yield -(-3 * self.first * 2**doubling // 2)
 
     def look_at(self, num_pairs: int) -> int | None:
-        """Return the last look that so many pairs allow; None where they are too few for the first."""
+        """Return the last look at `num_pairs` or fewer; None before the first."""
         return max(itertools.takewhile(lambda look: look <= num_pairs, self.looks()), default=None)
 
     def next_after(self, num_pairs: int) -> int | None:
-        """Return the first look at more pairs; None after the last."""
+        """Return the first look at more than `num_pairs`; None after the last."""
         return next((look for look in self.looks() if look > num_pairs), None)
 
     def spent(self, num_pairs: int, alpha: float = ALPHA) -> float:
-        """Return how much of `alpha` is spent by the look at so many pairs."""
+        """Return the part of `alpha` that is spent up to the look at `num_pairs`."""
         if self.last is None:
             return alpha * (1 - (1 - _FIRST_SHARE) * self.first / num_pairs)
         if self.last == self.first:
@@ -124,7 +124,7 @@ def _unstopped(looks: tuple[int, ...], levels: tuple[float, ...]) -> tuple[np.nd
     """Return nodes and the probability mass there of the paths that no look up to the last of `looks` has stopped."""
     from scipy.special import ndtri
 
-    x, weights = np.polynomial.legendre.leggauss(_NUM_NODES)
+    x, weights = _gauss_legendre()
     # a level of 0 has no bound; beyond 9 standard deviations nothing is left
     edge = min(9.0, -float(ndtri(levels[-1] / 2)) if levels[-1] > 0 else 9.0) * math.sqrt(looks[-1])
     nodes = edge * x
@@ -134,6 +134,13 @@ def _unstopped(looks: tuple[int, ...], levels: tuple[float, ...]) -> tuple[np.nd
         before, mass = _unstopped(looks[:-1], levels[:-1])
         density = _normal_density(nodes[:, None] - before, math.sqrt(looks[-1] - looks[-2])) @ mass
     return nodes, density * weights * edge
+
+
+@functools.cache
+def _gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
+    """Return nodes on [-1, 1] and their weights: once, because they take an eigenvalue problem."""
+    x, weights = np.polynomial.legendre.leggauss(_NUM_NODES)
+    return x, weights
 
 
 def _normal_density(x: np.ndarray, deviation: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a comparison judges by: which way is better, and in which unit."""
+"""The metric of a comparison: its unit, its margin, and whether higher or lower is better."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _ONE_SCALE = 4.0  # figures of one comparison, as shares, are hardly ever furthe
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure that a run comes to.
+    """A figure of each run.
 
     Attributes:
         name: Its key in the results.
-        label: What people call it.
+        label: Its name in words.
         scale: What a figure is multiplied by to be shown.
         unit: Of figures so shown, "points" (hundredths of a share) or "".
         higher_is_better: Which way is better.
@@ -69,11 +69,10 @@ METRICS = {
 
 
 def check_direction(name: str, lower_is_better: bool | None) -> bool:
-    """Return whether lower is better of figures called `name`; `lower_is_better` is what was said, None for nothing.
+    """Return whether lower is better for the metric `name`; `lower_is_better` is what the user said, or None.
 
     Raises:
-        UserError: It is not said and does not follow from the name, as it does from `val_acc`, or it contradicts a
-            metric of ours.
+        UserError: The user did not say and the name does not tell (`val_acc` does), or it contradicts a known metric.
     """
     if lower_is_better is not None and not isinstance(lower_is_better, bool):
         raise UserError(f"lower_is_better must be True, False or None, got {brief(lower_is_better)}")
@@ -105,7 +104,7 @@ def _is_called(name: str, parts: tuple[str, ...], words: set[str]) -> bool:
 
 
 def two_scales(name: str, values: Iterable[float]) -> tuple[float, float] | None:
-    """Return a share and a percentage that stand among the figures called `name`; None where they have one scale.
+    """Return a share and a percentage among the figures of one metric; None where all have one scale.
 
     Figures have two scales if all lie within 0 and 100, some of them at most 1 and some above, and those of at most 1,
     taken times 100, fall among the others: all are then within a factor of 4 of each other. Between the two groups is a
@@ -127,18 +126,18 @@ def two_scales(name: str, values: Iterable[float]) -> tuple[float, float] | None
 
 
 def check_figure(value: float, what: str) -> None:
-    """Raise UserError if a figure is of a size that no figure has, and that arithmetic with it does not bear."""
+    """Raise UserError if a figure is too large or too small to compute with."""
     if value and not _SMALLEST <= abs(value) <= _LARGEST:
         raise UserError(f"{what} is {value:g}, and no figure is beyond {_SMALLEST:g} and {_LARGEST:g}; correct it")
 
 
 def is_share(name: str) -> bool:
-    """Return whether the metric is one of ours that is a share, of at most 1."""
+    """Return whether `name` is a known metric that is a share, at most 1."""
     return name in METRICS and METRICS[name].unit == "points"
 
 
 def metric_for(name: str, values: Iterable[float], *, lower_is_better: bool = False) -> Metric:
-    """Return how figures called `name` are shown, those from elsewhere by their values.
+    """Return the metric for figures called `name`; an unknown name gets its unit from the values.
 
     Where higher is better, and for our own metrics in points, figures within 0 and 1 are taken for shares and shown in
     points, and figures within 0 and 100 for percentages, which are points already; all others are shown as they are.
@@ -183,6 +182,6 @@ def margin_for(metric: Metric, given: float | None) -> float:
 
 
 def num_decimals(value: float) -> int:
-    """Return with how many decimals a figure was written, as far as the number shows it: 2 of 0.50, none of 250.0."""
+    """Return the number of decimals of a figure: 1 for 0.50, 0 for 250.0."""
     mantissa, _, exponent = repr(float(value)).partition("e")
     return max(0, len(mantissa.partition(".")[2].rstrip("0")) - int(exponent or 0))

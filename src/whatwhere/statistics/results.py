@@ -26,7 +26,7 @@ _MISSING = {"", "-", "na", "n/a", "nan", "none", "null", "failed"}
 
 
 class Results:
-    """What each run came to: figures by metric for each arm and seed.
+    """The figures of each run: by arm, seed and metric.
 
     Arms stand in the order in which they came, seeds by number, then text: an order that no figure can have a part in,
     because it decides which pairs are the first. A figure that is missing or not finite counts as a run that is
