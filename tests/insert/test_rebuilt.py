@@ -2,6 +2,7 @@
 
 import copy
 import io
+import lzma
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from small_networks import Block, Network, images
 from strangers import build
 from whatwhere import CBAM, UserError
+from whatwhere.attention import ATTENTION
 from whatwhere.insert import attend, detach
 from whatwhere.insert.host import AttendedBatchNorm2d, AttendedSyncBatchNorm
 from whatwhere.training.checkpoint import load_optimizer_state, optimizer_state
@@ -367,6 +369,44 @@ def test_networks_pickled_by_version_0_1(name):
     detach(model)
     assert not any("attention" in key for key in model.state_dict())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+BY_NAME = sorted(path.name for path in (OLD / "by_name").glob("*.pt.xz"))
+
+
+def unpacked(name):
+    """Return a network that was pickled whole once attention was kept by name, and what it computed."""
+    content = torch.load(io.BytesIO(lzma.decompress((OLD / "by_name" / name).read_bytes())), weights_only=False)
+    return content["model"], content["output"], content.get("input", images())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")
+@pytest.mark.parametrize("name", [name for name in BY_NAME if name != "attentions.pt.xz"])
+def test_networks_pickled_before(name):
+    model, expected, x = unpacked(name)
+    torch.testing.assert_close(model(x), expected)
+    torch.testing.assert_close(copy.deepcopy(model)(x), expected)
+    torch.testing.assert_close(saved_whole(model)(x), expected)
+    model.load_state_dict(saved_whole(model).state_dict())
+    with pytest.raises(UserError, match="torch.jit.script"):
+        torch.jit.script(model)
+    if name in ("bottlenecks.pt.xz", "basic_blocks.pt.xz"):
+        return
+    if name in ("norms.pt.xz", "operations.pt.xz"):
+        torch.testing.assert_close(timm_frozen(copy.deepcopy(model)).eval()(x), expected)
+    detach(model)
+    assert not any("attention" in key for key in model.state_dict())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not torch.allclose(model(x), expected)
+
+
+def test_attentions_pickled_before():
+    modules, expected, x = unpacked("attentions.pt.xz")
+    assert modules.keys() >= ATTENTION.keys()
+    for name, module in modules.items():
+        torch.testing.assert_close(module(x), expected[name])
+        torch.testing.assert_close(saved_whole(module)(x), expected[name])
+        assert repr(module)
 
 
 def test_state_dicts_of_version_0_1_load():
