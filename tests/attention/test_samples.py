@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from whatwhere import ATTENTION
-from whatwhere.attention.gate import SharedMLP
+from whatwhere.attention.cbam import SharedMLP
 
 
 @pytest.mark.parametrize("pools", [("avg",), ("avg", "max"), ("avg", "max", "lse")])

@@ -388,7 +388,7 @@ def test_networks_pickled_before(name):
     torch.testing.assert_close(copy.deepcopy(model)(x), expected)
     torch.testing.assert_close(saved_whole(model)(x), expected)
     model.load_state_dict(saved_whole(model).state_dict())
-    with pytest.raises(UserError, match="torch.jit.script"):
+    with pytest.raises(UserError, match=r"torch\.jit\.script"):
         torch.jit.script(model)
     if name in ("bottlenecks.pt.xz", "basic_blocks.pt.xz"):
         return

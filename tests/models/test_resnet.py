@@ -421,7 +421,7 @@ def test_names_the_layer_that_refuses_an_input(shape):
         ({"seed": 0.5}, "seed must be an integer or None"),
         ({"stem": "cifar10"}, "stem must be imagenet or cifar"),
         ({"attention": "cbma"}, "unknown attention 'cbma'; did you mean cbam"),
-        ({"attention": CBAM(64)}, "attention must be a name or a callable"),
+        ({"attention": CBAM(64)}, "attention is a module that is built already; give its class"),
         ({"attention": lambda channels: channels}, "attention must build a torch.nn.Module"),
         ({"attention": "cbam", "attention_kwargs": {"ratio": 16}}, "the attention cannot be built from"),
         ({"attention_kwargs": {"reduction": 8}}, "without an attention"),

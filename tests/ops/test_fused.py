@@ -12,7 +12,7 @@ from torch import nn
 from numerics import assert_as_exact_as
 from whatwhere import ATTENTION, CBAM, SpatialAttention, SqueezeExcitation
 from whatwhere.attention import Gate
-from whatwhere.attention.gate import SharedMLP
+from whatwhere.attention.cbam import SharedMLP
 from whatwhere.ops import Backend, gate, gated_tail, layout, normed_gate
 from whatwhere.ops.layout import View, extreme
 from whatwhere.ops.reference import POOLS

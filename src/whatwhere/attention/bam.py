@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import check_integer
-from .gate import Device, Place, ScalingAttention, Start, channels_into, check_choice, check_reduction, described
+from .gate import Device, Place, ScalingAttention, Start, channels_into, check_choice, hidden_width
 
 Combine = Literal["add", "multiply"]
 
@@ -25,35 +25,29 @@ class BAM(ScalingAttention):
 
     A `ResNet` has it at the end of each stage but the last, as the paper does (its section 3, "bottleneck").
 
+    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+
     Args:
         channels: Channels C of the input.
         reduction: r; the hidden width of both branches is max(1, C // r).
         dilation: d of the 3x3 convolutions, whose padding keeps H and W.
         num_convs: Number of these convolutions, 2 in the paper.
         combine: "add" for the paper's M_c + M_s, "multiply" for M_c * M_s, which the authors' code computes.
-        start: "paper", or "identity" for y = x at the start: y = x * (1 + a * M), a = 0 learned.
-        device, dtype: Of the parameters; None for the current defaults.
-
-    Shape:
-        (N, C, H, W) -> (N, C, H, W), any H and W.
-
-    Dtype:
-        Any floating dtype; computed and returned in that of the input.
 
     Raises:
-        UserError: An impossible option, or an input of another rank or channel count.
-        ValueError: torch's, in training with a batch of one: the BatchNorm of M_c sees one value of each channel alone.
+        ValueError: From torch, in training with a batch of one: the BatchNorm of M_c sees one value for each channel.
 
     Note:
-        The authors' code computes 1 + sigmoid(M_c * M_s) where the paper adds: `combine="multiply"` is their code. In
-        either, the layers are those of their code, parameter for parameter: a BatchNorm behind each hidden layer and
-        none behind the last, where eqs. 3 and 4 have one at the end of each branch. The biases in front of a BatchNorm
-        are theirs too; in training the norm takes them away again, so their gradient is rounding. Their average pool
-        is over H x H, right for square maps only. The hidden width is at least 1; theirs could be 0.
+        The authors' code computes 1 + sigmoid(M_c * M_s) where the paper adds: `combine="multiply"` is their code.
+        With both, the layers are those of their code, parameter for parameter: a BatchNorm behind each hidden layer and
+        none behind the last (eqs. 3 and 4 have one at the end of each branch). Their code also has the biases in front
+        of a BatchNorm; in training the norm removes them again, so their gradient is rounding noise. Their average pool
+        is over H x H, right for square maps only. The hidden width is at least 1; in their code it could be 0.
         With hidden width h and n = `num_convs`: 3 * C * h + 7 * h + C + 1 + n * (9 * h * h + 3 * h) parameters.
     """
 
     place: Place = "stage"
+    shown = ("combine",)
 
     def __init__(
         self,
@@ -68,12 +62,11 @@ class BAM(ScalingAttention):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(channels, start=start)
-        check_reduction(reduction)
+        hidden = hidden_width(channels, reduction)
         check_integer("dilation", dilation)
         check_integer("num_convs", num_convs)
         check_choice("combine", combine, get_args(Combine))
         self.combine = combine
-        hidden = max(1, int(channels // reduction))
         self.channel = nn.Sequential(
             OrderedDict(
                 fc1=nn.Linear(channels, hidden),
@@ -95,9 +88,6 @@ class BAM(ScalingAttention):
     def gates(self, x: Tensor) -> Tensor:
         channel, spatial = self.channel(x.mean((2, 3)))[:, :, None, None], self.spatial(x)
         return 1 + torch.sigmoid(channel + spatial if self.combine == "add" else channel * spatial)
-
-    def extra_repr(self) -> str:
-        return described(self.channels, self.mix, f"combine={self.combine!r}")
 
 
 def _conv_norm(in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1) -> nn.Sequential:

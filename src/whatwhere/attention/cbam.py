@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -7,18 +8,19 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..base.errors import UserError, check_integer
+from ..base.errors import UserError
 from ..base.words import brief
 from ..ops import Arrangement
 from ..ops.reference import MAPS
-from .gate import Device, Form, Gate, SharedMLP, Start, check_choice, check_names, check_reduction
+from .gate import Device, Form, Gate, Start, check_choice, check_names, check_odd, hidden_width
+from .squeeze_excitation import Excitation
 
 Norm = Callable[[int], nn.Module] | Literal["batch"] | None
 
 
 @dataclass(frozen=True)
 class _Convention:
-    """What the published implementations settle differently."""
+    """The options in which the published implementations differ."""
 
     mlp_bias: bool
     round_hidden: bool
@@ -32,8 +34,21 @@ _CONVENTIONS = {
 }
 
 
+class SharedMLP(Excitation):
+    """Channel gate sigmoid(MLP(avg) + MLP(max)), the paper's eq. 2: one MLP for all `pools`, with one term for each.
+
+    Shape:
+        One (N, C) per pool -> (N, C).
+    """
+
+    def forward(self, *pooled: Tensor) -> Tensor:
+        # pool by pool, not stacked: tools that read a network's layers take the first size of a Linear's input for the
+        # number of images
+        return torch.sigmoid(functools.reduce(torch.add, map(self.mlp, pooled)))
+
+
 class SpatialConv(nn.Module):
-    """Spatial gate sigmoid(norm(k x k convolution of the pooled maps)), the paper's eq. 3 plus a norm.
+    """Spatial gate sigmoid(norm(k x k convolution of [max; mean])), the paper's eq. 3 plus a norm.
 
     Args:
         kernel_size: Odd width k of the convolution; its padding keeps H and W.
@@ -41,7 +56,7 @@ class SpatialConv(nn.Module):
         norm: Builds the norm of the one-channel logits; None leaves it out.
         zero_init_norm: Start the norm's weight and bias at zero: the gate is 0.5 everywhere and the convolution gets
             no gradient in the first step.
-        bias: Whether the convolution has a bias; None for one where there is no norm.
+        bias: Whether the convolution has a bias; None means that it has one where there is no norm.
 
     Shape:
         (N, number of maps, H, W) -> (N, 1, H, W).
@@ -56,9 +71,7 @@ class SpatialConv(nn.Module):
         bias: bool | None = None,
     ) -> None:
         super().__init__()
-        check_integer("kernel_size", kernel_size)
-        if kernel_size % 2 == 0:
-            raise UserError(f"kernel_size must be odd, so that padding keeps height and width, got {kernel_size}")
+        check_odd("kernel_size", kernel_size)
         check_names("maps", maps, tuple(MAPS))
         self.maps = tuple(maps)
         bias = norm is None if bias is None else bias
@@ -85,23 +98,14 @@ class ChannelAttention(Gate):
 
         M_c = sigmoid(sum over p of W1 relu(W0 p(x)))     W0 (C/r, C), W1 (C, C/r), shared by all pools
 
+    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+
     Args:
         channels: Channels C of the input.
-        reduction: r; the hidden width is C / r, at least 1, rounded as `form` says.
+        reduction: r; the hidden width is C / r, at least 1, rounded by the rule of `form`.
         pools: Any non-empty subset of "avg", "max", "lp" (the l2 norm) and "lse" (log-sum-exp), over H x W.
-        mlp_bias: Whether W0 and W1 come with biases; None for what `form` has.
+        mlp_bias: Whether W0 and W1 have biases; None for the rule of `form`.
         form: "official" (biases, width rounded down) or "timm" (no biases, width rounded to the nearest).
-        start: "paper", or "identity" for y = x at the start (see `Gate`).
-        device, dtype: Of the parameters; None for the current defaults.
-
-    Shape:
-        (N, C, H, W) -> (N, C, H, W), any H and W.
-
-    Dtype:
-        Any floating dtype; computed and returned in that of the input.
-
-    Raises:
-        UserError: An impossible option, or an input of another rank or channel count.
     """
 
     def __init__(
@@ -116,13 +120,9 @@ class ChannelAttention(Gate):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            channels,
-            _channel_function(channels, reduction, pools, mlp_bias, form),
-            start=start,
-            device=device,
-            dtype=dtype,
-        )
+        # y = x * what(avg, max)
+        what = _channel_gate(channels, reduction, pools, mlp_bias, form)
+        super().__init__(channels, what, start=start, device=device, dtype=dtype)
 
 
 class SpatialAttention(Gate):
@@ -132,26 +132,17 @@ class SpatialAttention(Gate):
 
         M_s = sigmoid(norm(conv k x k of [max over C of x; mean over C of x]))
 
+    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+
     Args:
         channels: Channels C of the input; no parameter depends on it.
         kernel_size: k, odd.
-        maps: Order of the pooled maps, a non-empty subset of "max" and "mean"; None for what `form` has.
+        maps: Order of the pooled maps, a non-empty subset of "max" and "mean"; None for that of `form`.
         norm: "batch" for BatchNorm2d with the momentum of `form`, a callable that builds a norm of one channel, or
             None.
         zero_init_norm: Start the norm at zero, as the authors' networks do: the gate is then 0.5 everywhere.
-        spatial_bias: Whether the convolution has a bias; None for one where there is no norm.
+        spatial_bias: Whether the convolution has a bias; None means that it has one where there is no norm.
         form: "official" (maps max, mean; momentum 0.01) or "timm" (maps mean, max; momentum 0.1).
-        start: "paper", or "identity" for y = x at the start (see `Gate`).
-        device, dtype: Of the parameters; None for the current defaults.
-
-    Shape:
-        (N, C, H, W) -> (N, C, H, W), any H and W.
-
-    Dtype:
-        Any floating dtype; computed and returned in that of the input.
-
-    Raises:
-        UserError: An impossible option, or an input of another rank or channel count.
     """
 
     def __init__(
@@ -168,7 +159,8 @@ class SpatialAttention(Gate):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        where = _spatial_function(kernel_size, maps, norm, zero_init_norm, spatial_bias, form)
+        # y = x * where([max; mean])
+        where = _spatial_gate(kernel_size, maps, norm, zero_init_norm, spatial_bias, form)
         super().__init__(channels, where=where, start=start, device=device, dtype=dtype)
 
 
@@ -180,35 +172,28 @@ class CBAM(Gate):
         F'  = M_c(F)  * F
         F'' = M_s(F') * F'                  the output y
 
+    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+
     Args:
         channels: Channels C of the input.
-        reduction: r; the hidden width of the shared MLP is C / r, at least 1, rounded as `form` says.
+        reduction: r; the hidden width of the shared MLP is C / r, at least 1, rounded by the rule of `form`.
         pools: Channel pools, any non-empty subset of "avg", "max", "lp" (the l2 norm) and "lse" (log-sum-exp).
-        mlp_bias: Whether the MLP has biases; None for what `form` has.
+        mlp_bias: Whether the MLP has biases; None for the rule of `form`.
         kernel_size: Odd width of the spatial convolution.
         spatial: Whether there is a spatial gate at all.
         arrangement: "channel_first", "spatial_first" or "parallel" (both gates computed from x), the paper's Table 3.
-        maps: Order of the spatial gate's input, a non-empty subset of "max" and "mean"; None for what `form` has.
+        maps: Order of the spatial gate's input, a non-empty subset of "max" and "mean"; None for that of `form`.
         norm: Norm of the spatial logits: "batch", a callable that builds a norm of one channel, or None.
         zero_init_norm: Start that norm at zero, as the authors' networks (not their module) do.
-        spatial_bias: Whether the spatial convolution has a bias; None for one where there is no norm.
-        form: Whose conventions to follow where an option above is not given: "official" or "timm".
-        start: "paper", or "identity" for y = x at the start: y = x * (1 - a + a * M_c * M_s), a = 0 learned.
-        device, dtype: Of the parameters; None for the current defaults.
-
-    Shape:
-        (N, C, H, W) -> (N, C, H, W), any H and W.
-
-    Dtype:
-        Any floating dtype; computed and returned in that of the input.
+        spatial_bias: Whether the spatial convolution has a bias; None means that it has one where there is no norm.
+        form: The rules for options above that are not given: "official" (the authors' code) or "timm".
 
     Raises:
-        UserError: An impossible option, or an input of another rank or channel count.
-        ValueError: torch's, in training, where the BatchNorm sees one value alone: a batch of one on a 1x1 map.
+        ValueError: From torch, in training, if the BatchNorm sees one value alone: a batch of one on a 1x1 map.
 
     Note:
-        The paper, the authors' code and timm's `CbamModule` disagree; the default is the authors' module, parameter
-        for parameter, and `form="timm"` is timm's::
+        The paper, the authors' code and timm's `CbamModule` differ. The default is the authors' module, parameter for
+        parameter; `form="timm"` is timm's::
 
                                      paper         authors' code            timm
             MLP biases               not said      yes                      no
@@ -219,12 +204,12 @@ class CBAM(Gate):
             hidden width             C / r         rounded down             rounded to the nearest
             gradient of tied maxima  -             to one index             spread evenly
 
-        Widely copied code that calls the two halves `ca` and `sa` has the paper's spatial gate and no bias at all:
+        Widely copied code with the names `ca` and `sa` for the two halves has the paper's spatial gate and no bias:
         `mlp_bias=False, maps=("mean", "max"), norm=None, spatial_bias=False`.
 
         Here the first of several equal maxima, in row-major order, takes the gradient, in either form. The hidden
-        width is at least 1, where the authors' code would build an empty layer. The paper does not say how its
-        parallel arrangement joins the two gates; here they are multiplied, as in the other two.
+        width is at least 1; the authors' code would build an empty layer. The paper does not say how its parallel
+        arrangement joins the two gates; here they are multiplied, as in the other two.
         With hidden width h and k = `kernel_size`: 2 * C * h + h + C parameters of the MLP (2 * C * h without biases)
         and 2 * k * k + 2 of the spatial gate (2 * k * k with neither norm nor bias).
 
@@ -254,23 +239,23 @@ class CBAM(Gate):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        what = _channel_function(channels, reduction, pools, mlp_bias, form)
-        where = _spatial_function(kernel_size, maps, norm, zero_init_norm, spatial_bias, form) if spatial else None
+        # F' = F * what(avg F, max F), then F'' = F' * where([max F'; mean F'])
+        what = _channel_gate(channels, reduction, pools, mlp_bias, form)
+        where = _spatial_gate(kernel_size, maps, norm, zero_init_norm, spatial_bias, form) if spatial else None
         super().__init__(channels, what, where, arrangement=arrangement, start=start, device=device, dtype=dtype)
 
 
-def _channel_function(
+def _channel_gate(
     channels: int, reduction: float, pools: tuple[str, ...], mlp_bias: bool | None, form: Form
 ) -> SharedMLP:
-    check_integer("channels", channels)
-    check_reduction(reduction)
+    hidden = hidden_width(channels, reduction)
     convention = _convention(form)
-    hidden_channels = int(channels / reduction + 0.5) if convention.round_hidden else int(channels // reduction)
-    bias = convention.mlp_bias if mlp_bias is None else mlp_bias
-    return SharedMLP(channels, max(1, hidden_channels), pools, bias)
+    if convention.round_hidden:
+        hidden = max(1, int(channels / reduction + 0.5))
+    return SharedMLP(channels, hidden, pools, convention.mlp_bias if mlp_bias is None else mlp_bias)
 
 
-def _spatial_function(
+def _spatial_gate(
     kernel_size: int,
     maps: tuple[str, ...] | None,
     norm: Norm,

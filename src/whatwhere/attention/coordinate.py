@@ -3,9 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .gate import Device, ScalingAttention, Start, channels_into, check_reduction
-
-_LEAST_HIDDEN = 8
+from .gate import Device, ScalingAttention, Start, channels_into, hidden_width
 
 
 class CoordinateAttention(ScalingAttention):
@@ -20,25 +18,16 @@ class CoordinateAttention(ScalingAttention):
         g^w = sigmoid(F_w f^w)                  eq. 8, F_w the same for f^w, the last W
         y   = x * g^h * g^w                     eq. 9
 
+    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+
     Args:
         channels: Channels C of the input.
         reduction: r, 32 in the paper's experiments.
-        start: "paper", or "identity" for y = x at the start (see `ScalingAttention`).
-        device, dtype: Of the parameters; None for the current defaults.
-
-    Shape:
-        (N, C, H, W) -> (N, C, H, W), any H and W.
-
-    Dtype:
-        Any floating dtype; computed and returned in that of the input.
-
-    Raises:
-        UserError: An impossible option, or an input of another rank or channel count.
 
     Note:
         The layers are those of the authors' code, parameter for parameter: biases in all three convolutions, at least
         8 hidden channels (the paper says neither), h_swish(t) = t * relu6(t + 3) / 6 as the paper's delta. In training
-        the BatchNorm takes away the bias of F1, so that bias gets no gradient but rounding. Averages are taken by
+        the BatchNorm removes the bias of F1, so the gradient of that bias is rounding noise. Averages are taken by
         `mean`, not by adaptive pooling. timm's `CoordAttn` has no biases and another hidden width, by default
         C / 24 rounded to a multiple of 8. 3 * C * m + 3 * m + 2 * C parameters.
     """
@@ -53,8 +42,7 @@ class CoordinateAttention(ScalingAttention):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(channels, start=start)
-        check_reduction(reduction)
-        hidden = max(_LEAST_HIDDEN, int(channels // reduction))
+        hidden = hidden_width(channels, reduction, least=8)
         self.conv = nn.Conv2d(channels, hidden, 1)
         self.norm = nn.BatchNorm2d(hidden)
         self.act = nn.Hardswish()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..base.errors import UserError, check_factor, check_integer, is_number
 from ..base.words import brief
-from .gate import Device, Gate, Start
+from .gate import Device, Gate, Start, check_odd
 
 
 class ChannelConv(nn.Module):
@@ -37,22 +37,13 @@ class EfficientChannelAttention(Gate):
         w = sigmoid(conv of width k along the channels of g)         C1D_k, zeros beyond both ends
         y = w * x
 
+    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+
     Args:
         channels: Channels C of the input.
-        kernel_size: k, odd; None for what the formula gives.
-        gamma: How many doublings of C make k larger by 1; above 0.
-        b: What is added to log2(C).
-        start: "paper", or "identity" for y = x at the start (see `Gate`).
-        device, dtype: Of the parameters; None for the current defaults.
-
-    Shape:
-        (N, C, H, W) -> (N, C, H, W), any H and W.
-
-    Dtype:
-        Any floating dtype; computed and returned in that of the input.
-
-    Raises:
-        UserError: An impossible option, or an input of another rank or channel count.
+        kernel_size: k, odd; None for the k of the formula.
+        gamma: Number of doublings of C that make k larger by 1; above 0.
+        b: Added to log2(C).
 
     Note:
         The authors' networks take k from the command line, one for each stage: 3 everywhere unless given, "3557" for
@@ -74,9 +65,8 @@ class EfficientChannelAttention(Gate):
         check_integer("channels", channels)
         if kernel_size is None:
             kernel_size = _adaptive_kernel_size(channels, gamma, b)
-        check_integer("kernel_size", kernel_size)
-        if kernel_size % 2 == 0:
-            raise UserError(f"kernel_size must be odd, so that each channel is the middle, got {kernel_size}")
+        check_odd("kernel_size", kernel_size)
+        # y = x * what(mean of x)
         super().__init__(channels, ChannelConv(kernel_size), start=start, device=device, dtype=dtype)
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import UserError, check_integer
-from .gate import Device, ScalingAttention, Start, channels_into, largest_divisor
+from .gate import Device, ScalingAttention, Start, channels_into, check_odd, largest_divisor
 
 
 class EfficientLocalAttention(ScalingAttention):
@@ -26,32 +26,25 @@ class EfficientLocalAttention(ScalingAttention):
         ELA-S         5               8               16
         ELA-L         7               8               16
 
+    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+
     Args:
         channels: Channels C of the input.
         kernel_size: k, odd.
         group_channels: Channels in a group of the convolution (1: each channel by itself); C must be a multiple.
-        norm_groups: Groups of the norm at most; there are as many as the largest divisor of C that is no larger.
+        norm_groups: Largest number of groups of the norm; their number is the largest divisor of C up to it.
         shared: Whether both axes share the convolution and the norm; otherwise each has its own.
-        start: "paper", or "identity" for y = x at the start (see `ScalingAttention`).
-        device, dtype: Of the parameters; None for the current defaults.
-
-    Shape:
-        (N, C, H, W) -> (N, C, H, W), any H and W.
-
-    Dtype:
-        Any floating dtype; computed and returned in that of the input.
 
     Raises:
-        UserError: An impossible option, or an input of another rank or channel count.
-        ValueError: torch's, where a group of the norm is a single value: a batch of one with C <= `norm_groups` and a
+        ValueError: From torch, if a group of the norm is a single value: a batch of one with C <= `norm_groups` and a
             side of one pixel.
 
     Note:
-        No repository of the authors' was to be found. The paper writes F_h and F_w; the code that goes round under its
-        name shares one convolution, without a bias, and one norm, which is the default here. timm's
-        `EfficientLocalAttn` has one of each for either axis (`shared=False`), a norm of one group, and a SiLU in front
-        of the sigmoid. The paper's group counts need C divisible by them. C * `group_channels` * k + 2 * C parameters,
-        twice that if not shared.
+        We found no repository of the authors. The paper writes F_h and F_w; the code that circulates under its name
+        shares one convolution, without a bias, and one norm, which is the default here. timm's `EfficientLocalAttn`
+        has one of each for either axis (`shared=False`), a norm of one group, and a SiLU in front of the sigmoid. The
+        paper's group counts need C divisible by them. C * `group_channels` * k + 2 * C parameters, twice that if not
+        shared.
     """
 
     def __init__(
@@ -67,11 +60,9 @@ class EfficientLocalAttention(ScalingAttention):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(channels, start=start)
-        for name, value in (("kernel_size", kernel_size), ("group_channels", group_channels)):
-            check_integer(name, value)
+        check_odd("kernel_size", kernel_size)
+        check_integer("group_channels", group_channels)
         check_integer("norm_groups", norm_groups)
-        if kernel_size % 2 == 0:
-            raise UserError(f"kernel_size must be odd, so that padding keeps height and width, got {kernel_size}")
         if channels % group_channels:
             raise UserError(f"group_channels must divide the {channels} channels, got {group_channels}")
 

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..base.errors import check_integer
-from .gate import Device, ScalingAttention, Start, channels_into, described, largest_divisor
+from .gate import Device, ScalingAttention, Start, channels_into, largest_divisor
 
 
 class EfficientMultiScaleAttention(ScalingAttention):
     """Efficient multi-scale attention (EMA), arXiv 2305.13563: a spatial gate for each group of channels.
 
-    The C = `channels` are split into G = `groups` groups of c channels, which are computed alike, by the same layers.
+    The C = `channels` are split into G = `groups` groups of c channels, which share the same layers.
     For a group u of x::
 
         z^H = mean over W of u, z^W = mean over H of u           eqs. 1 and 2
@@ -24,23 +24,14 @@ class EfficientMultiScaleAttention(ScalingAttention):
         a(t) = softmax over channels of mean over H x W of t     eq. 3 and softmax
         y = u * sigmoid(m)
 
+    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+
     Args:
         channels: Channels C of the input.
-        groups: G at most; there are as many as the largest divisor of C that is no larger.
-        start: "paper", or "identity" for y = x at the start (see `ScalingAttention`).
-        device, dtype: Of the parameters; None for the current defaults.
+        groups: Largest G; G is the largest divisor of C up to it.
 
     Attributes:
         groups: G.
-
-    Shape:
-        (N, C, H, W) -> (N, C, H, W), any H and W.
-
-    Dtype:
-        Any floating dtype; computed and returned in that of the input.
-
-    Raises:
-        UserError: An impossible option, or an input of another rank or channel count.
 
     Note:
         The layers and the default of 32 groups are those of the authors' code (many copies of it have 8); it needs C
@@ -48,6 +39,8 @@ class EfficientMultiScaleAttention(ScalingAttention):
         each channel, the average of p is GN's bias: a(p) is learned and does not depend on x.
         10 * c * c + 4 * c parameters.
     """
+
+    shown = ("groups",)
 
     def __init__(
         self,
@@ -81,7 +74,7 @@ class EfficientMultiScaleAttention(ScalingAttention):
 
     def _weighted_sum(self, weighting: Tensor, features: Tensor) -> Tensor:
         """Return, for each group, the sum of its `features`, weighted by the softmax of the averages of `weighting`."""
-        # torch quantises no mean of a single channel, or pixel, that drops dimensions
+        # keepdim: torch does not quantise a mean over one channel or pixel that drops dimensions
         averages = weighting.mean((2, 3), keepdim=True).flatten(1)
         weights = torch.softmax(torch.unflatten(averages, 1, (self.groups, -1)), 2).to(features.dtype)
         return torch.einsum("ngc,ngchw->nghw", weights, torch.unflatten(features, 1, (self.groups, -1)))
@@ -90,9 +83,6 @@ class EfficientMultiScaleAttention(ScalingAttention):
     def channels(self) -> int | None:
         group_channels = channels_into(self.conv3x3)
         return None if group_channels is None else self.groups * group_channels
-
-    def extra_repr(self) -> str:
-        return described(self.channels, self.mix, f"groups={self.groups}")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -106,7 +96,7 @@ class EfficientMultiScaleAttention(ScalingAttention):
 class _SharedConv2d(nn.Conv2d):
     """A convolution of c channels, used for each of G groups of c channels: (N, G * c, H, W) -> (N, G * c, H, W).
 
-    The groups stay on the axis of the channels, because whoever looks into layers takes the first for the images.
+    The groups stay on the axis of the channels: tools that read layers take the first axis for the images.
     """
 
     def __init__(self, num_uses: int, channels: int, kernel_size: int) -> None:
@@ -116,7 +106,7 @@ class _SharedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         assert self.bias is not None
         weight, bias = self.weight.repeat(self.num_uses, 1, 1, 1), self.bias.repeat(self.num_uses)
-        # every argument, because torch quantises no shorter call
+        # every argument is given: torch does not quantise a shorter call
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.num_uses)
 
 
@@ -129,5 +119,5 @@ class _SharedGroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.repeat(self.num_uses), self.bias.repeat(self.num_uses)
-        # torch's module refuses a single value, of which this makes the bias
+        # not torch's module, which refuses a single value for each group; this makes the bias of it
         return torch.group_norm(x, self.num_uses * self.num_groups, weight, bias, self.eps)

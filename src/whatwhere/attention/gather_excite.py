@@ -9,17 +9,7 @@ from torch import Tensor, nn
 
 from ..base.errors import UserError, check_integer
 from ..base.words import brief
-from .gate import (
-    Device,
-    Gate,
-    ScalingAttention,
-    Start,
-    channels_into,
-    check_choice,
-    check_reduction,
-    described,
-    leave_a_mark,
-)
+from .gate import Device, Gate, ScalingAttention, Start, channels_into, check_choice, hidden_width, leave_a_mark
 
 Variant = Literal["theta-minus", "theta", "theta-plus"]
 
@@ -49,32 +39,24 @@ class GatherExcite(Gate):
         g = mean over H x W of x      gather
         y = sigmoid(g) * x            excite
 
+    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+
     Args:
         channels: Channels C of the input.
-        start: "paper", or "identity" for y = x at the start (see `Gate`).
-        device, dtype: Of the parameters; None for the current defaults.
-
-    Shape:
-        (N, C, H, W) -> (N, C, H, W), any H and W.
-
-    Dtype:
-        Any floating dtype; computed and returned in that of the input.
-
-    Raises:
-        UserError: An impossible option, or an input of another rank or channel count.
 
     Note:
-        Of the paper's forms this is the one that needs neither parameters nor the size of the map; that a ResNet-50
-        with it does better than a ResNet-101 is the paper's main claim. `LocalGatherExcite` has the others, among them
-        the paper's best, GE-theta-plus with global extent, and with a bottleneck after the average this is SE. Behind a
-        BatchNorm whose bias starts at 0 every gate is near 0.5 at first. No parameters; an empty tensor `mark` tells a
-        network's weights from those of a plain one.
+        This is the paper's form without parameters that fits any size of the map. The paper's main claim is that a
+        ResNet-50 with it does better than a ResNet-101. `LocalGatherExcite` has the other forms, among them the paper's
+        best, GE-theta-plus with global extent. With a bottleneck after the average this is SE. Behind a BatchNorm with
+        bias 0, every gate is near 0.5 at first. No parameters; an empty buffer `mark` shows in a state dict that the
+        module is there.
     """
 
     def __init__(
         self, channels: int, *, start: Start = "paper", device: Device = None, dtype: torch.dtype | None = None
     ) -> None:
         check_integer("channels", channels)
+        # y = x * what(mean of x)
         super().__init__(channels, AverageGate(), start=start, device=device, dtype=dtype)
 
 
@@ -91,32 +73,30 @@ class LocalGatherExcite(ScalingAttention):
 
     where interp repeats the nearest value up to H x W, C = `channels` and r = `reduction`.
 
+    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+
     Args:
         channels: Channels C of the input.
         variant: "theta-minus", "theta" or "theta-plus".
         extent: e, a power of two from 2 on; None for the whole map.
         size: Height and width of the map, for the learned gathering of a whole map only.
         reduction: r; the hidden width of theta-plus is max(1, C // r).
-        start: "paper", or "identity" for y = x at the start (see `ScalingAttention`).
-        device, dtype: Of the parameters; None for the current defaults.
 
     Shape:
-        (N, C, H, W) -> (N, C, H, W), any H and W, but the given one with `size`.
-
-    Dtype:
-        Any floating dtype; computed and returned in that of the input.
+        (N, C, H, W) -> (N, C, H, W); with `size`, H and W must be those.
 
     Raises:
-        UserError: An impossible option, or an input of another rank or channel count, or of another size than `size`.
-        ValueError: torch's, in training, where a BatchNorm sees one value a channel alone: a batch of one that is
+        ValueError: From torch, in training, if a BatchNorm sees one value for each channel: a batch of one that is
             gathered into one pixel.
 
     Note:
-        The averages leave out what is beyond the edge. As in the authors' Caffe networks the gathering convolutions
-        have no bias and theta-plus has a ReLU before its bottleneck, which timm's `GatherExcite` lacks; their
-        starting values are not taken over. With n = log2(e) convolutions 11 * C * n parameters (with `size`, C * H * W
+        The averages leave out what is beyond the edge. As in the authors' Caffe networks, the gathering convolutions
+        have no bias and theta-plus has a ReLU before its bottleneck (timm's `GatherExcite` has none). Their initial
+        values are not copied. With n = log2(e) convolutions 11 * C * n parameters (with `size`, C * H * W
         + 2 * C), and in theta-plus with hidden width h another 2 * C * h + h + C.
     """
+
+    shown = ("variant", "extent")
 
     def __init__(
         self,
@@ -132,7 +112,7 @@ class LocalGatherExcite(ScalingAttention):
     ) -> None:
         super().__init__(channels, start=start)
         check_choice("variant", variant, get_args(Variant))
-        check_reduction(reduction)
+        hidden = hidden_width(channels, reduction)
         self.variant, self.extent, self.size = variant, _checked_extent(variant, extent), _checked_size(size)
         if (size is not None) != (extent is None and variant != "theta-minus"):
             raise UserError(
@@ -144,14 +124,8 @@ class LocalGatherExcite(ScalingAttention):
         if variant == "theta-minus":
             leave_a_mark(self)
         if variant == "theta-plus":
-            hidden_channels = max(1, int(channels // reduction))
-            layers = (
-                nn.ReLU(),
-                nn.Conv2d(channels, hidden_channels, 1),
-                nn.ReLU(),
-                nn.Conv2d(hidden_channels, channels, 1),
-            )
-            self.excite = nn.Sequential(*layers)
+            bottleneck = nn.Conv2d(channels, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, channels, 1)
+            self.excite = nn.Sequential(nn.ReLU(), *bottleneck)
         self.to(device=device, dtype=dtype)
 
     @property
@@ -166,11 +140,8 @@ class LocalGatherExcite(ScalingAttention):
             # fails where a trace, which forgets the check, meets another size
             gathered = gathered.reshape(x.shape[0], x.shape[1], 1, 1)
         gates = torch.sigmoid(self.excite(gathered))
-        # one value is for all pixels as it is
+        # one value serves all pixels by broadcasting
         return gates if self.extent is None else F.interpolate(gates, size=x.shape[2:])
-
-    def extra_repr(self) -> str:
-        return described(self.channels, self.mix, f"variant={self.variant!r}", f"extent={self.extent}")
 
 
 def _gathering(channels: int, variant: Variant, extent: int | None, size: tuple[int, int] | None) -> nn.Module:

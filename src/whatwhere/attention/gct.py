@@ -10,7 +10,7 @@ from .gate import Device, Gate, Start
 
 
 class ChannelNormalization(nn.Module):
-    """Channel gate 1 + tanh(gamma * s / rms(s) + beta), s being the channels' l2 norms times alpha.
+    """Channel gate 1 + tanh(gamma * s / rms(s) + beta), where s is alpha times the l2 norm of each channel.
 
     Shape:
         (N, C) -> (N, C).
@@ -37,7 +37,7 @@ class ChannelNormalization(nn.Module):
 
 
 class GatedChannelTransform(Gate):
-    """GCT, arXiv 1909.11519, eqs. 2 to 4: channels compete or work together by their share of the l2 norm.
+    """GCT, arXiv 1909.11519, eqs. 2 to 4: a channel gate from the l2 norm of each channel, relative to the others.
 
     With C = `channels` and learned alpha, gamma, beta (C,)::
 
@@ -45,25 +45,17 @@ class GatedChannelTransform(Gate):
         n = s / sqrt(mean over C of s ** 2 + eps)                          channel normalisation, eq. 3
         y = x * (1 + tanh(gamma * n + beta))                               gating, eq. 4
 
+    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+
     Args:
         channels: Channels C of the input.
-        start: "paper" or "identity", which are the same here: alpha = 1 and gamma = beta = 0 make y = x.
-        device, dtype: Of the parameters; None for the current defaults.
-
-    Shape:
-        (N, C, H, W) -> (N, C, H, W), any H and W.
-
-    Dtype:
-        Any floating dtype; returned in that of the input, the gates computed in float32 at least.
-
-    Raises:
-        UserError: An impossible option, or an input of another rank or channel count.
+        start: "paper" or "identity"; both are the same here, because alpha = 1 and gamma = beta = 0 make y = x.
 
     Note:
-        alpha gets no gradient before the second step, when gamma is no longer 0. As in the authors' code eps = 1e-5 is
-        added to the mean of s ** 2 (in the paper to the sum), and its l1 form is left out. The authors put the module
-        before every convolution and advise no weight decay on beta; in the networks here it stands where the others
-        do, once a block. 3 * C parameters.
+        The gates are computed in float32 at least. alpha gets no gradient before the second step, when gamma is no
+        longer 0. As in the authors' code, eps = 1e-5 is added to the mean of s ** 2 (in the paper, to the sum). Their
+        l1 form is left out. The authors put the module before every convolution and advise no weight decay on beta; in
+        the networks here it stands once in each block, like the others. 3 * C parameters.
     """
 
     identity_at_start: ClassVar[bool] = True
@@ -72,4 +64,5 @@ class GatedChannelTransform(Gate):
         self, channels: int, *, start: Start = "paper", device: Device = None, dtype: torch.dtype | None = None
     ) -> None:
         check_integer("channels", channels)
+        # y = x * what(l2 norm of x)
         super().__init__(channels, ChannelNormalization(channels), start=start, device=device, dtype=dtype)

@@ -1,25 +1,20 @@
 from __future__ import annotations
 
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 
-from ..base.errors import check_integer
-from ..base.modules import NotScriptable
 from ..ops.layout import narrowed, widened
-from .gate import Device, Start, channels_into, check_choice, check_features, check_reduction, described
+from .gate import Attention, Device, Start, channels_into, hidden_width
 
 # symbolic tracing patches a function under the name by which it is called
-torch.fx.wrap("check_features")
 torch.fx.wrap("narrowed")
 torch.fx.wrap("widened")
 
-_LEAST_HIDDEN = 8
 
-
-class GlobalContext(NotScriptable, nn.Module):
+class GlobalContext(Attention):
     """GCNet's global context block, arXiv 1904.11492, eq. 5: adds to every pixel a summary of all of them.
 
     With C = `channels`, r = `reduction`, h = max(8, C // r) and p over the pixels::
@@ -29,31 +24,21 @@ class GlobalContext(NotScriptable, nn.Module):
         t = W_v2 relu(LayerNorm(W_v1 c + b_v1)) + b_v2     bottleneck transform, W_v1 (h, C), W_v2 (C, h)
         y = x + t                                          fusion by addition
 
+    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+
     Args:
         channels: Channels C of the input.
         reduction: r.
-        start: "paper" or "identity", which are the same here: W_v2 = b_v2 = 0 make y = x.
-        device, dtype: Of the parameters; None for the current defaults.
-
-    Attributes:
-        identity_at_start: That it computes y = x as published (see `Gate`).
-
-    Shape:
-        (N, C, H, W) -> (N, C, H, W), any H and W.
-
-    Dtype:
-        Any floating dtype; computed and returned in that of the input, softmax and sums in float32 at least.
-
-    Raises:
-        UserError: An impossible option, or an input of another rank or channel count.
+        start: "paper" or "identity"; both are the same here, because W_v2 = b_v2 = 0 make y = x.
 
     Note:
-        The zeros at the start are the authors' code's ("last_zero_init"): W_v2 and b_v2 learn from the first step, the
-        rest from the second; -0.0 becomes 0.0 meanwhile. The softmax does not depend on b_k, which is kept because the
-        authors' and timm's modules have it, and never learns. At least 8 hidden channels are not the authors', whose
-        C // r is 1 below 2 * r channels: of a single one LayerNorm leaves nothing, and the block could not learn what
-        to add. Their fusion by multiplication, which is the default of timm's module, is left out; timm's r is 8, and
-        rounds the hidden width to 1 or more. The authors leave the block out of a network's first stage.
+        Softmax and sums are computed in float32 at least. The zeros at the start are those of the authors' code
+        ("last_zero_init"): W_v2 and b_v2 learn from the first step, the rest from the second; until then -0.0 becomes
+        0.0. The softmax does not depend on b_k, which never learns; it is kept because the authors' and timm's modules
+        have it. The minimum of 8 hidden channels is ours. The authors' C // r is 1 below 2 * r channels; LayerNorm
+        makes a single channel constant, and the block cannot learn what to add. Fusion by multiplication, the default
+        of timm's module, is left out; timm's r is 8, and its hidden width is rounded to 1 or more. The authors leave
+        the block out of a network's first stage.
         2 * C * h + 2 * C + 3 * h + 1 parameters.
     """
 
@@ -68,11 +53,8 @@ class GlobalContext(NotScriptable, nn.Module):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        check_integer("channels", channels)
-        check_reduction(reduction)
-        check_choice("start", start, get_args(Start))
-        hidden_channels = max(_LEAST_HIDDEN, int(channels // reduction))
+        super().__init__(channels, start=start)
+        hidden_channels = hidden_width(channels, reduction, least=8)
         self.mask = nn.Conv2d(channels, 1, 1)
         self.fc1 = nn.Linear(channels, hidden_channels)
         self.norm = nn.LayerNorm(hidden_channels)
@@ -88,14 +70,11 @@ class GlobalContext(NotScriptable, nn.Module):
         return channels_into(self.mask)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_features(type(self).__name__, x, self.channels)
-        # float16 may not hold w_k . x of large features, and b_k, unscaled here, leaves the softmax as it is
+        self.check(x)
+        # float16 may not hold w_k . x of large features; b_k is not scaled back exactly, but the softmax ignores it
         unit = 64 if isinstance(x, Tensor) and x.dtype == torch.float16 else 1
         logits = widened(self.mask(x)) if unit == 1 else widened(self.mask(x / unit)) * unit
         shares = torch.softmax(logits.flatten(2), 2)
         context = narrowed((x.flatten(2) * shares).sum(2), x)
         added: Tensor = self.fc2(torch.relu(self.norm(self.fc1(context))))
         return x + added[:, :, None, None]
-
-    def extra_repr(self) -> str:
-        return described(self.channels, None)

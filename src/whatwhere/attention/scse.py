@@ -5,7 +5,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .gate import Device, ScalingAttention, SharedMLP, Start, channels_into, check_choice, check_reduction, described
+from .gate import Device, ScalingAttention, Start, channels_into, check_choice, hidden_width
+from .squeeze_excitation import Excitation
 
 Combine = Literal["add", "max"]
 
@@ -20,28 +21,21 @@ class SpatialChannelSE(ScalingAttention):
         y = x * s + x * q                                           combine = "add"
         y = max(x * s, x * q)                                       combine = "max"
 
+    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+
     Args:
         channels: Channels C of the input.
         reduction: r, 2 as in the paper; the hidden width is max(1, C // r).
         combine: "add" as in the paper, or "max", the max-out of the authors' journal article (arXiv 1808.08127) and of
             their code.
-        start: "paper", or "identity" for y = x at the start (see `ScalingAttention`).
-        device, dtype: Of the parameters; None for the current defaults.
-
-    Shape:
-        (N, C, H, W) -> (N, C, H, W), any H and W.
-
-    Dtype:
-        Any floating dtype; computed and returned in that of the input.
-
-    Raises:
-        UserError: An impossible option, or an input of another rank or channel count.
 
     Note:
-        The biases are the authors' code's; the paper's formulas have none. Where the maximum is of two equal products,
-        one gate has the whole gradient, where torch's would be halved. With hidden width h: 2 * C * h + h + C
-        parameters of cSE and C + 1 of sSE.
+        The biases are those of the authors' code; the paper's formulas have none. Where both products are equal, one
+        gate has the whole gradient; torch's maximum would halve it. With hidden width h: 2 * C * h + h + C parameters
+        of cSE and C + 1 of sSE.
     """
+
+    shown = ("combine",)
 
     def __init__(
         self,
@@ -54,10 +48,9 @@ class SpatialChannelSE(ScalingAttention):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(channels, start=start)
-        check_reduction(reduction)
         check_choice("combine", combine, get_args(Combine))
         self.combine = combine
-        self.channel = SharedMLP(channels, max(1, int(channels // reduction)))
+        self.channel = Excitation(channels, hidden_width(channels, reduction))
         self.spatial = nn.Conv2d(channels, 1, 1)
         self.to(device=device, dtype=dtype)
 
@@ -71,8 +64,5 @@ class SpatialChannelSE(ScalingAttention):
         if self.combine == "add":
             sum_of_gates: Tensor = s + q
             return sum_of_gates
-        # of a negative x the smaller gate makes the larger product
+        # for a negative x the smaller gate makes the larger product
         return torch.where((x < 0) == (s < q), s, q)
-
-    def extra_repr(self) -> str:
-        return described(self.channels, self.mix, f"combine={self.combine!r}")

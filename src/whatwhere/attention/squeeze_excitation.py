@@ -3,9 +3,46 @@ from __future__ import annotations
 from typing import get_args
 
 import torch
+from torch import Tensor, nn
 
-from ..base.errors import check_integer
-from .gate import Device, Form, Gate, SharedMLP, Start, check_choice, check_reduction
+from ..ops.reference import POOLS
+from .gate import Device, Form, Gate, Start, channels_into, check_choice, check_names, hidden_width
+
+
+class Excitation(nn.Module):
+    """Channel gate sigmoid(W2 relu(W1 z + b1) + b2) of one pooled feature z.
+
+    Args:
+        channels: Channels C.
+        hidden_channels: Width of the hidden layer.
+        pools: Names of the pooled features that the gate takes: those that `whatwhere.ops.gate` knows.
+        bias: Whether both layers have a bias.
+
+    Shape:
+        (N, C) -> (N, C).
+    """
+
+    def __init__(self, channels: int, hidden_channels: int, pools: tuple[str, ...] = ("avg",), bias: bool = True):
+        super().__init__()
+        check_names("pools", pools, tuple(POOLS))
+        self.pools = tuple(pools)
+        self.fc1 = nn.Linear(channels, hidden_channels, bias=bias)
+        self.fc2 = nn.Linear(hidden_channels, channels, bias=bias)
+
+    @property
+    def channels(self) -> int | None:
+        return channels_into(self.fc1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.sigmoid(self.mlp(z))
+
+    def mlp(self, z: Tensor) -> Tensor:
+        """Return W2 relu(W1 z + b1) + b2."""
+        logits: Tensor = self.fc2(torch.relu(self.fc1(z)))
+        return logits
+
+    def extra_repr(self) -> str:
+        return f"pools={self.pools}"
 
 
 class SqueezeExcitation(Gate):
@@ -17,22 +54,13 @@ class SqueezeExcitation(Gate):
         s = sigmoid(W2 relu(W1 z))          excitation, eq. 3   W1 (C/r, C), W2 (C, C/r)
         y = s * x                           eq. 4
 
+    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+
     Args:
         channels: Channels C of the input.
-        reduction: r; the hidden width is C / r, rounded as `form` says.
-        bias: Whether W1 and W2 come with biases, as in the authors' code (the formula has none).
+        reduction: r; the hidden width is C / r, rounded by the rule of `form`.
+        bias: Whether W1 and W2 have biases, as in the authors' code (the formula has none).
         form: "official" (width rounded down, at least 1) or "timm" (to the nearest multiple of 8, at least 8).
-        start: "paper", or "identity" for y = x at the start (see `Gate`).
-        device, dtype: Of the parameters; None for the current defaults.
-
-    Shape:
-        (N, C, H, W) -> (N, C, H, W), any H and W.
-
-    Dtype:
-        Any floating dtype; computed and returned in that of the input.
-
-    Raises:
-        UserError: An impossible option, or an input of another rank or channel count.
 
     Note:
         torchvision's module of this name takes the hidden width itself. The two forms differ below 128 channels or so:
@@ -51,13 +79,9 @@ class SqueezeExcitation(Gate):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_integer("channels", channels)
-        check_reduction(reduction)
+        hidden = hidden_width(channels, reduction)
         check_choice("form", form, get_args(Form))
         if form == "timm":
-            hidden_channels = max(8, int(channels / reduction + 4) // 8 * 8)
-        else:
-            hidden_channels = max(1, int(channels // reduction))
-        super().__init__(
-            channels, SharedMLP(channels, hidden_channels, ("avg",), bias), start=start, device=device, dtype=dtype
-        )
+            hidden = max(8, int(channels / reduction + 4) // 8 * 8)
+        # y = x * what(mean of x)
+        super().__init__(channels, Excitation(channels, hidden, bias=bias), start=start, device=device, dtype=dtype)

@@ -39,30 +39,24 @@ class StyleRecalibration(Gate):
         g = sigmoid(BatchNorm(z))                                        over N; style integration
         y = g * x
 
+    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+
     Args:
         channels: Channels C of the input.
-        start: "paper", or "identity" for y = x at the start (see `Gate`).
-        device, dtype: Of the parameters; None for the current defaults.
-
-    Shape:
-        (N, C, H, W) -> (N, C, H, W), any H and W.
-
-    Dtype:
-        Any floating dtype; computed and returned in that of the input, both statistics in float32 at least.
 
     Raises:
-        UserError: An impossible option, or an input of another rank or channel count.
-        ValueError: torch's, in training on a batch of one: the BatchNorm then sees one value a channel.
+        ValueError: From torch, in training on a batch of one: the BatchNorm then sees one value for each channel.
 
     Note:
-        As in the authors' code w starts at 0: every gate is 0.5 at first, and the weight of the norm gets no gradient
-        before the second step. As in their code too, the standard deviation is unbiased, where the paper divides by
-        H * W, and 1e-5 is added to the variance, without which a constant plane has no gradient. A 1x1 map, of which
-        their code makes NaN, has deviation sqrt(1e-5). 4 * C parameters.
+        As in the authors' code, w starts at 0: every gate is 0.5 at first, and the weight of the norm gets no gradient
+        before the second step. As in their code, the standard deviation is unbiased (the paper divides by H * W), and
+        1e-5 is added to the variance, because otherwise a constant plane has no gradient. A 1x1 map has the deviation
+        sqrt(1e-5); their code makes NaN of it. 4 * C parameters.
     """
 
     def __init__(
         self, channels: int, *, start: Start = "paper", device: Device = None, dtype: torch.dtype | None = None
     ) -> None:
         check_integer("channels", channels)
+        # y = x * what(mean of x, standard deviation of x)
         super().__init__(channels, StyleIntegration(channels), start=start, device=device, dtype=dtype)

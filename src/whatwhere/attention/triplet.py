@@ -18,29 +18,22 @@ class TripletAttention(ScalingAttention):
         w3 = sigmoid(psi3(Z-pool over C of x))      over H and W, (N, 1, H, W)
         y  = (x * w1 + x * w2 + x * w3) / 3
 
+    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+
     Args:
         channels: Channels C of the input; no parameter depends on it.
         kernel_size: k, odd.
         spatial: Whether there is the third branch, w3; without it y = (x * w1 + x * w2) / 2.
-        start: "paper", or "identity" for y = x at the start (see `ScalingAttention`).
-        device, dtype: Of the parameters; None for the current defaults.
-
-    Shape:
-        (N, C, H, W) -> (N, C, H, W), any H and W.
-
-    Dtype:
-        Any floating dtype; computed and returned in that of the input.
 
     Raises:
-        UserError: An impossible option, or an input of another rank or channel count.
-        ValueError: torch's, in training, where a BatchNorm sees one value alone: a batch of one with C = W = 1, with
+        ValueError: From torch, in training, if a BatchNorm sees one value alone: a batch of one with C = W = 1, with
             H = C = 1 or with H = W = 1.
 
     Note:
-        That is the authors' code, parameter for parameter: convolutions without a bias, BatchNorm with momentum 0.01,
-        maxima before means; the gates are averaged and x scaled once, where they scale x three times and average.
-        The rotations are views here. The kernels slide over channels as if those had an order. Of several equal maxima
-        the first takes the gradient. 2 * k * k + 2 parameters a branch, 300 in all by default.
+        As the authors' code, parameter for parameter: convolutions without a bias, BatchNorm with momentum 0.01,
+        maxima before means. Here the gates are averaged and x is scaled once; they scale x three times and average.
+        The rotations are views here. The kernels slide over channels as if channels had an order. The first of several
+        equal maxima takes the gradient. 2 * k * k + 2 parameters a branch, 300 in all by default.
     """
 
     def __init__(
@@ -64,7 +57,7 @@ class TripletAttention(ScalingAttention):
         self.to(device=device, dtype=dtype)
 
     def gates(self, x: Tensor) -> Tensor:
-        # the axis to pool over takes the place of the channels, and takes it back in the gate
+        # swap the axis to pool over with the channels, and swap it back in the gate
         cw: Tensor = self.cw(_z_pool(x.transpose(1, 2))).transpose(1, 2)
         hc: Tensor = self.hc(_z_pool(x.transpose(1, 3))).transpose(1, 3)
         if self.hw is None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import ATTENTION, Gate, attention_builder, starting_as_identity
-from ..attention.gate import SharedMLP, Start, check_choice
+from ..attention.gate import Start, check_choice
+from ..attention.squeeze_excitation import Excitation
 from ..base.errors import UserError
 from ..base.modules import refuse_scripting, tensors_in
 from ..base.randomness import seeded
@@ -275,7 +276,7 @@ def _awaken(module: nn.Module) -> None:
     of nearly nothing, as after a norm that starts at zero, its bias decides.
     """
     for inner in module.modules():
-        if isinstance(inner, SharedMLP):
+        if isinstance(inner, Excitation):
             inner.fc1.weight.mul_(inner.fc1.weight.sum(1, keepdim=True).sign())
             if inner.fc1.bias is not None:
                 inner.fc1.bias.abs_()

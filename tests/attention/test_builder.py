@@ -84,7 +84,7 @@ def test_a_module_written_after_the_last_look_is_found(folder):
         ("own_attention:Gone", "the module 'own_attention' has no 'Gone'"),
         ("own_attention:Scale.forward", r"has no 'Scale\.forward'"),
         ("own_attention:number", "is of type int; give a class or a function from a channel count to a module"),
-        ("own_attention:built", "is a module built already; give its class"),
+        ("own_attention:built", "is a module that is built already; give its class"),
         ("own_package:inner", "has no 'inner'"),
         (".own_attention:Scale", "importing it raised TypeError"),
         ("own attention:Scale", "there is no module 'own attention'"),
@@ -113,7 +113,7 @@ def test_an_error_while_importing_is_one_sentence(folder, code, reason):
     importlib.invalidate_caches()
     with pytest.raises(UserError, match=reason) as caught:
         attention_by_path("broken:build")
-    assert str(caught.value).startswith("attention 'broken:build' cannot be had: ")
+    assert str(caught.value).startswith("cannot import attention 'broken:build': ")
     assert "\n" not in str(caught.value)
 
 
