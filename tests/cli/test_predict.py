@@ -146,7 +146,7 @@ def bad_calls(run_folder, images):
     return {
         "no bundle at": ("predict", images, images),
         "no image or folder": ("predict", run_folder, images / "gone.png"),
-        "--csv and --json exclude each other": ("predict", run_folder, images, "--csv", "--json"),
+        "--csv and --json cannot be combined": ("predict", run_folder, images, "--csv", "--json"),
         "no device 'tpu0'": ("predict", run_folder, images, "--device", "tpu0"),
         "--top": ("predict", run_folder, images, "--top", "0"),
         "Missing argument": ("predict", run_folder),

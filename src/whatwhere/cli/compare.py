@@ -104,7 +104,11 @@ _OWN: tuple[tuple[str, Any, Any], ...] = (
         None,
     ),
     ("collect", _option(bool, "Train nothing: judge what is finished in --out.", "--collect"), False),
-    ("config", _option(Path | None, "YAML with options of the runs; those given here win.", metavar="FILE"), None),
+    (
+        "config",
+        _option(Path | None, "YAML with options of the runs; the command line overrides it.", metavar="FILE"),
+        None,
+    ),
     ("json", _option(bool, "Print the result as JSON; all else to standard error.", "--json"), False),
     # given to the processes of --processes: what continues the whole
     ("whole", Annotated[str | None, typer.Option("--whole", hidden=True)], None),

@@ -1,4 +1,4 @@
-"""`whatwhere predict` and `whatwhere evaluate`: a trained network on images."""
+"""`whatwhere predict` and `whatwhere evaluate`."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def print_predictions(
     json: bool,
     attention: str | None = None,
 ) -> bool:
-    """Print the `top` classes of each image, bad files on standard error; return whether there were none.
+    """Print the `top` classes of each image, and bad files on standard error; return whether all files could be read.
 
-    `attention` is the import path of the network's own, typed by the user.
+    `attention` is the import path of the network's attention, given on the command line.
     """
     if csv and json:
-        raise UserError("--csv and --json exclude each other; give one of them")
+        raise UserError("--csv and --json cannot be combined; give one of them")
     files = image_files(images)
     own = None if attention is None else attention_by_path(attention)
     num_bad = 0
@@ -85,7 +85,7 @@ def _record(prediction: Prediction) -> dict[str, Any]:
 def print_evaluation(
     bundle: Path, data: str, *, device: str, json: bool, attention: str | None = None, **options: Any
 ) -> None:
-    """Print the figures of a network on labelled images; `attention` as for `print_predictions`."""
+    """Evaluate a network on labelled images and print the figures; `attention` as in `print_predictions`."""
     own = None if attention is None else attention_by_path(attention)
     with team(device) as alone, TerminalScreen(to_stderr=json) as screen:
         network = load_bundle(bundle, alone.device, attention=own)
@@ -98,8 +98,8 @@ def print_evaluation(
         )
     if result["num_trained_on"]:
         print(
-            f"whatwhere: {result['num_trained_on']} of these images were trained on, so the figures are too good; the "
-            "run's split.csv says which, and can itself be DATA",
+            f"whatwhere: {result['num_trained_on']} of these images were trained on, so the figures are too good; "
+            "evaluate with the split.csv of the run as DATA to leave them out",
             file=sys.stderr,
         )
     if json:

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, plain lines elsewhere; results as tables."""
+"""Lines and a progress bar on the terminal; results as tables."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..base.tables import Table, printable_lines
 
-# more classes than this are listed in the result file only
-_MOST_CLASSES = 40
+_MOST_CLASSES = 40  # in a table; the JSON result lists all
 
 
 class TerminalScreen:
-    """Lines on standard output (or error), and a bar below them where that is a terminal."""
+    """Prints lines on standard output or error, and a progress bar if that is a terminal."""
 
     def __init__(self, to_stderr: bool = False) -> None:
         self.console = Console(stderr=to_stderr, soft_wrap=True, highlight=False)
@@ -41,14 +40,14 @@ class TerminalScreen:
         self.console.print(f"warning: {printable_lines(text)}", markup=False, style="yellow")
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Show how far `what` is."""
+        """Update the progress bar."""
         if self.task is None:
             self.task = self.bar.add_task(what, total=total)
         self.bar.update(self.task, description=what, completed=min(done, total), total=total)
 
 
 def result_tables(result: dict[str, Any]) -> list[Table]:
-    """Return the result of a run or of an evaluation as tables."""
+    """Return tables of the figures of a run or an evaluation, overall and by class."""
     parts = [(part, result[part]) for part in ("val", "test", "images") if part in result]
     names = {"val": "validation", "test": "test", "images": "all images"}
     note = ""

@@ -1,4 +1,4 @@
-"""`whatwhere train`: its options from `training.config`, its screen."""
+"""`whatwhere train`: its options come from `training.config`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ..networks.spec import parse_arguments
 from ..training.config import CHOICES, OPTIONS, read_config
 
 _COMMON = ("model", "epochs", "batch_size", "lr", "image_size", "seed", "workers", "device")
-_ALSO = {"model": ("--backbone",)}  # as `compare` calls it
+_ALSO = {"model": ("--backbone",)}  # the name of this option in `compare`
 _METAVARS = {int: "N", float: "X", str: "NAME", bool: None}
-# options of the command that are none of a run
+# options of the command itself
 _OUT = Annotated[
     str | None,
     typer.Option(metavar="DIR", help="Folder of the run. (default: runs/DATA/MODEL-seedN)", rich_help_panel="Common"),
@@ -33,23 +33,25 @@ _RESUME = Annotated[
 ]
 _CONFIG = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="YAML with options by name; those given here win.", rich_help_panel="Common"),
+    typer.Option(metavar="FILE", help="YAML file of options; the command line overrides it.", rich_help_panel="Common"),
 ]
 _DRY_RUN = Annotated[
     bool,
-    typer.Option("--dry-run", help="Check all, say what would be done, try a few steps.", rich_help_panel="Common"),
+    typer.Option("--dry-run", help="Check everything, show the options, train a few steps.", rich_help_panel="Common"),
 ]
 _JSON = Annotated[
-    bool, typer.Option("--json", help="Print the result as JSON; all else to standard error.", rich_help_panel="Common")
+    bool,
+    typer.Option("--json", help="Print the result as JSON; messages go to standard error.", rich_help_panel="Common"),
 ]
 
 
 def train_command() -> Callable[..., None]:
-    """Return the function that Typer makes the command of: its parameters are the options of `training.config`."""
+    """Return the function of the command for Typer; its parameters are the options of `training.config`."""
 
     def train(data: str, **options: Any) -> None:
-        own = {name: options.pop(name) for name in ("out", "resume", "config", "dry_run", "json")}
-        given = read_config(own["config"]) if own["config"] is not None else {}
+        config = options.pop("config")
+        given = read_config(config) if config is not None else {}
+        own = {name: options.pop(name) for name in ("out", "resume", "dry_run", "json")}
         _run(data, {**given, **given_options(options)}, **own)
 
     own = (
@@ -73,7 +75,7 @@ def train_command() -> Callable[..., None]:
 def with_parameters(
     command: Callable[..., None], data_help: str, parameters: Sequence[inspect.Parameter]
 ) -> Callable[..., None]:
-    """Return a command whose parameters are DATA and these: Typer reads them from its signature."""
+    """Give `command` a signature of DATA and `parameters`, which Typer reads."""
     data = inspect.Parameter(
         "data", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Annotated[str, typer.Argument(help=data_help)]
     )
@@ -84,7 +86,7 @@ def with_parameters(
 
 
 def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a run that were typed, with their values."""
+    """Return the options that were given on the command line."""
     return {
         name: parse_arguments(value) if OPTIONS[name].metadata["kind"] is dict else value
         for name, value in options.items()
@@ -93,12 +95,12 @@ def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def own_parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    """Return a keyword parameter for an option of a command that is none of a run."""
+    """Return a keyword parameter for an option of the command itself."""
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
 def option_parameter(name: str) -> inspect.Parameter:
-    """Return a keyword parameter for an option; its default None means that it was not given."""
+    """Return a keyword parameter for an option of a run; None means that it was not given."""
     field = OPTIONS[name]
     kind = field.metadata["kind"]
     metavar = field.metadata["metavar"] or ("|".join(CHOICES[name]) if name in CHOICES else _METAVARS[kind])
@@ -114,9 +116,7 @@ def option_parameter(name: str) -> inspect.Parameter:
     return own_parameter(name, annotation, None)
 
 
-def _run(
-    data: str, given: dict[str, Any], out: str | None, resume: bool, config: Path | None, dry_run: bool, json: bool
-) -> None:
+def _run(data: str, given: dict[str, Any], out: str | None, resume: bool, dry_run: bool, json: bool) -> None:
     from ..training.stops import Stopped
     from ..training.train import run_training
     from .screen import TerminalScreen, result_tables
@@ -150,12 +150,12 @@ def _run(
 
 
 def again(command: str) -> str:
-    """Return the command that continues the run which `command` starts or continues."""
+    """Return `command` with --resume."""
     return command if " --resume" in command else f"{command} --resume"
 
 
 def typed_command() -> str:
-    """Return the command as it can be typed again."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's mark; its own options are not to be seen from here
+    """Return the command line of this process, quoted for a shell."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # set by torchrun, which hides its own options
         return shlex.join(["torchrun", "...", "-m", "whatwhere", *sys.argv[1:]])
     return shlex.join(["whatwhere", *sys.argv[1:]])

@@ -37,9 +37,10 @@ from .trainer import Trainer
 
 
 def check_given(data: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[..., nn.Module] | None]:
-    """Check the options before the images are read; return them with the full name of the network, and own attention.
+    """Check the options before the images are read.
 
-    The attention is imported where an import path is given, else None.
+    Returns:
+        The options with the full name of the network, and the imported attention if an import path is given.
 
     Raises:
         UserError: An option out of its range, or a network that cannot be built.
@@ -98,10 +99,10 @@ def check_apart(path: Path, prepared: Prepared) -> None:
 
 
 def resolve(data: str, given: Mapping[str, Any], prepared: Prepared, team: Team) -> Config:
-    """Return the run's options: those given, the others chosen by image size, start and machine.
+    """Return all options of a run: the given ones, and the others chosen by image size, start and machine.
 
     Raises:
-        UserError: An option out of its range, or batches too small for so many processes and pieces.
+        UserError: An option out of its range.
     """
     on_gpu = team.device.type == "cuda"
     cores = num_cores()
@@ -145,7 +146,7 @@ def build_model(
 
 @dataclass
 class Material:
-    """The images of a run, as batches."""
+    """The images of a run, as batches; `cache` says where decoded images are kept."""
 
     num_classes: int
     order: Order
@@ -157,14 +158,14 @@ class Material:
 
 
 def build_material(config: Config, prepared: Prepared, team: Team, *, with_test: bool) -> Material:
-    """Return the batches of `prepared` for this process, the images decoded ahead where the options say so.
+    """Return the batches of this process; images are decoded ahead if `config.cache` says so.
 
-    `with_test` says whether there are any of the test images.
+    Without `with_test` the test images are left out.
 
     Raises:
         UserError: An image that cannot be read, or batches too small for so many processes and pieces.
     """
-    # weights expect what they were trained with
+    # pretrained weights need the mean and std that they were trained with
     trained_with = normalization(config.model) if config.pretrained else None
     preprocessing = preprocessing_for(config.image_size, *(trained_with or ()))
     train = prepared.parts["train"]
@@ -237,10 +238,10 @@ def build_trainer(
 
 
 def _cache(crop: str, train: Reader, others: list[Reader], device: torch.device, processes: int) -> str:
-    """Return where decoded images are kept: on a GPU if of one size, in memory, or nowhere."""
+    """Choose where decoded images are kept: "device" (a GPU, images of one size), "memory" or "none"."""
     train_bytes, other_bytes = num_bytes(train), sum(map(num_bytes, others))
     host = torch.device("cpu")
-    # decoding ahead fills the memory of the machine first, and a second time while it packs
+    # decoding needs the memory twice while it packs the images
     if 2 * (train_bytes + other_bytes) > room(host, processes):
         return "none"
     return "device" if device.type == "cuda" and crop == "pad" and train_bytes <= room(device, 1) else "memory"
@@ -255,12 +256,12 @@ def _check_batches(config: Config, order: Order, team: Team) -> None:
     if smallest < 2:
         raise UserError(
             f"batches of {order.num_samples // order.steps_per_epoch} images leave fewer than 2 to each of "
-            f"{team.world_size} processes x {config.accumulate} pieces, and a norm needs 2; raise --batch-size"
+            f"{team.world_size} processes x {config.accumulate} pieces, and BatchNorm needs 2; raise --batch-size"
         )
 
 
 def _class_weights(labels: Tensor, num_classes: int) -> Tensor:
-    """Return weights in inverse proportion to the classes' numbers, of mean 1 over the images."""
+    """Return weights in inverse proportion to the number of images of each class; their mean over images is 1."""
     counts = torch.bincount(labels, minlength=num_classes).float()
     return len(labels) / (num_classes * counts.clamp(min=1))
 
@@ -279,7 +280,7 @@ def deterministic(config: Config) -> Iterator[None]:
 
 
 def describe(config: Config, given: Mapping[str, Any], prepared: Prepared, model: nn.Module, team: Team) -> list[str]:
-    """Return what a run will do, as lines: images, network, every option, those that were given marked with *."""
+    """Return lines that describe a run: images, network, and all options, with * after those that were given."""
     counts = ", ".join(f"{len(samples):,} {part}" for part, samples in prepared.parts.items() if samples)
     num_params = sum(p.numel() for p in model.parameters())
     processes = f", {team.world_size} processes" if team.world_size > 1 else ""
@@ -296,7 +297,7 @@ def describe(config: Config, given: Mapping[str, Any], prepared: Prepared, model
             if field.metadata["panel"] == panel and getattr(config, name) != ""
         ]
         lines += textwrap.wrap(f"{panel.lower()}: {', '.join(texts)}", 110, subsequent_indent="  ")
-    return [*lines, "(* given; the others chosen by image size, start and machine)"]
+    return [*lines, "(* given; the others are chosen by image size, start and machine)"]
 
 
 def _shown(value: Any) -> str:
@@ -304,7 +305,7 @@ def _shown(value: Any) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of a device for people."""
+    """Return the name of a device, such as "NVIDIA H100" or "cpu (2 threads)"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type

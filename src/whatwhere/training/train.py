@@ -104,7 +104,15 @@ def run_training(
             model, spec = build_model(config, len(prepared.classes), attention)
         for line in describe(config, given, prepared, model, processes):
             screen.line(line)
-        run = Run(config, spec, prepared, processes, folder, screen, attention)
+        run = Run(
+            config=config,
+            spec=spec,
+            prepared=prepared,
+            team=processes,
+            folder=folder,
+            screen=screen,
+            attention=attention,
+        )
         with memory_errors(config, command), deterministic(config):
             if dry_run:
                 run.set_up(model, with_test, trainer_class)
@@ -156,7 +164,7 @@ class Progress:
     seconds: Amount = 0.0
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Run:
     """A run in progress: trains, evaluates after each epoch, keeps the best network, saves checkpoints.
 
