@@ -18,8 +18,7 @@ from whatwhere import UserError
 from whatwhere.base.tables import Table, rich_tables, text
 from whatwhere.base.words import brief, cause, few, printable, short, suggest
 from whatwhere.comparison.arms import Arm, parse_arms
-from whatwhere.comparison.beginning import asked_for
-from whatwhere.comparison.design import Request, read_design
+from whatwhere.comparison.design import Request, asked_for, read_design
 from whatwhere.data.sources.find import find_source
 from whatwhere.data.split import prepare
 from whatwhere.experiment import compare, judge, read_results

@@ -1,11 +1,15 @@
-import dataclasses
 import json
+import shutil
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from whatwhere import UserError
+from whatwhere.base.screen import Silent
 from whatwhere.comparison.arms import Arm, parse_arms
 from whatwhere.comparison.design import Design, Request, check_options, continued, read_design
+from whatwhere.comparison.run import collect
 from whatwhere.training import config
 
 OPTIONS = {
@@ -35,11 +39,11 @@ def design():
 def with_plan(design, last=24, **verdicts):
     """The design with a plan that ends, after a look at 8 pairs."""
     told = {arm: (verdict, 8) for arm, verdict in verdicts.items()}
-    return dataclasses.replace(design, max_seeds=last, first_look=8 if told else None, verdicts=told)
+    return msgspec.structs.replace(design, max_seeds=last, first_look=8 if told else None, verdicts=told)
 
 
 def test_it_survives_its_file(tmp_path, design):
-    looked = dataclasses.replace(with_plan(design, se="helps"), lr_search=(0.1, 0.2), changes=("x",))
+    looked = msgspec.structs.replace(with_plan(design, se="helps"), lr_search=(0.1, 0.2), changes=("x",))
     looked.write(tmp_path)
     assert read_design(tmp_path) == looked
     assert read_design(tmp_path / "elsewhere") is None
@@ -120,13 +124,13 @@ def test_only_undecided_arms_go_on_to_the_next_look(design):
     assert {arm: len(seeds) for arm, seeds in decided.seeds().items()} == {"none": 8, "se": 8, "cbam": 8}
     ended = with_plan(design, last=8, se="helps", cbam="cannot tell yet")
     assert set(map(len, ended.seeds().values())) == {8}
-    few = dataclasses.replace(design, num_seeds=3, max_seeds=12)
+    few = msgspec.structs.replace(design, num_seeds=3, max_seeds=12)
     assert set(map(len, few.seeds().values())) == {6}
 
 
 def test_more_seeds_and_arms_are_added_and_noted(tmp_path, design):
     request = Request(num_seeds=16, arms=parse_arms("none,x=se,wide"), margin=0.3)
-    later = continued(dataclasses.replace(design, first_look=8, verdicts={"se": ("helps", 8)}), request, tmp_path)
+    later = continued(msgspec.structs.replace(design, first_look=8, verdicts={"se": ("helps", 8)}), request, tmp_path)
     assert [arm.name for arm in later.arms] == ["none", "se", "cbam", "x", "wide"]
     assert (later.num_seeds, later.margin) == (16, 0.3)
     notes = [change.partition(": ")[2] for change in later.changes]
@@ -153,7 +157,7 @@ def test_asking_for_the_same_or_less_changes_nothing(tmp_path, design):
     ],
 )
 def test_what_would_mix_two_comparisons_is_refused(tmp_path, design, request_, message):
-    looked = dataclasses.replace(design, first_look=8, verdicts={"se": ("helps", 8)})
+    looked = msgspec.structs.replace(design, first_look=8, verdicts={"se": ("helps", 8)})
     with pytest.raises(UserError, match=message):
         continued(looked, request_, tmp_path)
 
@@ -176,3 +180,15 @@ def test_other_options_of_the_runs_are_refused_but_where_they_run_is_free(tmp_pa
 def test_impossible_numbers_are_refused(numbers):
     with pytest.raises(UserError, match="seeds must be an integer from"):
         Request(**numbers)
+
+
+def test_a_comparison_of_an_earlier_version_is_read_and_judged_as_then(tmp_path):
+    old = Path(__file__).with_name("old")
+    shutil.copytree(old, tmp_path / "out")
+    content = collect("digits", tmp_path / "out", Request(), Silent()).to_dict()
+    judged = json.loads((old / "verdict.json").read_text())["judgement"]["arms"]
+    for arm, before in zip(content["judgement"]["arms"], judged, strict=True):
+        assert {name: arm[name] for name in ("arm", "verdict", "seeds", "differences", "baseline", "treatment")} == {
+            name: before[name] for name in ("arm", "verdict", "seeds", "differences", "baseline", "treatment")
+        }
+    assert json.loads((tmp_path / "out" / "compare.json").read_text()) == json.loads((old / "compare.json").read_text())

@@ -245,7 +245,10 @@ def test_an_attention_of_ones_own_is_an_arm(compared, module):
     assert compared.trained == ["runs/none/seed-2", "runs/Slim/seed-2"]
     # the file names code, but whoever starts must name it
     for arms in (None, "none"):
-        with pytest.raises(UserError, match=rf"the arm Slim is code \({module}:Slim\) that no file may have run"):
+        with pytest.raises(
+            UserError,
+            match=rf"the arm Slim is code \({module}:Slim\), and whatwhere never imports code",
+        ):
             compared(arms, seeds=3)
     sys.modules.pop(module)
     assert len(compared.collect()["runs"]) == 6
@@ -259,7 +262,7 @@ def test_code_that_was_edited_between_two_runs_is_noticed(compared, module, tmp_
     text = file.read_text()
     file.write_text(text + "# edited\n")
     with pytest.raises(
-        UserError, match=r"^the code of Slim has changed since the comparison in '.*' began, whose runs"
+        UserError, match=r"^the code of Slim has changed since the comparison in '.*' began; restore it"
     ):
         compared(f"none,{module}:Slim", seeds=3)
     assert compared.trained == []
@@ -298,7 +301,7 @@ def test_code_is_not_run_where_only_the_design_names_it(compared, module):
     path = compared.out / "compare.json"
     path.write_text(path.read_text().replace(f"{module}:Slim", "evil_of_mine:run"))
     for run in (lambda: compared(None, seeds=2), lambda: compared("none", seeds=2)):
-        with pytest.raises(UserError, match=r"code \(evil_of_mine:run\) that no file may have run"):
+        with pytest.raises(UserError, match=r"code \(evil_of_mine:run\), and whatwhere never imports code"):
             run()
 
 

@@ -1,45 +1,58 @@
-"""The design of a comparison, written before the first run: arms, seeds, looks, margin, every option."""
+"""The design of a comparison, complete before the first run: arms, seeds, looks, margin, every option."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
+from msgspec import Meta
+
+from ..attention import attention_by_path
 from ..base.errors import UserError, check_integer
 from ..base.files import write_json
 from ..base.words import brief, cause, counted, few, short
+from ..data.split import Prepared, fingerprint
+from ..networks.spec import NetworkSpec
 from ..statistics.decide import HELPS, HURTS, SAME, UNKNOWN
 from ..statistics.looks import LEAST_PAIRS, MOST_SEEDS, Plan
 from ..statistics.metric import METRICS, margin_for
-from ..statistics.shape import integer, number, record, text, texts
+from ..statistics.verdict import default_baseline
 from ..training.config import FREE, OPTIONS, TELLS_APART, Config
-from .arms import Arm, check_arm_name
+from .arms import WIDE, Arm, build, check_arm_name, describe, is_code, num_params, parse_arms, run_options
 
 DESIGN = "compare.json"
-_FORMAT = 1
-_MOST_LEFT_OUT = 999_999  # as --leave-out takes them
+_DEFAULT_ARMS, _DEFAULT_SEEDS = "none,se,cbam", 8
+_CHOSEN = frozenset(OPTIONS) - FREE - TELLS_APART  # options that a comparison fixes for all runs
+
+Text = Annotated[str, Meta(min_length=1)]
+Pairs = Annotated[int, Meta(ge=LEAST_PAIRS, le=MOST_SEEDS)]
+Seed = Annotated[int, Meta(ge=0, le=999_999)]  # as --leave-out takes them
+Rate = Annotated[float, Meta(gt=0, le=1e4)]
+Verdict = Annotated[str, Meta(pattern=f"^({HELPS}|{HURTS}|{SAME}|{UNKNOWN})$")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the user asks for; None is left open: as the design has it, or a default.
+    """What the user asks for. None means: as the design has it, or the default.
 
     Attributes:
-        backbone: A network without attention.
-        arms: What to compare.
-        num_seeds: Seeds 0, 1, ... of which each arm gets a run each.
-        max_seeds: Where "cannot tell yet" may lead; None: open.
-        margin: Least difference that matters, in the unit shown.
-        metric: What is judged by.
-        baseline: Name of an arm.
-        lr_search: Learning rates among which each arm chooses.
-        leave_out: Seeds that count for no arm, each replaced by a further one.
+        backbone: Name of a network without attention.
+        arms: The networks to compare.
+        num_seeds: Number of runs of each arm, with seeds 0, 1, ...
+        max_seeds: Most seeds that an arm may get while its verdict is "cannot tell yet"; None sets no limit.
+        margin: Smallest difference that matters, in the unit shown.
+        metric: Name of the figure to judge by.
+        baseline: Name of the arm that the others are compared with.
+        lr_search: Learning rates to try; each arm keeps its best.
+        leave_out: Seeds that count for no arm; a further seed replaces each.
     """
 
     backbone: str | None = None
@@ -59,41 +72,49 @@ class Request:
             check_integer("--max-seeds", self.max_seeds, least=LEAST_PAIRS, most=MOST_SEEDS)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Design:
-    """A comparison as it was begun, and what has been changed since.
+class Design(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A comparison as it began, with the changes since: the content of `compare.json`.
 
     Attributes:
         data: DATA.
-        data_fingerprint: Of its images under seed 0.
-        began: When.
-        options: Of every run, resolved once for all of them.
-        arm_options: What each arm's runs have besides: model, attention, width, learning rate.
-        first_look: Pairs at the first look; None before it.
-        verdicts: What each arm was told at its last look: the verdict, and at how many pairs.
-        changes: What was changed after the start, as sentences.
+        data_fingerprint: Hash of the images and their split under seed 0.
+        began: Date and time of the start, UTC.
+        backbone: Name of the network without attention.
+        arms: The networks to compare.
+        baseline: Name of the arm that the others are compared with.
+        num_seeds: Number of seeds of each arm.
+        max_seeds: Most seeds of an arm; None sets no limit.
+        metric: Name of the figure to judge by.
+        margin: Smallest difference that matters, in the unit shown.
+        lr_search: Learning rates that each arm tries; empty without a search.
+        options: Options that all runs share, chosen once.
+        arm_options: Further options of each arm's runs: model, attention, width, learning rate.
+        first_look: Number of pairs at the first look; None before it.
+        verdicts: Each arm's verdict at its last look, and the number of pairs then.
+        changes: Sentences on each change after the start.
         left_out: Seeds that count for no arm.
-        contents: Hash of what the options name but do not hold, such as the file of an attention of the user's.
+        contents: SHA-256 of the user code and weights that the runs depend on.
     """
 
-    data: str
-    data_fingerprint: str
-    began: str
-    backbone: str
-    arms: tuple[Arm, ...]
+    format: Literal[1] = 1
+    data: Text
+    data_fingerprint: Text
+    began: Text
+    backbone: Text
+    arms: Annotated[tuple[Arm, ...], Meta(min_length=2)]
     baseline: str
-    num_seeds: int
-    max_seeds: int | None
+    num_seeds: Annotated[int, Meta(ge=2, le=MOST_SEEDS)]
+    max_seeds: Pairs | None
     metric: str
-    margin: float
-    lr_search: tuple[float, ...]
+    margin: Annotated[float, Meta(ge=0)]
+    lr_search: tuple[Rate, ...]
     options: dict[str, Any]
     arm_options: dict[str, dict[str, Any]]
-    first_look: int | None = None
-    verdicts: dict[str, tuple[str, int]] = dataclasses.field(default_factory=dict)
+    first_look: Pairs | None = None
+    verdicts: dict[str, tuple[Verdict, Pairs]] = {}
     changes: tuple[str, ...] = ()
-    left_out: tuple[int, ...] = ()
-    contents: dict[str, str] = dataclasses.field(default_factory=dict)
+    left_out: tuple[Seed, ...] = ()
+    contents: dict[str, str] = {}
 
     def __post_init__(self) -> None:
         if self.max_seeds is not None and self.max_seeds < self.num_seeds and self.first_look is None:
@@ -101,16 +122,16 @@ class Design:
 
     @property
     def plan(self) -> Plan:
-        """When it is looked at."""
+        """The pairs at which the arms are judged."""
         return Plan(self.first_look or max(LEAST_PAIRS, self.num_seeds), self.max_seeds)
 
     @property
     def others(self) -> list[str]:
-        """The arms that are compared with the baseline."""
+        """Names of the arms without the baseline."""
         return [arm.name for arm in self.arms if arm.name != self.baseline]
 
     def seeds(self) -> dict[str, tuple[int, ...]]:
-        """Return the seeds that each arm is to have now: up to the next look of those still undecided."""
+        """Return the seeds that each arm needs now: an undecided arm goes on to its next look."""
         target = {}
         for arm in self.others:
             verdict, look = self.verdicts.get(arm, (UNKNOWN, 0))
@@ -125,117 +146,65 @@ class Design:
         return tuple(itertools.islice(left, count))
 
     def run_options(self, arm: str, seed: int) -> dict[str, Any]:
-        """Return every option of a run that shapes its result."""
+        """Return all options of a run that change its result."""
         return {**self.options, **self.arm_options[arm], "seed": seed}
 
     def write(self, folder: Path) -> None:
         """Write `compare.json`."""
-        content = {"format": _FORMAT, **asdict(self)}
-        write_json(folder / DESIGN, content)
+        write_json(folder / DESIGN, msgspec.to_builtins(self))
 
 
 def read_design(folder: Path) -> Design | None:
     """Return the design in `folder`; None where there is none.
 
     Raises:
-        UserError: The file is damaged, or of another version.
+        UserError: The file is damaged or of another version.
     """
     path = folder / DESIGN
     try:
-        content = record(json.loads(path.read_bytes()), "it")
-        if content.pop("format") != _FORMAT:
-            raise ValueError("another format")
-        content = {**content, **_checked({"left_out": [], "contents": {}, **content})}
-        design = Design(**content)
-        _ = design.plan  # raises UserError where its numbers do not go together
+        design = msgspec.json.decode(path.read_bytes(), type=Design)
+        _check_read(design)
         return design
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{str(path)!r} is no design of a comparison ({cause(error)}); give another --out") from error
 
 
-def _checked(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a design's file as they are in a `Design`.
-
-    Raises:
-        ValueError, TypeError, KeyError: It is damaged.
-    """
-    arms = tuple(Arm(**arm) for arm in content["arms"])
-    names = [arm.name for arm in arms]
-    for arm in arms:
+def _check_read(design: Design) -> None:
+    """Raise ValueError where the parts of a design from a file do not fit together."""
+    names = [arm.name for arm in design.arms]
+    for arm in design.arms:
         check_arm_name(arm.name)
-        text(arm.spec, "the arm's spec")
-    if len(arms) < 2 or len({name.lower() for name in names}) < len(names) or content["baseline"] not in names:
-        raise ValueError("its arms are fewer than two, of one name, or without the baseline")
-    check_metric(text(content["metric"], "metric"))
-    most = {"most": MOST_SEEDS}
-    verdicts: dict[str, tuple[str, int]] = {}
-    for name, told in record(content["verdicts"], "verdicts").items():
-        verdict, look = told
-        if name not in names or verdict not in (HELPS, HURTS, SAME, UNKNOWN):
-            raise ValueError(f"{brief(name)} has no such verdict")
-        verdicts[name] = (verdict, integer(look, "look", least=LEAST_PAIRS, **most))
-    left_out = tuple(integer(seed, "left_out", least=0, most=_MOST_LEFT_OUT) for seed in content["left_out"])
-    rates = tuple(number(rate, "lr_search", least=0, most=1e4) for rate in content["lr_search"])
-    if len(rates) == 1 or len(set(rates)) < len(rates) or 0 in rates:
-        raise ValueError("lr_search holds no different rates")
-    for name in ("max_seeds", "first_look"):
-        if content[name] is not None:
-            integer(content[name], name, least=LEAST_PAIRS, **most)
-    contents = record(content["contents"], "contents")
-    texts(list(contents.values()), "contents")
-    return {
-        **{name: text(content[name], name) for name in ("data", "data_fingerprint", "began", "backbone")},
-        "arms": arms,
-        "num_seeds": integer(content["num_seeds"], "num_seeds", least=2, **most),
-        "margin": margin_for(METRICS[content["metric"]], number(content["margin"], "margin", least=0)),
-        "lr_search": rates,
-        "options": _checked_options(content["options"]),
-        "arm_options": _checked_arm_options(content["arm_options"], names),
-        "verdicts": verdicts,
-        "changes": texts(content["changes"], "changes"),
-        "left_out": left_out,
-    }
-
-
-def _checked_options(options: Any) -> dict[str, Any]:
-    shaping = {name for name in OPTIONS if name not in FREE and name not in TELLS_APART}
-    if set(record(options, "options")) != shaping:
+    if not all(arm.spec for arm in design.arms) or len({name.lower() for name in names}) < len(names):
+        raise ValueError("an arm has no spec, or the name of another")
+    for what in ({design.baseline}, design.verdicts, design.arm_options):
+        if not set(what) <= set(names):
+            raise ValueError(f"{few(sorted(set(what) - set(names)), 3)} is none of its arms")
+    if len(design.lr_search) == 1 or len(set(design.lr_search)) < len(design.lr_search):
+        raise ValueError("lr_search needs two or more different rates")
+    check_metric(design.metric)
+    margin_for(METRICS[design.metric], design.margin)
+    _ = design.plan  # raises UserError where first_look and max_seeds do not fit
+    if set(design.options) != _CHOSEN:
         raise ValueError("its options are not those of a run")
-    _check_kinds(options)
-    Config(**options)
-    return dict(options)
-
-
-def _checked_arm_options(arm_options: Any, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    if not set(record(arm_options, "arm_options")) <= set(names):
-        raise ValueError("arm_options has an arm that is none")
-    for options in arm_options.values():
-        if not {"model"} <= set(record(options, "arm_options")) <= {*TELLS_APART, "at", "lr"} - {"seed"}:
+    for options in (design.options, *design.arm_options.values()):
+        msgspec.convert(options, Config)
+    for options in design.arm_options.values():
+        if not {"model"} <= set(options) <= {*TELLS_APART, "at", "lr"} - {"seed"}:
             raise ValueError("arm_options are not those of an arm")
-        _check_kinds(options)
-        Config(**options)
-    return dict(arm_options)
-
-
-def _check_kinds(options: Mapping[str, Any]) -> None:
-    for name, value in options.items():
-        kind = OPTIONS[name].metadata["kind"]
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            raise ValueError(f"{name} is of another kind")
 
 
 def check_metric(name: str) -> None:
-    """Raise UserError if no figure of ours is called so."""
+    """Raise UserError unless `name` is a metric of `statistics.metric`."""
     if name not in METRICS:
         raise UserError(f"--metric {brief(name)} is none of {', '.join(METRICS)}")
 
 
 def check_options(design: Design, folder: Path, given: Mapping[str, Any]) -> None:
-    """Raise UserError if an option of the runs is given that the comparison does not have."""
+    """Raise UserError if a given option differs from that of the comparison."""
     changed = [
         f"{name} was {brief(design.options.get(name), 40)}, is {brief(value, 40)}"
         for name, value in given.items()
@@ -249,11 +218,11 @@ def check_options(design: Design, folder: Path, given: Mapping[str, Any]) -> Non
 
 
 def continued(design: Design, request: Request, folder: Path) -> Design:
-    """Return the design after a request: more seeds and arms, another margin, metric or baseline; each change is noted.
+    """Return the design after a request: more seeds or arms, another margin, metric or baseline; note each change.
 
     Raises:
-        UserError: Another backbone, other learning rates, an arm under another's name, another plan after a look, or
-            an unknown metric, or one whose margin is not known.
+        UserError: Another backbone, other learning rates, a name that another arm has, another plan after a look, an
+            unknown metric, or a metric that needs a margin.
     """
     where = f"the comparison in {str(folder)!r}"
     if request.backbone not in (None, design.backbone):
@@ -306,6 +275,189 @@ def continued(design: Design, request: Request, folder: Path) -> Design:
     when = datetime.now(timezone.utc).isoformat(timespec="minutes")
     after = f"after a look at {counted(seen, 'pair')}" if seen else "before the first look"
     changes = tuple(f"{when}, {after}: {text}" for text in texts)
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         design, arms=tuple(arms), changes=(*design.changes, *changes), left_out=(*design.left_out, *leaving), **wanted
     )
+
+
+def check_given(data: str, given: Mapping[str, Any], request: Request) -> None:
+    """Raise UserError if an option of the runs is wrong, or one that a comparison chooses itself."""
+    for name in TELLS_APART:
+        if name in given:
+            instead = {"model": "--backbone", "seed": "--seeds"}.get(name, "--attention, with an arm for each kind")
+            raise UserError(f"a comparison chooses {name} for each run; give {instead}")
+    Config(data=data, **given)
+    weights = given.get("pretrained")
+    if weights and weights != "imagenet" and not Path(weights).is_file():
+        raise UserError(f"--pretrained {brief(weights, 200)} is no file; give imagenet, or a file of weights")
+    if request.lr_search and "lr" in given:
+        raise UserError("--lr-search chooses the learning rate; leave out --lr")
+    for rate in request.lr_search or ():
+        try:
+            Config(data=data, **{**given, "lr": rate})
+        except UserError as error:
+            raise UserError(f"--lr-search: {error}") from error
+
+
+def with_full_name(request: Request) -> Request:
+    """Return the request with the full name of its backbone, such as timm:resnet18."""
+    from ..networks.libraries import full_name
+
+    if request.backbone is None:
+        return request
+    return dataclasses.replace(request, backbone=full_name(request.backbone))
+
+
+def asked_for(request: Request) -> dict[str, Any]:
+    """Return the fields of a new design that the request decides, with defaults.
+
+    Raises:
+        UserError: Too few arms; an unknown arm, baseline, metric or backbone; a missing or impossible margin.
+    """
+    arms = request.arms or parse_arms(_DEFAULT_ARMS)
+    names = [arm.name for arm in arms]
+    baseline = default_baseline(names) if request.baseline is None else request.baseline
+    if len(arms) < 2:
+        raise UserError("a comparison needs two arms or more; give for example --attention none,cbam")
+    if baseline not in names:
+        raise UserError(f"--baseline {short(baseline) or repr('')} is none of the arms, {few(names, 10)}")
+    metric = "accuracy" if request.metric is None else request.metric
+    check_metric(metric)
+    margin = margin_for(METRICS[metric], request.margin)
+    if request.backbone is not None:
+        run_options([arm for arm in arms if arm.spec.partition(":")[0] != WIDE], request.backbone, num_classes=1)
+    return {
+        "arms": arms,
+        "baseline": baseline,
+        "num_seeds": _DEFAULT_SEEDS if request.num_seeds is None else request.num_seeds,
+        "max_seeds": request.max_seeds,
+        "metric": metric,
+        "margin": margin,
+        "lr_search": request.lr_search or (),
+    }
+
+
+def begun(data: str, config: Config, prepared: Prepared, backbone: str | None, asked: Mapping[str, Any]) -> Design:
+    """Turn a request into a design with all options of its runs; `completed` adds the networks of its arms."""
+    return Design(
+        data=data,
+        data_fingerprint=images_fingerprint(prepared),
+        began=datetime.now(timezone.utc).isoformat(timespec="minutes"),
+        backbone=backbone or config.network().backbone,
+        **asked,
+        options={name: getattr(config, name) for name in OPTIONS if name in _CHOSEN},
+        arm_options={},
+    )
+
+
+def images_fingerprint(prepared: Prepared) -> str:
+    """Return a hash of paths, labels and parts; where the images were checked, of their content too."""
+    return ":".join(filter(None, (fingerprint(prepared), prepared.report.digest if prepared.report else "")))
+
+
+def completed(data: str, design: Design, request: Request, prepared: Prepared, out: Path) -> Design:
+    """Return the design with the network of each arm. Build new ones once: errors show before the first run.
+
+    Raises:
+        UserError: The images changed, an arm cannot be built, or its code is named in the file alone.
+    """
+    if images_fingerprint(prepared) != design.data_fingerprint:
+        where = f"the comparison in {str(out)!r}"
+        if data != design.data:
+            raise UserError(
+                f"{where} is of {brief(design.data, 200)}, and the images of {data!r} are others; give another --out"
+            )
+        raise UserError(f"the images of {data!r} have changed since {where} began; restore them, or give another --out")
+    named = {arm.name for arm in request.arms or ()}
+    for arm in design.arms:
+        if is_code(arm.spec) and arm.name not in named:
+            raise UserError(
+                f"the arm {arm.name} is code ({short(arm.spec)}), and whatwhere never imports code named in a file; "
+                "name it in --attention again"
+            )
+    num_classes = len(prepared.classes)
+    new = [arm.name for arm in design.arms if arm.name not in design.arm_options]
+    options = run_options(design.arms, design.backbone, num_classes, design.options.get("at", ""))
+    arm_options = {**design.arm_options, **{name: options[name] for name in new}}
+    for name, choice in arm_options.items():
+        # the arm alone decides its network; the file keeps only width and learning rate
+        if any(
+            choice.get(part) != options[name].get(part) for part in ("model", "attention", "attention_kwargs", "at")
+        ):
+            raise UserError(
+                f"{str(out / DESIGN)!r} gives the arm {name} another network than its own; restore the file"
+            )
+    if design.options["pretrained"] and any("width_factor" in choice for choice in arm_options.values()):
+        raise UserError("a wide arm has no pretrained weights; leave out the arm or --pretrained")
+    for name in new:
+        build({**design.options, **arm_options[name]}, num_classes, seed=0)
+    weights = Path(design.options["pretrained"])
+    if new and design.options["pretrained"] and weights.is_file():
+        from ..networks.factory import read_pretrained
+
+        read_pretrained(NetworkSpec(name=design.backbone), str(weights))
+    contents = _hashes(design.arms, design.options)
+    _check_unchanged(design.contents, contents, f"the comparison in {str(out)!r}")
+    return msgspec.structs.replace(design, arm_options=arm_options, contents={**design.contents, **contents})
+
+
+def described(design: Design, num_classes: int) -> list[str]:
+    """Describe the comparison in lines: each arm, the seeds, the rule, the main options."""
+    arms = [
+        f"{arm.name}: {describe(choice)}, {num_params({**design.options, **choice}, num_classes):,} parameters"
+        for arm in design.arms
+        for choice in [design.arm_options[arm.name]]
+    ]
+    metric, plan = METRICS[design.metric], design.plan
+    looks = f"then at most {plan.last} where that cannot tell" if plan.last else "more may be added later"
+    names = ("epochs", "batch_size", "lr", "image_size")
+    shown = {**design.options, **({"lr": "searched"} if design.lr_search else {})}
+    options = ", ".join(f"{name} {shown[name]}" for name in names)
+    return [
+        *arms,
+        f"{design.num_seeds} seeds, {looks}; judged by {metric.label} against {design.baseline}, margin "
+        f"{design.margin:g} {metric.unit}".rstrip(),
+        f"every run: {options}; all options stand in compare.json",
+    ]
+
+
+def _hashes(arms: tuple[Arm, ...], options: Mapping[str, Any]) -> dict[str, str]:
+    """Return the SHA-256 of the user code and weights that the runs depend on; import the code for that.
+
+    Of code, only the file of the named module counts, not the modules that it imports.
+
+    Raises:
+        UserError: Code that cannot be imported, or a file that cannot be read.
+    """
+    for arm in arms:
+        if is_code(arm.spec):
+            attention_by_path(arm.attention)
+    files = {f"the code of {arm.name}": _file_of(arm.attention) for arm in arms if is_code(arm.spec)}
+    weights = Path(options["pretrained"])
+    files["the file of weights"] = weights if options["pretrained"] and weights.is_file() else None
+    return {what: _sha256(what, file) for what, file in files.items() if file is not None}
+
+
+def _check_unchanged(before: Mapping[str, str], now: Mapping[str, str], where: str) -> None:
+    """Raise UserError if a file changed or is gone."""
+    for what, value in before.items():
+        if what not in now:
+            raise UserError(f"{short(what)} is gone since {where} began; restore it, or give another --out")
+        if now[what] != value:
+            raise UserError(f"{short(what)} has changed since {where} began; restore it, or give another --out")
+
+
+def _file_of(spec: str) -> Path | None:
+    file = getattr(sys.modules.get(spec.partition(":")[0]), "__file__", None)
+    return None if file is None else Path(file)
+
+
+def _sha256(what: str, file: Path) -> str:
+    try:
+        digest = hashlib.sha256()
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {str(file)!r}, {what}: {error.strerror or error}") from error

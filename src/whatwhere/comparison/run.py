@@ -22,10 +22,21 @@ from ..statistics.verdict import judge
 from ..training.config import FREE
 from ..training.distributed import team
 from ..training.setup import check_apart, prepare_images, resolve
-from .beginning import asked_for, begun, check_given, completed, described, with_full_name
 from .content import Content, Costs
 from .costs import measure_costs
-from .design import Design, Request, check_options, continued, read_design
+from .design import (
+    Design,
+    Request,
+    asked_for,
+    begun,
+    check_given,
+    check_options,
+    completed,
+    continued,
+    described,
+    read_design,
+    with_full_name,
+)
 from .gather import Gathered
 from .runs import Runner, RunScreen, Task, chosen_rates, failed, search_tasks, share, tasks
 
@@ -246,7 +257,7 @@ def _chosen(design: Design, rates: Mapping[str, float] | None) -> Design:
     if not rates:
         return design
     chosen = {arm: {**options, "lr": rates[arm]} for arm, options in design.arm_options.items()}
-    return dataclasses.replace(design, arm_options=chosen)
+    return msgspec.structs.replace(design, arm_options=chosen)
 
 
 def _judged(design: Design, out: Path, failures: Mapping[str, str]) -> tuple[Design, Content]:
@@ -273,7 +284,7 @@ def _judged(design: Design, out: Path, failures: Mapping[str, str]) -> tuple[Des
     record = read_record(out / VERDICT, "move it away, and the same command writes it anew")
     changed = [] if record is None else changed_figures(record, judgement)
     decided = {arm.arm: (arm.verdict, arm.num_pairs) for arm in judgement.arms if arm.level is not None}
-    design = dataclasses.replace(
+    design = msgspec.structs.replace(
         design,
         first_look=design.plan.first if decided else design.first_look,
         verdicts={**design.verdicts, **decided},
