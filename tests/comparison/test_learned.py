@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 
 from whatwhere.comparison.learned import unlearned
-from whatwhere.training.run_folder import METRICS, RESULT
+from whatwhere.training.run_folder import METRICS, RESULT, ClassFigures, PartFigures, Result
 
 
 def result(recalls, num_images=(100, 100)):
     """What a run came to, as far as it is read: the recall and the images of each class."""
     images = list(num_images) if len(num_images) == len(recalls) else [num_images[0]] * len(recalls)
     rows = [
-        {"class": str(n), "num_images": count, "recall": recall}
+        ClassFigures(name=str(n), num_images=count, recall=recall)
         for n, (count, recall) in enumerate(zip(images, recalls, strict=True))
     ]
-    return {"per_class": rows}
+    others = {"status": "finished", "best_epoch": 1, "num_epochs": 1, "seconds": 0.0, "judged_on": "val", "classes": []}
+    return Result(**others, val=PartFigures(accuracy=0.5), per_class=rows)
 
 
 def finished(recalls, num_images=(100, 100)):
@@ -109,8 +110,9 @@ def test_a_comparison_reads_its_learning_curves(pretended):
     assert pretended("none,se", seeds=3)["first"] == []
     for seed in range(3):
         path = pretended.out / "runs" / "se" / f"seed-{seed}" / METRICS
+        (line,) = map(json.loads, path.read_text().splitlines())
         lines = [
-            {"epoch": epoch, "val_accuracy": 0.5 + 0.03 * epoch + 0.001 * seed * (-1) ** epoch}
+            {**line, "epoch": epoch, "val_accuracy": 0.5 + 0.03 * epoch + 0.001 * seed * (-1) ** epoch}
             for epoch in range(1, 11)
         ]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -80,7 +80,9 @@ def test_every_arm_gets_the_best_of_the_same_learning_rates(compared):
         chosen[arm] = max(scores, key=scores.get)
         assert compared.read("compare.json")["arm_options"][arm]["lr"] == chosen[arm]
         assert compared.run(arm, 1)["config"]["lr"] == chosen[arm]
-        assert any(f"{arm} chose the learning rate" in caution for caution in content["cautions"])
+        end = "lowest" if chosen[arm] == min(RATES) else "highest"
+        caution = f"{arm} chose the {end} learning rate of the search, {chosen[arm]:g}; search beyond it"
+        assert caution in content["cautions"]
     assert "learning rates: " + ", ".join(f"{arm} {rate:g}" for arm, rate in chosen.items()) in compared.lines
     assert compared("none,se", seeds=2, lr_search=RATES) == content
     assert compared.trained == []

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -18,7 +16,7 @@ from ..statistics.metric import METRICS, Metric
 from ..statistics.results import Results, listed
 from ..statistics.verdict import Judgement, difference
 from ..training.config import OPTIONS
-from ..training.run_folder import RunFolder
+from ..training.run_folder import PartFigures, Result, RunDescription, RunFolder
 from .arms import describe
 from .content import ClassRow, Content, Costs, Curve, Curves, PerClass, RunRow, figures_content
 from .design import Design
@@ -28,57 +26,90 @@ from .runs import Task, damaged, tasks
 _RECALL = Metric("recall", "recall", 100, "points")
 
 
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A finished run: its task, the content of its `result.json` and `run.json`, and the figures it is judged by."""
+
+    task: Task
+    result: Result
+    description: RunDescription
+    figures: PartFigures
+    drawn: Sequence[str]
+
+    @classmethod
+    def read(cls, task: Task) -> Finished | None:
+        """Return the run of a task; None where it is not finished.
+
+        Raises:
+            UserError: It has other options, or is damaged.
+        """
+        content = task.result()
+        if content is None:
+            return None
+        result, description = msgspec.convert(content, Result), RunFolder(task.folder).description
+        figures = result.test if result.judged_on == "test" else result.val
+        if description is None or description.drawn is msgspec.UNSET or figures is msgspec.UNSET:
+            raise damaged(task.folder, ValueError("it lacks figures, or the parts that its seed drew"))
+        return cls(task, result, description, figures, description.drawn)
+
+    @property
+    def environment(self) -> tuple[tuple[str, str], ...]:
+        """(name, value) of the machine and the versions that it ran with."""
+        session = self.description.sessions[-1]
+        return tuple((name, str(session[name])) for name in ("device", "torch", "torchvision", "pillow", "python"))
+
+
 class Gathered:
     """The finished runs of a comparison.
 
     Attributes:
         results: Their figures by arm and seed, as the statistics take them.
-        finished: (task, `result.json`) by arm and seed.
+        finished: The runs by arm and seed.
     """
 
     def __init__(self, design: Design, out: Path) -> None:
         self.design = design
         self.results = Results()
-        self.finished: dict[tuple[str, int], tuple[Task, dict[str, Any]]] = {}
+        self.finished: dict[tuple[str, int], Finished] = {}
         for arm in design.arms:
             self.results.add_arm(arm.name)
         for task in tasks(design, out):
-            result = task.result()
-            if result is None:
+            run = Finished.read(task)
+            if run is None:
                 continue
             name, seed = task.folder.parent.name, int(task.options["seed"])
-            figures = result[result["judged_on"]]
-            known = {metric: figures[metric] for metric in METRICS if figures.get(metric) is not None}
-            self.results.add(name, seed, known)
-            self.finished[name, seed] = task, result
-        self._descriptions = {
-            key: json.loads((task.folder / "run.json").read_bytes()) for key, (task, _) in self.finished.items()
-        }
+            figures = {metric: getattr(run.figures, metric) for metric in METRICS}
+            self.results.add(name, seed, {metric: value for metric, value in figures.items() if value is not None})
+            self.finished[name, seed] = run
 
     def differing_images(self) -> list[str]:
         """Return the runs with other images, or another split, than the baseline's run with the same seed."""
-        prints = {key: run["data_fingerprint"] for key, run in self._descriptions.items()}
+        prints = {key: run.description.data_fingerprint for key, run in self.finished.items()}
         baseline = self.design.baseline
         return [
-            self.finished[arm, seed][0].label
+            self.finished[arm, seed].task.label
             for (arm, seed), value in prints.items()
             if prints.get((baseline, seed), value) != value
         ]
 
     def num_images(self) -> int:
         """Return the number of images that each run was judged on; the largest where they differ."""
-        results = [result for _, result in self.finished.values()]
-        return max((sum(int(row["num_images"]) for row in result["per_class"]) for result in results), default=1)
+        runs = self.finished.values()
+        return max((sum(row.num_images for row in run.result.per_class) for run in runs), default=1)
+
+    @property
+    def _has_test(self) -> bool:
+        return all(run.result.judged_on == "test" for run in self.finished.values())
 
     def cautions(self) -> list[str]:
         """Return what a reader must know about the runs, in sentences."""
         notes = []
-        results = [result for _, result in self.finished.values()]
-        if any(result["judged_on"] != "test" for result in results):
+        runs = list(self.finished.values())
+        if not self._has_test:
             notes.append(
                 "DATA has no test images: the figures are those of the validation images, which also chose the epoch"
             )
-        elif any("test" not in run["drawn"] for run in self._descriptions.values()):
+        elif any("test" not in run.drawn for run in runs):
             notes.append(
                 "the test images are the same for every seed, because DATA came with them: the intervals cover the "
                 "variation between trainings, not between test sets"
@@ -103,27 +134,18 @@ class Gathered:
             if len(rates) > 1 and options.get("lr") in (min(rates), max(rates)):
                 end = "lowest" if options["lr"] == min(rates) else "highest"
                 notes.append(f"{arm} chose the {end} learning rate of the search, {options['lr']:g}; search beyond it")
-        kinds = list(dict.fromkeys(" ".join(value for _, value in self._environment(run)) for run in self._runs()))
+        kinds = list(dict.fromkeys(" ".join(value for _, value in run.environment) for run in runs))
         if len(kinds) > 1:
             notes.append(f"the runs had {len(kinds)} different environments: {few(kinds, between='; ')}")
         return notes
-
-    def _runs(self) -> list[dict[str, Any]]:
-        return list(self._descriptions.values())
-
-    @staticmethod
-    def _environment(run: Mapping[str, Any]) -> list[tuple[str, str]]:
-        session = run["sessions"][-1]
-        names = ("device", "torch", "torchvision", "pillow", "python")
-        return [(name, str(session[name])) for name in names]
 
     def curves(self) -> Curves | None:
         """Return the validation accuracy after each epoch: mean, least and largest over the seeds; None without any."""
         arms = {}
         for arm in self.design.arms:
             by_epoch: dict[int, list[float]] = {}
-            for (owner, _), (task, _) in self.finished.items():
-                for epoch, share in _curve(task) if owner == arm.name else ():
+            for (owner, _), run in self.finished.items():
+                for epoch, share in _curve(run.task) if owner == arm.name else ():
                     by_epoch.setdefault(epoch, []).append(100 * share)
             if by_epoch:
                 epochs = sorted(by_epoch)
@@ -141,8 +163,8 @@ class Gathered:
         found = {}
         for arm in self.design.arms:
             runs = [run for (owner, _), run in self.finished.items() if owner == arm.name]
-            curves = [[share for _, share in _curve(task)] for task, _ in runs]
-            if why := unlearned([result for _, result in runs], curves):
+            curves = [[share for _, share in _curve(run.task)] for run in runs]
+            if why := unlearned([run.result for run in runs], curves):
                 found[arm.name] = why
         return found
 
@@ -164,7 +186,7 @@ class Gathered:
         return PerClass(metric=_RECALL.name, unit=_RECALL.unit, rows=tuple(rows)) if rows else None
 
     def _classes(self) -> list[str]:
-        return list(dict.fromkeys(name for _, result in self.finished.values() for name in result["classes"]))
+        return list(dict.fromkeys(name for run in self.finished.values() for name in run.result.classes))
 
     def _class_row(self, arm: str, name: str, judged: Sequence[Hashable]) -> ClassRow | None:
         """Return the difference in the recall of a class, its p not yet corrected."""
@@ -183,10 +205,10 @@ class Gathered:
     def _recalls(self, arm: str, name: str) -> dict[int, tuple[float, int]]:
         """Return the recall of a class and its number of images, by seed."""
         recalls = {}
-        for (owner, seed), (_, result) in self.finished.items():
-            for row in result["per_class"] if owner == arm else ():
-                if row["class"] == name and row["recall"] is not None:
-                    recalls[seed] = (row["recall"], row["num_images"])
+        for (owner, seed), run in self.finished.items():
+            for row in run.result.per_class if owner == arm else ():
+                if row.name == name and row.recall is not None:
+                    recalls[seed] = (row.recall, row.num_images)
         return recalls
 
     def content(
@@ -204,25 +226,24 @@ class Gathered:
             RunRow(
                 arm=arm,
                 seed=seed,
-                figures={name: result[result["judged_on"]].get(name) for name in METRICS},
-                best_epoch=result["best_epoch"],
-                num_epochs=result["num_epochs"],
-                seconds=result["seconds"],
+                figures={name: getattr(run.figures, name) for name in METRICS},
+                best_epoch=run.result.best_epoch,
+                num_epochs=run.result.num_epochs,
+                seconds=run.result.seconds,
             )
-            for (arm, seed), (_, result) in self.finished.items()
+            for (arm, seed), run in self.finished.items()
         ]
-        part = "validation" if any(result["judged_on"] != "test" for _, result in self.finished.values()) else "test"
         content = figures_content(judgement, self.results, title, changes)
         return msgspec.structs.replace(
             content,
-            subtitle=f"{content.subtitle} on the {part} images",
+            subtitle=f"{content.subtitle} on the {'test' if self._has_test else 'validation'} images",
             first=tuple(first.items()),
             arms={arm.name: describe(design.arm_options[arm.name]) for arm in design.arms},
             curves=self.curves(),
             per_class=self.per_class(judgement),
             cost=cost,
             settings=_settings(design),
-            environment=tuple(self._environment(self._runs()[0])) if self.finished else (),
+            environment=next((run.environment for run in self.finished.values()), ()),
             cautions=(
                 *content.cautions,
                 *self.cautions(),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+
+from ..training.run_folder import Result
 
 _DEVIATIONS = 2.0  # of guessing, above which a network has learned something
 _NEAR = 0.1  # of the way from guessing to everything right: with few images the deviations reach further
@@ -14,16 +15,16 @@ _FIFTH = 0.2
 _FAST = 0.5  # of the average speed of learning
 
 
-def unlearned(results: Sequence[Mapping[str, Any]], curves: Sequence[Sequence[float]]) -> str:
+def unlearned(results: Sequence[Result], curves: Sequence[Sequence[float]]) -> str:
     """Return what shows that an arm's networks have hardly learned, or still learn; "" where nothing does.
 
     Args:
-        results: What each of its runs came to, as `result.json` has it.
+        results: The content of `result.json` of each run.
         curves: The validation accuracy of each epoch, run by run.
     """
     guessing = sum(map(_guesses, results))
     if guessing and guessing >= _SHARE_OF_RUNS * len(results):
-        num_classes = sum(row["num_images"] > 0 for row in results[0]["per_class"])
+        num_classes = sum(row.num_images > 0 for row in results[0].per_class)
         return f"{guessing} of {len(results)} runs are no better than guessing one of {num_classes} classes"
     gain = _gain(curves, [_largest_share(result) for result in results])
     if gain:
@@ -31,25 +32,25 @@ def unlearned(results: Sequence[Mapping[str, Any]], curves: Sequence[Sequence[fl
     return ""
 
 
-def _guesses(result: Mapping[str, Any]) -> bool:
+def _guesses(result: Result) -> bool:
     """Return whether a run's network is no better than one that does not look at the images.
 
     Of C classes with n_i images, such a network has a mean recall of 1 / C, whatever class it prefers and however
     unequal the classes are. The margin is 2 binomial standard deviations, sqrt(p (1 - p) sum(1 / n_i)) / C with
     p = 1 / C, at most a tenth of what is left to learn.
     """
-    rows = [row for row in result["per_class"] if row["num_images"] and row["recall"] is not None]
-    if len(rows) < 2:
+    recalls = [(row.num_images, row.recall) for row in result.per_class if row.num_images and row.recall is not None]
+    if len(recalls) < 2:
         return False
-    chance = 1 / len(rows)
-    deviation = math.sqrt(chance * (1 - chance) * sum(1 / row["num_images"] for row in rows)) / len(rows)
+    chance = 1 / len(recalls)
+    deviation = math.sqrt(chance * (1 - chance) * sum(1 / num_images for num_images, _ in recalls)) / len(recalls)
     margin = min(_DEVIATIONS * deviation, _NEAR * (1 - chance))
-    return bool(statistics.fmean(row["recall"] for row in rows) <= chance + margin)
+    return bool(statistics.fmean(recall for _, recall in recalls) <= chance + margin)
 
 
-def _largest_share(result: Mapping[str, Any]) -> float:
+def _largest_share(result: Result) -> float:
     """Return the accuracy of a network that always says the most frequent class."""
-    counts: list[int] = [row["num_images"] for row in result["per_class"]]
+    counts: list[int] = [row.num_images for row in result.per_class]
     return max(counts, default=0) / max(1, sum(counts))
 
 
