@@ -105,7 +105,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def pairs_to_settle(case: Case, num_sharing: int, margin: float) -> tuple[int, int | None] | None:
-    """Return from how many to how many pairs in all would probably settle it; the upper end None: more than 1,000.
+    """Return (low, high): total pairs likely to settle it; high is None above 1,000.
 
     What mean and standard deviation may be, given the pairs (normal differences, the usual uninformative prior:
     s**2 (n - 1) / chi2 and, given that, a normal mean), is spread over a grid of quantiles. For each case the look is

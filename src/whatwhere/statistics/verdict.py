@@ -29,7 +29,7 @@ __all__ = ["HELPS", "HURTS", "SAME", "UNKNOWN", "ArmVerdict", "Judgement", "judg
 
 @dataclass(frozen=True, kw_only=True)
 class ArmVerdict:
-    """What is known of one arm against the baseline; figures and differences in the metric's unit as shown.
+    """The verdict on one arm against the baseline; figures and differences in the metric's unit as shown.
 
     Attributes:
         arm: Its name.
@@ -37,7 +37,7 @@ class ArmVerdict:
         conclusion: The verdict as a sentence that says what to do; "" in files of old versions.
         reason: The figures behind it, as a sentence.
         advice: What to do where there is no verdict yet.
-        cautions: What to keep in mind.
+        cautions: Sentences that a reader must know.
         num_pairs: Complete pairs that the verdict is read from.
         plan: When it is looked at; None while there are fewer than 6 pairs.
         seeds, baseline, treatment, differences: Pair by pair, those after the look included.
@@ -52,8 +52,8 @@ class ArmVerdict:
         p_equivalence: Twice the p-value of two one-sided tests against the margin.
         win_probability, win_interval: That the arm is better in a random pair, and its 95 % interval.
         skewness: Of the differences, in standard errors.
-        pairs_to_settle: From how many to how many pairs in all would probably settle it; the upper end None: more than
-            anybody should train. None as a whole where the verdict is there, or cannot come.
+        pairs_to_settle: (low, high): total pairs likely to settle it; high is None above 1,000. None where the verdict
+            is there, or cannot come.
     """
 
     arm: _Name
@@ -95,7 +95,7 @@ class Judgement:
         max_pairs: Pairs at the last look; None: open.
         arms: One verdict for each other arm.
         others: Differences in the other metrics, without a verdict.
-        cautions: What to keep in mind of the figures as a whole.
+        cautions: Sentences about the figures as a whole.
     """
 
     metric: Metric
@@ -368,34 +368,35 @@ def _verdict(
     settle = None
     if decision.verdict == UNKNOWN and level is not None and case.doubt is None:
         settle = pairs_to_settle(case, decision.num_sharing, margin)
-    common: dict[str, Any] = {
-        "arm": case.arm,
-        "plan": case.plan,
-        "verdict": decision.verdict,
-        "conclusion": wording.conclusion(case, decision, metric, margin, settle),
-        "reason": wording.reason(case, decision, metric, margin),
-        "advice": wording.advice(case, decision, settle),
-        "cautions": tuple(cautions),
-    }
+    verdict = ArmVerdict(
+        arm=case.arm,
+        plan=case.plan,
+        verdict=decision.verdict,
+        conclusion=wording.conclusion(case, decision, metric, margin, settle),
+        reason=wording.reason(case, decision, metric, margin),
+        advice=wording.advice(case, decision, settle),
+        cautions=tuple(cautions),
+    )
     if paired is None or everything is None:
-        return ArmVerdict(**common)
-    common |= {
-        "num_pairs": len(paired),
-        "seeds": everything.seeds,
-        "baseline": everything.baseline,
-        "treatment": everything.treatment,
-        "differences": everything.differences,
-        "mean_difference": paired.mean,
-        "standard_deviation": paired.standard_deviation,
-        "level": level,
-    }
+        return verdict
+    verdict = replace(
+        verdict,
+        num_pairs=len(paired),
+        seeds=everything.seeds,
+        baseline=everything.baseline,
+        treatment=everything.treatment,
+        differences=everything.differences,
+        mean_difference=paired.mean,
+        standard_deviation=paired.standard_deviation,
+        level=level,
+    )
     if case.doubt is not None:
-        return ArmVerdict(**common)
+        return verdict
     win, low, high = paired.win_probability()
     if not metric.higher_is_better:
         win, low, high = 1 - win, 1 - high, 1 - low
-    return ArmVerdict(
-        **common,
+    return replace(
+        verdict,
         interval_95=paired.interval(),
         deciding_interval=None if level is None else paired.interval(1 - level),
         p_t=paired.p_t(),
@@ -411,16 +412,16 @@ def _verdict(
 
 
 def _looked_at(results: Results, baseline: str, case: Case) -> Results:
-    """Return the runs that the verdict is of; all of them, where there is no pair."""
+    """Return the runs that the verdict uses; all of them where there is no pair."""
     return results if case.paired is None else results.only([baseline, case.arm], case.paired.seeds)
 
 
 def _other(results: Results, baseline: str, arm: str, metric: Metric, test_images: int | None) -> dict[str, Any] | None:
-    """Return the difference in a metric that is not judged by; None with fewer than two pairs."""
+    """Return the difference in a metric that decides no verdict; None with fewer than two pairs."""
     found = difference(results, baseline, arm, metric, test_images)
     if found is None:
         return None
-    # of figures that are not ours it is not known which way is better
+    # which way is better is known for our own metrics only
     shown = {**asdict(metric), "higher_is_better": metric.higher_is_better if metric.name in METRICS else None}
     return {"metric": shown, "arm": arm, **found}
 
