@@ -20,8 +20,8 @@ from whatwhere.training.config import (
 )
 
 
-def chosen(image_size=32, on_gpu=False, bf16=False, num_cores=2, num_images=10**6, **given):
-    machine = {"on_gpu": on_gpu, "bf16": bf16, "num_cores": num_cores}
+def chosen(image_size=32, on_cpu=False, on_gpu=False, bf16=False, num_cores=2, num_images=10**6, **given):
+    machine = {"on_cpu": on_cpu, "on_gpu": on_gpu, "bf16": bf16, "num_cores": num_cores}
     return defaults(given, image_size=image_size, num_images=num_images, **machine)
 
 
@@ -78,6 +78,11 @@ def test_defaults_by_size_start_and_machine():
     assert chosen(32, pretrained="imagenet")["model"] == chosen(224)["model"] == "cbam_resnext50_32x4d"
     # another attention is given for the plain one
     assert chosen(32, attention="se")["model"] == "resnext29_32x4d"
+    # grouped convolutions are slow on a CPU
+    assert chosen(32, on_cpu=True)["model"] == "cbam_resnet20"
+    assert (
+        chosen(32, on_cpu=True, pretrained="imagenet")["model"] == chosen(224, on_cpu=True)["model"] == "cbam_resnet18"
+    )
     assert chosen(224, attention="own:Gate")["model"] == "resnext50_32x4d"
     assert (chosen()["epochs"], chosen(pretrained="imagenet")["epochs"]) == (100, 30)
     assert [chosen(epochs=epochs)["warmup_epochs"] for epochs in (4, 30, 300)] == [0, 3, 5]

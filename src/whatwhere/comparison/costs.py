@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import torch
 
 from ..cost import cost, measure_latency
+from ..statistics.looks import LEAST_PAIRS
 from ..training.setup import device_name
 from ..training.trainer import autocast
-from .arms import build
+from .arms import Arm, build
 from .content import CostRow, Costs
 from .design import Design
 
 _MOST_IMAGES = 8  # a step, above 64 px on a CPU, where one takes seconds
 _SMALL = 64
+_HOUR, _FEWEST_EPOCHS = 3600, 10
 
 
 def measure_costs(design: Design, num_classes: int, device: torch.device) -> Costs:
@@ -49,3 +54,52 @@ def measure_costs(design: Design, num_classes: int, device: torch.device) -> Cos
     return Costs(
         num_images=num_images, image_size=size, precision=options["amp"], device=device_name(device), rows=rows
     )
+
+
+def seconds_of_run(costs: Costs, arm: str, epochs: int, num_images: Mapping[str, int]) -> float:
+    """Return about how long a run of `arm` takes: its training steps and evaluations, without reading images.
+
+    Args:
+        costs: The measured costs of the arms.
+        arm: Name of the arm.
+        epochs: Epochs of a run.
+        num_images: Images of each part.
+    """
+    row = next(row for row in costs.rows if row.arm == arm)
+    evaluated = (epochs + 1) * num_images["val"] + num_images["test"]
+    step, forward = row.training_step_ms or 0.0, row.forward_ms or 0.0  # None in files of earlier versions
+    return (epochs * num_images["train"] * step + evaluated * forward) / costs.num_images / 1000
+
+
+def seconds_of(design: Design, costs: Costs, num_images: Mapping[str, int], left: Mapping[str, int]) -> float:
+    """Return about how long the runs of each arm that are `left` take, one after another."""
+    epochs = design.options["epochs"]
+    return sum(count * seconds_of_run(costs, arm, epochs, num_images) for arm, count in left.items())
+
+
+def within_an_hour(
+    design: Design, num_classes: int, num_images: Mapping[str, int], device: torch.device
+) -> tuple[str, float]:
+    """Return options with which the comparison would take at most an hour on `device`, and about how many seconds.
+
+    The first of smaller networks and images that trains for 10 epochs or more, at most as many as the design's. The
+    speed of the plain network is measured, and attention is counted as half of its time.
+    """
+    num_runs = LEAST_PAIRS * len(design.arms)
+    size = design.options["image_size"]
+    tried = [(design.backbone, size), ("resnet18", min(size, 64)), ("resnet20", 32), ("resnet8", 32)]
+    for backbone, pixels in dict.fromkeys(tried):
+        plain = replace(
+            design,
+            arms=(Arm("none", "none"),),
+            arm_options={"none": {"model": backbone}},
+            options={**design.options, "image_size": pixels, "at": ""},
+        )
+        costs = measure_costs(plain, num_classes, device)
+        per_epoch = 1.5 * seconds_of_run(costs, "none", 1, {**num_images, "test": 0})
+        epochs = min(design.options["epochs"], int(_HOUR / num_runs / per_epoch))
+        if epochs >= _FEWEST_EPOCHS or (backbone, pixels) == tried[-1]:
+            break
+    epochs = max(1, epochs)
+    options = f"--backbone {backbone} --image-size {pixels} --epochs {epochs} --seeds {LEAST_PAIRS}"
+    return options, num_runs * epochs * per_epoch

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 
 from ..base.errors import UserError
 from ..base.files import check_is_no_file, check_writable, locked, write_bytes, write_json
-from ..base.screen import Screen
+from ..base.screen import Screen, duration
 from ..base.words import brief, counted, few
+from ..data.split import Prepared
 from ..statistics.history import changed_figures, read_record
 from ..statistics.independence import check_still_independent
 from ..statistics.verdict import judge
@@ -23,7 +25,7 @@ from ..training.config import FREE
 from ..training.distributed import team
 from ..training.setup import check_apart, prepare_images, resolve
 from .content import Content, Costs
-from .costs import measure_costs
+from .costs import measure_costs, seconds_of, within_an_hour
 from .design import (
     Design,
     Request,
@@ -40,6 +42,7 @@ from .design import (
 from .gather import Gathered
 from .runs import Runner, RunScreen, Task, chosen_rates, failed, search_tasks, share, tasks
 
+_HOUR = 3600
 COST, RESULTS, VERDICT = "cost.json", "results.csv", "verdict.json"
 
 
@@ -116,6 +119,9 @@ def run_comparison(
                 design.write(place.out)
             if not place.is_inner:
                 _say_what_stays(design, request, screen)
+            if stored is None and request.backbone is None:
+                size, kind = design.options["image_size"], processes.device.type.upper()
+                screen.line(f"backbone: {design.backbone}, chosen for {size} px on a {kind}; --backbone names another")
             for line in [] if place.is_inner else described(design, len(prepared.classes)):
                 screen.line(line)
             cost = _read_cost(place.out)
@@ -124,7 +130,29 @@ def run_comparison(
                 screen.line("measuring what each arm costs")
                 measured = measure_costs(design, len(prepared.classes), processes.device)
                 write_json(place.out / COST, msgspec.to_builtins(measured))
+                cost = measured
+            if cost is not None and not place.is_inner:
+                _say_how_long(design, prepared, cost, place, runner)
             return _advance(design, place, runner)
+
+
+def _say_how_long(design: Design, prepared: Prepared, cost: Costs, place: Place, runner: Runner) -> None:
+    """Show about how long the missing runs take, and where that is over an hour what would fit one."""
+    items = tasks(design, place.out)
+    missing = [item for item in (share(items, place.shard) if place.shard else items) if not item.is_done()]
+    left = {arm.name: sum(item.folder.parent.name == arm.name for item in missing) for arm in design.arms}
+    if not missing or set(left) - {row.arm for row in cost.rows}:
+        return
+    num_images = {part: len(prepared.parts.get(part, ())) for part in ("train", "val", "test")}
+    seconds = seconds_of(design, cost, num_images, left)
+    runner.screen.line(
+        f"{counted(len(missing), 'run')} to do: about {duration(seconds)} one after another, reading the images not "
+        "counted"
+    )
+    if seconds > _HOUR and len(missing) == len(items):
+        device = torch.device(runner.free["device"])
+        options, fitting = within_an_hour(design, len(prepared.classes), num_images, device)
+        runner.screen.line(f"an hour is enough for: {options} (about {duration(fitting)}), with another --out")
 
 
 def comparison_folder(data: str, backbone: str | None) -> Path:

@@ -343,6 +343,7 @@ def _classifier(num_features: int, num_classes: int) -> nn.Module:
 
 
 _DEPTH_50, _DEPTH_101, _DEPTH_152 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
+_CIFAR: dict[str, Any] = {"block": BasicBlock, "widths": (16, 32, 64), "stem": "cifar", "stem_channels": 16}
 _CIFAR_29: dict[str, Any] = {"block": Bottleneck, "layers": (3, 3, 3), "widths": (64, 128, 256), "stem": "cifar"}
 
 RESNETS: dict[str, dict[str, Any]] = {
@@ -360,7 +361,10 @@ RESNETS: dict[str, dict[str, Any]] = {
     "resnext101_32x8d": {"block": Bottleneck, "layers": _DEPTH_101, "groups": 32, "width_per_group": 8},
     "resnext101_64x4d": {"block": Bottleneck, "layers": _DEPTH_101, "groups": 64, "width_per_group": 4},
     "resnext152_32x4d": {"block": Bottleneck, "layers": _DEPTH_152, "groups": 32, "width_per_group": 4},
-    # For images of about 32 pixels, arXiv 1611.05431, section 5.2.
+    # For images of about 32 pixels: arXiv 1512.03385, section 4.2, with 1x1 projections as shortcuts (its option B).
+    "resnet8": {**_CIFAR, "layers": (1, 1, 1)},
+    "resnet20": {**_CIFAR, "layers": (3, 3, 3)},
+    # arXiv 1611.05431, section 5.2.
     "resnext29_8x64d": {**_CIFAR_29, "groups": 8, "width_per_group": 64},
     "resnext29_16x64d": {**_CIFAR_29, "groups": 16, "width_per_group": 64},
     "resnext29_32x4d": {**_CIFAR_29, "groups": 32, "width_per_group": 4},

@@ -20,7 +20,8 @@ ATTENTIONS = (
 BACKBONES = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet18_1_5", "wide_resnet18_2",
     "wide_resnet50_2", "resnext50_32x4d", "resnext101_32x4d", "resnext101_32x8d", "resnext101_64x4d",
-    "resnext152_32x4d", "resnext29_8x64d", "resnext29_16x64d", "resnext29_32x4d", "resnext11_8x8d",
+    "resnext152_32x4d", "resnet8", "resnet20", "resnext29_8x64d", "resnext29_16x64d",
+    "resnext29_32x4d", "resnext11_8x8d",
 )  # fmt: skip
 ARTICLE_BACKBONES = ("article_resnext50", "article_resnext101", "article_resnext152")
 

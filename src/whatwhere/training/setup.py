@@ -110,6 +110,7 @@ def resolve(data: str, given: Mapping[str, Any], prepared: Prepared, team: Team)
         given,
         image_size=given.get("image_size", image_size_for(prepared.median_side)),
         num_images=len(prepared.parts["train"]),
+        on_cpu=team.device.type == "cpu",
         on_gpu=on_gpu,
         bf16=on_gpu and torch.cuda.is_bf16_supported(including_emulation=False),
         num_cores=max(1, cores // team.local_world_size),
@@ -285,9 +286,12 @@ def describe(config: Config, given: Mapping[str, Any], prepared: Prepared, model
     num_params = sum(p.numel() for p in model.parameters())
     processes = f", {team.world_size} processes" if team.world_size > 1 else ""
     size = config.image_size
+    chosen = (
+        "" if "model" in given else f" (chosen for {size} px on a {team.device.type.upper()}; --model names another)"
+    )
     lines = [
         f"images: {counts}; {len(prepared.classes)} classes",
-        f"network: {config.network().describe()}, {num_params:,} parameters, {size} x {size} px, "
+        f"network: {config.network().describe()}, {num_params:,} parameters, {size} x {size} px{chosen}, "
         f"on {device_name(team.device)}{processes}",
     ]
     for panel in dict.fromkeys(field.metadata["panel"] for field in OPTIONS.values()):
