@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from ..base.errors import UserError
 from ..base.files import check_writable, write_bytes, write_json
+from ..base.screen import duration
 from ..base.tables import Table, rich_tables, show
 from ..cost import Cost, compare_costs
 from ..data.batches import ImageSet
@@ -30,7 +32,7 @@ from ..training.evaluate import accuracy
 from ..training.trainer import train
 from .summary import measure_costs
 
-BACKBONE = "resnext11_8x8d"
+BACKBONE = "resnet8"
 ARMS = {"plain": BACKBONE, "cbam": f"cbam_{BACKBONE}"}
 NUM_SEEDS = 6
 IMAGES_PER_CLASS = 20
@@ -163,16 +165,18 @@ def _picture(model: Any, test: ImageSet) -> Any:
 
 @contextmanager
 def _progress(total: int) -> Iterator[Any]:
-    """Yield a function that advances a bar on a terminal; elsewhere it prints the messages, a line each."""
-    screen = Console()
+    """Yield a function that advances a bar on a terminal, and prints messages with the time left."""
+    screen, began = Console(), time.monotonic()
     columns = (TextColumn("training"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, console=screen, disable=not screen.is_terminal) as bar:
         task = bar.add_task("training", total=total)
 
         def advance(message: str = "", steps: int = 1) -> None:
             bar.advance(task, steps)
-            if message:
-                screen.print(message, highlight=False)
+            done = bar.tasks[task].completed
+            if message and done:
+                left = (time.monotonic() - began) / done * (total - done)
+                screen.print(f"{message}; about {duration(left)} left" if left else message, highlight=False)
 
         yield advance
 
