@@ -1,6 +1,7 @@
 """attend, plan, detach: what they promise beyond the sweep over networks."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch import nn
 import whatwhere
 from small_networks import SUMS, Block, Network, images, same
 from strangers import build
-from whatwhere import CBAM, UserError, create_model
+from whatwhere import BAM, CBAM, UserError, create_model
+from whatwhere.attention import attention_by_path
 from whatwhere.insert import attend, detach, plan
 from whatwhere.insert.host import AttendedBatchNorm2d
 
@@ -387,3 +389,55 @@ def test_a_part_that_is_taken_out_takes_its_attention_along(name):
     assert parts <= {"features", "layer1", "layer2", "layer3"}
     # the network itself has no further child, so that slices of its children stay what they were
     assert [key for key, _ in model.named_children()] == [key for key, _ in build(name).named_children()]
+
+
+class SaysSoItself(nn.Module):
+    """Has its place as an attribute of the module, not of the class."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.place = "stage"
+        self.scale = nn.Parameter(torch.ones(channels, 1, 1))
+
+    def forward(self, x):
+        return x * self.scale
+
+
+def bam_of(channels):
+    return BAM(channels)
+
+
+@pytest.mark.parametrize("start", ["identity", "paper"])
+@pytest.mark.parametrize(
+    "attention",
+    [
+        "bam",
+        BAM,
+        functools.partial(BAM, reduction=8),
+        functools.partial(functools.partial(BAM, dilation=2), reduction=8),
+        lambda channels: BAM(channels, reduction=8),
+        bam_of,
+        functools.partial(bam_of),
+        SaysSoItself,
+        attention_by_path("whatwhere.attention.bam:BAM"),
+    ],
+    ids=["name", "class", "partial", "partial of partial", "lambda", "function", "partial function", "module", "path"],
+)
+def test_an_attention_for_stages_stands_there_however_it_is_given(attention, start):
+    built = create_model("resnext11_8x8d", attention=attention, seed=0)
+    attended = attend(create_model("resnext11_8x8d", seed=0), attention, start=start, seed=0)
+    for model in (built, attended):
+        found = [name for name, module in model.named_modules() if isinstance(module, (BAM, SaysSoItself))]
+        assert [name.split(".")[0] for name in found] == ["layer1", "layer2"]
+        assert all(not isinstance(module, (BAM, SaysSoItself)) for module in model.layer3.modules())
+
+
+@pytest.mark.parametrize(
+    "attention", [functools.partial(CBAM, reduction=8), lambda channels: CBAM(channels, reduction=8)]
+)
+def test_an_attention_for_blocks_stands_there_however_it_is_given(attention):
+    built = create_model("resnext11_8x8d", attention=attention, seed=0)
+    attended = attend(create_model("resnext11_8x8d", seed=0), attention, seed=0)
+    for model in (built, attended):
+        found = [name for name, module in model.named_modules() if isinstance(module, CBAM)]
+        assert found == ["layer1.0.attention", "layer2.0.attention", "layer3.0.attention"]

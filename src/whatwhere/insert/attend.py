@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import ATTENTION, Gate, attention_builder, starting_as_identity
-from ..attention.gate import Start, check_choice
+from ..attention.gate import Start, check_choice, place_of
 from ..attention.squeeze_excitation import Excitation
 from ..base.errors import UserError
 from ..base.modules import refuse_scripting, tensors_in
@@ -55,7 +55,7 @@ def attend(
         at: "blocks" (before the sum of each residual block, on its branch: the place of the CBAM paper), "stages"
             (where the features are about to shrink, after the first residual block: that of the BAM paper), or
             shell-style patterns of module names, separated by commas, behind which it is to stand. None takes the
-            attention's own place: "stages" for BAM and any module that says so (`place = "stage"`), else "blocks".
+            attention's own place: "stages" for BAM and any module with the attribute `place = "stage"`, else "blocks".
         start: "identity" leaves what the network computes unchanged, bit for bit, until it has learned; "paper" is the
             module as published, which disturbs a trained network.
         replace: "se" puts it in the place of each squeeze-and-excitation module instead, whose weights go with it: then
@@ -181,8 +181,6 @@ def _prepared(
 ) -> _Prepared:
     """Return the places and the attention of each, the model still unchanged."""
     builder = attention_builder(attention)
-    if at is None:
-        at = "stages" if getattr(builder, "place", None) == "stage" else "blocks"
     check_choice("start", start, get_args(Start))
     if replace is not None:
         check_choice("replace", replace, get_args(Replace))
@@ -192,9 +190,12 @@ def _prepared(
     if "start" in kwargs:
         raise UserError("give start to attend itself, not among attention_kwargs")
     trial = Trial(model, example)
-    found, skipped = _found(model, trial, at, replace)
     hosts = dict(model.named_modules())
     seed = resolve_seed(seed)
+    places = Places(model, trial.flow)
+    if at is None and replace is None:
+        at = _own_place(places, lambda channels: _built(builder, channels, kwargs, start), builder, seed)
+    found, skipped = _found(places, at, replace)
     there = {inner for keeper, inserted in inserted_in(model) for inner in inserted.attention(keeper).modules()}
     modules: list[nn.Module] = []
     for place in found:
@@ -214,11 +215,23 @@ def _prepared(
     return _Prepared(trial, found, skipped, modules)
 
 
+def _own_place(
+    places: Places, build: Callable[[int], nn.Module], builder: Callable[..., nn.Module], seed: int
+) -> Literal["blocks", "stages"]:
+    """Return where an attention stands unless told otherwise: as its builder says, or a module built on trial."""
+    if place_of(builder) == "stage":
+        return "stages"
+    candidates = places.blocks() or places.stages()
+    if not candidates:
+        return "blocks"
+    with torch.inference_mode(False), seeded(seed, "place"):
+        return "stages" if place_of(build(candidates[0].channels)) == "stage" else "blocks"
+
+
 def _found(
-    model: nn.Module, trial: Trial, at: str | Sequence[str], replace: Replace | None
+    places: Places, at: str | Sequence[str] | None, replace: Replace | None
 ) -> tuple[list[Place], list[Skipped]]:
     """Return the places, and the residual blocks that can have none."""
-    places = Places(model, trial.flow)
     if replace == "se":
         return places.squeezes(), []
     if at == "blocks":

@@ -10,7 +10,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from ..attention import ATTENTION, attention_builder
-from ..attention.gate import Place, check_shape_kept
+from ..attention.gate import Place, check_shape_kept, place_of
 from ..base.errors import UserError, check_integer
 from ..base.modules import NotScriptable
 from ..base.randomness import seeded
@@ -244,7 +244,7 @@ class _AttentionSlot:
                 f"attention must build a torch.nn.Module from a channel count, got a {type(module).__name__}"
             )
         if self.place is None:
-            self.place = "stage" if getattr(module, "place", None) == "stage" else "block"
+            self.place = place_of(self.builder, module)
             if self.place != place:
                 return None
         if type(module) not in ATTENTION.values():
