@@ -44,7 +44,9 @@ NUM_PARAMS = {  # 1000 classes; timm, torchvision and the authors' code agree wh
     "fca_resnet50": 28_088_024 - 15_104 - 15_104 // 16,
     "bam_resnet50": 25_915_099,
 }
-NUM_PARAMS_CIFAR = {  # 10 and 100 classes
+NUM_PARAMS_CIFAR = {
+    "resnet8": (78_042, 83_892),
+    "resnet20": (272_474, 278_324),  # 10 and 100 classes
     "resnext29_8x64d": (34_426_698, 34_518_948),
     "resnext29_16x64d": (68_155_210, 68_247_460),
     "resnext29_32x4d": (4_775_754, 4_868_004),
