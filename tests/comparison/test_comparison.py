@@ -15,6 +15,7 @@ from whatwhere import UserError, create_model
 from whatwhere.comparison import costs
 from whatwhere.comparison import run as comparison_module
 from whatwhere.comparison.arms import parse_arms
+from whatwhere.training.run_folder import RunFolder
 from whatwhere.training.train import Run
 from whatwhere.training.trainer import Diverged, LossNotFinite
 
@@ -73,6 +74,21 @@ def test_an_arm_against_itself_comes_to_exactly_nothing(compared, monkeypatch):
     assert {row["arm"] for row in content["per_class"]["rows"]} == {"again"}
     assert "test images" in content["subtitle"]
     assert compared.read("compare.json")["verdicts"] == {"again": [UNKNOWN, 6]}
+
+
+def test_a_finished_run_is_read_once_however_many_follow(pretended, monkeypatch):
+    read, result = Counter(), RunFolder.result
+
+    def counted(self):
+        read[self.path] += 1
+        return result.fget(self)
+
+    monkeypatch.setattr(RunFolder, "result", property(counted))
+    pretended("none,se", seeds=6)
+    began = read.copy()
+    pretended("none,se", seeds=6)
+    assert set((read - began).values()) == {1}
+    assert max(began.values()) <= 2
 
 
 def prints(compared, arm):

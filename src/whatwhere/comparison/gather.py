@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 
 import msgspec
 
@@ -21,7 +20,7 @@ from .arms import describe
 from .content import ClassRow, Content, Costs, Curve, Curves, PerClass, RunRow, figures_content
 from .design import Design
 from .learned import unlearned
-from .runs import Task, damaged, tasks
+from .runs import Task, damaged
 
 _RECALL = Metric("recall", "recall", 100, "points")
 
@@ -46,9 +45,9 @@ class Finished:
         content = task.result()
         if content is None:
             return None
-        result, description = msgspec.convert(content, Result), RunFolder(task.folder).description
+        result, description = msgspec.convert(content, Result), task.description()
         figures = result.test if result.judged_on == "test" else result.val
-        if description is None or description.drawn is msgspec.UNSET or figures is msgspec.UNSET:
+        if description.drawn is msgspec.UNSET or figures is msgspec.UNSET:
             raise damaged(task.folder, ValueError("it lacks figures, or the parts that its seed drew"))
         return cls(task, result, description, figures, description.drawn)
 
@@ -67,13 +66,13 @@ class Gathered:
         finished: The runs by arm and seed.
     """
 
-    def __init__(self, design: Design, out: Path) -> None:
+    def __init__(self, design: Design, items: Sequence[Task]) -> None:
         self.design = design
         self.results = Results()
         self.finished: dict[tuple[str, int], Finished] = {}
         for arm in design.arms:
             self.results.add_arm(arm.name)
-        for task in tasks(design, out):
+        for task in items:
             run = Finished.read(task)
             if run is None:
                 continue

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +188,8 @@ def collect(data: str, out: Path, request: Request, screen: Screen) -> Content:
             raise UserError(f"the comparison in {str(out)!r} has no arm {few(added)}; train it without --collect")
         # shares leave the design as it was
         rates = chosen_rates(design, out) if design.lr_search else None
-        design, content = _judged(_chosen(design, rates), out, {})
+        design = _chosen(design, rates)
+        design, content = _judged(design, tasks(design, out), out, {})
     missing = sum(task.result() is None for task in tasks(design, out))
     if missing:
         screen.line(f"{counted(missing, 'run')} to do: run the same command without --collect")
@@ -207,8 +208,9 @@ def _advance(design: Design, place: Place, runner: Runner) -> Content | None:
         if searched is None:
             return None
         design = searched
-        runner.after = functools.partial(_warn_if_alike, design, place.out, runner)
-        _do(tasks(design, place.out), place, runner)
+        items = tasks(design, place.out)
+        runner.after = functools.partial(_warn_if_alike, design, items, runner)
+        _do(items, place, runner)
         if place.shard is not None:
             if runner.failures:
                 raise failed(runner.failures)
@@ -216,7 +218,7 @@ def _advance(design: Design, place: Place, runner: Runner) -> Content | None:
                 text = "this share is done; when all are: the same command with --collect instead of --shard"
                 runner.screen.line(text)
             return None
-        after, content = _judged(design, place.out, runner.failures)
+        after, content = _judged(design, items, place.out, runner.failures)
         if runner.failures or after.seeds() == design.seeds():
             return content
         going_on = [arm for arm in after.others if len(after.seeds()[arm]) > len(design.seeds()[arm])]
@@ -226,9 +228,9 @@ def _advance(design: Design, place: Place, runner: Runner) -> Content | None:
         design = after
 
 
-def _warn_if_alike(design: Design, out: Path, runner: Runner) -> None:
+def _warn_if_alike(design: Design, items: Sequence[Task], runner: Runner) -> None:
     """Say while runs are still to come that those that are there are copies of one another."""
-    gathered = Gathered(design, out)
+    gathered = Gathered(design, items)
     try:
         check_still_independent(
             gathered.results,
@@ -288,9 +290,9 @@ def _chosen(design: Design, rates: Mapping[str, float] | None) -> Design:
     return msgspec.structs.replace(design, arm_options=chosen)
 
 
-def _judged(design: Design, out: Path, failures: Mapping[str, str]) -> tuple[Design, Content]:
+def _judged(design: Design, items: Sequence[Task], out: Path, failures: Mapping[str, str]) -> tuple[Design, Content]:
     """Judge what is there, write it, and return the design with this look and what the report shows."""
-    gathered = Gathered(design, out)
+    gathered = Gathered(design, items)
     if not gathered.finished:
         raise UserError(f"no run of the comparison in {str(out)!r} is finished yet")
     differing = gathered.differing_images()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msgspec import UNSET
+
 from ..base.errors import UserError
 from ..base.files import write_json
 from ..base.screen import Screen, duration
 from ..base.words import brief, cause, counted, few
-from ..statistics.metric import METRICS, is_share
-from ..statistics.shape import integer, number, record, text
 from ..training.config import FREE, OPTIONS
-from ..training.run_folder import RUN, RunFolder
+from ..training.run_folder import RESULT, RunDescription, RunFolder
 from ..training.train import run_training
 from ..training.trainer import Diverged, LossNotFinite
 from .design import Design
@@ -26,48 +25,61 @@ SEARCH_SEED = 1_000_000  # no seed of the comparison itself
 _DIVERGED = "diverged.json"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Task:
-    """One run to do.
+    """One run to do. A finished run is read once: it does not change any more.
 
     Attributes:
-        label: What it is called on the screen.
-        folder: Where it is.
-        options: That shape its result.
-        searching: Whether it helps to choose a learning rate: it leaves the test images alone, and to diverge is one of
-            the things that it may come to.
+        label: Its name on the screen.
+        folder: The folder of the run.
+        options: The options that change its result.
+        searching: Whether the run belongs to a learning-rate search. It does not use the test images, and it may
+            diverge.
     """
 
     label: str
     folder: Path
     options: dict[str, Any]
     searching: bool = False
+    _finished: tuple[dict[str, Any], RunDescription] | None = None
 
     def result(self) -> dict[str, Any] | None:
-        """Return what it came to; None where it is not finished.
+        """Return the content of `result.json`; None while the run is not finished.
 
         Raises:
             UserError: The folder holds a run with other options, or a damaged one.
         """
-        folder = RunFolder(self.folder)
-        try:
-            result = folder.result
-            if result is None:
-                return None
-            had = folder.fixed_options()
-            _check_result(result)
-            _check_description(json.loads((self.folder / RUN).read_bytes()))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
-            raise damaged(self.folder, error) from error
-        wanted = {name: value for name, value in self.options.items() if name in OPTIONS and name not in FREE}
-        changed = [name for name, value in wanted.items() if had.get(name) != value]
-        if changed:
-            name = changed[0]
-            raise UserError(
-                f"the run in {str(self.folder)!r} has {name} {brief(had.get(name))}, the comparison "
-                f"{brief(wanted[name])}; move that folder away and run again"
-            )
-        return result
+        finished = self._read()
+        return None if finished is None else finished[0]
+
+    def description(self) -> RunDescription:
+        """Return the content of `run.json` of a finished run."""
+        finished = self._read()
+        assert finished is not None
+        return finished[1]
+
+    def _read(self) -> tuple[dict[str, Any], RunDescription] | None:
+        if self._finished is None and (self.folder / RESULT).is_file():
+            folder = RunFolder(self.folder)
+            try:
+                result, description = folder.result, folder.description
+                if result is None or description is None or description.drawn is UNSET:
+                    raise ValueError("run.json does not describe it")
+                if "test" not in result and result["judged_on"] == "test":
+                    raise ValueError("result.json lacks the figures that it is judged on")
+            except (ValueError, OSError) as error:
+                raise damaged(self.folder, error) from error
+            wanted = {name: value for name, value in self.options.items() if name in OPTIONS and name not in FREE}
+            had = description.config
+            changed = [name for name, value in wanted.items() if had.get(name) != value]
+            if changed:
+                name = changed[0]
+                raise UserError(
+                    f"the run in {str(self.folder)!r} has {name} {brief(had.get(name))}, the comparison "
+                    f"{brief(wanted[name])}; move that folder away and run again"
+                )
+            self._finished = result, description
+        return self._finished
 
     def is_done(self) -> bool:
         """Return whether there is nothing left to do, because it is finished or was a try that diverged."""
@@ -80,38 +92,8 @@ class Task:
 
 
 def damaged(folder: Path, error: Exception) -> UserError:
-    """Return what is said of a finished run whose files are not as a run leaves them."""
+    """Return the error about a finished run with damaged files."""
     return UserError(f"the run in {str(folder)!r} is damaged ({cause(error)}); move that folder away and run again")
-
-
-def _check_result(result: Mapping[str, Any]) -> None:
-    """Raise ValueError, KeyError or TypeError if a finished run's `result.json` is not as a run leaves it."""
-    if result["judged_on"] not in ("test", "val"):
-        raise ValueError("judged_on is neither test nor val")
-    for part in {"val", result["judged_on"]} & set(result):
-        figures = record(result[part], part)
-        number(figures["accuracy"], "accuracy", least=0, most=1)
-        for name in METRICS:
-            if figures.get(name) is not None:
-                number(figures[name], name, least=0, **({"most": 1} if is_share(name) else {}))
-    record(result[result["judged_on"]], "figures")
-    for name in result["classes"]:
-        text(name, "a class")
-    for row in result["per_class"]:
-        text(record(row, "per_class")["class"], "a class")
-        integer(row["num_images"], "num_images", least=0, most=2**31)
-        if row["recall"] is not None:
-            number(row["recall"], "recall", least=0, most=1)
-    for name in ("best_epoch", "num_epochs"):
-        if result[name] is not None:
-            integer(result[name], name, least=0, most=2**31)
-    number(result["seconds"], "seconds", least=0)
-
-
-def _check_description(run: Any) -> None:
-    text(record(run, "run.json")["data_fingerprint"], "data_fingerprint")
-    record(run["sessions"][-1], "sessions")
-    list(run["drawn"])
 
 
 def tasks(design: Design, out: Path) -> list[Task]:
