@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from processes import environment
 from whatwhere import UserError, create_model
 from whatwhere.attention import ATTENTION
+from whatwhere.comparison.arms import parse_arms, with_arguments
 from whatwhere.models.article import ARTICLE_NETWORKS
 from whatwhere.models.resnet import RESNETS
 from whatwhere.networks import NetworkSpec, create, list_models
@@ -226,6 +227,19 @@ def test_arms_with_arguments_are_compared(patterns, tmp_path):
     other = [arms.replace("8,form", "4,form") if part == arms else part for part in command]
     status, _, err = whatwhere(tmp_path, *other, "--out", "compared")
     assert (status, err.count("\n")) == (2, 1), err
+
+
+def test_arguments_for_all_arms_are_those_of_each_arm_without_its_own():
+    arms = parse_arms("none,cbam,cbam8=cbam{reduction:8},se,wide")
+    assert [(arm.name, arm.attention, arm.attention_kwargs) for arm in with_arguments(arms, {"reduction": 4})] == [
+        ("none", "none", {}),
+        ("cbam", "cbam", {"reduction": 4}),
+        ("cbam8", "cbam", {"reduction": 8}),
+        ("se", "se", {"reduction": 4}),
+        ("wide", "wide", {}),
+    ]
+    with pytest.raises(UserError, match=r"^--attention-kwargs is for arms with attention"):
+        with_arguments(parse_arms("none,wide"), {"reduction": 4})
 
 
 @pytest.mark.parametrize("command", ["summary", "attend"])

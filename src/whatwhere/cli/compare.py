@@ -129,12 +129,13 @@ def compare_command() -> Callable[..., None]:
         "The same command continues what was interrupted; with more --seeds or arms, it adds them."
     )
     parameters = [own_parameter(*own) for own in _OWN]
-    parameters += [option_parameter(name) for name in OPTIONS if name not in TELLS_APART]
+    chosen = TELLS_APART - {"attention_kwargs"}
+    parameters += [option_parameter(name) for name in OPTIONS if name not in chosen]
     return with_parameters(compare, "Images, as `whatwhere train` takes them.", parameters)
 
 
 def _compare(data: str, given: dict[str, Any], own: dict[str, Any]) -> None:
-    from ..comparison.arms import parse_arms
+    from ..comparison.arms import parse_arms, with_arguments
     from ..comparison.design import Request
     from ..comparison.run import Place, collect, comparison_folder, run_comparison
     from ..comparison.runs import failed
@@ -143,9 +144,14 @@ def _compare(data: str, given: dict[str, Any], own: dict[str, Any]) -> None:
 
     if not data or own["out"] == "":
         raise UserError(f"{'--out' if data else 'DATA'} is empty; give the {'folder' if data else 'images'}")
+    arms, kwargs = None if own["arms"] is None else parse_arms(own["arms"]), given.pop("attention_kwargs", None)
+    if kwargs:
+        if arms is None:
+            raise UserError("--attention-kwargs is for the arms with attention; name them with --attention")
+        arms = with_arguments(arms, kwargs)
     request = Request(
         backbone=own["backbone"],
-        arms=None if own["arms"] is None else parse_arms(own["arms"]),
+        arms=arms,
         num_seeds=own["seeds"],
         max_seeds=own["max_seeds"],
         margin=own["margin"],

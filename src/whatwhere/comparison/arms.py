@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,23 @@ def parse_arms(text: str) -> tuple[Arm, ...]:
             raise UserError(f"the arm {brief(label)} takes no arguments; write {short(arm.attention)}")
         arms.append(arm)
     return tuple(arms)
+
+
+def with_arguments(arms: Sequence[Arm], kwargs: Mapping[str, Any]) -> tuple[Arm, ...]:
+    """Return the arms, those with attention and no arguments of their own with these.
+
+    Raises:
+        UserError: There is no such arm.
+    """
+    changed = [
+        Arm(arm.name, f"{arm.spec}{json.dumps(kwargs)}")
+        if arm.spec != NONE and not _wide(arm.attention) and not arm.attention_kwargs
+        else arm
+        for arm in arms
+    ]
+    if changed == list(arms):
+        raise UserError("--attention-kwargs is for arms with attention, and there is none without its own arguments")
+    return tuple(changed)
 
 
 def check_arm_name(name: str) -> None:
