@@ -37,7 +37,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
-            status = command.main(standalone_mode=False)
+            status = command.main(prog_name="whatwhere", standalone_mode=False)
         finally:
             sys.stdout.flush()
         if status == 130:
