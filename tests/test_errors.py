@@ -402,3 +402,8 @@ def test_no_name_in_a_table_commands_the_terminal(kind):
 
 def test_near_names_are_short():
     assert suggest("x", ["x" * 10_000]) == f"; did you mean {short('x' * 10_000)}?"
+
+
+def test_near_names_are_found_whatever_their_case():
+    assert suggest("dgo", ["Cat", "DOG"]) == "; did you mean DOG?"
+    assert suggest("photo", ["Photos"], before="data/\n") == r"; did you mean data/\nPhotos?"

@@ -19,11 +19,10 @@ class UserError(ValueError):
         super().__init__(short(sentence, _LONGEST_SENTENCE))
 
 
-def check_integer(name: str, value: int, least: int = 1, most: int | None = None) -> None:
-    """Raise UserError unless `value` is an integer from `least` to `most`, by default 2**31 - 1."""
-    last = 2**31 - 1 if most is None else most
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= last:
-        if most is not None:
+def check_integer(name: str, value: int, least: int = 1, most: int = 2**31 - 1) -> None:
+    """Raise UserError unless `value` is an integer from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        if most < 2**31 - 1:
             raise UserError(f"{name} must be an integer from {least} to {most:,}, got {brief(value)}")
         kind = "a positive integer" if least == 1 else f"an integer of at least {least} and"
         raise UserError(f"{name} must be {kind} below 2**31, got {brief(value)}")

@@ -22,10 +22,7 @@ _PART = ".part"
 def write_bytes(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     """Write a file so that after a crash it is the old one or the new one: write another, sync it to disk, rename it.
 
-    Args:
-        path: The file.
-        content: Its new content.
-        mode: Its permissions, before the umask.
+    `mode` is the permissions of a new file, before the umask.
 
     Raises:
         UserError: The file cannot be written (disk full, read-only folder); `path` is unchanged.
@@ -59,11 +56,7 @@ def read_csv(path: Path, *, strict: bool = False) -> tuple[str, list[tuple[int, 
     """Read a CSV file in UTF-8: its delimiter, and its rows that are not blank, each with the number of its last line.
 
     The delimiter is a tab in a .tsv file; else it is the one of comma, semicolon and tab that the first line holds most
-    often.
-
-    Args:
-        path: The file.
-        strict: Whether a quote that is not closed, or that ends inside a cell, is an error.
+    often. With `strict`, a quote that is not closed, or that ends inside a cell, is an error.
 
     Raises:
         UserError: The file cannot be read, is not UTF-8, or is not CSV.
@@ -126,8 +119,7 @@ def check_is_no_file(folder: Path) -> None:
         raise UserError(f"cannot write to {str(folder)!r}: it is a file; give a folder with --out")
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Lock `folder` for this process inside the block.
 
     The lock is a record lock of the operating system: it ends with the process, even if that is killed, and worker
@@ -137,20 +129,13 @@ def locked(folder: Path) -> Iterator[None]:
         UserError: Another process holds it.
     """
     advice = "wait for it, stop it, or give another folder with --out"
-    with _holding(folder / ".lock", f"{str(folder)!r} is in use by another process; {advice}"):
-        yield
+    return _holding(folder / ".lock", f"{str(folder)!r} is in use by another process; {advice}")
 
 
-@contextlib.contextmanager
-def locked_file(path: Path) -> Iterator[None]:
-    """Lock the file `path` for this process inside the block, as `locked` does a folder; it need not exist.
-
-    Raises:
-        UserError: Another process holds it.
-    """
+def locked_file(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Lock the file `path`, which need not exist, as `locked` does a folder."""
     lock = path.with_name(f".{path.name}.lock")
-    with _holding(lock, f"{str(path)!r} is in use by another process; wait for it, stop it, or give another file"):
-        yield
+    return _holding(lock, f"{str(path)!r} is in use by another process; wait for it, stop it, or give another file")
 
 
 @contextlib.contextmanager

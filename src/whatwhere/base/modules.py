@@ -48,16 +48,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             module._buffers.clear()
             module._buffers.update(entries)
         for buffer, value in buffers:
-            _restore(buffer, value)
-
-
-def _restore(buffer: Tensor, value: Tensor) -> None:
-    if buffer.shape != value.shape:
-        buffer.data = value
-    # do not write to an unchanged buffer: an expanded one cannot be written to
-    elif buffer.layout != torch.strided or not torch.equal(buffer, value):
-        with torch.no_grad():
-            buffer.copy_(value)
+            if buffer.shape != value.shape:
+                buffer.data = value
+            # do not write to an unchanged buffer: an expanded one cannot be written to
+            elif buffer.layout != torch.strided or not torch.equal(buffer, value):
+                with torch.no_grad():
+                    buffer.copy_(value)
 
 
 def tensors_in(value: Any) -> list[Tensor]:

@@ -47,7 +47,7 @@ def rich_tables(tables: list[Table]) -> Any:
             is_text = index < table.num_text_columns
             columns.add_column(cell(name), justify="left" if is_text else "right", overflow="fold")
         for row in table.rows:
-            columns.add_row(*map(cell, row), style="green" if is_change(row) else None)
+            columns.add_row(*map(cell, row), style="green" if _is_change(row) else None)
         parts.append(columns)
         if table.note:
             parts.append(Text(printable_lines(table.note) + "\n"))
@@ -67,7 +67,13 @@ def show(renderable: Any) -> None:
     if terminal.is_terminal:
         terminal.print(renderable)
     else:
-        print(_encodable(text(renderable), sys.stdout.encoding or "utf-8"), flush=True)
+        printed, encoding = text(renderable), sys.stdout.encoding or "utf-8"
+        try:
+            printed.encode(encoding)
+        except UnicodeEncodeError:
+            printed = printed.replace("\N{BOX DRAWINGS LIGHT HORIZONTAL}", "-")
+            printed = printed.encode(encoding, "replace").decode(encoding)
+        print(printed, flush=True)
 
 
 def text(renderable: Any) -> str:
@@ -80,14 +86,6 @@ def text(renderable: Any) -> str:
     target.print(renderable)
     printed: str = target.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in printed.splitlines())
-
-
-def _encodable(printed: str, encoding: str) -> str:
-    try:
-        printed.encode(encoding)
-    except UnicodeEncodeError:
-        return printed.replace("\N{BOX DRAWINGS LIGHT HORIZONTAL}", "-").encode(encoding, "replace").decode(encoding)
-    return printed
 
 
 def markdown(tables: list[Table]) -> str:
@@ -109,26 +107,25 @@ def html(tables: list[Table]) -> str:
     """Return `tables` in HTML, for a notebook."""
     parts = []
     for table in tables:
-
-        def row(cells: Sequence[str], tag: str, num_text_columns: int = table.num_text_columns) -> str:
-            align = ["left" if index < num_text_columns else "right" for index in range(len(cells))]
-            return "".join(
+        sides = ["left" if index < table.num_text_columns else "right" for index in range(len(table.columns))]
+        lines = []
+        for tag, cells in (("th", table.columns), *(("td", row) for row in table.rows)):
+            line = "".join(
                 f'<{tag} style="text-align:{side};white-space:pre;padding:0.15em 0.8em">'
                 f"{html_escapes.escape(cell)}</{tag}>"
-                for side, cell in zip(align, cells, strict=True)
+                for side, cell in zip(sides, cells, strict=True)
             )
-
-        body = "".join(f"<tr{_HTML_CHANGE if is_change(cells) else ''}>{row(cells, 'td')}</tr>" for cells in table.rows)
+            lines.append(f"<tr{_HTML_CHANGE if tag == 'td' and _is_change(cells) else ''}>{line}</tr>")
         parts.append(
             '<table style="margin:0.8em 0;border-collapse:collapse">'
             f'<caption style="text-align:left;font-weight:bold">{html_escapes.escape(table.title)}</caption>'
-            f"<thead><tr>{row(table.columns, 'th')}</tr></thead><tbody>{body}</tbody></table>"
+            f"<thead>{lines[0]}</thead><tbody>{''.join(lines[1:])}</tbody></table>"
             + "".join(f"<p>{html_escapes.escape(line)}</p>" for line in table.note.splitlines())
         )
     return "".join(parts)
 
 
-def is_change(cells: Sequence[str]) -> bool:
+def _is_change(cells: Sequence[str]) -> bool:
     """Return whether a row is of something added or removed: its first cell begins with + or -."""
     return cells[0].lstrip().startswith(("+ ", "- "))
 

@@ -53,10 +53,9 @@ def brief(value: object, most: int = 80) -> str:
     """
     kind = short(type(value).__name__, most)
     named = f"{'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"
-    # the methods of an unknown class may raise anything
     try:
         return _brief(value, most, named)
-    except Exception:
+    except Exception:  # the methods of an unknown class may raise anything
         return named
 
 
@@ -96,14 +95,18 @@ def cause(error: BaseException | None, most: int = 200) -> str:
     return short(" ".join(str(error).split()) or type(error).__name__, most)
 
 
-def suggest(word: object, candidates: list[str]) -> str:
-    """Return "; did you mean a, b?" for the candidates closest to `word`; "" if none is close."""
+def suggest(word: object, candidates: list[str], before: str = "") -> str:
+    """Return "; did you mean a, b?" for the candidates closest to `word`, case apart; "" if none is close.
+
+    `before`, such as the folder of a file, stands before each of them.
+    """
     if not isinstance(word, str) or len(word) > 200:
         return ""
     word = word.lower()
-    beginning = sorted((name for name in candidates if name.startswith(word)), key=len) if word else []
-    similar = difflib.get_close_matches(word, candidates, n=3, cutoff=0.6)
-    matches = [short(match) for match in dict.fromkeys([*beginning, *similar])][:3]
+    spelt = {name.lower(): name for name in candidates}
+    beginning = sorted((name for name in spelt if name.startswith(word)), key=len) if word else []
+    similar = difflib.get_close_matches(word, spelt, n=3, cutoff=0.6)
+    matches = [printable(before) + short(spelt[match]) for match in dict.fromkeys([*beginning, *similar])][:3]
     return f"; did you mean {', '.join(matches)}?" if matches else ""
 
 

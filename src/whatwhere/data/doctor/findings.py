@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
-from ...base.words import counted, few, printable, short, suggest
+from ...base.words import counted, few, short, suggest
 from ..images import FORMATS, SUFFIXES
 from ..sources.source import SPLITS, Finding, Messages, Sample, Source, findings_of
 from .probe import Entry
@@ -92,14 +92,11 @@ def class_findings(samples: Sequence[Sample]) -> Iterator[Finding]:
 
 
 def _compared(split: str, classes: dict[str, int], train: dict[str, int]) -> Iterator[Finding]:
-    lowered = {name.lower(): name for name in train}
     unknown = tuple(label for label in classes if label not in train)
     if unknown:
-        near = suggest(unknown[0], list(lowered))
         names = counted(len(unknown), "class", "classes")
-        for low, name in lowered.items():
-            near = near.replace(f" {low},", f" {name},").replace(f" {low}?", f" {name}?")
-        hint = f" ({printable(near.removeprefix('; '))})" if near else ""
+        near = suggest(unknown[0], list(train)).removeprefix("; ")
+        hint = f" ({near})" if near else ""
         message = f"{names} in {split} but not in train: {few(unknown, _NUM_NAMED)}{hint}; rename or remove"
         yield Finding("error", "unknown-class", message, unknown)
     lacking = tuple(label for label in train if label not in classes)

@@ -121,8 +121,7 @@ def _column(where: str, header: list[str], wanted: str | None, known: Sequence[s
             return lowered[name]
     columns = few([name for name in header if name], 12)
     if wanted is not None:
-        close = suggest(wanted, list(lowered))
-        raise UserError(f"{where} has no column {brief(wanted)}{close}; its columns are {columns}")
+        raise UserError(f"{where} has no column {brief(wanted)}{suggest(wanted, header)}; its columns are {columns}")
     raise UserError(f"no column of {where} is known to be the {kind} (found {columns}); name it with --{kind}-column")
 
 

@@ -81,8 +81,4 @@ def _nearest_path(data: str) -> str:
         beside = sorted(entry for entry in os.listdir(parent) if not entry.startswith("."))
     except (OSError, ValueError):
         return ""
-    lowered = {entry.lower(): str(parent / entry) for entry in beside}
-    found = suggest(Path(data).name, list(lowered))
-    for entry, full in lowered.items():
-        found = found.replace(f" {entry},", f" {printable(full)},").replace(f" {entry}?", f" {printable(full)}?")
-    return found
+    return suggest(Path(data).name, beside, str(parent / "_")[:-1])
