@@ -15,17 +15,12 @@ from .operations import is_within
 from .result import ITSELF, LABELS, METRICS, METRICS_BY_LAYER, UNCOUNTED, Cost, Figures, LayerCost, format_figure
 
 Status = Literal["both", "added", "removed"]
-TIMES = ("forward_ms", "training_step_ms", "peak_memory_bytes")
+_TIMES = ("forward_ms", "training_step_ms", "peak_memory_bytes")
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One figure of both models.
-
-    Attributes:
-        a: Figure of the first model; 0 if only the second has the layer.
-        b: Figure of the second model; 0 if only the first has the layer.
-    """
+    """One figure of both models, 0 in a model that does not have the layer."""
 
     a: float
     b: float
@@ -68,8 +63,7 @@ class ComparedLayer:
     @property
     def type(self) -> str:
         """Name of its class; both names if they differ."""
-        kinds = dict.fromkeys(layer.type for layer in (self.a, self.b) if layer is not None)
-        return " -> ".join(kinds)
+        return " -> ".join(dict.fromkeys(layer.type for layer in (self.a, self.b) if layer is not None))
 
     def __getitem__(self, metric: str) -> Difference:
         _check_metric(metric)
@@ -94,10 +88,12 @@ class CostComparison:
         _check_metric(metric)
         return Difference(getattr(self.a.total, metric), getattr(self.b.total, metric))
 
-    def time(self, metric: str) -> Difference | None:
-        """Return one of `TIMES`; None unless both models were timed."""
-        values = [getattr(side.latency, metric, None) for side in (self.a, self.b)]
-        return None if None in values else Difference(*values)  # type: ignore[arg-type]
+    @property
+    def _totals(self) -> dict[str, Difference]:
+        """The total figures, and the times and peak memory that were measured of both models."""
+        times = ((metric, [getattr(side.latency, metric, None) for side in (self.a, self.b)]) for metric in _TIMES)
+        measured = {metric: Difference(a, b) for metric, (a, b) in times if a is not None and b is not None}
+        return {metric: self[metric] for metric in METRICS} | measured
 
     @cached_property
     def added(self) -> tuple[ComparedLayer, ...]:
@@ -116,12 +112,10 @@ class CostComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values for JSON."""
-        times = {metric: self.time(metric) for metric in TIMES}
         return {
             "a": self.a.name,
             "b": self.b.name,
-            "total": {metric: self[metric].to_dict() for metric in METRICS}
-            | {metric: value.to_dict() for metric, value in times.items() if value is not None},
+            "total": {metric: value.to_dict() for metric, value in self._totals.items()},
             "added": self.summed(self.added).to_dict() | {"layers": dict(Counter(layer.type for layer in self.added))},
             "layers": [
                 {"name": layer.name, "type": layer.type, "status": layer.status}
@@ -140,20 +134,14 @@ class CostComparison:
 
     def to_csv(self) -> str:
         """Return a CSV with one line for each layer and figure, and the totals last."""
-
-        def line(name: str, kind: str, status: str, metric: str, value: Difference) -> list[object]:
-            ratio = "" if value.ratio is None else value.ratio
-            return [name, kind, status, metric, value.a, value.b, value.difference, ratio]
-
-        lines = [
-            line(layer.name, layer.type, layer.status, metric, layer[metric])
-            for layer in self.layers
-            for metric in METRICS
+        parts: list[tuple[str, str, str, str, Difference]] = [
+            (layer.name, layer.type, layer.status, metric, layer[metric]) for layer in self.layers for metric in METRICS
         ]
-        lines += [line("total", "", "", metric, self[metric]) for metric in METRICS]
+        parts += [("total", "", "", metric, self[metric]) for metric in METRICS]
         for operator in sorted({*self.a.uncounted, *self.b.uncounted}):
             count = Difference(self.a.uncounted.get(operator, 0), self.b.uncounted.get(operator, 0))
-            lines.append(line(UNCOUNTED, operator, "", "calls", count))
+            parts.append((UNCOUNTED, operator, "", "calls", count))
+        lines = [(*head, *value.to_dict().values()) for *head, value in parts]
         return comma_separated(["layer", "type", "status", "figure", "a", "b", "difference", "ratio"], lines)
 
     def tables(self, depth: int = 1) -> list[Table]:
@@ -163,9 +151,7 @@ class CostComparison:
         figure 0 in both models has no line.
         """
         head = (self.a.name, self.b.name, "difference", "ratio")
-        totals = [(LABELS[metric], *_cells(metric, self[metric])) for metric in METRICS]
-        times = {metric: self.time(metric) for metric in TIMES}
-        totals += [(LABELS[metric], *_cells(metric, time)) for metric, time in times.items() if time is not None]
+        totals = [(LABELS[metric], *_cells(metric, value)) for metric, value in self._totals.items()]
         notes = [self._changes("added", self.added), self._changes("removed", self.removed)]
         notes += [self.a.uncounted_note, self.b.uncounted_note]
         title = f"{self.a.name} and {self.b.name}, input {self.a.input_shape}"
@@ -198,9 +184,8 @@ class CostComparison:
             for kind, count in Counter(layer.type for layer in inside).items():
                 figure = getattr(self.summed(tuple(layer for layer in inside if layer.type == kind)), metric)
                 value = Difference(0, figure) if mark == "+" else Difference(figure, 0)
-                if not figure:
-                    continue
-                rows.append(("  " * parent.depth + f"{mark} {count} x {kind}", *_cells(metric, value)))
+                if figure:
+                    rows.append(("  " * parent.depth + f"{mark} {count} x {kind}", *_cells(metric, value)))
         return rows
 
     def _changes(self, word: str, layers: tuple[ComparedLayer, ...]) -> str:

@@ -9,6 +9,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -60,10 +61,14 @@ def cost(
         raise UserError(f"cost measures a torch.nn.Module that runs in Python, got a {type(model).__name__}")
     if any(map(nn.parameter.is_lazy, (*model.parameters(), *model.buffers()))):
         raise UserError("the model has lazy layers without a shape yet; run one batch through it first")
-    size = _input_size(input_size, batch_size)
+    if not isinstance(input_size, Sequence) or not input_size:
+        raise UserError(f"input_size must be positive integers such as (3, 224, 224), got {brief(input_size)}")
+    for size in input_size:
+        check_integer("each size in input_size, such as (3, 224, 224),", size)
+    check_integer("batch_size", batch_size)
     # inside torch.inference_mode() autograd saves nothing
     with torch.inference_mode(False), undisturbed(model):
-        images = random_input(model, size, batch_size)
+        images = random_input(model, input_size, batch_size)
         names = LayerNames(model)
         counter, calls, output_sizes = _forward_pass(model, images, names)
         with refusal(names, images):
@@ -79,17 +84,17 @@ def cost(
             output_size=output_sizes.get(layer),
             num_calls=calls[layer],
             own=own[layer],
-            total=_sum(figures for inner, figures in own.items() if is_within(inner, layer)),
+            total=sum((figures for inner, figures in own.items() if is_within(inner, layer)), Figures()),
         )
         for layer, module in names.modules.items()
         if layer != ROOT and not isinstance(module, nn.Identity)
     )
     return Cost(
         name=name or type(model).__name__,
-        input_size=size,
+        input_size=tuple(input_size),
         batch_size=batch_size,
         own=own[ROOT],
-        total=_sum(own.values()),
+        total=sum(own.values(), Figures()),
         layers=layers,
         uncounted=dict(counter.uncounted),
         latency=times,
@@ -109,15 +114,6 @@ def random_input(model: nn.Module, input_size: Sequence[int], batch_size: int) -
             f"no memory for an input of shape {brief((batch_size, *input_size))}; give smaller images"
         ) from error
     return images.to(reference.device, reference.dtype)
-
-
-def _input_size(input_size: Sequence[int], batch_size: int) -> tuple[int, ...]:
-    if not isinstance(input_size, Sequence) or not input_size:
-        raise UserError(f"input_size must be positive integers such as (3, 224, 224), got {brief(input_size)}")
-    for size in input_size:
-        check_integer("each size in input_size, such as (3, 224, 224),", size)
-    check_integer("batch_size", batch_size)
-    return tuple(input_size)
 
 
 def _forward_pass(
@@ -182,17 +178,12 @@ def _own_figures(names: LayerNames, counter: OperationCounter, saved: Counter[st
     return own
 
 
-def _sum(figures: Iterable[Figures]) -> Figures:
-    return sum(figures, Figures())
-
-
+@dataclass(eq=False)
 class _Kept:
     """A saved tensor. It is alive exactly as long as the graph keeps it."""
 
-    def __init__(self, tensor: Tensor, layer: str) -> None:
-        # detached: a node that holds its own output would keep itself alive
-        self.tensor = tensor.detach()
-        self.layer = layer
+    tensor: Tensor
+    layer: str
 
 
 def saved_bytes(model: nn.Module, images: Tensor, names: LayerNames) -> Counter[str]:
@@ -206,7 +197,8 @@ def saved_bytes(model: nn.Module, images: Tensor, names: LayerNames) -> Counter[
     kept: list[weakref.ref[_Kept]] = []
 
     def pack(tensor: Tensor) -> _Kept:
-        wrapped = _Kept(tensor, names.current())
+        # detached: a node that holds its own output would keep itself alive
+        wrapped = _Kept(tensor.detach(), names.current())
         kept.append(weakref.ref(wrapped))
         return wrapped
 
@@ -230,27 +222,15 @@ def saved_bytes(model: nn.Module, images: Tensor, names: LayerNames) -> Counter[
     for node in _nodes(output.grad_fn for output in outputs):
         attributes = tensors_in(vars(node)) if hasattr(node, "__dict__") else []
         inner = list(_nodes(tensor.grad_fn for tensor in attributes))
-        layer = _common(
-            owners[id(leaf)] for leaf in (getattr(n, "variable", None) for n in inner) if id(leaf) in owners
-        )
-        for tensor in (*attributes, *_saved_by(inner)):
+        leaves = (id(getattr(n, "variable", None)) for n in inner)
+        paths = [owners[leaf].split(".") for leaf in leaves if leaf in owners]
+        same = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+        layer = ".".join(parts[0] for parts in same) or ROOT
+        # a node has the tensors that its operator saved as attributes
+        saved = [getattr(n, name) for n in inner for name in dir(n) if name.startswith("_saved_")]
+        for tensor in (*attributes, *tensors_in(saved)):
             count(tensor, layer)
     return by_layer
-
-
-def _common(layers: Iterable[str]) -> str:
-    """Return the innermost layer that contains all `layers`; `ROOT` if there are none."""
-    paths = [layer.split(".") for layer in layers]
-    same = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
-    return ".".join(parts[0] for parts in same) or ROOT
-
-
-def _saved_by(nodes: Iterable[Any]) -> Iterator[Tensor]:
-    """Yield the tensors that operators saved: a node has them as attributes "_saved_..."."""
-    for node in nodes:
-        for name in dir(node):
-            if name.startswith("_saved_"):
-                yield from tensors_in(getattr(node, name))
 
 
 def _storage(tensor: Tensor) -> int:
@@ -292,13 +272,18 @@ def measure_latency(
         if round_index >= _WARM_UP_ROUNDS + _LEAST_ROUNDS and time.perf_counter() > deadline:
             break
         for index, (model, batch) in enumerate(zip(models, images, strict=True)):
+            device = batch.device
             with undisturbed(model):
                 model.eval()
-                forward_ms = _milliseconds(partial(_forward, model, batch), batch.device)
+                forward_ms = _milliseconds(partial(_forward, model, batch), device)
                 model.train()
-                occupied_before = _reset_peak(batch.device)
-                training_ms = _milliseconds(partial(_training_step, model, batch), batch.device)
-                peaks[index] = _peak(model, batch, occupied_before)
+                if device.type in _WITH_MEMORY_STATISTICS:
+                    torch.accelerator.reset_peak_memory_stats(device)
+                    own = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers(), batch))
+                    occupied_by_others = torch.accelerator.memory_allocated(device) - own
+                training_ms = _milliseconds(partial(_training_step, model, batch), device)
+                if device.type in _WITH_MEMORY_STATISTICS:
+                    peaks[index] = torch.accelerator.max_memory_allocated(device) - occupied_by_others
             if round_index >= _WARM_UP_ROUNDS:
                 forward[index].append(forward_ms)
                 training[index].append(training_ms)
@@ -332,17 +317,3 @@ def _milliseconds(run: Callable[[], None], device: torch.device) -> float:
 def _synchronize(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-def _reset_peak(device: torch.device) -> int:
-    if device.type not in _WITH_MEMORY_STATISTICS:
-        return 0
-    torch.accelerator.reset_peak_memory_stats(device)
-    return torch.accelerator.memory_allocated(device)
-
-
-def _peak(model: nn.Module, images: Tensor, occupied_before: int) -> int | None:
-    if images.device.type not in _WITH_MEMORY_STATISTICS:
-        return None
-    own = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers(), images))
-    return torch.accelerator.max_memory_allocated(images.device) - occupied_before + own

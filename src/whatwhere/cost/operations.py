@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -116,11 +116,12 @@ class LayerNames:
 
     def current(self) -> str:
         """Return the name of the innermost layer with a method on the caller's stack, or `ROOT`."""
-        frame = sys._getframe(1)
-        for caller in _callers(frame):
-            name = self._name_in(caller)
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            name = self._name_in(frame)
             if name is not None:
                 return name
+            frame = frame.f_back
         return ROOT
 
     def innermost(self, traceback: TracebackType | None) -> str:
@@ -145,12 +146,6 @@ class LayerNames:
 def is_within(name: str, layer: str) -> bool:
     """Return whether the layer `name` is `layer` or inside it."""
     return name == layer or name.startswith(f"{layer}.")
-
-
-def _callers(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
 
 
 class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class is untyped

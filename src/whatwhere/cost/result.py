@@ -148,31 +148,30 @@ class Cost:
 
     def to_csv(self) -> str:
         """Return a CSV: a line for each layer, the model itself, the total, and each operator without a formula."""
-        lines = [
-            [layer.name, layer.type, _times(layer.output_size), *(getattr(layer.total, metric) for metric in METRICS)]
-            for layer in self.layers
-        ]
-        lines.append([ITSELF, self.name, "", *(getattr(self.own, metric) for metric in METRICS)])
-        lines.append(["total", self.name, "", *(getattr(self.total, metric) for metric in METRICS)])
-        lines += [[UNCOUNTED, operator, f"{count} x"] for operator, count in sorted(self.uncounted.items())]
+        parts = [(layer.name, layer.type, _times(layer.output_size), layer.total) for layer in self.layers]
+        parts += [(ITSELF, self.name, "", self.own), ("total", self.name, "", self.total)]
+        lines = [(*head, *(getattr(figures, metric) for metric in METRICS)) for *head, figures in parts]
+        lines += [(UNCOUNTED, operator, f"{count} x") for operator, count in sorted(self.uncounted.items())]
         return comma_separated(["layer", "type", "output_size", *METRICS], lines)
 
     def tables(self, depth: int = 2) -> list[Table]:
         """Return a table of the layers down to `depth`, and one of the totals."""
-        layers = [layer for layer in self.layers if layer.depth <= depth]
-        rows = [
+        parts = [
             (
                 "  " * (layer.depth - 1) + layer.name.rpartition(".")[2],
                 layer.type + (f" x{layer.num_calls}" if layer.num_calls > 1 else ""),
                 _times(layer.output_size),
-                *(format_figure(metric, getattr(layer.total, metric)) for metric in METRICS_BY_LAYER),
+                layer.total,
             )
-            for layer in layers
+            for layer in self.layers
+            if layer.depth <= depth
         ]
         if any(getattr(self.own, metric) for metric in METRICS_BY_LAYER):
-            rows.append(
-                (ITSELF, "", "", *(format_figure(metric, getattr(self.own, metric)) for metric in METRICS_BY_LAYER))
-            )
+            parts.append((ITSELF, "", "", self.own))
+        rows = [
+            (*head, *(format_figure(metric, getattr(figures, metric)) for metric in METRICS_BY_LAYER))
+            for *head, figures in parts
+        ]
         columns = ("layer", "type", "output", "parameters", "MACs", "saved")
         totals = [(LABELS[metric], format_figure(metric, getattr(self.total, metric))) for metric in METRICS]
         times = {} if self.latency is None else asdict(self.latency)
@@ -210,10 +209,9 @@ def format_figure(metric: str, value: float) -> str:
         return f"{value / 2**20:,.2f} MiB"
     if metric.endswith("_ms"):
         return f"{value:,.1f} ms"
-    for unit, size in (("G", 1e9), ("M", 1e6)):
-        if abs(value) >= size:
-            return f"{value / size:,.4f} {unit}" if unit == "G" else f"{value / size:,.2f} {unit}"
-    return f"{value:,.0f}"
+    if abs(value) >= 1e9:
+        return f"{value / 1e9:,.4f} G"
+    return f"{value / 1e6:,.2f} M" if abs(value) >= 1e6 else f"{value:,.0f}"
 
 
 def _times(size: Sequence[int] | None) -> str:
