@@ -101,16 +101,18 @@ def label_numbers(samples: Sequence[Sample], classes: tuple[str, ...]) -> Tensor
     return torch.tensor([number[sample.label] for sample in samples], dtype=torch.int64)
 
 
-class _Steps(Dataset[Any]):
-    """Reads and crops the samples of a step, in a worker process."""
+@dataclass
+class _Decoded(Dataset[Any]):
+    """Reads the images of a batch, and crops them if `augment` says so, in a worker process."""
 
-    def __init__(self, images: Store | Reader, labels: Tensor, augment: Augmentation) -> None:
-        self.images, self.labels, self.augment = images, labels, augment
+    images: Store | Reader
+    labels: Tensor
+    augment: Augmentation | None = None
 
     def __getitem__(self, item: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         indices, rows = item
         pixels = [self.images[index] for index in indices.tolist()]
-        if self.augment.crop == "resized":
+        if self.augment is not None and self.augment.crop == "resized":
             pixels = [self.augment.cropped(image, row) for image, row in zip(pixels, rows, strict=True)]
         return torch.stack(pixels), self.labels[indices], indices, rows
 
@@ -159,7 +161,7 @@ class TrainBatches:
 
     def _read(self, items: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, ...]]:
         if self._block is None:
-            yield from _loaded(_Steps(self.images, self.labels, self.augment), items, self.num_workers, self.device)
+            yield from _loaded(_Decoded(self.images, self.labels, self.augment), items, self.num_workers, self.device)
             return
         for indices, rows in items:
             yield self._block[indices.to(self.device)], self.labels[indices], indices, rows
@@ -192,15 +194,6 @@ class TensorBatches:
             yield Batch(self.images[indices].to(self.device), self.labels[indices].to(self.device), indices)
 
 
-class _Images(Dataset[Any]):
-    def __init__(self, images: Store | Reader, labels: Tensor) -> None:
-        self.images, self.labels = images, labels
-
-    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        pixels = [self.images[index] for index in indices.tolist()]
-        return torch.stack(pixels), self.labels[indices], indices
-
-
 @dataclass
 class EvaluationBatches:
     """Evaluation images in order; each image is in exactly one process, whatever their numbers are."""
@@ -218,26 +211,18 @@ class EvaluationBatches:
         own = torch.arange(len(self.labels))[self.rank :: self.world_size]
         if not len(own):
             return
-        batches = iter(torch.split(own, self.batch_size))
+        batches = ((indices, torch.empty(0)) for indices in torch.split(own, self.batch_size))
         workers = 0 if isinstance(self.images, Store) else self.num_workers
-        for pixels, labels, indices in _loaded(_Images(self.images, self.labels), batches, workers, self.device):
+        for pixels, labels, indices, _ in _loaded(_Decoded(self.images, self.labels), batches, workers, self.device):
             images = self.preprocessing.normalize(pixels.to(self.device, non_blocking=True))
             yield Batch(images, labels.to(self.device, non_blocking=True), indices)
-
-
-class _Given(torch.utils.data.Sampler[Any]):
-    def __init__(self, items: Iterator[Any]) -> None:
-        self.items = items
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.items
 
 
 def _loaded(data: Dataset[Any], items: Iterator[Any], num_workers: int, device: torch.device) -> Iterator[Any]:
     loader = DataLoader(
         data,
         batch_size=None,  # an item is a batch already
-        sampler=_Given(items),
+        sampler=items,
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         worker_init_fn=_leave_signals_to_parent if num_workers else None,

@@ -41,12 +41,7 @@ READ_AS = {
     "CMYK": "converted by Pillow, without a colour profile",
     "YCbCr": "converted by Pillow",
     "HSV": "converted by Pillow",
-    "I;16": "16-bit grey, divided by 257",
-    "I;16B": "16-bit grey, divided by 257",
-    "I;16L": "16-bit grey, divided by 257",
-    "I;16N": "16-bit grey, divided by 257",
-    "I": "16-bit grey, divided by 257",
-}
+} | dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N", "I"), "16-bit grey, divided by 257")
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -177,25 +172,22 @@ def _errors_of(name: str) -> Iterator[None]:
     except Exception as error:  # a decoder of a damaged file may raise anything
         if isinstance(error, OSError) and error.errno in _EXHAUSTED:
             raise
-        kind, reason = _judge(error)
+        match error:
+            case FileNotFoundError():
+                kind, reason = "missing", "does not exist"
+            case PermissionError():
+                kind, reason = "permission", "may not be read; change its permissions"
+            case Image.DecompressionBombError():
+                kind, reason = "huge", f"has more than {Image.MAX_IMAGE_PIXELS} pixels; make it smaller"
+            case UnidentifiedImageError():
+                kind, reason = "unreadable", "is no image of a known format"
+            case _ if "truncated" in cause(error).lower() or isinstance(error, EOFError):
+                kind, reason = "truncated", f"is cut short ({cause(error)})"
+            case OSError() if error.strerror:
+                kind, reason = "unreadable", f"cannot be read ({error.strerror})"
+            case _:
+                kind, reason = "unreadable", f"cannot be decoded ({cause(error)})"
         raise ImageError(f"{printable(name)} {reason}", kind, reason) from error
-
-
-def _judge(error: Exception) -> tuple[str, str]:
-    reason = cause(error)
-    for known, verdict in {
-        FileNotFoundError: ("missing", "does not exist"),
-        PermissionError: ("permission", "may not be read; change its permissions"),
-        Image.DecompressionBombError: ("huge", f"has more than {Image.MAX_IMAGE_PIXELS} pixels; make it smaller"),
-        UnidentifiedImageError: ("unreadable", "is no image of a known format"),
-    }.items():
-        if isinstance(error, known):
-            return verdict
-    if "truncated" in reason.lower() or isinstance(error, EOFError):
-        return "truncated", f"is cut short ({reason})"
-    if isinstance(error, OSError) and error.strerror:
-        return "unreadable", f"cannot be read ({error.strerror})"
-    return "unreadable", f"cannot be decoded ({reason})"
 
 
 class _Quiet:
@@ -205,21 +197,6 @@ class _Quiet:
     depth = 0
     stack = contextlib.ExitStack()
 
-    @classmethod
-    def enter(cls) -> None:
-        with cls.lock:
-            if cls.depth == 0:
-                cls.stack.enter_context(warnings.catch_warnings())
-                warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
-            cls.depth += 1
-
-    @classmethod
-    def leave(cls) -> None:
-        with cls.lock:
-            cls.depth -= 1
-            if cls.depth == 0:
-                cls.stack.close()
-
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
@@ -228,8 +205,15 @@ def quiet() -> Iterator[None]:
     `warnings.catch_warnings` changes the whole process. If threads left it in another order than they entered it, they
     would restore the wrong filters. So the first thread sets the filter and the last one removes it.
     """
-    _Quiet.enter()
+    with _Quiet.lock:
+        if _Quiet.depth == 0:
+            _Quiet.stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+        _Quiet.depth += 1
     try:
         yield
     finally:
-        _Quiet.leave()
+        with _Quiet.lock:
+            _Quiet.depth -= 1
+            if _Quiet.depth == 0:
+                _Quiet.stack.close()

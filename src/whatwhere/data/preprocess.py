@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .images import read_image
@@ -19,11 +20,7 @@ class Preprocessing:
 
     A value v of a channel, scaled to [0, 1], becomes (v - mean) / std.
 
-    Attributes:
-        image_size: Height and width of the result.
-        resize: Shorter side before the crop.
-        mean: Mean of red, green and blue.
-        std: Standard deviation of red, green and blue.
+    `mean` and `std` are of red, green and blue.
     """
 
     image_size: int
@@ -31,11 +28,13 @@ class Preprocessing:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
-    def pixels(self, image: Any) -> Tensor:
+    def pixels(self, image: Image.Image) -> Tensor:
         """Resize and crop an opened image: uint8 (3, image_size, image_size)."""
-        image = resized(_middle(decoded(image, self.resize)), self.resize)
-        left, top = (image.width - self.image_size) // 2, (image.height - self.image_size) // 2
-        return to_tensor(image.crop((left, top, left + self.image_size, top + self.image_size)))
+        image = decoded(image, self.resize)
+        # first cut a very long image: only a square is used, and the enlarged whole would fill the memory
+        short = min(image.size)
+        image = _middle(image, *(min(side, 4 * short + side % 2) for side in image.size))
+        return to_tensor(_middle(resized(image, self.resize), self.image_size, self.image_size))
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Return uint8 (N, 3, H, W) as float32, normalised."""
@@ -52,7 +51,7 @@ def preprocessing_for(
     return Preprocessing(image_size, image_size if image_size <= 64 else round(image_size / 0.95), mean, std)
 
 
-def decoded(image: Any, short_side: int) -> Any:
+def decoded(image: Image.Image, short_side: int) -> Image.Image:
     """Decode an opened image to RGB; a JPEG at 1/2, 1/4 or 1/8 of its size if that leaves 2 x `short_side` or more.
 
     libjpeg's reduced decoding is several times faster on photos. A resize to `short_side` follows.
@@ -62,18 +61,15 @@ def decoded(image: Any, short_side: int) -> Any:
     return read_image(image)
 
 
-def _middle(image: Any) -> Any:
-    """Cut a very long image to its middle: only a square is used, and the enlarged whole would fill the memory."""
-    short = min(image.size)
-    width, height = (min(side, 4 * short + side % 2) for side in image.size)
+def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
+    if image.size == (width, height):
+        return image
     left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image if (width, height) == image.size else image.crop((left, top, left + width, top + height))
+    return image.crop((left, top, left + width, top + height))
 
 
-def resized(image: Any, short_side: int) -> Any:
+def resized(image: Image.Image, short_side: int) -> Image.Image:
     """Resize an RGB image so that its shorter side is `short_side`."""
-    from PIL import Image
-
     scale = short_side / min(image.size)
     if scale == 1:
         return image
@@ -81,7 +77,7 @@ def resized(image: Any, short_side: int) -> Any:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def reduced(image: Any, short_side: int) -> Any:
+def reduced(image: Image.Image, short_side: int) -> Image.Image:
     """Shrink an RGB image by a whole factor, averaging blocks of pixels; its shorter side stays at least `short_side`.
 
     This is much cheaper than a resize. The crop resizes it later.
@@ -90,8 +86,6 @@ def reduced(image: Any, short_side: int) -> Any:
     return image.reduce(factor) if factor > 1 else image
 
 
-def to_tensor(image: Any) -> Tensor:
+def to_tensor(image: Image.Image) -> Tensor:
     """Return an RGB image as uint8 (3, H, W), in channels-last memory."""
-    import numpy as np
-
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
