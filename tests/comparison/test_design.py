@@ -67,6 +67,7 @@ def test_a_damaged_file_is_refused(tmp_path, content):
         *({"margin": value} for value in (None, 1e308, -1, "1", True, float("nan"))),
         *({"lr_search": value} for value in (["a"], 5, [0.1], [0.1, 0.1], [0.1, -1], [True, 0.2], "ab")),
         *({"arms": value} for value in ([], None, [{"name": "none", "spec": "none"}], [{"name": "none"}], "ab")),
+        {"arms": [{"name": name, "spec": name, "surprise": 1} for name in ("none", "se", "cbam")]},
         *({"options": value} for value in ({}, [], 5, {**OPTIONS, "epochs": "3"}, {**OPTIONS, "pretrained": 5})),
         {"options": {**OPTIONS, "epochs": -1}},
         *({"arm_options": value} for value in (5, [], {"none": 5}, {"none": {}}, {"other": {"model": "resnet18"}})),

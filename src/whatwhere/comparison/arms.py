@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from ..base.errors import UserError
 from ..base.words import brief, short, suggest
@@ -19,8 +20,7 @@ _BETWEEN_ARMS = re.compile(r",(?![^{]*\})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 
 
-@dataclass(frozen=True)
-class Arm:
+class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One arm.
 
     Attributes:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 
+import msgspec
 import torch
 
 from ..cost import cost, measure_latency
@@ -78,7 +78,11 @@ def seconds_of(design: Design, costs: Costs, num_images: Mapping[str, int], left
 
 
 def within_an_hour(
-    design: Design, num_classes: int, num_images: Mapping[str, int], device: torch.device
+    design: Design,
+    num_classes: int,
+    num_images: Mapping[str, int],
+    device: torch.device,
+    measure: Callable[[Design, int, torch.device], Costs] = measure_costs,
 ) -> tuple[str, float]:
     """Return options with which the comparison would take at most an hour on `device`, and about how many seconds.
 
@@ -89,16 +93,16 @@ def within_an_hour(
     size = design.options["image_size"]
     tried = [(design.backbone, size), ("resnet18", min(size, 64)), ("resnet20", 32), ("resnet8", 32)]
     for backbone, pixels in dict.fromkeys(tried):
-        plain = replace(
+        plain = msgspec.structs.replace(
             design,
             arms=(Arm("none", "none"),),
             arm_options={"none": {"model": backbone}},
             options={**design.options, "image_size": pixels, "at": ""},
         )
-        costs = measure_costs(plain, num_classes, device)
+        costs = measure(plain, num_classes, device)
         per_epoch = 1.5 * seconds_of_run(costs, "none", 1, {**num_images, "test": 0})
         epochs = min(design.options["epochs"], int(_HOUR / num_runs / per_epoch))
-        if epochs >= _FEWEST_EPOCHS or (backbone, pixels) == tried[-1]:
+        if epochs >= min(_FEWEST_EPOCHS, design.options["epochs"]) or (backbone, pixels) == tried[-1]:
             break
     epochs = max(1, epochs)
     options = f"--backbone {backbone} --image-size {pixels} --epochs {epochs} --seeds {LEAST_PAIRS}"

@@ -1,0 +1,94 @@
+"""How long the runs of a comparison take, from what a batch costs."""
+
+import msgspec
+import pytest
+import torch
+
+from whatwhere.comparison.arms import parse_arms
+from whatwhere.comparison.content import CostRow, Costs
+from whatwhere.comparison.costs import seconds_of_run, within_an_hour
+from whatwhere.comparison.design import Design
+from whatwhere.training import config
+
+IMAGES = {"train": 1000, "val": 200, "test": 300}
+
+
+def costs_of(**step_and_forward):
+    """Costs of batches of 10 images: milliseconds of a training step and of a forward pass, by arm."""
+    rows = tuple(
+        CostRow(
+            arm=arm, num_params=1, macs=1, saved_bytes=1, forward_ms=forward, training_step_ms=step,
+            images_per_second=None,
+        )
+        for arm, (step, forward) in step_and_forward.items()
+    )  # fmt: skip
+    return Costs(num_images=10, image_size=96, device="cpu", rows=rows)
+
+
+@pytest.fixture
+def design():
+    shared = config.FREE | config.TELLS_APART
+    options = {name: field.default for name, field in config.OPTIONS.items() if name not in shared}
+    return Design(
+        data="photos",
+        data_fingerprint="0",
+        began="2026-11-25T10:00+00:00",
+        backbone="resnet50",
+        arms=parse_arms("none,cbam"),
+        baseline="none",
+        num_seeds=8,
+        max_seeds=None,
+        metric="accuracy",
+        margin=0.5,
+        lr_search=(),
+        options={**options, "epochs": 100, "image_size": 96},
+        arm_options={"none": {"model": "resnet50"}, "cbam": {"model": "cbam_resnet50"}},
+    )
+
+
+def test_seconds_of_a_run():
+    costs = costs_of(none=(30.0, 10.0), cbam=(60.0, 20.0))
+    # 2 epochs: 2 x 1,000 images at 3 ms; evaluated: 3 x 200 validation and 300 test images at 1 ms
+    assert seconds_of_run(costs, "none", 2, IMAGES) == pytest.approx(6.0 + 0.9)
+    assert seconds_of_run(costs, "cbam", 2, IMAGES) == pytest.approx(2 * (6.0 + 0.9))
+    # files of earlier versions lack the times
+    assert seconds_of_run(costs_of(none=(None, None)), "none", 2, IMAGES) == 0
+
+
+@pytest.mark.parametrize(
+    ("step_ms", "expected", "seconds"),
+    [
+        # 12 runs in an hour: 300 s each. An epoch on 1,000 images at s/10 ms, and half as much again for attention.
+        ({"resnet50": 10}, "resnet50 --image-size 96 --epochs 100", 12 * 100 * 1.5),
+        ({"resnet50": 100}, "resnet50 --image-size 96 --epochs 20", 12 * 20 * 15),
+        ({"resnet50": 250, "resnet18": 100}, "resnet18 --image-size 64 --epochs 20", 12 * 20 * 15),
+        (
+            {"resnet50": 250, "resnet18": 250, "resnet20": 250, "resnet8": 20},
+            "resnet8 --image-size 32 --epochs 100",
+            12 * 100 * 3,
+        ),
+        # the smallest network is named whatever it takes
+        (dict.fromkeys(("resnet50", "resnet18", "resnet20", "resnet8"), 1000), "resnet8 --image-size 32 --epochs 2",
+         12 * 2 * 150),
+        (dict.fromkeys(("resnet50", "resnet18", "resnet20", "resnet8"), 9000), "resnet8 --image-size 32 --epochs 1",
+         12 * 1350),
+    ],
+)  # fmt: skip
+def test_what_fits_an_hour(design, step_ms, expected, seconds):
+    asked = []
+
+    def measure(plain, num_classes, device):
+        (arm,) = plain.arms
+        network = plain.run_options(arm.name, 0)
+        asked.append((network["model"], network["image_size"]))
+        return costs_of(none=(step_ms[network["model"]], 0.0))
+
+    options, fitting = within_an_hour(design, 10, IMAGES, torch.device("cpu"), measure)
+    assert (options, fitting) == (f"--backbone {expected} --seeds 6", pytest.approx(seconds))
+    assert [model for model, _ in asked] == list(step_ms)
+
+
+def test_few_epochs_are_no_reason_for_a_smaller_network(design):
+    design = msgspec.structs.replace(design, options={**design.options, "epochs": 5})
+    options, _ = within_an_hour(design, 10, IMAGES, torch.device("cpu"), lambda *_: costs_of(none=(10.0, 0.0)))
+    assert options == "--backbone resnet50 --image-size 96 --epochs 5 --seeds 6"
