@@ -6,8 +6,8 @@ import hashlib
 import re
 import shlex
 import statistics
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..base.errors import UserError
@@ -64,20 +64,10 @@ def prepare(
 ) -> Prepared:
     """Find DATA, let the doctor examine it, and draw the splits that it does not have.
 
-    Args:
-        data: A folder, a CSV file or the name of a data set; see `find_source`.
-        seed: Draws the splits.
-        val_fraction: Share of validation images; see `split_samples`.
-        test_fraction: Share of test images.
-        group_from: Regular expression of what groups paths; see `split_samples`.
-        skip_bad: Leave out images that cannot be read. If the same file is in several splits, leave out the copies in
-            train (or val).
-        check: Whether to decode and check every image; else only some headers are read.
-        path_column: Column of the paths in a CSV file.
-        label_column: Column of the labels in a CSV file.
-        data_dir: Folder of torchvision's data sets.
-        download: Whether to download a torchvision data set that is not there.
-        progress: Called with the numbers of checked images and of all images.
+    `find_source` explains the arguments that say where the images are, and `split_samples` those of the splits. With
+    `skip_bad`, images that cannot be read are left out, and, if the same file is in several splits, the copies in train
+    (or val). With `check`, every image is decoded and checked; else only some headers are read. `progress` is called
+    with the numbers of checked images and of all images.
 
     Raises:
         UserError: DATA is not found, is not sound, or cannot be split like this.
@@ -116,10 +106,8 @@ def prepare(
 def fingerprint(prepared: Prepared) -> str:
     """Return a SHA-256 of the path, label and part of every image."""
     lines = sorted((sample.path, sample.label, part) for part in SPLITS for sample in prepared.parts.get(part, ()))
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update("\0".join((*line, "")).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
+    text = "".join(f"{path}\0{label}\0{part}\0" for path, label, part in lines)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _unsound(data: str, errors: Sequence[Finding]) -> UserError:
@@ -141,9 +129,6 @@ def _median_side(source: Source, samples: Sequence[Sample]) -> int:
         with source.open(sample) as image:
             sides.append(min(image.size))
     return round(statistics.median(sides))
-
-
-_MOST = 1 - 1e-9
 
 
 def split_samples(
@@ -179,7 +164,9 @@ def split_samples(
         UserError: A fraction is out of range, the pattern does not fit a path, there are too few groups, or there is no
             train split.
     """
-    _check_fractions(val_fraction, test_fraction)
+    for name, value in (("validation", val_fraction), ("test", test_fraction)):
+        if not 0 <= value < 1:
+            raise UserError(f"the fraction of {name} images must be at least 0 and below 1, got {brief(value)}")
     given: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     pool: list[Sample] = []
     for sample in sorted(samples, key=lambda item: item.path):
@@ -192,7 +179,7 @@ def split_samples(
         raise UserError("the fraction of validation images is 0, but DATA has no val split; give one above 0")
     # a given test set stays as it is
     drawn_test = 0.0 if given["test"] else test_fraction
-    if val_fraction + drawn_test > _MOST:
+    if val_fraction + drawn_test > 1 - 1e-9:
         raise UserError(
             f"validation and test images, {val_fraction} and {drawn_test} of all, leave nothing to train on"
         )
@@ -203,12 +190,6 @@ def split_samples(
     return {split: tuple(sorted(parts[split], key=lambda item: item.path)) for split in SPLITS}
 
 
-def _check_fractions(val_fraction: float, test_fraction: float) -> None:
-    for name, value in (("validation", val_fraction), ("test", test_fraction)):
-        if not 0 <= value < 1:
-            raise UserError(f"the fraction of {name} images must be at least 0 and below 1, got {brief(value)}")
-
-
 def _draw(
     pool: Sequence[Sample],
     seed: int,
@@ -216,7 +197,11 @@ def _draw(
     group_from: str | None,
     twins: Iterable[Sequence[str]],
 ) -> dict[str, list[Sample]]:
-    units = _units(pool, group_from, twins)
+    # groups of samples that must stay together, sorted by path
+    by_path = {sample.path: sample for sample in pool}
+    groups = [*twins, *(_groups(pool, group_from) if group_from is not None else ())]
+    inside = [[path for path in group if path in by_path] for group in groups]
+    units = [[by_path[path] for path in unit] for unit in joined([*([path] for path in by_path), *inside])]
     # large groups first: the small ones then even out the shares
     units.sort(key=lambda unit: (-len(unit), stream_seed(seed, f"split.{printable(unit[0].path)}"), unit[0].path))
     parts = _Parts(units, {split: fraction for split, fraction in fractions.items() if fraction})
@@ -225,10 +210,11 @@ def _draw(
         result[parts.place(unit)] += unit
     empty = [split for split, fraction in fractions.items() if fraction and not result[split]]
     if empty:
-        what = f"the images form {counted(len(units), 'group')} that must stay whole, as near duplicates must"
         hint = ", or choose other groups" if group_from else ""
-        names = f"{', '.join(result)}: {' and '.join(empty)} would be empty"
-        raise UserError(f"{what}: too few to fill {names}; add images{hint}")
+        raise UserError(
+            f"the images form {counted(len(units), 'group')} that must stay whole, as near duplicates must: too few to "
+            f"fill {', '.join(result)}: {' and '.join(empty)} would be empty; add images{hint}"
+        )
     return result
 
 
@@ -237,28 +223,26 @@ class _Parts:
 
     def __init__(self, units: Sequence[Sequence[Sample]], fractions: dict[str, float]) -> None:
         self.splits = list(fractions)
-        self.sizes: dict[str, int] = defaultdict(int)
-        self.units_left: dict[str, int] = defaultdict(int)
-        for unit in units:
-            for label, count in _counts(unit).items():
-                self.sizes[label] += count
-                self.units_left[label] += 1
-        targets = {label: _shares(size, list(fractions.values())) for label, size in self.sizes.items()}
+        self.sizes = Counter(sample.label for unit in units for sample in unit)
+        self.units_left = Counter(label for unit in units for label in {sample.label for sample in unit})
         # number of images that each part still needs
-        self.needs = {label: dict(zip(self.splits, shares, strict=True)) for label, shares in targets.items()}
-        self.without = {label: set(self.splits) for label in targets}
+        self.needs = {
+            label: dict(zip(self.splits, _shares(size, list(fractions.values())), strict=True))
+            for label, size in self.sizes.items()
+        }
+        self.without = {label: set(self.splits) for label in self.sizes}
 
     def place(self, unit: Sequence[Sample]) -> str:
         """Choose the part for a group, and count its images there."""
-        counts = _counts(unit)
+        counts = Counter(sample.label for sample in unit)
         best = min(self._choices(counts), key=lambda split: self._cost(counts, split))
+        self.units_left.subtract(counts.keys())
         for label, count in counts.items():
             self.needs[label][best] -= count
-            self.units_left[label] -= 1
             self.without[label].discard(best)
         return best
 
-    def _choices(self, counts: dict[str, int]) -> list[str]:
+    def _choices(self, counts: Mapping[str, int]) -> list[str]:
         train = self.splits[0]
         # every class gets training images
         if any(self.units_left[label] == 1 and train in self.without[label] for label in counts):
@@ -270,18 +254,11 @@ class _Parts:
                 choices = [split for split in choices if split in self.without[label]] or choices
         return choices
 
-    def _cost(self, counts: dict[str, int], split: str) -> float:
+    def _cost(self, counts: Mapping[str, int], split: str) -> float:
         """Return the growth of the squared deviations from the targets, each divided by the size of its class."""
         return sum(
             count * (count - 2 * self.needs[label][split]) / self.sizes[label] for label, count in counts.items()
         )
-
-
-def _counts(unit: Sequence[Sample]) -> dict[str, int]:
-    counts: dict[str, int] = defaultdict(int)
-    for sample in unit:
-        counts[sample.label] += 1
-    return counts
 
 
 def _shares(size: int, fractions: Sequence[float]) -> list[int]:
@@ -297,14 +274,6 @@ def _shares(size: int, fractions: Sequence[float]) -> list[int]:
         shares[shares.index(max(shares))] -= 1
         shares[shares.index(0)] += 1
     return shares
-
-
-def _units(pool: Sequence[Sample], group_from: str | None, twins: Iterable[Sequence[str]]) -> list[list[Sample]]:
-    """Return the groups of samples that must stay together, sorted by path."""
-    by_path = {sample.path: sample for sample in pool}
-    groups = [*twins, *(_groups(pool, group_from) if group_from is not None else ())]
-    inside = [[path for path in group if path in by_path] for group in groups]
-    return [[by_path[path] for path in unit] for unit in joined([*([path] for path in by_path), *inside])]
 
 
 def _groups(pool: Sequence[Sample], pattern: str) -> list[list[str]]:

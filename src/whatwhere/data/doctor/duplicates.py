@@ -81,14 +81,13 @@ def joined(groups: Iterable[Sequence[T]]) -> list[list[T]]:
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    groups = [group for group in groups if group]
+    groups = list(groups)
     members = sorted({member for group in groups for member in group})
     number = {member: index for index, member in enumerate(members)}
     if not members:
         return []
-    edges = [(number[group[0]], number[member]) for group in groups for member in group]
-    ends = tuple(np.array(edges, dtype=np.int64).reshape(-1, 2).T)
-    graph = coo_matrix((np.ones(len(edges)), ends), shape=(len(members), len(members)))
+    first, other = zip(*((number[group[0]], number[member]) for group in groups for member in group), strict=True)
+    graph = coo_matrix((np.ones(len(first)), (first, other)), shape=(len(members), len(members)))
     merged: dict[int, list[T]] = defaultdict(list)
     for member, component in zip(members, connected_components(graph, directed=False)[1].tolist(), strict=True):
         merged[component].append(member)

@@ -31,14 +31,11 @@ LOOK_BYTES = 17 * 16 + 3
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """A summary of one image.
+    """A summary of one image; mode and size as stored.
 
     Attributes:
         fault: What is wrong with the image (`ImageError.kind`), or "".
         format: Pillow's name of the format; "" in a built-in set.
-        mode: Pillow's mode, as stored.
-        width: Width in pixels, as stored.
-        height: Height in pixels, as stored.
         turned: Whether the EXIF header asks for a rotation or reflection.
         digest: BLAKE2b hash of the file's bytes, or of the pixels in a built-in set.
         look: A grey picture of 17 x 16 pixels and the mean colour, by which nearly equal images are found.
@@ -100,13 +97,9 @@ def read_entry(source: Source, sample: Sample) -> Entry:
         entry["digest"] = hashlib.blake2b(source.content(sample), digest_size=16).hexdigest()
     except ImageError as error:
         return Entry(**{**entry, "fault": error.kind})
-    return Entry(**entry, look=_look(rgb))
-
-
-def _look(image: Image.Image) -> bytes:
-    grey = image.convert("L").resize(LOOK_SIZE, Image.Resampling.BILINEAR, reducing_gap=2.0)
-    mean = image.resize((1, 1), Image.Resampling.BOX)
-    return grey.tobytes() + mean.tobytes()
+    grey = rgb.convert("L").resize(LOOK_SIZE, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    mean = rgb.resize((1, 1), Image.Resampling.BOX)
+    return Entry(**entry, look=grey.tobytes() + mean.tobytes())
 
 
 class _Cache(msgspec.Struct):
@@ -138,11 +131,11 @@ class _Store:
                 self.old = stored.entries if stored.head == self.head else {}
 
     def entry(self, sample: Sample) -> Entry:
-        if self.file is None:
-            return read_entry(self.source, sample)
         try:
-            status = self.source.file(sample).stat()
+            status = None if self.file is None else self.source.file(sample).stat()
         except OSError:
+            status = None
+        if status is None:
             return read_entry(self.source, sample)
         size, time, entry = self.old.get(sample.path, (0, 0, None))
         if entry is None or (size, time) != (status.st_size, status.st_mtime_ns) or not entry.is_complete:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +13,10 @@ from typing import Any, Literal
 from ...base.tables import Table
 from ...base.words import counted, printable
 from ..images import READ_AS
-from ..sources.source import Finding, Sample, Source
+from ..sources.source import Finding, Source
 from .duplicates import identical_groups, joined, near_pairs
 from .findings import class_counts, class_findings, copy_findings, file_findings, surplus
-from .probe import Entry, default_cache, probe
+from .probe import default_cache, probe
 
 _SEVERITIES = ("error", "warning", "note")
 _MOST_PATHS = 10
@@ -136,39 +136,28 @@ def examine(
     """
     entries = probe(source, default_cache() if cache == "user" else cache, progress)
     samples = source.samples
+    both = list(zip(samples, entries, strict=True))
     identical, near = identical_groups(entries), near_pairs(entries)
-    usable = [sample for sample, entry in zip(samples, entries, strict=True) if not entry.fault]
+    usable = [sample for sample, entry in both if not entry.fault]
+    sound = [entry for entry in entries if not entry.fault]
+    modes = Counter(entry.mode for entry in sound if entry.mode != "RGB")
+    num_turned = sum(entry.turned for entry in sound)
     findings = [
         *source.findings,
         *file_findings(source, entries),
         *class_findings(usable),
         *copy_findings(samples, identical, near),
     ]
-    sides = [min(entry.width, entry.height) for entry in entries if not entry.fault]
+    contents = sorted(f"{sample.path}\0{entry.digest}" for sample, entry in both)
     return Report(
         name=source.name,
         num_images=len(samples),
         counts=class_counts(usable),
         findings=tuple(sorted(findings, key=lambda finding: _SEVERITIES.index(finding.severity))),
-        bad=frozenset(sample.path for sample, entry in zip(samples, entries, strict=True) if entry.fault),
+        bad=frozenset(sample.path for sample, entry in both if entry.fault),
         surplus=surplus(samples, identical),
-        twins=_twins(samples, [*identical, *near]),
-        median_side=round(statistics.median(sides)) if sides else 0,
-        modes=_modes(entries),
-        digest=_digest(samples, entries),
+        twins=tuple(tuple(samples[index].path for index in group) for group in joined([*identical, *near])),
+        median_side=round(statistics.median(min(entry.width, entry.height) for entry in sound)) if sound else 0,
+        modes=dict(sorted(modes.items())) | ({"EXIF rotation": num_turned} if num_turned else {}),
+        digest=hashlib.sha256("\0".join(contents).encode("utf-8", "surrogatepass")).hexdigest(),
     )
-
-
-def _digest(samples: Sequence[Sample], entries: Sequence[Entry]) -> str:
-    lines = sorted(f"{sample.path}\0{entry.digest}" for sample, entry in zip(samples, entries, strict=True))
-    return hashlib.sha256("\0".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _twins(samples: Sequence[Sample], groups: Sequence[Sequence[int]]) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(samples[index].path for index in group) for group in joined(groups))
-
-
-def _modes(entries: Sequence[Entry]) -> dict[str, int]:
-    modes = Counter(entry.mode for entry in entries if not entry.fault and entry.mode != "RGB")
-    turned = sum(entry.turned for entry in entries if not entry.fault)
-    return dict(sorted(modes.items())) | ({"EXIF rotation": turned} if turned else {})
