@@ -11,7 +11,7 @@ from image_files import bomb, fill, save
 from whatwhere import UserError
 from whatwhere.base.words import printable
 from whatwhere.data.sources.find import find_source
-from whatwhere.data.sources.named import DATASETS
+from whatwhere.data.sources.named import DATASETS, SPLITS_OF
 from whatwhere.data.sources.source import class_name, split_of
 
 
@@ -385,10 +385,11 @@ def test_every_named_data_set_takes_its_arguments():
 
     from torchvision import datasets
 
-    for entry in DATASETS.values():
-        parameters = inspect.signature(getattr(datasets, entry.name)).parameters
-        for options in entry.splits.values():
-            assert entry.name == "QMNIST" or set(options) <= set(parameters)
+    assert set(DATASETS.values()) == set(SPLITS_OF)
+    for name, splits in SPLITS_OF.items():
+        parameters = inspect.signature(getattr(datasets, name)).parameters
+        for options in splits.values():
+            assert name == "QMNIST" or set(options) <= set(parameters)
 
 
 def test_sources_can_be_sent_to_another_process(tmp_path):

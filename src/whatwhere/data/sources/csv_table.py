@@ -131,9 +131,6 @@ def _resolve(folder: Path, name: str) -> str | None:
         full = os.path.normpath(os.path.join(folder, spelling))
         if spelling and os.path.isfile(full):
             inside = os.path.relpath(full, folder)
-            return (
-                os.path.abspath(full)
-                if os.path.isabs(spelling) and inside.startswith("..")
-                else Path(inside).as_posix()
-            )
+            is_elsewhere = os.path.isabs(spelling) and inside.startswith("..")
+            return os.path.abspath(full) if is_elsewhere else Path(inside).as_posix()
     return None

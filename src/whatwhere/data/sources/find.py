@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ...base.errors import UserError
 from ...base.words import brief, printable, suggest
-from . import named as builtin
 from .csv_table import list_csv
 from .folders import list_folder
+from .named import DATASETS, digits_source, torchvision_source
 from .source import Source
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar")
@@ -37,48 +37,38 @@ def find_source(
     Raises:
         UserError: There is no such DATA, or it has no images with classes.
     """
-    path = Path(data).expanduser() if data else Path()
     if not data:
         raise UserError("DATA is empty; give a folder, a CSV file or the name of a data set")
+    path = Path(data).expanduser()
+    shown = printable(str(path))
     exists = os.path.exists(path)
     is_list = exists and path.is_file() and path.suffix.lower() in {".csv", ".tsv"}
     if (path_column or label_column) and not is_list:
         raise UserError(f"--path-column and --label-column are for a CSV file, and {brief(printable(data))} is none")
     if is_list:
-        samples, findings = list_csv(path, path_column, label_column)
-        return Source(data, path.parent, samples, findings)
+        return Source(data, path.parent, *list_csv(path, path_column, label_column))
     if exists and path.is_dir():
-        samples, findings = list_folder(path)
-        return Source(data, path, samples, findings)
+        return Source(data, path, *list_folder(path))
+    if exists and path.suffix.lower() in _ARCHIVES:
+        raise UserError(f"{shown} is an archive; unpack it and give the folder")
     if exists:
-        raise _no_data_file(path)
-    return _find_built_in(data, data_dir, download)
-
-
-def _no_data_file(path: Path) -> UserError:
-    if path.suffix.lower() in _ARCHIVES:
-        return UserError(f"{printable(str(path))} is an archive; unpack it and give the folder")
-    return UserError(f"{printable(str(path))} is a file, and DATA is a folder of class folders or a .csv or .tsv file")
-
-
-def _find_built_in(data: str, data_dir: str | None, download: bool) -> Source:
+        raise UserError(f"{shown} is a file, and DATA is a folder of class folders or a .csv or .tsv file")
     name = data.lower().removeprefix("torchvision/").removeprefix("torchvision:")
     if data.lower() == "digits":
-        return builtin.digits_source(data)
-    if name in builtin.DATASETS:
-        return builtin.torchvision_source(data, name, data_dir, download)
-    known = ["digits", *builtin.DATASETS]
+        return digits_source(data)
+    if name in DATASETS:
+        return torchvision_source(data, name, data_dir, download)
+    known = ["digits", *DATASETS]
     close = suggest(name, known) if "torchvision" in data.lower() or "/" not in data else ""
+    names = "; data sets by name: " + ", ".join(known) if not close and len(data) < 20 and "/" not in data else ""
     raise UserError(
-        f"there is no folder, CSV file or data set {brief(printable(data), 200)}{close or _nearest_path(data)}"
-        + ("" if close else "; data sets by name: " + ", ".join(known) if len(data) < 20 and "/" not in data else "")
+        f"there is no folder, CSV file or data set {brief(printable(data), 200)}{close or _nearest_path(path)}{names}"
     )
 
 
-def _nearest_path(data: str) -> str:
-    parent = Path(data).expanduser().parent
+def _nearest_path(path: Path) -> str:
     try:
-        beside = sorted(entry for entry in os.listdir(parent) if not entry.startswith("."))
+        beside = sorted(entry for entry in os.listdir(path.parent) if not entry.startswith("."))
     except (OSError, ValueError):
         return ""
-    return suggest(Path(data).name, beside, str(parent / "_")[:-1])
+    return suggest(path.name, beside, before=str(path.parent / "_")[:-1])

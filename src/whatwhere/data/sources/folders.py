@@ -79,150 +79,63 @@ def list_folder(root: Path) -> tuple[tuple[Sample, ...], tuple[Finding, ...]]:
     Raises:
         UserError: There are no class folders with images, or a split is there twice.
     """
-    listing = _Listing(root)
-    top = listing.list()
+    top = _Folder("", "")
+    met: dict[str, list[str]] = defaultdict(list)  # paths that are left out or odd, by kind
+    try:
+        _fill(root, top, 0, {_identity(root)}, met)
+    except OSError as error:
+        raise UserError(f"cannot list {printable(str(root))}: {error.strerror}; see its permissions") from error
     notes = []
     while (inner := _wrapped(top)) is not None:
         message = f"DATA holds only the folder {printable(inner.path)}; its folders are the classes or splits"
         notes.append(Finding("note", "wrapper", message, (inner.path,)))
         top = inner
-    samples = _samples(root, top, listing.met)
-    met = {kind: sorted(set(paths)) for kind, paths in listing.met.items()}
-    findings = [*findings_of(_MESSAGES, met), *notes]
-    return tuple(sorted(samples, key=lambda sample: sample.path)), tuple(findings)
+    samples = _samples(root, top, met)
+    findings = findings_of(_MESSAGES, {kind: sorted(set(paths)) for kind, paths in met.items()})
+    return tuple(sorted(samples, key=lambda sample: sample.path)), (*findings, *notes)
 
 
-def _wrapped(top: _Folder) -> _Folder | None:
-    with_images = top.class_folders
-    if len(with_images) != 1 or top.images:
-        return None
-    inner = with_images[0]
-    is_split = split_of(inner.name) is not None
-    return None if inner.images or not inner.class_folders or is_split else inner
+def _identity(path: Path | str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
-def _samples(root: Path, top: _Folder, met: dict[str, list[str]]) -> list[Sample]:
-    splits: dict[str, _Folder] = {}
-    for folder in top.folders:
-        split = split_of(folder.name)
-        if split is None or not folder.class_folders:
-            continue
-        if split in splits:
-            names = f"{printable(splits[split].path)} and {printable(folder.path)}"
-            raise UserError(f"in {printable(str(root))}, {names} are both a {split} folder; merge or rename one")
-        splits[split] = folder
-    if not splits:
-        _check_classes(root, top)
-        samples = _class_samples(top, None, met)
-        met["split-in-class"] += [
-            inner.path for folder in top.folders for inner in folder.class_folders if split_of(inner.name) is not None
-        ]
-        return samples
-    taken = {folder.path for folder in splits.values()}
-    met["beside"] += [folder.path for folder in top.class_folders if folder.path not in taken]
-    met["stray"] += top.images
-    return [sample for split in sorted(splits) for sample in _class_samples(splits[split], split, met)]
-
-
-def _class_samples(parent: _Folder, split: str | None, met: dict[str, list[str]]) -> list[Sample]:
-    met["stray"] += parent.images
-    samples = []
-    for folder in parent.folders:
-        images = list(folder.all_images())
-        if not images:
-            met["empty-class"].append(folder.path)
-        met["nested"] += [inner.path for inner in folder.below() if inner.images]
-        samples += [Sample(path, class_name(folder.name), split) for path in images]
-    return samples
-
-
-def _check_classes(root: Path, top: _Folder) -> None:
-    where = printable(str(root))
-    classes = top.class_folders
-    if not classes and top.images:
-        raise UserError(
-            f"{where} holds {len(top.images):,} images but no class folders; put each class's images into a folder of "
-            "its name, or give a CSV file of paths and labels"
-        )
-    if not classes:
-        raise UserError(f"{where} holds no images; DATA is a folder of class folders, or of train/val/test folders")
-    if len(classes) > 1 and all(split_of(folder.name) for folder in classes):
-        names = few([folder.path for folder in classes], 6, " and ")
-        raise UserError(f"in {where}, {names} hold images but no class folders; the classes must be folders in them")
-
-
-class _Listing:
-    """Lists folders; `met` keeps the paths that are left out or odd, by kind."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.met: dict[str, list[str]] = defaultdict(list)
-
-    def list(self) -> _Folder:
-        top = _Folder("", "")
-        seen = {self._identity(self.root)}
-        try:
-            self._fill(top, 0, seen)
-        except OSError as error:
-            raise UserError(
-                f"cannot list {printable(str(self.root))}: {error.strerror}; see its permissions"
-            ) from error
-        return top
-
-    @staticmethod
-    def _identity(path: Path | str) -> tuple[int, int]:
-        status = os.stat(path)
-        return status.st_dev, status.st_ino
-
-    def _fill(self, folder: _Folder, depth: int, seen: set[tuple[int, int]]) -> None:
-        with os.scandir(self.root / folder.path) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
-        for entry in found:
-            path = f"{folder.path}/{entry.name}" if folder.path else entry.name
-            if entry.name.startswith(".") or entry.name.lower() in _HIDDEN:
-                self.met["hidden"].append(path)
-            else:
-                self._sort(folder, entry, path, depth, seen)
-
-    def _sort(
-        self, folder: _Folder, entry: os.DirEntry[str], path: str, depth: int, seen: set[tuple[int, int]]
-    ) -> None:
+def _fill(root: Path, folder: _Folder, depth: int, seen: set[tuple[int, int]], met: dict[str, list[str]]) -> None:
+    """List `folder` and the folders in it; `seen` are the folders that are not entered again."""
+    with os.scandir(root / folder.path) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    for entry in found:
+        path = f"{folder.path}/{entry.name}" if folder.path else entry.name
+        suffix = os.path.splitext(path)[1].lower()
         try:
             is_folder, is_file = entry.is_dir(), entry.is_file()
         except OSError:  # a link to itself
             is_folder = is_file = False
-        if is_folder:
-            self._enter(folder, _Folder(path, entry.name), entry.path, depth, seen)
-        elif is_file:
-            self._take(folder, path, entry.path)
-        else:
-            self.met["link" if entry.is_symlink() else "special"].append(path)
-
-    def _enter(self, parent: _Folder, folder: _Folder, full: str, depth: int, seen: set[tuple[int, int]]) -> None:
-        identity = self._identity(full)
-        if identity in seen:
-            self.met["link"].append(folder.path)
-            return
-        # near the top, only a folder inside itself is left out: two classes may be links to one folder, and the doctor
-        # then reports the same images under two names
-        inside = {*seen, identity} if depth < _FREE_DEPTH else seen
-        inside.add(identity)
-        try:
-            self._fill(folder, depth + 1, inside)
-        except OSError:
-            self.met["permission"].append(folder.path)
-        parent.folders.append(folder)
-
-    def _take(self, folder: _Folder, path: str, full: str) -> None:
-        suffix = os.path.splitext(path)[1].lower()
-        if suffix in SUFFIXES:
+        if entry.name.startswith(".") or entry.name.lower() in _HIDDEN:
+            met["hidden"].append(path)
+        elif is_folder and (identity := _identity(entry.path)) in seen:
+            met["link"].append(path)
+        elif is_folder:
+            # near the top, only a folder inside itself is left out: two classes may be links to one folder, and the
+            # doctor then reports the same images under two names
+            inside = set(seen) if depth < _FREE_DEPTH else seen
+            inside.add(identity)
+            inner = _Folder(path, entry.name)
+            try:
+                _fill(root, inner, depth + 1, inside, met)
+            except OSError:
+                met["permission"].append(path)
+            folder.folders.append(inner)
+        elif not is_file:
+            met["link" if entry.is_symlink() else "special"].append(path)
+        elif suffix in SUFFIXES:
             folder.images.append(path)
         elif suffix in _FOREIGN:
-            self.met["convert"].append(path)
-        elif suffix not in _BYSTANDERS and _is_image(full):
-            self.met["suffix"].append(path)
+            met["convert"].append(path)
+        elif suffix not in _BYSTANDERS and _is_image(entry.path):
+            met["suffix"].append(path)
         else:
-            self.met["other"].append(path)
+            met["other"].append(path)
 
 
 def _is_image(full: str) -> bool:
@@ -231,3 +144,53 @@ def _is_image(full: str) -> bool:
     except ImageError as error:
         return error.kind == "huge"
     return True
+
+
+def _wrapped(top: _Folder) -> _Folder | None:
+    with_images = top.class_folders
+    if len(with_images) != 1 or top.images:
+        return None
+    inner = with_images[0]
+    return None if inner.images or not inner.class_folders or split_of(inner.name) is not None else inner
+
+
+def _samples(root: Path, top: _Folder, met: dict[str, list[str]]) -> list[Sample]:
+    where = printable(str(root))
+    splits: dict[str | None, _Folder] = {}
+    for folder in top.folders:
+        split = split_of(folder.name)
+        if split is None or not folder.class_folders:
+            continue
+        if split in splits:
+            names = f"{printable(splits[split].path)} and {printable(folder.path)}"
+            raise UserError(f"in {where}, {names} are both a {split} folder; merge or rename one")
+        splits[split] = folder
+    classes = top.class_folders
+    if splits:
+        taken = {folder.path for folder in splits.values()}
+        met["beside"] += [folder.path for folder in classes if folder.path not in taken]
+        met["stray"] += top.images
+    elif not classes and top.images:
+        raise UserError(
+            f"{where} holds {len(top.images):,} images but no class folders; put each class's images into a folder of "
+            "its name, or give a CSV file of paths and labels"
+        )
+    elif not classes:
+        raise UserError(f"{where} holds no images; DATA is a folder of class folders, or of train/val/test folders")
+    elif len(classes) > 1 and all(split_of(folder.name) for folder in classes):
+        names = few([folder.path for folder in classes], 6, " and ")
+        raise UserError(f"in {where}, {names} hold images but no class folders; the classes must be folders in them")
+    else:
+        met["split-in-class"] += [
+            inner.path for folder in top.folders for inner in folder.class_folders if split_of(inner.name) is not None
+        ]
+    samples = []
+    for split, parent in (splits or {None: top}).items():
+        met["stray"] += parent.images
+        for folder in parent.folders:
+            images = list(folder.all_images())
+            if not images:
+                met["empty-class"].append(folder.path)
+            met["nested"] += [inner.path for inner in folder.below() if inner.images]
+            samples += [Sample(path, class_name(folder.name), split) for path in images]
+    return samples

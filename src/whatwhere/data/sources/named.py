@@ -25,45 +25,36 @@ _TRAIN_FLAG = {"train": {"train": True}, "test": {"train": False}}
 _WHOLE: dict[str, dict[str, Any]] = {"all": {}}
 
 
-@dataclass(frozen=True)
-class _Dataset:
-    """A class of torchvision.datasets, and its arguments for each split."""
-
-    name: str
-    splits: Mapping[str, Mapping[str, Any]]
-    # torchvision creates this folder even if it downloads nothing
-    folder: str | None = None
-
-
-DATASETS = {
-    item.name.lower(): item
-    for item in (
-        _Dataset("CIFAR10", _TRAIN_FLAG),
-        _Dataset("CIFAR100", _TRAIN_FLAG),
-        _Dataset("MNIST", _TRAIN_FLAG),
-        _Dataset("FashionMNIST", _TRAIN_FLAG),
-        _Dataset("KMNIST", _TRAIN_FLAG),
-        _Dataset("QMNIST", _TRAIN_FLAG),
-        _Dataset("USPS", _TRAIN_FLAG),
-        _Dataset("SVHN", _TRAIN_TEST),
-        _Dataset("STL10", _TRAIN_TEST),
-        _Dataset("Food101", _TRAIN_TEST),
-        _Dataset("Flowers102", _TRAIN_VAL_TEST),
-        _Dataset("OxfordIIITPet", {"train": {"split": "trainval"}, "test": {"split": "test"}}),
-        _Dataset("DTD", _TRAIN_VAL_TEST),
-        _Dataset("EuroSAT", _WHOLE),
-        _Dataset("GTSRB", _TRAIN_TEST),
-        _Dataset("FGVCAircraft", _TRAIN_VAL_TEST),
-        _Dataset("PCAM", _TRAIN_VAL_TEST),
-        _Dataset("Imagenette", {"train": {"split": "train"}, "val": {"split": "val"}}),
-        _Dataset("Country211", _TRAIN_VALID_TEST),
-        _Dataset("RenderedSST2", _TRAIN_VAL_TEST),
-        _Dataset("SUN397", _WHOLE),
-        _Dataset("Caltech101", _WHOLE, "caltech101"),
-        _Dataset("Caltech256", _WHOLE, "caltech256"),
-        _Dataset("StanfordCars", _TRAIN_TEST),
-    )
+# class of torchvision.datasets -> its arguments for each split
+SPLITS_OF: dict[str, Mapping[str, Mapping[str, Any]]] = {
+    "CIFAR10": _TRAIN_FLAG,
+    "CIFAR100": _TRAIN_FLAG,
+    "MNIST": _TRAIN_FLAG,
+    "FashionMNIST": _TRAIN_FLAG,
+    "KMNIST": _TRAIN_FLAG,
+    "QMNIST": _TRAIN_FLAG,
+    "USPS": _TRAIN_FLAG,
+    "SVHN": _TRAIN_TEST,
+    "STL10": _TRAIN_TEST,
+    "Food101": _TRAIN_TEST,
+    "Flowers102": _TRAIN_VAL_TEST,
+    "OxfordIIITPet": {"train": {"split": "trainval"}, "test": {"split": "test"}},
+    "DTD": _TRAIN_VAL_TEST,
+    "EuroSAT": _WHOLE,
+    "GTSRB": _TRAIN_TEST,
+    "FGVCAircraft": _TRAIN_VAL_TEST,
+    "PCAM": _TRAIN_VAL_TEST,
+    "Imagenette": {"train": {"split": "train"}, "val": {"split": "val"}},
+    "Country211": _TRAIN_VALID_TEST,
+    "RenderedSST2": _TRAIN_VAL_TEST,
+    "SUN397": _WHOLE,
+    "Caltech101": _WHOLE,
+    "Caltech256": _WHOLE,
+    "StanfordCars": _TRAIN_TEST,
 }
+# torchvision creates these folders even if it downloads nothing
+_FOLDERS = {"Caltech101": "caltech101", "Caltech256": "caltech256"}
+DATASETS = {name.lower(): name for name in SPLITS_OF}
 
 
 @dataclass(frozen=True)
@@ -118,12 +109,12 @@ def torchvision_source(name: str, key: str, data_dir: str | None, download: bool
     Raises:
         UserError: It is not there and `download` is off, or the download fails.
     """
-    entry = DATASETS[key]
+    dataset = DATASETS[key]
     folder = Path(DEFAULT_DIR if data_dir is None else data_dir).expanduser()
-    sets = {split: _load(entry, folder, dict(options), download) for split, options in entry.splits.items()}
-    by_split = {split: _labels(dataset) for split, dataset in sets.items()}
+    sets = {split: _load(dataset, folder, options, download) for split, options in SPLITS_OF[dataset].items()}
+    by_split = {split: _labels(part) for split, part in sets.items()}
     where = printable(str(folder))
-    finding = Finding("note", "built-in", f"{entry.name} is read by torchvision from the folder {where}")
+    finding = Finding("note", "built-in", f"{dataset} is read by torchvision from the folder {where}")
     return BuiltInSource(name, None, _samples(by_split), (finding,), sets)
 
 
@@ -136,22 +127,23 @@ def _samples(by_split: Mapping[str, Sequence[str]]) -> tuple[Sample, ...]:
     return tuple(sorted(samples, key=lambda sample: sample.path))
 
 
-def _load(entry: _Dataset, folder: Path, options: dict[str, Any], download: bool) -> Any:
+def _load(dataset: str, folder: Path, options: Mapping[str, Any], download: bool) -> Any:
     from torchvision import datasets
 
-    make = getattr(datasets, entry.name)
-    if folder.is_dir() and (entry.folder is None or (folder / entry.folder).is_dir()):
+    make = getattr(datasets, dataset)
+    where = printable(str(folder))
+    if (folder / _FOLDERS.get(dataset, "")).is_dir():
         try:
             return make(str(folder), **options)
         except ModuleNotFoundError as error:
-            raise UserError(f"{entry.name} needs a package that is not installed: pip install {error.name}") from error
+            raise UserError(f"{dataset} needs a package that is not installed: pip install {error.name}") from error
         except (RuntimeError, OSError) as error:
             if "is not found" in str(error) or "h5py" in str(error):
-                raise UserError(f"{entry.name} cannot be read: {cause(error)}") from error
+                raise UserError(f"{dataset} cannot be read: {cause(error)}") from error
             # missing, or incomplete
     if not download:
         raise UserError(
-            f"{entry.name} is not in the folder {printable(str(folder))}, where torchvision would look for it; give "
+            f"{dataset} is not in the folder {where}, where torchvision would look for it; give "
             "its folder with --data-dir, or fetch it with --download"
         )
     try:
@@ -161,18 +153,15 @@ def _load(entry: _Dataset, folder: Path, options: dict[str, Any], download: bool
             return make(str(folder), download=True, **options)
     except (RuntimeError, OSError, ValueError) as error:
         raise UserError(
-            f"{entry.name} could not be downloaded to {printable(str(folder))} ({cause(error)}); put its files there, "
+            f"{dataset} could not be downloaded to {where} ({cause(error)}); put its files there, "
             "or give another folder with --data-dir"
         ) from error
 
 
 def _labels(dataset: Any) -> list[str]:
     """Return the class name of each image; without decoding the images if the data set has a known list of labels."""
-    held = next(
-        (getattr(dataset, name) for name in ("targets", "labels", "_labels", "y") if hasattr(dataset, name)), None
-    )
-    if held is None:
-        held = [item[1] for item in getattr(dataset, "_samples", dataset)]
+    name = next((name for name in ("targets", "labels", "_labels", "y") if hasattr(dataset, name)), None)
+    held = getattr(dataset, name) if name else (item[1] for item in getattr(dataset, "_samples", dataset))
     indices = [int(label) for label in held]
     names = getattr(dataset, "classes", None) or getattr(dataset, "categories", None)
     if names is None:
