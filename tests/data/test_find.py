@@ -216,6 +216,7 @@ def test_nothing_fits(tmp_path, monkeypatch):
     assert "did you mean fashionmnist?" in refusal("torchvision/FashionMNST")
     assert "DATA is empty" in refusal("")
     assert "there is no folder" in refusal("no\0path")
+    assert "there is no folder" in refusal("~nobody-of-this-name/photos")
     (tmp_path / "a.zip").touch()
     assert refusal("a.zip") == "a.zip is an archive; unpack it and give the folder"
     (tmp_path / "a.npy").touch()
@@ -287,6 +288,16 @@ def test_csv_columns_by_name(tmp_path):
     assert "--label-column" in refusal(path, path_column="where")
     assert "did you mean what?" in refusal(path, path_column="where", label_column="whot")
     assert listed(find_source(str(path), path_column="Where", label_column="what")) == [("x/0.png", "a", None)]
+
+
+@pytest.mark.parametrize(
+    ("header", "column"),
+    [("path,label,label", "label"), ("Path,path,label", "path"), ("path,label,Split,split", "split")],
+)
+def test_csv_columns_of_one_name_are_refused(tmp_path, header, column):
+    fill(tmp_path, "x", count=1)
+    message = refusal(csv_file(tmp_path, f"{header}\nx/0.png,a,train,test\n"))
+    assert f"has more than one column '{column}'" in message
 
 
 def test_csv_files_that_cannot_be_used(tmp_path):

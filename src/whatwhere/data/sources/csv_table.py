@@ -67,7 +67,8 @@ def list_csv(
     header = [name.strip() for name in lines[0][1]]
     path_column = _column(where, header, path_column, _PATH_COLUMNS, "path")
     label_column = _column(where, header, label_column, _LABEL_COLUMNS, "label")
-    split_column = next((name for known in _SPLIT_COLUMNS for name in header if name.lower() == known), None)
+    splits = [name for name in _SPLIT_COLUMNS if name in map(str.lower, header)]
+    split_column = _column(where, header, splits[0], (), "split") if splits else None
     rows = [(line, [cell.strip() for cell in cells]) for line, cells in lines[1:]]
     # an empty column of splits does not count
     if not any(dict(zip(header, cells, strict=False)).get(split_column or "") for _, cells in rows):
@@ -118,6 +119,8 @@ def _column(where: str, header: list[str], wanted: str | None, known: Sequence[s
     lowered = {name.lower(): name for name in header}
     for name in (wanted.strip().lower(),) if wanted is not None else known:
         if name in lowered:
+            if sum(other.lower() == name for other in header) > 1:
+                raise UserError(f"{where} has more than one column {brief(lowered[name])}; rename or remove the others")
             return lowered[name]
     columns = few([name for name in header if name], 12)
     if wanted is not None:

@@ -39,7 +39,7 @@ def find_source(
     """
     if not data:
         raise UserError("DATA is empty; give a folder, a CSV file or the name of a data set")
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))  # unlike Path.expanduser, keeps the ~ of an unknown user
     shown = printable(str(path))
     exists = os.path.exists(path)
     is_list = exists and path.is_file() and path.suffix.lower() in {".csv", ".tsv"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -110,7 +111,7 @@ def torchvision_source(name: str, key: str, data_dir: str | None, download: bool
         UserError: It is not there and `download` is off, or the download fails.
     """
     dataset = DATASETS[key]
-    folder = Path(DEFAULT_DIR if data_dir is None else data_dir).expanduser()
+    folder = Path(os.path.expanduser(DEFAULT_DIR if data_dir is None else data_dir))
     sets = {split: _load(dataset, folder, options, download) for split, options in SPLITS_OF[dataset].items()}
     by_split = {split: _labels(part) for split, part in sets.items()}
     where = printable(str(folder))
