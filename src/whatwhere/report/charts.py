@@ -14,7 +14,17 @@ from ..statistics.verdict import HELPS, HURTS, SAME, UNKNOWN, ArmVerdict
 from ..statistics.wording import percent, quantity, span
 from .figures import interval, plain, wins
 
-_PADDING = 0.04
+KINDS = {HELPS: "helps", HURTS: "hurts", SAME: "same", UNKNOWN: "unknown"}
+_NO_PAIRS, _NO_INTERVAL = "no two pairs yet", "no interval: the pairs differ too little"
+_WORSE_LEFT = ("\N{LEFTWARDS ARROW} worse", "better \N{RIGHTWARDS ARROW}")
+_BETTER_LEFT = ("\N{LEFTWARDS ARROW} better", "worse \N{RIGHTWARDS ARROW}")
+_LONG_LABEL = 5  # characters: more than a phone has room for seven times
+_FURTHEST = 1.5  # intervals are cut so far beyond the range of dots and margin, in units of that range
+_APART = 2.6  # per cent of the width between dots side by side
+_MOST_LANES = 4
+_LANE_HEIGHT, _TOP, _BELOW_DOTS, _BOTTOM = 9, 12, 18, 16
+_ENLARGED_BELOW = 0.5  # of the whole range
+_LEAST_ENLARGED = 4  # epochs
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,9 @@ class Scale:
             signed: Whether labels have a sign, except 0.
             whole: Whether ticks are at integers only.
         """
-        step = _round_step((self.high - self.low) / at_most)
+        least = (self.high - self.low) / at_most
+        power = 10.0 ** math.floor(math.log10(least))
+        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
         if whole:
             step = max(1.0, step)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
@@ -65,14 +77,9 @@ def padded(low: float, high: float) -> Scale:
     """Return a scale from `low` to `high` with 4 % of room at either end; twice as wide as a single value."""
     if high <= low:
         room = abs(low) or 1.0
-        return Scale(low - room, high + room)
-    room = _PADDING * (high - low)
+    else:
+        room = 0.04 * (high - low)
     return Scale(low - room, high + room)
-
-
-def _round_step(least: float) -> float:
-    power = 10.0 ** math.floor(math.log10(least))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
 
 
 def _label(value: float, step: float, *, signed: bool) -> str:
@@ -80,19 +87,7 @@ def _label(value: float, step: float, *, signed: bool) -> str:
         return "0"
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     sign = "+" if signed else ""
-    if decimals > 5 or abs(value) >= 1e6:
-        return f"{value:{sign}.1e}"
-    return f"{value:{sign},.{decimals}f}"
-
-
-KINDS = {HELPS: "helps", HURTS: "hurts", SAME: "same", UNKNOWN: "unknown"}
-_NUM_TICKS, _FEW_TICKS = 7, 4
-_NO_PAIRS, _NO_INTERVAL = "no two pairs yet", "no interval: the pairs differ too little"
-_LONG_LABEL = 5  # characters: more than a phone has room for seven times
-_FURTHEST = 1.5  # intervals are cut so far beyond the range of dots and margin, in units of that range
-_APART = 2.6  # per cent of the width between dots side by side
-_MOST_LANES = 4
-_LANE_HEIGHT, _TOP, _BELOW_DOTS, _BOTTOM = 9, 12, 18, 16
+    return f"{value:{sign}.1e}" if decimals > 5 or abs(value) >= 1e6 else f"{value:{sign},.{decimals}f}"
 
 
 @dataclass(frozen=True)
@@ -159,9 +154,13 @@ class Chart:
 
 def pairs_chart(arms: Sequence[ArmVerdict], baseline: str, margin: float, metric: Metric) -> Chart | None:
     """Return the chart of all differences, a dot for each pair; None without pairs."""
-    scale = _difference_scale(arms, margin)
-    if scale is None:
+    values = [value for arm in arms for value in arm.differences]
+    if not values:
         return None
+    low, high = min(-margin, *values), max(margin, *values)
+    ends = [end for arm in arms for bounds in (arm.interval_95, arm.deciding_interval) for end in bounds or ()]
+    beyond = _FURTHEST * (high - low)
+    scale = padded(max(low - beyond, min([low, *ends])), min(high + beyond, max([high, *ends])))
     lanes = {arm.arm: _lanes([scale.share(value) for value in arm.differences]) for arm in arms}
     num_lanes = 1 + max(itertools.chain.from_iterable(lanes.values()))
     rows = tuple(_pairs_row(arm, baseline, scale, metric, lanes[arm.arm]) for arm in arms)
@@ -172,27 +171,16 @@ def pairs_chart(arms: Sequence[ArmVerdict], baseline: str, margin: float, metric
         _ticks(scale),
         scale.at(0.0),
         Bar(scale.at(-margin), scale.at(margin)) if margin > 0 else None,
-        *_directions(metric.higher_is_better),
+        *(_WORSE_LEFT if metric.higher_is_better else _BETTER_LEFT),
         height=bar_y + _BOTTOM,
         bar_y=bar_y,
     )
 
 
-def _difference_scale(arms: Sequence[ArmVerdict], margin: float) -> Scale | None:
-    values = [value for arm in arms for value in arm.differences]
-    if not values:
-        return None
-    low, high = min(-margin, *values), max(margin, *values)
-    ends = [end for arm in arms for bounds in (arm.interval_95, arm.deciding_interval) for end in bounds or ()]
-    beyond = _FURTHEST * (high - low)
-    return padded(max(low - beyond, min([low, *ends])), min(high + beyond, max([high, *ends])))
-
-
 def _ticks(scale: Scale) -> tuple[Tick, ...]:
-    ticks = scale.ticks(_NUM_TICKS, signed=True)
-    if max(len(tick.label) for tick in ticks) > _LONG_LABEL:
-        ticks = scale.ticks(_FEW_TICKS, signed=True)
-    return tuple(ticks)
+    ticks = scale.ticks(7, signed=True)
+    is_long = max(len(tick.label) for tick in ticks) > _LONG_LABEL
+    return tuple(scale.ticks(4, signed=True) if is_long else ticks)
 
 
 def _lanes(shares: Sequence[float]) -> list[int]:
@@ -222,13 +210,11 @@ def _pairs_row(arm: ArmVerdict, baseline: str, scale: Scale, metric: Metric, lan
         for index, (seed, before, after, difference, lane) in enumerate(each)
     )
     average = quantity(mean, metric, signed=True)
-    bars: tuple[Bar | None, Bar | None] = None, None
     if arm.interval_95 is None:
-        words = _NO_INTERVAL
+        words, better, bars = _NO_INTERVAL, "", (None, None)
     else:
-        words = f"95 %: {span(arm.interval_95, metric)}"
+        words, better = f"95 %: {span(arm.interval_95, metric)}", f" Better in {wins(arm, metric)} pairs."
         bars = _bar(scale, arm.interval_95), _bar(scale, arm.deciding_interval)
-    better = "" if arm.interval_95 is None else f" Better in {wins(arm, metric)} pairs."
     description = f"{name}: {arm.verdict}. Mean difference {average}, {words}.{better}"
     return Row(name, kind, description, scale.at(mean), *bars, dots, arm.verdict, (average, words))
 
@@ -238,11 +224,6 @@ def _bar(scale: Scale, bounds: Sequence[float] | None) -> Bar | None:
         return None
     low, high = bounds
     return Bar(scale.at(low), scale.at(high), low < scale.low, high > scale.high)
-
-
-def _directions(higher_is_better: bool) -> tuple[str, str]:
-    worse_left = ("\N{LEFTWARDS ARROW} worse", "better \N{RIGHTWARDS ARROW}")
-    return worse_left if higher_is_better else ("\N{LEFTWARDS ARROW} better", "worse \N{RIGHTWARDS ARROW}")
 
 
 def wins_chart(arms: Sequence[ArmVerdict], metric: Metric) -> Chart | None:
@@ -261,36 +242,17 @@ def wins_chart(arms: Sequence[ArmVerdict], metric: Metric) -> Chart | None:
         values = (percent(round(share, 3)), f"95 %: {low} to {high}")
         words = f"better in {wins(arm, metric)}"
         description = f"{name}: {words} pairs; {values[0]}, 95 % interval {low} to {high}"
-        rows.append(
-            Row(
-                name,
-                KINDS[arm.verdict],
-                description,
-                scale.at(share),
-                _bar(scale, arm.win_interval),
-                words=words,
-                values=values,
-            )
-        )
+        marks = scale.at(share), _bar(scale, arm.win_interval)
+        rows.append(Row(name, KINDS[arm.verdict], description, *marks, words=words, values=values))
     ticks = tuple(Tick(scale.at(share), percent(share)) for share in (0, 0.25, 0.5, 0.75, 1))
     return Chart("wins", tuple(rows), ticks, scale.at(0.5), None, "", "", height=44, bar_y=22)
-
-
-@dataclass(frozen=True)
-class ClassChart:
-    """The classes of one arm."""
-
-    arm: str
-    chart: Chart
-    num_marked: int
-    is_long: bool
 
 
 @dataclass(frozen=True)
 class Classes:
     """Differences by class: a chart for each arm, and the number of intervals that do not contain 0."""
 
-    charts: tuple[ClassChart, ...]
+    charts: tuple[tuple[str, Chart], ...]
     label: str
     unit: str
     num_rows: int
@@ -299,40 +261,26 @@ class Classes:
 
 def class_charts(per_class: PerClass, baseline: str, alpha: float) -> Classes:
     """Return a chart of the classes for each arm, sorted by the mean difference."""
-    by_arm: dict[str, list[ClassRow]] = {}
-    for row in per_class.rows:
-        by_arm.setdefault(row.arm, []).append(row)
     metric = Metric("", per_class.metric, unit=per_class.unit)
     ends = [end for row in per_class.rows for end in row.interval_95 or (row.mean_difference,)]
     scale = padded(min(0.0, *ends), max(0.0, *ends))
     charts = []
-    for number, (arm, found) in enumerate(by_arm.items()):
-        rows = tuple(
-            _class_row(row, scale, metric, baseline, alpha)
-            for row in sorted(found, key=lambda row: row.mean_difference)
-        )
-        chart = Chart(
-            f"classes-{number}",
-            rows,
-            _ticks(scale),
-            scale.at(0.0),
-            None,
-            *_directions(True),
-        )
-        charts.append(ClassChart(arm, chart, sum(row.is_marked for row in rows), len(rows) > 20))
+    for number, arm in enumerate(dict.fromkeys(row.arm for row in per_class.rows)):
+        found = sorted((row for row in per_class.rows if row.arm == arm), key=lambda row: row.mean_difference)
+        rows = tuple(_class_row(row, scale, metric, baseline, alpha) for row in found)
+        charts.append((arm, Chart(f"classes-{number}", rows, _ticks(scale), scale.at(0.0), None, *_WORSE_LEFT)))
     intervals = [row.interval_95 for row in per_class.rows if row.interval_95 is not None]
     missing = sum(low > 0 or high < 0 for low, high in intervals)
     return Classes(tuple(charts), metric.label, metric.unit, len(per_class.rows), missing)
 
 
 def _class_row(row: ClassRow, scale: Scale, metric: Metric, baseline: str, alpha: float) -> Row:
-    difference = quantity(row.mean_difference, metric, signed=True)
     p = row.p_t_holm
     marked = p is not None and p <= alpha
     bounds = interval(row.interval_95, metric)
     description = (
-        f"{row.name}: {baseline} {quantity(row.baseline_mean, metric)}, {row.arm} "
-        f"{quantity(row.arm_mean, metric)}, difference {difference}, "
+        f"{row.name}: {baseline} {quantity(row.baseline_mean, metric)}, {row.arm} {quantity(row.arm_mean, metric)}, "
+        f"difference {quantity(row.mean_difference, metric, signed=True)}, "
         + (_NO_INTERVAL if p is None else f"95 % interval {bounds}, Holm p {p:.3g}")
     )
     return Row(
@@ -345,10 +293,6 @@ def _class_row(row: ClassRow, scale: Scale, metric: Metric, baseline: str, alpha
         values=(plain(row.mean_difference, metric, signed=True), f"({bounds})"),
         is_marked=marked,
     )
-
-
-_ENLARGED_BELOW = 0.5  # of the whole range
-_LEAST_ENLARGED = 4  # epochs
 
 
 @dataclass(frozen=True)
@@ -376,14 +320,12 @@ class Panels:
 
 def curve_panels(curves: Curves, baseline: str) -> list[Panels]:
     """Return the learning curves; also their second half, enlarged, if it is hard to see at the scale of the whole."""
-    series = {arm: list(_finite(curve)) for arm, curve in curves.arms.items()}
-    series = {arm: points for arm, points in series.items() if points}
+    series = {arm: points for arm, curve in curves.arms.items() if (points := _finite(curve))}
     if not series:
         return []
     last = max(points[-1][0] for points in series.values())
     middle = (min(points[0][0] for points in series.values()) + last) / 2
-    half = {arm: [point for point in points if point[0] >= middle] for arm, points in series.items()}
-    half = {arm: points for arm, points in half.items() if points}
+    half = {arm: late for arm, points in series.items() if (late := [point for point in points if point[0] >= middle])}
     whole = _panels("whole", f"All {curves.x}s", series, baseline)
     height, second = (_range(found.values()) for found in (series, half))
     if last - middle < _LEAST_ENLARGED or second[1] - second[0] > _ENLARGED_BELOW * (height[1] - height[0]):
@@ -394,11 +336,12 @@ def curve_panels(curves: Curves, baseline: str) -> list[Panels]:
 _Point = tuple[float, float, float, float]
 
 
-def _finite(curve: Curve) -> Iterable[_Point]:
-    for epoch, *values in zip(curve.epochs, curve.mean, curve.low, curve.high, strict=True):
-        mean, low, high = (math.nan if value is None else value for value in values)
-        if all(map(math.isfinite, (mean, low, high))):
-            yield epoch, mean, low, high
+def _finite(curve: Curve) -> list[_Point]:
+    return [
+        (epoch, mean, low, high)
+        for epoch, mean, low, high in zip(curve.epochs, curve.mean, curve.low, curve.high, strict=True)
+        if mean is not None and low is not None and high is not None and all(map(math.isfinite, (mean, low, high)))
+    ]
 
 
 def _range(series: Iterable[Sequence[_Point]]) -> tuple[float, float]:
