@@ -75,10 +75,7 @@ class Scale:
 
 def padded(low: float, high: float) -> Scale:
     """Return a scale from `low` to `high` with 4 % of room at either end; twice as wide as a single value."""
-    if high <= low:
-        room = abs(low) or 1.0
-    else:
-        room = 0.04 * (high - low)
+    room = 0.04 * (high - low) if low < high else abs(low) or 1.0
     return Scale(low - room, high + room)
 
 
@@ -211,10 +208,10 @@ def _pairs_row(arm: ArmVerdict, baseline: str, scale: Scale, metric: Metric, lan
     )
     average = quantity(mean, metric, signed=True)
     if arm.interval_95 is None:
-        words, better, bars = _NO_INTERVAL, "", (None, None)
+        words, better = _NO_INTERVAL, ""
     else:
         words, better = f"95 %: {span(arm.interval_95, metric)}", f" Better in {wins(arm, metric)} pairs."
-        bars = _bar(scale, arm.interval_95), _bar(scale, arm.deciding_interval)
+    bars = _bar(scale, arm.interval_95), _bar(scale, arm.deciding_interval if arm.interval_95 else None)
     description = f"{name}: {arm.verdict}. Mean difference {average}, {words}.{better}"
     return Row(name, kind, description, scale.at(mean), *bars, dots, arm.verdict, (average, words))
 

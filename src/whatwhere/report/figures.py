@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import statistics
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..base.words import counted, few
@@ -145,39 +145,38 @@ class SeedTable:
 
 def seed_table(arms: Sequence[ArmVerdict], metric: Metric) -> SeedTable | None:
     """Return the figures of every pair, those after the look with a *; None without pairs."""
-    baseline: dict[Hashable, float] = {}
-    cells: dict[str, dict[Hashable, tuple[str, str]]] = {}
-    for arm in arms:
-        cells[arm.arm] = {}
-        each = zip(arm.seeds, arm.baseline, arm.treatment, arm.differences, strict=True)
-        for index, (seed, before, after, difference) in enumerate(each):
-            baseline[seed] = before
-            late = "*" if index >= arm.num_pairs else ""
-            cells[arm.arm][seed] = (plain(after, metric), plain(difference, metric, signed=True) + late)
+    baseline = {seed: before for arm in arms for seed, before in zip(arm.seeds, arm.baseline, strict=True)}
     if not baseline:
         return None
-    rows = tuple(
-        (str(seed), plain(before, metric), tuple(cells[name].get(seed, (NONE, NONE)) for name in cells))
-        for seed, before in baseline.items()
-    )
-    judged = {arm.arm: tuple(arm.seeds[: arm.num_pairs]) for arm in arms if arm.num_pairs}
-    means = [
-        (statistics.fmean(arm.treatment[: arm.num_pairs]) if arm.arm in judged else None, arm.mean_difference)
-        for arm in arms
-    ]
-    before_by_arm = {
-        name: plain(statistics.fmean(baseline[seed] for seed in seeds), metric) for name, seeds in judged.items()
-    }
+    columns = []
+    for arm in arms:
+        each = enumerate(zip(arm.seeds, arm.treatment, arm.differences, strict=True))
+        column = {
+            seed: (plain(after, metric), plain(difference, metric, signed=True) + "*" * (index >= arm.num_pairs))
+            for index, (seed, after, difference) in each
+        }
+        columns.append([column.get(seed, (NONE, NONE)) for seed in baseline])
+    judged = [arm for arm in arms if arm.num_pairs]
+    means = {arm.arm: plain(statistics.fmean(arm.baseline[: arm.num_pairs]), metric) for arm in judged}
     note = "mean and st. dev. are over the judged pairs"
-    same = len(set(judged.values())) == 1
-    if len(judged) > 1 and not same:
-        by_arm = few([f"{mean} for {name}" for name, mean in before_by_arm.items()], 6)
+    same = len({tuple(arm.seeds[: arm.num_pairs]) for arm in judged}) == 1
+    if judged and not same:
+        by_arm = few([f"{mean} for {name}" for name, mean in means.items()], 6)
         note += f"; the arms have different pairs: the baseline's mean is {by_arm}"
     return SeedTable(
-        tuple(cells),
-        rows,
-        tuple((plain(after, metric), plain(difference, metric, signed=True)) for after, difference in means),
-        tuple(plain(arm.standard_deviation, metric) for arm in arms),
-        next(iter(before_by_arm.values())) if same else NONE,
-        note,
+        arms=tuple(arm.arm for arm in arms),
+        rows=tuple(
+            (str(seed), plain(before, metric), tuple(column[index] for column in columns))
+            for index, (seed, before) in enumerate(baseline.items())
+        ),
+        mean=tuple(
+            (
+                plain(statistics.fmean(arm.treatment[: arm.num_pairs]) if arm.num_pairs else None, metric),
+                plain(arm.mean_difference, metric, signed=True),
+            )
+            for arm in arms
+        ),
+        deviation=tuple(plain(arm.standard_deviation, metric) for arm in arms),
+        baseline_mean=next(iter(means.values())) if same else NONE,
+        note=note,
     )

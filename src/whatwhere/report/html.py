@@ -49,37 +49,34 @@ def page(content: Content | Mapping[str, Any]) -> str:
     judgement = content.judgement
     arms, baseline, margin, metric = judgement.arms, judgement.baseline, judgement.margin, judgement.metric
     alpha = percent(ALPHA)
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            mark=_MARK,
-            content=content,
-            metric=metric,
-            baseline=baseline,
-            epochs_first=EPOCHS_FIRST,
-            kinds=KINDS,
-            signs=_SIGNS,
-            alpha=alpha,
-            margin=quantity(margin, metric),
-            least_pairs=LEAST_PAIRS,
-            least_different=LEAST_DIFFERENT,
-            pairs=pairs_chart(arms, baseline, margin, metric),
-            has_late=any(arm.num_pairs < len(arm.seeds) for arm in arms),
-            has_interval=any(arm.interval_95 for arm in arms),
-            has_deciding=any(arm.deciding_interval for arm in arms),
-            seeds=seed_table(arms, metric),
-            wins=wins_chart(arms, metric),
-            tests=_tests(arms, metric),
-            others=_others(content.others),
-            curves=curve_panels(content.curves, baseline) if content.curves else [],
-            cost=cost_table(content.cost, baseline) if content.cost and content.cost.rows else None,
-            classes=class_charts(content.per_class, baseline, ALPHA)
-            if content.per_class and content.per_class.rows
-            else None,
-            plans=_plans(arms, alpha),
-            runs=_runs(content.runs, [metric, *(other.metric for other in content.others)]),
-        )
+    template = _environment().get_template("page.html")
+    return template.render(
+        mark=_MARK,
+        content=content,
+        metric=metric,
+        baseline=baseline,
+        epochs_first=EPOCHS_FIRST,
+        kinds=KINDS,
+        signs=_SIGNS,
+        alpha=alpha,
+        margin=quantity(margin, metric),
+        least_pairs=LEAST_PAIRS,
+        least_different=LEAST_DIFFERENT,
+        pairs=pairs_chart(arms, baseline, margin, metric),
+        has_late=any(arm.num_pairs < len(arm.seeds) for arm in arms),
+        has_interval=any(arm.interval_95 for arm in arms),
+        has_deciding=any(arm.deciding_interval for arm in arms),
+        seeds=seed_table(arms, metric),
+        wins=wins_chart(arms, metric),
+        tests=_tests(arms, metric),
+        others=_others(content.others),
+        curves=curve_panels(content.curves, baseline) if content.curves else [],
+        cost=cost_table(content.cost, baseline) if content.cost and content.cost.rows else None,
+        classes=class_charts(content.per_class, baseline, ALPHA)
+        if content.per_class and content.per_class.rows
+        else None,
+        plans=_plans(arms, alpha),
+        runs=_runs(content.runs, [metric, *(other.metric for other in content.others)]),
     )
 
 

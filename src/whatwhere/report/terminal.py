@@ -31,8 +31,12 @@ def tables(content: Content | Mapping[str, Any]) -> list[Table]:
     """
     content = Content.of(content)
     judgement = content.judgement
-    found = [_first(content.first)] if content.first else []
-    found.append(_verdicts(content))
+    differing = _differing(content.per_class)
+    found = []
+    if content.first:
+        rows = [(printable(arm), printable(why)) for arm, why in content.first]
+        found.append(Table("Before the verdict: train longer", ("arm", "finding"), rows, 2, EPOCHS_FIRST))
+    found.append(_verdicts(content, has_differing=bool(differing)))
     seeds = seed_table(judgement.arms, judgement.metric)
     if seeds is not None:
         found += _seeds(seeds, judgement.baseline, judgement.metric)
@@ -40,17 +44,12 @@ def tables(content: Content | Mapping[str, Any]) -> list[Table]:
         found.append(_others(content.others, judgement.baseline))
     if content.cost is not None:
         found += _cost(content.cost, judgement.baseline)
-    if content.per_class is not None and (differing := _differing(content.per_class)):
+    if content.per_class is not None and differing:
         found.append(_classes(differing, content.per_class, judgement.baseline))
     return found
 
 
-def _first(first: Sequence[tuple[str, str]]) -> Table:
-    rows = [(printable(arm), printable(why)) for arm, why in first]
-    return Table("Before the verdict: train longer", ("arm", "finding"), rows, num_text_columns=2, note=EPOCHS_FIRST)
-
-
-def _verdicts(content: Content) -> Table:
+def _verdicts(content: Content, *, has_differing: bool) -> Table:
     judgement, metric, per_class = content.judgement, content.judgement.metric, content.per_class
     rows, notes = [], []
     for arm in judgement.arms:
@@ -71,7 +70,7 @@ def _verdicts(content: Content) -> Table:
         notes += [f"  {printable(line)}" for line in (arm.reason, arm.advice, *arm.cautions) if line]
     notes += [printable(caution) for caution in content.cautions]
     notes += [f"changed after the start: {printable(change)}" for change in content.changes]
-    if per_class is not None and per_class.rows and not _differing(per_class):
+    if per_class is not None and per_class.rows and not has_differing:
         notes.append(
             f"classes: {per_class.metric} differs in none of {len(per_class.rows)} (p after Holm at most {ALPHA:g})"
         )
@@ -84,8 +83,11 @@ def _verdicts(content: Content) -> Table:
 
 def _seeds(seeds: SeedTable, baseline: str, metric: Metric) -> Iterator[Table]:
     """Yield tables of every pair, with as many arms side by side as there is room for."""
-    cells = [[_with_difference(*row[2][index]) for row in seeds.rows] for index in range(len(seeds.arms))]
-    means = [_with_difference(*mean) for mean in seeds.mean]
+    cells = [
+        [f"{figure} ({difference})" for figure, difference in (row[2][index] for row in seeds.rows)]
+        for index in range(len(seeds.arms))
+    ]
+    means = [f"{figure} ({difference})" for figure, difference in seeds.mean]
     first = [(printable(seed), before) for seed, before, _ in seeds.rows]
     title = f"Every seed: {metric.label}{unit_of(metric)}, in brackets the difference to {baseline}"
     note = printable(seeds.note)
@@ -104,10 +106,6 @@ def _seeds(seeds: SeedTable, baseline: str, metric: Metric) -> Iterator[Table]:
         columns = ("seed", printable(baseline), *(printable(seeds.arms[index]) for index in chunk))
         yield Table(printable(title), columns, rows, note=note)
         title = "Every seed, continued"
-
-
-def _with_difference(figure: str, difference: str) -> str:
-    return f"{figure} ({difference})"
 
 
 def _chunks(widths: Sequence[int], room: int) -> Iterator[list[int]]:
@@ -163,12 +161,10 @@ def _cost(cost: Costs, baseline: str) -> list[Table]:
     return found
 
 
-def _differing(per_class: PerClass) -> list[ClassRow]:
-    return sorted((row for row in per_class.rows if _p(row) <= ALPHA), key=_p)
-
-
-def _p(row: ClassRow) -> float:
-    return 1.0 if row.p_t_holm is None else row.p_t_holm
+def _differing(per_class: PerClass | None) -> list[ClassRow]:
+    rows = [] if per_class is None else per_class.rows
+    found = [(row.p_t_holm, row) for row in rows if row.p_t_holm is not None and row.p_t_holm <= ALPHA]
+    return [row for _, row in sorted(found, key=lambda item: item[0])]
 
 
 def _classes(differing: Sequence[ClassRow], per_class: PerClass, baseline: str) -> Table:
