@@ -38,7 +38,12 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o666) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
+        with contextlib.suppress(OSError):  # not every file system opens folders
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def remove_parts(folder: Path) -> None:
@@ -85,16 +90,6 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Sync the names in `folder` to disk, if the file system can."""
-    with contextlib.suppress(OSError):  # not every file system opens folders
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def check_writable(folder: Path) -> None:

@@ -123,16 +123,12 @@ def _forward_pass(
     calls: Counter[str] = Counter()
     output_sizes: dict[str, tuple[int, ...]] = {}
 
-    def hook(layer: str) -> Any:
-        def record(module: nn.Module, args: Any, output: Any) -> None:
-            calls[layer] += 1
-            tensor = next(iter(tensors_in(output)), None)
-            if tensor is not None:
-                output_sizes[layer] = tuple(tensor.shape)
+    def record(layer: str, module: nn.Module, args: Any, output: Any) -> None:
+        calls[layer] += 1
+        for tensor in tensors_in(output)[:1]:
+            output_sizes[layer] = tuple(tensor.shape)
 
-        return record
-
-    handles = [module.register_forward_hook(hook(layer)) for layer, module in names.modules.items()]
+    handles = [module.register_forward_hook(partial(record, layer)) for layer, module in names.modules.items()]
     try:
         # the fused path of nn.MultiheadAttention is one operator without a formula
         torch.backends.mha.set_fastpath_enabled(False)
@@ -253,16 +249,12 @@ def _nodes(roots: Iterable[Any]) -> Iterator[Any]:
 def measure_latency(
     models: Sequence[nn.Module], images: Sequence[Tensor], rounds: int = 10, max_seconds: float = 60
 ) -> list[Latency]:
-    """Time `models`, each on its own `images`.
+    """Time each of `models` on the one of `images` at its place.
 
     Every round times all models, so that a change of the machine's speed affects them alike. Afterwards modes, buffers
     and gradients are as before.
 
-    Args:
-        models: The models to time.
-        images: One input for each model.
-        rounds: Number of rounds after the warm-up. The result is the median over rounds.
-        max_seconds: After three rounds, no new round starts later than this.
+    The results are medians over `rounds` after the warm-up. After three, no new round starts later than `max_seconds`.
     """
     deadline = time.perf_counter() + max_seconds
     forward: list[list[float]] = [[] for _ in models]

@@ -71,10 +71,6 @@ def _numel(value: Any) -> int:
     return 0 if tensor is None else tensor.numel()
 
 
-def _is_free(func: Any) -> bool:
-    return func._overloadpacket in _FREE or func.is_view or torch.Tag.inplace_view in func.tags
-
-
 def _per_input(weight: int) -> Formula:
     return lambda args, out: weight * _numel(args[0])
 
@@ -167,30 +163,23 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # t
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         packet = func._overloadpacket
-        counted = packet in _MATRIX_PRODUCTS or packet in _FORMULAS or torch.Tag.pointwise in func.tags
-        if not counted and not _is_free(func):
+        is_elementwise = torch.Tag.pointwise in func.tags
+        is_free = packet in _FREE or func.is_view or torch.Tag.inplace_view in func.tags
+        if not (is_free or is_elementwise or packet in _MATRIX_PRODUCTS or packet in _FORMULAS):
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
         out = func(*args, **kwargs)
-        self._count(func, args, kwargs, out)
-        return out
-
-    def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        packet = func._overloadpacket
-        if _is_free(func):
-            return
-        if out is None:
-            # an in-place operator without a result has no size to count
-            if func._schema.is_mutable:
-                self.uncounted[str(packet)] += 1
-            return
-        if _numel(out) == 0:
-            return
+        if is_free or (out is None and not func._schema.is_mutable):
+            return out
         layer = self.names.current()
+        if out is None:  # an in-place operator without a result has no size to count
+            self.uncounted[str(packet)] += 1
+        elif _numel(out) == 0:
+            pass
         # first, because max and min of two tensors are elementwise, and tagged so
-        if torch.Tag.pointwise in func.tags:
+        elif is_elementwise:
             self.other_flops[layer] += _numel(out)
         elif packet in _MATRIX_PRODUCTS:
             self.macs[layer] += _MATRIX_PRODUCTS[packet](*args, **kwargs, out_val=out) // 2
@@ -198,3 +187,4 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # t
             self.other_flops[layer] += _FORMULAS[packet](args, out)
         else:
             self.uncounted[str(packet)] += 1
+        return out

@@ -142,12 +142,14 @@ class TrainBatches:
 
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the batches of steps `start` to `stop` - 1."""
-        for pixels, labels, indices, rows in self._read(self._items(start, stop)):
-            yield Batch(
-                self.augment(pixels.to(self.device, non_blocking=True), rows),
-                labels.to(self.device, non_blocking=True),
-                indices,
-            )
+        block, items = self._block, self._items(start, stop)
+        if block is None:
+            read = _loaded(_Decoded(self.images, self.labels, self.augment), items, self.num_workers, self.device)
+        else:
+            read = ((block[indices.to(self.device)], self.labels[indices], indices, rows) for indices, rows in items)
+        for pixels, labels, indices, rows in read:
+            images = self.augment(pixels.to(self.device, non_blocking=True), rows)
+            yield Batch(images, labels.to(self.device, non_blocking=True), indices)
 
     def _items(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the sample numbers of each step, and their rows of random numbers."""
@@ -158,13 +160,6 @@ class TrainBatches:
                 drawn, rows = epoch, draws(self.order.seed, epoch, self.order.num_samples)
             indices = self.order.share(step, self.rank, self.world_size)
             yield indices, rows[indices]
-
-    def _read(self, items: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, ...]]:
-        if self._block is None:
-            yield from _loaded(_Decoded(self.images, self.labels, self.augment), items, self.num_workers, self.device)
-            return
-        for indices, rows in items:
-            yield self._block[indices.to(self.device)], self.labels[indices], indices, rows
 
 
 @dataclass(frozen=True)

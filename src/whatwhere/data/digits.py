@@ -14,10 +14,7 @@ NUM_CLASSES = 10
 
 
 def load_digits(image_size: int = 16) -> tuple[ImageSet, ImageSet]:
-    """Return the 1,797 digits of the UCI test set (8x8, 16 grey levels) in two parts, enlarged to `image_size`.
-
-    The first 897 are the pool for training images, the last 900 are the test set. The file is ordered by writer, so the
-    two parts share at most two writers.
+    """Return the digits of `sklearn_digits`, enlarged to `image_size`: 897 to draw training images from, 900 to test.
 
     Raises:
         UserError: scikit-learn is not installed.

@@ -184,38 +184,27 @@ def split_samples(
             f"validation and test images, {val_fraction} and {drawn_test} of all, leave nothing to train on"
         )
     fractions = {"train": 1 - val_fraction - drawn_test, "val": val_fraction, "test": drawn_test}
-    parts = _draw(pool or given["train"], seed, fractions, group_from, twins)
-    if given["test"]:
-        parts["test"] = given["test"]
-    return {split: tuple(sorted(parts[split], key=lambda item: item.path)) for split in SPLITS}
-
-
-def _draw(
-    pool: Sequence[Sample],
-    seed: int,
-    fractions: dict[str, float],
-    group_from: str | None,
-    twins: Iterable[Sequence[str]],
-) -> dict[str, list[Sample]]:
-    # groups of samples that must stay together, sorted by path
-    by_path = {sample.path: sample for sample in pool}
-    groups = [*twins, *(_groups(pool, group_from) if group_from is not None else ())]
+    # groups of images that must stay together, sorted by path
+    by_path = {sample.path: sample for sample in pool or given["train"]}
+    groups = [*twins, *(_groups(by_path, group_from) if group_from is not None else ())]
     inside = [[path for path in group if path in by_path] for group in groups]
     units = [[by_path[path] for path in unit] for unit in joined([*([path] for path in by_path), *inside])]
     # large groups first: the small ones then even out the shares
     units.sort(key=lambda unit: (-len(unit), stream_seed(seed, f"split.{printable(unit[0].path)}"), unit[0].path))
-    parts = _Parts(units, {split: fraction for split, fraction in fractions.items() if fraction})
-    result: dict[str, list[Sample]] = {split: [] for split in SPLITS}
+    filled = _Parts(units, {split: fraction for split, fraction in fractions.items() if fraction})
+    parts: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     for unit in units:
-        result[parts.place(unit)] += unit
-    empty = [split for split, fraction in fractions.items() if fraction and not result[split]]
+        parts[filled.place(unit)] += unit
+    empty = [split for split, fraction in fractions.items() if fraction and not parts[split]]
     if empty:
         hint = ", or choose other groups" if group_from else ""
         raise UserError(
             f"the images form {counted(len(units), 'group')} that must stay whole, as near duplicates must: too few to "
-            f"fill {', '.join(result)}: {' and '.join(empty)} would be empty; add images{hint}"
+            f"fill {', '.join(parts)}: {' and '.join(empty)} would be empty; add images{hint}"
         )
-    return result
+    if given["test"]:
+        parts["test"] = given["test"]
+    return {split: tuple(sorted(parts[split], key=lambda item: item.path)) for split in SPLITS}
 
 
 class _Parts:
@@ -276,7 +265,7 @@ def _shares(size: int, fractions: Sequence[float]) -> list[int]:
     return shares
 
 
-def _groups(pool: Sequence[Sample], pattern: str) -> list[list[str]]:
+def _groups(paths: Iterable[str], pattern: str) -> list[list[str]]:
     try:
         expression = re.compile(pattern)
     except re.error as error:
@@ -286,12 +275,10 @@ def _groups(pool: Sequence[Sample], pattern: str) -> list[list[str]]:
             f"--group-from {brief(pattern)} has {expression.groups} groups in brackets; use one, (?:...) otherwise"
         )
     groups: dict[str, list[str]] = defaultdict(list)
-    for sample in pool:
-        match = expression.search(sample.path)
+    for path in paths:
+        match = expression.search(path)
         key = match.group(expression.groups) if match else None
         if key is None:
-            raise UserError(
-                f"--group-from {brief(pattern)} finds nothing in {printable(sample.path)}; it must fit every path"
-            )
-        groups[key].append(sample.path)
+            raise UserError(f"--group-from {brief(pattern)} finds nothing in {printable(path)}; it must fit every path")
+        groups[key].append(path)
     return list(groups.values())

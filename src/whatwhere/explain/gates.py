@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,26 +15,19 @@ from ..base.modules import modes_kept
 def spatial_gates(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Run `model` on `images` in evaluation mode, and return the spatial gate of each of its attention modules.
 
-    Args:
-        model: A network with spatial gates (CBAM, SpatialAttention).
-        images: The network's input.
-
     Shape:
         images (N, C, H, W) -> by module name, a gate (N, 1, h, w) with values in (0, 1).
 
     Raises:
-        UserError: The network has no such gate.
+        UserError: The network has no such gate; CBAM and SpatialAttention have.
     """
     gates: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            gates[name] = output.detach().float().cpu()
-
-        return hook
+    def keep(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+        gates[name] = output.detach().float().cpu()
 
     handles = [
-        module.where.register_forward_hook(keep(name))
+        module.where.register_forward_hook(partial(keep, name))
         for name, module in model.named_modules()
         if isinstance(module, Gate) and isinstance(module.where, nn.Module)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,6 +27,7 @@ def gate_figure(images: Tensor, gates: Mapping[str, Tensor], captions: Sequence[
         title: Title of the picture.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     enlarged = _enlarge(images).clamp(0, 1).numpy()
     num_rows, num_columns = len(images), len(gates) + 1
@@ -52,16 +53,10 @@ def gate_figure(images: Tensor, gates: Mapping[str, Tensor], captions: Sequence[
         bar = figure.colorbar(drawn, ax=axes[:, column].tolist(), location="bottom", shrink=0.9, aspect=18, pad=0.015)
         bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=8, length=2)
-        bar.locator = _few_ticks()
+        bar.locator = MaxNLocator(nbins=3)
         bar.update_ticks()
     return figure
 
 
 def _enlarge(maps: Tensor) -> Tensor:
     return F.interpolate(maps, size=(_PIXELS, _PIXELS), mode="bicubic", align_corners=False)
-
-
-def _few_ticks() -> Any:
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(nbins=3)

@@ -31,11 +31,7 @@ def is_page(path: Path) -> bool:
 
 
 def write_page(path: Path, content: Content | Mapping[str, Any]) -> None:
-    """Write the page of a comparison, whole or not at all.
-
-    Args:
-        path: The HTML file.
-        content: The content, or the JSON values of a `verdict.json`.
+    """Write the page of a comparison, whole or not at all; `content` may be the JSON values of a `verdict.json`.
 
     Raises:
         UserError: The file cannot be written, or the JSON values are no content of a report.

@@ -23,8 +23,7 @@ _COST_COLUMNS = 3  # side by side
 def tables(content: Content | Mapping[str, Any]) -> list[Table]:
     """Return a comparison as tables: arms that need more epochs, the verdicts, then the figures behind them.
 
-    Args:
-        content: The content, or the JSON values of a `verdict.json`.
+    `content` may be the JSON values of a `verdict.json`.
 
     Raises:
         UserError: The JSON values are no content of a report.

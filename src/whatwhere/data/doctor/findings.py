@@ -69,9 +69,8 @@ def class_findings(samples: Sequence[Sample]) -> Iterator[Finding]:
         yield Finding("error", "no-train", "no images to train on; add a train split, or give a folder without splits")
         return
     if len(train) == 1:
-        only = short(next(iter(train)))
-        message = f"only one class, {only}, to train on; there must be two or more, each in a folder of its name"
-        yield Finding("error", "one-class", message)
+        message = "to train on; there must be two or more, each in a folder of its name"
+        yield Finding("error", "one-class", f"only one class, {short(next(iter(train)))}, {message}")
     for split in ("val", "test"):
         if split in counts:
             yield from _compared(split, counts[split], train)

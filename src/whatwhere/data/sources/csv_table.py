@@ -50,12 +50,8 @@ def list_csv(
     """List the images of a CSV file: a header, then one image in each row.
 
     Cells are separated by commas, semicolons or tabs. Paths are absolute or relative to the file's folder. A column of
-    splits is optional. Rows that cannot be used are left out and reported with their line.
-
-    Args:
-        file: The CSV file.
-        path_column: Column of the paths; by default the first with a known name.
-        label_column: Column of the labels; by default the first with a known name.
+    splits is optional. By default, the columns are the first with a known name. Rows that cannot be used are left out
+    and reported with their line.
 
     Raises:
         UserError: The file cannot be read, a column is unknown, or no row can be used.
