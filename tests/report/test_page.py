@@ -151,7 +151,7 @@ def test_verdicts_stand_first_in_words(everything):
     assert text.index("cbam helps") < text.index("All pairs")
     assert "points on average" in text
     assert all(f"{arm['conclusion']}." in text for arm in everything["judgement"]["arms"])
-    assert "pairs will probably not tell; the next look is at" in text
+    assert "pairs may not tell; the next look is at" in text
     assert "Changed after the start after 8 pairs were seen: margin was 0.5, is 0.3" in text
     assert "looks at 8, 16 and, at the end, 24 pairs" in text
 
@@ -308,6 +308,7 @@ def test_what_is_no_content_is_a_sentence(everything, damage, reason):
     "spoil",
     [
         lambda judgement: judgement["arms"][0].update(verdict="splendid"),
+        lambda judgement: judgement["metric"].update(higher_is_better=None),
         lambda judgement: judgement["others"][0].pop("metric"),
         lambda judgement: judgement["others"][0].update(arm=5),
         lambda judgement: judgement["others"].__setitem__(0, 5),

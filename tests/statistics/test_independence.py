@@ -66,11 +66,11 @@ def test_other_metrics_follow_the_same_rule():
         for arm, shift in (("none", 0.0), ("cbam", 0.01))
     }
     rows["cbam"] = [{**row, "auroc": row["auroc"] + 0.01 * n} for row, n in zip(rows["cbam"], NOISE, strict=False)]
-    by_name = {other["metric"]["name"]: other for other in judge(table(**rows), metric="accuracy").others}
+    by_name = {other.metric.name: other for other in judge(table(**rows), metric="accuracy").others}
     dead, alive = by_name["macro_f1"], by_name["auroc"]
-    assert (dead["mean_difference"], dead["interval_95"], dead["p_t"]) == (pytest.approx(1.0), None, None)
-    assert alive["interval_95"] is not None
-    assert alive["p_t"] is not None
+    assert (dead.mean_difference, dead.interval_95, dead.p_t) == (pytest.approx(1.0), None, None)
+    assert alive.interval_95 is not None
+    assert alive.p_t is not None
 
 
 def test_a_known_small_test_set_is_never_called_dead_by_its_counts():

@@ -69,6 +69,9 @@ def test_the_four_verdicts(shift, scale, verdict):
         ([0.3 + 1.2 * noise for noise in NOISE], {}, "Cannot tell about cbam yet: train 4 more seeds"),
         ([0.3 + 90 * noise for noise in NOISE], {}, "Do not choose cbam on this evidence"),
         ([0.2 + 3 * noise for noise in NOISE], {"max_pairs": 8}, "Do not choose cbam on this evidence"),
+        # the looks to come may well tell, though not with 80 %
+        ([0.5 + 3 * noise for noise in NOISE], {"max_pairs": 24}, "Cannot tell about cbam yet: train 8 more seeds"),
+        ([0.5 + 3 * noise for noise in NOISE], {"max_pairs": 12}, "Do not choose cbam on this evidence"),
         ([5, 5.1, 5.2, 5], {}, "Cannot tell about cbam yet: train 2 more seeds"),
         ([5, 5.1, 5.2, 5, 5.3], {"first_look": 6}, "Cannot tell about cbam yet: train 1 more seed"),
         ([5], {}, "Cannot tell about cbam yet: train 5 more seeds"),
@@ -315,7 +318,13 @@ def test_advice_names_pairs_and_the_next_look():
     assert arm.advice == f"{low} to {high} pairs in all will probably tell; the next look is at 12 pairs"
     wild = one(*(0.3 + 90 * noise for noise in NOISE))
     assert wild.pairs_to_settle[1] is None
-    assert "pairs will probably not tell" in wild.advice
+    assert "even 768 pairs may not tell" in wild.advice
+    maybe = one(*(0.5 + 3 * noise for noise in NOISE), max_pairs=24)
+    assert maybe.pairs_to_settle == (16, None)
+    assert maybe.advice == "even 24 pairs may not tell; the next look is at 16 pairs"
+    likely = one(*(0.8 + 3 * noise for noise in NOISE), max_pairs=16)
+    assert likely.pairs_to_settle == (16, 16)
+    assert likely.advice == "16 pairs in all will probably tell; the next look is at 16 pairs"
 
 
 def test_other_metrics_stand_beside():
@@ -324,8 +333,8 @@ def test_other_metrics_stand_beside():
         table.add("none", seed, {"accuracy": 0.9, "loss": 0.5})
         table.add("cbam", seed, {"accuracy": 0.92 + noise / 100, "loss": 0.4})
     (other,) = judge(table).others
-    assert (other["metric"]["name"], other["arm"], other["num_pairs"]) == ("loss", "cbam", 8)
-    assert other["mean_difference"] == pytest.approx(-0.1)
+    assert (other.metric.name, other.arm, other.num_pairs, other.better) == ("loss", "cbam", 8, "lower")
+    assert other.mean_difference == pytest.approx(-0.1)
 
 
 def test_everything_is_json():

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
 from ..base.errors import UserError
 from ..base.words import brief, cause, counted
-from ..statistics.metric import Metric
 from ..statistics.results import Results
 from ..statistics.verdict import HELPS, HURTS, SAME, UNKNOWN, Judgement
 
@@ -35,29 +34,6 @@ class Curves(msgspec.Struct, frozen=True, kw_only=True):
     x: str
     y: str
     arms: dict[str, Curve]
-
-
-class OtherMetric(msgspec.Struct, frozen=True, kw_only=True):
-    """The difference of one arm in a metric that no verdict is read from.
-
-    Attributes:
-        metric: Name, label and unit.
-        better: "higher", "lower", or "" where it is not known which of them is better.
-        arm: Name of the arm.
-        num_pairs: Number of pairs.
-        baseline_mean, arm_mean, mean_difference: Over the pairs, in the metric's unit.
-        interval_95, p_t: None where the pairs may be no independent draws.
-    """
-
-    metric: Metric
-    better: Literal["higher", "lower", ""]
-    arm: str
-    num_pairs: int
-    baseline_mean: float
-    arm_mean: float
-    mean_difference: float
-    interval_95: tuple[float, float] | None
-    p_t: float | None
 
 
 class ClassRow(msgspec.Struct, frozen=True, kw_only=True, rename={"name": "class"}):
@@ -164,11 +140,6 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     runs: tuple[RunRow, ...] = ()
     failures: dict[str, str] = {}
 
-    @property
-    def others(self) -> tuple[OtherMetric, ...]:
-        """Differences in the metrics that no verdict is read from."""
-        return tuple(_other(other) for other in self.judgement.others)
-
     def to_dict(self) -> dict[str, Any]:
         """Return the content as the JSON values of `verdict.json`."""
         found: dict[str, Any] = json.loads(
@@ -190,17 +161,9 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
             strange = [arm.verdict for arm in found.judgement.arms if arm.verdict not in (HELPS, HURTS, SAME, UNKNOWN)]
             if strange:
                 raise ValueError(f"there is no verdict {brief(strange[0])}")
-            _ = found.others  # checks them
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise UserError(f"this is no content of a report ({cause(error)}); give that of a verdict.json") from error
         return found
-
-
-def _other(other: Mapping[str, Any]) -> OtherMetric:
-    known = other["metric"]["higher_is_better"]
-    better = "" if known is None else "higher" if known else "lower"
-    metric = {**other["metric"], "higher_is_better": bool(known)}
-    return msgspec.convert({**other, "metric": metric, "better": better}, OtherMetric)
 
 
 def figures_content(judgement: Judgement, results: Results, title: str, changes: Sequence[str] = ()) -> Content:

@@ -199,7 +199,17 @@ class Gathered:
         found = difference(recalls, self.design.baseline, arm, _RECALL, mean_images or None)
         if found is None:
             return None
-        return ClassRow(arm=arm, name=name, num_images=mean_images, p_t_holm=found.pop("p_t"), **found)
+        return ClassRow(
+            arm=arm,
+            name=name,
+            num_images=mean_images,
+            num_pairs=found.num_pairs,
+            baseline_mean=found.baseline_mean,
+            arm_mean=found.arm_mean,
+            mean_difference=found.mean_difference,
+            interval_95=found.interval_95,
+            p_t_holm=found.p_t,
+        )
 
     def _recalls(self, arm: str, name: str) -> dict[int, tuple[float, int]]:
         """Return the recall of a class and its number of images, by seed."""

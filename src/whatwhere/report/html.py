@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.files import write_bytes
 from ..base.words import printable
-from ..comparison.content import Content, OtherMetric, RunRow
+from ..comparison.content import Content, RunRow
 from ..statistics.independence import LEAST_DIFFERENT
 from ..statistics.looks import ALPHA, LEAST_PAIRS
 from ..statistics.metric import Metric
-from ..statistics.verdict import ArmVerdict
+from ..statistics.verdict import ArmVerdict, Difference
 from ..statistics.wording import percent, quantity
 from .charts import KINDS, class_charts, curve_panels, pairs_chart, wins_chart
 from .figures import EPOCHS_FIRST, NONE, cost_table, interval, p_value, plain, planned, seed_table, typeset, unit_of
@@ -65,14 +65,14 @@ def page(content: Content | Mapping[str, Any]) -> str:
         seeds=seed_table(arms, metric),
         wins=wins_chart(arms, metric),
         tests=_tests(arms, metric),
-        others=_others(content.others),
+        others=_others(judgement.others),
         curves=curve_panels(content.curves, baseline) if content.curves else [],
         cost=cost_table(content.cost, baseline) if content.cost and content.cost.rows else None,
         classes=class_charts(content.per_class, baseline, ALPHA)
         if content.per_class and content.per_class.rows
         else None,
         plans=_plans(arms, alpha),
-        runs=_runs(content.runs, [metric, *(other.metric for other in content.others)]),
+        runs=_runs(content.runs, [metric, *(other.metric for other in judgement.others)]),
     )
 
 
@@ -120,7 +120,7 @@ def _tests(arms: Sequence[ArmVerdict], metric: Metric) -> list[tuple[str, ...]]:
     ]
 
 
-def _others(others: Sequence[OtherMetric]) -> list[tuple[str, str, list[tuple[str, ...]]]]:
+def _others(others: Sequence[Difference]) -> list[tuple[str, str, list[tuple[str, ...]]]]:
     """Return (label, direction, rows by arm) of each metric that decides no verdict."""
     groups: dict[str, tuple[str, str, list[tuple[str, ...]]]] = {}
     for other in others:

@@ -7,9 +7,10 @@ from typing import Any
 
 from ..base.tables import Table
 from ..base.words import printable
-from ..comparison.content import ClassRow, Content, Costs, OtherMetric, PerClass
+from ..comparison.content import ClassRow, Content, Costs, PerClass
 from ..statistics.looks import ALPHA
 from ..statistics.metric import Metric
+from ..statistics.verdict import Difference
 from ..statistics.wording import percent
 from .figures import EPOCHS_FIRST, NONE, SeedTable, cost_table, interval, p_value, plain, seed_table, unit_of, wins
 
@@ -39,8 +40,8 @@ def tables(content: Content | Mapping[str, Any]) -> list[Table]:
     seeds = seed_table(judgement.arms, judgement.metric)
     if seeds is not None:
         found += _seeds(seeds, judgement.baseline, judgement.metric)
-    if content.others:
-        found.append(_others(content.others, judgement.baseline))
+    if content.judgement.others:
+        found.append(_others(content.judgement.others, judgement.baseline))
     if content.cost is not None:
         found += _cost(content.cost, judgement.baseline)
     if content.per_class is not None and differing:
@@ -121,7 +122,7 @@ def _chunks(widths: Sequence[int], room: int) -> Iterator[list[int]]:
         yield chunk
 
 
-def _others(others: Sequence[OtherMetric], baseline: str) -> Table:
+def _others(others: Sequence[Difference], baseline: str) -> Table:
     labels = [printable(other.metric.label + unit_of(other.metric)) for other in others]
     rows = [
         (

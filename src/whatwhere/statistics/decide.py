@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -104,8 +105,25 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def pairs_to_settle(case: Case, num_sharing: int, margin: float) -> tuple[int, int | None] | None:
-    """Return (low, high): total pairs likely to settle it; high is None above 1,000.
+class Outlook(NamedTuple):
+    """How many pairs in all will probably settle a case.
+
+    Attributes:
+        low: 80 % of what is plausible needs so many or more.
+        high: 80 % needs so many or fewer; None where that is more than `last`.
+        last: Pairs at the plan's last look, or at the last of up to 1,000.
+        is_hopeless: `last` settles less than 80 % of what is plausible; of a plan that ends less than half, because its
+            pairs are planned already.
+    """
+
+    low: int
+    high: int | None
+    last: int
+    is_hopeless: bool
+
+
+def pairs_to_settle(case: Case, num_sharing: int, margin: float) -> Outlook | None:
+    """Return how many pairs in all will probably settle a case.
 
     What mean and standard deviation may be, given the pairs (normal differences, the usual uninformative prior:
     s**2 (n - 1) / chi2 and, given that, a normal mean), is spread over a grid of quantiles. For each case the look is
@@ -129,10 +147,10 @@ def pairs_to_settle(case: Case, num_sharing: int, margin: float) -> tuple[int, i
         half = _half_width(candidate, case.level(num_sharing, candidate)) * deviations
         expected = np.abs(num_pairs * paired.mean + (candidate - num_pairs) * means) / candidate
         settled = np.where((expected > half) | (expected + half < margin), candidate, settled)
-    low, high = np.quantile(settled, (1 - _PROBABLY, _PROBABLY), method="inverted_cdf")
-    if low == never:
-        return candidates[-1], None
-    return int(low), None if high == never else int(high)
+    low, middle, high = (int(q) for q in np.quantile(settled, (1 - _PROBABLY, 0.5, _PROBABLY), method="inverted_cdf"))
+    last = candidates[-1]
+    is_hopeless = never == (high if plan.last is None else middle)
+    return Outlook(min(low, last), None if high == never else high, last, is_hopeless)
 
 
 def _plausible(mean: float, deviation: float, num_pairs: int) -> tuple[np.ndarray, np.ndarray]:

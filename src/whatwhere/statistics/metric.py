@@ -45,14 +45,14 @@ class Metric:
         label: Its name in words.
         scale: What a figure is multiplied by to be shown.
         unit: Of figures so shown, "points" (hundredths of a share) or "".
-        higher_is_better: Which way is better.
+        higher_is_better: Which way is better; None where neither the name nor the user tells.
     """
 
     name: str
     label: str
     scale: float = 1.0
     unit: str = ""
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True
 
 
 METRICS = {

@@ -84,6 +84,34 @@ class ArmVerdict:
     pairs_to_settle: tuple[int, int | None] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The mean difference of one arm from the baseline in one metric, without a verdict.
+
+    Attributes:
+        metric: Name, label and unit.
+        arm: Name of the arm.
+        num_pairs: Number of pairs.
+        baseline_mean, arm_mean, mean_difference: Over the pairs, in the metric's unit.
+        interval_95, p_t: Paired t; None where the pairs may not be independent (`doubt_about`).
+    """
+
+    metric: Metric
+    arm: str
+    num_pairs: int
+    baseline_mean: float
+    arm_mean: float
+    mean_difference: float
+    interval_95: tuple[float, float] | None
+    p_t: float | None
+
+    @property
+    def better(self) -> str:
+        """Which is better, "higher" or "lower"; "" where it is not known."""
+        known = self.metric.higher_is_better
+        return "" if known is None else "higher" if known else "lower"
+
+
 @dataclass(frozen=True)
 class Judgement:
     """All arms against the baseline by one metric, and their other figures beside.
@@ -103,8 +131,12 @@ class Judgement:
     margin: Annotated[float, Meta(ge=0, le=1e100)]
     max_pairs: Annotated[int, Meta(ge=1, le=MOST_SEEDS)] | None
     arms: tuple[ArmVerdict, ...]
-    others: tuple[dict[str, Any], ...]
+    others: tuple[Difference, ...]
     cautions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.metric.higher_is_better is None:
+            raise ValueError("the metric judged by does not say whether higher is better")
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -186,7 +218,7 @@ def judge(
         for wanted in [(awaited or {}).get(arm, ())]
     ]
     cases = [_doubted(results, measure, baseline, case, test_images) for case in cases]
-    decisions = decide(cases, margin, higher_is_better=measure.higher_is_better)
+    decisions = decide(cases, margin, higher_is_better=bool(measure.higher_is_better))
     corrected = _corrected(cases)
     verdicts = []
     for case, decision, holm_p in zip(cases, decisions, corrected, strict=True):
@@ -197,12 +229,17 @@ def judge(
             cautions += cautions_about(results, measure, baseline, case.arm, case.paired.seeds, test_images)
         verdicts.append(_verdict(case, pairs[case.arm], decision, measure, margin, holm_p, cautions))
     faults = {other: fault for other in results.metrics if other != name and (fault := _two_scales(results, other))}
-    others = [
-        _other(_looked_at(results, baseline, case), baseline, case.arm, _measure(results, other), test_images)
-        for other in results.metrics
-        if other != name and other not in faults
-        for case in cases
-    ]
+    others = []
+    for other in results.metrics:
+        if other == name or other in faults:
+            continue
+        shown = _measure(results, other)
+        # which way is better is known for metrics of whatwhere only
+        shown = shown if other in METRICS else replace(shown, higher_is_better=None)
+        for case in cases:
+            # the runs that the verdict uses; all of them where there is no pair
+            used = results if case.paired is None else results.only([baseline, case.arm], case.paired.seeds)
+            others.append(difference(used, baseline, case.arm, shown, test_images))
     notes = [*results.notes, *(f"{fault}; it is left out" for fault in faults.values()), *derived_notes(results, name)]
     return Judgement(measure, baseline, margin, max_pairs, tuple(verdicts), tuple(filter(None, others)), tuple(notes))
 
@@ -365,16 +402,16 @@ def _verdict(
     cautions: Sequence[str],
 ) -> ArmVerdict:
     paired, level = case.paired, decision.level
-    settle = None
+    outlook = None
     if decision.verdict == UNKNOWN and level is not None and case.doubt is None:
-        settle = pairs_to_settle(case, decision.num_sharing, margin)
+        outlook = pairs_to_settle(case, decision.num_sharing, margin)
     verdict = ArmVerdict(
         arm=case.arm,
         plan=case.plan,
         verdict=decision.verdict,
-        conclusion=wording.conclusion(case, decision, metric, margin, settle),
+        conclusion=wording.conclusion(case, decision, metric, margin, outlook),
         reason=wording.reason(case, decision, metric, margin),
-        advice=wording.advice(case, decision, settle),
+        advice=wording.advice(case, decision, outlook),
         cautions=tuple(cautions),
     )
     if paired is None or everything is None:
@@ -407,41 +444,25 @@ def _verdict(
         win_probability=win,
         win_interval=(low, high),
         skewness=paired.skewness(),
-        pairs_to_settle=settle,
+        pairs_to_settle=None if outlook is None else (outlook.low, outlook.high),
     )
-
-
-def _looked_at(results: Results, baseline: str, case: Case) -> Results:
-    """Return the runs that the verdict uses; all of them where there is no pair."""
-    return results if case.paired is None else results.only([baseline, case.arm], case.paired.seeds)
-
-
-def _other(results: Results, baseline: str, arm: str, metric: Metric, test_images: int | None) -> dict[str, Any] | None:
-    """Return the difference in a metric that decides no verdict; None with fewer than two pairs."""
-    found = difference(results, baseline, arm, metric, test_images)
-    if found is None:
-        return None
-    # which way is better is known for our own metrics only
-    shown = {**asdict(metric), "higher_is_better": metric.higher_is_better if metric.name in METRICS else None}
-    return {"metric": shown, "arm": arm, **found}
 
 
 def difference(
     results: Results, baseline: str, arm: str, metric: Metric, test_images: int | None = None
-) -> dict[str, Any] | None:
-    """Return the mean difference between two arms, without a verdict; None with fewer than two pairs.
-
-    Its interval and p are None where the pairs may be no independent draws (`doubt_about`).
-    """
+) -> Difference | None:
+    """Return the mean difference between two arms, without a verdict; None with fewer than two pairs."""
     paired = results.paired(baseline, arm, metric.name, metric.scale)
     if paired is None:
         return None
     is_sound = not doubt_about(results, metric, baseline, arm, paired.seeds, test_images)
-    return {
-        "num_pairs": len(paired),
-        "baseline_mean": sum(paired.baseline) / len(paired),
-        "arm_mean": sum(paired.treatment) / len(paired),
-        "mean_difference": paired.mean,
-        "interval_95": paired.interval() if is_sound else None,
-        "p_t": paired.p_t() if is_sound else None,
-    }
+    return Difference(
+        metric=metric,
+        arm=arm,
+        num_pairs=len(paired),
+        baseline_mean=sum(paired.baseline) / len(paired),
+        arm_mean=sum(paired.treatment) / len(paired),
+        mean_difference=paired.mean,
+        interval_95=paired.interval() if is_sound else None,
+        p_t=paired.p_t() if is_sound else None,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 
 from ..base.words import counted
-from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, Decision
+from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, Decision, Outlook
 from .looks import LEAST_PAIRS
 from .metric import Metric
 from .paired import PairedDifference
@@ -34,18 +34,8 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f}".rstrip("0").rstrip(".") + " %"
 
 
-def conclusion(
-    case: Case, decision: Decision, metric: Metric, margin: float, settle: tuple[int, int | None] | None
-) -> str:
-    """Return the verdict as a sentence that says what to do.
-
-    Args:
-        case: The arm.
-        decision: Its verdict.
-        metric: What is judged by.
-        margin: The least difference that matters.
-        settle: `pairs_to_settle` of the case.
-    """
+def conclusion(case: Case, decision: Decision, metric: Metric, margin: float, outlook: Outlook | None) -> str:
+    """Return the verdict as a sentence that says what to do."""
     arm = case.arm
     if decision.verdict == SAME:
         return f"{arm} makes no practical difference; take the cheaper network"
@@ -56,18 +46,16 @@ def conclusion(
         return small if _may_be_small(case, decision, margin) else f"Keep {arm}: it does better than the baseline"
     if case.doubt is not None and not case.blocked:
         return f"Cannot tell about {arm}: check its runs and those of the baseline first"
-    if not case.waiting and (case.num_to_look is None or (settle is not None and settle[1] is None)):
-        return f"Do not choose {arm} on this evidence"
-    return f"Cannot tell about {arm} yet: {_next_step(case, settle)}"
-
-
-def _next_step(case: Case, settle: tuple[int, int | None] | None) -> str:
     if case.waiting:
-        return "finish the missing runs"
-    if case.blocked and not case.num_pairs:
-        return f"train {case.arm} and the baseline with the same seeds"
-    least = max(case.num_to_look or 0, 0 if settle is None else settle[0] - case.num_pairs)
-    return f"train {counted(least, 'more seed')}"
+        next_step = "finish the missing runs"
+    elif case.num_to_look is None or (outlook is not None and outlook.is_hopeless):
+        return f"Do not choose {arm} on this evidence"
+    elif case.blocked and not case.num_pairs:
+        next_step = f"train {arm} and the baseline with the same seeds"
+    else:
+        least = max(case.num_to_look, 0 if outlook is None else outlook.low - case.num_pairs)
+        next_step = f"train {counted(least, 'more seed')}"
+    return f"Cannot tell about {arm} yet: {next_step}"
 
 
 def reason(case: Case, decision: Decision, metric: Metric, margin: float) -> str:
@@ -101,7 +89,7 @@ def _may_be_small(case: Case, decision: Decision, margin: float) -> bool:
     return min(map(abs, case.paired.interval(1 - decision.level))) < margin
 
 
-def advice(case: Case, decision: Decision, settle: tuple[int, int | None] | None) -> str:
+def advice(case: Case, decision: Decision, outlook: Outlook | None) -> str:
     """Return what to do where there is no verdict yet."""
     if decision.verdict != UNKNOWN or (case.doubt is not None and not case.blocked):
         return "" if case.doubt is None else case.doubt.advice
@@ -110,15 +98,15 @@ def advice(case: Case, decision: Decision, settle: tuple[int, int | None] | None
         is_short = case.paired is None or len(case.paired) < least
         return f"train at least {least} seeds of each arm" if is_short else "train the missing runs"
     next_look = case.plan.next_after(len(case.paired))
-    if next_look is None:
-        return f"the plan ends at {case.plan.last} pairs; more pairs cannot change the verdict"
     when = f"the next look is at {next_look} pairs"
-    if settle is None:
+    if next_look is None:
+        when = f"the plan ends at {case.plan.last} pairs; more pairs cannot change the verdict"
+    if outlook is None:
         return when
-    low, high = settle
-    if high is None:
-        return f"even {low:,} pairs will probably not tell; {when}"
-    return f"{low:,} to {high:,} pairs in all will probably tell; {when}"
+    if outlook.high is None:
+        return f"even {outlook.last:,} pairs may not tell; {when}"
+    likely = f"{outlook.low:,}" if outlook.low == outlook.high else f"{outlook.low:,} to {outlook.high:,}"
+    return f"{likely} pairs in all will probably tell; {when}"
 
 
 def cautions(case: Case, everything: PairedDifference | None, missing: Mapping[str, Sequence[Hashable]]) -> list[str]:
