@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from whatwhere import ops
 from whatwhere.ops import gate
 from whatwhere.ops.reference import MAPS, POOLS
 
@@ -88,3 +89,44 @@ def test_norm_mixing_factor_and_shortcut():
     expected = torch.stack([3 * X[:, 0], 0 * X[:, 1]], 1)
     torch.testing.assert_close(gate(X, What(), **options), expected)
     torch.testing.assert_close(gate(X, What(), shortcut=-5 + 0 * X, **options), (expected - 5).relu())
+
+
+class Seeing(nn.Module):
+    """A channel gate of ones that keeps the features it was given."""
+
+    pools = ("avg",)
+
+    def __init__(self, in_float32):
+        super().__init__()
+        self.in_float32 = in_float32
+        self.register_buffer("seen", torch.zeros(0))
+
+    def forward(self, pooled):
+        self.seen = pooled
+        return torch.ones_like(pooled)
+
+
+@pytest.mark.parametrize("backend", ["reference", "lean"])
+def test_features_asked_for_in_float32_are_not_rounded_before(backend):
+    x = (30_000 + 16 * torch.arange(36.0).view(1, 1, 6, 6)).half()
+    exact = x.double().mean((2, 3))
+    what = Seeing(in_float32=True)
+    gate(x, what, backend=backend)
+    assert what.seen.dtype == torch.float32
+    torch.testing.assert_close(what.seen.double(), exact, rtol=1e-6, atol=0)
+    what = Seeing(in_float32=False)
+    gate(x, what, backend=backend)
+    assert torch.equal(what.seen, exact.half())
+
+
+def test_auto_takes_the_first_fused_backend_whose_rule_fits(monkeypatch):
+    def run(call, x, *rest):
+        return x * 0
+
+    def rule(call, *rest):
+        return "" if call.arrangement == "parallel" else "only in parallel"
+
+    monkeypatch.setattr(ops, "FUSED", {"mine": (run, rule), **ops.FUSED})
+    x, what = torch.randn(1, 2, 3, 3), Seeing(in_float32=False)
+    assert torch.equal(gate(x, what, arrangement="parallel"), x * 0)
+    torch.testing.assert_close(gate(x, what), x)

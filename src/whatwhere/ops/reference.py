@@ -111,7 +111,9 @@ def gate(
     def channel(features: Tensor) -> Tensor | None:
         if what is None:
             return None
-        pooled = (POOLS[pool](features) for pool in what.pools)
+        # not rounded to the dtype of x in between
+        source = widened(features) if getattr(what, "in_float32", False) else features
+        pooled = (POOLS[pool](source) for pool in what.pools)
         narrow = not {"avg", "max", "min"}.issuperset(what.pools)
         return small(what, features, *pooled, narrow=narrow)[:, :, None, None]
 
