@@ -224,24 +224,20 @@ class _Parts:
     def place(self, unit: Sequence[Sample]) -> str:
         """Choose the part for a group, and count its images there."""
         counts = Counter(sample.label for sample in unit)
-        best = min(self._choices(counts), key=lambda split: self._cost(counts, split))
+        train, choices = self.splits[0], self.splits
+        for label in counts:
+            # the last groups of a class go to parts without an image of it
+            if self.units_left[label] <= len(self.without[label]):
+                choices = [split for split in choices if split in self.without[label]] or choices
+        # every class gets training images
+        if any(self.units_left[label] == 1 and train in self.without[label] for label in counts):
+            choices = [train]
+        best = min(choices, key=lambda split: self._cost(counts, split))
         self.units_left.subtract(counts.keys())
         for label, count in counts.items():
             self.needs[label][best] -= count
             self.without[label].discard(best)
         return best
-
-    def _choices(self, counts: Mapping[str, int]) -> list[str]:
-        train = self.splits[0]
-        # every class gets training images
-        if any(self.units_left[label] == 1 and train in self.without[label] for label in counts):
-            return [train]
-        choices = self.splits
-        for label in counts:
-            # the last groups of a class go to parts without an image of it
-            if self.units_left[label] <= len(self.without[label]):
-                choices = [split for split in choices if split in self.without[label]] or choices
-        return choices
 
     def _cost(self, counts: Mapping[str, int], split: str) -> float:
         """Return the growth of the squared deviations from the targets, each divided by the size of its class."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 from collections.abc import Sequence
@@ -24,17 +25,11 @@ class Images(Protocol):
 
 
 class Store:
-    """Images (3, H, W) of any sizes, uint8, by number.
-
-    Args:
-        images: The images to keep.
-        num_workers: Number of processes that will read them; processes that are not forked need shared memory.
-    """
+    """Images (3, H, W) of any sizes, uint8, by number; in shared memory if `num_workers` are not forked."""
 
     def __init__(self, images: Sequence[Tensor], num_workers: int = 0) -> None:
         self.shapes = [image.shape for image in images]
-        sizes = torch.tensor([0, *(image.numel() for image in images)])
-        self.starts: list[int] = sizes.cumsum(0).tolist()
+        self.starts = [0, *itertools.accumulate(image.numel() for image in images)]
         self.pixels = torch.empty(self.starts[-1], dtype=torch.uint8)
         for start, image in zip(self.starts, images, strict=False):
             # height x width x channels, as decoded; crops of it are fast

@@ -10,11 +10,9 @@ from PIL import Image
 
 from ...base.words import counted, few, short, suggest
 from ..images import FORMATS, SUFFIXES
-from ..sources.source import SPLITS, Finding, Messages, Sample, Source, findings_of
+from ..sources.source import RANK, SPLITS, Finding, Messages, Sample, Source, findings_of
 from .probe import Entry
 
-# of an image in several splits, the copy with the lowest rank stays: the test set stays whole
-_RANK = {"test": 0, "val": 1, "train": 2}
 _MOST_UNEVEN = 10
 _FEWEST = 3
 _NUM_NAMED = 5
@@ -139,6 +137,6 @@ def surplus(samples: Sequence[Sample], groups: Sequence[Sequence[int]]) -> froze
     paths = set()
     for group in groups:
         members = [samples[index] for index in group]
-        ranks = [_RANK.get(sample.split or "", 0) for sample in members]
+        ranks = [RANK.get(sample.split or "", 0) for sample in members]
         paths |= {sample.path for sample, rank in zip(members, ranks, strict=True) if rank > min(ranks)}
     return frozenset(paths)

@@ -50,11 +50,6 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     digest: str = ""
     look: bytes = b""
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether a usable image's digest and look are there."""
-        return bool(self.fault or (self.digest and len(self.look) == LOOK_BYTES))
-
 
 def probe(source: Source, cache: Path | None, progress: Callable[[int, int], None] | None = None) -> list[Entry]:
     """Return an entry for each sample, from the folder `cache` if a file's path, size and time have not changed."""
@@ -138,7 +133,9 @@ class _Store:
         if status is None:
             return read_entry(self.source, sample)
         size, time, entry = self.old.get(sample.path, (0, 0, None))
-        if entry is None or (size, time) != (status.st_size, status.st_mtime_ns) or not entry.is_complete:
+        # a damaged cache may lack the digest or the look of a usable image
+        is_complete = entry and (entry.fault or (entry.digest and len(entry.look) == LOOK_BYTES))
+        if entry is None or (size, time) != (status.st_size, status.st_mtime_ns) or not is_complete:
             entry = read_entry(self.source, sample)
             self.is_changed = True
         if entry.fault not in _PASSING:

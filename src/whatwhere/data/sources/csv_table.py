@@ -10,7 +10,7 @@ from pathlib import Path
 from ...base.errors import UserError
 from ...base.files import read_csv
 from ...base.words import brief, few, printable, suggest
-from .source import Finding, Messages, Sample, class_name, findings_of, split_of
+from .source import RANK, Finding, Messages, Sample, class_name, findings_of, split_of
 
 # known names of columns, the preferred ones first
 _FILES = ("path", "file", "filepath", "file_path", "filename", "file_name", "image_path", "img_path", "image_file")
@@ -18,29 +18,20 @@ _PATH_COLUMNS = (*_FILES, "image", "img", "image_name", "img_name", "images", "p
 _CLASSES = ("label", "class", "target", "category", "class_name", "classname")
 _LABEL_COLUMNS = (*_CLASSES, "label_name", "labels", "class_id", "y")
 _SPLIT_COLUMNS = ("split", "set", "subset", "partition", "usage", "data_set", "dataset")
-_RANK = {"test": 0, "val": 1, "train": 2, None: 3}
 
+_FAULTS = {
+    "missing": "with a path where no file is; paths are relative to the CSV file's folder",
+    "no-path": "without a path; complete or remove",
+    "no-label": "without a label; complete or remove",
+    "row": "with more cells than the header; put cells that hold the delimiter in quotes",
+    "bad-split": "with something else than train, val or test as the split; correct",
+    "two-labels": "with a path from an earlier row and another label; remove the wrong one of each",
+    "two-splits": "with a path from an earlier row and another split; keep one of each",
+    "repeated": "with a path and a label from an earlier row; each image counts once",
+}
 _MESSAGES: Messages = {
-    "missing": (
-        "error",
-        "row",
-        "{n} of {file} with a path where no file is; paths are relative to the CSV file's folder",
-    ),
-    "no-path": ("error", "row", "{n} of {file} without a path; complete or remove"),
-    "no-label": ("error", "row", "{n} of {file} without a label; complete or remove"),
-    "row": (
-        "error",
-        "row",
-        "{n} of {file} with more cells than the header; put cells that hold the delimiter in quotes",
-    ),
-    "bad-split": ("error", "row", "{n} of {file} with something else than train, val or test as the split; correct"),
-    "two-labels": (
-        "error",
-        "row",
-        "{n} of {file} with a path from an earlier row and another label; remove the wrong one of each",
-    ),
-    "two-splits": ("error", "row", "{n} of {file} with a path from an earlier row and another split; keep one of each"),
-    "repeated": ("note", "row", "{n} of {file} with a path and a label from an earlier row; each image counts once"),
+    kind: ("note" if kind == "repeated" else "error", "row", f"{{n}} of the CSV file {fault}")
+    for kind, fault in _FAULTS.items()
 }
 
 
@@ -97,17 +88,15 @@ def list_csv(
             disputed.add(path)
         elif before.split != split:
             places["two-splits"].append(place)
-            # the test set stays whole
-            taken[path] = min(before, sample, key=lambda item: _RANK[item.split])
+            taken[path] = min(before, sample, key=lambda item: RANK.get(item.split or "", 3))
         elif before is not sample:
             places["repeated"].append(place)
 
-    findings = findings_of(_MESSAGES, places, file="the CSV file")
+    findings = findings_of(_MESSAGES, places)
     samples = tuple(taken[path] for path in sorted(taken) if path not in disputed)
     if not samples:
-        raise UserError(
-            f"{where} names no image that can be used" + "".join(f"; {item.message}" for item in findings[:1])
-        )
+        first = "".join(f"; {finding.message}" for finding in findings[:1])
+        raise UserError(f"{where} names no image that can be used{first}")
     return samples, tuple(findings)
 
 

@@ -19,39 +19,20 @@ from .source import Finding, Sample, Source, class_name
 DEFAULT_DIR = "data"
 NUM_DIGITS_TO_TRAIN = 897
 
-_TRAIN_TEST = {"train": {"split": "train"}, "test": {"split": "test"}}
-_TRAIN_VAL_TEST = {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}}
-_TRAIN_VALID_TEST = {"train": {"split": "train"}, "val": {"split": "valid"}, "test": {"split": "test"}}
-_TRAIN_FLAG = {"train": {"train": True}, "test": {"train": False}}
-_WHOLE: dict[str, dict[str, Any]] = {"all": {}}
-
-
+_Splits = Mapping[str, Mapping[str, Any]]
+_TRAIN_FLAG: _Splits = {"train": {"train": True}, "test": {"train": False}}
+_TRAIN_TEST: _Splits = {"train": {"split": "train"}, "test": {"split": "test"}}
+_TRAIN_VAL_TEST: _Splits = {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}}
+_WHOLE: _Splits = {"all": {}}
 # class of torchvision.datasets -> its arguments for each split
-SPLITS_OF: dict[str, Mapping[str, Mapping[str, Any]]] = {
-    "CIFAR10": _TRAIN_FLAG,
-    "CIFAR100": _TRAIN_FLAG,
-    "MNIST": _TRAIN_FLAG,
-    "FashionMNIST": _TRAIN_FLAG,
-    "KMNIST": _TRAIN_FLAG,
-    "QMNIST": _TRAIN_FLAG,
-    "USPS": _TRAIN_FLAG,
-    "SVHN": _TRAIN_TEST,
-    "STL10": _TRAIN_TEST,
-    "Food101": _TRAIN_TEST,
-    "Flowers102": _TRAIN_VAL_TEST,
+SPLITS_OF: dict[str, _Splits] = {
+    **dict.fromkeys(("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "QMNIST", "USPS"), _TRAIN_FLAG),
+    **dict.fromkeys(("SVHN", "STL10", "Food101", "GTSRB", "StanfordCars"), _TRAIN_TEST),
+    **dict.fromkeys(("Flowers102", "DTD", "FGVCAircraft", "PCAM", "RenderedSST2"), _TRAIN_VAL_TEST),
+    **dict.fromkeys(("EuroSAT", "SUN397", "Caltech101", "Caltech256"), _WHOLE),
+    "Country211": {"train": {"split": "train"}, "val": {"split": "valid"}, "test": {"split": "test"}},
     "OxfordIIITPet": {"train": {"split": "trainval"}, "test": {"split": "test"}},
-    "DTD": _TRAIN_VAL_TEST,
-    "EuroSAT": _WHOLE,
-    "GTSRB": _TRAIN_TEST,
-    "FGVCAircraft": _TRAIN_VAL_TEST,
-    "PCAM": _TRAIN_VAL_TEST,
     "Imagenette": {"train": {"split": "train"}, "val": {"split": "val"}},
-    "Country211": _TRAIN_VALID_TEST,
-    "RenderedSST2": _TRAIN_VAL_TEST,
-    "SUN397": _WHOLE,
-    "Caltech101": _WHOLE,
-    "Caltech256": _WHOLE,
-    "StanfordCars": _TRAIN_TEST,
 }
 # torchvision creates these folders even if it downloads nothing
 _FOLDERS = {"Caltech101": "caltech101", "Caltech256": "caltech256"}

@@ -13,6 +13,8 @@ from ...base.words import counted, printable
 from ..images import open_image, read_bytes
 
 SPLITS = ("train", "val", "test")
+# of an image in several splits, the copy with the lowest rank stays: the test set stays whole
+RANK = {"test": 0, "val": 1, "train": 2}
 _SPELLINGS = {
     "train": ("train", "training", "trn", "train_set", "trainset", "training_set", "train_data", "train_images"),
     "val": ("val", "valid", "validation", "validate", "dev", "val_set", "valset", "validation_set", "val_images"),
