@@ -154,9 +154,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _check_size(image: Image.Image) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
     width, height = image.size
-    if limit is not None and width * height > limit:
+    if (limit := Image.MAX_IMAGE_PIXELS) is not None and width * height > limit:
         raise ImageError("huge", "huge", f"has {width} x {height} pixels, more than {limit}; make it smaller")
 
 

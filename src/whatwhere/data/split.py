@@ -151,14 +151,9 @@ def split_samples(
     The draw depends on `seed` and the paths only: samples are sorted by `stream_seed(seed, "split.PATH")`, which is the
     same on every platform.
 
-    Args:
-        samples: All samples.
-        seed: Draws the parts.
-        val_fraction: Share of validation images, from 0 to below 1.
-        test_fraction: Share of test images, from 0 to below 1.
-        group_from: Regular expression. Paths in which it finds the same text (its group, or the whole match) are one
-            group.
-        twins: Paths of images that are nearly the same; each sequence is one group.
+    `val_fraction` and `test_fraction` are shares of all images, from 0 to below 1. Paths in which the regular
+    expression `group_from` finds the same text (its group, or the whole match) are one group. So is each sequence of
+    `twins`, paths of images that are nearly the same.
 
     Raises:
         UserError: A fraction is out of range, the pattern does not fit a path, there are too few groups, or there is no

@@ -29,7 +29,10 @@ def gate_figure(images: Tensor, gates: Mapping[str, Tensor], captions: Sequence[
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    enlarged = _enlarge(images).clamp(0, 1).numpy()
+    def enlarge(maps: Tensor) -> Tensor:
+        return F.interpolate(maps, size=(_PIXELS, _PIXELS), mode="bicubic", align_corners=False)
+
+    enlarged = enlarge(images).clamp(0, 1).numpy()
     num_rows, num_columns = len(images), len(gates) + 1
     figure = Figure(figsize=(2.3 * num_columns, 2.15 * num_rows + 1.5), layout="constrained", dpi=150)
     figure.suptitle(title, fontsize=13, fontweight="bold", x=0.01, ha="left")
@@ -44,7 +47,7 @@ def gate_figure(images: Tensor, gates: Mapping[str, Tensor], captions: Sequence[
     axes[0, 0].set_title("image", fontsize=11)
     for column, (name, gate) in enumerate(gates.items(), start=1):
         low, high = gate.min().item(), gate.max().item()
-        maps = _enlarge(gate).clamp(low, high).numpy()
+        maps = enlarge(gate).clamp(low, high).numpy()
         for row in range(num_rows):
             axis = axes[row, column]
             drawn = axis.imshow(maps[row, 0], cmap="inferno", vmin=low, vmax=high)
@@ -56,7 +59,3 @@ def gate_figure(images: Tensor, gates: Mapping[str, Tensor], captions: Sequence[
         bar.locator = MaxNLocator(nbins=3)
         bar.update_ticks()
     return figure
-
-
-def _enlarge(maps: Tensor) -> Tensor:
-    return F.interpolate(maps, size=(_PIXELS, _PIXELS), mode="bicubic", align_corners=False)

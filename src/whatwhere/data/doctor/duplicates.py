@@ -22,11 +22,10 @@ _LIMIT = 0.02
 _FLAT = 4.0
 # largest difference of two mean colours, in grey levels: of a channel, and of the differences between channels
 _BRIGHTNESS, _HUE = 40, 16
-_NUM_WAVES = 24
-_CELL = 6.0
-_NUM_GRIDS = 6
-_PAIRS_PER_IMAGE = 24
-_FEW_PAIRS = 2_000_000
+# the grids of `_candidates`: frequencies that they may divide, width of a cell, and their number
+_NUM_WAVES, _CELL, _NUM_GRIDS = 24, 6.0, 6
+# a grid may give so many candidates for each image, or in all
+_PAIRS_PER_IMAGE, _FEW_PAIRS = 24, 2_000_000
 _AT_ONCE = 100_000
 _MOST_IN_CELL = 2_000
 

@@ -6,7 +6,7 @@ import hashlib
 import statistics
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,13 +66,7 @@ class Report:
             "median_side": self.median_side,
             "modes": {mode: {"num_images": number, "read_as": _read_as(mode)} for mode, number in self.modes.items()},
             "findings": [
-                {
-                    "severity": finding.severity,
-                    "kind": finding.kind,
-                    "message": finding.message,
-                    "paths": [printable(path) for path in finding.paths],
-                }
-                for finding in self.findings
+                asdict(finding) | {"paths": [printable(path) for path in finding.paths]} for finding in self.findings
             ],
         }
 
