@@ -195,11 +195,8 @@ class CostComparison:
             return ""
         figures = self.summed(layers)
         kinds = ", ".join(f"{count} x {kind}" for kind, count in Counter(layer.type for layer in layers).items())
-        return (
-            f"{word}: {kinds}, themselves {figures.num_params:,} parameters, "
-            f"{format_figure('macs', figures.macs)} MACs, "
-            f"{format_figure('saved_bytes', figures.saved_bytes)} saved for backward"
-        )
+        macs, saved = format_figure("macs", figures.macs), format_figure("saved_bytes", figures.saved_bytes)
+        return f"{word}: {kinds}, themselves {figures.num_params:,} parameters, {macs} MACs, {saved} saved for backward"
 
     def _outermost(self, status: Status) -> tuple[ComparedLayer, ...]:
         outermost: list[ComparedLayer] = []
@@ -230,11 +227,9 @@ def compare_costs(a: Cost, b: Cost) -> CostComparison:
     for side in (a, b):
         if not isinstance(side, Cost):
             raise UserError(f"compare_costs takes two results of cost(model, input_size), got a {type(side).__name__}")
-    if (a.input_size, a.batch_size) != (b.input_size, b.batch_size):
-        shapes = [(cost.batch_size, *cost.input_size) for cost in (a, b)]
-        raise UserError(
-            f"costs on inputs of different shapes, {brief(shapes[0])} and {brief(shapes[1])}, cannot be compared"
-        )
+    first, second = ((side.batch_size, *side.input_size) for side in (a, b))
+    if first != second:
+        raise UserError(f"costs on inputs of different shapes, {brief(first)} and {brief(second)}, cannot be compared")
     return CostComparison(a, b)
 
 

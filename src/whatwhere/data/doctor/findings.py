@@ -69,9 +69,19 @@ def class_findings(samples: Sequence[Sample]) -> Iterator[Finding]:
     if len(train) == 1:
         message = "to train on; there must be two or more, each in a folder of its name"
         yield Finding("error", "one-class", f"only one class, {short(next(iter(train)))}, {message}")
-    for split in ("val", "test"):
-        if split in counts:
-            yield from _compared(split, counts[split], train)
+    for split, by_class in counts.items():
+        unknown = tuple(label for label in by_class if label not in train)
+        if unknown:
+            names = counted(len(unknown), "class", "classes")
+            near = suggest(unknown[0], list(train)).removeprefix("; ")
+            hint = f" ({near})" if near else ""
+            message = f"{names} in {split} but not in train: {few(unknown, _NUM_NAMED)}{hint}; rename or remove"
+            yield Finding("error", "unknown-class", message, unknown)
+        lacking = tuple(label for label in train if label not in by_class)
+        if lacking:
+            names = counted(len(lacking), "class", "classes")
+            message = f"{names} in train but not in {split}, so not measured there: {few(lacking, _NUM_NAMED)}"
+            yield Finding("warning", "unmeasured-class", message, lacking)
     if max(train.values()) > _MOST_UNEVEN * min(train.values()):
         small, large = min(train, key=lambda name: train[name]), max(train, key=lambda name: train[name])
         yield Finding(
@@ -86,21 +96,6 @@ def class_findings(samples: Sequence[Sample]) -> Iterator[Finding]:
         message = f"{classes} with fewer than {_FEWEST} images, too few for train, val and test; add images"
         severity = "error" if len(rare) == len(train) else "warning"
         yield Finding(severity, "few", f"{message}: {few(rare, _NUM_NAMED)}", rare)
-
-
-def _compared(split: str, classes: dict[str, int], train: dict[str, int]) -> Iterator[Finding]:
-    unknown = tuple(label for label in classes if label not in train)
-    if unknown:
-        names = counted(len(unknown), "class", "classes")
-        near = suggest(unknown[0], list(train)).removeprefix("; ")
-        hint = f" ({near})" if near else ""
-        message = f"{names} in {split} but not in train: {few(unknown, _NUM_NAMED)}{hint}; rename or remove"
-        yield Finding("error", "unknown-class", message, unknown)
-    lacking = tuple(label for label in train if label not in classes)
-    if lacking:
-        names = counted(len(lacking), "class", "classes")
-        message = f"{names} in train but not in {split}, so not measured there: {few(lacking, _NUM_NAMED)}"
-        yield Finding("warning", "unmeasured-class", message, lacking)
 
 
 def file_findings(source: Source, entries: Sequence[Entry]) -> list[Finding]:

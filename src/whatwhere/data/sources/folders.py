@@ -61,12 +61,8 @@ class _Folder:
             yield from folder.below()
 
     @property
-    def holds_images(self) -> bool:
-        return next(self.all_images(), None) is not None
-
-    @property
     def class_folders(self) -> list[_Folder]:
-        return [folder for folder in self.folders if folder.holds_images]
+        return [folder for folder in self.folders if any(True for _ in folder.all_images())]
 
 
 def list_folder(root: Path) -> tuple[tuple[Sample, ...], tuple[Finding, ...]]:
