@@ -1,4 +1,4 @@
-"""Pairs that are no independent draws get no verdict; live ones are not called dead."""
+"""Pairs that are not independent get no verdict; live ones are not called dead."""
 
 from pathlib import Path
 
@@ -35,16 +35,16 @@ def verdict(results, **options):
 @pytest.mark.parametrize(
     ("name", "begins"),
     [
-        ("dead-seeds", "none came to 1 different result in 8 runs, alike for seeds 0, 1, 2, 3, 4, 5 and 2 more"),
-        ("near-dead-seeds", "none came to 2 different results in 8 runs, alike for seeds 0, 1, 2, 4, 5, 6 and 1 more"),
-        ("copied-rows", "none and cbam came to 3 different results in 9 runs, alike for seeds 0, 3, 6"),
+        ("dead-seeds", "none gave 1 different result in 8 runs, alike for seeds 0, 1, 2, 3, 4, 5 and 2 more"),
+        ("near-dead-seeds", "none gave 2 different results in 8 runs, alike for seeds 0, 1, 2, 4, 5, 6 and 1 more"),
+        ("copied-rows", "none and cbam gave 3 different results in 9 runs, alike for seeds 0, 3, 6"),
     ],
 )
 def test_seeds_that_decide_nothing_and_copies_get_no_verdict(name, begins):
     arm = verdict(read_results(CASES / f"{name}.csv"))
     assert arm.verdict == "cannot tell yet"
     assert arm.reason.startswith(begins)
-    assert "which is no chance: the seed is not passed to the trainer, or files were copied" in arm.reason
+    assert "too few to be chance: the seed is not passed to the trainer, or files were copied" in arm.reason
     assert "pairs" not in arm.advice  # more of them would not help
     assert arm.pairs_to_settle is None
 
@@ -78,7 +78,7 @@ def test_a_known_small_test_set_is_never_called_dead_by_its_counts():
     arm = verdict(table(none=[0.5] * 12, cbam=[0.55] * 11 + [0.5]), test_images=20)
     assert arm.reason.startswith("2 different differences in 12 pairs, at least 4 are needed")
     assert (
-        "is no chance"
+        "to be chance"
         in verdict(table(none=[0.5005] * 12, cbam=[*live(count=9), 0.75, 0.76, 0.77]), test_images=2000).reason
     )
 
@@ -96,7 +96,7 @@ def test_rows_copied_from_another_arm_get_no_verdict():
     half = [*none[:6], *cbam[6:]]
     arm = verdict(table(none=none, cbam=half))
     assert arm.reason.startswith(
-        "none and cbam have the same figure for seeds 0, 1, 2, 3, 4, 5, which is no chance: runs"
+        "none and cbam have the same figure for seeds 0, 1, 2, 3, 4, 5, too often to be chance: runs"
     )
     assert arm.verdict == "cannot tell yet"
     both = judge(table(none=none, cbam=cbam, se=cbam), baseline="none").arms
@@ -113,7 +113,7 @@ def test_rows_copied_from_another_arm_get_no_verdict():
 
 def test_a_number_of_test_images_that_cannot_be_is_refused():
     with pytest.raises(
-        UserError, match=r"^0.9005 \(arm none, seed 0\) is no accuracy of 400 test images, of which a whole"
+        UserError, match=r"^with 400 test images no accuracy is 0.9005 \(arm none, seed 0\), because a whole"
     ):
         compare(lambda arm, seed: 0.9005, ["none", "cbam"], 6, test_images=400)
     assert compare(lambda arm, seed: 0.9 + 0.0025 * seed, ["none", "cbam"], 6, test_images=400)
@@ -152,7 +152,7 @@ def test_one_dead_arm_is_enough_whichever_it_is():
     for dead, alive in ((0.7512, live()), (0.8231, live(0.02))):
         for arms in ({"none": [dead] * 8, "cbam": alive}, {"none": alive, "cbam": [dead] * 8}):
             arm = verdict(table(**arms))
-            assert (arm.verdict, "is no chance" in arm.reason) == ("cannot tell yet", True)
+            assert (arm.verdict, "to be chance" in arm.reason) == ("cannot tell yet", True)
 
 
 def test_whole_rows_that_repeat_tell_it_where_one_coarse_figure_does_not():
@@ -160,11 +160,11 @@ def test_whole_rows_that_repeat_tell_it_where_one_coarse_figure_does_not():
     losses = [0.61234567, 0.59876543, 0.61234567, 0.59876543, 0.58123456, 0.59876543, 0.61234567, 0.59876543]
     alive = [{"accuracy": a, "loss": 0.6 + 0.01 * n} for a, n in zip(coarse, NOISE, strict=False)]
     copied = [{"accuracy": a, "loss": loss} for a, loss in zip(coarse, losses, strict=True)]
-    assert "is no chance" not in verdict(table(none=alive, cbam=alive), metric="accuracy").reason
-    assert "is no chance" in verdict(table(none=alive, cbam=copied), metric="accuracy").reason
+    assert "to be chance" not in verdict(table(none=alive, cbam=alive), metric="accuracy").reason
+    assert "to be chance" in verdict(table(none=alive, cbam=copied), metric="accuracy").reason
     # figures that do not depend on the seed say nothing
     sized = [{"accuracy": a, "params": 25_557_032.0} for a in coarse]
-    assert "is no chance" not in verdict(table(none=sized, cbam=sized), metric="accuracy").reason
+    assert "to be chance" not in verdict(table(none=sized, cbam=sized), metric="accuracy").reason
 
 
 def test_figures_computed_from_others_are_told():
@@ -178,13 +178,13 @@ def test_figures_computed_from_others_are_told():
 def test_a_ceiling_is_not_called_dead():
     arm = verdict(table(none=[1.0] * 8, cbam=[1.0] * 7 + [0.9999]))
     assert arm.verdict == "cannot tell yet"
-    assert "is no chance" not in arm.reason
+    assert "to be chance" not in arm.reason
     assert "at its ceiling" in arm.reason
 
 
 def test_last_bits_make_no_difference():
     dead = [0.7512, 0.7512 + 1e-16, np.nextafter(0.7512, 1), *[0.7512] * 5]
-    assert "is no chance" in verdict(table(none=dead, cbam=live(0.02))).reason
+    assert "to be chance" in verdict(table(none=dead, cbam=live(0.02))).reason
 
 
 def test_four_different_differences_are_enough():
@@ -214,7 +214,7 @@ def test_counts_of_few_images_repeat_and_are_not_called_dead(seed, num_images, n
     chances = rng.beta(2, 1, num_images)
     arms = {arm: (rng.random((num_pairs, num_images)) < chances).mean(1) for arm in ("none", "cbam")}
     doubt = doubt_about(table(**arms), metric_for("accuracy", [0.5]), "none", "cbam", range(num_pairs))
-    assert doubt is None or "is no chance" not in doubt.reason
+    assert doubt is None or "to be chance" not in doubt.reason
 
 
 @given(st.floats(0.5, 0.99), st.sampled_from([6, 8, 12]), st.sampled_from(["all", "all but one", "in three"]))
@@ -240,7 +240,7 @@ def test_a_comparison_stops_after_two_seeds_that_end_alike(tmp_path):
     with pytest.raises(
         UserError,
         match=r"^seeds 0, 1 of cbam ended alike to the last digit: the seed is not passed to the trainer, or files "
-        r"were copied, or the networks answer alike whatever they see; let run use its seed, or give test_images if "
+        r"were copied, or the networks ignore the images; let run use its seed, or give test_images if "
         r"there are only a few; what ran is in '.*results.csv', take out its rows before you run again$",
     ):
         compare(run, ["none", "cbam"], 8, metric="accuracy", results=path)

@@ -170,8 +170,8 @@ class Gathered:
     def per_class(self, judgement: Judgement) -> PerClass | None:
         """Return the difference in the recall of each class over the judged pairs; None where there is none.
 
-        p is corrected over the classes of an arm after Holm. Interval and p are None where the pairs may be no
-        independent draws.
+        p is corrected over the classes of an arm after Holm. Interval and p are None where the pairs may not be
+        independent.
         """
         rows: list[ClassRow] = []
         for judged in judgement.arms:

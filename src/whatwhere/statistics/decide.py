@@ -32,7 +32,7 @@ class Case:
         plan: None where no look can be yet.
         blocked: Why there can be no verdict yet; "" if there can.
         waiting: Seeds without a complete pair that the next look needs.
-        doubt: Why the pairs may be no independent draws: the look counts, but nothing is claimed.
+        doubt: Why the pairs may not be independent: the look counts, but nothing is claimed.
         num_pairs: Complete pairs, those after the look included.
         num_to_look: Pairs missing for the next look; None after the last.
     """

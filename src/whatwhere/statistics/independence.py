@@ -25,8 +25,8 @@ from .metric import METRICS, Metric, num_decimals
 from .results import Results, numbered
 
 LEAST_DIFFERENT = 4  # differences among the pairs, below which there is no verdict
-LIMIT = 1 / 10_000  # a repetition that chance brings about more rarely has another cause
-_LIMIT_TO_GO_ON = 1 / 500  # the same for runs that are still to be trained: there a mistake costs a question only
+LIMIT = 1 / 10_000  # a repetition that is less probable than this has another cause than chance
+_LIMIT_TO_GO_ON = 1 / 500  # the same, before more runs are trained
 _LEAST_SPREAD = 0.3  # of the binomial standard deviation, that of live seeds
 _LOW_SPREAD = 0.15  # of it, below which a spread is told
 _LEAST_ERRORS = 100  # num_images * accuracy * (1 - accuracy): with less, a count has no spread to speak of
@@ -40,7 +40,7 @@ _MOST_DECIMALS = 6  # of a share that was rounded to be printed; more are the di
 _COUNTED = re.compile(r"acc|^macro_f1$|^recall$|top.?[15]", re.IGNORECASE)  # metrics whose spread is that of a count
 _ALIKE = 1e-9  # figures are alike up to this share of their size: the last bits
 
-_CAUSES = "the seed is not passed to the trainer, or files were copied, or the networks answer alike whatever they see"
+_CAUSES = "the seed is not passed to the trainer, or files were copied, or the networks ignore the images"
 _ADVICE = "see that the seed decides all that is random in a run and that each run wrote its own figures; train again"
 
 
@@ -67,32 +67,23 @@ def doubt_about(
     3. there are fewer than 4 different differences, or of fewer pairs two alike;
     4. `num_images` is known, and an arm's runs differ so little that chance would make that in 1 of 10,000 comparisons.
 
-    Args:
-        results: Figures by arm and seed.
-        metric: What is judged by.
-        baseline: The arm compared with.
-        arm: The other.
-        seeds: Of the pairs that are judged.
-        num_images: Test images, where known.
+    `seeds` are those of the pairs that are judged.
     """
-    return (
-        _repeating(results, metric.name, baseline, arm, seeds, num_images)
-        or _copied_from(results, metric.name, baseline, arm, seeds, num_images)
-        or _with_few_differences(results, metric.name, baseline, arm, seeds)
-        or _spread_too_little(results, metric, (baseline, arm), seeds, num_images)
-    )
-
-
-def _repeating(
-    results: Results, metric: str, baseline: str, arm: str, seeds: Sequence[Hashable], num_images: int | None
-) -> Doubt | None:
     for arms in ([baseline], [arm], [baseline, arm]):
-        repeats = _repeats(results, metric, arms, seeds, num_images)
+        repeats = _repeats(results, metric.name, arms, seeds, num_images)
         if repeats.log_chance <= math.log(LIMIT):
             return Doubt(
-                f"{' and '.join(arms)} came to {counted(repeats.num_different, 'different result')} in {len(seeds)} "
-                f"runs, alike for {numbered(repeats.alike)}, which is no chance: {_CAUSES}"
+                f"{' and '.join(arms)} gave {counted(repeats.num_different, 'different result')} in {len(seeds)} runs, "
+                f"alike for {numbered(repeats.alike)}, too few to be chance: {_CAUSES}"
             )
+    doubt = _copied_from(results, metric.name, baseline, arm, seeds, num_images)
+    doubt = doubt or _with_few_differences(results, metric.name, baseline, arm, seeds)
+    if doubt is not None or num_images is None:
+        return doubt
+    for name in (baseline, arm):
+        spread = _spread(results, metric, name, seeds, num_images)
+        if spread is not None and spread.is_impossible:
+            return Doubt(f"{spread.told(name)}: {_CAUSES}")
     return None
 
 
@@ -124,20 +115,10 @@ def _with_few_differences(
     return None
 
 
-def _spread_too_little(
-    results: Results, metric: Metric, arms: Sequence[str], seeds: Sequence[Hashable], num_images: int | None
-) -> Doubt | None:
-    for name in arms if num_images is not None else ():
-        spread = _spread(results, metric, name, seeds, num_images)
-        if spread is not None and spread.is_impossible:
-            return Doubt(f"{spread.told(name)}: {_CAUSES}")
-    return None
-
-
 def cautions_about(
     results: Results, metric: Metric, baseline: str, arm: str, seeds: Sequence[Hashable], num_images: int | None = None
 ) -> list[str]:
-    """Return a sentence for each of the two arms with runs that differ less than usual."""
+    """Return a sentence for each of the two arms if its runs differ less than usual."""
     spreads = {name: _spread(results, metric, name, seeds, num_images) for name in (baseline, arm)}
     return [
         f"{spread.told(name)}; see that the seed decides all that is random in a run"
@@ -147,16 +128,12 @@ def cautions_about(
 
 
 def check_still_independent(results: Results, metric: str, what_to_do: str, num_images: int | None = None) -> None:
-    """Raise UserError if the runs so far are copies of one another: more of them would be in vain.
+    """Raise UserError if the runs so far are copies of one another, so that more runs would be useless.
 
-    The limit is 1 in 500, bolder than for a verdict. Also where the number of test images is not known: all runs of
-    each arm, 4 at least, have the same figures. Either the seed does nothing, or the test set cannot show it.
+    The limit is 1 in 500: higher than for a verdict, because a mistake costs only a question. Where `num_images` is not
+    known, it also raises if all runs of each arm, 4 at least, have the same figures.
 
-    Args:
-        results: Figures by arm and seed.
-        metric: What is judged by.
-        what_to_do: Ends the sentence.
-        num_images: Test images, where known.
+    `what_to_do` ends the sentence.
     """
     found = {}
     for arm in results.arms:
@@ -197,7 +174,7 @@ class _Repeats:
 def _repeats(
     results: Results, metric: str, arms: Sequence[str], seeds: Sequence[Hashable], num_images: int | None
 ) -> _Repeats:
-    """Return the less probable of two repetitions: of the metric alone, and of whole rows; of several arms together."""
+    """Return how often runs repeat in the metric alone, or in whole rows, whichever is less probable."""
     # other figures, such as parameters or seconds, may be alike, or differ, whatever the seed does
     names = [name for name in results.metrics if name == metric or name in METRICS or "loss" in name.lower()]
     candidates = []
@@ -247,8 +224,8 @@ def _copied_from(
             chance = max(chance, min(1.0, _MODE * gap / math.sqrt(statistics.fmean(d * d for d in others))))
         if math.log(math.comb(len(both), len(alike))) + len(alike) * math.log(max(chance, 1e-300)) <= math.log(LIMIT):
             return Doubt(
-                f"{other} and {arm} have the same figure for {numbered(alike)}, which is no chance: runs were copied, "
-                f"or {arm} was not switched on in them"
+                f"{other} and {arm} have the same figure for {numbered(alike)}, too often to be chance: runs were "
+                f"copied, or {arm} was not switched on in them"
             )
     return None
 
@@ -326,7 +303,7 @@ def _num_different(differences: Sequence[float], size: float) -> int:
 
 @dataclass(frozen=True)
 class _Spread:
-    """The standard deviation of an arm's shares, beside that of a binomial count."""
+    """The standard deviation of an arm's shares, and that of a binomial count."""
 
     deviation: float
     binomial: float
@@ -378,6 +355,6 @@ def check_number_of_images(results: Results, metric: str, num_images: int | None
         right, rounding = scale * figure * num_images, scale * 0.5 * 10.0 ** -num_decimals(figure)
         if abs(right - round(right)) > num_images * (rounding + 1e-9):
             raise UserError(
-                f"{figure:g} (arm {arm}, seed {seed}) is no accuracy of {num_images:,} test images, of which a whole "
-                "number is right; give how many there were, or leave it out"
+                f"with {num_images:,} test images no accuracy is {figure:g} (arm {arm}, seed {seed}), because a whole "
+                "number of images is right; correct the number of test images, or leave it out"
             )

@@ -42,7 +42,7 @@ class ArmVerdict:
         plan: When it is looked at; None while there are fewer than 6 pairs.
         seeds, baseline, treatment, differences: Pair by pair, those after the look included.
         mean_difference, standard_deviation: Arm minus baseline; None with fewer than 2 pairs, as all that follows.
-        interval_95: Paired-t interval; None where the pairs may be no independent draws (`doubt_about`), as all that
+        interval_95: Paired-t interval; None where the pairs may not be independent (`doubt_about`), as all that
             follows but level.
         level: Two-sided level of the test that the verdict is read at, after looks and arms; None where there can be
             no verdict.
@@ -159,8 +159,8 @@ def judge(
 
     Of the first that applies:
 
-    1. fewer than 6 complete pairs, or than the first look has, or runs missing that it awaits, or pairs that are no
-       independent draws (`doubt_about`): cannot tell yet;
+    1. fewer than 6 complete pairs, or than the first look has, or runs missing that it awaits, or pairs that are
+       not independent (`doubt_about`): cannot tell yet;
     2. the t interval lies inside -+ margin: no practical difference (also where it excludes 0);
     3. it lies on one side of 0: helps or hurts;
     4. cannot tell yet.
@@ -177,7 +177,7 @@ def judge(
     Args:
         results: Figures by arm and seed.
         metric: What to judge by; by default accuracy, or the only one.
-        lower_is_better: Of figures that are not ours; it must be given where the name does not tell that higher is
+        lower_is_better: Must be given for metrics that whatwhere does not know, unless the name tells that higher is
             better, as accuracy, mAP or F1 do.
         baseline: By default the arm called none or baseline, else the first.
         margin: In the unit shown (`metric_for`); by default 0.5 points.
@@ -185,12 +185,12 @@ def judge(
             Later verdicts, on more pairs, must be told it (`ArmVerdict.plan`).
         max_pairs: Pairs at the last look; None leaves it open.
         awaited: Seeds, by arm, that the present look waits for.
-        test_images: How many images each run was tested on, where known: runs that differ too little for that are told.
+        test_images: How many images each run was tested on, where known: finds runs that differ too little for that.
 
     Raises:
-        UserError: An unknown metric or baseline, no other arm, a direction that is needed or contradicts a metric of
-            ours, a margin that is needed or none, shares and percentages in one metric (`two_scales`), or a seed that
-            names no run (`odd_seed`).
+        UserError: An unknown metric or baseline, no other arm, a direction that is missing or contradicts a known
+            metric, a margin that is missing or is no number, shares and percentages in one metric (`two_scales`), or a
+            seed that names no run (`odd_seed`).
 
     Example:
         >>> from whatwhere.experiment import Results, judge
@@ -209,20 +209,23 @@ def judge(
     name = _metric_name(results, metric)
     baseline = _baseline(results, baseline)
     measure, margin = _terms(results, name, lower_is_better, margin)
-    arms = [arm for arm in results.arms if arm != baseline]
-    pairs = {arm: results.paired(baseline, arm, name, measure.scale) for arm in arms}
-    firsts = first_look if isinstance(first_look, Mapping) else dict.fromkeys(arms, first_look)
-    cases = [
-        _case(results, baseline, arm, name, pairs[arm], _plan(firsts.get(arm), max_pairs, pairs[arm]), wanted)
-        for arm in arms
-        for wanted in [(awaited or {}).get(arm, ())]
-    ]
-    cases = [_doubted(results, measure, baseline, case, test_images) for case in cases]
+    pairs = {arm: results.paired(baseline, arm, name, measure.scale) for arm in results.arms if arm != baseline}
+    firsts = first_look if isinstance(first_look, Mapping) else dict.fromkeys(pairs, first_look)
+    cases = []
+    for arm, paired in pairs.items():
+        plan = _plan(firsts.get(arm), max_pairs, paired)
+        case = _case(results, baseline, arm, name, paired, plan, (awaited or {}).get(arm, ()))
+        if case.paired is not None:
+            doubt = doubt_about(results, measure, baseline, arm, case.paired.seeds, test_images)
+            case = replace(case, doubt=doubt)
+        cases.append(case)
     decisions = decide(cases, margin, higher_is_better=bool(measure.higher_is_better))
-    corrected = _corrected(cases)
+    judged = [None if case.blocked or case.doubt else case.paired for case in cases]
+    p_t = holm([1.0 if paired is None else paired.p_t() for paired in judged])
+    p_sign_flip = holm([1.0 if paired is None else paired.p_sign_flip() for paired in judged])
     verdicts = []
-    for case, decision, holm_p in zip(cases, decisions, corrected, strict=True):
-        # of runs that a look waits for it is said there
+    for case, decision, *holm_p in zip(cases, decisions, p_t, p_sign_flip, strict=True):
+        # the reason names the runs that a look waits for
         missing = {} if awaited else results.missing(baseline, case.arm, name)
         cautions = wording.cautions(case, pairs[case.arm], missing)
         if case.paired is not None and not case.blocked and case.doubt is None:
@@ -335,7 +338,7 @@ def _case(
     plan: Plan | None,
     awaited: Sequence[Hashable],
 ) -> Case:
-    # of a single pair there are no statistics
+    # a single pair has no statistics, but counts
     num_pairs = results.num_complete(baseline, arm, metric) if paired is None else len(paired)
     there = () if paired is None else paired.seeds
     waiting = tuple(seed for seed in awaited if seed not in there)
@@ -366,14 +369,6 @@ def _case(
     return Case(arm, paired, plan, blocked, waiting, num_pairs=num_pairs, num_to_look=first - num_pairs)
 
 
-def _doubted(results: Results, metric: Metric, baseline: str, case: Case, test_images: int | None) -> Case:
-    """Return the case, with a doubt where its pairs may be no independent draws."""
-    if case.paired is None:
-        return case
-    doubt = doubt_about(results, metric, baseline, case.arm, case.paired.seeds, test_images)
-    return case if doubt is None else replace(case, doubt=doubt)
-
-
 def _spelt(results: Results, baseline: str, arm: str, metric: str) -> str:
     """Return a hint where one seed, such as 0 and 00, or one arm, such as none and None, has two spellings."""
     if arm.lower() == baseline.lower():
@@ -385,20 +380,13 @@ def _spelt(results: Results, baseline: str, arm: str, metric: str) -> str:
     return ""
 
 
-def _corrected(cases: Sequence[Case]) -> list[tuple[float, float]]:
-    """Return p of the t-test and of the sign-flip test, corrected over the arms."""
-    judged = [None if case.blocked or case.doubt else case.paired for case in cases]
-    t = holm([1.0 if paired is None else paired.p_t() for paired in judged])
-    return list(zip(t, holm([1.0 if paired is None else paired.p_sign_flip() for paired in judged]), strict=True))
-
-
 def _verdict(
     case: Case,
     everything: PairedDifference | None,
     decision: Decision,
     metric: Metric,
     margin: float,
-    holm_p: tuple[float, float],
+    holm_p: Sequence[float],
     cautions: Sequence[str],
 ) -> ArmVerdict:
     paired, level = case.paired, decision.level
