@@ -1,4 +1,4 @@
-"""Comparing what any function trains."""
+"""Compare arms that a function of the user trains."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from ..statistics.metric import METRICS, Metric, check_direction, margin_for
 from ..statistics.results import Results, check_length, read_results
 from ..statistics.verdict import UNKNOWN, Judgement, check_terms
 from .content import figures_content
-
-_TAKEN = ("arm", "seed")  # columns of the table that are no figures
 
 
 def compare(
@@ -48,22 +46,21 @@ def compare(
         arms: Names, the baseline among them.
         seeds: How many (0, 1, ...), at most 10,000, or which.
         metric: What to judge by; by default accuracy, or the only one.
-        lower_is_better: Of figures that are not ours; to be given where the name does not tell that higher is better.
-        baseline: By default the arm called none or baseline, else the first.
-        margin: Least difference that matters, in the unit shown (`metric_for`); by default 0.5 points.
-        max_seeds: Go on at the planned looks (`Plan`), as far as this, while some arm cannot be told; needs `seeds` as
-            a number.
-        results: A CSV that keeps every run as it ends: those in it are not run again. The verdict is written beside it
-            (.verdict.json), so that one on more seeds later knows of the looks before.
+        lower_is_better: As in `judge`.
+        baseline: As in `judge`.
+        margin: As in `judge`.
+        max_seeds: Train up to so many seeds, look by look (`Plan`), while the verdict on an arm is "cannot tell yet";
+            needs `seeds` as a number.
+        results: A CSV to which every run is added as it ends; runs in it are not repeated. The verdict is written
+            beside it (.verdict.json), so that a later call with more seeds knows the earlier looks.
         title: Of the report.
         progress: Called with arm, seed and figures after each run.
-        test_images: How many images each run is tested on, where known (`judge`).
+        test_images: As in `judge`.
 
     Raises:
-        UserError: Seeds that end alike to the last digit, further than chance allows: more would be in vain. Arms
-            or seeds that are none, terms that cannot be judged by (both before the first run, or after it
-            where they depend on its figures), figures that are none, or a CSV that is no table of results or that
-            another process is adding to.
+        UserError: Bad arms, seeds or terms (before the first run, or after it where they depend on its figures), a
+            return value that is no number, more seeds with equal figures than chance explains, or a CSV that is no
+            table of results or that another process is writing.
 
     Example:
         >>> import random
@@ -88,18 +85,17 @@ def compare(
     }
     # with a plan that ends, the first look is the user's number of seeds, or the least that can tell
     first_look = None if max_seeds is None else max(LEAST_PAIRS, len(first))
-    # what is wrong with the terms is said before the first run
+    # refuse bad terms before the first run
     if max_seeds is not None and isinstance(seeds, Iterable):
         raise UserError("max_seeds needs a number of seeds to begin with, such as seeds=8")
     if len(names) < 2 or not first:
         raise UserError(f"a comparison needs two arms or more and some seeds, got {len(names)} and {len(first)}")
     if first_look is not None:
         Plan(first_look, max_seeds)
-    _check_terms(names, **terms)
+    _check_terms(names, terms)
     with contextlib.nullcontext() if keep is None else locked_file(keep):
         done = read_results(keep, may_be_empty=True) if keep is not None and keep.exists() else Results()
-        advice = "restore it, or give another file of results"
-        record = None if beside is None else read_record(beside, advice)
+        record = None if beside is None else read_record(beside, "restore it, or give another file of results")
         num_known = len(done.metrics)
         wanted = dict.fromkeys(names, first)
         while True:
@@ -109,7 +105,7 @@ def compare(
                         figures = _figures(run(arm, seed), metric)
                         done.add(arm, str(seed), figures)
                         if len(done.metrics) > num_known:
-                            # rather than after the last run, when all would be lost
+                            # not after the last run: all would be lost
                             check_terms(done, metric=metric, lower_is_better=lower_is_better, margin=margin)
                             num_known = len(done.metrics)
                         if keep is not None:
@@ -131,20 +127,14 @@ def compare(
             record = Record(judgement, tuple(changes))
 
 
-def _check_terms(
-    names: list[str],
-    *,
-    metric: str | None,
-    lower_is_better: bool | None,
-    baseline: str | None,
-    margin: float | None,
-    test_images: int | None,
-) -> None:
-    if test_images is not None:
-        check_integer("test_images", test_images)
+def _check_terms(names: list[str], terms: Mapping[str, Any]) -> None:
+    """Raise UserError for terms that are wrong whatever the figures are."""
+    metric, margin, baseline = terms["metric"], terms["margin"], terms["baseline"]
+    if terms["test_images"] is not None:
+        check_integer("test_images", terms["test_images"])
     if metric is not None:
-        _check_name_of_figure(metric)
-        check_direction(metric, lower_is_better)
+        _check_name("a figure", metric)
+        check_direction(metric, terms["lower_is_better"])
     if metric in METRICS or margin is not None:
         margin_for(METRICS.get(metric or "", Metric("", "")), margin)
     if baseline is not None and baseline not in names:
@@ -152,10 +142,10 @@ def _check_terms(
 
 
 def _check_seeds(done: Results, metric: str | None, keep: Path | None, test_images: int | None) -> None:
-    """Raise UserError if the seeds so far ended alike, rather than after the last run."""
+    """Raise UserError if the runs so far are copies of one another, rather than after the last run."""
     if not done.metrics:
         return
-    name = metric if metric is not None else "accuracy" if "accuracy" in done.metrics else done.metrics[0]
+    name = metric or ("accuracy" if "accuracy" in done.metrics else done.metrics[0])
     kept = "" if keep is None else f"; what ran is in {str(keep)!r}, take out its rows before you run again"
     hint = "" if test_images is not None else ", or give test_images if there are only a few"
     check_number_of_images(done, name, test_images)
@@ -167,15 +157,20 @@ def _names(arms: Iterable[str]) -> list[str]:
         raise UserError(f"arms must be a list of names, such as ['none', 'cbam'], got {brief(arms)}")
     names = list(arms)
     for name in names:
-        if not isinstance(name, str) or not name or printable(name.strip()) != name:
-            raise UserError(f"an arm's name must be printable text without blanks around it, got {brief(name)}")
-        check_length(name)
+        _check_name("an arm", name)
     return list(dict.fromkeys(names))
 
 
+def _check_name(what: str, name: Any) -> None:
+    if not isinstance(name, str) or not name or printable(name.strip()) != name:
+        raise UserError(f"{what}'s name must be printable text without blanks around it, got {brief(name)}")
+    check_length(name)
+    if what == "a figure" and name.lower() in ("arm", "seed"):
+        raise UserError(f"a figure cannot be called {brief(name)}, a column of the table; give it another name")
+
+
 def _seeds(seeds: int | Iterable[int]) -> list[int]:
-    """Return the seeds to begin with."""
-    # what says that it holds integers, or is one, may be neither, as a tensor
+    # a tensor is an Iterable and has __index__, but may be neither a list nor an integer
     with contextlib.suppress(TypeError):
         if isinstance(seeds, Iterable) and not isinstance(seeds, (str, bytes)):
             return list(dict.fromkeys(map(_integer, seeds)))
@@ -186,7 +181,7 @@ def _seeds(seeds: int | Iterable[int]) -> list[int]:
 
 
 def _integer(value: Any) -> int:
-    """Return an integer of at most 64 bits as such; raise TypeError of anything else."""
+    """Return an int; raise TypeError for anything else and for more than 64 bits."""
     number = operator.index(value)
     if isinstance(value, bool) or abs(number) >= 2**63:
         raise TypeError
@@ -194,9 +189,9 @@ def _integer(value: Any) -> int:
 
 
 def _further(judgement: Judgement, num_seeds: Mapping[str, int]) -> dict[str, int]:
-    """Return how many seeds each arm that cannot be told yet needs for its next look, where there is one.
+    """Return how many seeds each arm without a verdict needs for its next look, where there is one.
 
-    A seed whose pair is incomplete, because a run gave no figure, is made up for by another; not without end.
+    Where a run gave no figure, another seed replaces its pair, up to twice as many seeds as the look has pairs.
     """
     further = {}
     for arm in judgement.arms:
@@ -211,7 +206,7 @@ def _further(judgement: Judgement, num_seeds: Mapping[str, int]) -> dict[str, in
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` came to.
+    """The result of `compare`.
 
     Attributes:
         judgement: The verdicts.
@@ -226,7 +221,7 @@ def _figures(returned: float | Mapping[str, float], metric: str | None) -> Mappi
     given = returned if isinstance(returned, Mapping) else {metric or "accuracy": returned}
     figures = {}
     for name, value in given.items():
-        _check_name_of_figure(name)
+        _check_name("a figure", name)
         if isinstance(value, (str, bytes, bool)) or not hasattr(type(value), "__float__"):
             what = f"{brief(value)} as {short(name)}" if isinstance(returned, Mapping) else f"a {type(value).__name__}"
             raise UserError(f"run must return a number, or numbers by name, got {what}")
@@ -237,13 +232,3 @@ def _figures(returned: float | Mapping[str, float], metric: str | None) -> Mappi
                 f"run must return a number, or numbers by name, but {short(name)} is none: {cause(error)}"
             ) from error
     return figures
-
-
-def _check_name_of_figure(name: Any) -> None:
-    if not isinstance(name, str) or not name or printable(name.strip()) != name:
-        raise UserError(f"a figure's name must be printable text without blanks around it, got {brief(name)}")
-    check_length(name)
-    if name.lower() in _TAKEN:
-        raise UserError(
-            f"a figure cannot be called {brief(name)}, which is a column of the table; give it another name"
-        )
