@@ -174,9 +174,10 @@ class Gathered:
         independent.
         """
         rows: list[ClassRow] = []
+        names = list(dict.fromkeys(name for run in self.finished.values() for name in run.result.classes))
         for judged in judgement.arms:
             arm, seeds = judged.arm, judged.seeds[: judged.num_pairs]
-            found = list(filter(None, (self._class_row(arm, name, seeds) for name in self._classes())))
+            found = list(filter(None, (self._class_row(arm, name, seeds) for name in names)))
             corrected = holm([1.0 if row.p_t_holm is None else row.p_t_holm for row in found])
             rows += [
                 row if row.p_t_holm is None else msgspec.structs.replace(row, p_t_holm=p)
@@ -184,17 +185,15 @@ class Gathered:
             ]
         return PerClass(metric=_RECALL.name, unit=_RECALL.unit, rows=tuple(rows)) if rows else None
 
-    def _classes(self) -> list[str]:
-        return list(dict.fromkeys(name for run in self.finished.values() for name in run.result.classes))
-
     def _class_row(self, arm: str, name: str, judged: Sequence[Hashable]) -> ClassRow | None:
         """Return the difference in the recall of a class, its p not yet corrected."""
         recalls, num_images = Results(), []
-        for owner in (self.design.baseline, arm):
-            for seed, (recall, number_of_class) in self._recalls(owner, name).items():
-                if seed in judged:
-                    recalls.add(owner, seed, {_RECALL.name: recall})
-                    num_images.append(number_of_class)
+        for (owner, seed), run in self.finished.items():
+            if owner in (self.design.baseline, arm) and seed in judged:
+                for row in run.result.per_class:
+                    if row.name == name and row.recall is not None:
+                        recalls.add(owner, seed, {_RECALL.name: row.recall})
+                        num_images.append(row.num_images)
         mean_images = round(statistics.fmean(num_images)) if num_images else 0
         found = difference(recalls, self.design.baseline, arm, _RECALL, mean_images or None)
         if found is None:
@@ -210,15 +209,6 @@ class Gathered:
             interval_95=found.interval_95,
             p_t_holm=found.p_t,
         )
-
-    def _recalls(self, arm: str, name: str) -> dict[int, tuple[float, int]]:
-        """Return the recall of a class and its number of images, by seed."""
-        recalls = {}
-        for (owner, seed), run in self.finished.items():
-            for row in run.result.per_class if owner == arm else ():
-                if row.name == name and row.recall is not None:
-                    recalls[seed] = (row.recall, row.num_images)
-        return recalls
 
     def content(
         self,

@@ -16,21 +16,19 @@ from .metric import check_figure, is_share
 from .paired import PairedDifference
 
 _ARM, _SEED = "arm", "seed"
-_DEFAULT = "accuracy"  # judged by where nothing else is asked for
 _ARRANGED = re.compile(r"[+-]?(?!0,)\d{1,3},\d{3}")  # 1,200: with thousands, or with a decimal comma
 _UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas makes of a column without a name
 _SEPARATED = re.compile(r"[+-]?\d[\d.,]*\d")
 _PERCENT = re.compile(r"([+-]?\d+([.,]\d+)?)\s*%")
-_LONGEST_NAME = 300  # letters, of an arm, a seed or a figure: a sentence, and a table, hold several
+_LONGEST_NAME = 300  # letters of an arm, a seed or a figure; sentences and tables hold several names
 _MISSING = {"", "-", "na", "n/a", "nan", "none", "null", "failed"}
 
 
 class Results:
     """The figures of each run: by arm, seed and metric.
 
-    Arms stand in the order in which they came, seeds by number, then text: an order that no figure can have a part in,
-    because it decides which pairs are the first. A figure that is missing or not finite counts as a run that is
-    missing.
+    Arms stand in the order in which they were added, seeds by number, then text. The order of the seeds decides which
+    pairs are the first, so it must not depend on any figure. A figure that is missing or not finite is a missing run.
 
     Attributes:
         notes: What the reader of the table left out, as sentences.
@@ -44,11 +42,11 @@ class Results:
         self._spellings: dict[tuple[str, float], Hashable] = {}
 
     def put_first(self, seeds: Iterable[Hashable]) -> None:
-        """Let these seeds stand before all others, in this order."""
+        """Put these seeds before all others, in this order."""
         self._first = list(seeds)
 
     def add_arm(self, arm: str) -> None:
-        """Add an arm, if it is not there, without a run."""
+        """Add an arm without runs, if it is not there yet."""
         check_length(arm)
         self._figures.setdefault(arm, {})
 
@@ -56,8 +54,8 @@ class Results:
         """Add a run.
 
         Raises:
-            UserError: The run is there already, its seed perhaps in another spelling (0, 0.0, 00), a figure is of an
-                absurd size, or a name is too long.
+            UserError: The run is there already, perhaps with another spelling of the seed (0, 0.0, 00), a figure is
+                beyond 1e-100 and 1e100, or a name is too long.
         """
         for name in (arm, str(seed), *figures):
             check_length(name)
@@ -109,7 +107,7 @@ class Results:
         return chosen
 
     def values(self, arm: str, metric: str) -> dict[Hashable, float]:
-        """Return the figures of an arm by seed, those that are there."""
+        """Return an arm's figures by seed."""
         runs = self._figures.get(arm, {})
         return {seed: runs[seed][metric] for seed in self.seeds if metric in runs.get(seed, {})}
 
@@ -163,7 +161,7 @@ def numbered(seeds: Sequence[Hashable]) -> str:
 
 
 def check_length(name: str) -> None:
-    """Raise UserError if an arm, a seed or a figure cannot be called `name`, because no sentence could hold it."""
+    """Raise UserError if `name` is too long for an arm, a seed or a figure."""
     if len(name) > _LONGEST_NAME:
         raise UserError(f"the name {brief(name)} has {len(name):,} letters; give one of at most {_LONGEST_NAME}")
 
@@ -171,13 +169,12 @@ def check_length(name: str) -> None:
 def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = False) -> Results:
     r"""Return the results in a CSV (comma, semicolon or tab) with columns arm, seed and one for each metric.
 
-    A number may have a decimal comma. One that could as well have a separator of thousands, such as "1,200" in a table
-    with commas between its columns, is refused.
+    A number may have a decimal comma. If it may also have a separator of thousands, such as "1,200" in a table with
+    commas between its columns, it is refused.
 
-    An empty figure, or one of -, na, n/a, nan, none, null, failed, is a run that is missing. Columns without any number
-    are passed over. Beside the column to judge by, which is `metric` or accuracy, a column of numbers and text is no
-    metric: it is left out, and so is a first column of whole numbers without a name, which counts the rows. The notes
-    of the results say so.
+    An empty figure, or one of -, na, n/a, nan, none, null, failed, is a missing run. Columns without numbers are
+    ignored. A column of numbers and text is left out, unless it is the one to judge by (`metric` or accuracy); so is a
+    first column of whole numbers without a name, which counts the rows. The notes of the results name both.
 
     Args:
         path: The table.
@@ -185,8 +182,8 @@ def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = 
         may_be_empty: Whether there may be no column of figures.
 
     Raises:
-        UserError: No such file, not such a table, no such metric, text among the figures to judge by, figures of absurd
-            size, a seed that names no run (`odd_seed`), or a run twice.
+        UserError: A missing file, another kind of table, a missing metric, text among the figures to judge by, figures
+            beyond 1e-100 and 1e100, a seed that names no run (`odd_seed`), or a run twice.
 
     Example:
         >>> import tempfile
@@ -265,10 +262,10 @@ def _metric_columns(
     path: Path,
     notes: list[str],
 ) -> list[int]:
-    """Return the columns that hold numbers, and note which others are left out that one could take for such."""
+    """Return the columns that hold numbers; add to `notes` the columns that look like figures but are left out."""
     sound, nearly = [], []
-    # what is judged by whatever other columns there are
-    chosen = metric or (_DEFAULT if _DEFAULT in head else None)
+    # judged by, whatever other columns there are
+    chosen = metric or ("accuracy" if "accuracy" in head else None)
     for column in sorted(set(range(len(head))) - taken):
         name = head[column]
         cells = [(number, row[column].strip()) for number, row in lines if row[column].strip().lower() not in _MISSING]
@@ -279,7 +276,7 @@ def _metric_columns(
                 raise UserError(f"column {column + 1} of {str(path)!r} has no name; name it, or take it out")
             notes.append("the first column has no name and counts the rows: it is left out")
             continue
-        # a slip in the figures must not go by as a remark
+        # a mistake in the figures to judge by is an error, not a note
         if texts and (name == chosen or (chosen is None and len(texts) < len(cells))):
             raise _no_number(texts[0], name, delimiter, path)
         if 0 < len(texts) < len(cells):
@@ -309,7 +306,7 @@ def _no_number(text: tuple[int, str], name: str, delimiter: str, path: Path) -> 
 
 
 def _mending(cell: str, delimiter: str) -> str:
-    """Return what makes a number of a cell that nearly is one; "" where nothing does."""
+    """Return how to correct a cell that is nearly a number; "" where it is not."""
     if found := _PERCENT.fullmatch(cell):
         return f"write {found[1]}, without the percent sign"
     arranged = delimiter == "," and _ARRANGED.fullmatch(cell)
@@ -319,7 +316,7 @@ def _mending(cell: str, delimiter: str) -> str:
 
 
 def _number(cell: str, delimiter: str) -> float | None:
-    """Return the number in a cell; with a decimal comma too, where that is no separator of thousands."""
+    """Return the number in a cell, also with a decimal comma; None where the comma may separate thousands."""
     cell = cell.strip()
     if delimiter == "," and _ARRANGED.fullmatch(cell):
         return None
