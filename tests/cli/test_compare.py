@@ -189,7 +189,7 @@ def test_a_share_is_no_verdict(compare, tmp_path):
         (("DATA", "--baseline", ""), "--baseline '' is none of the arms"),
         (("DATA", "--seeds", "10001"), "--seeds must be an integer from 2 to 10,000, got 10001"),
         (("DATA", "--margin", "1e308"), "a margin of 1e+308 points is more than all there is"),
-        (("DATA", "--metric", "loss", "--margin", "1e308"), "the margin is 1e+308, and no figure is beyond"),
+        (("DATA", "--metric", "loss", "--margin", "1e308"), "the margin is 1e+308; figures must lie between"),
         (("DATA", "--pretrained", "nofile.pth"), "--pretrained 'nofile.pth' is no file; give imagenet, or a file"),
         (("DATA", "--shard", "0/2"), "--shard must be i/n with i from 1 to n"),
         (("DATA", "--shard", "3/2"), "--shard must be i/n with i from 1 to n"),

@@ -232,7 +232,7 @@ def test_missing_runs_are_a_caution_and_the_complete_pairs_are_judged(whatwhere,
         (("--max-pairs", "5"), "--max-pairs must be an integer from 6 to 10,000, got 5"),
         (("--first-look", "5"), "--first-look must be an integer from 6 to 10,000, got 5"),
         (("--max-pairs", "10001"), "--max-pairs must be an integer from 6 to 10,000"),
-        (("--lower-is-better",), "accuracy is a metric of which higher is better; leave out --lower-is-better"),
+        (("--lower-is-better",), "accuracy is a metric where higher is better; leave out --lower-is-better"),
         (("--margin", "1e308"), "a margin of 1e+308 points is more than all there is"),
         (("--metric", ""), "has no column ''"),
         (("--baseline", ""), "no arm is called ''"),
@@ -252,7 +252,7 @@ def test_figures_beyond_all_sense_are_a_sentence(whatwhere, table, tmp_path, siz
     path.write_text(path.read_text().replace("0.801\n", f"{size}\n", 1).replace("none,1,0.801", f"none,1,{size}"))
     status, out, err = whatwhere("verdict", path)
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert "and no figure is beyond 1e-100 and 1e+100; correct it" in err
+    assert "figures must lie between 1e-100 and 1e+100" in err
     assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
 
 

@@ -138,7 +138,7 @@ def test_arms_that_are_none_are_refused_before_a_run(arms, tmp_path):
         ({"metric": "Seed"}, "a figure cannot be called 'Seed'"),
         ({"metric": ""}, "a figure's name must be printable text"),
         ({"metric": "val_loss"}, "does not follow from its name"),
-        ({"metric": "accuracy", "lower_is_better": True}, "accuracy is a metric of which higher is better"),
+        ({"metric": "accuracy", "lower_is_better": True}, "accuracy is a metric where higher is better"),
         ({"lower_is_better": "yes", "metric": "x"}, "lower_is_better must be True, False or None"),
         ({"margin": 1e308}, "the margin is 1e\\+308"),
         ({"margin": "1"}, "the margin must be a number"),

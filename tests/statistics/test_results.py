@@ -125,7 +125,7 @@ def test_words_for_a_missing_figure(table):
         ('arm,seed,size\nnone,0,"1,234,567"\n', r"'1,234,567', not a number; write it without separators"),
         ("arm,seed,accuracy\nnone,0,61%\nse,0,62 %\n", r"accuracy is '61%', not a number; write 61, without"),
         ("arm,seed,accuracy\nnone,0,0.6\nse,0,61.5%\n", r"accuracy is '61.5%', not a number; write 61.5, without"),
-        ("arm,seed,score\nnone,0,1e160\n", r"line 2 .*score of arm 'none' with seed '0' is 1e\+160, and no figure"),
+        ("arm,seed,score\nnone,0,1e160\n", r"line 2 .*score of arm 'none' with seed '0' is 1e\+160; figures must"),
     ],
 )  # fmt: skip
 def test_figures_that_could_be_misread_are_refused(table, text, message):

@@ -200,7 +200,7 @@ def test_of_figures_with_a_known_name_higher_is_better(name):
 def test_a_direction_that_contradicts_a_metric_of_ours_is_refused(name, lower):
     table = results(name, none=[0.5] * 8, cbam=[0.6 + noise / 100 for noise in NOISE])
     option = "lower" if lower else "higher"
-    with pytest.raises(UserError, match=rf"^{name} is a metric of which .*; leave out --{option}-is-better$"):
+    with pytest.raises(UserError, match=rf"^{name} is a metric where .*; leave out --{option}-is-better$"):
         judge(table, lower_is_better=lower, margin=0.1)
     assert judge(table, lower_is_better=not lower, margin=0.1) == judge(table, margin=0.1)
 

@@ -16,7 +16,7 @@ from .metric import num_decimals
 if TYPE_CHECKING:
     from .results import Results
 
-# words that name such rows, in the languages of many tables; not those that folds bear as well, such as delta or top
+# words that name such rows in several languages, without words that also name folds, such as delta or top
 _WORD = re.compile(
     "means?|averages?|averaged|avg|ave|median|overall|aggregated?|summary|ensemble|total|sum|count|"
     "best|worst|max|maximum|min|minimum|std|stdev|stddev|stderr|variance|deviation|diff|difference|quantile|percentile|"
@@ -64,7 +64,7 @@ def odd_seed(seeds: Iterable[Hashable]) -> tuple[Hashable, str] | None:
     without = [seed for seed in words if not re.search(r"\d", str(seed))]
     if without and count >= _LEAST_NUMBERED:
         return without[0], _sentence(without[0], f"has no number, as others have ({short(stem.replace('#', '1'))})")
-    # where all names hold such a word it tells nothing, as in "5 min", "10 min"
+    # a word in all names tells nothing, as in "5 min", "10 min"
     if _is_statistic(words[0]) and not _is_statistic(words[-1]):
         return words[0], _sentence(words[0], "is a word for figures computed from others")
     return None
@@ -95,12 +95,12 @@ def _is_statistic(seed: Hashable) -> bool:
 
 
 def derived_notes(results: Results, metric: str) -> list[str]:
-    """Return, as sentences, the seeds and arms with figures of `metric` that equal figures computed from others.
+    """Return a sentence for each seed and each arm with figures of `metric` that can be computed from others.
 
-    A seed that in every arm is the mean, the median, the largest, the smallest or the standard deviation of the other
-    seeds, or of those above it in the table; an arm that with every seed is the difference of two others, or the mean,
-    the median, the largest or the smallest of all others. A match that may well be chance, as with coarse figures,
-    is not reported.
+    A seed is reported if in every arm it is the mean, the median, the largest, the smallest or the standard deviation
+    of the other seeds, or of those above it in the table; an arm if with every seed it is the difference of two others,
+    or the mean, the median, the largest or the smallest of all others. A match that is probably chance, as with coarse
+    figures, is not reported.
     """
     figures = {arm: results.values(arm, metric) for arm in results.arms}
     order = {arm: [seed for seed in results.runs(arm) if seed in figures[arm]] for arm in figures}
@@ -109,8 +109,8 @@ def derived_notes(results: Results, metric: str) -> list[str]:
         name = next((name for name in _STATISTICS if _is_computed(seed, name, figures, order)), None)
         if name is not None:
             notes.append(
-                f"seed {seed} is {name} of other seeds in every arm: if it was computed from them it is no run, and "
-                "its pair is none; take it out"
+                f"seed {seed} is {name} of other seeds in every arm: if it was computed from them, it is not a run; "
+                "take it out"
             )
     for arm in results.arms:
         if what := _computed_arm(arm, figures):
@@ -124,7 +124,7 @@ def _is_computed(
     figures: Mapping[str, Mapping[Hashable, float]],
     order: Mapping[str, Sequence[Hashable]],
 ) -> bool:
-    """Return whether a seed is a statistic of the others in every arm, and that is hardly a coincidence."""
+    """Return whether a seed is a statistic of the others in every arm, and this is hardly chance."""
     arms = [arm for arm in figures if seed in figures[arm]]
     gap = smallest_gap(value for arm in arms for other, value in figures[arm].items() if other != seed)
     for above in (False, True):

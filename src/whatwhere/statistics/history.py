@@ -1,4 +1,4 @@
-"""The verdict before, kept beside the figures, so that the next verdict keeps its plan and says what changed."""
+"""Read the previous verdict: the next one keeps its plan and says what changed."""
 
 from __future__ import annotations
 
@@ -86,15 +86,14 @@ def judge_again(
 ) -> tuple[Judgement, list[str]]:
     """Return the verdict under the plan that was recorded, or is given, and all changes since the first one.
 
-    Arms that were compared before stay in the comparison: an arm without figures now still counts among the arms that
-    share the error.
+    Earlier arms stay in the comparison: an arm without figures now still takes its share of the error.
 
     Args:
         results: Figures by arm and seed.
-        record: Of the verdict before.
-        first_look: Pairs at the first look, where nothing recorded it; by default all there are.
-        max_pairs: Pairs at the last look of a plan that ends.
-        terms: As `judge` takes them: metric, lower_is_better, baseline, margin.
+        record: The previous verdict.
+        first_look: As in `judge`; without a previous verdict only.
+        max_pairs: As in `judge`.
+        terms: Other arguments of `judge`.
 
     Raises:
         UserError: Another plan than before, or as `judge`.
@@ -121,10 +120,9 @@ def judge_again(
 
 
 def _terms(judgement: Judgement) -> dict[str, str | float]:
-    way = "higher" if judgement.metric.higher_is_better else "lower"
     return {
         "metric": judgement.metric.name,
-        "better": way,
+        "better": "higher" if judgement.metric.higher_is_better else "lower",
         "baseline": judgement.baseline,
         "margin": judgement.margin,
     }
@@ -144,7 +142,7 @@ def _changed_terms(record: Record, judgement: Judgement) -> list[str]:
 
 
 def changed_figures(record: Record, judgement: Judgement) -> list[str]:
-    """Return as sentences: figures of the verdict before that are gone or changed, and verdicts that changed."""
+    """Return a sentence for each arm with figures that are gone or changed, and for each changed verdict."""
     before, now = _terms(record.judgement), _terms(judgement)
     if any(before[name] != now[name] for name in ("metric", "better", "baseline")):
         return []
@@ -159,8 +157,9 @@ def changed_figures(record: Record, judgement: Judgement) -> list[str]:
         other = [seed for seed in old if seed in new and not _equal(old[seed], new[seed])]
         for what, seeds in (("gone", gone), ("changed", other)):
             if seeds:
-                named = numbered(seeds)
-                changes.append(f"after a verdict on them, figures of {arm.arm} or its baseline are {what}: {named}")
+                changes.append(
+                    f"after a verdict on them, figures of {arm.arm} or its baseline are {what}: {numbered(seeds)}"
+                )
         if earlier.level is not None and earlier.verdict != arm.verdict and earlier.num_pairs < arm.num_pairs:
             changes.append(
                 f"{arm.arm}: {earlier.verdict} at {earlier.num_pairs} pairs, {arm.verdict} at {arm.num_pairs}"

@@ -11,29 +11,17 @@ from ..base.errors import UserError, is_number
 from ..base.words import brief
 
 DEFAULT_MARGIN = 0.5  # points
-_LARGEST, _SMALLEST = 1e100, 1e-100  # squares and cubes of what lies between are numbers still
-# figures that have no upper end: words wherever they stand in a name, and words of their own
+_LARGEST, _SMALLEST = 1e100, 1e-100  # between them squares and cubes do not overflow
+# figures without an upper end: parts of names, and whole words in names
 _UNBOUNDED = ("loss", "perplexity", "latency", "rmse")
 _UNBOUNDED_WORDS = {"mae", "mse", "fid", "time"}
-# figures of which more is better, unless another word of the name says that they are of what went wrong
-_HIGHER = (
-    "accuracy",
-    "auroc",
-    "auprc",
-    "auc",
-    "iou",
-    "dice",
-    "recall",
-    "precision",
-    "score",
-    "准确率",
-    "正确率",
-    "召回率",
-)
+# figures where higher is better, unless another word of the name says that they count mistakes
+_HIGHER: tuple[str, ...] = ("accuracy", "auroc", "auprc", "auc", "iou", "dice", "recall", "precision", "score")
+_HIGHER += ("准确率", "正确率", "召回率")
 _HIGHER_WORDS = {"acc", "top", "f", "ap", "map", "ar", "psnr", "ssim", "kappa", "jaccard", "sensitivity", "specificity"}
 _HIGHER_WORDS |= {"correct", "reward", "bleu", "rouge", "ndcg", "mcc", "pck", "pq", "hota", "mota"}
 _WRONG = re.compile("loss|err|fail|miss|wrong|fals|incorrect|inaccura|time|latency|dist|cost|brier", re.IGNORECASE)
-_ONE_SCALE = 4.0  # figures of one comparison, as shares, are hardly ever further apart than by this factor
+_ONE_SCALE = 4.0  # shares of one comparison hardly ever differ by a larger factor
 
 
 @dataclass(frozen=True)
@@ -80,7 +68,7 @@ def check_direction(name: str, lower_is_better: bool | None) -> bool:
         known = METRICS[name]
         if lower_is_better is known.higher_is_better:
             way, option = ("higher", "lower") if known.higher_is_better else ("lower", "higher")
-            raise UserError(f"{name} is a metric of which {way} is better; leave out --{option}-is-better")
+            raise UserError(f"{name} is a metric where {way} is better; leave out --{option}-is-better")
         return not known.higher_is_better
     if lower_is_better is None and not _is_called_higher(name):
         raise UserError(
@@ -107,10 +95,10 @@ def two_scales(name: str, values: Iterable[float]) -> tuple[float, float] | None
     """Return a share and a percentage among the figures of one metric; None where all have one scale.
 
     Figures have two scales if all lie within 0 and 100, some of them at most 1 and some above, and those of at most 1,
-    taken times 100, fall among the others: all are then within a factor of 4 of each other. Between the two groups is a
-    hole of a factor of 25 or more, so figures that vary across 1, such as log losses from 0.8 to 1.3 or milliseconds
-    from 0.5 to 90, have one scale. Our own shares have two as soon as there is a figure on either side of 1; what is
-    named as a figure without an upper end (a loss, a time) never has. Zeros are zeros in both scales.
+    times 100, fall among the others: all are then within a factor of 4 of each other. The two groups are then a factor
+    of 25 or more apart, so figures that vary across 1, such as log losses from 0.8 to 1.3 or milliseconds from 0.5 to
+    90, have one scale. Known shares have two scales as soon as figures lie on both sides of 1; figures without an upper
+    end by their name (a loss, a time) never have. Zeros are ignored.
     """
     figures = [value for value in values if value]
     shares = [value for value in figures if value <= 1]
@@ -128,7 +116,7 @@ def two_scales(name: str, values: Iterable[float]) -> tuple[float, float] | None
 def check_figure(value: float, what: str) -> None:
     """Raise UserError if a figure is too large or too small to compute with."""
     if value and not _SMALLEST <= abs(value) <= _LARGEST:
-        raise UserError(f"{what} is {value:g}, and no figure is beyond {_SMALLEST:g} and {_LARGEST:g}; correct it")
+        raise UserError(f"{what} is {value:g}; figures must lie between {_SMALLEST:g} and {_LARGEST:g}")
 
 
 def is_share(name: str) -> bool:
@@ -139,8 +127,8 @@ def is_share(name: str) -> bool:
 def metric_for(name: str, values: Iterable[float], *, lower_is_better: bool = False) -> Metric:
     """Return the metric for figures called `name`; an unknown name gets its unit from the values.
 
-    Where higher is better, and for our own metrics in points, figures within 0 and 1 are taken for shares and shown in
-    points, and figures within 0 and 100 for percentages, which are points already; all others are shown as they are.
+    Where higher is better, and for known metrics in points, figures between 0 and 1 are shares and shown in points,
+    and figures between 0 and 100 are percentages, so points already; all others are shown as they are.
     """
     values = list(values)
     if name in METRICS and METRICS[name].higher_is_better is not lower_is_better:
@@ -161,7 +149,7 @@ def margin_for(metric: Metric, given: float | None) -> float:
     """Return the margin in the unit shown: the one given, else 0.5 points.
 
     Raises:
-        UserError: None is given and the metric's unit is not points, or it is no number of at least 0.
+        UserError: No margin is given and the metric's unit is not points, or the margin is no number of at least 0.
     """
     if given is None:
         if metric.unit != "points":
