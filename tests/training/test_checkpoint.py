@@ -12,15 +12,7 @@ from hypothesis import strategies as st
 
 from whatwhere.base.errors import UserError
 from whatwhere.training import checkpoint
-from whatwhere.training.checkpoint import (
-    clear_after,
-    load_optimizer_state,
-    newest,
-    optimizer_state,
-    read_tensors_and_json,
-    save,
-    write_tensors_and_json,
-)
+from whatwhere.training.checkpoint import clear_after, load_optimizer_state, newest, optimizer_state, read, save
 
 
 def refuse(text):
@@ -80,9 +72,9 @@ values = st.recursive(
 @given(st.dictionaries(st.text("ab.0", max_size=3), values, max_size=3))
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 def test_any_tree_comes_back(tmp_path_factory, state):
-    stem = tmp_path_factory.getbasetemp() / "tree"
-    write_tensors_and_json(stem, state)
-    assert_same(read_tensors_and_json(stem), state)
+    folder = tmp_path_factory.getbasetemp() / "tree"
+    save(folder, 1, state)
+    assert_same(read(folder, 1), state)
 
 
 def test_later_changes_do_not_reach_what_was_saved(tmp_path):

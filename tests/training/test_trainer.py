@@ -7,7 +7,7 @@ from whatwhere.data.batches import ImageSet
 from whatwhere.data.digits import draw_balanced, load_digits
 from whatwhere.training.config import Recipe
 from whatwhere.training.evaluate import accuracy
-from whatwhere.training.trainer import parameter_groups, train, warmup_cosine
+from whatwhere.training.trainer import make_optimizer, train, warmup_cosine
 
 
 def toy(num=40):
@@ -97,7 +97,7 @@ def test_accuracy_is_taken_in_evaluation_mode_over_every_image():
 
 def test_no_decay_on_norms_biases_and_scalars():
     model = create_model("cbam_resnext11_8x8d", attention_kwargs={"start": "identity"})
-    decayed, free = parameter_groups(model, 0.1)
+    decayed, free = make_optimizer(model, Recipe(weight_decay=0.1)).param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
     names = {id(p): name for name, p in model.named_parameters()}
     assert all(names[id(p)].endswith("weight") for p in decayed["params"])

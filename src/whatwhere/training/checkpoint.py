@@ -18,7 +18,6 @@ from ..base.files import remove_parts, write_bytes, write_json, writing
 from ..base.words import cause, short
 from ..networks.weights import tensors_to_bytes
 
-KEPT = 2  # checkpoints: where the newest is damaged the one before is used
 _TENSOR = "tensor:"
 _NAME = re.compile(r"(\d{9})\.json")
 
@@ -26,18 +25,21 @@ _NAME = re.compile(r"(\d{9})\.json")
 def save(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write `state` (nested dicts and lists of tensors, numbers and strings) as the checkpoint of `step`.
 
-    The JSON file is written last, with the checksum: without it there is no checkpoint. Then all older checkpoints but
-    the last one are removed.
+    The JSON file is written last, with the checksum of both: without it there is no checkpoint. Then all older
+    checkpoints but the last one are removed.
 
     Raises:
         UserError: It cannot be written; the older checkpoints stay.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_tensors_and_json(folder / f"{step:09d}", state)
-    for old in sorted(_steps(folder))[:-KEPT]:
-        for suffix in (".json", ".safetensors"):
-            (folder / f"{old:09d}{suffix}").unlink(missing_ok=True)
+    tensors: dict[str, Tensor] = {}
+    tree = _without_tensors(state, "", tensors)
+    content = tensors_to_bytes(tensors)
+    write_bytes(_file(folder, step, ".safetensors"), content)
+    write_json(_file(folder, step, ".json"), {"sha256": _checksum(content, tree), "state": tree})
+    for old in sorted(_steps(folder))[:-2]:  # where the newest is damaged the one before is used
+        _remove(folder, old)
     for orphan in folder.glob("*.safetensors"):  # a crash cut this save short
         if not orphan.with_suffix(".json").exists():
             orphan.unlink(missing_ok=True)
@@ -69,15 +71,35 @@ def read(folder: Path, step: int) -> dict[str, Any]:
     Raises:
         UserError: It is damaged.
     """
-    return read_tensors_and_json(folder / f"{step:09d}")
+    from safetensors.torch import load as from_bytes
+
+    try:
+        # the json module reads NaN and Infinity, which a state may hold
+        description = msgspec.convert(json.loads(_file(folder, step, ".json").read_bytes()), _Description)
+        content = _file(folder, step, ".safetensors").read_bytes()
+        if _checksum(content, description.state) != description.sha256:
+            raise ValueError("the checksum differs")
+        state: dict[str, Any] = _with_tensors(description.state, from_bytes(content))
+    # safetensors and a wrong reference to a tensor raise many kinds of errors
+    except Exception as error:
+        raise UserError(f"the checkpoint {str(_file(folder, step, ''))!r} is damaged ({cause(error)})") from error
+    return state
 
 
 def clear_after(folder: Path, step: int) -> None:
     """Remove the checkpoints after `step`: they are damaged."""
     for later in _steps(folder):
         if later > step:
-            for suffix in (".json", ".safetensors"):
-                (folder / f"{later:09d}{suffix}").unlink(missing_ok=True)
+            _remove(folder, later)
+
+
+def _file(folder: Path, step: int, suffix: str) -> Path:
+    return folder / f"{step:09d}{suffix}"
+
+
+def _remove(folder: Path, step: int) -> None:
+    for suffix in (".json", ".safetensors"):
+        _file(folder, step, suffix).unlink(missing_ok=True)
 
 
 def _steps(folder: Path) -> list[int]:
@@ -90,36 +112,6 @@ class _Description(msgspec.Struct):
 
     sha256: str
     state: dict[str, Any]
-
-
-def write_tensors_and_json(stem: Path, state: dict[str, Any]) -> None:
-    """Write `stem`.safetensors, then `stem`.json, which holds the checksum of both."""
-    tensors: dict[str, Tensor] = {}
-    tree = _without_tensors(state, "", tensors)
-    content = tensors_to_bytes(tensors)
-    write_bytes(stem.with_suffix(".safetensors"), content)
-    write_json(stem.with_suffix(".json"), {"sha256": _checksum(content, tree), "state": tree})
-
-
-def read_tensors_and_json(stem: Path) -> dict[str, Any]:
-    """Read what `write_tensors_and_json` wrote.
-
-    Raises:
-        UserError: A file is missing or damaged.
-    """
-    from safetensors.torch import load as from_bytes
-
-    try:
-        # the json module reads NaN and Infinity, which a state may hold
-        description = msgspec.convert(json.loads(stem.with_suffix(".json").read_bytes()), _Description)
-        content = stem.with_suffix(".safetensors").read_bytes()
-        if _checksum(content, description.state) != description.sha256:
-            raise ValueError("the checksum differs")
-        state: dict[str, Any] = _with_tensors(description.state, from_bytes(content))
-    # safetensors and a wrong reference to a tensor raise many kinds of errors
-    except Exception as error:
-        raise UserError(f"the checkpoint {str(stem)!r} is damaged ({cause(error)})") from error
-    return state
 
 
 def _checksum(content: bytes, tree: Any) -> str:

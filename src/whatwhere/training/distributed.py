@@ -50,7 +50,10 @@ class Team:
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of `values` over all processes."""
-        return self.start_sum(values)[0] if self.world_size == 1 else _finished(self.start_sum(values))
+        values, work = self.start_sum(values)
+        if work is not None:
+            work.wait()
+        return values
 
     def start_sum(self, values: Tensor) -> tuple[Tensor, dist.Work | None]:
         """Start `sum` without waiting for it: `values` holds the sum once the work is done."""
@@ -91,13 +94,6 @@ class Team:
         yield
         if not self.local_rank:
             self.wait()
-
-
-def _finished(started: tuple[Tensor, dist.Work | None]) -> Tensor:
-    values, work = started
-    if work is not None:
-        work.wait()
-    return values
 
 
 @contextlib.contextmanager

@@ -67,20 +67,17 @@ class Figures:
 
     def per_class(self, classes: Iterable[str]) -> list[dict[str, Any]]:
         """Return precision, recall and F1 of each class; None where the denominator is 0."""
-        rows = []
-        columns, totals, hits = self.confusion.sum(0), self.confusion.sum(1), self.confusion.diagonal()
-        for index, name in enumerate(classes):
-            correct, predicted, total = int(hits[index]), int(columns[index]), int(totals[index])
-            rows.append(
-                {
-                    "class": name,
-                    "num_images": total,
-                    "precision": correct / predicted if predicted else None,
-                    "recall": correct / total if total else None,
-                    "f1": 2 * correct / (predicted + total) if predicted + total else None,
-                }
-            )
-        return rows
+        counts = torch.stack((self.confusion.diagonal(), self.confusion.sum(0), self.confusion.sum(1)), 1).tolist()
+        return [
+            {
+                "class": name,
+                "num_images": total,
+                "precision": correct / predicted if predicted else None,
+                "recall": correct / total if total else None,
+                "f1": 2 * correct / (predicted + total) if predicted + total else None,
+            }
+            for name, (correct, predicted, total) in zip(classes, counts, strict=True)
+        ]
 
     def summary(self) -> dict[str, Any]:
         """Return the figures by name for JSON; a loss that is not finite is None."""
@@ -121,7 +118,7 @@ def evaluate(
         num_classes: Number of classes.
         team: The processes.
         autocast: Returns the context of a forward pass.
-        on_batch: Called after each batch with its number of images.
+        on_batch: Called after each batch with the number of images that this process has done.
         collect: Number of images of all processes, to compute AUROC and calibration error from the probabilities of
             all images, in 4 * collect * num_classes bytes; 0 leaves both out.
     """
@@ -131,6 +128,7 @@ def evaluate(
     # each process fills the rows of its images and leaves the others 0, so that the sum over processes has all
     probabilities = torch.zeros(collect, num_classes, device=team.device)
     all_labels = torch.zeros(collect, dtype=torch.int64, device=team.device)
+    done = 0
     with modes_kept(model):
         model.eval()
         for images, labels, indices in batches:
@@ -142,8 +140,9 @@ def evaluate(
             if collect:
                 places = indices.to(team.device)
                 probabilities[places], all_labels[places] = logits.softmax(1), labels
+            done += len(labels)
             if on_batch is not None:
-                on_batch(len(labels))
+                on_batch(done)
     confusion = team.sum(confusion).view(num_classes, num_classes).cpu()
     total = team.sum(loss)
     loss_per_image = float(total) / max(1, int(confusion.sum()))

@@ -19,7 +19,6 @@ from ..data.batches import EvaluationBatches, Reader, label_numbers
 from ..data.doctor.report import examine
 from ..data.images import SUFFIXES, ImageError, open_image
 from ..data.sources.find import find_source
-from ..data.sources.source import Sample, Source
 from .bundle import Bundle
 from .distributed import Team
 from .evaluate import evaluate
@@ -95,24 +94,15 @@ def predict(
             contents = [future.result() for future in ahead]
             following = batches[index + 1] if index + 1 < len(batches) else []
             ahead = [pool.submit(read, file) for file in following]
-            yield from _predictions(bundle, batch, contents, top)
-
-
-def _predictions(
-    bundle: Bundle, files: Sequence[Path], contents: Sequence[Tensor | ImageError], top: int
-) -> Iterator[Prediction]:
-    readable = [content for content in contents if isinstance(content, Tensor)]
-    rows: Iterator[tuple[Tensor, Tensor]] = iter(())
-    if readable:
-        values, indices = bundle.probabilities(torch.stack(readable)).topk(min(top, len(bundle.classes)))
-        rows = zip(values, indices, strict=True)
-    for file, content in zip(files, contents, strict=True):
-        if isinstance(content, ImageError):
-            yield Prediction(str(file), error=str(content))
-        else:
-            values, indices = next(rows)
-            pairs = zip(indices.tolist(), values.tolist(), strict=True)
-            yield Prediction(str(file), tuple((bundle.classes[index], value) for index, value in pairs))
+            readable = [content for content in contents if isinstance(content, Tensor)]
+            rows: Iterator[Tensor] = iter(bundle.probabilities(torch.stack(readable)) if readable else ())
+            for file, content in zip(batch, contents, strict=True):
+                if isinstance(content, ImageError):
+                    yield Prediction(str(file), error=str(content))
+                else:
+                    values, indices = next(rows).topk(min(top, len(bundle.classes)))
+                    names = [bundle.classes[number] for number in indices.tolist()]
+                    yield Prediction(str(file), tuple(zip(names, values.tolist(), strict=True)))
 
 
 def evaluate_bundle(
@@ -160,37 +150,29 @@ def evaluate_bundle(
     samples = [sample for sample in samples if sample.path not in bad]
     if not samples:
         raise UserError(f"none of the images of {printable(data)} (split: {chosen}) can be read; see `whatwhere check`")
+    unknown = sorted({sample.label for sample in samples} - set(bundle.classes))
+    if unknown:
+        hint = suggest(unknown[0], list(bundle.classes)) or f"; it knows {few(bundle.classes, 5)}"
+        raise UserError(f"the network does not know the class {brief(unknown[0])}{hint}")
     device = next(bundle.model.parameters()).device
-    batches = EvaluationBatches(
-        Reader(source, samples, bundle.preprocessing, whole=False),
-        _labels(samples, bundle.classes),
-        bundle.preprocessing,
-        batch_size,
-        device,
-        num_workers,
-    )
-    done = 0
-
-    def on_batch(num_images: int) -> None:
-        nonlocal done
-        done += num_images
-        if progress is not None:
-            progress(done, len(samples))
-
-    alone = Team(0, 1, 0, device)
+    reader = Reader(source, samples, bundle.preprocessing, whole=False)
+    labels = label_numbers(samples, bundle.classes)
     figures = evaluate(
         bundle.model,
-        batches,
+        EvaluationBatches(reader, labels, bundle.preprocessing, batch_size, device, num_workers),
         len(bundle.classes),
-        alone,
+        Team(0, 1, 0, device),
         autocast=lambda: autocast(device, amp),
-        on_batch=on_batch,
+        on_batch=None if progress is None else lambda done: progress(done, len(samples)),
         collect=len(samples),
     )
+    # split.csv holds full paths where the images are files
+    root = "" if source.root is None else str(source.root.absolute())
+    used = (os.path.normpath(os.path.join(root, sample.path)) if root else sample.path for sample in samples)
     return {
         "data": data,
         "split": chosen,
-        "num_trained_on": _overlap(source, samples, trained_on),
+        "num_trained_on": sum(path in trained_on for path in used) if trained_on else 0,
         "left_out": sorted(bad),
         "images": figures.summary(),
         "judged_on": "images",
@@ -198,18 +180,3 @@ def evaluate_bundle(
         "per_class": figures.per_class(bundle.classes),
         "confusion": figures.confusion.tolist(),
     }
-
-
-def _overlap(source: Source, samples: Sequence[Sample], paths: Collection[str]) -> int:
-    if source.root is None:
-        return sum(sample.path in paths for sample in samples)
-    root = str(source.root.absolute())
-    return sum(os.path.normpath(os.path.join(root, sample.path)) in paths for sample in samples) if paths else 0
-
-
-def _labels(samples: Sequence[Sample], classes: tuple[str, ...]) -> Tensor:
-    unknown = sorted({sample.label for sample in samples} - set(classes))
-    if unknown:
-        hint = suggest(unknown[0], list(classes)) or f"; it knows {few(list(classes), 5)}"
-        raise UserError(f"the network does not know the class {brief(unknown[0])}{hint}")
-    return label_numbers(samples, classes)

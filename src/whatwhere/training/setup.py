@@ -105,7 +105,6 @@ def resolve(data: str, given: Mapping[str, Any], prepared: Prepared, team: Team)
         UserError: An option out of its range.
     """
     on_gpu = team.device.type == "cuda"
-    cores = num_cores()
     chosen = defaults(
         given,
         image_size=given.get("image_size", image_size_for(prepared.median_side)),
@@ -113,7 +112,7 @@ def resolve(data: str, given: Mapping[str, Any], prepared: Prepared, team: Team)
         on_cpu=team.device.type == "cpu",
         on_gpu=on_gpu,
         bf16=on_gpu and torch.cuda.is_bf16_supported(including_emulation=False),
-        num_cores=max(1, cores // team.local_world_size),
+        num_cores=max(1, num_cores() // team.local_world_size),
     )
     return Config(data=data, **{**chosen, **given, "device": given.get("device") or team.device.type})
 
@@ -192,20 +191,16 @@ def build_material(config: Config, prepared: Prepared, team: Team, *, with_test:
         num_threads = max(1, num_cores() // processes)
         return decode_all(reader, num_workers=config.workers, num_threads=num_threads)
 
-    place: dict[str, Any] = {
-        "device": team.device,
-        "rank": team.rank,
-        "world_size": team.world_size,
-        "num_workers": config.workers,
-    }
+    share: dict[str, Any] = {"device": team.device, "rank": team.rank, "world_size": team.world_size}
+    share["num_workers"] = config.workers
     labels = {part: label_numbers(samples, prepared.classes) for part, samples in prepared.parts.items()}
     return Material(
         len(prepared.classes),
         order,
         preprocessing,
-        TrainBatches(images(train_reader), labels["train"], order, augment, on_device=cache == "device", **place),
+        TrainBatches(images(train_reader), labels["train"], order, augment, on_device=cache == "device", **share),
         {
-            part: EvaluationBatches(images(reader), labels[part], preprocessing, 2 * config.batch_size, **place)
+            part: EvaluationBatches(images(reader), labels[part], preprocessing, 2 * config.batch_size, **share)
             for part, reader in readers.items()
         },
         _class_weights(labels["train"], len(prepared.classes)) if config.class_weights == "balanced" else None,
@@ -294,18 +289,15 @@ def describe(config: Config, given: Mapping[str, Any], prepared: Prepared, model
         f"network: {config.network().describe()}, {num_params:,} parameters, {size} x {size} px{chosen}, "
         f"on {device_name(team.device)}{processes}",
     ]
-    for panel in dict.fromkeys(field.metadata["panel"] for field in OPTIONS.values()):
-        texts = [
-            f"{name} {_shown(getattr(config, name))}{'*' if name in given else ''}"
-            for name, field in OPTIONS.items()
-            if field.metadata["panel"] == panel and getattr(config, name) != ""
-        ]
+    options: dict[str, list[str]] = {}
+    for name, field in OPTIONS.items():
+        value = getattr(config, name)
+        if value != "":
+            text = ("no", "yes")[value] if isinstance(value, bool) else value
+            options.setdefault(field.metadata["panel"], []).append(f"{name} {text}{'*' if name in given else ''}")
+    for panel, texts in options.items():
         lines += textwrap.wrap(f"{panel.lower()}: {', '.join(texts)}", 110, subsequent_indent="  ")
     return [*lines, "(* given; the others are chosen by image size, start and machine)"]
-
-
-def _shown(value: Any) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value}"
 
 
 def device_name(device: torch.device) -> str:

@@ -275,11 +275,8 @@ class Run:
     def evaluate(self, model: nn.Module, part: str, *, with_probabilities: bool = False) -> Figures:
         """Evaluate `model` on the "val" or "test" images, each counted once over all processes."""
         batches = self.material.evaluation[part]
-        done = 0
 
-        def on_batch(num_images: int) -> None:
-            nonlocal done
-            done += num_images
+        def on_batch(done: int) -> None:
             self.screen.progress(f"evaluating ({part})", done, len(batches.labels) // self.team.world_size)
             # several processes could not agree on the batch to stop at
             if self.trainer.stop_requested and self.team.world_size == 1:

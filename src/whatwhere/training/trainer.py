@@ -188,13 +188,21 @@ class Trainer:
         with step_randomness(self.seed, step, self.team):
             for piece in range(pieces):
                 images, labels = (part.tensor_split(pieces)[piece] for part in (batch.images, batch.labels))
-                with self._no_exchange(piece < pieces - 1):
+                # the processes sum their gradients in the last piece
+                is_last = piece == pieces - 1
+                with contextlib.nullcontext() if is_last or self.parallel is None else self.parallel.no_sync():
                     loss = self.loss(images, labels, piece)
                     # DDP averages the gradients of the processes: this factor makes the mean over all images
                     share = len(labels) * self.team.world_size / num_images
                     self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
                 loss_sum += loss.detach() * len(labels)
-        self._apply()
+        if recipe.clip_grad:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         self.position.step += 1
         total = torch.stack([loss_sum, torch.full_like(loss_sum, float(self.stop_requested))])
         self._unread.append(_Loss(step, batch.indices, *self.team.start_sum(total)))
@@ -215,19 +223,6 @@ class Trainer:
         # torch's weighted mean divides by the sum of the weights in this piece, which differs from piece to piece
         total = F.cross_entropy(logits, targets, self.class_weights, label_smoothing=smoothing, reduction="sum")
         return total / len(labels)
-
-    def _no_exchange(self, wanted: bool) -> Any:
-        """Return a context in which DDP does not yet sum the gradients over the processes."""
-        return self.parallel.no_sync() if wanted and self.parallel is not None else contextlib.nullcontext()
-
-    def _apply(self) -> None:
-        if self.recipe.clip_grad:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
 
     def settle(self, keep: int = 0) -> None:
         """Read the losses of all steps but the last `keep`; raise LossNotFinite where one is not finite.
@@ -289,19 +284,14 @@ class LossNotFinite(Diverged):
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Return the optimizer for `model`, without weight decay on parameters of fewer than two dimensions."""
-    groups = parameter_groups(model, recipe.weight_decay)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, recipe.lr)
     return torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=recipe.momentum > 0)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Return parameter groups of `model`, without weight decay on parameters of fewer than two dimensions."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
 
 
 def warmup_cosine(num_warmup_steps: int, num_steps: int) -> Callable[[int], float]:
@@ -335,15 +325,10 @@ def step_randomness(seed: int, step: int, team: Team) -> Iterator[None]:
 
 
 def _mixing(recipe: Recipe, num_classes: int) -> nn.Module | None:
-    kinds = [
-        kind(alpha=alpha, num_classes=num_classes)
-        for kind, alpha in ((v2.MixUp, recipe.mixup), (v2.CutMix, recipe.cutmix))
-        if alpha > 0 and num_classes > 1
-    ]
-    if len(kinds) == 2:
-        both: nn.Module = v2.RandomChoice(kinds)
-        return both
-    return kinds[0] if kinds else None
+    kinds = ((v2.MixUp, recipe.mixup), (v2.CutMix, recipe.cutmix))
+    mixings: list[nn.Module] = [kind(alpha=a, num_classes=num_classes) for kind, a in kinds if a and num_classes > 1]
+    # with one kind, a choice would draw a number more
+    return v2.RandomChoice(mixings) if len(mixings) == 2 else next(iter(mixings), None)
 
 
 def _averaging(decay: float) -> Callable[[Any, Any, Any], None]:
