@@ -3,10 +3,11 @@ import json
 import sys
 
 import pytest
+import typer
 
 from image_files import cut, fill
 from whatwhere import UserError
-from whatwhere.cli.check import print_check
+from whatwhere.cli.check import check_command
 from whatwhere.cli.screen import TerminalScreen
 
 
@@ -17,14 +18,15 @@ def _own_cache(tmp_path, monkeypatch):
 
 def test_tables_and_soundness(tmp_path, capsys):
     root = fill(tmp_path / "data", "cat", "dog")
-    assert print_check(str(root), as_json=False)
+    check_command(str(root))
     printed = capsys.readouterr()
     assert "6 images of 2 classes" in printed.out
     assert "The data are sound." in printed.out
     # a bar is for terminals
     assert printed.err == ""
     cut(root / "cat" / "1.png")
-    assert not print_check(str(root), as_json=False)
+    with pytest.raises(typer.Exit, match="1"):
+        check_command(str(root))
     printed = capsys.readouterr().out
     assert "error" in printed
     assert "  cat/1.png" in printed
@@ -34,7 +36,8 @@ def test_tables_and_soundness(tmp_path, capsys):
 def test_json(tmp_path, capsys):
     root = fill(tmp_path / "data", "cat", "dog\udcff")
     (root / "cat" / "\udcfe.png").touch()
-    assert not print_check(str(root), as_json=True)
+    with pytest.raises(typer.Exit, match="1"):
+        check_command(str(root), json=True)
     result = json.loads(capsys.readouterr().out)
     assert result["sound"] is False
     assert result["counts"] == {"all": {"cat": 3, "dog\\xff": 3}}
@@ -44,9 +47,9 @@ def test_json(tmp_path, capsys):
 def test_options_and_errors(tmp_path, capsys):
     root = fill(tmp_path / "data", "x", count=6)
     (root / "list.csv").write_text("a,b\n" + "\n".join(f"x/{i}.png,{i % 2}" for i in range(6)))
-    assert print_check(str(root / "list.csv"), as_json=False, path_column="a", label_column="b")
+    check_command(str(root / "list.csv"), path_column="a", label_column="b")
     with pytest.raises(UserError, match="--data-dir"):
-        print_check("cifar10", as_json=False, data_dir=str(tmp_path))
+        check_command("cifar10", data_dir=str(tmp_path))
     assert "list.csv: 6 images" in capsys.readouterr().out
 
 

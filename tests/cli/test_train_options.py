@@ -8,7 +8,7 @@ import pytest
 
 from whatwhere.cli.train import again
 from whatwhere.training import train as start_module
-from whatwhere.training.config import CHOICES, OPTIONS, Config, default_of
+from whatwhere.training.config import CHOICES, OPTIONS, Config
 
 COMMON = ["model", "epochs", "batch-size", "lr", "image-size", "seed", "workers", "device", "out", "resume"]
 
@@ -75,7 +75,7 @@ def other(name):
         "group_from": "(.*)_",
         "attention_kwargs": {"reduction": 8},
     }
-    default = default_of(name)
+    default = getattr(Config(), name)
     if name in special:
         return special[name]
     if name in CHOICES:

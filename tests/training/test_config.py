@@ -13,7 +13,6 @@ from whatwhere.training.config import (
     OPTIONS,
     Config,
     Recipe,
-    default_of,
     defaults,
     image_size_for,
     read_config,
@@ -21,7 +20,7 @@ from whatwhere.training.config import (
 
 
 def chosen(image_size=32, on_cpu=False, on_gpu=False, bf16=False, num_cores=2, num_images=10**6, **given):
-    machine = {"on_cpu": on_cpu, "on_gpu": on_gpu, "bf16": bf16, "num_cores": num_cores}
+    machine = {"device": "cpu" if on_cpu else "cuda" if on_gpu else "mps", "bf16": bf16, "num_cores": num_cores}
     return defaults(given, image_size=image_size, num_images=num_images, **machine)
 
 
@@ -156,7 +155,7 @@ def test_yaml(tmp_path):
 def test_every_option_can_stand_in_yaml(tmp_path):
     import yaml
 
-    values = {name: default_of(name) for name in OPTIONS}
+    values = {name: getattr(Config(), name) for name in OPTIONS}
     assert read_config(written(tmp_path, yaml.safe_dump(values))) == values
 
 
@@ -224,7 +223,7 @@ def usual(name):
 
 
 def test_the_help_says_the_defaults():
-    values = {name: default_of(name) for name in OPTIONS} | chosen()
+    values = {name: getattr(Config(), name) for name in OPTIONS} | chosen()
     compared = set()
     for name, value in values.items():
         said = usual(name)

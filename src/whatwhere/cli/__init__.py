@@ -13,7 +13,9 @@ import typer
 
 from ..base.errors import UserError
 from ..base.words import brief, printable, short
+from .check import check_command
 from .compare import compare_command
+from .predict import evaluate_command, predict_command
 from .train import train_command
 from .verdict import verdict_command
 
@@ -46,7 +48,9 @@ def main() -> None:
     except UserError as error:
         _fail(str(error))
     except _UsageError as error:
-        _fail(_usage_sentence(error))
+        usage: Any = error
+        sentence = short(" ".join(usage.format_message().split()).rstrip("."), 400)
+        _fail(f"{sentence}; see `{'whatwhere' if usage.ctx is None else usage.ctx.command_path} --help`")
     except (typer.Abort, KeyboardInterrupt):
         print("whatwhere: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -64,12 +68,6 @@ def main() -> None:
 def _fail(sentence: str) -> NoReturn:
     print(f"whatwhere: {printable(sentence)}", file=sys.stderr)
     sys.exit(2)
-
-
-def _usage_sentence(error: Any) -> str:
-    sentence = short(" ".join(error.format_message().split()).rstrip("."), 400)
-    command = "whatwhere" if error.ctx is None else error.ctx.command_path
-    return f"{sentence}; see `{command} --help`"
 
 
 def _show_version(value: bool) -> None:
@@ -195,98 +193,9 @@ def attend_command(
 app.command("train")(train_command())
 app.command("compare")(compare_command())
 app.command("verdict")(verdict_command)
-
-
-_PathColumn = Annotated[str, typer.Option(metavar="NAME", help="Column of the paths in a CSV.")]
-_LabelColumn = Annotated[str, typer.Option(metavar="NAME", help="Column of the labels in a CSV.")]
-_DataDir = Annotated[str, typer.Option(metavar="DIR", help="Folder of torchvision's data sets.")]
-
-
-@app.command("check")
-def check_command(
-    data: Annotated[str, typer.Argument(help="Images: a folder, a CSV, `digits`, or a torchvision data set by name.")],
-    path_column: _PathColumn = "",
-    label_column: _LabelColumn = "",
-    data_dir: _DataDir = "",
-    download: Annotated[bool, typer.Option("--download", help="Download a torchvision data set.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-) -> None:
-    """Look for everything that would spoil a result; exit status 0 if images are sound, 1 if not. Changes no file."""
-    from .check import print_check
-
-    options = {"path_column": path_column, "label_column": label_column, "data_dir": data_dir}
-    sound = print_check(data, as_json=json, download=download, **{k: v or None for k, v in options.items()})
-    if not sound:
-        raise typer.Exit(1)
-
-
-_Attention = Annotated[
-    str | None,
-    typer.Option(metavar="MODULE:NAME", help="The network's attention, code of yours to import, if it was trained so."),
-]
-
-
-@app.command("predict")
-def predict_command(
-    bundle: Annotated[Path, typer.Argument(help="A run's folder, or its best/.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    top: Annotated[int, typer.Option(min=1, metavar="N", help="Classes to give of each image.")] = 5,
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images computed together.")] = 64,
-    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps; by default the best.")] = "",
-    attention: _Attention = None,
-    csv: Annotated[bool, typer.Option("--csv", help="Print path, rank, class, probability.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Say what a trained network sees in images; exit status 1 if some of them could not be read."""
-    from .predict import print_predictions
-
-    sound = print_predictions(
-        bundle, images, top=top, batch_size=batch_size, device=device, csv=csv, json=json, attention=attention
-    )
-    if not sound:
-        raise typer.Exit(1)
-
-
-@app.command("evaluate")
-def evaluate_command(
-    bundle: Annotated[Path, typer.Argument(help="A run's folder, or its best/.")],
-    data: Annotated[str, typer.Argument(help="Labelled images, as `whatwhere train` takes them.")],
-    split: Annotated[
-        str | None, typer.Option(metavar="PART", help="train, val, test or all; by default test, else val, else all.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images computed together.")] = 128,
-    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that read images.")] = 0,
-    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps; by default the best.")] = "",
-    attention: _Attention = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")] = False,
-    path_column: _PathColumn = "",
-    label_column: _LabelColumn = "",
-    data_dir: _DataDir = "",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-) -> None:
-    """Evaluate a trained network on labelled images: accuracy, cross-entropy, figures of each class."""
-    from .predict import print_evaluation
-
-    print_evaluation(
-        bundle,
-        data,
-        split=_checked_split(split),
-        batch_size=batch_size,
-        num_workers=workers,
-        device=device,
-        attention=attention,
-        skip_bad=skip_bad,
-        json=json,
-        path_column=path_column or None,
-        label_column=label_column or None,
-        data_dir=data_dir or None,
-    )
-
-
-def _checked_split(split: str | None) -> str | None:
-    if split not in (None, "train", "val", "test", "all"):
-        raise UserError(f"--split must be train, val, test or all, got {brief(split)}")
-    return split
+app.command("check")(check_command)
+app.command("predict")(predict_command)
+app.command("evaluate")(evaluate_command)
 
 
 weights_app = typer.Typer(help="Weights files: what is in one, and from any layout of names to another.")

@@ -1,30 +1,39 @@
+"""`whatwhere check`."""
+
 from __future__ import annotations
 
-import json
+import json as json_format
+from typing import Annotated
 
 import typer
 
 from ..base.tables import rich_tables, show
-from ..data.doctor.report import examine
-from ..data.sources.find import find_source
-from .screen import TerminalScreen
+
+PathColumn = Annotated[str, typer.Option(metavar="NAME", help="Column of the paths in a CSV.")]
+LabelColumn = Annotated[str, typer.Option(metavar="NAME", help="Column of the labels in a CSV.")]
+DataDir = Annotated[str, typer.Option(metavar="DIR", help="Folder of torchvision's data sets.")]
 
 
-def print_check(
-    data: str,
-    *,
-    as_json: bool,
-    path_column: str | None = None,
-    label_column: str | None = None,
-    data_dir: str | None = None,
-    download: bool = False,
-) -> bool:
-    """Examine DATA, print the report, and return whether it is sound."""
-    source = find_source(data, path_column=path_column, label_column=label_column, data_dir=data_dir, download=download)
+def check_command(
+    data: Annotated[str, typer.Argument(help="Images: a folder, a CSV, `digits`, or a torchvision data set by name.")],
+    path_column: PathColumn = "",
+    label_column: LabelColumn = "",
+    data_dir: DataDir = "",
+    download: Annotated[bool, typer.Option("--download", help="Download a torchvision data set.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Look for everything that would spoil a result; exit status 0 if images are sound, 1 if not. Changes no file."""
+    from ..data.doctor.report import examine
+    from ..data.sources.find import find_source
+    from .screen import TerminalScreen
+
+    columns = {"path_column": path_column or None, "label_column": label_column or None}
+    source = find_source(data, data_dir=data_dir or None, download=download, **columns)
     with TerminalScreen(to_stderr=True) as screen:
         report = examine(source, progress=lambda done, total: screen.progress("examining images", done, total))
-    if as_json:
-        typer.echo(json.dumps(report.to_dict(), indent=2))
+    if json:
+        typer.echo(json_format.dumps(report.to_dict(), indent=2))
     else:
         show(rich_tables(report.tables()))
-    return report.sound
+    if not report.sound:
+        raise typer.Exit(1)

@@ -5,96 +5,112 @@ from __future__ import annotations
 import json as json_format
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from ..attention import attention_by_path
 from ..base.errors import UserError
 from ..base.tables import comma_separated, rich_tables, show
-from ..base.words import printable
-from ..training.bundle import load_bundle
-from ..training.distributed import team
-from ..training.predict import Prediction, evaluate_bundle, image_files, predict
-from ..training.run_folder import training_images
-from .screen import TerminalScreen, result_tables
+from ..base.words import brief, printable
+from .check import DataDir, LabelColumn, PathColumn
+
+_Bundle = Annotated[Path, typer.Argument(help="A run's folder, or its best/.")]
+_BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Images computed together.")]
+_Device = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps; by default the best.")]
+_Attention = Annotated[
+    str | None,
+    typer.Option(metavar="MODULE:NAME", help="The network's attention, code of yours to import, if it was trained so."),
+]
 
 
-def print_predictions(
-    bundle: Path,
-    images: list[Path],
-    *,
-    top: int,
-    batch_size: int,
-    device: str,
-    csv: bool,
-    json: bool,
-    attention: str | None = None,
-) -> bool:
-    """Print the `top` classes of each image, and bad files on standard error; return whether all files could be read.
+def predict_command(
+    bundle: _Bundle,
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="Classes to give of each image.")] = 5,
+    batch_size: _BatchSize = 64,
+    device: _Device = "",
+    attention: _Attention = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print path, rank, class, probability.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a trained network sees in images; exit status 1 if some of them could not be read."""
+    from ..attention import attention_by_path
+    from ..training.bundle import load_bundle
+    from ..training.distributed import team
+    from ..training.predict import image_files, predict
 
-    `attention` is the import path of the network's attention, given on the command line.
-    """
     if csv and json:
         raise UserError("--csv and --json cannot be combined; give one of them")
     files = image_files(images)
     own = None if attention is None else attention_by_path(attention)
     num_bad = 0
-    found: list[Prediction] = []
+    found: list[dict[str, Any]] = []
     with team(device) as alone:
         network = load_bundle(bundle, alone.device, attention=own)
         if csv:
             typer.echo("path,rank,class,probability")
         for prediction in predict(network, files, top=top, batch_size=batch_size):
+            path = printable(prediction.path)
             if prediction.error:
                 num_bad += 1
                 print(f"whatwhere: {prediction.error}", file=sys.stderr)
             elif json:
-                found.append(prediction)
+                classes = [{"class": name, "probability": value} for name, value in prediction.classes]
+                found.append({"path": path, "predictions": classes})
             elif csv:
-                typer.echo(_csv_lines(prediction), nl=False)
+                ranked = enumerate(prediction.classes, start=1)
+                rows = [(path, str(rank), printable(name), f"{value:.6f}") for rank, (name, value) in ranked]
+                typer.echo(comma_separated(rows[0], rows[1:]), nl=False)
             else:
-                typer.echo(_line(prediction))
+                texts = [f"{printable(name)} {value:.1%}" for name, value in prediction.classes]
+                typer.echo(f"{path}: {', '.join(texts)}")
     if json:
-        typer.echo(json_format.dumps([_record(prediction) for prediction in found], indent=2))
+        typer.echo(json_format.dumps(found, indent=2))
     if num_bad:
         print(f"whatwhere: {num_bad} of {len(files)} images could not be read", file=sys.stderr)
-    return not num_bad
+        raise typer.Exit(1)
 
 
-def _line(prediction: Prediction) -> str:
-    return f"{printable(prediction.path)}: " + ", ".join(
-        f"{printable(name)} {value:.1%}" for name, value in prediction.classes
-    )
-
-
-def _csv_lines(prediction: Prediction) -> str:
-    path = printable(prediction.path)
-    rows = [
-        (path, str(rank), printable(name), f"{value:.6f}")
-        for rank, (name, value) in enumerate(prediction.classes, start=1)
-    ]
-    return comma_separated(rows[0], rows[1:])
-
-
-def _record(prediction: Prediction) -> dict[str, Any]:
-    classes = [{"class": name, "probability": value} for name, value in prediction.classes]
-    return {"path": printable(prediction.path), "predictions": classes}
-
-
-def print_evaluation(
-    bundle: Path, data: str, *, device: str, json: bool, attention: str | None = None, **options: Any
+def evaluate_command(
+    bundle: _Bundle,
+    data: Annotated[str, typer.Argument(help="Labelled images, as `whatwhere train` takes them.")],
+    split: Annotated[
+        str | None, typer.Option(metavar="PART", help="train, val, test or all; by default test, else val, else all.")
+    ] = None,
+    batch_size: _BatchSize = 128,
+    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that read images.")] = 0,
+    device: _Device = "",
+    attention: _Attention = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")] = False,
+    path_column: PathColumn = "",
+    label_column: LabelColumn = "",
+    data_dir: DataDir = "",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Evaluate a network on labelled images and print the figures; `attention` as in `print_predictions`."""
+    """Evaluate a trained network on labelled images: accuracy, cross-entropy, figures of each class."""
+    from ..attention import attention_by_path
+    from ..training.bundle import load_bundle
+    from ..training.distributed import team
+    from ..training.predict import evaluate_bundle
+    from ..training.run_folder import training_images
+    from .screen import TerminalScreen, result_tables
+
+    if split not in (None, "train", "val", "test", "all"):
+        raise UserError(f"--split must be train, val, test or all, got {brief(split)}")
     own = None if attention is None else attention_by_path(attention)
     with team(device) as alone, TerminalScreen(to_stderr=json) as screen:
-        network = load_bundle(bundle, alone.device, attention=own)
         result = evaluate_bundle(
-            network,
+            load_bundle(bundle, alone.device, attention=own),
             data,
+            split=split,
+            skip_bad=skip_bad,
+            batch_size=batch_size,
+            num_workers=workers,
             trained_on=training_images(bundle),
             progress=lambda done, total: screen.progress("images", done, total),
-            **options,
+            path_column=path_column or None,
+            label_column=label_column or None,
+            data_dir=data_dir or None,
         )
     if result["num_trained_on"]:
         print(

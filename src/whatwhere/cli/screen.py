@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..base.tables import Table, printable_lines
 
 _MOST_CLASSES = 40  # in a table; the JSON result lists all
+_PARTS = {"val": "validation", "test": "test", "images": "all images"}
 
 
 class TerminalScreen:
@@ -26,9 +26,7 @@ class TerminalScreen:
         self.bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
     def line(self, text: str) -> None:
@@ -48,8 +46,7 @@ class TerminalScreen:
 
 def result_tables(result: dict[str, Any]) -> list[Table]:
     """Return tables of the figures of a run or an evaluation, overall and by class."""
-    parts = [(part, result[part]) for part in ("val", "test", "images") if part in result]
-    names = {"val": "validation", "test": "test", "images": "all images"}
+    parts = [(name, result[part]) for part, name in _PARTS.items() if part in result]
     note = ""
     if "best_epoch" in result:
         why = "the last" if result.get("best_by") == "last" else "chosen on the validation images"
@@ -59,23 +56,21 @@ def result_tables(result: dict[str, Any]) -> list[Table]:
         ("", "images", "accuracy", "balanced accuracy", "cross-entropy"),
         [
             (
-                names[part],
+                name,
                 f"{figures['num_images']:,}",
                 f"{figures['accuracy']:.2%}",
                 f"{figures['balanced_accuracy']:.2%}",
                 "-" if figures["loss"] is None else f"{figures['loss']:.4f}",
             )
-            for part, figures in parts
+            for name, figures in parts
         ],
         note=note,
     )
     rows = sorted(result["per_class"], key=lambda row: (row["f1"] is not None, row["f1"] or 0.0))
     shown = rows[:_MOST_CLASSES]
-    judged = names[result["judged_on"]]
+    judged = _PARTS[result["judged_on"]]
     per_class = Table(
-        f"Classes, the worst first ({judged})"
-        if judged == "all images"
-        else f"Classes, the worst first ({judged} images)",
+        f"Classes, the worst first ({judged if judged == 'all images' else f'{judged} images'})",
         ("", "images", "precision", "recall", "F1"),
         [
             (row["class"], f"{row['num_images']:,}", *(_share(row[name]) for name in ("precision", "recall", "f1")))

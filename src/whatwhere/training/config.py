@@ -1,12 +1,14 @@
 """The options of a training run: their types and bounds, their defaults by image size, YAML. No torch here."""
 
-# ruff: noqa: RUF009 - option() returns a field
+# ruff: noqa: RUF009 - _option() returns a field
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -31,13 +33,15 @@ FREE = frozenset({"data_dir", "device", "workers", "cache", "download", "check",
 TELLS_APART = frozenset({"model", "seed", "attention", "attention_kwargs", "width_factor"})
 
 
-def option(default: Any, panel: str, help: str, usual: str = "no", metavar: str | None = None) -> Any:
+def _option(panel: str, default: Any, help: str, usual: str = "no", metavar: str | None = None) -> Any:
     """Return a dataclass field for an option with its text in `train --help`; `usual` is the default in words."""
-    text = f"{help} (default: {usual})"
-    metadata = {"panel": panel, "help": text, "metavar": metavar, "kind": type(default)}
+    metadata = {"panel": panel, "help": f"{help} (default: {usual})", "metavar": metavar, "kind": type(default)}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=dict, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+_common, _recipe, _data, _machine = (partial(_option, panel) for panel in ("Common", "Recipe", "Data", "Machine"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,37 +55,29 @@ class Recipe:
         UserError: An option out of its range.
     """
 
-    epochs: _Positive = option(40, "Common", "Passes over the training images.", "100; fine-tuning: 30")
-    batch_size: _Positive = option(
-        25, "Common", "Images in a step, over all processes.", "128, above 64 px 64, less for few images"
+    epochs: _Positive = _common(40, "Passes over the training images.", "100; fine-tuning: 30")
+    batch_size: _Positive = _common(
+        25, "Images in a step, over all processes.", "128, above 64 px 64, less for few images"
     )
-    lr: _Amount = option(
-        0.05, "Common", "Peak learning rate.", "in proportion to the batch size, by optimizer and start"
+    lr: _Amount = _common(0.05, "Peak learning rate.", "in proportion to the batch size, by optimizer and start")
+    optimizer: Literal["sgd", "adamw"] = _recipe("sgd", "sgd (Nesterov) or adamw.", "sgd")
+    momentum: _Rate = _recipe(0.9, "Momentum of SGD.", "0.9")
+    weight_decay: _Amount = _recipe(5e-4, "Weight decay; not on norms, biases and scalars.", "sgd 5e-4, adamw 0.05")
+    warmup_epochs: _Amount = _recipe(3.0, "Epochs of linear rise.", "a tenth of all, at most 5")
+    label_smoothing: _Rate = _recipe(0.0, "Part of the target spread over all classes.", "0.1")
+    mixup: _Amount = _recipe(0.0, "Alpha of mixup, arXiv 1710.09412; 0 is off.", "0.1")
+    cutmix: _Amount = _recipe(0.0, "Alpha of CutMix, arXiv 1905.04899; 0 is off.", "0")
+    ema: _Rate = _recipe(0.0, "Decay of the averaged weights, which are evaluated and kept; 0 is off.", "0.998")
+    clip_grad: _Amount = _recipe(0.0, "Largest norm of the gradient; 0 is off.", "0; adamw 1")
+    accumulate: _Positive = _recipe(1, "Number of pieces that a batch is computed in: less memory, same step.", "1")
+    early_stop: _Count = _recipe(0, "Stop after so many epochs without a better validation; 0 is off.", "0")
+    class_weights: Literal["none", "balanced"] = _recipe(
+        "none", "balanced: each class counts the same in the loss.", "none"
     )
-    optimizer: Literal["sgd", "adamw"] = option("sgd", "Recipe", "sgd (Nesterov) or adamw.", "sgd")
-    momentum: _Rate = option(0.9, "Recipe", "Momentum of SGD.", "0.9")
-    weight_decay: _Amount = option(
-        5e-4, "Recipe", "Weight decay; not on norms, biases and scalars.", "sgd 5e-4, adamw 0.05"
+    amp: Literal["none", "bf16", "fp16"] = _machine(
+        "none", "Automatic mixed precision: none, bf16, fp16.", "bf16 on a GPU that has it"
     )
-    warmup_epochs: _Amount = option(3.0, "Recipe", "Epochs of linear rise.", "a tenth of all, at most 5")
-    label_smoothing: _Rate = option(0.0, "Recipe", "Part of the target spread over all classes.", "0.1")
-    mixup: _Amount = option(0.0, "Recipe", "Alpha of mixup, arXiv 1710.09412; 0 is off.", "0.1")
-    cutmix: _Amount = option(0.0, "Recipe", "Alpha of CutMix, arXiv 1905.04899; 0 is off.", "0")
-    ema: _Rate = option(
-        0.0, "Recipe", "Decay of the averaged weights, which are evaluated and kept; 0 is off.", "0.998"
-    )
-    clip_grad: _Amount = option(0.0, "Recipe", "Largest norm of the gradient; 0 is off.", "0; adamw 1")
-    accumulate: _Positive = option(
-        1, "Recipe", "Number of pieces that a batch is computed in: less memory, same step.", "1"
-    )
-    early_stop: _Count = option(0, "Recipe", "Stop after so many epochs without a better validation; 0 is off.", "0")
-    class_weights: Literal["none", "balanced"] = option(
-        "none", "Recipe", "balanced: each class counts the same in the loss.", "none"
-    )
-    amp: Literal["none", "bf16", "fp16"] = option(
-        "none", "Machine", "Automatic mixed precision: none, bf16, fp16.", "bf16 on a GPU that has it"
-    )
-    channels_last: bool = option(False, "Machine", "Memory format of the images.", "yes")
+    channels_last: bool = _machine(False, "Memory format of the images.", "yes")
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -104,83 +100,71 @@ class Config(Recipe):
     """
 
     data: str = dataclasses.field(default="", metadata={"panel": "Data", "help": "", "metavar": None, "kind": str})
-    model: str = option(
+    model: str = _common(
         "",
-        "Common",
         "Network: one of `whatwhere models`, or one of torchvision or timm by name.",
         "on a GPU cbam_resnext29_32x4d, above 64 px cbam_resnext50_32x4d; on a CPU cbam_resnet20, above 64 px "
         "cbam_resnet18",
     )
-    attention: str = option(
+    attention: str = _recipe(
         "",
-        "Recipe",
         "Attention to put into a plain network: cbam, se or another, or MODULE:NAME, your own code, which is imported.",
         "none",
     )
-    attention_kwargs: dict[str, Any] = option(
-        {}, "Recipe", 'Keyword arguments of the attention, such as {"reduction": 8, "form": "timm"}.', "none", "JSON"
+    attention_kwargs: dict[str, Any] = _recipe(
+        {}, 'Keyword arguments of the attention, such as {"reduction": 8, "form": "timm"}.', "none", "JSON"
     )
-    at: str = option(
-        "",
-        "Recipe",
-        "Where the attention stands: blocks, stages, or patterns of module names.",
-        "its paper's place",
-        "PLACE",
+    at: str = _recipe(
+        "", "Where the attention stands: blocks, stages, or patterns of module names.", "its paper's place", "PLACE"
     )
-    image_size: Annotated[int, Meta(ge=8, le=4096)] = option(
-        32, "Common", "Height and width of the network's input.", "by the images: 32 to 224"
+    image_size: Annotated[int, Meta(ge=8, le=4096)] = _common(
+        32, "Height and width of the network's input.", "by the images: 32 to 224"
     )
-    seed: int = option(0, "Common", "Seed of the start, the order, the augmentation and the split.", "0")
-    workers: Annotated[int, Meta(ge=0, le=256)] = option(
-        0, "Common", "Processes that read images; they change no result.", "by the machine"
+    seed: int = _common(0, "Seed of the start, the order, the augmentation and the split.", "0")
+    workers: Annotated[int, Meta(ge=0, le=256)] = _common(
+        0, "Processes that read images; they change no result.", "by the machine"
     )
-    device: str = option("cpu", "Common", "cpu, cuda, cuda:1, mps.", "the best there is")
+    device: str = _common("cpu", "cpu, cuda, cuda:1, mps.", "the best there is")
 
-    pretrained: str = option(
-        "", "Recipe", "Start from weights: `imagenet`, or a file (.safetensors, .pth).", "none", "WEIGHTS"
+    pretrained: str = _recipe("", "Start from weights: `imagenet`, or a file (.safetensors, .pth).", "none", "WEIGHTS")
+    width_factor: Annotated[float, Meta(gt=0, le=MAX_WIDTH_FACTOR)] = _recipe(
+        1.0, "Factor on the width of all stages, for networks of equal size.", "1"
     )
-    width_factor: Annotated[float, Meta(gt=0, le=MAX_WIDTH_FACTOR)] = option(
-        1.0, "Recipe", "Factor on the width of all stages, for networks of equal size.", "1"
+    drop_rate: _Rate = _recipe(0.0, "Dropout before the classifier.", "0")
+    drop_path_rate: _Rate = _recipe(0.0, "Stochastic depth, arXiv 1603.09382.", "0")
+    crop: Literal["pad", "resized"] = _recipe(
+        "pad", "pad: pad and crop; resized: crop of any scale.", "up to 64 px pad, else resized"
     )
-    drop_rate: _Rate = option(0.0, "Recipe", "Dropout before the classifier.", "0")
-    drop_path_rate: _Rate = option(0.0, "Recipe", "Stochastic depth, arXiv 1603.09382.", "0")
-    crop: Literal["pad", "resized"] = option(
-        "pad", "Recipe", "pad: pad and crop; resized: crop of any scale.", "up to 64 px pad, else resized"
+    crop_scale: Annotated[float, Meta(gt=0, le=1)] = _recipe(
+        0.35, "Smallest part of the area in a resized crop.", "0.35"
     )
-    crop_scale: Annotated[float, Meta(gt=0, le=1)] = option(
-        0.35, "Recipe", "Smallest part of the area in a resized crop.", "0.35"
+    hflip: _Probability = _recipe(0.5, "Probability of a horizontal flip; 0 where left and right differ.", "0.5")
+    rand_augment: Annotated[int, Meta(ge=0, le=30)] = _recipe(
+        0, "Magnitude of RandAugment, 0 (off) to 30, arXiv 1909.13719.", "5; above 64 px 7"
     )
-    hflip: _Probability = option(
-        0.5, "Recipe", "Probability of a horizontal flip; 0 where left and right differ.", "0.5"
-    )
-    rand_augment: Annotated[int, Meta(ge=0, le=30)] = option(
-        0, "Recipe", "Magnitude of RandAugment, 0 (off) to 30, arXiv 1909.13719.", "5; above 64 px 7"
-    )
-    random_erasing: _Probability = option(0.0, "Recipe", "Probability of random erasing, arXiv 1708.04896.", "0.1")
-    best_by: Literal["accuracy", "balanced_accuracy", "loss", "last"] = option(
-        "accuracy", "Recipe", "How the best epoch is chosen: accuracy, balanced_accuracy, loss, or last.", "accuracy"
+    random_erasing: _Probability = _recipe(0.0, "Probability of random erasing, arXiv 1708.04896.", "0.1")
+    best_by: Literal["accuracy", "balanced_accuracy", "loss", "last"] = _recipe(
+        "accuracy", "How the best epoch is chosen: accuracy, balanced_accuracy, loss, or last.", "accuracy"
     )
 
-    val_fraction: _Rate = option(0.15, "Data", "Part held out to choose the epoch, if DATA has no val.", "0.15")
-    test_fraction: _Rate = option(0.15, "Data", "Part held out for the test, if DATA has no split.", "0.15")
-    group_from: str = option(
-        "", "Data", "Pattern in the path; images with the same match stay together.", "none", "REGEX"
+    val_fraction: _Rate = _data(0.15, "Part held out to choose the epoch, if DATA has no val.", "0.15")
+    test_fraction: _Rate = _data(0.15, "Part held out for the test, if DATA has no split.", "0.15")
+    group_from: str = _data("", "Pattern in the path; images with the same match stay together.", "none", "REGEX")
+    skip_bad: bool = _data(False, "Leave out files that the check finds bad.")
+    check: bool = _data(True, "Check every image first (the result is kept).", "yes")
+    cache: Literal["auto", "none", "memory", "device"] = _data(
+        "auto", "Decoded images kept: none, memory, device (small images).", "auto: if they fit"
     )
-    skip_bad: bool = option(False, "Data", "Leave out files that the check finds bad.")
-    check: bool = option(True, "Data", "Check every image first (the result is kept).", "yes")
-    cache: Literal["auto", "none", "memory", "device"] = option(
-        "auto", "Data", "Decoded images kept: none, memory, device (small images).", "auto: if they fit"
-    )
-    path_column: str = option("", "Data", "Column of the paths in a CSV.", "by name", "NAME")
-    label_column: str = option("", "Data", "Column of the labels in a CSV.", "by name", "NAME")
-    data_dir: str = option("", "Data", "Folder of torchvision's data sets.", "data", "DIR")
-    download: bool = option(False, "Data", "Download a torchvision dataset that is not there.")
+    path_column: str = _data("", "Column of the paths in a CSV.", "by name", "NAME")
+    label_column: str = _data("", "Column of the labels in a CSV.", "by name", "NAME")
+    data_dir: str = _data("", "Folder of torchvision's data sets.", "data", "DIR")
+    download: bool = _data(False, "Download a torchvision dataset that is not there.")
 
-    compile: bool = option(False, "Machine", "torch.compile the network.")
-    sync_bn: bool = option(False, "Machine", "Norm statistics over all processes.")
-    deterministic: bool = option(False, "Machine", "Deterministic algorithms on a GPU too, slower.")
-    save_minutes: _Minutes = option(10.0, "Machine", "Minutes between checkpoints within an epoch.", "10")
-    tensorboard: bool = option(False, "Machine", "Write TensorBoard files too.")
+    compile: bool = _machine(False, "torch.compile the network.")
+    sync_bn: bool = _machine(False, "Norm statistics over all processes.")
+    deterministic: bool = _machine(False, "Deterministic algorithms on a GPU too, slower.")
+    save_minutes: _Minutes = _machine(10.0, "Minutes between checkpoints within an epoch.", "10")
+    tensorboard: bool = _machine(False, "Write TensorBoard files too.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -228,21 +212,8 @@ OPTIONS = {field.name: field for field in fields(Config) if field.name != "data"
 CHOICES = {name: get_args(kind) for name, kind in _KINDS.items() if get_origin(kind) is Literal}
 
 
-def default_of(name: str) -> Any:
-    """Return the default of an option in `Config`."""
-    field = OPTIONS[name]
-    return {} if field.metadata["kind"] is dict else field.default
-
-
 def defaults(
-    given: Mapping[str, Any],
-    *,
-    image_size: int,
-    num_images: int,
-    on_cpu: bool,
-    on_gpu: bool,
-    bf16: bool,
-    num_cores: int,
+    given: Mapping[str, Any], *, image_size: int, num_images: int, device: str, bf16: bool, num_cores: int
 ) -> dict[str, Any]:
     """Choose the options that are not in `given` by images, start, optimizer and machine.
 
@@ -263,10 +234,8 @@ def defaults(
     batch_size = given.get("batch_size", batch_size)
     rate_at_256 = 1e-3 if adamw else 0.2 if small else 0.1
     epochs = given.get("epochs", 30 if pretrained else 100)
-    if on_cpu:
-        backbone = "resnet20" if small and not pretrained else "resnet18"
-    else:
-        backbone = "resnext29_32x4d" if small and not pretrained else "resnext50_32x4d"
+    small_net, large_net = ("resnet20", "resnet18") if device == "cpu" else ("resnext29_32x4d", "resnext50_32x4d")
+    backbone = small_net if small and not pretrained else large_net
     chosen = {
         "model": backbone if given.get("attention") else f"cbam_{backbone}",
         "image_size": image_size,
@@ -283,9 +252,9 @@ def defaults(
         "crop": "pad" if small else "resized",
         "rand_augment": 5 if small else 7,
         "random_erasing": 0.1,
-        "amp": "bf16" if on_gpu and bf16 else "none",
+        "amp": "bf16" if device == "cuda" and bf16 else "none",
         "channels_last": True,
-        "workers": max(0, min(8, num_cores - 1)) if on_gpu else min(2, num_cores - 1),
+        "workers": max(0, min(8, num_cores - 1)) if device == "cuda" else min(2, num_cores - 1),
     }
     return {name: value for name, value in chosen.items() if name not in given}
 
@@ -341,24 +310,14 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _converted(name: str, value: Any, path: Path) -> Any:
     kind = OPTIONS[name].metadata["kind"]
-    if kind is float:
-        # YAML 1.1 takes 1e-3 for text
-        converted: Any = _parsed(float, value)
-    elif kind is str:
-        # YAML reads an unquoted `no` as false: only text and numbers are taken as text
-        converted = str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else None
-    else:
-        converted = value if type(value) is kind else None
-    if converted is None:
-        kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
-        raise UserError(f"{name} in {str(path)!r} must be {kinds[kind]}, got {brief(value)}")
-    return converted
-
-
-def _parsed(kind: Callable[[Any], Any], value: Any) -> Any:
-    if isinstance(value, bool):
-        return None
-    try:
-        return kind(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
+    if type(value) is kind:
+        return value
+    # YAML reads an unquoted `no` as false, 7 as a number, and 1e-3 as text
+    if isinstance(value, (int, str)) and not isinstance(value, bool):
+        if kind is str:
+            return str(value)
+        if kind is float:
+            with contextlib.suppress(ValueError, OverflowError):
+                return float(value)
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
+    raise UserError(f"{name} in {str(path)!r} must be {kinds[kind]}, got {brief(value)}")

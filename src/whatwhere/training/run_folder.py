@@ -19,7 +19,7 @@ from ..base.files import check_writable, locked, write_bytes, write_json, writin
 from ..base.words import brief, cause, few
 from ..data.split import Prepared, fingerprint
 from .bundle import Bundle, save_bundle
-from .config import FREE, OPTIONS, Config, default_of
+from .config import FREE, OPTIONS, Config
 from .plots import confusion_png, curves_png
 
 RUN, METRICS, SPLIT, RESULT = "run.json", "metrics.jsonl", "split.csv", "result.json"
@@ -298,7 +298,7 @@ def _check_same(path: Path, before: RunDescription, now: RunDescription) -> None
             "them, or start again with another --out"
         )
     # a run of an older version lacks new options: it ran with their defaults
-    options = {**{name: default_of(name) for name in OPTIONS}, **before.config}
+    options = {**asdict(Config()), **before.config}
     changed = [
         f"{name} was {brief(options[name], 40)}, is {brief(value, 40)}"
         for name, value in now.config.items()

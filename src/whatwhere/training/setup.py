@@ -104,14 +104,12 @@ def resolve(data: str, given: Mapping[str, Any], prepared: Prepared, team: Team)
     Raises:
         UserError: An option out of its range.
     """
-    on_gpu = team.device.type == "cuda"
     chosen = defaults(
         given,
         image_size=given.get("image_size", image_size_for(prepared.median_side)),
         num_images=len(prepared.parts["train"]),
-        on_cpu=team.device.type == "cpu",
-        on_gpu=on_gpu,
-        bf16=on_gpu and torch.cuda.is_bf16_supported(including_emulation=False),
+        device=team.device.type,
+        bf16=team.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
         num_cores=max(1, num_cores() // team.local_world_size),
     )
     return Config(data=data, **{**chosen, **given, "device": given.get("device") or team.device.type})
