@@ -14,62 +14,66 @@ from typing import Annotated, Any
 import typer
 
 from ..base.errors import UserError
+from ..base.tables import rich_tables, show
 from ..networks.spec import parse_arguments
 from ..training.config import CHOICES, OPTIONS, read_config
 
 _COMMON = ("model", "epochs", "batch_size", "lr", "image_size", "seed", "workers", "device")
 _ALSO = {"model": ("--backbone",)}  # the name of this option in `compare`
-_METAVARS = {int: "N", float: "X", str: "NAME", bool: None}
-# options of the command itself
-_OUT = Annotated[
-    str | None,
-    typer.Option(metavar="DIR", help="Folder of the run. (default: runs/DATA/MODEL-seedN)", rich_help_panel="Common"),
-]
-_RESUME = Annotated[
-    bool,
-    typer.Option(
-        "--resume", help="Continue the run in --out; start one where there is none.", rich_help_panel="Common"
-    ),
-]
-_CONFIG = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="YAML file of options; the command line overrides it.", rich_help_panel="Common"),
-]
-_DRY_RUN = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Check everything, show the options, train a few steps.", rich_help_panel="Common"),
-]
-_JSON = Annotated[
-    bool,
-    typer.Option("--json", help="Print the result as JSON; messages go to standard error.", rich_help_panel="Common"),
-]
+_METAVARS = {int: "N", float: "X", str: "NAME"}
 
 
 def train_command() -> Callable[..., None]:
     """Return the function of the command for Typer; its parameters are the options of `training.config`."""
-
-    def train(data: str, **options: Any) -> None:
-        config = options.pop("config")
-        given = read_config(config) if config is not None else {}
-        own = {name: options.pop(name) for name in ("out", "resume", "dry_run", "json")}
-        _run(data, {**given, **given_options(options)}, **own)
-
-    own = (
-        ("out", _OUT, None),
-        ("resume", _RESUME, False),
-        ("config", _CONFIG, None),
-        ("dry_run", _DRY_RUN, False),
-        ("json", _JSON, False),
-    )
     text = (
         "DATA: a folder with a folder for each class (or train, val, test folders of these), a CSV file of paths and "
         "labels, `digits`, or a data set of torchvision's by name."
     )
-    parameters = [option_parameter(name) for name in _COMMON]
-    parameters += [own_parameter(*option) for option in own]
-    parameters += [option_parameter(name) for name in OPTIONS if name not in _COMMON]
-    train.__doc__ = "Train a network on your own images: check and split them, train, evaluate."
-    return with_parameters(train, text, parameters)
+    own = (
+        _own("out", str | None, None, "Folder of the run. (default: runs/DATA/MODEL-seedN)", "DIR"),
+        _own("resume", bool, False, "Continue the run in --out; start one where there is none."),
+        _own("config", Path | None, None, "YAML file of options; the command line overrides it.", "FILE"),
+        _own("dry_run", bool, False, "Check everything, show the options, train a few steps."),
+        _own("json", bool, False, "Print the result as JSON; messages go to standard error."),
+    )
+    common = [option_parameter(name) for name in _COMMON]
+    others = [option_parameter(name) for name in OPTIONS if name not in _COMMON]
+    return with_parameters(_train, text, [*common, *own, *others])
+
+
+def _own(name: str, kind: Any, default: Any, help: str, metavar: str | None = None) -> inspect.Parameter:
+    names = [f"--{name.replace('_', '-')}"] if kind is bool else []
+    option = typer.Option(*names, metavar=metavar, help=help, rich_help_panel="Common")
+    return own_parameter(name, Annotated[kind, option], default)
+
+
+def _train(
+    data: str, *, out: str | None, resume: bool, config: Path | None, dry_run: bool, json: bool, **options: Any
+) -> None:
+    """Train a network on your own images: check and split them, train, evaluate."""
+    from ..training.stops import Stopped
+    from ..training.train import run_training
+    from .screen import TerminalScreen, result_tables
+
+    given = {**(read_config(config) if config is not None else {}), **given_options(options)}
+    if not data:
+        raise UserError("DATA is empty; give a folder of images, a CSV file, or the name of a data set")
+    if out == "":
+        raise UserError("--out is empty; give the folder of the run")
+    command = again(typed_command())
+    folder = Path(out) if out else None
+    with TerminalScreen(to_stderr=json) as screen:
+        try:
+            result = run_training(
+                data, given, out=folder, resume=resume, dry_run=dry_run, command=command, screen=screen
+            )
+        except Stopped as stopped:
+            print(f"whatwhere: {stopped}", file=sys.stderr)
+            sys.exit(128 + stopped.signal if stopped.signal else 1)
+    if json and result is not None:
+        typer.echo(json_format.dumps(result, indent=2))
+    elif result is not None:
+        show(rich_tables(result_tables(result)))
 
 
 def with_parameters(
@@ -101,52 +105,16 @@ def own_parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter
 
 def option_parameter(name: str) -> inspect.Parameter:
     """Return a keyword parameter for an option of a run; None means that it was not given."""
-    field = OPTIONS[name]
+    field, dashed = OPTIONS[name], name.replace("_", "-")
     kind = field.metadata["kind"]
-    metavar = field.metadata["metavar"] or ("|".join(CHOICES[name]) if name in CHOICES else _METAVARS[kind])
-    details: dict[str, Any] = {"help": field.metadata["help"], "rich_help_panel": field.metadata["panel"]}
-    if kind is not bool:
-        details |= {"metavar": metavar, "show_default": False}
-    names = [f"--{name.replace('_', '-')}", *_ALSO.get(name, ())]
-    typed = str if kind is dict else kind
-    annotation: Any = Annotated[typed | None, typer.Option(*names, **details)]
+    details = {"help": field.metadata["help"], "rich_help_panel": field.metadata["panel"], "show_default": False}
     if kind is bool:
-        dashed = name.replace("_", "-")
-        annotation = Annotated[bool | None, typer.Option(f"--{dashed}/--no-{dashed}", show_default=False, **details)]
-    return own_parameter(name, annotation, None)
-
-
-def _run(data: str, given: dict[str, Any], out: str | None, resume: bool, dry_run: bool, json: bool) -> None:
-    from ..training.stops import Stopped
-    from ..training.train import run_training
-    from .screen import TerminalScreen, result_tables
-
-    if not data:
-        raise UserError("DATA is empty; give a folder of images, a CSV file, or the name of a data set")
-    if out == "":
-        raise UserError("--out is empty; give the folder of the run")
-    with TerminalScreen(to_stderr=json) as screen:
-        try:
-            result = run_training(
-                data,
-                given,
-                out=Path(out) if out else None,
-                resume=resume,
-                dry_run=dry_run,
-                command=again(typed_command()),
-                screen=screen,
-            )
-        except Stopped as stopped:
-            print(f"whatwhere: {stopped}", file=sys.stderr)
-            sys.exit(128 + stopped.signal if stopped.signal else 1)
-    if result is None:
-        return
-    if json:
-        typer.echo(json_format.dumps(result, indent=2))
+        names = [f"--{dashed}/--no-{dashed}"]
     else:
-        from ..base.tables import rich_tables, show
-
-        show(rich_tables(result_tables(result)))
+        names = [f"--{dashed}", *_ALSO.get(name, ())]
+        details["metavar"] = field.metadata["metavar"] or "|".join(CHOICES.get(name, ())) or _METAVARS[kind]
+    typed = str if kind is dict else kind
+    return own_parameter(name, Annotated[typed | None, typer.Option(*names, **details)], None)
 
 
 def again(command: str) -> str:
