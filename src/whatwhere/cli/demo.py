@@ -44,7 +44,10 @@ MIB = 2**20
 
 def run_demo(out: Path) -> None:
     """Run all parts, print them, and write `demo.json`, `gates.png` and `report.html` into `out`."""
-    _check_free(out)
+    check_writable(out)
+    for name in (PICTURE, FIGURES, REPORT):
+        if (out / name).is_dir():
+            raise UserError(f"cannot write to {str(out)!r}: {name} there is a folder; give another folder with --out")
     _heading("1. What does CBAM cost?", "Parameters, arithmetic, and memory for training.")
     costs = measure_costs(_pair("resnext50_32x4d", 1000), (3, 224, 224), 1, latency=False)
     comparison = compare_costs(*costs)
@@ -64,11 +67,9 @@ def run_demo(out: Path) -> None:
     show(rich_tables(tables(content)))
     show("This is one small network on one small set of images, with one recipe tuned for neither arm.")
 
-    picture = out / PICTURE
-    figure = _picture(attentive, test)
     png = io.BytesIO()
-    figure.savefig(png, format="png")
-    write_bytes(picture, png.getvalue())
+    _picture(attentive, test).savefig(png, format="png")
+    write_bytes(out / PICTURE, png.getvalue())
     result = {
         "cost": comparison.to_dict(),
         "article": [item.to_dict() for item in article],
@@ -84,7 +85,7 @@ def run_demo(out: Path) -> None:
     }
     write_json(out / FIGURES, result)
     write_page(out / REPORT, content)
-    _heading("4. Where does it look?", f"{picture} shows it; all figures are in {out / FIGURES}.")
+    _heading("4. Where does it look?", f"{out / PICTURE} shows it; all figures are in {out / FIGURES}.")
     show(f"The report of the comparison, to read in a browser: {out / REPORT}")
 
 
@@ -99,10 +100,16 @@ def _heading(question: str, detail: str) -> None:
 
 def _article_table(plain: Cost, cbam: Cost) -> Table:
     """Return the article's parameter sizes beside the true ones, torchsummary's way of counting worked out."""
-    rows = []
-    for label, size in (("counted once per call, as the article", _bytes_per_call), ("counted once", _bytes)):
-        a, b = size(plain), size(cbam)
-        rows.append((label, f"{a / MIB:.2f} MB", f"{b / MIB:.2f} MB", f"+{(b - a) / MIB:.2f} MB"))
+    networks = (plain, cbam)
+    sizes = {
+        "counted once per call, as the article": [
+            sum(layer.own.param_bytes * layer.num_calls for layer in network.layers) for network in networks
+        ],
+        "counted once": [network.total.param_bytes for network in networks],
+    }
+    rows = [
+        (label, f"{a / MIB:.2f} MB", f"{b / MIB:.2f} MB", f"+{(b - a) / MIB:.2f} MB") for label, (a, b) in sizes.items()
+    ]
     return Table(
         "Parameters of the article's ResNeXt-50, 10 classes (an MB there is 2^20 bytes)",
         ("", "without CBAM", "with CBAM", "difference"),
@@ -110,14 +117,6 @@ def _article_table(plain: Cost, cbam: Cost) -> Table:
         note="torchsummary adds a layer's parameters at every call, and CBAM calls its shared MLP twice:\n"
         "half of what the article reports is not there.",
     )
-
-
-def _bytes(cost: Cost) -> int:
-    return cost.total.param_bytes
-
-
-def _bytes_per_call(cost: Cost) -> int:
-    return sum(layer.own.param_bytes * layer.num_calls for layer in cost.layers)
 
 
 def _compare(pool: ImageSet, test: ImageSet) -> tuple[dict[str, Any], Any]:
@@ -157,9 +156,7 @@ def _picture(model: Any, test: ImageSet) -> Any:
     images = test.images[chosen]
     gates = {f"stage {name[5]}": gate for name, gate in spatial_gates(model, images).items()}
     predictions = model.eval()(images).argmax(1).tolist()
-    captions = [
-        f"{label}, taken for {prediction}" for label, prediction in zip(range(NUM_PICTURED), predictions, strict=True)
-    ]
+    captions = [f"{label}, taken for {prediction}" for label, prediction in enumerate(predictions)]
     return gate_figure(images, gates, captions, f"Where CBAM looks: the spatial gate of each stage of {BACKBONE}")
 
 
@@ -179,10 +176,3 @@ def _progress(total: int) -> Iterator[Any]:
                 screen.print(f"{message}; about {duration(left)} left" if left else message, highlight=False)
 
         yield advance
-
-
-def _check_free(out: Path) -> None:
-    check_writable(out)
-    for name in (PICTURE, FIGURES, REPORT):
-        if (out / name).is_dir():
-            raise UserError(f"cannot write to {str(out)!r}: {name} there is a folder; give another folder with --out")

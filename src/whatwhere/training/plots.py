@@ -34,7 +34,11 @@ def _as_written() -> Iterator[None]:
 @_as_written()
 def curves_png(metrics: Sequence[EpochLine], title: str) -> bytes:
     """Draw the losses and the validation accuracy over the epochs; return a PNG."""
-    figure, (left, right) = _subplots(1, 2, (10, 4))
+    from matplotlib.figure import Figure
+
+    # not pyplot: it would choose a window system and keep every figure in memory
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     epochs = [line.epoch for line in metrics]
     marker = "o" if len(epochs) < 3 else ""  # a line needs two points
     left.plot(epochs, [line.train_loss for line in metrics], marker=marker, label="training (augmented)")
@@ -57,8 +61,11 @@ def curves_png(metrics: Sequence[EpochLine], title: str) -> bytes:
 @_as_written()
 def confusion_png(confusion: Tensor, classes: tuple[str, ...], title: str) -> bytes:
     """Draw the confusion matrix, each row in % of the images of its class; return a PNG."""
+    from matplotlib.figure import Figure
+
     size = min(14, 4 + 0.35 * len(classes))
-    figure, axes = _subplots(1, 1, (size + 1, size))
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    axes = figure.subplots()
     totals = confusion.sum(1, keepdim=True)
     shares = 100 * confusion.double() / totals.clamp(min=1)
     image = axes.imshow(shares.numpy(), vmin=0, vmax=100, cmap="Blues")
@@ -70,21 +77,11 @@ def confusion_png(confusion: Tensor, classes: tuple[str, ...], title: str) -> by
     if len(classes) <= 20:
         for row, column in (confusion > 0).nonzero().tolist():
             colour = "white" if shares[row, column] > 50 else "black"
-            axes.text(column, row, int(confusion[row, column]), ha="center", va="center", color=colour, fontsize=8)
+            axes.text(column, row, str(int(confusion[row, column])), ha="center", va="center", color=colour, fontsize=8)
     axes.set_xlabel("predicted")
     axes.set_ylabel("label")
     axes.set_title(title)
     return _png(figure)
-
-
-def _subplots(rows: int, columns: int, size: tuple[float, float]) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # pyplot would choose a window system and keep every figure in memory
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns)
 
 
 def _png(figure: Any) -> bytes:

@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import msgspec
 import torch
@@ -20,19 +20,11 @@ from torchvision.transforms import v2
 
 from ..base.errors import UserError
 from ..base.randomness import seeded, stream_seed
-from ..data.batches import Batch, ImageSet, Order, TensorBatches
+from ..data.batches import Batch, ImageSet, Order, TensorBatches, TrainBatches
 from .checkpoint import load_optimizer_state, optimizer_state
 from .config import Recipe
 from .distributed import Team
 from .stops import Stopped
-
-
-class Batches(Protocol):
-    """The batches that `Trainer.run` trains on."""
-
-    order: Order
-
-    def steps(self, start: int, stop: int) -> Iterator[Batch]: ...
 
 
 @dataclass
@@ -156,7 +148,7 @@ class Trainer:
         """Return the exception to raise after a stop was requested; it says where training stands."""
         return Stopped(f"stopped after step {self.position.step:,} of {self.num_steps:,}")
 
-    def run(self, batches: Batches) -> Iterator[bool]:
+    def run(self, batches: TrainBatches | TensorBatches) -> Iterator[bool]:
         """Train from the position to the end; yield after each step whether an epoch ends with it.
 
         Raises:
