@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from ..base.errors import UserError
 from ..base.files import check_writable, locked, write_bytes, write_json, writing
-from ..base.words import brief, cause, few
+from ..base.words import brief, cause, few, short
 from ..data.split import Prepared, fingerprint
+from ..networks.spec import is_import_path
 from .bundle import Bundle, save_bundle
 from .config import FREE, OPTIONS, Config
 from .plots import confusion_png, curves_png
@@ -148,10 +150,21 @@ class RunFolder:
             return None
         return _converted(self.path / RUN, content, RunDescription)
 
-    def fixed_options(self) -> dict[str, Any]:
-        """Return the options that a continuation takes over; none where there is no run."""
+    def fixed_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options that a continuation with the options `given` takes over; none where there is no run.
+
+        Raises:
+            UserError: The run has an attention to import, and `given` does not name it again.
+        """
         description = self.description
         options = {} if description is None else description.config
+        named = str(options.get("attention", ""))
+        if "attention" not in given and is_import_path(named):
+            text = short(named, 200)
+            raise UserError(
+                f"the run in {str(self.path)!r} has the attention {brief(text)}, and whatwhere never imports code that "
+                f"a file names; give --attention {text} again"
+            )
         return {name: value for name, value in options.items() if name in OPTIONS and name not in FREE}
 
     def held(self) -> contextlib.AbstractContextManager[None]:

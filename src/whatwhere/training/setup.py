@@ -22,7 +22,7 @@ from ..attention import attention_by_path
 from ..base.errors import UserError
 from ..base.processes import num_cores
 from ..base.screen import Screen
-from ..base.words import brief, few, short
+from ..base.words import few
 from ..data.augment import Augmentation
 from ..data.batches import EvaluationBatches, Order, Reader, TrainBatches, label_numbers
 from ..data.preprocess import Preprocessing, preprocessing_for
@@ -115,26 +115,12 @@ def resolve(data: str, given: Mapping[str, Any], prepared: Prepared, team: Team)
     return Config(data=data, **{**chosen, **given, "device": given.get("device") or team.device.type})
 
 
-def check_no_code(before: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:
-    """Raise UserError if the run in `path` has an attention to import and `given` does not name it again."""
-    named = str(before.get("attention", ""))
-    if "attention" not in given and is_import_path(named):
-        text = short(named, 200)
-        raise UserError(
-            f"the run in {str(path)!r} has the attention {brief(text)}, and whatwhere never imports code that a file "
-            f"names; give --attention {text} again"
-        )
-
-
 def build_model(
     config: Config, num_classes: int, attention: Callable[..., nn.Module] | None = None
 ) -> tuple[nn.Module, NetworkSpec]:
     """Build the network of a run at its start, on the CPU; return it and its spec.
 
-    Args:
-        config: The options of the run.
-        num_classes: Number of classes.
-        attention: The imported code where `config.attention` is an import path.
+    `attention` is the imported code where `config.attention` is an import path.
     """
     spec = config.network(num_classes)
     loaded = read_pretrained(spec, config.pretrained == "imagenet" or config.pretrained or False)
@@ -181,7 +167,7 @@ def build_material(config: Config, prepared: Prepared, team: Team, *, with_test:
     processes = team.local_world_size
     cache: str = config.cache
     if cache == "auto":
-        cache = _cache(config.crop, train_reader, list(readers.values()), team.device, processes)
+        cache = _cache(config.crop, train_reader, list(readers.values()), team)
 
     def images(reader: Reader) -> Store | Reader:
         if cache == "none":
@@ -231,14 +217,14 @@ def build_trainer(
     )
 
 
-def _cache(crop: str, train: Reader, others: list[Reader], device: torch.device, processes: int) -> str:
+def _cache(crop: str, train: Reader, others: list[Reader], team: Team) -> str:
     """Choose where decoded images are kept: "device" (a GPU, images of one size), "memory" or "none"."""
-    train_bytes, other_bytes = num_bytes(train), sum(map(num_bytes, others))
-    host = torch.device("cpu")
+    train_bytes = num_bytes(train)
     # decoding needs the memory twice while it packs the images
-    if 2 * (train_bytes + other_bytes) > room(host, processes):
+    if 2 * (train_bytes + sum(map(num_bytes, others))) > room(torch.device("cpu"), team.local_world_size):
         return "none"
-    return "device" if device.type == "cuda" and crop == "pad" and train_bytes <= room(device, 1) else "memory"
+    is_on_gpu = team.device.type == "cuda" and crop == "pad" and train_bytes <= room(team.device, 1)
+    return "device" if is_on_gpu else "memory"
 
 
 def _check_batches(config: Config, order: Order, team: Team) -> None:

@@ -9,7 +9,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,11 @@ from .evaluate import Figures, evaluate
 from .plots import TensorBoard
 from .run_folder import Amount, Count, EpochLine, RunFolder
 from .setup import (
-    Material,
     build_material,
     build_model,
     build_trainer,
     check_apart,
     check_given,
-    check_no_code,
     describe,
     deterministic,
     prepare_images,
@@ -96,23 +95,13 @@ def run_training(
         check_apart(folder.path, prepared)
         if resume:
             # options that are not given stay as they were: defaults depend on the machine
-            before = folder.fixed_options()
-            check_no_code(before, given, folder.path)
-            config = resolve(data, {**before, **given}, prepared, processes)
+            config = resolve(data, {**folder.fixed_options(given), **given}, prepared, processes)
         processes.check_same(json.dumps([fingerprint(prepared), asdict(config)], default=str), "images or options")
         with processes.first_alone():
             model, spec = build_model(config, len(prepared.classes), attention)
         for line in describe(config, given, prepared, model, processes):
             screen.line(line)
-        run = Run(
-            config=config,
-            spec=spec,
-            prepared=prepared,
-            team=processes,
-            folder=folder,
-            screen=screen,
-            attention=attention,
-        )
+        run = Run(config, spec, prepared, processes, folder, screen, attention)
         with memory_errors(config, command), deterministic(config):
             if dry_run:
                 run.set_up(model, with_test, trainer_class)
@@ -164,7 +153,7 @@ class Progress:
     seconds: Amount = 0.0
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Run:
     """A run in progress: trains, evaluates after each epoch, keeps the best network, saves checkpoints.
 
@@ -177,10 +166,7 @@ class Run:
     team: Team
     folder: RunFolder
     screen: Screen
-    attention: Callable[..., nn.Module] | None = None
-    material: Material = field(init=False)
-    trainer: Trainer = field(init=False)
-    progress: Progress = field(default_factory=Progress)
+    attention: Callable[..., nn.Module] | None
 
     def set_up(self, model: nn.Module, with_test: bool, trainer_class: type[Trainer]) -> None:
         """Read the images ahead and build the trainer."""
@@ -190,6 +176,7 @@ class Run:
             where = "on the device" if self.material.cache == "device" else "in memory"
             self.screen.line(f"images decoded and kept {where} ({time.monotonic() - began:.1f} s)")
         self.trainer = build_trainer(self.config, self.material, model, self.team, trainer_class)
+        self.progress = Progress()
         self._saved = self._counted = time.monotonic()
         self._epoch_began = (self.trainer.position.step, self._counted)
         self._tensorboard = TensorBoard(self.folder.path) if self.config.tensorboard else None
@@ -198,11 +185,9 @@ class Run:
         """Train at most 4 steps and show how long a run would take."""
         trainer = self.trainer
         times = []
-        for _ in trainer.run(self.material.train):
+        for _ in islice(trainer.run(self.material.train), 4):
             trainer.settle()
             times.append(time.monotonic())
-            if len(times) == 4 or trainer.position.step == trainer.num_steps:
-                break
         step = (times[-1] - times[0]) / max(1, len(times) - 1)
         memory = ""
         if self.team.device.type == "cuda":
@@ -217,7 +202,6 @@ class Run:
         # rank 0 chooses for all: another process might read a damaged copy
         found = checkpoint.newest(self.folder.last, self.screen.warn) if self.team.is_first else None
         step = self.team.of_first(-1 if found is None else found[0])
-        state = None
         if step >= 0:
             state = found[1] if found is not None else checkpoint.read(self.folder.last, step)
             self.trainer.load_state_dict(state["trainer"])
@@ -230,10 +214,9 @@ class Run:
             if self.progress.num_evaluated == self.progress.best_epoch > 0 and at_end:
                 self._keep_best()  # a kill may have come between the checkpoint and the bundle
         self._epoch_began = (self.trainer.position.step, time.monotonic())
-        step, total = self.trainer.position.step, self.trainer.num_steps
         self.screen.line(
-            f"continuing after step {step:,} of {total:,}"
-            if state
+            f"continuing after step {step:,} of {self.trainer.num_steps:,}"
+            if step >= 0
             else "no checkpoint yet: starting from the beginning"
         )
 
@@ -299,7 +282,7 @@ class Run:
         images_per_step = self.material.order.num_samples / self.material.order.steps_per_epoch
         speed = (trainer.position.step - first_step) * images_per_step / max(time.monotonic() - began, 1e-9)
         trainer.align()
-        for model in {id(network): network for network in (trainer.model, trainer.evaluated)}.values():
+        for model in dict.fromkeys((trainer.model, trainer.evaluated)):
             check_weights(model)
         if self.team.is_first and time.monotonic() - self._saved >= _LONG:
             self.save()
