@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from ..base.errors import UserError
@@ -30,6 +27,7 @@ from ..report import tables, write_page
 from ..training.config import Recipe
 from ..training.evaluate import accuracy
 from ..training.trainer import train
+from .screen import TerminalScreen
 from .summary import measure_costs
 
 BACKBONE = "resnet8"
@@ -122,23 +120,26 @@ def _article_table(plain: Cost, cbam: Cost) -> Table:
 def _compare(pool: ImageSet, test: ImageSet) -> tuple[dict[str, Any], Any]:
     """Train both arms with every seed; return what the report shows and the last network with CBAM."""
     last: dict[str, Any] = {}
-    with _progress(NUM_SEEDS * len(ARMS) * RECIPE.epochs) as advance:
+    began, done, total = time.monotonic(), 0, NUM_SEEDS * len(ARMS) * RECIPE.epochs
 
-        def run(arm: str, seed: int) -> float:
-            images = draw_balanced(pool, IMAGES_PER_CLASS, seed)
-            last[arm] = create_model(ARMS[arm], num_classes=NUM_CLASSES, in_channels=1, seed=seed)
-            train(last[arm], images, RECIPE, seed=seed, after_epoch=lambda loss: advance())
-            return accuracy(last[arm], test, NUM_CLASSES)
+    def run(arm: str, seed: int) -> float:
+        images = draw_balanced(pool, IMAGES_PER_CLASS, seed)
+        last[arm] = create_model(ARMS[arm], num_classes=NUM_CLASSES, in_channels=1, seed=seed)
+        train(last[arm], images, RECIPE, seed=seed, after_epoch=after_epoch)
+        return accuracy(last[arm], test, NUM_CLASSES)
 
-        comparison = compare(
-            run,
-            ARMS,
-            NUM_SEEDS,
-            title=f"Handwritten digits: {BACKBONE}",
-            progress=lambda arm, seed, figures: advance(
-                f"seed {seed}, {arm}: {figures['accuracy']:.1%} of the test images", steps=0
-            ),
-        )
+    def after_epoch(loss: float) -> None:
+        nonlocal done
+        done += 1
+        screen.progress("training", done, total)
+
+    def after_run(arm: str, seed: int, figures: Mapping[str, float]) -> None:
+        left = (time.monotonic() - began) / done * (total - done)
+        message = f"seed {seed}, {arm}: {figures['accuracy']:.1%} of the test images"
+        screen.line(f"{message}; about {duration(left)} left" if left else message)
+
+    with TerminalScreen() as screen:
+        comparison = compare(run, ARMS, NUM_SEEDS, title=f"Handwritten digits: {BACKBONE}", progress=after_run)
     caution = "the test images are the same for every seed: the interval does not hold the choice of test images"
     settings = [(name, str(value)) for name, value in asdict(RECIPE).items()]
     content = {
@@ -158,21 +159,3 @@ def _picture(model: Any, test: ImageSet) -> Any:
     predictions = model.eval()(images).argmax(1).tolist()
     captions = [f"{label}, taken for {prediction}" for label, prediction in enumerate(predictions)]
     return gate_figure(images, gates, captions, f"Where CBAM looks: the spatial gate of each stage of {BACKBONE}")
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Any]:
-    """Yield a function that advances a bar on a terminal, and prints messages with the time left."""
-    screen, began = Console(), time.monotonic()
-    columns = (TextColumn("training"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, console=screen, disable=not screen.is_terminal) as bar:
-        task = bar.add_task("training", total=total)
-
-        def advance(message: str = "", steps: int = 1) -> None:
-            bar.advance(task, steps)
-            done = bar.tasks[task].completed
-            if message and done:
-                left = (time.monotonic() - began) / done * (total - done)
-                screen.print(f"{message}; about {duration(left)} left" if left else message, highlight=False)
-
-        yield advance
