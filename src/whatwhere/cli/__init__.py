@@ -43,7 +43,7 @@ def main() -> None:
         finally:
             sys.stdout.flush()
         if status == 130:
-            print("whatwhere: interrupted", file=sys.stderr)
+            raise KeyboardInterrupt
         sys.exit(status)
     except UserError as error:
         _fail(str(error))
@@ -54,12 +54,10 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         print("whatwhere: interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        # whoever read the output, `head` for example, has seen enough
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-        sys.exit(1)
     except OSError as error:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - Python flushes it once more at the end
+        if isinstance(error, BrokenPipeError):
+            sys.exit(1)  # the reader of the output, `head` for example, has seen enough
         # where no file is named it was the output
         where = f"{error.filename!r}: " if error.filename else "cannot write the output: "
         _fail(f"{where}{error.strerror or error}")

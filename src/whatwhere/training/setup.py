@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from msgspec.structs import replace
-from torch import Tensor, nn
+from torch import nn
 
 from ..attention import attention_by_path
 from ..base.errors import UserError
@@ -132,12 +132,9 @@ def build_model(
 class Material:
     """The images of a run, as batches; `cache` says where decoded images are kept."""
 
-    num_classes: int
-    order: Order
     preprocessing: Preprocessing
     train: TrainBatches
     evaluation: dict[str, EvaluationBatches]
-    class_weights: Tensor | None
     cache: str
 
 
@@ -152,48 +149,39 @@ def build_material(config: Config, prepared: Prepared, team: Team, *, with_test:
     # pretrained weights need the mean and std that they were trained with
     trained_with = normalization(config.model) if config.pretrained else None
     preprocessing = preprocessing_for(config.image_size, *(trained_with or ()))
-    train = prepared.parts["train"]
-    order = Order(len(train), config.batch_size, config.seed)
+    order = Order(len(prepared.parts["train"]), config.batch_size, config.seed)
     _check_batches(config, order, team)
     augment = Augmentation(
         preprocessing, config.crop, config.crop_scale, config.hflip, config.rand_augment, config.random_erasing
     )
-    train_reader = Reader(prepared.source, train, preprocessing, whole=config.crop == "resized")
+    wanted = ("train", "val", "test") if with_test else ("train", "val")
+    samples = {part: prepared.parts[part] for part in wanted if prepared.parts[part]}
+    labels = {part: label_numbers(those, prepared.classes) for part, those in samples.items()}
     readers = {
-        part: Reader(prepared.source, prepared.parts[part], preprocessing, whole=False)
-        for part in (("val", "test") if with_test else ("val",))
-        if prepared.parts[part]
+        part: Reader(prepared.source, those, preprocessing, whole=part == "train" and config.crop == "resized")
+        for part, those in samples.items()
     }
-    processes = team.local_world_size
-    cache: str = config.cache
-    if cache == "auto":
-        cache = _cache(config.crop, train_reader, list(readers.values()), team)
-
-    def images(reader: Reader) -> Store | Reader:
-        if cache == "none":
-            return reader
-        num_threads = max(1, num_cores() // processes)
-        return decode_all(reader, num_workers=config.workers, num_threads=num_threads)
-
+    cache = _cache(config.crop, readers, team) if config.cache == "auto" else config.cache
+    images: Mapping[str, Store | Reader] = readers
+    if cache != "none":
+        num_threads = max(1, num_cores() // team.local_world_size)
+        images = {
+            part: decode_all(reader, num_workers=config.workers, num_threads=num_threads)
+            for part, reader in readers.items()
+        }
     share: dict[str, Any] = {"device": team.device, "rank": team.rank, "world_size": team.world_size}
     share["num_workers"] = config.workers
-    labels = {part: label_numbers(samples, prepared.classes) for part, samples in prepared.parts.items()}
-    return Material(
-        len(prepared.classes),
-        order,
-        preprocessing,
-        TrainBatches(images(train_reader), labels["train"], order, augment, on_device=cache == "device", **share),
-        {
-            part: EvaluationBatches(images(reader), labels[part], preprocessing, 2 * config.batch_size, **share)
-            for part, reader in readers.items()
-        },
-        _class_weights(labels["train"], len(prepared.classes)) if config.class_weights == "balanced" else None,
-        cache,
-    )
+    train = TrainBatches(images["train"], labels["train"], order, augment, on_device=cache == "device", **share)
+    evaluation = {
+        part: EvaluationBatches(images[part], labels[part], preprocessing, 2 * config.batch_size, **share)
+        for part in images
+        if part != "train"
+    }
+    return Material(preprocessing, train, evaluation, cache)
 
 
 def build_trainer(
-    config: Config, material: Material, model: nn.Module, team: Team, trainer_class: type[Trainer] = Trainer
+    config: Config, train: TrainBatches, model: nn.Module, num_classes: int, team: Team, trainer_class: type[Trainer]
 ) -> Trainer:
     """Return the trainer of `model` on the team's device.
 
@@ -205,26 +193,31 @@ def build_trainer(
         if team.device.type != "cuda":
             raise UserError("--sync-bn needs a GPU for each process: torch has it for CUDA only; leave it out")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    class_weights = None
+    if (
+        config.class_weights == "balanced"
+    ):  # in inverse proportion to the images of the class, with a mean of 1 over all
+        counts = torch.bincount(train.labels, minlength=num_classes).float()
+        class_weights = len(train.labels) / (num_classes * counts.clamp(min=1))
     return trainer_class(
         model,
         config,
-        material.order,
-        num_classes=material.num_classes,
+        train.order,
+        num_classes=num_classes,
         seed=config.seed,
         team=team,
-        class_weights=material.class_weights,
+        class_weights=class_weights,
         compile=config.compile,
     )
 
 
-def _cache(crop: str, train: Reader, others: list[Reader], team: Team) -> str:
+def _cache(crop: str, readers: Mapping[str, Reader], team: Team) -> str:
     """Choose where decoded images are kept: "device" (a GPU, images of one size), "memory" or "none"."""
-    train_bytes = num_bytes(train)
     # decoding needs the memory twice while it packs the images
-    if 2 * (train_bytes + sum(map(num_bytes, others))) > room(torch.device("cpu"), team.local_world_size):
+    if 2 * sum(map(num_bytes, readers.values())) > room(torch.device("cpu"), team.local_world_size):
         return "none"
-    is_on_gpu = team.device.type == "cuda" and crop == "pad" and train_bytes <= room(team.device, 1)
-    return "device" if is_on_gpu else "memory"
+    on_gpu = team.device.type == "cuda" and crop == "pad" and num_bytes(readers["train"]) <= room(team.device, 1)
+    return "device" if on_gpu else "memory"
 
 
 def _check_batches(config: Config, order: Order, team: Team) -> None:
@@ -238,12 +231,6 @@ def _check_batches(config: Config, order: Order, team: Team) -> None:
             f"batches of {order.num_samples // order.steps_per_epoch} images leave fewer than 2 to each of "
             f"{team.world_size} processes x {config.accumulate} pieces, and BatchNorm needs 2; raise --batch-size"
         )
-
-
-def _class_weights(labels: Tensor, num_classes: int) -> Tensor:
-    """Return weights in inverse proportion to the number of images of each class; their mean over images is 1."""
-    counts = torch.bincount(labels, minlength=num_classes).float()
-    return len(labels) / (num_classes * counts.clamp(min=1))
 
 
 @contextlib.contextmanager

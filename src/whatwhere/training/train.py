@@ -175,7 +175,8 @@ class Run:
         if self.material.cache != "none":
             where = "on the device" if self.material.cache == "device" else "in memory"
             self.screen.line(f"images decoded and kept {where} ({time.monotonic() - began:.1f} s)")
-        self.trainer = build_trainer(self.config, self.material, model, self.team, trainer_class)
+        num_classes = len(self.prepared.classes)
+        self.trainer = build_trainer(self.config, self.material.train, model, num_classes, self.team, trainer_class)
         self.progress = Progress()
         self._saved = self._counted = time.monotonic()
         self._epoch_began = (self.trainer.position.step, self._counted)
@@ -279,7 +280,7 @@ class Run:
         """Evaluate, write the epoch's line, keep the network if it is the best so far, save."""
         trainer, epoch, progress = self.trainer, self.trainer.epoch, self.progress
         first_step, began = self._epoch_began
-        images_per_step = self.material.order.num_samples / self.material.order.steps_per_epoch
+        images_per_step = trainer.order.num_samples / trainer.order.steps_per_epoch
         speed = (trainer.position.step - first_step) * images_per_step / max(time.monotonic() - began, 1e-9)
         trainer.align()
         for model in dict.fromkeys((trainer.model, trainer.evaluated)):
