@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from pictures import CLASSES, make_folder
 from whatwhere import UserError
+from whatwhere.base.errors import Stopped
 from whatwhere.training.bundle import load_bundle
 from whatwhere.training.run_folder import RunFolder
-from whatwhere.training.stops import Stopped
 from whatwhere.training.train import run_training
 from whatwhere.training.trainer import Trainer
 

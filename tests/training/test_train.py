@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from image_files import cut
 from pictures import make_folder
 from whatwhere import UserError
+from whatwhere.base.errors import Stopped
 from whatwhere.base.screen import Silent
 from whatwhere.data.preprocess import IMAGENET_MEAN
 from whatwhere.training.bundle import load_bundle
 from whatwhere.training.predict import evaluate_bundle
-from whatwhere.training.stops import Stopped
 from whatwhere.training.train import run_training
 
 OPTIONS = {

@@ -19,6 +19,20 @@ class UserError(ValueError):
         super().__init__(short(sentence, _LONGEST_SENTENCE))
 
 
+class Stopped(Exception):  # noqa: N818 - no error
+    """A run was asked to stop; it stands after a whole step.
+
+    The command line prints the message on standard error and exits with status 128 + `signal`, or 1 without a signal.
+
+    Attributes:
+        signal: Number of the signal, 0 where another process received it.
+    """
+
+    def __init__(self, message: str = "", signal: int = 0) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 def check_integer(name: str, value: int, least: int = 1, most: int = 2**31 - 1) -> None:
     """Raise UserError unless `value` is an integer from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:

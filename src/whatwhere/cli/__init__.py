@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from ..base.errors import UserError
+from ..base.errors import Stopped, UserError
 from ..base.words import brief, printable, short
 from .check import check_command
 from .compare import compare_command
@@ -47,6 +47,9 @@ def main() -> None:
         sys.exit(status)
     except UserError as error:
         _fail(str(error))
+    except Stopped as stopped:
+        print(f"whatwhere: {stopped}", file=sys.stderr)
+        sys.exit(128 + stopped.signal if stopped.signal else 1)
     except _UsageError as error:
         usage: Any = error
         sentence = short(" ".join(usage.format_message().split()).rstrip("."), 400)

@@ -139,7 +139,6 @@ def _compare(data: str, given: dict[str, Any], own: dict[str, Any]) -> None:
     from ..comparison.design import Request
     from ..comparison.run import Place, collect, comparison_folder, run_comparison
     from ..comparison.runs import failed
-    from ..training.stops import Stopped
     from .screen import TerminalScreen
 
     if not data or own["out"] == "":
@@ -170,11 +169,7 @@ def _compare(data: str, given: dict[str, Any], own: dict[str, Any]) -> None:
         else:
             place = Place(out, shard, _spread(given, own["processes"], shard), is_inner=bool(own["whole"]))
             command = own["whole"] or typed_command()
-            try:
-                content = run_comparison(data, given, request, place, command=command, screen=screen)
-            except Stopped as stopped:
-                print(f"whatwhere: {stopped}", file=sys.stderr)
-                sys.exit(128 + stopped.signal if stopped.signal else 1)
+            content = run_comparison(data, given, request, place, command=command, screen=screen)
     if content is None:
         return
     show_comparison(content, out / _REPORT, own["json"])

@@ -51,7 +51,6 @@ def _train(
     data: str, *, out: str | None, resume: bool, config: Path | None, dry_run: bool, json: bool, **options: Any
 ) -> None:
     """Train a network on your own images: check and split them, train, evaluate."""
-    from ..training.stops import Stopped
     from ..training.train import run_training
     from .screen import TerminalScreen, result_tables
 
@@ -63,13 +62,7 @@ def _train(
     command = again(typed_command())
     folder = Path(out) if out else None
     with TerminalScreen(to_stderr=json) as screen:
-        try:
-            result = run_training(
-                data, given, out=folder, resume=resume, dry_run=dry_run, command=command, screen=screen
-            )
-        except Stopped as stopped:
-            print(f"whatwhere: {stopped}", file=sys.stderr)
-            sys.exit(128 + stopped.signal if stopped.signal else 1)
+        result = run_training(data, given, out=folder, resume=resume, dry_run=dry_run, command=command, screen=screen)
     if json and result is not None:
         typer.echo(json_format.dumps(result, indent=2))
     elif result is not None:

@@ -15,18 +15,6 @@ from .config import Config
 from .distributed import Team
 
 
-class Stopped(Exception):  # noqa: N818 - no error
-    """A run was asked to stop; it stands after a whole step.
-
-    Attributes:
-        signal: Number of the signal, 0 where another process received it.
-    """
-
-    def __init__(self, message: str = "", signal: int = 0) -> None:
-        super().__init__(message)
-        self.signal = signal
-
-
 @contextlib.contextmanager
 def listening(request_stop: Callable[[], None], *, alone: bool) -> Iterator[list[int]]:
     """Call `request_stop` at SIGTERM, SIGHUP or Ctrl-C; yield the list of the signals received.

@@ -18,6 +18,7 @@ import msgspec
 import torch
 from torch import nn
 
+from ..base.errors import Stopped
 from ..base.screen import Screen, Silent, duration
 from ..base.words import counted, few, printable
 from ..data.split import Prepared, fingerprint
@@ -41,7 +42,7 @@ from .setup import (
     resolve,
     session,
 )
-from .stops import Stopped, listening, lost_processes, memory_errors
+from .stops import listening, lost_processes, memory_errors
 from .trainer import Diverged, LossNotFinite, Trainer, check_weights
 
 _LONG = 30.0  # seconds of training; before an evaluation, more than this is saved first

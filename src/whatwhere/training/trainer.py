@@ -18,13 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms import v2
 
-from ..base.errors import UserError
+from ..base.errors import Stopped, UserError
 from ..base.randomness import seeded, stream_seed
 from ..data.batches import Batch, ImageSet, Order, TensorBatches, TrainBatches
 from .checkpoint import load_optimizer_state, optimizer_state
 from .config import Recipe
 from .distributed import Team
-from .stops import Stopped
 
 
 @dataclass
