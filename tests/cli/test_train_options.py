@@ -1,11 +1,13 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
 import pytest
 
+from whatwhere.base.errors import Stopped
 from whatwhere.cli.train import again
 from whatwhere.training import train as start_module
 from whatwhere.training.config import CHOICES, OPTIONS, Config
@@ -83,6 +85,15 @@ def other(name):
     if isinstance(default, bool):
         return not default
     return {int: 3, float: 0.25, str: "something"}[type(default)]
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (0, 1)])
+def test_a_run_that_was_stopped_has_the_exit_status_of_the_signal(whatwhere, monkeypatch, number, expected):
+    def run_training(*arguments, **others):
+        raise Stopped("stopped after step 3 of 9", number)
+
+    monkeypatch.setattr(start_module, "run_training", run_training)
+    assert whatwhere("train", "photos") == (expected, "", "whatwhere: stopped after step 3 of 9\n")
 
 
 def test_every_option_can_be_given(given):

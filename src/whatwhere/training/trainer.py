@@ -347,17 +347,10 @@ def check_weights(model: nn.Module) -> None:
 def train(
     model: nn.Module, images: ImageSet, recipe: Recipe, *, seed: int, after_epoch: Callable[[float], None] | None = None
 ) -> list[float]:
-    """Train `model` in place on images in memory, without augmentation, and return the mean loss of each epoch.
+    """Train `model`, which returns logits, in place on images in memory; return the mean loss of each epoch.
 
-    The order of the images is a function of (seed, epoch), other random numbers of (seed, step): two networks trained
-    with the same seed see the same batches.
-
-    Args:
-        model: A classifier that returns logits.
-        images: The training images.
-        recipe: The options of training.
-        seed: Any integer.
-        after_epoch: Called after each epoch with its mean loss.
+    The images are not augmented. Their order is a function of (seed, epoch), other random numbers of (seed, step): two
+    networks trained with the same seed see the same batches. `after_epoch` is called with the mean loss of each epoch.
 
     Raises:
         UserError: No image, or a loss that is not finite.
