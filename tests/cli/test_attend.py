@@ -36,7 +36,7 @@ def test_what_it_costs_stands_below(whatwhere):
         (("nobody",), "unknown network 'nobody'"),
         (("mobilenet_v3_small", "--attention", "cbma"), "unknown attention 'cbma'; did you mean cbam"),
         (("mobilenet_v3_small", "--attention", "no_such:Gate"), "cannot import attention 'no_such:Gate'"),
-        (("densenet121", "--input", "3x64x64"), "no residual block that can take attention; let it stand at 'stages'"),
+        (("densenet121", "--input", "3x64x64"), "no residual block that can take attention; put it at 'stages'"),
         (("mobilenet_v3_small", "--at", "nowhere"), "no module of the network is called 'nowhere'"),
         (("mobilenet_v3_small", "--start", "zero"), "start must be one of paper, identity; got 'zero'"),
         (("mobilenet_v3_small", "--replace", "x"), "replace must be one of se; got 'x'"),

@@ -47,7 +47,7 @@ class Several(nn.Module):
 
 def test_a_sum_of_two_branches_alike_is_no_residual_block():
     with pytest.raises(
-        UserError, match=r"^the network has no residual block that can take attention; let it stand at 'stages'"
+        UserError, match=r"^the network has no residual block that can take attention; put it at 'stages'"
     ):
         attend(Network(Several()), "cbam")
 

@@ -59,7 +59,7 @@ def test_detach_restores_hooks_and_classes_of_the_user():
     model(images())
     assert heard == [model.blocks[0].norm, model.blocks[1].norm]
     assert {name: set(vars(module)) for name, module in model.named_modules()} == before
-    with pytest.raises(UserError, match=r"^there is no attention in the network that attend has put there$"):
+    with pytest.raises(UserError, match=r"^the network has no attention that attend has put in$"):
         detach(model)
 
 

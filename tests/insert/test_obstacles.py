@@ -128,9 +128,7 @@ def test_what_is_built_upon_attention_comes_off_first():
     expected = model.eval()(images())
     nn.utils.parametrizations.weight_norm(model.blocks[0].norm, dim=None)
     torch.testing.assert_close(model(images()), expected)
-    with pytest.raises(
-        UserError, match=r"^a norm behind which attention stands has become a Parametrized.* undo that first"
-    ):
+    with pytest.raises(UserError, match=r"^a norm with attention has become a Parametrized.* undo that first"):
         detach(model)
     nn.utils.parametrize.remove_parametrizations(model.blocks[0].norm, "weight")
     assert type(detach(model).blocks[0].norm) is nn.BatchNorm2d

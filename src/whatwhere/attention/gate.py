@@ -209,11 +209,12 @@ def place_of(*builders_or_modules: object) -> Place:
     A class, a module, or a function that builds one may have it. What a function without it builds is only known once
     it is built: give the module too.
     """
-    places = [getattr(_unwrapped(value), "place", "block") for value in builders_or_modules]
+    places = [getattr(unwrapped(value), "place", "block") for value in builders_or_modules]
     return "stage" if "stage" in places else "block"
 
 
-def _unwrapped(value: object) -> object:
+def unwrapped(value: object) -> object:
+    """Return the class or function behind any `functools.partial`."""
     while isinstance(value, functools.partial):
         value = value.func
     return value

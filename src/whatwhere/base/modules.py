@@ -1,4 +1,4 @@
-"""Helpers for any torch.nn.Module: keep its state, find the tensors in its output, refuse torch.jit.script."""
+"""Helpers for any torch.nn.Module: its state, its modules by name, the tensors in its output; no torch.jit.script."""
 
 from __future__ import annotations
 
@@ -79,6 +79,24 @@ def _items(value: Any) -> list[Any]:
         return [getattr(value, field.name) for field in dataclasses.fields(value)]
     leaves = pytree.tree_leaves(value)
     return [] if len(leaves) == 1 and leaves[0] is value else leaves
+
+
+def module_at(model: nn.Module, name: str | None) -> nn.Module | None:
+    """Return the module called `name`, past torch's wrappers for checkpointing and FSDP; None if there is none."""
+    found: nn.Module | None = None if name is None else model
+    for part in name.split(".") if name else ():
+        # not only children: a wrapper passes on the attributes of the module that it wraps
+        found = getattr(found, part, None)
+        for wrapped in ("_checkpoint_wrapped_module", "_fsdp_wrapped_module"):
+            found = getattr(found, wrapped, found)
+    return found
+
+
+def relative_name(name: str | None, parent: str) -> str | None:
+    """Return a module's name inside the module called `parent`; None if it is not inside."""
+    if name is None or not parent:
+        return name
+    return f"{name}.".removeprefix(f"{parent}.").rstrip(".") if f"{name}.".startswith(f"{parent}.") else None
 
 
 def refuse_scripting() -> NoReturn:

@@ -1,4 +1,4 @@
-"""Attention into any convolutional network: `attend`, `detach`, and `plan`, which only says where it would go."""
+"""Put attention into any convolutional network (`attend`), take it out (`detach`), or only show where (`plan`)."""
 
 from __future__ import annotations
 

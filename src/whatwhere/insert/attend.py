@@ -1,4 +1,4 @@
-"""Putting attention into a network, and taking it out again."""
+"""Put attention into a network, plan where it would go, and take it out again."""
 
 from __future__ import annotations
 
@@ -11,20 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import ATTENTION, Gate, attention_builder, starting_as_identity
-from ..attention.gate import Start, check_choice, place_of
+from ..attention.gate import Start, check_choice, place_of, unwrapped
 from ..attention.squeeze_excitation import Excitation
 from ..base.errors import UserError
-from ..base.modules import refuse_scripting, tensors_in
+from ..base.modules import refuse_scripting, relative_name, tensors_in
 from ..base.randomness import seeded
 from ..base.words import brief, cause, short
 from ..models.initialization import resolve_seed
 from ..ops import Call, why_apart, why_not_fused
-from .flow import record
-from .host import Inserted, inserted_in, is_attended, is_plain_batch_norm
-from .place import Place, Skipped, relative
+from .flow import Flow, record, record_example
+from .host import Inserted, attached, inserted_in, is_plain_batch_norm
 from .places import Places
-from .plan import Plan
-from .trial import Trial
+from .plan import Place, Plan, Skipped
 
 Replace = Literal["se"]
 
@@ -42,24 +40,26 @@ def attend(
 ) -> nn.Module:
     """Put attention into a convolutional network, in place, and return it.
 
-    The network runs once on `example`; from what is computed there follow the places, their channels, and a check
-    afterwards. Parameters keep their names; those of the attention stand beside them, under the module that they
-    belong to (`layer1.0.attention. ...`). Attention right behind a BatchNorm2d shares its passes, so that training
-    keeps hardly more than before (`AttendedBatchNorm2d`). `detach` undoes it. Where a tool rebuilds the module behind
-    which it stands (`convert_sync_batchnorm`, freezing, folding a norm into its convolution), the next call of the
-    network puts it behind what stands there now, or raises UserError. A call of one of its methods does not.
+    The network runs once on `example`. That shows the places and their channels, and a second run checks the result.
+    Parameters keep their names. Those of the attention stand beside them, under the module that owns the attention
+    (`layer1.0.attention. ...`). Attention right behind a BatchNorm2d is computed in one pass with it, so that training
+    takes hardly more memory than before (`AttendedBatchNorm2d`). `detach` undoes everything.
+
+    Some tools rebuild the layer before the attention (`convert_sync_batchnorm`, freezing, folding a norm into its
+    convolution). The next call of the network then attaches the attention to the new layer, or raises UserError. A call
+    of a method such as `forward_features` does not check this.
 
     Args:
         model: Any network with 2-d convolutions, on any device, before it is compiled or wrapped.
         attention: A name in ATTENTION, or a callable from a channel count to a module that keeps its input's shape.
-        at: "blocks" (before the sum of each residual block, on its branch: the place of the CBAM paper), "stages"
-            (where the features are about to shrink, after the first residual block: that of the BAM paper), or
-            shell-style patterns of module names, separated by commas, behind which it is to stand. None takes the
-            attention's own place: "stages" for BAM and any module with the attribute `place = "stage"`, else "blocks".
-        start: "identity" leaves what the network computes unchanged, bit for bit, until it has learned; "paper" is the
+        at: "blocks" (on the branch of each residual block, before the sum, as in the CBAM paper), "stages" (after the
+            first residual block, wherever the features are about to shrink, as in the BAM paper), or shell-style
+            patterns of module names, separated by commas: attention then stands behind these modules. None takes
+            "stages" for BAM and any module with the attribute `place = "stage"`, else "blocks".
+        start: "identity" keeps what the network computes, bit for bit, until the attention has learned; "paper" is the
             module as published, which disturbs a trained network.
-        replace: "se" puts it in the place of each squeeze-and-excitation module instead, whose weights go with it: then
-            the identity start is as if the network had none. `at` does not count then.
+        replace: "se" replaces each squeeze-and-excitation module, together with its weights; `at` then has no effect.
+            The identity start computes what the network would without these modules.
         example: What the model is called with: a tensor, or a tuple of arguments. None tries one image of the usual
             sizes.
         attention_kwargs: Keyword arguments for the attention.
@@ -67,7 +67,7 @@ def attend(
             default generator.
 
     Raises:
-        UserError: There is no place, a place cannot be had, or the network does not run; the model is then as it was.
+        UserError: A wrong argument, no place for attention, or a network that does not run; the model stays as it was.
 
     Example:
         >>> import torch, torchvision
@@ -102,7 +102,7 @@ def plan(
     example: Any = None,
     attention_kwargs: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Return where `attend` would put attention and what it would add; the arguments are those of `attend`.
+    """Return where `attend` would put attention and how many parameters it would add; same arguments as `attend`.
 
     Example:
         >>> import torchvision
@@ -112,32 +112,31 @@ def plan(
         (8, 11689512, 89888)
     """
     prepared = _prepared(model, attention, at, start, replace, example, attention_kwargs, seed=0)
-    places, skipped, modules = prepared.places, prepared.skipped, prepared.modules
     by_name = dict(model.named_modules())
-    replaced = [by_name[place.host] if place.kind == "instead of" else nn.Identity() for place in places]
+    added, in_norm = [], []
+    for place, module in zip(prepared.places, prepared.modules, strict=True):
+        host = by_name[place.host]
+        added.append(_num_params(module) - (_num_params(host) if place.kind == "instead of" else 0))
+        in_norm.append(place.kind == "behind" and is_plain_batch_norm(host) and _is_fused(module))
+    own_name = getattr(attention, "__name__", "") or brief(attention)
     return Plan(
-        attention=attention
-        if isinstance(attention, str)
-        else short(getattr(attention, "__name__", "") or brief(attention)),
+        attention=attention if isinstance(attention, str) else short(own_name),
         start=start,
-        places=tuple(places),
-        skipped=tuple(skipped),
+        places=tuple(prepared.places),
+        skipped=tuple(prepared.skipped),
         num_params=_num_params(model),
-        added_params=tuple(_num_params(new) - _num_params(old) for new, old in zip(modules, replaced, strict=True)),
-        in_norm=tuple(
-            place.kind == "behind" and is_plain_batch_norm(by_name[place.host]) and _is_fused(module)
-            for place, module in zip(places, modules, strict=True)
-        ),
+        added_params=tuple(added),
+        in_norm=tuple(in_norm),
     )
 
 
 def detach(model: nn.Module) -> nn.Module:
-    """Take out what `attend` has put into a network, in place, and return it: classes, modules, hooks are as before.
+    """Take all attention that `attend` put into a network out again, in place, and return the network.
 
-    Layers that a tool has rebuilt since stay as that tool has left them.
+    Modules, classes and hooks are then as before. A layer that a tool has rebuilt since stays as the tool left it.
 
     Raises:
-        UserError: There is nothing of `attend` in it.
+        UserError: The network has no attention from `attend`.
 
     Example:
         >>> import torchvision
@@ -153,7 +152,7 @@ def detach(model: nn.Module) -> nn.Module:
     for keeper, inserted in everything:
         inserted.check_can_be_removed(keeper)
     if not everything:
-        raise UserError("there is no attention in the network that attend has put there")
+        raise UserError("the network has no attention that attend has put in")
     for keeper, inserted in reversed(everything):
         inserted.remove(keeper)
     return model
@@ -161,9 +160,9 @@ def detach(model: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What is to be put where."""
+    """The places of a network, and the attention for each."""
 
-    trial: Trial
+    flow: Flow
     places: list[Place]
     skipped: list[Skipped]
     modules: list[nn.Module]
@@ -179,7 +178,7 @@ def _prepared(
     attention_kwargs: Mapping[str, Any] | None,
     seed: int | None,
 ) -> _Prepared:
-    """Return the places and the attention of each, the model still unchanged."""
+    """Check the arguments, find the places and build the attention for each; the model stays unchanged."""
     builder = attention_builder(attention)
     check_choice("start", start, get_args(Start))
     if replace is not None:
@@ -189,18 +188,18 @@ def _prepared(
     kwargs = dict(attention_kwargs or {})
     if "start" in kwargs:
         raise UserError("give start to attend itself, not among attention_kwargs")
-    trial = Trial(model, example)
+    flow = record_example(model, example)
     hosts = dict(model.named_modules())
     seed = resolve_seed(seed)
-    places = Places(model, trial.flow)
+    places = Places(model, flow)
     if at is None and replace is None:
-        at = _own_place(places, lambda channels: _built(builder, channels, kwargs, start), builder, seed)
+        at = "stages" if _is_for_stages(builder, kwargs, start, places, seed) else "blocks"
     found, skipped = _found(places, at, replace)
     there = {inner for keeper, inserted in inserted_in(model) for inner in inserted.attention(keeper).modules()}
     modules: list[nn.Module] = []
     for place in found:
         host = hosts[place.host]
-        if is_attended(host) or host in there:
+        if attached(host) or host in there:
             raise UserError(f"{place.label} has attention already; detach the model first")
         # parameters made in inference mode could never learn
         with torch.inference_mode(False), seeded(seed, f"{place.owner}.{place.name}"):
@@ -211,27 +210,28 @@ def _prepared(
         modules.append(module.train(hosts[place.owner].training))
     inner = [layer for module in modules for layer in module.modules()]
     if len(set(inner)) < len(inner) or not {*model.modules(), *there}.isdisjoint(inner):
-        raise UserError("the attention must be built anew for each place, and is one module in several")
-    return _Prepared(trial, found, skipped, modules)
+        raise UserError("the attention must be built anew for each place, but some places share one module")
+    return _Prepared(flow, found, skipped, modules)
 
 
-def _own_place(
-    places: Places, build: Callable[[int], nn.Module], builder: Callable[..., nn.Module], seed: int
-) -> Literal["blocks", "stages"]:
-    """Return where an attention stands unless told otherwise: as its builder says, or a module built on trial."""
-    if place_of(builder) == "stage":
-        return "stages"
+def _is_for_stages(
+    builder: Callable[..., nn.Module], kwargs: dict[str, Any], start: Start, places: Places, seed: int
+) -> bool:
+    """Return whether an attention stands between stages, as its builder says or, failing that, a module on trial."""
+    # a user's class may have it as an attribute of the module, but those of this package have it themselves
+    if place_of(builder) == "stage" or unwrapped(builder) in ATTENTION.values():
+        return place_of(builder) == "stage"
     candidates = places.blocks() or places.stages()
     if not candidates:
-        return "blocks"
+        return False
     with torch.inference_mode(False), seeded(seed, "place"):
-        return "stages" if place_of(build(candidates[0].channels)) == "stage" else "blocks"
+        return place_of(_built(builder, candidates[0].channels, kwargs, start)) == "stage"
 
 
 def _found(
     places: Places, at: str | Sequence[str] | None, replace: Replace | None
 ) -> tuple[list[Place], list[Skipped]]:
-    """Return the places, and the residual blocks that can have none."""
+    """Return the places that the arguments ask for, and the residual blocks that can take no attention."""
     if replace == "se":
         return places.squeezes(), []
     if at == "blocks":
@@ -239,16 +239,16 @@ def _found(
         if not found:
             why = "; ".join(f"{skipped.label}: {skipped.reason}" for skipped in places.skipped[:3])
             raise UserError(
-                f"the network has no residual block that can take attention{f' ({why})' if why else ''}; let it "
-                "stand at 'stages', or at patterns of module names such as 'features.*'"
+                f"the network has no residual block that can take attention{f' ({why})' if why else ''}; put it "
+                "at 'stages', or at patterns of module names such as 'features.*'"
             )
         return found, places.skipped
     if at == "stages":
         found = places.stages()
         if not found:
             raise UserError(
-                "the network has no end of a stage, where all goes through one tensor before it shrinks; let it "
-                "stand at patterns of module names such as 'features.*'"
+                "the network has no end of a stage, a tensor that everything passes before it shrinks; put it "
+                "at patterns of module names such as 'features.*'"
             )
         return found, []
     listed = at if isinstance(at, Sequence) else ()
@@ -259,21 +259,20 @@ def _found(
 
 
 def _built(builder: Callable[..., nn.Module], channels: int, kwargs: dict[str, Any], start: Start) -> nn.Module:
+    """Build one attention with its start."""
     own = builder in ATTENTION.values()
     try:
         module = builder(channels, **kwargs, **({"start": start} if own else {}))
     except UserError:
         raise
-    except Exception as error:  # a stranger's attention may raise anything
-        reason = cause(error)
-        raise UserError(
-            f"the attention cannot be built from {channels} channels and {brief(kwargs)}: {reason}"
-        ) from error
+    except Exception as error:  # a user's attention may raise anything
+        message = f"the attention cannot be built from {channels} channels and {brief(kwargs)}: {cause(error)}"
+        raise UserError(message) from error
     if not isinstance(module, nn.Module):
         raise UserError(f"attention must build a torch.nn.Module from a channel count, got a {type(module).__name__}")
     if any(parameter.is_meta for parameter in module.parameters()):
         raise UserError("the attention is on the meta device; build it on a real one")
-    # also a stranger's: what calls it, behind its host, is no TorchScript
+    # a user's module too: the hook or norm that calls it cannot be scripted
     vars(module)["__prepare_scriptable__"] = refuse_scripting
     if start == "paper":
         return module
@@ -283,10 +282,10 @@ def _built(builder: Callable[..., nn.Module], channels: int, kwargs: dict[str, A
 
 @torch.no_grad()
 def _awaken(module: nn.Module) -> None:
-    """Let hidden units start alive: of narrow features there may be one, and it would then never learn.
+    """Flip each hidden unit's sign so that its ReLU is active: a single unit that is not would never learn.
 
-    Each is turned to the side where features are that are positive on the whole, as after an activation; for features
-    of nearly nothing, as after a norm that starts at zero, its bias decides.
+    The sum of its weights becomes positive, for features that are mostly positive, as after an activation. Its bias
+    becomes positive too, for features near zero, as after a norm that starts at zero.
     """
     for inner in module.modules():
         if isinstance(inner, Excitation):
@@ -296,7 +295,7 @@ def _awaken(module: nn.Module) -> None:
 
 
 def _is_fused(attention: nn.Module) -> bool:
-    """Return whether attention right behind a BatchNorm2d is computed in one `gate` with it."""
+    """Return whether one `gate` computes attention and the BatchNorm2d before it."""
     if not isinstance(attention, Gate) or why_apart((attention, (Gate,))):
         return False
     return not why_not_fused(Call(attention.what, attention.where, arrangement=attention.arrangement))
@@ -307,38 +306,32 @@ def _num_params(module: nn.Module) -> int:
 
 
 def _put(model: nn.Module, place: Place, attention: nn.Module) -> tuple[nn.Module, Inserted]:
-    """Put attention into its place; return its keeper, and what the keeper knows of it."""
-    keeper = model.get_submodule(place.keeper)
-    inserted = Inserted(
-        relative(place.owner, place.keeper) or "",
-        place.name,
-        place.kind,
-        relative(place.host, place.keeper) or "",
-        relative(place.feeder, place.keeper),
-        relative(place.follower, place.keeper),
+    """Put attention into its place; return the keeper, and what it keeps."""
+    owner, host, feeder, follower = (
+        relative_name(name, place.keeper) for name in (place.owner, place.host, place.feeder, place.follower)
     )
+    inserted = Inserted(owner or "", place.name, place.kind, host or "", feeder, follower)
+    keeper = model.get_submodule(place.keeper)
     inserted.put(keeper, attention)
     return keeper, inserted
 
 
 def _check(model: nn.Module, prepared: _Prepared, *, is_unchanged: bool) -> None:
-    """Raise UserError unless each attention has its turn once, and, if so asked, the network computes what it did."""
-    trial = prepared.trial
+    """Raise UserError unless each attention is called once and, if `is_unchanged`, the outputs are as before."""
+    before = prepared.flow
     try:
-        flow = record(model, lambda: model(*trial.arguments))
+        after = record(model, before.arguments)
     except UserError:
         raise
-    except Exception as error:  # a stranger's attention may raise anything
+    except Exception as error:  # a user's attention may raise anything
         raise UserError(f"with the attention the network does not run: {cause(error)}") from error
     for place, module in zip(prepared.places, prepared.modules, strict=True):
-        num_calls = flow.num_calls(module)
+        num_calls = after.num_calls[module]
         if num_calls != 1:
             raise UserError(f"attention at {place.label} would be called {num_calls} times in a forward pass")
-    if not is_unchanged:
-        return
-    outputs = [tensors_in(output) for output in (trial.flow.output, flow.output)]
-    # of a network that returns more each time nothing can be said
-    if len(outputs[0]) == len(outputs[1]) and not all(map(_is_close, *outputs)):
+    outputs = [tensors_in(flow.output) for flow in (before, after)]
+    # a network that returns more tensors each time cannot be compared
+    if is_unchanged and len(outputs[0]) == len(outputs[1]) and not all(map(_is_close, *outputs)):
         raise UserError(
             "the network would compute something else with attention that starts as the identity; an attention must "
             "not write into its input"

@@ -1,9 +1,9 @@
-"""What a network does with one input: which module calls which, and from what each tensor is computed."""
+"""Follow one forward pass of any network: which module calls which, and which tensor is computed from which."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,24 +11,27 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..base.errors import UserError
 from ..base.modules import tensors_in, undisturbed
+from ..base.words import cause
 
 _SUMS = {"add", "radd", "iadd", "sub", "rsub", "isub"}
 _WEIGHTED = {"conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "matmul"}
+_SIZES = (224, 256, 299, 64, 32, 28)
 
 
 @dataclass(eq=False)
 class Node:
-    """A tensor at the moment at which it was computed; one that is changed in place is a further node.
+    """A tensor at one moment; when a tensor is changed in place, a new node begins.
 
     Attributes:
-        index: Its number, in the order of execution.
-        operation: The name of the function.
+        index: Position in the order of execution.
+        operation: Name of the function that computed it.
         inputs: What it was computed from.
-        shape: Of the tensor.
-        calls: The calls of modules that it was computed in, the outermost first.
+        shape: Its shape.
+        calls: The calls of modules during which it was computed, the outermost first.
         consumers: What was computed from it.
-        returned_by: The calls that returned it, alone or among others.
+        returned_by: The calls that returned it, alone or among other tensors.
     """
 
     index: int
@@ -46,7 +49,7 @@ class Node:
 
     @property
     def is_weighted(self) -> bool:
-        """Whether it is the result of a convolution or a linear map."""
+        """Whether a convolution or a linear map computed it."""
         return self.operation in _WEIGHTED
 
 
@@ -56,9 +59,9 @@ class Call:
 
     Attributes:
         module: The module.
-        entries: The features, (N, C, H, W), that it was given.
+        entries: The tensors of four dimensions among its arguments.
         level: How many calls it is inside of.
-        output: What it returned, where that is one tensor.
+        output: What it returned; None unless that is one tensor.
     """
 
     module: nn.Module
@@ -66,64 +69,58 @@ class Call:
     level: int
     output: Node | None = None
 
-    def passes_through(self) -> bool:
-        """Return whether it returned what it was given."""
-        return self.output is not None and self.output in self.entries
 
-
+@dataclass
 class Flow:
     """The calls and tensors of one forward pass.
 
     Attributes:
+        arguments: What the network was called with.
         nodes: In order of execution.
         calls: In the order in which they began.
+        num_calls: How often each module was called.
         output: What the network returned.
     """
 
-    def __init__(self) -> None:
-        self.nodes: list[Node] = []
-        self.calls: list[Call] = []
-        self.output: Any = None
-        self._num_calls: Counter[nn.Module] = Counter()
-
-    def num_calls(self, module: nn.Module) -> int:
-        """Return how often a module was called."""
-        return self._num_calls[module]
+    arguments: tuple[Any, ...]
+    nodes: list[Node] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    num_calls: Counter[nn.Module] = field(default_factory=Counter)
+    output: Any = None
 
     def producers(self, node: Node) -> list[Call]:
         """Return the calls that computed `node` and returned it, the innermost first."""
         return [call for call in reversed(node.calls) if call.output is node]
 
     def passing(self, node: Node) -> list[Call]:
-        """Return the calls that were given `node` and returned it unchanged, in order."""
-        return [call for call in self.calls if call.output is node and call.passes_through()]
+        """Return the calls that took `node` and returned it unchanged, in order."""
+        return [call for call in self.calls if call.output is node and node in call.entries]
 
 
 class _Recorder(TorchFunctionMode):
-    """Records a flow while a network runs."""
+    """Fills a flow while a network runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, flow: Flow) -> None:
         super().__init__()
-        self.flow = Flow()
+        self.flow = flow
         self._open: list[Call] = []
         self._nodes: dict[int, Node] = {}
-        self._alive: list[Tensor] = []  # as long as they are, no other tensor gets their id
+        self._alive: list[Tensor] = []  # keeps each tensor, so that no other gets its id
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given = tensors_in((args, kwargs))
-        inputs = [self.node(value) for value in given]
+        inputs = [self._node(value) for value in given]
         versions = {id(value): _version(value) for value in given}
         result = func(*args, **(kwargs or {}))
         for tensor in tensors_in(result):
-            # what comes back as it was, such as from dropout in evaluation, is nothing new
+            # a result that is an unchanged argument, such as from dropout in evaluation, is not new
             if versions.get(id(tensor)) != _version(tensor):
                 self._add(tensor, getattr(func, "__name__", "").strip("_"), inputs)
         return result
 
-    def node(self, tensor: Tensor) -> Node:
-        """Return the node of a tensor as it is now."""
+    def _node(self, tensor: Tensor) -> Node:
         known = self._nodes.get(id(tensor))
         return self._add(tensor, "given", ()) if known is None else known
 
@@ -137,10 +134,10 @@ class _Recorder(TorchFunctionMode):
         return node
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        entries = tuple(dict.fromkeys(self.node(value) for value in tensors_in((args, kwargs)) if value.dim() == 4))
+        entries = tuple(dict.fromkeys(self._node(value) for value in tensors_in((args, kwargs)) if value.dim() == 4))
         call = Call(module, entries, len(self._open))
         self.flow.calls.append(call)
-        self.flow._num_calls[module] += 1
+        self.flow.num_calls[module] += 1
         self._open.append(call)
 
     def leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -151,30 +148,87 @@ class _Recorder(TorchFunctionMode):
                 self._nodes[id(tensor)].returned_by.append(call)
         if isinstance(output, Tensor):
             if id(output) not in self._nodes:
-                # computed where no Python function was seen, such as in a scripted one
+                # no Python function was seen to compute it, as in a scripted module
                 self._add(output, type(module).__name__, call.entries)
-            call.output = self.node(output)
+            call.output = self._node(output)
 
 
-def record(model: nn.Module, run: Callable[[], Any]) -> Flow:
-    """Return the flow of `run`, which calls `model` once; in evaluation mode, without gradients, changing nothing."""
-    recorder = _Recorder()
+def _version(tensor: Tensor) -> int:
+    """Return a number that changes when the tensor is changed in place; -1 for a tensor of inference mode."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def record(model: nn.Module, arguments: tuple[Any, ...]) -> Flow:
+    """Return the flow of model(*arguments), run in evaluation mode without gradients; the model does not change."""
+    flow = Flow(arguments)
+    recorder = _Recorder(flow)
     handles = []
     try:
         for module in model.modules():
             handles.append(module.register_forward_pre_hook(recorder.enter, with_kwargs=True))
-            # of a call that raises too: the network may know what to do about it
+            # also for a call that raises: the network may catch the error
             handles.append(module.register_forward_hook(recorder.leave, with_kwargs=True, always_call=True))
-        # tensors of inference mode do not say whether they were changed in place
+        # a tensor of inference mode does not tell whether it was changed in place
         with torch.inference_mode(False), torch.no_grad(), undisturbed(model), recorder:
             model.eval()
-            recorder.flow.output = run()
+            flow.output = model(*arguments)
     finally:
         for handle in handles:
             handle.remove()
-    return recorder.flow
+    return flow
 
 
-def _version(tensor: Tensor) -> int:
-    """Return a number that changes where the tensor is changed in place; one of inference mode does not say."""
-    return -1 if tensor.is_inference() else tensor._version
+def record_example(model: nn.Module, example: Any = None) -> Flow:
+    """Return the flow of a network for an example: a tensor, or a tuple of arguments.
+
+    None takes one image, of the first usual size with which the network runs.
+
+    Raises:
+        UserError: The network does not run, or cannot take attention.
+    """
+    _check_can_change(model)
+    candidates = _usual_arguments(model) if example is None else [example if isinstance(example, tuple) else (example,)]
+    first: Exception | None = None
+    for arguments in candidates:
+        try:
+            return record(model, arguments)
+        except Exception as error:  # a user's network may raise anything for a size that it does not take
+            first = first or error
+    hint = "give example, what the network is called with" if example is None else "give another example"
+    raise UserError(f"the network does not run: {cause(first)}; {hint}") from first
+
+
+def _check_can_change(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise UserError(f"attend takes a torch.nn.Module, got a {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UserError("a TorchScript model cannot be changed; attend the model that it was made from")
+    inside = "_orig_mod" if hasattr(model, "_orig_mod") else "module"
+    if inside == "_orig_mod" or isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise UserError(f"attend the model before it is compiled or wrapped: {inside} of this {type(model).__name__}")
+    for name, parameter in model.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise UserError(f"{name} has no shape yet; run the network once before attend")
+        if parameter.is_meta:
+            raise UserError(f"{name} is on the meta device; load the network first")
+
+
+def _usual_arguments(model: nn.Module) -> list[tuple[Any, ...]]:
+    """Return what most networks can be called with: an image of a usual size, or a list with one."""
+    convolution = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    if convolution is None:
+        raise UserError("the network has no 2-d convolution; attention is for convolutional networks")
+    sizes = [(size, size) for size in _SIZES]
+    # timm's networks carry their input size
+    config = getattr(model, "pretrained_cfg", None)
+    if isinstance(config, dict) and len(config.get("input_size") or ()) == 3:
+        sizes.insert(0, tuple(config["input_size"][1:]))
+    weight, channels = convolution.weight, convolution.in_channels
+    images = []
+    for height, width in sizes:
+        values = torch.linspace(-2, 2, channels * height * width, device="cpu")
+        mixed = values[torch.randperm(len(values), generator=torch.Generator().manual_seed(0), device="cpu")]
+        image = mixed.view(1, channels, height, width)
+        images.append(image.to(weight.device, weight.dtype if weight.is_floating_point() else torch.float32))
+    # torchvision's detectors take a list of images
+    return [*((image,) for image in images), ([images[0][0]],)]

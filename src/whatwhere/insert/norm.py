@@ -1,4 +1,4 @@
-"""Where networks pickled by version 0.1 look for the norm behind which attention stands."""
+"""The old place of `AttendedBatchNorm2d`: networks pickled by version 0.1 look here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where attention can stand: before the sums of residual blocks, between stages, behind modules by name."""
+"""Find where attention can stand: before the sums of residual blocks, between stages, behind modules by name."""
 
 from __future__ import annotations
 
@@ -8,79 +8,89 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TypeGuard
 
 from torch import nn
 
 from ..base.errors import UserError
+from ..base.modules import relative_name
 from ..base.words import brief, suggest
 from ..models import BasicBlock, Bottleneck
 from .flow import Call, Flow, Node
 from .host import CONVOLUTIONS, is_layer, is_norm
-from .place import Kind, Place, Skipped, relative
+from .plan import Kind, Place, Skipped
 
-# a shortcut may have a projection, and a blur before it
+# a projection, and a blur before it
 _MOST_SHORTCUT_WEIGHTS = 2
-# a block of separable convolutions with gates of its own has a dozen; from there on it is half a network
+# a block of separable convolutions and gates has a dozen; a longer branch is half a network
 _MOST_BRANCH_WEIGHTS = 16
 _CHANNELS_FIRST = {"conv2d", "conv_transpose2d", "batch_norm", "group_norm", "instance_norm"}
 _CHANNELS_LAST = {"linear", "layer_norm", "scaled_dot_product_attention"}
 _SWAPPING = {"permute", "transpose", "movedim", "moveaxis", "swapaxes"}
 _REARRANGING = {*_SWAPPING, "view", "reshape", "flatten", "unflatten", "getitem"}
 _GATING = {"sigmoid", "hardsigmoid", "hardtanh", "relu6", "div", "softmax"}
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # which run or list whatever is in them
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # a child more would be called, or listed
 _SQUEEZE = re.compile(r"e?se(module|layer|block|unit|gate)?|effectivesemodule|squeeze.*excit.*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
 class _Residual:
-    """A residual sum: the block that it belongs to, and what is added to the shortcut."""
+    """A residual sum, shortcut + branch, and the block that computes it."""
 
     block: Call
     branch: Node
-    is_identity: bool  # whether the shortcut is what the branch was computed from, rather than a projection of it
+    is_identity: bool  # the shortcut is the input of the branch, not a projection of it
 
 
 class Places:
-    """The places of a network, from its flow."""
+    """Finds places for attention in a network.
+
+    Args:
+        model: The network.
+        flow: One forward pass of it.
+
+    Attributes:
+        skipped: Residual blocks that can take no attention, once `blocks` has run.
+    """
 
     def __init__(self, model: nn.Module, flow: Flow) -> None:
         self.flow = flow
-        # the first name of a module that has several
+        # a module with several names goes by the first
         self.names = {module: name for name, module in reversed(list(model.named_modules()))}
         self.modules = dict(model.named_modules())
         self.skipped: list[Skipped] = []
-        # on what the network is given
+        # the tensors computed from the network's input
         self._dependent: set[Node] = set(flow.calls[0].entries or flow.nodes[:1])
         self._channels_last: set[Node] = set()
         for node in flow.nodes:
             before = [source for source in node.inputs if source in self._dependent]
             if before:
                 self._dependent.add(node)
-                if self._has_channels_last(node, before[0]):
+                # features of shape (N, H, W, C): an operation tells, or the input and a permutation
+                is_last = node.operation in _CHANNELS_LAST
+                if not is_last and node.operation not in _CHANNELS_FIRST:
+                    is_swapped = node.operation in _SWAPPING and len(node.shape) == len(before[0].shape) == 4
+                    is_last = (before[0] in self._channels_last) != is_swapped
+                if is_last:
                     self._channels_last.add(node)
 
-    def _has_channels_last(self, node: Node, source: Node) -> bool:
-        """Return whether features, computed from `source`, are (N, H, W, C) rather than (N, C, H, W)."""
-        if node.operation in _CHANNELS_FIRST | _CHANNELS_LAST:
-            return node.operation in _CHANNELS_LAST
-        is_swapped = node.operation in _SWAPPING and len(node.shape) == len(source.shape) == 4
-        return (source in self._channels_last) != is_swapped
-
     def blocks(self) -> list[Place]:
-        """Return a place before the sum of each residual block, on its branch."""
+        """Return a place before the sum of each residual block, on its branch; list the other blocks in `skipped`."""
         found = [(total, residual) for total in self.flow.nodes if (residual := self._residual(total)) is not None]
-        # of sums with a projection a block has one; those before it are of parts of its branch
+        # the last sum with a projection is the block's; those before it are of parts of its branch
         last = {residual.block: total for total, residual in found}
-        places = [
-            self._before_sum(residual)
-            for total, residual in found
-            if residual.is_identity or last[residual.block] is total
-        ]
-        return self._named_apart(list(filter(None, places)))
+        places = []
+        for total, residual in found:
+            if residual.is_identity or last[residual.block] is total:
+                label = self.names[residual.block.module] or type(residual.block.module).__name__
+                place = self._before_sum(label, residual.block, residual.branch)
+                if isinstance(place, Place):
+                    places.append(place)
+                elif label not in [skipped.label for skipped in self.skipped]:
+                    self.skipped.append(Skipped(label, place))
+        return self._named_apart(places)
 
     def _residual(self, total: Node) -> _Residual | None:
-        """Return the residual block whose sum `total` is; None for any other tensor."""
+        """Return the residual sum that `total` is; None if it is no such sum."""
         if not total.is_sum or len(total.shape) != 4:
             return None
         earlier, later = sorted(total.inputs, key=lambda node: node.index)
@@ -90,7 +100,7 @@ class Places:
                 return None
             shared = [call for call, other in zip(total.calls, later.calls, strict=False) if call is other]
             return _Residual(shared[-1], later, is_identity=True)
-        # a projection: the module whose forward has the sum, or the one around it, has given both sides the same
+        # a projection: both sides are computed from an input of the module that sums, or of the module around it
         for block in list(reversed(total.calls))[:2]:
             for entry in block.entries:
                 depths = _depths(self.flow.nodes[entry.index : total.index])
@@ -103,9 +113,9 @@ class Places:
         return None
 
     def _comes_up(self, node: Node) -> bool:
-        """Return whether features become larger here: what goes down and comes up again is half a network, not a block.
+        """Return whether features become larger here: a branch that goes down and up again is half a network, no block.
 
-        A gate may, which is multiplied with what never went down.
+        A gate may become larger, if only products use it.
         """
         areas = [self._area(source) for source in node.inputs if len(source.shape) == 4 and source in self._dependent]
         is_moved = node.operation in _REARRANGING
@@ -116,95 +126,67 @@ class Places:
         return not all(consumer.operation in ("mul", "rmul", "imul") for consumer in node.consumers)
 
     def _area(self, node: Node) -> int:
-        """Return the number of pixels of features."""
         height, width = node.shape[1:3] if node in self._channels_last else node.shape[2:]
         return height * width
 
     def _named_apart(self, places: list[Place]) -> list[Place]:
-        """Return the places, those with one owner named after their hosts, no two alike."""
+        """Return the places with unlike names: those with the same owner are named after their hosts."""
         counts = Counter(place.owner for place in places)
         taken: set[tuple[str, str]] = set()
         named = []
         for place in places:
-            first = place.name if counts[place.owner] == 1 else self._name_after(place.host, place.owner)
+            first = place.name
+            if counts[place.owner] > 1:
+                own = place.host.removeprefix(f"{place.owner}." if place.owner else "").replace(".", "_")
+                first = self._free(self.modules[place.owner], f"{own}_attention")
             candidates = itertools.chain([first], (f"{first}{number}" for number in itertools.count(2)))
             name = next(name for name in candidates if (place.owner, name) not in taken)
             taken.add((place.owner, name))
             named.append(replace(place, name=name))
         return named
 
-    def _name_after(self, host: str, owner: str) -> str:
-        own = host.removeprefix(f"{owner}." if owner else "").replace(".", "_")
-        return self._free(self.modules[owner], f"{own}_attention")
+    def _before_sum(self, label: str, block: Call, branch: Node) -> Place | str:
+        """Return the place at the end of a residual block's branch, or why there is none."""
+        is_repeated = self.flow.num_calls[block.module] > 1
+        if is_repeated or branch in self._channels_last:
+            return "the block is called more than once" if is_repeated else "its features have their channels last"
+        if isinstance(block.module, (BasicBlock, Bottleneck)):
+            # a block of this package has a slot for attention
+            if type(block.module.attention) is not nn.Identity:
+                return "it has attention already"
+            size = (branch.shape[2], branch.shape[3])
+            slot = f"{label}.attention"
+            return Place(label, "instead of", slot, label, "attention", branch.shape[1], size, keeper=label)
 
-    def _before_sum(self, residual: _Residual) -> Place | None:
-        block, branch = residual.block, residual.branch
-        label = self.names[block.module] or type(block.module).__name__
-        obstacle = self._obstacle(block, branch)
-        place = None if obstacle else self._in_slot(label, block, branch) or self._on_branch(label, block, branch)
-        if place is None and label not in [skipped.label for skipped in self.skipped]:
-            self.skipped.append(Skipped(label, obstacle or self._why_not(block, branch)))
-        return place
+        # another consumer than the sum would get attended features too
+        def is_used_once(node: Node) -> bool:
+            return len(node.consumers) == 1 and block not in node.returned_by
 
-    def _obstacle(self, block: Call, branch: Node) -> str:
-        """Return why a block can have no attention, wherever it stands; "" where it can."""
-        if self.flow.num_calls(block.module) > 1:
-            return "the block is called more than once"
-        if branch in self._channels_last:
-            return "its features have their channels last"
-        if _is_ours(block.module) and type(block.module.attention) is not nn.Identity:
-            return "it has attention already"
-        return ""
-
-    def _in_slot(self, label: str, block: Call, branch: Node) -> Place | None:
-        """Return the slot that a block of our own networks has for attention."""
-        if not _is_ours(block.module):
-            return None
-        size = (branch.shape[2], branch.shape[3])
-        return Place(label, "instead of", f"{label}.attention", label, "attention", branch.shape[1], size, keeper=label)
-
-    def _on_branch(self, label: str, block: Call, branch: Node) -> Place | None:
-        """Return the place at the end of a branch: behind what computes it, or before what passes it on."""
-        # a layer scale may start at nearly nothing, of which a gate could not tell anything
+        # before a layer scale: that may start near zero, and a gate could not tell anything from such features
         for node in (*self._unscaled(branch), branch):
-            host = self._host_inside(node, block)
-            if host is not None and self._is_used_once(node, block):
+            calls = [call for call in self.flow.producers(node) if call.module is not block.module]
+            host = next((call for call in calls if self.flow.num_calls[call.module] == 1), None)
+            if host is not None and is_used_once(node):
                 return self._place(label, "behind", host, node, self._owner(block.module))
-        passing = [call for call in self.flow.passing(branch) if self.flow.num_calls(call.module) == 1]
-        if passing and self._is_used_once(branch, block):
+        passing = [call for call in self.flow.passing(branch) if self.flow.num_calls[call.module] == 1]
+        if passing and is_used_once(branch):
             return self._place(label, "before", passing[0], branch, self._owner(block.module))
-        return None
-
-    def _why_not(self, block: Call, branch: Node) -> str:
-        if self._is_used_once(branch, block):
-            return f"what it adds comes from an operation ({branch.operation}), not from a module"
-        return "what it adds to its sum is used elsewhere as well"
-
-    @staticmethod
-    def _is_used_once(node: Node, block: Call) -> bool:
-        # what takes it besides the sum would be given attended features too
-        return len(node.consumers) == 1 and block not in node.returned_by
+        operation = f"what it adds comes from an operation ({branch.operation}), not from a module"
+        return operation if is_used_once(branch) else "what it adds to its sum is used elsewhere as well"
 
     def _unscaled(self, node: Node) -> Iterator[Node]:
-        """Yield what `node` is a multiple of, by numbers that do not depend on the input, the first factor first."""
+        """Yield the tensors that become `node` by constant factors alone, from the first to the last product."""
         if node.operation in ("mul", "rmul", "imul"):
             given = [source for source in node.inputs if source.shape == node.shape]
-            constant = [
-                source for source in node.inputs if source.shape != node.shape and source not in self._dependent
-            ]
-            if len(given) == 1 and len(given) + len(constant) == len(node.inputs):
+            factors = [source for source in node.inputs if source.shape != node.shape]
+            if len(given) == 1 and self._dependent.isdisjoint(factors):
                 yield from self._unscaled(given[0])
                 yield given[0]
 
-    def _host_inside(self, node: Node, block: Call) -> Call | None:
-        """Return the call of a layer of the block that has computed `node`."""
-        calls = (call for call in self.flow.producers(node) if call.module is not block.module)
-        return next((call for call in calls if self.flow.num_calls(call.module) == 1), None)
-
     def stages(self) -> list[Place]:
-        """Return a place at the end of each stage but the last: all goes through one tensor, and that shrinks then."""
+        """Return a place at the end of each stage but the last: a tensor that everything passes before it shrinks."""
         stages: list[list[Node]] = []
-        # what modules return: a tensor on the way may be padded, or have its channels last
+        # only what modules return: on the way a tensor may be padded, or have its channels last
         returned = {call.output for call in self.flow.calls}
         for node in self._cuts():
             if len(node.shape) == 4 and node in returned and node not in self._channels_last:
@@ -214,29 +196,26 @@ class Places:
         begins = self._end_of_stem()
         places = []
         for stage, following in itertools.pairwise(stages):
-            # a global pool is no stage
-            if self._area(following[0]) > 1:
-                ends = [node for node in stage if node.index > begins and self._area(node) == self._area(stage[0])]
-                places += self._end(ends)
+            ends = [node for node in stage if node.index > begins and self._area(node) == self._area(stage[0])]
+            hosts = [call for node in ends for call in self.flow.calls if call.output is node and self._can_host(call)]
+            # a global pool does not begin a stage
+            if hosts and self._area(following[0]) > 1:
+                # an output from deep inside the next block belongs to that block
+                level = min(call.level for call in hosts)
+                places.append(self._end([call for call in hosts if call.level == level][-1]))
         return places
 
-    def _end(self, nodes: list[Node]) -> list[Place]:
-        """Return a place at the last of these tensors that is the output of a whole part of the network."""
-        hosts = [call for node in nodes for call in self.flow.calls if call.output is node and self._can_host(call)]
-        if not hosts:
-            return []
-        # what a module deep inside the next block has done belongs to that block
-        level = min(call.level for call in hosts)
-        end = [call for call in hosts if call.level == level][-1]
+    def _end(self, end: Call) -> Place:
+        """Return the place at the output of a part of the network."""
         assert end.output is not None
         label, host = self.names[end.module], self._own_host(end, end.output)
         taker = self._taker(end.output) if isinstance(host.module, _CONTAINERS) else None
         if taker is not None:
-            return [self._place(label, "before", taker, end.output, self._owner(taker.module))]
-        return [self._place(label, "behind", host, end.output, self._owner(host.module))]
+            return self._place(label, "before", taker, end.output, self._owner(taker.module))
+        return self._place(label, "behind", host, end.output, self._owner(host.module))
 
     def _taker(self, node: Node) -> Call | None:
-        """Return the outermost call of a module, no container, to which all goes that is computed from `node`."""
+        """Return the outermost call that takes all of `node`'s uses, of a module that is no container."""
         takers = (
             call
             for call in self.flow.calls
@@ -245,9 +224,9 @@ class Places:
         return next((call for call in takers if all(call in consumer.calls for consumer in node.consumers)), None)
 
     def _own_host(self, call: Call, node: Node) -> Call:
-        """Return the outermost call inside `call` that returned `node` and can have the attention as a child itself.
+        """Return the outermost call inside `call` that returned `node`, of a module that can own the attention.
 
-        So that a part of the network that is taken out takes its attention along.
+        A part that is taken out of the network then takes its attention along.
         """
         inside = [
             inner
@@ -257,7 +236,7 @@ class Places:
         return min(inside, key=lambda inner: inner.level, default=call)
 
     def _cuts(self) -> Iterator[Node]:
-        """Yield the tensors through which everything goes that comes from the network's input."""
+        """Yield the tensors that everything computed from the input passes through."""
         last_use = -1
         for node in self.flow.nodes:
             if node in self._dependent:
@@ -266,10 +245,9 @@ class Places:
                 last_use = max([last_use, *(consumer.index for consumer in node.consumers)])
 
     def _end_of_stem(self) -> int:
-        """Return up to which tensor a network's stem goes: to its first residual block, or its second convolution."""
+        """Return the index of the tensor that ends the stem: before the first residual block or second convolution."""
         for node in self.flow.nodes:
-            residual = self._residual(node)
-            if residual is not None:
+            if self._residual(node) is not None:
                 return min(source.index for source in node.inputs)
         weighted = [node for node in self.flow.nodes if node.is_weighted]
         return weighted[1].index if len(weighted) > 1 else 0
@@ -278,7 +256,7 @@ class Places:
         """Return a place behind each module whose name matches one of the shell-style patterns.
 
         Raises:
-            UserError: A pattern that matches no module, or a module that does not return features, or not once.
+            UserError: A pattern matches no module, or a module does not return features, or is not called once.
         """
         chosen: dict[str, nn.Module] = {}
         for pattern in patterns:
@@ -316,77 +294,50 @@ class Places:
         return self._place(name, "behind", host, node, self._owner(host.module))
 
     def squeezes(self) -> list[Place]:
-        """Return a place instead of each squeeze-and-excitation module that the network has.
+        """Return the place of each squeeze-and-excitation module, which attention replaces.
 
         Raises:
             UserError: There is none.
         """
-        found = [
-            call
-            for call in self.flow.calls
-            if _SQUEEZE.fullmatch(type(call.module).__name__)
-            and call.output is not None
-            and [call.output.shape] == [entry.shape for entry in call.entries]
-            and self.flow.num_calls(call.module) == 1
-        ]
-        if not found:
-            raise UserError("the network has no squeeze-and-excitation module to replace; leave out replace")
         places = []
-        for call in found:
-            assert call.output is not None
-            owner, _, name = self.names[call.module].rpartition(".")
-            size = (call.output.shape[2], call.output.shape[3])
-            host = self.names[call.module]
-            places.append(Place(host, "instead of", host, owner, name, call.output.shape[1], size, keeper=owner))
+        for call in self.flow.calls:
+            output, host = call.output, self.names.get(call.module, "")
+            is_squeeze = _SQUEEZE.fullmatch(type(call.module).__name__) and self.flow.num_calls[call.module] == 1
+            if host and is_squeeze and output is not None and [output.shape] == [entry.shape for entry in call.entries]:
+                owner, _, name = host.rpartition(".")
+                size = (output.shape[2], output.shape[3])
+                places.append(Place(host, "instead of", host, owner, name, output.shape[1], size, keeper=owner))
+        if not places:
+            raise UserError("the network has no squeeze-and-excitation module to replace; leave out replace")
         return places
 
     def _place(self, label: str, kind: Kind, host: Call, node: Node, owner: tuple[str, str]) -> Place:
-        name = self.names[host.module]
-        return Place(
-            label,
-            kind,
-            name,
-            *owner,
-            node.shape[1],
-            (node.shape[2], node.shape[3]),
-            self._keeper(name, owner[0]),
-            self._feeder(host),
-            self._follower(host, node),
-        )
-
-    def _keeper(self, host: str, owner: str) -> str:
-        """Return the name of the nearest module around host and owner that no tool rebuilds as a layer."""
-        if host == owner and not is_layer(self.modules[host]):
-            return host
-        path = host
-        while path:
-            path = path.rpartition(".")[0]
-            module = self.modules[path]
-            if not isinstance(module, _CONTAINERS) and not is_layer(module) and relative(owner, path) is not None:
-                return path
-        return ""
-
-    def _feeder(self, host: Call) -> str | None:
-        """Return the name of the convolution into which a tool may fold the host, a norm; None where there is none."""
-        if not is_norm(host.module) or len(host.entries) != 1:
-            return None
-        source = host.entries[0]
-        given = (call for call in self.flow.producers(source) if isinstance(call.module, CONVOLUTIONS))
-        return next((self.names[call.module] for call in given if self.flow.num_calls(call.module) == 1), None)
-
-    def _follower(self, host: Call, node: Node) -> str | None:
-        """Return the name of the norm that a tool may fold into the host, a convolution; None where there is none."""
-        if not isinstance(host.module, CONVOLUTIONS):
-            return None
-        taking = (call for call in self.flow.calls if call.entries == (node,) and is_norm(call.module))
-        return next((self.names[call.module] for call in taking), None)
+        """Return the place of attention at a call, with the names that keep it there (see `Place`)."""
+        keeper = name = self.names[host.module]
+        if name != owner[0] or is_layer(host.module):
+            while keeper:
+                keeper = keeper.rpartition(".")[0]
+                module = self.modules[keeper]
+                is_around = relative_name(owner[0], keeper) is not None
+                if is_around and not isinstance(module, _CONTAINERS) and not is_layer(module):
+                    break
+        feeder = follower = None
+        if is_norm(host.module) and len(host.entries) == 1:
+            for call in self.flow.producers(host.entries[0]):
+                if isinstance(call.module, CONVOLUTIONS) and self.flow.num_calls[call.module] == 1:
+                    feeder = self.names[call.module]
+                    break
+        if isinstance(host.module, CONVOLUTIONS):
+            takers = (call for call in self.flow.calls if call.entries == (node,) and is_norm(call.module))
+            follower = next((self.names[call.module] for call in takers), None)
+        size = (node.shape[2], node.shape[3])
+        return Place(label, kind, name, *owner, node.shape[1], size, keeper, feeder, follower)
 
     def _owner(self, module: nn.Module) -> tuple[str, str]:
-        """Return the name of a module that takes a child without calling it, and what the child is called.
+        """Return the name of the module that gets the attention of `module` as a child, and the child's name.
 
-        The module itself, or the nearest around it that is neither a norm, which tools rebuild, nor a container. A norm
-        inside containers of the network itself has the child itself, so that such a part takes it along when it is
-        taken out (`model.features`).
+        It is the module itself, or the nearest around it that is neither a norm, which tools rebuild, nor a container.
+        A norm inside `model.features` and the like has the child itself: if that part is taken out, so is the child.
         """
         own = path = self.names[module]
         rest: list[str] = []
@@ -398,21 +349,17 @@ class Places:
         return path, self._free(self.modules[path], "_".join([*rest, "attention"]))
 
     def _can_host(self, call: Call) -> bool:
-        """Return whether attention can stand behind a call: of a module that is called once, and has an owner."""
+        """Return whether attention can stand behind a call: its module is called once, and there is an owner."""
         module = call.module
-        if not self.names.get(module) or self.flow.num_calls(module) > 1:
+        if not self.names.get(module) or self.flow.num_calls[module] > 1:
             return False
         return not isinstance(self.modules[self._owner(module)[0]], _CONTAINERS)
 
-    def _free(self, module: nn.Module, name: str) -> str:
-        number, free = 1, name
-        while hasattr(module, free):
-            number, free = number + 1, f"{name}{number + 1}"
-        return free
-
-
-def _is_ours(module: nn.Module) -> TypeGuard[BasicBlock | Bottleneck]:
-    return isinstance(module, (BasicBlock, Bottleneck))
+    @staticmethod
+    def _free(module: nn.Module, name: str) -> str:
+        """Return `name`, with a number if the module has such an attribute already."""
+        candidates = itertools.chain([name], (f"{name}{number}" for number in itertools.count(2)))
+        return next(free for free in candidates if not hasattr(module, free))
 
 
 def _depths(nodes: list[Node]) -> dict[Node, int]:

@@ -1,26 +1,74 @@
-"""What attention would be put where, and what it would add."""
+"""Places for attention in a network, and the plan that lists them before anything is changed."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ..base.tables import Table, rich_tables, text
-from .place import Place, Skipped
+
+Kind = Literal["behind", "before", "instead of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """One place for attention. All names are names of modules in the network.
+
+    Attributes:
+        label: The block, stage or module that the place belongs to.
+        kind: Attention takes the host's output ("behind"), makes its input ("before"), or replaces it ("instead of").
+        host: The module where attention stands.
+        owner: The module that gets the attention as a child.
+        name: The child's name.
+        channels: Channels of the features there.
+        size: Their height and width for the example input.
+        keeper: The module around host and owner that checks, at each forward pass, that the attention is still there.
+        feeder: If the host is a norm: the convolution before it.
+        follower: If the host is a convolution: the norm behind it.
+    """
+
+    label: str
+    kind: Kind
+    host: str
+    owner: str
+    name: str
+    channels: int
+    size: tuple[int, int]
+    keeper: str = ""
+    feeder: str | None = None
+    follower: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the part that a plan shows, as JSON values."""
+        shown = ("label", "kind", "host", "owner", "name", "channels")
+        return {**{name: getattr(self, name) for name in shown}, "size": list(self.size)}
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A residual block that cannot take attention.
+
+    Attributes:
+        label: Name of the block.
+        reason: Why not.
+    """
+
+    label: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Where `attend` puts attention.
+    """Where `attend` would put attention, and what that adds.
 
     Attributes:
         attention: Its name.
         start: "identity" or "paper".
-        places: Where, in order of execution.
-        skipped: Residual blocks that cannot take it, and why.
-        num_params: Parameters of the network without it.
-        added_params: Parameters that it adds, by place; less those of what it replaces.
-        in_norm: Which places share the passes of a BatchNorm before them.
+        places: In order of execution.
+        skipped: Residual blocks that cannot take attention, and why.
+        num_params: Parameters of the network without attention.
+        added_params: Parameters that each place adds, less those of a module that is replaced.
+        in_norm: Whether each place shares the passes of the BatchNorm before it.
     """
 
     attention: str
@@ -32,7 +80,7 @@ class Plan:
     in_norm: tuple[bool, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
+        """Return the plan as JSON values."""
         rows = [
             {**place.to_dict(), "added_params": added, "in_norm": in_norm}
             for place, added, in_norm in zip(self.places, self.added_params, self.in_norm, strict=True)
@@ -47,7 +95,7 @@ class Plan:
         }
 
     def tables(self) -> list[Table]:
-        """Return it for a terminal."""
+        """Return the plan as a table for a terminal."""
         rows = [
             (
                 f"{place.owner}.{place.name}".lstrip("."),

@@ -18,7 +18,7 @@ from ..base.errors import UserError, check_factor
 from ..base.randomness import seeded
 from ..base.words import brief, cause, suggest
 from ..insert.attend import attend
-from ..insert.host import renamed
+from ..insert.attending import renamed
 from ..models.article import ARTICLE_NETWORKS, ArticleResNeXt
 from ..models.initialization import resolve_seed
 from ..models.resnet import RESNETS, ResNet
