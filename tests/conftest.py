@@ -39,13 +39,16 @@ def pytest_addoption(parser):
 
 @pytest.fixture
 def whatwhere(capsys, monkeypatch):
-    """The command, in this process: exit status, standard output, standard error."""
+    """The command, in this process: exit status, standard output, standard error.
+
+    `compare` calls `run_comparison` if it is given.
+    """
     from whatwhere import cli
 
-    def run(*arguments):
+    def run(*arguments, run_comparison=None):
         monkeypatch.setattr(sys, "argv", ["whatwhere", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            cli.main(run_comparison)
         printed = capsys.readouterr()
         return stop.value.code or 0, printed.out, printed.err
 

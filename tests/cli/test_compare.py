@@ -8,9 +8,8 @@ import pytest
 from comparisons import BACKBONE, OPTIONS, Comparisons
 from pictures import make_folder
 from whatwhere import UserError
-from whatwhere.comparison import processes
-from whatwhere.comparison import run as comparison_module
 from whatwhere.comparison.arms import Arm
+from whatwhere.comparison.runs import run_shards
 
 SMALL = [text for name, value in OPTIONS.items() for text in (f"--{name.replace('_', '-')}", value)]
 
@@ -27,32 +26,31 @@ def patterns(tmp_path_factory):
 
 
 @pytest.fixture
-def asked(whatwhere, monkeypatch):
+def asked(whatwhere):
     """Return what a call of `whatwhere compare` asks for, which is then not done."""
     seen = {}
 
     def run_comparison(data, given, request, place, **others):
         seen.update(data=data, given=given, request=request, place=place, **others)
 
-    monkeypatch.setattr(comparison_module, "run_comparison", run_comparison)
-
     def call(*arguments):
-        assert whatwhere("compare", *arguments) == (0, "", "")
+        assert whatwhere("compare", *arguments, run_comparison=run_comparison) == (0, "", "")
         return seen
 
     return call
 
 
 @pytest.fixture
-def compare(patterns, tmp_path, whatwhere, monkeypatch):
+def compare(patterns, tmp_path, whatwhere):
     """The command on images; training is pretended, se helps by two points."""
-    compared = Comparisons(patterns, tmp_path / "out", monkeypatch)
+    compared = Comparisons(patterns, tmp_path / "out")
     compared.figures = lambda arm, seed: (
         0.8 + 0.0007 * (3 * int(seed) % 7) + (arm == "se") * (0.02 + 0.0001 * int(seed))
     )
 
     def call(*arguments):
-        return whatwhere("compare", patterns, "--backbone", BACKBONE, *SMALL, "--out", compared.out, *arguments)
+        given = ("--backbone", BACKBONE, *SMALL, "--out", compared.out, *arguments)
+        return whatwhere("compare", patterns, *given, run_comparison=compared.run_comparison)
 
     call.compared = compared
     return call
@@ -94,13 +92,11 @@ def test_the_command_line_wins_over_the_file(asked, tmp_path):
     assert asked("photos", "--config", "my.yaml", "--epochs", "9")["given"] == {"epochs": 9, "lr": 0.001}
 
 
-def test_processes_get_the_same_options_and_a_share_each(asked, monkeypatch):
-    started = []
-    monkeypatch.setattr(processes, "run_shards", lambda *arguments, **named: started.append((arguments, named)))
+def test_processes_get_the_same_options_and_a_share_each(asked):
     line = "photos --shard 2/3 --processes=2 --seeds 4 --json"
-    asked(*line.split())["place"].spread()
-    named = {"num_gpus": 1, "command": f"whatwhere compare {line}"}
-    assert started == [((["photos", "--seeds", "4", "--json"], (2, 3), 2), named)]
+    spread = asked(*line.split())["place"].spread
+    assert (spread.func, spread.args) == (run_shards, (["photos", "--seeds", "4", "--json"], (2, 3), 2))
+    assert spread.keywords == {"num_gpus": 1, "command": f"whatwhere compare {line}"}
 
 
 def test_a_process_of_a_comparison_says_how_the_whole_goes_on(asked):
@@ -113,7 +109,7 @@ def test_a_process_of_a_comparison_says_how_the_whole_goes_on(asked):
 def test_tables_a_page_and_files(compare, tmp_path):
     status, out, err = compare("--attention", "none,se", "--seeds", "6")
     assert (status, err) == (0, "")
-    assert "run 1 of 12: none, seed 0: 80.00% of the test images" in out
+    assert "run 1 of 12: none, seed 0: 80.00% of the test images, 1 min; about 11 min left\n" in out
     assert "se    helps" in out
     assert out.endswith(f"The report: {tmp_path / 'out' / 'report.html'}\n")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [

@@ -5,18 +5,18 @@ import os
 import shutil
 from collections import Counter
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 import torchvision
 
+from comparisons import pretended_costs
 from pictures import make_folder, picture
 from whatwhere import UserError, create_model
-from whatwhere.comparison import costs
-from whatwhere.comparison import run as comparison_module
 from whatwhere.comparison.arms import parse_arms
+from whatwhere.comparison.costs import measure_costs
 from whatwhere.training.run_folder import RunFolder
-from whatwhere.training.train import Run
 from whatwhere.training.trainer import Diverged, LossNotFinite
 
 UNKNOWN, SAME = "cannot tell yet", "no practical difference"
@@ -43,21 +43,16 @@ def everything_in(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_an_arm_against_itself_comes_to_exactly_nothing(compared, monkeypatch):
-    monkeypatch.setattr(comparison_module, "measure_costs", costs.measure_costs)
-    there, judged, evaluate = [], Counter(), Run.evaluate
-
-    def counted(self, model, part, **options):
-        judged[part] += 1
-        return evaluate(self, model, part, **options)
-
-    monkeypatch.setattr(Run, "evaluate", counted)
+def test_an_arm_against_itself_comes_to_exactly_nothing(compared):
+    compared.measure, there = measure_costs, []
     compared.before = lambda arm, seed: there.append(sorted(path.name for path in compared.out.iterdir()))
     content = compared(seeds=6)
     # the design is written before the first run begins; seed by seed, so that pairs are complete early
     assert there[0] == [".lock", "compare.json", "cost.json"]
     assert compared.trained == [f"runs/{arm}/seed-{seed}" for seed in range(6) for arm in ("none", "again")]
-    assert judged["test"] == 12
+    # the test images are used once
+    runs = [f"{arm}, seed {seed}: evaluating (test)" for seed in range(6) for arm in ("none", "again")]
+    assert {what: count for what, count in compared.done.items() if "(test)" in what} == dict.fromkeys(runs, 1)
     again = arm_of(content)
     assert again["differences"] == [0.0] * 6
     assert len(set(again["baseline"])) > 1
@@ -87,9 +82,45 @@ def test_a_finished_run_is_read_once_however_many_follow(pretended, monkeypatch)
     pretended("none,se", seeds=6)
     began = read.copy()
     pretended("none,se", seeds=6)
-    # once for the estimate of the time, once for the look
-    assert max(began.values()) <= 2
-    assert max((read - began).values()) <= 2
+    assert set(began.values()) == set((read - began).values()) == {1}
+    pretended.out = pretended.out.with_name("looks")
+    pretended("none,se,cbam", seeds=6, max_seeds=18)
+    assert {count for path, count in read.items() if pretended.out in path.parents} == {1}
+
+
+def test_how_long_it_takes_and_what_fits_an_hour_are_said_first(pretended, tmp_path):
+    data = make_folder(tmp_path / "mine", splits={"train": 8, "val": 4, "test": 6})  # images of each of 3 classes
+    asked, seen = [], []
+
+    def measure(design, num_classes, device):
+        models = [design.run_options(arm.name, 0)["model"] for arm in design.arms]
+        asked.append(models)
+        costs = pretended_costs(design, num_classes, device)
+        step, forward = (1e4, 1e3) if models == ["resnet8"] else (1e5, 1e4)
+        rows = [msgspec.structs.replace(row, training_step_ms=step, forward_ms=forward) for row in costs.rows]
+        return msgspec.structs.replace(costs, rows=tuple(rows))
+
+    pretended.measure, pretended.figures = measure, lambda arm, seed: 0.8
+    pretended.before = lambda arm, seed: seen.append(list(pretended.lines))
+    pretended("none,se", seeds=8, data=data)
+    # 16 images train in 100 s and are evaluated in 10 s; 24 train, 2 x 12 + 18 are evaluated: 176.25 s a run
+    assert seen[0][-1] == (
+        "16 runs to do: about 47 min one after another, not counting the start of each run and the reading of images"
+    )
+    assert asked == [["resnext11_8x8d", "se_resnext11_8x8d"]]
+    pretended("none,se", seeds=9, data=data)
+    assert seen[16][-2].startswith("2 runs to do: about 6 min one after another, ")
+    assert seen[16][-1] == "16 of 18 runs are finished already"
+    asked.clear()
+    pretended.out = tmp_path / "longer"
+    pretended("none,se", seeds=8, data=data, lr_search=(0.1, 0.2, 0.4))
+    # 6 more runs, without the test images, take 165 s each
+    assert seen[18][-2].startswith("22 runs to do: about 1 h 4 min one after another, ")
+    assert asked[1:] == [["resnext11_8x8d"], ["resnet18"], ["resnet20"], ["resnet8"]]
+    assert seen[18][-1] == (
+        "an hour is enough for: --backbone resnet8 --image-size 32 --epochs 1 --seeds 6 (about 7 min), with another "
+        "--out"
+    )
 
 
 def prints(compared, arm):

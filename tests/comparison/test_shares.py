@@ -130,6 +130,21 @@ def test_shares_of_a_search_wait_for_each_other_and_are_collected(searching, tmp
     assert without_times(searching.collect()) == whole
 
 
+def test_a_finished_share_of_a_search_starts_again_and_finds_nothing_to_do(searching):
+    for index in (2, 1, 2, 2):
+        assert searching("none,se", seeds=2, lr_search=(0.1, 0.2), shard=(index, 2)) is None
+    assert searching.trained == []
+    # a later arm is searched, and the runs of the others keep their rates
+    for index in (2, 1, 2):
+        assert searching("none,se,cbam", seeds=2, shard=(index, 2)) is None
+    assert searching.trained == ["runs/cbam/seed-1"]
+    searching("none,se,cbam", seeds=2, shard=(1, 2))
+    assert {arm: searching.run(arm, 0)["config"]["lr"] for arm in ("none", "se", "cbam")} == {
+        "none": 0.1, "se": 0.2, "cbam": 0.2
+    }  # fmt: skip
+    assert len(searching.collect()["runs"]) == 6
+
+
 @pytest.mark.parametrize("shard", [None, (1, 1)])
 def test_a_search_that_fails_says_so(searching, shard):
     def fail(arm, seed):

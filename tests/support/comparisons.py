@@ -1,9 +1,9 @@
 """Comparisons of small networks, with real or pretended training."""
 
+import itertools
 import json
+from collections import Counter
 
-from whatwhere.comparison import run as comparison_module
-from whatwhere.comparison import runs as runs_module
 from whatwhere.comparison.arms import parse_arms
 from whatwhere.comparison.content import CostRow, Costs
 from whatwhere.comparison.design import Request
@@ -11,6 +11,7 @@ from whatwhere.comparison.run import Place, collect, run_comparison
 from whatwhere.training.distributed import team
 from whatwhere.training.run_folder import RESULT, EpochLine, RunFolder
 from whatwhere.training.setup import prepare_images, resolve
+from whatwhere.training.train import run_training
 
 BACKBONE = "resnext11_8x8d"
 OPTIONS = {"image_size": 16, "epochs": 1, "batch_size": 16, "device": "cpu", "workers": 0}
@@ -29,16 +30,22 @@ class Comparisons:
         trained: Folders of the runs that the latest one began, under `out`.
         figures: Stands in for training where it is set: called with arm and seed (or learning rate), returns accuracy.
         before: Called with arm and seed before each run.
-        lines, warnings: What the screen heard.
+        measure: Measures the costs; pretended unless it is set.
+        clock: Returns the time in seconds; a minute passes between two calls.
+        lines, warnings, done: What the screen heard; done counts by text what came to its end.
     """
 
-    def __init__(self, data, out, monkeypatch):
+    def __init__(self, data, out):
         self.data, self.out = data, out
-        self.trained, self.lines, self.warnings = [], [], []
-        self.figures, self.before = None, lambda arm, seed: None
-        self._train = runs_module.run_training
-        monkeypatch.setattr(runs_module, "run_training", self._run_training)
-        monkeypatch.setattr(comparison_module, "measure_costs", _pretended_costs)
+        self.trained, self.lines, self.warnings, self.done = [], [], [], Counter()
+        self.figures, self.before, self.measure = None, lambda arm, seed: None, pretended_costs
+        self.clock = itertools.count(0, 60).__next__
+
+    def run_comparison(self, *arguments, **named):
+        """Compare, with the training, costs and clock of this object."""
+        return run_comparison(
+            *arguments, **named, train=self._train, measure=self.measure, clock=lambda: float(self.clock())
+        )
 
     def __call__(self, arms="none,again=none", seeds=2, shard=None, data=None, given=(), **request):
         """Return the result of a comparison."""
@@ -46,7 +53,9 @@ class Comparisons:
         arms = None if arms is None else parse_arms(arms)
         asked = Request(**{"backbone": BACKBONE, "arms": arms, "num_seeds": seeds, **request})
         given, place = {**OPTIONS, **dict(given)}, Place(self.out, shard)
-        content = run_comparison(str(data or self.data), given, asked, place, command="whatwhere compare", screen=self)
+        content = self.run_comparison(
+            str(data or self.data), given, asked, place, command="whatwhere compare", screen=self
+        )
         return None if content is None else content.to_dict()
 
     def collect(self, data=None, **request):
@@ -64,14 +73,15 @@ class Comparisons:
     def warn(self, text):
         self.warnings.append(text)
 
-    def progress(self, what, done, total): ...
+    def progress(self, what, done, total):
+        self.done[what] += done == total
 
-    def _run_training(self, data, given, *, out, screen, **others):
+    def _train(self, data, given, *, out, screen, **others):
         self.trained.append(out.relative_to(self.out).as_posix())
         arm, seed = out.parent.name, out.name.partition("-")[2]
         self.before(arm, seed)
         if self.figures is None:
-            return self._train(data, given, out=out, screen=screen, folder_class=WithoutPictures, **others)
+            return run_training(data, given, out=out, screen=screen, folder_class=WithoutPictures, **others)
         return _pretend(data, given, out, self.figures(arm, seed), screen)
 
 
@@ -97,7 +107,7 @@ def _pretend(data, given, out, accuracy, screen):
     return result
 
 
-def _pretended_costs(design, num_classes, device):
+def pretended_costs(design, num_classes, device):
     figures = {"num_params": 1, "macs": 1, "saved_bytes": 1}
     figures |= {"forward_ms": 1.0, "training_step_ms": 3.0, "images_per_second": 1000.0}
     rows = tuple(CostRow(arm=arm.name, **figures) for arm in design.arms)

@@ -31,15 +31,19 @@ app = typer.Typer(
 )
 
 
-def main() -> None:
-    """Run the command line; a `UserError` or a usage error becomes one sentence on standard error, exit status 2."""
+def main(run: Any = None) -> None:
+    """Run the command line; a `UserError` or a usage error becomes one sentence on standard error, exit status 2.
+
+    Args:
+        run: Called by `compare` in place of `run_comparison`; for tests.
+    """
     command = typer.main.get_command(app)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a class or a file may have a name that the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
-            status = command.main(prog_name="whatwhere", standalone_mode=False)
+            status = command.main(prog_name="whatwhere", standalone_mode=False, obj=run)
         finally:
             sys.stdout.flush()
         if status == 130:

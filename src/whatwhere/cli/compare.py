@@ -1,7 +1,9 @@
-"""`whatwhere compare`: options, screen, report."""
+"""`whatwhere compare`: its options, and what it prints."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
 import sys
 from collections.abc import Callable
@@ -23,118 +25,89 @@ _PANEL = "Comparison"
 _REPORT = "report.html"
 
 
-def _option(kind: Any, help: str, *names: str, metavar: str | None = None) -> Any:
-    return Annotated[kind, typer.Option(*names, metavar=metavar, help=help, rich_help_panel=_PANEL, show_default=False)]
+def _option(name: str, kind: Any, help: str, metavar: str | None = None, flag: str | None = None) -> inspect.Parameter:
+    names = (flag,) if flag else ()
+    details = typer.Option(*names, metavar=metavar, help=help, rich_help_panel=_PANEL, show_default=False)
+    return own_parameter(name, Annotated[kind, details], False if kind is bool else None)
 
 
-_OWN: tuple[tuple[str, Any, Any], ...] = (
-    (
-        "backbone",
-        _option(str | None, "Network without attention. (default: by the images, as `train`)", metavar="NAME"),
-        None,
-    ),
-    (
+_OWN = (
+    _option("backbone", str | None, "Network without attention. (default: by the images, as `train`)", "NAME"),
+    _option(
         "arms",
-        _option(
-            str | None,
-            "Arms: none, se, cbam or another attention, MODULE:NAME of your own, wide (the backbone with as many "
-            "parameters as the largest arm, or wide:ARM's); NAME=ARM calls it otherwise. (default: none,se,cbam)",
-            "--attention",
-            metavar="ARMS",
-        ),
-        None,
+        str | None,
+        "Arms: none, se, cbam or another attention, MODULE:NAME of your own, wide (the backbone with as many "
+        "parameters as the largest arm, or wide:ARM's); NAME=ARM calls it otherwise. (default: none,se,cbam)",
+        "ARMS",
+        "--attention",
     ),
-    ("seeds", _option(int | None, "Runs of each arm, with seeds 0, 1, ... (default: 8)", metavar="N"), None),
-    (
+    _option("seeds", int | None, "Runs of each arm, with seeds 0, 1, ... (default: 8)", "N"),
+    _option(
         "max_seeds",
-        _option(
-            int | None,
-            "Go on to so many where fewer cannot tell, looking after each further --seeds of them. (default: stop, "
-            "with a fifth of the error kept for seeds added later)",
-            metavar="N",
-        ),
-        None,
+        int | None,
+        "Go on to so many where fewer cannot tell, looking after each further --seeds of them. (default: stop, with a "
+        "fifth of the error kept for seeds added later)",
+        "N",
     ),
-    (
-        "margin",
-        _option(float | None, "Least difference that matters, in points. (default: 0.5)", metavar="X"),
-        None,
-    ),
-    (
+    _option("margin", float | None, "Least difference that matters, in points. (default: 0.5)", "X"),
+    _option(
         "metric",
-        _option(
-            str | None,
-            "accuracy, balanced_accuracy, macro_f1, auroc, loss, calibration_error. (default: accuracy)",
-            metavar="NAME",
-        ),
-        None,
+        str | None,
+        "accuracy, balanced_accuracy, macro_f1, auroc, loss, calibration_error. (default: accuracy)",
+        "NAME",
     ),
-    (
-        "baseline",
-        _option(str | None, "The arm that the others are compared with. (default: none)", metavar="ARM"),
-        None,
-    ),
-    (
+    _option("baseline", str | None, "The arm that the others are compared with. (default: none)", "ARM"),
+    _option(
         "lr_search",
-        _option(
-            str | None,
-            "Learning rates, such as 0.02,0.05,0.1, of which each arm takes its best by validation images.",
-            metavar="X,X",
-        ),
-        None,
+        str | None,
+        "Learning rates to try, such as 0.02,0.05,0.1; each arm takes its best by validation images.",
+        "X,X",
     ),
-    (
+    _option(
         "leave_out",
-        _option(
-            str | None,
-            "Seeds whose runs fail for good: they count for no arm, further ones replace them, and the report says so.",
-            metavar="SEED,SEED",
-        ),
-        None,
+        str | None,
+        "Seeds whose runs always fail: they count for no arm, further ones replace them, and the report says so.",
+        "SEED,SEED",
     ),
-    ("out", _option(str | None, "Folder. (default: runs/DATA/compare-BACKBONE)", metavar="DIR"), None),
-    (
-        "processes",
-        _option(int | None, "Runs at the same time. (default: one for each GPU; 1 without)", metavar="N"),
-        None,
-    ),
-    (
-        "shard",
-        _option(str | None, "Do part i of n only, as in 2/8; then --collect where all are together.", metavar="i/n"),
-        None,
-    ),
-    ("collect", _option(bool, "Train nothing: judge what is finished in --out.", "--collect"), False),
-    (
-        "config",
-        _option(Path | None, "YAML with options of the runs; the command line overrides it.", metavar="FILE"),
-        None,
-    ),
-    ("json", _option(bool, "Print the result as JSON; all else to standard error.", "--json"), False),
-    # given to the processes of --processes: what continues the whole
-    ("whole", Annotated[str | None, typer.Option("--whole", hidden=True)], None),
+    _option("out", str | None, "Folder. (default: runs/DATA/compare-BACKBONE)", "DIR"),
+    _option("processes", int | None, "Runs at the same time. (default: one for each GPU; 1 without)", "N"),
+    _option("shard", str | None, "Do part i of n only, as in 2/8; then --collect where all are together.", "i/n"),
+    _option("collect", bool, "Train nothing: judge the finished runs in --out.", flag="--collect"),
+    _option("config", Path | None, "YAML with options of the runs; the command line overrides it.", "FILE"),
+    _option("json", bool, "Print the result as JSON; all else goes to standard error.", flag="--json"),
+    # the command of the whole, for the processes that --processes starts
+    own_parameter("whole", Annotated[str | None, typer.Option("--whole", hidden=True)], None),
 )
 
 
 def compare_command() -> Callable[..., None]:
-    """Return the function that Typer makes the command of: a comparison's options and those of `train`."""
+    """Return the function of the command for Typer: options of a comparison, and those of `train`.
 
-    def compare(data: str, **options: Any) -> None:
-        own = {name: options.pop(name) for name, _, _ in _OWN}
+    The object of Typer's context, if there is one, is called in place of `run_comparison`.
+    """
+
+    def compare(data: str, context: typer.Context, **options: Any) -> None:
+        own = {parameter.name: options.pop(parameter.name) for parameter in _OWN}
         config = own.pop("config")
         given = read_config(config) if config is not None else {}
-        _compare(data, {**given, **given_options(options)}, own)
+        _compare(data, {**given, **given_options(options)}, own, context.obj)
 
     compare.__doc__ = (
         "Does it help? Train arms with and without attention on your images, over seeds, and give a verdict.\n\n"
         "The same command continues what was interrupted; with more --seeds or arms, it adds them."
     )
-    parameters = [own_parameter(*own) for own in _OWN]
     chosen = TELLS_APART - {"attention_kwargs"}
-    parameters += [option_parameter(name) for name in OPTIONS if name not in chosen]
+    parameters = [
+        inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
+        *_OWN,
+        *(option_parameter(name) for name in OPTIONS if name not in chosen),
+    ]
     return with_parameters(compare, "Images, as `whatwhere train` takes them.", parameters)
 
 
-def _compare(data: str, given: dict[str, Any], own: dict[str, Any]) -> None:
+def _compare(
+    data: str, given: dict[str, Any], own: dict[str, Any], run: Callable[..., Content | None] | None = None
+) -> None:
     from ..comparison.arms import parse_arms, with_arguments
     from ..comparison.design import Request
     from ..comparison.run import Place, collect, comparison_folder, run_comparison
@@ -169,7 +142,7 @@ def _compare(data: str, given: dict[str, Any], own: dict[str, Any]) -> None:
         else:
             place = Place(out, shard, _spread(given, own["processes"], shard), is_inner=bool(own["whole"]))
             command = own["whole"] or typed_command()
-            content = run_comparison(data, given, request, place, command=command, screen=screen)
+            content = (run or run_comparison)(data, given, request, place, command=command, screen=screen)
     if content is None:
         return
     show_comparison(content, out / _REPORT, own["json"])
@@ -178,21 +151,22 @@ def _compare(data: str, given: dict[str, Any], own: dict[str, Any]) -> None:
 
 
 def _spread(given: dict[str, Any], processes: int | None, shard: tuple[int, int] | None) -> Callable[[], None] | None:
-    """Return what runs the present runs in several processes; None for one."""
-    from ..comparison.processes import default_count, run_shards
+    """Return a function that does the runs in several processes; None for one process."""
+    from ..comparison.runs import default_processes, run_shards
 
     if processes is not None and not 1 <= processes <= 256:
         raise UserError(f"--processes must be from 1 to 256, got {brief(processes)}")
-    num_gpus = default_count(given.get("device", ""))
+    num_gpus = default_processes(given.get("device", ""))
     count = processes or num_gpus
     if count == 1:
         return None
     arguments = _without(sys.argv[2:], ("--shard", "--processes"))
-    return lambda: run_shards(arguments, shard or (1, 1), count, num_gpus=num_gpus, command=typed_command())
+    command = typed_command()
+    return functools.partial(run_shards, arguments, shard or (1, 1), count, num_gpus=num_gpus, command=command)
 
 
 def _without(arguments: list[str], names: tuple[str, ...]) -> list[str]:
-    """Return arguments without these options and their values."""
+    """Return the arguments without these options and their values."""
     kept, skip = [], False
     for argument in arguments:
         if skip:

@@ -1,4 +1,4 @@
-"""What the arms of a comparison cost, side by side on one machine."""
+"""What the arms of a comparison cost, measured in turn on one machine, and about how long its runs take."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from .arms import Arm, build
 from .content import CostRow, Costs
 from .design import Design
 
-_MOST_IMAGES = 8  # a step, above 64 px on a CPU, where one takes seconds
-_SMALL = 64
+Measure = Callable[[Design, int, torch.device], Costs]  # what `measure_costs` is
+
+_MOST_IMAGES, _SMALL = 8, 64  # above 64 px a CPU takes seconds for a larger batch
 _HOUR, _FEWEST_EPOCHS = 3600, 10
 
 
 def measure_costs(design: Design, num_classes: int, device: torch.device) -> Costs:
-    """Return each arm's parameters, MACs, bytes saved for backward, and times, in turn within each round.
+    """Measure each arm's parameters, MACs of one image, and bytes saved for backward and times of a batch.
 
-    At the image size, batch size, memory format and precision of the runs; above 64 px on a CPU with 8 images at most.
-    Parameters and MACs are of one network and one image, bytes and times of the batch.
+    Image size, batch size, memory format and precision are those of the runs; above 64 px on a CPU the batch has 8
+    images at most. The arms take turns, so that a slower moment of the machine slows all of them.
     """
     options = design.options
     size, num_images = options["image_size"], options["batch_size"]
@@ -57,7 +58,10 @@ def measure_costs(design: Design, num_classes: int, device: torch.device) -> Cos
 
 
 def seconds_of_run(costs: Costs, arm: str, epochs: int, num_images: Mapping[str, int]) -> float:
-    """Return about how long a run of `arm` takes: its training steps and evaluations, without reading images.
+    """Estimate the seconds of a run of `arm`: its training steps and evaluations, not its start or reading of images.
+
+    epochs * train * step + ((epochs + 1) * val + test) * forward, with the numbers of images of the parts, and the
+    measured times for an image.
 
     Args:
         costs: The measured costs of the arms.
@@ -71,25 +75,19 @@ def seconds_of_run(costs: Costs, arm: str, epochs: int, num_images: Mapping[str,
     return (epochs * num_images["train"] * step + evaluated * forward) / costs.num_images / 1000
 
 
-def seconds_of(design: Design, costs: Costs, num_images: Mapping[str, int], left: Mapping[str, int]) -> float:
-    """Return about how long the runs of each arm that are `left` take, one after another."""
-    epochs = design.options["epochs"]
-    return sum(count * seconds_of_run(costs, arm, epochs, num_images) for arm, count in left.items())
-
-
 def within_an_hour(
     design: Design,
     num_classes: int,
     num_images: Mapping[str, int],
     device: torch.device,
-    measure: Callable[[Design, int, torch.device], Costs] = measure_costs,
+    measure: Measure = measure_costs,
 ) -> tuple[str, float]:
-    """Return options with which the comparison would take at most an hour on `device`, and about how many seconds.
+    """Return options with which the comparison takes at most an hour on `device`, and about how many seconds.
 
-    The first of smaller networks and images that trains for 10 epochs or more, at most as many as the design's. The
-    speed of the plain network is measured, and attention is counted as half of its time.
+    Takes the first of ever smaller networks that can train for 10 epochs, or for the design's if these are fewer;
+    the last one if none can. The plain network is measured, and half of its time is added for attention.
     """
-    num_runs = LEAST_PAIRS * len(design.arms)
+    num_runs = (LEAST_PAIRS + len(design.lr_search)) * len(design.arms)
     size = design.options["image_size"]
     tried = [(design.backbone, size), ("resnet18", min(size, 64)), ("resnet20", 32), ("resnet8", 32)]
     for backbone, pixels in dict.fromkeys(tried):

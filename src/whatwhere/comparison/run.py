@@ -1,12 +1,12 @@
-"""A comparison from DATA to its report: what `whatwhere compare` calls."""
+"""A comparison from DATA to its report, from top to bottom: what `whatwhere compare` calls."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from ..statistics.verdict import judge
 from ..training.config import FREE
 from ..training.distributed import team
 from ..training.setup import check_apart, prepare_images, resolve
+from ..training.train import run_training
 from .content import Content, Costs
-from .costs import measure_costs, seconds_of, within_an_hour
+from .costs import Measure, measure_costs, seconds_of_run, within_an_hour
 from .design import (
     Design,
     Request,
@@ -40,21 +41,21 @@ from .design import (
     with_full_name,
 )
 from .gather import Gathered
-from .runs import Runner, RunScreen, Task, chosen_rates, failed, search_tasks, share, tasks
+from .runs import Runner, Runs, RunScreen, Task, failed, share
 
 _HOUR = 3600
 COST, RESULTS, VERDICT = "cost.json", "results.csv", "verdict.json"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Place:
     """Where a comparison is, and which part of it this process does.
 
     Attributes:
         out: Its folder.
-        shard: (i, n), the share of the runs, counted from 1; None for all, and the verdict.
-        spread: Runs the present runs in several processes, where there are to be some.
-        is_inner: Whether this process is one of these; then another speaks of the whole.
+        shard: (i, n), the share of the runs, counted from 1; None for all of them and the verdict.
+        spread: Does the runs in several processes; None does them in this one.
+        is_inner: Whether this process is one of those; the outer process then shows what concerns the whole.
     """
 
     out: Path
@@ -64,27 +65,38 @@ class Place:
 
 
 def run_comparison(
-    data: str, given: Mapping[str, Any], request: Request, place: Place, *, command: str, screen: Screen
+    data: str,
+    given: Mapping[str, Any],
+    request: Request,
+    place: Place,
+    *,
+    command: str,
+    screen: Screen,
+    train: Callable[..., dict[str, Any] | None] = run_training,
+    measure: Measure = measure_costs,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Content | None:
-    """Train what is missing of a comparison, judge it, and return what its report shows; None for a shard.
+    """Do the missing runs of a comparison, judge all of them, and return what the report shows; None for a share.
 
-    The folder gets `compare.json` (the design, before the first run), `cost.json`, `runs/ARM/seed-N/`, and in the end
+    The folder gets `compare.json` (the design) before the first run, `cost.json`, `runs/ARM/seed-N/`, and at the end
     `results.csv` and `verdict.json`.
 
     Args:
         data: As `find_source` takes it.
-        given: Options of `train` for every run; those left out are chosen, once for all runs.
-        request: What is compared.
-        place: Where, and which part.
-        command: What to type to continue.
-        screen: Hears of the progress.
+        given: Options of `train` for every run; the others are chosen once for all runs.
+        request: What to compare.
+        place: The folder, and the part that this process does.
+        command: Command that continues the comparison, for messages.
+        screen: Shows messages and progress.
+        train: Trains one run, as `run_training` does.
+        measure: Measures the cost of each arm.
+        clock: Returns the time in seconds.
 
     Raises:
-        UserError: Anything that the user can mend.
+        UserError: Anything that the user can correct.
         Stopped: A run was asked to stop and is saved.
     """
-    # torchrun's variable, asked before `team` would join its processes
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # before `team` joins torchrun's processes
         raise UserError("compare spreads its runs over the GPUs by itself; start it without torchrun")
     check_given(data, given, request)
     request = with_full_name(request)
@@ -94,7 +106,7 @@ def run_comparison(
         raise UserError(
             f"there is no comparison in {str(place.out)!r} yet; seeds can be left out once a run has failed"
         )
-    # what is wrong in itself is said before a long check of the images
+    # a wrong request fails before the images are checked, which takes long
     if stored is None:
         asked = asked_for(request)
     else:
@@ -109,65 +121,47 @@ def run_comparison(
             config = resolve(data, {**given, "seed": 0}, prepared, processes)
             design = begun(data, config, prepared, request.backbone, asked)
         design = completed(data, design, request, prepared, place.out)
-        free = {name: value for name, value in given.items() if name in FREE}
-        free.setdefault("device", str(processes.device))
-        whose = f" of part {place.shard[0]}/{place.shard[1]}" if place.shard else ""
-        runner = Runner(data, free, command, screen, whose, warned=warned)
+        free = {"device": str(processes.device)} | {name: value for name, value in given.items() if name in FREE}
+        part = f" of part {place.shard[0]}/{place.shard[1]}" if place.shard else ""
+        runner = Runner(data, free, command, screen, part, warned, train, clock)
         check_writable(place.out)
         with contextlib.nullcontext() if place.shard else locked(place.out):
             if design != stored:
                 design.write(place.out)
-            if not place.is_inner:
-                _say_what_stays(design, request, screen)
             if stored is None and request.backbone is None:
                 size, kind = design.options["image_size"], processes.device.type.upper()
                 screen.line(f"backbone: {design.backbone}, chosen for {size} px on a {kind}; --backbone names another")
-            for line in [] if place.is_inner else described(design, len(prepared.classes)):
-                screen.line(line)
-            cost = _read_cost(place.out)
-            known = [] if cost is None else [row.arm for row in cost.rows]
+            if not place.is_inner:
+                _say_what_stays(design, request, screen)
+                for line in described(design, len(prepared.classes)):
+                    screen.line(line)
+            costs = _read_costs(place.out)
+            known = [] if costs is None else [row.arm for row in costs.rows]
             if (place.shard is None or place.shard[0] == 1) and known != [arm.name for arm in design.arms]:
                 screen.line("measuring what each arm costs")
-                measured = measure_costs(design, len(prepared.classes), processes.device)
-                write_json(place.out / COST, msgspec.to_builtins(measured))
-                cost = measured
-            if cost is not None and not place.is_inner:
-                _say_how_long(design, prepared, cost, place, runner)
-            return _advance(design, place, runner)
-
-
-def _say_how_long(design: Design, prepared: Prepared, cost: Costs, place: Place, runner: Runner) -> None:
-    """Show about how long the missing runs take, and where that is over an hour what would fit one."""
-    items = tasks(design, place.out)
-    missing = [item for item in (share(items, place.shard) if place.shard else items) if not item.is_done()]
-    left = {arm.name: sum(item.folder.parent.name == arm.name for item in missing) for arm in design.arms}
-    if not missing or set(left) - {row.arm for row in cost.rows}:
-        return
-    num_images = {part: len(prepared.parts.get(part, ())) for part in ("train", "val", "test")}
-    seconds = seconds_of(design, cost, num_images, left)
-    runner.screen.line(
-        f"{counted(len(missing), 'run')} to do: about {duration(seconds)} one after another, reading the images not "
-        "counted"
-    )
-    if seconds > _HOUR and len(missing) == len(items):
-        device = torch.device(runner.free["device"])
-        options, fitting = within_an_hour(design, len(prepared.classes), num_images, device)
-        runner.screen.line(f"an hour is enough for: {options} (about {duration(fitting)}), with another --out")
+                costs = measure(design, len(prepared.classes), processes.device)
+                write_json(place.out / COST, msgspec.to_builtins(costs))
+            runs = Runs(place.out)
+            design = runs.with_rates(design)
+            if costs is not None and not place.is_inner:
+                _say_how_long(design, runs, prepared, costs, place, runner, measure)
+            searched = _search(design, runs, place, runner)
+            return None if searched is None else _advance(searched, runs, place, runner)
 
 
 def comparison_folder(data: str, backbone: str | None) -> Path:
-    """Return the folder of a comparison that is given none."""
+    """Return the default folder of a comparison."""
     name = (backbone or "default").replace(":", "-")
     return Path("runs") / (Path(data).stem or "data") / f"compare-{name}"
 
 
 def collect(data: str, out: Path, request: Request, screen: Screen) -> Content:
-    """Judge the runs that are finished in `out`, without training; return what the report shows.
+    """Judge the finished runs in `out` without training, and return what the report shows.
 
-    DATA must be what the comparison was begun with, or a folder or file of that name elsewhere; no image is read.
+    DATA must be that of the comparison, or a folder or file of the same name elsewhere; no image is read.
 
     Raises:
-        UserError: No comparison is there, no run of it is finished, or it has not what is requested.
+        UserError: There is no comparison, none of its runs has finished, or it has not what is requested.
     """
     check_is_no_file(out)
     design = read_design(out)
@@ -180,17 +174,14 @@ def collect(data: str, out: Path, request: Request, screen: Screen) -> Content:
             "--out"
         )
     with locked(out):
-        request = with_full_name(request)
-        design = continued(design, request, out)
+        design = continued(design, with_full_name(request), out)
         _say_what_stays(design, request, screen)
         added = [arm.name for arm in design.arms if arm.name not in design.arm_options]
         if added:
             raise UserError(f"the comparison in {str(out)!r} has no arm {few(added)}; train it without --collect")
-        # shares leave the design as it was
-        rates = chosen_rates(design, out) if design.lr_search else None
-        design = _chosen(design, rates)
-        design, content = _judged(design, tasks(design, out), out, {})
-    missing = sum(task.result() is None for task in tasks(design, out))
+        runs = Runs(out)
+        design, content = _judged(runs.with_rates(design), runs, {})
+    missing = sum(not task.is_done() for task in runs.tasks(design))
     if missing:
         screen.line(f"{counted(missing, 'run')} to do: run the same command without --collect")
     return content
@@ -201,24 +192,68 @@ def _say_what_stays(design: Design, request: Request, screen: Screen) -> None:
         screen.line(f"--seeds {request.num_seeds}: there are {design.num_seeds} already, and all of them stay")
 
 
-def _advance(design: Design, place: Place, runner: Runner) -> Content | None:
-    """Do the runs of each look until the verdict is there or the plan ends."""
+def _say_how_long(
+    design: Design, runs: Runs, prepared: Prepared, costs: Costs, place: Place, runner: Runner, measure: Measure
+) -> None:
+    """Show about how long the missing runs take; if that is over an hour, show what would fit one."""
+    searches = [task for tasks in runs.searches(design).values() for task in tasks]
+    tasks = [*share(searches, place.shard), *share(runs.tasks(design), place.shard)]
+    missing = [task for task in tasks if not task.is_done()]
+    if not missing or {task.arm for task in missing} - {row.arm for row in costs.rows}:
+        return
+    num_images = {part: len(prepared.parts.get(part, ())) for part in ("train", "val", "test")}
+    epochs = design.options["epochs"]
+    seconds = sum(
+        seconds_of_run(costs, task.arm, epochs, {**num_images, "test": 0} if task.searching else num_images)
+        for task in missing
+    )
+    runner.screen.line(
+        f"{counted(len(missing), 'run')} to do: about {duration(seconds)} one after another, not counting the start of "
+        "each run and the reading of images"
+    )
+    if seconds > _HOUR and len(missing) == len(tasks):
+        device = torch.device(runner.free["device"])
+        options, fitting = within_an_hour(design, len(prepared.classes), num_images, device, measure)
+        enough = "an hour is enough for" if fitting <= _HOUR else "more than an hour, but the least there is"
+        runner.screen.line(f"{enough}: {options} (about {duration(fitting)}), with another --out")
+
+
+def _search(design: Design, runs: Runs, place: Place, runner: Runner) -> Design | None:
+    """Return the design with each arm's learning rate; None in a share if the search waits for other shares."""
+    if not design.lr_search:
+        return design
+    _do([task for tasks in runs.searches(design).values() for task in tasks], place, runner)
+    design = runs.with_rates(design)
+    if runs.searches(design):
+        if place.shard is None or runner.failures:
+            raise UserError(
+                f"the search of learning rates is incomplete: {few(list(runner.failures.values()), between='; ')}"
+            )
+        if not place.is_inner:
+            runner.screen.line("this share of the search is done; run the same command again when the other shares are")
+        return None
+    if not place.is_inner:
+        rates = (f"{arm.name} {design.arm_options[arm.name]['lr']:g}" for arm in design.arms)
+        runner.screen.line(f"learning rates: {', '.join(rates)}")
+    if place.shard is None:  # shares do not write the design
+        design.write(place.out)
+    return design
+
+
+def _advance(design: Design, runs: Runs, place: Place, runner: Runner) -> Content | None:
+    """Do the runs of each look, until every arm has a verdict or the plan ends."""
     while True:
-        searched = _with_rates(design, place, runner)
-        if searched is None:
-            return None
-        design = searched
-        items = tasks(design, place.out)
-        runner.after = functools.partial(_warn_if_alike, design, items, runner)
-        _do(items, place, runner)
+        tasks = runs.tasks(design)
+        _do(tasks, place, runner, _warning_if_alike(design, tasks, runner.screen))
         if place.shard is not None:
             if runner.failures:
                 raise failed(runner.failures)
             if not place.is_inner:
-                text = "this share is done; when all are: the same command with --collect instead of --shard"
-                runner.screen.line(text)
+                runner.screen.line(
+                    "this share is done; when all are: the same command with --collect instead of --shard"
+                )
             return None
-        after, content = _judged(design, items, place.out, runner.failures)
+        after, content = _judged(design, runs, runner.failures)
         if runner.failures or after.seeds() == design.seeds():
             return content
         going_on = [arm for arm in after.others if len(after.seeds()[arm]) > len(design.seeds()[arm])]
@@ -228,71 +263,48 @@ def _advance(design: Design, place: Place, runner: Runner) -> Content | None:
         design = after
 
 
-def _warn_if_alike(design: Design, items: Sequence[Task], runner: Runner) -> None:
-    """Say while runs are still to come that those that are there are copies of one another."""
-    gathered = Gathered(design, items)
-    try:
-        check_still_independent(
-            gathered.results,
-            design.metric,
-            "see the learning rate, and what the networks answer",
-            gathered.num_images(),
-        )
-    except UserError as error:
-        runner.screen.warn(f"{error}; no verdict can come of such runs")
-        runner.after = lambda: None
-
-
-def _do(items: list[Task], place: Place, runner: Runner) -> None:
-    if place.shard is not None:
-        items = share(items, place.shard)
+def _do(tasks: list[Task], place: Place, runner: Runner, after: Callable[[], None] = lambda: None) -> None:
+    """Do this process's share of the tasks, here or spread over several processes."""
+    tasks = share(tasks, place.shard)
     if place.spread is None:
-        runner.do(items)
-    elif not all(item.is_done() for item in items):
+        runner.do(tasks, after)
+    elif not all(task.is_done() for task in tasks):
         try:
             place.spread()
         except UserError as error:
-            missing = [item.label for item in items if not item.is_done()]
-            if len(missing) == len(items):
+            missing = [task.label for task in tasks if not task.is_done()]
+            if len(missing) == len(tasks):
                 raise
             runner.failures.update(dict.fromkeys(missing, str(error)))
 
 
-def _with_rates(design: Design, place: Place, runner: Runner) -> Design | None:
-    """Return the design with each arm's learning rate; None in a share whose search others have not finished."""
-    if not design.lr_search:
-        return design
-    items = [task for by_rate in search_tasks(design, place.out).values() for task in by_rate.values()]
-    _do(items, place, runner)
-    rates = chosen_rates(design, place.out)
-    if rates is None:
-        if place.shard is None or runner.failures:
-            raise UserError(
-                f"the search of learning rates is incomplete: {few(list(runner.failures.values()), between='; ')}"
+def _warning_if_alike(design: Design, tasks: Sequence[Task], screen: Screen) -> Callable[[], None]:
+    """Return a function that warns, once, that finished runs are copies of one another."""
+    warned = False
+
+    def check() -> None:
+        nonlocal warned
+        if warned:
+            return
+        gathered = Gathered(design, tasks)
+        try:
+            check_still_independent(
+                gathered.results,
+                design.metric,
+                "see the learning rate, and what the networks answer",
+                gathered.num_images(),
             )
-        if not place.is_inner:
-            text = "this share of the search is done; run the same command again when the other shares are"
-            runner.screen.line(text)
-        return None
-    if not place.is_inner:
-        runner.screen.line("learning rates: " + ", ".join(f"{arm.name} {rates[arm.name]:g}" for arm in design.arms))
-    design = _chosen(design, rates)
-    if place.shard is None:
-        design.write(place.out)
-    return design
+        except UserError as error:
+            screen.warn(f"{error}; no verdict can come of such runs")
+            warned = True
+
+    return check
 
 
-def _chosen(design: Design, rates: Mapping[str, float] | None) -> Design:
-    """Return the design with these learning rates."""
-    if not rates:
-        return design
-    chosen = {arm: {**options, "lr": rates[arm]} for arm, options in design.arm_options.items()}
-    return msgspec.structs.replace(design, arm_options=chosen)
-
-
-def _judged(design: Design, items: Sequence[Task], out: Path, failures: Mapping[str, str]) -> tuple[Design, Content]:
-    """Judge what is there, write it, and return the design with this look and what the report shows."""
-    gathered = Gathered(design, items)
+def _judged(design: Design, runs: Runs, failures: Mapping[str, str]) -> tuple[Design, Content]:
+    """Judge the finished runs and write the files; return the design after this look, and what the report shows."""
+    out = runs.out
+    gathered = Gathered(design, runs.tasks(design))
     if not gathered.finished:
         raise UserError(f"no run of the comparison in {str(out)!r} is finished yet")
     differing = gathered.differing_images()
@@ -322,16 +334,16 @@ def _judged(design: Design, items: Sequence[Task], out: Path, failures: Mapping[
     )
     design.write(out)
     title = f"{Path(design.data).name}: {design.backbone}"
-    content = gathered.content(judgement, title, _read_cost(out), failures, design.changes)
+    content = gathered.content(judgement, title, _read_costs(out), failures, design.changes)
     write_bytes(out / RESULTS, gathered.results.to_csv().encode("utf-8"))
     write_json(out / VERDICT, content.to_dict())
     return design, content
 
 
-def _read_cost(out: Path) -> Costs | None:
-    """Return what the arms cost; None where it was not measured, or is damaged, as it can be measured again."""
+def _read_costs(out: Path) -> Costs | None:
+    """Return what the arms cost; None where the file is missing or damaged, as it can be measured again."""
     try:
-        cost = msgspec.json.decode((out / COST).read_bytes(), type=Costs)
+        costs = msgspec.json.decode((out / COST).read_bytes(), type=Costs)
     except (OSError, ValueError, RecursionError):
         return None
-    return cost if cost.rows else None
+    return costs if costs.rows else None

@@ -1,18 +1,25 @@
-"""The runs of a comparison: each arm and seed in a folder of its own, finished ones never repeated."""
+"""The runs of a comparison: each arm and seed in its own folder, one after another or in several processes."""
 
 from __future__ import annotations
 
 import math
+import os
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from msgspec import UNSET
+import msgspec
+import torch
 
 from ..base.errors import UserError
 from ..base.files import write_json
+from ..base.processes import num_cores, on_stop_signals
 from ..base.screen import Screen, duration
 from ..base.words import brief, cause, counted, few
 from ..training.config import FREE, OPTIONS
@@ -21,20 +28,19 @@ from ..training.train import run_training
 from ..training.trainer import Diverged, LossNotFinite
 from .design import Design
 
-SEARCH_SEED = 1_000_000  # no seed of the comparison itself
+SEARCH_SEED = 1_000_000  # no seed of a comparison is as large
 _DIVERGED = "diverged.json"
 
 
 @dataclass
 class Task:
-    """One run to do. A finished run is read once: it does not change any more.
+    """One run to do. Its files are read once after it has finished, because they do not change any more.
 
     Attributes:
-        label: Its name on the screen.
-        folder: The folder of the run.
-        options: The options that change its result.
-        searching: Whether the run belongs to a learning-rate search. It does not use the test images, and it may
-            diverge.
+        label: Name on the screen.
+        folder: Folder of the run.
+        options: Options that change its result.
+        searching: Whether the run belongs to a learning-rate search: it uses no test images, and it may diverge.
     """
 
     label: str
@@ -43,11 +49,16 @@ class Task:
     searching: bool = False
     _finished: tuple[dict[str, Any], RunDescription] | None = None
 
+    @property
+    def arm(self) -> str:
+        """Name of the arm."""
+        return self.folder.parent.name
+
     def result(self) -> dict[str, Any] | None:
         """Return the content of `result.json`; None while the run is not finished.
 
         Raises:
-            UserError: The folder holds a run with other options, or a damaged one.
+            UserError: The folder holds a run with other options, or its files are damaged.
         """
         finished = self._read()
         return None if finished is None else finished[0]
@@ -63,30 +74,28 @@ class Task:
             folder = RunFolder(self.folder)
             try:
                 result, description = folder.result, folder.description
-                if result is None or description is None or description.drawn is UNSET:
+                if result is None or description is None or description.drawn is msgspec.UNSET:
                     raise ValueError("run.json does not describe it")
                 if "test" not in result and result["judged_on"] == "test":
                     raise ValueError("result.json lacks the figures that it is judged on")
             except (ValueError, OSError) as error:
                 raise damaged(self.folder, error) from error
-            wanted = {name: value for name, value in self.options.items() if name in OPTIONS and name not in FREE}
             had = description.config
-            changed = [name for name, value in wanted.items() if had.get(name) != value]
-            if changed:
-                name = changed[0]
-                raise UserError(
-                    f"the run in {str(self.folder)!r} has {name} {brief(had.get(name))}, the comparison "
-                    f"{brief(wanted[name])}; move that folder away and run again"
-                )
+            for name, value in self.options.items():
+                if name in OPTIONS and name not in FREE and had.get(name) != value:
+                    raise UserError(
+                        f"the run in {str(self.folder)!r} has {name} {brief(had.get(name))}, the comparison "
+                        f"{brief(value)}; move that folder away and run again"
+                    )
             self._finished = result, description
         return self._finished
 
     def is_done(self) -> bool:
-        """Return whether there is nothing left to do, because it is finished or was a try that diverged."""
+        """Return whether the run has finished, or diverged in a learning-rate search."""
         return (self.searching and (self.folder / _DIVERGED).is_file()) or self.result() is not None
 
     def note_divergence(self, error: Diverged) -> None:
-        """Keep for all processes that this try has diverged."""
+        """Record for all processes that this learning rate diverged."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / _DIVERGED, {"reason": str(error)})
 
@@ -96,50 +105,97 @@ def damaged(folder: Path, error: Exception) -> UserError:
     return UserError(f"the run in {str(folder)!r} is damaged ({cause(error)}); move that folder away and run again")
 
 
-def tasks(design: Design, out: Path) -> list[Task]:
-    """Return the runs that the design has now, seed by seed, so that pairs are complete early."""
-    seeds = design.seeds()
-    return [
-        Task(
-            f"{arm.name}, seed {seed}",
-            out / "runs" / arm.name / f"seed-{seed}",
-            design.run_options(arm.name, seed),
-        )
-        for seed in max(seeds.values(), key=len)
-        for arm in design.arms
-        if seed in seeds[arm.name]
-    ]
+class Runs:
+    """The runs in the folder of a comparison. Each `Task` is made once, so that a finished run is read once."""
 
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self._tasks: dict[Path, Task] = {}
 
-def search_tasks(design: Design, out: Path) -> dict[str, dict[float, Task]]:
-    """Return the runs that choose the learning rate of each arm that has none yet.
-
-    One a rate, on images and a seed of their own kind, the smallest first, which diverges last.
-    """
-    return {
-        arm.name: {
-            rate: Task(
-                f"{arm.name}, searching, lr {rate:g}",
-                out / "search" / arm.name / f"lr-{rate:g}",
-                {**design.run_options(arm.name, SEARCH_SEED), "lr": rate},
-                searching=True,
+    def tasks(self, design: Design) -> list[Task]:
+        """Return the runs that the design needs now, seed by seed, so that pairs are complete early."""
+        seeds = design.seeds()
+        return [
+            self._task(
+                Task(
+                    f"{arm.name}, seed {seed}",
+                    self.out / "runs" / arm.name / f"seed-{seed}",
+                    design.run_options(arm.name, seed),
+                )
             )
-            for rate in sorted(design.lr_search)
+            for seed in max(seeds.values(), key=len)
+            for arm in design.arms
+            if seed in seeds[arm.name]
+        ]
+
+    def searches(self, design: Design) -> dict[str, list[Task]]:
+        """Return, by arm, the runs that choose its learning rate; nothing for an arm that has one.
+
+        There is one run for each rate, with a seed that no other run has. The smallest rate comes first, because it
+        diverges last.
+        """
+        return {
+            arm.name: [
+                self._task(
+                    Task(
+                        f"{arm.name}, searching, lr {rate:g}",
+                        self.out / "search" / arm.name / f"lr-{rate:g}",
+                        {**design.run_options(arm.name, SEARCH_SEED), "lr": rate},
+                        searching=True,
+                    )
+                )
+                for rate in sorted(design.lr_search)
+            ]
+            for arm in design.arms
+            if design.lr_search and "lr" not in design.arm_options[arm.name]
         }
-        for arm in design.arms
-        if "lr" not in design.arm_options[arm.name]
-    }
+
+    def with_rates(self, design: Design) -> Design:
+        """Return the design with the best learning rate of each arm whose search has finished.
+
+        The best rate has the best figure on the validation images. An arm that has a rate keeps it.
+
+        Raises:
+            UserError: An arm diverges at every rate.
+        """
+        best_by = design.options["best_by"]
+        best_by = "accuracy" if best_by == "last" else best_by
+        arm_options = dict(design.arm_options)
+        for arm, tasks in self.searches(design).items():
+            if all(task.is_done() for task in tasks):
+                results = [(task.options["lr"], task.result()) for task in tasks]
+                scores = {rate: _score(result, best_by) for rate, result in results if result is not None}
+                if not scores:
+                    tried = ", ".join(f"{rate:g}" for rate, _ in results)
+                    raise UserError(
+                        f"{arm} diverges at every learning rate of the search, {tried}; give lower ones, and another "
+                        "--out"
+                    )
+                arm_options[arm] = {**arm_options[arm], "lr": max(scores, key=scores.__getitem__)}
+        return msgspec.structs.replace(design, arm_options=arm_options)
+
+    def _task(self, task: Task) -> Task:
+        known = self._tasks.get(task.folder)
+        if known is None or known.options != task.options:
+            known = self._tasks[task.folder] = task
+        return known
 
 
-def share(items: Sequence[Task], shard: tuple[int, int]) -> list[Task]:
-    """Return the part of shard (i, n), counted from 1: whole seeds, so that a pair's runs share a machine."""
-    index, count = shard
-    keys = list(dict.fromkeys(item.folder.name for item in items))
-    return [item for item in items if keys.index(item.folder.name) % count == index - 1]
+def _score(result: Mapping[str, Any], best_by: str) -> float:
+    """Return a figure of the validation images for which larger is better; a loss that is not finite is None."""
+    value: float | None = result["val"][best_by]
+    return -math.inf if value is None else -value if best_by == "loss" else value
+
+
+def share(tasks: Sequence[Task], shard: tuple[int, int] | None) -> list[Task]:
+    """Return part i of n, counted from 1, of the tasks: whole seeds, so that one machine does both runs of a pair."""
+    index, count = shard or (1, 1)
+    seeds = list(dict.fromkeys(task.folder.name for task in tasks))
+    return [task for task in tasks if seeds.index(task.folder.name) % count == index - 1]
 
 
 class RunScreen:
-    """Shows a part of a comparison: its progress and, once for all parts, its warnings, but not its lines."""
+    """Shows a part of a comparison: its progress, and each warning once for all parts, but not its lines."""
 
     def __init__(self, screen: Screen, label: str, warned: set[str]) -> None:
         self.screen, self.prefix, self.warned = screen, f"{label}: " if label else "", warned
@@ -161,75 +217,76 @@ class Runner:
 
     Attributes:
         data: DATA.
-        free: Options that shape no result: device, workers, ...
-        command: What to type to continue.
-        screen: Hears of the progress.
-        whose: Said of the number of runs, where it is that of a share.
-        after: Called after each run.
-        failures: What failed, by label.
-        warned: The warnings that were shown.
+        free: Options that do not change a result: device, workers, ...
+        command: Command that continues the comparison.
+        screen: Shows messages and progress.
+        part: " of part 1/2" where this process does a part of the runs, for messages.
+        warned: The warnings shown so far.
+        train: Trains one run, as `run_training` does.
+        clock: Returns the time in seconds.
+        failures: What failed and why, by label.
     """
 
     data: str
     free: Mapping[str, Any]
     command: str
     screen: Screen
-    whose: str = ""
-    after: Callable[[], None] = lambda: None
-    failures: dict[str, str] = field(default_factory=dict)
+    part: str = ""
     warned: set[str] = field(default_factory=set)
+    train: Callable[..., dict[str, Any] | None] = run_training
+    clock: Callable[[], float] = time.monotonic
+    failures: dict[str, str] = field(default_factory=dict)
     _seconds: list[float] = field(default_factory=list)
 
-    def do(self, items: Sequence[Task]) -> None:
-        """Do what is not finished. A failure is kept and the others go on, unless nothing has succeeded before it.
+    def do(self, tasks: Sequence[Task], after: Callable[[], None] = lambda: None) -> None:
+        """Do what is not finished; call `after` after each run. Keep a failure and go on, unless the first run fails.
 
         Raises:
             UserError: The first run failed.
             Stopped: A run was asked to stop and is saved.
         """
-        left = [item for item in items if not item.is_done()]
-        num_done = len(items) - len(left)
+        left = [task for task in tasks if not task.is_done()]
+        num_done = len(tasks) - len(left)
         if num_done and left:
-            self.screen.line(f"{num_done} of {len(items)} runs{self.whose} are finished already")
-        for index, item in enumerate(left):
-            began = time.monotonic()
+            self.screen.line(f"{num_done} of {len(tasks)} runs{self.part} are finished already")
+        for number, task in enumerate(left, start=1):
+            began = self.clock()
             try:
-                result = run_training(
+                result = self.train(
                     self.data,
-                    {**item.options, **self.free},
-                    out=item.folder,
+                    {**task.options, **self.free},
+                    out=task.folder,
                     resume=True,
                     dry_run=False,
                     command=self.command,
-                    screen=RunScreen(self.screen, item.label, self.warned),
-                    with_test=not item.searching,
+                    screen=RunScreen(self.screen, task.label, self.warned),
+                    with_test=not task.searching,
                 )
             except UserError as error:
-                if item.searching and isinstance(error, Diverged):
-                    item.note_divergence(error)
-                    self.screen.line(f"{item.label} diverged")
+                if task.searching and isinstance(error, Diverged):
+                    task.note_divergence(error)
+                    self.screen.line(f"{task.label} diverged")
                     continue
                 why = _why(error)
                 if not self._seconds and not num_done:
-                    raise UserError(f"{item.label} failed: {why}") from error
-                self.failures[item.label] = why
-                self.screen.warn(f"{item.label} failed: {why}")
+                    raise UserError(f"{task.label} failed: {why}") from error
+                self.failures[task.label] = why
+                self.screen.warn(f"{task.label} failed: {why}")
                 continue
             assert result is not None
-            self._seconds.append(time.monotonic() - began)
-            remaining = sum(self._seconds) / len(self._seconds) * (len(left) - index - 1)
-            figures = result[result["judged_on"]]
-            part = "test" if result["judged_on"] == "test" else "validation"
-            left_text = f"; about {duration(remaining)} left" if remaining else ""
+            self._seconds.append(self.clock() - began)
+            remaining = sum(self._seconds) / len(self._seconds) * (len(left) - number)
+            accuracy = result[result["judged_on"]]["accuracy"]
+            images = "test" if result["judged_on"] == "test" else "validation"
             self.screen.line(
-                f"run {num_done + index + 1} of {len(items)}{self.whose}: {item.label}: {figures['accuracy']:.2%} of "
-                f"the {part} images, {duration(self._seconds[-1])}{left_text}"
+                f"run {num_done + number} of {len(tasks)}{self.part}: {task.label}: {accuracy:.2%} of the {images} "
+                f"images, {duration(self._seconds[-1])}" + (f"; about {duration(remaining)} left" if remaining else "")
             )
-            self.after()
+            after()
 
 
 def _why(error: UserError) -> str:
-    """Return what a run failed of, without the advice for a run that stands alone."""
+    """Return why a run failed, without the advice that is for a single run."""
     if isinstance(error.__cause__, LossNotFinite):
         error = error.__cause__
     if isinstance(error, Diverged):
@@ -238,42 +295,63 @@ def _why(error: UserError) -> str:
 
 
 def failed(failures: Mapping[str, str]) -> UserError:
-    """Return what is said at the end where runs failed; of each it has been said why."""
+    """Return the last error of a comparison with failed runs; each failure was shown when it happened."""
     return UserError(
         f"{counted(len(failures), 'run')} failed ({few(list(failures), 6)}), as said above; the finished ones are "
         "kept, and the same command tries again"
     )
 
 
-def chosen_rates(design: Design, out: Path) -> dict[str, float] | None:
-    """Return each arm's learning rate: of the best validation figure; None while a run of the search is missing.
+def default_processes(device: str) -> int:
+    """Return the number of processes: one for each GPU, or 1 where `device` is another."""
+    return torch.cuda.device_count() if device in ("", "cuda") and torch.cuda.is_available() else 1
 
-    An arm that has its rate keeps it. A rate at which it diverges is the worst there is.
+
+def run_shards(arguments: Sequence[str], shard: tuple[int, int], count: int, *, num_gpus: int, command: str) -> None:
+    """Run `whatwhere compare` in `count` processes, each with a share of the runs, and wait for all of them.
+
+    Args:
+        arguments: Arguments after `whatwhere compare`.
+        shard: The share (i, n) of this machine.
+        count: Number of processes.
+        num_gpus: With several, the processes take them in turn; otherwise they share the device and the cores.
+        command: Command that continues the whole comparison.
 
     Raises:
-        UserError: An arm diverges at every rate.
+        UserError: A process failed; its message is on standard error.
     """
-    best_by = design.options["best_by"]
-    best_by = "accuracy" if best_by == "last" else best_by
-    rates = {arm: options["lr"] for arm, options in design.arm_options.items() if "lr" in options}
-    searches = search_tasks(design, out)
-    if not all(task.is_done() for by_rate in searches.values() for task in by_rate.values()):
-        return None
-    for arm, by_rate in searches.items():
-        scores = dict(_scores(by_rate, best_by))
-        if not scores:
-            tried = ", ".join(f"{rate:g}" for rate in by_rate)
-            raise UserError(
-                f"{arm} diverges at every learning rate of the search, {tried}; give lower ones, and another --out"
+    index, total = shard
+    environment = dict(os.environ)
+    if num_gpus <= 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // count)))
+    children: list[subprocess.Popen[bytes]] = []
+    received: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        """Pass a signal on to the processes, which save and end."""
+        received.append(number)
+        # the terminal sends Ctrl-C to the processes itself
+        for child in children if number != signal.SIGINT else ():
+            if child.poll() is None:
+                child.send_signal(number)
+
+    with on_stop_signals(pass_on):
+        for number in range(count):
+            if received:
+                raise SystemExit(128 + received[0])
+            own = ["--shard", f"{(index - 1) * count + number + 1}/{total * count}", "--processes", "1"]
+            own += ["--whole", command]
+            own += ["--device", f"cuda:{number % num_gpus}"] if num_gpus > 1 else []
+            # their lines are progress; standard output is for the result
+            children.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "whatwhere", "compare", *arguments, *own], env=environment, stdout=sys.stderr
+                )
             )
-        rates[arm] = max(scores, key=scores.__getitem__)
-    return rates
-
-
-def _scores(by_rate: Mapping[float, Task], best_by: str) -> Iterator[tuple[float, float]]:
-    for rate, task in by_rate.items():
-        result = task.result()
-        if result is not None:
-            score = result["val"][best_by]
-            # a loss that is not finite has no value
-            yield rate, -math.inf if score is None else -score if best_by == "loss" else score
+        statuses = [child.wait() for child in children]
+    stopped = [status for status in statuses if status >= 128 or status < 0]
+    if stopped:
+        # 128 + the signal, as a shell reports it
+        raise SystemExit(stopped[0] if stopped[0] >= 0 else 128 - stopped[0])
+    if any(statuses):
+        raise UserError(f"{sum(map(bool, statuses))} of {count} processes failed; their messages are above")
