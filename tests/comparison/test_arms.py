@@ -65,7 +65,7 @@ def test_a_wide_arm_has_as_many_parameters_as_attention(backbone):
         ("none,se", "cbam_resnet18", "has attention in its name; give resnet18"),
         ("none,cabm", "resnet18", "unknown attention 'cabm'; did you mean cbam"),
         ("none,wide:se", "resnet18", "no arm is called 'se'"),
-        ("wide", "resnet18", "needs another one"),
+        ("wide", "resnet18", "needs another arm"),
         ("none,wide:none", "resnet18", "wide-none would be no wider than resnet18"),
         ("none,se", "article_resnext50", "article_resnext50 is as the article has it, its attention cannot be chosen"),
     ],

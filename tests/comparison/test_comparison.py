@@ -197,7 +197,7 @@ def test_what_is_collected_can_be_judged_otherwise_and_that_is_told(pretended):
     assert content["changes"][-1].endswith("after a look at 6 pairs: margin was 0.5, is 3.0")
     with pytest.raises(UserError, match=r"has no arm cbam; train it without --collect$"):
         pretended.collect(arms=parse_arms("none,se,cbam"))
-    with pytest.raises(UserError, match=r"is of resnext11_8x8d, not of resnet18"):
+    with pytest.raises(UserError, match=r"compares resnext11_8x8d, not resnet18"):
         pretended.collect(backbone="resnet18")
 
 
@@ -222,10 +222,10 @@ def test_another_margin_metric_and_baseline_can_be_seen_to_be_later_choices(pret
         ({"margin": float("nan")}, "the margin must be a number of at least 0"),
         ({"margin": -1.0}, "the margin must be a number of at least 0"),
         ({"baseline": "cbam"}, "--baseline cbam is none of the arms"),
-        ({"given": {"epochs": 2}}, r"trains otherwise: epochs was 1, is 2; .*another --out"),
-        ({"given": {"val_fraction": 0.3}}, "trains otherwise: val_fraction"),
+        ({"given": {"epochs": 2}}, r"trains with other options: epochs was 1, is 2; .*another --out"),
+        ({"given": {"val_fraction": 0.3}}, "trains with other options: val_fraction"),
         ({"arms": "none,again=se"}, "has the arm again as none, not se"),
-        ({"backbone": "resnet18"}, "is of resnext11_8x8d, not of resnet18"),
+        ({"backbone": "resnet18"}, "compares resnext11_8x8d, not resnet18"),
         ({"arms": "none,nobody"}, "unknown attention 'nobody'"),
         ({"arms": "none,wide"}, "no wider than"),
     ],
@@ -498,7 +498,7 @@ def test_only_undecided_arms_go_on_to_the_next_look(pretended):
     assert pretended.read("compare.json")["verdicts"] == {"se": ["helps", 6], "cbam": [UNKNOWN, 18]}
     assert pretended("none,se,cbam", seeds=6, max_seeds=18) == content
     assert pretended.trained == []
-    with pytest.raises(UserError, match=r"its plan \(18 most seeds\) stands"):
+    with pytest.raises(UserError, match=r"was judged already, so its plan stays \(--max-seeds 18\)"):
         pretended("none,se,cbam", seeds=6, max_seeds=24)
 
 

@@ -150,10 +150,10 @@ def test_asking_for_the_same_or_less_changes_nothing(tmp_path, design):
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (Request(backbone="resnet50"), "is of resnet18, not of resnet50"),
+        (Request(backbone="resnet50"), "compares resnet18, not resnet50"),
         (Request(lr_search=(0.1, 0.2)), "searches the learning rates"),
         (Request(arms=(Arm("se", "cbam"),)), "has the arm se as se, not cbam"),
-        (Request(max_seeds=24), "has been looked at, and its plan"),
+        (Request(max_seeds=24), "was judged already, so its plan stays"),
         (Request(baseline="wide"), "is none of the arms"),
     ],
 )

@@ -24,8 +24,8 @@ class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One arm.
 
     Attributes:
-        name: What it is called, and its folder.
-        spec: "none", the name of an attention, MODULE:NAME of one's own, either of them with arguments as in
+        name: Its name, also of its folder.
+        spec: "none", the name of an attention, MODULE:NAME of the user's code, either of them with arguments as in
             "cbam{reduction:8}", "wide", or "wide:ARM".
     """
 
@@ -43,79 +43,83 @@ class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _, brace, rest = self.spec.partition("{")
         return parse_arguments(brace + rest, f"the arm {self.name}:") if brace else {}
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether it is the backbone with more channels."""
+        return self.attention.partition(":")[0] == WIDE
+
+    @property
+    def is_code(self) -> bool:
+        """Whether it is MODULE:NAME, code of the user."""
+        return is_import_path(self.attention) and not self.is_wide
+
+    @property
+    def takes_arguments(self) -> bool:
+        """Whether it has attention."""
+        return self.attention != NONE and not self.is_wide
+
 
 def parse_arms(text: str) -> tuple[Arm, ...]:
     """Return the arms in "none,se,cbam,cbam8=cbam{reduction:8},wide,mine=my_module:MyGate": each SPEC, or NAME=SPEC.
 
     Raises:
-        UserError: An empty or repeated name, or one that cannot be a folder's.
+        UserError: A name is empty, given twice, or not possible for a folder.
     """
     arms: list[Arm] = []
     for part in _BETWEEN_ARMS.split(text):
-        label, equals, spec = part.strip().partition("=")
+        label, equals, spec = (piece.strip() for piece in part.partition("="))
         if not equals or "{" in label:
-            spec = part
-            # of my_module:MyGate the name, of wide:cbam all
-            kind = spec.strip().partition("{")[0]
-            label = kind.replace(":", "-") if _wide(kind) else kind.rpartition(":")[2]
-        label, spec = label.strip(), spec.strip()
+            unnamed = Arm("", part.strip())
+            # wide:cbam is called wide-cbam, my_module:MyGate is called MyGate
+            kind = unnamed.attention
+            label = kind.replace(":", "-") if unnamed.is_wide else kind.rpartition(":")[2]
+            label, spec = label.strip(), unnamed.spec
         if not spec:
             raise UserError(f"--attention {brief(text)} has an empty arm; give for example none,se,cbam")
         check_arm_name(label)
         if any(label.lower() == arm.name.lower() for arm in arms):
             raise UserError(
-                f"--attention names {brief(label)} twice; name one of them otherwise, such as other={short(spec)}"
+                f"--attention names {brief(label)} twice; give one of them another name, such as other={short(spec)}"
             )
         arm = Arm(label, spec)
-        if arm.attention_kwargs and (arm.attention == NONE or _wide(arm.attention)):
+        if arm.attention_kwargs and not arm.takes_arguments:
             raise UserError(f"the arm {brief(label)} takes no arguments; write {short(arm.attention)}")
         arms.append(arm)
     return tuple(arms)
 
 
 def with_arguments(arms: Sequence[Arm], kwargs: Mapping[str, Any]) -> tuple[Arm, ...]:
-    """Return the arms, those with attention and no arguments of their own with these.
+    """Give these arguments to the arms with attention that have none of their own.
 
     Raises:
         UserError: There is no such arm.
     """
-    changed = [
-        Arm(arm.name, f"{arm.spec}{json.dumps(kwargs)}")
-        if arm.spec != NONE and not _wide(arm.attention) and not arm.attention_kwargs
-        else arm
+    changed = tuple(
+        Arm(arm.name, f"{arm.spec}{json.dumps(kwargs)}") if arm.takes_arguments and not arm.attention_kwargs else arm
         for arm in arms
-    ]
-    if changed == list(arms):
+    )
+    if changed == tuple(arms):
         raise UserError("--attention-kwargs is for arms with attention, and there is none without its own arguments")
-    return tuple(changed)
+    return changed
 
 
 def check_arm_name(name: str) -> None:
-    """Raise UserError unless `name` can be an arm's, and a folder's."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    """Raise UserError unless an arm and its folder can have this name."""
+    if not _NAME.fullmatch(name):
         raise UserError(
             f"an arm cannot be called {brief(name)}; give letters, digits, _ . + or -, such as mine=my_module:MyGate"
         )
 
 
-def is_code(spec: str) -> bool:
-    """Return whether an arm is MODULE:NAME, code of the user."""
-    kind = spec.partition("{")[0]
-    return is_import_path(kind) and not _wide(kind)
-
-
-def _wide(spec: str) -> bool:
-    return spec == WIDE or spec.startswith(f"{WIDE}:")
-
-
 def run_options(arms: Sequence[Arm], backbone: str, num_classes: int, at: str = "") -> dict[str, dict[str, Any]]:
     """Return the options of a training run that make each arm's network: `model`, `attention`, `at`, `width_factor`.
 
-    `at` is where attention stands in all arms. A wide arm is the backbone with the width at which its number of
-    parameters is nearest to the arm's it names, or to the largest arm's.
+    `at` is where attention stands in all arms. A wide arm is the backbone with the width that brings its number of
+    parameters nearest to that of the arm it names, or of the largest arm.
 
     Raises:
-        UserError: An unknown backbone, attention or arm, a network that cannot be built, or one that is no wider.
+        UserError: An unknown backbone, attention or arm, a network that cannot be built, or a wide arm that is no
+            wider.
     """
     from ..networks.libraries import full_name
     from ..networks.width import width_factor_for
@@ -124,16 +128,17 @@ def run_options(arms: Sequence[Arm], backbone: str, num_classes: int, at: str = 
     plain = NetworkSpec(name=backbone)
     if plain.backbone != backbone:
         raise UserError(f"--backbone {backbone} has attention in its name; give {plain.backbone}")
-    if not plain.is_own and any(_wide(arm.spec) for arm in arms):
+    if not plain.is_own and any(arm.is_wide for arm in arms):
         raise UserError(f"a wide arm needs a network of whatwhere (`whatwhere models`), not {backbone}")
-    options = {arm.name: _named(arm, backbone, at) for arm in arms if not _wide(arm.spec)}
-    if len(options) == len(arms):
+    without = {"model": backbone, **({"at": ""} if at else {})}
+    options = {arm.name: _attentive(arm, backbone, at) if arm.takes_arguments else without for arm in arms}
+    if not any(arm.is_wide for arm in arms):
         return options
-    counts = {name: num_params(choice, num_classes) for name, choice in options.items()}
+    counts = {arm.name: num_params(options[arm.name], num_classes) for arm in arms if not arm.is_wide}
     if not counts:
-        raise UserError("a wide arm needs another one whose number of parameters it is to have; give none,cbam,wide")
+        raise UserError("a wide arm needs another arm, for its number of parameters; give none,cbam,wide")
     for arm in arms:
-        if _wide(arm.spec):
+        if arm.is_wide:
             other = arm.spec.partition(":")[2] or max(counts, key=counts.__getitem__)
             if other not in counts:
                 raise UserError(f"{short(arm.spec)}: no arm is called {brief(other)}{suggest(other, list(counts))}")
@@ -142,18 +147,17 @@ def run_options(arms: Sequence[Arm], backbone: str, num_classes: int, at: str = 
                 raise UserError(
                     f"the arm {arm.name} would be no wider than {backbone}: {other} has hardly more parameters"
                 )
-            options[arm.name] = {"model": backbone, "width_factor": factor, **_nowhere(at)}
-    return {arm.name: options[arm.name] for arm in arms}
+            options[arm.name] = {"model": backbone, "width_factor": factor, **without}
+    return options
 
 
-def _named(arm: Arm, backbone: str, at: str) -> dict[str, Any]:
+def _attentive(arm: Arm, backbone: str, at: str) -> dict[str, Any]:
+    """Return the options of an arm with attention."""
     from ..networks.factory import checked
 
-    if arm.spec == NONE:
-        return {"model": backbone, **_nowhere(at)}
     attention, kwargs = arm.attention, arm.attention_kwargs
     given = {"attention_kwargs": kwargs} if kwargs else {}
-    if is_code(arm.spec):
+    if arm.is_code:
         return {"model": backbone, "attention": attention, **given}
     if attention not in ATTENTIONS:
         known = [NONE, *ATTENTIONS, WIDE]
@@ -162,15 +166,9 @@ def _named(arm: Arm, backbone: str, at: str) -> dict[str, Any]:
             "MODULE:NAME of your own"
         )
     if at or f"{attention}_{backbone}" not in OWN_NETWORKS:
-        # of the article's networks there are some only
         checked(NetworkSpec(name=backbone, attention=attention, at=at))
         return {"model": backbone, "attention": attention, **given}
     return {"model": f"{attention}_{backbone}", **given}
-
-
-def _nowhere(at: str) -> dict[str, Any]:
-    """Return what an arm without attention has in a comparison whose other arms have it `at` a place."""
-    return {"at": ""} if at else {}
 
 
 def num_params(options: Mapping[str, Any], num_classes: int) -> int:
@@ -178,7 +176,7 @@ def num_params(options: Mapping[str, Any], num_classes: int) -> int:
     from ..networks import factory
 
     spec = network_of(options, num_classes)
-    # the user's module may not know the meta device
+    # the user's module may not work on the meta device
     if is_import_path(spec.attention):
         return sum(parameter.numel() for parameter in build(options, num_classes, seed=0).parameters())
     return factory.num_params(spec)

@@ -1,4 +1,4 @@
-"""The design of a comparison, complete before the first run: arms, seeds, looks, margin, every option."""
+"""The design of a comparison, written before the first run: arms, seeds, looks, margin, and all options of the runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,7 +26,7 @@ from ..statistics.looks import LEAST_PAIRS, MOST_SEEDS, Plan
 from ..statistics.metric import METRICS, margin_for
 from ..statistics.verdict import default_baseline
 from ..training.config import FREE, OPTIONS, TELLS_APART, Config
-from .arms import WIDE, Arm, build, check_arm_name, describe, is_code, num_params, parse_arms, run_options
+from .arms import Arm, build, check_arm_name, describe, num_params, parse_arms, run_options
 
 DESIGN = "compare.json"
 _DEFAULT_ARMS, _DEFAULT_SEEDS = "none,se,cbam", 8
@@ -41,18 +41,18 @@ Verdict = Annotated[str, Meta(pattern=f"^({HELPS}|{HURTS}|{SAME}|{UNKNOWN})$")]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the user asks for. None means: as the design has it, or the default.
+    """What the user asks for; None keeps what the design has, or takes the default.
 
     Attributes:
         backbone: Name of a network without attention.
         arms: The networks to compare.
         num_seeds: Number of runs of each arm, with seeds 0, 1, ...
-        max_seeds: Most seeds that an arm may get while its verdict is "cannot tell yet"; None sets no limit.
+        max_seeds: Most seeds that an arm may get while its verdict is "cannot tell yet".
         margin: Smallest difference that matters, in the unit shown.
         metric: Name of the figure to judge by.
         baseline: Name of the arm that the others are compared with.
         lr_search: Learning rates to try; each arm keeps its best.
-        leave_out: Seeds that count for no arm; a further seed replaces each.
+        leave_out: Seeds that count for no arm; further seeds replace them.
     """
 
     backbone: str | None = None
@@ -73,7 +73,7 @@ class Request:
 
 
 class Design(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A comparison as it began, with the changes since: the content of `compare.json`.
+    """The content of `compare.json`: a comparison as it began, with the changes since.
 
     Attributes:
         data: DATA.
@@ -185,7 +185,7 @@ def _check_read(design: Design) -> None:
             raise ValueError(f"{few(sorted(set(what) - set(names)), 3)} is none of its arms")
     if len(design.lr_search) == 1 or len(set(design.lr_search)) < len(design.lr_search):
         raise ValueError("lr_search needs two or more different rates")
-    check_metric(design.metric)
+    _check_judging(design.metric, design.baseline, design.arms)
     margin_for(METRICS[design.metric], design.margin)
     _ = design.plan  # raises UserError where first_look and max_seeds do not fit
     if set(design.options) != _CHOSEN:
@@ -197,10 +197,13 @@ def _check_read(design: Design) -> None:
             raise ValueError("arm_options are not those of an arm")
 
 
-def check_metric(name: str) -> None:
-    """Raise UserError unless `name` is a metric of `statistics.metric`."""
-    if name not in METRICS:
-        raise UserError(f"--metric {brief(name)} is none of {', '.join(METRICS)}")
+def _check_judging(metric: str, baseline: str, arms: Sequence[Arm]) -> None:
+    """Raise UserError unless the metric is one of `statistics.metric`, and the baseline an arm."""
+    if metric not in METRICS:
+        raise UserError(f"--metric {brief(metric)} is none of {', '.join(METRICS)}")
+    names = [arm.name for arm in arms]
+    if baseline not in names:
+        raise UserError(f"--baseline {short(baseline) or repr('')} is none of the arms, {few(names, 10)}")
 
 
 def check_options(design: Design, folder: Path, given: Mapping[str, Any]) -> None:
@@ -212,21 +215,21 @@ def check_options(design: Design, folder: Path, given: Mapping[str, Any]) -> Non
     ]
     if changed:
         raise UserError(
-            f"the comparison in {str(folder)!r} trains otherwise: {few(changed, 5, '; ')}; runs of two kinds "
-            "cannot be compared: give the same options, or another --out"
+            f"the comparison in {str(folder)!r} trains with other options: {few(changed, 5, '; ')}; give the same, or "
+            "another --out"
         )
 
 
 def continued(design: Design, request: Request, folder: Path) -> Design:
-    """Return the design after a request: more seeds or arms, another margin, metric or baseline; note each change.
+    """Return the design with more seeds or arms, or another margin, metric or baseline; it notes each change.
 
     Raises:
-        UserError: Another backbone, other learning rates, a name that another arm has, another plan after a look, an
-            unknown metric, or a metric that needs a margin.
+        UserError: The request has another backbone, other learning rates, the name of another arm, another plan after
+            a look, an unknown metric or baseline, or a metric that needs a margin.
     """
     where = f"the comparison in {str(folder)!r}"
     if request.backbone not in (None, design.backbone):
-        raise UserError(f"{where} is of {short(design.backbone)}, not of {short(request.backbone)}; give another --out")
+        raise UserError(f"{where} compares {short(design.backbone)}, not {short(request.backbone)}; give another --out")
     if request.lr_search not in (None, design.lr_search):
         raise UserError(
             f"{where} searches the learning rates {brief(list(design.lr_search))}; give another --out for others"
@@ -242,27 +245,23 @@ def continued(design: Design, request: Request, folder: Path) -> Design:
             )
     if request.max_seeds not in (None, design.max_seeds) and design.first_look is not None:
         raise UserError(
-            f"{where} has been looked at, and its plan ({design.max_seeds or 'no'} most seeds) stands: another would "
-            "spend the error twice; leave out --max-seeds, or start anew with another --out"
+            f"{where} was judged already, so its plan stays (--max-seeds {design.max_seeds or 'not set'}): another "
+            "plan would make false verdicts more likely; drop --max-seeds, or start again with another --out"
         )
     metric = design.metric if request.metric is None else request.metric
-    check_metric(metric)
+    baseline = design.baseline if request.baseline is None else request.baseline
+    _check_judging(metric, baseline, arms)
     kept = design.margin if METRICS[metric].unit == METRICS[design.metric].unit else None
     most = design.max_seeds if request.max_seeds is None else request.max_seeds
     if most is not None and (request.num_seeds or 0) > most:
-        raise UserError(f"--seeds {request.num_seeds} is more than the plan's most, {most}; the rest could not count")
+        raise UserError(f"--seeds {request.num_seeds} is more than --max-seeds {most}; the rest could not count")
     wanted: dict[str, Any] = {
         "num_seeds": max(design.num_seeds, request.num_seeds or 0),
         "max_seeds": most,
         "margin": margin_for(METRICS[metric], kept if request.margin is None else request.margin),
         "metric": metric,
-        "baseline": design.baseline if request.baseline is None else request.baseline,
+        "baseline": baseline,
     }
-    if wanted["baseline"] not in [arm.name for arm in arms]:
-        raise UserError(
-            f"--baseline {short(wanted['baseline']) or repr('')} is none of the arms, "
-            f"{few([arm.name for arm in arms], 10)}"
-        )
     texts = [
         f"{name.replace('_', ' ')} was {getattr(design, name)}, is {value}"
         for name, value in wanted.items()
@@ -281,7 +280,7 @@ def continued(design: Design, request: Request, folder: Path) -> Design:
 
 
 def check_given(data: str, given: Mapping[str, Any], request: Request) -> None:
-    """Raise UserError if an option of the runs is wrong, or one that a comparison chooses itself."""
+    """Raise UserError if an option of the runs is wrong, or the comparison chooses it itself."""
     for name in TELLS_APART:
         if name in given:
             instead = {"model": "--backbone", "seed": "--seeds"}.get(name, "--attention, with an arm for each kind")
@@ -309,23 +308,20 @@ def with_full_name(request: Request) -> Request:
 
 
 def asked_for(request: Request) -> dict[str, Any]:
-    """Return the fields of a new design that the request decides, with defaults.
+    """Return the fields of a new design that come from the request, with defaults.
 
     Raises:
         UserError: Too few arms; an unknown arm, baseline, metric or backbone; a missing or impossible margin.
     """
     arms = request.arms or parse_arms(_DEFAULT_ARMS)
-    names = [arm.name for arm in arms]
-    baseline = default_baseline(names) if request.baseline is None else request.baseline
     if len(arms) < 2:
         raise UserError("a comparison needs two arms or more; give for example --attention none,cbam")
-    if baseline not in names:
-        raise UserError(f"--baseline {short(baseline) or repr('')} is none of the arms, {few(names, 10)}")
+    baseline = default_baseline([arm.name for arm in arms]) if request.baseline is None else request.baseline
     metric = "accuracy" if request.metric is None else request.metric
-    check_metric(metric)
+    _check_judging(metric, baseline, arms)
     margin = margin_for(METRICS[metric], request.margin)
     if request.backbone is not None:
-        run_options([arm for arm in arms if arm.spec.partition(":")[0] != WIDE], request.backbone, num_classes=1)
+        run_options([arm for arm in arms if not arm.is_wide], request.backbone, num_classes=1)
     return {
         "arms": arms,
         "baseline": baseline,
@@ -338,7 +334,7 @@ def asked_for(request: Request) -> dict[str, Any]:
 
 
 def begun(data: str, config: Config, prepared: Prepared, backbone: str | None, asked: Mapping[str, Any]) -> Design:
-    """Turn a request into a design with all options of its runs; `completed` adds the networks of its arms."""
+    """Return a new design with all options of its runs; `completed` adds the networks of its arms."""
     return Design(
         data=data,
         data_fingerprint=images_fingerprint(prepared),
@@ -351,26 +347,26 @@ def begun(data: str, config: Config, prepared: Prepared, backbone: str | None, a
 
 
 def images_fingerprint(prepared: Prepared) -> str:
-    """Return a hash of paths, labels and parts; where the images were checked, of their content too."""
+    """Return a hash of paths, labels and parts, and of the images' content where it was checked."""
     return ":".join(filter(None, (fingerprint(prepared), prepared.report.digest if prepared.report else "")))
 
 
 def completed(data: str, design: Design, request: Request, prepared: Prepared, out: Path) -> Design:
-    """Return the design with the network of each arm. Build new ones once: errors show before the first run.
+    """Return the design with the network of each arm. Build each new one, so that errors come before the first run.
 
     Raises:
-        UserError: The images changed, an arm cannot be built, or its code is named in the file alone.
+        UserError: The images changed, an arm cannot be built, or only the file names its code.
     """
+    where = f"the comparison in {str(out)!r}"
     if images_fingerprint(prepared) != design.data_fingerprint:
-        where = f"the comparison in {str(out)!r}"
         if data != design.data:
             raise UserError(
-                f"{where} is of {brief(design.data, 200)}, and the images of {data!r} are others; give another --out"
+                f"{where} is of {brief(design.data, 200)}, and {data!r} has other images; give another --out"
             )
         raise UserError(f"the images of {data!r} have changed since {where} began; restore them, or give another --out")
     named = {arm.name for arm in request.arms or ()}
     for arm in design.arms:
-        if is_code(arm.spec) and arm.name not in named:
+        if arm.is_code and arm.name not in named:
             raise UserError(
                 f"the arm {arm.name} is code ({short(arm.spec)}), and whatwhere never imports code named in a file; "
                 "name it in --attention again"
@@ -379,11 +375,10 @@ def completed(data: str, design: Design, request: Request, prepared: Prepared, o
     new = [arm.name for arm in design.arms if arm.name not in design.arm_options]
     options = run_options(design.arms, design.backbone, num_classes, design.options.get("at", ""))
     arm_options = {**design.arm_options, **{name: options[name] for name in new}}
+    parts = ("model", "attention", "attention_kwargs", "at")
     for name, choice in arm_options.items():
-        # the arm alone decides its network; the file keeps only width and learning rate
-        if any(
-            choice.get(part) != options[name].get(part) for part in ("model", "attention", "attention_kwargs", "at")
-        ):
+        # the arm decides its network; only width and learning rate are read from the file
+        if any(choice.get(part) != options[name].get(part) for part in parts):
             raise UserError(
                 f"{str(out / DESIGN)!r} gives the arm {name} another network than its own; restore the file"
             )
@@ -391,13 +386,16 @@ def completed(data: str, design: Design, request: Request, prepared: Prepared, o
         raise UserError("a wide arm has no pretrained weights; leave out the arm or --pretrained")
     for name in new:
         build({**design.options, **arm_options[name]}, num_classes, seed=0)
-    weights = Path(design.options["pretrained"])
-    if new and design.options["pretrained"] and weights.is_file():
+    weights = design.options["pretrained"]
+    if new and weights and Path(weights).is_file():
         from ..networks.factory import read_pretrained
 
-        read_pretrained(NetworkSpec(name=design.backbone), str(weights))
-    contents = _hashes(design.arms, design.options)
-    _check_unchanged(design.contents, contents, f"the comparison in {str(out)!r}")
+        read_pretrained(NetworkSpec(name=design.backbone), weights)
+    contents = _hashes(design.arms, weights)
+    for what, before in design.contents.items():
+        if contents.get(what) != before:
+            how = "has changed" if what in contents else "is gone"
+            raise UserError(f"{short(what)} {how} since {where} began; restore it, or give another --out")
     return msgspec.structs.replace(design, arm_options=arm_options, contents={**design.contents, **contents})
 
 
@@ -421,43 +419,29 @@ def described(design: Design, num_classes: int) -> list[str]:
     ]
 
 
-def _hashes(arms: tuple[Arm, ...], options: Mapping[str, Any]) -> dict[str, str]:
-    """Return the SHA-256 of the user code and weights that the runs depend on; import the code for that.
+def _hashes(arms: Sequence[Arm], pretrained: str) -> dict[str, str]:
+    """Return the SHA-256 of the user's code, which is imported for that, and of the weights that the runs start from.
 
     Of code, only the file of the named module counts, not the modules that it imports.
 
     Raises:
-        UserError: Code that cannot be imported, or a file that cannot be read.
+        UserError: The code cannot be imported, or a file cannot be read.
     """
+    files = {"the file of weights": pretrained} if pretrained and Path(pretrained).is_file() else {}
     for arm in arms:
-        if is_code(arm.spec):
+        if arm.is_code:
             attention_by_path(arm.attention)
-    files = {f"the code of {arm.name}": _file_of(arm.attention) for arm in arms if is_code(arm.spec)}
-    weights = Path(options["pretrained"])
-    files["the file of weights"] = weights if options["pretrained"] and weights.is_file() else None
-    return {what: _sha256(what, file) for what, file in files.items() if file is not None}
-
-
-def _check_unchanged(before: Mapping[str, str], now: Mapping[str, str], where: str) -> None:
-    """Raise UserError if a file changed or is gone."""
-    for what, value in before.items():
-        if what not in now:
-            raise UserError(f"{short(what)} is gone since {where} began; restore it, or give another --out")
-        if now[what] != value:
-            raise UserError(f"{short(what)} has changed since {where} began; restore it, or give another --out")
-
-
-def _file_of(spec: str) -> Path | None:
-    file = getattr(sys.modules.get(spec.partition(":")[0]), "__file__", None)
-    return None if file is None else Path(file)
-
-
-def _sha256(what: str, file: Path) -> str:
-    try:
+            module = sys.modules.get(arm.attention.partition(":")[0])
+            if file := getattr(module, "__file__", None):
+                files[f"the code of {arm.name}"] = file
+    hashes = {}
+    for what, file in files.items():
         digest = hashlib.sha256()
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read {str(file)!r}, {what}: {error.strerror or error}") from error
+        try:
+            with open(file, "rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise UserError(f"cannot read {file!r}, {what}: {error.strerror or error}") from error
+        hashes[what] = digest.hexdigest()
+    return hashes
