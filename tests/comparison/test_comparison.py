@@ -265,7 +265,7 @@ def test_images_that_changed_are_refused(pretended, tmp_path):
         pretended(data=data)
     (data / "bars" / "one more.png").unlink()
     assert pretended(data=data) is not None
-    with pytest.raises(UserError, match=r"is of '.*mine', and the images of '.*other' are others"):
+    with pytest.raises(UserError, match=r"is of '.*mine', and '.*other' has other images"):
         pretended(data=make_folder(tmp_path / "other", per_class=12))
 
 
