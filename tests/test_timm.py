@@ -168,7 +168,7 @@ def test_attention_between_stages_is_checkpointed_and_seen_in_features():
 
 def test_a_foreign_file_is_refused_whatever_its_number_of_classes(tmp_path):
     torch.save({"backbone.conv.weight": torch.zeros(3), "fc.weight": torch.zeros(7, 512)}, tmp_path / "w.pth")
-    with pytest.raises(whatwhere.UserError, match="are not of this network"):
+    with pytest.raises(whatwhere.UserError, match="do not fit this network"):
         timm.create_model("cbam_resnext11_8x8d", pretrained=str(tmp_path / "w.pth"), num_classes=3)
 
 
@@ -335,7 +335,7 @@ def test_what_is_not_taken_is_refused_in_a_sentence_that_names_what_is(argument,
         ({"output_stride": 12}, "output_stride must be one of 1, 2, 4; got 12"),
         ({"output_stride": [4]}, r"output_stride must be one of 1, 2, 4; got \[4\]"),
         ({"output_stride": 2, "replace_stride_with_dilation": (False, True)}, "give one of them"),
-        ({"cardinality": 2, "groups": 2}, "cardinality is timm's word for groups; give one of them"),
+        ({"cardinality": 2, "groups": 2}, "cardinality is timm's name for groups; give one of them"),
         ({"norm_layer": "grupnorm"}, "norm_layer must build a norm, or be timm's name of one.*got 'grupnorm'"),
         ({"global_pool": "mean"}, "no such global_pool: .*mean"),
         ({"replace_stride_with_dilation": (True,)}, "must be 2 times True or False"),

@@ -1,6 +1,6 @@
-"""Importing this registers with timm the networks that timm lacks: `timm.create_model("cbam_resnext50_32x4d")`.
+"""Importing this module adds the networks of whatwhere to timm: `timm.create_model("cbam_resnext50_32x4d")`.
 
-No name of timm's own is overwritten; `REGISTERED` lists what was added.
+No name that timm has is overwritten; `REGISTERED` lists the added names.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class TimmResNet(ResNet):
     Args:
         in_chans: Channels of the images.
         global_pool: timm's pooling: "avg", "max", "avgmax", "catavgmax", or "" for none.
-        norm_layer: As of `ResNet`, or timm's name of a norm.
-        zero_init_last: timm's word for `zero_init_residual`.
-        seed: As of `ResNet`.
-        **kwargs: As of `ResNet`.
+        norm_layer: As in `ResNet`, or timm's name of a norm.
+        zero_init_last: timm's name for `zero_init_residual`.
+        seed: As in `ResNet`.
+        **kwargs: As in `ResNet`.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class TimmResNet(ResNet):
         self.feature_info = [{"num_chs": self.conv1.out_channels, "reduction": stem_reduction, "module": "relu"}]
         reduction = stem_reduction * (2 if isinstance(self.maxpool, nn.MaxPool2d) else 1)
         dilated = self.replace_stride_with_dilation or (False,) * (len(self.stage_names) - 1)
-        next_dilated = (*dilated, True)  # none follows the last
+        next_dilated = (*dilated, True)  # no stage follows the last one
         for name, channels, is_next_dilated in zip(self.stage_names, self.stage_channels, next_dilated, strict=True):
             self.feature_info.append({"num_chs": channels, "reduction": reduction, "module": name})
             reduction *= 1 if is_next_dilated else 2
@@ -112,7 +112,7 @@ class TimmResNet(ResNet):
     def reset_classifier(  # type: ignore[override]  # timm's second argument is the pooling
         self, num_classes: int, global_pool: str | None = None, seed: int | None = None
     ) -> None:
-        """Replace the classifier, and with `global_pool` the pooling; `num_classes=0` leaves the classifier out."""
+        """Replace the classifier, and the pooling if `global_pool` is given; `num_classes=0` removes the classifier."""
         self._set_head(num_classes, self.global_pool.pool_type if global_pool is None else global_pool, seed)
 
     def get_classifier(self, name_only: bool = False) -> nn.Module | str:
@@ -134,15 +134,15 @@ class TimmResNet(ResNet):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the last features and the list of intermediate ones: the stem's (0) and each stage's (1, 2, ...).
+        """Return the last features and a list of the features after the stem (0) and each stage (1, 2, ...).
 
         Args:
             x: Images.
-            indices: Which ones; an integer for the last so many, None for all.
-            norm: Without effect, as in timm's own ResNet.
-            stop_early: Leave out the stages behind the last one asked for.
-            output_fmt: "NCHW", the only one.
-            intermediates_only: Return the list alone.
+            indices: The features to list; an integer for that many last ones, None for all.
+            norm: No effect, as in timm's ResNet.
+            stop_early: Skip the stages behind the last one in `indices`.
+            output_fmt: "NCHW", the only format.
+            intermediates_only: Return only the list.
         """
         if output_fmt != "NCHW":
             raise UserError(f'output_fmt must be "NCHW", got {brief(output_fmt)}')
@@ -159,7 +159,7 @@ class TimmResNet(ResNet):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Take out the stages behind the last of `indices`, and with `prune_head` the head; return the indices."""
+        """Remove the stages behind the last of `indices`, and with `prune_head` the head; return the indices."""
         taken, last = feature_take_indices(len(self.feature_info), indices)
         for name in self.stage_names[last:]:
             setattr(self, name, nn.Sequential())
@@ -181,28 +181,28 @@ class TimmResNet(ResNet):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return the patterns by which timm groups parameters for layer-wise learning rates."""
-        # an attention behind a stage goes with the stage's last block
+        # attention behind a stage belongs to the last block of the stage
         fine = [(r"^layer(\d+)\.(\d+)", None), (r"^layer(\d+)\.attention", MATCH_PREV_GROUP)]
         return {"stem": r"^conv1|bn1", "blocks": r"^layer(\d+)" if coarse else fine}
 
 
-# what timm's own `create_model` and `build_model_with_cfg` take for a network, and its words for arguments of `ResNet`
+# arguments of timm's `create_model` and `build_model_with_cfg`, and timm's names for arguments of `ResNet`
 _OF_TIMM = ("in_chans", "global_pool", "output_stride", "features_only", "out_indices", "feature_cls")
 _RENAMED = {"cardinality": "groups", "base_width": "width_per_group", "zero_init_last": "zero_init_residual"}
 _OURS = [key for key in inspect.signature(ResNet).parameters if key not in ("block", "layers", "in_channels")]
 
 
 def _in_our_words(config: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return timm's arguments of the network `config` with those of `ResNet` under its names."""
+    """Translate timm's arguments of the network `config` into those of `ResNet`."""
     arguments = dict(kwargs)
     for theirs, ours in _RENAMED.items():
         if theirs in arguments:
             if ours in arguments:
-                raise UserError(f"{theirs} is timm's word for {ours}; give one of them")
+                raise UserError(f"{theirs} is timm's name for {ours}; give one of them")
             arguments[ours] = arguments.pop(theirs)
     if "output_stride" in arguments:
         if "replace_stride_with_dilation" in arguments:
-            raise UserError("output_stride is timm's word for replace_stride_with_dilation; give one of them")
+            raise UserError("output_stride is timm's name for replace_stride_with_dilation; give one of them")
         stem = arguments.get("stem", config.get("stem", "imagenet"))
         strides = [(4 if stem == "imagenet" else 1) << stage for stage in range(len(config["layers"]))]
         wanted = arguments.pop("output_stride")
@@ -222,11 +222,11 @@ def _build(
     cache_dir: str | os.PathLike[str] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a registered network the way timm does; `pretrained=True` without a source takes torchvision's weights."""
+    """Build a registered network as timm does; `pretrained=True` without a source takes torchvision's weights."""
     if is_scriptable():
         refuse_scripting()
     taken = [key for key in (*_OURS, *_OF_TIMM, *_RENAMED) if own_attention is None or key != "attention"]
-    # not its in_channels, and its attention where the name has one
+    # in_channels is timm's in_chans; a name with attention takes no other attention
     check_arguments(name, taken, kwargs, f"{', '.join(('num_classes', *_OF_TIMM, *_RENAMED))} and most of ResNet's")
     config = RESNETS[backbone]
     kwargs = _in_our_words(config, kwargs)
@@ -246,7 +246,7 @@ def _build(
     def construct(seed: int | None = None, num_classes: int = 1000, **arguments: Any) -> nn.Module:
         in_channels = arguments.pop("in_chans", 3)
         built = replace(spec, num_classes=num_classes, in_channels=in_channels, model_kwargs=arguments)
-        # the weights here rather than by timm, which lets missing keys pass where the number of classes differs
+        # weights are loaded here, because timm ignores missing keys where the number of classes differs
         builder = attention if callable(attention) else None
         return create(built, pretrained=loaded, seed=seed, attention=builder, network=TimmResNet)
 
@@ -265,12 +265,12 @@ def _build(
 def _pretrained_weights(
     spec: NetworkSpec, pretrained_cfg: Any, overlay: dict[str, Any], cache_dir: str | os.PathLike[str] | None
 ) -> weights.Weights | None:
-    """Return the weights of the configuration's source, by default torchvision's."""
+    """Return the weights that timm's configuration names, by default those of torchvision."""
     resolved = resolve_pretrained_cfg(spec.name, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=overlay)
     if resolved.state_dict:
         return weights.weights_in(resolved.state_dict, "pretrained_cfg")
     if resolved.file:
-        folder = Path(resolved.file)  # of the form local-dir:, else the file itself
+        folder = Path(resolved.file)  # a folder for local-dir:, else the file itself
         found = [file for file in (folder / "model.safetensors", folder / "pytorch_model.bin") if file.exists()]
         path = found[0] if found else folder
         return weights.read_weights(path)
@@ -280,7 +280,7 @@ def _pretrained_weights(
         state = timm.models.load_state_dict_from_hf(resolved.hf_hub_id, *filename, weights_only=True, **cache)
         return weights.weights_in(state, resolved.hf_hub_id)
     if cache_dir is not None:
-        raise UserError("cache_dir is for weights of the Hugging Face hub; these go to torch's cache, under TORCH_HOME")
+        raise UserError("cache_dir is for weights of the Hugging Face hub; these are kept in torch's cache, TORCH_HOME")
     if resolved.url:
         state = weights.state_dict_from_url(resolved.url)
         return weights.weights_in(state, resolved.url)
@@ -295,23 +295,23 @@ def _register(name: str, backbone: str, attention: str | None) -> None:
     register_model(entrypoint)
 
 
-def _lacking() -> dict[str, tuple[str, str | None]]:
+def _missing_in_timm() -> dict[str, tuple[str, str | None]]:
     prefixes: dict[str, str | None] = {"": None, **{f"{attention}_": attention for attention in ATTENTION}}
     names = {prefix + backbone: (backbone, value) for prefix, value in prefixes.items() for backbone in RESNETS}
     return {name: parts for name, parts in names.items() if not timm.models.is_model(name)}
 
 
 def _crop_pct(backbone: str) -> float:
-    """Return the share of the resized image that torchvision's best weights of `backbone` were evaluated on."""
+    """Return the share of the resized image that torchvision crops to evaluate its best weights of `backbone`."""
     if backbone not in torchvision.models.list_models(torchvision.models):
         return 0.875
     preset = torchvision.models.get_model_weights(backbone).DEFAULT.transforms()
-    # down, so that timm's floor(crop / crop_pct) gives the size back
+    # rounded down, so that timm's floor(crop / crop_pct) gives the size again
     crop_pct: float = math.floor(1000 * preset.crop_size[0] / preset.resize_size[0]) / 1000
     return crop_pct
 
 
-_NEW = _lacking()
+_NEW = _missing_in_timm()
 default_cfgs: dict[str, Any] = timm.models.generate_default_cfgs(
     {
         name: {

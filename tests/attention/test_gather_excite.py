@@ -132,7 +132,7 @@ def test_weights_say_that_it_is_there(suffix, tmp_path):
     else:
         safetensors.torch.save_file(trained.state_dict(), path)
     torch.testing.assert_close(create_model("ge_resnext11_8x8d", num_classes=3, pretrained=path).eval()(x), trained(x))
-    with pytest.raises(UserError, match=r"not of this network: 3 unexpected \(layer\*\.\*\.attention\.what\.mark\)"):
+    with pytest.raises(UserError, match=r"not fit this network: 3 unexpected \(layer\*\.\*\.attention\.what\.mark\)"):
         create_model("resnext11_8x8d", num_classes=3, pretrained=path)
 
     plain = create_model("resnext11_8x8d", num_classes=3, seed=0).eval()

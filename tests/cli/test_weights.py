@@ -24,7 +24,7 @@ def test_show(checkpoint, whatwhere):
     assert (status, err) == (0, "")
     for words in ("official", "create_model('cbam_resnet18', num_classes=10)", "2-2-2-2 basic blocks", "state_dict"):
         assert words in out
-    for words in ("module.", "beside it: epoch", "'resnet18'", "a Namespace", "a dict of 1", "70.7"):
+    for words in ("module.", "left out: epoch", "'resnet18'", "a Namespace", "a dict of 1", "70.7"):
         assert words in out
     assert "202 of the network's 202 tensors" in out
     assert "does not fit" not in out
@@ -60,7 +60,7 @@ def test_show_what_nobody_knows(tmp_path, whatwhere):
     torch.save({"blocks.0.attn.qkv.weight": torch.zeros(3)}, tmp_path / "a.pth")
     status, out, _ = whatwhere("weights", "show", tmp_path / "a.pth")
     assert status == 0
-    for words in ("none that is known here", "none that has a name here", "unknown name", "blocks.0.attn.qkv.weight"):
+    for words in ("unknown", "no network of whatwhere", "unknown name", "blocks.0.attn.qkv.weight"):
         assert words in out
 
 
@@ -92,7 +92,7 @@ def test_convert(checkpoint, tmp_path, whatwhere):
     ("arguments", "sentence"),
     [
         (("show", "nowhere.pth"), "no weights file 'nowhere.pth'"),
-        (("show", "nowhere.pth", "--model", "resnet"), "unknown model 'resnet'; did you mean"),
+        (("show", "nowhere.pth", "--model", "resnet"), "unknown network 'resnet'; did you mean"),
         (("convert", "nowhere.pth", "b.safetensors"), "no weights file 'nowhere.pth'"),
         (("convert", "nowhere.pth"), "Missing argument"),
         (("convert", "nowhere.pth", "b.safetensors", "--to", "keras"), "unknown layout 'keras'"),

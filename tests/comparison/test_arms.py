@@ -67,7 +67,7 @@ def test_a_wide_arm_has_as_many_parameters_as_attention(backbone):
         ("none,wide:se", "resnet18", "no arm is called 'se'"),
         ("wide", "resnet18", "needs another arm"),
         ("none,wide:none", "resnet18", "wide-none would be no wider than resnet18"),
-        ("none,se", "article_resnext50", "article_resnext50 is as the article has it, its attention cannot be chosen"),
+        ("none,se", "article_resnext50", "the attention of article_resnext50 is fixed"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(arms, backbone, message):

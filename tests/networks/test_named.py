@@ -51,8 +51,12 @@ def test_ours_come_first_then_torchvisions_then_timms(name, full):
             {"width_factor": 2.0},
             r"^the width of torchvision:mobilenet_v3_small is fixed; ",
         ),
-        ("mobilenet_v3_small", {"at": "blocks"}, r"^at and replace say where attention stands; give an attention too$"),
-        ("resnet18", {"at": "blocks"}, r"^at and replace say where attention stands"),
+        (
+            "mobilenet_v3_small",
+            {"at": "blocks"},
+            r"^at and replace tell where attention stands; give an attention",
+        ),
+        ("resnet18", {"at": "blocks"}, r"^at and replace tell where attention stands"),
         ("cbam_resnet18", {"attention": "se"}, r"has its attention in its name"),
     ],
 )
@@ -132,7 +136,7 @@ def test_a_classifier_of_another_number_of_classes_stays_fresh(name, tmp_path):
 
 def test_weights_of_another_network_are_refused_whole(tmp_path):
     save_file(timm.create_model("resnet18").state_dict(), tmp_path / "weights.safetensors")
-    with pytest.raises(UserError, match=r"^the weights from '.*' are not of this network: "):
+    with pytest.raises(UserError, match=r"^the weights from '.*' do not fit this network: "):
         create_network("timm:resnet10t", pretrained=str(tmp_path / "weights.safetensors"))
 
 

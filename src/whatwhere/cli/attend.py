@@ -1,3 +1,5 @@
+"""`whatwhere attend`."""
+
 from __future__ import annotations
 
 import copy
@@ -30,7 +32,7 @@ def print_attended(
     plan_only: bool,
     as_json: bool,
 ) -> None:
-    """Print where attention goes in a network, and what it costs there unless `plan_only`."""
+    """Print the places of attention in a network, and its cost unless `plan_only`."""
     size = parse_input_size(input_size)
     chosen = attention_by_path(attention) if is_import_path(attention) else attention
     attention_builder(chosen)  # before the network is built

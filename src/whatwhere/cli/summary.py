@@ -1,3 +1,5 @@
+"""`whatwhere summary`."""
+
 from __future__ import annotations
 
 import json
@@ -25,16 +27,16 @@ def print_summary(
     latency: bool,
     as_json: bool,
 ) -> None:
-    """Print what a network costs, and the change from the network `against` to it if that is given.
+    """Print the cost of a network, and with `against` the difference from that network.
 
-    A network with `spec.attention` is compared with the same network without it.
+    A network with `spec.attention` is compared with the same network without attention.
     """
     size = parse_input_size(input_size)
     if spec.attention and against is not None:
-        raise UserError("with --attention the network is shown beside itself without it; leave out --against")
+        raise UserError("--attention compares with the same network without attention; leave out --against")
     if (spec.at or spec.attention_kwargs) and not spec.attention:
         given = "--at" if spec.at else "--attention-kwargs"
-        raise UserError(f"{given} is about an attention; give --attention too")
+        raise UserError(f"{given} needs an attention; give --attention too")
     against = spec.name if spec.attention else against
     before = [] if against is None else [NetworkSpec(name=against, num_classes=spec.num_classes)]
     specs = [checked(known) for known in (*before, spec)]
@@ -53,7 +55,7 @@ def print_summary(
 
 
 def measure_costs(specs: list[NetworkSpec], input_size: tuple[int, ...], batch_size: int, latency: bool) -> list[Cost]:
-    """Return the costs of networks; with `latency` each round times all of them."""
+    """Measure the cost of each network; with `latency`, each round times all networks."""
     networks = [create(spec, seed=0) for spec in specs]
     costs = [
         cost(network, input_size, batch_size=batch_size, name=spec.describe())

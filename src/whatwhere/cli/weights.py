@@ -13,7 +13,7 @@ from ..networks.spec import parse_arguments
 
 
 def print_weights(file: str, model: str | None, as_json: bool) -> None:
-    """Print what is in a weights file."""
+    """Print the content of a weights file."""
     description = describe_weights(file, model)
     if as_json:
         typer.echo(json.dumps(description.to_dict(), indent=2))
@@ -24,7 +24,7 @@ def print_weights(file: str, model: str | None, as_json: bool) -> None:
 def print_conversion(
     source: str, target: str, model: str | None, attention_kwargs: str, to: str, force: bool, as_json: bool
 ) -> None:
-    """Convert a weights file and print what came of it."""
+    """Convert a weights file and print the result."""
     given = parse_arguments(attention_kwargs) if attention_kwargs else {}
     done = convert_weights(source, target, model=model, attention_kwargs=given, to=to, force=force)
     if as_json:
@@ -41,8 +41,8 @@ def print_conversion(
 def _tables(found: Description) -> list[Table]:
     network = " or ".join(found.networks[:3]) if found.network is None else found.network.call()
     rows = [
-        ("layout", found.layout or "none that is known here"),
-        ("network", network or "none that has a name here"),
+        ("layout", found.layout or "unknown"),
+        ("network", network or "no network of whatwhere"),
         ("structure", found.structure),
         ("tensors", f"{found.num_tensors} with {found.num_values:,} values, {', '.join(found.dtypes)}"),
     ]
@@ -50,7 +50,7 @@ def _tables(found: Description) -> list[Table]:
         rows.append(("found in", printable(found.wrapper)))
     if found.prefix:
         rows.append(("prefix", printable(found.prefix)))
-    rows += [(f"beside it: {printable(key)}", printable(value)) for key, value in found.around.items()]
+    rows += [(f"left out: {printable(key)}", printable(value)) for key, value in found.around.items()]
     rows += [("note", note) for note in found.notes]
     rows += [(f"metadata: {printable(key)}", printable(value)) for key, value in found.metadata.items()]
     if found.fit is not None:

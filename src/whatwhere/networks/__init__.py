@@ -1,4 +1,4 @@
-"""Networks by name, of this package, torchvision and timm, and the weights that fit them.
+"""Networks of this package, torchvision and timm by name, and their weights.
 
 The names are imported when first used: `networks.spec` and `whatwhere models` need no torch.
 """

@@ -1,41 +1,47 @@
-"""Weights files: from any layout to any other, and what is in one."""
+"""Weights files: identify the network in one, describe it, and convert it from any known layout to any other."""
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 from msgspec.structs import replace
 from torch import Tensor
 
 from ..attention import ATTENTION
 from ..base.errors import UserError
 from ..base.files import write_bytes
-from ..base.words import brief, suggest
+from ..base.words import brief, few, short
+from ..models.blocks import Bottleneck
+from ..models.resnet import RESNETS, ResNet
 from . import weights
-from .factory import create
-from .recognize import in_words, names_of
-from .spec import BACKBONES, OWN_NETWORKS, NetworkSpec
+from .factory import skeleton
+from .libraries import full_name
+from .spec import BACKBONES, OWN_NETWORKS, NetworkSpec, is_import_path
+
+_BLOCK = re.compile(r"layer(\d+)\.(\d+)\.")
+_DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(ResNet).parameters.items()}
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `convert_weights` has done.
+    """What `convert_weights` did.
 
     Attributes:
-        source: The file it read.
-        target: The file it wrote.
+        source: The file that was read.
+        target: The file that was written.
         layout: The layout of the source.
         to: The layout of the target.
-        network: The network that the weights are of.
+        network: The network that the weights belong to.
         num_tensors: Number of tensors in the target.
-        left_out: What the source held beside the weights, in words for each entry.
-        notes: What to know of the target.
+        left_out: What else the source holds, in words for each entry.
+        notes: What a user of the target must know.
     """
 
     source: str
@@ -54,25 +60,25 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Description:
-    """What `describe_weights` has found in a file.
+    """What `describe_weights` found in a file.
 
     Attributes:
         path: The file.
-        layout: The layout of its names; None if it is no known one's.
-        networks: The names of the networks it may be of.
-        network: The one it is of, with its arguments; None if that is not settled.
-        structure: What the shapes are of, in words.
+        layout: The layout of the tensor names; None for an unknown one.
+        networks: The names of the networks that the weights may belong to.
+        network: The network with its arguments; None if no network, or more than one, fits.
+        structure: The structure that the shapes show, in words.
         num_tensors: Number of tensors.
         num_values: Number of values in them.
         dtypes: Their dtypes.
-        wrapper: The entry of the file that they are in.
-        prefix: What all their names begin with.
-        around: What else the file holds, tensors beside the network's included.
+        wrapper: The entry of the file that holds the tensors.
+        prefix: The prefix of all their names.
+        around: What else the file holds, other tensors included.
         notes: What was changed in the tensors.
-        metadata: The text in a safetensors file.
+        metadata: The metadata of a safetensors file.
         non_finite: For each tensor with NaN or infinite values, how many.
-        unknown: Names that the layout lacks, by group.
-        fit: How the weights fit the network; None without one.
+        unknown: Names that the layout does not know, by group.
+        fit: How the weights fit the network; None without a network.
     """
 
     path: str
@@ -113,23 +119,23 @@ def convert_weights(
     to: str = "whatwhere",
     force: bool = False,
 ) -> Conversion:
-    """Write the weights in `source`, of any known layout, to the safetensors file `target`.
+    """Convert a weights file from any known layout to the safetensors file `target`.
 
-    Every tensor is accounted for: the weights must be a whole network's, key by key and shape by shape. What the
-    network is built with stands in the target's metadata, as JSON, and `create_model(..., pretrained=target)` reads it.
+    The weights must be those of a whole network: every name and every shape is checked. The target's metadata holds
+    the network's description as JSON, which `create_model(..., pretrained=target)` reads.
 
     Args:
         source: A .safetensors file, or a .pth that is read without executing anything in it.
         target: The file to write, *.safetensors; whole or not at all.
-        model: The network's name; None where the names and shapes tell it.
-        attention_kwargs: What its attention was built with, as far as the shapes do not show it: `{"pools": ["avg"]}`.
+        model: The network's name; None identifies it by names and shapes.
+        attention_kwargs: Arguments of its attention that no shape shows, such as `{"pools": ["avg"]}`.
         to: The layout to write: "whatwhere", "torchvision", "official", "timm", "timm-legacy", "ca-sa" or
             "ca-sa-sequential".
         force: Overwrite a `target` that exists.
 
     Raises:
-        UserError: A file that cannot be read or written, values that are not finite, weights of no network or of
-            another one, or a layout that has no place for them.
+        UserError: A file cannot be read or written, a value is not finite, the weights belong to no network or to
+            another one, or the layout has no place for them.
     """
     layout = weights.layout_named(to)
     path = _checked_target(source, target, force)
@@ -139,9 +145,9 @@ def convert_weights(
     network = _with_options(_network(loaded, file.path, model), loaded, attention_kwargs or {})
     fit = _fit(loaded, network)
     if fit.groups:
-        raise UserError(f"the weights from {file.path!r} are not of {network.name}: {fit.sentence()}")
+        raise UserError(f"the weights from {file.path!r} do not fit {network.name}: {fit.sentence()}")
     attention = network.attention_name or None
-    options = _attention_options(network)
+    options = network.attention_options
     state = weights.from_ours(loaded.state, layout, attention, options, network.model_kwargs)
     description = msgspec.json.encode({"network": network, "layout": layout.name}).decode()
     write_bytes(path, weights.tensors_to_bytes(state, {"format": "pt", weights.METADATA_KEY: description}))
@@ -159,17 +165,17 @@ def convert_weights(
 
 
 def describe_weights(path: str | os.PathLike[str], model: str | None = None) -> Description:
-    """Return what is in a weights file; NaN and infinite values, and keys that do not fit, are listed.
+    """Describe a weights file, with its NaN and infinite values and the tensors that do not fit.
 
     Args:
         path: A .safetensors file, or a .pth that is read without executing anything in it.
-        model: The network to compare with; None for the one that the names and shapes tell.
+        model: The network to compare with; None identifies it by names and shapes.
 
     Raises:
-        UserError: An unknown network, or a file that cannot be read or holds no tensors.
+        UserError: The network is unknown, or the file cannot be read or holds no tensors.
     """
     if model is not None:
-        check_own(model)
+        _own_name(model)
     file = weights.read_file(path)
     loaded = weights.from_file(file)
     networks = names_of(loaded)
@@ -191,7 +197,7 @@ def describe_weights(path: str | os.PathLike[str], model: str | None = None) -> 
         wrapper=file.wrapper,
         prefix=file.prefix,
         around={**file.around, **file.left_out},
-        notes=[*file.notes, *_notes_of_others(file.state)],
+        notes=[*file.notes, *_notes_on_others(file.state)],
         metadata=file.metadata,
         non_finite=file.non_finite(),
         unknown=weights.group_keys(unknown),
@@ -202,13 +208,13 @@ def describe_weights(path: str | os.PathLike[str], model: str | None = None) -> 
 def _checked_target(source: str | os.PathLike[str], target: str | os.PathLike[str], force: bool) -> Path:
     path = Path(target)
     if path.suffix != ".safetensors":
-        raise UserError(f"what is written is a safetensors file; name it *.safetensors, not {os.fspath(target)!r}")
+        raise UserError(f"the file to write is a safetensors file; name it *.safetensors, not {os.fspath(target)!r}")
     try:
         if path.is_dir():
             raise UserError(f"cannot write {str(path)!r}: it is a folder")
         exists = path.exists()
         if exists and Path(source).exists() and path.samefile(source):
-            raise UserError(f"{str(path)!r} is the file to read; give another name for the one to write")
+            raise UserError(f"{str(path)!r} is the file to read; give another name for the file to write")
     except OSError as error:
         raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     if exists and not force:
@@ -217,61 +223,55 @@ def _checked_target(source: str | os.PathLike[str], target: str | os.PathLike[st
 
 
 def _network(loaded: weights.Weights, path: str, model: str | None) -> NetworkSpec:
-    """Return the network that the weights are of.
+    """Return the network that the weights belong to.
 
     Raises:
-        UserError: `model` is not the name of one that has published layouts, or without it none or several fit.
+        UserError: `model` is no network with standard tensor names; or without it, no network or several fit.
     """
-    if model is not None:
-        check_own(model)
-        if OWN_NETWORKS[model][1] not in BACKBONES:
-            raise UserError(f"{model} has layers of no standard names; name a ResNet or ResNeXt with --model")
+    if model is not None and OWN_NETWORKS[_own_name(model)][1] not in BACKBONES:
+        raise UserError(f"{model} has no standard tensor names; name a ResNet or ResNeXt with --model")
     if loaded.layout is None:
         names = ", ".join(map(weights.shown, list(weights.group_keys(loaded.state))[:3]))
         known = ", ".join(weights.LAYOUTS)
-        raise UserError(f"the names in {path!r} ({names}, ...) are of no layout known here; known: {known}")
+        raise UserError(f"the tensor names in {path!r} ({names}, ...) belong to no known layout; known: {known}")
     if model is None:
         candidates = names_of(loaded)
         if not candidates:
             raise UserError(
-                f"the weights in {path!r}, {in_words(loaded.state)}, are exactly those of no network by name here; "
+                f"the weights in {path!r}, {in_words(loaded.state)}, fit no network of whatwhere exactly; "
                 "name one with --model to see what does not fit"
             )
         if len(candidates) > 1:
-            raise UserError(f"the weights in {path!r} may be of {' or '.join(candidates)}; choose with --model")
+            raise UserError(f"the weights in {path!r} fit {' and '.join(candidates)}; choose one with --model")
         model = candidates[0]
     return _spec(loaded, model)
 
 
-def check_own(name: str) -> None:
-    """Raise UserError, naming the nearest ones, unless `name` is a network of this package."""
-    if not isinstance(name, str) or name not in OWN_NETWORKS:
-        hint = suggest(name, list(OWN_NETWORKS)) or "; `whatwhere models` names them all"
-        raise UserError(f"unknown model {brief(name)}{hint}")
+def _own_name(name: str) -> str:
+    """Return `name`; raise UserError unless it is a network of this package."""
+    if full_name(name) not in OWN_NETWORKS:
+        raise UserError(f"{name} is not a network of whatwhere; `whatwhere models` lists them")
+    return name
 
 
 def _spec(loaded: weights.Weights, name: str) -> NetworkSpec:
     """Return the network `name` with the arguments that the weights need."""
-    state, attention = loaded.state, OWN_NETWORKS[name][0]
+    state, told, attention = loaded.state, loaded.network, OWN_NETWORKS[name][0]
     classifier, stem = state.get("fc.weight"), state.get("conv1.weight")
-    kwargs: Mapping[str, Any] = {}
-    if attention:
-        if loaded.attention is None:
-            kwargs = weights.options_of(state, attention) or {}
-        elif loaded.attention == attention:  # CBAM without its spatial gate would have the shapes of SE
-            kwargs = loaded.attention_kwargs
-    return NetworkSpec(
-        name=name,
-        attention_kwargs={key: value for key, value in kwargs.items() if key != "start"},
-        start=kwargs.get("start", ""),
+    if name == told.name and _is_by_name(told):
+        network = told
+    else:
+        options: Mapping[str, Any] | None = {}
+        if attention and not told.attention_name:
+            options = weights.options_of(state, attention)
+        elif attention == told.attention_name:  # CBAM without its spatial gate has the shapes of SE
+            options = told.attention_options
+        network = NetworkSpec(name=name, model_kwargs=loaded.model_kwargs).with_attention_options(options or {})
+    return replace(
+        network,
         num_classes=classifier.shape[0] if classifier is not None and classifier.dim() == 2 else 0,
         in_channels=stem.shape[1] if stem is not None and stem.dim() == 4 else 3,
-        model_kwargs=loaded.model_kwargs,
     )
-
-
-def _attention_options(network: NetworkSpec) -> dict[str, Any]:
-    return {**network.attention_kwargs, **({"start": network.start} if network.start else {})}
 
 
 def _with_options(network: NetworkSpec, loaded: weights.Weights, given: Mapping[str, Any]) -> NetworkSpec:
@@ -279,17 +279,14 @@ def _with_options(network: NetworkSpec, loaded: weights.Weights, given: Mapping[
     if not given:
         return network
     if not network.attention_name:
-        raise UserError(
-            f"{network.name} has no attention to build with {brief(dict(given))}; leave out attention_kwargs"
-        )
-    options = loaded.options_for(ATTENTION[network.attention_name], {**_attention_options(network), **given})
-    return replace(network, attention_kwargs=options, start=options.pop("start", ""))
+        raise UserError(f"{network.name} has no attention that could take {brief(dict(given))}; drop attention_kwargs")
+    options = loaded.options_for(ATTENTION[network.attention_name], {**network.attention_options, **given})
+    return replace(network, start="").with_attention_options(options)
 
 
 def _fit(loaded: weights.Weights, network: NetworkSpec) -> weights.Fit:
-    with torch.device("meta"):
-        own = create(network, seed=0).state_dict()
-    # files of PyTorch before 0.4.1 have no counters, and `load_state_dict` does without
+    own = skeleton(network).state_dict()
+    # files of PyTorch before 0.4.1 have no counters, and `load_state_dict` does not need them
     counters = [key for key in own if key.endswith("num_batches_tracked")]
     return weights.compare(loaded.state, own, counters)
 
@@ -299,47 +296,47 @@ def _notes(
 ) -> list[str]:
     notes = []
     own = loaded.layout is not None and loaded.layout.name == "whatwhere"
-    if attention == "cbam" and own and not loaded.model and not {"maps", "pools"} <= options.keys():
+    if attention == "cbam" and own and not loaded.network.name and not {"maps", "pools"} <= options.keys():
         form = options.get("form", "official")
         notes.append(
-            "the file does not say in which order the spatial gate takes its maps, nor its pools; taken for the "
-            f"{form} form's, unless attention_kwargs say otherwise"
+            "the file does not tell the order of the spatial gate's maps, nor the pools; assumed as in the "
+            f"{form} form, unless attention_kwargs tell otherwise"
         )
-    if attention == "bam" and own and not loaded.model and "combine" not in options:
-        notes.append("the file does not say how its branches are combined; taken for added, as in the paper")
-    if loaded.attention == "cbam" and loaded.layout is not None and loaded.layout.norm is None:
+    if attention == "bam" and own and not loaded.network.name and "combine" not in options:
+        notes.append("the file does not tell how the branches are combined; assumed as added, as in the paper")
+    if loaded.network.attention_name == "cbam" and loaded.layout is not None and loaded.layout.norm is None:
         notes.append(
-            "names do not show what copied code computes: taken for out = ca(out) * out and out = sa(out) * out before "
-            "a block's sum, ca of the average and the maximum, sa of the mean and the maximum"
+            "names do not show what copied code computes; assumed: out = ca(out) * out and out = sa(out) * out before "
+            "the sum of a block, ca takes the average and the maximum, sa the mean and the maximum"
         )
     if layout.norm is None and attention is not None:
         notes.append(_copied_modules(options))
     if layout.name == "timm" and attention is not None:
         notes.append(_timm_module(attention, options, loaded.state))
     if layout.name == "official" and attention == "cbam" and options.get("form") == "timm":
-        notes.append("biases of zero were added to the MLPs, which the authors' code has and timm's not")
+        notes.append("biases of zero were added to the MLPs, which the authors' code has and timm has not")
     return notes
 
 
 def _copied_modules(options: Mapping[str, Any]) -> str:
-    """Return how copied code has to build its two modules."""
+    """Say how copied code must build its two modules."""
     return (
         f"the copied code must divide the channels by {options.get('reduction', 16)} in its ChannelAttention and have "
         f"kernel_size={options.get('kernel_size', 7)} in its SpatialAttention"
     )
 
 
-def _notes_of_others(state: weights.StateDict) -> list[str]:
-    """Return which networks of others take weights that none of ours does."""
+def _notes_on_others(state: weights.StateDict) -> list[str]:
+    """Return which networks of other libraries take weights that no network of this package takes."""
     if any(key.endswith("_blocks.0._depthwise_conv.weight") for key in state):
         return [
-            "names of the package efficientnet_pytorch: timm:tf_efficientnet_b0 to b8 take them as pretrained weights"
+            "names of the package efficientnet_pytorch: timm:tf_efficientnet_b0 to b8 take these as pretrained weights"
         ]
     return []
 
 
 def _timm_module(attention: str, options: dict[str, Any], state: weights.StateDict) -> str:
-    """Return how timm is told to build `attention`."""
+    """Say how timm builds `attention`."""
     module, room = ("CbamModule", "timm.layers.cbam") if attention == "cbam" else ("SEModule", "timm.layers")
     arguments = []
     if "reduction" in options:
@@ -352,3 +349,75 @@ def _timm_module(attention: str, options: dict[str, Any], state: weights.StateDi
         arguments.append(f"spatial_kernel_size={options['kernel_size']}")
     built = f"functools.partial({module}, {', '.join(arguments)})" if arguments else module
     return f"timm builds the network with block_args=dict(attn_layer={built}), {module} from {room}"
+
+
+def structure(state: weights.StateDict) -> dict[str, Any] | None:
+    """Return the arguments of `ResNet` that the shapes in `state` show; None if they are not those of a ResNet."""
+    blocks = {(int(match[1]), int(match[2])) for match in map(_BLOCK.match, state) if match}
+    stages = sorted({stage for stage, _ in blocks})
+    try:
+        stem, is_bottleneck = state["conv1.weight"], "layer1.0.conv3.weight" in state
+        middle = state["layer1.0.conv2.weight"]
+        groups = middle.shape[0] // middle.shape[1]
+        planes = [
+            state[f"layer{stage}.0.conv{3 if is_bottleneck else 1}.weight"].shape[0] // (4 if is_bottleneck else 1)
+            for stage in stages
+        ]
+        return {
+            "block": "Bottleneck" if is_bottleneck else "BasicBlock",
+            "layers": tuple(sum(stage == other for other, _ in blocks) for stage in stages),
+            "widths": tuple(planes),
+            "groups": groups,
+            "width_per_group": middle.shape[0] * 64 // (planes[0] * groups),
+            "stem": "imagenet" if stem.shape[-1] == 7 else "cifar",
+            "stem_channels": stem.shape[0],
+        }
+    # shapes can be anything
+    except (KeyError, IndexError, ZeroDivisionError):
+        return None
+
+
+def _is_by_name(told: NetworkSpec) -> bool:
+    """Return whether `create_model` builds what a file describes: a network of this package, attention at its place."""
+    return told.is_own and not told.at and not told.replace and not is_import_path(told.attention)
+
+
+def backbones_of(state: weights.StateDict) -> list[str]:
+    """Return the names of the plain networks with the structure of `state`."""
+    found = structure(state)
+    return [name for name, config in RESNETS.items() if _full(config) == found]
+
+
+def _full(config: dict[str, Any]) -> dict[str, Any]:
+    options = ("layers", "widths", "groups", "width_per_group", "stem", "stem_channels")
+    block = "Bottleneck" if config["block"] is Bottleneck else "BasicBlock"
+    return {"block": block, **{name: config.get(name, _DEFAULTS[name]) for name in options}}
+
+
+def names_of(loaded: weights.Weights) -> list[str]:
+    """Identify the network that a state dict belongs to: return the names of all that it fits."""
+    told = loaded.network
+    if _is_by_name(told):
+        return [told.name]
+    backbones = backbones_of(loaded.state)
+    if not weights.has_attention(loaded.state):
+        return backbones
+    if told.attention_name and not told.name:
+        attention = [told.attention_name]
+    else:
+        fitting = {name: weights.options_of(loaded.state, name) for name in ATTENTION}
+        # CBAM without its spatial gate has the shapes of SE: take the one that needs the fewest arguments
+        fewest = min((len(options) for options in fitting.values() if options is not None), default=0)
+        attention = [name for name, options in fitting.items() if options is not None and len(options) == fewest]
+    return [f"{name}_{backbone}" for backbone in backbones for name in attention]
+
+
+def in_words(state: weights.StateDict) -> str:
+    """Describe the structure of `state` in a few words."""
+    found = structure(state)
+    if found is None:
+        return "not a whole ResNet with a stem of one convolution"
+    blocks, widths = short("-".join(map(str, found["layers"]))), few(list(map(str, found["widths"])), 10)
+    kind = "bottlenecks" if found["block"] == "Bottleneck" else "basic blocks"
+    groups = f" with {found['groups']} groups" if found["groups"] != 1 else ""
+    return f"a ResNet of {blocks} {kind}{groups} and {widths} planes"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from ..attention import ATTENTION, attention_builder, starting_as_identity
 from ..attention.gate import Start
 from ..base.errors import UserError, check_factor
 from ..base.randomness import seeded
-from ..base.words import brief, cause, suggest
+from ..base.words import brief, cause, short, suggest
 from ..insert.attend import attend
 from ..insert.attending import renamed
 from ..models.article import ARTICLE_NETWORKS, ArticleResNeXt
@@ -31,19 +32,23 @@ Pretrained = bool | str | os.PathLike[str] | Weights | None
 
 
 def checked(spec: NetworkSpec, *, pretrained: Pretrained = False) -> NetworkSpec:
-    """Return `spec` with the network's full name; raise UserError if `create` cannot take its parts together.
+    """Return `spec` with the network's full name and `start` out of the attention's arguments.
 
-    As far as that can be told without building.
+    Raises:
+        UserError: A part is wrong, or parts exclude each other, as far as can be told without building the network.
     """
     spec = replace(spec, name=libraries.full_name(spec.name))
     if not isinstance(cast(object, spec.attention_kwargs), Mapping):
         kind = type(spec.attention_kwargs).__name__
         raise UserError(f"attention_kwargs must be a dict of keyword arguments, got a {kind}")
-    spec = _with_start(spec, dict(spec.attention_kwargs))
+    start = spec.attention_kwargs.get("start", "")
+    if spec.start and start and start != spec.start:
+        raise UserError(f"start is {spec.start}, and {brief(start)} among the attention_kwargs; give one of them")
+    spec = spec.with_attention_options(spec.attention_kwargs)
     if spec.attention and not is_import_path(spec.attention):
         attention_builder(spec.attention)
     if (spec.at or spec.replace) and not spec.attention:
-        raise UserError("at and replace say where attention stands; give an attention too")
+        raise UserError("at and replace tell where attention stands; give an attention too")
     check_factor("width_factor", spec.width_factor, MAX_WIDTH_FACTOR)
     if not spec.is_own:
         if spec.width_factor != 1:
@@ -51,29 +56,17 @@ def checked(spec: NetworkSpec, *, pretrained: Pretrained = False) -> NetworkSpec
         return spec
     backbone = spec.backbone
     if spec.attention and spec.name != backbone:
-        raise UserError(f"{spec.name} has its attention in its name; for another, give the plain network {backbone}")
+        raise UserError(f"{spec.name} has its attention in its name; for another, take the plain network {backbone}")
     from_weights = pretrained is not False and pretrained is not None
     if backbone not in RESNETS:
         if spec.attention or spec.width_factor != 1:
             option = "attention" if spec.attention else "width"
-            raise UserError(
-                f"{spec.name} is as the article has it, its {option} cannot be chosen; take a ResNet or ResNeXt"
-            )
+            raise UserError(f"the {option} of {spec.name} is fixed, as in its article; take a ResNet or ResNeXt")
         if from_weights:
-            raise UserError(
-                f"{spec.name} has no published weights and its layers have no standard names; use pretrained=False"
-            )
+            raise UserError(f"{spec.name} has no published weights and no standard tensor names; use pretrained=False")
     if spec.width_factor != 1 and from_weights:
         raise UserError(f"pretrained weights need width_factor=1, got {spec.width_factor:g}")
     return spec
-
-
-def _with_start(spec: NetworkSpec, attention_kwargs: dict[str, Any]) -> NetworkSpec:
-    """Return `spec` with these arguments of the attention; `start`, which may stand among them, is its own field."""
-    start = attention_kwargs.pop("start", "")
-    if spec.start and start and start != spec.start:
-        raise UserError(f"start is {spec.start}, and {brief(start)} among the attention_kwargs; give one of them")
-    return replace(spec, attention_kwargs=attention_kwargs, start=spec.start or start)
 
 
 def create(
@@ -88,16 +81,16 @@ def create(
 
     Args:
         spec: The description.
-        pretrained: True for published weights, a weights file, or weights that `read_pretrained` has read. What they
-            need (`settled`) is set where the spec leaves it open.
+        pretrained: True for published weights, a weights file, or the result of `read_pretrained`. Options that the
+            weights need are set where the spec leaves them open (`settled`).
         seed: The initial weights are a function of it; None draws one from torch's default generator.
-        attention: What `spec.attention` names where that is MODULE:NAME: a callable from a channel count to a module.
-            No file makes this function import code.
+        attention: The callable, from a channel count to a module, that `spec.attention` names as MODULE:NAME. It is
+            never imported here.
         network: The class that builds a ResNet of this package.
 
     Raises:
-        UserError: An unknown name, an impossible option, no place for the attention, or weights that cannot be read
-            or do not fit.
+        UserError: The name is unknown, an option is impossible, there is no place for the attention, or the weights
+            cannot be read or do not fit.
     """
     loaded = pretrained if isinstance(pretrained, Weights) else read_pretrained(spec, pretrained)
     spec = settled(spec, loaded, attention)
@@ -108,7 +101,7 @@ def create(
     if builder is None or inside:
         return _load(model, spec, loaded)
     begins: Start = "identity" if spec.start == "identity" else "paper"
-    # weights without attention are the network's as it is now; others are those of the network with attention
+    # weights without attention fit the network as it is now; others fit it after `attend`
     first = loaded if loaded is not None and not loaded.has_attention else None
     model = attend(
         _load(model, spec, first),
@@ -123,10 +116,12 @@ def create(
 
 
 def read_pretrained(spec: NetworkSpec, pretrained: Pretrained) -> Weights | None:
-    """Return the weights that a network is to start from, under its names; None for none.
+    """Read the pretrained weights of the network `spec`, under its names; None for none.
+
+    A warning tells if the file names another network: equal shapes do not mean that both compute the same.
 
     Raises:
-        UserError: They cannot be read or downloaded, or hold NaN or infinite values.
+        UserError: The weights cannot be read or downloaded, or hold NaN or infinite values.
     """
     spec = checked(spec, pretrained=pretrained)
     if pretrained is None or isinstance(pretrained, (bool, Weights)):
@@ -134,7 +129,8 @@ def read_pretrained(spec: NetworkSpec, pretrained: Pretrained) -> Weights | None
             return pretrained or None
         if not spec.is_own:
             state = libraries.published(spec.name)
-            return Weights(state, None, source=spec.name, backbone_keys=frozenset(state), as_published=True)
+            network = NetworkSpec(name=spec.name, as_published=True)
+            return Weights(state, None, network, spec.name, frozenset(state))
         if spec.model_kwargs.get("stride_in_1x1"):
             raise UserError("torchvision's weights were trained with the stride in the 3x3; leave out stride_in_1x1")
         source = f"torchvision's {spec.backbone}"
@@ -142,15 +138,25 @@ def read_pretrained(spec: NetworkSpec, pretrained: Pretrained) -> Weights | None
     if not isinstance(pretrained, (str, os.PathLike)):
         raise UserError(f"pretrained must be True, False or the path of a weights file, got {brief(pretrained)}")
     if spec.is_own:
-        return weights.read_weights(pretrained)
-    return libraries.read_weights(spec.name, os.fspath(pretrained))
+        loaded = weights.read_weights(pretrained)
+    else:
+        own = skeleton(NetworkSpec(name=spec.name)).state_dict()
+        loaded = libraries.read_weights(spec.name, os.fspath(pretrained), own)
+    told = loaded.network.backbone.rpartition(":")[2]
+    if told and told != spec.backbone.rpartition(":")[2]:
+        warnings.warn(
+            f"the weights in {os.fspath(pretrained)!r} were saved from {short(loaded.network.name, 80)}, which may "
+            f"compute something else than {spec.name} with the same shapes",
+            stacklevel=3,
+        )
+    return loaded
 
 
 def settled(spec: NetworkSpec, loaded: Weights | None, attention: Builder | None = None) -> NetworkSpec:
-    """Return `spec` with what the weights `loaded` need: the network to keep a description of.
+    """Return `spec` with the options that the weights `loaded` need: the complete description, to be saved.
 
     Raises:
-        UserError: With what the spec says the shapes might fit, and the network compute something else.
+        UserError: With the options in the spec the shapes may fit, but the network would compute something else.
     """
     spec = checked(spec, pretrained=loaded)
     if loaded is None:
@@ -158,28 +164,27 @@ def settled(spec: NetworkSpec, loaded: Weights | None, attention: Builder | None
     spec = replace(
         spec,
         model_kwargs={**loaded.model_kwargs, **spec.model_kwargs},
-        as_published=spec.as_published or loaded.as_published,
+        # of the same network only: it is a setting of some classes
+        as_published=spec.as_published or (loaded.network.as_published and loaded.network.name == spec.name),
     )
     builder = _builder(spec, attention)
     if builder is None:
         return spec
-    needed = loaded.options_for(builder, spec.attention_kwargs)
-    start = needed.pop("start", "")
-    begins = "identity" if loaded.starts_as_identity else ""
-    return replace(spec, attention_kwargs=needed, start=spec.start or start or begins)
+    spec = spec.with_attention_options(loaded.options_for(builder, spec.attention_kwargs))
+    return replace(spec, start=spec.start or ("identity" if loaded.starts_as_identity else ""))
 
 
 def _builder(spec: NetworkSpec, attention: Builder | None) -> Builder | None:
-    """Return what builds the attention of `spec`, given or in its name; None where it has none."""
+    """Return the callable that builds the attention of `spec`; None for a network without attention."""
     if attention is not None:
         return attention_builder(attention)
     if is_import_path(spec.attention):
-        raise UserError(f"{brief(spec.attention)} names code; import it and give what it names as `attention`")
+        raise UserError(f"{brief(spec.attention)} names code; import it and give the callable as `attention`")
     return attention_builder(spec.attention_name) if spec.attention_name else None
 
 
 def _backbone(spec: NetworkSpec, builder: Builder | None, seed: int, network: type[ResNet]) -> nn.Module:
-    """Return the network, with the attention that stands in its own place."""
+    """Build the network, with its attention if that stands in its own place."""
     if not spec.is_own:
         return libraries.create(
             spec.name, num_classes=spec.num_classes, in_channels=spec.in_channels, seed=seed, **spec.model_kwargs
@@ -198,16 +203,16 @@ def _backbone(spec: NetworkSpec, builder: Builder | None, seed: int, network: ty
         build = functools.partial(ArticleResNeXt, layers, cbam=spec.name != spec.backbone)
         options = {**({} if spec.in_channels == 3 else {"in_channels": spec.in_channels}), **spec.model_kwargs}
         options |= {"attention_kwargs": spec.attention_kwargs} if spec.attention_kwargs else {}
-    if network is ResNet:  # others check their own
+    if network is ResNet:  # other classes check their own arguments
         known = [name for name in inspect.signature(build).parameters if name not in ("block", "layers", "cbam")]
         check_arguments(spec.name, known, options)
-    # torch's layers draw values at construction, which `initialize` then replaces
+    # torch's layers draw values at construction; `initialize` replaces them
     try:
         with seeded(seed, "construction"):
             return build(num_classes=spec.num_classes, seed=seed, **options)
     except UserError:
         raise
-    # torch's own words about sizes that it cannot build
+    # torch reports impossible sizes in these ways
     except (MemoryError, OverflowError, RuntimeError, ValueError) as error:
         raise UserError(f"the network cannot be built: {cause(error)}") from error
 
@@ -218,8 +223,7 @@ def _attention_arguments(spec: NetworkSpec, builder: Builder | None) -> dict[str
         # ResNet refuses them without an attention
         return {"attention_kwargs": spec.attention_kwargs} if spec.attention_kwargs and not spec.attention else {}
     if builder in ATTENTION.values():
-        kwargs = {**spec.attention_kwargs, **({"start": spec.start} if spec.start else {})}
-        return {"attention": builder, "attention_kwargs": kwargs}
+        return {"attention": builder, "attention_kwargs": spec.attention_options}
     if spec.start != "identity":
         return {"attention": builder, "attention_kwargs": spec.attention_kwargs}
 
@@ -230,7 +234,7 @@ def _attention_arguments(spec: NetworkSpec, builder: Builder | None) -> dict[str
 
 
 def _load(model: nn.Module, spec: NetworkSpec, loaded: Weights | None) -> nn.Module:
-    """Load the weights into `model`, and return it."""
+    """Load the weights into `model` and return it."""
     if loaded is not None:
         state = renamed(model, loaded.state)
         load = weights.load_pretrained if spec.is_own else functools.partial(libraries.load, spec.name)
@@ -243,7 +247,7 @@ def _load(model: nn.Module, spec: NetworkSpec, loaded: Weights | None) -> nn.Mod
 def check_arguments(name: str, known: list[str], kwargs: Iterable[str], listed: str = "") -> None:
     """Raise UserError unless the network `name` takes every argument in `kwargs`.
 
-    `listed` names those that are taken where all of `known` would be too long for a sentence.
+    `listed` replaces the list of `known` arguments in the message where that would be too long.
     """
     for argument in kwargs:
         if argument not in known:
@@ -251,16 +255,23 @@ def check_arguments(name: str, known: list[str], kwargs: Iterable[str], listed: 
             raise UserError(f"{name} takes no argument {brief(argument, 40)}, only {listed or ', '.join(known)}{hint}")
 
 
-def num_params(spec: NetworkSpec) -> int:
-    """Return the number of parameters of a network without code of the user, where possible without memory."""
-    model: nn.Module
+def skeleton(spec: NetworkSpec) -> nn.Module:
+    """Build a network for its names and shapes alone: on the meta device, without memory.
+
+    Networks of other libraries that cannot be built there are built in memory. Attention by import path is refused.
+    """
     try:
         with torch.device("meta"):
-            model = create(spec, seed=0)
-    # not every network of others can be built, or tried for the places of attention, on the meta device
+            return create(spec, seed=0)
     except (UserError, RuntimeError):
-        model = create(spec, seed=0)
-    return sum(parameter.numel() for parameter in model.parameters())
+        if spec.is_own:
+            raise
+        return create(spec, seed=0)
+
+
+def num_params(spec: NetworkSpec) -> int:
+    """Return the number of parameters of a network without code of the user."""
+    return sum(parameter.numel() for parameter in skeleton(spec).parameters())
 
 
 def create_model(
@@ -279,20 +290,20 @@ def create_model(
 
     Args:
         name: `{backbone}` or `{attention}_{backbone}`, for example "resnext50_32x4d" or "cbam_resnext50_32x4d"; see
-            `list_models`. `torchvision:NAME` and `timm:NAME` build theirs.
+            `list_models`. `torchvision:NAME` and `timm:NAME` are networks of these libraries.
         num_classes: Width of the classifier; 0 leaves it out.
         pretrained: True for torchvision's published weights of the backbone (downloaded, or from torch's cache), or a
             weights file (.safetensors, or .pth read without executing anything in it) for this network or for its
-            backbone, under the names of whatwhere, torchvision, timm, the CBAM authors or copied code (`ca`, `sa`),
-            below any modules and in any entry of the file. What the network needs for them (`attention_kwargs`,
-            `ceil_pool`, `stride_in_1x1`) is set where you do not give it. Attention that the weights lack starts as the
-            identity, so that the network computes at first what the weights were trained for. A classifier that the
-            weights lack or have for another number of classes keeps its fresh start; a first convolution of another
-            number of input channels gets the RGB weights summed or repeated.
+            backbone. The file may have the tensor names of whatwhere, torchvision, timm, the CBAM authors or copied
+            code (`ca`, `sa`), below any modules and in any entry. Options that the weights need (`attention_kwargs`,
+            `ceil_pool`, `stride_in_1x1`) are set where you do not give them. Attention that the weights lack starts as
+            the identity, so the network first computes what the weights were trained for. A classifier that is missing
+            or has another number of classes keeps its random start; a first convolution for another number of input
+            channels gets the RGB weights summed or repeated.
         attention: For a plain backbone, a name in ATTENTION or a callable from a channel count to a module.
         attention_kwargs: Keyword arguments for the attention, for example `{"reduction": 8, "form": "timm"}`;
-            `{"zero_init_norm": True}` starts CBAM as the authors' networks do; `{"start": "paper"}` keeps its random
-            start behind pretrained weights too.
+            `{"zero_init_norm": True}` starts CBAM as the authors' networks do; `{"start": "paper"}` keeps the random
+            start with pretrained weights too.
         width_factor: Each stage has max(1, round(width_factor * planes)) planes, the stem its usual channels; above 0,
             at most 16. Not for the article's networks, nor with `pretrained`.
         in_channels: Channels of the images.
@@ -301,7 +312,7 @@ def create_model(
             `drop_rate`, `drop_path_rate`, `norm_layer`, `zero_init_residual`. The article's networks take none.
 
     Raises:
-        UserError: An unknown name, an impossible option, or weights that cannot be read or do not fit.
+        UserError: The name is unknown, an option is impossible, or the weights cannot be read or do not fit.
 
     Example:
         >>> import torch
@@ -324,7 +335,7 @@ def create_model(
 
 
 def name_of(attention: str | Builder) -> str:
-    """Return how a spec names an attention: a name as it is, a callable by its import path."""
+    """Return the name of an attention in a spec: a name as it is, for a callable its name in ATTENTION or its path."""
     builder = attention_builder(attention)
     if isinstance(attention, str):
         return attention

@@ -1,15 +1,13 @@
-"""Networks of torchvision and timm: built, and their weights read and loaded."""
+"""Networks of torchvision and timm: build them, read and load their weights."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..base.errors import UserError
 from ..base.randomness import seeded
@@ -19,7 +17,7 @@ from . import weights
 from .spec import OWN_NETWORKS
 
 LIBRARIES = ("torchvision", "timm")
-# further outputs in training, of which no loss here knows
+# further outputs in training, which no loss here uses
 _ONE_OUTPUT = {
     "torchvision:googlenet": {"aux_logits": False, "init_weights": True},
     "torchvision:inception_v3": {"aux_logits": False},
@@ -32,7 +30,7 @@ def full_name(name: str) -> str:
     """Return a network's name with its library: `timm:NAME`, `torchvision:NAME`, or NAME alone for one of whatwhere.
 
     Raises:
-        UserError: No library has it, or timm is wanted and is not installed.
+        UserError: No library has the network, or timm is asked for and not installed.
     """
     if not isinstance(name, str):
         raise UserError(f"the name of a network must be text, such as 'resnet50', got {brief(name)}")
@@ -73,7 +71,7 @@ def _names(library: str, *, required: bool) -> list[str]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # other people's deprecations
+        warnings.simplefilter("ignore")  # deprecations in other libraries
         yield
 
 
@@ -87,13 +85,14 @@ def create(
         num_classes: Width of the classifier.
         in_channels: Channels of the images; timm only.
         seed: The initial weights are a function of it; None draws one from torch's default generator.
-        **options: Further arguments of the library: `drop_rate` and `drop_path_rate` of timm.
+        **options: Further arguments of the library: `drop_rate` and `drop_path_rate` of timm. Rates of 0 are left out,
+            as not every network takes them.
 
     Raises:
-        UserError: It cannot be built.
+        UserError: The network cannot be built.
     """
     library, _, own = name.partition(":")
-    options = {key: value for key, value in options.items() if value}
+    options = {key: value for key, value in options.items() if value or key not in ("drop_rate", "drop_path_rate")}
     if in_channels != 3:
         options["in_chans"] = in_channels
     if library == "torchvision" and options:
@@ -117,16 +116,16 @@ def _built(library: str, name: str, num_classes: int, options: dict[str, Any]) -
 
         built: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
         return built
-    # another library's words about options and sizes that it cannot build
+    # the libraries report impossible options and sizes in these ways
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise UserError(f"{library}:{name} cannot be built: {cause(error)}") from error
 
 
 def published(name: str) -> weights.StateDict:
-    """Return the published weights of a network: downloaded, or from its library's cache.
+    """Return the published weights of a network, downloaded or from its library's cache.
 
     Raises:
-        UserError: The library publishes none, or they cannot be downloaded.
+        UserError: The library publishes no weights, or they cannot be downloaded.
     """
     library, _, name = name.partition(":")
     if library == "torchvision":
@@ -137,15 +136,15 @@ def published(name: str) -> weights.StateDict:
         with _quiet():
             state: weights.StateDict = timm.create_model(name, pretrained=True).state_dict()
         return state
-    # timm reports a missing hub, network or file by whatever the reader beneath raises
+    # timm passes on any exception of the hub, the network or the reader
     except Exception as error:
         raise UserError(f"cannot get timm's weights of {name}: {cause(error)}; give a weights file, or none") from error
 
 
 def normalization(name: str) -> tuple[Channels, Channels] | None:
-    """Return the mean and the standard deviation that timm says a network's weights were trained with, or None.
+    """Return the mean and the standard deviation of the images that timm's weights were trained with, or None.
 
-    Those that torchvision publishes, and so ours, were trained with ImageNet's.
+    None for torchvision and this package, where they are those of ImageNet.
     """
     library, _, own = name.partition(":")
     if library != "timm":
@@ -160,23 +159,27 @@ def normalization(name: str) -> tuple[Channels, Channels] | None:
 
 
 def as_published(model: nn.Module, name: str) -> None:
-    """Set what a network's library sets beside its published weights and no weight shows."""
+    """Set what torchvision changes with its published weights and no weight shows."""
     if name in _ONE_OUTPUT:
         # from ImageNet's mean and deviation to those of the weights; torch's types know no flags in a module
         model.transform_input = True  # type: ignore[assignment]
 
 
-def read_weights(name: str, path: str) -> weights.Weights:
-    """Read a file's weights of a network of torchvision or timm, with attention or without, under its names.
+def read_weights(name: str, path: str, own: Mapping[str, Tensor]) -> weights.Weights:
+    """Read the weights of a network of torchvision or timm, with or without attention, from a file.
 
-    timm's tf_efficientnet_b0 to b8 take those of the package efficientnet_pytorch too. A warning names tensors that
-    stand beside the network's and are left out.
+    timm's tf_efficientnet_b0 to b8 take weights of the package efficientnet_pytorch too. A warning names tensors that
+    do not belong to the network; they are left out.
+
+    Args:
+        name: The network's name, as `full_name` returns it.
+        path: The file.
+        own: The state dict of the network without attention, for its names and shapes.
 
     Raises:
-        UserError: As `weights.read_file`, a tensor that holds NaN or infinite values, or weights of
+        UserError: As `weights.read_file`; or a tensor holds NaN or infinite values, or the weights are those of
             efficientnet_pytorch for another network.
     """
-    own = _plain(name).state_dict()
     shapes = {key: value.shape for key, value in own.items() if not key.endswith("num_batches_tracked")}
     renamed = weights.efficientnet_names(own)
     theirs = {key: shapes[ours] for key, ours in renamed.items() if ours in shapes}
@@ -185,36 +188,25 @@ def read_weights(name: str, path: str) -> weights.Weights:
     weights.warn_of_left_out(file)
     state = file.state
     if weights.is_of_efficientnet_pytorch(state):
-        # another network's tensors have the same shapes, but its padding and its norms' eps are others
+        # other networks have tensors of the same shapes, but another padding and another eps in their norms
         if not name.startswith("timm:tf_efficientnet_b"):
             raise UserError(
-                f"the weights in {path!r} are of the package efficientnet_pytorch, and its networks are timm's "
+                f"the weights in {path!r} come from the package efficientnet_pytorch; they fit timm's "
                 f"tf_efficientnet_b0 to b8, not {name}"
             )
         state = {renamed.get(key, key): value for key, value in state.items()}
-    found = weights.described(state, None, file.metadata.get(weights.METADATA_KEY, ""))
-    # some networks have attention of their own
-    return dataclasses.replace(found, source=path, backbone_keys=frozenset(own))
-
-
-def _plain(name: str) -> nn.Module:
-    """Return the network for its names and shapes, without memory where its library can do that."""
-    try:
-        with torch.device("meta"):
-            return create(name, seed=0)
-    except UserError:
-        return create(name, seed=0)
+    network = weights.described(state, file.metadata.get(weights.METADATA_KEY, ""))
+    return weights.Weights(state, None, network, path, frozenset(own))
 
 
 def load(name: str, model: nn.Module, state: weights.StateDict, source: str) -> None:
-    """Load `state`, all of it but for a classifier of another number of classes, or nothing.
+    """Load `state` into `model`, all of it or nothing; a classifier of another number of classes is skipped.
 
     Args:
-        name: The network's name, as `full_name` returns it. Outputs that the library has for training alone are passed
-            over.
+        name: The network's name, as `full_name` returns it. Weights of outputs for training alone are skipped.
         model: The network.
         state: The weights.
-        source: Where they are from, for the error's sentence.
+        source: Where they come from, for error messages.
 
     Raises:
         UserError: Any other key missing, unexpected or of another shape; the model is left as it was.
@@ -229,12 +221,12 @@ def load(name: str, model: nn.Module, state: weights.StateDict, source: str) -> 
     optional |= {key for key in own if key.endswith("num_batches_tracked")}
     fit = weights.compare(kept, own, optional)
     if fit.groups:
-        raise UserError(f"the weights from {source!r} are not of this network: {fit.sentence()}")
+        raise UserError(f"the weights from {source!r} do not fit this network: {fit.sentence()}")
     model.load_state_dict({**own, **kept})
 
 
 def _classifier(model: nn.Module) -> set[str]:
-    """Return the keys of the layer that gives the logits: the last with weights, but for attention put in later."""
+    """Return the keys of the layer that computes the logits: the last one with weights that is no attention."""
     layers = [
         (name, module)
         for name, module in model.named_modules()

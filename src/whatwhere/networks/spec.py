@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
+import msgspec.structs
 from msgspec import Meta
 
 from ..base.errors import UserError
@@ -32,7 +34,7 @@ OWN_NETWORKS: dict[str, tuple[str, str]] = {
     **{f"cbam_{name}": ("", name) for name in ARTICLE_BACKBONES},
 }
 
-# what a file may say of an argument: no value of a few bytes may ask for much memory
+# arguments that a file may bring along: a value of a few bytes must not ask for much memory
 _Number = Annotated[int, Meta(ge=-65_536, le=65_536)] | Annotated[float, Meta(ge=-65_536, le=65_536)]
 _Text = Annotated[str, Meta(max_length=64)]
 _Value = bool | _Number | _Text | None
@@ -41,7 +43,7 @@ Arguments = dict[_Text, _Argument]
 
 
 class ModelOptions(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Arguments of `ResNet` that no shape shows and that a file may bring along; see there."""
+    """Arguments of the network's class that a file may bring along (see `ResNet`)."""
 
     stride_in_1x1: bool = False
     ceil_pool: bool = False
@@ -58,15 +60,15 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
         attention: A name in ATTENTION, or MODULE:NAME for code of the user; "" for none, or for that in the name.
         attention_kwargs: Keyword arguments of the attention.
         at: Where the attention stands (see `attend`); "" for its own place.
-        start: How the attention starts, "identity" or "paper"; "" for "paper", and for "identity" where pretrained
-            weights have no attention.
+        start: How the attention starts, "identity" or "paper"; "" means "identity" with pretrained weights that have
+            no attention, else "paper".
         replace: "se" puts the attention in the place of each squeeze-and-excitation module.
         width_factor: Each stage has max(1, round(width_factor * planes)) planes; networks of this package only.
         num_classes: Width of the classifier.
         in_channels: Channels of the images.
         model_kwargs: Further arguments of the network's class.
-        as_published: Whether the network computes what its library computes with published weights and no weight
-            shows (`transform_input` of torchvision's Inception).
+        as_published: Whether the settings that torchvision changes with its published weights are set
+            (`transform_input` of Inception and GoogLeNet).
     """
 
     name: str
@@ -83,7 +85,7 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
 
     @property
     def is_own(self) -> bool:
-        """Whether the network is one of this package."""
+        """Whether the network belongs to this package."""
         return self.name in OWN_NETWORKS
 
     @property
@@ -96,9 +98,23 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
         """The attention, given or in the name; "" for none."""
         return self.attention or OWN_NETWORKS.get(self.name, ("", ""))[0]
 
+    @property
+    def attention_options(self) -> dict[str, Any]:
+        """All keyword arguments of the attention, with `start` among them where it is set."""
+        return {**self.attention_kwargs, **({"start": self.start} if self.start else {})}
+
+    def with_attention_options(self, options: Mapping[str, Any]) -> NetworkSpec:
+        """Return the spec with these arguments of the attention; a `start` among them counts where the spec has none.
+
+        The inverse of `attention_options`.
+        """
+        kwargs = dict(options)
+        start = kwargs.pop("start", "")
+        return msgspec.structs.replace(self, attention_kwargs=kwargs, start=self.start or start)
+
     def describe(self) -> str:
         """Return the network in words: "resnet50 with cbam (reduction 8) at blocks, 2 times as wide"."""
-        options = {**self.attention_kwargs, **({"start": self.start} if self.start else {})}
+        options = self.attention_options
         text = f"{self.name} with {self.attention}" if self.attention else self.name
         if self.attention_name and options:
             text += f" ({', '.join(f'{name} {value}' for name, value in options.items())})"
@@ -110,10 +126,9 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of `create_model` besides the name, without defaults."""
-        kwargs = {**self.attention_kwargs, **({"start": self.start} if self.start else {})}
         shown = {"in_channels": self.in_channels, "attention": self.attention, "width_factor": self.width_factor}
         shown = {name: value for name, value in shown.items() if value != _DEFAULTS[name]}
-        shown |= {"attention_kwargs": kwargs} if kwargs else {}
+        shown |= {"attention_kwargs": self.attention_options} if self.attention_options else {}
         return {"num_classes": self.num_classes, **shown, **self.model_kwargs}
 
     def call(self) -> str:
@@ -125,15 +140,15 @@ _DEFAULTS = dict(zip(NetworkSpec.__struct_fields__[1:], NetworkSpec.__struct_def
 
 
 def is_import_path(attention: str) -> bool:
-    """Return whether `attention` is MODULE:NAME, code to import, rather than a name in ATTENTION."""
+    """Return whether `attention` is MODULE:NAME, which names code of the user, rather than a name in ATTENTION."""
     return ":" in attention
 
 
 def read_spec(content: Any) -> NetworkSpec:
-    """Return the spec in what a JSON file holds.
+    """Return the spec that a JSON file holds.
 
     Raises:
-        ValueError: It is none, or its arguments are not those that a file may bring.
+        ValueError: The content is no spec, or has arguments that a file must not bring along.
     """
     spec = msgspec.convert(content, NetworkSpec)
     msgspec.convert(spec.attention_kwargs, Arguments)
@@ -142,10 +157,10 @@ def read_spec(content: Any) -> NetworkSpec:
 
 
 def parse_arguments(text: str, option: str = "--attention-kwargs") -> dict[str, Any]:
-    """Return the keyword arguments in a text: JSON, or the same without quotes, `{reduction: 8, form: timm}`.
+    """Return the keyword arguments in `text`: JSON, or the same without quotes, `{reduction: 8, form: timm}`.
 
     Raises:
-        UserError: It is neither.
+        UserError: The text is neither.
     """
     import json
 
@@ -155,7 +170,7 @@ def parse_arguments(text: str, option: str = "--attention-kwargs") -> dict[str, 
         parsed = json.loads(text)
     except (ValueError, RecursionError):
         try:
-            # YAML wants a blank behind each colon
+            # YAML needs a space after each colon
             parsed = yaml.safe_load(_spaced(text))
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise UserError(f"{option} {brief(text)} cannot be read ({cause(error)}); give {_EXAMPLE}") from error
@@ -168,7 +183,7 @@ _EXAMPLE = '{"reduction": 8}'
 
 
 def _spaced(text: str) -> str:
-    """Return `text` with a blank behind each colon that is not between quotes."""
+    """Return `text` with a space after each colon outside quotes."""
     quote, result = "", []
     for character in text:
         if character in "\"'":

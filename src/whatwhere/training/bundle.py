@@ -112,7 +112,7 @@ def load_bundle(
         if hashlib.sha256(content).hexdigest() != found.sha256:
             raise ValueError("the checksum of the weights differs")
         spec = read_spec(found.network)
-        found.check_sizes()
+        found.check_sizes(spec)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"the bundle {str(folder)!r} is damaged ({cause(error)})") from error
     _check_attention(spec.attention, attention, folder)
@@ -139,7 +139,11 @@ class _Description(msgspec.Struct):
     preprocessing: Preprocessing
     info: dict[str, Any]
 
-    def check_sizes(self) -> None:
+    def check_sizes(self, spec: NetworkSpec) -> None:
+        if spec.num_classes != len(self.classes):
+            raise ValueError(f"it names {len(self.classes)} classes, and its network has {spec.num_classes}")
+        if spec.in_channels != 3:
+            raise ValueError(f"its network takes images of {spec.in_channels} channels, not of 3")
         size = self.preprocessing
         if not 1 <= size.image_size <= size.resize:
             raise ValueError(f"its image size is {size.image_size} of {size.resize}")
@@ -175,10 +179,9 @@ def _network(
     """Return the network with the weights `state`; None if they are not its own."""
     spec = checked(spec)
     # a file of a few bytes may not ask for any amount of memory
-    if attention is None and spec.attention_name:
-        start = {"start": spec.start} if spec.start else {}
-        if not weights.is_affordable(state, spec.attention_name, {**spec.attention_kwargs, **start}):
-            return None
+    asked = attention is None and spec.attention_name
+    if asked and not weights.is_affordable(state, asked, spec.attention_options):
+        return None
     plain = replace(spec, attention="", attention_kwargs={}, at="", start="", replace="") if spec.attention else spec
     if num_params(plain) > sum(map(Tensor.numel, state.values())):
         return None

@@ -37,14 +37,14 @@ def renamed(state, old, new):
 
 REDUCED = {"attention_kwargs": {"reduction": 8}}
 WITHOUT_BIAS = {"attention_kwargs": {"mlp_bias": False}}
-NO_ATTENTION = "the file has no attention and this network has; take the plain network"
+NO_ATTENTION = "the file has no attention and this network has some; take the plain network"
 
 
 SHOWN = {
     "nothing in common": (
         lambda: {"blocks.0.weight": empty(3)},
         "resnet18",
-        "none of its names is one of this network's",
+        "none of its names occurs in this network",
     ),
     "stem": (
         lambda: timms("resnet26t"),
@@ -59,8 +59,16 @@ SHOWN = {
     "groups": (lambda: tensors("resnet50"), "resnext50_32x4d", "layers of another width or number of groups"),
     "width": (lambda: tensors("resnet50"), "wide_resnet50_2", "layers of another width or number of groups"),
     "width and BAM": (lambda: tensors("bam_wide_resnet18_2"), "bam_resnet18", "layers of another width or number of"),
-    "blocks": (lambda: tensors("cbam_resnet50"), "cbam_resnet34", "made of bottlenecks and this one of basic blocks"),
-    "blocks and BAM": (lambda: tensors("bam_resnet50"), "bam_resnet34", "made of bottlenecks and this one of basic"),
+    "blocks": (
+        lambda: tensors("cbam_resnet50"),
+        "cbam_resnet34",
+        "of bottlenecks and this one of basic blocks",
+    ),
+    "blocks and BAM": (
+        lambda: tensors("bam_resnet50"),
+        "bam_resnet34",
+        "network consists of bottlenecks and this one of",
+    ),
     "blocks, no CBAM": (lambda: tensors("resnet50"), "cbam_resnet34", f"one of basic blocks; {NO_ATTENTION}"),
     "depth, CBAM": (
         lambda: tensors("cbam_resnet34"),

@@ -114,9 +114,9 @@ def test_a_run_starts_from_them_with_attention_and_classes_of_its_own(checkpoint
     ("name", "message"),
     [
         # the same shapes, with other padding and another eps
-        ("timm:efficientnet_b0", "are of the package efficientnet_pytorch, and its networks are timm's tf_eff"),
+        ("timm:efficientnet_b0", "come from the package efficientnet_pytorch; they fit timm's tf_eff"),
         ("torchvision:efficientnet_b0", "to b8, not torchvision:efficientnet_b0$"),
-        ("timm:tf_efficientnet_b1", r"are not of this network: \d+ missing \(.*$"),
+        ("timm:tf_efficientnet_b1", r"do not fit this network: \d+ missing \(.*$"),
     ],
 )  # fmt: skip
 def test_other_networks_refuse_them(name, message, checkpoint):
@@ -125,5 +125,5 @@ def test_other_networks_refuse_them(name, message, checkpoint):
 
 
 def test_ours_refuse_them_too(checkpoint):
-    with pytest.raises(UserError, match=r"none of its names is one of this network's$"):
+    with pytest.raises(UserError, match=r"none of its names occurs in this network$"):
         create_model("resnet18", pretrained=checkpoint)

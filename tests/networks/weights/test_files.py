@@ -91,17 +91,17 @@ def long_names(state, path):
 HOSTILE = {
     "truncated.safetensors": (
         truncated,
-        "it is no sound safetensors file, and nothing in it is executed",
+        "it is damaged, or no safetensors file, and nothing in it is executed",
     ),
     "truncated.pth": (
         truncated_checkpoint,
-        "it is no sound file of tensors and plain values alone, and nothing in it is executed",
+        "it is damaged, or no file of tensors and plain values, and nothing in it is executed",
     ),
-    "code.pth": (with_code, "beside tensors it holds code to be run, posix.system, and nothing in it is executed"),
-    "pickle.pth": (pickled_code, "no sound file of tensors and plain values alone, and nothing in it is executed"),
-    "code.safetensors": (with_code, "no sound safetensors file"),
-    "half.pth": (half, "are exactly those of no network by name here; name one with --model"),
-    "second.pth": (every_second, "those of no network by name here; name one with --model"),
+    "code.pth": (with_code, "beside tensors it holds code to run, posix.system, and nothing in it is executed"),
+    "pickle.pth": (pickled_code, "damaged, or no file of tensors and plain values, and nothing in it is executed"),
+    "code.safetensors": (with_code, "damaged, or no safetensors file"),
+    "half.pth": (half, "fit no network of whatwhere exactly; name one with --model"),
+    "second.pth": (every_second, "fit no network of whatwhere exactly; name one with --model"),
     "nan.safetensors": (with_value(float("nan")), "NaN or infinite: 'layer2.0.conv2.weight'"),
     "inf.safetensors": (with_value(float("-inf")), "NaN or infinite: 'layer2.0.conv2.weight'"),
     "wide.pth": (
@@ -110,16 +110,16 @@ HOSTILE = {
     ),
     "vit.pth": (
         of_a_transformer,
-        r"the names in .*vit.pth' \(blocks.0.attn.qkv.weight, .* are of no layout known here",
+        r"the tensor names in .*vit.pth' \(blocks.0.attn.qkv.weight, .* belong to no known layout",
     ),
-    "twice.pth": (twice, r"are not of cbam_resnext11_8x8d: 1 unexpected \(layer1.0.se.channel.fc1.weight\)$"),
-    "lines.pth": (line_breaks, "are of no layout known here"),
+    "twice.pth": (twice, r"do not fit cbam_resnext11_8x8d: 1 unexpected \(layer1.0.se.channel.fc1.weight\)$"),
+    "lines.pth": (line_breaks, "belong to no known layout"),
     "pointer.safetensors": (
         with_text("version https://git-lfs.github.com/spec/v1\noid a\n"),
         "it is a pointer of Git LFS",
     ),
     "page.pth": (with_text("\n<!DOCTYPE html>\n<html>"), "it is a web page, and nothing in it is executed"),
-    "long.pth": (long_names, r"aaa\.\.\., \.\.\.\) are of no layout known here"),
+    "long.pth": (long_names, r"aaa\.\.\., \.\.\.\) belong to no known layout"),
 }
 
 
@@ -145,7 +145,7 @@ def test_a_hostile_or_damaged_file_is_one_sentence(name, state, tmp_path, whatwh
 @pytest.mark.parametrize("name", ["half.pth", "second.pth", "wide.pth"])
 def test_with_the_network_named_it_says_what_is_wrong(name, state, tmp_path):
     HOSTILE[name][0](state, tmp_path / name)
-    with pytest.raises(UserError, match=f"are not of {NAME}: .*(missing|shape).*(incomplete|width|reduction)"):
+    with pytest.raises(UserError, match=f"do not fit {NAME}: .*(missing|shape).*(incomplete|width|reduction)"):
         convert_weights(tmp_path / name, tmp_path / "out.safetensors", model=NAME)
 
 
@@ -154,7 +154,7 @@ def test_with_the_network_named_it_says_what_is_wrong(name, state, tmp_path):
     [
         ("resnet18", "resnet34", r"the file is incomplete, it holds 122 of 218 tensors, or of a smaller network"),
         ("resnet34", "resnet18", r"the file has 3-4-6-3 blocks in its stages and this network 2-2-2-2"),
-        ("resnet50", "resnet34", r"the file's network is made of bottlenecks and this one of basic blocks"),
+        ("resnet50", "resnet34", r"the file's network consists of bottlenecks and this one of basic blocks"),
         ("resnet50", "resnext50_32x4d", r"another width or number of groups"),
         ("wide_resnet18_2", "resnet18", r"another width or number of groups"),
         ("cbam_resnet18", "resnet18", r"the file has attention and this network none"),
@@ -273,9 +273,9 @@ def test_a_description_from_anywhere_says_nothing(description, state, tmp_path):
 
 def test_a_network_has_several_forms_or_no_standard_names(state, tmp_path):
     torch.save(state, tmp_path / "a.pth")
-    with pytest.raises(UserError, match="unknown model 'cbam_resnet_50'; did you mean"):
+    with pytest.raises(UserError, match="unknown network 'cbam_resnet_50'; did you mean"):
         convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors", model="cbam_resnet_50")
-    with pytest.raises(UserError, match="cbam_article_resnext50 has layers of no standard names"):
+    with pytest.raises(UserError, match="cbam_article_resnext50 has no standard tensor names"):
         convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors", model="cbam_article_resnext50")
 
 

@@ -16,7 +16,7 @@ from whatwhere import UserError, create_model
 from whatwhere.attention import ATTENTION
 from whatwhere.models.resnet import RESNETS
 from whatwhere.networks import convert_weights, weights
-from whatwhere.networks.recognize import names_of
+from whatwhere.networks.convert import names_of
 
 timm_model = functools.partial(timm.create_model, num_classes=10)
 
@@ -295,7 +295,7 @@ def test_a_computation_that_no_network_here_has(tmp_path):
         lambda: convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors"),
         lambda: create_model("se_resnet18", pretrained=tmp_path / "a.pth"),
     ):
-        with pytest.raises(UserError, match="have a ReLU before their SE, which no network here has"):
+        with pytest.raises(UserError, match="have a ReLU before their SE, which whatwhere has not"):
             attempt()
 
 
@@ -322,7 +322,7 @@ def test_the_paper_s_bam_and_the_authors_are_told_apart(tmp_path):
     with pytest.raises(UserError, match="where combine is 'multiply'; leave out combine='add'"):
         create_model("bam_resnet18", pretrained=tmp_path / "b.safetensors", attention_kwargs={"combine": "add"})
     (note,) = convert_weights(tmp_path / "a.pth", tmp_path / "c.safetensors").notes
-    assert "taken for added" in note
+    assert "assumed as added" in note
 
 
 def test_an_identity_start_is_kept_here_and_has_no_place_elsewhere(tmp_path):

@@ -89,7 +89,7 @@ def test_what_stands_beside_a_network_is_left_out_and_said(state, tmp_path, what
     }
     status, out, _ = whatwhere("weights", "show", tmp_path / "a.pth")
     assert status == 0
-    assert "beside it: head.*" in out
+    assert "left out: head.*" in out
 
 
 def test_a_part_is_loaded_whole_or_not_at_all(state, tmp_path):
@@ -99,7 +99,7 @@ def test_a_part_is_loaded_whole_or_not_at_all(state, tmp_path):
         convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors")
     with (
         pytest.warns(UserWarning, match=r"left out of .*: criterion\.weight"),
-        pytest.raises(UserError, match=r"not of this network: 3 missing \(layer\*\.\*\.bn3\.bias\)"),
+        pytest.raises(UserError, match=r"do not fit this network: 3 missing \(layer\*\.\*\.bn3\.bias\)"),
     ):
         create_model(NAME, num_classes=4, pretrained=tmp_path / "a.pth")
     # names beside the network's own, in the same module, are no other part
@@ -263,7 +263,7 @@ def test_two_networks_of_others_that_fit_alike_are_not_chosen_from(tmp_path):
 
 def test_a_file_of_a_smaller_network_of_others_is_compared_below_its_modules(tmp_path):
     torch.save(below("module.", timm.create_model("resnet10t").state_dict()), tmp_path / "a.pth")
-    with pytest.raises(UserError, match=r"not of this network: \d+ missing \(layer\*"):
+    with pytest.raises(UserError, match=r"do not fit this network: \d+ missing \(layer\*"):
         create_network("timm:resnet26t", pretrained=str(tmp_path / "a.pth"))
 
 

@@ -1,6 +1,5 @@
-"""Weights: read safely, brought from one layout of keys to another, loaded whole or not at all."""
+"""Weights files: read safely, translated between layouts, loaded completely or not at all."""
 
-from .efficientnet import efficientnet_names, is_of_efficientnet_pytorch
 from .files import (
     StateDict,
     Wanted,
@@ -14,9 +13,27 @@ from .files import (
     torchvision_state_dict,
     warn_of_left_out,
 )
-from .fit import Fit, Group, compare, group_keys, shown
-from .layouts import LAYOUTS, Layout, LayoutName, find_rule, layout_named, recognize
-from .load import has_attention, is_attention_key, load_pretrained, starts_as_identity
+from .fit import (
+    Fit,
+    Group,
+    compare,
+    group_keys,
+    has_attention,
+    is_attention_key,
+    load_pretrained,
+    shown,
+    starts_as_identity,
+)
+from .layouts import (
+    LAYOUTS,
+    Layout,
+    LayoutName,
+    efficientnet_names,
+    find_rule,
+    is_of_efficientnet_pytorch,
+    layout_named,
+    recognize,
+)
 from .translate import (
     METADATA_KEY,
     Weights,

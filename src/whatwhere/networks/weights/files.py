@@ -1,4 +1,4 @@
-"""Reading weights safely: nothing in a file is executed."""
+"""Read weights files safely: nothing in a file is executed."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from .fit import shown
 
 StateDict = dict[str, Tensor]
 
-# where no name tells which entry of a file is the network's
+# entries of a file that usually hold the network, the first one first
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
 _DEEPEST = 8  # levels of modules around a network, and of mappings around its tensors
 _AVERAGED = {"ema", "swa", "averaged"}  # words in the names of averaged weights
-# what tools leave among the tensors, by the end of its name
+# tensors that tools leave behind, by the last part of the name
 _LEFTOVERS = {"total_ops": "thop", "total_params": "thop", "n_averaged": "torch's AveragedModel"}
-# of torch.compile, activation checkpointing and FSDP around parts of a network
+# put around parts of a network by torch.compile, activation checkpointing and FSDP
 _WRAPPER_INSIDE = re.compile(r"(?<=\.)(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 _COUNTER = "num_batches_tracked"
-# how files begin that stand where weights should
+# first bytes of files that are often in the place of weights
 _NO_WEIGHTS = {
-    b"version https://git-lfs": "a pointer of Git LFS, for which `git lfs pull` brings the file itself",
+    b"version https://git-lfs": "a pointer of Git LFS; `git lfs pull` fetches the file itself",
     b"<!doctype html": "a web page",
     b"<html": "a web page",
 }
@@ -44,33 +44,33 @@ _CODE_IN_PICKLE = re.compile(r"GLOBAL ([A-Za-z_][\w.]{0,80})")
 
 @dataclass(frozen=True)
 class Wanted:
-    """By which tensors a network is found in a file.
+    """The tensors that identify a network in a file.
 
     Attributes:
-        shapes: Their names, and their shapes; None for any shape.
-        least: How many of them a part of the file must have to be taken for the network.
+        shapes: Their names and shapes; None for any shape.
+        least: A part of the file with at least this many of them is taken for the network.
     """
 
     shapes: Mapping[str, torch.Size | None]
     least: int
 
 
-# in every layout of a ResNet
+# tensors that every layout of a ResNet has
 RESNET = Wanted({"layer1.0.conv1.weight": None, "layer1.0.conv2.weight": None}, 1)
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """What a file holds.
+    """The content of a weights file.
 
     Attributes:
-        path: As it was given.
-        state: The network's tensors, prefix taken off; their values are unchecked.
-        wrapper: The entry that they were in, such as "state_dict"; empty if they were the file.
-        prefix: What their names began with, such as "module."; empty for nothing.
+        path: The file, as given.
+        state: The network's tensors without the prefix of their names; the values are not checked.
+        wrapper: The entry that held them, such as "state_dict"; "" for the whole file.
+        prefix: The prefix of their names, such as "module."; "" for none.
         around: What else the file holds, in a few words for each entry.
-        metadata: The text that a safetensors file carries.
-        left_out: Tensors beside the network's, in a few words for each group.
+        metadata: The metadata of a safetensors file.
+        left_out: Tensors that do not belong to the network, in a few words for each group.
         notes: What was changed in the tensors, in words.
     """
 
@@ -84,7 +84,7 @@ class WeightsFile:
     notes: tuple[str, ...]
 
     def non_finite(self) -> dict[str, int]:
-        """Return how many values of each tensor are NaN or infinite, where any are."""
+        """Return the number of NaN and infinite values of each tensor that has some."""
         counts = {key: _num_non_finite(value) for key, value in self.state.items()}
         return {key: count for key, count in counts.items() if count}
 
@@ -95,9 +95,9 @@ class _Part:
 
     Attributes:
         where: The names of the mappings around them, the outermost first.
-        prefix: What their names begin with.
-        state: The tensors, prefix taken off.
-        num_wanted: How many of them are wanted.
+        prefix: The prefix of their names.
+        state: The tensors without the prefix.
+        num_wanted: Number of tensors that identify the network.
     """
 
     where: tuple[str, ...]
@@ -121,12 +121,10 @@ class _Part:
 
 
 def read_file(path: str | os.PathLike[str], wanted: Wanted = RESNET) -> WeightsFile:
-    """Read a network's tensors from a .safetensors file or a PyTorch checkpoint, and what is around them.
-
-    A checkpoint is read with `weights_only=True`.
+    """Read a network's tensors from a .safetensors file or a PyTorch checkpoint (with `weights_only=True`).
 
     Raises:
-        UserError: No such file, not a sound file of tensors, or as `find_weights`.
+        UserError: There is no such file, it is damaged or no file of tensors, or as `find_weights`.
     """
     name = os.fspath(path)
     content, metadata = _content(_existing(name))
@@ -136,20 +134,20 @@ def read_file(path: str | os.PathLike[str], wanted: Wanted = RESNET) -> WeightsF
 def find_weights(
     content: Any, source: str, wanted: Wanted = RESNET, metadata: Mapping[str, str] | None = None
 ) -> WeightsFile:
-    """Return a network's tensors from whatever mappings and modules they were saved in.
+    """Find a network's tensors in the content of a file.
 
-    The network is where the wanted tensors are: in any mapping ("state_dict", "model", ...), below any module
-    ("module.", "model.", "encoder.", ...). Averaged weights ("ema" or "swa" in their name) are taken before those that
-    they are averages of. What thop leaves is ignored, and counters of batches become integers.
+    They can be in any mapping ("state_dict", "model", ...) and below any module ("module.", "encoder.", ...). Averaged
+    weights ("ema" or "swa" in their name) are preferred to the weights that they average. Tensors of thop are ignored,
+    and counters of batches become integers.
 
     Args:
-        content: What a file holds.
-        source: Its name, for the error's sentence.
-        wanted: By what the network is found; without any of it, the most likely tensors are returned as they are.
-        metadata: The text that a safetensors file carries.
+        content: The content of a file.
+        source: The name of the file, for error messages.
+        wanted: The tensors that identify the network; if none is there, the most likely tensors are returned.
+        metadata: The metadata of a safetensors file.
 
     Raises:
-        UserError: No tensors, several networks, or tensors that are no plain ones.
+        UserError: There are no tensors, several networks, or sparse, quantized or empty tensors.
     """
     holders = _holders(content)
     if not holders:
@@ -166,10 +164,10 @@ def find_weights(
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
-    """Return a file's tensors under the names in it, every one of them finite.
+    """Read the tensors of a file under the names in it.
 
     Raises:
-        UserError: No such file, not a sound file of tensors, or a tensor holds NaN or infinite values.
+        UserError: As `read_file`, or a tensor holds NaN or infinite values.
     """
     file = read_file(path, Wanted({}, 1))
     check_finite(file)
@@ -184,7 +182,7 @@ def check_finite(file: WeightsFile) -> None:
 
 
 def warn_of_left_out(file: WeightsFile) -> None:
-    """Issue a warning that names the tensors of `file` beside the network's."""
+    """Warn of tensors in `file` that do not belong to the network."""
     if file.left_out:
         groups = [f"{shown(name)} ({what})" for name, what in file.left_out.items()]
         named = ", ".join([*groups[:3], *(["..."] if len(groups) > 3 else [])])
@@ -194,7 +192,7 @@ def warn_of_left_out(file: WeightsFile) -> None:
 def _num_non_finite(value: Tensor) -> int:
     if not value.is_floating_point():
         return 0
-    # not every small float has `isfinite`
+    # some 8-bit floats have no `isfinite`
     value = value if value.dtype == torch.float64 else value.float()
     return value.numel() - int(value.isfinite().sum())
 
@@ -203,7 +201,7 @@ def _existing(name: str) -> Path:
     file = Path(name)
     try:
         found = file.is_file()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # no file can have such a name
         found = False
     if not found:
         raise UserError(f"no weights file {brief(name, 200)}; give a .safetensors or .pth file")
@@ -211,20 +209,20 @@ def _existing(name: str) -> Path:
 
 
 def _content(file: Path) -> tuple[Any, dict[str, str]]:
-    """Return what `file` holds, and its metadata."""
+    """Return the content of `file` and its metadata."""
     try:
         if file.suffix == ".safetensors":
             from safetensors import safe_open
 
             with safe_open(file, framework="pt") as tensors:
                 return {key: tensors.get_tensor(key) for key in tensors.keys()}, dict(tensors.metadata() or {})  # noqa: SIM118
-        # training scripts keep their arguments beside the weights: a plain holder of values, harmless to build
+        # training scripts save their arguments beside the weights; a Namespace holds plain values and runs nothing
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old pickles: what is wrong with them is said below
+            warnings.simplefilter("ignore")  # about old pickles; the errors below tell what is wrong
             return torch.load(file, map_location="cpu", weights_only=True), {}
     except OSError as error:
         raise UserError(f"cannot read {str(file)!r}: {error.strerror or cause(error)}") from error
-    # a damaged or hostile file can make the readers raise nearly anything
+    # the readers can raise nearly anything on a damaged or hostile file
     except Exception as error:
         raise UserError(
             f"cannot read weights from {str(file)!r}: {_what_is_wrong(file, error)}, and nothing in it is executed; "
@@ -239,15 +237,15 @@ def _what_is_wrong(file: Path, error: Exception) -> str:
             if beginning.startswith(signature):
                 return f"it is {kind}"
     if file.suffix == ".safetensors":
-        return "it is no sound safetensors file"
+        return "it is damaged, or no safetensors file"
     code = _CODE_IN_PICKLE.search(str(error))
     if code is not None:
-        return f"beside tensors it holds code to be run, {code[1]}"
-    return "it is no sound file of tensors and plain values alone"
+        return f"beside tensors it holds code to run, {code[1]}"
+    return "it is damaged, or no file of tensors and plain values"
 
 
 def _holders(content: Any) -> dict[tuple[str, ...], StateDict]:
-    """Return the tensors of each mapping in `content` that has some, by the names that lead to it."""
+    """Return the tensors of each mapping in `content`, by the names that lead to the mapping."""
     holders: dict[tuple[str, ...], StateDict] = {}
     seen: set[int] = set()  # a mapping can hold itself
     waiting: deque[tuple[tuple[str, ...], Any]] = deque([((), content)] if isinstance(content, Mapping) else [])
@@ -266,14 +264,14 @@ def _holders(content: Any) -> dict[tuple[str, ...], StateDict]:
 
 
 def _parts(where: tuple[str, ...], state: StateDict, wanted: Wanted) -> list[_Part]:
-    """Return the parts of one mapping that may be the network's, each without those below it."""
+    """Return the parts of one mapping that may be the network, each without the parts below it."""
     counts: Counter[str] = Counter()
     for key, value in state.items():
         for prefix in _prefixes(key):
             name = key[len(prefix) :]
             if name in wanted.shapes and wanted.shapes[name] in (None, value.shape):
                 counts[prefix] += 1
-    # one that all names share is nobody's but the network's
+    # a prefix of all names belongs to the network
     shared = {prefix for prefix in counts if prefix and all(key.startswith(prefix) for key in state)}
     parts: dict[str, StateDict] = {
         prefix: {}
@@ -288,16 +286,16 @@ def _parts(where: tuple[str, ...], state: StateDict, wanted: Wanted) -> list[_Pa
 
 
 def _prefixes(key: str) -> list[str]:
-    """Return the names of the modules that `key` may be below, the outermost first."""
+    """Return the modules that `key` may be below, the outermost first."""
     modules = key.split(".", _DEEPEST)[:-1]
     return ["".join(f"{module}." for module in modules[:depth]) for depth in range(len(modules) + 1)]
 
 
 def _chosen(parts: list[_Part], source: str) -> _Part:
-    """Return the one of `parts` that is the network's.
+    """Return the part that is the network.
 
     Raises:
-        UserError: It may be several.
+        UserError: Several parts may be the network.
     """
     most = max(part.num_wanted for part in parts)
     candidates: list[_Part] = []
@@ -310,7 +308,7 @@ def _chosen(parts: list[_Part], source: str) -> _Part:
     others = [part for part in candidates if not part.is_averaged]
     if len(averaged) == len(others) == 1:
         average, whole = _shapes(averaged[0]), _shapes(others[0])
-        # an average of the parameters alone is no whole network
+        # an average may hold the parameters only, without the buffers of the network
         if average.items() <= whole.items():
             return averaged[0] if len(average) == len(whole) else others[0]
     if len(candidates) > 1:
@@ -322,12 +320,12 @@ def _chosen(parts: list[_Part], source: str) -> _Part:
 
 
 def _shapes(part: _Part) -> dict[str, torch.Size]:
-    """Return the shapes that an average has too, which may be without counters."""
+    """Return the shapes of `part` without counters, which an average need not have."""
     return {key: value.shape for key, value in part.state.items() if not key.endswith((_COUNTER, *_LEFTOVERS))}
 
 
 def _most_likely(holders: Mapping[tuple[str, ...], StateDict]) -> _Part:
-    """Return the tensors that are most likely a network's where no name tells it."""
+    """Return the tensors that are most likely the network, if no name identifies it."""
     named = [(name,) for name in _WRAPPERS if (name,) in holders]
     where = named[0] if named else max(holders, key=lambda where: len(holders[where]))
     return _Part(where, "", holders[where])
@@ -344,7 +342,7 @@ def _is_leftover(key: str, value: Tensor) -> bool:
 
 
 def _leftovers(keys: Iterable[str]) -> dict[str, str]:
-    """Return what tools have left, in words."""
+    """Describe what tools have left behind."""
     counts = Counter(key.rpartition(".")[2] for key in keys)
     return {
         name: f"left by {_LEFTOVERS[name]}, {count} {'tensor' if count == 1 else 'tensors'}"
@@ -353,7 +351,7 @@ def _leftovers(keys: Iterable[str]) -> dict[str, str]:
 
 
 def _around(content: Mapping[str, Any], where: tuple[str, ...]) -> dict[str, str]:
-    """Return what stands beside the mapping at `where`, and in it beside tensors, in words."""
+    """Describe what the file holds beside the tensors of the mapping at `where`."""
     around: dict[str, str] = {}
     for depth, name in enumerate((*where, None)):
         around |= {
@@ -366,7 +364,7 @@ def _around(content: Mapping[str, Any], where: tuple[str, ...]) -> dict[str, str
 
 
 def _in_words(value: Any) -> str:
-    """Return a value that is no part of the network: what it is, and short ones as they are."""
+    """Describe a value that is no part of the network; short values as they are."""
     if value is None or isinstance(value, (bool, int, float, str, Tensor)):
         return brief(value)
     size = f" of {len(value)}" if isinstance(value, (Mapping, list, tuple, set)) else ""
@@ -374,7 +372,7 @@ def _in_words(value: Any) -> str:
 
 
 def _grouped(tensors: StateDict, prefix: str) -> dict[str, str]:
-    """Return in words what stands beside the module `prefix`, by module."""
+    """Describe tensors outside the module `prefix`, by module."""
     groups: dict[str, list[str]] = {}
     for key in tensors:
         shared = max((outer for outer in _prefixes(key) if prefix.startswith(outer)), key=len)
@@ -384,7 +382,7 @@ def _grouped(tensors: StateDict, prefix: str) -> dict[str, str]:
 
 
 def _with_integer_counters(state: StateDict) -> tuple[StateDict, tuple[str, ...]]:
-    """Return `state` with counters of batches as integers, and without those that are none, and what was done."""
+    """Return `state` with counters of batches as integers, without impossible ones, and notes on what was done."""
     floats = [key for key, value in state.items() if _is_float_counter(key, value)]
     if not floats:
         return state, ()
@@ -393,7 +391,7 @@ def _with_integer_counters(state: StateDict) -> tuple[StateDict, tuple[str, ...]
     dtypes = ", ".join(sorted({str(state[key].dtype).removeprefix("torch.") for key in floats}))
     notes = [f"{len(floats)} counters of batches are {dtypes}; taken as integers"]
     if lost:
-        notes.append(f"{len(lost)} of them are no whole number, or infinite; left out, as no output depends on them")
+        notes.append(f"{len(lost)} of them are no whole number, or infinite; left out, no output depends on them")
     return {key: whole.get(key, value) for key, value in state.items() if key not in lost}, tuple(notes)
 
 
@@ -402,19 +400,19 @@ def _is_float_counter(key: str, value: Tensor) -> bool:
 
 
 def state_dict_from_url(url: str) -> StateDict:
-    """Return the state dict at `url`, from torch's cache or downloaded, read without executing anything in it.
+    """Read the state dict at `url`, from torch's cache or downloaded, without executing anything in it.
 
     Raises:
-        UserError: It can be neither found nor downloaded.
+        UserError: The file cannot be downloaded or read.
     """
     return _fetched(url, lambda: torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True))
 
 
 def torchvision_state_dict(backbone: str) -> StateDict:
-    """Return torchvision's best published weights of `backbone`, from torch's cache or downloaded.
+    """Read torchvision's best published weights of `backbone`, from torch's cache or downloaded.
 
     Raises:
-        UserError: torchvision has none, or they can be neither found nor downloaded.
+        UserError: torchvision publishes no weights, or they cannot be downloaded or read.
     """
     import torchvision
 
@@ -440,9 +438,9 @@ def _fetched(what: str, fetch: Callable[[], Any]) -> StateDict:
 
 
 def tensors_to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Return named tensors, of any device and layout in memory, as the content of a safetensors file."""
+    """Return named tensors, of any device and memory layout, as the content of a safetensors file."""
     from safetensors.torch import save
 
-    # a clone, because safetensors refuses tensors that share memory
+    # cloned, because safetensors refuses tensors that share memory
     plain = {name: tensor.detach().contiguous().cpu().clone() for name, tensor in tensors.items()}
     return save(plain, None if metadata is None else dict(metadata))

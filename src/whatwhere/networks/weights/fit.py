@@ -1,4 +1,4 @@
-"""Whether weights fit a network: every key accounted for, those that do not by group, and why where that is sure."""
+"""Compare weights with a network, tell why they do not fit, and load them completely or not at all."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from ...base.errors import UserError
 from ...base.words import brief, short
 
-# of `models.resnet`, and of `insert`: layer1.0.attention, layer1_attention, attention2
+# in `models.resnet` and from `attend`: layer1.0.attention, layer1_attention, attention2
 ATTENTION_KEY = re.compile(r"(^|[._])attention\d*\.")
-# of a block, or of a stage with attention behind it
+_IDENTITY_KEY = re.compile(r"(^|[._])attention\d*\.mix$")  # the scalar of the identity start
+# in a block, or in the attention behind a stage
 _IN_BLOCK = re.compile(r"(?P<block>(?P<stage>layer\d+)(\.\d+)?)\.(?P<name>(conv\d|bn\d|downsample\.\d|attention)\..+)")
 _NUMBERED = re.compile(r"^layer\d+(\.\d+)?(?=\.)")
 _NUM_SHOWN = 3
@@ -21,13 +24,13 @@ _NUM_SHOWN = 3
 
 @dataclass(frozen=True)
 class Group:
-    """Keys of the same place in different blocks.
+    """Keys with the same place in different blocks.
 
     Attributes:
         kind: "missing", "unexpected" or "of another shape or kind".
-        pattern: What the keys have in common, for example "layer*.*.conv3.weight"; a single key as it is.
+        pattern: The keys as one pattern, such as "layer*.*.conv3.weight"; a single key as it is.
         keys: The keys, in the order of the network or file.
-        detail: Of mismatched ones, the first one's shapes.
+        detail: The shapes of the first key, where shapes differ.
     """
 
     kind: str
@@ -42,8 +45,8 @@ class Fit:
 
     Attributes:
         groups: The keys that do not fit; empty if all do.
-        cause: Why, in words, where the tensors show it for every key that does not fit; else "".
-        num_fitting: Number of tensors that do fit.
+        cause: The reason in words, where it explains every key that does not fit; else "".
+        num_fitting: Number of tensors that fit.
         num_expected: Number of tensors that the network has.
     """
 
@@ -53,7 +56,7 @@ class Fit:
     num_expected: int = 0
 
     def sentence(self) -> str:
-        """Return what does not fit in one line, without a full stop; empty if all does."""
+        """Describe what does not fit in one line without a full stop; "" if all fits."""
         parts = []
         for kind in dict.fromkeys(group.kind for group in self.groups):
             groups = [group for group in self.groups if group.kind == kind]
@@ -77,7 +80,7 @@ class Fit:
 
 
 def compare(state: Mapping[str, Tensor], own: Mapping[str, Tensor], optional: Iterable[str] = ()) -> Fit:
-    """Return how `state` fits the network whose state dict is `own`; the keys `optional` may be missing."""
+    """Compare `state` with the state dict `own` of a network; the keys `optional` may be missing."""
     optional = set(optional)
     missing = [key for key in own if key not in state and key not in optional]
     unexpected = [key for key in state if key not in own]
@@ -92,13 +95,76 @@ def compare(state: Mapping[str, Tensor], own: Mapping[str, Tensor], optional: It
     return Fit(groups, _cause(_Difference(state, own, missing, unexpected, mismatched)), num_fitting, len(own))
 
 
+def is_attention_key(key: str) -> bool:
+    """Return whether `key` names a tensor of an attention module."""
+    return bool(ATTENTION_KEY.search(key))
+
+
+def has_attention(state: Iterable[str]) -> bool:
+    """Return whether `state` (or its names) has tensors of attention modules."""
+    return any(map(is_attention_key, state))
+
+
+def starts_as_identity(state: dict[str, Tensor]) -> bool:
+    """Return whether the network for `state` needs attention that starts as the identity.
+
+    True where `state` has no attention, which is then new, and where it was saved from such a network.
+    """
+    return not has_attention(state) or any(map(_IDENTITY_KEY.search, state))
+
+
+def load_pretrained(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load `state` into `model`, all of it or nothing.
+
+    A classifier for another number of classes is skipped; a first convolution for another number of input channels is
+    adapted. The classifier and the attention may be missing as a whole.
+
+    Raises:
+        UserError: Another key is missing, unexpected or of another shape; the model stays as it was.
+    """
+    own = model.state_dict()
+    state = dict(state)
+    if "conv1.weight" in own and "conv1.weight" in state:
+        state["conv1.weight"] = _adapt_input(state["conv1.weight"], own["conv1.weight"].shape)
+    classifier = {"fc.weight", "fc.bias"}
+    if _is_other_classifier(state, own):
+        state = {key: value for key, value in state.items() if key not in classifier}
+    optional = set() if classifier & state.keys() else classifier
+    if not has_attention(state):
+        optional |= set(filter(is_attention_key, own))
+    optional |= {key for key in own if key.endswith("num_batches_tracked")}
+    fit = compare(state, own, optional)
+    if fit.groups:
+        raise UserError(f"the weights from {source!r} do not fit this network: {fit.sentence()}")
+    model.load_state_dict({**own, **state})
+
+
+def _is_other_classifier(state: dict[str, Tensor], own: dict[str, Tensor]) -> bool:
+    """Return whether `state` has a classifier for another number of classes, on as many features as that of `own`."""
+    theirs, ours = state.get("fc.weight"), own.get("fc.weight")
+    if theirs is None or theirs.dim() != 2:
+        return False
+    return ours is None or (theirs.shape[0] != ours.shape[0] and theirs.shape[1] == ours.shape[1])
+
+
+def _adapt_input(weight: Tensor, shape: torch.Size) -> Tensor:
+    """Adapt an RGB convolution to other input channels as timm does: summed for one, else repeated and scaled."""
+    in_channels = shape[1]
+    if weight.dim() != 4 or weight.shape[1] != 3 or in_channels == 3:
+        return weight
+    if in_channels == 1:
+        return weight.sum(1, keepdim=True)
+    repeats = -(-in_channels // 3)
+    return weight.repeat(1, repeats, 1, 1)[:, :in_channels] * (3 / in_channels)
+
+
 def pattern_of(key: str) -> str:
-    """Return what `key` has in common with the same place in other blocks: "layer*.*.conv1.weight"."""
+    """Return `key` with its numbers of stage and block replaced: "layer*.*.conv1.weight"."""
     return _NUMBERED.sub(lambda match: "layer*" if match[1] is None else "layer*.*", key)
 
 
 def group_keys(keys: Iterable[str]) -> dict[str, list[str]]:
-    """Return `keys` by `pattern_of`; a group of one key under the key itself."""
+    """Group `keys` by `pattern_of`; a group of one key has the key as its name."""
     groups: dict[str, list[str]] = {}
     for key in keys:
         groups.setdefault(pattern_of(key), []).append(key)
@@ -106,7 +172,7 @@ def group_keys(keys: Iterable[str]) -> dict[str, list[str]]:
 
 
 def shown(key: str) -> str:
-    """Return `key`, which can be anything, as it may stand in a sentence."""
+    """Return `key`, which can be any text, shortened and safe to print."""
     return brief(key)[1:-1]
 
 
@@ -127,7 +193,7 @@ def _kind(value: Tensor) -> str:
 
 @dataclass(frozen=True)
 class _Difference:
-    """A file's tensors, a network's, and the names of those that do not fit."""
+    """The tensors of a file, those of a network, and the names that do not fit."""
 
     state: Mapping[str, Tensor]
     own: Mapping[str, Tensor]
@@ -141,7 +207,7 @@ class _Difference:
 
 
 def _cause(difference: _Difference) -> str:
-    """Return what the tensors show, in words, if that accounts for every key that does not fit; else ""."""
+    """Return the reason in words, if the tensors show one that explains every key that does not fit; else ""."""
     left, sentences = difference.faults, []
     for fact in _FACTS:
         sentence, keys = fact(difference)
@@ -151,12 +217,12 @@ def _cause(difference: _Difference) -> str:
     return "" if left else "; ".join(sentences)
 
 
-Fact = tuple[str, set[str]]  # a sentence, and the keys that it accounts for
+Fact = tuple[str, set[str]]  # a sentence, and the keys that it explains
 _NO_FACT: Fact = ("", set())
 
 
 def _nothing_in_common(of: _Difference) -> Fact:
-    return _NO_FACT if of.state.keys() & of.own.keys() else ("none of its names is one of this network's", of.faults)
+    return _NO_FACT if of.state.keys() & of.own.keys() else ("none of its names occurs in this network", of.faults)
 
 
 def _kinds_of_blocks(of: _Difference) -> Fact:
@@ -165,17 +231,17 @@ def _kinds_of_blocks(of: _Difference) -> Fact:
         return _NO_FACT
     keys = {key for key in of.faults if _IN_BLOCK.match(key) and not _is_of_one_attention(key, of)}
     keys |= _features_of_classifier(of)
-    return f"the file's network is made of {theirs} and this one of {ours}", keys
+    return f"the file's network consists of {theirs} and this one of {ours}", keys
 
 
 def _is_of_one_attention(key: str, of: _Difference) -> bool:
-    """Return whether `key` is of attention that the file has and the network lacks, or the other way round."""
+    """Return whether `key` belongs to attention that only the file or only the network has."""
     both = all(any(map(ATTENTION_KEY.search, state)) for state in (of.state, of.own))
     return ATTENTION_KEY.search(key) is not None and not both
 
 
 def _kind_of_blocks(state: Mapping[str, Tensor]) -> str:
-    """Return what all blocks are; "" if they are not all of one kind."""
+    """Return the kind of the blocks; "" if they are not all of one kind."""
     kinds = set()
     for block in _blocks(state):
         first, last = state[f"{block}.conv1.weight"], f"{block}.conv3.weight" in state
@@ -190,7 +256,7 @@ def _deep_stem(of: _Difference) -> Fact:
     if len(convolutions) < 2 or "conv1.weight" not in of.missing:
         return _NO_FACT
     keys = {key for key in of.faults if key.startswith("conv1.")}
-    # one such network pools in its shortcuts too, and the convolution is the second layer there
+    # timm's d networks also pool in their shortcuts, where the convolution is then the second layer
     shortcuts = {key for key in of.state if key.endswith(".downsample.1.weight")}
     if shortcuts and all(of.state[key].dim() == 4 for key in shortcuts):
         keys |= {key for key in of.faults if ".downsample." in key}
@@ -213,12 +279,12 @@ def _no_floats(of: _Difference) -> Fact:
 
 
 def _widths(of: _Difference) -> Fact:
-    """Another number of channels or groups, and no other difference, in a file whose layers fit each other."""
+    """Recognize a network of another width or number of groups: its layers fit each other, nothing else differs."""
     keys = {key for key in of.mismatched if _IN_BLOCK.match(key) and not ATTENTION_KEY.search(key)}
     pairs = [(of.state[key].shape, of.own[key].shape) for key in keys]
     if not keys or any(len(a) != len(b) or a[2:] != b[2:] for a, b in pairs) or not _is_consistent(of.state):
         return _NO_FACT
-    # what ends in another width has another shortcut, and attention of other channels, or behind its stage
+    # a block of another output width has another shortcut and other attention, in the block or behind its stage
     ends = {key.rpartition(".bn")[0] for key in keys if key.endswith((".bn2.weight", ".bn3.weight"))}
     ends |= {end.partition(".")[0] for end in ends}
     for key in of.faults:
@@ -231,7 +297,7 @@ def _widths(of: _Difference) -> Fact:
 
 
 def _is_consistent(state: Mapping[str, Tensor]) -> bool:
-    """Return whether the layers in the blocks of `state` take what those before them give, in one number of groups."""
+    """Return whether each layer in the blocks takes the channels of the layer before, with one number of groups."""
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     channels, num_groups = (shapes.get("conv1.weight") or (0,))[0], set()
     for block in sorted(_blocks(state), key=lambda block: tuple(map(int, block[5:].split(".")))):
@@ -260,7 +326,7 @@ def _classifier(of: _Difference) -> Fact:
 
 
 def _features_of_classifier(of: _Difference) -> set[str]:
-    """Return the classifier's keys that do not fit if it takes other features; else none."""
+    """Return the classifier's keys that do not fit, if its number of features differs; else none."""
     if "fc.weight" not in of.mismatched:
         return set()
     theirs, ours = of.state["fc.weight"], of.own["fc.weight"]
@@ -272,7 +338,7 @@ def _features_of_classifier(of: _Difference) -> set[str]:
 def _depths(of: _Difference) -> Fact:
     theirs, ours = _blocks(of.state), _blocks(of.own)
     other = (set(theirs) ^ set(ours)) | (set(theirs.values()) ^ set(ours.values()))
-    # with nothing but missing keys, the file may as well be incomplete
+    # if keys are only missing, the file may also be incomplete
     if not other or not (of.unexpected or of.mismatched):
         return _NO_FACT
     keys = {key for key in of.faults for match in [_IN_BLOCK.match(key)] if match and match["block"] in other}
@@ -295,9 +361,9 @@ def _attention(of: _Difference) -> Fact:
     if theirs == ours:
         return _NO_FACT
     sentence = (
-        "the file has attention and this network none; take a network that has it"
+        "the file has attention and this network has none; take a network with attention"
         if theirs
-        else "the file has no attention and this network has; take the plain network"
+        else "the file has no attention and this network has some; take the plain network"
     )
     return sentence, set(filter(ATTENTION_KEY.search, of.faults))
 
@@ -308,7 +374,7 @@ def _kinds_of_attention(of: _Difference) -> Fact:
     for key in keys:
         modules[_module(key)].add(key.removeprefix(_module(key)))
     differing = next(iter(modules.values()), set())
-    # a damaged one differs from the others
+    # if modules differ from each other, the file is damaged
     if not differing or any(names != differing for names in modules.values()):
         return _NO_FACT
     if keys <= set(of.missing):
@@ -341,7 +407,7 @@ def _incomplete(of: _Difference) -> Fact:
     return f"the file is incomplete, it holds {held} of {len(of.own)} tensors, or of a smaller network", of.faults
 
 
-# each speaks of what those before it have not accounted for
+# each explains keys that those before it have not explained
 _FACTS: tuple[Callable[[_Difference], Fact], ...] = (
     _nothing_in_common,
     _kinds_of_blocks,

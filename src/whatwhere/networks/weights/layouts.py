@@ -1,10 +1,10 @@
-"""Who names which tensor how: one table of layouts, read in both directions."""
+"""Tensor names in each known checkpoint layout: one table, read in both directions."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -26,13 +26,13 @@ _PLACEHOLDERS = {
 
 @dataclass(frozen=True)
 class Rule:
-    """A tensor's name in another layout and here, with placeholders that stand for the same text in both.
+    """A tensor's name in another layout and in this package; a placeholder stands for the same text in both.
 
     Attributes:
-        theirs: The name there.
-        ours: The name here.
+        theirs: The name in the other layout.
+        ours: The name in this package.
         attention: The name in ATTENTION of the module that the tensor belongs to; None for the backbone.
-        is_1x1: Whether the linear layer here is a 1x1 convolution there.
+        is_1x1: Whether the layer is a 1x1 convolution in the other layout, and linear in this package.
     """
 
     theirs: str
@@ -43,23 +43,23 @@ class Rule:
 
 @dataclass(frozen=True)
 class Layout:
-    """The names that one library or publication has.
+    """The tensor names of one library or publication, and what its networks compute differently.
 
     Attributes:
         name: Its short name.
-        whose: The same in words.
-        rules: A rule for each name.
-        maps: Order of the maps that CBAM's spatial convolution takes there.
-        norm: The norm of CBAM's spatial gate there, as our argument has it; copied code alone has none.
-        biased: The attention whose MLP has biases there.
-        form: The form of our attention that is theirs.
-        ceil_pool: Whether its networks round the size of the stem's max-pool up.
-        stride_in_1x1: Whether its bottlenecks without groups have their stride in the first 1x1 convolution.
-        basic_blocks: Whether its basic blocks compute what ours do.
+        origin: The library or publication, in words.
+        rules: A rule for each tensor name.
+        maps: Order of the maps that the convolution of CBAM's spatial gate takes.
+        norm: The argument `norm` of CBAM's spatial gate; only copied code has no norm.
+        biased: The attention modules with biases in their MLP.
+        form: The argument `form` of the attention.
+        ceil_pool: Whether the stem's max-pool rounds its output size up.
+        stride_in_1x1: Whether bottlenecks without groups have their stride in the first 1x1 convolution.
+        basic_blocks: Whether the basic blocks compute what those of this package do.
     """
 
     name: LayoutName
-    whose: str
+    origin: str
     rules: tuple[Rule, ...]
     maps: tuple[str, ...] = ("max", "mean")
     norm: Literal["batch"] | None = "batch"
@@ -137,7 +137,7 @@ _LEGACY = (
     Rule("last_linear.{p}", "fc.{p}"),
 )
 
-# the first of those that know equally many names of a file is taken for its layout
+# where several layouts know equally many names of a file, the first one is taken
 LAYOUTS: dict[LayoutName, Layout] = {
     layout.name: layout
     for layout in (
@@ -152,7 +152,7 @@ LAYOUTS: dict[LayoutName, Layout] = {
             biased=("se",),
             form="timm",
         ),
-        # with a ReLU between the last norm and SE in its basic blocks
+        # its basic blocks have a ReLU between the last norm and SE
         Layout(
             "timm-legacy",
             "timm's legacy_se networks",
@@ -185,7 +185,7 @@ def layout_named(name: str) -> Layout:
     """Return the layout `name`.
 
     Raises:
-        UserError: There is none.
+        UserError: It is no known layout.
     """
     if name not in get_args(LayoutName):
         raise UserError(f"unknown layout {brief(name)}; known: {', '.join(get_args(LayoutName))}")
@@ -193,7 +193,7 @@ def layout_named(name: str) -> Layout:
 
 
 def recognize(state: Iterable[str]) -> Layout | None:
-    """Return the layout that the names in `state` are of, or None if most are of none."""
+    """Return the layout that knows most of the names in `state`; None if no layout knows more than half."""
     keys = list(state)
     known = {name: sum(find_rule(layout, key) is not None for key in keys) for name, layout in LAYOUTS.items()}
     best = max(known, key=lambda name: known[name])
@@ -201,7 +201,7 @@ def recognize(state: Iterable[str]) -> Layout | None:
 
 
 def find_rule(layout: Layout, theirs: str) -> tuple[Rule, str] | None:
-    """Return the rule for the name `theirs` in `layout`, and the name here."""
+    """Return the rule for the name `theirs` in `layout`, and the name in this package; None if there is no rule."""
     for rule in layout.rules:
         match = _pattern(rule.theirs).fullmatch(theirs)
         if match is not None:
@@ -210,7 +210,7 @@ def find_rule(layout: Layout, theirs: str) -> tuple[Rule, str] | None:
 
 
 def find_rule_back(layout: Layout, ours: str, attention: str | None) -> tuple[Rule, str] | None:
-    """Return the rule for our name `ours`, in a network with `attention`, and the name in `layout`."""
+    """Return the rule for this package's name `ours`, in a network with `attention`, and the name in `layout`."""
     for rule in layout.rules:
         match = _pattern(rule.ours).fullmatch(ours) if rule.attention in (None, attention) else None
         if match is not None:
@@ -233,11 +233,58 @@ def _filled(template: str, match: re.Match[str]) -> str:
 
 
 def has_bottlenecks(state: StateDict) -> bool:
-    """Return whether the blocks of `state`, under our names, are bottlenecks."""
+    """Return whether the blocks in `state` are bottlenecks."""
     return "layer1.0.conv3.weight" in state
 
 
 def is_grouped(state: StateDict) -> bool:
-    """Return whether the 3x3 convolutions of `state`, under our names, have several groups."""
+    """Return whether the 3x3 convolutions in `state` have several groups."""
     middle = state.get("layer1.0.conv2.weight")
     return middle is not None and middle.dim() == 4 and middle.shape[0] != middle.shape[1]
+
+
+# the names of the package efficientnet_pytorch, by those of timm's networks for its weights
+_EFFICIENTNET_BLOCK = re.compile(r"blocks\.(\d+)\.(\d+)\.(.+)\.\w+")
+_ELSEWHERE = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
+_SQUEEZE = {"se.conv_reduce": "_se_reduce", "se.conv_expand": "_se_expand"}
+_EXPANDED = {
+    "conv_pw": "_expand_conv",
+    "bn1": "_bn0",
+    "conv_dw": "_depthwise_conv",
+    "bn2": "_bn1",
+    **_SQUEEZE,
+    "conv_pwl": "_project_conv",
+    "bn3": "_bn2",
+}
+# blocks of the first stage do not expand
+_PLAIN = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", **_SQUEEZE, "conv_pw": "_project_conv", "bn2": "_bn2"}
+
+
+def is_of_efficientnet_pytorch(state: Iterable[str]) -> bool:
+    """Return whether `state` has the names of the package efficientnet_pytorch."""
+    return {"_conv_stem.weight", "_blocks.0._depthwise_conv.weight"} <= set(state)
+
+
+def efficientnet_names(own: Iterable[str]) -> Mapping[str, str]:
+    """Return timm's tensor names of an EfficientNet by those of efficientnet_pytorch.
+
+    efficientnet_pytorch numbers the blocks of all stages, timm those within each stage.
+
+    Args:
+        own: The names in a network of timm; empty for a network that is no EfficientNet.
+    """
+    own = list(own)
+    found = {key: match for key, match in zip(own, map(_EFFICIENTNET_BLOCK.fullmatch, own), strict=True) if match}
+    blocks = sorted({(int(match[1]), int(match[2])) for match in found.values()})
+    expanded = {(int(match[1]), int(match[2])) for match in found.values() if match[3] == "conv_pwl"}
+    names: dict[str, str] = {}
+    for key in own:
+        module, _, tensor = key.rpartition(".")
+        theirs = _ELSEWHERE.get(module)
+        if key in found:
+            block = int(found[key][1]), int(found[key][2])
+            layer = (_EXPANDED if block in expanded else _PLAIN).get(found[key][3])
+            theirs = None if layer is None else f"_blocks.{blocks.index(block)}.{layer}"
+        if theirs is not None:
+            names[f"{theirs}.{tensor}"] = key
+    return names

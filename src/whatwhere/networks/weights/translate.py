@@ -1,14 +1,14 @@
-"""From another layout of keys to ours and back, tensors and conventions alike."""
+"""Weights of other programs brought to the names and conventions of this package, and back."""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import inspect
 import itertools
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -18,94 +18,95 @@ from torch import Tensor
 from ...attention import ATTENTION
 from ...base.errors import UserError
 from ...base.words import brief
-from ..spec import Arguments, ModelOptions, read_spec
+from ..spec import OWN_NETWORKS, Arguments, ModelOptions, NetworkSpec, read_spec
 from .files import StateDict, WeightsFile, check_finite, find_weights, read_file, warn_of_left_out
-from .fit import group_keys, shown
+from .fit import group_keys, has_attention, is_attention_key, shown, starts_as_identity
 from .layouts import LAYOUTS, Layout, Rule, find_rule, find_rule_back, has_bottlenecks, is_grouped, recognize
-from .load import has_attention, is_attention_key, starts_as_identity
 
 METADATA_KEY = "whatwhere"
-# options that other layouts have in one form alone
+UNKNOWN = NetworkSpec(name="")
+# the only values that other layouts can hold
 _USUAL: dict[str, dict[str, Any]] = {
     "cbam": {"pools": ["avg", "max"], "arrangement": "channel_first"},
     "bam": {"combine": "multiply", "dilation": 4},
 }
-_MODEL_OPTIONS = ("stride_in_1x1", "ceil_pool", "replace_stride_with_dilation")
-_OUTSIDE = re.compile(r"(ca|sa)\d*\.(fc|conv1)")  # of copied code: behind a stem or a stage
-_MOST_BUILT = 1 << 16  # channels of an attention that is built, without memory, to look at its shapes
+_NEEDED = ("stride_in_1x1", "ceil_pool", "replace_stride_with_dilation")  # they change what the network computes
+_OUTSIDE = re.compile(r"(ca|sa)\d*\.(fc|conv1)")  # of copied code, behind a stem or a stage
+_MOST_BUILT = 1 << 16  # channels, where an attention is built on the meta device for its shapes
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights under this package's names, and how the network for them is built.
+    """Weights under the names of this package, and what is known of their network.
 
     Attributes:
         state: The tensors.
-        layout: The layout that they came in; None if it is nobody's.
-        attention: The name in ATTENTION of their attention, where the layout tells it.
-        attention_kwargs: What that attention is built with.
-        model_kwargs: Arguments of `ResNet` that the shapes do not show, such as `stride_in_1x1`.
-        model: The network's name, where the file tells it.
-        source: The file or library that they come from.
-        backbone_keys: Names that look like those of attention and are the plain network's own.
-        as_published: Whether they are published ones, which set more than weights (`NetworkSpec.as_published`).
+        layout: The layout that they came in; None for an unknown one.
+        network: What the file or its layout tells about the network; its name is "" where they do not tell it.
+        source: The file or library that the weights come from.
+        backbone_keys: Names of the plain network that look like names of attention.
     """
 
     state: StateDict
     layout: Layout | None
-    attention: str | None = None
-    attention_kwargs: dict[str, Any] = field(default_factory=dict)
-    model_kwargs: dict[str, Any] = field(default_factory=dict)
-    model: str | None = None
+    network: NetworkSpec = UNKNOWN
     source: str = ""
     backbone_keys: frozenset[str] = frozenset()
-    as_published: bool = False
 
     @property
     def has_attention(self) -> bool:
-        """Whether some of the tensors are those of attention modules."""
-        return has_attention(key for key in self.state if key not in self.backbone_keys)
+        """Whether some of the tensors belong to attention modules."""
+        # after replace="se" the attention has the names of the module that it replaced
+        return bool(self.network.attention) or has_attention(key for key in self.state if key not in self.backbone_keys)
 
     @property
     def starts_as_identity(self) -> bool:
-        """Whether a network for them needs attention with the identity start.
+        """Whether the network for these weights needs attention that starts as the identity.
 
-        It does where they have no attention, which is then new, and where they were saved from such a network.
+        True where they have no attention, which is then new, and where they were saved from such a network.
         """
+        if self.has_attention and self.network.attention_name:
+            return self.network.start == "identity"
         return not self.has_attention or starts_as_identity(self.state)
 
+    @property
+    def model_kwargs(self) -> dict[str, Any]:
+        """Arguments of `ResNet` that the weights need and no shape shows; dropout is not among them."""
+        return {name: value for name, value in self.network.model_kwargs.items() if name in _NEEDED}
+
     def options_for(self, builder: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments of the attention that `builder` builds: `given` ones, and those these weights need.
+        """Return the arguments of the attention that `builder` builds: `given` ones, and those that the weights need.
 
         Raises:
-            UserError: With `given` the shapes might fit, and the network compute something else.
+            UserError: With `given` the shapes may fit, but the network would compute something else.
         """
-        if self.attention is None or ATTENTION[self.attention] is not builder:
+        attention = self.network.attention_name
+        if attention not in ATTENTION or ATTENTION[attention] is not builder:
             return dict(given)
-        options = {**self.attention_kwargs, **given}
+        options = {**self.network.attention_options, **given}
         if self.layout is None or self.layout.name in ("whatwhere", "torchvision"):
             return options
-        for option, usual in _usual(self.layout, self.attention).items():
+        for option, usual in _usual(self.layout, attention).items():
             if option in given and not _is_usual(given[option], usual):
                 raise UserError(
-                    f"the weights are of {self.layout.whose}, where {option} is {usual!r}; leave out "
+                    f"the weights come from {self.layout.origin}, where {option} is {usual!r}; leave out "
                     f"{option}={brief(given[option])}"
                 )
-        # where neither is given, the tensors say whether the weights fit
-        if self.attention == "cbam" and options.keys() & {"form", "maps"}:
+        # without form and maps, the tensors say whether the weights fit
+        if attention == "cbam" and options.keys() & {"form", "maps"}:
             maps = _maps(options)
             if maps != self.layout.maps:
                 raise UserError(
-                    f"the weights are of {self.layout.whose}, where the spatial gate takes its maps in the order "
+                    f"the weights come from {self.layout.origin}, where the spatial gate takes its maps in the order "
                     f"{', '.join(self.layout.maps)}; leave out form and maps, which say {', '.join(maps)}"
                 )
         return options
 
 
 def read_weights(path: str | os.PathLike[str]) -> Weights:
-    """Read a file in any of the layouts, every value of it finite, and bring it to ours.
+    """Read a weights file in any known layout, under the names of this package.
 
-    A warning names tensors that stand beside the network's and are left out.
+    A warning names tensors that do not belong to the network; they are left out.
 
     Raises:
         UserError: As `read_file` and `to_ours`, or a tensor holds NaN or infinite values.
@@ -114,7 +115,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
 
 
 def weights_in(content: Mapping[str, Any], source: str) -> Weights:
-    """Return what `content`, as of a file from `source`, holds, as `read_weights` does."""
+    """Return the weights in `content`, the content of a file from `source`, as `read_weights` does."""
     return _accepted(find_weights(content, source))
 
 
@@ -125,33 +126,29 @@ def _accepted(file: WeightsFile) -> Weights:
 
 
 def from_file(file: WeightsFile) -> Weights:
-    """Return what `file` holds in our layout."""
+    """Return the weights in `file` under the names of this package."""
     return to_ours(file.state, file.path, file.metadata.get(METADATA_KEY, ""))
 
 
 def to_ours(state: Mapping[str, Tensor], source: str, description: str = "") -> Weights:
-    """Return `state` under our names, names of no layout as they are.
+    """Rename the tensors in `state` from their layout to the names of this package.
 
     Args:
-        state: Names to tensors, in one of the layouts.
-        source: Where they are from, for the error's sentence.
-        description: What `whatwhere weights convert`, or a training, wrote about a file, JSON; it counts for our own
-            layout.
+        state: Names to tensors, in one of the layouts; names of no layout stay as they are.
+        source: Where they come from, for error messages.
+        description: JSON that `whatwhere weights convert`, or a training, wrote into the file; used for this package's
+            own layout only.
 
     Raises:
-        UserError: Two names are the same one here, or the layout's network computes something that no network here
+        UserError: Two tensors get the same name, or the layout's network computes something that no network here
             does.
     """
-    return dataclasses.replace(_to_ours(state, source, description), source=source)
-
-
-def _to_ours(state: Mapping[str, Tensor], source: str, description: str) -> Weights:
     layout = recognize(state)
     if layout is None:
-        return Weights(dict(state), None)
+        return Weights(dict(state), None, source=source)
     _check_outside(state, source)
     renamed: StateDict = {}
-    attention = None
+    attention = ""
     for key, tensor in state.items():
         rule, name = find_rule(layout, key) or (Rule(key, key), key)
         if name in renamed:
@@ -159,15 +156,15 @@ def _to_ours(state: Mapping[str, Tensor], source: str, description: str) -> Weig
         attention = rule.attention or attention
         renamed[name] = tensor[:, :, 0, 0] if rule.is_1x1 and tensor.shape[2:] == (1, 1) else tensor
     if layout.name in ("whatwhere", "torchvision"):
-        return described(renamed, layout, description)
+        return Weights(renamed, layout, described(renamed, description), source)
     _check_blocks(renamed, layout)
-    model_kwargs = _model_kwargs(layout, renamed)
-    attention_kwargs = {} if attention is None else options_of(renamed, attention, layout) or {}
-    return Weights(renamed, layout, attention, attention_kwargs, model_kwargs)
+    network = NetworkSpec(name="", attention=attention, model_kwargs=_model_kwargs(layout, renamed))
+    options = options_of(renamed, attention, layout) if attention else None
+    return Weights(renamed, layout, network.with_attention_options(options or {}), source)
 
 
-class _Said(msgspec.Struct):
-    """What a file says of its network: a spec, or the fields that files written before 0.2 have."""
+class _Description(msgspec.Struct):
+    """What a file tells about its network: a spec, or the fields that whatwhere 0.1 wrote."""
 
     network: Any = None
     model: str | None = None
@@ -176,84 +173,80 @@ class _Said(msgspec.Struct):
     model_kwargs: ModelOptions = ModelOptions()
 
 
-def described(state: StateDict, layout: Layout | None, description: str) -> Weights:
-    """Return `state` with what its file says of its network, as far as that can be true.
+def described(state: StateDict, description: str) -> NetworkSpec:
+    """Return the network that a file describes; without a name where it does not, or where it cannot be true.
 
     Args:
-        state: Weights under this package's names.
-        layout: Their layout.
-        description: JSON from anywhere: a spec under "network", or the fields of a file written before.
+        state: The weights in the file, under this package's names.
+        description: JSON from anywhere: a spec under "network", or the fields that whatwhere 0.1 wrote.
     """
     try:
-        said = msgspec.json.decode(description or "{}", type=_Said)
-        spec = None if said.network is None else read_spec(said.network)
-    # not ours, so it says nothing
+        told = msgspec.json.decode(description or "{}", type=_Description)
+        network = None if told.network is None else read_spec(told.network)
+    # not written by whatwhere, so it tells nothing
     except (ValueError, RecursionError):
-        return Weights(state, layout)
-    is_true: Callable[..., bool]
-    if spec is not None:
-        model, attention = spec.name if spec.is_own else None, spec.attention_name
-        kwargs = {**spec.attention_kwargs, **({"start": spec.start} if spec.start else {})}
-        model_kwargs, is_true = spec.model_kwargs, is_affordable
-    else:
-        model, attention = said.model, said.attention or ""
-        kwargs, model_kwargs = dict(said.attention_kwargs), msgspec.to_builtins(said.model_kwargs)
-        is_true = fits_options
-    if attention not in ATTENTION:
-        return Weights(state, layout, None, {}, model_kwargs, model)
-    if not is_true(state, attention, kwargs):
-        return Weights(state, layout)
-    return Weights(state, layout, attention, kwargs, model_kwargs, model)
+        return UNKNOWN
+    is_true: Callable[..., bool] = is_affordable
+    if network is None:
+        name, attention, is_true = told.model or "", told.attention or "", fits_options
+        network = NetworkSpec(
+            name=name,
+            attention="" if OWN_NETWORKS.get(name, ("", ""))[0] == attention else attention,
+            model_kwargs=msgspec.to_builtins(told.model_kwargs),
+        ).with_attention_options(told.attention_kwargs)
+    attention = network.attention_name
+    if attention in ATTENTION and not is_true(state, attention, network.attention_options):
+        return UNKNOWN
+    return network
 
 
 def is_affordable(state: StateDict, attention: str, options: Mapping[str, Any]) -> bool:
     """Return whether one `attention` with `options` is no larger than all weights in `state`.
 
-    So that no file of a few bytes asks for any amount of memory or time.
+    So a file of a few bytes cannot ask for any amount of memory or time.
     """
     if isinstance(options.get("num_convs"), int) and options["num_convs"] > len(state):
         return False
-    try:
-        with torch.device("meta"):
-            module = ATTENTION[attention](64, **options)
-    except (UserError, TypeError, RuntimeError, OverflowError):
-        return False
-    return sum(map(Tensor.numel, module.parameters())) <= sum(map(Tensor.numel, state.values()))
+    for channels in (64, 256, 1024, 4096):  # not every number can be divided into the groups that are asked for
+        with contextlib.suppress(UserError, TypeError, RuntimeError, OverflowError), torch.device("meta"):
+            module = ATTENTION[attention](channels, **options)
+            return sum(map(Tensor.numel, module.parameters())) <= sum(map(Tensor.numel, state.values()))
+    return False
 
 
 def _check_outside(state: Mapping[str, Tensor], source: str) -> None:
-    """Raise UserError if `state` has the attention of copied code elsewhere than in its blocks."""
+    """Raise UserError if copied code has its attention outside the blocks."""
     outside = [key for key in state if _OUTSIDE.match(key)]
     if outside:
         raise UserError(
-            f"{source!r} holds attention outside the network's blocks ({', '.join(map(shown, outside[:3]))}, ...), "
-            "where no network here has it"
+            f"{source!r} holds attention outside the blocks ({', '.join(map(shown, outside[:3]))}, ...); whatwhere has "
+            "no such network"
         )
 
 
 def _check_blocks(state: StateDict, layout: Layout) -> None:
-    """Raise UserError if blocks as those of `state` compute something else in the networks of `layout`."""
+    """Raise UserError if the blocks in `state` compute something else in the networks of `layout`."""
     if not layout.basic_blocks and not has_bottlenecks(state) and "layer1.0.conv2.weight" in state:
         raise UserError(
-            f"the basic blocks of {layout.whose} have a ReLU before their SE, which no network here has; those of "
+            f"the basic blocks of {layout.origin} have a ReLU before their SE, which whatwhere has not; networks with "
             "bottlenecks (legacy_seresnet50 and larger) can be converted"
         )
 
 
 def _model_kwargs(layout: Layout, state: StateDict) -> dict[str, Any]:
-    """Return what networks of `layout` have and ours have on request only."""
+    """Return the arguments of `ResNet` that the networks of `layout` need."""
     stride_in_1x1 = layout.stride_in_1x1 and has_bottlenecks(state) and not is_grouped(state)
     options = {"stride_in_1x1": stride_in_1x1, "ceil_pool": layout.ceil_pool}
     return {name: value for name, value in options.items() if value}
 
 
 def options_of(state: StateDict, attention: str, layout: Layout | None = None) -> dict[str, Any] | None:
-    """Return arguments with which `attention` has the shapes in `state`, as few as can be; None if none give them.
+    """Return the fewest arguments with which `attention` has the shapes in `state`; None if no arguments do.
 
     Args:
-        state: Weights under our names.
+        state: Weights under this package's names.
         attention: A name in ATTENTION.
-        layout: Where they came from, which settles the form; our own tries both.
+        layout: Where they came from, which tells the form; None tries both forms.
     """
     start = {"start": "identity"} if starts_as_identity(state) else {}
     for candidate in _candidates(attention, _modules(state), layout):
@@ -263,7 +256,7 @@ def options_of(state: StateDict, attention: str, layout: Layout | None = None) -
 
 
 def fits_options(state: StateDict, attention: str, options: dict[str, Any]) -> bool:
-    """Return whether the attention in `state`, under our names, has the shapes of `attention` built with `options`."""
+    """Return whether the attention modules in `state` have the shapes of `attention` built with `options`."""
     modules = _modules(state)
     return bool(modules) and all(
         _has_shapes(attention, channels, options, module) for channels, module in modules.items()
@@ -279,7 +272,7 @@ def _modules(state: StateDict) -> dict[int, StateDict]:
             blocks.setdefault(block, {})[name] = tensor
     modules: dict[int, StateDict] = {}
     for block, module in blocks.items():
-        # one between stages has the channels of its stage's blocks
+        # attention behind a stage has as many channels as the blocks of the stage
         last = block if "." in block else f"{block}.0"
         norms = [state[key] for key in (f"{last}.bn3.weight", f"{last}.bn2.weight") if key in state]
         if norms and norms[0].dim() == 1 and norms[0].shape[0] < _MOST_BUILT:
@@ -331,7 +324,7 @@ def _bam_choices(module: StateDict, layout: Layout | None) -> list[list[dict[str
 
 
 def _forms(layout: Layout | None) -> list[dict[str, Any]]:
-    """Return arguments of CBAM for the order of its maps, which no shape shows."""
+    """Return the arguments of CBAM that set the order of its maps, which no shape shows."""
     if layout is None:
         return [{}, {"form": "timm"}]
     form = {} if layout.form == "official" else {"form": layout.form}
@@ -346,13 +339,13 @@ def _reductions(first: Tensor | None) -> list[dict[str, Any]]:
 
 
 def _has_shapes(attention: str, channels: int, options: dict[str, Any], module: StateDict) -> bool:
-    # each is a layer to be built
+    # each one is a layer to build
     if options.get("num_convs", 0) > sum(key.startswith("spatial.dilated") for key in module):
         return False
     try:
         with torch.device("meta"):
             own = ATTENTION[attention](channels, **options).state_dict()
-    # arguments can come from a file
+    # the arguments can come from a file
     except (UserError, TypeError, RuntimeError, OverflowError):
         return False
     # files of PyTorch before 0.4.1 have no counters
@@ -367,57 +360,59 @@ def from_ours(
     attention_kwargs: Mapping[str, Any] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> StateDict:
-    """Return `state`, under our names, as `layout` has it.
+    """Rename all weights of a network from this package's names to those of `layout`; the inverse of `to_ours`.
 
     Args:
-        state: All weights of a network.
-        layout: The layout to bring them to.
-        attention: The name in ATTENTION of the network's attention.
-        attention_kwargs: What it is built with.
-        model_kwargs: Arguments of `ResNet` that the shapes do not show.
+        state: The weights.
+        layout: The layout to write.
+        attention: The name in ATTENTION of the network's attention; None for none.
+        attention_kwargs: The arguments of the attention.
+        model_kwargs: Arguments of `ResNet` that no shape shows.
 
     Raises:
-        UserError: The layout has no place for a tensor, or its networks compute otherwise.
+        UserError: The layout has no place for a tensor, or its networks compute something else.
     """
     options, kwargs = dict(attention_kwargs or {}), dict(model_kwargs or {})
     if layout.name != "whatwhere":
         _check_blocks(state, layout)
         wanted = _model_kwargs(layout, state)
-        for option in _MODEL_OPTIONS:
+        for option in _NEEDED:
             if kwargs.get(option, False) != wanted.get(option, False):
                 raise UserError(
-                    f"{layout.whose} cannot hold these weights: its network has {option}={wanted.get(option, False)}, "
+                    f"{layout.origin} cannot hold these weights: its network has {option}={wanted.get(option, False)}, "
                     f"theirs {option}={kwargs.get(option, False)}"
                 )
         _check_usual(layout, attention, options)
         state = _in_convention(state, layout, attention, options)
     renamed: StateDict = {}
-    homeless = []
+    left_over = []
     for key, tensor in state.items():
         found = find_rule_back(layout, key, attention)
         if found is None:
-            homeless.append(key)
+            left_over.append(key)
             continue
         rule, name = found
         renamed[name] = tensor[:, :, None, None] if rule.is_1x1 and tensor.dim() == 2 else tensor
-    if homeless:
-        raise UserError(f"{layout.whose} has no place for {_listed(homeless)}{_why_homeless(homeless)}")
+    if left_over:
+        raise UserError(f"{layout.origin} has no place for {_listed(left_over)}{_why_left_over(left_over)}")
     return renamed
 
 
 def _check_usual(layout: Layout, attention: str | None, options: Mapping[str, Any]) -> None:
-    """Raise UserError if the attention of `layout` computes something else than one built with `options`."""
+    """Raise UserError if attention built with `options` computes something else than that of `layout`."""
     defaults = inspect.signature(ATTENTION[attention]).parameters if attention else {}
     for option, usual in _usual(layout, attention).items():
         value = options.get(option, defaults[option].default)
         if not _is_usual(value, usual):
-            raise UserError(f"{layout.whose} cannot hold these weights: its attention has no {option}={brief(value)}")
+            raise UserError(f"{layout.origin} cannot hold these weights: its attention has no {option}={brief(value)}")
     if attention == "cbam" and set(_maps(options)) != set(layout.maps):
-        raise UserError(f"{layout.whose} cannot hold these weights: its spatial gate takes {' and '.join(layout.maps)}")
+        raise UserError(
+            f"{layout.origin} cannot hold these weights: its spatial gate takes {' and '.join(layout.maps)}"
+        )
 
 
 def _usual(layout: Layout, attention: str | None) -> dict[str, Any]:
-    """Return the options of `attention` that are always the same in `layout`."""
+    """Return the arguments of `attention` that have a fixed value in `layout`."""
     usual = dict(_USUAL.get(attention or "", {}))
     if attention == "cbam":
         usual["norm"] = layout.norm
@@ -427,13 +422,13 @@ def _usual(layout: Layout, attention: str | None) -> dict[str, Any]:
 
 
 def _is_usual(value: Any, usual: Any) -> bool:
-    if isinstance(usual, list):  # pools, whose sum has no order
+    if isinstance(usual, list):  # pools are summed, so their order does not count
         return isinstance(value, (list, tuple)) and sorted(map(str, value)) == sorted(usual)
     return bool(value == usual)
 
 
 def _in_convention(state: StateDict, layout: Layout, attention: str | None, options: Mapping[str, Any]) -> StateDict:
-    """Return `state` with the maps in the order of `layout`, and biases of zero where it always has biases."""
+    """Return `state` with CBAM's maps in the order of `layout`, and zero biases where it always has biases."""
     converted: StateDict = {}
     flips = attention == "cbam" and _maps(options) != layout.maps
     for key, tensor in state.items():
@@ -450,11 +445,11 @@ def _maps(options: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(options.get("maps") or LAYOUTS["timm" if options.get("form") == "timm" else "official"].maps)
 
 
-def _why_homeless(keys: list[str]) -> str:
+def _why_left_over(keys: list[str]) -> str:
     if any(key.endswith("attention.mix") for key in keys):
-        return ": the attention starts as the identity, y = x (1 - a + a gates), which is this package's alone"
+        return ": the attention starts as the identity, y = x (1 - a + a gates), which only whatwhere has"
     if all(map(is_attention_key, keys)):
-        return ": that attention is not among its own"
+        return ": it has no such attention"
     return ""
 
 
