@@ -127,7 +127,7 @@ def _count(step):
         ("resnet18", 0, "num_params must be a positive integer"),
         ("resnet18", 12e6, "num_params must be a positive integer"),
         ("resnet_18", 12_000_000, "unknown network"),
-        ("article_resnext50", 50_000_000, "its width cannot be chosen"),
+        ("article_resnext50", 50_000_000, "the width of article_resnext50 is fixed"),
     ],
 )
 def test_what_no_width_reaches_is_one_sentence(name, wanted, sentence):

@@ -125,7 +125,7 @@ def changed(tmp_path, network=None, **changes):
         ({"name": "__import__('os')"}, "unknown network"),
         ({"name": "resnext11_8x8d"}, "are not those of resnext11_8x8d"),
         ({"name": None}, "is damaged"),
-        ({"num_classes": 1}, "are not those of"),
+        ({"num_classes": 1}, "is damaged .it names 3 classes, and its network has 1"),
         ({"model_kwargs": 3}, "is damaged"),
         ({"model_kwargs": {"norm_layer": "os.system"}}, "is damaged"),
         ({"name": "article_resnext50", "model_kwargs": {"ceil_pool": True}}, "takes no argument 'ceil_pool'"),

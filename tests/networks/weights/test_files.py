@@ -106,7 +106,7 @@ HOSTILE = {
     "inf.safetensors": (with_value(float("-inf")), "NaN or infinite: 'layer2.0.conv2.weight'"),
     "wide.pth": (
         of_another_width,
-        "a ResNet of 1-1-1 bottlenecks with 8 groups and 64, 128, 256 planes, are exactly those of no",
+        "a ResNet of 1-1-1 bottlenecks with 8 groups and 64, 128, 256 planes, fit no network of whatwhere",
     ),
     "vit.pth": (
         of_a_transformer,
@@ -157,7 +157,7 @@ def test_with_the_network_named_it_says_what_is_wrong(name, state, tmp_path):
         ("resnet50", "resnet34", r"the file's network consists of bottlenecks and this one of basic blocks"),
         ("resnet50", "resnext50_32x4d", r"another width or number of groups"),
         ("wide_resnet18_2", "resnet18", r"another width or number of groups"),
-        ("cbam_resnet18", "resnet18", r"the file has attention and this network none"),
+        ("cbam_resnet18", "resnet18", r"the file has attention and this network has none"),
         ("resnet18", "cbam_resnet18", r"the file has no attention and this network has"),
         ("cbam_resnet18", "se_resnet18", r"the file's attention is of another kind"),
     ],
@@ -173,7 +173,7 @@ def test_se_of_another_layout_is_not_taken_for_cbam_without_its_spatial_gate(tmp
     theirs = from_ours(state, LAYOUTS["timm"], "se", {"form": "timm"})
     torch.save(theirs, tmp_path / "a.pth")
     assert describe_weights(tmp_path / "a.pth").networks == ["se_resnext11_8x8d"]
-    with pytest.raises(UserError, match=f"not of {NAME}: .* missing .*attention.where"):
+    with pytest.raises(UserError, match=f"not fit {NAME}: .* missing .*attention.where"):
         convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors", model=NAME)
 
 

@@ -95,7 +95,7 @@ def test_what_stands_beside_a_network_is_left_out_and_said(state, tmp_path, what
 def test_a_part_is_loaded_whole_or_not_at_all(state, tmp_path):
     lacking = {key: value for key, value in state.items() if not key.endswith("bn3.bias")}
     torch.save({**below("model.", lacking), "criterion.weight": torch.ones(4)}, tmp_path / "a.pth")
-    with pytest.raises(UserError, match=r"not of cbam_resnext11_8x8d: 3 missing \(layer\*\.\*\.bn3\.bias\)"):
+    with pytest.raises(UserError, match=r"not fit cbam_resnext11_8x8d: 3 missing \(layer\*\.\*\.bn3\.bias\)"):
         convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors")
     with (
         pytest.warns(UserWarning, match=r"left out of .*: criterion\.weight"),
@@ -208,7 +208,7 @@ def test_counters_that_are_none_are_left_out(value, state, tmp_path):
     torch.save({**state, "bn1.num_batches_tracked": torch.tensor(value, dtype=torch.float16)}, tmp_path / "a.pth")
     assert equal(create_model(NAME, num_classes=4, pretrained=tmp_path / "a.pth").state_dict(), state)
     notes = describe_weights(tmp_path / "a.pth").notes
-    assert notes[-1] == "1 of them are no whole number, or infinite; left out, as no output depends on them"
+    assert notes[-1] == "1 of them are no whole number, or infinite; left out, no output depends on them"
 
 
 def test_model_half_s_own_state_dict(state, tmp_path):
