@@ -1,6 +1,7 @@
 """The reference backend on values worked by hand."""
 
 from math import exp, log, sqrt
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -126,7 +127,7 @@ def test_auto_takes_the_first_fused_backend_whose_rule_fits(monkeypatch):
     def rule(call, *rest):
         return "" if call.arrangement == "parallel" else "only in parallel"
 
-    monkeypatch.setattr(ops, "FUSED", {"mine": (run, rule), **ops.FUSED})
+    monkeypatch.setattr(ops, "FUSED", {"mine": SimpleNamespace(run=run, why_unfit=rule), **ops.FUSED})
     x, what = torch.randn(1, 2, 3, 3), Seeing(in_float32=False)
     assert torch.equal(gate(x, what, arrangement="parallel"), x * 0)
     torch.testing.assert_close(gate(x, what), x)

@@ -19,13 +19,12 @@ torch.func's transforms, forward-mode differentiation and dispatch modes (FLOP c
 hook on them or on a parameter, so that every hook fires once, and for parameters that are not registered or no leaves.
 Lean gives no gradient to a tensor that `what` or `where` uses without having it as a parameter or buffer.
 
-A new backend is one file with a function `run` like that of `lean.py`. Add its name to `Backend`, and `run` with its
-own rule, like `why_unfit`, to `FUSED`.
+A new backend is one file with the functions `run` and `why_unfit`, like `lean.py`. Add its name to `Backend`, and the
+file to `FUSED`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
@@ -42,7 +41,6 @@ from .call import (
     why_apart,
     why_looked_into,
     why_not_fused,
-    why_unfit,
 )
 
 __all__ = [
@@ -61,8 +59,8 @@ __all__ = [
 ]
 
 Backend = Literal["auto", "reference", "lean"]
-# name -> its passes, and the rule that says why they cannot compute a call; "auto" takes the first that can
-FUSED: dict[str, tuple[Callable[..., Tensor], Callable[..., str]]] = {"lean": (lean.run, why_unfit)}
+# name -> a file with `run` (the passes) and `why_unfit` (why they cannot compute a call); "auto" takes the first that fits
+FUSED: dict[str, Any] = {"lean": lean}
 
 
 def gate(
@@ -126,10 +124,10 @@ def gate(
     call = Call(what, where, norm, shortcut is not None, arrangement)
     if backend != "reference" and not why_looked_into(call, x):
         for name in FUSED if backend == "auto" else (backend,):
-            run, why_not = FUSED[name]
-            reason = why_not(call, x, shortcut, mix, factor)
+            reason = FUSED[name].why_unfit(call, x, shortcut, mix, factor)
             if not reason:
-                return run(call, x, shortcut, mix, factor, overwrite)
+                y: Tensor = FUSED[name].run(call, x, shortcut, mix, factor, overwrite)
+                return y
             if backend == name:
                 raise ValueError(f"backend={name!r} cannot compute this: {reason}; give backend='auto' or 'reference'")
     return reference.gate(x, what, where, norm=norm, shortcut=shortcut, arrangement=arrangement, mix=mix, factor=factor)

@@ -24,10 +24,12 @@ import torch
 from torch import Tensor
 
 from .batch_norm import Normed, normed, normed_by_torch, takes_batch_statistics
-from .call import Call, ChannelGate, SpatialGate
+from .call import Call, ChannelGate, SpatialGate, why_unfit
 from .layout import View, accumulation_dtype, clamped_to, extreme, pieces_of
 from .lean_backward import Inputs, Saved, Small, gradients
 from .reference import POOLS
+
+__all__ = ["run", "why_unfit"]
 
 
 def run(
