@@ -59,7 +59,8 @@ __all__ = [
 ]
 
 Backend = Literal["auto", "reference", "lean"]
-# name -> a file with `run` (the passes) and `why_unfit` (why they cannot compute a call); "auto" takes the first that fits
+# name -> a file with `run`, the passes, and `why_unfit`, the rule; "auto" takes the first whose rule gives no reason
+# against a call
 FUSED: dict[str, Any] = {"lean": lean}
 
 
