@@ -4,11 +4,10 @@ import msgspec
 import pytest
 import torch
 
+from comparisons import design_of
 from whatwhere.comparison.arms import parse_arms
 from whatwhere.comparison.content import CostRow, Costs
 from whatwhere.comparison.costs import seconds_of_run, within_an_hour
-from whatwhere.comparison.design import Design
-from whatwhere.training import config
 
 IMAGES = {"train": 1000, "val": 200, "test": 300}
 
@@ -27,21 +26,11 @@ def costs_of(**step_and_forward):
 
 @pytest.fixture
 def design():
-    shared = config.FREE | config.TELLS_APART
-    options = {name: field.default for name, field in config.OPTIONS.items() if name not in shared}
-    return Design(
-        data="photos",
-        data_fingerprint="0",
-        began="2026-11-25T10:00+00:00",
+    plain = design_of()
+    return design_of(
         backbone="resnet50",
         arms=parse_arms("none,cbam"),
-        baseline="none",
-        num_seeds=8,
-        max_seeds=None,
-        metric="accuracy",
-        margin=0.5,
-        lr_search=(),
-        options={**options, "epochs": 100, "image_size": 96},
+        options={**plain.options, "epochs": 100, "image_size": 96},
         arm_options={"none": {"model": "resnet50"}, "cbam": {"model": "cbam_resnet50"}},
     )
 

@@ -5,35 +5,19 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from comparisons import design_of
 from whatwhere import UserError
 from whatwhere.base.screen import Silent
 from whatwhere.comparison.arms import Arm, parse_arms
-from whatwhere.comparison.design import Design, Request, check_options, continued, read_design
+from whatwhere.comparison.design import Request, check_options, continued, read_design
 from whatwhere.comparison.run import collect
-from whatwhere.training import config
 
-OPTIONS = {
-    name: field.default for name, field in config.OPTIONS.items() if name not in config.FREE | config.TELLS_APART
-}
+OPTIONS = design_of().options
 
 
 @pytest.fixture
 def design():
-    return Design(
-        data="photos",
-        data_fingerprint="0" * 64,
-        began="2026-11-25T10:00+00:00",
-        backbone="resnet18",
-        arms=parse_arms("none,se,cbam"),
-        baseline="none",
-        num_seeds=8,
-        max_seeds=None,
-        metric="accuracy",
-        margin=0.5,
-        lr_search=(),
-        options={**OPTIONS, "epochs": 30, "lr": 0.1},
-        arm_options={"none": {"model": "resnet18"}, "se": {"model": "se_resnet18"}, "cbam": {"model": "cbam_resnet18"}},
-    )
+    return design_of()
 
 
 def with_plan(design, last=24, **verdicts):

@@ -1,8 +1,6 @@
 """Networks of torchvision and timm by name: built, loaded, trained, kept, compared."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import timm
@@ -11,7 +9,7 @@ import torchvision
 from safetensors.torch import save_file
 
 from named_networks import create_network
-from processes import environment
+from processes import run_command
 from whatwhere import CBAM, UserError, create_model
 from whatwhere.insert.norm import AttendedBatchNorm2d
 from whatwhere.networks import NetworkSpec
@@ -176,25 +174,17 @@ def test_and_with_the_attention_that_their_file_has(layout, tmp_path):
     torch.testing.assert_close(model.eval()(IMAGES), source.eval()(IMAGES), rtol=1e-4, atol=1e-5)
 
 
-def whatwhere(tmp_path, *arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "whatwhere", *map(str, arguments)],
-        env=environment(tmp_path), capture_output=True, text=True, check=False, timeout=240, cwd=tmp_path,
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
-
-
 SMALL = ("--image-size", 32, "--epochs", 1, "--batch-size", 16, "--workers", 0, "--device", "cpu")
 
 
 def test_a_strangers_network_is_trained_kept_and_used(patterns, tmp_path):
-    status, _, err = whatwhere(
+    status, _, err = run_command(
         tmp_path, "train", patterns, "--backbone", "mobilenet_v3_small", "--attention", "cbam", *SMALL, "--out", "run"
     )
     assert status == 0, err
     config = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
     assert (config["model"], config["attention"]) == ("torchvision:mobilenet_v3_small", "cbam")
-    status, out, err = whatwhere(tmp_path, "evaluate", "run", patterns, "--json")
+    status, out, err = run_command(tmp_path, "evaluate", "run", patterns, "--json")
     assert status == 0, err
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     evaluated = json.loads(out)
@@ -203,12 +193,12 @@ def test_a_strangers_network_is_trained_kept_and_used(patterns, tmp_path):
     assert sum(isinstance(module, CBAM) for module in bundle.model.modules()) == 6
     # the same command continues, by the short name or the full one
     again = ("train", patterns, "--model", "torchvision:mobilenet_v3_small", "--attention", "cbam", *SMALL)
-    status, _, err = whatwhere(tmp_path, *again, "--out", "run", "--resume")
+    status, _, err = run_command(tmp_path, *again, "--out", "run", "--resume")
     assert status == 0, err
 
 
 def test_strangers_are_compared(patterns, tmp_path):
-    status, out, err = whatwhere(
+    status, out, err = run_command(
         tmp_path, "compare", patterns, "--backbone", "resnet10t", "--attention", "none,eca,bam", "--seeds", 2, *SMALL,
         "--out", "compared", "--json",
     )  # fmt: skip
@@ -219,7 +209,7 @@ def test_strangers_are_compared(patterns, tmp_path):
     }  # fmt: skip
     counts = {row["arm"]: row["num_params"] for row in content["cost"]["rows"]}
     assert counts["none"] < counts["eca"] < counts["bam"]
-    status, _, err = whatwhere(
+    status, _, err = run_command(
         tmp_path,
         "compare",
         patterns,
@@ -236,7 +226,7 @@ def test_strangers_are_compared(patterns, tmp_path):
 
 
 def test_a_hostile_bundle_asks_for_no_giant(patterns, tmp_path):
-    status, _, err = whatwhere(tmp_path, "train", patterns, "--backbone", "resnet10t", *SMALL, "--out", "run")
+    status, _, err = run_command(tmp_path, "train", patterns, "--backbone", "resnet10t", *SMALL, "--out", "run")
     assert status == 0, err
     path = tmp_path / "run" / "best" / "bundle.json"
     path.write_text(path.read_text().replace("timm:resnet10t", "timm:eva02_enormous_patch14_clip_224"))

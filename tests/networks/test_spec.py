@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from processes import environment
+from processes import run_command
 from whatwhere import UserError, create_model
 from whatwhere.attention import ATTENTION
 from whatwhere.comparison.arms import parse_arms, with_arguments
@@ -22,14 +22,6 @@ from whatwhere.networks.spec import ARTICLE_BACKBONES, ATTENTIONS, BACKBONES, pa
 from whatwhere.training.bundle import load_bundle
 
 SMALL = ("--image-size", 32, "--epochs", 1, "--batch-size", 16, "--workers", 0, "--device", "cpu", "--no-check")
-
-
-def whatwhere(tmp_path, *arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "whatwhere", *map(str, arguments)],
-        env=environment(tmp_path), capture_output=True, text=True, check=False, timeout=240, cwd=tmp_path,
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
 
 
 def test_the_names_without_torch_are_those_of_the_modules():
@@ -175,20 +167,20 @@ def test_attention_kwargs_are_trained_kept_and_used(patterns, tmp_path, typed):
     else:
         (tmp_path / "run.yaml").write_text(yaml.safe_dump({"attention_kwargs": kwargs}))
         options += ["--config", "run.yaml"]
-    status, out, err = whatwhere(tmp_path, "train", patterns, *options)
+    status, out, err = run_command(tmp_path, "train", patterns, *options)
     assert status == 0, err
     assert "resnext11_8x8d with cbam (form timm, reduction 4)" in " ".join(out.split())
     assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["attention_kwargs"] == kwargs
     spec = load_bundle(tmp_path / "run").spec
     assert (spec.attention, spec.attention_kwargs) == ("cbam", kwargs)
-    status, out, err = whatwhere(tmp_path, "evaluate", "run", patterns, "--json")
+    status, out, err = run_command(tmp_path, "evaluate", "run", patterns, "--json")
     assert status == 0, err
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert json.loads(out)["images"]["accuracy"] == result["test"]["accuracy"]
     # the same run goes on, another one is refused
-    assert whatwhere(tmp_path, "train", patterns, *options, "--resume")[0] == 0
+    assert run_command(tmp_path, "train", patterns, *options, "--resume")[0] == 0
     other = [*options, "--attention-kwargs", '{"reduction": 8}', "--resume"]
-    status, _, err = whatwhere(tmp_path, "train", patterns, *other)
+    status, _, err = run_command(tmp_path, "train", patterns, *other)
     assert (status, err.count("\n")) == (2, 1)
     assert "attention_kwargs was {'form': 'timm', 'reduction': 4}, is {'reduction': 8}" in err
 
@@ -202,7 +194,7 @@ def test_attention_kwargs_are_trained_kept_and_used(patterns, tmp_path, typed):
     ],
 )
 def test_wrong_attention_kwargs_are_refused_before_the_images_are_read(patterns, tmp_path, options, sentence):
-    status, _, err = whatwhere(tmp_path, "train", patterns, "--model", "resnext11_8x8d", *options, *SMALL)
+    status, _, err = run_command(tmp_path, "train", patterns, "--model", "resnext11_8x8d", *options, *SMALL)
     assert (status, err.count("\n")) == (2, 1), err
     assert sentence in err
 
@@ -210,7 +202,7 @@ def test_wrong_attention_kwargs_are_refused_before_the_images_are_read(patterns,
 def test_arms_with_arguments_are_compared(patterns, tmp_path):
     arms = "none,cbam8=cbam{reduction:8,form:timm},cbam"
     command = ["compare", patterns, "--backbone", "resnext11_8x8d", "--attention", arms, "--seeds", 2, *SMALL]
-    status, out, err = whatwhere(tmp_path, *command, "--out", "compared", "--json")
+    status, out, err = run_command(tmp_path, *command, "--out", "compared", "--json")
     assert status == 0, err
     content = json.loads(out)
     assert content["arms"] == {
@@ -223,9 +215,9 @@ def test_arms_with_arguments_are_compared(patterns, tmp_path):
     run = load_bundle(tmp_path / "compared" / "runs" / "cbam8" / "seed-0")
     assert run.spec.attention_kwargs == {"reduction": 8, "form": "timm"}
     # the same command changes nothing, another meaning of an arm is refused
-    assert whatwhere(tmp_path, *command, "--out", "compared")[0] == 0
+    assert run_command(tmp_path, *command, "--out", "compared")[0] == 0
     other = [arms.replace("8,form", "4,form") if part == arms else part for part in command]
-    status, _, err = whatwhere(tmp_path, *other, "--out", "compared")
+    status, _, err = run_command(tmp_path, *other, "--out", "compared")
     assert (status, err.count("\n")) == (2, 1), err
 
 
@@ -246,7 +238,7 @@ def test_arguments_for_all_arms_are_those_of_each_arm_without_its_own():
 def test_attention_kwargs_where_costs_are_shown(tmp_path, command):
     def params(*more):
         options = ["resnet18", "--attention", "se", "--classes", 10, "--input", "3x64x64", "--json", *more]
-        status, out, err = whatwhere(tmp_path, command, *options)
+        status, out, err = run_command(tmp_path, command, *options)
         assert status == 0, err
         shown = json.loads(out)
         return (

@@ -4,10 +4,13 @@ import itertools
 import json
 from collections import Counter
 
+import msgspec
+
 from whatwhere.comparison.arms import parse_arms
 from whatwhere.comparison.content import CostRow, Costs
-from whatwhere.comparison.design import Request
+from whatwhere.comparison.design import Design, Request
 from whatwhere.comparison.run import Place, collect, run_comparison
+from whatwhere.training import config
 from whatwhere.training.distributed import team
 from whatwhere.training.run_folder import RESULT, EpochLine, RunFolder
 from whatwhere.training.setup import prepare_images, resolve
@@ -15,6 +18,28 @@ from whatwhere.training.train import run_training
 
 BACKBONE = "resnext11_8x8d"
 OPTIONS = {"image_size": 16, "epochs": 1, "batch_size": 16, "device": "cpu", "workers": 0}
+
+
+def design_of(**changes):
+    """A design that was never begun: ResNet-18 plain, with SE and with CBAM, 8 seeds."""
+    shared = config.FREE | config.TELLS_APART
+    options = {name: field.default for name, field in config.OPTIONS.items() if name not in shared}
+    design = Design(
+        data="photos",
+        data_fingerprint="0" * 64,
+        began="2026-11-25T10:00+00:00",
+        backbone="resnet18",
+        arms=parse_arms("none,se,cbam"),
+        baseline="none",
+        num_seeds=8,
+        max_seeds=None,
+        metric="accuracy",
+        margin=0.5,
+        lr_search=(),
+        options={**options, "epochs": 30, "lr": 0.1},
+        arm_options={"none": {"model": "resnet18"}, "se": {"model": "se_resnet18"}, "cbam": {"model": "cbam_resnet18"}},
+    )
+    return msgspec.structs.replace(design, **changes)
 
 
 class WithoutPictures(RunFolder):

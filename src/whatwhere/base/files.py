@@ -136,7 +136,7 @@ def locked_file(path: Path) -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def _holding(lock: Path, refusal: str) -> Iterator[None]:
     with writing(lock):
-        file = open(lock, "a+b")  # noqa: SIM115
+        file = open(lock, "a+b")  # noqa: SIM115 - held open as long as the lock
     with file:
         if not _lock(file):
             raise UserError(refusal)

@@ -18,7 +18,7 @@ from .design import Design
 Measure = Callable[[Design, int, torch.device], Costs]  # what `measure_costs` is
 
 _MOST_IMAGES, _SMALL = 8, 64  # above 64 px a CPU takes seconds for a larger batch
-_HOUR, _FEWEST_EPOCHS = 3600, 10
+HOUR, _FEWEST_EPOCHS = 3600, 10  # seconds
 
 
 def measure_costs(design: Design, num_classes: int, device: torch.device) -> Costs:
@@ -99,7 +99,7 @@ def within_an_hour(
         )
         costs = measure(plain, num_classes, device)
         per_epoch = 1.5 * seconds_of_run(costs, "none", 1, {**num_images, "test": 0})
-        epochs = min(design.options["epochs"], int(_HOUR / num_runs / per_epoch))
+        epochs = min(design.options["epochs"], int(HOUR / num_runs / per_epoch))
         if epochs >= min(_FEWEST_EPOCHS, design.options["epochs"]) or (backbone, pixels) == tried[-1]:
             break
     epochs = max(1, epochs)

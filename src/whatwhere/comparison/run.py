@@ -26,7 +26,7 @@ from ..training.distributed import team
 from ..training.setup import check_apart, prepare_images, resolve
 from ..training.train import run_training
 from .content import Content, Costs
-from .costs import Measure, measure_costs, seconds_of_run, within_an_hour
+from .costs import HOUR, Measure, measure_costs, seconds_of_run, within_an_hour
 from .design import (
     Design,
     Request,
@@ -43,7 +43,6 @@ from .design import (
 from .gather import Gathered
 from .runs import Runner, Runs, RunScreen, Task, failed, share
 
-_HOUR = 3600
 COST, RESULTS, VERDICT = "cost.json", "results.csv", "verdict.json"
 
 
@@ -211,10 +210,10 @@ def _say_how_long(
         f"{counted(len(missing), 'run')} to do: about {duration(seconds)} one after another, not counting the start of "
         "each run and the reading of images"
     )
-    if seconds > _HOUR and len(missing) == len(tasks):
+    if seconds > HOUR and len(missing) == len(tasks):
         device = torch.device(runner.free["device"])
         options, fitting = within_an_hour(design, len(prepared.classes), num_images, device, measure)
-        enough = "an hour is enough for" if fitting <= _HOUR else "more than an hour, but the least there is"
+        enough = "an hour is enough for" if fitting <= HOUR else "more than an hour, but the least there is"
         runner.screen.line(f"{enough}: {options} (about {duration(fitting)}), with another --out")
 
 

@@ -7,7 +7,7 @@ before and the shortcut and ReLU behind. A backend computes it, each with the sa
 - "reference" (`reference.py`): plain PyTorch on any device and dtype; autograd keeps what it needs.
 - "lean" (`lean.py`, `lean_backward.py`): plain PyTorch on any device; keeps for backward x, behind a ReLU the result
   (which the next layer keeps too), and small tensors, and computes the rest again.
-- "auto": lean if it can, else the reference. `why_not_fused` in `call.py` is the rule and gives the reason in words.
+- "auto": lean if it can, else the reference. `why_not_fused` is the rule and gives the reason in words.
 
 Lean cannot compute these, and `backend="lean"` raises: the arrangements "spatial_first" and "parallel"; a norm that is
 not exactly a BatchNorm2d, or would take the variance of one value; a call with neither gate; functions that are not
@@ -40,7 +40,6 @@ from .call import (
     looked_into,
     why_apart,
     why_looked_into,
-    why_not_fused,
 )
 
 __all__ = [
@@ -132,6 +131,17 @@ def gate(
             if backend == name:
                 raise ValueError(f"backend={name!r} cannot compute this: {reason}; give backend='auto' or 'reference'")
     return reference.gate(x, what, where, norm=norm, shortcut=shortcut, arrangement=arrangement, mix=mix, factor=factor)
+
+
+def why_not_fused(call: Call, x: Tensor | None = None, shortcut: Tensor | None = None, *scalars: Tensor | None) -> str:
+    """Return why no fused backend, but only the reference, can compute a call; "" if one can.
+
+    Without `x` the answer is about the modules alone. Of several backends the reason is the first one's.
+    """
+    if reason := why_looked_into(call, x):
+        return reason
+    reasons = [backend.why_unfit(call, x, shortcut, *scalars) for backend in FUSED.values()]
+    return "" if "" in reasons else reasons[0]
 
 
 def normed_gate(

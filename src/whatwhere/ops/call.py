@@ -1,11 +1,11 @@
-"""What one call of `gate` computes, and the rule that says why it cannot be fused.
-
-Two functions give the reason in words, or "" if there is none:
+"""What one call of `gate` computes, and the rules that say why it cannot be fused, in words, or "" if it can.
 
 - `why_apart`: why several modules must be called one by one, and one call of `gate` cannot stand for them.
-- `why_not_fused`: why no fused backend, but only the reference, can compute a call.
+- `why_looked_into`: why no fused backend may compute a call. Every hook must fire, and every tracer must see plain
+  operators: a fused call would hide both.
+- `why_unfit`: why the passes of the lean backend do not fit a call. Another backend brings a rule of its own.
 
-Every hook must fire, and every tracer must see plain operators: a fused call would hide both.
+`ops.why_not_fused` asks the last two, of every backend.
 """
 
 from __future__ import annotations
@@ -83,14 +83,6 @@ def why_apart(*parts: tuple[nn.Module, tuple[type[nn.Module], ...]]) -> str:
     return ""
 
 
-def why_not_fused(call: Call, x: Tensor | None = None, shortcut: Tensor | None = None, *scalars: Tensor | None) -> str:
-    """Return why no fused backend can compute a call; "" if one can.
-
-    Without `x` the answer is about the modules alone.
-    """
-    return why_looked_into(call, x) or why_unfit(call, x, shortcut, *scalars)
-
-
 def why_looked_into(call: Call, x: Tensor | None = None) -> str:
     """Return why plain operators and module calls must be seen, under any `backend`; "" if they need not be."""
     if x is not None and looked_into(x):
@@ -105,7 +97,7 @@ def why_looked_into(call: Call, x: Tensor | None = None) -> str:
 
 
 def why_unfit(call: Call, x: Tensor | None = None, shortcut: Tensor | None = None, *scalars: Tensor | None) -> str:
-    """Return why the passes of a fused backend do not fit a call; "" if they do."""
+    """Return why the passes of the lean backend do not fit a call, without `x` its modules; "" if they do."""
     return next(chain(_unfit_modules(call), () if x is None else _unfit_tensors(call, x, shortcut, *scalars)), "")
 
 
