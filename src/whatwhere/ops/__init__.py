@@ -1,8 +1,7 @@
 """The passes over x that all attention modules share, as functions on tensors.
 
 Everything is one function, `gate`. A module gives it two small functions, `what` (pooled features to channel gate) and
-`where` (pooled maps to spatial gate). `gate` does the large work: pooling, scaling and, if they are given, the norm
-before and the shortcut and ReLU behind. A backend computes it, each with the same parameters and the same results:
+`where` (pooled maps to spatial gate). A backend does the large work, each with the same parameters and results:
 
 - "reference" (`reference.py`): plain PyTorch on any device and dtype; autograd keeps what it needs.
 - "lean" (`lean.py`, `lean_backward.py`): plain PyTorch on any device; keeps for backward x, behind a ReLU the result
@@ -19,8 +18,8 @@ torch.func's transforms, forward-mode differentiation and dispatch modes (FLOP c
 hook on them or on a parameter, so that every hook fires once, and for parameters that are not registered or no leaves.
 Lean gives no gradient to a tensor that `what` or `where` uses without having it as a parameter or buffer.
 
-A new backend is one file with the functions `run` and `why_unfit`, like `lean.py`. Add its name to `Backend`, and the
-file to `FUSED`.
+A new backend is one file with the functions `run` and `why_unfit`, like `lean.py`; its name goes into `Backend` and
+`FUSED`.
 """
 
 from __future__ import annotations
@@ -31,16 +30,7 @@ from torch import Tensor, nn
 
 from ..base.words import brief
 from . import lean, reference
-from .call import (
-    Arrangement,
-    Call,
-    ChannelGate,
-    SpatialGate,
-    has_hooks,
-    looked_into,
-    why_apart,
-    why_looked_into,
-)
+from .call import Arrangement, Call, ChannelGate, SpatialGate, has_hooks, looked_into, why_apart, why_looked_into
 
 __all__ = [
     "Arrangement",

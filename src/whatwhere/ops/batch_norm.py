@@ -47,16 +47,17 @@ def normed(norm: nn.BatchNorm2d, view: View, x: Tensor, room: Tensor) -> Normed:
     `room`, a tensor like x, is scratch space; if it is x itself, nothing is written to it.
     """
     dtype = accumulation_dtype(x.dtype)
-    plane_means = None
-    if takes_batch_statistics(norm):
-        plane_means, mean, var = _moments(view, x, room)
-        running_mean, running_var, momentum = _running(norm)
-        if running_mean is not None and running_var is not None:
+    plane_means, mean, var = _statistics(norm, view, x, room)
+    if norm.training and norm.track_running_stats:
+        momentum = 0.0 if norm.momentum is None else norm.momentum
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            if norm.momentum is None:
+                momentum = 1 / float(norm.num_batches_tracked)
+        if norm.running_mean is not None and norm.running_var is not None:
             num = x.numel() // x.shape[1]
-            running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
-            running_var.mul_(1 - momentum).add_(var, alpha=momentum * num / (num - 1))
-    else:
-        mean, var = _running_copies(norm, dtype)
+            norm.running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
+            norm.running_var.mul_(1 - momentum).add_(var, alpha=momentum * num / (num - 1))
     invstd = torch.rsqrt(var + norm.eps)
     scale = invstd if norm.weight is None else norm.weight.to(dtype) * invstd
     shift = -mean * scale if norm.bias is None else torch.addcmul(norm.bias.to(dtype), mean, scale, value=-1)
@@ -66,38 +67,23 @@ def normed(norm: nn.BatchNorm2d, view: View, x: Tensor, room: Tensor) -> Normed:
 def normed_by_torch(norm: nn.BatchNorm2d, view: View, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return norm(x), computed by `norm` itself, with the mean and the invstd that it used."""
     z = norm(x)
-    if takes_batch_statistics(norm):
-        _, mean, var = _moments(view, x, room=x)
-    else:
-        mean, var = _running_copies(norm, accumulation_dtype(x.dtype))
+    _, mean, var = _statistics(norm, view, x, room=x)
     return z, mean, torch.rsqrt(var + norm.eps)
 
 
-def _running_copies(norm: nn.BatchNorm2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return copies of the running mean and variance, which may be updated before the backward pass."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    return norm.running_mean.to(dtype, copy=True), norm.running_var.to(dtype, copy=True)
+def _statistics(norm: nn.BatchNorm2d, view: View, x: Tensor, room: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Return the mean of each plane of x, (N, C), and the mean and biased variance that `norm` takes, (C,).
 
-
-def _running(norm: nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None, float]:
-    """Count the step; return the running mean and variance to update, None if none, and the momentum."""
-    if not (norm.training and norm.track_running_stats):
-        return None, None, 0.0
-    momentum = 0.0 if norm.momentum is None else norm.momentum
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:
-            momentum = 1 / float(norm.num_batches_tracked)
-    return norm.running_mean, norm.running_var, momentum
-
-
-def _moments(view: View, x: Tensor, room: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the mean of each plane of x, (N, C), and the mean and biased variance of each channel, (C,).
-
-    The squares of each plane are summed about its own mean, so that a large mean costs no precision.
+    The squares of each plane are summed about its own mean, so that a large mean costs no precision. With running
+    statistics there are no means of planes.
     """
-    flat, dtype = view.flat(x), accumulation_dtype(x.dtype)
+    dtype = accumulation_dtype(x.dtype)
+    if not takes_batch_statistics(norm):
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        # copies, because they may be updated before the backward pass
+        return None, norm.running_mean.to(dtype, copy=True), norm.running_var.to(dtype, copy=True)
+    flat = view.flat(x)
     free = view.flat(room) if room is not x and room.dtype == dtype else None
     means, variances = [], []
     for piece in pieces_of(flat):

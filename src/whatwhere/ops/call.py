@@ -98,17 +98,16 @@ def why_looked_into(call: Call, x: Tensor | None = None) -> str:
 
 def why_unfit(call: Call, x: Tensor | None = None, shortcut: Tensor | None = None, *scalars: Tensor | None) -> str:
     """Return why the passes of the lean backend do not fit a call, without `x` its modules; "" if they do."""
-    return next(chain(_unfit_modules(call), () if x is None else _unfit_tensors(call, x, shortcut, *scalars)), "")
+    return next(_unfit(call, x, shortcut, *scalars), "")
 
 
-def _unfit_modules(call: Call) -> Iterator[str]:
+def _unfit(call: Call, x: Tensor | None, shortcut: Tensor | None, *scalars: Tensor | None) -> Iterator[str]:
     functions: tuple[object, ...] = (call.what, call.where)
     if any(function is not None and not isinstance(function, nn.Module) for function in functions):
         yield "what and where must be modules, whose parameters can be found"
-    if call.what is not None and len(set(call.what.pools)) != len(call.what.pools):
-        yield f"the pools {call.what.pools} name one twice"
-    if call.where is not None and len(set(call.where.maps)) != len(call.where.maps):
-        yield f"the maps {call.where.maps} name one twice"
+    listed = (getattr(call.what, "pools", ()), getattr(call.where, "maps", ()))
+    if twice := [names for names in listed if len(set(names)) != len(names)]:
+        yield f"the pools or maps {twice[0]} name one twice"
     if call.where is not None and not {"max", "mean"}.issuperset(call.where.maps):
         yield f"of the maps {call.where.maps} only max and mean share its passes"
     if call.what is None and call.where is None:
@@ -117,9 +116,8 @@ def _unfit_modules(call: Call) -> Iterator[str]:
         yield f"the arrangement {call.arrangement!r} does not share its passes"
     if call.norm is not None and type(call.norm) is not nn.BatchNorm2d:
         yield f"the norm must be exactly a BatchNorm2d, got a {type(call.norm).__name__}"
-
-
-def _unfit_tensors(call: Call, x: Tensor, shortcut: Tensor | None, *scalars: Tensor | None) -> Iterator[str]:
+    if x is None:
+        return
     if x.dim() != 4 or not x.is_floating_point() or x.numel() == 0 or x.layout != torch.strided:
         yield f"x must be dense, non-empty and floating-point, (N, C, H, W), got {x.dtype} {tuple(x.shape)}"
     norm = call.batch_norm
@@ -155,24 +153,13 @@ def has_hooks(*modules: object, inside: bool = True) -> bool:
     if nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
         return True
     found = (module for module in modules if isinstance(module, nn.Module))
-    if inside:
-        return any(_is_hooked(inner) for module in found for inner in module.modules())
-    return any(map(_is_hooked, found))
+    return any(_is_hooked(part) for module in found for part in (module.modules() if inside else (module,)))
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-        or _has_unregistered_parameters(module)
-    )
-
-
-def _has_unregistered_parameters(module: nn.Module) -> bool:
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    if hooks or "forward" in module.__dict__:
+        return True
     # a compiler sees plain operators whatever the answer, and may be unable to read vars(module)
-    if torch.compiler.is_compiling():
-        return False
-    return any(isinstance(value, Tensor) and value.requires_grad for value in vars(module).values())
+    values = () if torch.compiler.is_compiling() else vars(module).values()
+    return any(isinstance(value, Tensor) and value.requires_grad for value in values)

@@ -54,14 +54,6 @@ def _without_autocast(device: str) -> contextlib.AbstractContextManager[object]:
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
-def _joined(pieces: list[Tensor]) -> Tensor:
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-
-
-def _unchanged(tensor: Tensor) -> Tensor:
-    return tensor
-
-
 class Forward:
     """One forward pass; `run` runs it.
 
@@ -77,6 +69,7 @@ class Forward:
         small: The small tensors of the call, filled by `run`.
         mean: The mean that the norm took, (C,); None without a norm.
         invstd: Its 1 / sqrt(var + eps), (C,).
+        flat: What the passes read: z, or x as long as `normed` is not None: then z = x * scale + shift.
     """
 
     def __init__(
@@ -90,45 +83,35 @@ class Forward:
         overwrite: bool = False,
     ) -> None:
         self.call, self.view, self.graph, self.needs_z, self.overwrite = call, view, graph, needs_z, overwrite
-        self.x: Tensor = inputs.x
-        self.shortcut: Tensor | None = inputs.shortcut
-        self.factor: Tensor | None = inputs.factor
-        self.mix: Tensor | None = inputs.mix
+        self.x, self.shortcut, self.factor, _, _, self.mix = inputs
         self.dtype = accumulation_dtype(self.x.dtype)
         self.small_dtype = torch.float32 if torch.is_autocast_enabled(self.x.device.type) else self.x.dtype
         self.small = Small()
         self.mean: Tensor | None = None
         self.invstd: Tensor | None = None
+        self.normed: Normed | None = None
+        self.room: Tensor | None = None
 
     def run(self) -> Tensor:
         with _without_autocast(self.x.device.type):
-            y = self._normalize()
+            norm = self.call.batch_norm
+            y: Tensor
+            if norm is not None and self.mix is not None:
+                # y is written over z, which nothing else uses
+                y, self.mean, self.invstd = normed_by_torch(norm, self.view, self.x)
+                self.flat = self.out = self.view.flat(y)
+            else:
+                y = self.x if self.overwrite else torch.empty_like(self.x)
+                self.flat, self.out = self.view.flat(self.x), self.view.flat(y)
+                if norm is not None:
+                    self.normed = normed(norm, self.view, self.x, room=y)
+                    self.mean, self.invstd = self.normed.mean, self.normed.invstd
+            self.pieces = list(pieces_of(self.flat))
             if self.call.what is not None:
                 self._run_what(self.call.what)
             if self.call.where is not None:
                 self._run_where(self.call.where)
             self._apply()
-        return y
-
-    def _normalize(self) -> Tensor:
-        """Compute the norm's statistics, and return the tensor that y will be written to.
-
-        From here on the passes read `flat`. It is z, or x if `normed` is not None: then z = x * scale + shift.
-        """
-        norm = self.call.batch_norm
-        self.normed: Normed | None = None
-        if norm is not None and self.mix is not None:
-            # y is written over z, which nothing else uses
-            y, self.mean, self.invstd = normed_by_torch(norm, self.view, self.x)
-            self.flat = self.out = self.view.flat(y)
-        else:
-            y = self.x if self.overwrite else torch.empty_like(self.x)
-            self.flat, self.out = self.view.flat(self.x), self.view.flat(y)
-            if norm is not None:
-                self.normed = normed(norm, self.view, self.x, room=y)
-                self.mean, self.invstd = self.normed.mean, self.normed.invstd
-        self.pieces = list(pieces_of(self.flat))
-        self.room: Tensor | None = None
         return y
 
     @property
@@ -180,22 +163,20 @@ class Forward:
         """Return pools of `flat`, or of z with `normalize`, (N, C) each; keep the indices of the maxima."""
         pooled: dict[str, list[Tensor]] = {name: [] for name in names}
         indices: dict[str, list[Tensor]] = {}
-        scale, shift = self._gated_norm(None) if normalize else (None, None)
         for piece in self.pieces if names else ():
-            z = self.flat[piece] if scale is None or shift is None else self._normed_piece(piece, scale, shift)
+            z = self._normed_piece(piece, *self._gated_norm(None)) if normalize else self.flat[piece]
             for name, parts in pooled.items():
-                index = None
                 if name == "avg":
-                    values = z.mean(self.view.p, dtype=self.dtype)
+                    parts.append(z.mean(self.view.p, dtype=self.dtype))
                 elif name in ("max", "min"):
                     values, index = extreme(z, self.view.p, largest=name == "max", with_index=self.graph)
+                    parts.append(values)
+                    if index is not None:
+                        indices.setdefault(name, []).append(index.int())
                 else:
-                    values = POOLS[name](self.view.image(z, *self.x.shape[2:]))
-                parts.append(values)
-                if index is not None:
-                    indices.setdefault(name, []).append(index.int())
-        self.small.indices.update({name: _joined(parts) for name, parts in indices.items()})
-        return {name: _joined(parts) for name, parts in pooled.items()}
+                    parts.append(POOLS[name](self.view.image(z, *self.x.shape[2:])))
+        self.small.indices.update({name: torch.cat(parts) for name, parts in indices.items()})
+        return {name: torch.cat(parts) for name, parts in pooled.items()}
 
     def _run_where(self, where: SpatialGate) -> None:
         """Pool u over C and run `where` on it. u is left in `out`, unless it is z or z is needed again."""
@@ -204,7 +185,13 @@ class Forward:
         s = self._gate(self.small.s)
         norm = None if self.normed is None else self._gated_norm(s)
         for piece in self.pieces:
-            u = self._u(piece, s, norm)
+            u, out = self.flat[piece], self.out[piece]
+            if norm is not None:
+                u = self._normed_piece(piece, *norm)
+                if u.dtype != out.dtype:
+                    out.copy_(u)
+            elif s is not None:
+                u = torch.mul(u, self.view.over_pixels(s[piece]), out=out if self.mix is None else self._room(piece))
             for name, parts in maps.items():
                 if name == "mean":
                     parts.append(u.mean(self.view.c, dtype=self.dtype))
@@ -214,9 +201,9 @@ class Forward:
                 if index is not None:
                     indices.append(index.to(torch.int16 if self.x.shape[1] < 2**15 else torch.int32))
         if indices:
-            self.small.indices["maps"] = _joined(indices)
+            self.small.indices["maps"] = torch.cat(indices)
         needs_u = self.needs_z or (self.small.s is not None and self.small.s.requires_grad)
-        whole = [_joined(parts).to(self.small_dtype).view(-1, *self.x.shape[2:]) for parts in maps.values()]
+        whole = [torch.cat(parts).to(self.small_dtype).view(-1, *self.x.shape[2:]) for parts in maps.values()]
         # On a CPU the backward pass of a convolution of two channels is several times faster if they lie side by side;
         # but BatchNorm on that layout overflows in float16.
         side_by_side = self.x.device.type == "cpu" and self.small_dtype != torch.float16
@@ -224,24 +211,13 @@ class Forward:
         self.small.maps = stacked.requires_grad_(needs_u)
         self.small.m = self._run_small(where, self.small.maps)
 
-    def _u(self, piece: slice, s: Tensor | None, norm: tuple[Tensor, Tensor] | None) -> Tensor:
-        z, out = self.flat[piece], self.out[piece]
-        if norm is not None:
-            u = self._normed_piece(piece, *norm)
-            if u.dtype != out.dtype:
-                out.copy_(u)
-            return u
-        if s is None:
-            return z
-        return torch.mul(z, self.view.over_pixels(s[piece]), out=out if self.mix is None else self._room(piece))
-
     def _run_small(self, function: ChannelGate | SpatialGate, *inputs: Tensor) -> Tensor:
         if not self.graph:
             return function(*inputs)
         # Hooks on saved tensors set outside must not reach this graph: checkpointing would run the block again for it.
         # Saved tensors are detached, because a node that holds its own result is never freed.
         # The functions get copies, because they may write to them, and nothing may write to a leaf.
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, _unchanged):
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved):
             return function(*(value.clone() for value in inputs))
 
     def _gate(self, gate: Tensor | None) -> Tensor | None:
@@ -284,13 +260,11 @@ class Forward:
 
     def _mixed_gates(self, piece: slice, mix: Tensor, s: Tensor | None, m: Tensor | None) -> Tensor:
         """Return 1 - a + a * s * m for a piece, in the reference's order of operations."""
-        if s is None:
-            assert m is not None
-            return 1 - mix + mix * self.view.over_channels(m[piece])
-        if m is None:
-            return 1 - mix + mix * self.view.over_pixels(s[piece])
-        gates = torch.mul(self.view.over_pixels(s[piece]), self.view.over_channels(m[piece]), out=self._room(piece))
-        return gates.mul_(mix).add_(1 - mix)
+        gates = [] if s is None else [self.view.over_pixels(s[piece])]
+        gates += [] if m is None else [self.view.over_channels(m[piece])]
+        if len(gates) == 1:
+            return 1 - mix + mix * gates[0]
+        return torch.mul(*gates, out=self._room(piece)).mul_(mix).add_(1 - mix)
 
 
 _NUM_INPUTS = len(Inputs._fields)

@@ -17,7 +17,6 @@ In evaluation mode the last two terms of dx are absent. Nothing is divided by w,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -85,54 +84,20 @@ class Saved:
     small: Small
     needs: Inputs
 
-    @property
-    def needs_sums(self) -> bool:
-        """Whether the norm needs the sums of dz: for its own parameters, or because x moved its statistics."""
-        return self.call.norm is not None and bool(self.from_batch or self.needs.weight or self.needs.bias)
-
-
-@dataclass
-class _Sums:
-    """Sums over H x W, (N, C): of a gradient, and of the gradient times xh."""
-
-    plain: Tensor
-    by_xh: Tensor
-
-    @staticmethod
-    def joined(pieces: Iterable[_Sums]) -> _Sums:
-        pieces = list(pieces)
-        return _Sums(torch.cat([sums.plain for sums in pieces]), torch.cat([sums.by_xh for sums in pieces]))
-
-    def scaled(self, factor: Tensor | float) -> _Sums:
-        return _Sums(self.plain * factor, self.by_xh * factor)
-
-    def __add__(self, other: _Sums) -> _Sums:
-        return _Sums(self.plain + other.plain, self.by_xh + other.by_xh)
-
-
-class _Norm(NamedTuple):
-    """z = weight * xh + bias with xh = (x - mean) * invstd, (C,) each; without a norm z = xh = x."""
-
-    weight: Tensor
-    bias: Tensor
-    mean: Tensor
-    invstd: Tensor
-    scale: Tensor  # weight * invstd
-
-    def by_z(self, sums: _Sums) -> Tensor:
-        """Return the sums of a gradient times z, (N, C)."""
-        return self.weight * sums.by_xh + self.bias * sums.plain
-
 
 class _Work:
     """One backward pass under way: what was saved, in the dtype of accumulation, read piece by piece.
+
+    A gradient's `sums` are (2, N, C): over H x W, those of the gradient, and those of the gradient times xh.
 
     Attributes:
         s, m: The gates, (N, C) and (N, P); None where there is none.
         f: The factor of each sample, (N, 1).
         through: a * f, how much of z goes through the gates.
         past: (1 - a) * f, how much goes past them; None without a mixing.
-        norm: The norm in numbers.
+        weight, bias, mean, invstd: The norm, z = weight * xh + bias, (C,) each; without one z = xh = x.
+        scale: weight * invstd.
+        needs_sums: Whether the norm needs the sums of dz: for its own parameters, or because x moved its statistics.
         dv4, dv: The gradient of v, as (N, C, H, W) and as a view. The first pass fills it, piece by piece.
         of_parameters: The gradients of the small functions' parameters so far.
     """
@@ -151,9 +116,11 @@ class _Work:
         self.through = self.f if mix is None else mix.to(dtype) * self.f
         self.past = None if mix is None else self.f - self.through
         one = x.new_ones(x.shape[1], dtype=dtype)
-        w, invstd = (one if tensor is None else tensor.to(dtype) for tensor in (weight, saved.invstd))
-        b, mean = (torch.zeros_like(one) if tensor is None else tensor.to(dtype) for tensor in (bias, saved.mean))
-        self.norm = _Norm(w, b, mean, invstd, w * invstd)
+        self.weight, self.invstd = (one if value is None else value.to(dtype) for value in (weight, saved.invstd))
+        zero = torch.zeros_like(one)
+        self.bias, self.mean = (zero if value is None else value.to(dtype) for value in (bias, saved.mean))
+        self.scale: Tensor = self.weight * self.invstd
+        self.needs_sums = saved.call.norm is not None and (saved.from_batch or saved.needs.weight or saved.needs.bias)
         self.of_parameters: list[Tensor | None] = [None] * len(saved.call.parameters)
 
         dy, y = self.view.dense(dy), saved.y
@@ -166,11 +133,9 @@ class _Work:
         if self._before_relu is not None:
             dy, y = self._before_relu
             torch.ops.aten.threshold_backward.grad_input(dy[piece], y[piece], 0.0, grad_input=self.dv[piece])
+            if piece == self.pieces[-1]:
+                self._before_relu = None
         return self.dv[piece]
-
-    def finish_dv(self) -> None:
-        """Record that a pass has filled dv."""
-        self._before_relu = None
 
     def room(self, piece: slice, index: int = 0) -> Tensor:
         """Return one of the scratch tensors for a piece, in the dtype of accumulation."""
@@ -183,39 +148,57 @@ class _Work:
         x: Tensor = self.flat[piece]
         if self.saved.call.norm is None:
             return x if x.dtype == self.dtype else x.to(self.dtype)
-        return torch.sub(x, self.view.over_pixels(self.norm.mean[None]), out=self.room(piece))
+        return torch.sub(x, self.view.over_pixels(self.mean[None]), out=self.room(piece))
 
-    def sums(self, gradient: Tensor, centred: Tensor, room: Tensor) -> _Sums:
-        product = torch.mul(gradient, centred, out=room)
-        by_xh = product.sum(self.view.p).mul_(self.norm.invstd)
-        return _Sums(gradient.sum(self.view.p, dtype=self.dtype), by_xh)
+    def sums(self, gradient: Tensor, centred: Tensor, room: Tensor) -> Tensor:
+        by_xh = torch.mul(gradient, centred, out=room).sum(self.view.p).mul_(self.invstd)
+        return torch.stack([gradient.sum(self.view.p, dtype=self.dtype), by_xh])
+
+    def by_z(self, sums: Tensor) -> Tensor:
+        """Return the sums of a gradient times z, (N, C)."""
+        by_z: Tensor = self.weight * sums[1] + self.bias * sums[0]
+        return by_z
 
 
 def gradients(saved: Saved, dy: Tensor) -> tuple[Inputs, list[Tensor | None]]:
     """Return the gradients of the inputs, and those of the small functions' parameters, from that of the result."""
     work, needs, small = _Work(saved, dy), saved.needs, saved.small
+    what, where = saved.call.what, saved.call.where
     x, _, _, weight, bias, mix = saved.inputs
     dx4 = torch.empty_like(x) if needs.x else None
     dx = None if dx4 is None else saved.view.flat(dx4)
     needs_norm = needs.x or needs.weight or needs.bias
     dm = dmix = dweight = dbias = None
+    # by the name of their map or pool, (N, P) and (N, C) each
     dmaps: dict[str, Tensor] = {}
-    if small.m is not None and (needs.mix or small.m.requires_grad):
+    dpools: dict[str, Tensor] = {}
+    if where is not None and small.m is not None and (needs.mix or small.m.requires_grad):
         dm = _first_pass(work, dx)
-        dmaps = _through_where(work, dm)
+        assert small.maps is not None
+        (of_maps,) = _through_small(work, small.m, (small.maps,), dm * work.through)
+        if of_maps is not None:
+            dmaps = dict(zip(where.maps, of_maps.flatten(2).to(work.dtype).unbind(1), strict=True))
     if needs_norm or needs.mix or (small.s is not None and small.s.requires_grad):
         of_u, of_v, sums_of_xh = _second_pass(work, dmaps, dx)
-        dpools = _through_what(work, of_u)
+        if what is not None and small.s is not None:
+            found = _through_small(work, small.s, small.pooled, work.by_z(of_u))
+            pairs = zip(what.pools, found, strict=True)
+            dpools = {name: dpool.to(work.dtype) for name, dpool in pairs if dpool is not None}
         if needs.mix:
-            dmix = _mix_gradient(work, dm, of_v).to(mix.dtype)
+            assert of_v is not None
+            dv_by_z = work.by_z(of_v)
+            gated = dv_by_z if work.s is None else dv_by_z * work.s
+            if dm is not None and work.m is not None:
+                gated = dm * work.m
+            dmix = (work.f[:, 0] * (gated.sum(1) - dv_by_z.sum(1))).sum().to(mix.dtype)
         sums = None
-        if needs_norm and saved.needs_sums:
+        if needs_norm and work.needs_sums:
             sums = _sums_of_dz(work, of_u, of_v, sums_of_xh, dpools)
-            dweight = sums.by_xh.sum(0).to(weight.dtype) if needs.weight else None
-            dbias = sums.plain.sum(0).to(bias.dtype) if needs.bias else None
+            dweight = sums[1].sum(0).to(weight.dtype) if needs.weight else None
+            dbias = sums[0].sum(0).to(bias.dtype) if needs.bias else None
         if dx is not None:
             _third_pass(work, dx, dpools, sums)
-    elif saved.y is not None and dm is None:
+    else:
         for piece in work.pieces:
             work.dv_of(piece)
     return Inputs(dx4, work.dv4 if needs.shortcut else None, None, dweight, dbias, dmix), work.of_parameters
@@ -223,9 +206,9 @@ def gradients(saved: Saved, dy: Tensor) -> tuple[Inputs, list[Tensor | None]]:
 
 def _first_pass(work: _Work, dx: Tensor | None) -> Tensor:
     """Return the sum over C of dv * u, (N, P); may write into `dx`, which is filled later."""
-    view, norm = work.view, work.norm
+    view = work.view
     s = work.f.new_ones(len(work.flat), 1) if work.s is None else work.s
-    scale, shift = norm.scale * s, (norm.bias - norm.scale * norm.mean) * s
+    scale, shift = work.scale * s, (work.bias - work.scale * work.mean) * s
     sums = []
     for piece in work.pieces:
         x = work.flat[piece]
@@ -237,36 +220,23 @@ def _first_pass(work: _Work, dx: Tensor | None) -> Tensor:
         else:
             u = torch.mul(x, view.over_pixels(work.s[piece]), out=room)
         sums.append(torch.mul(u, work.dv_of(piece), out=room).sum(view.c))
-    work.finish_dv()
     return torch.cat(sums)
 
 
-def _through_where(work: _Work, dm: Tensor) -> dict[str, Tensor]:
-    """Send the gradient of m through `where`; return those of the maps by name, (N, P) each."""
-    small, where = work.saved.small, work.saved.call.where
-    assert small.m is not None
-    assert small.maps is not None
-    assert where is not None
-    (dmaps,) = _through_small(work, small.m, (small.maps,), dm * work.through)
-    if dmaps is None:
-        return {}
-    return dict(zip(where.maps, dmaps.flatten(2).to(work.dtype).unbind(1), strict=True))
-
-
-def _second_pass(work: _Work, dmaps: dict[str, Tensor], dx: Tensor | None) -> tuple[_Sums, _Sums | None, Tensor | None]:
-    """Return the sums of du; those of dv if there is a mixing; those of xh if the pool "avg" needs them.
+def _second_pass(
+    work: _Work, dmaps: dict[str, Tensor], dx: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return the sums of du; those of dv if there is a mixing; the sums of xh, (N, C), if the pool "avg" needs them.
 
     With a spatial gate du is left in `dx`.
     """
     view, what = work.view, work.saved.call.what
-    needs_xh = work.saved.needs_sums and what is not None and "avg" in what.pools
-    of_u: list[_Sums] = []
-    of_v: list[_Sums] = []
-    of_xh: list[Tensor] = []
+    needs_xh = work.needs_sums and what is not None and "avg" in what.pools
+    of_u, of_v, of_xh = [], [], []
     for piece in work.pieces:
         dv, centred = work.dv_of(piece), work.centred(piece)
         if needs_xh:
-            of_xh.append(centred.sum(view.p) * work.norm.invstd)
+            of_xh.append(centred.sum(view.p) * work.invstd)
         if work.m is None:
             of_u.append(work.sums(dv, centred, work.room(piece)))
             continue
@@ -274,13 +244,12 @@ def _second_pass(work: _Work, dmaps: dict[str, Tensor], dx: Tensor | None) -> tu
         if work.past is not None:
             of_v.append(work.sums(dv, centred, work.room(piece, 2)))
         of_u.append(work.sums(du, centred, work.room(piece)))
-    work.finish_dv()
     sums_of_xh = torch.cat(of_xh) if of_xh else None
-    u = _Sums.joined(of_u)
+    u = torch.cat(of_u, 1)
     if work.m is not None:
-        return u, _Sums.joined(of_v) if of_v else None, sums_of_xh
+        return u, torch.cat(of_v, 1) if of_v else None, sums_of_xh
     # without a spatial gate du is dv, but for the factor and the mixing
-    return u.scaled(work.through), u, sums_of_xh
+    return u * work.through, u, sums_of_xh
 
 
 def _write_du(work: _Work, piece: slice, dmaps: dict[str, Tensor], out: Tensor) -> Tensor:
@@ -300,16 +269,6 @@ def _write_du(work: _Work, piece: slice, dmaps: dict[str, Tensor], out: Tensor) 
         index = over_channels(work.saved.small.indices["maps"][piece])
         _add_at(out, work.view.c, index, over_channels(dmaps["max"][piece]))
     return out
-
-
-def _through_what(work: _Work, of_u: _Sums) -> dict[str, Tensor]:
-    """Send the gradient of s through `what`; return those of the pools by name, (N, C) each."""
-    small, what = work.saved.small, work.saved.call.what
-    if what is None:
-        return {}
-    assert small.s is not None
-    dpools = _through_small(work, small.s, small.pooled, work.norm.by_z(of_u))
-    return {name: dpool.to(work.dtype) for name, dpool in zip(what.pools, dpools, strict=True) if dpool is not None}
 
 
 def _through_small(
@@ -335,54 +294,44 @@ def _through_small(
     return tuple(by_tensor.get(id(tensor)) for tensor in inputs)
 
 
-def _mix_gradient(work: _Work, dm: Tensor | None, of_v: _Sums | None) -> Tensor:
-    assert of_v is not None
-    dv_by_z = work.norm.by_z(of_v)
-    if work.m is None:
-        assert work.s is not None
-        gated = (dv_by_z * work.s).sum(1)
-    else:
-        assert dm is not None
-        gated = (dm * work.m).sum(1)
-    return (work.f[:, 0] * (gated - dv_by_z.sum(1))).sum()
-
-
 def _sums_of_dz(
-    work: _Work, of_u: _Sums, of_v: _Sums | None, sums_of_xh: Tensor | None, dpools: dict[str, Tensor]
-) -> _Sums:
+    work: _Work, of_u: Tensor, of_v: Tensor | None, sums_of_xh: Tensor | None, dpools: dict[str, Tensor]
+) -> Tensor:
     """Return the sums of dz, from those of its parts."""
-    view, norm, indices = work.view, work.norm, work.saved.small.indices
-    sums = of_u if work.s is None else of_u.scaled(work.s)
+    view, indices = work.view, work.saved.small.indices
+    sums = of_u if work.s is None else of_u * work.s
     if work.past is not None:
         assert of_v is not None
-        sums += of_v.scaled(work.past)
+        sums = sums + of_v * work.past
     for name, dpool in dpools.items():
         if name == "avg":
             assert sums_of_xh is not None
-            sums += _Sums(dpool, dpool * sums_of_xh / work.flat.shape[view.p])
+            of_pool = torch.stack([dpool, dpool * sums_of_xh / work.flat.shape[view.p]])
         elif name in indices:
             index = view.over_pixels(indices[name].long())
             x = work.flat.gather(view.p, index).squeeze(view.p)
-            sums += _Sums(dpool, dpool * (x - norm.mean) * norm.invstd)
+            of_pool = torch.stack([dpool, dpool * (x - work.mean) * work.invstd])
         else:
-            sums += _Sums.joined(
+            parts = (
                 work.sums(_pool_gradient(work, name, piece, dpool), work.centred(piece), work.room(piece))
                 for piece in work.pieces
             )
+            of_pool = torch.cat(list(parts), 1)
+        sums = sums + of_pool
     return sums
 
 
-def _third_pass(work: _Work, dx: Tensor, dpools: dict[str, Tensor], sums: _Sums | None) -> None:
+def _third_pass(work: _Work, dx: Tensor, dpools: dict[str, Tensor], sums: Tensor | None) -> None:
     """Write the gradient of x to `dx`, which holds du if there is a spatial gate."""
-    view, scale, past, indices = work.view, work.norm.scale, work.past, work.saved.small.indices
+    view, scale, past, indices = work.view, work.scale, work.past, work.saved.small.indices
     shift = torch.zeros_like(work.f.expand(-1, len(scale)))
     if "avg" in dpools:
         shift = scale * dpools["avg"] / work.flat.shape[view.p]
     of_x = None
     if sums is not None and work.saved.from_batch:
         num = work.flat.numel() / len(scale)
-        of_x = -scale * work.norm.invstd * sums.by_xh.sum(0) / num
-        shift = shift - scale * sums.plain.sum(0) / num
+        of_x = -scale * work.invstd * sums[1].sum(0) / num
+        shift = shift - scale * sums[0].sum(0) / num
     gate = work.f.new_ones(len(work.flat), 1) if work.s is None else work.s
     if work.m is None:
         gate = gate * work.through + (0 if past is None else past)
@@ -412,7 +361,7 @@ def _third_pass(work: _Work, dx: Tensor, dpools: dict[str, Tensor], sums: _Sums 
 
 def _pool_gradient(work: _Work, name: str, piece: slice, dpool: Tensor) -> Tensor:
     """Return the gradient of z of a piece through a pool that has no formula here, by autograd."""
-    scale, bias = work.view.over_pixels(work.norm.scale[None]), work.view.over_pixels(work.norm.bias[None])
+    scale, bias = work.view.over_pixels(work.scale[None]), work.view.over_pixels(work.bias[None])
     z = (work.centred(piece) * scale + bias).requires_grad_()
     with torch.enable_grad():
         pooled = POOLS[name](work.view.image(z, *work.saved.inputs.x.shape[2:]))
