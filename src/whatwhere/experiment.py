@@ -1,11 +1,13 @@
 """Comparing networks fairly."""
 
 from .comparison.callables import Comparison, compare
-from .statistics.looks import Plan
+from .statistics.looks import Schedule
 from .statistics.metric import METRICS, Metric
 from .statistics.paired import PairedDifference
 from .statistics.results import Results, read_results
 from .statistics.verdict import ArmVerdict, Judgement, judge
+
+Plan = Schedule  # the name of version 0.1
 
 __all__ = [
     "METRICS",
@@ -16,6 +18,7 @@ __all__ = [
     "PairedDifference",
     "Plan",
     "Results",
+    "Schedule",
     "compare",
     "judge",
     "read_results",

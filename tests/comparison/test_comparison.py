@@ -498,7 +498,7 @@ def test_only_undecided_arms_go_on_to_the_next_look(pretended):
     assert pretended.read("compare.json")["verdicts"] == {"se": ["helps", 6], "cbam": [UNKNOWN, 18]}
     assert pretended("none,se,cbam", seeds=6, max_seeds=18) == content
     assert pretended.trained == []
-    with pytest.raises(UserError, match=r"was judged already, so its plan stays \(--max-seeds 18\)"):
+    with pytest.raises(UserError, match=r"was judged already, so its schedule stays \(--max-seeds 18\)"):
         pretended("none,se,cbam", seeds=6, max_seeds=24)
 
 

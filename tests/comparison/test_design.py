@@ -21,7 +21,7 @@ def design():
 
 
 def with_plan(design, last=24, **verdicts):
-    """The design with a plan that ends, after a look at 8 pairs."""
+    """The design with a schedule that ends, after a look at 8 pairs."""
     told = {arm: (verdict, 8) for arm, verdict in verdicts.items()}
     return msgspec.structs.replace(design, max_seeds=last, first_look=8 if told else None, verdicts=told)
 
@@ -137,7 +137,7 @@ def test_asking_for_the_same_or_less_changes_nothing(tmp_path, design):
         (Request(backbone="resnet50"), "compares resnet18, not resnet50"),
         (Request(lr_search=(0.1, 0.2)), "searches the learning rates"),
         (Request(arms=(Arm("se", "cbam"),)), "has the arm se as se, not cbam"),
-        (Request(max_seeds=24), "was judged already, so its plan stays"),
+        (Request(max_seeds=24), "was judged already, so its schedule stays"),
         (Request(baseline="wide"), "is none of the arms"),
     ],
 )

@@ -2,8 +2,8 @@ import pytest
 
 from whatwhere.comparison.content import CostRow, Costs
 from whatwhere.experiment import Metric
-from whatwhere.report.figures import cost_table, interval, p_value, planned, typeset, wins
-from whatwhere.statistics.looks import Plan
+from whatwhere.report.figures import cost_table, interval, p_value, scheduled, typeset, wins
+from whatwhere.statistics.looks import Schedule
 
 POINTS = Metric("accuracy", "accuracy", 100, "points")
 
@@ -40,20 +40,20 @@ def test_signs_as_a_book_has_them(text, shown):
 
 
 @pytest.mark.parametrize(
-    ("plan", "words"),
+    ("schedule", "words"),
     [
         (None, "the first look is still to come"),
-        (Plan(8, 8), "one look, at 8 pairs, which uses all of the 5 %"),
-        (Plan(8, 24), "looks at 8, 16 and, at the end, 24 pairs; each uses"),
-        (Plan(6, 100), "looks at 6, 12, 18, 24, 30, ... and, at the end, 100 pairs; each uses"),
+        (Schedule(8, 8), "one look, at 8 pairs, which uses all of the 5 %"),
+        (Schedule(8, 24), "looks at 8, 16 and, at the end, 24 pairs; each uses"),
+        (Schedule(6, 100), "looks at 6, 12, 18, 24, 30, ... and, at the end, 100 pairs; each uses"),
         (
-            Plan(8),
+            Schedule(8),
             "looks at 8, 12, 16, 24, 32, 48 pairs and so on, without an end; the first uses",
         ),
     ],
 )
-def test_plans_in_words(plan, words):
-    assert planned(plan, "5 %").startswith(words)
+def test_plans_in_words(schedule, words):
+    assert scheduled(schedule, "5 %").startswith(words)
 
 
 def costs(*rows):

@@ -6,23 +6,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal, norm
 
-from whatwhere import UserError
-from whatwhere.experiment import Plan
+from whatwhere import UserError, experiment
+from whatwhere.experiment import Schedule
 from whatwhere.statistics.looks import _levels
 
 
 def test_looks():
-    assert list(Plan(8, 24).looks()) == [8, 16, 24]
-    assert list(Plan(8, 20).looks()) == [8, 16, 20]
-    assert list(Plan(8, 8).looks()) == [8]
-    assert list(itertools.islice(Plan(7).looks(), 6)) == [7, 11, 14, 21, 28, 42]
-    assert [Plan(8).look_at(n) for n in (7, 8, 11, 12, 100)] == [None, 8, 8, 12, 96]
-    assert [Plan(8, 20).next_after(n) for n in (3, 8, 16, 20, 25)] == [8, 16, 20, None, None]
+    assert list(Schedule(8, 24).looks()) == [8, 16, 24]
+    assert list(Schedule(8, 20).looks()) == [8, 16, 20]
+    assert list(Schedule(8, 8).looks()) == [8]
+    assert list(itertools.islice(Schedule(7).looks(), 6)) == [7, 11, 14, 21, 28, 42]
+    assert [Schedule(8).look_at(n) for n in (7, 8, 11, 12, 100)] == [None, 8, 8, 12, 96]
+    assert [Schedule(8, 20).next_after(n) for n in (3, 8, 16, 20, 25)] == [8, 16, 20, None, None]
+
+
+def test_the_name_of_version_0_1_is_kept():
+    assert experiment.Plan is Schedule
 
 
 def test_one_look_spends_all():
-    assert Plan(8, 8).level(8) == 0.05
-    assert Plan(8).level(8) == pytest.approx(0.04)
+    assert Schedule(8, 8).level(8) == 0.05
+    assert Schedule(8).level(8) == pytest.approx(0.04)
 
 
 # Pocock's equal bounds and O'Brien and Fleming's, two-sided alpha 0.05, from Jennison and Turnbull (2000), tables 2.1
@@ -58,26 +62,26 @@ def test_published_bounds_spend_five_percent(bounds):
 @settings(deadline=None, max_examples=25)
 @given(st.integers(6, 20), st.one_of(st.none(), st.integers(0, 60)), st.sampled_from([0.05, 0.025, 0.01]))
 def test_levels_lie_between_what_a_look_adds_and_what_is_spent(first, more, alpha):
-    plan = Plan(first, None if more is None else first + more)
+    schedule = Schedule(first, None if more is None else first + more)
     before = 0.0
-    for look in itertools.islice(plan.looks(), 8):
-        spent = plan.spent(look, alpha)
+    for look in itertools.islice(schedule.looks(), 8):
+        spent = schedule.spent(look, alpha)
         assert before < spent <= alpha
-        assert spent - before <= plan.level(look, alpha) * (1 + 1e-6) <= spent * (1 + 1e-5)
+        assert spent - before <= schedule.level(look, alpha) * (1 + 1e-6) <= spent * (1 + 1e-5)
         before = spent
 
 
 def test_paths_of_normal_pairs_cross_as_often_as_is_spent():
-    plan, rng = Plan(8, 24), np.random.default_rng(0)
+    schedule, rng = Schedule(8, 24), np.random.default_rng(0)
     sums, crossed, before = np.zeros(200_000), np.zeros(200_000, bool), 0
-    for look in plan.looks():
+    for look in schedule.looks():
         sums += rng.standard_normal(200_000) * (look - before) ** 0.5
-        crossed |= np.abs(sums) > -norm.ppf(plan.level(look) / 2) * look**0.5
+        crossed |= np.abs(sums) > -norm.ppf(schedule.level(look) / 2) * look**0.5
         before = look
-    assert crossed.mean() == pytest.approx(plan.spent(24), abs=4 * (0.05 * 0.95 / 200_000) ** 0.5)
+    assert crossed.mean() == pytest.approx(schedule.spent(24), abs=4 * (0.05 * 0.95 / 200_000) ** 0.5)
 
 
 @pytest.mark.parametrize(("first", "last"), [(5, None), (8, 7), (8.0, None), (True, None), (8, 0)])
 def test_impossible_plans_are_refused(first, last):
     with pytest.raises(UserError, match="pairs"):
-        Plan(first, last)
+        Schedule(first, last)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whatwhere import UserError
-from whatwhere.experiment import PairedDifference, Plan, Results, judge
+from whatwhere.experiment import PairedDifference, Results, Schedule, judge
 from whatwhere.statistics.decide import Case, decide, holm
 
 NOISE = (0.3, -0.4, 0.1, -0.2, 0.4, -0.1, 0.2, -0.3)
@@ -246,11 +246,11 @@ def test_arms_share_the_error():
 
 
 def test_arms_at_different_looks_are_claimed_by_their_own_levels():
-    # at 12 pairs of a plan of 8 the level is lower than at a first look: the larger p-value may be the one to claim
+    # at 12 pairs of a schedule of 8 the level is lower than at a first look: the larger p-value may be the one to claim
     early = [value + 0.55 for value in (*NOISE, *NOISE[:4])]
     late = [value + 0.35 for value in (*NOISE, *NOISE[:4])]
     cases = [
-        Case(name, PairedDifference(tuple(range(12)), (0.0,) * 12, tuple(values)), Plan(first))
+        Case(name, PairedDifference(tuple(range(12)), (0.0,) * 12, tuple(values)), Schedule(first))
         for name, values, first in (("a", [2 * v for v in late], 8), ("b", early, 12))
     ]
     decisions = decide(cases, 0)
@@ -263,9 +263,9 @@ def test_arms_at_different_looks_are_claimed_by_their_own_levels():
 
 @given(st.lists(st.lists(st.integers(-30, 60), min_size=8, max_size=8), min_size=1, max_size=4), st.integers(0, 30))
 def test_a_verdict_is_what_its_interval_says(arms, margin):
-    plan = Plan(8, 8)
+    schedule = Schedule(8, 8)
     cases = [
-        Case(str(i), PairedDifference(tuple(range(8)), (0.0,) * 8, tuple(map(float, values))), plan)
+        Case(str(i), PairedDifference(tuple(range(8)), (0.0,) * 8, tuple(map(float, values))), schedule)
         for i, values in enumerate(arms)
     ]
     for case, decision in zip(cases, decide(cases, margin), strict=True):
@@ -289,7 +289,7 @@ def test_pairs_after_a_look_wait_for_the_next():
     more = one(*early, *late, first_look=8)
     assert (more.verdict, more.num_pairs, more.level) == ("helps", 8, at_look.level)
     assert more.differences[8:] == pytest.approx(late)
-    assert "3 pairs more than the plan has for this look: the verdict uses the first 8" in more.cautions[0]
+    assert "3 pairs more than this look has: the verdict uses the first 8" in more.cautions[0]
     assert "next look is at 12" in more.cautions[0]
     whole = one(*early, *late, 1.0, first_look=8)
     assert (whole.verdict, whole.num_pairs) == ("cannot tell yet", 12)
@@ -300,8 +300,8 @@ def test_after_the_end_of_a_plan_nothing_changes():
     unclear = [0.2 + 3 * noise for noise in NOISE]
     arm = one(*unclear, *[5.0] * 12, first_look=8, max_pairs=8)
     assert (arm.verdict, arm.num_pairs, arm.pairs_to_settle) == ("cannot tell yet", 8, None)
-    assert arm.advice == "the plan ends at 8 pairs; more pairs cannot change the verdict"
-    assert "12 pairs more than the plan has" in arm.cautions[0]
+    assert arm.advice == "the schedule ends at 8 pairs; more pairs cannot change the verdict"
+    assert "12 pairs more than this look has" in arm.cautions[0]
 
 
 def test_before_the_first_look_there_is_no_verdict():
@@ -314,7 +314,7 @@ def test_advice_names_pairs_and_the_next_look():
     arm = one(*(0.3 + 2 * noise for noise in NOISE))
     low, high = arm.pairs_to_settle
     assert 8 < low <= high
-    assert {low, high} <= set(itertools.islice(Plan(8).looks(), 12))
+    assert {low, high} <= set(itertools.islice(Schedule(8).looks(), 12))
     assert arm.advice == f"{low} to {high} pairs in all will probably tell; the next look is at 12 pairs"
     wild = one(*(0.3 + 90 * noise for noise in NOISE))
     assert wild.pairs_to_settle[1] is None

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from whatwhere.experiment import PairedDifference, Plan, Results
+from whatwhere.experiment import PairedDifference, Results, Schedule
 from whatwhere.statistics.decide import UNKNOWN, Case, decide, pairs_to_settle
 from whatwhere.statistics.history import Record, judge_again
 
@@ -51,18 +51,18 @@ class Tally:
 
 
 def simulate(policy, first, count, *, kind="normal", effect=0.0, margin=0.0, last=None, seed=2026):
-    """Return the tally of `count` comparisons whose pairs are looked at under Plan(first, last).
+    """Return the tally of `count` comparisons whose pairs are looked at under Schedule(first, last).
 
     `policy`: "once" looks at `first` pairs and ends; the others add pairs while it cannot be told: "next" up to the
     next look, "low" and "high" up to the lower and the upper end of the range that is advised.
     """
-    rng, plan, tally = np.random.default_rng(seed), Plan(first, last), Tally()
+    rng, schedule, tally = np.random.default_rng(seed), Schedule(first, last), Tally()
     most = first if policy == "once" else last or BUDGET
     for values in differences(kind, (count, most), effect, rng):
         num_pairs = first
         while True:
-            pairs = paired(values[: plan.look_at(num_pairs)])
-            case = Case("arm", pairs, plan)
+            pairs = paired(values[: schedule.look_at(num_pairs)])
+            case = Case("arm", pairs, schedule)
             (decision,) = decide([case], margin)
             if decision.verdict != UNKNOWN or num_pairs == most:
                 break
@@ -72,7 +72,7 @@ def simulate(policy, first, count, *, kind="normal", effect=0.0, margin=0.0, las
 
 
 def _further(policy, case, decision, num_pairs, margin):
-    following = case.plan.next_after(num_pairs)
+    following = case.schedule.next_after(num_pairs)
     advised = pairs_to_settle(case, decision.num_sharing, margin) if policy in ("low", "high") else None
     if advised is None:
         return BUDGET if following is None else following

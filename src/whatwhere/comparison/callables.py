@@ -14,7 +14,7 @@ from ..base.files import locked_file, write_bytes, write_json
 from ..base.words import brief, cause, few, printable, short, suggest
 from ..statistics.history import Record, judge_again, read_record
 from ..statistics.independence import check_number_of_images, check_still_independent
-from ..statistics.looks import LEAST_PAIRS, MOST_SEEDS, Plan
+from ..statistics.looks import LEAST_PAIRS, MOST_SEEDS, Schedule
 from ..statistics.metric import METRICS, Metric, check_direction, margin_for
 from ..statistics.results import Results, check_length, read_results
 from ..statistics.verdict import UNKNOWN, Judgement, check_terms
@@ -49,8 +49,8 @@ def compare(
         lower_is_better: As in `judge`.
         baseline: As in `judge`.
         margin: As in `judge`.
-        max_seeds: Train up to so many seeds, look by look (`Plan`), while the verdict on an arm is "cannot tell yet";
-            needs `seeds` as a number.
+        max_seeds: Train up to so many seeds, look by look (`Schedule`), while the verdict on an arm is "cannot tell
+            yet"; needs `seeds` as a number.
         results: A CSV to which every run is added as it ends; runs in it are not repeated. The verdict is written
             beside it (.verdict.json), so that a later call with more seeds knows the earlier looks.
         title: Of the report.
@@ -83,7 +83,7 @@ def compare(
         "margin": margin,
         "test_images": test_images,
     }
-    # with a plan that ends, the first look is the user's number of seeds, or the least that can tell
+    # with a schedule that ends, the first look is the user's number of seeds, or the least that can tell
     first_look = None if max_seeds is None else max(LEAST_PAIRS, len(first))
     # refuse bad terms before the first run
     if max_seeds is not None and isinstance(seeds, Iterable):
@@ -91,7 +91,7 @@ def compare(
     if len(names) < 2 or not first:
         raise UserError(f"a comparison needs two arms or more and some seeds, got {len(names)} and {len(first)}")
     if first_look is not None:
-        Plan(first_look, max_seeds)
+        Schedule(first_look, max_seeds)
     _check_terms(names, terms)
     with contextlib.nullcontext() if keep is None else locked_file(keep):
         done = read_results(keep, may_be_empty=True) if keep is not None and keep.exists() else Results()

@@ -22,7 +22,7 @@ from ..base.words import brief, cause, counted, few, short
 from ..data.split import Prepared, fingerprint
 from ..networks.spec import NetworkSpec
 from ..statistics.decide import HELPS, HURTS, SAME, UNKNOWN
-from ..statistics.looks import LEAST_PAIRS, MOST_SEEDS, Plan
+from ..statistics.looks import LEAST_PAIRS, MOST_SEEDS, Schedule
 from ..statistics.metric import METRICS, margin_for
 from ..statistics.verdict import default_baseline
 from ..training.config import FREE, OPTIONS, TELLS_APART, Config
@@ -121,9 +121,9 @@ class Design(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise UserError(f"--max-seeds {self.max_seeds} is below --seeds {self.num_seeds}; give at least as many")
 
     @property
-    def plan(self) -> Plan:
+    def schedule(self) -> Schedule:
         """The pairs at which the arms are judged."""
-        return Plan(self.first_look or max(LEAST_PAIRS, self.num_seeds), self.max_seeds)
+        return Schedule(self.first_look or max(LEAST_PAIRS, self.num_seeds), self.max_seeds)
 
     @property
     def others(self) -> list[str]:
@@ -136,7 +136,7 @@ class Design(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         for arm in self.others:
             verdict, look = self.verdicts.get(arm, (UNKNOWN, 0))
             if self.max_seeds is not None and verdict == UNKNOWN:
-                look = self.plan.next_after(look) or look
+                look = self.schedule.next_after(look) or look
             target[arm] = max(self.num_seeds, look)
         target[self.baseline] = max(target.values())
         return {arm.name: self._first_seeds(target[arm.name]) for arm in self.arms}
@@ -187,7 +187,7 @@ def _check_read(design: Design) -> None:
         raise ValueError("lr_search needs two or more different rates")
     _check_judging(design.metric, design.baseline, design.arms)
     margin_for(METRICS[design.metric], design.margin)
-    _ = design.plan  # raises UserError where first_look and max_seeds do not fit
+    _ = design.schedule  # raises UserError where first_look and max_seeds do not fit
     if set(design.options) != _CHOSEN:
         raise ValueError("its options are not those of a run")
     for options in (design.options, *design.arm_options.values()):
@@ -224,8 +224,8 @@ def continued(design: Design, request: Request, folder: Path) -> Design:
     """Return the design with more seeds or arms, or another margin, metric or baseline; it notes each change.
 
     Raises:
-        UserError: The request has another backbone, other learning rates, the name of another arm, another plan after
-            a look, an unknown metric or baseline, or a metric that needs a margin.
+        UserError: The request has another backbone, other learning rates, the name of another arm, another schedule
+            after a look, an unknown metric or baseline, or a metric that needs a margin.
     """
     where = f"the comparison in {str(folder)!r}"
     if request.backbone not in (None, design.backbone):
@@ -245,8 +245,8 @@ def continued(design: Design, request: Request, folder: Path) -> Design:
             )
     if request.max_seeds not in (None, design.max_seeds) and design.first_look is not None:
         raise UserError(
-            f"{where} was judged already, so its plan stays (--max-seeds {design.max_seeds or 'not set'}): another "
-            "plan would make false verdicts more likely; drop --max-seeds, or start again with another --out"
+            f"{where} was judged already, so its schedule stays (--max-seeds {design.max_seeds or 'not set'}): "
+            "another would make false verdicts more likely; drop --max-seeds, or start again with another --out"
         )
     metric = design.metric if request.metric is None else request.metric
     baseline = design.baseline if request.baseline is None else request.baseline
@@ -406,8 +406,8 @@ def described(design: Design, num_classes: int) -> list[str]:
         for arm in design.arms
         for choice in [design.arm_options[arm.name]]
     ]
-    metric, plan = METRICS[design.metric], design.plan
-    looks = f"then at most {plan.last} where that cannot tell" if plan.last else "more may be added later"
+    metric, schedule = METRICS[design.metric], design.schedule
+    looks = f"then at most {schedule.last} where that cannot tell" if schedule.last else "more may be added later"
     names = ("epochs", "batch_size", "lr", "image_size")
     shown = {**design.options, **({"lr": "searched"} if design.lr_search else {})}
     options = ", ".join(f"{name} {shown[name]}" for name in names)

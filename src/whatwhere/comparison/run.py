@@ -240,7 +240,7 @@ def _search(design: Design, runs: Runs, place: Place, runner: Runner) -> Design 
 
 
 def _advance(design: Design, runs: Runs, place: Place, runner: Runner) -> Content | None:
-    """Do the runs of each look, until every arm has a verdict or the plan ends."""
+    """Do the runs of each look, until every arm has a verdict or the schedule ends."""
     while True:
         tasks = runs.tasks(design)
         _do(tasks, place, runner, _warning_if_alike(design, tasks, runner.screen))
@@ -317,7 +317,7 @@ def _judged(design: Design, runs: Runs, failures: Mapping[str, str]) -> tuple[De
         metric=design.metric,
         baseline=design.baseline,
         margin=design.margin,
-        first_look=design.plan.first,
+        first_look=design.schedule.first,
         max_pairs=design.max_seeds,
         awaited=design.seeds(),
         test_images=gathered.num_images(),
@@ -327,7 +327,7 @@ def _judged(design: Design, runs: Runs, failures: Mapping[str, str]) -> tuple[De
     decided = {arm.arm: (arm.verdict, arm.num_pairs) for arm in judgement.arms if arm.level is not None}
     design = msgspec.structs.replace(
         design,
-        first_look=design.plan.first if decided else design.first_look,
+        first_look=design.schedule.first if decided else design.first_look,
         verdicts={**design.verdicts, **decided},
         changes=(*design.changes, *(text for text in changed if text not in design.changes)),
     )

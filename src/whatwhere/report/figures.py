@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..base.words import counted, few
 from ..comparison.content import CostRow, Costs
-from ..statistics.looks import Plan
+from ..statistics.looks import Schedule
 from ..statistics.metric import Metric
 from ..statistics.verdict import ArmVerdict
 from ..statistics.wording import quantity, span
@@ -20,7 +20,7 @@ EPOCHS_FIRST = (
     "train for more epochs, or with another learning rate, before you add pairs: networks that have hardly learned, or "
     "that still improve, say little about trained ones"
 )
-_MOST_LOOKS = 6  # named in a plan
+_MOST_LOOKS = 6  # named in a schedule
 
 
 def plain(value: float | None, metric: Metric, *, signed: bool = False) -> str:
@@ -63,14 +63,14 @@ def typeset(text: str) -> str:
     return re.sub(r"(?<![\w.)-])-(?=\d)", "\N{MINUS SIGN}", text.replace("-+", "\N{PLUS-MINUS SIGN}"))
 
 
-def planned(plan: Plan | None, alpha: str) -> str:
-    """Return the looks of a plan, and the part of `alpha` that each uses, in words."""
-    if plan is None:
+def scheduled(schedule: Schedule | None, alpha: str) -> str:
+    """Return the looks of a schedule, and the part of `alpha` that each uses, in words."""
+    if schedule is None:
         return "the first look is still to come"
-    first, last = plan.first, plan.last
+    first, last = schedule.first, schedule.last
     if last == first:
         return f"one look, at {counted(first, 'pair')}, which uses all of the {alpha}"
-    looks = [f"{look:,}" for look in itertools.islice(plan.looks(), _MOST_LOOKS + 1)]
+    looks = [f"{look:,}" for look in itertools.islice(schedule.looks(), _MOST_LOOKS + 1)]
     if last is None:
         spent = f"the first uses four fifths of the {alpha}, the later ones the rest"
         return f"looks at {', '.join(looks[:_MOST_LOOKS])} pairs and so on, without an end; {spent}"

@@ -15,7 +15,7 @@ from ..statistics.metric import Metric
 from ..statistics.verdict import ArmVerdict, Difference
 from ..statistics.wording import percent, quantity
 from .charts import KINDS, class_charts, curve_panels, pairs_chart, wins_chart
-from .figures import EPOCHS_FIRST, NONE, cost_table, interval, p_value, plain, planned, seed_table, typeset, unit_of
+from .figures import EPOCHS_FIRST, NONE, cost_table, interval, p_value, plain, scheduled, seed_table, typeset, unit_of
 
 if TYPE_CHECKING:
     import jinja2
@@ -71,7 +71,7 @@ def page(content: Content | Mapping[str, Any]) -> str:
         classes=class_charts(content.per_class, baseline, ALPHA)
         if content.per_class and content.per_class.rows
         else None,
-        plans=_plans(arms, alpha),
+        schedules=_schedules(arms, alpha),
         runs=_runs(content.runs, [metric, *(other.metric for other in judgement.others)]),
     )
 
@@ -96,13 +96,13 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _plans(arms: Sequence[ArmVerdict], alpha: str) -> list[tuple[list[str], str, int | None]]:
-    """Return (arms, plan in words, pairs at the look of the verdict) for each group of arms that share both."""
+def _schedules(arms: Sequence[ArmVerdict], alpha: str) -> list[tuple[list[str], str, int | None]]:
+    """Return (arms, schedule in words, pairs at the look of the verdict) for each group of arms that share both."""
     together: dict[tuple[str, int | None], list[str]] = {}
     for arm in arms:
         look = None if arm.level is None else arm.num_pairs
-        together.setdefault((planned(arm.plan, alpha), look), []).append(arm.arm)
-    return [(names, plan, look) for (plan, look), names in together.items()]
+        together.setdefault((scheduled(arm.plan, alpha), look), []).append(arm.arm)
+    return [(names, schedule, look) for (schedule, look), names in together.items()]
 
 
 def _tests(arms: Sequence[ArmVerdict], metric: Metric) -> list[tuple[str, ...]]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .independence import Doubt
-from .looks import ALPHA, Plan
+from .looks import ALPHA, Schedule
 from .paired import PairedDifference
 
 HELPS, HURTS, SAME, UNKNOWN = "helps", "hurts", "no practical difference", "cannot tell yet"
@@ -29,7 +29,7 @@ class Case:
     Attributes:
         arm: Its name.
         paired: The pairs that are judged; None with fewer than 2.
-        plan: None where no look can be yet.
+        schedule: Its looks; None where there are too few pairs for one.
         blocked: Why there can be no verdict yet; "" if there can.
         waiting: Seeds without a complete pair that the next look needs.
         doubt: Why the pairs may not be independent: the look counts, but nothing is claimed.
@@ -39,7 +39,7 @@ class Case:
 
     arm: str
     paired: PairedDifference | None
-    plan: Plan | None
+    schedule: Schedule | None
     blocked: str = ""
     waiting: tuple[Hashable, ...] = ()
     doubt: Doubt | None = None
@@ -48,9 +48,9 @@ class Case:
 
     def level(self, num_arms: int, num_pairs: int | None = None) -> float:
         """Return the level of the test at this look, or at that at `num_pairs`, where `num_arms` share alpha."""
-        if self.plan is None or self.paired is None or self.blocked:
+        if self.schedule is None or self.paired is None or self.blocked:
             return 0.0
-        return self.plan.level(num_pairs or len(self.paired), ALPHA / num_arms)
+        return self.schedule.level(num_pairs or len(self.paired), ALPHA / num_arms)
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,9 @@ class Outlook(NamedTuple):
     Attributes:
         low: 80 % of what is plausible needs so many or more.
         high: 80 % needs so many or fewer; None where that is more than `last`.
-        last: Pairs at the plan's last look, or at the last of up to 1,000.
-        is_hopeless: `last` settles less than 80 % of what is plausible; of a plan that ends less than half, because its
-            pairs are planned already.
+        last: Pairs at the schedule's last look, or at the last of up to 1,000.
+        is_hopeless: `last` settles less than 80 % of what is plausible; where the schedule ends, less than half,
+            because its pairs are planned already.
     """
 
     low: int
@@ -132,11 +132,11 @@ def pairs_to_settle(case: Case, num_sharing: int, margin: float) -> Outlook | No
 
     None where no look is left.
     """
-    paired, plan = case.paired, case.plan
-    if paired is None or plan is None or paired.standard_deviation == 0:
+    paired, schedule = case.paired, case.schedule
+    if paired is None or schedule is None or paired.standard_deviation == 0:
         return None
     num_pairs = len(paired)
-    looks = itertools.takewhile(lambda look: look <= MOST_PAIRS or plan.last is not None, plan.looks())
+    looks = itertools.takewhile(lambda look: look <= MOST_PAIRS or schedule.last is not None, schedule.looks())
     candidates = [look for look in looks if look > num_pairs]
     if not candidates:
         return None
@@ -149,7 +149,7 @@ def pairs_to_settle(case: Case, num_sharing: int, margin: float) -> Outlook | No
         settled = np.where((expected > half) | (expected + half < margin), candidate, settled)
     low, middle, high = (int(q) for q in np.quantile(settled, (1 - _PROBABLY, 0.5, _PROBABLY), method="inverted_cdf"))
     last = candidates[-1]
-    is_hopeless = never == (high if plan.last is None else middle)
+    is_hopeless = never == (high if schedule.last is None else middle)
     return Outlook(min(low, last), None if high == never else high, last, is_hopeless)
 
 

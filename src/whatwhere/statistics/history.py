@@ -1,4 +1,4 @@
-"""Read the previous verdict: the next one keeps its plan and says what changed."""
+"""Read the previous verdict: the next one keeps its schedule and says what changed."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def judge_again(
     max_pairs: int | None = None,
     terms: Mapping[str, Any],
 ) -> tuple[Judgement, list[str]]:
-    """Return the verdict under the plan that was recorded, or is given, and all changes since the first one.
+    """Return the verdict at the looks that were recorded, or are given, and all changes since the first one.
 
     Earlier arms stay in the comparison: an arm without figures now still takes its share of the error.
 
@@ -96,7 +96,7 @@ def judge_again(
         terms: Other arguments of `judge`.
 
     Raises:
-        UserError: Another plan than before, or as `judge`.
+        UserError: Other looks than before, or as `judge`.
     """
     firsts: int | dict[str, int] | None = first_look
     if record is not None:
@@ -104,14 +104,14 @@ def judge_again(
         for arm in (record.judgement.baseline, *(arm.arm for arm in record.judgement.arms)):
             results.add_arm(arm)
     if record is not None and record.first_looks:
-        planned, before = record.first_looks, record.judgement.max_pairs
-        if first_look not in (None, *planned.values()) or max_pairs not in (None, before):
-            looks = few([f"{arm} at {look} pairs" for arm, look in planned.items()], 6)
+        fixed, before = record.first_looks, record.judgement.max_pairs
+        if first_look not in (None, *fixed.values()) or max_pairs not in (None, before):
+            looks = few([f"{arm} at {look} pairs" for arm, look in fixed.items()], 6)
             raise UserError(
-                f"the plan was made with the first verdict ({looks}; most pairs: {before or 'open'}) and stays as it "
-                "is, because another would spend the error twice; leave out --first-look and --max-pairs"
+                f"the looks were fixed with the first verdict ({looks}; most pairs: {before or 'open'}) and stay, "
+                "because another would spend the error twice; leave out --first-look and --max-pairs"
             )
-        firsts, max_pairs = planned, before
+        firsts, max_pairs = fixed, before
     judgement = judge(results, first_look=firsts, max_pairs=max_pairs, **terms)
     check_number_of_images(results, judgement.metric.name, terms.get("test_images"))
     if record is None:

@@ -22,7 +22,7 @@ _NUM_NODES = 200
 
 
 @dataclass(frozen=True)
-class Plan:
+class Schedule:
     """Looks at a growing number of pairs, fixed in advance; how much of alpha each spends, after Lan and DeMets.
 
     Verdicts are read at these looks alone, so that when and how often one looks in between changes nothing:
@@ -38,7 +38,7 @@ class Plan:
     From what a look adds follows the level of its test, by integration over the paths of a Brownian motion that no
     earlier look has stopped, and the t-test's p-value is compared with it (Pocock's significance-level approach;
     Jennison and Turnbull, Group Sequential Methods, 2000, sections 3.8 and 7.2). With few pairs that approach spends up
-    to 6 % more than it should; hence 0.94. In the open plan it does not show.
+    to 6 % more than it should; hence 0.94. In the open schedule it does not show.
 
     Attributes:
         first: Pairs at the first look, from 6 to 10,000.
@@ -59,7 +59,7 @@ class Plan:
                 raise UserError(f"the most pairs, {self.last}, are fewer than those of the first look, {self.first}")
 
     def looks(self) -> Iterator[int]:
-        """Yield the number of pairs at each look; without end for an open plan."""
+        """Yield the number of pairs at each look; without end for an open schedule."""
         if self.last is not None:
             yield from range(self.first, self.last, self.first)
             yield self.last

@@ -14,7 +14,7 @@ from . import wording
 from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, Decision, decide, holm, pairs_to_settle
 from .derived import as_number, derived_notes, odd_seed
 from .independence import cautions_about, doubt_about
-from .looks import ALPHA, LEAST_PAIRS, MOST_SEEDS, Plan
+from .looks import ALPHA, LEAST_PAIRS, MOST_SEEDS, Schedule
 from .metric import METRICS, Metric, check_direction, margin_for, metric_for, two_scales
 from .paired import PairedDifference
 from .results import Results, numbered
@@ -39,7 +39,7 @@ class ArmVerdict:
         advice: What to do where there is no verdict yet.
         cautions: Sentences that a reader must know.
         num_pairs: Complete pairs that the verdict is read from.
-        plan: When it is looked at; None while there are fewer than 6 pairs.
+        plan: The schedule of its looks, as the files call it; None while there are fewer than 6 pairs.
         seeds, baseline, treatment, differences: Pair by pair, those after the look included.
         mean_difference, standard_deviation: Arm minus baseline; None with fewer than 2 pairs, as all that follows.
         interval_95: Paired-t interval; None where the pairs may not be independent (`doubt_about`), as all that
@@ -63,7 +63,7 @@ class ArmVerdict:
     advice: str = ""
     cautions: tuple[str, ...] = ()
     num_pairs: _Count = 0
-    plan: Plan | None = None
+    plan: Schedule | None = None
     seeds: tuple[Hashable, ...] = ()
     baseline: _Figures = ()
     treatment: _Figures = ()
@@ -165,12 +165,12 @@ def judge(
     3. it lies on one side of 0: helps or hurts;
     4. cannot tell yet.
 
-    Pairs are judged up to the last look of the plan that they allow, with all that it awaits; those after it wait for
-    the next.
+    Pairs are judged up to the last look of the schedule that they allow, with all that it awaits; those after it wait
+    for the next.
 
     The interval is that of confidence 1 - level. The level is 0.05 (two-sided, so 0.025 for each of "helps" and
-    "hurts") for all looks and arms together: what the plan gives for this look (`Plan.level`), and of that to each arm
-    its share after Holm (Scandinavian Journal of Statistics 6, 1979), for claims of a difference and of none
+    "hurts") for all looks and arms together: what the schedule gives for this look (`Schedule.level`), and of that to
+    each arm its share after Holm (Scandinavian Journal of Statistics 6, 1979), for claims of a difference and of none
     separately. With looks, Holm's shares are shares of what may be spent (Ye et al., Statistics in Medicine 32, 2013).
     The t interval takes the differences for normal; the sign-flip test beside it does not.
 
@@ -181,8 +181,8 @@ def judge(
             better, as accuracy, mAP or F1 do.
         baseline: By default the arm called none or baseline, else the first.
         margin: In the unit shown (`metric_for`); by default 0.5 points.
-        first_look: Pairs at the first look (`Plan`), or these by arm; by default all there are: this is the first look.
-            Later verdicts, on more pairs, must be told it (`ArmVerdict.plan`).
+        first_look: Pairs at the first look (`Schedule`), or these by arm; by default all there are, as this is the
+            first look. Later verdicts, on more pairs, must be told it (`ArmVerdict.plan.first`).
         max_pairs: Pairs at the last look; None leaves it open.
         awaited: Seeds, by arm, that the present look waits for.
         test_images: How many images each run was tested on, where known: finds runs that differ too little for that.
@@ -213,8 +213,8 @@ def judge(
     firsts = first_look if isinstance(first_look, Mapping) else dict.fromkeys(pairs, first_look)
     cases = []
     for arm, paired in pairs.items():
-        plan = _plan(firsts.get(arm), max_pairs, paired)
-        case = _case(results, baseline, arm, name, paired, plan, (awaited or {}).get(arm, ()))
+        schedule = _schedule(firsts.get(arm), max_pairs, paired)
+        case = _case(results, baseline, arm, name, paired, schedule, (awaited or {}).get(arm, ()))
         if case.paired is not None:
             doubt = doubt_about(results, measure, baseline, arm, case.paired.seeds, test_images)
             case = replace(case, doubt=doubt)
@@ -319,14 +319,14 @@ def _measure(results: Results, name: str, lower_is_better: bool = False) -> Metr
     return metric_for(name, values, lower_is_better=lower_is_better)
 
 
-def _plan(first_look: int | None, max_pairs: int | None, paired: PairedDifference | None) -> Plan | None:
-    """Return the plan for an arm; None while there are too few pairs to make one."""
+def _schedule(first_look: int | None, max_pairs: int | None, paired: PairedDifference | None) -> Schedule | None:
+    """Return the schedule for an arm; None while there are too few pairs to make one."""
     if first_look is None:
         first_look = 0 if paired is None else len(paired)
         if first_look < LEAST_PAIRS:
             return None
         first_look = min(first_look, max_pairs or first_look)
-    return Plan(first_look, max_pairs)
+    return Schedule(first_look, max_pairs)
 
 
 def _case(
@@ -335,7 +335,7 @@ def _case(
     arm: str,
     metric: str,
     paired: PairedDifference | None,
-    plan: Plan | None,
+    schedule: Schedule | None,
     awaited: Sequence[Hashable],
 ) -> Case:
     # a single pair has no statistics, but counts
@@ -344,14 +344,14 @@ def _case(
     waiting = tuple(seed for seed in awaited if seed not in there)
     # while a look waits for runs, the one before it stands
     num_ready = awaited.index(waiting[0]) if waiting else num_pairs
-    look = None if plan is None else plan.look_at(num_ready)
+    look = None if schedule is None else schedule.look_at(num_ready)
     if look is not None and paired is not None:
-        assert plan is not None
-        following = plan.next_after(num_pairs)
+        assert schedule is not None
+        following = schedule.next_after(num_pairs)
         pairs = PairedDifference(paired.seeds[:look], paired.baseline[:look], paired.treatment[:look])
         to_look = None if following is None else following - num_pairs
-        return Case(arm, pairs, plan, waiting=waiting, num_pairs=num_pairs, num_to_look=to_look)
-    first = LEAST_PAIRS if plan is None else plan.first
+        return Case(arm, pairs, schedule, waiting=waiting, num_pairs=num_pairs, num_to_look=to_look)
+    first = LEAST_PAIRS if schedule is None else schedule.first
     if waiting:
         blocked = f"{len(awaited) - len(waiting)} of {len(awaited)} pairs are complete; missing: {numbered(waiting)}"
     elif not num_pairs and results.values(baseline, metric) and results.values(arm, metric):
@@ -366,7 +366,7 @@ def _case(
         )
     else:
         blocked = f"there are {num_pairs} pairs; the first look is at {first}"
-    return Case(arm, paired, plan, blocked, waiting, num_pairs=num_pairs, num_to_look=first - num_pairs)
+    return Case(arm, paired, schedule, blocked, waiting, num_pairs=num_pairs, num_to_look=first - num_pairs)
 
 
 def _spelt(results: Results, baseline: str, arm: str, metric: str) -> str:
@@ -395,7 +395,7 @@ def _verdict(
         outlook = pairs_to_settle(case, decision.num_sharing, margin)
     verdict = ArmVerdict(
         arm=case.arm,
-        plan=case.plan,
+        plan=case.schedule,
         verdict=decision.verdict,
         conclusion=wording.conclusion(case, decision, metric, margin, outlook),
         reason=wording.reason(case, decision, metric, margin),

@@ -93,14 +93,14 @@ def advice(case: Case, decision: Decision, outlook: Outlook | None) -> str:
     """Return what to do where there is no verdict yet."""
     if decision.verdict != UNKNOWN or (case.doubt is not None and not case.blocked):
         return "" if case.doubt is None else case.doubt.advice
-    if case.blocked or case.plan is None or case.paired is None:
-        least = LEAST_PAIRS if case.plan is None else case.plan.first
+    if case.blocked or case.schedule is None or case.paired is None:
+        least = LEAST_PAIRS if case.schedule is None else case.schedule.first
         is_short = case.paired is None or len(case.paired) < least
         return f"train at least {least} seeds of each arm" if is_short else "train the missing runs"
-    next_look = case.plan.next_after(len(case.paired))
+    next_look = case.schedule.next_after(len(case.paired))
     when = f"the next look is at {next_look} pairs"
     if next_look is None:
-        when = f"the plan ends at {case.plan.last} pairs; more pairs cannot change the verdict"
+        when = f"the schedule ends at {case.schedule.last} pairs; more pairs cannot change the verdict"
     if outlook is None:
         return when
     if outlook.high is None:
@@ -116,8 +116,8 @@ def cautions(case: Case, everything: PairedDifference | None, missing: Mapping[s
         f"judged, and if a run failed, leaving it out makes {name} look better than it is"
         for name, seeds in missing.items()
     ]
-    plan, paired = case.plan, case.paired
-    if paired is None or everything is None or case.blocked or plan is None:
+    schedule, paired = case.schedule, case.paired
+    if paired is None or everything is None or case.blocked or schedule is None:
         return notes
     if case.waiting:
         notes.append(
@@ -125,11 +125,11 @@ def cautions(case: Case, everything: PairedDifference | None, missing: Mapping[s
             f"{len(paired)} pairs"
         )
     elif len(everything) > len(paired):
-        following = plan.next_after(len(everything))
-        until = "the plan ends there" if following is None else f"the next look is at {following}"
+        following = schedule.next_after(len(everything))
+        until = "the schedule ends there" if following is None else f"the next look is at {following}"
         notes.append(
-            f"{counted(len(everything) - len(paired), 'pair')} more than the plan has for this look: the verdict uses "
-            f"the first {len(paired)}, and {until}"
+            f"{counted(len(everything) - len(paired), 'pair')} more than this look has: the verdict uses the first "
+            f"{len(paired)}, and {until}"
         )
     if case.doubt is not None:
         return notes
