@@ -3,7 +3,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 CLIENTS := $(VENV)/.clients
 
-.PHONY: demo test test-slow test-sweep test-clients check api bench
+.PHONY: demo test snapshots test-slow test-sweep test-clients check api bench
 .DEFAULT_GOAL := test
 
 # One environment with everything that development needs, at the versions of constraints.txt.
@@ -23,6 +23,10 @@ demo: $(READY)
 # IMAGES=DIR, a folder with sign-digits/, adds the tests on real photos.
 test: $(READY)
 	$(VENV)/bin/python -m pytest -m 'not gpu and not slow and not sweep and not clients' -n 2 $(if $(IMAGES),--images=$(IMAGES))
+
+# Write anew the messages that tests compare with (tests/**/__snapshots__); read the change with `git diff`.
+snapshots: $(READY)
+	$(VENV)/bin/python -m pytest -m 'not gpu and not sweep and not clients' -n 2 --snapshot-update
 
 test-slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow $(if $(IMAGES),--images=$(IMAGES))

@@ -3,6 +3,8 @@ import os
 # before torch starts CUDA: its deterministic matrix products need a fixed workspace
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
+import contextlib
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from pictures import make_folder
+from whatwhere import UserError
 
 # Fresh memory is filled with NaN, so that a value nobody wrote is seen.
 torch.use_deterministic_algorithms(True)
@@ -33,6 +36,23 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
+collected = pytest.StashKey[dict[str, set[str]]]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Note the tests of each file, also those that -m or -k leaves out."""
+    tests = config.stash[collected] = {}
+    for item in items:
+        tests.setdefault(item.path, set()).add(item.name)
+
+
+@pytest.fixture
+def collected_tests(request):
+    """The names of all tests, by file."""
+    return request.config.stash[collected]
+
+
 def pytest_addoption(parser):
     parser.addoption("--images", metavar="DIR", help="folder with the unpacked sign-digits/, for tests on real photos")
 
@@ -53,6 +73,29 @@ def whatwhere(capsys, monkeypatch):
         return stop.value.code or 0, printed.out, printed.err
 
     return run
+
+
+@pytest.fixture
+def refused(snapshot, tmp_path, tmp_path_factory):
+    """`with refused():` expects a UserError with one printable line: the message that __snapshots__/ has.
+
+    `make snapshots` writes the messages anew. In them TMP is the test's folder, TMPS that of all tests, and TESTS this
+    folder. Where a library's words are part of a message, and may change with its version, `pytest.raises` fits better.
+    """
+
+    def masked(sentence):
+        sentence = sentence.replace(str(tmp_path), "TMP").replace(str(Path(__file__).parent), "TESTS")
+        # numbers of the folders that several tests share
+        return re.sub(re.escape(str(tmp_path_factory.getbasetemp())) + r"(/[a-z]+)\d+", r"TMPS\1", sentence)
+
+    @contextlib.contextmanager
+    def expected():
+        with pytest.raises(UserError) as caught:
+            yield caught
+        assert str(caught.value).isprintable()
+        assert masked(str(caught.value)) == snapshot
+
+    return expected
 
 
 @pytest.fixture(scope="session")

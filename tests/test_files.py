@@ -115,15 +115,15 @@ def test_a_place_where_no_folder_can_be(folder, reason):
     assert str(caught.value) == f"cannot write to {folder!r}: {reason}; give another folder with --out"
 
 
-def test_a_folder_that_takes_no_files():
-    with pytest.raises(UserError, match=r"cannot write to '/proc/self': .*; give another folder with --out"):
+def test_a_folder_that_takes_no_files(refused):
+    with refused():
         check_writable(Path("/proc/self"))
 
 
-def test_a_file_in_the_folders_place_is_left_alone(tmp_path):
+def test_a_file_in_the_folders_place_is_left_alone(tmp_path, refused):
     path = tmp_path / "file"
     path.write_bytes(b"mine")
-    with pytest.raises(UserError, match="cannot write to"):
+    with refused():
         check_writable(path)
     assert path.read_bytes() == b"mine"
 
@@ -180,8 +180,8 @@ def test_a_folder_is_free_again_after_the_block(tmp_path):
     assert done.stdout == "held\n"
 
 
-def test_a_lock_that_cannot_be_written(tmp_path):
-    with pytest.raises(UserError, match=r"cannot write '.*\.lock': No such file or directory"), locked(tmp_path / "no"):
+def test_a_lock_that_cannot_be_written(tmp_path, refused):
+    with refused(), locked(tmp_path / "no"):
         pass
 
 
@@ -216,18 +216,18 @@ def test_csv_files_are_read_by_their_delimiter(tmp_path, name, content, delimite
 
 
 @pytest.mark.parametrize(
-    ("content", "strict", "message"),
+    ("content", "strict"),
     [
-        (None, False, "cannot read .*No such file"),
-        (b"a,b\n\xff,1\n", False, "line 2 of .* is not UTF-8"),
-        (b"a,b\n" + b"x" * 200_000, False, "line 2 of .* is not CSV"),
-        (b'a,b\n1,"2\n', True, "line 2 of .* is not CSV"),
+        (None, False),
+        (b"a,b\n\xff,1\n", False),
+        (b"a,b\n" + b"x" * 200_000, False),
+        (b'a,b\n1,"2\n', True),
     ],
 )
-def test_files_that_are_no_csv(tmp_path, content, strict, message):
+def test_files_that_are_no_csv(tmp_path, content, strict, refused):
     if content is not None:
         (tmp_path / "x.csv").write_bytes(content)
-    with pytest.raises(UserError, match=message):
+    with refused():
         read_csv(tmp_path / "x.csv", strict=strict)
 
 

@@ -330,20 +330,20 @@ def test_what_is_not_taken_is_refused_in_a_sentence_that_names_what_is(argument,
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    "arguments",
     [
-        ({"output_stride": 12}, "output_stride must be one of 1, 2, 4; got 12"),
-        ({"output_stride": [4]}, r"output_stride must be one of 1, 2, 4; got \[4\]"),
-        ({"output_stride": 2, "replace_stride_with_dilation": (False, True)}, "give one of them"),
-        ({"cardinality": 2, "groups": 2}, "cardinality is timm's name for groups; give one of them"),
-        ({"norm_layer": "grupnorm"}, "norm_layer must build a norm, or be timm's name of one.*got 'grupnorm'"),
-        ({"global_pool": "mean"}, "no such global_pool: .*mean"),
-        ({"replace_stride_with_dilation": (True,)}, "must be 2 times True or False"),
-        ({"replace_stride_with_dilation": (1, 0)}, r"must be 2 times True or False.*got \(1, 0\)"),
+        {"output_stride": 12},
+        {"output_stride": [4]},
+        {"output_stride": 2, "replace_stride_with_dilation": (False, True)},
+        {"cardinality": 2, "groups": 2},
+        {"norm_layer": "grupnorm"},
+        {"global_pool": "mean"},
+        {"replace_stride_with_dilation": (True,)},
+        {"replace_stride_with_dilation": (1, 0)},
     ],
 )
-def test_impossible_values_are_refused(arguments, message):
-    with pytest.raises(UserError, match=message):
+def test_impossible_values_are_refused(arguments, refused):
+    with refused():
         timm.create_model("cbam_resnext11_8x8d", **arguments)
 
 
@@ -366,13 +366,13 @@ def test_what_timms_train_script_passes_by_default():
 
 
 @pytest.mark.parametrize("source", [{}, {"url": "https://example.org/w.pth"}])
-def test_a_cache_that_would_not_be_used_is_refused(source):
-    with pytest.raises(UserError, match="cache_dir is for weights of the Hugging Face hub"):
+def test_a_cache_that_would_not_be_used_is_refused(source, refused):
+    with refused():
         timm.create_model("cbam_resnet18", pretrained=True, cache_dir="cache", pretrained_cfg_overlay=source)
 
 
-def test_weights_of_another_stride_are_refused():
-    with pytest.raises(UserError, match="trained with the stride in the 3x3; leave out stride_in_1x1"):
+def test_weights_of_another_stride_are_refused(refused):
+    with refused():
         timm.create_model("cbam_resnet50", pretrained=True, stride_in_1x1=True)
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from numerics import sigmoid
-from whatwhere import BAM, UserError
+from whatwhere import BAM
 
 
 def randomized(module):
@@ -122,15 +122,15 @@ def test_one_image_alone_trains_no_batch_norm():
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    "options",
     [
-        ({"reduction": 0}, "reduction must be a positive number"),
-        ({"dilation": 0}, "dilation must be a positive integer"),
-        ({"num_convs": 1.5}, "num_convs must be a positive integer"),
-        ({"combine": "sum"}, "combine must be one of add, multiply; got 'sum'"),
-        ({"start": "zero"}, "start must be one of paper, identity"),
+        {"reduction": 0},
+        {"dilation": 0},
+        {"num_convs": 1.5},
+        {"combine": "sum"},
+        {"start": "zero"},
     ],
 )
-def test_impossible_options_are_one_sentence(options, sentence):
-    with pytest.raises(UserError, match=sentence):
+def test_impossible_options_are_one_sentence(options, refused):
+    with refused():
         BAM(16, **options)

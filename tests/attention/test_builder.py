@@ -65,33 +65,33 @@ def test_the_current_folder_comes_first_as_for_python_m(folder):
     assert attention_by_path("this:build").__module__ == "this"
 
 
-def test_a_module_written_after_the_last_look_is_found(folder):
-    with pytest.raises(UserError, match="there is no module 'younger'"):
+def test_a_module_written_after_the_last_look_is_found(folder, refused):
+    with refused():
         attention_by_path("younger:build")
     (folder / "younger.py").write_text("def build(channels): ...\n")
     assert callable(attention_by_path("younger:build"))
 
 
 @pytest.mark.parametrize(
-    ("path", "sentence"),
+    "path",
     [
-        ("own_attention", "is no import path; give MODULE:NAME"),
-        (":Scale", "is no import path"),
-        ("own_attention:", "is no import path"),
-        ("absent:Scale", "there is no module 'absent', neither installed nor in the current folder"),
-        ("own_package.absent:Scale", r"there is no module 'own_package\.absent'"),
-        ("absent.inner:Scale", "there is no module 'absent'"),
-        ("own_attention:Gone", "the module 'own_attention' has no 'Gone'"),
-        ("own_attention:Scale.forward", r"has no 'Scale\.forward'"),
-        ("own_attention:number", "is of type int; give a class or a function from a channel count to a module"),
-        ("own_attention:built", "is a module that is built already; give its class"),
-        ("own_package:inner", "has no 'inner'"),
-        (".own_attention:Scale", "importing it raised TypeError"),
-        ("own attention:Scale", "there is no module 'own attention'"),
+        "own_attention",
+        ":Scale",
+        "own_attention:",
+        "absent:Scale",
+        "own_package.absent:Scale",
+        "absent.inner:Scale",
+        "own_attention:Gone",
+        "own_attention:Scale.forward",
+        "own_attention:number",
+        "own_attention:built",
+        "own_package:inner",
+        ".own_attention:Scale",
+        "own attention:Scale",
     ],
 )
-def test_what_cannot_be_had_is_one_sentence_that_names_the_path(folder, path, sentence):
-    with pytest.raises(UserError, match=sentence) as caught:
+def test_what_cannot_be_had_is_one_sentence_that_names_the_path(folder, path, refused):
+    with refused() as caught:
         attention_by_path(path)
     assert f"attention {path!r}" in str(caught.value)
 

@@ -5,7 +5,6 @@ import timm.layers
 import torch
 
 from numerics import gradient_check, num_params, with_random_values
-from whatwhere import UserError
 from whatwhere.attention import EfficientChannelAttention
 
 
@@ -88,17 +87,17 @@ def test_commutes_with_any_permutation_of_pixels():
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    "options",
     [
-        ({"kernel_size": 4}, "kernel_size must be odd"),
-        ({"kernel_size": 0}, "kernel_size must be a positive integer"),
-        ({"kernel_size": 3.0}, "kernel_size must be a positive integer"),
-        ({"gamma": 0}, "gamma must be a positive number, got 0"),
-        ({"gamma": "2"}, "gamma must be a positive number"),
-        ({"b": float("nan")}, "b must be a number, got nan"),
-        ({"start": "zero"}, "start must be one of paper, identity"),
+        {"kernel_size": 4},
+        {"kernel_size": 0},
+        {"kernel_size": 3.0},
+        {"gamma": 0},
+        {"gamma": "2"},
+        {"b": float("nan")},
+        {"start": "zero"},
     ],
 )
-def test_impossible_options_are_one_sentence(options, sentence):
-    with pytest.raises(UserError, match=sentence):
+def test_impossible_options_are_one_sentence(options, refused):
+    with refused():
         EfficientChannelAttention(64, **options)

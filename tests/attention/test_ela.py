@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from numerics import sigmoid
-from whatwhere import EfficientLocalAttention, UserError
+from whatwhere import EfficientLocalAttention
 
 VERSIONS = {  # the paper's: kernel size, channels in a group of the convolution, groups of the norm
     "ELA-T": (5, 1, 32),
@@ -140,15 +140,15 @@ def test_a_group_of_one_value_has_no_norm():
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    "options",
     [
-        ({"kernel_size": 4}, "kernel_size must be odd"),
-        ({"kernel_size": 0}, "kernel_size must be a positive integer"),
-        ({"group_channels": 3}, "group_channels must divide the 16 channels, got 3"),
-        ({"group_channels": 0}, "group_channels must be a positive integer"),
-        ({"norm_groups": 0}, "norm_groups must be a positive integer"),
+        {"kernel_size": 4},
+        {"kernel_size": 0},
+        {"group_channels": 3},
+        {"group_channels": 0},
+        {"norm_groups": 0},
     ],
 )
-def test_impossible_options_are_one_sentence(options, sentence):
-    with pytest.raises(UserError, match=sentence):
+def test_impossible_options_are_one_sentence(options, refused):
+    with refused():
         EfficientLocalAttention(16, **options)

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 
 from numerics import gradient_check, num_params, with_random_values
-from whatwhere import UserError
 from whatwhere.attention import FrequencyChannelAttention
 from whatwhere.ops.reference import POOLS
 from whatwhere.ops.spectral import spectral_pool
@@ -114,13 +113,13 @@ def test_sees_where_things_are():
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    "options",
     [
-        ({"num_frequencies": 3}, "num_frequencies must be one of 1, 2, 4, 8, 16, 32; got 3"),
-        ({"num_frequencies": "top16"}, "num_frequencies must be one of"),
-        ({"reduction": 0}, "reduction must be a positive number"),
+        {"num_frequencies": 3},
+        {"num_frequencies": "top16"},
+        {"reduction": 0},
     ],
 )
-def test_impossible_options_are_one_sentence(options, sentence):
-    with pytest.raises(UserError, match=sentence):
+def test_impossible_options_are_one_sentence(options, refused):
+    with refused():
         FrequencyChannelAttention(64, **options)

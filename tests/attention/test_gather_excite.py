@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from numerics import gradient_check, num_params, with_random_values
-from whatwhere import ResNet, UserError, create_model
+from whatwhere import ResNet, create_model
 from whatwhere.attention import GatherExcite, LocalGatherExcite
 from whatwhere.models import BasicBlock
 
@@ -124,7 +124,7 @@ def test_identity_start_of_the_local_forms(variant, size):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_weights_say_that_it_is_there(suffix, tmp_path):
+def test_weights_say_that_it_is_there(suffix, tmp_path, refused):
     x, path = torch.randn(2, 3, 32, 32), tmp_path / f"weights{suffix}"
     trained = create_model("ge_resnext11_8x8d", num_classes=3, seed=0).eval()
     if suffix == ".pth":
@@ -132,7 +132,7 @@ def test_weights_say_that_it_is_there(suffix, tmp_path):
     else:
         safetensors.torch.save_file(trained.state_dict(), path)
     torch.testing.assert_close(create_model("ge_resnext11_8x8d", num_classes=3, pretrained=path).eval()(x), trained(x))
-    with pytest.raises(UserError, match=r"not fit this network: 3 unexpected \(layer\*\.\*\.attention\.what\.mark\)"):
+    with refused():
         create_model("resnext11_8x8d", num_classes=3, pretrained=path)
 
     plain = create_model("resnext11_8x8d", num_classes=3, seed=0).eval()
@@ -159,27 +159,27 @@ def test_the_local_forms_trace(options):
     torch.testing.assert_close(torch.export.export(module, (x,)).module()(x), module(x))
 
 
-def test_refuses_a_map_of_another_size_than_it_was_built_for():
+def test_refuses_a_map_of_another_size_than_it_was_built_for(refused):
     module = LocalGatherExcite(8, extent=None, size=(7, 7))
-    with pytest.raises(UserError, match="was built for maps of 7x7, got 8x7"):
+    with refused():
         module(torch.randn(2, 8, 8, 7))
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    "options",
     [
-        ({"variant": "plus"}, "variant must be one of theta-minus, theta, theta-plus"),
-        ({"extent": 1}, "extent must be a power of two from 2 on, or None"),
-        ({"extent": 6}, "extent must be a power of two from 2 on, or None"),
-        ({"extent": "8"}, "extent must be a positive integer"),
-        ({"extent": None}, "size is for the learned gathering of a whole map"),
-        ({"extent": None, "variant": "theta-minus", "size": (7, 7)}, "size is for the learned gathering"),
-        ({"size": (7, 7)}, "size is for the learned gathering of a whole map"),
-        ({"extent": None, "size": 7}, "size must be a height and a width, got 7"),
-        ({"extent": None, "size": (7, 0)}, "each of size must be a positive integer"),
-        ({"reduction": 0}, "reduction must be a positive number"),
+        {"variant": "plus"},
+        {"extent": 1},
+        {"extent": 6},
+        {"extent": "8"},
+        {"extent": None},
+        {"extent": None, "variant": "theta-minus", "size": (7, 7)},
+        {"size": (7, 7)},
+        {"extent": None, "size": 7},
+        {"extent": None, "size": (7, 0)},
+        {"reduction": 0},
     ],
 )
-def test_impossible_options_are_one_sentence(options, sentence):
-    with pytest.raises(UserError, match=sentence):
+def test_impossible_options_are_one_sentence(options, refused):
+    with refused():
         LocalGatherExcite(8, **options)

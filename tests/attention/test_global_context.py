@@ -5,7 +5,6 @@ import timm.layers
 import torch
 
 from numerics import gradient_check, num_params, with_random_values
-from whatwhere import UserError
 from whatwhere.attention import GlobalContext, starting_as_identity
 
 
@@ -112,14 +111,14 @@ def test_is_the_identity_at_either_start_and_needs_no_scalar():
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    "options",
     [
-        ({"reduction": 0}, "reduction must be a positive number"),
-        ({"start": "zero"}, "start must be one of paper, identity"),
+        {"reduction": 0},
+        {"start": "zero"},
     ],
 )
-def test_impossible_options_are_one_sentence(options, sentence):
-    with pytest.raises(UserError, match=sentence):
+def test_impossible_options_are_one_sentence(options, refused):
+    with refused():
         GlobalContext(64, **options)
 
 

@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from numerics import gradient_check, num_params, with_random_values
-from whatwhere import UserError
 from whatwhere.attention import SpatialChannelSE
 
 
@@ -69,13 +68,13 @@ def test_commutes_with_any_permutation_of_pixels():
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    "options",
     [
-        ({"combine": "multiply"}, "combine must be one of add, max; got 'multiply'"),
-        ({"reduction": -2}, "reduction must be a positive number"),
-        ({"start": "zero"}, "start must be one of paper, identity"),
+        {"combine": "multiply"},
+        {"reduction": -2},
+        {"start": "zero"},
     ],
 )
-def test_impossible_options_are_one_sentence(options, sentence):
-    with pytest.raises(UserError, match=sentence):
+def test_impossible_options_are_one_sentence(options, refused):
+    with refused():
         SpatialChannelSE(64, **options)

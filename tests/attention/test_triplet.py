@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from numerics import spatial_gate
-from whatwhere import TripletAttention, UserError
+from whatwhere import TripletAttention
 from whatwhere.attention import SpatialAttention
 
 
@@ -100,13 +100,13 @@ def test_turned_images_and_exchanged_branches_give_the_turned_output():
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    "options",
     [
-        ({"kernel_size": 4}, "kernel_size must be odd"),
-        ({"kernel_size": 0}, "kernel_size must be a positive integer"),
-        ({"start": "zero"}, "start must be one of paper, identity"),
+        {"kernel_size": 4},
+        {"kernel_size": 0},
+        {"start": "zero"},
     ],
 )
-def test_impossible_options_are_one_sentence(options, sentence):
-    with pytest.raises(UserError, match=sentence):
+def test_impossible_options_are_one_sentence(options, refused):
+    with refused():
         TripletAttention(16, **options)

@@ -134,19 +134,19 @@ def test_latency_on_request():
 
 
 @pytest.mark.parametrize(
-    ("size", "batch", "sentence"),
+    ("size", "batch"),
     [
-        ((3, 0, 8), 1, "each size in input_size, .* must be a positive integer"),
-        ((), 1, "input_size must be positive integers"),
-        ((3, 10**30, 8), 1, "each size in input_size, .* must be a positive integer below"),
-        ((3, 2**30, 2**30), 1, "no memory for an input of shape"),
-        ((3, 8.5, 8), 1, "each size in input_size, .* must be a positive integer"),
-        (224, 1, "input_size must be positive integers"),
-        ((3, 8, 8), 0, "batch_size must be a positive integer below .*, got 0"),
+        ((3, 0, 8), 1),
+        ((), 1),
+        ((3, 10**30, 8), 1),
+        ((3, 2**30, 2**30), 1),
+        ((3, 8.5, 8), 1),
+        (224, 1),
+        ((3, 8, 8), 0),
     ],
 )
-def test_impossible_sizes(size, batch, sentence):
-    with pytest.raises(UserError, match=sentence):
+def test_impossible_sizes(size, batch, refused):
+    with refused():
         cost(nn.Conv2d(3, 4, 3), size, batch_size=batch)
 
 
@@ -169,16 +169,16 @@ def test_a_batch_of_one_that_batch_norm_cannot_train_on():
     assert cost(create_model("resnet18"), (3, 16, 16), batch_size=2).total.macs > 0
 
 
-def test_a_model_without_values():
+def test_a_model_without_values(refused):
     with torch.device("meta"):
         model = nn.Linear(3, 3)
-    with pytest.raises(UserError, match="meta device"):
+    with refused():
         cost(model, (3,))
 
 
 @pytest.mark.parametrize("model", ["resnet50", None])
-def test_what_is_no_model(model):
-    with pytest.raises(UserError, match=r"cost measures a torch.nn.Module that runs in Python, got a"):
+def test_what_is_no_model(model, refused):
+    with refused():
         cost(model, (3,))
 
 

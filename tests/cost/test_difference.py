@@ -10,7 +10,7 @@ from collections import OrderedDict
 import pytest
 from torch import nn
 
-from whatwhere import UserError, compare_costs, cost, create_model
+from whatwhere import compare_costs, cost, create_model
 from whatwhere.cost.result import format_figure
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
@@ -69,14 +69,14 @@ def test_a_ratio_to_nothing_is_none():
     }
 
 
-def test_models_instead_of_their_costs_are_refused():
-    with pytest.raises(UserError, match="takes two results of cost"):
+def test_models_instead_of_their_costs_are_refused(refused):
+    with refused():
         compare_costs(nn.Linear(3, 3), nn.Linear(3, 3))
 
 
-def test_different_inputs_are_refused():
+def test_different_inputs_are_refused(refused):
     model = nn.Conv2d(3, 3, 3)
-    with pytest.raises(UserError, match=r"different shapes, \(1, 3, 8, 8\) and \(1, 3, 9, 8\)"):
+    with refused():
         compare_costs(cost(model, (3, 8, 8)), cost(model, (3, 9, 8)))
 
 
@@ -121,9 +121,9 @@ def test_csv_names_what_was_not_counted():
     assert "(not counted),aten.sort,,calls,1,1,0,1.0" in compare_costs(result, result).to_csv().splitlines()
 
 
-def test_an_unknown_figure_names_the_known_ones(comparison):
+def test_an_unknown_figure_names_the_known_ones(comparison, refused):
     for part in (comparison, comparison.layers[0]):
-        with pytest.raises(UserError, match="no figure 'parameters'; known: num_params, macs"):
+        with refused():
             part["parameters"]
 
 

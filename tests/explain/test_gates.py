@@ -1,7 +1,6 @@
-import pytest
 import torch
 
-from whatwhere import CBAM, UserError, create_model
+from whatwhere import CBAM, create_model
 from whatwhere.explain import spatial_gates
 from whatwhere.explain.picture import gate_figure
 
@@ -32,8 +31,8 @@ def test_one_gate_per_block_at_the_size_of_its_features():
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_a_network_without_spatial_gates_is_said():
-    with pytest.raises(UserError, match="no spatial gate"):
+def test_a_network_without_spatial_gates_is_said(refused):
+    with refused():
         spatial_gates(create_model("se_resnext11_8x8d"), torch.randn(2, 3, 16, 16))
 
 

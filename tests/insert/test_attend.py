@@ -45,10 +45,8 @@ class Several(nn.Module):
         return self.one(x) + self.two(x)
 
 
-def test_a_sum_of_two_branches_alike_is_no_residual_block():
-    with pytest.raises(
-        UserError, match=r"^the network has no residual block that can take attention; put it at 'stages'"
-    ):
+def test_a_sum_of_two_branches_alike_is_no_residual_block(refused):
+    with refused():
         attend(Network(Several()), "cbam")
 
 
@@ -63,13 +61,13 @@ def test_a_block_that_is_called_twice_takes_none_and_says_so():
     assert "blocks.0 takes none: the block is called more than once" in repr(planned)
 
 
-def test_a_branch_that_is_used_elsewhere_too_takes_none():
+def test_a_branch_that_is_used_elsewhere_too_takes_none(refused):
     class Leaking(Block):
         def forward(self, x):
             branch = self.norm(self.conv(x))
             return branch + x + 0 * branch.mean()
 
-    with pytest.raises(UserError, match=r"blocks.0: what it adds to its sum is used elsewhere as well"):
+    with refused():
         attend(Network(Leaking(torch.add)), "se")
 
 
@@ -196,36 +194,31 @@ def test_a_refusal_leaves_the_network_as_it_was():
 
 
 @pytest.mark.parametrize(
-    ("model", "message"),
+    "model",
     [
-        (nn.Linear(3, 3), "^the network has no 2-d convolution; attention is for convolutional networks$"),
-        ("resnet18", "^attend takes a torch.nn.Module, got a str$"),
-        (
-            nn.DataParallel(nn.Conv2d(3, 8, 3)),
-            "^attend the model before it is compiled or wrapped: module of this Data",
-        ),
-        (nn.LazyConv2d(8, 3), "^weight has no shape yet; run the network once before attend$"),
-        (nn.Conv2d(3, 8, 3, device="meta"), "^weight is on the meta device; load the network first$"),
+        nn.Linear(3, 3),
+        "resnet18",
+        nn.DataParallel(nn.Conv2d(3, 8, 3)),
+        nn.LazyConv2d(8, 3),
+        nn.Conv2d(3, 8, 3, device="meta"),
     ],
 )
-def test_what_cannot_be_attended_says_why(model, message):
-    with pytest.raises(UserError, match=message):
+def test_what_cannot_be_attended_says_why(model, refused):
+    with refused():
         attend(model, "cbam")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_a_scripted_or_compiled_network_is_refused():
-    with pytest.raises(UserError, match=r"^a TorchScript model cannot be changed"):
+def test_a_scripted_or_compiled_network_is_refused(refused):
+    with refused():
         attend(torch.jit.trace(nn.Conv2d(3, 8, 3), images()), "cbam")
-    with pytest.raises(
-        UserError, match=r"^attend the model before it is compiled or wrapped: _orig_mod of this Optimized"
-    ):
+    with refused():
         attend(torch.compile(Network(Block(torch.add))), "cbam")
 
 
-def test_twice_in_one_place_is_refused_and_two_places_are_not():
+def test_twice_in_one_place_is_refused_and_two_places_are_not(refused):
     model = attend(Network(Block(torch.add), Block(SUMS["scaled"])), "cbam")
-    with pytest.raises(UserError, match=r"blocks.0.* has attention already; detach the model first"):
+    with refused():
         attend(model, "se")
     attend(model, "se", at="stem")
     assert type(model.stem.attention).__name__ == "SqueezeExcitation"
@@ -234,7 +227,7 @@ def test_twice_in_one_place_is_refused_and_two_places_are_not():
     assert not hasattr(model.blocks[1], "attention")
 
 
-def test_patterns_name_modules():
+def test_patterns_name_modules(refused):
     model = build("torchvision:resnet18")
     attend(model, "se", at="layer[34].*.bn2,maxpool")
     added = sorted(name for name, module in model.named_modules() if name.endswith("attention"))
@@ -244,9 +237,9 @@ def test_patterns_name_modules():
         "maxpool.attention",
     ]
     assert type(model.layer3[0].bn2) is AttendedBatchNorm2d
-    with pytest.raises(UserError, match=r"^layer1.0.relu is called 2 times in a forward pass"):
+    with refused():
         attend(model, "se", at="layer1.0.relu")
-    with pytest.raises(UserError, match=r"^no module of the network is called 'layer5'; did you mean layer"):
+    with refused():
         attend(model, "se", at="layer5")
 
 
@@ -320,8 +313,8 @@ class UpAndDown(nn.Module):
         return (x + self.up(self.down(x))).mean((2, 3))
 
 
-def test_the_skip_of_an_encoder_and_decoder_is_no_residual_block():
-    with pytest.raises(UserError, match=r"^the network has no residual block that can take attention"):
+def test_the_skip_of_an_encoder_and_decoder_is_no_residual_block(refused):
+    with refused():
         attend(UpAndDown(), "cbam")
 
 
@@ -361,15 +354,15 @@ class Skipping(nn.Module):
         return (self.skip(x) + self.up(self.down(x))).mean((2, 3))
 
 
-def test_a_skip_with_a_projection_is_none_either():
-    with pytest.raises(UserError, match=r"^the network has no residual block that can take attention"):
+def test_a_skip_with_a_projection_is_none_either(refused):
+    with refused():
         attend(Skipping(), "cbam")
 
 
-def test_channels_that_are_last_are_not_taken_for_height():
-    with pytest.raises(UserError, match=r"features.1.0: its features have their channels last"):
+def test_channels_that_are_last_are_not_taken_for_height(refused):
+    with refused():
         attend(torchvision.models.swin_t(), "se")
-    with pytest.raises(UserError, match=r"^features.1.0 returns features with their channels last; attention needs"):
+    with refused():
         attend(torchvision.models.swin_t(), "se", at="features.1.0")
     planned = plan(torchvision.models.maxvit_t(num_classes=3), "se")
     assert {place.channels for place in planned.places} == {64, 128, 256, 512}

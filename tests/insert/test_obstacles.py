@@ -28,22 +28,22 @@ class Pairs(nn.Module):
         return self.block(self.stem(x))
 
 
-def test_a_branch_that_is_returned_takes_none():
-    with pytest.raises(UserError, match=r"block: what it adds to its sum is used elsewhere as well"):
+def test_a_branch_that_is_returned_takes_none(refused):
+    with refused():
         attend(Pairs(), "cbam")
 
 
-def test_a_network_of_ours_that_has_attention_gets_no_second():
-    with pytest.raises(UserError, match=r"layer1.0: it has attention already"):
+def test_a_network_of_ours_that_has_attention_gets_no_second(refused):
+    with refused():
         attend(create_model("cbam_resnet18"), "cbam")
 
 
-def test_one_module_for_several_places_is_refused():
+def test_one_module_for_several_places_is_refused(refused):
     one = nn.Conv2d(8, 8, 1)
     model = Network(Block(torch.add), Block(torch.add))
-    with pytest.raises(UserError, match=r"^the attention must be built anew for each place"):
+    with refused():
         attend(model, lambda channels: one)
-    with pytest.raises(UserError, match=r"^the attention must be built anew for each place"):
+    with refused():
         attend(model, lambda channels: model.blocks[0].conv)
 
 
@@ -95,19 +95,19 @@ def fails(channels):
 
 
 @pytest.mark.parametrize(
-    ("attention", "options", "message"),
+    ("attention", "options"),
     [
-        ("cbam", {"at": 5}, r"^at must be 'blocks', 'stages' or patterns of module names, got 5$"),
-        ("cbam", {"attention_kwargs": "abc"}, r"^attention_kwargs must be a dict of keyword arguments, got 'abc'$"),
-        (fails, {}, r"^the attention cannot be built from 8 channels and \{\}: not today$"),
-        (lambda channels: nn.Conv2d(8, 8, 1, device="meta"), {}, r"^the attention is on the meta device"),
-        (lambda channels: nn.ReLU(inplace=True), {}, r"an attention must not write into its input$"),
+        ("cbam", {"at": 5}),
+        ("cbam", {"attention_kwargs": "abc"}),
+        (fails, {}),
+        (lambda channels: nn.Conv2d(8, 8, 1, device="meta"), {}),
+        (lambda channels: nn.ReLU(inplace=True), {}),
     ],
 )
-def test_wrong_arguments_are_a_sentence(attention, options, message):
-    with pytest.raises(UserError, match=message):
+def test_wrong_arguments_are_a_sentence(attention, options, refused):
+    with refused():
         attend(Network(Block(torch.add), Block(SUMS["scaled"])), attention, **options)
-    with pytest.raises(UserError, match=r"^detach takes a torch.nn.Module, got a NoneType$"):
+    with refused():
         detach(None)
 
 
@@ -123,12 +123,12 @@ def test_outputs_that_cannot_be_compared_are_no_obstacle():
     assert hasattr(model.blocks[0], "attention")
 
 
-def test_what_is_built_upon_attention_comes_off_first():
+def test_what_is_built_upon_attention_comes_off_first(refused):
     model = attend(Network(Block(torch.add)), "cbam")
     expected = model.eval()(images())
     nn.utils.parametrizations.weight_norm(model.blocks[0].norm, dim=None)
     torch.testing.assert_close(model(images()), expected)
-    with pytest.raises(UserError, match=r"^a norm with attention has become a Parametrized.* undo that first"):
+    with refused():
         detach(model)
     nn.utils.parametrize.remove_parametrizations(model.blocks[0].norm, "weight")
     assert type(detach(model).blocks[0].norm) is nn.BatchNorm2d

@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from starts import IDLE, STEPS
-from whatwhere import ATTENTION, BAM, CBAM, ResNet, UserError, create_model, list_models
+from whatwhere import ATTENTION, BAM, CBAM, ResNet, create_model, list_models
 from whatwhere.models import Bottleneck
 from whatwhere.models.resnet import RESNETS
 
@@ -190,14 +190,14 @@ def test_any_module_may_stand_between_stages(attention):
     assert all(parameter.grad.abs().sum() > 0 for parameter in own.values())
 
 
-def test_attention_between_stages_must_not_broadcast_and_needs_stages():
+def test_attention_between_stages_must_not_broadcast_and_needs_stages(refused):
     class Pool(nn.AdaptiveAvgPool2d):
         place = "stage"
 
     model = create_model("resnext11_8x8d", attention=lambda channels: Pool(1))
-    with pytest.raises(UserError, match="attention must keep its input's shape; Pool made"):
+    with refused():
         model(torch.randn(2, 3, 16, 16))
-    with pytest.raises(UserError, match="stands between stages, and the network has one stage"):
+    with refused():
         ResNet(Bottleneck, (1,), widths=(32,), attention="bam")
 
 
@@ -271,11 +271,11 @@ def strides(model):
     return [(block.conv1.stride, block.conv2.stride) for block in model.modules() if isinstance(block, Bottleneck)]
 
 
-def test_stride_in_1x1_moves_the_stride():
+def test_stride_in_1x1_moves_the_stride(refused):
     default, paper = (strides(create_model("resnet50", stride_in_1x1=flag)) for flag in (False, True))
     assert default[3] == ((1, 1), (2, 2))
     assert paper == [(second, first) for first, second in default]
-    with pytest.raises(UserError, match="stride_in_1x1 needs a block with 1x1 convolutions"):
+    with refused():
         create_model("resnet18", stride_in_1x1=True)
 
 
@@ -399,41 +399,37 @@ def test_without_classes_the_pooled_features_come_out():
 
 
 @pytest.mark.parametrize("shape", [(1, 224, 224), (2, 1, 32, 32), (2, 32, 32, 3)])
-def test_names_the_layer_that_refuses_an_input(shape):
-    with pytest.raises(UserError, match=r"conv1, the first layer, takes images of shape \(N, 3, H, W\), got \("):
+def test_names_the_layer_that_refuses_an_input(shape, refused):
+    with refused():
         create_model("resnext11_8x8d")(torch.randn(shape))
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    "options",
     [
-        ({"num_classes": -1}, "num_classes must be an integer of at least 0"),
-        ({"num_classes": "10"}, "num_classes must be an integer of at least 0"),
-        ({"num_classes": 10**20}, r"num_classes must be an integer of at least 0 and below 2\*\*31"),
-        ({"norm_layer": 3}, "norm_layer must build a norm"),
-        ({"in_channels": 0}, "in_channels must be a positive integer"),
-        ({"drop_rate": "half"}, "drop_rate must be at least 0 and below 1, got 'half'"),
-        (
-            {"attention": "cbam", "attention_kwargs": 5},
-            "attention_kwargs must be a dict of keyword arguments, got a int",
-        ),
-        ({"pretrained": 1}, "pretrained must be True, False or the path of a weights file"),
-        ({"drop_rate": 1.0}, "drop_rate must be at least 0 and below 1"),
-        ({"drop_path_rate": -0.1}, "drop_path_rate must be at least 0 and below 1"),
-        ({"seed": 0.5}, "seed must be an integer or None"),
-        ({"stem": "cifar10"}, "stem must be imagenet or cifar"),
-        ({"attention": "cbma"}, "unknown attention 'cbma'; did you mean cbam"),
-        ({"attention": CBAM(64)}, "attention is a module that is built already; give its class"),
-        ({"attention": lambda channels: channels}, "attention must build a torch.nn.Module"),
-        ({"attention": "cbam", "attention_kwargs": {"ratio": 16}}, "the attention cannot be built from"),
-        ({"attention_kwargs": {"reduction": 8}}, "without an attention"),
-        ({"num_clases": 3}, "takes no argument 'num_clases', only num_classes, .*; did you mean num_classes"),
+        {"num_classes": -1},
+        {"num_classes": "10"},
+        {"num_classes": 10**20},
+        {"norm_layer": 3},
+        {"in_channels": 0},
+        {"drop_rate": "half"},
+        {"attention": "cbam", "attention_kwargs": 5},
+        {"pretrained": 1},
+        {"drop_rate": 1.0},
+        {"drop_path_rate": -0.1},
+        {"seed": 0.5},
+        {"stem": "cifar10"},
+        {"attention": "cbma"},
+        {"attention": CBAM(64)},
+        {"attention": lambda channels: channels},
+        {"attention": "cbam", "attention_kwargs": {"ratio": 16}},
+        {"attention_kwargs": {"reduction": 8}},
+        {"num_clases": 3},
     ],
 )
-def test_impossible_options_are_one_sentence(options, sentence):
-    with pytest.raises(UserError, match=sentence) as caught:
+def test_impossible_options_are_one_sentence(options, refused):
+    with refused():
         create_model("resnext11_8x8d", **options)
-    assert "\n" not in str(caught.value)
 
 
 def test_backward_and_memory_format():
@@ -445,32 +441,31 @@ def test_backward_and_memory_format():
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    "options",
     [
-        ({"groups": 0}, "groups must be a positive integer"),
-        ({"width_per_group": "4"}, "width_per_group must be a positive integer"),
-        ({"width_per_group": 1}, "width_per_group 1 leaves no channel in a stage of 32 planes"),
-        ({"stem_channels": 0}, "stem_channels must be a positive integer"),
-        ({"widths": 5}, "widths must be a sequence"),
-        ({"widths": (1.5, 2, 3)}, "each entry of widths must be a positive integer"),
-        ({"layers": (1, 0, 1)}, "each entry of layers must be a positive integer"),
-        ({"norm_layer": lambda channels: nn.GroupNorm(7, channels)}, "norm_layer cannot build a norm of 64 channels"),
-        ({"norm_layer": lambda channels: None}, "norm_layer must build a torch.nn.Module, got a NoneType"),
-        ({"norm_layer": nn.Identity, "zero_init_residual": True}, "zero_init_residual needs norms with a weight"),
-        ({"attention": nn.Conv2d}, "the attention cannot be built from 128 channels"),
+        {"groups": 0},
+        {"width_per_group": "4"},
+        {"width_per_group": 1},
+        {"stem_channels": 0},
+        {"widths": 5},
+        {"widths": (1.5, 2, 3)},
+        {"layers": (1, 0, 1)},
+        {"norm_layer": lambda channels: nn.GroupNorm(7, channels)},
+        {"norm_layer": lambda channels: None},
+        {"norm_layer": nn.Identity, "zero_init_residual": True},
+        {"attention": nn.Conv2d},
     ],
 )
-def test_impossible_sizes_and_parts_are_one_sentence(options, sentence):
+def test_impossible_sizes_and_parts_are_one_sentence(options, refused):
     sizes = {"layers": (1, 1, 1), "widths": (32, 64, 128), "groups": 8, "width_per_group": 8}
-    with pytest.raises(UserError, match=sentence) as caught:
+    with refused():
         ResNet(Bottleneck, **{**sizes, **options})
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("build", [lambda c: nn.Conv2d(c, 1, 1), lambda c: nn.AdaptiveAvgPool2d(1)])
-def test_attention_must_not_broadcast(build):
+def test_attention_must_not_broadcast(build, refused):
     model = create_model("resnext11_8x8d", attention=build)
-    with pytest.raises(UserError, match=r"attention must keep its input's shape; .* made"):
+    with refused():
         model(torch.randn(2, 3, 16, 16))
 
 

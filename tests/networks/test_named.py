@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from named_networks import create_network
 from processes import run_command
-from whatwhere import CBAM, UserError, create_model
+from whatwhere import CBAM, create_model
 from whatwhere.insert.norm import AttendedBatchNorm2d
 from whatwhere.networks import NetworkSpec
 from whatwhere.networks.factory import checked
@@ -38,38 +38,31 @@ def test_ours_come_first_then_torchvisions_then_timms(name, full):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "message"),
+    ("name", "options"),
     [
-        ("mobilenet_v3_smal", {}, r"^unknown network 'mobilenet_v3_smal'; did you mean mobilenet_v3_small"),
-        ("timm:mobilenet_v3_small", {}, r"^unknown network 'timm:mobilenet_v3_small'; did you mean "),
-        ("keras:resnet50", {}, r"^unknown library 'keras' in 'keras:resnet50'; known: torchvision, timm$"),
-        ("mobilenet_v3_small", {"attention": "cbma"}, r"^unknown attention 'cbma'; did you mean cbam"),
+        ("mobilenet_v3_smal", {}),
+        ("timm:mobilenet_v3_small", {}),
+        ("keras:resnet50", {}),
+        ("mobilenet_v3_small", {"attention": "cbma"}),
         (
             "mobilenet_v3_small",
             {"width_factor": 2.0},
-            r"^the width of torchvision:mobilenet_v3_small is fixed; ",
         ),
-        (
-            "mobilenet_v3_small",
-            {"at": "blocks"},
-            r"^at and replace tell where attention stands; give an attention",
-        ),
-        ("resnet18", {"at": "blocks"}, r"^at and replace tell where attention stands"),
-        ("cbam_resnet18", {"attention": "se"}, r"has its attention in its name"),
+        ("mobilenet_v3_small", {"at": "blocks"}),
+        ("resnet18", {"at": "blocks"}),
+        ("cbam_resnet18", {"attention": "se"}),
     ],
 )
-def test_what_cannot_be_is_said_before_building(name, options, message):
-    with pytest.raises(UserError, match=message):
+def test_what_cannot_be_is_said_before_building(name, options, refused):
+    with refused():
         checked(NetworkSpec(name=name, **options))
 
 
-def test_options_that_a_library_does_not_take():
-    with pytest.raises(UserError, match=r"^drop_rate cannot be given for networks of torchvision; leave it out$"):
+def test_options_that_a_library_does_not_take(refused):
+    with refused():
         create_network("mobilenet_v3_small", drop_rate=0.1)
     assert create_network("timm:resnet10t", num_classes=3, drop_rate=0.25, seed=0).drop_rate == 0.25
-    with pytest.raises(
-        UserError, match=r"^timm:vit_tiny_patch16_224 cannot be built|no 2-d convolution|no residual block"
-    ):
+    with refused():
         create_network("timm:vit_tiny_patch16_224", attention="cbam", num_classes=3, seed=0)
 
 
@@ -132,18 +125,18 @@ def test_a_classifier_of_another_number_of_classes_stays_fresh(name, tmp_path):
         assert torch.equal(value, (fresh if is_classifier else theirs).state_dict()[key])
 
 
-def test_weights_of_another_network_are_refused_whole(tmp_path):
+def test_weights_of_another_network_are_refused_whole(tmp_path, refused):
     save_file(timm.create_model("resnet18").state_dict(), tmp_path / "weights.safetensors")
-    with pytest.raises(UserError, match=r"^the weights from '.*' do not fit this network: "):
+    with refused():
         create_network("timm:resnet10t", pretrained=str(tmp_path / "weights.safetensors"))
 
 
-def test_weights_that_cannot_be_had(monkeypatch):
+def test_weights_that_cannot_be_had(monkeypatch, refused):
     def refuse(*arguments, **options):
         raise OSError("no network")
 
     monkeypatch.setattr("timm.create_model", refuse)
-    with pytest.raises(UserError, match=r"^cannot get timm's weights of resnet10t: no network; give a weights file"):
+    with refused():
         published("timm:resnet10t")
 
 
@@ -225,10 +218,10 @@ def test_strangers_are_compared(patterns, tmp_path):
     assert "a wide arm needs a network of whatwhere (`whatwhere models`), not timm:resnet10t" in err
 
 
-def test_a_hostile_bundle_asks_for_no_giant(patterns, tmp_path):
+def test_a_hostile_bundle_asks_for_no_giant(patterns, tmp_path, refused):
     status, _, err = run_command(tmp_path, "train", patterns, "--backbone", "resnet10t", *SMALL, "--out", "run")
     assert status == 0, err
     path = tmp_path / "run" / "best" / "bundle.json"
     path.write_text(path.read_text().replace("timm:resnet10t", "timm:eva02_enormous_patch14_clip_224"))
-    with pytest.raises(UserError, match=r"^the weights in .* are not those of timm:eva02_enormous"):
+    with refused():
         load_bundle(tmp_path / "run")

@@ -6,7 +6,6 @@ from html.parser import HTMLParser
 
 import pytest
 
-from whatwhere import UserError
 from whatwhere.comparison.content import Content
 from whatwhere.report import is_page, page, write_page
 
@@ -253,11 +252,11 @@ def test_the_same_content_gives_the_same_page(everything):
     assert page(everything) == page(copy.deepcopy(everything))
 
 
-def test_a_page_is_written(tmp_path, figures_only):
+def test_a_page_is_written(tmp_path, figures_only, refused):
     path = tmp_path / "report.html"
     write_page(path, figures_only)
     assert path.read_text(encoding="utf-8") == page(figures_only)
-    with pytest.raises(UserError, match="cannot write"):
+    with refused():
         write_page(tmp_path / "missing" / "report.html", figures_only)
 
 
@@ -290,17 +289,17 @@ def test_content_becomes_the_same_json_again(everything, figures_only):
 
 
 @pytest.mark.parametrize(
-    ("damage", "reason"),
+    "damage",
     [
-        ({"title": 5}, r"Expected `str`, got `int` - at `\$.title`"),
-        ({"judgement": None}, r"at `\$.judgement`"),
-        ({"runs": [{"arm": "none"}]}, "missing required field `seed`"),
-        ({"first": [["none"]]}, r"at `\$.first"),
+        {"title": 5},
+        {"judgement": None},
+        {"runs": [{"arm": "none"}]},
+        {"first": [["none"]]},
     ],
     ids=str,
 )
-def test_what_is_no_content_is_a_sentence(everything, damage, reason):
-    with pytest.raises(UserError, match=rf"this is no content of a report \(.*{reason}.*\); give that of a verdict"):
+def test_what_is_no_content_is_a_sentence(everything, damage, refused):
+    with refused():
         page({**everything, **damage})
 
 
@@ -314,9 +313,9 @@ def test_what_is_no_content_is_a_sentence(everything, damage, reason):
         lambda judgement: judgement["others"].__setitem__(0, 5),
     ],
 )
-def test_a_damaged_judgement_is_a_sentence(everything, spoil):
+def test_a_damaged_judgement_is_a_sentence(everything, spoil, refused):
     spoil(everything["judgement"])
-    with pytest.raises(UserError, match=r"this is no content of a report"):
+    with refused():
         page(everything)
 
 

@@ -57,47 +57,47 @@ def test_other_spreadsheets_dialects(table, text):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    "text",
     [
-        ("", "has no lines"),
-        ("arm,accuracy\nnone,0.5\n", "has no column 'seed'"),
-        ("arms,seed,accuracy\nnone,0,0.5\n", "has no column 'arm'; did you mean arms"),
-        ("arm,seed,accuracy\nnone,0,0.5\nnone,0,0.6\n", "line 3 .*arm 'none' has seed '0' twice"),
-        ("arm,seed,accuracy\nnone,0,0.5\nnone,1,0,6\n", "line 3 .*has 4 fields, its head has 3"),
-        ("arm,seed,accuracy\nnone,0,0.5\nnone,00,0.6\n", "line 3 .*has the seeds '0' and '00', which are one number"),
-        ("arm,seed,accuracy\nnone,1,0.5\nnone,1.0,0.6\n", "line 3 .*has the seeds '1' and '1.0', which are one number"),
-        ("arm,seed,accuracy\nnone,0,0.5\nnone,1,o.6\n", "line 3 .*accuracy is 'o.6', not a number"),
-        ("arm,seed,accuracy,epochs\nnone,0,0.5,9\nnone,1,oops,9\n", "line 3 .*accuracy is 'oops', not a number"),
-        ("arm,seed,accuracy\n,0,0.5\n", "line 2 .*names no arm"),
-        ("arm,seed,accuracy\nnone,,0.5\n", "line 2 .*names no seed"),
-        ("arm,seed,note\nnone,0,good\n", "no column of figures"),
-        ("arm,seed,a,a\nnone,0,1,2\n", "has the column 'a' twice"),
-        ('arm,seed,accuracy\nnone,0,"0.5\n', "is not CSV"),
+        "",
+        "arm,accuracy\nnone,0.5\n",
+        "arms,seed,accuracy\nnone,0,0.5\n",
+        "arm,seed,accuracy\nnone,0,0.5\nnone,0,0.6\n",
+        "arm,seed,accuracy\nnone,0,0.5\nnone,1,0,6\n",
+        "arm,seed,accuracy\nnone,0,0.5\nnone,00,0.6\n",
+        "arm,seed,accuracy\nnone,1,0.5\nnone,1.0,0.6\n",
+        "arm,seed,accuracy\nnone,0,0.5\nnone,1,o.6\n",
+        "arm,seed,accuracy,epochs\nnone,0,0.5,9\nnone,1,oops,9\n",
+        "arm,seed,accuracy\n,0,0.5\n",
+        "arm,seed,accuracy\nnone,,0.5\n",
+        "arm,seed,note\nnone,0,good\n",
+        "arm,seed,a,a\nnone,0,1,2\n",
+        'arm,seed,accuracy\nnone,0,"0.5\n',
     ],
 )
-def test_what_is_no_such_table_is_refused(table, text, message):
-    with pytest.raises(UserError, match=message):
+def test_what_is_no_such_table_is_refused(table, text, refused):
+    with refused():
         read_results(table(text))
 
 
-def test_the_metric_asked_for_must_be_a_number(table):
+def test_the_metric_asked_for_must_be_a_number(table, refused):
     path = table("arm,seed,accuracy,map\nnone,0,0.5,high\nnone,1,0.5,0.4\n")
     for asked in ("accuracy", None):
         results = read_results(path, asked)
         assert results.metrics == ["accuracy"]
         assert results.notes == ["the column map holds text, such as 'high' in line 2: it is left out"]
-    with pytest.raises(UserError, match=r"line 2 .*map is 'high', not a number"):
+    with refused():
         read_results(path, "map")
-    with pytest.raises(UserError, match="has no column 'accurracy'; did you mean accuracy"):
+    with refused():
         read_results(path, "accurracy")
 
 
-def test_files_that_cannot_be_read(tmp_path, table):
-    with pytest.raises(UserError, match=r"cannot read .*No such file"):
+def test_files_that_cannot_be_read(tmp_path, table, refused):
+    with refused():
         read_results(tmp_path / "none.csv")
-    with pytest.raises(UserError, match=r"cannot read .*directory"):
+    with refused():
         read_results(tmp_path)
-    with pytest.raises(UserError, match="is not UTF-8"):
+    with refused():
         read_results(table("arm,seed,précision\nnone,0,1\n", "latin-1"))
 
 
@@ -116,20 +116,20 @@ def test_words_for_a_missing_figure(table):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    "text",
     [
-        ('arm,seed,size\nnone,0,"1,200"\n', r"line 2 .*size is '1,200', not a number; write it without separators"),
-        ('arm,seed,size\nnone,0,900\nnone,1,"1,200"\n', r"line 3 .*size is '1,200', not a number; write it without"),
-        ('arm,seed,size\nnone,0,"1,234.5"\n', r"'1,234.5', not a number; write it without separators of thousands"),
-        ("arm;seed;size\nnone;0;1.234,5\n", r"'1.234,5', not a number; write it without separators of thousands"),
-        ('arm,seed,size\nnone,0,"1,234,567"\n', r"'1,234,567', not a number; write it without separators"),
-        ("arm,seed,accuracy\nnone,0,61%\nse,0,62 %\n", r"accuracy is '61%', not a number; write 61, without"),
-        ("arm,seed,accuracy\nnone,0,0.6\nse,0,61.5%\n", r"accuracy is '61.5%', not a number; write 61.5, without"),
-        ("arm,seed,score\nnone,0,1e160\n", r"line 2 .*score of arm 'none' with seed '0' is 1e\+160; figures must"),
+        'arm,seed,size\nnone,0,"1,200"\n',
+        'arm,seed,size\nnone,0,900\nnone,1,"1,200"\n',
+        'arm,seed,size\nnone,0,"1,234.5"\n',
+        "arm;seed;size\nnone;0;1.234,5\n",
+        'arm,seed,size\nnone,0,"1,234,567"\n',
+        "arm,seed,accuracy\nnone,0,61%\nse,0,62 %\n",
+        "arm,seed,accuracy\nnone,0,0.6\nse,0,61.5%\n",
+        "arm,seed,score\nnone,0,1e160\n",
     ],
 )  # fmt: skip
-def test_figures_that_could_be_misread_are_refused(table, text, message):
-    with pytest.raises(UserError, match=message):
+def test_figures_that_could_be_misread_are_refused(table, text, refused):
+    with refused():
         read_results(table(text))
 
 
@@ -154,7 +154,7 @@ def test_text_beside_the_figures_may_look_like_one(table):
     assert read_results(path).values("none", "accuracy") == {"0": 0, "1": 61.5}
 
 
-def test_a_column_that_counts_the_rows_is_left_out_and_said_so(table):
+def test_a_column_that_counts_the_rows_is_left_out_and_said_so(table, refused):
     results = read_results(CASES / "pandas-index.csv")
     assert results.metrics == ["accuracy"]
     assert results.notes == ["the first column has no name and counts the rows: it is left out"]
@@ -162,20 +162,20 @@ def test_a_column_that_counts_the_rows_is_left_out_and_said_so(table):
     named = (CASES / "pandas-index.csv").read_text().replace(",arm", "Unnamed: 0,arm", 1)
     assert read_results(table(named)).metrics == ["accuracy"]
     for text in (",arm,seed\n0.5,none,0\n0.6,cbam,0\n", "arm,seed,\nnone,0,5\ncbam,0,6\n"):
-        with pytest.raises(UserError, match=r"^column [13] of .*results.csv' has no name; name it, or take it out$"):
+        with refused():
             read_results(table(text))
     assert read_results(table("arm,seed,accuracy,,\nnone,0,0.5,,\n")).metrics == ["accuracy"]
 
 
-def test_a_column_with_text_is_no_metric_and_that_is_said(table):
+def test_a_column_with_text_is_no_metric_and_that_is_said(table, refused):
     path = CASES / "text-column.csv"
     results = read_results(path)
     assert results.metrics == ["accuracy"]
     assert results.notes == ["the column commit holds text, such as 'a91f0c3' in line 5: it is left out"]
-    with pytest.raises(UserError, match=r"^line 5 of .*: commit is 'a91f0c3', not a number; leave it empty"):
+    with refused():
         read_results(path, "commit")
     # where it may be what is judged by, text is a slip
-    with pytest.raises(UserError, match=r"^line 3 of .*: mAP is 'o.6', not a number"):
+    with refused():
         read_results(table("arm,seed,mAP,epochs\nnone,0,0.5,9\nnone,1,o.6,9\n"))
 
 
@@ -245,11 +245,11 @@ def test_a_later_verdict_keeps_the_first_ones_plan(tmp_path):
     assert between.arms[0].num_pairs == 8
 
 
-def test_another_plan_is_refused_and_other_terms_are_told(tmp_path):
+def test_another_plan_is_refused_and_other_terms_are_told(tmp_path, refused):
     path = tmp_path / "verdict.json"
     write_json(path, {"judgement": judge(made(8)).to_dict(), "changes": []})
     for plan in ({"first_look": 10}, {"max_pairs": 30}):
-        with pytest.raises(UserError, match="would spend the error twice"):
+        with refused():
             judge_again(made(12), read_record(path), terms=TERMS, **plan)
     _, changes = judge_again(made(12), read_record(path), terms={**TERMS, "margin": 0.1})
     assert changes == ["after a verdict on 8 pairs: margin was 0.5, is 0.1"]
@@ -265,7 +265,7 @@ def test_too_few_pairs_for_a_look_leave_the_plan_open(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"judgement": {"arms": [{}]}}', '{"judgement": 3}'])
-def test_another_file_in_its_place_is_refused(tmp_path, content):
+def test_another_file_in_its_place_is_refused(tmp_path, content, refused):
     (tmp_path / "verdict.json").write_text(content)
-    with pytest.raises(UserError, match="is not a verdict of whatwhere"):
+    with refused():
         read_record(tmp_path / "verdict.json")

@@ -15,12 +15,8 @@ CASES = Path(__file__).parent / "cases"
 NAMES = ("mAP50", "top1", "IoU", "kappa", "test_err", "WER", "nll", "x")
 
 
-def test_an_arm_in_shares_and_another_in_percentages_are_refused():
-    with pytest.raises(
-        UserError,
-        match=r"^mAP50 has two scales, shares such as 0.412 \(arm none, seed 0\) and percentages such as 44.7 "
-        r"\(arm cbam, seed 0\); give all as shares, or all times 100 if they are neither$",
-    ):
+def test_an_arm_in_shares_and_another_in_percentages_are_refused(refused):
+    with refused():
         judge(read_results(CASES / "two-scales.csv"))
 
 

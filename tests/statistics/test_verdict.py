@@ -159,7 +159,7 @@ def test_many_ties_and_skewed_differences_are_pointed_out():
     assert not varied.cautions
 
 
-def test_lower_is_better():
+def test_lower_is_better(refused):
     loss = results("loss", none=[1.0] * 8, cbam=[0.8 + noise / 10 for noise in NOISE])
     arm = judge(loss, margin=0.01).arms[0]
     assert arm.verdict == "helps"
@@ -168,7 +168,7 @@ def test_lower_is_better():
     error = results("top-1 error", none=[10.0] * 8, cbam=[12 + noise for noise in NOISE])
     assert judge(error, lower_is_better=True, margin=0.5).arms[0].verdict == "hurts"
     assert judge(error, lower_is_better=False).arms[0].verdict == "helps"
-    with pytest.raises(UserError, match="give it, in the unit of the figures, with --margin"):
+    with refused():
         judge(error, lower_is_better=True)
 
 
@@ -197,21 +197,20 @@ def test_of_figures_with_a_known_name_higher_is_better(name):
 
 
 @pytest.mark.parametrize(("name", "lower"), [("accuracy", True), ("auroc", True), ("loss", False)])
-def test_a_direction_that_contradicts_a_metric_of_ours_is_refused(name, lower):
+def test_a_direction_that_contradicts_a_metric_of_ours_is_refused(name, lower, refused):
     table = results(name, none=[0.5] * 8, cbam=[0.6 + noise / 100 for noise in NOISE])
-    option = "lower" if lower else "higher"
-    with pytest.raises(UserError, match=rf"^{name} is a metric where .*; leave out --{option}-is-better$"):
+    with refused():
         judge(table, lower_is_better=lower, margin=0.1)
     assert judge(table, lower_is_better=not lower, margin=0.1) == judge(table, margin=0.1)
 
 
-def test_units():
+def test_units(refused):
     assert one(*NOISE).mean_difference == pytest.approx(0)
     percentages = results("mAP", none=[61.0] * 8, cbam=[63 + noise for noise in NOISE])
     judgement = judge(percentages)
     assert (judgement.metric.scale, judgement.metric.unit, judgement.margin) == (1, "points", 0.5)
     assert judgement.arms[0].mean_difference == pytest.approx(2)
-    with pytest.raises(UserError, match="--margin"):
+    with refused():
         judge(results("score", none=[1000.0] * 8, cbam=[1001.0] * 8))
 
 
@@ -344,39 +343,39 @@ def test_everything_is_json():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    "options",
     [
-        ({"metric": "acc"}, "no run has the figure 'acc'; did you mean accuracy"),
-        ({"baseline": "nones"}, "no arm is called 'nones'; did you mean none"),
-        ({"margin": -1}, "margin must be a number of at least 0"),
-        ({"margin": float("nan")}, "margin must be a number of at least 0"),
-        ({"first_look": 5}, "pairs at the first look must be an integer from 6 to 10,000, got 5"),
-        ({"first_look": 8, "max_pairs": 7}, "the most pairs, 7, are fewer"),
+        {"metric": "acc"},
+        {"baseline": "nones"},
+        {"margin": -1},
+        {"margin": float("nan")},
+        {"first_look": 5},
+        {"first_look": 8, "max_pairs": 7},
     ],
 )
-def test_impossible_terms_are_refused(options, message):
-    with pytest.raises(UserError, match=message):
+def test_impossible_terms_are_refused(options, refused):
+    with refused():
         one(*NOISE, **options)
 
 
-def test_our_own_metrics_in_per_cent_are_points_already():
+def test_our_own_metrics_in_per_cent_are_points_already(refused):
     table = results("accuracy", none=[91.0] * 8, cbam=[91.12 + noise / 100 for noise in NOISE])
     judgement = judge(table)
     assert (judgement.metric.scale, judgement.metric.unit) == (1, "points")
     assert judgement.arms[0].mean_difference == pytest.approx(0.12)
     assert judgement.arms[0].verdict == "no practical difference"
-    with pytest.raises(UserError, match="must be a share or a percentage, got 910"):
+    with refused():
         judge(results("accuracy", none=[910.0] * 8, cbam=[901.0] * 8))
 
 
-def test_what_cannot_be_compared_is_refused():
-    with pytest.raises(UserError, match="two arms or more, got 'none'"):
+def test_what_cannot_be_compared_is_refused(refused):
+    with refused():
         judge(results(none=[0.1, 0.2]))
-    with pytest.raises(UserError, match="hold no figures"):
+    with refused():
         judge(Results())
     table = results("a", none=[1.0] * 2, cbam=[1.0] * 2)
     table.add("none", 9, {"b": 1.0})
-    with pytest.raises(UserError, match="several figures, a, b; choose"):
+    with refused():
         judge(table)
 
 

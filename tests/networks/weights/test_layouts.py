@@ -208,19 +208,19 @@ def test_copied_code_with_other_numbers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    "options",
     [
-        ({}, "its attention has no norm='batch'"),
-        ({"norm": None}, "has no place for 24 tensors"),  # biases of the MLP and of the convolution
-        ({"norm": None, "mlp_bias": False}, r"no place for 8 tensors \(layer\*\.\*\.attention\.where\.conv\.bias\)"),
-        ({**COPIED, "spatial": False}, "its attention has no spatial=False"),
-        ({**COPIED, "maps": ["mean"]}, "its spatial gate takes mean and max"),
-        ({**COPIED, "arrangement": "parallel"}, "its attention has no arrangement='parallel'"),
+        {},
+        {"norm": None},  # biases of the MLP and of the convolution
+        {"norm": None, "mlp_bias": False},
+        {**COPIED, "spatial": False},
+        {**COPIED, "maps": ["mean"]},
+        {**COPIED, "arrangement": "parallel"},
     ],
 )
-def test_what_copied_code_does_not_compute(options, sentence, tmp_path):
+def test_what_copied_code_does_not_compute(options, tmp_path, refused):
     torch.save(create_model("cbam_resnet18", num_classes=2, attention_kwargs=options).state_dict(), tmp_path / "a.pth")
-    with pytest.raises(UserError, match=sentence):
+    with refused():
         convert_weights(
             tmp_path / "a.pth",
             tmp_path / "b.safetensors",
@@ -230,7 +230,7 @@ def test_what_copied_code_does_not_compute(options, sentence, tmp_path):
         )
 
 
-def test_attention_outside_the_blocks_is_no_network_s_here(tmp_path):
+def test_attention_outside_the_blocks_is_no_network_s_here(tmp_path, refused):
     module = OfficialResNet(copied="layers").layer1[0]
     outside = {f"{name}.{key}": value for name in ("ca", "sa", "ca1", "sa1") for key, value in
                getattr(module, name[:2]).state_dict().items()}  # fmt: skip
@@ -239,16 +239,16 @@ def test_attention_outside_the_blocks_is_no_network_s_here(tmp_path):
         lambda: convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors"),
         lambda: create_model("cbam_resnet18", pretrained=tmp_path / "a.pth"),
     ):
-        with pytest.raises(UserError, match=r"holds attention outside the blocks \(ca\.fc1\.weight, ca\.fc2"):
+        with refused():
             attempt()
 
 
-def test_copied_code_loads_by_the_name_of_the_plain_network_and_an_attention(tmp_path):
+def test_copied_code_loads_by_the_name_of_the_plain_network_and_an_attention(tmp_path, refused):
     theirs = trained(OfficialResNet(copied="layers"))
     torch.save({"model": theirs.state_dict()}, tmp_path / "a.pth")
     options = {"num_classes": 10, "attention": "cbam", "pretrained": str(tmp_path / "a.pth")}
     assert_same_outputs(create_network("resnet18", **options), theirs)
-    with pytest.raises(UserError, match="leave out form and maps, which say max, mean"):
+    with refused():
         create_model("cbam_resnet18", pretrained=tmp_path / "a.pth", attention_kwargs={"maps": ("max", "mean")})
 
 
@@ -289,13 +289,13 @@ def test_there_and_back(name, layout):
     assert names_of(ours) == [name]
 
 
-def test_a_computation_that_no_network_here_has(tmp_path):
+def test_a_computation_that_no_network_here_has(tmp_path, refused):
     torch.save(timm_model("legacy_seresnet18").state_dict(), tmp_path / "a.pth")
     for attempt in (
         lambda: convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors"),
         lambda: create_model("se_resnet18", pretrained=tmp_path / "a.pth"),
     ):
-        with pytest.raises(UserError, match="have a ReLU before their SE, which whatwhere has not"):
+        with refused():
             attempt()
 
 
@@ -309,7 +309,7 @@ def test_old_files_without_counters(tmp_path):
     assert_same_outputs(ours, theirs)
 
 
-def test_the_paper_s_bam_and_the_authors_are_told_apart(tmp_path):
+def test_the_paper_s_bam_and_the_authors_are_told_apart(tmp_path, refused):
     torch.save(create_model("bam_resnet18", num_classes=10).state_dict(), tmp_path / "a.pth")
     options = {"combine": "multiply"}
     done = convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors", attention_kwargs=options, to="official")
@@ -319,43 +319,43 @@ def test_the_paper_s_bam_and_the_authors_are_told_apart(tmp_path):
     model = create_model("bam_resnet18", num_classes=10, pretrained=tmp_path / "b.safetensors")
     assert model.layer1.attention.combine == "multiply"
     assert_same_outputs(model, theirs)
-    with pytest.raises(UserError, match="where combine is 'multiply'; leave out combine='add'"):
+    with refused():
         create_model("bam_resnet18", pretrained=tmp_path / "b.safetensors", attention_kwargs={"combine": "add"})
     (note,) = convert_weights(tmp_path / "a.pth", tmp_path / "c.safetensors").notes
     assert "assumed as added" in note
 
 
-def test_an_identity_start_is_kept_here_and_has_no_place_elsewhere(tmp_path):
+def test_an_identity_start_is_kept_here_and_has_no_place_elsewhere(tmp_path, refused):
     ours = create_model("cbam_resnet18", num_classes=10, attention_kwargs={"start": "identity"})
     torch.save(ours.state_dict(), tmp_path / "a.pth")
     done = convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors")
     assert done.network.arguments()["attention_kwargs"] == {"start": "identity"}
     for layout in ("official", "timm"):
-        with pytest.raises(UserError, match=r"no place for 8 tensors \(layer\*\.\*\.attention\.mix\): .*identity"):
+        with refused():
             convert_weights(tmp_path / "a.pth", tmp_path / "c.safetensors", to=layout)
     assert not (tmp_path / "c.safetensors").exists()
 
 
 @pytest.mark.parametrize(
-    ("name", "layout", "sentence"),
+    ("name", "layout"),
     [
-        ("se_resnet18", "official", "the CBAM and BAM authors' code has no place for .*attention.what.fc1.weight"),
-        ("bam_resnet18", "official", "its attention has no combine='add'"),
-        ("bam_resnet18", "timm", "timm cannot hold these weights|timm has no place for"),
-        ("cbam_resnet18", "torchvision", "torchvision has no place for"),
-        ("se_resnet18", "timm-legacy", "have a ReLU before their SE"),
-        ("se_resnet50", "timm-legacy", "its network has stride_in_1x1=True, theirs stride_in_1x1=False"),
-        ("resnet18", "elsewhere", "unknown layout 'elsewhere'; known: whatwhere, torchvision, official, timm"),
+        ("se_resnet18", "official"),
+        ("bam_resnet18", "official"),
+        ("bam_resnet18", "timm"),
+        ("cbam_resnet18", "torchvision"),
+        ("se_resnet18", "timm-legacy"),
+        ("se_resnet50", "timm-legacy"),
+        ("resnet18", "elsewhere"),
     ],
 )
-def test_layouts_that_have_no_place(name, layout, sentence, tmp_path):
+def test_layouts_that_have_no_place(name, layout, tmp_path, refused):
     torch.save(create_model(name, num_classes=2).state_dict(), tmp_path / "a.pth")
-    with pytest.raises(UserError, match=sentence):
+    with refused():
         convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors", to=layout)
     assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
 
 
-def test_options_that_would_fit_and_compute_something_else(tmp_path):
+def test_options_that_would_fit_and_compute_something_else(tmp_path, refused):
     torch.save(with_cbam("resnet18").state_dict(), tmp_path / "timm.pth")
     torch.save(OfficialResNet().state_dict(), tmp_path / "official.pth")
     for file, options in (
@@ -363,7 +363,7 @@ def test_options_that_would_fit_and_compute_something_else(tmp_path):
         ("official.pth", {"form": "timm", "mlp_bias": True}),
         ("official.pth", {"maps": ("mean", "max")}),
     ):
-        with pytest.raises(UserError, match="leave out form and maps"):
+        with refused():
             create_model("cbam_resnet18", num_classes=10, pretrained=tmp_path / file, attention_kwargs=options)
     for file, options, sentence in (
         ("timm.pth", {"pools": ("avg",)}, r"where pools is \['avg', 'max'\]; leave out pools=\('avg',\)"),
@@ -373,7 +373,7 @@ def test_options_that_would_fit_and_compute_something_else(tmp_path):
         with pytest.raises(UserError, match=sentence):
             create_model("cbam_resnet18", num_classes=10, pretrained=tmp_path / file, attention_kwargs=options)
     torch.save(OfficialResNet(cbam=False, bam=True).state_dict(), tmp_path / "bam.pth")
-    with pytest.raises(UserError, match="where dilation is 4; leave out dilation=2"):
+    with refused():
         create_model("bam_resnet18", num_classes=10, pretrained=tmp_path / "bam.pth", attention_kwargs={"dilation": 2})
     same = {"pools": ("max", "avg"), "norm": "batch"}
     create_model("cbam_resnet18", num_classes=10, pretrained=tmp_path / "timm.pth", attention_kwargs=same)
