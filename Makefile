@@ -22,7 +22,7 @@ demo: $(READY)
 
 # IMAGES=DIR, a folder with sign-digits/, adds the tests on real photos.
 test: $(READY)
-	$(VENV)/bin/python -m pytest -m 'not gpu and not slow and not sweep and not clients' -n 2 $(if $(IMAGES),--images=$(IMAGES))
+	$(VENV)/bin/python -m pytest -m 'not gpu and not slow and not sweep and not clients' -n 2 --dist worksteal $(if $(IMAGES),--images=$(IMAGES))
 
 # Write anew the messages that tests compare with (tests/**/__snapshots__); read the change with `git diff`.
 snapshots: $(READY)

@@ -4,6 +4,8 @@ import os
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import contextlib
+import ctypes
+import gc
 import re
 import sys
 from pathlib import Path
@@ -28,6 +30,16 @@ hypothesis.settings.load_profile("no deadline")
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory_given_back():
+    """After each file, free what a worker would keep: modules that refer to each other, memory that glibc holds."""
+    yield
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 @pytest.fixture
