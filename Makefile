@@ -24,7 +24,7 @@ demo: $(READY)
 test: $(READY)
 	$(VENV)/bin/python -m pytest -m 'not gpu and not slow and not sweep and not clients' -n 2 --dist worksteal $(if $(IMAGES),--images=$(IMAGES))
 
-# Write anew the messages that tests compare with (tests/**/__snapshots__); read the change with `git diff`.
+# After a message was reworded: write anew what tests compare with (tests/**/__snapshots__), and read it with `git diff`.
 snapshots: $(READY)
 	$(VENV)/bin/python -m pytest -m 'not gpu and not sweep and not clients' -n 2 --snapshot-update
 

@@ -53,10 +53,13 @@ collected = pytest.StashKey[dict[str, set[str]]]()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Note the tests of each file, also those that -m or -k leaves out."""
+    """Note the tests of each file, also those that -m or -k leaves out; `make snapshots` runs those with snapshots."""
     tests = config.stash[collected] = {}
     for item in items:
         tests.setdefault(item.path, set()).add(item.name)
+    if config.option.update_snapshots:
+        config.hook.pytest_deselected(items=[item for item in items if "snapshot" not in item.fixturenames])
+        items[:] = [item for item in items if "snapshot" in item.fixturenames]
 
 
 @pytest.fixture
