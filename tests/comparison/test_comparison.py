@@ -16,6 +16,7 @@ from pictures import make_folder, picture
 from whatwhere import UserError, create_model
 from whatwhere.comparison.arms import parse_arms
 from whatwhere.comparison.costs import measure_costs
+from whatwhere.statistics.results import Results
 from whatwhere.training.run_folder import RunFolder
 from whatwhere.training.trainer import Diverged, LossNotFinite
 
@@ -72,15 +73,22 @@ def test_an_arm_against_itself_comes_to_exactly_nothing(compared):
 
 
 def test_a_finished_run_is_read_once_however_many_follow(pretended, monkeypatch):
-    read, result = Counter(), RunFolder.result
+    read, gathered, result, add = Counter(), Counter(), RunFolder.result, Results.add
 
     def counted(self):
         read[self.path] += 1
         return result.fget(self)
 
+    def added(self, arm, seed, figures):
+        gathered[arm, seed] += 1
+        add(self, arm, seed, figures)
+
     monkeypatch.setattr(RunFolder, "result", property(counted))
+    monkeypatch.setattr(Results, "add", added)
     pretended("none,se", seeds=6)
     began = read.copy()
+    # the first seed is looked at as often as the last
+    assert gathered["none", 0] == gathered["none", 5]
     pretended("none,se", seeds=6)
     assert set(began.values()) == set((read - began).values()) == {1}
     pretended.out = pretended.out.with_name("looks")

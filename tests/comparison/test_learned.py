@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from whatwhere.comparison.learned import unlearned
+from whatwhere.comparison.gather import unlearned
 from whatwhere.training.run_folder import METRICS, RESULT, ClassFigures, PartFigures, Result
 
 

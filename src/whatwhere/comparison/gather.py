@@ -1,100 +1,72 @@
-"""Gather the figures of a comparison's trainings: for the verdict, and for its report."""
+"""Gather the figures of a comparison's trainings for the verdict and the report; tell which arms hardly learned."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Hashable, Mapping, Sequence
 
 import msgspec
 
-from ..base.errors import UserError
 from ..base.words import counted, few
 from ..statistics.decide import holm
 from ..statistics.metric import METRICS, Metric
 from ..statistics.results import Results, listed
 from ..statistics.verdict import Judgement, difference
 from ..training.config import OPTIONS
-from ..training.run_folder import PartFigures, Result, RunDescription, RunFolder
+from ..training.run_folder import Result
 from .arms import describe
 from .content import ClassRow, Content, Costs, Curve, Curves, PerClass, RunRow, figures_content
 from .design import Design
-from .learned import unlearned
-from .runs import Task, damaged
+from .runs import Finished, Task
 
 _RECALL = Metric("recall", "recall", 100, "points")
-
-
-@dataclasses.dataclass(frozen=True)
-class Finished:
-    """A finished run: its task, the content of its `result.json` and `run.json`, and the figures it is judged by."""
-
-    task: Task
-    result: Result
-    description: RunDescription
-    figures: PartFigures
-    drawn: Sequence[str]
-
-    @classmethod
-    def read(cls, task: Task) -> Finished | None:
-        """Return the run of a task; None where it is not finished.
-
-        Raises:
-            UserError: It has other options, or is damaged.
-        """
-        content = task.result()
-        if content is None:
-            return None
-        result, description = msgspec.convert(content, Result), task.description()
-        figures = result.test if result.judged_on == "test" else result.val
-        if description.drawn is msgspec.UNSET or figures is msgspec.UNSET:
-            raise damaged(task.folder, ValueError("it lacks figures, or the parts that its seed drew"))
-        return cls(task, result, description, figures, description.drawn)
-
-    @property
-    def environment(self) -> tuple[tuple[str, str], ...]:
-        """(name, value) of the machine and the versions that it ran with."""
-        session = self.description.sessions[-1]
-        return tuple((name, str(session[name])) for name in ("device", "torch", "torchvision", "pillow", "python"))
+_DEVIATIONS = 2.0  # of guessing, above which a network has learned something
+_NEAR = 0.1  # of the way from guessing to everything right: with few images the deviations reach further
+_SHARE_OF_RUNS = 0.25  # that guess, of which an arm is told
+_FIFTH = 0.2
+_FAST = 0.5  # of the average speed of learning
 
 
 class Gathered:
-    """The finished runs of a comparison.
+    """The finished runs among `tasks`.
 
     Attributes:
         results: Their figures by arm and seed, as the statistics take them.
         finished: The runs by arm and seed.
+        num_images: Images that each run was judged on; the largest number where they differ.
     """
 
-    def __init__(self, design: Design, items: Sequence[Task]) -> None:
+    def __init__(self, design: Design, tasks: Sequence[Task]) -> None:
         self.design = design
         self.results = Results()
         self.finished: dict[tuple[str, int], Finished] = {}
+        self.num_images = 1
         for arm in design.arms:
             self.results.add_arm(arm.name)
-        for task in items:
-            run = Finished.read(task)
-            if run is None:
-                continue
-            name, seed = task.folder.parent.name, int(task.options["seed"])
-            figures = {metric: getattr(run.figures, metric) for metric in METRICS}
-            self.results.add(name, seed, {metric: value for metric, value in figures.items() if value is not None})
-            self.finished[name, seed] = run
+        for task in tasks:
+            self.add(task)
+
+    def add(self, task: Task) -> None:
+        """Add a run if it is finished and not there yet."""
+        run, seed = task.finished(), int(task.options["seed"])
+        if run is None or (task.arm, seed) in self.finished:
+            return
+        figures = {metric: getattr(run.figures, metric) for metric in METRICS}
+        self.results.add(task.arm, seed, {metric: value for metric, value in figures.items() if value is not None})
+        self.finished[task.arm, seed] = run
+        self.num_images = max(self.num_images, sum(row.num_images for row in run.result.per_class))
 
     def differing_images(self) -> list[str]:
         """Return the runs with other images, or another split, than the baseline's run with the same seed."""
         prints = {key: run.description.data_fingerprint for key, run in self.finished.items()}
         baseline = self.design.baseline
         return [
-            self.finished[arm, seed].task.label
+            f"{arm}, seed {seed}"
             for (arm, seed), value in prints.items()
             if prints.get((baseline, seed), value) != value
         ]
-
-    def num_images(self) -> int:
-        """Return the number of images that each run was judged on; the largest where they differ."""
-        runs = self.finished.values()
-        return max((sum(row.num_images for row in run.result.per_class) for run in runs), default=1)
 
     @property
     def _has_test(self) -> bool:
@@ -108,7 +80,7 @@ class Gathered:
             notes.append(
                 "DATA has no test images: the figures are those of the validation images, which also chose the epoch"
             )
-        elif any("test" not in run.drawn for run in runs):
+        elif any("test" not in (run.drawn) for run in runs):
             notes.append(
                 "the test images are the same for every seed, because DATA came with them: the intervals cover the "
                 "variation between trainings, not between test sets"
@@ -144,7 +116,7 @@ class Gathered:
         for arm in self.design.arms:
             by_epoch: dict[int, list[float]] = {}
             for (owner, _), run in self.finished.items():
-                for epoch, share in _curve(run.task) if owner == arm.name else ():
+                for epoch, share in run.curve if owner == arm.name else ():
                     by_epoch.setdefault(epoch, []).append(100 * share)
             if by_epoch:
                 epochs = sorted(by_epoch)
@@ -162,7 +134,7 @@ class Gathered:
         found = {}
         for arm in self.design.arms:
             runs = [run for (owner, _), run in self.finished.items() if owner == arm.name]
-            curves = [[share for _, share in _curve(run.task)] for run in runs]
+            curves = [[share for _, share in run.curve] for run in runs]
             if why := unlearned([run.result for run in runs], curves):
                 found[arm.name] = why
         return found
@@ -253,14 +225,6 @@ class Gathered:
         )
 
 
-def _curve(task: Task) -> list[tuple[int, float]]:
-    """Return a run's epochs and the validation accuracy of each, in [0, 1]."""
-    try:
-        return [(line.epoch, line.val_accuracy) for line in RunFolder(task.folder).metrics()]
-    except UserError as error:
-        raise damaged(task.folder, error) from error
-
-
 def _with_epochs_first(judgement: Judgement, first: Mapping[str, str]) -> Judgement:
     """Return the judgement where arms that hardly learned are to be trained for more epochs before anything else."""
     arms = tuple(
@@ -296,3 +260,63 @@ def _settings(design: Design) -> tuple[tuple[str, tuple[tuple[str, str], ...]], 
         (f"{arm}: {name}", str(value)) for arm, options in design.arm_options.items() for name, value in options.items()
     )
     return ("comparison", comparison), ("arms", own), *panels.items()
+
+
+def unlearned(results: Sequence[Result], curves: Sequence[Sequence[float]]) -> str:
+    """Return what shows that an arm's networks have hardly learned, or still learn; "" where nothing does.
+
+    Args:
+        results: The content of `result.json` of each run.
+        curves: The validation accuracy of each epoch, run by run.
+    """
+    guessing = sum(map(_guesses, results))
+    if guessing and guessing >= _SHARE_OF_RUNS * len(results):
+        num_classes = sum(row.num_images > 0 for row in results[0].per_class)
+        return f"{guessing} of {len(results)} runs are no better than guessing one of {num_classes} classes"
+    # the accuracy of a network that always says the most frequent class
+    counts = [[row.num_images for row in result.per_class] for result in results]
+    gain = _gain(curves, [max(count, default=0) / max(1, sum(count)) for count in counts])
+    if gain:
+        return f"still improving: {100 * gain:+.1f} points of validation accuracy over the last epochs"
+    return ""
+
+
+def _guesses(result: Result) -> bool:
+    """Return whether a run's network is no better than one that does not look at the images.
+
+    Of C classes with n_i images, such a network has a mean recall of 1 / C, whatever class it prefers and however
+    unequal the classes are. The margin is 2 binomial standard deviations, sqrt(p (1 - p) sum(1 / n_i)) / C with
+    p = 1 / C, at most a tenth of what is left to learn.
+    """
+    recalls = [(row.num_images, row.recall) for row in result.per_class if row.num_images and row.recall is not None]
+    if len(recalls) < 2:
+        return False
+    chance = 1 / len(recalls)
+    deviation = math.sqrt(chance * (1 - chance) * sum(1 / num_images for num_images, _ in recalls)) / len(recalls)
+    margin = min(_DEVIATIONS * deviation, _NEAR * (1 - chance))
+    return bool(statistics.fmean(recall for _, recall in recalls) <= chance + margin)
+
+
+def _gain(curves: Sequence[Sequence[float]], starts: Sequence[float]) -> float:
+    """Return what the last fifth of the epochs brought to the accuracy on average; 0 where learning has slowed down.
+
+    It has not where the gain is at least half of what a fifth of the epochs brought on average, counted from the
+    accuracy of the most frequent class, and more than 2 standard errors over the runs. A curve that approaches its end
+    like 1 - exp(-t / T) is told where training ended before 1.4 T, with a fourth of the way still to go; at the end of
+    a cosine schedule, curves of networks that have learned rise by less.
+    """
+    gains, needed = [], []
+    for curve, start in zip(curves, starts, strict=True):
+        num_epochs = len(curve)
+        if num_epochs < 2:
+            continue
+        # a tenth of the epochs each, so that one epoch's noise decides nothing
+        width = max(1, num_epochs // 10)
+        shift = max(1, round(_FIFTH * num_epochs))
+        last = statistics.fmean(curve[-width:])
+        gains.append(last - statistics.fmean(curve[-width - shift : -shift]))
+        needed.append(_FAST * shift / num_epochs * (last - start))
+    if len(gains) < 2:
+        return 0.0
+    gain, error = statistics.fmean(gains), statistics.stdev(gains) / math.sqrt(len(gains))
+    return gain if gain > 2 * error and gain >= max(0.0, statistics.fmean(needed)) else 0.0

@@ -262,7 +262,7 @@ def _advance(design: Design, runs: Runs, place: Place, runner: Runner) -> Conten
         design = after
 
 
-def _do(tasks: list[Task], place: Place, runner: Runner, after: Callable[[], None] = lambda: None) -> None:
+def _do(tasks: list[Task], place: Place, runner: Runner, after: Callable[[Task], None] = lambda task: None) -> None:
     """Do this process's share of the tasks, here or spread over several processes."""
     tasks = share(tasks, place.shard)
     if place.spread is None:
@@ -277,22 +277,18 @@ def _do(tasks: list[Task], place: Place, runner: Runner, after: Callable[[], Non
             runner.failures.update(dict.fromkeys(missing, str(error)))
 
 
-def _warning_if_alike(design: Design, tasks: Sequence[Task], screen: Screen) -> Callable[[], None]:
-    """Return a function that warns, once, that finished runs are copies of one another."""
-    warned = False
+def _warning_if_alike(design: Design, tasks: Sequence[Task], screen: Screen) -> Callable[[Task], None]:
+    """Return a function that takes each run as it ends, and warns once if finished runs are copies of one another."""
+    gathered, warned = Gathered(design, tasks), False
 
-    def check() -> None:
+    def check(task: Task) -> None:
         nonlocal warned
         if warned:
             return
-        gathered = Gathered(design, tasks)
+        gathered.add(task)
+        advice = "see the learning rate, and what the networks answer"
         try:
-            check_still_independent(
-                gathered.results,
-                design.metric,
-                "see the learning rate, and what the networks answer",
-                gathered.num_images(),
-            )
+            check_still_independent(gathered.results, design.metric, advice, gathered.num_images)
         except UserError as error:
             screen.warn(f"{error}; no verdict can come of such runs")
             warned = True
@@ -320,7 +316,7 @@ def _judged(design: Design, runs: Runs, failures: Mapping[str, str]) -> tuple[De
         first_look=design.schedule.first,
         max_pairs=design.max_seeds,
         awaited=design.seeds(),
-        test_images=gathered.num_images(),
+        test_images=gathered.num_images,
     )
     record = read_record(out / VERDICT, "move it away, and the same command writes it anew")
     changed = [] if record is None else changed_figures(record, judgement)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import signal
@@ -23,7 +24,7 @@ from ..base.processes import num_cores, on_stop_signals
 from ..base.screen import Screen, duration
 from ..base.words import brief, cause, counted, few
 from ..training.config import FREE, OPTIONS
-from ..training.run_folder import RESULT, RunDescription, RunFolder
+from ..training.run_folder import RESULT, PartFigures, Result, RunDescription, RunFolder
 from ..training.train import run_training
 from ..training.trainer import Diverged, LossNotFinite
 from .design import Design
@@ -32,9 +33,45 @@ SEARCH_SEED = 1_000_000  # no seed of a comparison is as large
 _DIVERGED = "diverged.json"
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: the content of its files.
+
+    Attributes:
+        folder: Folder of the run.
+        result, description: The content of `result.json` and `run.json`.
+        figures: The figures of the part that the run is judged on.
+        drawn: Parts of the images that its seed drew.
+    """
+
+    folder: Path
+    result: Result
+    description: RunDescription
+    figures: PartFigures
+    drawn: list[str]
+
+    @property
+    def environment(self) -> tuple[tuple[str, str], ...]:
+        """(name, value) of the machine and the versions that it ran with."""
+        session = self.description.sessions[-1]
+        return tuple((name, str(session[name])) for name in ("device", "torch", "torchvision", "pillow", "python"))
+
+    @functools.cached_property
+    def curve(self) -> list[tuple[int, float]]:
+        """Each epoch with its validation accuracy in [0, 1].
+
+        Raises:
+            UserError: `metrics.jsonl` is damaged.
+        """
+        try:
+            return [(line.epoch, line.val_accuracy) for line in RunFolder(self.folder).metrics()]
+        except UserError as error:
+            raise _damaged(self.folder, error) from error
+
+
 @dataclass
 class Task:
-    """One run to do. Its files are read once after it has finished, because they do not change any more.
+    """One run to do.
 
     Attributes:
         label: Name on the screen.
@@ -47,39 +84,31 @@ class Task:
     folder: Path
     options: dict[str, Any]
     searching: bool = False
-    _finished: tuple[dict[str, Any], RunDescription] | None = None
+    _finished: Finished | None = None
 
     @property
     def arm(self) -> str:
         """Name of the arm."""
         return self.folder.parent.name
 
-    def result(self) -> dict[str, Any] | None:
-        """Return the content of `result.json`; None while the run is not finished.
+    def finished(self) -> Finished | None:
+        """Return the finished run; None before. Its files are read once, because they do not change any more.
 
         Raises:
             UserError: The folder holds a run with other options, or its files are damaged.
         """
-        finished = self._read()
-        return None if finished is None else finished[0]
-
-    def description(self) -> RunDescription:
-        """Return the content of `run.json` of a finished run."""
-        finished = self._read()
-        assert finished is not None
-        return finished[1]
-
-    def _read(self) -> tuple[dict[str, Any], RunDescription] | None:
         if self._finished is None and (self.folder / RESULT).is_file():
             folder = RunFolder(self.folder)
             try:
-                result, description = folder.result, folder.description
-                if result is None or description is None or description.drawn is msgspec.UNSET:
+                content, description = folder.result, folder.description
+                if content is None or description is None or description.drawn is msgspec.UNSET:
                     raise ValueError("run.json does not describe it")
-                if "test" not in result and result["judged_on"] == "test":
+                result = msgspec.convert(content, Result)
+                figures = result.test if result.judged_on == "test" else result.val
+                if figures is msgspec.UNSET:
                     raise ValueError("result.json lacks the figures that it is judged on")
             except (ValueError, OSError) as error:
-                raise damaged(self.folder, error) from error
+                raise _damaged(self.folder, error) from error
             had = description.config
             for name, value in self.options.items():
                 if name in OPTIONS and name not in FREE and had.get(name) != value:
@@ -87,12 +116,12 @@ class Task:
                         f"the run in {str(self.folder)!r} has {name} {brief(had.get(name))}, the comparison "
                         f"{brief(value)}; move that folder away and run again"
                     )
-            self._finished = result, description
+            self._finished = Finished(self.folder, result, description, figures, description.drawn)
         return self._finished
 
     def is_done(self) -> bool:
         """Return whether the run has finished, or diverged in a learning-rate search."""
-        return (self.searching and (self.folder / _DIVERGED).is_file()) or self.result() is not None
+        return (self.searching and (self.folder / _DIVERGED).is_file()) or self.finished() is not None
 
     def note_divergence(self, error: Diverged) -> None:
         """Record for all processes that this learning rate diverged."""
@@ -100,7 +129,7 @@ class Task:
         write_json(self.folder / _DIVERGED, {"reason": str(error)})
 
 
-def damaged(folder: Path, error: Exception) -> UserError:
+def _damaged(folder: Path, error: Exception) -> UserError:
     """Return the error about a finished run with damaged files."""
     return UserError(f"the run in {str(folder)!r} is damaged ({cause(error)}); move that folder away and run again")
 
@@ -163,10 +192,10 @@ class Runs:
         arm_options = dict(design.arm_options)
         for arm, tasks in self.searches(design).items():
             if all(task.is_done() for task in tasks):
-                results = [(task.options["lr"], task.result()) for task in tasks]
-                scores = {rate: _score(result, best_by) for rate, result in results if result is not None}
+                runs = [(task.options["lr"], task.finished()) for task in tasks]
+                scores = {rate: _score(run.result.val, best_by) for rate, run in runs if run is not None}
                 if not scores:
-                    tried = ", ".join(f"{rate:g}" for rate, _ in results)
+                    tried = ", ".join(f"{rate:g}" for rate, _ in runs)
                     raise UserError(
                         f"{arm} diverges at every learning rate of the search, {tried}; give lower ones, and another "
                         "--out"
@@ -181,9 +210,9 @@ class Runs:
         return known
 
 
-def _score(result: Mapping[str, Any], best_by: str) -> float:
+def _score(figures: PartFigures, best_by: str) -> float:
     """Return a figure of the validation images for which larger is better; a loss that is not finite is None."""
-    value: float | None = result["val"][best_by]
+    value: float | None = getattr(figures, best_by)
     return -math.inf if value is None else -value if best_by == "loss" else value
 
 
@@ -238,8 +267,10 @@ class Runner:
     failures: dict[str, str] = field(default_factory=dict)
     _seconds: list[float] = field(default_factory=list)
 
-    def do(self, tasks: Sequence[Task], after: Callable[[], None] = lambda: None) -> None:
-        """Do what is not finished; call `after` after each run. Keep a failure and go on, unless the first run fails.
+    def do(self, tasks: Sequence[Task], after: Callable[[Task], None] = lambda task: None) -> None:
+        """Do what is not finished; call `after` with each run that ended.
+
+        Keep a failure and go on, unless the first run fails.
 
         Raises:
             UserError: The first run failed.
@@ -282,7 +313,7 @@ class Runner:
                 f"run {num_done + number} of {len(tasks)}{self.part}: {task.label}: {accuracy:.2%} of the {images} "
                 f"images, {duration(self._seconds[-1])}" + (f"; about {duration(remaining)} left" if remaining else "")
             )
-            after()
+            after(task)
 
 
 def _why(error: UserError) -> str:
