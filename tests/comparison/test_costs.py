@@ -77,6 +77,36 @@ def test_what_fits_an_hour(design, step_ms, expected, seconds):
     assert [model for model, _ in asked] == list(step_ms)
 
 
+@pytest.mark.parametrize(
+    ("size", "weights", "tried"),
+    [
+        (96, "", ["resnet50 96", "resnet18 64", "resnet20 32", "resnet8 32"]),
+        (48, "", ["resnet50 48", "resnet18 48", "resnet20 32", "resnet8 32"]),
+        # images are never enlarged
+        (28, "", ["resnet50 28", "resnet18 28", "resnet20 28", "resnet8 28"]),
+        # --pretrained stays in the command, so the network must have weights
+        (96, "imagenet", ["resnet50 96", "resnet18 64", "resnet18 32"]),
+        (28, "imagenet", ["resnet50 28", "resnet18 28"]),
+        (96, "mine.pt", ["resnet50 96", "resnet50 64", "resnet50 32"]),
+        (28, "mine.pt", ["resnet50 28"]),
+    ],
+)
+def test_what_is_tried_for_an_hour_suits_the_images_and_the_weights(design, size, weights, tried):
+    options = {**design.options, "image_size": size, "pretrained": weights}
+    asked = []
+
+    def measure(plain, num_classes, device):
+        network = plain.run_options(plain.arms[0].name, 0)
+        asked.append(f"{network['model']} {network['image_size']}")
+        return costs_of(none=(9000.0, 0.0))
+
+    design = msgspec.structs.replace(design, options=options)
+    named, _ = within_an_hour(design, 10, IMAGES, torch.device("cpu"), measure)
+    assert asked == tried
+    backbone, pixels = tried[-1].split()
+    assert named == f"--backbone {backbone} --image-size {pixels} --epochs 1 --seeds 6"
+
+
 def test_few_epochs_are_no_reason_for_a_smaller_network(design):
     design = msgspec.structs.replace(design, options={**design.options, "epochs": 5})
     options, _ = within_an_hour(design, 10, IMAGES, torch.device("cpu"), lambda *_: costs_of(none=(10.0, 0.0)))

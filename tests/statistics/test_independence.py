@@ -121,8 +121,27 @@ def test_few_pairs_that_are_copies_have_no_interval():
         arm = verdict(table(none=[0.8068] * 5, cbam=cbam))
         assert arm.reason.startswith("there are 5 pairs: with fewer than 6")
         assert (arm.interval_95, arm.p_t, arm.win_probability) == (None, None, None)
+        # and the reader is told why
+        (doubt,) = arm.cautions
+        assert "in 5 runs, alike for seeds 0, 1, 2, 3, 4, too few to be chance: the seed is not passed" in doubt
+        assert doubt.endswith("each run wrote its own figures; train again")
     arm = verdict(table(none=live(count=3), cbam=live(0.02, count=3)[::-1]))
     assert (arm.interval_95, arm.p_t) != (None, None)
+
+
+@pytest.mark.parametrize("count", range(2, 10))
+@pytest.mark.parametrize(
+    ("differences", "told"),
+    [((0.0,) * 9, "are exactly equal: cbam was not switched on"), ((0.02,) * 9, "differences are the same: one arm's")],
+)
+def test_every_doubt_is_shown_whatever_the_number_of_pairs(count, differences, told):
+    figures = live(count=count)
+    results = table(none=figures, cbam=[a + b for a, b in zip(figures, differences, strict=False)])
+    for options in ({}, {"first_look": 10}, {"awaited": {"cbam": range(10)}, "first_look": 6}):
+        arm = verdict(results, **options)
+        assert arm.p_t is None
+        assert told in "; ".join((arm.reason, *arm.cautions))
+        assert sum(told in text for text in (arm.reason, *arm.cautions)) == 1
 
 
 def test_only_counts_are_held_to_the_spread_of_a_count():

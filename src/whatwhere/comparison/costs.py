@@ -84,12 +84,19 @@ def within_an_hour(
 ) -> tuple[str, float]:
     """Return options with which the comparison takes at most an hour on `device`, and about how many seconds.
 
-    Takes the first of ever smaller networks that can train for 10 epochs, or for the design's if these are fewer;
-    the last one if none can. The plain network is measured, and half of its time is added for attention.
+    Takes the first of ever smaller networks and images that can train for 10 epochs, or for the design's if these are
+    fewer; the last one if none can. Images do not get larger, and a network has weights where the design asks for
+    pretrained ones: a file is for the design's network alone, and of the small networks only resnet18 has ImageNet
+    weights. The plain network is measured, and half of its time is added for attention.
     """
     num_runs = (LEAST_PAIRS + len(design.lr_search)) * len(design.arms)
-    size = design.options["image_size"]
-    tried = [(design.backbone, size), ("resnet18", min(size, 64)), ("resnet20", 32), ("resnet8", 32)]
+    size, weights = design.options["image_size"], design.options["pretrained"]
+    medium, small = min(size, 64), min(size, 32)
+    if weights:
+        network = "resnet18" if weights == "imagenet" else design.backbone
+        tried = [(design.backbone, size), (network, medium), (network, small)]
+    else:
+        tried = [(design.backbone, size), ("resnet18", medium), ("resnet20", small), ("resnet8", small)]
     for backbone, pixels in dict.fromkeys(tried):
         plain = msgspec.structs.replace(
             design,

@@ -48,7 +48,7 @@ def unit_of(metric: Metric) -> str:
 def wins(arm: ArmVerdict, metric: Metric) -> str:
     """Return in how many judged pairs the arm is better: "7 of 8", ties apart.
 
-    A dash without an interval: pairs that may be no independent draws are not counted.
+    A dash without an interval: pairs that may not be independent are not counted.
     """
     differences = arm.differences[: arm.num_pairs]
     if not differences or arm.interval_95 is None:

@@ -138,7 +138,7 @@ def _others(others: Sequence[Difference], baseline: str) -> Table:
     columns = ("metric", "arm", printable(baseline), "difference", "95 % interval", "p")
     note = "for information: these metrics decide no verdict, and their p-values are not corrected"
     if any(other.p_t is None for other in others):
-        note += "\n-: these pairs may be no independent draws"
+        note += "\n-: these pairs may not be independent: no interval and no p"
     lower = dict.fromkeys(printable(other.metric.label) for other in others if other.better == "lower")
     if lower:
         note = f"lower is better: {', '.join(lower)}\n{note}"

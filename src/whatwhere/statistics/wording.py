@@ -116,6 +116,9 @@ def cautions(case: Case, everything: PairedDifference | None, missing: Mapping[s
         f"judged, and if a run failed, leaving it out makes {name} look better than it is"
         for name, seeds in missing.items()
     ]
+    # where nothing can be judged yet, the reason says so, and the doubt about the pairs that are there comes here
+    if case.blocked and case.doubt is not None:
+        notes.append(f"{case.doubt.reason}; {case.doubt.advice}")
     schedule, paired = case.schedule, case.paired
     if paired is None or everything is None or case.blocked or schedule is None:
         return notes
