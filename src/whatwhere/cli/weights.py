@@ -2,33 +2,63 @@
 
 from __future__ import annotations
 
-import json
+import json as json_format
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..base.tables import Table, rich_tables, show
 from ..base.words import printable
-from ..networks.convert import Description, convert_weights, describe_weights
-from ..networks.spec import parse_arguments
+
+if TYPE_CHECKING:
+    from ..networks.convert import Description
+
+_Model = Annotated[str | None, typer.Option(metavar="NAME", help="The network, where names and shapes do not tell it.")]
 
 
-def print_weights(file: str, model: str | None, as_json: bool) -> None:
-    """Print the content of a weights file."""
+def weights_show_command(
+    file: Annotated[str, typer.Argument(help="A .safetensors or .pth file; nothing in it is executed.")],
+    model: _Model = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Say what is in a weights file: layout, network, tensors, what is around them, keys that do not fit."""
+    from ..networks.convert import describe_weights
+
     description = describe_weights(file, model)
-    if as_json:
-        typer.echo(json.dumps(description.to_dict(), indent=2))
+    if json:
+        typer.echo(json_format.dumps(description.to_dict(), indent=2))
     else:
         show(rich_tables(_tables(description)))
 
 
-def print_conversion(
-    source: str, target: str, model: str | None, attention_kwargs: str, to: str, force: bool, as_json: bool
+def weights_convert_command(
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="A .safetensors or .pth file; nothing in it is executed.")
+    ],
+    target: Annotated[str, typer.Argument(metavar="OUT", help="The .safetensors file to write.")],
+    model: _Model = None,
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="LAYOUT",
+            help="whatwhere, torchvision, official (CBAM's authors), timm, timm-legacy; ca-sa or ca-sa-sequential for "
+            "copied code with ca.fc1 or ca.fc.0 in its blocks.",
+        ),
+    ] = "whatwhere",
+    attention_kwargs: Annotated[
+        str, typer.Option(metavar="JSON", help='What the attention was built with, such as {"pools": ["avg"]}.')
+    ] = "",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT if it exists.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Convert a weights file and print the result."""
-    given = parse_arguments(attention_kwargs) if attention_kwargs else {}
-    done = convert_weights(source, target, model=model, attention_kwargs=given, to=to, force=force)
-    if as_json:
-        typer.echo(json.dumps(done.to_dict(), indent=2))
+    """Bring weights from torchvision, timm or the CBAM authors to this package's networks, or back."""
+    from ..networks.convert import convert_weights
+    from ..networks.spec import parse_arguments
+
+    kwargs = parse_arguments(attention_kwargs) if attention_kwargs else {}
+    done = convert_weights(source, target, model=model, attention_kwargs=kwargs, to=to, force=force)
+    if json:
+        typer.echo(json_format.dumps(done.to_dict(), indent=2))
         return
     typer.echo(f"{printable(done.target)}: {done.num_tensors} tensors in the layout {done.to}, from {done.layout}")
     typer.echo(f"network: {done.network.call()}")
