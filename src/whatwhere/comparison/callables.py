@@ -17,7 +17,7 @@ from ..statistics.independence import check_number_of_images, check_still_indepe
 from ..statistics.looks import LEAST_PAIRS, MOST_SEEDS, Schedule
 from ..statistics.metric import METRICS, Metric, check_direction, margin_for
 from ..statistics.results import Results, check_length, read_results
-from ..statistics.verdict import UNKNOWN, Judgement, check_terms
+from ..statistics.verdict import UNKNOWN, Judgement, metric_and_margin
 from .content import figures_content
 
 
@@ -106,7 +106,7 @@ def compare(
                         done.add(arm, str(seed), figures)
                         if len(done.metrics) > num_known:
                             # not after the last run: all would be lost
-                            check_terms(done, metric=metric, lower_is_better=lower_is_better, margin=margin)
+                            metric_and_margin(done, metric=metric, lower_is_better=lower_is_better, margin=margin)
                             num_known = len(done.metrics)
                         if keep is not None:
                             write_bytes(keep, done.to_csv().encode())

@@ -9,10 +9,10 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import msgspec
 
-from ..base.words import counted, few
+from ..base.words import few
 from ..statistics.decide import holm
 from ..statistics.metric import METRICS, Metric
-from ..statistics.results import Results, listed
+from ..statistics.results import Results, numbered
 from ..statistics.verdict import Judgement, difference
 from ..training.config import OPTIONS
 from ..training.run_folder import Result
@@ -92,8 +92,8 @@ class Gathered:
             )
         if self.design.left_out:
             notes.append(
-                f"left out by request: {counted(len(self.design.left_out), 'seed')} "
-                f"({listed(self.design.left_out)}); an arm with a failed run among them looks better than it is"
+                f"left out by request: {numbered(self.design.left_out)}; an arm with a failed run among them looks "
+                "better than it is"
             )
         if self.design.lr_search:
             notes.append(

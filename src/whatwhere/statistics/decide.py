@@ -35,6 +35,7 @@ class Case:
         doubt: Why the pairs may not be independent: the look counts, but nothing is claimed.
         num_pairs: Complete pairs, those after the look included.
         num_to_look: Pairs missing for the next look; None after the last.
+        everything: All complete pairs; None with fewer than 2.
     """
 
     arm: str
@@ -45,6 +46,12 @@ class Case:
     doubt: Doubt | None = None
     num_pairs: int = 0
     num_to_look: int | None = None
+    everything: PairedDifference | None = None
+
+    @property
+    def judged(self) -> PairedDifference | None:
+        """The pairs, if something may be claimed about them."""
+        return None if self.blocked or self.doubt is not None else self.paired
 
     def level(self, num_arms: int, num_pairs: int | None = None) -> float:
         """Return the level of the test at this look, or at that at `num_pairs`, where `num_arms` share alpha."""
@@ -81,7 +88,7 @@ def decide(cases: Sequence[Case], margin: float, *, higher_is_better: bool = Tru
 
 def _claims(cases: Sequence[Case], p_value: Callable[[PairedDifference], float]) -> tuple[list[bool], list[int]]:
     """Return which cases' p-values reach their level, after Holm's step-down, and among how many arms it was shared."""
-    p = [1.0 if case.blocked or case.doubt or case.paired is None else p_value(case.paired) for case in cases]
+    p = [1.0 if case.judged is None else p_value(case.judged) for case in cases]
     claims, sharing, left = [False] * len(cases), [0] * len(cases), list(range(len(cases)))
     while left:
         # cases at different looks have different levels, so not the least p-value but any that reaches its own

@@ -15,6 +15,7 @@ import re
 import statistics
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -80,11 +81,8 @@ def doubt_about(
     doubt = doubt or _with_few_differences(results, metric.name, baseline, arm, seeds)
     if doubt is not None or num_images is None:
         return doubt
-    for name in (baseline, arm):
-        spread = _spread(results, metric, name, seeds, num_images)
-        if spread is not None and spread.is_impossible:
-            return Doubt(f"{spread.told(name)}: {_CAUSES}")
-    return None
+    narrow = _narrow_arms(results, metric, (baseline, arm), seeds, num_images)
+    return next((Doubt(f"{how}: {_CAUSES}") for how, is_chance in narrow if not is_chance), None)
 
 
 def _with_few_differences(
@@ -119,12 +117,8 @@ def cautions_about(
     results: Results, metric: Metric, baseline: str, arm: str, seeds: Sequence[Hashable], num_images: int | None = None
 ) -> list[str]:
     """Return a sentence for each of the two arms if its runs differ less than usual."""
-    spreads = {name: _spread(results, metric, name, seeds, num_images) for name in (baseline, arm)}
-    return [
-        f"{spread.told(name)}; see that the seed decides all that is random in a run"
-        for name, spread in spreads.items()
-        if spread is not None and spread.is_low
-    ]
+    narrow = _narrow_arms(results, metric, (baseline, arm), seeds, num_images)
+    return [f"{how}; see that the seed decides all that is random in a run" for how, _ in narrow]
 
 
 def check_still_independent(results: Results, metric: str, what_to_do: str, num_images: int | None = None) -> None:
@@ -156,19 +150,10 @@ def check_still_independent(results: Results, metric: str, what_to_do: str, num_
         )
 
 
-@dataclass(frozen=True)
-class _Repeats:
-    """How many runs have the same result.
-
-    Attributes:
-        num_different: Different results.
-        alike: Seeds of the result that most runs have.
-        log_chance: Log of an upper bound on the probability that chance leaves so few different ones.
-    """
-
+class _Repeats(NamedTuple):
     num_different: int
-    alike: tuple[Hashable, ...]
-    log_chance: float
+    alike: tuple[Hashable, ...]  # seeds of the result that most runs have
+    log_chance: float  # log of an upper bound on the probability that chance leaves so few different results
 
 
 def _repeats(
@@ -301,48 +286,33 @@ def _num_different(differences: Sequence[float], size: float) -> int:
     return 1 + sum(after - before > _ALIKE * size for before, after in itertools.pairwise(ordered))
 
 
-@dataclass(frozen=True)
-class _Spread:
-    """The standard deviation of an arm's shares, and that of a binomial count."""
+def _narrow_arms(
+    results: Results, metric: Metric, arms: Sequence[str], seeds: Sequence[Hashable], num_images: int | None
+) -> list[tuple[str, bool]]:
+    """Return, for each arm with runs that differ less than usual, how much, and whether that may be chance.
 
-    deviation: float
-    binomial: float
-    num_runs: int
-    num_images: int | None
+    It may not where even at the least spread of live seeds it comes up in fewer than 1 of 10,000 comparisons. Metrics
+    that are no count of images, and counts with few errors, have no usual spread.
+    """
+    from scipy.special import chdtr
 
-    @property
-    def is_low(self) -> bool:
-        return self.deviation < _LOW_SPREAD * self.binomial
-
-    @property
-    def is_impossible(self) -> bool:
-        """Whether even at the least spread of live seeds chance would hardly make it so low."""
-        from scipy.special import chdtr
-
-        degrees = self.num_runs - 1
-        square = degrees * (self.deviation / (_LEAST_SPREAD * self.binomial)) ** 2
-        return self.is_low and float(chdtr(degrees, square)) <= LIMIT
-
-    def told(self, arm: str) -> str:
-        images = f"{self.num_images or _MOST_IMAGES:,} test images{'' if self.num_images else ' or fewer'}"
-        return (
-            f"the runs of {arm} differ by only {100 * self.deviation:.3f} points (standard deviation), where chance "
-            f"alone makes {100 * self.binomial:.2f} with {images}"
-        )
-
-
-def _spread(
-    results: Results, metric: Metric, arm: str, seeds: Sequence[Hashable], num_images: int | None
-) -> _Spread | None:
-    """Return the spread of an arm's runs; None for metrics that are not a count of images."""
-    if not _COUNTED.search(metric.name):
-        return None
-    values = results.values(arm, metric.name)
-    shares = [metric.scale * values[seed] / 100 for seed in seeds]
-    mean, images = statistics.fmean(shares), num_images or _MOST_IMAGES
-    if not 0 < mean < 1 or images * mean * (1 - mean) < _LEAST_ERRORS:
-        return None
-    return _Spread(statistics.stdev(shares), math.sqrt(mean * (1 - mean) / images), len(shares), num_images)
+    found = []
+    for arm in arms if _COUNTED.search(metric.name) else ():
+        values = results.values(arm, metric.name)
+        shares = [metric.scale * values[seed] / 100 for seed in seeds]
+        mean, deviation, images = statistics.fmean(shares), statistics.stdev(shares), num_images or _MOST_IMAGES
+        if not 0 < mean < 1 or images * mean * (1 - mean) < _LEAST_ERRORS:
+            continue
+        binomial = math.sqrt(mean * (1 - mean) / images)
+        if deviation < _LOW_SPREAD * binomial:
+            degrees = len(shares) - 1
+            square = degrees * (deviation / (_LEAST_SPREAD * binomial)) ** 2
+            how = (
+                f"the runs of {arm} differ by only {100 * deviation:.3f} points (standard deviation), where chance "
+                f"alone makes {100 * binomial:.2f} with {images:,} test images{'' if num_images else ' or fewer'}"
+            )
+            found.append((how, float(chdtr(degrees, square)) > LIMIT))
+    return found
 
 
 def check_number_of_images(results: Results, metric: str, num_images: int | None) -> None:

@@ -16,8 +16,20 @@ _LARGEST, _SMALLEST = 1e100, 1e-100  # between them squares and cubes do not ove
 _UNBOUNDED = ("loss", "perplexity", "latency", "rmse")
 _UNBOUNDED_WORDS = {"mae", "mse", "fid", "time"}
 # figures where higher is better, unless another word of the name says that they count mistakes
-_HIGHER: tuple[str, ...] = ("accuracy", "auroc", "auprc", "auc", "iou", "dice", "recall", "precision", "score")
-_HIGHER += ("准确率", "正确率", "召回率")
+_HIGHER = (
+    "accuracy",
+    "auroc",
+    "auprc",
+    "auc",
+    "iou",
+    "dice",
+    "recall",
+    "precision",
+    "score",
+    "准确率",
+    "正确率",
+    "召回率",
+)
 _HIGHER_WORDS = {"acc", "top", "f", "ap", "map", "ar", "psnr", "ssim", "kappa", "jaccard", "sensitivity", "specificity"}
 _HIGHER_WORDS |= {"correct", "reward", "bleu", "rouge", "ndcg", "mcc", "pck", "pq", "hota", "mota"}
 _WRONG = re.compile("loss|err|fail|miss|wrong|fals|incorrect|inaccura|time|latency|dist|cost|brier", re.IGNORECASE)
@@ -70,20 +82,13 @@ def check_direction(name: str, lower_is_better: bool | None) -> bool:
             way, option = ("higher", "lower") if known.higher_is_better else ("lower", "higher")
             raise UserError(f"{name} is a metric where {way} is better; leave out --{option}-is-better")
         return not known.higher_is_better
-    if lower_is_better is None and not _is_called_higher(name):
+    is_called_higher = not _WRONG.search(name) and _is_called(name, _HIGHER, _HIGHER_WORDS)
+    if lower_is_better is None and not is_called_higher:
         raise UserError(
             f"whether a higher or a lower {brief(name)} is better does not follow from its name; give "
             "--lower-is-better or --higher-is-better (in Python lower_is_better=True or False)"
         )
     return bool(lower_is_better)
-
-
-def _is_called_higher(name: str) -> bool:
-    return not _WRONG.search(name) and _is_called(name, _HIGHER, _HIGHER_WORDS)
-
-
-def _is_unbounded(name: str) -> bool:
-    return _is_called(name, _UNBOUNDED, _UNBOUNDED_WORDS)
 
 
 def _is_called(name: str, parts: tuple[str, ...], words: set[str]) -> bool:
@@ -108,7 +113,7 @@ def two_scales(name: str, values: Iterable[float]) -> tuple[float, float] | None
     if name in METRICS:
         return (shares[0], percentages[0]) if is_share(name) else None
     together = [*(100 * value for value in shares), *percentages]
-    if _is_unbounded(name) or max(together) > _ONE_SCALE * min(together):
+    if _is_called(name, _UNBOUNDED, _UNBOUNDED_WORDS) or max(together) > _ONE_SCALE * min(together):
         return None
     return shares[0], percentages[0]
 

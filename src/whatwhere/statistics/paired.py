@@ -138,7 +138,18 @@ class PairedDifference:
 def _p_sign_flip(values: tuple[float, ...]) -> float:
     differences = np.asarray(values)
     if len(differences) > _MOST_EXACT:
-        return _random_sign_flips(differences)
+        from scipy.stats import permutation_test
+
+        result = permutation_test(
+            (differences,),
+            np.mean,
+            permutation_type="samples",
+            n_resamples=_NUM_RANDOM,
+            vectorized=True,
+            batch=10_000,
+            rng=np.random.default_rng(0),
+        )
+        return float(result.pvalue)
     seen = abs(float(differences.sum())) - _ROUNDING * float(np.abs(differences).sum())
     if seen <= 0:
         return 1.0
@@ -154,21 +165,3 @@ def _signed_sums(values: np.ndarray) -> np.ndarray:
     for value in values:
         sums = np.concatenate([sums - value, sums + value])
     return sums
-
-
-def _random_sign_flips(differences: np.ndarray) -> float:
-    from scipy.stats import permutation_test
-
-    def mean(x: np.ndarray, axis: int) -> np.ndarray:
-        return np.asarray(x.mean(axis))
-
-    result = permutation_test(
-        (differences,),
-        mean,
-        permutation_type="samples",
-        n_resamples=_NUM_RANDOM,
-        vectorized=True,
-        batch=10_000,
-        rng=np.random.default_rng(0),
-    )
-    return float(result.pvalue)

@@ -121,10 +121,6 @@ class Results:
             tuple(seeds), tuple(scale * a[seed] for seed in seeds), tuple(scale * b[seed] for seed in seeds)
         )
 
-    def num_complete(self, baseline: str, arm: str, metric: str) -> int:
-        """Return how many complete pairs of two arms there are."""
-        return len(self.values(baseline, metric).keys() & self.values(arm, metric).keys())
-
     def missing(self, baseline: str, arm: str, metric: str) -> dict[str, list[Hashable]]:
         """Return, for each of the two arms, the seeds that it lacks and another arm has."""
         there = {name: self.values(name, metric).keys() for name in self._figures}
@@ -150,14 +146,9 @@ def _by_number(seed: Hashable) -> tuple[float, str]:
     return math.inf if value is None else value, str(seed)
 
 
-def listed(seeds: Sequence[Hashable]) -> str:
-    """Return the first few seeds, and how many more there are."""
-    return few([str(seed) for seed in seeds], 6)
-
-
 def numbered(seeds: Sequence[Hashable]) -> str:
-    """Return "seed 3", "seeds 3, 7"."""
-    return f"{'seed' if len(seeds) == 1 else 'seeds'} {listed(seeds)}"
+    """Return "seed 3", "seeds 3, 7"; the first few, and how many more there are."""
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {few([str(seed) for seed in seeds], 6)}"
 
 
 def check_length(name: str) -> None:

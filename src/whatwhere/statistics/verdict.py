@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
@@ -206,81 +206,82 @@ def judge(
     odd = odd_seed(results.seeds)
     if odd is not None:
         raise UserError(odd[1])
-    name = _metric_name(results, metric)
+    measure, margin = metric_and_margin(results, metric=metric, lower_is_better=lower_is_better, margin=margin)
     baseline = _baseline(results, baseline)
-    measure, margin = _terms(results, name, lower_is_better, margin)
-    pairs = {arm: results.paired(baseline, arm, name, measure.scale) for arm in results.arms if arm != baseline}
-    firsts = first_look if isinstance(first_look, Mapping) else dict.fromkeys(pairs, first_look)
+    compared = [arm for arm in results.arms if arm != baseline]
+    first_looks = first_look if isinstance(first_look, Mapping) else dict.fromkeys(compared, first_look)
     cases = []
-    for arm, paired in pairs.items():
-        schedule = _schedule(firsts.get(arm), max_pairs, paired)
-        case = _case(results, baseline, arm, name, paired, schedule, (awaited or {}).get(arm, ()))
+    for arm in compared:
+        case = _case(results, measure, baseline, arm, first_looks.get(arm), max_pairs, (awaited or {}).get(arm, ()))
         if case.paired is not None:
             doubt = doubt_about(results, measure, baseline, arm, case.paired.seeds, test_images)
             case = replace(case, doubt=doubt)
         cases.append(case)
     decisions = decide(cases, margin, higher_is_better=bool(measure.higher_is_better))
-    judged = [None if case.blocked or case.doubt else case.paired for case in cases]
-    p_t = holm([1.0 if paired is None else paired.p_t() for paired in judged])
-    p_sign_flip = holm([1.0 if paired is None else paired.p_sign_flip() for paired in judged])
+    p_t = holm([1.0 if case.judged is None else case.judged.p_t() for case in cases])
+    p_sign_flip = holm([1.0 if case.judged is None else case.judged.p_sign_flip() for case in cases])
     verdicts = []
     for case, decision, *holm_p in zip(cases, decisions, p_t, p_sign_flip, strict=True):
         # the reason names the runs that a look waits for
-        missing = {} if awaited else results.missing(baseline, case.arm, name)
-        cautions = wording.cautions(case, pairs[case.arm], missing)
-        if case.paired is not None and not case.blocked and case.doubt is None:
-            cautions += cautions_about(results, measure, baseline, case.arm, case.paired.seeds, test_images)
-        verdicts.append(_verdict(case, pairs[case.arm], decision, measure, margin, holm_p, cautions))
-    faults = {other: fault for other in results.metrics if other != name and (fault := _two_scales(results, other))}
-    others = []
-    for other in results.metrics:
-        if other == name or other in faults:
+        missing = {} if awaited else results.missing(baseline, case.arm, measure.name)
+        cautions = wording.cautions(case, missing)
+        if case.judged is not None:
+            cautions += cautions_about(results, measure, baseline, case.arm, case.judged.seeds, test_images)
+        verdicts.append(_verdict(case, decision, measure, margin, holm_p, cautions))
+    differences, notes = _others(results, measure.name, baseline, cases, test_images)
+    notes = [*results.notes, *notes, *derived_notes(results, measure.name)]
+    return Judgement(measure, baseline, margin, max_pairs, tuple(verdicts), tuple(differences), tuple(notes))
+
+
+def _others(
+    results: Results, judged_by: str, baseline: str, cases: Sequence[Case], test_images: int | None
+) -> tuple[list[Difference], list[str]]:
+    """Return the differences in the other metrics, and a sentence for each metric that is left out."""
+    found, notes = [], []
+    for name in results.metrics:
+        if name == judged_by:
             continue
-        shown = _measure(results, other)
+        if fault := _two_scales(results, name):
+            notes.append(f"{fault}; it is left out")
+            continue
+        shown = _measure(results, name)
         # which way is better is known for metrics of whatwhere only
-        shown = shown if other in METRICS else replace(shown, higher_is_better=None)
+        shown = shown if name in METRICS else replace(shown, higher_is_better=None)
         for case in cases:
             # the runs that the verdict uses; all of them where there is no pair
             used = results if case.paired is None else results.only([baseline, case.arm], case.paired.seeds)
-            others.append(difference(used, baseline, case.arm, shown, test_images))
-    notes = [*results.notes, *(f"{fault}; it is left out" for fault in faults.values()), *derived_notes(results, name)]
-    return Judgement(measure, baseline, margin, max_pairs, tuple(verdicts), tuple(filter(None, others)), tuple(notes))
+            found.append(difference(used, baseline, case.arm, shown, test_images))
+    return list(filter(None, found)), notes
 
 
-def check_terms(
+def metric_and_margin(
     results: Results,
     *,
     metric: str | None = None,
     lower_is_better: bool | None = None,
     margin: float | None = None,
-) -> None:
-    """Raise UserError if `judge` could not judge by these terms, as far as the first runs tell."""
-    _terms(results, _metric_name(results, metric), lower_is_better, margin)
+) -> tuple[Metric, float]:
+    """Return the metric to judge by and the margin in its unit.
 
-
-def _terms(results: Results, name: str, lower_is_better: bool | None, margin: float | None) -> tuple[Metric, float]:
-    lower = check_direction(name, lower_is_better)
-    fault = _two_scales(results, name)
-    if fault:
-        neither = "" if name in METRICS else ", or all times 100 if they are neither"
-        raise UserError(f"{fault}; give all as shares{neither}")
-    measure = _measure(results, name, lower)
-    return measure, margin_for(measure, margin)
-
-
-def _metric_name(results: Results, given: str | None) -> str:
+    Raises:
+        UserError: As `judge`, as far as the runs so far tell.
+    """
     names = results.metrics
-    if given is None:
-        if "accuracy" in names or len(names) == 1:
-            return "accuracy" if "accuracy" in names else names[0]
+    if metric is None:
         if not names:
             raise UserError("the results hold no figures; there is nothing to compare")
-        raise UserError(f"there are several figures, {few(names, 10)}; choose the one to judge by with --metric")
-    if given not in names:
-        raise UserError(
-            f"no run has the figure {brief(given)}{suggest(given, names)}; there are: {few(names, 10) or 'none'}"
-        )
-    return given
+        if "accuracy" not in names and len(names) > 1:
+            raise UserError(f"there are several figures, {few(names, 10)}; choose the one to judge by with --metric")
+        metric = "accuracy" if "accuracy" in names else names[0]
+    elif metric not in names:
+        known = few(names, 10) or "none"
+        raise UserError(f"no run has the figure {brief(metric)}{suggest(metric, names)}; there are: {known}")
+    lower = check_direction(metric, lower_is_better)
+    if fault := _two_scales(results, metric):
+        neither = "" if metric in METRICS else ", or all times 100 if they are neither"
+        raise UserError(f"{fault}; give all as shares{neither}")
+    chosen = _measure(results, metric, lower)
+    return chosen, margin_for(chosen, margin)
 
 
 def _baseline(results: Results, given: str | None) -> str:
@@ -319,43 +320,35 @@ def _measure(results: Results, name: str, lower_is_better: bool = False) -> Metr
     return metric_for(name, values, lower_is_better=lower_is_better)
 
 
-def _schedule(first_look: int | None, max_pairs: int | None, paired: PairedDifference | None) -> Schedule | None:
-    """Return the schedule for an arm; None while there are too few pairs to make one."""
-    if first_look is None:
-        first_look = 0 if paired is None else len(paired)
-        if first_look < LEAST_PAIRS:
-            return None
-        first_look = min(first_look, max_pairs or first_look)
-    return Schedule(first_look, max_pairs)
-
-
 def _case(
     results: Results,
+    metric: Metric,
     baseline: str,
     arm: str,
-    metric: str,
-    paired: PairedDifference | None,
-    schedule: Schedule | None,
+    first_look: int | None,
+    max_pairs: int | None,
     awaited: Sequence[Hashable],
 ) -> Case:
-    # a single pair has no statistics, but counts
-    num_pairs = results.num_complete(baseline, arm, metric) if paired is None else len(paired)
-    there = () if paired is None else paired.seeds
-    waiting = tuple(seed for seed in awaited if seed not in there)
+    """Return an arm's pairs up to its last look, or all of them and why there can be no verdict."""
+    before, after = (results.values(name, metric.name) for name in (baseline, arm))
+    num_pairs = len(before.keys() & after.keys())
+    everything = results.paired(baseline, arm, metric.name, metric.scale)
+    if first_look is None and num_pairs >= LEAST_PAIRS:
+        first_look = min(num_pairs, max_pairs or num_pairs)
+    schedule = None if first_look is None else Schedule(first_look, max_pairs)
+    waiting = tuple(seed for seed in awaited if seed not in before or seed not in after)
+    case = Case(arm, everything, schedule, waiting=waiting, num_pairs=num_pairs, everything=everything)
     # while a look waits for runs, the one before it stands
-    num_ready = awaited.index(waiting[0]) if waiting else num_pairs
-    look = None if schedule is None else schedule.look_at(num_ready)
-    if look is not None and paired is not None:
-        assert schedule is not None
+    look = schedule and schedule.look_at(awaited.index(waiting[0]) if waiting else num_pairs)
+    if look and schedule and everything:
+        pairs = PairedDifference(everything.seeds[:look], everything.baseline[:look], everything.treatment[:look])
         following = schedule.next_after(num_pairs)
-        pairs = PairedDifference(paired.seeds[:look], paired.baseline[:look], paired.treatment[:look])
-        to_look = None if following is None else following - num_pairs
-        return Case(arm, pairs, schedule, waiting=waiting, num_pairs=num_pairs, num_to_look=to_look)
+        return replace(case, paired=pairs, num_to_look=None if following is None else following - num_pairs)
     first = LEAST_PAIRS if schedule is None else schedule.first
     if waiting:
         blocked = f"{len(awaited) - len(waiting)} of {len(awaited)} pairs are complete; missing: {numbered(waiting)}"
-    elif not num_pairs and results.values(baseline, metric) and results.values(arm, metric):
-        blocked = f"{arm} and {baseline} have no seed in common{_spelt(results, baseline, arm, metric)}"
+    elif not num_pairs and before and after:
+        blocked = f"{arm} and {baseline} have no seed in common{_spelt(baseline, arm, before, after)}"
     elif not num_pairs:
         blocked = f"no seed has a run of both {arm} and {baseline}"
     elif num_pairs < LEAST_PAIRS:
@@ -366,30 +359,24 @@ def _case(
         )
     else:
         blocked = f"there are {num_pairs} pairs; the first look is at {first}"
-    return Case(arm, paired, schedule, blocked, waiting, num_pairs=num_pairs, num_to_look=first - num_pairs)
+    return replace(case, blocked=blocked, num_to_look=first - num_pairs)
 
 
-def _spelt(results: Results, baseline: str, arm: str, metric: str) -> str:
+def _spelt(baseline: str, arm: str, *seeds: Iterable[Hashable]) -> str:
     """Return a hint where one seed, such as 0 and 00, or one arm, such as none and None, has two spellings."""
     if arm.lower() == baseline.lower():
         return f"; {arm} and {baseline} may be meant to be one arm: spell it alike"
-    numbers = [{as_number(seed): str(seed) for seed in results.values(name, metric)} for name in (baseline, arm)]
-    for number, spelling in numbers[0].items():
-        if number is not None and numbers[1].get(number, spelling) != spelling:
-            return f"; {spelling} and {numbers[1][number]} may be meant to be one seed: spell it alike"
+    ours, other = ({as_number(seed): str(seed) for seed in names} for names in seeds)
+    for number, spelling in ours.items():
+        if number is not None and other.get(number, spelling) != spelling:
+            return f"; {spelling} and {other[number]} may be meant to be one seed: spell it alike"
     return ""
 
 
 def _verdict(
-    case: Case,
-    everything: PairedDifference | None,
-    decision: Decision,
-    metric: Metric,
-    margin: float,
-    holm_p: Sequence[float],
-    cautions: Sequence[str],
+    case: Case, decision: Decision, metric: Metric, margin: float, holm_p: Sequence[float], cautions: Sequence[str]
 ) -> ArmVerdict:
-    paired, level = case.paired, decision.level
+    paired, everything, level = case.paired, case.everything, decision.level
     outlook = None
     if decision.verdict == UNKNOWN and level is not None and case.doubt is None:
         outlook = pairs_to_settle(case, decision.num_sharing, margin)

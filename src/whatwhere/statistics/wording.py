@@ -8,7 +8,6 @@ from ..base.words import counted
 from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, Decision, Outlook
 from .looks import LEAST_PAIRS
 from .metric import Metric
-from .paired import PairedDifference
 from .results import numbered
 
 SKEWED = 2.0  # standard errors
@@ -109,7 +108,7 @@ def advice(case: Case, decision: Decision, outlook: Outlook | None) -> str:
     return f"{likely} pairs in all will probably tell; {when}"
 
 
-def cautions(case: Case, everything: PairedDifference | None, missing: Mapping[str, Sequence[Hashable]]) -> list[str]:
+def cautions(case: Case, missing: Mapping[str, Sequence[Hashable]]) -> list[str]:
     """Return what a reader of the verdict must know."""
     notes = [
         f"{name} lacks {counted(len(seeds), 'run')} ({numbered(seeds)}) that other arms have: only complete pairs are "
@@ -120,18 +119,18 @@ def cautions(case: Case, everything: PairedDifference | None, missing: Mapping[s
     if case.blocked and case.doubt is not None:
         notes.append(f"{case.doubt.reason}; {case.doubt.advice}")
     schedule, paired = case.schedule, case.paired
-    if paired is None or everything is None or case.blocked or schedule is None:
+    if paired is None or case.blocked or schedule is None:
         return notes
     if case.waiting:
         notes.append(
             f"the next look waits for {numbered(case.waiting)}; until then the verdict uses the first "
             f"{len(paired)} pairs"
         )
-    elif len(everything) > len(paired):
-        following = schedule.next_after(len(everything))
+    elif case.num_pairs > len(paired):
+        following = schedule.next_after(case.num_pairs)
         until = "the schedule ends there" if following is None else f"the next look is at {following}"
         notes.append(
-            f"{counted(len(everything) - len(paired), 'pair')} more than this look has: the verdict uses the first "
+            f"{counted(case.num_pairs - len(paired), 'pair')} more than this look has: the verdict uses the first "
             f"{len(paired)}, and {until}"
         )
     if case.doubt is not None:
