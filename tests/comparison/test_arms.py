@@ -1,6 +1,6 @@
 import pytest
 
-from whatwhere import UserError, create_model
+from whatwhere import create_model
 from whatwhere.comparison.arms import Arm, build, describe, num_params, parse_arms, run_options
 
 
@@ -21,19 +21,19 @@ def test_arms_are_parsed():
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    "text",
     [
-        ("", "has an empty arm"),
-        ("none,,se", "has an empty arm"),
-        ("none,a=", "has an empty arm"),
-        ("none,NONE", "names 'NONE' twice"),
-        ("none,../x=se", "cannot be called '../x'"),
-        ("none,.hidden=se", "cannot be called '.hidden'"),
-        ("none," + "a" * 65 + "=se", "cannot be called"),
+        "",
+        "none,,se",
+        "none,a=",
+        "none,NONE",
+        "none,../x=se",
+        "none,.hidden=se",
+        "none," + "a" * 65 + "=se",
     ],
 )
-def test_impossible_arms_are_refused(text, message):
-    with pytest.raises(UserError, match=message):
+def test_impossible_arms_are_refused(text, refused):
+    with refused():
         parse_arms(text)
 
 
@@ -59,19 +59,19 @@ def test_a_wide_arm_has_as_many_parameters_as_attention(backbone):
 
 
 @pytest.mark.parametrize(
-    ("arms", "backbone", "message"),
+    ("arms", "backbone"),
     [
-        ("none,se", "resnet19", "unknown network 'resnet19'; did you mean resnet18"),
-        ("none,se", "cbam_resnet18", "has attention in its name; give resnet18"),
-        ("none,cabm", "resnet18", "unknown attention 'cabm'; did you mean cbam"),
-        ("none,wide:se", "resnet18", "no arm is called 'se'"),
-        ("wide", "resnet18", "needs another arm"),
-        ("none,wide:none", "resnet18", "wide-none would be no wider than resnet18"),
-        ("none,se", "article_resnext50", "the attention of article_resnext50 is fixed"),
+        ("none,se", "resnet_18"),
+        ("none,se", "cbam_resnet18"),
+        ("none,cabm", "resnet18"),
+        ("none,wide:se", "resnet18"),
+        ("wide", "resnet18"),
+        ("none,wide:none", "resnet18"),
+        ("none,se", "article_resnext50"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(arms, backbone, message):
-    with pytest.raises(UserError, match=message):
+def test_what_cannot_be_compared_is_refused(arms, backbone, refused):
+    with refused():
         run_options(parse_arms(arms), backbone, 10)
 
 

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from whatwhere import UserError
 from whatwhere.experiment import compare
 
 
@@ -89,25 +88,25 @@ def test_progress_is_told():
 
 
 @pytest.mark.parametrize(
-    ("arms", "seeds", "options", "message"),
+    ("arms", "seeds", "options"),
     [
-        (["a"], 8, {}, "two arms or more"),
-        (["a", "b"], 0, {}, "some seeds"),
-        (["a", "b"], [1, 2], {"max_seeds": 8}, "needs a number of seeds"),
-        (["a", "b"], 8, {"max_seeds": 7}, "fewer than those of the first look"),
+        (["a"], 8, {}),
+        (["a", "b"], 0, {}),
+        (["a", "b"], [1, 2], {"max_seeds": 8}),
+        (["a", "b"], 8, {"max_seeds": 7}),
     ],
 )
-def test_impossible_comparisons_are_refused_before_a_run(arms, seeds, options, message):
+def test_impossible_comparisons_are_refused_before_a_run(arms, seeds, options, refused):
     run = Trainer()
-    with pytest.raises(UserError, match=message):
+    with refused():
         compare(run, arms, seeds, **options)
     assert not run.calls
 
 
 @pytest.mark.parametrize("seeds", ["8", 8.0, True, None, ["a"], [0, 1.5], [True, False], 10_001, -1, b"8"])
-def test_seeds_that_are_none_are_refused_before_a_run(seeds, tmp_path):
+def test_seeds_that_are_none_are_refused_before_a_run(seeds, tmp_path, refused):
     run = Trainer()
-    with pytest.raises(UserError, match=r"^seeds must be"):
+    with refused():
         compare(run, ["none", "cbam"], seeds, results=tmp_path / "results.csv")
     assert not run.calls
     assert list(tmp_path.iterdir()) == []
@@ -123,74 +122,72 @@ def test_seeds_may_be_numpys_integers():
 @pytest.mark.parametrize(
     "arms", ["none,cbam", b"ab", 5, None, ["none", ""], ["none", " x"], ["none", "a\nb"], ["a", 5]]
 )
-def test_arms_that_are_none_are_refused_before_a_run(arms, tmp_path):
+def test_arms_that_are_none_are_refused_before_a_run(arms, tmp_path, refused):
     run = Trainer()
-    with pytest.raises(UserError, match=r"^(arms must be a list of names|an arm's name must be printable text)"):
+    with refused():
         compare(run, arms, 8, results=tmp_path / "results.csv")
     assert not run.calls
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("terms", "message"),
+    "terms",
     [
-        ({"metric": "arm"}, "a figure cannot be called 'arm'"),
-        ({"metric": "Seed"}, "a figure cannot be called 'Seed'"),
-        ({"metric": ""}, "a figure's name must be printable text"),
-        ({"metric": "val_loss"}, "does not follow from its name"),
-        ({"metric": "accuracy", "lower_is_better": True}, "accuracy is a metric where higher is better"),
-        ({"lower_is_better": "yes", "metric": "x"}, "lower_is_better must be True, False or None"),
-        ({"margin": 1e308}, "the margin is 1e\\+308"),
-        ({"margin": "1"}, "the margin must be a number"),
-        ({"metric": "loss"}, "what difference in log loss matters is not known"),
-        ({"baseline": "nobody"}, "no arm is called 'nobody'"),
-        ({"max_seeds": 10**6}, "the most pairs must be an integer from 1 to 10,000"),
+        {"metric": "arm"},
+        {"metric": "Seed"},
+        {"metric": ""},
+        {"metric": "val_loss"},
+        {"metric": "accuracy", "lower_is_better": True},
+        {"lower_is_better": "yes", "metric": "x"},
+        {"margin": 1e308},
+        {"margin": "1"},
+        {"metric": "loss"},
+        {"baseline": "nobody"},
+        {"max_seeds": 10**6},
     ],
 )
-def test_terms_that_cannot_be_judged_by_are_refused_before_a_run(terms, message, tmp_path):
+def test_terms_that_cannot_be_judged_by_are_refused_before_a_run(terms, tmp_path, refused):
     run = Trainer()
-    with pytest.raises(UserError, match=message):
+    with refused():
         compare(run, ["none", "cbam"], 8, results=tmp_path / "results.csv", **terms)
     assert not run.calls
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("returned", "message"),
+    "returned",
     [
-        ({"arm": 0.5}, "a figure cannot be called 'arm'"),
-        ({" seed": 0.5}, "a figure's name must be"),
-        ({"SEED": 0.5}, "a figure cannot be called 'SEED'"),
-        ({5: 0.5}, "a figure's name must be"),
-        ({"accuracy": "0.5"}, "must return a number, or numbers by name, got '0.5' as accuracy"),
-        ({"accuracy": True}, "got True as accuracy"),
-        ({"accuracy": 1e308}, "accuracy of arm 'none' with seed '0' is 1e\\+308"),
-        ({"accuracy": 10**400}, "accuracy is none"),
-        ("0.5", "got a str"),
-        ({"f1": 0.5, "auc": 0.5}, "choose the one to judge by with --metric"),
-        ({"val_loss": 0.5}, "does not follow from its name"),
-        ({"score": 500.0}, "give it, in the unit of the figures, with --margin"),
+        {"arm": 0.5},
+        {" seed": 0.5},
+        {"SEED": 0.5},
+        {5: 0.5},
+        {"accuracy": "0.5"},
+        {"accuracy": True},
+        {"accuracy": 1e308},
+        {"accuracy": 10**400},
+        "0.5",
+        {"f1": 0.5, "auc": 0.5},
+        {"val_loss": 0.5},
+        {"score": 500.0},
     ],
 )
-def test_figures_that_are_none_are_refused_after_the_first_run_and_not_kept(returned, message, tmp_path):
+def test_figures_that_are_none_are_refused_after_the_first_run_and_not_kept(returned, tmp_path, refused):
     calls = []
     path = tmp_path / "results.csv"
-    with pytest.raises(UserError, match=message):
+    with refused():
         compare(lambda arm, seed: calls.append(seed) or returned, ["none", "cbam"], 8, results=path)
     assert len(calls) == 1
     assert not path.exists()
 
 
-def test_a_damaged_record_is_not_met_with_an_option_that_is_none(tmp_path):
+def test_a_damaged_record_is_not_met_with_an_option_that_is_none(tmp_path, refused):
     (tmp_path / "results.verdict.json").write_text("[]")
     run = Trainer()
-    with pytest.raises(
-        UserError, match=r"is not a verdict of whatwhere .*; restore it, or give another file of results$"
-    ):
+    with refused():
         compare(run, ["none", "cbam"], 8, results=tmp_path / "results.csv")
     assert not run.calls
 
 
-def test_what_run_returns_must_be_figures():
-    with pytest.raises(UserError, match="must return a number, or numbers by name, got a NoneType"):
+def test_what_run_returns_must_be_figures(refused):
+    with refused():
         compare(lambda arm, seed: None, ["a", "b"], 2)

@@ -6,7 +6,6 @@ import msgspec
 import pytest
 
 from comparisons import design_of
-from whatwhere import UserError
 from whatwhere.base.screen import Silent
 from whatwhere.comparison.arms import Arm, parse_arms
 from whatwhere.comparison.design import Request, check_options, continued, read_design
@@ -36,9 +35,9 @@ def test_it_survives_its_file(tmp_path, design):
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"format": 1}', '{"format": 2}', '{"format": 1, "arms": [{"name": 1}]}']
 )
-def test_a_damaged_file_is_refused(tmp_path, content):
+def test_a_damaged_file_is_refused(tmp_path, content, refused):
     (tmp_path / "compare.json").write_text(content)
-    with pytest.raises(UserError, match="is no design of a comparison"):
+    with refused():
         read_design(tmp_path)
 
 
@@ -70,17 +69,17 @@ def test_a_damaged_file_is_refused(tmp_path, content):
     ],
     ids=str,
 )  # fmt: skip
-def test_damaged_values_are_refused(tmp_path, design, damage):
+def test_damaged_values_are_refused(tmp_path, design, damage, refused):
     design.write(tmp_path)
     path = tmp_path / "compare.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
-    with pytest.raises(UserError, match=r"^'.*compare.json' is no design of a comparison \(.*\); give another --out$"):
+    with refused():
         read_design(tmp_path)
 
 
-def test_a_file_nested_too_deeply_is_refused(tmp_path):
+def test_a_file_nested_too_deeply_is_refused(tmp_path, refused):
     (tmp_path / "compare.json").write_text("[" * 100_000)
-    with pytest.raises(UserError, match="is no design of a comparison"):
+    with refused():
         read_design(tmp_path)
 
 
@@ -93,11 +92,11 @@ def test_a_file_from_before_there_were_left_out_seeds_is_read(tmp_path, design):
     assert read_design(tmp_path) == design
 
 
-def test_another_version_of_the_file_is_refused(tmp_path, design):
+def test_another_version_of_the_file_is_refused(tmp_path, design, refused):
     design.write(tmp_path)
     content = json.loads((tmp_path / "compare.json").read_text())
     (tmp_path / "compare.json").write_text(json.dumps({**content, "surprise": 1}))
-    with pytest.raises(UserError, match="surprise"):
+    with refused():
         read_design(tmp_path)
 
 
@@ -132,38 +131,38 @@ def test_asking_for_the_same_or_less_changes_nothing(tmp_path, design):
 
 
 @pytest.mark.parametrize(
-    ("request_", "message"),
+    "request_",
     [
-        (Request(backbone="resnet50"), "compares resnet18, not resnet50"),
-        (Request(lr_search=(0.1, 0.2)), "searches the learning rates"),
-        (Request(arms=(Arm("se", "cbam"),)), "has the arm se as se, not cbam"),
-        (Request(max_seeds=24), "was judged already, so its schedule stays"),
-        (Request(baseline="wide"), "is none of the arms"),
+        Request(backbone="resnet50"),
+        Request(lr_search=(0.1, 0.2)),
+        Request(arms=(Arm("se", "cbam"),)),
+        Request(max_seeds=24),
+        Request(baseline="wide"),
     ],
 )
-def test_what_would_mix_two_comparisons_is_refused(tmp_path, design, request_, message):
+def test_what_would_mix_two_comparisons_is_refused(tmp_path, design, request_, refused):
     looked = msgspec.structs.replace(design, first_look=8, verdicts={"se": ("helps", 8)})
-    with pytest.raises(UserError, match=message):
+    with refused():
         continued(looked, request_, tmp_path)
 
 
-def test_a_plan_can_be_made_before_the_first_look(tmp_path, design):
+def test_a_plan_can_be_made_before_the_first_look(tmp_path, design, refused):
     planned = continued(design, Request(max_seeds=24), tmp_path)
     assert planned.max_seeds == 24
     assert "before the first look: max seeds was None, is 24" in planned.changes[0]
-    with pytest.raises(UserError, match="--max-seeds 7 is below --seeds 8"):
+    with refused():
         continued(design, Request(max_seeds=7), tmp_path)
 
 
-def test_other_options_of_the_runs_are_refused_but_where_they_run_is_free(tmp_path, design):
+def test_other_options_of_the_runs_are_refused_but_where_they_run_is_free(tmp_path, design, refused):
     check_options(design, tmp_path, {"epochs": 30, "device": "cuda", "workers": 4})
-    with pytest.raises(UserError, match=r"epochs was 30, is 40; .*another --out"):
+    with refused():
         check_options(design, tmp_path, {"epochs": 40})
 
 
 @pytest.mark.parametrize("numbers", [{"num_seeds": 1}, {"num_seeds": 2.5}, {"max_seeds": 5}])
-def test_impossible_numbers_are_refused(numbers):
-    with pytest.raises(UserError, match="seeds must be an integer from"):
+def test_impossible_numbers_are_refused(numbers, refused):
+    with refused():
         Request(**numbers)
 
 

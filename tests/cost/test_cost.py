@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch import nn
 
-from whatwhere import UserError, cost, create_model
+from whatwhere import cost, create_model
 from whatwhere.cost import measure_latency
 
 
@@ -151,20 +151,19 @@ def test_impossible_sizes(size, batch, refused):
 
 
 @pytest.mark.parametrize("size", [(1, 64, 64), (3, 64), (3, 2, 64, 64)])
-def test_names_the_layer_that_refuses_the_input(size):
-    with pytest.raises(UserError, match=r"does not fit conv1 \(Conv2d\(3, 64") as caught:
+def test_names_the_layer_that_refuses_the_input(size, refused):
+    with refused(hiding=r"(?<=\(Conv2d\(3, 64).*"):
         cost(torchvision.models.resnet18(), size)
-    assert "\n" not in str(caught.value)
 
 
-def test_names_the_layer_inside():
+def test_names_the_layer_inside(refused):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(), nn.Linear(7, 2)))
-    with pytest.raises(UserError, match=r"does not fit 1\.1 \(Linear\(in_features=7"):
+    with refused(hiding=r"(?<=in_features=7).*"):
         cost(model, (3, 8, 8))
 
 
-def test_a_batch_of_one_that_batch_norm_cannot_train_on():
-    with pytest.raises(UserError, match=r"BatchNorm2d.*give a batch of 2 or more, or larger images"):
+def test_a_batch_of_one_that_batch_norm_cannot_train_on(refused):
+    with refused(hiding=r"(?<=BatchNorm2d\().*(?=; give)"):
         cost(create_model("resnet18"), (3, 16, 16))
     assert cost(create_model("resnet18"), (3, 16, 16), batch_size=2).total.macs > 0
 

@@ -11,7 +11,7 @@ from torch import nn
 import whatwhere
 from small_networks import SUMS, Block, Network, images, same
 from strangers import build
-from whatwhere import BAM, CBAM, UserError, create_model
+from whatwhere import BAM, CBAM, create_model
 from whatwhere.attention import attention_by_path
 from whatwhere.insert import attend, detach, plan
 from whatwhere.insert.host import AttendedBatchNorm2d
@@ -161,33 +161,29 @@ class OfOnes(nn.Module):
         return (x * self.scale.sigmoid())[:, : 8 if self.channels == 8 else 5]
 
 
-def test_a_refusal_leaves_the_network_as_it_was():
+def test_a_refusal_leaves_the_network_as_it_was(refused):
     class Wider(Block):
         def __init__(self):
             super().__init__(torch.add, 12)
 
     model = Network(Block(torch.add), nn.Conv2d(8, 12, 1), Wider(), nn.Conv2d(12, 8, 1))
     before = {name: (type(module), set(vars(module))) for name, module in model.named_modules()}
-    for attention, options, message in (
-        (OfOnes, {"start": "paper"}, r"attention must keep its input's shape; OfOnes made"),
-        (OfOnes, {}, r"attention must keep its input's shape; OfOnes made"),
-        (
-            lambda channels: nn.Conv2d(8, 8, 1),
-            {"start": "paper"},
-            r"^with the attention the network does not run: .* expected input\[1, 12, .* to have 8 channels",
-        ),
-        ("cbam", {"at": "nowhere"}, r"^no module of the network is called 'nowhere'"),
-        ("cbam", {"at": "blocks.0.norm,fc"}, r"^fc returns a tensor \(1, 3\); attention needs features of shape"),
-        ("cbam", {"at": ""}, r"^at must be 'blocks', 'stages' or patterns"),
-        ("cbam", {"replace": "se"}, r"^the network has no squeeze-and-excitation module to replace"),
-        ("cbam", {"replace": "eca"}, r"^replace must be one of se; got 'eca'$"),
-        ("cbam", {"start": "zero"}, r"^start must be one of paper, identity; got 'zero'$"),
-        ("cbma", {}, r"^unknown attention 'cbma'; did you mean cbam"),
-        ("cbam", {"attention_kwargs": {"r": 8}}, r"^the attention cannot be built from 8 channels and \{'r': 8\}"),
-        ("cbam", {"attention_kwargs": {"start": "paper"}}, r"^give start to attend itself"),
-        ("cbam", {"example": torch.zeros(1, 4, 16, 16)}, r"^the network does not run: .*; give another example$"),
+    for attention, options in (
+        (OfOnes, {"start": "paper"}),
+        (OfOnes, {}),
+        (lambda channels: nn.Conv2d(8, 8, 1), {"start": "paper"}),
+        ("cbam", {"at": "nowhere"}),
+        ("cbam", {"at": "blocks.0.norm,fc"}),
+        ("cbam", {"at": ""}),
+        ("cbam", {"replace": "se"}),
+        ("cbam", {"replace": "eca"}),
+        ("cbam", {"start": "zero"}),
+        ("cbma", {}),
+        ("cbam", {"attention_kwargs": {"r": 8}}),
+        ("cbam", {"attention_kwargs": {"start": "paper"}}),
+        ("cbam", {"example": torch.zeros(1, 4, 16, 16)}),
     ):
-        with pytest.raises(UserError, match=message):
+        with refused(hiding=r"(?<=does not run: ).*?(?=expected input|; )|(?<=\{'r': 8\}).*"):
             attend(model, attention, **options)
         assert {name: (type(module), set(vars(module))) for name, module in model.named_modules()} == before
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

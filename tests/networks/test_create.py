@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from whatwhere import ATTENTION, BAM, CBAM, UserError, create_model, list_models
+from whatwhere import ATTENTION, BAM, CBAM, create_model, list_models
 
 BACKBONE = "resnext11_8x8d"
 
@@ -115,13 +115,13 @@ def test_torchvisions_weights_from_its_cache(tmp_path, monkeypatch):
         assert torch.equal(create_model(name, pretrained=True).eval()(x), theirs.eval()(x))
 
 
-def test_a_damaged_file_in_torchvisions_cache_is_one_sentence(tmp_path, monkeypatch):
+def test_a_damaged_file_in_torchvisions_cache_is_one_sentence(tmp_path, monkeypatch, refused):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     cache = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
     cache.parent.mkdir(parents=True)
     for content in (b"", b"<html>please log in</html>"):
         cache.write_bytes(content)
-        with pytest.raises(UserError, match="cannot get torchvision's weights of resnet18"):
+        with refused(hiding=r"(?<=\.pth\): ).*(?=; download)"):
             create_model("resnet18", pretrained=True)
 
 
@@ -177,11 +177,10 @@ def hostile_files(folder, published):
     return [*sorted(path.name for path in folder.iterdir()), "missing.safetensors", "a" * 300]
 
 
-def test_hostile_and_damaged_files_are_one_sentence_and_nothing_runs(tmp_path, published):
+def test_hostile_and_damaged_files_are_one_sentence_and_nothing_runs(tmp_path, published, refused):
     for name in hostile_files(tmp_path, published):
-        with pytest.raises(UserError) as caught:
+        with refused() as caught:
             create_model(BACKBONE, num_classes=10, pretrained=tmp_path / name)
-        assert "\n" not in str(caught.value), name
         assert name[:80] in str(caught.value)
         assert len(str(caught.value)) < 500
         assert "weights_only" not in str(caught.value)

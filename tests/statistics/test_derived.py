@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from whatwhere import UserError
 from whatwhere.experiment import Results, judge, read_results
 from whatwhere.statistics.derived import derived_notes, odd_seed
 
@@ -168,15 +167,10 @@ def test_an_arm_computed_from_others_is_told():
     assert derived_notes(table(dict(zip(("avg", "max", "mean"), figures.values(), strict=True))), "accuracy") == []
 
 
-def test_totals_and_heads_among_the_lines_are_refused(tmp_path):
+def test_totals_and_heads_among_the_lines_are_refused(tmp_path, refused):
     path = tmp_path / "results.csv"
     runs = "arm,seed,accuracy\nnone,0,0.71\ncbam,0,0.72\n"
-    for line, message in {
-        "total,,0.715": "line 4 of .* names no seed; give it, or take the line out if it is no run, such as a total",
-        ",mean,0.715": "line 4 of .* names no arm; give it, or take",
-        "arm,seed,accuracy": "line 4 of .* is the head once more; take it out",
-        "mean of 2 runs": "line 4 of .* has 1 fields, its head has 3",
-    }.items():
+    for line in ("total,,0.715", ",mean,0.715", "arm,seed,accuracy", "mean of 2 runs"):
         path.write_text(f"{runs}{line}\n")
-        with pytest.raises(UserError, match=message):
+        with refused():
             read_results(path)

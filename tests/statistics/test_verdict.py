@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whatwhere import UserError
 from whatwhere.experiment import PairedDifference, Results, Schedule, judge
 from whatwhere.statistics.decide import Case, decide, holm
 
@@ -178,9 +177,9 @@ def test_lower_is_better(refused):
      "inference time", "latency_ms", "nll", "ECE", "brier_score", "ppl", "HD95", "params", "seconds", "top1_failures",
      "misclassified", "power", "certain", "map_error"],
 )  # fmt: skip
-def test_a_direction_that_the_name_does_not_tell_must_be_said(name):
+def test_a_direction_that_the_name_does_not_tell_must_be_said(name, refused):
     table = results(name, none=[10.0] * 8, cbam=[12 + noise for noise in NOISE])
-    with pytest.raises(UserError, match=r"does not follow from its name; give --lower-is-better or --higher-is-better"):
+    with refused():
         judge(table, margin=0.5)
     assert judge(table, margin=0.5, lower_is_better=True).arms[0].verdict == "hurts"
     assert judge(table, margin=0.5, lower_is_better=False).arms[0].verdict == "helps"

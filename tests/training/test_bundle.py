@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from whatwhere import UserError, create_model
+from whatwhere import create_model
 from whatwhere.data.preprocess import preprocessing_for
 from whatwhere.networks import NetworkSpec, create
 from whatwhere.networks.factory import read_pretrained, settled
@@ -80,11 +80,11 @@ def test_the_article_s_network_comes_back(tmp_path):
     assert torch.equal(load_bundle(tmp_path).probabilities(pixels), saved.probabilities(pixels))
 
 
-def test_it_is_found_by_its_file_its_folder_and_its_run(tmp_path):
+def test_it_is_found_by_its_file_its_folder_and_its_run(tmp_path, refused):
     save_bundle(tmp_path / "best", bundle())
     for path in (tmp_path, tmp_path / "best", tmp_path / "best" / "bundle.json"):
         assert load_bundle(path).classes == CLASSES
-    with pytest.raises(UserError, match=r"no bundle at .*give the folder of a run"):
+    with refused():
         load_bundle(tmp_path / "last")
 
 
@@ -120,91 +120,89 @@ def changed(tmp_path, network=None, **changes):
 
 
 @pytest.mark.parametrize(
-    ("network", "sentence"),
+    "network",
     [
-        ({"name": "__import__('os')"}, "unknown network"),
-        ({"name": "resnext11_8x8d"}, "are not those of resnext11_8x8d"),
-        ({"name": None}, "is damaged"),
-        ({"num_classes": 1}, "is damaged .it names 3 classes, and its network has 1"),
-        ({"model_kwargs": 3}, "is damaged"),
-        ({"model_kwargs": {"norm_layer": "os.system"}}, "is damaged"),
-        ({"name": "article_resnext50", "model_kwargs": {"ceil_pool": True}}, "takes no argument 'ceil_pool'"),
-        ({"width_factor": 1.1}, "are not those of"),
-        ({"width_factor": 16}, "are not those of"),
-        ({"width_factor": 1e9}, "is damaged"),
-        ({"width_factor": float("nan")}, "is damaged"),
-        ({"width_factor": None}, "is damaged"),
-        ({"attention": "se"}, "has its attention in its name"),
-        ({"attention": "os:getcwd"}, "the attention 'os:getcwd'; whatwhere never imports code"),
-        ({"attention": "a:b\nc"}, r"give --attention a:b\\nc, or"),
-        ({"name": "resnext11_8x8d", "attention": "sse"}, "unknown attention 'sse'"),
-        ({"name": "resnext11_8x8d", "attention": None}, "is damaged"),
-        ({"attention_kwargs": {"reduction": 1e-9}}, "are not those of"),
-        ({"attention_kwargs": {"reduction": 1e9}}, "is damaged"),
-        ({"attention_kwargs": {"kernel_size": 65_535}}, "are not those of"),
-        ({"attention_kwargs": {"absent": 1}}, "are not those of"),
-        ({"attention_kwargs": {"form": ["a"] * 100}}, "is damaged"),
-        ({"attention_kwargs": {"form": {"a": 1}}}, "is damaged"),
-        ({"name": "resnext11_8x8d", "attention": "bam", "attention_kwargs": {"num_convs": 60_000}}, "are not those of"),
-        ({"start": "warm"}, "is damaged"),
-        ({"start": "identity"}, "are not those of"),
-        ({"absent": 1}, "is damaged"),
+        {"name": "__import__('os')"},
+        {"name": "resnext11_8x8d"},
+        {"name": None},
+        {"num_classes": 1},
+        {"model_kwargs": 3},
+        {"model_kwargs": {"norm_layer": "os.system"}},
+        {"name": "article_resnext50", "model_kwargs": {"ceil_pool": True}},
+        {"width_factor": 1.1},
+        {"width_factor": 16},
+        {"width_factor": 1e9},
+        {"width_factor": float("nan")},
+        {"width_factor": None},
+        {"attention": "se"},
+        {"attention": "os:getcwd"},
+        {"attention": "a:b\nc"},
+        {"name": "resnext11_8x8d", "attention": "sse"},
+        {"name": "resnext11_8x8d", "attention": None},
+        {"attention_kwargs": {"reduction": 1e-9}},
+        {"attention_kwargs": {"reduction": 1e9}},
+        {"attention_kwargs": {"kernel_size": 65_535}},
+        {"attention_kwargs": {"absent": 1}},
+        {"attention_kwargs": {"form": ["a"] * 100}},
+        {"attention_kwargs": {"form": {"a": 1}}},
+        {"name": "resnext11_8x8d", "attention": "bam", "attention_kwargs": {"num_convs": 60_000}},
+        {"start": "warm"},
+        {"start": "identity"},
+        {"absent": 1},
     ],
 )
-def test_a_damaged_or_hostile_network_is_one_sentence(tmp_path, network, sentence):
+def test_a_damaged_or_hostile_network_is_one_sentence(tmp_path, network, refused):
     changed(tmp_path, network)
-    with pytest.raises(UserError, match=sentence) as caught:
+    with refused():
         load_bundle(tmp_path)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    "changes",
     [
-        ({"classes": 3}, "is damaged"),
-        ({"classes": []}, "is damaged"),
-        ({"sha256": "0"}, "checksum of the weights differs"),
-        ({"format": "other"}, "its format is 'other', not 'whatwhere bundle 2'"),
-        ({"preprocessing": {"image_size": 32}}, "is damaged"),
-        ({"weights": "../../../etc/passwd"}, "is damaged"),
-        ({"weights": None}, "is damaged"),
-        ({"info": None}, "is damaged"),
-        ({"network": "cbam_resnext11_8x8d"}, "is damaged"),
+        {"classes": 3},
+        {"classes": []},
+        {"sha256": "0"},
+        {"format": "other"},
+        {"preprocessing": {"image_size": 32}},
+        {"weights": "../../../etc/passwd"},
+        {"weights": None},
+        {"info": None},
+        {"network": "cbam_resnext11_8x8d"},
     ],
 )
-def test_a_damaged_or_hostile_description_is_one_sentence(tmp_path, changes, sentence):
+def test_a_damaged_or_hostile_description_is_one_sentence(tmp_path, changes, refused):
     save_bundle(tmp_path, bundle())
     path = tmp_path / "bundle.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    with pytest.raises(UserError, match=sentence) as caught:
+    with refused():
         load_bundle(tmp_path)
-    assert "\n" not in str(caught.value)
 
 
-def test_weights_outside_the_folder_are_not_read(tmp_path):
+def test_weights_outside_the_folder_are_not_read(tmp_path, refused):
     changed(tmp_path / "bundle", weights="../weights.safetensors")
     source = next((tmp_path / "bundle").glob("*.safetensors"))
     (tmp_path / "weights.safetensors").write_bytes(source.read_bytes())
-    with pytest.raises(UserError, match="is damaged"):
+    with refused():
         load_bundle(tmp_path / "bundle")
 
 
-def test_damaged_weights(tmp_path):
+def test_damaged_weights(tmp_path, refused):
     save_bundle(tmp_path, bundle())
     file = next(tmp_path.glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-5])
-    with pytest.raises(UserError, match="checksum of the weights differs"):
+    with refused():
         load_bundle(tmp_path)
     (tmp_path / "bundle.json").write_text("[1]")
-    with pytest.raises(UserError, match="is damaged"):
+    with refused():
         load_bundle(tmp_path)
 
 
 @pytest.mark.parametrize("deep", ["[", '{"format":'])
-def test_a_description_that_no_reader_takes(tmp_path, deep):
+def test_a_description_that_no_reader_takes(tmp_path, deep, refused):
     save_bundle(tmp_path, bundle())
     (tmp_path / "bundle.json").write_text(deep * 100_000)
-    with pytest.raises(UserError, match="is damaged"):
+    with refused():
         load_bundle(tmp_path)
 
 
@@ -221,12 +219,12 @@ def test_a_description_that_no_reader_takes(tmp_path, deep):
         {"std": [1, 1, 1e400]},
     ],
 )
-def test_an_impossible_preprocessing(tmp_path, wrong):
+def test_an_impossible_preprocessing(tmp_path, wrong, refused):
     sound = {"image_size": 32, "resize": 32, "mean": [0.5, 0.5, 0.5], "std": [1, 1, 1]}
     changed(tmp_path, preprocessing=sound)
     assert load_bundle(tmp_path).preprocessing.resize == 32
     changed(tmp_path, preprocessing={**sound, **wrong})
-    with pytest.raises(UserError, match="is damaged"):
+    with refused():
         load_bundle(tmp_path)
 
 
@@ -237,13 +235,13 @@ def test_what_a_killed_process_left_is_cleaned_away(tmp_path):
     assert names == {"bundle.json", "weights"}
 
 
-def test_attention_and_width_by_name_come_back_by_themselves(tmp_path):
+def test_attention_and_width_by_name_come_back_by_themselves(tmp_path, refused):
     saved = bundle("resnext11_8x8d", attention="se", width_factor=1.3)
     save_bundle(tmp_path, saved)
     loaded, pixels = load_bundle(tmp_path), images()
     assert torch.equal(loaded.probabilities(pixels), saved.probabilities(pixels))
     assert loaded.spec == saved.spec
-    with pytest.raises(UserError, match="has no attention by import path and loads without"):
+    with refused():
         load_bundle(tmp_path, attention=Own)
 
 
@@ -285,15 +283,15 @@ def own(tmp_path, identity):
 
 
 @pytest.mark.parametrize("identity", [False, True])
-def test_attention_of_the_user_comes_back_if_it_is_given(tmp_path, identity):
+def test_attention_of_the_user_comes_back_if_it_is_given(tmp_path, identity, refused):
     """Its own scalar by the name of ours, and what ours puts around it behind pretrained weights, are told apart."""
     saved = own(tmp_path, identity)
     save_bundle(tmp_path / "best", saved)
-    with pytest.raises(UserError, match=r"give --attention absent_module:Own, or load_bundle\(\.\.\., attention=Own\)"):
+    with refused():
         load_bundle(tmp_path)
     loaded, pixels = load_bundle(tmp_path, attention=Own), images()
     assert torch.equal(loaded.probabilities(pixels), saved.probabilities(pixels))
-    with pytest.raises(UserError, match="are not those of"):
+    with refused():
         load_bundle(tmp_path, attention=lambda channels: nn.Conv2d(channels, channels, 1))
 
 

@@ -10,7 +10,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from whatwhere.base.errors import UserError
 from whatwhere.training import checkpoint
 from whatwhere.training.checkpoint import clear_after, load_optimizer_state, newest, optimizer_state, read, save
 
@@ -154,11 +153,11 @@ def test_a_damaged_one_is_reported_and_the_one_before_it_taken(three, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_if_all_are_damaged_that_is_an_error(three, kind):
+def test_if_all_are_damaged_that_is_an_error(three, kind, refused):
     damage(three, 2, "weight")
     damage(three, 3, kind)
     warnings = []
-    with pytest.raises(UserError, match=r"no checkpoint in '.*' is sound; start again with another --out"):
+    with refused():
         newest(three, warnings.append)
     assert len(warnings) == 2
 
@@ -210,10 +209,10 @@ def test_what_a_killed_process_left_is_cleaned_away(three):
     assert names(three) == [f"{step:09d}.{kind}" for step in (3, 5) for kind in ("json", "safetensors")]
 
 
-def test_a_full_disk_is_one_sentence_and_the_older_ones_stay(three, monkeypatch):
+def test_a_full_disk_is_one_sentence_and_the_older_ones_stay(three, monkeypatch, refused):
     before = names(three)
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(UserError, match=r"cannot write .*000000004\.safetensors': No space left on device"):
+    with refused():
         save(three, 4, {"step": 4, "weights": torch.zeros(1)})
     assert names(three) == before
 

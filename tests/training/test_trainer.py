@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from whatwhere import UserError, create_model
+from whatwhere import create_model
 from whatwhere.data.batches import ImageSet
 from whatwhere.data.digits import draw_balanced, load_digits
 from whatwhere.training.config import Recipe
@@ -105,15 +105,15 @@ def test_no_decay_on_norms_biases_and_scalars():
     assert len(decayed["params"]) + len(free["params"]) == len(names)
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step():
+def test_a_loss_that_is_not_finite_stops_with_the_step(refused):
     images = toy(8)
     images.images[5] = float("nan")
-    with pytest.raises(UserError, match=r"the loss is nan in step \d \(epoch 1\)"):
+    with refused():
         train(linear(), images, Recipe(epochs=1, batch_size=2), seed=0)
 
 
-def test_no_images():
-    with pytest.raises(UserError, match="no image to train on"):
+def test_no_images(refused):
+    with refused():
         train(linear(), ImageSet(torch.zeros(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64)), Recipe(), seed=0)
 
 
@@ -121,6 +121,6 @@ def test_no_images():
     "options",
     [{"batch_size": 0}, {"epochs": 0}, {"warmup_epochs": -1}, {"lr": float("nan")}, {"momentum": 1.0}],
 )
-def test_an_impossible_recipe_is_one_sentence(options):
-    with pytest.raises(UserError, match=next(iter(options))):
+def test_an_impossible_recipe_is_one_sentence(options, refused):
+    with refused():
         Recipe(**options)

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from whatwhere import UserError, create_model
+from whatwhere import create_model
 from whatwhere.networks import convert_weights, describe_weights
 from whatwhere.networks.weights import LAYOUTS, from_ours
 
@@ -89,45 +89,29 @@ def long_names(state, path):
 
 
 HOSTILE = {
-    "truncated.safetensors": (
-        truncated,
-        "it is damaged, or no safetensors file, and nothing in it is executed",
-    ),
-    "truncated.pth": (
-        truncated_checkpoint,
-        "it is damaged, or no file of tensors and plain values, and nothing in it is executed",
-    ),
-    "code.pth": (with_code, "beside tensors it holds code to run, posix.system, and nothing in it is executed"),
-    "pickle.pth": (pickled_code, "damaged, or no file of tensors and plain values, and nothing in it is executed"),
-    "code.safetensors": (with_code, "damaged, or no safetensors file"),
-    "half.pth": (half, "fit no network of whatwhere exactly; name one with --model"),
-    "second.pth": (every_second, "fit no network of whatwhere exactly; name one with --model"),
-    "nan.safetensors": (with_value(float("nan")), "NaN or infinite: 'layer2.0.conv2.weight'"),
-    "inf.safetensors": (with_value(float("-inf")), "NaN or infinite: 'layer2.0.conv2.weight'"),
-    "wide.pth": (
-        of_another_width,
-        "a ResNet of 1-1-1 bottlenecks with 8 groups and 64, 128, 256 planes, fit no network of whatwhere",
-    ),
-    "vit.pth": (
-        of_a_transformer,
-        r"the tensor names in .*vit.pth' \(blocks.0.attn.qkv.weight, .* belong to no known layout",
-    ),
-    "twice.pth": (twice, r"do not fit cbam_resnext11_8x8d: 1 unexpected \(layer1.0.se.channel.fc1.weight\)$"),
-    "lines.pth": (line_breaks, "belong to no known layout"),
-    "pointer.safetensors": (
-        with_text("version https://git-lfs.github.com/spec/v1\noid a\n"),
-        "it is a pointer of Git LFS",
-    ),
-    "page.pth": (with_text("\n<!DOCTYPE html>\n<html>"), "it is a web page, and nothing in it is executed"),
-    "long.pth": (long_names, r"aaa\.\.\., \.\.\.\) belong to no known layout"),
+    "truncated.safetensors": truncated,
+    "truncated.pth": truncated_checkpoint,
+    "code.pth": with_code,
+    "pickle.pth": pickled_code,
+    "code.safetensors": with_code,
+    "half.pth": half,
+    "second.pth": every_second,
+    "nan.safetensors": with_value(float("nan")),
+    "inf.safetensors": with_value(float("-inf")),
+    "wide.pth": of_another_width,
+    "vit.pth": of_a_transformer,
+    "twice.pth": twice,
+    "lines.pth": line_breaks,
+    "pointer.safetensors": with_text("version https://git-lfs.github.com/spec/v1\noid a\n"),
+    "page.pth": with_text("\n<!DOCTYPE html>\n<html>"),
+    "long.pth": long_names,
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_or_damaged_file_is_one_sentence(name, state, tmp_path, whatwhere):
-    write, sentence = HOSTILE[name]
-    write(state, tmp_path / name)
-    with pytest.raises(UserError, match=sentence):
+def test_a_hostile_or_damaged_file_is_one_sentence(name, state, tmp_path, whatwhere, refused):
+    HOSTILE[name](state, tmp_path / name)
+    with refused():
         convert_weights(tmp_path / name, tmp_path / "out.safetensors")
     status, out, err = whatwhere("weights", "convert", tmp_path / name, tmp_path / "out.safetensors")
     assert (status, out) == (2, "")
@@ -135,16 +119,15 @@ def test_a_hostile_or_damaged_file_is_one_sentence(name, state, tmp_path, whatwh
     assert err.isascii()
     assert "\x1b" not in err
     assert len(err) < 1000
-    with pytest.raises(UserError) as caught:
+    with refused():
         create_model(NAME, num_classes=4, pretrained=tmp_path / name)
-    assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert not pathlib.Path(MARK).exists()
 
 
 @pytest.mark.parametrize("name", ["half.pth", "second.pth", "wide.pth"])
 def test_with_the_network_named_it_says_what_is_wrong(name, state, tmp_path, refused):
-    HOSTILE[name][0](state, tmp_path / name)
+    HOSTILE[name](state, tmp_path / name)
     with refused():
         convert_weights(tmp_path / name, tmp_path / "out.safetensors", model=NAME)
 
