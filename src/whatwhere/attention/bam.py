@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import check_integer
-from .gate import Device, Place, ScalingAttention, Start, channels_into, check_choice, hidden_width
+from .gate import Device, Dtype, Place, ScalingAttention, Start, channels_into, check_choice, hidden_width
 
 Combine = Literal["add", "multiply"]
 
@@ -25,10 +25,9 @@ class BAM(ScalingAttention):
 
     A `ResNet` has it at the end of each stage but the last, as the paper does (its section 3, "bottleneck").
 
-    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+    `Attention` explains `channels`, `start`, `device`, `dtype`, shapes and errors.
 
     Args:
-        channels: Channels C of the input.
         reduction: r; the hidden width of both branches is max(1, C // r).
         dilation: d of the 3x3 convolutions, whose padding keeps H and W.
         num_convs: Number of these convolutions, 2 in the paper.
@@ -59,7 +58,7 @@ class BAM(ScalingAttention):
         combine: Combine = "add",
         start: Start = "paper",
         device: Device = None,
-        dtype: torch.dtype | None = None,
+        dtype: Dtype = None,
     ) -> None:
         super().__init__(channels, start=start)
         hidden = hidden_width(channels, reduction)

@@ -80,20 +80,6 @@ def attention_by_path(path: str) -> Builder:
     module, colon, name = path.partition(":")
     if not (module and colon and name):
         raise UserError(f"attention {brief(path)} is no import path; give MODULE:NAME, such as my_attention:Gate")
-    return _checked(_imported(module, name, path), f"attention {brief(path)}")
-
-
-def _checked(builder: Any, label: str) -> Builder:
-    if isinstance(builder, nn.Module):
-        raise UserError(f"{label} is a module that is built already; give its class, or a function of the channels")
-    if not callable(builder):
-        kind = type(builder).__name__
-        raise UserError(f"{label} is of type {kind}; give a class or a function from a channel count to a module")
-    result: Builder = builder
-    return result
-
-
-def _imported(module: str, name: str, path: str) -> Any:
     failed = f"cannot import attention {brief(path)}"
     try:
         with _current_folder_importable():
@@ -109,7 +95,7 @@ def _imported(module: str, name: str, path: str) -> Any:
         raise UserError(f"{failed}: importing it raised {kind}{f': {message}' if message else ''}") from error
     if found is _MISSING:
         raise UserError(f"{failed}: the module {brief(module)} has no {brief(name)}")
-    return found
+    return _checked(found, f"attention {brief(path)}")
 
 
 @contextlib.contextmanager
@@ -125,3 +111,13 @@ def _current_folder_importable() -> Iterator[None]:
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(folder)
+
+
+def _checked(builder: Any, label: str) -> Builder:
+    if isinstance(builder, nn.Module):
+        raise UserError(f"{label} is a module that is built already; give its class, or a function of the channels")
+    if not callable(builder):
+        kind = type(builder).__name__
+        raise UserError(f"{label} is of type {kind}; give a class or a function from a channel count to a module")
+    result: Builder = builder
+    return result

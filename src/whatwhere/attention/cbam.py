@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,26 +11,10 @@ from ..base.errors import UserError
 from ..base.words import brief
 from ..ops import Arrangement
 from ..ops.reference import MAPS
-from .gate import Device, Form, Gate, Start, check_choice, check_names, check_odd, hidden_width
+from .gate import Device, Dtype, Form, Gate, Start, check_choice, check_names, check_odd, hidden_width
 from .squeeze_excitation import Excitation
 
 Norm = Callable[[int], nn.Module] | Literal["batch"] | None
-
-
-@dataclass(frozen=True)
-class _Convention:
-    """The options in which the published implementations differ."""
-
-    mlp_bias: bool
-    round_hidden: bool
-    maps: tuple[str, ...]
-    norm_momentum: float
-
-
-_CONVENTIONS = {
-    "official": _Convention(mlp_bias=True, round_hidden=False, maps=("max", "mean"), norm_momentum=0.01),
-    "timm": _Convention(mlp_bias=False, round_hidden=True, maps=("mean", "max"), norm_momentum=0.1),
-}
 
 
 class SharedMLP(Excitation):
@@ -98,14 +81,7 @@ class ChannelAttention(Gate):
 
         M_c = sigmoid(sum over p of W1 relu(W0 p(x)))     W0 (C/r, C), W1 (C, C/r), shared by all pools
 
-    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
-
-    Args:
-        channels: Channels C of the input.
-        reduction: r; the hidden width is C / r, at least 1, rounded by the rule of `form`.
-        pools: Any non-empty subset of "avg", "max", "lp" (the l2 norm) and "lse" (log-sum-exp), over H x W.
-        mlp_bias: Whether W0 and W1 have biases; None for the rule of `form`.
-        form: "official" (biases, width rounded down) or "timm" (no biases, width rounded to the nearest).
+    The arguments are those of `CBAM`.
     """
 
     def __init__(
@@ -118,7 +94,7 @@ class ChannelAttention(Gate):
         form: Form = "official",
         start: Start = "paper",
         device: Device = None,
-        dtype: torch.dtype | None = None,
+        dtype: Dtype = None,
     ) -> None:
         # y = x * what(avg, max)
         what = _channel_gate(channels, reduction, pools, mlp_bias, form)
@@ -132,17 +108,7 @@ class SpatialAttention(Gate):
 
         M_s = sigmoid(norm(conv k x k of [max over C of x; mean over C of x]))
 
-    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
-
-    Args:
-        channels: Channels C of the input; no parameter depends on it.
-        kernel_size: k, odd.
-        maps: Order of the pooled maps, a non-empty subset of "max" and "mean"; None for that of `form`.
-        norm: "batch" for BatchNorm2d with the momentum of `form`, a callable that builds a norm of one channel, or
-            None.
-        zero_init_norm: Start the norm at zero, as the authors' networks do: the gate is then 0.5 everywhere.
-        spatial_bias: Whether the convolution has a bias; None means that it has one where there is no norm.
-        form: "official" (maps max, mean; momentum 0.01) or "timm" (maps mean, max; momentum 0.1).
+    The arguments are those of `CBAM`; no parameter depends on `channels`.
     """
 
     def __init__(
@@ -157,7 +123,7 @@ class SpatialAttention(Gate):
         form: Form = "official",
         start: Start = "paper",
         device: Device = None,
-        dtype: torch.dtype | None = None,
+        dtype: Dtype = None,
     ) -> None:
         # y = x * where([max; mean])
         where = _spatial_gate(kernel_size, maps, norm, zero_init_norm, spatial_bias, form)
@@ -172,10 +138,9 @@ class CBAM(Gate):
         F'  = M_c(F)  * F
         F'' = M_s(F') * F'                  the output y
 
-    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+    `Attention` explains `channels`, `start`, `device`, `dtype`, shapes and errors.
 
     Args:
-        channels: Channels C of the input.
         reduction: r; the hidden width of the shared MLP is C / r, at least 1, rounded by the rule of `form`.
         pools: Channel pools, any non-empty subset of "avg", "max", "lp" (the l2 norm) and "lse" (log-sum-exp).
         mlp_bias: Whether the MLP has biases; None for the rule of `form`.
@@ -237,7 +202,7 @@ class CBAM(Gate):
         form: Form = "official",
         start: Start = "paper",
         device: Device = None,
-        dtype: torch.dtype | None = None,
+        dtype: Dtype = None,
     ) -> None:
         # F' = F * what(avg F, max F), then F'' = F' * where([max F'; mean F'])
         what = _channel_gate(channels, reduction, pools, mlp_bias, form)
@@ -249,10 +214,10 @@ def _channel_gate(
     channels: int, reduction: float, pools: tuple[str, ...], mlp_bias: bool | None, form: Form
 ) -> SharedMLP:
     hidden = hidden_width(channels, reduction)
-    convention = _convention(form)
-    if convention.round_hidden:
+    check_choice("form", form, get_args(Form))
+    if form == "timm":
         hidden = max(1, int(channels / reduction + 0.5))
-    return SharedMLP(channels, hidden, pools, convention.mlp_bias if mlp_bias is None else mlp_bias)
+    return SharedMLP(channels, hidden, pools, form == "official" if mlp_bias is None else mlp_bias)
 
 
 def _spatial_gate(
@@ -263,19 +228,13 @@ def _spatial_gate(
     bias: bool | None,
     form: Form,
 ) -> SpatialConv:
-    convention = _convention(form)
+    check_choice("form", form, get_args(Form))
+    if maps is None:
+        maps = ("max", "mean") if form == "official" else ("mean", "max")
     if norm == "batch":
-
-        def norm(num_features: int) -> nn.Module:
-            return nn.BatchNorm2d(num_features, momentum=convention.norm_momentum)
-
+        norm = functools.partial(nn.BatchNorm2d, momentum=0.01 if form == "official" else 0.1)
     elif isinstance(norm, str):
         raise UserError(
             f'norm must be "batch", a callable that builds a norm of one channel, or None; got {brief(norm)}'
         )
-    return SpatialConv(kernel_size, convention.maps if maps is None else maps, norm, zero_init_norm, bias)
-
-
-def _convention(form: Form) -> _Convention:
-    check_choice("form", form, tuple(_CONVENTIONS))
-    return _CONVENTIONS[form]
+    return SpatialConv(kernel_size, maps, norm, zero_init_norm, bias)

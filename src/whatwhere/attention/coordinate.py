@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .gate import Device, ScalingAttention, Start, channels_into, hidden_width
+from .gate import Device, Dtype, ScalingAttention, Start, channels_into, hidden_width
 
 
 class CoordinateAttention(ScalingAttention):
@@ -18,10 +18,9 @@ class CoordinateAttention(ScalingAttention):
         g^w = sigmoid(F_w f^w)                  eq. 8, F_w the same for f^w, the last W
         y   = x * g^h * g^w                     eq. 9
 
-    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+    `Attention` explains `channels`, `start`, `device`, `dtype`, shapes and errors.
 
     Args:
-        channels: Channels C of the input.
         reduction: r, 32 in the paper's experiments.
 
     Note:
@@ -39,7 +38,7 @@ class CoordinateAttention(ScalingAttention):
         reduction: float = 32,
         start: Start = "paper",
         device: Device = None,
-        dtype: torch.dtype | None = None,
+        dtype: Dtype = None,
     ) -> None:
         super().__init__(channels, start=start)
         hidden = hidden_width(channels, reduction, least=8)

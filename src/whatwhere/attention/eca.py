@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..base.errors import UserError, check_factor, check_integer, is_number
 from ..base.words import brief
-from .gate import Device, Gate, Start, check_odd
+from .gate import Device, Dtype, Gate, Start, check_odd
 
 
 class ChannelConv(nn.Module):
@@ -37,10 +37,9 @@ class EfficientChannelAttention(Gate):
         w = sigmoid(conv of width k along the channels of g)         C1D_k, zeros beyond both ends
         y = w * x
 
-    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+    `Attention` explains `channels`, `start`, `device`, `dtype`, shapes and errors.
 
     Args:
-        channels: Channels C of the input.
         kernel_size: k, odd; None for the k of the formula.
         gamma: Number of doublings of C that make k larger by 1; above 0.
         b: Added to log2(C).
@@ -60,19 +59,15 @@ class EfficientChannelAttention(Gate):
         b: float = 1,
         start: Start = "paper",
         device: Device = None,
-        dtype: torch.dtype | None = None,
+        dtype: Dtype = None,
     ) -> None:
         check_integer("channels", channels)
         if kernel_size is None:
-            kernel_size = _adaptive_kernel_size(channels, gamma, b)
+            check_factor("gamma", gamma)
+            if not is_number(b) or not -math.inf < b < math.inf:
+                raise UserError(f"b must be a number, got {brief(b)}")
+            whole = int(abs((math.log2(channels) + b) / gamma))
+            kernel_size = whole if whole % 2 else whole + 1
         check_odd("kernel_size", kernel_size)
         # y = x * what(mean of x)
         super().__init__(channels, ChannelConv(kernel_size), start=start, device=device, dtype=dtype)
-
-
-def _adaptive_kernel_size(channels: int, gamma: float, b: float) -> int:
-    check_factor("gamma", gamma)
-    if not is_number(b) or not -math.inf < b < math.inf:
-        raise UserError(f"b must be a number, got {brief(b)}")
-    whole = int(abs((math.log2(channels) + b) / gamma))
-    return whole if whole % 2 else whole + 1

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import UserError, check_integer
-from .gate import Device, ScalingAttention, Start, channels_into, check_odd, largest_divisor
+from .gate import Device, Dtype, ScalingAttention, Start, channels_into, check_odd, largest_divisor
 
 
 class EfficientLocalAttention(ScalingAttention):
@@ -26,10 +26,9 @@ class EfficientLocalAttention(ScalingAttention):
         ELA-S         5               8               16
         ELA-L         7               8               16
 
-    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+    `Attention` explains `channels`, `start`, `device`, `dtype`, shapes and errors.
 
     Args:
-        channels: Channels C of the input.
         kernel_size: k, odd.
         group_channels: Channels in a group of the convolution (1: each channel by itself); C must be a multiple.
         norm_groups: Largest number of groups of the norm; their number is the largest divisor of C up to it.
@@ -57,7 +56,7 @@ class EfficientLocalAttention(ScalingAttention):
         shared: bool = True,
         start: Start = "paper",
         device: Device = None,
-        dtype: torch.dtype | None = None,
+        dtype: Dtype = None,
     ) -> None:
         super().__init__(channels, start=start)
         check_odd("kernel_size", kernel_size)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..base.errors import check_integer
-from .gate import Device, ScalingAttention, Start, channels_into, largest_divisor
+from .gate import Device, Dtype, ScalingAttention, Start, channels_into, largest_divisor
 
 
 class EfficientMultiScaleAttention(ScalingAttention):
@@ -24,10 +24,9 @@ class EfficientMultiScaleAttention(ScalingAttention):
         a(t) = softmax over channels of mean over H x W of t     eq. 3 and softmax
         y = u * sigmoid(m)
 
-    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+    `Attention` explains `channels`, `start`, `device`, `dtype`, shapes and errors.
 
     Args:
-        channels: Channels C of the input.
         groups: Largest G; G is the largest divisor of C up to it.
 
     Attributes:
@@ -43,13 +42,7 @@ class EfficientMultiScaleAttention(ScalingAttention):
     shown = ("groups",)
 
     def __init__(
-        self,
-        channels: int,
-        *,
-        groups: int = 32,
-        start: Start = "paper",
-        device: Device = None,
-        dtype: torch.dtype | None = None,
+        self, channels: int, *, groups: int = 32, start: Start = "paper", device: Device = None, dtype: Dtype = None
     ) -> None:
         super().__init__(channels, start=start)
         check_integer("groups", groups)

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import torch
-
 from ..base.errors import UserError
 from ..base.words import brief
 from ..ops.spectral import NUM_COMPONENTS
-from .gate import Device, Gate, Start, hidden_width
+from .gate import Device, Dtype, Gate, Start, hidden_width
 from .squeeze_excitation import Excitation
 
 
@@ -19,20 +17,20 @@ class FrequencyChannelAttention(Gate):
         s = sigmoid(W2 relu(W1 [Freq_0, ..., Freq_(n-1)]))            W1 (C/r, C), W2 (C, C/r)
         y = s * x
 
-    `Attention` explains `start`, `device`, `dtype`, shapes and errors. The transform is computed in float32 at least.
+    `Attention` explains `channels`, `start`, `device`, `dtype`, shapes and errors.
 
     Args:
-        channels: Channels C of the input.
         reduction: r; the hidden width is max(1, C // r).
         num_frequencies: n, one of 1, 2, 4, 8, 16 and 32; the authors' "top16" is 16.
 
     Note:
-        The authors build each module for the size of its map in a network for 224 px (56, 28, 14 or 7) and average
-        any other map to that size. Here a map is transformed at its own size, which gives the same where their code
-        does not average. A size that is no multiple of 7 is averaged down to the next one; below 7 it is repeated up
-        to 7. A 1x1 map has only the average. Their code needs C to be a multiple of n; here parts may differ by one
-        channel, and with fewer channels than n each channel has its own component. The state dict has no tensor of the
-        transform (theirs has one for each module). 2 * C * hidden parameters.
+        The transform is computed in float32 at least. The authors build each module for the size of its map in a
+        network for 224 px (56, 28, 14 or 7) and average any other map to that size. Here a map is transformed at its
+        own size, which gives the same where their code does not average. A size that is no multiple of 7 is averaged
+        down to the next one; below 7 it is repeated up to 7. A 1x1 map has only the average. Their code needs C to be a
+        multiple of n; here parts may differ by one channel, and with fewer channels than n each channel has its own
+        component. The state dict has no tensor of the transform (theirs has one for each module). 2 * C * hidden
+        parameters.
     """
 
     def __init__(
@@ -43,7 +41,7 @@ class FrequencyChannelAttention(Gate):
         num_frequencies: int = 16,
         start: Start = "paper",
         device: Device = None,
-        dtype: torch.dtype | None = None,
+        dtype: Dtype = None,
     ) -> None:
         hidden = hidden_width(channels, reduction)
         if num_frequencies not in NUM_COMPONENTS:

@@ -22,6 +22,7 @@ Form = Literal["official", "timm"]
 Start = Literal["paper", "identity"]
 Place = Literal["block", "stage"]
 Device = torch.device | str | int | None
+Dtype = torch.dtype | None
 
 
 class Attention(NotScriptable, nn.Module):
@@ -113,7 +114,7 @@ class Gate(Attention):
         arrangement: Arrangement = "channel_first",
         start: Start = "paper",
         device: Device = None,
-        dtype: torch.dtype | None = None,
+        dtype: Dtype = None,
     ) -> None:
         super().__init__(channels, start=start)
         check_choice("arrangement", arrangement, get_args(Arrangement))
@@ -136,21 +137,16 @@ class Gate(Attention):
 
         A caller passes them on by itself: `cost` counts what `gate` saves for backward at the module that calls it.
         """
+        # Where the module as published starts as y = x, a = 1: with a scalar, a fused norm is computed bit for bit as
+        # without attention. Made for each x: a stored 1 is lost when a module is built on the meta device and loaded.
+        mix = x.new_ones(()) if self.mix is None and self.identity_at_start else self.mix
         return {
             "what": self.what,
             "where": self.where,
             "arrangement": self.arrangement,
-            "mix": self.mixing(x),
+            "mix": mix,
             "backend": self.backend,
         }
-
-    def mixing(self, x: Tensor) -> Tensor | None:
-        """Return the scalar a: `mix`, or 1 where the module as published starts as y = x.
-
-        With a scalar, a fused norm is computed bit for bit as without attention, as that start requires. The 1 is made
-        for each x: a stored one is lost when a module is built on the meta device and its state dict loaded.
-        """
-        return x.new_ones(()) if self.mix is None and self.identity_at_start else self.mix
 
 
 class ScalingAttention(Attention):

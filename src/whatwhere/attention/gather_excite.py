@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..base.errors import UserError, check_integer
 from ..base.words import brief
-from .gate import Device, Gate, ScalingAttention, Start, channels_into, check_choice, hidden_width, leave_a_mark
+from .gate import Device, Dtype, Gate, ScalingAttention, Start, channels_into, check_choice, hidden_width, leave_a_mark
 
 Variant = Literal["theta-minus", "theta", "theta-plus"]
 
@@ -39,10 +39,7 @@ class GatherExcite(Gate):
         g = mean over H x W of x      gather
         y = sigmoid(g) * x            excite
 
-    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
-
-    Args:
-        channels: Channels C of the input.
+    `Attention` explains `channels`, `start`, `device`, `dtype`, shapes and errors.
 
     Note:
         This is the paper's form without parameters that fits any size of the map. The paper's main claim is that a
@@ -52,9 +49,7 @@ class GatherExcite(Gate):
         module is there.
     """
 
-    def __init__(
-        self, channels: int, *, start: Start = "paper", device: Device = None, dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, channels: int, *, start: Start = "paper", device: Device = None, dtype: Dtype = None) -> None:
         check_integer("channels", channels)
         # y = x * what(mean of x)
         super().__init__(channels, AverageGate(), start=start, device=device, dtype=dtype)
@@ -73,10 +68,9 @@ class LocalGatherExcite(ScalingAttention):
 
     where interp repeats the nearest value up to H x W, C = `channels` and r = `reduction`.
 
-    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+    `Attention` explains `channels`, `start`, `device`, `dtype`, shapes and errors.
 
     Args:
-        channels: Channels C of the input.
         variant: "theta-minus", "theta" or "theta-plus".
         extent: e, a power of two from 2 on; None for the whole map.
         size: Height and width of the map, for the learned gathering of a whole map only.
@@ -108,18 +102,28 @@ class LocalGatherExcite(ScalingAttention):
         reduction: float = 16,
         start: Start = "paper",
         device: Device = None,
-        dtype: torch.dtype | None = None,
+        dtype: Dtype = None,
     ) -> None:
         super().__init__(channels, start=start)
         check_choice("variant", variant, get_args(Variant))
         hidden = hidden_width(channels, reduction)
-        self.variant, self.extent, self.size = variant, _checked_extent(variant, extent), _checked_size(size)
+        if extent is not None:
+            check_integer("extent", extent)
+            if extent < 2 or extent & (extent - 1):
+                raise UserError(f"extent must be a power of two from 2 on, or None for the whole map, got {extent}")
+        if size is not None:
+            if not isinstance(size, (tuple, list)) or len(size) != 2:
+                raise UserError(f"size must be a height and a width, got {brief(size)}")
+            for value in size:
+                check_integer("each of size", value)
+            size = size[0], size[1]
         if (size is not None) != (extent is None and variant != "theta-minus"):
             raise UserError(
                 "size is for the learned gathering of a whole map (extent=None, theta or theta-plus), which needs it; "
                 f"got variant {brief(variant)}, extent {brief(extent)}, size {brief(size)}"
             )
-        self.gather = _gathering(channels, variant, extent, self.size)
+        self.variant, self.extent, self.size = variant, extent, size
+        self.gather = _gathering(channels, variant, extent, size)
         self.excite: nn.Module = nn.Identity()
         if variant == "theta-minus":
             leave_a_mark(self)
@@ -157,24 +161,6 @@ def _gathering(channels: int, variant: Variant, extent: int | None, size: tuple[
         convolution = nn.Conv2d(channels, channels, 3, 2, padding=1, groups=channels, bias=False)
         layers += [convolution, nn.BatchNorm2d(channels), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
-
-
-def _checked_extent(variant: Variant, extent: int | None) -> int | None:
-    if extent is not None:
-        check_integer("extent", extent)
-        if extent < 2 or extent & (extent - 1):
-            raise UserError(f"extent must be a power of two from 2 on, or None for the whole map, got {extent}")
-    return extent
-
-
-def _checked_size(size: tuple[int, int] | None) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    if not isinstance(size, (tuple, list)) or len(size) != 2:
-        raise UserError(f"size must be a height and a width, got {brief(size)}")
-    for value in size:
-        check_integer("each of size", value)
-    return size[0], size[1]
 
 
 @torch.fx.wrap

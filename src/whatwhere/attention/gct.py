@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import check_integer
-from .gate import Device, Gate, Start
+from .gate import Device, Dtype, Gate, Start
 
 
 class ChannelNormalization(nn.Module):
@@ -45,10 +45,9 @@ class GatedChannelTransform(Gate):
         n = s / sqrt(mean over C of s ** 2 + eps)                          channel normalisation, eq. 3
         y = x * (1 + tanh(gamma * n + beta))                               gating, eq. 4
 
-    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+    `Attention` explains `channels`, `start`, `device`, `dtype`, shapes and errors.
 
     Args:
-        channels: Channels C of the input.
         start: "paper" or "identity"; both are the same here, because alpha = 1 and gamma = beta = 0 make y = x.
 
     Note:
@@ -60,9 +59,7 @@ class GatedChannelTransform(Gate):
 
     identity_at_start: ClassVar[bool] = True
 
-    def __init__(
-        self, channels: int, *, start: Start = "paper", device: Device = None, dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, channels: int, *, start: Start = "paper", device: Device = None, dtype: Dtype = None) -> None:
         check_integer("channels", channels)
         # y = x * what(l2 norm of x)
         super().__init__(channels, ChannelNormalization(channels), start=start, device=device, dtype=dtype)

@@ -7,7 +7,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from ..ops.layout import narrowed, widened
-from .gate import Attention, Device, Start, channels_into, hidden_width
+from .gate import Attention, Device, Dtype, Start, channels_into, hidden_width
 
 # symbolic tracing patches a function under the name by which it is called
 torch.fx.wrap("narrowed")
@@ -24,10 +24,9 @@ class GlobalContext(Attention):
         t = W_v2 relu(LayerNorm(W_v1 c + b_v1)) + b_v2     bottleneck transform, W_v1 (h, C), W_v2 (C, h)
         y = x + t                                          fusion by addition
 
-    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+    `Attention` explains `channels`, `start`, `device`, `dtype`, shapes and errors.
 
     Args:
-        channels: Channels C of the input.
         reduction: r.
         start: "paper" or "identity"; both are the same here, because W_v2 = b_v2 = 0 make y = x.
 
@@ -51,7 +50,7 @@ class GlobalContext(Attention):
         reduction: float = 16,
         start: Start = "paper",
         device: Device = None,
-        dtype: torch.dtype | None = None,
+        dtype: Dtype = None,
     ) -> None:
         super().__init__(channels, start=start)
         hidden_channels = hidden_width(channels, reduction, least=8)

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .gate import Device, ScalingAttention, Start, channels_into, check_choice, hidden_width
+from .gate import Device, Dtype, ScalingAttention, Start, channels_into, check_choice, hidden_width
 from .squeeze_excitation import Excitation
 
 Combine = Literal["add", "max"]
@@ -21,10 +21,9 @@ class SpatialChannelSE(ScalingAttention):
         y = x * s + x * q                                           combine = "add"
         y = max(x * s, x * q)                                       combine = "max"
 
-    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+    `Attention` explains `channels`, `start`, `device`, `dtype`, shapes and errors.
 
     Args:
-        channels: Channels C of the input.
         reduction: r, 2 as in the paper; the hidden width is max(1, C // r).
         combine: "add" as in the paper, or "max", the max-out of the authors' journal article (arXiv 1808.08127) and of
             their code.
@@ -45,7 +44,7 @@ class SpatialChannelSE(ScalingAttention):
         combine: Combine = "add",
         start: Start = "paper",
         device: Device = None,
-        dtype: torch.dtype | None = None,
+        dtype: Dtype = None,
     ) -> None:
         super().__init__(channels, start=start)
         check_choice("combine", combine, get_args(Combine))

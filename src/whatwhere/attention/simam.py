@@ -7,7 +7,7 @@ from torch import Tensor
 from ..base.errors import check_factor
 from ..ops.layout import widened
 from ..ops.reference import bessel
-from .gate import Device, ScalingAttention, Start, leave_a_mark
+from .gate import Device, Dtype, ScalingAttention, Start, leave_a_mark
 
 # symbolic tracing patches a function under the name by which it is called
 torch.fx.wrap("bessel")
@@ -46,7 +46,7 @@ class SimAM(ScalingAttention):
         e_lambda: float = 1e-4,
         start: Start = "paper",
         device: Device = None,
-        dtype: torch.dtype | None = None,
+        dtype: Dtype = None,
     ) -> None:
         super().__init__(channels, start=start)
         check_factor("e_lambda", e_lambda)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.reference import POOLS
-from .gate import Device, Form, Gate, Start, channels_into, check_choice, check_names, hidden_width
+from .gate import Device, Dtype, Form, Gate, Start, channels_into, check_choice, check_names, hidden_width
 
 
 class Excitation(nn.Module):
@@ -54,10 +54,9 @@ class SqueezeExcitation(Gate):
         s = sigmoid(W2 relu(W1 z))          excitation, eq. 3   W1 (C/r, C), W2 (C, C/r)
         y = s * x                           eq. 4
 
-    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
+    `Attention` explains `channels`, `start`, `device`, `dtype`, shapes and errors.
 
     Args:
-        channels: Channels C of the input.
         reduction: r; the hidden width is C / r, rounded by the rule of `form`.
         bias: Whether W1 and W2 have biases, as in the authors' code (the formula has none).
         form: "official" (width rounded down, at least 1) or "timm" (to the nearest multiple of 8, at least 8).
@@ -77,7 +76,7 @@ class SqueezeExcitation(Gate):
         form: Form = "official",
         start: Start = "paper",
         device: Device = None,
-        dtype: torch.dtype | None = None,
+        dtype: Dtype = None,
     ) -> None:
         hidden = hidden_width(channels, reduction)
         check_choice("form", form, get_args(Form))

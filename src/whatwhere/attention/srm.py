@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import check_integer
-from .gate import Device, Gate, Start
+from .gate import Device, Dtype, Gate, Start
 
 
 class StyleIntegration(nn.Module):
@@ -39,10 +39,7 @@ class StyleRecalibration(Gate):
         g = sigmoid(BatchNorm(z))                                        over N; style integration
         y = g * x
 
-    `Attention` explains `start`, `device`, `dtype`, shapes and errors.
-
-    Args:
-        channels: Channels C of the input.
+    `Attention` explains `channels`, `start`, `device`, `dtype`, shapes and errors.
 
     Raises:
         ValueError: From torch, in training on a batch of one: the BatchNorm then sees one value for each channel.
@@ -54,9 +51,7 @@ class StyleRecalibration(Gate):
         sqrt(1e-5); their code makes NaN of it. 4 * C parameters.
     """
 
-    def __init__(
-        self, channels: int, *, start: Start = "paper", device: Device = None, dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, channels: int, *, start: Start = "paper", device: Device = None, dtype: Dtype = None) -> None:
         check_integer("channels", channels)
         # y = x * what(mean of x, standard deviation of x)
         super().__init__(channels, StyleIntegration(channels), start=start, device=device, dtype=dtype)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ..ops.reference import MAPS
 from .cbam import SpatialConv
-from .gate import Device, ScalingAttention, Start
+from .gate import Device, Dtype, ScalingAttention, Start
 
 
 class TripletAttention(ScalingAttention):
@@ -44,7 +44,7 @@ class TripletAttention(ScalingAttention):
         spatial: bool = True,
         start: Start = "paper",
         device: Device = None,
-        dtype: torch.dtype | None = None,
+        dtype: Dtype = None,
     ) -> None:
         super().__init__(channels, start=start)
 
