@@ -1,5 +1,6 @@
 """The one description of a network: to and from JSON, in words, and everywhere that it is taken."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -13,11 +14,12 @@ from hypothesis import strategies as st
 
 from processes import run_command
 from whatwhere import create_model
-from whatwhere.attention import ATTENTION
+from whatwhere.attention import ATTENTION, CBAM
 from whatwhere.comparison.arms import parse_arms, with_arguments
 from whatwhere.models.article import ARTICLE_NETWORKS
 from whatwhere.models.resnet import RESNETS
 from whatwhere.networks import NetworkSpec, create, list_models
+from whatwhere.networks.factory import name_of
 from whatwhere.networks.spec import ARTICLE_BACKBONES, ATTENTIONS, BACKBONES, parse_arguments, read_spec
 from whatwhere.training.bundle import load_bundle
 
@@ -253,3 +255,8 @@ def test_equal_specs_and_seeds_build_equal_networks():
     spec = NetworkSpec(name="resnext11_8x8d", attention="cbam", attention_kwargs={"form": "timm"}, at="layer?.?.bn3")
     states = [create(each, seed=3).state_dict() for each in (spec, read_spec(msgspec.to_builtins(spec)))]
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def test_a_partial_is_named_by_what_it_wraps():
+    assert name_of(functools.partial(CBAM, reduction=8)) == "whatwhere.attention.cbam:CBAM"
+    assert [name_of(CBAM), name_of("cbam")] == ["cbam"] * 2

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from torch import nn
 
 from ..attention import ATTENTION, attention_builder, starting_as_identity
-from ..attention.gate import Start
+from ..attention.gate import Start, unwrapped
 from ..base.errors import UserError, check_factor
 from ..base.randomness import seeded
 from ..base.words import brief, cause, short, suggest
@@ -340,5 +340,5 @@ def name_of(attention: str | Builder) -> str:
     if isinstance(attention, str):
         return attention
     name = next((name for name, known in ATTENTION.items() if known is builder), None)
-    named = cast(Any, builder)
-    return name or f"{getattr(named, '__module__', '')}:{getattr(named, '__qualname__', type(builder).__name__)}"
+    named: Any = unwrapped(builder)
+    return name or f"{getattr(named, '__module__', '')}:{getattr(named, '__qualname__', type(named).__name__)}"
