@@ -7,7 +7,7 @@ import re
 import shlex
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..base.errors import UserError
@@ -186,10 +186,7 @@ def split_samples(
     units = [[by_path[path] for path in unit] for unit in joined([*([path] for path in by_path), *inside])]
     # large groups first: the small ones then even out the shares
     units.sort(key=lambda unit: (-len(unit), stream_seed(seed, f"split.{printable(unit[0].path)}"), unit[0].path))
-    filled = _Parts(units, {split: fraction for split, fraction in fractions.items() if fraction})
-    parts: dict[str, list[Sample]] = {split: [] for split in SPLITS}
-    for unit in units:
-        parts[filled.place(unit)] += unit
+    parts = _divided(units, {split: fraction for split, fraction in fractions.items() if fraction})
     empty = [split for split, fraction in fractions.items() if fraction and not parts[split]]
     if empty:
         hint = ", or choose other groups" if group_from else ""
@@ -202,43 +199,38 @@ def split_samples(
     return {split: tuple(sorted(parts[split], key=lambda item: item.path)) for split in SPLITS}
 
 
-class _Parts:
-    """Puts groups into parts, one by one, each into the part that brings the classes closest to their shares."""
-
-    def __init__(self, units: Sequence[Sequence[Sample]], fractions: dict[str, float]) -> None:
-        self.splits = list(fractions)
-        self.sizes = Counter(sample.label for unit in units for sample in unit)
-        self.units_left = Counter(label for unit in units for label in {sample.label for sample in unit})
-        # number of images that each part still needs
-        self.needs = {
-            label: dict(zip(self.splits, _shares(size, list(fractions.values())), strict=True))
-            for label, size in self.sizes.items()
-        }
-        self.without = {label: set(self.splits) for label in self.sizes}
-
-    def place(self, unit: Sequence[Sample]) -> str:
-        """Choose the part for a group, and count its images there."""
-        counts = Counter(sample.label for sample in unit)
-        train, choices = self.splits[0], self.splits
+def _divided(units: Sequence[Sequence[Sample]], fractions: dict[str, float]) -> dict[str, list[Sample]]:
+    """Put groups into parts, one by one, each into the part that brings the classes closest to their shares."""
+    splits = list(fractions)
+    sizes = Counter(sample.label for unit in units for sample in unit)
+    units_left = Counter(label for unit in units for label in {sample.label for sample in unit})
+    # by class: number of images that each part still needs, and the parts without an image of it
+    needs = {
+        label: dict(zip(splits, _shares(size, list(fractions.values())), strict=True)) for label, size in sizes.items()
+    }
+    without = {label: set(splits) for label in sizes}
+    parts: dict[str, list[Sample]] = {split: [] for split in SPLITS}
+    for unit in units:
+        counts, choices = Counter(sample.label for sample in unit), splits
         for label in counts:
             # the last groups of a class go to parts without an image of it
-            if self.units_left[label] <= len(self.without[label]):
-                choices = [split for split in choices if split in self.without[label]] or choices
+            if units_left[label] <= len(without[label]):
+                choices = [split for split in choices if split in without[label]] or choices
         # every class gets training images
-        if any(self.units_left[label] == 1 and train in self.without[label] for label in counts):
-            choices = [train]
-        best = min(choices, key=lambda split: self._cost(counts, split))
-        self.units_left.subtract(counts.keys())
+        if any(units_left[label] == 1 and splits[0] in without[label] for label in counts):
+            choices = splits[:1]
+        # growth of the squared deviations from the targets, each divided by the size of its class
+        growth = {
+            split: sum(count * (count - 2 * needs[label][split]) / sizes[label] for label, count in counts.items())
+            for split in choices
+        }
+        best = min(growth, key=lambda split: growth[split])
+        parts[best] += unit
+        units_left.subtract(counts.keys())
         for label, count in counts.items():
-            self.needs[label][best] -= count
-            self.without[label].discard(best)
-        return best
-
-    def _cost(self, counts: Mapping[str, int], split: str) -> float:
-        """Return the growth of the squared deviations from the targets, each divided by the size of its class."""
-        return sum(
-            count * (count - 2 * self.needs[label][split]) / self.sizes[label] for label, count in counts.items()
-        )
+            needs[label][best] -= count
+            without[label].discard(best)
+    return parts
 
 
 def _shares(size: int, fractions: Sequence[float]) -> list[int]:

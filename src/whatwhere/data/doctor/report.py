@@ -72,29 +72,22 @@ class Report:
 
     def tables(self) -> list[Table]:
         """Return the report as tables: counts, how images are read, and findings with up to 10 paths each."""
-        tables = [self._count_table()]
-        if self.modes:
-            rows = [(mode, _read_as(mode), f"{number:,}") for mode, number in self.modes.items()]
-            tables.append(Table("How images are read that are not plain RGB", ("stored", "read", "images"), rows, 2))
-        return [*tables, self._finding_table()]
-
-    def _count_table(self) -> Table:
-        classes = sorted({label for by_class in self.counts.values() for label in by_class})
         splits = list(self.counts)
-        rows = [
+        classes = sorted({label for by_class in self.counts.values() for label in by_class})
+        rows: list[tuple[str, ...]] = [
             (label, *(f"{self.counts[split].get(label, 0):,}" for split in splits)) for label in classes[:_MOST_CLASSES]
         ]
         if len(classes) > _MOST_CLASSES:
             rows.append((f"and {len(classes) - _MOST_CLASSES:,} more classes", *("" for _ in splits)))
         rows.append(("total", *(f"{sum(self.counts[split].values()):,}" for split in splits)))
-        number = counted(len(classes), "class", "classes")
-        title = f"{printable(self.name)}: {counted(self.num_images, 'image')} of {number}"
+        images, number = counted(self.num_images, "image"), counted(len(classes), "class", "classes")
         note = f"Median of the shorter sides: {self.median_side:,} pixels." if self.median_side else ""
         columns = ("class", *("images" if split == "all" else split for split in splits))
-        return Table(title, columns, rows, note=note)
-
-    def _finding_table(self) -> Table:
-        rows: list[tuple[str, ...]] = []
+        tables = [Table(f"{printable(self.name)}: {images} of {number}", columns, rows, note=note)]
+        if self.modes:
+            rows = [(mode, _read_as(mode), f"{number:,}") for mode, number in self.modes.items()]
+            tables.append(Table("How images are read that are not plain RGB", ("stored", "read", "images"), rows, 2))
+        rows = []
         for finding in self.findings:
             rows.append((finding.severity, finding.message))
             rows += [("", f"  {printable(path)}") for path in finding.paths[:_MOST_PATHS]]
@@ -103,9 +96,8 @@ class Report:
         totals = Counter(finding.severity for finding in self.findings)
         found = ", ".join(counted(totals[severity], severity) for severity in _SEVERITIES if totals[severity])
         verdict = "sound" if self.sound else "not sound: what is marked as an error would spoil a result"
-        return Table(
-            f"Findings: {found or 'none'}", ("", "finding"), rows or [("", "nothing")], 2, f"The data are {verdict}."
-        )
+        title, rows = f"Findings: {found or 'none'}", rows or [("", "nothing")]
+        return [*tables, Table(title, ("", "finding"), rows, 2, f"The data are {verdict}.")]
 
 
 def _read_as(mode: str) -> str:

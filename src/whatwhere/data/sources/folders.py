@@ -82,7 +82,11 @@ def list_folder(root: Path) -> tuple[tuple[Sample, ...], tuple[Finding, ...]]:
     except OSError as error:
         raise UserError(f"cannot list {printable(str(root))}: {error.strerror}; see its permissions") from error
     notes = []
-    while (inner := _wrapped(top)) is not None:
+    # DATA holds one folder that is neither a class nor a split: look inside
+    while len(with_images := top.class_folders) == 1 and not top.images:
+        inner = with_images[0]
+        if inner.images or not inner.class_folders or split_of(inner.name) is not None:
+            break
         message = f"DATA holds only the folder {printable(inner.path)}; its folders are the classes or splits"
         notes.append(Finding("note", "wrapper", message, (inner.path,)))
         top = inner
@@ -140,14 +144,6 @@ def _is_image(full: str) -> bool:
     except ImageError as error:
         return error.kind == "huge"
     return True
-
-
-def _wrapped(top: _Folder) -> _Folder | None:
-    with_images = top.class_folders
-    if len(with_images) != 1 or top.images:
-        return None
-    inner = with_images[0]
-    return None if inner.images or not inner.class_folders or split_of(inner.name) is not None else inner
 
 
 def _samples(root: Path, top: _Folder, met: dict[str, list[str]]) -> list[Sample]:
