@@ -18,7 +18,7 @@ from whatwhere.comparison.arms import parse_arms
 from whatwhere.comparison.costs import measure_costs
 from whatwhere.statistics.results import Results
 from whatwhere.training.run_folder import RunFolder
-from whatwhere.training.trainer import Diverged, LossNotFinite
+from whatwhere.training.trainer import Diverged
 
 UNKNOWN, SAME = "cannot tell yet", "no practical difference"
 
@@ -446,8 +446,8 @@ def test_a_run_that_diverges_gets_no_advice_for_a_run_alone(pretended):
     def diverge(arm, seed):
         if (arm, seed) == ("se", "2"):
             try:
-                raise LossNotFinite(3, 1, float("nan"), [1, 2])
-            except LossNotFinite as error:
+                raise Diverged("the loss is nan in step 3 (epoch 1); lower the learning rate", [1, 2])
+            except Diverged as error:
                 raise Diverged(f"{error}; the batch: a.png, b.png; start from the latter with --pretrained") from error
 
     pretended.before = diverge

@@ -26,7 +26,7 @@ from ..base.words import brief, cause, counted, few
 from ..training.config import FREE, OPTIONS
 from ..training.run_folder import RESULT, PartFigures, Result, RunDescription, RunFolder
 from ..training.train import run_training
-from ..training.trainer import Diverged, LossNotFinite
+from ..training.trainer import Diverged
 from .design import Design
 
 SEARCH_SEED = 1_000_000  # no seed of a comparison is as large
@@ -318,8 +318,6 @@ class Runner:
 
 def _why(error: UserError) -> str:
     """Return why a run failed, without the advice that is for a single run."""
-    if isinstance(error.__cause__, LossNotFinite):
-        error = error.__cause__
     if isinstance(error, Diverged):
         return str(error).partition(";")[0] + "; a comparison with another learning rate needs another --out"
     return str(error)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta
 
-from ..base.errors import UserError, is_number
+from ..base.errors import UserError
 from ..base.words import brief, cause, suggest
 from ..networks.spec import MAX_WIDTH_FACTOR, NetworkSpec, is_import_path
 
@@ -192,6 +192,7 @@ def network_of(options: Mapping[str, Any], num_classes: int = 1000) -> NetworkSp
 
 
 _KINDS = get_type_hints(Config, include_extras=True)
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
 
 
 def _expected(kind: Any) -> str:
@@ -201,11 +202,11 @@ def _expected(kind: Any) -> str:
     if get_origin(kind) is dict:
         return "keyword arguments such as {reduction: 8}"
     if get_origin(kind) is not Annotated:
-        return {bool: "true or false", int: "a whole number", str: "text"}[kind]
+        return _WORDS[kind]
     base, meta = get_args(kind)
     lower = f"above {meta.gt:g}" if meta.gt is not None else f"of at least {meta.ge:g}"
     upper = f"at most {meta.le:g}" if meta.le is not None else f"below {'2**31' if base is int else f'{meta.lt:g}'}"
-    return f"{'a whole number' if base is int else 'a number'} {lower} and {upper}"
+    return f"{_WORDS[base]} {lower} and {upper}"
 
 
 OPTIONS = {field.name: field for field in fields(Config) if field.name != "data"}
@@ -215,7 +216,7 @@ CHOICES = {name: get_args(kind) for name, kind in _KINDS.items() if get_origin(k
 def defaults(
     given: Mapping[str, Any], *, image_size: int, num_images: int, device: str, bf16: bool, num_cores: int
 ) -> dict[str, Any]:
-    """Choose the options that are not in `given` by images, start, optimizer and machine.
+    """Choose the options that are not in `given`, which are within their ranges, by images, start and machine.
 
     The network has CBAM, unless another attention is given for it. On a CPU it has no grouped convolutions, which are
     slow there: at 32 px ResNet-20 trains some twenty times as many images a second as ResNeXt-29.
@@ -241,10 +242,10 @@ def defaults(
         "image_size": image_size,
         "epochs": epochs,
         "batch_size": batch_size,
-        "lr": float(f"{rate_at_256 * _number(batch_size) / 256 * (0.1 if pretrained else 1):.4g}"),
+        "lr": float(f"{rate_at_256 * batch_size / 256 * (0.1 if pretrained else 1):.4g}"),
         "optimizer": "sgd",
         "weight_decay": 0.05 if adamw else 5e-4,
-        "warmup_epochs": min(5, _number(epochs) // 10),
+        "warmup_epochs": min(5, epochs // 10),
         "label_smoothing": 0.1,
         "mixup": 0.1,
         "ema": 0.998,
@@ -257,11 +258,6 @@ def defaults(
         "workers": max(0, min(8, num_cores - 1)) if device == "cuda" else min(2, num_cores - 1),
     }
     return {name: value for name, value in chosen.items() if name not in given}
-
-
-def _number(value: Any) -> Any:
-    # Config refuses other values later
-    return value if is_number(value) else 0
 
 
 def image_size_for(median_side: int) -> int:
@@ -310,14 +306,10 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _converted(name: str, value: Any, path: Path) -> Any:
     kind = OPTIONS[name].metadata["kind"]
-    if type(value) is kind:
-        return value
-    # YAML reads an unquoted `no` as false, 7 as a number, and 1e-3 as text
-    if isinstance(value, (int, str)) and not isinstance(value, bool):
-        if kind is str:
-            return str(value)
-        if kind is float:
-            with contextlib.suppress(ValueError, OverflowError):
-                return float(value)
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
-    raise UserError(f"{name} in {str(path)!r} must be {kinds[kind]}, got {brief(value)}")
+    # YAML reads an unquoted 7 as a number, and 1e-3 as text
+    if kind in (str, float) and type(value) in (int, str):
+        with contextlib.suppress(ValueError, OverflowError):
+            return kind(value)
+    if type(value) is not kind:
+        raise UserError(f"{name} in {str(path)!r} must be {_WORDS[kind]}, got {brief(value)}")
+    return value

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ..base.errors import UserError
 from ..base.files import check_writable, locked, write_bytes, write_json, writing
+from ..base.tables import comma_separated
 from ..base.words import brief, cause, few, short
 from ..data.split import Prepared, fingerprint
 from ..networks.spec import is_import_path
@@ -30,7 +30,6 @@ LAST, BEST = "last", "best"
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Amount = Annotated[float, Meta(ge=0, le=1e300)]
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
-_Document = TypeVar("_Document")
 
 
 class RunDescription(msgspec.Struct, kw_only=True):
@@ -135,20 +134,22 @@ class RunFolder:
     @property
     def result(self) -> dict[str, Any] | None:
         """The checked content of `result.json`; None where the run is not finished."""
-        if not (self.path / RESULT).is_file():
+        file = self.path / RESULT
+        if not file.is_file():
             return None
-        content = _read(self.path / RESULT)
-        _converted(self.path / RESULT, content, Result)
-        assert isinstance(content, dict)
-        return content
+        with _damage(file):
+            content: dict[str, Any] = json.loads(file.read_bytes())
+            msgspec.convert(content, Result)
+            return content
 
     @property
     def description(self) -> RunDescription | None:
         """The content of `run.json`; None where there is none, or where it is not one of a run."""
-        content = _read(self.path / RUN) if (self.path / RUN).is_file() else None
-        if not isinstance(content, dict) or "data_fingerprint" not in content:
-            return None
-        return _converted(self.path / RUN, content, RunDescription)
+        file = self.path / RUN
+        with _damage(file):
+            content = json.loads(file.read_bytes()) if file.is_file() else None
+            is_run = isinstance(content, dict) and "data_fingerprint" in content
+            return msgspec.convert(content, RunDescription) if is_run else None
 
     def fixed_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options that a continuation with the options `given` takes over; none where there is no run.
@@ -156,8 +157,7 @@ class RunFolder:
         Raises:
             UserError: The run has an attention to import, and `given` does not name it again.
         """
-        description = self.description
-        options = {} if description is None else description.config
+        options = {} if (description := self.description) is None else description.config
         named = str(options.get("attention", ""))
         if "attention" not in given and is_import_path(named):
             text = short(named, 200)
@@ -168,11 +168,7 @@ class RunFolder:
         return {name: value for name, value in options.items() if name in OPTIONS and name not in FREE}
 
     def held(self) -> contextlib.AbstractContextManager[None]:
-        """Create the folder and hold it for this process inside the block.
-
-        Raises:
-            UserError: It cannot be written, or another process holds it.
-        """
+        """Create the folder and lock it for this process inside the block."""
         check_writable(self.path)
         return locked(self.path)
 
@@ -184,12 +180,9 @@ class RunFolder:
             )
 
     def _has_run(self) -> bool:
-        """Return whether a run has written an epoch or a checkpoint here.
-
-        Raises:
-            UserError: The folder holds files of something else.
-        """
-        done = [name for name in (METRICS, RESULT, LAST, BEST) if _holds_something(self.path / name)]
+        """Return whether a run has written an epoch or a checkpoint; raise UserError at files of something else."""
+        paths = [self.path / name for name in (METRICS, RESULT, LAST, BEST)]
+        done = [p.name for p in paths if (any(p.iterdir()) if p.is_dir() else p.exists() and p.stat().st_size > 0)]
         taken = [*done, *(name for name in (RUN, SPLIT) if (self.path / name).exists())]
         if taken and self.description is None:
             raise UserError(f"{str(self.path)!r} holds {taken[0]} of something else; give another folder with --out")
@@ -216,7 +209,15 @@ class RunFolder:
         )
         old = self.description if self._has_run() else None
         if old is None:
-            write_bytes(self.path / SPLIT, _split_table(prepared).encode("utf-8", "surrogateescape"))
+            # full paths where the images are files, so that the table can be used as DATA
+            root = prepared.source.root
+            rows = [
+                (sample.path if root is None else (root / sample.path).absolute(), sample.label, part)
+                for part, samples in prepared.parts.items()
+                for sample in samples
+            ]
+            table = comma_separated(("path", "label", "split"), rows)
+            write_bytes(self.path / SPLIT, table.encode("utf-8", "surrogateescape"))
             write_json(self.path / RUN, msgspec.to_builtins(new))
             return
         _check_same(self.path, old, new)
@@ -230,26 +231,25 @@ class RunFolder:
         Raises:
             UserError: The file is damaged.
         """
-        return [line for line, _ in self._metrics()]
-
-    def _metrics(self) -> list[tuple[EpochLine, bytes]]:
-        file = self.path / METRICS
-        texts = file.read_bytes().splitlines() if file.is_file() else []
         lines = []
-        for number, text in enumerate(texts, start=1):
-            try:
-                lines.append((msgspec.json.decode(text, type=EpochLine), text))
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                is_cut = isinstance(error, msgspec.DecodeError) and not isinstance(error, msgspec.ValidationError)
-                if is_cut and number == len(texts):
-                    break
-                raise _damaged(file, error, f"in line {number}, ") from error
+        for number, text in enumerate(texts := self._metrics_lines(), start=1):
+            with _damage(self.path / METRICS, f"in line {number}, "):
+                try:
+                    lines.append(msgspec.json.decode(text, type=EpochLine))
+                except msgspec.DecodeError as error:
+                    if isinstance(error, msgspec.ValidationError) or number < len(texts):
+                        raise
         return lines
+
+    def _metrics_lines(self) -> list[bytes]:
+        file = self.path / METRICS
+        return file.read_bytes().splitlines() if file.is_file() else []
 
     def keep_metrics(self, num_epochs: int) -> None:
         """Remove the lines after `num_epochs`; the continuation writes them again."""
-        kept = [text + b"\n" for line, text in self._metrics() if line.epoch <= num_epochs]
-        write_bytes(self.path / METRICS, b"".join(kept))
+        kept = zip(self.metrics(), self._metrics_lines(), strict=False)
+        content = b"".join(text + b"\n" for line, text in kept if line.epoch <= num_epochs)
+        write_bytes(self.path / METRICS, content)
 
     def append_metrics(self, line: EpochLine) -> None:
         """Add a line to `metrics.jsonl`."""
@@ -279,60 +279,33 @@ def training_images(bundle: Path) -> frozenset[str]:
     return frozenset()
 
 
-def _holds_something(path: Path) -> bool:
-    return any(path.iterdir()) if path.is_dir() else path.exists() and path.stat().st_size > 0
-
-
-def _read(path: Path) -> Any:
+@contextlib.contextmanager
+def _damage(path: Path, where: str = "") -> Iterator[None]:
+    """Raise UserError where the content of a file cannot be read."""
     try:
-        return json.loads(path.read_bytes())
+        yield
     except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(path, error) from error
-
-
-def _converted(path: Path, content: Any, kind: type[_Document]) -> _Document:
-    try:
-        return msgspec.convert(content, kind)
-    except msgspec.ValidationError as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception, where: str = "") -> UserError:
-    return UserError(f"{str(path)!r} is damaged ({where}{cause(error)}); start again with another --out")
+        raise UserError(f"{str(path)!r} is damaged ({where}{cause(error)}); start again with another --out") from error
 
 
 def _check_same(path: Path, before: RunDescription, now: RunDescription) -> None:
     """Raise UserError if a continuation has other options or other images."""
-    same_images = before.data_fingerprint == now.data_fingerprint
-    data = before.config.get("data")
-    if not same_images and data == now.config["data"]:
-        raise UserError(
-            f"the images of {data!r} or their split have changed since the run in {str(path)!r} began; restore "
-            "them, or start again with another --out"
-        )
+    changed, data = [], before.config.get("data")
+    if before.data_fingerprint != now.data_fingerprint:
+        if data == now.config["data"]:
+            raise UserError(
+                f"the images of {data!r} or their split have changed since the run in {str(path)!r} began; restore "
+                "them, or start again with another --out"
+            )
+        changed.append(f"data was {brief(data)}, is {brief(now.config['data'])}")
     # a run of an older version lacks new options: it ran with their defaults
     options = {**asdict(Config()), **before.config}
-    changed = [
+    changed += [
         f"{name} was {brief(options[name], 40)}, is {brief(value, 40)}"
         for name, value in now.config.items()
         if name not in FREE and name != "data" and options[name] != value
     ]
-    if not same_images:
-        changed.insert(0, f"data was {brief(data)}, is {brief(now.config['data'])}")
     if changed:
         raise UserError(
             f"the run in {str(path)!r} has other options: {few(changed, 5, '; ')}; give the same, or another --out"
         )
-
-
-def _split_table(prepared: Prepared) -> str:
-    """Return a CSV of path, label and part; where the images are files it can be used as DATA."""
-    root = prepared.source.root
-    target = io.StringIO()
-    writer = csv.writer(target, lineterminator="\n")
-    writer.writerow(["path", "label", "split"])
-    for part, samples in prepared.parts.items():
-        for sample in samples:
-            path = sample.path if root is None else str((root / sample.path).absolute())
-            writer.writerow([path, sample.label, part])
-    return target.getvalue()

@@ -104,6 +104,7 @@ def resolve(data: str, given: Mapping[str, Any], prepared: Prepared, team: Team)
     Raises:
         UserError: An option out of its range.
     """
+    Config(data=data, **given)  # the defaults are calculated from these
     chosen = defaults(
         given,
         image_size=given.get("image_size", image_size_for(prepared.median_side)),

@@ -43,7 +43,7 @@ from .setup import (
     session,
 )
 from .stops import listening, lost_processes, memory_errors
-from .trainer import Diverged, LossNotFinite, Trainer, check_weights
+from .trainer import Diverged, Trainer, check_weights
 
 _LONG = 30.0  # seconds of training; before an evaluation, more than this is saved first
 
@@ -136,7 +136,9 @@ def _to_the_end(run: Run, command: str) -> dict[str, Any]:
         except KeyboardInterrupt:
             message = f"interrupted at once; what was saved before is kept in {str(folder.path)!r}"
             raise Stopped(f"{message}; continue with: {command}", signal.SIGINT) from None
-        except LossNotFinite as error:
+        except Diverged as error:
+            if not error.indices:
+                raise
             paths = [run.prepared.parts["train"][index].path for index in error.indices]
             raise Diverged(
                 f"{error}; the batch: {few(paths, 8)}; the weights saved before are kept in {str(folder.last)!r} and "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -151,7 +151,7 @@ class Trainer:
         """Train from the position to the end; yield after each step whether an epoch ends with it.
 
         Raises:
-            LossNotFinite: The loss of a step is not finite.
+            Diverged: The loss of a step is not finite.
             Stopped: `request_stop` was called, here or in another process.
         """
         self.model.train()
@@ -216,7 +216,7 @@ class Trainer:
         return total / len(labels)
 
     def settle(self, keep: int = 0) -> None:
-        """Read the losses of all steps but the last `keep`; raise LossNotFinite where one is not finite.
+        """Read the losses of all steps but the last `keep`; raise Diverged where one is not finite.
 
         Losses are read one step late, so that the CPU does not wait for the GPU, and before anything is saved.
         """
@@ -226,7 +226,11 @@ class Trainer:
             num_images = self.order.size(loss.step)
             if not math.isfinite(loss_sum):
                 epoch = 1 + loss.step // self.order.steps_per_epoch
-                raise LossNotFinite(1 + loss.step, epoch, loss_sum / num_images, loss.indices.tolist())
+                raise Diverged(
+                    f"the loss is {loss_sum / num_images} in step {1 + loss.step} (epoch {epoch}); lower the learning "
+                    "rate",
+                    loss.indices.tolist(),
+                )
             if loss.step % self.order.steps_per_epoch == 0:
                 self.position.loss_sum, self.position.num_images = 0.0, 0
             self.position.loss_sum += loss_sum
@@ -258,18 +262,14 @@ class Trainer:
 
 
 class Diverged(UserError):  # noqa: N818 - a UserError by its base
-    """The loss or a weight is not finite."""
-
-
-class LossNotFinite(Diverged):
-    """The loss of a step is NaN or infinite.
+    """The loss or a weight is not finite.
 
     Attributes:
-        indices: Indices of the samples that this process had in the step.
+        indices: Numbers of the samples that this process had in the step with such a loss; none for a weight.
     """
 
-    def __init__(self, step: int, epoch: int, loss: float, indices: list[int]) -> None:
-        super().__init__(f"the loss is {loss} in step {step} (epoch {epoch}); lower the learning rate")
+    def __init__(self, sentence: str, indices: Sequence[int] = ()) -> None:
+        super().__init__(sentence)
         self.indices = indices
 
 
