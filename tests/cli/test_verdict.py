@@ -174,7 +174,7 @@ def test_what_is_no_report_of_ours_is_not_written_over(whatwhere, table, tmp_pat
     out = () if name.startswith("results") else ("--out", tmp_path / "page.html")
     status, printed, err = whatwhere("verdict", table(6), *out)
     assert (status, printed, err.count("\n")) == (2, "", 1)
-    assert "is no report of ours; move it away" in err or "is not a verdict of whatwhere" in err
+    assert "is not a report of whatwhere; move it away" in err or "is not a verdict of whatwhere" in err
     assert (tmp_path / name).read_text() == "<html><p>mine</p></html>"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted({"results.csv", name})
 

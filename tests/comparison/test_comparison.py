@@ -126,7 +126,7 @@ def test_how_long_it_takes_and_what_fits_an_hour_are_said_first(pretended, tmp_p
     assert seen[18][-2].startswith("22 runs to do: about 1 h 4 min one after another, ")
     assert asked[1:] == [["resnext11_8x8d"], ["resnet18"], ["resnet20"], ["resnet8"]]
     assert seen[18][-1] == (
-        "an hour is enough for: --backbone resnet8 --image-size 32 --epochs 1 --seeds 6 (about 7 min), with another "
+        "an hour is enough for: --backbone resnet8 --image-size 16 --epochs 1 --seeds 6 (about 7 min), with another "
         "--out"
     )
 

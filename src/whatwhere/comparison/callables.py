@@ -72,8 +72,6 @@ def compare(
         >>> [(arm.arm, arm.verdict) for arm in comparison.judgement.arms]
         [('cbam', 'helps')]
     """
-    names = _names(arms)
-    first = _seeds(seeds)
     keep = None if results is None else Path(results)
     beside = None if keep is None else keep.with_suffix(".verdict.json")
     terms: dict[str, Any] = {
@@ -83,31 +81,30 @@ def compare(
         "margin": margin,
         "test_images": test_images,
     }
-    # with a schedule that ends, the first look is the user's number of seeds, or the least that can tell
-    first_look = None if max_seeds is None else max(LEAST_PAIRS, len(first))
-    # refuse bad terms before the first run
-    if max_seeds is not None and isinstance(seeds, Iterable):
-        raise UserError("max_seeds needs a number of seeds to begin with, such as seeds=8")
+    # refuse bad arguments before the first run
+    names, first = _names(arms), _seeds(seeds)
     if len(names) < 2 or not first:
         raise UserError(f"a comparison needs two arms or more and some seeds, got {len(names)} and {len(first)}")
-    if first_look is not None:
-        Schedule(first_look, max_seeds)
+    first_look = None
+    if max_seeds is not None:
+        if isinstance(seeds, Iterable):
+            raise UserError("max_seeds needs a number of seeds to begin with, such as seeds=8")
+        # the number of seeds, or the least for a verdict
+        first_look = Schedule(max(LEAST_PAIRS, len(first)), max_seeds).first
     _check_terms(names, terms)
     with contextlib.nullcontext() if keep is None else locked_file(keep):
         done = read_results(keep, may_be_empty=True) if keep is not None and keep.exists() else Results()
         record = None if beside is None else read_record(beside, "restore it, or give another file of results")
-        num_known = len(done.metrics)
         wanted = dict.fromkeys(names, first)
         while True:
             for seed in max(wanted.values(), key=len):
                 for arm in names:
                     if seed in wanted[arm] and str(seed) not in done.runs(arm):
-                        figures = _figures(run(arm, seed), metric)
+                        known, figures = done.metrics, _figures(run(arm, seed), metric)
                         done.add(arm, str(seed), figures)
-                        if len(done.metrics) > num_known:
+                        if done.metrics != known:
                             # not after the last run: all would be lost
                             metric_and_margin(done, metric=metric, lower_is_better=lower_is_better, margin=margin)
-                            num_known = len(done.metrics)
                         if keep is not None:
                             write_bytes(keep, done.to_csv().encode())
                         if progress is not None:
@@ -121,7 +118,7 @@ def compare(
             further = {} if max_seeds is None else _further(judgement, {arm: len(wanted[arm]) for arm in names})
             if not further:
                 return Comparison(judgement, content)
-            # only arms that cannot be told yet go on, and the baseline with them
+            # only arms without a verdict go on, and the baseline with them
             further[judgement.baseline] = max(further.values())
             wanted |= {arm: list(range(count)) for arm, count in further.items()}
             record = Record(judgement, tuple(changes))
@@ -142,7 +139,7 @@ def _check_terms(names: list[str], terms: Mapping[str, Any]) -> None:
 
 
 def _check_seeds(done: Results, metric: str | None, keep: Path | None, test_images: int | None) -> None:
-    """Raise UserError if the runs so far are copies of one another, rather than after the last run."""
+    """Raise UserError as soon as runs are copies of one another."""
     if not done.metrics:
         return
     name = metric or ("accuracy" if "accuracy" in done.metrics else done.metrics[0])

@@ -60,14 +60,8 @@ def measure_costs(design: Design, num_classes: int, device: torch.device) -> Cos
 def seconds_of_run(costs: Costs, arm: str, epochs: int, num_images: Mapping[str, int]) -> float:
     """Estimate the seconds of a run of `arm`: its training steps and evaluations, not its start or reading of images.
 
-    epochs * train * step + ((epochs + 1) * val + test) * forward, with the numbers of images of the parts, and the
-    measured times for an image.
-
-    Args:
-        costs: The measured costs of the arms.
-        arm: Name of the arm.
-        epochs: Epochs of a run.
-        num_images: Images of each part.
+    epochs * train * step + ((epochs + 1) * val + test) * forward, with the numbers of images of the parts
+    (`num_images`), and the measured times for an image.
     """
     row = next(row for row in costs.rows if row.arm == arm)
     evaluated = (epochs + 1) * num_images["val"] + num_images["test"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,17 +75,9 @@ class Design(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The content of `compare.json`: a comparison as it began, with the changes since.
 
     Attributes:
-        data: DATA.
+        backbone, arms, baseline, num_seeds, max_seeds, metric, margin, lr_search: As in `Request`.
         data_fingerprint: Hash of the images and their split under seed 0.
         began: Date and time of the start, UTC.
-        backbone: Name of the network without attention.
-        arms: The networks to compare.
-        baseline: Name of the arm that the others are compared with.
-        num_seeds: Number of seeds of each arm.
-        max_seeds: Most seeds of an arm; None sets no limit.
-        metric: Name of the figure to judge by.
-        margin: Smallest difference that matters, in the unit shown.
-        lr_search: Learning rates that each arm tries; empty without a search.
         options: Options that all runs share, chosen once.
         arm_options: Further options of each arm's runs: model, attention, width, learning rate.
         first_look: Number of pairs at the first look; None before it.
@@ -138,12 +129,9 @@ class Design(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             if self.max_seeds is not None and verdict == UNKNOWN:
                 look = self.schedule.next_after(look) or look
             target[arm] = max(self.num_seeds, look)
-        target[self.baseline] = max(target.values())
-        return {arm.name: self._first_seeds(target[arm.name]) for arm in self.arms}
-
-    def _first_seeds(self, count: int) -> tuple[int, ...]:
-        left = (seed for seed in itertools.count() if seed not in self.left_out)
-        return tuple(itertools.islice(left, count))
+        most = target[self.baseline] = max(target.values())
+        counted_seeds = [seed for seed in range(most + len(self.left_out)) if seed not in self.left_out]
+        return {arm.name: tuple(counted_seeds[: target[arm.name]]) for arm in self.arms}
 
     def run_options(self, arm: str, seed: int) -> dict[str, Any]:
         """Return all options of a run that change its result."""
@@ -163,7 +151,7 @@ def read_design(folder: Path) -> Design | None:
     path = folder / DESIGN
     try:
         design = msgspec.json.decode(path.read_bytes(), type=Design)
-        _check_read(design)
+        _check_parts(design)
         return design
     except FileNotFoundError:
         return None
@@ -173,7 +161,7 @@ def read_design(folder: Path) -> Design | None:
         raise UserError(f"{str(path)!r} is no design of a comparison ({cause(error)}); give another --out") from error
 
 
-def _check_read(design: Design) -> None:
+def _check_parts(design: Design) -> None:
     """Raise ValueError where the parts of a design from a file do not fit together."""
     names = [arm.name for arm in design.arms]
     for arm in design.arms:
@@ -198,7 +186,6 @@ def _check_read(design: Design) -> None:
 
 
 def _check_judging(metric: str, baseline: str, arms: Sequence[Arm]) -> None:
-    """Raise UserError unless the metric is one of `statistics.metric`, and the baseline an arm."""
     if metric not in METRICS:
         raise UserError(f"--metric {brief(metric)} is none of {', '.join(METRICS)}")
     names = [arm.name for arm in arms]
@@ -337,7 +324,7 @@ def begun(data: str, config: Config, prepared: Prepared, backbone: str | None, a
     """Return a new design with all options of its runs; `completed` adds the networks of its arms."""
     return Design(
         data=data,
-        data_fingerprint=images_fingerprint(prepared),
+        data_fingerprint=_images_fingerprint(prepared),
         began=datetime.now(timezone.utc).isoformat(timespec="minutes"),
         backbone=backbone or config.network().backbone,
         **asked,
@@ -346,7 +333,7 @@ def begun(data: str, config: Config, prepared: Prepared, backbone: str | None, a
     )
 
 
-def images_fingerprint(prepared: Prepared) -> str:
+def _images_fingerprint(prepared: Prepared) -> str:
     """Return a hash of paths, labels and parts, and of the images' content where it was checked."""
     return ":".join(filter(None, (fingerprint(prepared), prepared.report.digest if prepared.report else "")))
 
@@ -358,7 +345,7 @@ def completed(data: str, design: Design, request: Request, prepared: Prepared, o
         UserError: The images changed, an arm cannot be built, or only the file names its code.
     """
     where = f"the comparison in {str(out)!r}"
-    if images_fingerprint(prepared) != design.data_fingerprint:
+    if _images_fingerprint(prepared) != design.data_fingerprint:
         if data != design.data:
             raise UserError(
                 f"{where} is of {brief(design.data, 200)}, and {data!r} has other images; give another --out"
@@ -371,7 +358,7 @@ def completed(data: str, design: Design, request: Request, prepared: Prepared, o
                 f"the arm {arm.name} is code ({short(arm.spec)}), and whatwhere never imports code named in a file; "
                 "name it in --attention again"
             )
-    num_classes = len(prepared.classes)
+    num_classes, weights = len(prepared.classes), design.options["pretrained"]
     new = [arm.name for arm in design.arms if arm.name not in design.arm_options]
     options = run_options(design.arms, design.backbone, num_classes, design.options.get("at", ""))
     arm_options = {**design.arm_options, **{name: options[name] for name in new}}
@@ -382,11 +369,10 @@ def completed(data: str, design: Design, request: Request, prepared: Prepared, o
             raise UserError(
                 f"{str(out / DESIGN)!r} gives the arm {name} another network than its own; restore the file"
             )
-    if design.options["pretrained"] and any("width_factor" in choice for choice in arm_options.values()):
+    if weights and any("width_factor" in choice for choice in arm_options.values()):
         raise UserError("a wide arm has no pretrained weights; leave out the arm or --pretrained")
     for name in new:
         build({**design.options, **arm_options[name]}, num_classes, seed=0)
-    weights = design.options["pretrained"]
     if new and weights and Path(weights).is_file():
         from ..networks.factory import read_pretrained
 
@@ -408,9 +394,8 @@ def described(design: Design, num_classes: int) -> list[str]:
     ]
     metric, schedule = METRICS[design.metric], design.schedule
     looks = f"then at most {schedule.last} where that cannot tell" if schedule.last else "more may be added later"
-    names = ("epochs", "batch_size", "lr", "image_size")
-    shown = {**design.options, **({"lr": "searched"} if design.lr_search else {})}
-    options = ", ".join(f"{name} {shown[name]}" for name in names)
+    shown = {**design.options, "lr": "searched" if design.lr_search else design.options["lr"]}
+    options = ", ".join(f"{name} {shown[name]}" for name in ("epochs", "batch_size", "lr", "image_size"))
     return [
         *arms,
         f"{design.num_seeds} seeds, {looks}; judged by {metric.label} against {design.baseline}, margin "
@@ -436,12 +421,8 @@ def _hashes(arms: Sequence[Arm], pretrained: str) -> dict[str, str]:
                 files[f"the code of {arm.name}"] = file
     hashes = {}
     for what, file in files.items():
-        digest = hashlib.sha256()
         try:
-            with open(file, "rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
+            hashes[what] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
         except OSError as error:
             raise UserError(f"cannot read {file!r}, {what}: {error.strerror or error}") from error
-        hashes[what] = digest.hexdigest()
     return hashes

@@ -22,9 +22,9 @@ from .design import Design
 from .runs import Finished, Task
 
 _RECALL = Metric("recall", "recall", 100, "points")
-_DEVIATIONS = 2.0  # of guessing, above which a network has learned something
-_NEAR = 0.1  # of the way from guessing to everything right: with few images the deviations reach further
-_SHARE_OF_RUNS = 0.25  # that guess, of which an arm is told
+_DEVIATIONS = 2.0  # standard deviations of guessing; a network above them has learned something
+_NEAR = 0.1  # or this share of the way from guessing to everything right: with few images the deviations reach further
+_SHARE_OF_RUNS = 0.25  # an arm is reported if so many of its runs guess
 _FIFTH = 0.2
 _FAST = 0.5  # of the average speed of learning
 

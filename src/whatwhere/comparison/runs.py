@@ -139,19 +139,13 @@ class Runs:
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self._tasks: dict[Path, Task] = {}
+        self._tasks: dict[str, Task] = {}
 
     def tasks(self, design: Design) -> list[Task]:
         """Return the runs that the design needs now, seed by seed, so that pairs are complete early."""
         seeds = design.seeds()
         return [
-            self._task(
-                Task(
-                    f"{arm.name}, seed {seed}",
-                    self.out / "runs" / arm.name / f"seed-{seed}",
-                    design.run_options(arm.name, seed),
-                )
-            )
+            self._task(f"{arm.name}, seed {seed}", f"runs/{arm.name}/seed-{seed}", design.run_options(arm.name, seed))
             for seed in max(seeds.values(), key=len)
             for arm in design.arms
             if seed in seeds[arm.name]
@@ -166,12 +160,10 @@ class Runs:
         return {
             arm.name: [
                 self._task(
-                    Task(
-                        f"{arm.name}, searching, lr {rate:g}",
-                        self.out / "search" / arm.name / f"lr-{rate:g}",
-                        {**design.run_options(arm.name, SEARCH_SEED), "lr": rate},
-                        searching=True,
-                    )
+                    f"{arm.name}, searching, lr {rate:g}",
+                    f"search/{arm.name}/lr-{rate:g}",
+                    {**design.run_options(arm.name, SEARCH_SEED), "lr": rate},
+                    searching=True,
                 )
                 for rate in sorted(design.lr_search)
             ]
@@ -203,10 +195,10 @@ class Runs:
                 arm_options[arm] = {**arm_options[arm], "lr": max(scores, key=scores.__getitem__)}
         return msgspec.structs.replace(design, arm_options=arm_options)
 
-    def _task(self, task: Task) -> Task:
-        known = self._tasks.get(task.folder)
-        if known is None or known.options != task.options:
-            known = self._tasks[task.folder] = task
+    def _task(self, label: str, folder: str, options: dict[str, Any], *, searching: bool = False) -> Task:
+        known = self._tasks.get(folder)
+        if known is None or known.options != options:
+            known = self._tasks[folder] = Task(label, self.out / folder, options, searching)
         return known
 
 

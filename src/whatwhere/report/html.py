@@ -152,14 +152,13 @@ def _runs(runs: Sequence[RunRow], known: Sequence[Metric]) -> tuple[tuple[str, .
         (
             run.arm,
             str(run.seed),
-            *(_scaled(run.figures.get(metric.name), metric) for metric in metrics),
+            *(
+                NONE if (figure := run.figures.get(metric.name)) is None else plain(metric.scale * figure, metric)
+                for metric in metrics
+            ),
             NONE if run.best_epoch is None else str(run.best_epoch),
             NONE if run.seconds is None else f"{run.seconds:,.0f}",
         )
         for run in runs
     ]
     return heads, rows
-
-
-def _scaled(figure: float | None, metric: Metric) -> str:
-    return NONE if figure is None else plain(metric.scale * figure, metric)

@@ -139,6 +139,8 @@ def pairs_to_settle(case: Case, num_sharing: int, margin: float) -> Outlook | No
 
     None where no look is left.
     """
+    from scipy.special import chdtri, ndtri
+
     paired, schedule = case.paired, case.schedule
     if paired is None or schedule is None or paired.standard_deviation == 0:
         return None
@@ -147,7 +149,8 @@ def pairs_to_settle(case: Case, num_sharing: int, margin: float) -> Outlook | No
     candidates = [look for look in looks if look > num_pairs]
     if not candidates:
         return None
-    deviations, means = _plausible(paired.mean, paired.standard_deviation, num_pairs)
+    deviations = paired.standard_deviation * np.sqrt((num_pairs - 1) / chdtri(num_pairs - 1, _QUANTILES))[:, None]
+    means = paired.mean + deviations / math.sqrt(num_pairs) * ndtri(_QUANTILES)
     never = candidates[-1] + 1
     settled = np.full(means.shape, never)
     for candidate in reversed(candidates):
@@ -158,16 +161,6 @@ def pairs_to_settle(case: Case, num_sharing: int, margin: float) -> Outlook | No
     last = candidates[-1]
     is_hopeless = never == (high if schedule.last is None else middle)
     return Outlook(min(low, last), None if high == never else high, last, is_hopeless)
-
-
-def _plausible(mean: float, deviation: float, num_pairs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return standard deviations and means, each (40, 40)."""
-    from scipy.special import chdtri, ndtri
-
-    degrees = num_pairs - 1
-    deviations = deviation * np.sqrt(degrees / chdtri(degrees, _QUANTILES))[:, None]
-    means = mean + deviations / math.sqrt(num_pairs) * ndtri(_QUANTILES)
-    return np.broadcast_to(deviations, means.shape), means
 
 
 @functools.lru_cache(maxsize=4096)

@@ -40,21 +40,6 @@ class Record(msgspec.Struct, frozen=True):
             if not all(isinstance(seed, (str, int)) for seed in arm.seeds):
                 raise ValueError(f"a seed of arm {arm.arm} is neither text nor an integer")
 
-    @property
-    def first_looks(self) -> dict[str, int]:
-        """Pairs at the first look, by arm; without arms that had too few for one."""
-        return {arm.arm: arm.plan.first for arm in self.judgement.arms if arm.plan is not None}
-
-    @property
-    def seeds(self) -> list[str]:
-        """The seeds of all arms as text, in the order in which they were judged."""
-        return list(dict.fromkeys(str(seed) for arm in self.judgement.arms for seed in arm.seeds))
-
-    @property
-    def num_pairs(self) -> int:
-        """The most pairs of an arm."""
-        return max(len(arm.seeds) for arm in self.judgement.arms)
-
 
 def read_record(path: Path, advice: str = _ADVICE) -> Record | None:
     """Return the record in the JSON of a verdict; None where there is none.
@@ -98,13 +83,16 @@ def judge_again(
     Raises:
         UserError: Other looks than before, or as `judge`.
     """
-    firsts: int | dict[str, int] | None = first_look
+    arms = () if record is None else record.judgement.arms
     if record is not None:
-        results.put_first(record.seeds)
-        for arm in (record.judgement.baseline, *(arm.arm for arm in record.judgement.arms)):
-            results.add_arm(arm)
-    if record is not None and record.first_looks:
-        fixed, before = record.first_looks, record.judgement.max_pairs
+        # pairs count in the order in which they were judged
+        results.put_first(dict.fromkeys(str(seed) for arm in arms for seed in arm.seeds))
+        for name in (record.judgement.baseline, *(arm.arm for arm in arms)):
+            results.add_arm(name)
+    firsts: int | dict[str, int] | None = first_look
+    fixed = {arm.arm: arm.plan.first for arm in arms if arm.plan is not None}
+    if record is not None and fixed:
+        before = record.judgement.max_pairs
         if first_look not in (None, *fixed.values()) or max_pairs not in (None, before):
             looks = few([f"{arm} at {look} pairs" for arm, look in fixed.items()], 6)
             raise UserError(
@@ -130,7 +118,8 @@ def _terms(judgement: Judgement) -> dict[str, str | float]:
 
 def _changed_terms(record: Record, judgement: Judgement) -> list[str]:
     before, now = _terms(record.judgement), _terms(judgement)
-    when = f"after a verdict on {counted(record.num_pairs, 'pair')}"
+    num_pairs = max(len(arm.seeds) for arm in record.judgement.arms)
+    when = f"after a verdict on {counted(num_pairs, 'pair')}"
     changes = [f"{when}: {name} was {before[name]}, is {now[name]}" for name in now if now[name] != before[name]]
     known = {record.judgement.baseline, *(arm.arm for arm in record.judgement.arms)}
     changes += [

@@ -25,16 +25,16 @@ from .derived import smallest_gap
 from .metric import METRICS, Metric, num_decimals
 from .results import Results, numbered
 
-LEAST_DIFFERENT = 4  # differences among the pairs, below which there is no verdict
+LEAST_DIFFERENT = 4  # with fewer different differences there is no verdict
 LIMIT = 1 / 10_000  # a repetition that is less probable than this has another cause than chance
 _LIMIT_TO_GO_ON = 1 / 500  # the same, before more runs are trained
-_LEAST_SPREAD = 0.3  # of the binomial standard deviation, that of live seeds
-_LOW_SPREAD = 0.15  # of it, below which a spread is told
-_LEAST_ERRORS = 100  # num_images * accuracy * (1 - accuracy): with less, a count has no spread to speak of
-_LEAST_ERRORS_TO_REPEAT = 30  # the same: with less, live runs may well all come to one count
-_MOST_IMAGES = 20_000  # taken for the test set where its size is not known
-_MANY_IMAGES = 64  # of fewer, a figure may repeat
-_MANY_RUNS = 7  # of fewer, all but one may come to one figure of four decimals
+_LEAST_SPREAD = 0.3  # least standard deviation of live seeds, as a share of the binomial one
+_LOW_SPREAD = 0.15  # of the binomial one: a lower standard deviation is reported
+_LEAST_ERRORS = 100  # num_images * accuracy * (1 - accuracy): with less, the spread of a count is not judged
+_LEAST_ERRORS_TO_REPEAT = 30  # the same: with less, all live runs may have the same count
+_MOST_IMAGES = 20_000  # assumed number of test images where it is not known
+_MANY_IMAGES = 64  # with fewer, a figure may repeat
+_MANY_RUNS = 7  # with fewer, all but one may have the same figure of four decimals
 _LEAST_RELATIVE_SPREAD = 0.003  # of losses and other figures that are no shares
 _MODE = 0.4  # 1 / sqrt(2 pi): the likeliest of values a step apart has this probability, times step / deviation
 _MOST_DECIMALS = 6  # of a share that was rounded to be printed; more are the digits of k / n
@@ -65,7 +65,7 @@ def doubt_about(
        all but one) have one figure of four decimals or more that 64 test images or more make;
     2. the runs of `arm` and of another have the same figures, with more seeds than chance brings about in 1 of 10,000;
        all pairs are equal, or all differences are while the figures vary;
-    3. there are fewer than 4 different differences, or of fewer pairs two alike;
+    3. there are fewer than 4 different differences; with fewer than 4 pairs, two are equal;
     4. `num_images` is known, and an arm's runs differ so little that chance would make that in 1 of 10,000 comparisons.
 
     `seeds` are those of the pairs that are judged.
@@ -175,14 +175,14 @@ def _repeats(
                     chances.append(_chance(figures, name, num_images))
                     labels = [(*label, group) for label, group in zip(labels, _groups(figures), strict=True)]
             chance *= min(chances)
-        most = max(labels, key=labels.count)
+        num_different, most = len(set(labels)), max(labels, key=labels.count)
         alike = tuple(seed for seed, label in zip(seeds, labels, strict=True) if label == most)
-        log_chance = _log_chance(len(labels), len(set(labels)), chance)
-        figures = [results.values(arms[0], metric)[seed] for seed in alike if seed in results.values(arms[0], metric)]
-        least_alike = max(4, len(seeds) - (len(seeds) >= _MANY_RUNS))
-        if len(arms) == 1 and len(alike) >= least_alike and num_images is None and _is_fine(figures):
-            log_chance = -math.inf
-        candidates.append(_Repeats(len(set(labels)), alike, log_chance))
+        log_chance = _log_chance(len(labels), num_different, chance)
+        if len(arms) == 1 and num_images is None and len(alike) >= max(4, len(seeds) - (len(seeds) >= _MANY_RUNS)):
+            values = results.values(arms[0], metric)
+            if _is_fine([values[seed] for seed in alike if seed in values]):
+                log_chance = -math.inf
+        candidates.append(_Repeats(num_different, alike, log_chance))
     return min(candidates, key=lambda repeats: repeats.log_chance)
 
 

@@ -19,6 +19,7 @@ _FIRST_SHARE = 0.8
 # with few pairs the significance-level approach exceeds alpha by up to 6 % of it (benchmarks/calibration.py)
 _RESERVE = 0.94
 _NUM_NODES = 200
+_gauss_legendre = functools.cache(np.polynomial.legendre.leggauss)  # each time an eigenvalue problem
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def _unstopped(looks: tuple[int, ...], levels: tuple[float, ...]) -> tuple[np.nd
     """Return nodes and the probability mass there of the paths that no look up to the last of `looks` has stopped."""
     from scipy.special import ndtri
 
-    x, weights = _gauss_legendre()
+    x, weights = _gauss_legendre(_NUM_NODES)
     # a level of 0 has no bound; beyond 9 standard deviations nothing is left
     edge = min(9.0, -float(ndtri(levels[-1] / 2)) if levels[-1] > 0 else 9.0) * math.sqrt(looks[-1])
     nodes = edge * x
@@ -134,13 +135,6 @@ def _unstopped(looks: tuple[int, ...], levels: tuple[float, ...]) -> tuple[np.nd
         before, mass = _unstopped(looks[:-1], levels[:-1])
         density = _normal_density(nodes[:, None] - before, math.sqrt(looks[-1] - looks[-2])) @ mass
     return nodes, density * weights * edge
-
-
-@functools.cache
-def _gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
-    """Return nodes on [-1, 1] and their weights: once, because they take an eigenvalue problem."""
-    x, weights = np.polynomial.legendre.leggauss(_NUM_NODES)
-    return x, weights
 
 
 def _normal_density(x: np.ndarray, deviation: float) -> np.ndarray:

@@ -48,7 +48,7 @@ class ArmVerdict:
             no verdict.
         deciding_interval: The t interval at that level.
         p_t, p_t_holm: Paired t-test, two-sided, and corrected over the arms after Holm.
-        p_sign_flip, p_sign_flip_holm: Sign-flip test, likewise.
+        p_sign_flip, p_sign_flip_holm: The same for the sign-flip test.
         p_equivalence: Twice the p-value of two one-sided tests against the margin.
         win_probability, win_interval: That the arm is better in a random pair, and its 95 % interval.
         skewness: Of the differences, in standard errors.
@@ -314,7 +314,7 @@ def _two_scales(results: Results, name: str) -> str:
 
 def _measure(results: Results, name: str, lower_is_better: bool = False) -> Metric:
     if name in METRICS:
-        # ours say themselves which way is better
+        # a metric of whatwhere says which way is better
         lower_is_better = not METRICS[name].higher_is_better
     values = [value for arm in results.arms for value in results.values(arm, name).values()]
     return metric_for(name, values, lower_is_better=lower_is_better)
@@ -366,10 +366,10 @@ def _spelt(baseline: str, arm: str, *seeds: Iterable[Hashable]) -> str:
     """Return a hint where one seed, such as 0 and 00, or one arm, such as none and None, has two spellings."""
     if arm.lower() == baseline.lower():
         return f"; {arm} and {baseline} may be meant to be one arm: spell it alike"
-    ours, other = ({as_number(seed): str(seed) for seed in names} for names in seeds)
-    for number, spelling in ours.items():
-        if number is not None and other.get(number, spelling) != spelling:
-            return f"; {spelling} and {other[number]} may be meant to be one seed: spell it alike"
+    first, second = ({as_number(seed): str(seed) for seed in names} for names in seeds)
+    for number, spelling in first.items():
+        if number is not None and second.get(number, spelling) != spelling:
+            return f"; {spelling} and {second[number]} may be meant to be one seed: spell it alike"
     return ""
 
 
