@@ -12,23 +12,13 @@ from .layout import View, accumulation_dtype, pieces_of
 
 @dataclass(frozen=True)
 class Normed:
-    """A norm applied to one x: z = (x - mean) * invstd * weight + bias = x * scale + shift.
+    """A norm applied to one x, in the dtype of sums: z = (x - mean) * invstd * weight + bias = x * scale + shift."""
 
-    All are in the dtype of accumulation.
-
-    Attributes:
-        mean: The mean of the batch, or the running mean, (C,).
-        invstd: 1 / sqrt(var + eps), (C,).
-        scale: weight * invstd, (C,).
-        shift: bias - mean * scale, (C,).
-        plane_means: Mean of x over H x W, (N, C); None with running statistics.
-    """
-
-    mean: Tensor
-    invstd: Tensor
-    scale: Tensor
-    shift: Tensor
-    plane_means: Tensor | None
+    mean: Tensor  # of the batch, or the running mean, (C,)
+    invstd: Tensor  # 1 / sqrt(var + eps), (C,)
+    scale: Tensor  # weight * invstd, (C,)
+    shift: Tensor  # bias - mean * scale, (C,)
+    plane_means: Tensor | None  # mean of x over H x W, (N, C); None with running statistics
 
     def keeps_order(self) -> bool:
         """Return whether z is known to grow with x in every channel, so that both have their maximum at one index."""

@@ -16,17 +16,11 @@ PIECE_BYTES = 2**26
 
 @dataclass(frozen=True)
 class View:
-    """The layout of an (N, C, H, W) tensor, and its view with H and W as one dimension P.
+    """The layout of an (N, C, H, W) tensor, and its view with H and W as one dimension P."""
 
-    Attributes:
-        memory_format: Contiguous or channels_last.
-        c: Which dimension of the view is C: of (N, C, P) 1, of (N, P, C) 2.
-        p: Which dimension is P.
-    """
-
-    memory_format: torch.memory_format
-    c: int
-    p: int
+    memory_format: torch.memory_format  # contiguous or channels_last
+    c: int  # which dimension of the view is C: of (N, C, P) 1, of (N, P, C) 2
+    p: int  # which dimension is P
 
     @staticmethod
     def of(x: Tensor) -> View:
@@ -110,11 +104,15 @@ def extreme(x: Tensor, dim: int, largest: bool, with_index: bool) -> tuple[Tenso
     """Return the largest or smallest values of x (n, ., .) along `dim`, and the first index of each if asked."""
     if not with_index:
         return x.amax(dim) if largest else x.amin(dim), None
-    block = _block(x.shape[dim], innermost=dim == 2) if x.device.type == "cpu" else 1
+    # max with indices reads slowly on a CPU: find the maximum of each block first, then search one block. A block is a
+    # few vector registers long if its elements lie side by side; blocks of a very different size gain nothing.
+    size, wanted = x.shape[dim], 64 if dim == 2 else 16
+    worthwhile = x.device.type == "cpu" and size >= 4 * wanted
+    near = [length for length in range(wanted // 4, wanted * 4) if size % length == 0] if worthwhile else []
+    block = min(near, key=lambda length: max(length / wanted, wanted / length), default=1)
     if block == 1:
         found = x.max(dim) if largest else x.min(dim)
         return found.values, found.indices
-    # max with indices reads slowly on a CPU: find the maximum of each block first, then search one block
     blocks: Tensor = x.unflatten(dim, (-1, block))  # type: ignore[no-untyped-call]
     parts = blocks.amax(dim + 1) if largest else blocks.amin(dim + 1)
     in_parts = parts.max(dim) if largest else parts.min(dim)
@@ -125,16 +123,3 @@ def extreme(x: Tensor, dim: int, largest: bool, with_index: bool) -> tuple[Tenso
     else:
         inside = blocks.gather(1, first[:, None, None].expand(-1, 1, block, -1)).squeeze(1)
     return in_parts.values, first * block + (inside.max(dim) if largest else inside.min(dim)).indices
-
-
-def _block(size: int, innermost: bool) -> int:
-    """Return the divisor of `size` that makes the fastest blocks; 1 if no blocks are faster than one search.
-
-    A block should be a few vector registers long if its elements lie side by side (`innermost`).
-    """
-    wanted = 64 if innermost else 16
-    if size < 4 * wanted:
-        return 1
-    # blocks of a very different size gain nothing
-    near = [k for k in range(wanted // 4, wanted * 4) if size % k == 0]
-    return min(near, key=lambda k: max(k / wanted, wanted / k), default=1)

@@ -17,7 +17,7 @@ itself compute z: at a = 0 the result is then, bit for bit, that of the block wi
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,41 +54,26 @@ def _without_autocast(device: str) -> contextlib.AbstractContextManager[object]:
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
+@dataclass(eq=False)
 class Forward:
-    """One forward pass; `run` runs it.
+    """One forward pass; `run` runs it."""
 
-    Args:
-        call: What to compute.
-        view: The layout of x and shortcut, which are dense in it.
-        inputs: x, shortcut and so on.
-        graph: Whether a backward pass follows, so that the small graphs and the indices of maxima are kept.
-        needs_z: Whether z needs a gradient.
-        overwrite: Whether y may be written over x.
+    call: Call
+    view: View  # the layout of x and shortcut, which are dense in it
+    inputs: Inputs
+    graph: bool = False  # whether a backward pass follows: then the small graphs and the indices of maxima are kept
+    needs_z: bool = False  # whether z needs a gradient
+    overwrite: bool = False  # whether y may be written over x
 
-    Attributes:
-        small: The small tensors of the call, filled by `run`.
-        mean: The mean that the norm took, (C,); None without a norm.
-        invstd: Its 1 / sqrt(var + eps), (C,).
-        flat: What the passes read: z, or x as long as `normed` is not None: then z = x * scale + shift.
-    """
-
-    def __init__(
-        self,
-        call: Call,
-        view: View,
-        inputs: Inputs,
-        *,
-        graph: bool = False,
-        needs_z: bool = False,
-        overwrite: bool = False,
-    ) -> None:
-        self.call, self.view, self.graph, self.needs_z, self.overwrite = call, view, graph, needs_z, overwrite
-        self.x, self.shortcut, self.factor, _, _, self.mix = inputs
+    def __post_init__(self) -> None:
+        self.x, self.shortcut, self.factor, _, _, self.mix = self.inputs
         self.dtype = accumulation_dtype(self.x.dtype)
         self.small_dtype = torch.float32 if torch.is_autocast_enabled(self.x.device.type) else self.x.dtype
         self.small = Small()
+        # the mean that the norm took and its 1 / sqrt(var + eps), (C,)
         self.mean: Tensor | None = None
         self.invstd: Tensor | None = None
+        # The passes read `flat`. It is z, or x as long as `normed` is not None: then z = x * scale + shift.
         self.normed: Normed | None = None
         self.room: Tensor | None = None
 

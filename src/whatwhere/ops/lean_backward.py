@@ -41,48 +41,29 @@ class Inputs(NamedTuple):
 
 @dataclass
 class Small:
-    """The small tensors of one call: both ends of the small functions' graphs, and where the maxima are.
+    """The small tensors of one call: both ends of the small functions' graphs, and where the maxima are."""
 
-    Attributes:
-        pooled: The inputs of `what`, (N, C) each.
-        s: Its output, (N, C).
-        maps: The input of `where`, (N, k, H, W).
-        m: Its output, (N, 1, H, W).
-        indices: The index of each maximum: over H x W under the name of its pool, (N, C); over C as "maps", (N, P).
-    """
-
-    pooled: tuple[Tensor, ...] = ()
-    s: Tensor | None = None
-    maps: Tensor | None = None
-    m: Tensor | None = None
+    pooled: tuple[Tensor, ...] = ()  # the inputs of `what`, (N, C) each
+    s: Tensor | None = None  # its output, (N, C)
+    maps: Tensor | None = None  # the input of `where`, (N, k, H, W)
+    m: Tensor | None = None  # its output, (N, 1, H, W)
+    # the index of each maximum: over H x W under the name of its pool, (N, C); over C as "maps", (N, P)
     indices: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a forward pass leaves for its backward pass.
-
-    Attributes:
-        call: What was computed.
-        view: The layout of x.
-        inputs: The inputs, without the shortcut.
-        y: The result behind a ReLU; None without one.
-        mean: The mean that the norm took, (C,); None without a norm.
-        invstd: Its 1 / sqrt(var + eps), (C,).
-        from_batch: Whether both are statistics of the batch, through which x gets a gradient too.
-        small: The small tensors.
-        needs: Which inputs need a gradient.
-    """
+    """What a forward pass leaves for its backward pass."""
 
     call: Call
     view: View
-    inputs: Inputs
-    y: Tensor | None
-    mean: Tensor | None
-    invstd: Tensor | None
-    from_batch: bool
+    inputs: Inputs  # without the shortcut
+    y: Tensor | None  # the result behind a ReLU
+    mean: Tensor | None  # the mean that the norm took, (C,)
+    invstd: Tensor | None  # its 1 / sqrt(var + eps), (C,)
+    from_batch: bool  # whether both are statistics of the batch, through which x gets a gradient too
     small: Small
-    needs: Inputs
+    needs: Inputs  # which inputs need a gradient
 
 
 class _Work:
