@@ -66,8 +66,7 @@ class ComparedLayer:
         return " -> ".join(dict.fromkeys(layer.type for layer in (self.a, self.b) if layer is not None))
 
     def __getitem__(self, metric: str) -> Difference:
-        _check_metric(metric)
-        return Difference(*(0 if layer is None else getattr(layer.total, metric) for layer in (self.a, self.b)))
+        return _difference(metric, *(Figures() if layer is None else layer.total for layer in (self.a, self.b)))
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,8 +84,7 @@ class CostComparison:
         return tuple(ComparedLayer(name, in_a.get(name), in_b.get(name)) for name in _merged(list(in_a), list(in_b)))
 
     def __getitem__(self, metric: str) -> Difference:
-        _check_metric(metric)
-        return Difference(getattr(self.a.total, metric), getattr(self.b.total, metric))
+        return _difference(metric, self.a.total, self.b.total)
 
     @property
     def _totals(self) -> dict[str, Difference]:
@@ -162,7 +160,7 @@ class CostComparison:
                 if layer.depth <= depth and (layer[metric].a or layer[metric].b):
                     rows.append((_label(layer), *_cells(metric, layer[metric])))
                     rows += self._gathered(layer, depth, metric)
-            own = Difference(getattr(self.a.own, metric), getattr(self.b.own, metric))
+            own = _difference(metric, self.a.own, self.b.own)
             if own.a or own.b:
                 rows.append((ITSELF, *_cells(metric, own)))
             tables.append(Table(f"{LABELS[metric]} by layer", ("layer", *head), rows))
@@ -233,9 +231,10 @@ def compare_costs(a: Cost, b: Cost) -> CostComparison:
     return CostComparison(a, b)
 
 
-def _check_metric(metric: str) -> None:
+def _difference(metric: str, a: Figures, b: Figures) -> Difference:
     if metric not in METRICS:
         raise UserError(f"no figure {brief(metric)}; known: {', '.join(METRICS)}")
+    return Difference(getattr(a, metric), getattr(b, metric))
 
 
 def _merged(first: list[str], second: list[str]) -> list[str]:

@@ -150,8 +150,7 @@ def refusal(names: LayerNames, images: Tensor) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # a user's forward may raise anything
-        layer = names.describe(names.innermost(error.__traceback__))
-        reason = cause(error)
+        layer, reason = names.describe(names.innermost(error.__traceback__)), cause(error)
         advice = "; give a batch of 2 or more, or larger images" if "more than 1 value per channel" in reason else ""
         raise UserError(
             f"an input of shape {brief(tuple(images.shape))} does not fit {layer}: {reason}{advice}"
@@ -257,14 +256,12 @@ def measure_latency(
     The results are medians over `rounds` after the warm-up. After three, no new round starts later than `max_seconds`.
     """
     deadline = time.perf_counter() + max_seconds
-    forward: list[list[float]] = [[] for _ in models]
-    training: list[list[float]] = [[] for _ in models]
-    peaks: list[int | None] = [None for _ in models]
+    measured: list[list[tuple[float, float, int | None]]] = [[] for _ in models]
     for round_index in range(_WARM_UP_ROUNDS + rounds):
         if round_index >= _WARM_UP_ROUNDS + _LEAST_ROUNDS and time.perf_counter() > deadline:
             break
-        for index, (model, batch) in enumerate(zip(models, images, strict=True)):
-            device = batch.device
+        for done, model, batch in zip(measured, models, images, strict=True):
+            device, peak = batch.device, None
             with undisturbed(model):
                 model.eval()
                 forward_ms = _milliseconds(partial(_forward, model, batch), device)
@@ -275,14 +272,13 @@ def measure_latency(
                     occupied_by_others = torch.accelerator.memory_allocated(device) - own
                 training_ms = _milliseconds(partial(_training_step, model, batch), device)
                 if device.type in _WITH_MEMORY_STATISTICS:
-                    peaks[index] = torch.accelerator.max_memory_allocated(device) - occupied_by_others
-            if round_index >= _WARM_UP_ROUNDS:
-                forward[index].append(forward_ms)
-                training[index].append(training_ms)
-    return [
-        Latency(statistics.median(forward[index]), statistics.median(training[index]), peaks[index])
-        for index in range(len(models))
-    ]
+                    peak = torch.accelerator.max_memory_allocated(device) - occupied_by_others
+            done.append((forward_ms, training_ms, peak))
+    results = []
+    for done in measured:
+        forward, training, peaks = zip(*done[_WARM_UP_ROUNDS:], strict=True)
+        results.append(Latency(statistics.median(forward), statistics.median(training), peaks[-1]))
+    return results
 
 
 def _forward(model: nn.Module, images: Tensor) -> None:
@@ -299,13 +295,12 @@ def _training_step(model: nn.Module, images: Tensor) -> None:
 
 
 def _milliseconds(run: Callable[[], None], device: torch.device) -> float:
-    _synchronize(device)
+    def wait() -> None:
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+
+    wait()
     start = time.perf_counter()
     run()
-    _synchronize(device)
+    wait()
     return 1000 * (time.perf_counter() - start)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

@@ -26,25 +26,15 @@ _CLASS_KINDS = {"few", "no-image", "no-train", "one-class", "unknown-class"}
 
 @dataclass(frozen=True)
 class Prepared:
-    """The images that a run trains, validates and tests on.
+    """The images that a run trains, validates and tests on."""
 
-    Attributes:
-        source: The images as found.
-        classes: Class names, sorted; the number of a class is its place here.
-        parts: Samples of "train", "val" and "test"; "test" may be empty.
-        report: The doctor's report; None if the data were not checked.
-        left_out: Paths of the samples that `skip_bad` left out.
-        median_side: Median of the images' shorter sides, in pixels.
-        drawn: Which of "val" and "test" were drawn by the seed, because DATA has no such split.
-    """
-
-    source: Source
-    classes: tuple[str, ...]
-    parts: dict[str, tuple[Sample, ...]]
-    report: Report | None
-    left_out: tuple[str, ...]
-    median_side: int
-    drawn: tuple[str, ...] = ()
+    source: Source  # the images as found
+    classes: tuple[str, ...]  # class names, sorted; the number of a class is its place here
+    parts: dict[str, tuple[Sample, ...]]  # "train", "val" and "test"; "test" may be empty
+    report: Report | None  # the doctor's report; None if the data were not checked
+    left_out: tuple[str, ...]  # paths of the samples that `skip_bad` left out
+    median_side: int  # median of the images' shorter sides, in pixels
+    drawn: tuple[str, ...] = ()  # which of "val" and "test" were drawn by the seed: DATA has no such split
 
 
 def prepare(

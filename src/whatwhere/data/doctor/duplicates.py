@@ -1,4 +1,4 @@
-"""Find images that are the same byte for byte, or nearly the same."""
+"""Find images that are nearly the same, and merge groups."""
 
 from __future__ import annotations
 
@@ -28,15 +28,6 @@ _NUM_WAVES, _CELL, _NUM_GRIDS = 24, 6.0, 6
 _PAIRS_PER_IMAGE, _FEW_PAIRS = 24, 2_000_000
 _AT_ONCE = 100_000
 _MOST_IN_CELL = 2_000
-
-
-def identical_groups(entries: Sequence[Entry]) -> list[list[int]]:
-    """Return groups of entries, by number, that are the same byte for byte; each has two or more."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    for index, entry in enumerate(entries):
-        if not entry.fault:
-            groups[entry.digest].append(index)
-    return [group for group in groups.values() if len(group) > 1]
 
 
 def near_pairs(entries: Sequence[Entry]) -> list[tuple[int, int]]:

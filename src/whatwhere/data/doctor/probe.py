@@ -31,24 +31,16 @@ LOOK_BYTES = 17 * 16 + 3
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """A summary of one image; mode and size as stored.
+    """A summary of one image; mode and size as stored."""
 
-    Attributes:
-        fault: What is wrong with the image (`ImageError.kind`), or "".
-        format: Pillow's name of the format; "" in a built-in set.
-        turned: Whether the EXIF header asks for a rotation or reflection.
-        digest: BLAKE2b hash of the file's bytes, or of the pixels in a built-in set.
-        look: A grey picture of 17 x 16 pixels and the mean colour, by which nearly equal images are found.
-    """
-
-    fault: str
-    format: str = ""
+    fault: str  # what is wrong with the image (`ImageError.kind`), or ""
+    format: str = ""  # Pillow's name of the format; "" in a built-in set
     mode: str = ""
     width: int = 0
     height: int = 0
-    turned: bool = False
-    digest: str = ""
-    look: bytes = b""
+    turned: bool = False  # whether the EXIF header asks for a rotation or reflection
+    digest: str = ""  # BLAKE2b hash of the file's bytes, or of the pixels in a built-in set
+    look: bytes = b""  # a grey picture of 17 x 16 pixels and the mean colour, by which nearly equal images are found
 
 
 def probe(source: Source, cache: Path | None, progress: Callable[[int, int], None] | None = None) -> list[Entry]:
@@ -98,14 +90,11 @@ def read_entry(source: Source, sample: Sample) -> Entry:
 
 
 class _Cache(msgspec.Struct):
-    """The cache file of one DATA.
+    """The cache file of one DATA."""
 
-    Attributes:
-        head: The version of this format, Pillow's version, and the limit of pixels; under another head no entry counts.
-        entries: By path: the file's size, its time of change in nanoseconds, and its entry.
-    """
-
+    # version of this format, Pillow's version, and the limit of pixels; under another head no entry counts
     head: tuple[int, str, int | None]
+    # by path: the file's size, its time of change in nanoseconds, and its entry
     entries: dict[str, tuple[int, int, Entry]]
 
 
@@ -114,7 +103,12 @@ class _Store:
 
     def __init__(self, source: Source, cache: Path | None) -> None:
         self.source = source
-        self.file = _cache_file(source, cache)
+        self.file: Path | None = None
+        # no cache for a built-in set, nor among the user's images
+        root = None if source.root is None else os.path.realpath(source.root)
+        if cache is not None and root is not None and not Path(os.path.realpath(cache)).is_relative_to(root):
+            data = os.path.realpath(source.name).encode("utf-8", "surrogatepass")
+            self.file = cache / f"images-{hashlib.sha256(data).hexdigest()[:32]}.json"
         self.head = (_VERSION, PIL.__version__, Image.MAX_IMAGE_PIXELS)
         self.old: dict[str, tuple[int, int, Entry]] = {}
         self.new: dict[str, tuple[int, int, Entry]] = {}
@@ -150,13 +144,3 @@ class _Store:
         with contextlib.suppress(OSError, UserError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(self.file, text.encode("ascii"), mode=0o600)
-
-
-def _cache_file(source: Source, cache: Path | None) -> Path | None:
-    """Return the cache file of `source`; None for a built-in set, and where it would lie among the images."""
-    if cache is None or source.root is None:
-        return None
-    if Path(os.path.realpath(cache)).is_relative_to(os.path.realpath(source.root)):
-        return None
-    name = hashlib.sha256(os.path.realpath(source.name).encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    return cache / f"images-{name}.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from ...base.tables import Table
 from ...base.words import counted, printable
 from ..images import READ_AS
 from ..sources.source import Finding, Source
-from .duplicates import identical_groups, joined, near_pairs
+from .duplicates import joined, near_pairs
 from .findings import class_counts, class_findings, copy_findings, file_findings, surplus
 from .probe import default_cache, probe
 
@@ -25,31 +25,20 @@ _MOST_CLASSES = 50
 
 @dataclass(frozen=True)
 class Report:
-    """The result of the doctor.
+    """The result of the doctor."""
 
-    Attributes:
-        name: DATA as the user gave it.
-        num_images: Number of listed images, usable or not.
-        counts: Number of usable images by split ("all" if DATA has no splits) and class.
-        findings: Errors first, then warnings and notes.
-        bad: Paths of unusable samples.
-        surplus: Paths of copies in train or val of an image that is also in a later split, byte for byte.
-        twins: Groups of paths with the same, or nearly the same, image.
-        median_side: Median of the images' shorter sides, in pixels; 0 if none is usable.
-        modes: Number of images by Pillow's mode, without plain RGB; images with an EXIF rotation count again.
-        digest: SHA-256 of every image's path and content.
-    """
-
-    name: str
-    num_images: int
-    counts: dict[str, dict[str, int]]
-    findings: tuple[Finding, ...]
-    bad: frozenset[str]
-    surplus: frozenset[str]
-    twins: tuple[tuple[str, ...], ...]
-    median_side: int
-    modes: dict[str, int]
-    digest: str = ""
+    name: str  # DATA as the user gave it
+    num_images: int  # number of listed images, usable or not
+    counts: dict[str, dict[str, int]]  # number of usable images by split ("all" if DATA has no splits) and class
+    findings: tuple[Finding, ...]  # errors first, then warnings and notes
+    bad: frozenset[str]  # paths of unusable samples
+    surplus: frozenset[str]  # paths of copies in train or val of an image that is also in a later split, byte for byte
+    twins: tuple[tuple[str, ...], ...]  # groups of paths with the same, or nearly the same, image
+    median_side: int  # median of the images' shorter sides, in pixels; 0 if none is usable
+    modes: dict[
+        str, int
+    ]  # number of images by Pillow's mode, without plain RGB; those with an EXIF rotation count again
+    digest: str = ""  # SHA-256 of every image's path and content
 
     @property
     def sound(self) -> bool:
@@ -123,7 +112,11 @@ def examine(
     entries = probe(source, default_cache() if cache == "user" else cache, progress)
     samples = source.samples
     both = list(zip(samples, entries, strict=True))
-    identical, near = identical_groups(entries), near_pairs(entries)
+    by_digest: dict[str, list[int]] = defaultdict(list)
+    for index, entry in enumerate(entries):
+        if not entry.fault:
+            by_digest[entry.digest].append(index)
+    identical, near = [group for group in by_digest.values() if len(group) > 1], near_pairs(entries)
     usable = [sample for sample, entry in both if not entry.fault]
     sound = [entry for entry in entries if not entry.fault]
     modes = Counter(entry.mode for entry in sound if entry.mode != "RGB")
