@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,22 @@ from .gate import Device, Dtype, Form, Gate, Start, check_choice, check_names, c
 from .squeeze_excitation import Excitation
 
 Norm = Callable[[int], nn.Module] | Literal["batch"] | None
+
+
+@dataclass(frozen=True)
+class _Convention:
+    """The options in which the published implementations differ."""
+
+    mlp_bias: bool
+    round_hidden: bool
+    maps: tuple[str, ...]
+    norm_momentum: float
+
+
+_CONVENTIONS = {
+    "official": _Convention(mlp_bias=True, round_hidden=False, maps=("max", "mean"), norm_momentum=0.01),
+    "timm": _Convention(mlp_bias=False, round_hidden=True, maps=("mean", "max"), norm_momentum=0.1),
+}
 
 
 class SharedMLP(Excitation):
@@ -214,10 +231,11 @@ def _channel_gate(
     channels: int, reduction: float, pools: tuple[str, ...], mlp_bias: bool | None, form: Form
 ) -> SharedMLP:
     hidden = hidden_width(channels, reduction)
-    check_choice("form", form, get_args(Form))
-    if form == "timm":
+    check_choice("form", form, tuple(_CONVENTIONS))
+    convention = _CONVENTIONS[form]
+    if convention.round_hidden:
         hidden = max(1, int(channels / reduction + 0.5))
-    return SharedMLP(channels, hidden, pools, form == "official" if mlp_bias is None else mlp_bias)
+    return SharedMLP(channels, hidden, pools, convention.mlp_bias if mlp_bias is None else mlp_bias)
 
 
 def _spatial_gate(
@@ -228,13 +246,12 @@ def _spatial_gate(
     bias: bool | None,
     form: Form,
 ) -> SpatialConv:
-    check_choice("form", form, get_args(Form))
-    if maps is None:
-        maps = ("max", "mean") if form == "official" else ("mean", "max")
+    check_choice("form", form, tuple(_CONVENTIONS))
+    convention = _CONVENTIONS[form]
     if norm == "batch":
-        norm = functools.partial(nn.BatchNorm2d, momentum=0.01 if form == "official" else 0.1)
+        norm = functools.partial(nn.BatchNorm2d, momentum=convention.norm_momentum)
     elif isinstance(norm, str):
         raise UserError(
             f'norm must be "batch", a callable that builds a norm of one channel, or None; got {brief(norm)}'
         )
-    return SpatialConv(kernel_size, maps, norm, zero_init_norm, bias)
+    return SpatialConv(kernel_size, convention.maps if maps is None else maps, norm, zero_init_norm, bias)
