@@ -129,10 +129,10 @@ class TrainBatches:
     order: Order
     augment: Augmentation
     device: torch.device
-    on_device: bool = False
     num_workers: int = 0
     rank: int = 0
     world_size: int = 1
+    on_device: bool = False
 
     def __post_init__(self) -> None:
         self._block: Tensor | None = None

@@ -100,14 +100,21 @@ def load_bundle(
     Raises:
         UserError: There is none, it is damaged, or it needs an `attention` that is not given, or the other way round.
     """
-    file = _find(path)
+    files = (path, path / DESCRIPTION, path / "best" / DESCRIPTION)
+    file = next((file for file in files if file.is_file() and file.suffix == ".json"), None)
+    if file is None:
+        raise UserError(f"no bundle at {str(path)!r}; give the folder of a run of `whatwhere train`, or its best/")
     folder = file.parent
     try:
         said = json.loads(file.read_bytes())
         is_old = said["format"] == _OLD_FORMAT
         if not is_old and said["format"] != FORMAT:
             raise ValueError(f"its format is {brief(said['format'])}, not {FORMAT!r}")
-        found = msgspec.convert(_updated(said) if is_old else said, _Description)
+        if is_old:
+            kept = ("attention", "at", "width_factor", "model_kwargs", "as_published")
+            network = {"name": said.get("architecture"), "num_classes": len(said.get("classes", ()))}
+            said["network"] = network | {name: said[name] for name in kept if name in said}
+        found = msgspec.convert(said, _Description)
         content = (folder / Path(found.weights).name).read_bytes()
         if hashlib.sha256(content).hexdigest() != found.sha256:
             raise ValueError("the checksum of the weights differs")
@@ -151,14 +158,6 @@ class _Description(msgspec.Struct):
             raise ValueError(f"its mean is {size.mean}, its std {size.std}")
 
 
-def _updated(said: dict[str, Any]) -> dict[str, Any]:
-    """Return the description of format 1 as format 2 has it."""
-    kept = ("attention", "at", "width_factor", "model_kwargs", "as_published")
-    network: dict[str, Any] = {"name": said.get("architecture"), "num_classes": len(said.get("classes", ()))}
-    network |= {name: said[name] for name in kept if name in said}
-    return {**said, "format": FORMAT, "network": network}
-
-
 def _check_attention(named: str, given: Callable[..., nn.Module] | None, folder: Path) -> None:
     if is_import_path(named) and given is None:
         text = short(named, 200)
@@ -191,10 +190,3 @@ def _network(
     except RuntimeError:
         return None
     return model
-
-
-def _find(path: Path) -> Path:
-    for candidate in (path, path / DESCRIPTION, path / "best" / DESCRIPTION):
-        if candidate.is_file() and candidate.suffix == ".json":
-            return candidate
-    raise UserError(f"no bundle at {str(path)!r}; give the folder of a run of `whatwhere train`, or its best/")

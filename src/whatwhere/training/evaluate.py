@@ -144,8 +144,7 @@ def evaluate(
             if on_batch is not None:
                 on_batch(done)
     confusion = team.sum(confusion).view(num_classes, num_classes).cpu()
-    total = team.sum(loss)
-    loss_per_image = float(total) / max(1, int(confusion.sum()))
+    loss_per_image = float(team.sum(loss)) / max(1, int(confusion.sum()))
     if not collect:
         return Figures(confusion, loss_per_image)
     known = team.sum(probabilities).cpu().numpy(), team.sum(all_labels).cpu().numpy()

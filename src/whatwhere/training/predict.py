@@ -51,11 +51,8 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
         if path.is_dir():
             for folder, inner, names in os.walk(path):
                 inner[:] = sorted(name for name in inner if not name.startswith((".", "__MACOSX")))
-                files += [
-                    Path(folder, name)
-                    for name in sorted(names)
-                    if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-                ]
+                found = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+                files += [file for file in found if file.suffix.lower() in SUFFIXES]
         elif path.exists():
             files.append(path)
         else:
@@ -85,18 +82,15 @@ def predict(
         except ImageError as error:
             return error
 
-    if not files:
-        return
-    batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
     with ThreadPoolExecutor(num_threads or num_cores()) as pool:
-        ahead = [pool.submit(read, file) for file in batches[0]]
-        for index, batch in enumerate(batches):
+        ahead = [pool.submit(read, file) for file in files[:batch_size]]
+        for start in range(0, len(files), batch_size):
+            end = start + batch_size
             contents = [future.result() for future in ahead]
-            following = batches[index + 1] if index + 1 < len(batches) else []
-            ahead = [pool.submit(read, file) for file in following]
+            ahead = [pool.submit(read, file) for file in files[end : end + batch_size]]
             readable = [content for content in contents if isinstance(content, Tensor)]
             rows: Iterator[Tensor] = iter(bundle.probabilities(torch.stack(readable)) if readable else ())
-            for file, content in zip(batch, contents, strict=True):
+            for file, content in zip(files[start:end], contents, strict=True):
                 if isinstance(content, ImageError):
                     yield Prediction(str(file), error=str(content))
                 else:

@@ -226,11 +226,7 @@ class RunFolder:
             write_json(self.path / RUN, msgspec.to_builtins(old))
 
     def metrics(self) -> list[EpochLine]:
-        """Return the lines of `metrics.jsonl`, without a last line that a crash cut short.
-
-        Raises:
-            UserError: The file is damaged.
-        """
+        """Return the lines of `metrics.jsonl`, without a last line that a crash cut short."""
         lines = []
         for number, text in enumerate(texts := self._metrics_lines(), start=1):
             with _damage(self.path / METRICS, f"in line {number}, "):

@@ -37,13 +37,9 @@ from .trainer import Trainer
 
 
 def check_given(data: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[..., nn.Module] | None]:
-    """Check the options before the images are read.
+    """Check the options before the images are read: their ranges, and whether the network can be built.
 
-    Returns:
-        The options with the full name of the network, and the imported attention if an import path is given.
-
-    Raises:
-        UserError: An option out of its range, or a network that cannot be built.
+    Returns them with the full name of the network, and the imported attention if an import path is given.
     """
     Config(data=data, **given)
     text = given.get("attention", "")
@@ -62,18 +58,14 @@ def check_given(data: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], Ca
 
 
 def prepare_images(data: str, given: Mapping[str, Any], screen: Screen) -> Prepared:
-    """Find, check and split the images of DATA; show problems as warnings.
-
-    Raises:
-        UserError: DATA does not exist, has images that cannot be read, or cannot be split as asked.
-    """
+    """Find, check and split the images of DATA, as `prepare` does; show problems as warnings."""
     names = ("val_fraction", "test_fraction", "skip_bad", "check", "download")
-    texts = ("group_from", "path_column", "label_column", "data_dir")
-    options = {name: given[name] for name in names if name in given}
-    options |= {name: given[name] for name in texts if given.get(name)}
-    seed = given.get("seed", 0)
+    texts = ("group_from", "path_column", "label_column", "data_dir")  # "" where they are not given
     prepared = prepare(
-        data, seed=seed, progress=lambda done, total: screen.progress("checking the images", done, total), **options
+        data,
+        seed=given.get("seed", 0),
+        progress=lambda done, total: screen.progress("checking the images", done, total),
+        **{name: given[name] for name in names + texts if given.get(name, "") != ""},
     )
     if prepared.left_out:
         screen.warn(f"left out as bad: {few(prepared.left_out, 5)}")
@@ -99,11 +91,7 @@ def check_apart(path: Path, prepared: Prepared) -> None:
 
 
 def resolve(data: str, given: Mapping[str, Any], prepared: Prepared, team: Team) -> Config:
-    """Return all options of a run: the given ones, and the others chosen by image size, start and machine.
-
-    Raises:
-        UserError: An option out of its range.
-    """
+    """Return all options of a run: the given ones, and the others chosen by image size, start and machine."""
     Config(data=data, **given)  # the defaults are calculated from these
     chosen = defaults(
         given,
@@ -147,11 +135,19 @@ def build_material(config: Config, prepared: Prepared, team: Team, *, with_test:
     Raises:
         UserError: An image that cannot be read, or batches too small for so many processes and pieces.
     """
+    order = Order(len(prepared.parts["train"]), config.batch_size, config.seed)
+    if config.batch_size > order.num_samples:
+        raise UserError(
+            f"batch_size {config.batch_size:,} is more than the {order.num_samples:,} training images; give fewer"
+        )
+    if order.num_samples // order.steps_per_epoch // team.world_size // config.accumulate < 2:
+        raise UserError(
+            f"batches of {order.num_samples // order.steps_per_epoch} images leave fewer than 2 to each of "
+            f"{team.world_size} processes x {config.accumulate} pieces, and BatchNorm needs 2; raise --batch-size"
+        )
     # pretrained weights need the mean and std that they were trained with
     trained_with = normalization(config.model) if config.pretrained else None
     preprocessing = preprocessing_for(config.image_size, *(trained_with or ()))
-    order = Order(len(prepared.parts["train"]), config.batch_size, config.seed)
-    _check_batches(config, order, team)
     augment = Augmentation(
         preprocessing, config.crop, config.crop_scale, config.hflip, config.rand_augment, config.random_erasing
     )
@@ -170,34 +166,28 @@ def build_material(config: Config, prepared: Prepared, team: Team, *, with_test:
             part: decode_all(reader, num_workers=config.workers, num_threads=num_threads)
             for part, reader in readers.items()
         }
-    share: dict[str, Any] = {"device": team.device, "rank": team.rank, "world_size": team.world_size}
-    share["num_workers"] = config.workers
-    train = TrainBatches(images["train"], labels["train"], order, augment, on_device=cache == "device", **share)
+    share = (team.device, config.workers, team.rank, team.world_size)
     evaluation = {
-        part: EvaluationBatches(images[part], labels[part], preprocessing, 2 * config.batch_size, **share)
+        part: EvaluationBatches(images[part], labels[part], preprocessing, 2 * config.batch_size, *share)
         for part in images
         if part != "train"
     }
+    train = TrainBatches(images["train"], labels["train"], order, augment, *share, on_device=cache == "device")
     return Material(preprocessing, train, evaluation, cache)
 
 
 def build_trainer(
     config: Config, train: TrainBatches, model: nn.Module, num_classes: int, team: Team, trainer_class: type[Trainer]
 ) -> Trainer:
-    """Return the trainer of `model` on the team's device.
-
-    Raises:
-        UserError: `sync_bn` without a GPU for each process.
-    """
+    """Return the trainer of `model` on the team's device."""
     model = model.to(team.device)
     if config.sync_bn and team.world_size > 1:
         if team.device.type != "cuda":
             raise UserError("--sync-bn needs a GPU for each process: torch has it for CUDA only; leave it out")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     class_weights = None
-    if (
-        config.class_weights == "balanced"
-    ):  # in inverse proportion to the images of the class, with a mean of 1 over all
+    if config.class_weights == "balanced":
+        # in inverse proportion to the images of the class, with a mean of 1 over all images
         counts = torch.bincount(train.labels, minlength=num_classes).float()
         class_weights = len(train.labels) / (num_classes * counts.clamp(min=1))
     return trainer_class(
@@ -221,19 +211,6 @@ def _cache(crop: str, readers: Mapping[str, Reader], team: Team) -> str:
     return "device" if on_gpu else "memory"
 
 
-def _check_batches(config: Config, order: Order, team: Team) -> None:
-    if config.batch_size > order.num_samples:
-        raise UserError(
-            f"batch_size {config.batch_size:,} is more than the {order.num_samples:,} training images; give fewer"
-        )
-    smallest = order.num_samples // order.steps_per_epoch // team.world_size // config.accumulate
-    if smallest < 2:
-        raise UserError(
-            f"batches of {order.num_samples // order.steps_per_epoch} images leave fewer than 2 to each of "
-            f"{team.world_size} processes x {config.accumulate} pieces, and BatchNorm needs 2; raise --batch-size"
-        )
-
-
 @contextlib.contextmanager
 def deterministic(config: Config) -> Iterator[None]:
     """Use deterministic algorithms if `config.deterministic`; else let cuDNN search for the fastest."""
@@ -252,10 +229,8 @@ def describe(config: Config, given: Mapping[str, Any], prepared: Prepared, model
     counts = ", ".join(f"{len(samples):,} {part}" for part, samples in prepared.parts.items() if samples)
     num_params = sum(p.numel() for p in model.parameters())
     processes = f", {team.world_size} processes" if team.world_size > 1 else ""
-    size = config.image_size
-    chosen = (
-        "" if "model" in given else f" (chosen for {size} px on a {team.device.type.upper()}; --model names another)"
-    )
+    size, kind = config.image_size, team.device.type.upper()
+    chosen = "" if "model" in given else f" (chosen for {size} px on a {kind}; --model names another)"
     lines = [
         f"images: {counts}; {len(prepared.classes)} classes",
         f"network: {config.network().describe()}, {num_params:,} parameters, {size} x {size} px{chosen}, "

@@ -158,10 +158,7 @@ class Progress:
 
 @dataclass
 class Run:
-    """A run in progress: trains, evaluates after each epoch, keeps the best network, saves checkpoints.
-
-    `attention` is the imported code where `config.attention` is an import path.
-    """
+    """A run in progress: trains, evaluates after each epoch, keeps the best network, saves checkpoints."""
 
     config: Config
     spec: NetworkSpec
@@ -169,7 +166,7 @@ class Run:
     team: Team
     folder: RunFolder
     screen: Screen
-    attention: Callable[..., nn.Module] | None
+    attention: Callable[..., nn.Module] | None  # the imported code where `config.attention` is an import path
 
     def set_up(self, model: nn.Module, with_test: bool, trainer_class: type[Trainer]) -> None:
         """Read the images ahead and build the trainer."""
@@ -187,15 +184,13 @@ class Run:
 
     def try_out(self) -> None:
         """Train at most 4 steps and show how long a run would take."""
-        trainer = self.trainer
-        times = []
+        trainer, times = self.trainer, []
         for _ in islice(trainer.run(self.material.train), 4):
             trainer.settle()
             times.append(time.monotonic())
         step = (times[-1] - times[0]) / max(1, len(times) - 1)
-        memory = ""
-        if self.team.device.type == "cuda":
-            memory = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory"
+        on_gpu = self.team.device.type == "cuda"
+        memory = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory" if on_gpu else ""
         self.screen.line(
             f"dry run: {step:.2g} s a step{memory}; {counted(trainer.order.steps_per_epoch, 'step')} an epoch, about "
             f"{duration(step * trainer.num_steps)} in all without evaluation; nothing written"
@@ -225,11 +220,7 @@ class Run:
         )
 
     def train(self) -> None:
-        """Train to the last epoch or the early stop.
-
-        Raises:
-            Stopped: It was asked to stop; everything is saved.
-        """
+        """Train to the last epoch or the early stop; raise Stopped after a request to stop, when all is saved."""
         trainer, save_seconds = self.trainer, 60 * self.config.save_minutes
         try:
             if self.progress.num_evaluated < trainer.epoch:  # stopped or killed before the evaluation
@@ -251,13 +242,12 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint."""
-        if not self.team.is_first:
-            return
-        state = self.trainer.state_dict()
-        self._count_time()
-        state = {"trainer": state, "record": asdict(self.progress)}
-        checkpoint.save(self.folder.last, self.trainer.position.step, state)
-        self._saved = time.monotonic()
+        if self.team.is_first:
+            state = self.trainer.state_dict()
+            self._count_time()
+            state = {"trainer": state, "record": asdict(self.progress)}
+            checkpoint.save(self.folder.last, self.trainer.position.step, state)
+            self._saved = time.monotonic()
 
     def evaluate(self, model: nn.Module, part: str, *, with_probabilities: bool = False) -> Figures:
         """Evaluate `model` on the "val" or "test" images, each counted once over all processes."""
@@ -314,6 +304,8 @@ class Run:
             if is_best:
                 self._keep_best()
             self._show(line, speed)
+            if self._tensorboard is not None:
+                self._tensorboard.write(msgspec.to_builtins(line))
         self._epoch_began = (trainer.position.step, time.monotonic())
 
     def _keep_best(self) -> None:
@@ -334,8 +326,6 @@ class Run:
             f"(balanced {line.val_balanced_accuracy:.2%}, loss {loss}){best}; "
             f"{images_per_second:,.0f} images/s, {duration(left)} left"
         )
-        if self._tensorboard is not None:
-            self._tensorboard.write(msgspec.to_builtins(line))
 
     def _is_early(self) -> bool:
         """Return whether the validation has not improved for `early_stop` epochs."""

@@ -100,7 +100,10 @@ class Trainer:
         self.average: AveragedModel | None = None
         if recipe.ema:
             self.average = AveragedModel(model, multi_avg_fn=_averaging(recipe.ema), use_buffers=True)
-        self.mixing = _mixing(recipe, num_classes)
+        kinds = ((v2.MixUp, recipe.mixup), (v2.CutMix, recipe.cutmix))
+        mixings = [kind(alpha=a, num_classes=num_classes) for kind, a in kinds if a and num_classes > 1]
+        # with one kind, a choice would draw a number more
+        self.mixing: nn.Module | None = v2.RandomChoice(mixings) if len(mixings) == 2 else next(iter(mixings), None)
         self.position = Position()
         self.num_steps = recipe.epochs * order.steps_per_epoch
         num_warmup_steps = round(min(recipe.warmup_epochs, recipe.epochs) * order.steps_per_epoch)
@@ -313,13 +316,6 @@ def step_randomness(seed: int, step: int, team: Team) -> Iterator[None]:
         elif team.device.type == "mps":
             torch.mps.manual_seed(stream_seed(seed, name))
         yield
-
-
-def _mixing(recipe: Recipe, num_classes: int) -> nn.Module | None:
-    kinds = ((v2.MixUp, recipe.mixup), (v2.CutMix, recipe.cutmix))
-    mixings: list[nn.Module] = [kind(alpha=a, num_classes=num_classes) for kind, a in kinds if a and num_classes > 1]
-    # with one kind, a choice would draw a number more
-    return v2.RandomChoice(mixings) if len(mixings) == 2 else next(iter(mixings), None)
 
 
 def _averaging(decay: float) -> Callable[[Any, Any, Any], None]:
