@@ -31,7 +31,8 @@ CODE = [
 
 
 @pytest.mark.parametrize("called", CALLED_MOST, ids=lambda called: called.__name__)
-def test_the_example_in_the_docstring(called):
+def test_the_example_in_the_docstring(called, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # an example may write files
     (found,) = doctest.DocTestFinder(recurse=False).find(called, called.__name__, globs={})
     assert found.examples
     result = doctest.DocTestRunner().run(found)
@@ -39,5 +40,6 @@ def test_the_example_in_the_docstring(called):
 
 
 @pytest.mark.parametrize("code", CODE)
-def test_the_python_of_the_documents(code):
+def test_the_python_of_the_documents(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exec(compile(code, "document", "exec"), {})

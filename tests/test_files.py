@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from whatwhere.base.errors import UserError
-from whatwhere.base.files import check_writable, locked, locked_file, read_csv, write_bytes, write_json
+from whatwhere.base.files import check_writable, locked, read_csv, write_bytes, write_json
 
 
 def full_disk(*arguments, **options):
@@ -187,10 +187,10 @@ def test_a_lock_that_cannot_be_written(tmp_path, refused):
 
 def test_a_file_is_held_beside_others_of_its_folder(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from whatwhere.base.files import locked_file\n"
-        "with locked_file(Path(sys.argv[1])): print('held')"
+        "import sys; from pathlib import Path; from whatwhere.base.files import locked\n"
+        "with locked(Path(sys.argv[1]), is_file=True): print('held')"
     )
-    with locked_file(tmp_path / "results.csv"):
+    with locked(tmp_path / "results.csv", is_file=True):
         for name, status in (("results.csv", 1), ("other.csv", 0)):
             command = [sys.executable, "-c", code, str(tmp_path / name)]
             done = subprocess.run(command, check=False, capture_output=True, text=True)

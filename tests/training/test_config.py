@@ -196,6 +196,8 @@ def test_an_empty_file_gives_nothing(tmp_path):
         "data: x",
         "attention: os:system",
         "attention: 'own.module:Gate'",
+        "epochs: 3\nlr: 1.0\nepochs: 4",
+        "batch-size: 3\nbatch_size: 4",
     ],
 )
 def test_a_bad_file_is_one_sentence(tmp_path, text, capfd, refused):

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -188,6 +189,15 @@ def test_other_options_are_refused_and_named(data, tmp_path, refused):
     train(data, tmp_path / "run", resume=True, workers=1, save_minutes=0.0, cache="memory")
 
 
+def test_a_continuation_splits_the_images_as_the_run_did_without_being_told_how(data, tmp_path):
+    options = {"seed": 2, "val_fraction": 0.3, "epochs": 2}
+    interrupted(data, tmp_path / "run", **options)
+    train(data, tmp_path / "run", resume=True, epochs=2)
+    train(data, tmp_path / "whole", **options)
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+    assert without_times(tmp_path / "run") == without_times(tmp_path / "whole")
+
+
 def test_changed_images_are_refused(data, tmp_path, refused):
     copy = shutil.copytree(data, tmp_path / "copy")
     interrupted(copy, tmp_path / "run")
@@ -259,6 +269,12 @@ def test_a_dry_run_writes_nothing(data, tmp_path):
     assert not (tmp_path / "run").exists()
     assert "nothing written" in screen.lines[-1]
     assert any("lr " in line and "epochs 3*" in line for line in screen.lines)
+
+
+def test_a_dry_run_of_a_single_step_takes_its_time(data, tmp_path):
+    screen = Lines()
+    train(data, tmp_path / "run", screen, dry_run=True, epochs=1, batch_size=33)
+    assert re.match(r"dry run: [\d.e-]*[1-9]", screen.lines[-1])
 
 
 def test_splits_that_data_has_are_used(tmp_path):

@@ -114,8 +114,9 @@ def check_is_no_file(folder: Path) -> None:
         raise UserError(f"cannot write to {str(folder)!r}: it is a file; give a folder with --out")
 
 
-def locked(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Lock `folder` for this process inside the block.
+@contextlib.contextmanager
+def locked(path: Path, *, is_file: bool = False) -> Iterator[None]:
+    """Lock a folder, or a file that need not exist, for this process inside the block.
 
     The lock is a record lock of the operating system: it ends with the process, even if that is killed, and worker
     processes do not inherit it.
@@ -123,23 +124,15 @@ def locked(folder: Path) -> contextlib.AbstractContextManager[None]:
     Raises:
         UserError: Another process holds it.
     """
-    advice = "wait for it, stop it, or give another folder with --out"
-    return _holding(folder / ".lock", f"{str(folder)!r} is in use by another process; {advice}")
-
-
-def locked_file(path: Path) -> contextlib.AbstractContextManager[None]:
-    """Lock the file `path`, which need not exist, as `locked` does a folder."""
-    lock = path.with_name(f".{path.name}.lock")
-    return _holding(lock, f"{str(path)!r} is in use by another process; wait for it, stop it, or give another file")
-
-
-@contextlib.contextmanager
-def _holding(lock: Path, refusal: str) -> Iterator[None]:
+    lock = path.with_name(f".{path.name}.lock") if is_file else path / ".lock"
     with writing(lock):
         file = open(lock, "a+b")  # noqa: SIM115 - held open as long as the lock
     with file:
         if not _lock(file):
-            raise UserError(refusal)
+            another = "file" if is_file else "folder with --out"
+            raise UserError(
+                f"{str(path)!r} is in use by another process; wait for it, stop it, or give another {another}"
+            )
         yield
 
 

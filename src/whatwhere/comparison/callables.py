@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import UserError, check_integer
-from ..base.files import locked_file, write_bytes, write_json
+from ..base.files import locked, write_bytes, write_json
 from ..base.words import brief, cause, few, printable, short, suggest
 from ..statistics.history import Record, judge_again, read_record
 from ..statistics.independence import check_number_of_images, check_still_independent
@@ -92,7 +92,7 @@ def compare(
         # the number of seeds, or the least for a verdict
         first_look = Schedule(max(LEAST_PAIRS, len(first)), max_seeds).first
     _check_terms(names, terms)
-    with contextlib.nullcontext() if keep is None else locked_file(keep):
+    with contextlib.nullcontext() if keep is None else locked(keep, is_file=True):
         done = read_results(keep, may_be_empty=True) if keep is not None and keep.exists() else Results()
         record = None if beside is None else read_record(beside, "restore it, or give another file of results")
         wanted = dict.fromkeys(names, first)

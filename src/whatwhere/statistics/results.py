@@ -177,10 +177,9 @@ def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = 
             beyond 1e-100 and 1e100, a seed that names no run (`odd_seed`), or a run twice.
 
     Example:
-        >>> import tempfile
         >>> from pathlib import Path
         >>> from whatwhere.experiment import read_results
-        >>> table = Path(tempfile.mkdtemp(), "results.csv")
+        >>> table = Path("results.csv")
         >>> _ = table.write_text("arm,seed,mAP50\nnone,0,0.6131\ncbam,0,0.6204\n")
         >>> results = read_results(table)
         >>> results.arms, results.metrics

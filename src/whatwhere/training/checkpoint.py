@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ..base.errors import UserError
 from ..base.files import remove_parts, write_bytes, write_json, writing
@@ -79,7 +80,11 @@ def read(folder: Path, step: int) -> dict[str, Any]:
         content = _file(folder, step, ".safetensors").read_bytes()
         if _checksum(content, description.state) != description.sha256:
             raise ValueError("the checksum differs")
-        state: dict[str, Any] = _with_tensors(description.state, from_bytes(content))
+        tensors = from_bytes(content)
+        state: dict[str, Any] = tree_map(
+            lambda leaf: tensors[leaf.removeprefix(_TENSOR)] if str(leaf).startswith(_TENSOR) else leaf,
+            description.state,
+        )
     # safetensors and a wrong reference to a tensor raise many kinds of errors
     except Exception as error:
         raise UserError(f"the checkpoint {str(_file(folder, step, ''))!r} is damaged ({cause(error)})") from error
@@ -132,16 +137,6 @@ def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         return [_without_tensors(item, f"{name}/{index}", tensors) for index, item in enumerate(value)]
     assert not (isinstance(value, str) and value.startswith(_TENSOR)), name
     assert value is None or isinstance(value, (str, bool, int, float)), name
-    return value
-
-
-def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, str) and value.startswith(_TENSOR):
-        return tensors[value.removeprefix(_TENSOR)]
-    if isinstance(value, dict):
-        return {key: _with_tensors(item, tensors) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_tensors(item, tensors) for item in value]
     return value
 
 

@@ -277,7 +277,8 @@ def read_config(path: Path) -> dict[str, Any]:
     if path.exists() and not path.is_file():
         raise UserError(f"the configuration {str(path)!r} is not a file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"cannot read the configuration {str(path)!r}: {error.strerror}") from error
     # ValueError: not UTF-8, an impossible date, or a number of thousands of digits
@@ -293,9 +294,12 @@ def read_config(path: Path) -> dict[str, Any]:
         if name not in OPTIONS:
             hint = suggest(name, list(OPTIONS)) or "; `whatwhere train --help` names them all"
             raise UserError(f"unknown option {brief(key)} in {str(path)!r}{hint}")
-        if name in result:
-            raise UserError(f"{name} stands twice in {str(path)!r}, with dashes and with underscores")
         result[name] = _converted(name, value, path)
+    # `content` has the last value only of an option that is there twice
+    written = [str(key.value).replace("-", "_") for key, _ in yaml.compose(text, yaml.SafeLoader).value]
+    twice = next((name for name in written if written.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{twice} is in {str(path)!r} twice; keep one of them")
     if is_import_path(result.get("attention", "")):
         raise UserError(
             f"attention {brief(result['attention'])} in {str(path)!r} is an import path, and whatwhere never "

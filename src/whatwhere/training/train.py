@@ -85,17 +85,18 @@ def run_training(
     """
     if out is not None and not resume and not dry_run:
         folder_class(out).check_new()
+    # options that are not given stay as they were: the split depends on them, and defaults on the machine
+    kept = folder_class(out).fixed_options(given) if out is not None and resume else {}
     given, attention = check_given(data, given)
     with team(given.get("device", "")) as processes, lost_processes(processes, command):
         screen = screen if processes.is_first else Silent()
         with processes.first_alone():
-            prepared = prepare_images(data, given, screen)
-        config = resolve(data, given, prepared, processes)
+            prepared = prepare_images(data, {**kept, **given}, screen)
+        config = resolve(data, {**kept, **given}, prepared, processes)
         name = f"{config.model.replace(':', '-')}-seed{config.seed}"
         folder = folder_class(out or Path("runs") / (Path(data).stem or "data") / name)
         check_apart(folder.path, prepared)
-        if resume:
-            # options that are not given stay as they were: defaults depend on the machine
+        if resume and out is None:
             config = resolve(data, {**folder.fixed_options(given), **given}, prepared, processes)
         processes.check_same(json.dumps([fingerprint(prepared), asdict(config)], default=str), "images or options")
         with processes.first_alone():
@@ -184,11 +185,12 @@ class Run:
 
     def try_out(self) -> None:
         """Train at most 4 steps and show how long a run would take."""
-        trainer, times = self.trainer, []
+        trainer, times = self.trainer, [time.monotonic()]
         for _ in islice(trainer.run(self.material.train), 4):
             trainer.settle()
             times.append(time.monotonic())
-        step = (times[-1] - times[0]) / max(1, len(times) - 1)
+        times = times[1:] if len(times) > 2 else times  # the first step is slower than the others
+        step = (times[-1] - times[0]) / (len(times) - 1)
         on_gpu = self.team.device.type == "cuda"
         memory = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory" if on_gpu else ""
         self.screen.line(
