@@ -252,7 +252,7 @@ def test_arms_at_different_looks_are_claimed_by_their_own_levels():
         for name, values, first in (("a", [2 * v for v in late], 8), ("b", early, 12))
     ]
     decisions = decide(cases, 0)
-    p, levels = [case.paired.p_t() for case in cases], [case.level(2) for case in cases]
+    p, levels = [case.paired.p_t() for case in cases], [case.level_among(2) for case in cases]
     assert p[1] <= levels[1]
     assert [decision.verdict for decision in decisions][1] == "helps"
     for case, decision in zip(cases, decisions, strict=True):

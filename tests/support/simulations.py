@@ -66,14 +66,14 @@ def simulate(policy, first, count, *, kind="normal", effect=0.0, margin=0.0, las
             (decision,) = decide([case], margin)
             if decision.verdict != UNKNOWN or num_pairs == most:
                 break
-            num_pairs = min(_further(policy, case, decision, num_pairs, margin), most)
+            num_pairs = min(_further(policy, decision, num_pairs, margin), most)
         tally.add(decision.verdict, pairs, decision.level, effect)
     return tally
 
 
-def _further(policy, case, decision, num_pairs, margin):
+def _further(policy, case, num_pairs, margin):
     following = case.schedule.next_after(num_pairs)
-    advised = pairs_to_settle(case, decision.num_sharing, margin) if policy in ("low", "high") else None
+    advised = pairs_to_settle(case, margin) if policy in ("low", "high") else None
     if advised is None:
         return BUDGET if following is None else following
     return advised[0] if policy == "low" else advised[1] or BUDGET

@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,96 +20,6 @@ HELPS, HURTS, SAME, UNKNOWN = "helps", "hurts", "no practical difference", "cann
 MOST_PAIRS = 1000  # no advice to train more
 _PROBABLY = 0.8
 _QUANTILES = (np.arange(40) + 0.5) / 40
-
-
-@dataclass(frozen=True)
-class Case:
-    """One arm against the baseline, before the decision.
-
-    Attributes:
-        arm: Its name.
-        paired: The pairs that are judged; None with fewer than 2.
-        schedule: Its looks; None where there are too few pairs for one.
-        blocked: Why there can be no verdict yet; "" if there can.
-        waiting: Seeds without a complete pair that the next look needs.
-        doubt: Why the pairs may not be independent: the look counts, but nothing is claimed.
-        num_pairs: Complete pairs, those after the look included.
-        num_to_look: Pairs missing for the next look; None after the last.
-        everything: All complete pairs; None with fewer than 2.
-    """
-
-    arm: str
-    paired: PairedDifference | None
-    schedule: Schedule | None
-    blocked: str = ""
-    waiting: tuple[Hashable, ...] = ()
-    doubt: Doubt | None = None
-    num_pairs: int = 0
-    num_to_look: int | None = None
-    everything: PairedDifference | None = None
-
-    @property
-    def judged(self) -> PairedDifference | None:
-        """The pairs, if something may be claimed about them."""
-        return None if self.blocked or self.doubt is not None else self.paired
-
-    def level(self, num_arms: int, num_pairs: int | None = None) -> float:
-        """Return the level of the test at this look, or at that at `num_pairs`, where `num_arms` share alpha."""
-        if self.schedule is None or self.paired is None or self.blocked:
-            return 0.0
-        return self.schedule.level(num_pairs or len(self.paired), ALPHA / num_arms)
-
-
-@dataclass(frozen=True)
-class Decision:
-    """A case's verdict, the level it is read at, and among how many arms alpha was shared for it."""
-
-    verdict: str
-    level: float | None
-    num_sharing: int
-
-
-def decide(cases: Sequence[Case], margin: float, *, higher_is_better: bool = True) -> list[Decision]:
-    """Return the decision on each case: see `judge` for the rule."""
-    differ, sharing = _claims(cases, lambda paired: paired.p_t())
-    same, sharing_same = _claims(cases, lambda paired: paired.p_equivalence(margin))
-    decisions = []
-    for index, case in enumerate(cases):
-        verdict, num_sharing = UNKNOWN, sharing[index]
-        if case.paired is not None and not case.blocked:
-            if same[index]:
-                verdict, num_sharing = SAME, sharing_same[index]
-            elif differ[index]:
-                verdict = HELPS if (case.paired.mean > 0) is higher_is_better else HURTS
-        level = None if case.blocked or case.paired is None else case.level(num_sharing)
-        decisions.append(Decision(verdict, level, num_sharing))
-    return decisions
-
-
-def _claims(cases: Sequence[Case], p_value: Callable[[PairedDifference], float]) -> tuple[list[bool], list[int]]:
-    """Return which cases' p-values reach their level, after Holm's step-down, and among how many arms it was shared."""
-    p = [1.0 if case.judged is None else p_value(case.judged) for case in cases]
-    claims, sharing, left = [False] * len(cases), [0] * len(cases), list(range(len(cases)))
-    while left:
-        # cases at different looks have different levels, so not the least p-value but any that reaches its own
-        reaching = [index for index in left if p[index] <= cases[index].level(len(left))]
-        if not reaching:
-            break
-        first = min(reaching, key=p.__getitem__)
-        claims[first], sharing[first] = True, len(left)
-        left.remove(first)
-    for index in left:
-        sharing[index] = len(left)
-    return claims, sharing
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected after Holm: the largest, so far, of p times the number of hypotheses left."""
-    adjusted, largest = [1.0] * len(p_values), 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
 
 
 class Outlook(NamedTuple):
@@ -129,7 +39,98 @@ class Outlook(NamedTuple):
     is_hopeless: bool
 
 
-def pairs_to_settle(case: Case, num_sharing: int, margin: float) -> Outlook | None:
+@dataclass(frozen=True)
+class Case:
+    """One arm against the baseline. `decide` adds the verdict, the level and who shares it; `judge` the outlook.
+
+    Attributes:
+        arm: Its name.
+        paired: The pairs that are judged; None with fewer than 2.
+        schedule: Its looks; None where there are too few pairs for one.
+        blocked: Why there can be no verdict yet; "" if there can.
+        waiting: Seeds without a complete pair that the next look needs.
+        doubt: Why the pairs may not be independent: the look counts, but nothing is claimed.
+        num_pairs: Complete pairs, those after the look included.
+        num_to_look: Pairs missing for the next look; None after the last.
+        everything: All complete pairs; None with fewer than 2.
+        verdict: One of the four.
+        level: Two-sided level of the test that the verdict is read at; None where there can be no verdict.
+        num_sharing: Number of arms that share the error at that level.
+        outlook: Pairs that will probably settle it.
+    """
+
+    arm: str
+    paired: PairedDifference | None
+    schedule: Schedule | None
+    blocked: str = ""
+    waiting: tuple[Hashable, ...] = ()
+    doubt: Doubt | None = None
+    num_pairs: int = 0
+    num_to_look: int | None = None
+    everything: PairedDifference | None = None
+    verdict: str = UNKNOWN
+    level: float | None = None
+    num_sharing: int = 1
+    outlook: Outlook | None = None
+
+    @property
+    def judged(self) -> PairedDifference | None:
+        """The pairs, if something may be claimed about them."""
+        return None if self.blocked or self.doubt is not None else self.paired
+
+    def level_among(self, num_arms: int, num_pairs: int | None = None) -> float:
+        """Return the level of the test at this look, or at that at `num_pairs`, where `num_arms` share alpha."""
+        if self.schedule is None or self.paired is None or self.blocked:
+            return 0.0
+        return self.schedule.level(num_pairs or len(self.paired), ALPHA / num_arms)
+
+
+def decide(cases: Sequence[Case], margin: float, *, higher_is_better: bool = True) -> list[Case]:
+    """Return the cases with their verdicts: see `judge` for the rule."""
+    differ, sharing = _claims(cases, lambda paired: paired.p_t())
+    same, sharing_same = _claims(cases, lambda paired: paired.p_equivalence(margin))
+    decided = []
+    for index, case in enumerate(cases):
+        if case.paired is None or case.blocked:
+            decided.append(case)
+            continue
+        verdict, num_sharing = UNKNOWN, sharing[index]
+        if same[index]:
+            verdict, num_sharing = SAME, sharing_same[index]
+        elif differ[index]:
+            verdict = HELPS if (case.paired.mean > 0) is higher_is_better else HURTS
+        level = case.level_among(num_sharing)
+        decided.append(replace(case, verdict=verdict, level=level, num_sharing=num_sharing))
+    return decided
+
+
+def _claims(cases: Sequence[Case], p_value: Callable[[PairedDifference], float]) -> tuple[list[bool], list[int]]:
+    """Return which cases' p-values reach their level, after Holm's step-down, and among how many arms it was shared."""
+    p = [1.0 if case.judged is None else p_value(case.judged) for case in cases]
+    claims, sharing, left = [False] * len(cases), [0] * len(cases), list(range(len(cases)))
+    while left:
+        # cases at different looks have different levels, so not the least p-value but any that reaches its own
+        reaching = [index for index in left if p[index] <= cases[index].level_among(len(left))]
+        if not reaching:
+            break
+        first = min(reaching, key=p.__getitem__)
+        claims[first], sharing[first] = True, len(left)
+        left.remove(first)
+    for index in left:
+        sharing[index] = len(left)
+    return claims, sharing
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected after Holm: the largest, so far, of p times the number of hypotheses left."""
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def pairs_to_settle(case: Case, margin: float) -> Outlook | None:
     """Return how many pairs in all will probably settle a case.
 
     What mean and standard deviation may be, given the pairs (normal differences, the usual uninformative prior:
@@ -137,11 +138,13 @@ def pairs_to_settle(case: Case, num_sharing: int, margin: float) -> Outlook | No
     found at which the expected interval has left 0 or lies inside the margin; 80 % of these lie at the lower end or
     above, 80 % at the upper end or below.
 
-    None where no look is left.
+    None where there is a verdict or a doubt, or no look is left.
     """
     from scipy.special import chdtri, ndtri
 
     paired, schedule = case.paired, case.schedule
+    if case.verdict != UNKNOWN or case.level is None or case.doubt is not None:
+        return None
     if paired is None or schedule is None or paired.standard_deviation == 0:
         return None
     num_pairs = len(paired)
@@ -154,7 +157,7 @@ def pairs_to_settle(case: Case, num_sharing: int, margin: float) -> Outlook | No
     never = candidates[-1] + 1
     settled = np.full(means.shape, never)
     for candidate in reversed(candidates):
-        half = _half_width(candidate, case.level(num_sharing, candidate)) * deviations
+        half = _half_width(candidate, case.level_among(case.num_sharing, candidate)) * deviations
         expected = np.abs(num_pairs * paired.mean + (candidate - num_pairs) * means) / candidate
         settled = np.where((expected > half) | (expected + half < margin), candidate, settled)
     low, middle, high = (int(q) for q in np.quantile(settled, (1 - _PROBABLY, 0.5, _PROBABLY), method="inverted_cdf"))

@@ -11,7 +11,7 @@ from msgspec import Meta
 from ..base.errors import UserError, check_integer
 from ..base.words import brief, counted, few, short, suggest
 from . import wording
-from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, Decision, decide, holm, pairs_to_settle
+from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, decide, holm, pairs_to_settle
 from .derived import as_number, derived_notes, odd_seed
 from .independence import cautions_about, doubt_about
 from .looks import ALPHA, LEAST_PAIRS, MOST_SEEDS, Schedule
@@ -217,17 +217,18 @@ def judge(
             doubt = doubt_about(results, measure, baseline, arm, case.paired.seeds, test_images)
             case = replace(case, doubt=doubt)
         cases.append(case)
-    decisions = decide(cases, margin, higher_is_better=bool(measure.higher_is_better))
+    cases = decide(cases, margin, higher_is_better=bool(measure.higher_is_better))
+    cases = [replace(case, outlook=pairs_to_settle(case, margin)) for case in cases]
     p_t = holm([1.0 if case.judged is None else case.judged.p_t() for case in cases])
     p_sign_flip = holm([1.0 if case.judged is None else case.judged.p_sign_flip() for case in cases])
     verdicts = []
-    for case, decision, *holm_p in zip(cases, decisions, p_t, p_sign_flip, strict=True):
+    for case, *holm_p in zip(cases, p_t, p_sign_flip, strict=True):
         # the reason names the runs that a look waits for
         missing = {} if awaited else results.missing(baseline, case.arm, measure.name)
         cautions = wording.cautions(case, missing)
         if case.judged is not None:
             cautions += cautions_about(results, measure, baseline, case.arm, case.judged.seeds, test_images)
-        verdicts.append(_verdict(case, decision, measure, margin, holm_p, cautions))
+        verdicts.append(_verdict(case, measure, margin, holm_p, cautions))
     differences, notes = _others(results, measure.name, baseline, cases, test_images)
     notes = [*results.notes, *notes, *derived_notes(results, measure.name)]
     return Judgement(measure, baseline, margin, max_pairs, tuple(verdicts), tuple(differences), tuple(notes))
@@ -374,19 +375,16 @@ def _spelt(baseline: str, arm: str, *seeds: Iterable[Hashable]) -> str:
 
 
 def _verdict(
-    case: Case, decision: Decision, metric: Metric, margin: float, holm_p: Sequence[float], cautions: Sequence[str]
+    case: Case, metric: Metric, margin: float, holm_p: Sequence[float], cautions: Sequence[str]
 ) -> ArmVerdict:
-    paired, everything, level = case.paired, case.everything, decision.level
-    outlook = None
-    if decision.verdict == UNKNOWN and level is not None and case.doubt is None:
-        outlook = pairs_to_settle(case, decision.num_sharing, margin)
+    paired, everything, level = case.paired, case.everything, case.level
     verdict = ArmVerdict(
         arm=case.arm,
         plan=case.schedule,
-        verdict=decision.verdict,
-        conclusion=wording.conclusion(case, decision, metric, margin, outlook),
-        reason=wording.reason(case, decision, metric, margin),
-        advice=wording.advice(case, decision, outlook),
+        verdict=case.verdict,
+        conclusion=wording.conclusion(case, metric, margin),
+        reason=wording.reason(case, metric, margin),
+        advice=wording.advice(case),
         cautions=tuple(cautions),
     )
     if paired is None or everything is None:
@@ -419,7 +417,7 @@ def _verdict(
         win_probability=win,
         win_interval=(low, high),
         skewness=paired.skewness(),
-        pairs_to_settle=None if outlook is None else (outlook.low, outlook.high),
+        pairs_to_settle=case.outlook and case.outlook[:2],
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 
 from ..base.words import counted
-from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, Decision, Outlook
+from .decide import HELPS, HURTS, SAME, UNKNOWN, Case
 from .looks import LEAST_PAIRS
 from .metric import Metric
 from .results import numbered
@@ -33,16 +33,16 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f}".rstrip("0").rstrip(".") + " %"
 
 
-def conclusion(case: Case, decision: Decision, metric: Metric, margin: float, outlook: Outlook | None) -> str:
+def conclusion(case: Case, metric: Metric, margin: float) -> str:
     """Return the verdict as a sentence that says what to do."""
-    arm = case.arm
-    if decision.verdict == SAME:
+    arm, outlook = case.arm, case.outlook
+    if case.verdict == SAME:
         return f"{arm} makes no practical difference; take the cheaper network"
-    if decision.verdict == HURTS:
+    if case.verdict == HURTS:
         return f"Do not choose {arm}: it does worse than the baseline"
-    if decision.verdict == HELPS:
+    if case.verdict == HELPS:
         small = f"{arm} helps, but perhaps by less than {quantity(margin, metric)}; keep it if it costs little"
-        return small if _may_be_small(case, decision, margin) else f"Keep {arm}: it does better than the baseline"
+        return small if _may_be_small(case, margin) else f"Keep {arm}: it does better than the baseline"
     if case.doubt is not None and not case.blocked:
         return f"Cannot tell about {arm}: check its runs and those of the baseline first"
     if case.waiting:
@@ -57,19 +57,19 @@ def conclusion(case: Case, decision: Decision, metric: Metric, margin: float, ou
     return f"Cannot tell about {arm} yet: {next_step}"
 
 
-def reason(case: Case, decision: Decision, metric: Metric, margin: float) -> str:
+def reason(case: Case, metric: Metric, margin: float) -> str:
     """Return the figures behind a verdict as a sentence."""
-    paired, level = case.paired, decision.level
+    paired, level = case.paired, case.level
     if case.blocked or paired is None or level is None:
         return case.blocked
     if case.doubt is not None:
         return case.doubt.reason
     low, high = paired.interval(1 - level)
     limit = f"the margin of {quantity(margin, metric)}"
-    if decision.verdict == SAME:
+    if case.verdict == SAME:
         meaning = f"any difference is smaller than {limit}" + ("" if low <= 0 <= high else ", though probably not zero")
-    elif decision.verdict in (HELPS, HURTS):
-        less = f", but it may be smaller than {limit}" if _may_be_small(case, decision, margin) else ""
+    elif case.verdict in (HELPS, HURTS):
+        less = f", but it may be smaller than {limit}" if _may_be_small(case, margin) else ""
         meaning = f"chance alone hardly explains this difference{less}"
     elif -margin < low and high < margin:
         meaning = f"any difference seems smaller than {limit}, but with so many arms that is not certain enough"
@@ -81,16 +81,16 @@ def reason(case: Case, decision: Decision, metric: Metric, margin: float) -> str
     return f"{changes} ({percent(1 - level)} interval: {span((low, high), metric)}); {meaning}"
 
 
-def _may_be_small(case: Case, decision: Decision, margin: float) -> bool:
+def _may_be_small(case: Case, margin: float) -> bool:
     """Return whether the interval that decides holds differences smaller than the margin."""
     assert case.paired is not None
-    assert decision.level is not None
-    return min(map(abs, case.paired.interval(1 - decision.level))) < margin
+    assert case.level is not None
+    return min(map(abs, case.paired.interval(1 - case.level))) < margin
 
 
-def advice(case: Case, decision: Decision, outlook: Outlook | None) -> str:
+def advice(case: Case) -> str:
     """Return what to do where there is no verdict yet."""
-    if decision.verdict != UNKNOWN or (case.doubt is not None and not case.blocked):
+    if case.verdict != UNKNOWN or (case.doubt is not None and not case.blocked):
         return "" if case.doubt is None else case.doubt.advice
     if case.blocked or case.schedule is None or case.paired is None:
         least = LEAST_PAIRS if case.schedule is None else case.schedule.first
@@ -100,6 +100,7 @@ def advice(case: Case, decision: Decision, outlook: Outlook | None) -> str:
     when = f"the next look is at {next_look} pairs"
     if next_look is None:
         when = f"the schedule ends at {case.schedule.last} pairs; more pairs cannot change the verdict"
+    outlook = case.outlook
     if outlook is None:
         return when
     if outlook.high is None:
