@@ -30,8 +30,8 @@ def asked(whatwhere):
     """Return what a call of `whatwhere compare` asks for, which is then not done."""
     seen = {}
 
-    def run_comparison(data, given, request, place, **others):
-        seen.update(data=data, given=given, request=request, place=place, **others)
+    def run_comparison(data, given, request, share, **others):
+        seen.update(data=data, given=given, request=request, share=share, **others)
 
     def call(*arguments):
         assert whatwhere("compare", *arguments, run_comparison=run_comparison) == (0, "", "")
@@ -60,11 +60,11 @@ def test_what_is_not_given_is_left_open(asked):
     seen = asked("photos")
     assert (seen["data"], seen["given"]) == ("photos", {})
     assert set(vars(seen["request"]).values()) == {None, ()}
-    assert (seen["place"].out.as_posix(), seen["place"].shard, seen["place"].spread) == (
+    assert (seen["share"].out.as_posix(), seen["share"].shard, seen["share"].spread) == (
         "runs/photos/compare-default", None, None
     )  # fmt: skip
     assert seen["command"] == "whatwhere compare photos"
-    assert asked("a/photos.csv", "--backbone", "resnet18")["place"].out.as_posix() == "runs/photos/compare-resnet18"
+    assert asked("a/photos.csv", "--backbone", "resnet18")["share"].out.as_posix() == "runs/photos/compare-resnet18"
 
 
 def test_every_option_is_taken(asked):
@@ -82,7 +82,7 @@ def test_every_option_is_taken(asked):
         "lr_search": (0.1, 0.2),
         "leave_out": (),
     }
-    assert (seen["place"].out.as_posix(), seen["place"].shard) == ("there", (2, 8))
+    assert (seen["share"].out.as_posix(), seen["share"].shard) == ("there", (2, 8))
     assert seen["given"] == {"epochs": 3, "channels_last": False, "lr": 0.3}
     assert seen["command"] == f"whatwhere compare {line}"
 
@@ -94,7 +94,7 @@ def test_the_command_line_wins_over_the_file(asked, tmp_path):
 
 def test_processes_get_the_same_options_and_a_share_each(asked):
     line = "photos --shard 2/3 --processes=2 --seeds 4 --json"
-    spread = asked(*line.split())["place"].spread
+    spread = asked(*line.split())["share"].spread
     assert (spread.func, spread.args) == (run_shards, (["photos", "--seeds", "4", "--json"], (2, 3), 2))
     assert spread.keywords == {"num_gpus": 1, "command": f"whatwhere compare {line}"}
 
@@ -102,7 +102,7 @@ def test_processes_get_the_same_options_and_a_share_each(asked):
 def test_a_process_of_a_comparison_says_how_the_whole_goes_on(asked):
     whole = ("--whole", "whatwhere compare photos --processes 2")
     seen = asked("photos", "--shard", "1/2", "--processes", "1", *whole)
-    assert seen["place"].is_inner
+    assert seen["share"].is_inner
     assert seen["command"] == "whatwhere compare photos --processes 2"
 
 

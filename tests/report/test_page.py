@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from whatwhere.comparison.content import Content
+from whatwhere.experiment import judge, read_results
 from whatwhere.report import is_page, page, write_page
 
 SIGN_DIGITS = pathlib.Path(__file__).parents[2] / "docs" / "sign-digits"
@@ -272,10 +273,21 @@ def test_a_page_is_known_by_its_mark(tmp_path, figures_only):
 
 def test_verdicts_of_old_versions_can_be_drawn():
     # written before `first`, `cautions` of the judgement, and `num_pairs` of a class
-    old = json.loads((SIGN_DIGITS / "verdict.json").read_text())
+    old = json.loads(pathlib.Path(__file__).with_name("old_verdict.json").read_text())
     assert "first" not in old
     assert sections(page(old))[:3] == ["Verdict", "All pairs", "Every seed"]
     assert "3 against none" in words(page(old))
+
+
+def test_the_report_of_the_guide_has_the_words_of_today():
+    content = json.loads((SIGN_DIGITS / "verdict.json").read_text())
+    judgement = judge(read_results(SIGN_DIGITS / "results.csv"), metric="accuracy", baseline="none", test_images=1443)
+    for found, expected in zip(content["judgement"]["arms"], judgement.arms, strict=True):
+        for name in ("verdict", "conclusion", "reason", "advice", "mean_difference", "p_t", "p_sign_flip"):
+            assert found[name] == getattr(expected, name)
+        assert found["cautions"] == list(expected.cautions)
+    # where a template changed, write the page anew: write_page(SIGN_DIGITS / "report.html", content)
+    assert (SIGN_DIGITS / "report.html").read_text() == page(content)
 
 
 def test_content_becomes_the_same_json_again(everything, figures_only):

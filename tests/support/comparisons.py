@@ -9,7 +9,8 @@ import msgspec
 from whatwhere.comparison.arms import parse_arms
 from whatwhere.comparison.content import CostRow, Costs
 from whatwhere.comparison.design import Design, Request
-from whatwhere.comparison.run import Place, collect, run_comparison
+from whatwhere.comparison.run import collect, run_comparison
+from whatwhere.comparison.runs import Share
 from whatwhere.training import config
 from whatwhere.training.distributed import team
 from whatwhere.training.run_folder import RESULT, EpochLine, RunFolder
@@ -77,9 +78,9 @@ class Comparisons:
         self.trained.clear()
         arms = None if arms is None else parse_arms(arms)
         asked = Request(**{"backbone": BACKBONE, "arms": arms, "num_seeds": seeds, **request})
-        given, place = {**OPTIONS, **dict(given)}, Place(self.out, shard)
+        given, own = {**OPTIONS, **dict(given)}, Share(self.out, shard)
         content = self.run_comparison(
-            str(data or self.data), given, asked, place, command="whatwhere compare", screen=self
+            str(data or self.data), given, asked, own, command="whatwhere compare", screen=self
         )
         return None if content is None else content.to_dict()
 

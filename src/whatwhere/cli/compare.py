@@ -110,8 +110,8 @@ def _compare(
 ) -> None:
     from ..comparison.arms import parse_arms, with_arguments
     from ..comparison.design import Request
-    from ..comparison.run import Place, collect, comparison_folder, run_comparison
-    from ..comparison.runs import failed
+    from ..comparison.run import collect, comparison_folder, run_comparison
+    from ..comparison.runs import Share, failed
     from .screen import TerminalScreen
 
     if not data or own["out"] == "":
@@ -122,13 +122,9 @@ def _compare(
             raise UserError("--attention-kwargs is for the arms with attention; name them with --attention")
         arms = with_arguments(arms, kwargs)
     request = Request(
-        backbone=own["backbone"],
+        **{name: own[name] for name in ("backbone", "max_seeds", "margin", "metric", "baseline")},
         arms=arms,
         num_seeds=own["seeds"],
-        max_seeds=own["max_seeds"],
-        margin=own["margin"],
-        metric=own["metric"],
-        baseline=own["baseline"],
         lr_search=None if own["lr_search"] is None else _rates(own["lr_search"]),
         leave_out=() if own["leave_out"] is None else _seeds(own["leave_out"]),
     )
@@ -140,9 +136,9 @@ def _compare(
         if own["collect"]:
             content: Content | None = collect(data, out, request, screen)
         else:
-            place = Place(out, shard, _spread(given, own["processes"], shard), is_inner=bool(own["whole"]))
+            share = Share(out, shard, _spread(given, own["processes"], shard), is_inner=bool(own["whole"]))
             command = own["whole"] or typed_command()
-            content = (run or run_comparison)(data, given, request, place, command=command, screen=screen)
+            content = (run or run_comparison)(data, given, request, share, command=command, screen=screen)
     if content is None:
         return
     show_comparison(content, out / _REPORT, own["json"])

@@ -98,9 +98,7 @@ def _checked_targets(page: Path, results: Path) -> Path:
             if end.is_symlink() or (end.exists() and not end.is_file()):
                 raise UserError(f"{str(path)!r} is no file that can be written over; give another file with --out")
         if page.exists() and page.stat().st_size and not is_page(page):
-            raise UserError(
-                f"{str(page)!r} is not a report of whatwhere; move it away, or give another --out"
-            )
+            raise UserError(f"{str(page)!r} is not a report of whatwhere; move it away, or give another --out")
     return record_path
 
 

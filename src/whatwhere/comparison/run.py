@@ -6,7 +6,6 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,33 +40,16 @@ from .design import (
     with_full_name,
 )
 from .gather import Gathered
-from .runs import Runner, Runs, RunScreen, Task, failed, share
+from .runs import Runner, Runs, RunScreen, Share, Task, failed
 
 COST, RESULTS, VERDICT = "cost.json", "results.csv", "verdict.json"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a comparison is, and which part of it this process does.
-
-    Attributes:
-        out: Its folder.
-        shard: (i, n), the share of the runs, counted from 1; None for all of them and the verdict.
-        spread: Does the runs in several processes; None does them in this one.
-        is_inner: Whether this process is one of those; the outer process then shows what concerns the whole.
-    """
-
-    out: Path
-    shard: tuple[int, int] | None = None
-    spread: Callable[[], None] | None = None
-    is_inner: bool = False
 
 
 def run_comparison(
     data: str,
     given: Mapping[str, Any],
     request: Request,
-    place: Place,
+    own: Share,
     *,
     command: str,
     screen: Screen,
@@ -84,7 +66,7 @@ def run_comparison(
         data: As `find_source` takes it.
         given: Options of `train` for every run; the others are chosen once for all runs.
         request: What to compare.
-        place: The folder, and the part that this process does.
+        own: The folder, and the share that this process does.
         command: Command that continues the comparison, for messages.
         screen: Shows messages and progress.
         train: Trains one run, as `run_training` does.
@@ -99,53 +81,50 @@ def run_comparison(
         raise UserError("compare spreads its runs over the GPUs by itself; start it without torchrun")
     check_given(data, given, request)
     request = with_full_name(request)
-    check_is_no_file(place.out)
-    stored = read_design(place.out)
+    check_is_no_file(own.out)
+    stored = read_design(own.out)
     if stored is None and request.leave_out:
-        raise UserError(
-            f"there is no comparison in {str(place.out)!r} yet; seeds can be left out once a run has failed"
-        )
+        raise UserError(f"there is no comparison in {str(own.out)!r} yet; seeds can be left out once a run has failed")
     # a wrong request fails before the images are checked, which takes long
     if stored is None:
         asked = asked_for(request)
     else:
-        check_options(stored, place.out, given)
-        design = continued(stored, request, place.out)
+        check_options(stored, own.out, given)
+        design = continued(stored, request, own.out)
     with team(given.get("device", "")) as processes:
         before = {} if stored is None else stored.options
         warned: set[str] = set()
         prepared = prepare_images(data, {**before, **given, "seed": 0}, RunScreen(screen, "", warned))
-        check_apart(place.out, prepared)
+        check_apart(own.out, prepared)
         if stored is None:
             config = resolve(data, {**given, "seed": 0}, prepared, processes)
             design = begun(data, config, prepared, request.backbone, asked)
-        design = completed(data, design, request, prepared, place.out)
+        design = completed(data, design, request, prepared, own.out)
         free = {"device": str(processes.device)} | {name: value for name, value in given.items() if name in FREE}
-        part = f" of part {place.shard[0]}/{place.shard[1]}" if place.shard else ""
-        runner = Runner(data, free, command, screen, part, warned, train, clock)
-        check_writable(place.out)
-        with contextlib.nullcontext() if place.shard else locked(place.out):
+        runner = Runner(data, free, command, screen, own, warned, train, clock)
+        check_writable(own.out)
+        with contextlib.nullcontext() if own.shard else locked(own.out):
             if design != stored:
-                design.write(place.out)
+                design.write(own.out)
             if stored is None and request.backbone is None:
                 size, kind = design.options["image_size"], processes.device.type.upper()
                 screen.line(f"backbone: {design.backbone}, chosen for {size} px on a {kind}; --backbone names another")
-            if not place.is_inner:
+            if not own.is_inner:
                 _say_what_stays(design, request, screen)
                 for line in described(design, len(prepared.classes)):
                     screen.line(line)
-            costs = _read_costs(place.out)
+            costs = _read_costs(own.out)
             known = [] if costs is None else [row.arm for row in costs.rows]
-            if (place.shard is None or place.shard[0] == 1) and known != [arm.name for arm in design.arms]:
+            if (own.shard is None or own.shard[0] == 1) and known != [arm.name for arm in design.arms]:
                 screen.line("measuring what each arm costs")
                 costs = measure(design, len(prepared.classes), processes.device)
-                write_json(place.out / COST, msgspec.to_builtins(costs))
-            runs = Runs(place.out)
+                write_json(own.out / COST, msgspec.to_builtins(costs))
+            runs = Runs(own.out)
             design = runs.with_rates(design)
-            if costs is not None and not place.is_inner:
-                _say_how_long(design, runs, prepared, costs, place, runner, measure)
-            searched = _search(design, runs, place, runner)
-            return None if searched is None else _advance(searched, runs, place, runner)
+            if costs is not None and not own.is_inner:
+                _say_how_long(design, runs, prepared, costs, runner, measure)
+            searched = _search(design, runs, runner)
+            return None if searched is None else _advance(searched, runs, runner)
 
 
 def comparison_folder(data: str, backbone: str | None) -> Path:
@@ -192,11 +171,11 @@ def _say_what_stays(design: Design, request: Request, screen: Screen) -> None:
 
 
 def _say_how_long(
-    design: Design, runs: Runs, prepared: Prepared, costs: Costs, place: Place, runner: Runner, measure: Measure
+    design: Design, runs: Runs, prepared: Prepared, costs: Costs, runner: Runner, measure: Measure
 ) -> None:
     """Show about how long the missing runs take; if that is over an hour, show what would fit one."""
     searches = [task for tasks in runs.searches(design).values() for task in tasks]
-    tasks = [*share(searches, place.shard), *share(runs.tasks(design), place.shard)]
+    tasks = [*runner.share.of(searches), *runner.share.of(runs.tasks(design))]
     missing = [task for task in tasks if not task.is_done()]
     if not missing or {task.arm for task in missing} - {row.arm for row in costs.rows}:
         return
@@ -217,37 +196,37 @@ def _say_how_long(
         runner.screen.line(f"{enough}: {options} (about {duration(fitting)}), with another --out")
 
 
-def _search(design: Design, runs: Runs, place: Place, runner: Runner) -> Design | None:
+def _search(design: Design, runs: Runs, runner: Runner) -> Design | None:
     """Return the design with each arm's learning rate; None in a share if the search waits for other shares."""
     if not design.lr_search:
         return design
-    _do([task for tasks in runs.searches(design).values() for task in tasks], place, runner)
+    runner.do([task for tasks in runs.searches(design).values() for task in tasks])
     design = runs.with_rates(design)
     if runs.searches(design):
-        if place.shard is None or runner.failures:
+        if runner.share.shard is None or runner.failures:
             raise UserError(
                 f"the search of learning rates is incomplete: {few(list(runner.failures.values()), between='; ')}"
             )
-        if not place.is_inner:
+        if not runner.share.is_inner:
             runner.screen.line("this share of the search is done; run the same command again when the other shares are")
         return None
-    if not place.is_inner:
+    if not runner.share.is_inner:
         rates = (f"{arm.name} {design.arm_options[arm.name]['lr']:g}" for arm in design.arms)
         runner.screen.line(f"learning rates: {', '.join(rates)}")
-    if place.shard is None:  # shares do not write the design
-        design.write(place.out)
+    if runner.share.shard is None:  # shares do not write the design
+        design.write(runner.share.out)
     return design
 
 
-def _advance(design: Design, runs: Runs, place: Place, runner: Runner) -> Content | None:
+def _advance(design: Design, runs: Runs, runner: Runner) -> Content | None:
     """Do the runs of each look, until every arm has a verdict or the schedule ends."""
     while True:
         tasks = runs.tasks(design)
-        _do(tasks, place, runner, _warning_if_alike(design, tasks, runner.screen))
-        if place.shard is not None:
+        runner.do(tasks, _warning_if_alike(design, tasks, runner.screen))
+        if runner.share.shard is not None:
             if runner.failures:
                 raise failed(runner.failures)
-            if not place.is_inner:
+            if not runner.share.is_inner:
                 runner.screen.line(
                     "this share is done; when all are: the same command with --collect instead of --shard"
                 )
@@ -260,21 +239,6 @@ def _advance(design: Design, runs: Runs, place: Place, runner: Runner) -> Conten
         for arm, why in content.first:
             runner.screen.warn(f"{arm}: {why}; more epochs would tell more than more pairs")
         design = after
-
-
-def _do(tasks: list[Task], place: Place, runner: Runner, after: Callable[[Task], None] = lambda task: None) -> None:
-    """Do this process's share of the tasks, here or spread over several processes."""
-    tasks = share(tasks, place.shard)
-    if place.spread is None:
-        runner.do(tasks, after)
-    elif not all(task.is_done() for task in tasks):
-        try:
-            place.spread()
-        except UserError as error:
-            missing = [task.label for task in tasks if not task.is_done()]
-            if len(missing) == len(tasks):
-                raise
-            runner.failures.update(dict.fromkeys(missing, str(error)))
 
 
 def _warning_if_alike(design: Design, tasks: Sequence[Task], screen: Screen) -> Callable[[Task], None]:

@@ -131,6 +131,9 @@ class Task:
 
 def _damaged(folder: Path, error: Exception) -> UserError:
     """Return the error about a finished run with damaged files."""
+    if isinstance(error, UserError):
+        # it names the file; its advice is for a single run
+        return UserError(f"{str(error).rpartition(';')[0]}; move its folder away and run again")
     return UserError(f"the run in {str(folder)!r} is damaged ({cause(error)}); move that folder away and run again")
 
 
@@ -208,11 +211,27 @@ def _score(figures: PartFigures, best_by: str) -> float:
     return -math.inf if value is None else -value if best_by == "loss" else value
 
 
-def share(tasks: Sequence[Task], shard: tuple[int, int] | None) -> list[Task]:
-    """Return part i of n, counted from 1, of the tasks: whole seeds, so that one machine does both runs of a pair."""
-    index, count = shard or (1, 1)
-    seeds = list(dict.fromkeys(task.folder.name for task in tasks))
-    return [task for task in tasks if seeds.index(task.folder.name) % count == index - 1]
+@dataclass(frozen=True)
+class Share:
+    """The share of a comparison's runs that this process does, and where.
+
+    Attributes:
+        out: Folder of the comparison.
+        shard: (i, n), the share, counted from 1; None for all runs and the verdict.
+        spread: Does the runs in several processes; None does them in this one.
+        is_inner: Whether this process is one of those; the outer process then shows what concerns the whole.
+    """
+
+    out: Path
+    shard: tuple[int, int] | None = None
+    spread: Callable[[], None] | None = None
+    is_inner: bool = False
+
+    def of(self, tasks: Sequence[Task]) -> list[Task]:
+        """Return the share's tasks: whole seeds, so that one machine does both runs of a pair."""
+        index, count = self.shard or (1, 1)
+        seeds = list(dict.fromkeys(task.folder.name for task in tasks))
+        return [task for task in tasks if seeds.index(task.folder.name) % count == index - 1]
 
 
 class RunScreen:
@@ -241,7 +260,7 @@ class Runner:
         free: Options that do not change a result: device, workers, ...
         command: Command that continues the comparison.
         screen: Shows messages and progress.
-        part: " of part 1/2" where this process does a part of the runs, for messages.
+        share: The share of the tasks that it does.
         warned: The warnings shown so far.
         train: Trains one run, as `run_training` does.
         clock: Returns the time in seconds.
@@ -252,15 +271,15 @@ class Runner:
     free: Mapping[str, Any]
     command: str
     screen: Screen
-    part: str = ""
-    warned: set[str] = field(default_factory=set)
+    share: Share
+    warned: set[str]
     train: Callable[..., dict[str, Any] | None] = run_training
     clock: Callable[[], float] = time.monotonic
     failures: dict[str, str] = field(default_factory=dict)
     _seconds: list[float] = field(default_factory=list)
 
     def do(self, tasks: Sequence[Task], after: Callable[[Task], None] = lambda task: None) -> None:
-        """Do what is not finished; call `after` with each run that ended.
+        """Do what is not finished of the share; call `after` with each run that ended in this process.
 
         Keep a failure and go on, unless the first run fails.
 
@@ -268,10 +287,21 @@ class Runner:
             UserError: The first run failed.
             Stopped: A run was asked to stop and is saved.
         """
+        tasks = self.share.of(tasks)
         left = [task for task in tasks if not task.is_done()]
+        if left and self.share.spread is not None:
+            try:
+                self.share.spread()
+            except UserError as error:
+                missing = [task.label for task in left if not task.is_done()]
+                if len(missing) == len(tasks):
+                    raise
+                self.failures.update(dict.fromkeys(missing, str(error)))
+            return
         num_done = len(tasks) - len(left)
+        part = f" of part {self.share.shard[0]}/{self.share.shard[1]}" if self.share.shard else ""
         if num_done and left:
-            self.screen.line(f"{num_done} of {len(tasks)} runs{self.part} are finished already")
+            self.screen.line(f"{num_done} of {len(tasks)} runs{part} are finished already")
         for number, task in enumerate(left, start=1):
             began = self.clock()
             try:
@@ -302,7 +332,7 @@ class Runner:
             accuracy = result[result["judged_on"]]["accuracy"]
             images = "test" if result["judged_on"] == "test" else "validation"
             self.screen.line(
-                f"run {num_done + number} of {len(tasks)}{self.part}: {task.label}: {accuracy:.2%} of the {images} "
+                f"run {num_done + number} of {len(tasks)}{part}: {task.label}: {accuracy:.2%} of the {images} "
                 f"images, {duration(self._seconds[-1])}" + (f"; about {duration(remaining)} left" if remaining else "")
             )
             after(task)

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..base.words import counted, few
-from ..comparison.content import CostRow, Costs
+from ..comparison.content import ClassRow, CostRow, Costs
 from ..statistics.looks import Schedule
 from ..statistics.metric import Metric
-from ..statistics.verdict import ArmVerdict
+from ..statistics.verdict import ArmVerdict, Difference
 from ..statistics.wording import quantity, span
 
 NONE = "-"
@@ -38,6 +38,12 @@ def p_value(p: float | None) -> str:
     if p is None:
         return NONE
     return "<0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
+def compared(row: Difference | ClassRow, metric: Metric, p: float | None) -> tuple[str, str, str, str, str]:
+    """Return the baseline's mean, the arm's mean, the difference, its 95 % interval and p."""
+    means = plain(row.baseline_mean, metric), plain(row.arm_mean, metric)
+    return *means, plain(row.mean_difference, metric, signed=True), interval(row.interval_95, metric), p_value(p)
 
 
 def unit_of(metric: Metric) -> str:

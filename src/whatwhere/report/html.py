@@ -15,7 +15,19 @@ from ..statistics.metric import Metric
 from ..statistics.verdict import ArmVerdict, Difference
 from ..statistics.wording import percent, quantity
 from .charts import KINDS, class_charts, curve_panels, pairs_chart, wins_chart
-from .figures import EPOCHS_FIRST, NONE, cost_table, interval, p_value, plain, scheduled, seed_table, typeset, unit_of
+from .figures import (
+    EPOCHS_FIRST,
+    NONE,
+    compared,
+    cost_table,
+    interval,
+    p_value,
+    plain,
+    scheduled,
+    seed_table,
+    typeset,
+    unit_of,
+)
 
 if TYPE_CHECKING:
     import jinja2
@@ -127,17 +139,7 @@ def _others(others: Sequence[Difference]) -> list[tuple[str, str, list[tuple[str
         metric = other.metric
         direction = f"{other.better} is better" if other.better else ""
         rows = groups.setdefault(metric.name, (metric.label + unit_of(metric), direction, []))[2]
-        rows.append(
-            (
-                other.arm,
-                plain(other.baseline_mean, metric),
-                plain(other.arm_mean, metric),
-                plain(other.mean_difference, metric, signed=True),
-                interval(other.interval_95, metric),
-                p_value(other.p_t),
-                str(other.num_pairs),
-            )
-        )
+        rows.append((other.arm, *compared(other, metric, other.p_t), str(other.num_pairs)))
     return list(groups.values())
 
 

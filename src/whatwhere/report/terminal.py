@@ -12,7 +12,19 @@ from ..statistics.looks import ALPHA
 from ..statistics.metric import Metric
 from ..statistics.verdict import Difference
 from ..statistics.wording import percent
-from .figures import EPOCHS_FIRST, NONE, SeedTable, cost_table, interval, p_value, plain, seed_table, unit_of, wins
+from .figures import (
+    EPOCHS_FIRST,
+    NONE,
+    SeedTable,
+    compared,
+    cost_table,
+    interval,
+    p_value,
+    plain,
+    seed_table,
+    unit_of,
+    wins,
+)
 
 _WIDTH = 100
 _BETWEEN = 3  # blanks around a column
@@ -124,17 +136,11 @@ def _chunks(widths: Sequence[int], room: int) -> Iterator[list[int]]:
 
 def _others(others: Sequence[Difference], baseline: str) -> Table:
     labels = [printable(other.metric.label + unit_of(other.metric)) for other in others]
-    rows = [
-        (
-            "" if index and label == labels[index - 1] else label,
-            printable(other.arm),
-            plain(other.baseline_mean, other.metric),
-            plain(other.mean_difference, other.metric, signed=True),
-            interval(other.interval_95, other.metric),
-            p_value(other.p_t),
-        )
-        for index, (label, other) in enumerate(zip(labels, others, strict=True))
-    ]
+    rows = []
+    for index, (label, other) in enumerate(zip(labels, others, strict=True)):
+        baseline_mean, _, *cells = compared(other, other.metric, other.p_t)
+        once = "" if index and label == labels[index - 1] else label
+        rows.append((once, printable(other.arm), baseline_mean, *cells))
     columns = ("metric", "arm", printable(baseline), "difference", "95 % interval", "p")
     note = "for information: these metrics decide no verdict, and their p-values are not corrected"
     if any(other.p_t is None for other in others):
@@ -169,18 +175,10 @@ def _differing(per_class: PerClass | None) -> list[ClassRow]:
 
 def _classes(differing: Sequence[ClassRow], per_class: PerClass, baseline: str) -> Table:
     metric = Metric("", per_class.metric, unit=per_class.unit)
-    rows = [
-        (
-            printable(row.name),
-            printable(row.arm),
-            f"{row.num_images:,}",
-            plain(row.baseline_mean, metric),
-            plain(row.mean_difference, metric, signed=True),
-            interval(row.interval_95, metric),
-            p_value(row.p_t_holm),
-        )
-        for row in differing[:_MOST_CLASSES]
-    ]
+    rows = []
+    for row in differing[:_MOST_CLASSES]:
+        baseline_mean, _, *cells = compared(row, metric, row.p_t_holm)
+        rows.append((printable(row.name), printable(row.arm), f"{row.num_images:,}", baseline_mean, *cells))
     left = len(differing) - len(rows)
     note = f"{len(differing)} of {len(per_class.rows)}" + (f"; {left} more are not shown" if left else "")
     columns = ("class", "arm", "images", printable(baseline), "difference", "95 % interval", "p, Holm")

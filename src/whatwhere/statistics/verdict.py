@@ -374,9 +374,7 @@ def _spelt(baseline: str, arm: str, *seeds: Iterable[Hashable]) -> str:
     return ""
 
 
-def _verdict(
-    case: Case, metric: Metric, margin: float, holm_p: Sequence[float], cautions: Sequence[str]
-) -> ArmVerdict:
+def _verdict(case: Case, metric: Metric, margin: float, holm_p: Sequence[float], cautions: Sequence[str]) -> ArmVerdict:
     paired, everything, level = case.paired, case.everything, case.level
     verdict = ArmVerdict(
         arm=case.arm,
