@@ -90,6 +90,14 @@ def whatwhere(capsys, monkeypatch):
     return run
 
 
+@pytest.fixture
+def whatwhere_here(whatwhere, tmp_path, monkeypatch):
+    """The command in this process, in the test's folder and with a cache there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return whatwhere
+
+
 # words that differ between versions of Python
 PYTHON = r"(?<=maximum recursion depth exceeded)[^)]+|(?<=Exceeds the limit).+"
 

@@ -278,7 +278,8 @@ def test_a_dilated_network_takes_the_weights_of_the_plain_one(tmp_path):
     for index, stage in enumerate(("layer3", "layer4")):
         dilations = [block.conv2.dilation for block in model.get_submodule(stage)]
         assert dilations == [(2**index,) * 2, *[(2 ** (index + 1),) * 2] * (len(dilations) - 1)]
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in source.state_dict().items())
+    state = model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in source.state_dict().items())
 
 
 def test_gradients_of_a_dilated_network_are_those_of_its_blocks_taken_apart():

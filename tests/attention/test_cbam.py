@@ -77,8 +77,8 @@ def test_computes_the_formula_for_any_options(
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 @pytest.mark.parametrize("pools", POOL_SUBSETS, ids="+".join)
 def test_gradcheck(pools, arrangement, training):
-    module = CBAM(5, reduction=2, pools=pools, arrangement=arrangement, kernel_size=3).double().train(training)
-    x = torch.randn(2, 5, 4, 3, dtype=torch.float64, requires_grad=True)
+    module = CBAM(4, reduction=2, pools=pools, arrangement=arrangement, kernel_size=3).double().train(training)
+    x = torch.randn(2, 4, 3, 2, dtype=torch.float64, requires_grad=True)
     names, values = zip(*module.named_parameters(), strict=True)
 
     def run(x, *values):

@@ -323,6 +323,7 @@ def test_a_wide_arm_is_trained_wide(compared):
     assert compared.read("compare.json")["arm_options"]["wide"]["width_factor"] == factor
 
 
+@pytest.mark.slow
 def test_two_processes_come_to_what_one_comes_to(compared, tmp_path):
     whole = without_times(compared("none,se", seeds=2))
     options = {**OPTIONS, "backbone": BACKBONE, "attention": "none,se", "seeds": 2, "out": tmp_path / "two"}

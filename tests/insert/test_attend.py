@@ -414,7 +414,7 @@ def bam_of(channels):
 )
 def test_an_attention_for_stages_stands_there_however_it_is_given(attention, start):
     built = create_model("resnext11_8x8d", attention=attention, seed=0)
-    attended = attend(create_model("resnext11_8x8d", seed=0), attention, start=start, seed=0)
+    attended = attend(create_model("resnext11_8x8d", seed=0), attention, start=start, seed=0, example=images(32))
     for model in (built, attended):
         found = [name for name, module in model.named_modules() if isinstance(module, (BAM, SaysSoItself))]
         assert [name.split(".")[0] for name in found] == ["layer1", "layer2"]

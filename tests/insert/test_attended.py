@@ -5,10 +5,12 @@ import io
 import pickle
 
 import pytest
+import timm
 import torch
 import torchvision
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.models.resnet import BasicBlock
 
 from small_networks import SUMS, Block, Network, images, same
 from strangers import build
@@ -64,10 +66,17 @@ def test_detach_restores_hooks_and_classes_of_the_user(refused):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:convnext_atto"])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10),
+        lambda: timm.create_model("convnext_atto", num_classes=10, depths=(1, 1, 1, 1)),
+    ],
+    ids=["resnet", "convnext"],
+)
 @pytest.mark.usefixtures("fresh_compiler")
-def test_compiles_exports_and_traces(name):
-    model = attend(build(name), "cbam").eval()
+def test_compiles_exports_and_traces(build):
+    model = attend(build(), "cbam").eval()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter_name.endswith("attention.mix"):

@@ -12,7 +12,14 @@ import timm.layers
 import torch
 import torchvision
 from torch import nn
-from torch.ao.quantization import fuse_modules, get_default_qconfig_mapping, quantize_dynamic
+from torch.ao.quantization import (
+    MinMaxObserver,
+    QConfig,
+    default_per_channel_weight_observer,
+    fuse_modules,
+    get_default_qconfig_mapping,
+    quantize_dynamic,
+)
 from torch.ao.quantization.quantize_fx import convert_fx, fuse_fx, prepare_fx
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.fx.experimental.optimization import fuse
@@ -317,6 +324,10 @@ def _nondeterministic():
     torch.use_deterministic_algorithms(True)
 
 
+# Activations from their least to their largest, as in tests/attention/test_quantization.py.
+RANGE = MinMaxObserver.with_args(reduce_range=True)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("at", [None, "blocks.*.norm", "blocks.*.conv"])
 @pytest.mark.usefixtures("_nondeterministic")
@@ -324,7 +335,8 @@ def test_quantised(at):
     model = attended(at=at)
     expected = model(images())
     torch.testing.assert_close(quantize_dynamic(model, {nn.Linear})(images()), expected, rtol=0.05, atol=0.05)
-    prepared = prepare_fx(copy.deepcopy(model), get_default_qconfig_mapping(), (images(),))
+    how = get_default_qconfig_mapping().set_global(QConfig(RANGE, default_per_channel_weight_observer))
+    prepared = prepare_fx(copy.deepcopy(model), how, (images(),))
     prepared(images())
     quantised = convert_fx(prepared)
     # far nearer to the network with attention than to that without

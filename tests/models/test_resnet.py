@@ -122,12 +122,19 @@ def test_one_dimensional_convolutions_start_as_torchs():
     assert 0.4 < values.abs().mean() < 0.6
 
 
+@pytest.fixture(scope="module")
+def on_meta():
+    with torch.device("meta"):
+        return {name: create_model(name) for name in RESNETS}
+
+
 @pytest.mark.parametrize("attention", sorted(ATTENTION))
-def test_attention_adds_what_its_modules_have_and_keeps_the_backbones_keys(attention):
+def test_attention_adds_what_its_modules_have_and_keeps_the_backbones_keys(attention, on_meta):
     at_stage = getattr(ATTENTION[attention], "place", "block") == "stage"
     for name, config in RESNETS.items():
+        plain = on_meta[name]
         with torch.device("meta"):
-            plain, attentive = create_model(name), create_model(f"{attention}_{name}")
+            attentive = create_model(f"{attention}_{name}")
         keys = list(attentive.state_dict())
         assert [key for key in keys if ".attention." not in key] == list(plain.state_dict())
         # (stage, number of modules in it)

@@ -9,7 +9,6 @@ import torchvision
 from safetensors.torch import save_file
 
 from named_networks import create_network
-from processes import run_command
 from whatwhere import CBAM, create_model
 from whatwhere.insert.norm import AttendedBatchNorm2d
 from whatwhere.networks import NetworkSpec
@@ -144,7 +143,8 @@ def test_our_own_networks_take_it_elsewhere_too():
     model = create_network("resnext11_8x8d", num_classes=3, attention="se", at="layer3.0.bn3", seed=0)
     assert type(model.layer3[0].bn3) is AttendedBatchNorm2d
     plain = create_network("resnext11_8x8d", num_classes=3, seed=0).state_dict()
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in plain.items())
+    state = model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in plain.items())
 
 
 @pytest.mark.parametrize("kwargs", [{"stride_in_1x1": True}, {"ceil_pool": True}])
@@ -170,14 +170,14 @@ def test_and_with_the_attention_that_their_file_has(layout, tmp_path):
 SMALL = ("--image-size", 32, "--epochs", 1, "--batch-size", 16, "--workers", 0, "--device", "cpu")
 
 
-def test_a_strangers_network_is_trained_kept_and_used(patterns, tmp_path):
-    status, _, err = run_command(
-        tmp_path, "train", patterns, "--backbone", "mobilenet_v3_small", "--attention", "cbam", *SMALL, "--out", "run"
+def test_a_strangers_network_is_trained_kept_and_used(patterns, tmp_path, whatwhere_here):
+    status, _, err = whatwhere_here(
+        "train", patterns, "--backbone", "mobilenet_v3_small", "--attention", "cbam", *SMALL, "--out", "run"
     )
     assert status == 0, err
     config = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
     assert (config["model"], config["attention"]) == ("torchvision:mobilenet_v3_small", "cbam")
-    status, out, err = run_command(tmp_path, "evaluate", "run", patterns, "--json")
+    status, out, err = whatwhere_here("evaluate", "run", patterns, "--json")
     assert status == 0, err
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     evaluated = json.loads(out)
@@ -186,42 +186,31 @@ def test_a_strangers_network_is_trained_kept_and_used(patterns, tmp_path):
     assert sum(isinstance(module, CBAM) for module in bundle.model.modules()) == 6
     # the same command continues, by the short name or the full one
     again = ("train", patterns, "--model", "torchvision:mobilenet_v3_small", "--attention", "cbam", *SMALL)
-    status, _, err = run_command(tmp_path, *again, "--out", "run", "--resume")
+    status, _, err = whatwhere_here(*again, "--out", "run", "--resume")
     assert status == 0, err
 
 
-def test_strangers_are_compared(patterns, tmp_path):
-    status, out, err = run_command(
-        tmp_path, "compare", patterns, "--backbone", "resnet10t", "--attention", "none,eca,bam", "--seeds", 2, *SMALL,
-        "--out", "compared", "--json",
-    )  # fmt: skip
+def test_strangers_are_compared(patterns, whatwhere_here):
+    command = ("compare", patterns, "--backbone", "test_resnet", *SMALL)
+    status, out, err = whatwhere_here(
+        *command, "--attention", "none,eca,bam", "--seeds", 2, "--out", "compared", "--json"
+    )
     assert status == 0, err
     content = json.loads(out)
     assert content["arms"] == {
-        "none": "timm:resnet10t", "eca": "timm:resnet10t with eca", "bam": "timm:resnet10t with bam"
+        "none": "timm:test_resnet", "eca": "timm:test_resnet with eca", "bam": "timm:test_resnet with bam"
     }  # fmt: skip
     counts = {row["arm"]: row["num_params"] for row in content["cost"]["rows"]}
     assert counts["none"] < counts["eca"] < counts["bam"]
-    status, _, err = run_command(
-        tmp_path,
-        "compare",
-        patterns,
-        "--backbone",
-        "resnet10t",
-        "--attention",
-        "none,wide,se",
-        *SMALL,
-        "--out",
-        "other",
-    )
+    status, _, err = whatwhere_here(*command, "--attention", "none,wide,se", "--out", "other")
     assert (status, err.count("\n")) == (2, 1)
-    assert "a wide arm needs a network of whatwhere (`whatwhere models`), not timm:resnet10t" in err
+    assert "a wide arm needs a network of whatwhere (`whatwhere models`), not timm:test_resnet" in err
 
 
-def test_a_hostile_bundle_asks_for_no_giant(patterns, tmp_path, refused):
-    status, _, err = run_command(tmp_path, "train", patterns, "--backbone", "resnet10t", *SMALL, "--out", "run")
+def test_a_hostile_bundle_asks_for_no_giant(patterns, tmp_path, refused, whatwhere_here):
+    status, _, err = whatwhere_here("train", patterns, "--backbone", "test_resnet", *SMALL, "--out", "run")
     assert status == 0, err
     path = tmp_path / "run" / "best" / "bundle.json"
-    path.write_text(path.read_text().replace("timm:resnet10t", "timm:eva02_enormous_patch14_clip_224"))
+    path.write_text(path.read_text().replace("timm:test_resnet", "timm:eva02_enormous_patch14_clip_224"))
     with refused():
         load_bundle(tmp_path / "run")

@@ -12,7 +12,6 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from processes import run_command
 from whatwhere import create_model
 from whatwhere.attention import ATTENTION, CBAM
 from whatwhere.comparison.arms import parse_arms, with_arguments
@@ -159,7 +158,7 @@ def test_an_argument_that_the_attention_lacks_is_one_sentence(refused):
 
 
 @pytest.mark.parametrize("typed", [True, False])
-def test_attention_kwargs_are_trained_kept_and_used(patterns, tmp_path, typed):
+def test_attention_kwargs_are_trained_kept_and_used(patterns, tmp_path, typed, whatwhere_here):
     kwargs = {"form": "timm", "reduction": 4}
     options = ["--model", "resnext11_8x8d", "--attention", "cbam", *SMALL, "--out", "run"]
     if typed:
@@ -167,20 +166,20 @@ def test_attention_kwargs_are_trained_kept_and_used(patterns, tmp_path, typed):
     else:
         (tmp_path / "run.yaml").write_text(yaml.safe_dump({"attention_kwargs": kwargs}))
         options += ["--config", "run.yaml"]
-    status, out, err = run_command(tmp_path, "train", patterns, *options)
+    status, out, err = whatwhere_here("train", patterns, *options)
     assert status == 0, err
     assert "resnext11_8x8d with cbam (form timm, reduction 4)" in " ".join(out.split())
     assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["attention_kwargs"] == kwargs
     spec = load_bundle(tmp_path / "run").spec
     assert (spec.attention, spec.attention_kwargs) == ("cbam", kwargs)
-    status, out, err = run_command(tmp_path, "evaluate", "run", patterns, "--json")
+    status, out, err = whatwhere_here("evaluate", "run", patterns, "--json")
     assert status == 0, err
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert json.loads(out)["images"]["accuracy"] == result["test"]["accuracy"]
     # the same run goes on, another one is refused
-    assert run_command(tmp_path, "train", patterns, *options, "--resume")[0] == 0
+    assert whatwhere_here("train", patterns, *options, "--resume")[0] == 0
     other = [*options, "--attention-kwargs", '{"reduction": 8}', "--resume"]
-    status, _, err = run_command(tmp_path, "train", patterns, *other)
+    status, _, err = whatwhere_here("train", patterns, *other)
     assert (status, err.count("\n")) == (2, 1)
     assert "attention_kwargs was {'form': 'timm', 'reduction': 4}, is {'reduction': 8}" in err
 
@@ -193,31 +192,33 @@ def test_attention_kwargs_are_trained_kept_and_used(patterns, tmp_path, typed):
         (["--attention-kwargs", '{"reduction": 8}'], "attention_kwargs {'reduction': 8} without an attention"),
     ],
 )
-def test_wrong_attention_kwargs_are_refused_before_the_images_are_read(patterns, tmp_path, options, sentence):
-    status, _, err = run_command(tmp_path, "train", patterns, "--model", "resnext11_8x8d", *options, *SMALL)
+def test_wrong_attention_kwargs_are_refused_before_the_images_are_read(
+    patterns, tmp_path, options, sentence, whatwhere_here
+):
+    status, _, err = whatwhere_here("train", patterns, "--model", "resnext11_8x8d", *options, *SMALL)
     assert (status, err.count("\n")) == (2, 1), err
     assert sentence in err
 
 
-def test_arms_with_arguments_are_compared(patterns, tmp_path):
+def test_arms_with_arguments_are_compared(patterns, tmp_path, whatwhere_here):
     arms = "none,cbam8=cbam{reduction:8,form:timm},cbam"
-    command = ["compare", patterns, "--backbone", "resnext11_8x8d", "--attention", arms, "--seeds", 2, *SMALL]
-    status, out, err = run_command(tmp_path, *command, "--out", "compared", "--json")
+    command = ["compare", patterns, "--backbone", "resnet8", "--attention", arms, "--seeds", 2, *SMALL]
+    status, out, err = whatwhere_here(*command, "--out", "compared", "--json")
     assert status == 0, err
     content = json.loads(out)
     assert content["arms"] == {
-        "none": "resnext11_8x8d",
-        "cbam8": "cbam_resnext11_8x8d (reduction 8, form timm)",
-        "cbam": "cbam_resnext11_8x8d",
+        "none": "resnet8",
+        "cbam8": "cbam_resnet8 (reduction 8, form timm)",
+        "cbam": "cbam_resnet8",
     }
     counts = {row["arm"]: row["num_params"] for row in content["cost"]["rows"]}
     assert counts["none"] < counts["cbam"] < counts["cbam8"]
     run = load_bundle(tmp_path / "compared" / "runs" / "cbam8" / "seed-0")
     assert run.spec.attention_kwargs == {"reduction": 8, "form": "timm"}
     # the same command changes nothing, another meaning of an arm is refused
-    assert run_command(tmp_path, *command, "--out", "compared")[0] == 0
+    assert whatwhere_here(*command, "--out", "compared")[0] == 0
     other = [arms.replace("8,form", "4,form") if part == arms else part for part in command]
-    status, _, err = run_command(tmp_path, *other, "--out", "compared")
+    status, _, err = whatwhere_here(*other, "--out", "compared")
     assert (status, err.count("\n")) == (2, 1), err
 
 
@@ -235,10 +236,10 @@ def test_arguments_for_all_arms_are_those_of_each_arm_without_its_own(refused):
 
 
 @pytest.mark.parametrize("command", ["summary", "attend"])
-def test_attention_kwargs_where_costs_are_shown(tmp_path, command):
+def test_attention_kwargs_where_costs_are_shown(tmp_path, command, whatwhere_here):
     def params(*more):
         options = ["resnet18", "--attention", "se", "--classes", 10, "--input", "3x64x64", "--json", *more]
-        status, out, err = run_command(tmp_path, command, *options)
+        status, out, err = whatwhere_here(command, *options)
         assert status == 0, err
         shown = json.loads(out)
         return (

@@ -25,15 +25,6 @@ def environment(tmp_path):
     return {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def run_command(tmp_path, *arguments):
-    """Run `whatwhere` in a process of its own; return exit status, output and errors."""
-    done = subprocess.run(
-        [sys.executable, "-m", "whatwhere", *map(str, arguments)],
-        env=environment(tmp_path), capture_output=True, text=True, check=False, timeout=240, cwd=tmp_path,
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
-
-
 def start(tmp_path, data, out, *more, ranks=1, **options):
     """Start `whatwhere train` in a process group of its own."""
     given = {**OPTIONS, **{f"--{name.replace('_', '-')}": str(value) for name, value in options.items()}}

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped and started again, in processes of their own."""
+"""Runs that are killed, stopped and started again, in processes of their own. test_run.py does so in one process."""
 
 import json
 import os
@@ -11,6 +11,8 @@ import torch
 
 from pictures import make_folder
 from processes import finish, lines_without_times, newest_weights, start, steps_saved, wait_for_step
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,6 @@ def test_a_killed_run_ends_as_the_whole_one(tmp_path, data):
     kill_and_resume(tmp_path, data, 1, workers=2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_killed_ten_times_ends_as_the_whole_one(tmp_path, workers):
     data = make_folder(tmp_path / "data", per_class=64)
