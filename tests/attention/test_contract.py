@@ -71,7 +71,7 @@ def test_gradients_are_right(build, training, start):
     module = build(6, start=start).double().train(training)
     if "mix" in dict(module.named_parameters()):
         torch.nn.init.constant_(module.mix, 0.7)
-    x = torch.randn(2, 6, 4, 3, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 6, 3, 2, dtype=torch.float64, requires_grad=True)
     names = [key for key, _ in module.named_parameters()]
 
     def run(x, *values):
