@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -145,55 +145,46 @@ class Gathered:
         p is corrected over the classes of an arm after Holm. Interval and p are None where the pairs may not be
         independent.
         """
+        classes: dict[str, Results] = {}
+        for (arm, seed), run in self.finished.items():
+            for row in run.result.per_class:
+                recalls = classes.setdefault(row.name, Results())
+                if row.recall is not None:
+                    recalls.add(arm, seed, {_RECALL.name: row.recall, "images": row.num_images})
         rows: list[ClassRow] = []
-        names = list(dict.fromkeys(name for run in self.finished.values() for name in run.result.classes))
         for judged in judgement.arms:
-            arm, seeds = judged.arm, judged.seeds[: judged.num_pairs]
-            found = list(filter(None, (self._class_row(arm, name, seeds) for name in names)))
-            corrected = holm([1.0 if row.p_t_holm is None else row.p_t_holm for row in found])
+            found = []
+            for name, recalls in classes.items():
+                pairs = recalls.only([judgement.baseline, judged.arm], judged.seeds[: judged.num_pairs])
+                counts = [count for arm in pairs.arms for count in pairs.values(arm, "images").values()]
+                num_images = round(statistics.fmean(counts)) if counts else 0
+                differing = difference(pairs, judgement.baseline, judged.arm, _RECALL, num_images or None)
+                if differing is not None:
+                    found.append((name, num_images, differing))
+            corrected = holm([1.0 if differing.p_t is None else differing.p_t for _, _, differing in found])
             rows += [
-                row if row.p_t_holm is None else msgspec.structs.replace(row, p_t_holm=p)
-                for row, p in zip(found, corrected, strict=True)
+                ClassRow(
+                    arm=judged.arm,
+                    name=name,
+                    num_images=num_images,
+                    num_pairs=differing.num_pairs,
+                    baseline_mean=differing.baseline_mean,
+                    arm_mean=differing.arm_mean,
+                    mean_difference=differing.mean_difference,
+                    interval_95=differing.interval_95,
+                    p_t_holm=None if differing.p_t is None else p,
+                )
+                for (name, num_images, differing), p in zip(found, corrected, strict=True)
             ]
         return PerClass(metric=_RECALL.name, unit=_RECALL.unit, rows=tuple(rows)) if rows else None
 
-    def _class_row(self, arm: str, name: str, judged: Sequence[Hashable]) -> ClassRow | None:
-        """Return the difference in the recall of a class, its p not yet corrected."""
-        recalls, num_images = Results(), []
-        for (owner, seed), run in self.finished.items():
-            if owner in (self.design.baseline, arm) and seed in judged:
-                for row in run.result.per_class:
-                    if row.name == name and row.recall is not None:
-                        recalls.add(owner, seed, {_RECALL.name: row.recall})
-                        num_images.append(row.num_images)
-        mean_images = round(statistics.fmean(num_images)) if num_images else 0
-        found = difference(recalls, self.design.baseline, arm, _RECALL, mean_images or None)
-        if found is None:
-            return None
-        return ClassRow(
-            arm=arm,
-            name=name,
-            num_images=mean_images,
-            num_pairs=found.num_pairs,
-            baseline_mean=found.baseline_mean,
-            arm_mean=found.arm_mean,
-            mean_difference=found.mean_difference,
-            interval_95=found.interval_95,
-            p_t_holm=found.p_t,
-        )
-
     def content(
-        self,
-        judgement: Judgement,
-        title: str,
-        cost: Costs | None,
-        failures: Mapping[str, str],
-        changes: Sequence[str],
+        self, judgement: Judgement, title: str, cost: Costs | None, failures: Mapping[str, str], changes: Sequence[str]
     ) -> Content:
         """Return everything that the report shows."""
         design, first = self.design, self.unlearned()
         judgement = _with_epochs_first(judgement, first)
-        runs = [
+        runs = tuple(
             RunRow(
                 arm=arm,
                 seed=seed,
@@ -203,7 +194,7 @@ class Gathered:
                 seconds=run.result.seconds,
             )
             for (arm, seed), run in self.finished.items()
-        ]
+        )
         content = figures_content(judgement, self.results, title, changes)
         return msgspec.structs.replace(
             content,
@@ -220,7 +211,7 @@ class Gathered:
                 *self.cautions(),
                 *(f"{label} failed: {why}" for label, why in failures.items()),
             ),
-            runs=tuple(runs),
+            runs=runs,
             failures=dict(failures),
         )
 

@@ -57,12 +57,9 @@ class Scale:
         return f"{self.share(value):.2f}%"
 
     def ticks(self, at_most: int, *, signed: bool = False, whole: bool = False) -> list[Tick]:
-        """Return ticks at round values: steps of 1, 2 or 5 times a power of ten.
+        """Return about `at_most` ticks at round values: steps of 1, 2 or 5 times a power of ten.
 
-        Args:
-            at_most: Their number, roughly.
-            signed: Whether labels have a sign, except 0.
-            whole: Whether ticks are at integers only.
+        `signed`: labels have a sign, except 0. `whole`: ticks are at integers only.
         """
         least = (self.high - self.low) / at_most
         power = 10.0 ** math.floor(math.log10(least))

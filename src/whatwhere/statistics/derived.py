@@ -102,11 +102,12 @@ def derived_notes(results: Results, metric: str) -> list[str]:
     or the mean, the median, the largest or the smallest of all others. A match that is probably chance, as with coarse
     figures, is not reported.
     """
-    figures = {arm: results.values(arm, metric) for arm in results.arms}
-    order = {arm: [seed for seed in results.runs(arm) if seed in figures[arm]] for arm in figures}
+    # in the order of the table
+    runs = {arm: results.runs(arm).items() for arm in results.arms}
+    figures = {arm: {seed: run[metric] for seed, run in runs[arm] if metric in run} for arm in runs}
     notes = []
     for seed in results.seeds if len(results.seeds) <= _MOST_SEEDS else ():
-        name = next((name for name in _STATISTICS if _is_computed(seed, name, figures, order)), None)
+        name = next((name for name in _STATISTICS if _is_computed(seed, name, figures)), None)
         if name is not None:
             notes.append(
                 f"seed {seed} is {name} of other seeds in every arm: if it was computed from them, it is not a run; "
@@ -118,21 +119,16 @@ def derived_notes(results: Results, metric: str) -> list[str]:
     return notes
 
 
-def _is_computed(
-    seed: Hashable,
-    name: str,
-    figures: Mapping[str, Mapping[Hashable, float]],
-    order: Mapping[str, Sequence[Hashable]],
-) -> bool:
+def _is_computed(seed: Hashable, name: str, figures: Mapping[str, Mapping[Hashable, float]]) -> bool:
     """Return whether a seed is a statistic of the others in every arm, and this is hardly chance."""
-    arms = [arm for arm in figures if seed in figures[arm]]
-    gap = smallest_gap(value for arm in arms for other, value in figures[arm].items() if other != seed)
+    arms = [values for values in figures.values() if seed in values]
+    gap = smallest_gap(value for values in arms for other, value in values.items() if other != seed)
     for above in (False, True):
-        chance = float(len(order[arms[0]])) if arms else 1.0
-        for arm in arms:
-            rows = order[arm][: order[arm].index(seed)] if above else order[arm]
-            others = [figures[arm][other] for other in rows if other != seed]
-            chance *= _chance(figures[arm][seed], name, others, gap) if len(others) >= _LEAST_OTHERS else 1.0
+        chance = float(len(arms[0])) if arms else 1.0
+        for values in arms:
+            rows = itertools.takewhile(lambda other: other != seed, values) if above else values
+            others = [values[other] for other in rows if other != seed]
+            chance *= _chance(values[seed], name, others, gap) if len(others) >= _LEAST_OTHERS else 1.0
         if chance < _CHANCE:
             return True
     return False

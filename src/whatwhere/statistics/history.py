@@ -44,12 +44,8 @@ class Record(msgspec.Struct, frozen=True):
 def read_record(path: Path, advice: str = _ADVICE) -> Record | None:
     """Return the record in the JSON of a verdict; None where there is none.
 
-    Args:
-        path: The file.
-        advice: What to do where it is something else.
-
     Raises:
-        UserError: The file is something else, or damaged.
+        UserError: The file is something else, or damaged; `advice` says what to do.
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=Record)
@@ -71,14 +67,8 @@ def judge_again(
 ) -> tuple[Judgement, list[str]]:
     """Return the verdict at the looks that were recorded, or are given, and all changes since the first one.
 
-    Earlier arms stay in the comparison: an arm without figures now still takes its share of the error.
-
-    Args:
-        results: Figures by arm and seed.
-        record: The previous verdict.
-        first_look: As in `judge`; without a previous verdict only.
-        max_pairs: As in `judge`.
-        terms: Other arguments of `judge`.
+    Earlier arms stay in the comparison: an arm without figures now still takes its share of the error. `first_look` and
+    `max_pairs` are those of `judge`, for the first verdict only; `terms` are its other arguments.
 
     Raises:
         UserError: Other looks than before, or as `judge`.

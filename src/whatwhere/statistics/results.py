@@ -192,7 +192,14 @@ def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = 
         )
     (_, head), *lines = rows
     head = [printable(name.strip()) for name in head]
-    arm, seed = (_column(head, name, path) for name in (_ARM, _SEED))
+    lowered = [name.lower() for name in head]
+    for name in (_ARM, _SEED):
+        if name not in lowered:
+            raise UserError(
+                f"{str(path)!r} has no column {brief(name)}{suggest(name, lowered)}; it has "
+                f"{few(list(map(brief, head)), 10)}"
+            )
+    arm, seed = lowered.index(_ARM), lowered.index(_SEED)
     twice = next((name for name in head if name and head.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"{str(path)!r} has the column {brief(twice)} twice; give each its own name")
@@ -231,16 +238,6 @@ def _check_lines(lines: list[tuple[int, list[str]]], head: list[str], arm: int, 
     if odd is not None:
         number = next(number for number, row in lines if row[seed].strip() == odd[0])
         raise UserError(f"line {number} of {str(path)!r}: {odd[1]}")
-
-
-def _column(head: list[str], name: str, path: Path) -> int:
-    lowered = [column.lower() for column in head]
-    if name not in lowered:
-        raise UserError(
-            f"{str(path)!r} has no column {brief(name)}{suggest(name, lowered)}; it has "
-            f"{few(list(map(brief, head)), 10)}"
-        )
-    return lowered.index(name)
 
 
 def _metric_columns(
