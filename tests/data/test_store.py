@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
-from whatwhere.data import store
-from whatwhere.data.store import Store, decode_all, num_bytes, room
+from whatwhere.data.store import Store, decode_all, free_memory, num_bytes, room
 
 sizes = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12)
 
@@ -114,12 +113,11 @@ def test_a_store_is_judged_by_some_of_its_images_over_the_whole_range():
     ("free", "num_processes", "expected"),
     [(48_000, 1, 12_000), (48_000, 4, 3_000), (2**50, 1, 2**32), (2**34, 1, 2**32), (2**34, 2, 2**31)],
 )
-def test_a_quarter_of_the_free_memory_shared_and_4_gib_at_most(monkeypatch, free, num_processes, expected):
-    monkeypatch.setattr(store, "_free_memory", lambda: free)
-    assert room(torch.device("cpu"), num_processes) == expected
+def test_a_quarter_of_the_free_memory_shared_and_4_gib_at_most(free, num_processes, expected):
+    assert room(free, num_processes) == expected
 
 
 def test_free_memory_is_known_or_guessed(monkeypatch):
-    assert 2**20 < store._free_memory() < 2**50
+    assert 2**20 < free_memory(torch.device("cpu")) < 2**50
     monkeypatch.delattr("os.sysconf")
-    assert store._free_memory() == 8 * 2**30
+    assert free_memory(torch.device("cpu")) == 8 * 2**30

@@ -446,7 +446,7 @@ def test_momenta_of_parameters_in_another_order_are_refused(refused):
 
 
 def test_a_part_that_is_called_by_itself_looks_too(refused):
-    model = attend(torchvision.models.vgg11_bn(num_classes=3), "cbam", at="features.1", start="paper", seed=0).eval()
+    model = attend(build("torchvision:vgg11_bn"), "cbam", at="features.1", start="paper", seed=0).eval()
     x = torch.randn(1, 3, 64, 64)
     expected = model.features(x)
     copied = pickle.loads(pickle.dumps(copy.deepcopy(model)))
@@ -459,7 +459,7 @@ def test_a_part_that_is_called_by_itself_looks_too(refused):
 
 
 def test_attention_behind_a_layer_in_torchs_wrapper():
-    model = attend(torchvision.models.vgg11_bn(num_classes=3), "cbam", at="features.1", start="paper", seed=0)
+    model = attend(build("torchvision:vgg11_bn"), "cbam", at="features.1", start="paper", seed=0)
     x = torch.randn(1, 3, 64, 64)
     expected = model.features(x)
     apply_activation_checkpointing(model, check_fn=lambda layer: isinstance(layer, nn.BatchNorm2d))

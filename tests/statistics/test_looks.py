@@ -8,7 +8,7 @@ from scipy.stats import multivariate_normal, norm
 
 from whatwhere import experiment
 from whatwhere.experiment import Schedule
-from whatwhere.statistics.looks import _levels
+from whatwhere.statistics.looks import boundary_levels
 
 
 def test_looks():
@@ -55,7 +55,7 @@ def test_published_bounds_spend_five_percent(bounds):
     spent = tuple(1 - value for value in inside[1:])
     assert spent[-1] == pytest.approx(0.05, abs=3e-4)
     # from what is spent, the bounds come back
-    levels = _levels(looks, spent)
+    levels = boundary_levels(looks, spent)
     assert [-norm.ppf(level / 2) for level in levels] == pytest.approx(bounds, abs=2e-3)
 
 

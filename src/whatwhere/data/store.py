@@ -61,16 +61,18 @@ def num_bytes(images: Images) -> int:
     return sum(images[index].numel() for index in probes) * len(images) // len(probes)
 
 
-def room(device: torch.device, num_processes: int) -> int:
-    """Return the bytes that each process may keep: its share of a quarter of the free memory, at most 4 GiB."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory() // num_processes
-    return min(_LARGEST, free // 4)
+def room(free: int, num_processes: int = 1) -> int:
+    """Return the bytes that each process may keep of `free` bytes: its share of a quarter, at most 4 GiB."""
+    return min(_LARGEST, free // num_processes // 4)
 
 
-def _free_memory() -> int:
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that are free on a device; 8 GiB where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # the system does not say: assume 8 GiB
+    except (AttributeError, ValueError, OSError):
         return 8 * 2**30
 
 

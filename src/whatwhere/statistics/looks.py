@@ -89,11 +89,11 @@ class Schedule:
         """Return the two-sided level of the test at a look, where all looks together spend `alpha`."""
         looks = tuple(itertools.takewhile(lambda pairs: pairs <= look, self.looks()))
         assert looks[-1] == look, f"{look} is no look of {self}"
-        return _levels(looks, tuple(self.spent(num_pairs, alpha) for num_pairs in looks))[-1]
+        return boundary_levels(looks, tuple(self.spent(num_pairs, alpha) for num_pairs in looks))[-1]
 
 
 @functools.lru_cache(maxsize=4096)
-def _levels(looks: tuple[int, ...], spent: tuple[float, ...]) -> tuple[float, ...]:
+def boundary_levels(looks: tuple[int, ...], spent: tuple[float, ...]) -> tuple[float, ...]:
     """Return the level of each look.
 
     That is the two-sided tail of the bound which a Brownian motion crosses there first with the probability to be spent
@@ -104,7 +104,7 @@ def _levels(looks: tuple[int, ...], spent: tuple[float, ...]) -> tuple[float, ..
 
     if len(looks) == 1:
         return spent
-    levels = _levels(looks[:-1], spent[:-1])
+    levels = boundary_levels(looks[:-1], spent[:-1])
     nodes, mass = _unstopped(looks[:-1], levels)
     increment = math.sqrt(looks[-1] - looks[-2])
     to_spend = spent[-1] - spent[-2]

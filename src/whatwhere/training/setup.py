@@ -27,7 +27,7 @@ from ..data.augment import Augmentation
 from ..data.batches import EvaluationBatches, Order, Reader, TrainBatches, label_numbers
 from ..data.preprocess import Preprocessing, preprocessing_for
 from ..data.split import Prepared, prepare
-from ..data.store import Store, decode_all, num_bytes, room
+from ..data.store import Store, decode_all, free_memory, num_bytes, room
 from ..networks.factory import checked, create, read_pretrained, settled
 from ..networks.libraries import normalization
 from ..networks.spec import NetworkSpec, is_import_path
@@ -205,10 +205,11 @@ def build_trainer(
 def _cache(crop: str, readers: Mapping[str, Reader], team: Team) -> str:
     """Choose where decoded images are kept: "device" (a GPU, images of one size), "memory" or "none"."""
     # decoding needs the memory twice while it packs the images
-    if 2 * sum(map(num_bytes, readers.values())) > room(torch.device("cpu"), team.local_world_size):
+    if 2 * sum(map(num_bytes, readers.values())) > room(free_memory(torch.device("cpu")), team.local_world_size):
         return "none"
-    on_gpu = team.device.type == "cuda" and crop == "pad" and num_bytes(readers["train"]) <= room(team.device, 1)
-    return "device" if on_gpu else "memory"
+    if team.device.type == "cuda" and crop == "pad" and num_bytes(readers["train"]) <= room(free_memory(team.device)):
+        return "device"
+    return "memory"
 
 
 @contextlib.contextmanager
