@@ -29,21 +29,13 @@ DESCRIPTION = "bundle.json"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A network with what is needed to use it on images.
+    """A network with what is needed to use it on images."""
 
-    Attributes:
-        model: In evaluation mode; returns logits in the order of `classes`.
-        spec: What `networks.create` builds the network from.
-        classes: Names of the classes.
-        preprocessing: From an image to what the network takes.
-        info: The epoch and its figures on the validation images.
-    """
-
-    model: nn.Module
+    model: nn.Module  # in evaluation mode; returns logits in the order of `classes`
     spec: NetworkSpec
     classes: tuple[str, ...]
     preprocessing: Preprocessing
-    info: dict[str, Any]
+    info: dict[str, Any]  # the epoch and its figures on the validation images
 
     @torch.no_grad()
     def probabilities(self, pixels: Tensor) -> Tensor:

@@ -25,22 +25,13 @@ PATIENCE = timedelta(days=2)
 
 @dataclass(frozen=True)
 class Team:
-    """The processes that train one network.
-
-    Attributes:
-        rank: Index of this process; process 0 writes the files.
-        world_size: Number of processes.
-        local_rank: Index of this process on its machine.
-        device: Device of this process.
-        control: CPU process group for messages outside of a step.
-        local_world_size: Number of processes on this machine.
-    """
+    """The processes that train one network, as process number `rank` of `world_size` sees them."""
 
     rank: int
     world_size: int
-    local_rank: int
+    local_rank: int  # among the processes of this machine
     device: torch.device
-    control: Any = None
+    control: Any = None  # CPU process group for messages outside of a step
     local_world_size: int = 1
 
     @property

@@ -26,19 +26,11 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Figures:
-    """How well a classifier did on a set of images.
+    """How well a classifier did on a set of images."""
 
-    Attributes:
-        confusion: (classes, classes), int64; rows are labels, columns are predictions.
-        loss: Mean cross-entropy per image in nats, without label smoothing or class weights.
-        has_probabilities: Whether the next two were computed.
-        auroc: Mean one-vs-rest area under the ROC curve; None where no class allows it.
-        calibration_error: Expected calibration error of the largest probability.
-    """
-
-    confusion: Tensor
-    loss: float
-    has_probabilities: bool = False
+    confusion: Tensor  # (classes, classes), int64; rows are labels, columns are predictions
+    loss: float  # mean cross-entropy per image in nats, without label smoothing or class weights
+    has_probabilities: bool = False  # whether the next two were computed
     auroc: float | None = None
     calibration_error: float | None = None
 
@@ -166,14 +158,7 @@ def auroc(probabilities: Probabilities, labels: Labels) -> float | None:
     For class c with P images and N other images: take all pairs of an image of c and another image. The area is the
     fraction of pairs in which the image of c has the larger probability of c; a tie counts half (Mann-Whitney):
     (R - P (P + 1) / 2) / (P N), where R is the sum of the ranks of the P images. Classes with P = 0 or N = 0 are left
-    out.
-
-    Args:
-        probabilities: (images, classes).
-        labels: (images,), class indices.
-
-    Returns:
-        None if no class is left, or if a probability is not finite.
+    out. The result is None if no class is left, or if one of the `probabilities` (images, classes) is not finite.
     """
     from scipy.stats import rankdata
 
@@ -194,14 +179,8 @@ def calibration_error(probabilities: Probabilities, labels: Labels) -> float | N
     """Return the expected calibration error of the largest probability, in [0, 1]; Guo et al., arXiv 1706.04599.
 
     ECE = sum over b of |B_b| / N * |acc(B_b) - conf(B_b)|. Bin B_b holds the images with their largest probability in
-    ((b - 1) / 15, b / 15]; acc is the accuracy in the bin and conf the mean of the largest probability.
-
-    Args:
-        probabilities: (N, classes).
-        labels: (N,), class indices.
-
-    Returns:
-        None without images, or if a probability is not finite.
+    ((b - 1) / 15, b / 15]; acc is the accuracy in the bin and conf the mean of the largest probability. The result is
+    None without images, or if one of the `probabilities` (N, classes) is not finite.
     """
     if not len(labels) or not np.isfinite(probabilities).all():
         return None

@@ -27,17 +27,11 @@ from .trainer import autocast
 
 @dataclass(frozen=True)
 class Prediction:
-    """The predicted classes of an image, or why it could not be read.
-
-    Attributes:
-        path: Path of the image.
-        classes: The most probable classes with their probabilities, the most probable first.
-        error: A sentence that names the image; empty if it could be read.
-    """
+    """The predicted classes of an image, or why it could not be read."""
 
     path: str
-    classes: tuple[tuple[str, float], ...] = ()
-    error: str = ""
+    classes: tuple[tuple[str, float], ...] = ()  # with their probabilities, the most probable first
+    error: str = ""  # a sentence that names the image; empty if it could be read
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:

@@ -33,45 +33,30 @@ Count = Annotated[int, Meta(ge=0, lt=2**53)]
 
 
 class RunDescription(msgspec.Struct, kw_only=True):
-    """The content of `run.json`.
+    """The content of `run.json`."""
 
-    Attributes:
-        config: The options, as `Config` takes them.
-        classes: Names of the classes.
-        num_images: Number of images of each part.
-        drawn: Parts that the seed drew; unset in runs of old versions.
-        left_out: Paths of bad images that were left out.
-        data_fingerprint: SHA-256 of the images and their split.
-        sessions: Machine and versions of each start, the first and each continuation.
-    """
-
-    config: dict[str, Any]
+    config: dict[str, Any]  # the options, as `Config` takes them
     classes: list[str]
-    num_images: dict[str, Count]
-    drawn: list[str] | UnsetType = UNSET
-    left_out: list[str] = []
-    data_fingerprint: str
-    sessions: Annotated[list[dict[str, Any]], Meta(min_length=1)]
+    num_images: dict[str, Count]  # of each part
+    drawn: list[str] | UnsetType = UNSET  # parts that the seed drew; unset in runs of old versions
+    left_out: list[str] = []  # paths of bad images
+    data_fingerprint: str  # SHA-256 of the images and their split
+    sessions: Annotated[list[dict[str, Any]], Meta(min_length=1)]  # machine and versions of each start
 
 
 class EpochLine(msgspec.Struct, kw_only=True):
-    """A line of `metrics.jsonl`; losses are mean cross-entropies in nats, `val_loss` None where it is not finite.
-
-    Attributes:
-        train_loss: Of the augmented images, with label smoothing and class weights.
-        seconds: Time of training so far, evaluations included.
-    """
+    """A line of `metrics.jsonl`; losses are mean cross-entropies in nats."""
 
     epoch: Annotated[int, Meta(ge=1, lt=2**31)]
     step: Count
     lr: Amount
-    train_loss: Amount
+    train_loss: Amount  # of the augmented images, with label smoothing and class weights
     val_accuracy: Fraction
     val_balanced_accuracy: Fraction
     val_macro_f1: Fraction | UnsetType = UNSET  # not in runs of old versions
-    val_loss: Amount | None
+    val_loss: Amount | None  # None where it is not finite
     is_best: bool
-    seconds: Amount
+    seconds: Amount  # of training so far, evaluations included
 
 
 class PartFigures(msgspec.Struct, kw_only=True):
@@ -97,27 +82,19 @@ class ClassFigures(msgspec.Struct, kw_only=True, rename={"name": "class"}):
 
 
 class Result(msgspec.Struct, kw_only=True):
-    """The content of `result.json`.
+    """The content of `result.json`: the figures of the best network."""
 
-    Attributes:
-        status: "finished" or "stopped early".
-        best_epoch: Epoch of the best network, which the figures are of.
-        seconds: Time of training, evaluations included.
-        judged_on: The part that `per_class` and `confusion` are of.
-        confusion: Number of images by label (row) and prediction (column).
-    """
-
-    status: str
+    status: str  # "finished" or "stopped early"
     best_by: str = "accuracy"
     best_epoch: Count
     num_epochs: Count
-    seconds: Amount
+    seconds: Amount  # of training, evaluations included
     val: PartFigures
     test: PartFigures | UnsetType = UNSET
-    judged_on: Literal["test", "val"]
+    judged_on: Literal["test", "val"]  # the part that `per_class` and `confusion` are of
     classes: list[str]
     per_class: list[ClassFigures]
-    confusion: list[list[Count]] = []
+    confusion: list[list[Count]] = []  # number of images by label (row) and prediction (column)
 
 
 class RunFolder:

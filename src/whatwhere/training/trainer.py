@@ -66,15 +66,8 @@ class _Loss:
 class Trainer:
     """Trains a network step by step: holds the model, the optimizer, the averaged model and the position.
 
-    Args:
-        model: A classifier that returns logits, on the team's device.
-        recipe: The options of training.
-        order: The samples of each step.
-        num_classes: Number of classes.
-        seed: Any integer.
-        team: The processes.
-        class_weights: (num_classes,), weight of each class in the loss.
-        compile: Run the network with torch.compile.
+    `model` is a classifier that returns logits, on the team's device. `order` has the samples of each step, and
+    `class_weights` (num_classes,) the weight of each class in the loss. With `compile`, torch.compile runs the network.
     """
 
     def __init__(
