@@ -130,7 +130,7 @@ def _is_change(cells: Sequence[str]) -> bool:
     return cells[0].lstrip().startswith(("+ ", "- "))
 
 
-def comma_separated(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+def comma_separated(head: Sequence[object], lines: Iterable[Sequence[object]] = ()) -> str:
     """Return CSV text: `head`, then `lines`."""
     target = io.StringIO()
     writer = csv.writer(target, lineterminator="\n")

@@ -9,16 +9,16 @@ import typer
 
 from ..base.tables import rich_tables, show
 
-PathColumn = Annotated[str, typer.Option(metavar="NAME", help="Column of the paths in a CSV.")]
-LabelColumn = Annotated[str, typer.Option(metavar="NAME", help="Column of the labels in a CSV.")]
-DataDir = Annotated[str, typer.Option(metavar="DIR", help="Folder of torchvision's data sets.")]
+PathColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column of the paths in a CSV.")]
+LabelColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column of the labels in a CSV.")]
+DataDir = Annotated[str | None, typer.Option(metavar="DIR", help="Folder of torchvision's data sets.")]
 
 
 def check_command(
     data: Annotated[str, typer.Argument(help="Images: a folder, a CSV, `digits`, or a torchvision data set by name.")],
-    path_column: PathColumn = "",
-    label_column: LabelColumn = "",
-    data_dir: DataDir = "",
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    data_dir: DataDir = None,
     download: Annotated[bool, typer.Option("--download", help="Download a torchvision data set.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -27,8 +27,7 @@ def check_command(
     from ..data.sources.find import find_source
     from .screen import TerminalScreen
 
-    columns = {"path_column": path_column or None, "label_column": label_column or None}
-    source = find_source(data, data_dir=data_dir or None, download=download, **columns)
+    source = find_source(data, path_column=path_column, label_column=label_column, data_dir=data_dir, download=download)
     with TerminalScreen(to_stderr=True) as screen:
         report = examine(source, progress=lambda done, total: screen.progress("examining images", done, total))
     if json:

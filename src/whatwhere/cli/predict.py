@@ -58,9 +58,8 @@ def predict_command(
                 classes = [{"class": name, "probability": value} for name, value in prediction.classes]
                 found.append({"path": path, "predictions": classes})
             elif csv:
-                ranked = enumerate(prediction.classes, start=1)
-                rows = [(path, str(rank), printable(name), f"{value:.6f}") for rank, (name, value) in ranked]
-                typer.echo(comma_separated(rows[0], rows[1:]), nl=False)
+                for rank, (name, value) in enumerate(prediction.classes, start=1):
+                    typer.echo(comma_separated((path, rank, printable(name), f"{value:.6f}")), nl=False)
             else:
                 texts = [f"{printable(name)} {value:.1%}" for name, value in prediction.classes]
                 typer.echo(f"{path}: {', '.join(texts)}")
@@ -82,9 +81,9 @@ def evaluate_command(
     device: _Device = "",
     attention: _Attention = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")] = False,
-    path_column: PathColumn = "",
-    label_column: LabelColumn = "",
-    data_dir: DataDir = "",
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    data_dir: DataDir = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Evaluate a trained network on labelled images: accuracy, cross-entropy, figures of each class."""
@@ -108,9 +107,9 @@ def evaluate_command(
             num_workers=workers,
             trained_on=training_images(bundle),
             progress=lambda done, total: screen.progress("images", done, total),
-            path_column=path_column or None,
-            label_column=label_column or None,
-            data_dir=data_dir or None,
+            path_column=path_column,
+            label_column=label_column,
+            data_dir=data_dir,
         )
     if result["num_trained_on"]:
         print(
