@@ -15,22 +15,15 @@ import typer
 from ..base.errors import UserError
 from ..base.words import brief
 from ..training.config import OPTIONS, TELLS_APART, read_config
-from .train import given_options, option_parameter, own_parameter, typed_command, with_parameters
+from .train import given_options, option_parameter, own_option, own_parameter, typed_command, with_parameters
 from .verdict import show_comparison
 
 if TYPE_CHECKING:
     from ..comparison.content import Content
 
-_PANEL = "Comparison"
 _REPORT = "report.html"
 
-
-def _option(name: str, kind: Any, help: str, metavar: str | None = None, flag: str | None = None) -> inspect.Parameter:
-    names = (flag,) if flag else ()
-    details = typer.Option(*names, metavar=metavar, help=help, rich_help_panel=_PANEL, show_default=False)
-    return own_parameter(name, Annotated[kind, details], False if kind is bool else None)
-
-
+_option = functools.partial(own_option, panel="Comparison")
 _OWN = (
     _option("backbone", str | None, "Network without attention. (default: by the images, as `train`)", "NAME"),
     _option(
@@ -39,7 +32,7 @@ _OWN = (
         "Arms: none, se, cbam or another attention, MODULE:NAME of your own, wide (the backbone with as many "
         "parameters as the largest arm, or wide:ARM's); NAME=ARM calls it otherwise. (default: none,se,cbam)",
         "ARMS",
-        "--attention",
+        flag="--attention",
     ),
     _option("seeds", int | None, "Runs of each arm, with seeds 0, 1, ... (default: 8)", "N"),
     _option(
@@ -72,9 +65,9 @@ _OWN = (
     _option("out", str | None, "Folder. (default: runs/DATA/compare-BACKBONE)", "DIR"),
     _option("processes", int | None, "Runs at the same time. (default: one for each GPU; 1 without)", "N"),
     _option("shard", str | None, "Do part i of n only, as in 2/8; then --collect where all are together.", "i/n"),
-    _option("collect", bool, "Train nothing: judge the finished runs in --out.", flag="--collect"),
+    _option("collect", bool, "Train nothing: judge the finished runs in --out."),
     _option("config", Path | None, "YAML with options of the runs; the command line overrides it.", "FILE"),
-    _option("json", bool, "Print the result as JSON; all else goes to standard error.", flag="--json"),
+    _option("json", bool, "Print the result as JSON; all else goes to standard error."),
     # the command of the whole, for the processes that --processes starts
     own_parameter("whole", Annotated[str | None, typer.Option("--whole", hidden=True)], None),
 )

@@ -30,21 +30,15 @@ def train_command() -> Callable[..., None]:
         "labels, `digits`, or a data set of torchvision's by name."
     )
     own = (
-        _own("out", str | None, None, "Folder of the run. (default: runs/DATA/MODEL-seedN)", "DIR"),
-        _own("resume", bool, False, "Continue the run in --out; start one where there is none."),
-        _own("config", Path | None, None, "YAML file of options; the command line overrides it.", "FILE"),
-        _own("dry_run", bool, False, "Check everything, show the options, train a few steps."),
-        _own("json", bool, False, "Print the result as JSON; messages go to standard error."),
+        own_option("out", str | None, "Folder of the run. (default: runs/DATA/MODEL-seedN)", "DIR"),
+        own_option("resume", bool, "Continue the run in --out; start one where there is none."),
+        own_option("config", Path | None, "YAML file of options; the command line overrides it.", "FILE"),
+        own_option("dry_run", bool, "Check everything, show the options, train a few steps."),
+        own_option("json", bool, "Print the result as JSON; messages go to standard error."),
     )
     common = [option_parameter(name) for name in _COMMON]
     others = [option_parameter(name) for name in OPTIONS if name not in _COMMON]
     return with_parameters(_train, text, [*common, *own, *others])
-
-
-def _own(name: str, kind: Any, default: Any, help: str, metavar: str | None = None) -> inspect.Parameter:
-    names = [f"--{name.replace('_', '-')}"] if kind is bool else []
-    option = typer.Option(*names, metavar=metavar, help=help, rich_help_panel="Common")
-    return own_parameter(name, Annotated[kind, option], default)
 
 
 def _train(
@@ -91,8 +85,17 @@ def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def own_option(
+    name: str, kind: Any, help: str, metavar: str | None = None, *, flag: str = "", panel: str = "Common"
+) -> inspect.Parameter:
+    """Return a keyword parameter for an option of the command itself; `flag` is its name on the command line."""
+    flag = flag or f"--{name.replace('_', '-')}"
+    option = typer.Option(flag, metavar=metavar, help=help, rich_help_panel=panel, show_default=False)
+    return own_parameter(name, Annotated[kind, option], False if kind is bool else None)
+
+
 def own_parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    """Return a keyword parameter for an option of the command itself."""
+    """Return a keyword parameter of a command."""
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
