@@ -53,8 +53,8 @@ def save_bundle(folder: Path, bundle: Bundle) -> None:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    # for those who take the weights alone, which fit a network that computes something else; of two entries safetensors
-    # would write either first, and the file's digest would change
+    # The file of the weights describes the network too, because its tensors fit networks that compute something else.
+    # One entry: safetensors keeps no order, so that two could change the digest.
     said = msgspec.json.encode({"network": bundle.spec}).decode()
     content = weights.tensors_to_bytes(bundle.model.state_dict(), {weights.METADATA_KEY: said})
     digest = hashlib.sha256(content).hexdigest()
@@ -118,7 +118,7 @@ def load_bundle(
     state = weights.read_state_dict(folder / Path(found.weights).name)
     specs = [spec]
     if is_old and spec.attention_name and weights.has_attention(state) and weights.starts_as_identity(state):
-        # bundles before format 2 do not say how the attention started; code may have a scalar by the name of ours
+        # format 1 does not say how the attention started; an attention of the user's may have a parameter `mix` too
         specs.insert(0, replace(spec, start="identity"))
     for candidate in specs:
         model = _network(candidate, attention, state)
@@ -159,8 +159,8 @@ def _check_attention(named: str, given: Callable[..., nn.Module] | None, folder:
         )
     if given is not None and not is_import_path(named):
         raise UserError(
-            f"the network in {str(folder)!r} has no attention by import path and loads without --attention, or without "
-            "`attention` in Python; leave it out"
+            f"the network in {str(folder)!r} needs no imported attention; leave out --attention (in Python "
+            "`attention`)"
         )
 
 
@@ -169,7 +169,7 @@ def _network(
 ) -> nn.Module | None:
     """Return the network with the weights `state`; None if they are not its own."""
     spec = checked(spec)
-    # a file of a few bytes may not ask for any amount of memory
+    # a small file must not make a huge network
     asked = attention is None and spec.attention_name
     if asked and not weights.is_affordable(state, asked, spec.attention_options):
         return None

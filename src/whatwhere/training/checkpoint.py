@@ -62,7 +62,7 @@ def newest(folder: Path, warn: Callable[[str], None]) -> tuple[int, dict[str, An
         except UserError as error:
             warn(f"{error}; trying the one before")
     if steps:
-        raise UserError(f"no checkpoint in {str(folder)!r} is sound; start again with another --out")
+        raise UserError(f"all checkpoints in {str(folder)!r} are damaged; start again with another --out")
     return None
 
 

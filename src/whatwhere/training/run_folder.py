@@ -98,7 +98,7 @@ class Result(msgspec.Struct, kw_only=True):
 
 
 class RunFolder:
-    """The files of a run in `path`; the caller holds its lock.
+    """The files of a run in `path`; only the process that has locked the folder may write.
 
     `run.json` (`RunDescription`), `split.csv` (the part of each image), `metrics.jsonl` (an `EpochLine` for each
     epoch), `last/` (checkpoints), `best/` (a bundle), and at the end `result.json` (`Result`) and pictures.
