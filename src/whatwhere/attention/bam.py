@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import check_integer
-from .gate import Device, Dtype, Place, ScalingAttention, Start, channels_into, check_choice, hidden_width
+from .gate import Device, Dtype, Place, ScalingAttention, Start, check_choice, hidden_width
 
 Combine = Literal["add", "multiply"]
 
@@ -29,7 +29,7 @@ class BAM(ScalingAttention):
 
     Args:
         reduction: r; the hidden width of both branches is max(1, C // r).
-        dilation: d of the 3x3 convolutions, whose padding keeps H and W.
+        dilation: d of the 3x3 convolutions; they are padded, so that H and W stay.
         num_convs: Number of these convolutions, 2 in the paper.
         combine: "add" for the paper's M_c + M_s, "multiply" for M_c * M_s, which the authors' code computes.
 
@@ -46,6 +46,7 @@ class BAM(ScalingAttention):
     """
 
     place: Place = "stage"
+    sized_by = "channel.fc1"
     shown = ("combine",)
 
     def __init__(
@@ -79,10 +80,6 @@ class BAM(ScalingAttention):
             self.spatial.add_module(f"dilated{index + 1}", _conv_norm(hidden, hidden, 3, dilation))
         self.spatial.add_module("project", nn.Conv2d(hidden, 1, 1))
         self.to(device=device, dtype=dtype)
-
-    @property
-    def channels(self) -> int | None:
-        return channels_into(self.channel[0])
 
     def gates(self, x: Tensor) -> Tensor:
         channel, spatial = self.channel(x.mean((2, 3)))[:, :, None, None], self.spatial(x)

@@ -239,12 +239,7 @@ def _channel_gate(
 
 
 def _spatial_gate(
-    kernel_size: int,
-    maps: tuple[str, ...] | None,
-    norm: Norm,
-    zero_init_norm: bool,
-    bias: bool | None,
-    form: Form,
+    kernel_size: int, maps: tuple[str, ...] | None, norm: Norm, zero_init_norm: bool, bias: bool | None, form: Form
 ) -> SpatialConv:
     check_choice("form", form, tuple(_CONVENTIONS))
     convention = _CONVENTIONS[form]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .gate import Device, Dtype, ScalingAttention, Start, channels_into, hidden_width
+from .gate import Device, Dtype, ScalingAttention, Start, hidden_width
 
 
 class CoordinateAttention(ScalingAttention):
@@ -31,6 +31,8 @@ class CoordinateAttention(ScalingAttention):
         C / 24 rounded to a multiple of 8. 3 * C * m + 3 * m + 2 * C parameters.
     """
 
+    sized_by = "conv"
+
     def __init__(
         self,
         channels: int,
@@ -48,10 +50,6 @@ class CoordinateAttention(ScalingAttention):
         self.conv_h = nn.Conv2d(hidden, channels, 1)
         self.conv_w = nn.Conv2d(hidden, channels, 1)
         self.to(device=device, dtype=dtype)
-
-    @property
-    def channels(self) -> int | None:
-        return channels_into(self.conv)
 
     def gates(self, x: Tensor) -> Tensor:
         strips = torch.cat((x.mean(3, keepdim=True), x.mean(2, keepdim=True).transpose(2, 3)), 2)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import UserError, check_integer
-from .gate import Device, Dtype, ScalingAttention, Start, channels_into, check_odd, largest_divisor
+from .gate import Device, Dtype, ScalingAttention, Start, check_odd, largest_divisor
 
 
 class EfficientLocalAttention(ScalingAttention):
@@ -46,6 +46,8 @@ class EfficientLocalAttention(ScalingAttention):
         shared.
     """
 
+    sized_by = "along_h.0"
+
     def __init__(
         self,
         channels: int,
@@ -73,10 +75,6 @@ class EfficientLocalAttention(ScalingAttention):
         self.along_h = axis()
         self.along_w = None if shared else axis()
         self.to(device=device, dtype=dtype)
-
-    @property
-    def channels(self) -> int | None:
-        return channels_into(self.along_h[0])
 
     def gates(self, x: Tensor) -> Tensor:
         along_w = self.along_h if self.along_w is None else self.along_w

@@ -41,6 +41,7 @@ class Attention(NotScriptable, nn.Module):
             scalar at 0 before gates at 1 gets no gradient and gives none.
         place: Where a network puts it: "block" (the end of each residual branch) or "stage" (the end of each stage but
             the last). A module that does not derive from this class may have this attribute too.
+        sized_by: Name of the layer that takes the C channels; "" where the weights fit any C.
         shown: Names of the options that stand in the module's repr.
 
     Shape:
@@ -57,6 +58,7 @@ class Attention(NotScriptable, nn.Module):
     mix: Tensor | None
     place: Place = "block"
     identity_at_start: ClassVar[bool] = False
+    sized_by: ClassVar[str] = ""
     shown: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, channels: int, *, start: Start = "paper") -> None:
@@ -68,7 +70,7 @@ class Attention(NotScriptable, nn.Module):
 
     @property
     def channels(self) -> int | None:
-        return None
+        return channels_into(self.get_submodule(self.sized_by)) if self.sized_by else None
 
     def check(self, x: Tensor) -> None:
         """Raise UserError unless x is floating-point and (N, C, H, W)."""

@@ -7,7 +7,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from ..ops.layout import narrowed, widened
-from .gate import Attention, Device, Dtype, Start, channels_into, hidden_width
+from .gate import Attention, Device, Dtype, Start, hidden_width
 
 # symbolic tracing patches a function under the name by which it is called
 torch.fx.wrap("narrowed")
@@ -34,7 +34,7 @@ class GlobalContext(Attention):
         Softmax and sums are computed in float32 at least. The zeros at the start are those of the authors' code
         ("last_zero_init"): W_v2 and b_v2 learn from the first step, the rest from the second; until then -0.0 becomes
         0.0. The softmax does not depend on b_k, which never learns; it is kept because the authors' and timm's modules
-        have it. The minimum of 8 hidden channels is ours. The authors' C // r is 1 below 2 * r channels; LayerNorm
+        have it. The minimum of 8 hidden channels is new here. The authors' C // r is 1 below 2 * r channels; LayerNorm
         makes a single channel constant, and the block cannot learn what to add. Fusion by multiplication, the default
         of timm's module, is left out; timm's r is 8, and its hidden width is rounded to 1 or more. The authors leave
         the block out of a network's first stage.
@@ -42,6 +42,7 @@ class GlobalContext(Attention):
     """
 
     identity_at_start: ClassVar[bool] = True
+    sized_by = "mask"
 
     def __init__(
         self,
@@ -63,10 +64,6 @@ class GlobalContext(Attention):
             assert parameter is not None
             nn.init.zeros_(parameter)
         self.to(device=device, dtype=dtype)
-
-    @property
-    def channels(self) -> int | None:
-        return channels_into(self.mask)
 
     def forward(self, x: Tensor) -> Tensor:
         self.check(x)

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .gate import Device, Dtype, ScalingAttention, Start, channels_into, check_choice, hidden_width
+from .gate import Device, Dtype, ScalingAttention, Start, check_choice, hidden_width
 from .squeeze_excitation import Excitation
 
 Combine = Literal["add", "max"]
@@ -35,6 +35,7 @@ class SpatialChannelSE(ScalingAttention):
     """
 
     shown = ("combine",)
+    sized_by = "spatial"
 
     def __init__(
         self,
@@ -52,10 +53,6 @@ class SpatialChannelSE(ScalingAttention):
         self.channel = Excitation(channels, hidden_width(channels, reduction))
         self.spatial = nn.Conv2d(channels, 1, 1)
         self.to(device=device, dtype=dtype)
-
-    @property
-    def channels(self) -> int | None:
-        return channels_into(self.spatial)
 
     def gates(self, x: Tensor) -> Tensor:
         s = self.channel(x.mean((2, 3)))[:, :, None, None]

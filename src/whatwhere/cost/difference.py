@@ -158,7 +158,10 @@ class CostComparison:
             rows = []
             for layer in self.layers:
                 if layer.depth <= depth and (layer[metric].a or layer[metric].b):
-                    rows.append((_label(layer), *_cells(metric, layer[metric])))
+                    mark = {"both": "", "added": "+ ", "removed": "- "}[layer.status]
+                    kind = f" ({layer.type})" if mark or " -> " in layer.type else ""
+                    label = "  " * (layer.depth - 1) + mark + layer.name.rpartition(".")[2] + kind
+                    rows.append((label, *_cells(metric, layer[metric])))
                     rows += self._gathered(layer, depth, metric)
             own = _difference(metric, self.a.own, self.b.own)
             if own.a or own.b:
@@ -257,9 +260,3 @@ def _cells(metric: str, value: Difference) -> tuple[str, str, str, str]:
     difference = "0" if value.difference == 0 else sign + format_figure(metric, value.difference)
     ratio = "" if value.ratio is None else f"x{value.ratio:.3f}"
     return format_figure(metric, value.a), format_figure(metric, value.b), difference, ratio
-
-
-def _label(layer: ComparedLayer) -> str:
-    mark = {"both": "", "added": "+ ", "removed": "- "}[layer.status]
-    kind = f" ({layer.type})" if mark or " -> " in layer.type else ""
-    return "  " * (layer.depth - 1) + mark + layer.name.rpartition(".")[2] + kind

@@ -1,11 +1,7 @@
-"""What one call of `gate` computes, and the rules that say why it cannot be fused, in words, or "" if it can.
+"""What one call of `gate` computes, and the rules that say in words why it cannot be fused, or "" if it can.
 
-- `why_apart`: why several modules must be called one by one, and one call of `gate` cannot stand for them.
-- `why_looked_into`: why no fused backend may compute a call. Every hook must fire, and every tracer must see plain
-  operators: a fused call would hide both.
-- `why_unfit`: why the passes of the lean backend do not fit a call. Another backend brings a rule of its own.
-
-`ops.why_not_fused` asks the last two, of every backend.
+`ops.why_not_fused` asks `why_looked_into`, which holds for every backend, and the `why_unfit` of each backend; the one
+here is that of the lean backend.
 """
 
 from __future__ import annotations
@@ -104,7 +100,7 @@ def why_unfit(call: Call, x: Tensor | None = None, shortcut: Tensor | None = Non
 def _unfit(call: Call, x: Tensor | None, shortcut: Tensor | None, *scalars: Tensor | None) -> Iterator[str]:
     functions: tuple[object, ...] = (call.what, call.where)
     if any(function is not None and not isinstance(function, nn.Module) for function in functions):
-        yield "what and where must be modules, whose parameters can be found"
+        yield "what and where must be modules, so that their parameters can be found"
     listed = (getattr(call.what, "pools", ()), getattr(call.where, "maps", ()))
     if twice := [names for names in listed if len(set(names)) != len(names)]:
         yield f"the pools or maps {twice[0]} name one twice"

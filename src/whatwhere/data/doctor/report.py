@@ -94,10 +94,7 @@ def _read_as(mode: str) -> str:
 
 
 def examine(
-    source: Source,
-    *,
-    cache: Path | Literal["user"] | None = "user",
-    progress: Callable[[int, int], None] | None = None,
+    source: Source, *, cache: Path | Literal["user"] | None = "user", progress: Callable[[int, int], None] | None = None
 ) -> Report:
     """Decode every image of `source`, and report what is there and what is wrong.
 
