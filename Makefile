@@ -29,15 +29,15 @@ snapshots: $(READY)
 	$(VENV)/bin/python -m pytest -m 'not gpu and not sweep and not clients' -n 2 --snapshot-update
 
 test-slow: $(READY)
-	$(VENV)/bin/python -m pytest -m slow $(if $(IMAGES),--images=$(IMAGES))
+	$(VENV)/bin/python -m pytest -m slow -n 2 --dist worksteal $(if $(IMAGES),--images=$(IMAGES))
 
 # Attention in some sixty networks of others.
 test-sweep: $(READY)
-	$(VENV)/bin/python -m pytest -m sweep -n 2
+	$(VENV)/bin/python -m pytest -m sweep -n 2 --dist worksteal
 
 # Attention inside other people's programs: ONNX Runtime, Ultralytics, Torch-Pruning, Opacus and others.
 test-clients: $(CLIENTS)
-	$(VENV)/bin/python -m pytest -m clients -n 2
+	$(VENV)/bin/python -m pytest -m clients -n 2 --dist worksteal
 
 check: $(READY)
 	$(VENV)/bin/ruff check .

@@ -18,7 +18,10 @@ PAPER_GMACS = {  # the CBAM paper's Table 4, "GFLOPs": base, +SE, +CBAM
 }
 
 
-@pytest.mark.parametrize(("name", "expected"), PAPER_GMACS.items())
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [pytest.param(*row, marks=[pytest.mark.slow] * ("101" in row[0])) for row in PAPER_GMACS.items()],
+)
 def test_macs_are_those_of_the_papers_table(name, expected):
     options = {} if "18" in name or "34" in name else {"stride_in_1x1": True}
     macs = [cost(create_model(prefix + name, **options)).total.macs for prefix in ("", "se_", "cbam_")]

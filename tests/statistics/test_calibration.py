@@ -41,6 +41,7 @@ def test_nor_does_following_the_advice_to_add_seeds(policy, margin):
     assert tally.share("hurts") <= _limit(0.025, count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops_early", [True, False])
 def test_three_arms_together_are_as_rarely_wrong_as_one(stops_early):
     count = 400
