@@ -50,13 +50,8 @@ class SharedMLP(Excitation):
 class SpatialConv(nn.Module):
     """Spatial gate sigmoid(norm(k x k convolution of [max; mean])), the paper's eq. 3 plus a norm.
 
-    Args:
-        kernel_size: Odd width k of the convolution; its padding keeps H and W.
-        maps: Names of the maps over channels in the order of the input, a non-empty subset of "max" and "mean".
-        norm: Builds the norm of the one-channel logits; None leaves it out.
-        zero_init_norm: Start the norm's weight and bias at zero: the gate is 0.5 everywhere and the convolution gets
-            no gradient in the first step.
-        bias: Whether the convolution has a bias; None means that it has one where there is no norm.
+    The arguments are those of `CBAM`. With `zero_init_norm` the norm's weight and bias start at zero: the gate is 0.5
+    everywhere, and the convolution gets no gradient in the first step.
 
     Shape:
         (N, number of maps, H, W) -> (N, 1, H, W).

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
@@ -112,21 +113,13 @@ class LayerNames:
 
     def current(self) -> str:
         """Return the name of the innermost layer with a method on the caller's stack, or `ROOT`."""
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None:
-            name = self._name_in(frame)
-            if name is not None:
-                return name
-            frame = frame.f_back
-        return ROOT
+        names = (self._name_in(frame) for frame, _ in traceback.walk_stack(sys._getframe(1)))
+        return next((name for name in names if name is not None), ROOT)
 
-    def innermost(self, traceback: TracebackType | None) -> str:
+    def innermost(self, trace: TracebackType | None) -> str:
         """Return the name of the innermost layer that an exception passed through, or `ROOT`."""
-        found = ROOT
-        while traceback is not None:
-            found = self._name_in(traceback.tb_frame) or found
-            traceback = traceback.tb_next
-        return found
+        names = [self._name_in(frame) for frame, _ in traceback.walk_tb(trace)]
+        return next(filter(None, reversed(names)), ROOT)
 
     def describe(self, name: str) -> str:
         """Return `name` and the layer's repr, or its class if it contains layers."""
@@ -145,20 +138,14 @@ def is_within(name: str, layer: str) -> bool:
 
 
 class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class is untyped
-    """Counts the operators that run while it is active.
-
-    Attributes:
-        macs: Multiply-accumulates of convolutions and matrix products, by layer name.
-        other_flops: FLOPs of all other operators, by layer name.
-        uncounted: Number of runs of each operator that has no formula.
-    """
+    """Counts the operators that run while it is active."""
 
     def __init__(self, names: LayerNames) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.names = names
-        self.macs: Counter[str] = Counter()
-        self.other_flops: Counter[str] = Counter()
-        self.uncounted: Counter[str] = Counter()
+        self.macs: Counter[str] = Counter()  # of convolutions and matrix products, by layer name
+        self.other_flops: Counter[str] = Counter()  # of all other operators, by layer name
+        self.uncounted: Counter[str] = Counter()  # runs of each operator that has no formula
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -32,24 +32,16 @@ def draws(seed: int, epoch: int, num_samples: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop, horizontal flip, RandAugment, normalisation and random erasing of training images.
+    """Random crop, horizontal flip, RandAugment, normalisation and random erasing of training images."""
 
-    Attributes:
-        preprocessing: The preprocessing of the evaluation; it gives the image size and the normalisation.
-        crop: "pad" pads by an eighth of the size and crops at a random pixel; "resized" crops a random area with a
-            random aspect ratio (3/4 to 4/3) and resizes it.
-        crop_scale: Smallest area of a resized crop, as a share of the image.
-        hflip: Probability of a horizontal flip.
-        rand_augment: Magnitude (0 to 30) of two operations drawn from fourteen (arXiv 1909.13719); 0 is off.
-        random_erasing: Probability that a rectangle of 2 to 33 % of the area is set to the mean (arXiv 1708.04896).
-    """
-
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing  # that of the evaluation; it gives the image size and the normalisation
+    # "pad" pads by an eighth of the size and crops at a random pixel; "resized" crops a random area with a random
+    # aspect ratio (3/4 to 4/3) and resizes it
     crop: str
-    crop_scale: float
-    hflip: float
-    rand_augment: int
-    random_erasing: float
+    crop_scale: float  # smallest area of a resized crop, as a share of the image
+    hflip: float  # probability of a horizontal flip
+    rand_augment: int  # magnitude (0 to 30) of two operations drawn from fourteen (arXiv 1909.13719); 0 is off
+    random_erasing: float  # probability that a rectangle of 2 to 33 % of the area is set to the mean (arXiv 1708.04896)
 
     def cropped(self, pixels: Tensor, row: Tensor) -> Tensor:
         """Crop one image at random and resize it: uint8 (3, H, W) -> (3, image_size, image_size)."""

@@ -57,19 +57,12 @@ def findings_of(messages: Messages, paths: Mapping[str, Sequence[str]], **fields
 
 @dataclass(frozen=True)
 class Source:
-    """Labelled images, none of them decoded yet. Worker processes get it pickled.
+    """Labelled images, none of them decoded yet. Worker processes get it pickled."""
 
-    Attributes:
-        name: DATA as the user gave it.
-        root: Folder to which the samples' paths are relative; None for a built-in set.
-        samples: The samples, sorted by path.
-        findings: Remarks of the listing.
-    """
-
-    name: str
-    root: Path | None
-    samples: tuple[Sample, ...] = field(repr=False)
-    findings: tuple[Finding, ...] = ()
+    name: str  # DATA as the user gave it
+    root: Path | None  # folder to which the samples' paths are relative; None for a built-in set
+    samples: tuple[Sample, ...] = field(repr=False)  # sorted by path
+    findings: tuple[Finding, ...] = ()  # remarks of the listing
 
     def open(self, sample: Sample) -> Image.Image:
         """Open the image of a sample; a file is not decoded yet.
