@@ -8,7 +8,7 @@ import pytest
 from comparisons import design_of
 from whatwhere.base.screen import Silent
 from whatwhere.comparison.arms import Arm, parse_arms
-from whatwhere.comparison.design import Request, check_options, continued, read_design
+from whatwhere.comparison.design import Request, continued, read_design
 from whatwhere.comparison.run import collect
 
 OPTIONS = design_of().options
@@ -155,9 +155,10 @@ def test_a_plan_can_be_made_before_the_first_look(tmp_path, design, refused):
 
 
 def test_other_options_of_the_runs_are_refused_but_where_they_run_is_free(tmp_path, design, refused):
-    check_options(design, tmp_path, {"epochs": 30, "device": "cuda", "workers": 4})
+    given = {"epochs": 30, "device": "cuda", "workers": 4}
+    assert continued(design, Request(), tmp_path, given) == design
     with refused():
-        check_options(design, tmp_path, {"epochs": 40})
+        continued(design, Request(), tmp_path, {"epochs": 40})
 
 
 @pytest.mark.parametrize("numbers", [{"num_seeds": 1}, {"num_seeds": 2.5}, {"max_seeds": 5}])

@@ -28,7 +28,6 @@ from ..training.config import FREE, OPTIONS, TELLS_APART, Config
 from .arms import Arm, build, check_arm_name, describe, num_params, parse_arms, run_options
 
 DESIGN = "compare.json"
-_DEFAULT_ARMS, _DEFAULT_SEEDS = "none,se,cbam", 8
 _CHOSEN = frozenset(OPTIONS) - FREE - TELLS_APART  # options that a comparison fixes for all runs
 
 Text = Annotated[str, Meta(min_length=1)]
@@ -193,28 +192,22 @@ def _check_judging(metric: str, baseline: str, arms: Sequence[Arm]) -> None:
         raise UserError(f"--baseline {short(baseline) or repr('')} is none of the arms, {few(names, 10)}")
 
 
-def check_options(design: Design, folder: Path, given: Mapping[str, Any]) -> None:
-    """Raise UserError if a given option differs from that of the comparison."""
-    changed = [
-        f"{name} was {brief(design.options.get(name), 40)}, is {brief(value, 40)}"
-        for name, value in given.items()
-        if name not in FREE and design.options.get(name) != value
-    ]
-    if changed:
-        raise UserError(
-            f"the comparison in {str(folder)!r} trains with other options: {few(changed, 5, '; ')}; give the same, or "
-            "another --out"
-        )
-
-
-def continued(design: Design, request: Request, folder: Path) -> Design:
+def continued(design: Design, request: Request, folder: Path, given: Mapping[str, Any] | None = None) -> Design:
     """Return the design with more seeds or arms, or another margin, metric or baseline; it notes each change.
 
     Raises:
-        UserError: The request has another backbone, other learning rates, the name of another arm, another schedule
-            after a look, an unknown metric or baseline, or a metric that needs a margin.
+        UserError: An option in `given` differs from that of the comparison, or the request has another backbone, other
+            learning rates, the name of another arm, another schedule after a look, an unknown metric or baseline, or a
+            metric that needs a margin.
     """
     where = f"the comparison in {str(folder)!r}"
+    changed = [
+        f"{name} was {brief(design.options.get(name), 40)}, is {brief(value, 40)}"
+        for name, value in (given or {}).items()
+        if name not in FREE and design.options.get(name) != value
+    ]
+    if changed:
+        raise UserError(f"{where} trains with other options: {few(changed, 5, '; ')}; give the same, or another --out")
     if request.backbone not in (None, design.backbone):
         raise UserError(f"{where} compares {short(design.backbone)}, not {short(request.backbone)}; give another --out")
     if request.lr_search not in (None, design.lr_search):
@@ -300,7 +293,7 @@ def asked_for(request: Request) -> dict[str, Any]:
     Raises:
         UserError: Too few arms; an unknown arm, baseline, metric or backbone; a missing or impossible margin.
     """
-    arms = request.arms or parse_arms(_DEFAULT_ARMS)
+    arms = request.arms or parse_arms("none,se,cbam")
     if len(arms) < 2:
         raise UserError("a comparison needs two arms or more; give for example --attention none,cbam")
     baseline = default_baseline([arm.name for arm in arms]) if request.baseline is None else request.baseline
@@ -312,7 +305,7 @@ def asked_for(request: Request) -> dict[str, Any]:
     return {
         "arms": arms,
         "baseline": baseline,
-        "num_seeds": _DEFAULT_SEEDS if request.num_seeds is None else request.num_seeds,
+        "num_seeds": 8 if request.num_seeds is None else request.num_seeds,
         "max_seeds": request.max_seeds,
         "metric": metric,
         "margin": margin,

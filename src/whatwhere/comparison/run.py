@@ -32,7 +32,6 @@ from .design import (
     asked_for,
     begun,
     check_given,
-    check_options,
     completed,
     continued,
     described,
@@ -89,8 +88,7 @@ def run_comparison(
     if stored is None:
         asked = asked_for(request)
     else:
-        check_options(stored, own.out, given)
-        design = continued(stored, request, own.out)
+        design = continued(stored, request, own.out, given)
     with team(given.get("device", "")) as processes:
         before = {} if stored is None else stored.options
         warned: set[str] = set()

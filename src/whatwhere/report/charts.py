@@ -15,7 +15,7 @@ from ..statistics.wording import percent, quantity, span
 from .figures import interval, plain, wins
 
 KINDS = {HELPS: "helps", HURTS: "hurts", SAME: "same", UNKNOWN: "unknown"}
-_NO_PAIRS, _NO_INTERVAL = "no two pairs yet", "no interval: the pairs differ too little"
+_NO_PAIRS, _NO_INTERVAL = "no two pairs yet", "no interval: the pairs may not be independent"
 _WORSE_LEFT = ("\N{LEFTWARDS ARROW} worse", "better \N{RIGHTWARDS ARROW}")
 _BETTER_LEFT = ("\N{LEFTWARDS ARROW} better", "worse \N{RIGHTWARDS ARROW}")
 _LONG_LABEL = 5  # characters: more than a phone has room for seven times
@@ -247,8 +247,6 @@ class Classes:
     """Differences by class: a chart for each arm, and the number of intervals that do not contain 0."""
 
     charts: tuple[tuple[str, Chart], ...]
-    label: str
-    unit: str
     num_rows: int
     num_missing: int
 
@@ -265,7 +263,7 @@ def class_charts(per_class: PerClass, baseline: str, alpha: float) -> Classes:
         charts.append((arm, Chart(f"classes-{number}", rows, _ticks(scale), scale.at(0.0), None, *_WORSE_LEFT)))
     intervals = [row.interval_95 for row in per_class.rows if row.interval_95 is not None]
     missing = sum(low > 0 or high < 0 for low, high in intervals)
-    return Classes(tuple(charts), metric.label, metric.unit, len(per_class.rows), missing)
+    return Classes(tuple(charts), len(per_class.rows), missing)
 
 
 def _class_row(row: ClassRow, scale: Scale, metric: Metric, baseline: str, alpha: float) -> Row:
