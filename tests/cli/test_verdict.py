@@ -199,7 +199,7 @@ def test_what_is_no_file_is_not_replaced(whatwhere, table, tmp_path, special):
     before = page.lstat().st_ino, page.lstat().st_mode
     status, printed, err = whatwhere("verdict", table(6), "--out", page)
     assert (status, printed, err.count("\n")) == (2, "", 1)
-    assert "page.html' is no file that can be written over" in err
+    assert "page.html' cannot be overwritten" in err
     assert (page.lstat().st_ino, page.lstat().st_mode) == before
     assert not (tmp_path / "page.json").exists()
 

@@ -100,7 +100,7 @@ def test_a_plan_that_goes_on_warns_that_more_pairs_are_not_what_is_missing(prete
     pretended("none,se", seeds=6, max_seeds=12)
     assert len(pretended.trained) == 24
     warning = (
-        "none: 6 of 6 runs are no better than guessing one of 3 classes; more epochs would tell more than more pairs"
+        "none: 6 of 6 runs are no better than guessing one of 3 classes; more epochs would help more than more pairs"
     )
     assert warning in pretended.warnings
 

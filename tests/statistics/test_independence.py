@@ -124,7 +124,7 @@ def test_few_pairs_that_are_copies_have_no_interval():
         # and the reader is told why
         (doubt,) = arm.cautions
         assert "in 5 runs, alike for seeds 0, 1, 2, 3, 4, too few to be chance: the seed is not passed" in doubt
-        assert doubt.endswith("each run wrote its own figures; train again")
+        assert doubt.endswith("each run wrote its own figures; then train again")
     arm = verdict(table(none=live(count=3), cbam=live(0.02, count=3)[::-1]))
     assert (arm.interval_95, arm.p_t) != (None, None)
 

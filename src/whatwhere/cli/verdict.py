@@ -96,7 +96,7 @@ def _checked_targets(page: Path, results: Path) -> Path:
             # a link whose end is missing is written through, one that leads round to itself cannot be
             end = Path(os.path.realpath(path))
             if end.is_symlink() or (end.exists() and not end.is_file()):
-                raise UserError(f"{str(path)!r} is no file that can be written over; give another file with --out")
+                raise UserError(f"{str(path)!r} cannot be overwritten; give another file with --out")
         if page.exists() and page.stat().st_size and not is_page(page):
             raise UserError(f"{str(page)!r} is not a report of whatwhere; move it away, or give another --out")
     return record_path

@@ -234,7 +234,7 @@ def continued(design: Design, request: Request, folder: Path, given: Mapping[str
     kept = design.margin if METRICS[metric].unit == METRICS[design.metric].unit else None
     most = design.max_seeds if request.max_seeds is None else request.max_seeds
     if most is not None and (request.num_seeds or 0) > most:
-        raise UserError(f"--seeds {request.num_seeds} is more than --max-seeds {most}; the rest could not count")
+        raise UserError(f"--seeds {request.num_seeds} is more than --max-seeds {most}; give at most {most}")
     wanted: dict[str, Any] = {
         "num_seeds": max(design.num_seeds, request.num_seeds or 0),
         "max_seeds": most,

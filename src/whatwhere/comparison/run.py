@@ -235,7 +235,7 @@ def _advance(design: Design, runs: Runs, runner: Runner) -> Content | None:
         going_on = [arm for arm in after.others if len(after.seeds()[arm]) > len(design.seeds()[arm])]
         runner.screen.line(f"cannot tell yet: {', '.join(going_on)}; going on to the next look, as planned")
         for arm, why in content.first:
-            runner.screen.warn(f"{arm}: {why}; more epochs would tell more than more pairs")
+            runner.screen.warn(f"{arm}: {why}; more epochs would help more than more pairs")
         design = after
 
 
@@ -248,11 +248,11 @@ def _warning_if_alike(design: Design, tasks: Sequence[Task], screen: Screen) -> 
         if warned:
             return
         gathered.add(task)
-        advice = "see the learning rate, and what the networks answer"
+        advice = "check the learning rate, and what the networks predict"
         try:
             check_still_independent(gathered.results, design.metric, advice, gathered.num_images)
         except UserError as error:
-            screen.warn(f"{error}; no verdict can come of such runs")
+            screen.warn(f"{error}; such runs give no verdict")
             warned = True
 
     return check

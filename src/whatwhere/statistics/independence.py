@@ -42,7 +42,9 @@ _COUNTED = re.compile(r"acc|^macro_f1$|^recall$|top.?[15]", re.IGNORECASE)  # me
 _ALIKE = 1e-9  # figures are alike up to this share of their size: the last bits
 
 _CAUSES = "the seed is not passed to the trainer, or files were copied, or the networks ignore the images"
-_ADVICE = "see that the seed decides all that is random in a run and that each run wrote its own figures; train again"
+_ADVICE = (
+    "check that the seed sets everything random in a run and that each run wrote its own figures; then train again"
+)
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def _with_few_differences(
         return Doubt(
             f"all {len(seeds)} pairs are exactly equal: {arm} was not switched on, or files were copied, or the test "
             "set is too small",
-            f"see that the runs of {arm} have what {baseline} lacks, and take more test images",
+            f"check that {arm} was switched on in its runs, and take more test images",
         )
     if num_different == 1 and _num_different([before[seed] for seed in seeds], size) > 1:
         return Doubt(
@@ -108,7 +110,7 @@ def _with_few_differences(
         return Doubt(
             f"{counted(num_different, 'different difference')} in {len(seeds)} pairs, at least {LEAST_DIFFERENT} are "
             f"needed: the test set is too small or at its ceiling, or {_CAUSES}",
-            "take more test images, or a metric that is not at its ceiling; see that the seed reaches the trainer",
+            "take more test images, or a metric that is not at its ceiling; check that the trainer uses the seed",
         )
     return None
 
@@ -118,7 +120,7 @@ def cautions_about(
 ) -> list[str]:
     """Return a sentence for each of the two arms if its runs differ less than usual."""
     narrow = _narrow_arms(results, metric, (baseline, arm), seeds, num_images)
-    return [f"{how}; see that the seed decides all that is random in a run" for how, _ in narrow]
+    return [f"{how}; check that the seed sets everything random in a run" for how, _ in narrow]
 
 
 def check_still_independent(results: Results, metric: str, what_to_do: str, num_images: int | None = None) -> None:

@@ -219,7 +219,7 @@ def read_results(path: Path, metric: str | None = None, *, may_be_empty: bool = 
 
 
 def _check_lines(lines: list[tuple[int, list[str]]], head: list[str], arm: int, seed: int, path: Path) -> None:
-    """Raise UserError unless every line is a run: not the head once more, no total, no row of means."""
+    """Raise UserError unless every line is a run: not the head again, no total, no row of means."""
     for number, row in lines:
         if len(row) != len(head):
             raise UserError(
@@ -227,12 +227,12 @@ def _check_lines(lines: list[tuple[int, list[str]]], head: list[str], arm: int, 
                 "decimal comma needs quotes"
             )
         if [cell.strip() for cell in row] == head:
-            raise UserError(f"line {number} of {str(path)!r} is the head once more; take it out")
+            raise UserError(f"line {number} of {str(path)!r} repeats the head; take it out")
         missing = [name for name, column in ((_ARM, arm), (_SEED, seed)) if not row[column].strip()]
         if missing:
             raise UserError(
-                f"line {number} of {str(path)!r} names no {missing[0]}; give it, or take the line out if it is no run, "
-                "such as a total"
+                f"line {number} of {str(path)!r} has no {missing[0]}; give it, or take the line out if it is not a run "
+                "(a total, for example)"
             )
     odd = odd_seed(row[seed].strip() for _, row in lines)
     if odd is not None:
