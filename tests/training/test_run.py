@@ -192,7 +192,9 @@ def test_other_options_are_refused_and_named(data, tmp_path, refused):
 def test_a_continuation_splits_the_images_as_the_run_did_without_being_told_how(data, tmp_path):
     options = {"seed": 2, "val_fraction": 0.3, "epochs": 2}
     interrupted(data, tmp_path / "run", **options)
-    train(data, tmp_path / "run", resume=True, epochs=2)
+    screen = Lines()
+    train(data, tmp_path / "run", screen, resume=True, epochs=2)
+    assert "(* given; the others are those of the run so far)" in screen.lines
     train(data, tmp_path / "whole", **options)
     assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
     assert without_times(tmp_path / "run") == without_times(tmp_path / "whole")

@@ -159,8 +159,7 @@ def _check_attention(named: str, given: Callable[..., nn.Module] | None, folder:
         )
     if given is not None and not is_import_path(named):
         raise UserError(
-            f"the network in {str(folder)!r} needs no imported attention; leave out --attention (in Python "
-            "`attention`)"
+            f"the network in {str(folder)!r} needs no imported attention; leave out --attention (in Python `attention`)"
         )
 
 

@@ -225,13 +225,16 @@ def deterministic(config: Config) -> Iterator[None]:
         torch.backends.cudnn.benchmark = searching
 
 
-def describe(config: Config, given: Mapping[str, Any], prepared: Prepared, model: nn.Module, team: Team) -> list[str]:
+def describe(
+    config: Config, given: Mapping[str, Any], prepared: Prepared, model: nn.Module, team: Team, *, is_continued: bool
+) -> list[str]:
     """Return lines that describe a run: images, network, and all options, with * after those that were given."""
     counts = ", ".join(f"{len(samples):,} {part}" for part, samples in prepared.parts.items() if samples)
     num_params = sum(p.numel() for p in model.parameters())
     processes = f", {team.world_size} processes" if team.world_size > 1 else ""
     size, kind = config.image_size, team.device.type.upper()
-    chosen = "" if "model" in given else f" (chosen for {size} px on a {kind}; --model names another)"
+    is_chosen = "model" not in given and not is_continued
+    chosen = f" (chosen for {size} px on a {kind}; --model names another)" if is_chosen else ""
     lines = [
         f"images: {counts}; {len(prepared.classes)} classes",
         f"network: {config.network().describe()}, {num_params:,} parameters, {size} x {size} px{chosen}, "
@@ -245,7 +248,8 @@ def describe(config: Config, given: Mapping[str, Any], prepared: Prepared, model
             options.setdefault(field.metadata["panel"], []).append(f"{name} {text}{'*' if name in given else ''}")
     for panel, texts in options.items():
         lines += textwrap.wrap(f"{panel.lower()}: {', '.join(texts)}", 110, subsequent_indent="  ")
-    return [*lines, "(* given; the others are chosen by image size, start and machine)"]
+    others = "those of the run so far" if is_continued else "chosen by image size, start and machine"
+    return [*lines, f"(* given; the others are {others})"]
 
 
 def device_name(device: torch.device) -> str:

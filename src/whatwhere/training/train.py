@@ -97,11 +97,12 @@ def run_training(
         folder = folder_class(out or Path("runs") / (Path(data).stem or "data") / name)
         check_apart(folder.path, prepared)
         if resume and out is None:
-            config = resolve(data, {**folder.fixed_options(given), **given}, prepared, processes)
+            kept = folder.fixed_options(given)
+            config = resolve(data, {**kept, **given}, prepared, processes)
         processes.check_same(json.dumps([fingerprint(prepared), asdict(config)], default=str), "images or options")
         with processes.first_alone():
             model, spec = build_model(config, len(prepared.classes), attention)
-        for line in describe(config, given, prepared, model, processes):
+        for line in describe(config, given, prepared, model, processes, is_continued=bool(kept)):
             screen.line(line)
         run = Run(config, spec, prepared, processes, folder, screen, attention)
         with memory_errors(config, command), deterministic(config):
