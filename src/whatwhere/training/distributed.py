@@ -88,15 +88,16 @@ class Team:
 
 
 @contextlib.contextmanager
-def team(device: str) -> Iterator[Team]:
+def team(device: str, command: str = "") -> Iterator[Team]:
     """Join the processes that torchrun started, or return a team of this process alone.
 
     Args:
         device: A name such as "cpu" or "cuda:1", or "" for the best device. With several processes and CUDA, each takes
             the GPU of its local rank.
+        command: The command that continues a run, for the message where torch.distributed loses a process.
 
     Raises:
-        UserError: There is no such device.
+        UserError: There is no such device, or another process is lost.
     """
     world_size, rank, local_rank, local_world_size = (
         int(os.environ.get(name, default))
@@ -109,7 +110,15 @@ def team(device: str) -> Iterator[Team]:
     on_gpu = chosen.type == "cuda"
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT, device_id=chosen if on_gpu else None)
     control = dist.new_group(backend="gloo", timeout=PATIENCE)
-    yield Team(rank, world_size, local_rank, chosen, control, local_world_size)
+    try:
+        yield Team(rank, world_size, local_rank, chosen, control, local_world_size)
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise UserError(
+            f"process {rank} of {world_size} lost another process; read the message of that one, and continue with: "
+            f"{command}"
+        ) from error
     # a network that still exists holds its group: Gloo's threads would then abort when the interpreter ends
     gc.collect()
     # not after an error: the other processes still wait in a sum, and the end of NCCL would wait for them

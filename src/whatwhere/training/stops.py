@@ -1,4 +1,4 @@
-"""What ends a run early, in one sentence: signals, exhausted memory, lost processes."""
+"""What ends a run early, in one sentence: signals, exhausted memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from ..base.errors import UserError
 from ..base.processes import on_stop_signals
 from .config import Config
-from .distributed import Team
 
 
 @contextlib.contextmanager
@@ -55,18 +54,3 @@ def memory_errors(config: Config, command: str) -> Iterator[None]:
                 f"--workers, and continue with: {command}"
             ) from error
         raise
-
-
-@contextlib.contextmanager
-def lost_processes(processes: Team, command: str) -> Iterator[None]:
-    """Raise UserError where torch.distributed loses a process; `command` continues the run."""
-    try:
-        yield
-    except RuntimeError as error:
-        is_exchange = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
-        if processes.world_size == 1 or not is_exchange:
-            raise
-        raise UserError(
-            f"process {processes.rank} of {processes.world_size} lost another process; read the message of that one, "
-            f"and continue with: {command}"
-        ) from error

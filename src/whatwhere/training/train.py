@@ -42,7 +42,7 @@ from .setup import (
     resolve,
     session,
 )
-from .stops import listening, lost_processes, memory_errors
+from .stops import listening, memory_errors
 from .trainer import Diverged, Trainer, check_weights
 
 _LONG = 30.0  # seconds of training; before an evaluation, more than this is saved first
@@ -88,7 +88,7 @@ def run_training(
     # options that are not given stay as they were: the split depends on them, and defaults on the machine
     kept = folder_class(out).fixed_options(given) if out is not None and resume else {}
     given, attention = check_given(data, given)
-    with team(given.get("device", "")) as processes, lost_processes(processes, command):
+    with team(given.get("device", ""), command) as processes:
         screen = screen if processes.is_first else Silent()
         with processes.first_alone():
             prepared = prepare_images(data, {**kept, **given}, screen)
