@@ -110,31 +110,63 @@ def whatwhere_here(whatwhere, tmp_path, monkeypatch):
     return whatwhere
 
 
-# words that differ between versions of Python
-PYTHON = r"(?<=maximum recursion depth exceeded)[^)]+|(?<=Exceeds the limit).+"
+# words that differ between versions of Python, typer and torch
+LIBRARIES = "|".join(
+    (
+        r"(?<=maximum recursion depth exceeded)[^)]+",
+        r"(?<=Exceeds the limit).+",
+        r"Input should be .*(?=; see)",
+        r"(?<=Possible options: ).*(?=\))",
+        r"(?<=BatchNorm2d\().*(?=; give)",
+        r"(?<=the network does not run: ).*(?=; give)",
+    )
+)
 
 
 @pytest.fixture
-def refused(snapshot, tmp_path, tmp_path_factory):
-    """`with refused():` expects a UserError with one printable line: the message that __snapshots__/ has.
+def as_in_snapshot(snapshot, tmp_path, tmp_path_factory):
+    """Is a message one printable line, and the one that __snapshots__/ has? `make snapshots` writes them anew.
 
-    `make snapshots` writes the messages anew. In them TMP is the test's folder, TMPS that of all tests, and TESTS this
-    folder. `refused(hiding=REGEX)` hides the words of a library in a message, because they change with its version.
+    In them TMP is the test's folder, TMPS that of all tests, and TESTS this folder. Words that match `hiding` are left
+    out: those of a library, because they change with its version.
     """
 
-    def masked(sentence):
+    def check(sentence, hiding=LIBRARIES):
+        assert sentence.isprintable()
         sentence = sentence.replace(str(tmp_path), "TMP").replace(str(Path(__file__).parent), "TESTS")
         # numbers of the folders that several tests share
-        return re.sub(re.escape(str(tmp_path_factory.getbasetemp())) + r"(/[a-z]+)\d+", r"TMPS\1", sentence)
+        shared = re.escape(str(tmp_path_factory.getbasetemp())) + r"(/[a-z]+)\d+"
+        assert re.sub(hiding, "...", re.sub(shared, r"TMPS\1", sentence), count=1) == snapshot
+
+    return check
+
+
+@pytest.fixture
+def refused(as_in_snapshot):
+    """`with refused():` expects a UserError with the message of the snapshot; `hiding` as in `as_in_snapshot`."""
 
     @contextlib.contextmanager
-    def expected(hiding=PYTHON):
+    def expected(**hiding):
         with pytest.raises(UserError) as caught:
             yield caught
-        assert str(caught.value).isprintable()
-        assert re.sub(hiding, "...", masked(str(caught.value)), count=1) == snapshot
+        as_in_snapshot(str(caught.value), **hiding)
 
     return expected
+
+
+@pytest.fixture
+def refused_command(whatwhere, as_in_snapshot):
+    """Run a command that ends with exit status 2 and the message of the snapshot alone; return what it prints."""
+
+    def run(*arguments, **hiding):
+        status, out, err = whatwhere(*arguments)
+        assert (status, out) == (2, "")
+        assert err.startswith("whatwhere: ")
+        assert err.endswith("\n")
+        as_in_snapshot(err[:-1], **hiding)
+        return err
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -31,24 +31,21 @@ def test_what_it_costs_stands_below(whatwhere):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    "arguments",
     [
-        (("nobody",), "unknown network 'nobody'"),
-        (("mobilenet_v3_small", "--attention", "cbma"), "unknown attention 'cbma'; did you mean cbam"),
-        (("mobilenet_v3_small", "--attention", "no_such:Gate"), "cannot import attention 'no_such:Gate'"),
-        (("densenet121", "--input", "3x64x64"), "no residual block that can take attention; put it at 'stages'"),
-        (("mobilenet_v3_small", "--at", "nowhere"), "no module of the network is called 'nowhere'"),
-        (("mobilenet_v3_small", "--start", "zero"), "start must be one of paper, identity; got 'zero'"),
-        (("mobilenet_v3_small", "--replace", "x"), "replace must be one of se; got 'x'"),
-        (("mobilenet_v3_small", "--input", "224"), "--input must be channels x height x width"),
-        (("mobilenet_v3_small", "--input", "4x64x64"), "the network does not run: "),
+        ("nobody",),
+        ("mobilenet_v3_small", "--attention", "cbma"),
+        ("mobilenet_v3_small", "--attention", "no_such:Gate"),
+        ("densenet121", "--input", "3x64x64"),
+        ("mobilenet_v3_small", "--at", "nowhere"),
+        ("mobilenet_v3_small", "--start", "zero"),
+        ("mobilenet_v3_small", "--replace", "x"),
+        ("mobilenet_v3_small", "--input", "224"),
+        ("mobilenet_v3_small", "--input", "4x64x64"),
     ],
 )
-def test_bad_input_is_one_sentence(whatwhere, arguments, message):
-    status, out, err = whatwhere("attend", *arguments)
-    assert (status, out) == (2, "")
-    assert message in err
-    assert err.count("\n") == 1
+def test_bad_input_is_one_sentence(arguments, refused_command):
+    refused_command("attend", *arguments)
 
 
 def test_summary_beside_itself_without(whatwhere):

@@ -48,39 +48,33 @@ def test_summary_as_tables(whatwhere):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    "arguments",
     [
-        (("summary", "resnext50"), "unknown network 'resnext50'; did you mean resnext50_32x4d"),
-        (("summary", "resnet18", "--against", "resnet19"), "unknown network 'resnet19'; did you mean"),
-        (("summary", "resnet18", "--input", "1x224x224"), "conv1, the first layer, takes images of shape (N, 3, H, W)"),
-        (("summary", "resnet18", "--input", "224"), "--input must be channels x height x width, such as 3x224x224"),
-        (("summary", "resnet18", "--input", "3x0x224"), "--input must be"),
-        (("summary", "resnet18", "--input", "3x224x" + "9" * 5000), "--input must be"),
-        (("summary", "resnet18", "--input", "3x16x16"), "give a batch of 2 or more"),
-        (("summary", "resnet18", "--batch", "0"), "--batch"),
-        (("summary", "resnet18", "--batch", "9" * 25), "batch_size must be a positive integer"),
-        (("summary", "resnet18", "--batch", "999999999"), "no memory for an input of shape"),
-        (("summary", "resnet18", "--classes", "9" * 25), "num_classes must be an integer"),
-        (("summary", "resnet18", "--classes", "0"), "--classes"),
-        (("summary", "resnet18", "--depth", "0"), "--depth"),
-        (("summary", "article_resnext50", "--input", "3x64x64"), "(N, 3, 224, 224) only"),
-        (("summary",), "give one network to `whatwhere summary`"),
-        (("models", "zzz*"), "no model matches 'zzz*'"),
-        (("sumary",), "No such command"),
-        (("summary", "resnet18", "--classes", "many"), "--classes"),
-        (("summary", "resnet18", "--deep"), "--deep"),
-        (("demo", "--out", ""), "--out is empty"),
-        (("demo", "--out", "/dev/null/demo"), "cannot write to '/dev/null/demo'"),
+        ("summary", "resnext50"),
+        ("summary", "resnet18", "--against", "resnet19"),
+        ("summary", "resnet18", "--input", "1x224x224"),
+        ("summary", "resnet18", "--input", "224"),
+        ("summary", "resnet18", "--input", "3x0x224"),
+        ("summary", "resnet18", "--input", "3x224x" + "9" * 5000),
+        ("summary", "resnet18", "--input", "3x16x16"),
+        ("summary", "resnet18", "--batch", "0"),
+        ("summary", "resnet18", "--batch", "9" * 25),
+        ("summary", "resnet18", "--batch", "999999999"),
+        ("summary", "resnet18", "--classes", "9" * 25),
+        ("summary", "resnet18", "--classes", "0"),
+        ("summary", "resnet18", "--depth", "0"),
+        ("summary", "article_resnext50", "--input", "3x64x64"),
+        ("summary",),
+        ("models", "zzz*"),
+        ("sumary",),
+        ("summary", "resnet18", "--classes", "many"),
+        ("summary", "resnet18", "--deep"),
+        ("demo", "--out", ""),
+        ("demo", "--out", "/dev/null/demo"),
     ],
 )
-def test_bad_input_is_one_sentence_and_status_2(whatwhere, arguments, sentence):
-    status, out, err = whatwhere(*arguments)
-    assert status == 2
-    assert sentence in err
-    assert "Traceback" not in err
-    assert err.startswith("whatwhere: ")
-    assert err.count("\n") == 1
-    assert out == ""
+def test_bad_input_is_one_sentence_and_status_2(arguments, refused_command):
+    refused_command(*arguments)
 
 
 def test_an_out_that_is_a_file_is_left_alone(whatwhere, tmp_path):

@@ -143,46 +143,39 @@ def test_the_command_line_wins_over_the_file(given, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    "arguments",
     [
-        ((), "Missing argument"),
-        (("",), "DATA is empty"),
-        (("nowhere",), "there is no folder, CSV file or data set 'nowhere'"),
-        (("digits", "--epochs", "0"), "epochs must be a whole number of at least 1 and below 2**31, got 0"),
-        (("digits", "--epochs", "many"), "--epochs"),
-        (("digits", "--epochs", "1.5"), "--epochs"),
-        (("digits", "--lr", "-1"), "lr must be a number of at least 0"),
-        (("digits", "--lr", "nan"), "lr must be a number of at least 0 and below 10000, got nan"),
-        (("digits", "--lr", "fast"), "--lr"),
-        (("digits", "--optimizer", "sdg"), "optimizer must be one of sgd, adamw, got 'sdg'"),
-        (("digits", "--rand-augment", "31"), "rand_augment must be a whole number of at least 0 and at most 30"),
-        (("digits", "--crop-scale", "0"), "crop_scale must be a number above 0 and at most 1, got 0"),
-        (("digits", "--image-size", "0"), "image_size must be a whole number of at least 8 and at most 4096"),
-        (("digits", "--cache", "device", "--crop", "resized"), "cache=device needs crop=pad"),
-        (("digits", "--model", "resnext11"), "unknown network 'resnext11'; did you mean"),
-        (("digits", "--device", "tpu0"), "no device 'tpu0'"),
-        (("digits", "--epoch", "3"), "--epoch"),
-        (("digits", "--no-lr"), "--no-lr"),
-        (("digits", "more"), "unexpected extra argument"),
-        (("digits", "--config", "none.yaml"), "cannot read the configuration 'none.yaml': No such file"),
-        (("digits", "--attention", "own"), "unknown attention 'own'"),
-        (
-            ("digits", "--attention", "own:Gate"),
-            "there is no module 'own', neither installed nor in the current folder",
-        ),
-        (("digits", "--width-factor", "0"), "width_factor must be a number above 0 and at most 16, got 0"),
-        (("digits", "--best-by", "last", "--early-stop", "2"), "early_stop waits for a better epoch"),
-        (("digits", "--path-column", "x"), "--path-column and --label-column are for a CSV file"),
+        (),
+        ("",),
+        ("nowhere",),
+        ("digits", "--epochs", "0"),
+        ("digits", "--epochs", "many"),
+        ("digits", "--epochs", "1.5"),
+        ("digits", "--lr", "-1"),
+        ("digits", "--lr", "nan"),
+        ("digits", "--lr", "fast"),
+        ("digits", "--optimizer", "sdg"),
+        ("digits", "--rand-augment", "31"),
+        ("digits", "--crop-scale", "0"),
+        ("digits", "--image-size", "0"),
+        ("digits", "--cache", "device", "--crop", "resized"),
+        ("digits", "--model", "resnext11"),
+        ("digits", "--device", "tpu0"),
+        ("digits", "--epoch", "3"),
+        ("digits", "--no-lr"),
+        ("digits", "more"),
+        ("digits", "--config", "none.yaml"),
+        ("digits", "--attention", "own"),
+        ("digits", "--attention", "own:Gate"),
+        ("digits", "--width-factor", "0"),
+        ("digits", "--best-by", "last", "--early-stop", "2"),
+        ("digits", "--path-column", "x"),
     ],
 )
-def test_bad_input_is_one_sentence_and_status_2(whatwhere, tmp_path, monkeypatch, arguments, sentence):
+def test_bad_input_is_one_sentence_and_status_2(whatwhere, tmp_path, monkeypatch, arguments, refused_command):
     monkeypatch.chdir(tmp_path)
-    for form in ((), ("--json",)):
-        status, out, err = whatwhere("train", *arguments, *form)
-        assert (status, out) == (2, "")
-        assert sentence in err
-        assert err.startswith("whatwhere: ")
-        assert err.count("\n") == 1
+    err = refused_command("train", *arguments)
+    assert whatwhere("train", *arguments, "--json") == (2, "", err)
     assert list(tmp_path.iterdir()) == []
 
 

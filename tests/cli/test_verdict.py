@@ -141,29 +141,25 @@ def test_the_page_goes_where_it_is_sent(whatwhere, table, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("out", "sentence"),
+    "out",
     [
-        ("", "--out is empty"),
-        ("results.csv", "would write over the results"),
-        ("./pages/../results.csv", "would write over the results"),
-        ("link.csv", "would write over the results"),
-        (".", "cannot be the page; give a file such as verdict.html"),
-        ("pages", "cannot be the page; give a file such as verdict.html"),
-        ("page.json", "cannot be the page; give a file such as verdict.html"),
-        ("nowhere/page.html", "No such file or directory"),
+        "",
+        "results.csv",
+        "./pages/../results.csv",
+        "link.csv",
+        ".",
+        "pages",
+        "page.json",
+        "nowhere/page.html",
     ],
 )
-def test_a_page_that_cannot_be_written_leaves_everything_as_it_was(
-    whatwhere, table, tmp_path, monkeypatch, out, sentence
-):
+def test_a_page_that_cannot_be_written_leaves_everything_as_it_was(table, tmp_path, monkeypatch, out, refused_command):
     monkeypatch.chdir(tmp_path)
     path = table(6)
     (tmp_path / "pages").mkdir()
     (tmp_path / "link.csv").symlink_to(path)
     before = path.read_bytes()
-    status, printed, err = whatwhere("verdict", "results.csv", "--out", out)
-    assert (status, printed, err.count("\n")) == (2, "", 1)
-    assert sentence in err
+    refused_command("verdict", "results.csv", "--out", out)
     assert path.read_bytes() == before
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["link.csv", "pages", "results.csv"]
 
@@ -227,32 +223,28 @@ def test_missing_runs_are_a_caution_and_the_complete_pairs_are_judged(whatwhere,
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    "arguments",
     [
-        (("--max-pairs", "5"), "--max-pairs must be an integer from 6 to 10,000, got 5"),
-        (("--first-look", "5"), "--first-look must be an integer from 6 to 10,000, got 5"),
-        (("--max-pairs", "10001"), "--max-pairs must be an integer from 6 to 10,000"),
-        (("--lower-is-better",), "accuracy is a metric where higher is better; leave out --lower-is-better"),
-        (("--margin", "1e308"), "a margin of 1e+308 points is more than all there is"),
-        (("--metric", ""), "has no column ''"),
-        (("--baseline", ""), "no arm is called ''"),
-        (("--out", "a\0.html"), "--out holds a null character"),
+        ("--max-pairs", "5"),
+        ("--first-look", "5"),
+        ("--max-pairs", "10001"),
+        ("--lower-is-better",),
+        ("--margin", "1e308"),
+        ("--metric", ""),
+        ("--baseline", ""),
+        ("--out", "a\0.html"),
     ],
 )
-def test_options_that_cannot_be_are_a_sentence(whatwhere, table, tmp_path, arguments, sentence):
-    status, out, err = whatwhere("verdict", table(6), *arguments)
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert sentence in err
+def test_options_that_cannot_be_are_a_sentence(table, tmp_path, arguments, refused_command):
+    refused_command("verdict", table(6), *arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
 
 
 @pytest.mark.parametrize("size", ["1e308", "-1e308", "1e160", "1e-200"])
-def test_figures_beyond_all_sense_are_a_sentence(whatwhere, table, tmp_path, size):
+def test_figures_beyond_all_sense_are_a_sentence(refused_command, table, tmp_path, size):
     path = table(6, column="score")
     path.write_text(path.read_text().replace("0.801\n", f"{size}\n", 1).replace("none,1,0.801", f"none,1,{size}"))
-    status, out, err = whatwhere("verdict", path)
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert "figures must lie between 1e-100 and 1e+100" in err
+    refused_command("verdict", path)
     assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
 
 
@@ -266,25 +258,23 @@ def test_results_in_a_json_are_not_written_over(whatwhere, table):
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    "text",
     [
-        (None, "cannot read"),
-        ("", "has no lines"),
-        ("arm,seed,accuracy\nnone,0,0.5\n", "needs two arms or more"),
-        ("arm,accuracy\nnone,0.5\n", "has no column 'seed'"),
-        ("arm,seed,accuracy\nnone,0,0.5\nnone,0,0.6\n", "line 3"),
-        ("arm,seed,accuracy\nnone,0,0.5\nse,0,good\n", "'good', not a number"),
-        ("arm,seed,accuracy\nnone,0,0.5,7\n", "has 4 fields, its head has 3"),
+        None,
+        "",
+        "arm,seed,accuracy\nnone,0,0.5\n",
+        "arm,accuracy\nnone,0.5\n",
+        "arm,seed,accuracy\nnone,0,0.5\nnone,0,0.6\n",
+        "arm,seed,accuracy\nnone,0,0.5\nse,0,good\n",
+        "arm,seed,accuracy\nnone,0,0.5,7\n",
     ],
 )
-def test_a_table_that_is_none_is_a_sentence(whatwhere, tmp_path, text, sentence):
+def test_a_table_that_is_none_is_a_sentence(whatwhere, tmp_path, text, refused_command):
     path = tmp_path / "results.csv"
     if text is not None:
         path.write_text(text)
-    for form in ((), ("--json",)):
-        status, out, err = whatwhere("verdict", path, *form)
-        assert (status, out, err.count("\n")) == (2, "", 1)
-        assert sentence in err
+    err = refused_command("verdict", path)
+    assert whatwhere("verdict", path, "--json") == (2, "", err)
     assert [path.name for path in tmp_path.iterdir()] == ([] if text is None else ["results.csv"])
 
 

@@ -89,20 +89,17 @@ def test_convert(checkpoint, tmp_path, whatwhere):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    "arguments",
     [
-        (("show", "nowhere.pth"), "no weights file 'nowhere.pth'"),
-        (("show", "nowhere.pth", "--model", "resnet"), "unknown network 'resnet'; did you mean"),
-        (("convert", "nowhere.pth", "b.safetensors"), "no weights file 'nowhere.pth'"),
-        (("convert", "nowhere.pth"), "Missing argument"),
-        (("convert", "nowhere.pth", "b.safetensors", "--to", "keras"), "unknown layout 'keras'"),
-        ((), "Missing command"),
+        ("show", "nowhere.pth"),
+        ("show", "nowhere.pth", "--model", "resnet"),
+        ("convert", "nowhere.pth", "b.safetensors"),
+        ("convert", "nowhere.pth"),
+        ("convert", "nowhere.pth", "b.safetensors", "--to", "keras"),
+        (),
     ],
 )
-def test_bad_input_is_one_sentence_and_status_2(arguments, sentence, whatwhere, tmp_path, monkeypatch):
+def test_bad_input_is_one_sentence_and_status_2(arguments, tmp_path, monkeypatch, refused_command):
     monkeypatch.chdir(tmp_path)
-    status, out, err = whatwhere("weights", *arguments)
-    assert (status, out) == (2, "")
-    assert sentence in err
-    assert err.count("\n") == 1
+    refused_command("weights", *arguments)
     assert not list(tmp_path.iterdir())
