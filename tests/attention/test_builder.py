@@ -120,3 +120,13 @@ def test_ctrl_c_while_importing_is_no_error_of_the_module(folder):
     (folder / "slow.py").write_text("raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt):
         attention_by_path("slow:build")
+
+
+def test_a_current_folder_that_was_removed_is_left_out(tmp_path, monkeypatch, refused):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert attention_by_path("torch.nn:BatchNorm2d") is nn.BatchNorm2d
+    with refused():
+        attention_by_path("own_attention:build")

@@ -100,8 +100,11 @@ def attention_by_path(path: str) -> Builder:
 
 @contextlib.contextmanager
 def _current_folder_importable() -> Iterator[None]:
-    folder = os.getcwd()
-    if folder in sys.path or "" in sys.path:
+    try:
+        folder = os.getcwd()
+    except FileNotFoundError:  # it was removed
+        folder = ""
+    if not folder or folder in sys.path or "" in sys.path:
         yield
         return
     sys.path.insert(0, folder)
