@@ -212,6 +212,7 @@ def _second_pass(
     With a spatial gate du is left in `dx`.
     """
     view, what = work.view, work.saved.call.what
+    over_channels = view.over_channels
     needs_xh = work.needs_sums and what is not None and "avg" in what.pools
     of_u, of_v, of_xh = [], [], []
     for piece in work.pieces:
@@ -221,7 +222,19 @@ def _second_pass(
         if work.m is None:
             of_u.append(work.sums(dv, centred, work.room(piece)))
             continue
-        du = _write_du(work, piece, dmaps, work.room(piece, 1) if dx is None else dx[piece])
+        # du, through m and through the maps
+        du, gate = work.room(piece, 1) if dx is None else dx[piece], over_channels(work.m[piece] * work.through[piece])
+        if "mean" not in dmaps:
+            torch.mul(dv, gate, out=du)
+        else:
+            dmean = over_channels(dmaps["mean"][piece] / work.flat.shape[view.c])
+            if du.dtype == work.dtype:
+                torch.addcmul(dmean, dv, gate, out=du)
+            else:
+                du.copy_(dv * gate + dmean)
+        if "max" in dmaps:
+            index = over_channels(work.saved.small.indices["maps"][piece])
+            _add_at(du, view.c, index, over_channels(dmaps["max"][piece]))
         if work.past is not None:
             of_v.append(work.sums(dv, centred, work.room(piece, 2)))
         of_u.append(work.sums(du, centred, work.room(piece)))
@@ -231,25 +244,6 @@ def _second_pass(
         return u, torch.cat(of_v, 1) if of_v else None, sums_of_xh
     # without a spatial gate du is dv, but for the factor and the mixing
     return u * work.through, u, sums_of_xh
-
-
-def _write_du(work: _Work, piece: slice, dmaps: dict[str, Tensor], out: Tensor) -> Tensor:
-    """Write the gradient of u, through m and through the maps, to `out`."""
-    assert work.m is not None
-    over_channels = work.view.over_channels
-    dv, gate = work.dv[piece], over_channels(work.m[piece] * work.through[piece])
-    if "mean" not in dmaps:
-        torch.mul(dv, gate, out=out)
-    else:
-        dmean = over_channels(dmaps["mean"][piece] / work.flat.shape[work.view.c])
-        if out.dtype == work.dtype:
-            torch.addcmul(dmean, dv, gate, out=out)
-        else:
-            out.copy_(dv * gate + dmean)
-    if "max" in dmaps:
-        index = over_channels(work.saved.small.indices["maps"][piece])
-        _add_at(out, work.view.c, index, over_channels(dmaps["max"][piece]))
-    return out
 
 
 def _through_small(
