@@ -22,25 +22,15 @@ _SIZES = (224, 256, 299, 64, 32, 28)
 
 @dataclass(eq=False)
 class Node:
-    """A tensor at one moment; when a tensor is changed in place, a new node begins.
+    """A tensor at one moment; when a tensor is changed in place, a new node begins."""
 
-    Attributes:
-        index: Position in the order of execution.
-        operation: Name of the function that computed it.
-        inputs: What it was computed from.
-        shape: Its shape.
-        calls: The calls of modules during which it was computed, the outermost first.
-        consumers: What was computed from it.
-        returned_by: The calls that returned it, alone or among other tensors.
-    """
-
-    index: int
-    operation: str
-    inputs: tuple[Node, ...]
+    index: int  # position in the order of execution
+    operation: str  # name of the function that computed it
+    inputs: tuple[Node, ...]  # what it was computed from
     shape: tuple[int, ...]
-    calls: tuple[Call, ...]
-    consumers: list[Node] = field(default_factory=list)
-    returned_by: list[Call] = field(default_factory=list)
+    calls: tuple[Call, ...]  # the calls of modules during which it was computed, the outermost first
+    consumers: list[Node] = field(default_factory=list)  # what was computed from it
+    returned_by: list[Call] = field(default_factory=list)  # the calls that returned it, alone or among other tensors
 
     @property
     def is_sum(self) -> bool:
@@ -55,38 +45,23 @@ class Node:
 
 @dataclass(eq=False)
 class Call:
-    """One call of a module.
-
-    Attributes:
-        module: The module.
-        entries: The tensors of four dimensions among its arguments.
-        level: How many calls it is inside of.
-        output: What it returned; None unless that is one tensor.
-    """
+    """One call of a module."""
 
     module: nn.Module
-    entries: tuple[Node, ...]
-    level: int
-    output: Node | None = None
+    entries: tuple[Node, ...]  # the tensors of four dimensions among its arguments
+    level: int  # how many calls it is inside of
+    output: Node | None = None  # what it returned; None unless that is one tensor
 
 
 @dataclass
 class Flow:
-    """The calls and tensors of one forward pass.
+    """The calls and tensors of one forward pass."""
 
-    Attributes:
-        arguments: What the network was called with.
-        nodes: In order of execution.
-        calls: In the order in which they began.
-        num_calls: How often each module was called.
-        output: What the network returned.
-    """
-
-    arguments: tuple[Any, ...]
-    nodes: list[Node] = field(default_factory=list)
-    calls: list[Call] = field(default_factory=list)
-    num_calls: Counter[nn.Module] = field(default_factory=Counter)
-    output: Any = None
+    arguments: tuple[Any, ...]  # what the network was called with
+    nodes: list[Node] = field(default_factory=list)  # in order of execution
+    calls: list[Call] = field(default_factory=list)  # in the order in which they began
+    num_calls: Counter[nn.Module] = field(default_factory=Counter)  # how often each module was called
+    output: Any = None  # what the network returned
 
     def producers(self, node: Node) -> list[Call]:
         """Return the calls that computed `node` and returned it, the innermost first."""

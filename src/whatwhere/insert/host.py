@@ -204,26 +204,19 @@ class Inserted:
     """One attention in a network, in the list of its keeper. All names are relative to the keeper.
 
     It holds names rather than modules, because a tool may replace a module, and a copy of the network has its own.
-
-    Attributes:
-        owner: The module that has the attention as a child.
-        name: The child's name.
-        kind: Attention takes the host's output ("behind"), makes its input ("before"), or replaces it ("instead of").
-        host: The module where attention stands.
-        feeder: If the host is a norm: the convolution before it. If the norm is folded into it, attention moves there.
-        follower: If the host is a convolution: the norm behind it, which must not be folded into the host.
-        replaced: The module that attention replaces.
-        was: Kind of the host when attention was put in.
     """
 
-    owner: str
-    name: str
+    owner: str  # the module that has the attention as a child
+    name: str  # the child's name
+    # attention takes the host's output ("behind"), makes its input ("before"), or replaces it ("instead of")
     kind: Kind
-    host: str = ""
+    host: str = ""  # the module where attention stands
+    # if the host is a norm: the convolution before it. If the norm is folded into it, attention moves there
     feeder: str | None = None
+    # if the host is a convolution: the norm behind it, which must not be folded into the host
     follower: str | None = None
-    replaced: nn.Module | None = None
-    was: Literal["norm", "convolution", ""] = ""
+    replaced: nn.Module | None = None  # the module that attention replaces
+    was: Literal["norm", "convolution", ""] = ""  # kind of the host when attention was put in
 
     def attention(self, keeper: nn.Module) -> nn.Module:
         """Return the attention; an Identity if it was deleted."""

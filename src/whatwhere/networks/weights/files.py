@@ -44,15 +44,10 @@ _CODE_IN_PICKLE = re.compile(r"GLOBAL ([A-Za-z_][\w.]{0,80})")
 
 @dataclass(frozen=True)
 class Wanted:
-    """The tensors that identify a network in a file.
+    """The tensors that identify a network in a file."""
 
-    Attributes:
-        shapes: Their names and shapes; None for any shape.
-        least: A part of the file with at least this many of them is taken for the network.
-    """
-
-    shapes: Mapping[str, torch.Size | None]
-    least: int
+    shapes: Mapping[str, torch.Size | None]  # their names and shapes; None for any shape
+    least: int  # a part of the file with at least this many of them is taken for the network
 
 
 # tensors that every layout of a ResNet has
@@ -61,27 +56,16 @@ RESNET = Wanted({"layer1.0.conv1.weight": None, "layer1.0.conv2.weight": None}, 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """The content of a weights file.
+    """The content of a weights file."""
 
-    Attributes:
-        path: The file, as given.
-        state: The network's tensors without the prefix of their names; the values are not checked.
-        wrapper: The entry that held them, such as "state_dict"; "" for the whole file.
-        prefix: The prefix of their names, such as "module."; "" for none.
-        around: What else the file holds, in a few words for each entry.
-        metadata: The metadata of a safetensors file.
-        left_out: Tensors that do not belong to the network, in a few words for each group.
-        notes: What was changed in the tensors, in words.
-    """
-
-    path: str
-    state: StateDict
-    wrapper: str
-    prefix: str
-    around: dict[str, str]
-    metadata: dict[str, str]
-    left_out: dict[str, str]
-    notes: tuple[str, ...]
+    path: str  # the file, as given
+    state: StateDict  # the network's tensors without the prefix of their names; the values are not checked
+    wrapper: str  # the entry that held them, such as "state_dict"; "" for the whole file
+    prefix: str  # the prefix of their names, such as "module."; "" for none
+    around: dict[str, str]  # what else the file holds, in a few words for each entry
+    metadata: dict[str, str]  # the metadata of a safetensors file
+    left_out: dict[str, str]  # tensors that do not belong to the network, in a few words for each group
+    notes: tuple[str, ...]  # what was changed in the tensors, in words
 
     def non_finite(self) -> dict[str, int]:
         """Return the number of NaN and infinite values of each tensor that has some."""
@@ -91,19 +75,12 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class _Part:
-    """The tensors of one module in one mapping of a file.
+    """The tensors of one module in one mapping of a file."""
 
-    Attributes:
-        where: The names of the mappings around them, the outermost first.
-        prefix: The prefix of their names.
-        state: The tensors without the prefix.
-        num_wanted: Number of tensors that identify the network.
-    """
-
-    where: tuple[str, ...]
-    prefix: str
-    state: StateDict
-    num_wanted: int = 0
+    where: tuple[str, ...]  # the names of the mappings around them, the outermost first
+    prefix: str  # the prefix of their names
+    state: StateDict  # the tensors without the prefix
+    num_wanted: int = 0  # number of tensors that identify the network
 
     @property
     def name(self) -> str:

@@ -24,36 +24,22 @@ _NUM_SHOWN = 3
 
 @dataclass(frozen=True)
 class Group:
-    """Keys with the same place in different blocks.
+    """Keys with the same place in different blocks."""
 
-    Attributes:
-        kind: "missing", "unexpected" or "of another shape or kind".
-        pattern: The keys as one pattern, such as "layer*.*.conv3.weight"; a single key as it is.
-        keys: The keys, in the order of the network or file.
-        detail: The shapes of the first key, where shapes differ.
-    """
-
-    kind: str
-    pattern: str
-    keys: tuple[str, ...]
-    detail: str = ""
+    kind: str  # "missing", "unexpected" or "of another shape or kind"
+    pattern: str  # the keys as one pattern, such as "layer*.*.conv3.weight"; a single key as it is
+    keys: tuple[str, ...]  # the keys, in the order of the network or file
+    detail: str = ""  # the shapes of the first key, where shapes differ
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How a state dict fits a network.
+    """How a state dict fits a network."""
 
-    Attributes:
-        groups: The keys that do not fit; empty if all do.
-        cause: The reason in words, where it explains every key that does not fit; else "".
-        num_fitting: Number of tensors that fit.
-        num_expected: Number of tensors that the network has.
-    """
-
-    groups: list[Group] = field(default_factory=list)
-    cause: str = ""
-    num_fitting: int = 0
-    num_expected: int = 0
+    groups: list[Group] = field(default_factory=list)  # the keys that do not fit; empty if all do
+    cause: str = ""  # the reason in words, where it explains every key that does not fit; else ""
+    num_fitting: int = 0  # number of tensors that fit
+    num_expected: int = 0  # number of tensors that the network has
 
     def sentence(self) -> str:
         """Describe what does not fit in one line without a full stop; "" if all fits."""
@@ -67,10 +53,7 @@ class Fit:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON has it."""
-        groups = [
-            {"kind": group.kind, "pattern": group.pattern, "keys": list(group.keys), "detail": group.detail}
-            for group in self.groups
-        ]
+        groups = [{**vars(group), "keys": list(group.keys)} for group in self.groups]
         return {
             "num_fitting": self.num_fitting,
             "num_expected": self.num_expected,

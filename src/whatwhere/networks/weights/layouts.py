@@ -26,48 +26,29 @@ _PLACEHOLDERS = {
 
 @dataclass(frozen=True)
 class Rule:
-    """A tensor's name in another layout and in this package; a placeholder stands for the same text in both.
+    """A tensor's name in another layout and in this package; a placeholder stands for the same text in both."""
 
-    Attributes:
-        theirs: The name in the other layout.
-        ours: The name in this package.
-        attention: The name in ATTENTION of the module that the tensor belongs to; None for the backbone.
-        is_1x1: Whether the layer is a 1x1 convolution in the other layout, and linear in this package.
-    """
-
-    theirs: str
-    ours: str
+    theirs: str  # the name in the other layout
+    ours: str  # the name in this package
+    # the name in ATTENTION of the module that the tensor belongs to; None for the backbone
     attention: str | None = None
-    is_1x1: bool = False
+    is_1x1: bool = False  # whether the layer is a 1x1 convolution in the other layout, and linear in this package
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The tensor names of one library or publication, and what its networks compute differently.
+    """The tensor names of one library or publication, and what its networks compute differently."""
 
-    Attributes:
-        name: Its short name.
-        origin: The library or publication, in words.
-        rules: A rule for each tensor name.
-        maps: Order of the maps that the convolution of CBAM's spatial gate takes.
-        norm: The argument `norm` of CBAM's spatial gate; only copied code has no norm.
-        biased: The attention modules with biases in their MLP.
-        form: The argument `form` of the attention.
-        ceil_pool: Whether the stem's max-pool rounds its output size up.
-        stride_in_1x1: Whether bottlenecks without groups have their stride in the first 1x1 convolution.
-        basic_blocks: Whether the basic blocks compute what those of this package do.
-    """
-
-    name: LayoutName
-    origin: str
-    rules: tuple[Rule, ...]
-    maps: tuple[str, ...] = ("max", "mean")
-    norm: Literal["batch"] | None = "batch"
-    biased: tuple[str, ...] = ("cbam", "se")
-    form: Literal["official", "timm"] = "official"
-    ceil_pool: bool = False
-    stride_in_1x1: bool = False
-    basic_blocks: bool = True
+    name: LayoutName  # its short name
+    origin: str  # the library or publication, in words
+    rules: tuple[Rule, ...]  # a rule for each tensor name
+    maps: tuple[str, ...] = ("max", "mean")  # order of the maps that the convolution of CBAM's spatial gate takes
+    norm: Literal["batch"] | None = "batch"  # the argument `norm` of CBAM's spatial gate; only copied code has no norm
+    biased: tuple[str, ...] = ("cbam", "se")  # the attention modules with biases in their MLP
+    form: Literal["official", "timm"] = "official"  # the argument `form` of the attention
+    ceil_pool: bool = False  # whether the stem's max-pool rounds its output size up
+    stride_in_1x1: bool = False  # whether bottlenecks without groups have their stride in the first 1x1 convolution
+    basic_blocks: bool = True  # whether the basic blocks compute what those of this package do
 
 
 def _same(*names: str) -> tuple[Rule, ...]:

@@ -37,21 +37,14 @@ _MOST_BUILT = 1 << 16  # channels, where an attention is built on the meta devic
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights under the names of this package, and what is known of their network.
+    """Weights under the names of this package, and what is known of their network."""
 
-    Attributes:
-        state: The tensors.
-        layout: The layout that they came in; None for an unknown one.
-        network: What the file or its layout tells about the network; its name is "" where they do not tell it.
-        source: The file or library that the weights come from.
-        backbone_keys: Names of the plain network that look like names of attention.
-    """
-
-    state: StateDict
-    layout: Layout | None
+    state: StateDict  # the tensors
+    layout: Layout | None  # the layout that they came in; None for an unknown one
+    # what the file or its layout tells about the network; its name is "" where they do not tell it
     network: NetworkSpec = UNKNOWN
-    source: str = ""
-    backbone_keys: frozenset[str] = frozenset()
+    source: str = ""  # the file or library that the weights come from
+    backbone_keys: frozenset[str] = frozenset()  # names of the plain network that look like names of attention
 
     @property
     def has_attention(self) -> bool:
