@@ -29,9 +29,10 @@ from .base.randomness import seeded
 from .base.words import brief, cause
 from .models.initialization import initialize, resolve_seed
 from .models.resnet import RESNETS, ResNet, check_head
-from .networks import weights
 from .networks.factory import check_arguments, create, name_of, read_pretrained
 from .networks.spec import NetworkSpec
+from .networks.weights.files import state_dict_from_url
+from .networks.weights.translate import Weights, read_weights, weights_in
 
 _IMAGENET = {
     "input_size": (3, 224, 224),
@@ -264,26 +265,26 @@ def _build(
 
 def _pretrained_weights(
     spec: NetworkSpec, pretrained_cfg: Any, overlay: dict[str, Any], cache_dir: str | os.PathLike[str] | None
-) -> weights.Weights | None:
+) -> Weights | None:
     """Return the weights that timm's configuration names, by default those of torchvision."""
     resolved = resolve_pretrained_cfg(spec.name, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=overlay)
     if resolved.state_dict:
-        return weights.weights_in(resolved.state_dict, "pretrained_cfg")
+        return weights_in(resolved.state_dict, "pretrained_cfg")
     if resolved.file:
         folder = Path(resolved.file)  # a folder for local-dir:, else the file itself
         found = [file for file in (folder / "model.safetensors", folder / "pytorch_model.bin") if file.exists()]
         path = found[0] if found else folder
-        return weights.read_weights(path)
+        return read_weights(path)
     if resolved.hf_hub_id:
         filename = (resolved.hf_hub_filename,) if resolved.hf_hub_filename else ()
         cache = {} if cache_dir is None else {"cache_dir": cache_dir}
         state = timm.models.load_state_dict_from_hf(resolved.hf_hub_id, *filename, weights_only=True, **cache)
-        return weights.weights_in(state, resolved.hf_hub_id)
+        return weights_in(state, resolved.hf_hub_id)
     if cache_dir is not None:
         raise UserError("cache_dir is for weights of the Hugging Face hub; these are kept in torch's cache, TORCH_HOME")
     if resolved.url:
-        state = weights.state_dict_from_url(resolved.url)
-        return weights.weights_in(state, resolved.url)
+        state = state_dict_from_url(resolved.url)
+        return weights_in(state, resolved.url)
     return read_pretrained(spec, True)
 
 

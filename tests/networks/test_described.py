@@ -12,7 +12,8 @@ from whatwhere import create_model
 from whatwhere.data.preprocess import preprocessing_for
 from whatwhere.networks import NetworkSpec, convert_weights, create, describe_weights
 from whatwhere.networks.factory import read_pretrained, settled
-from whatwhere.networks.weights import METADATA_KEY, described, is_affordable, tensors_to_bytes
+from whatwhere.networks.weights.files import tensors_to_bytes
+from whatwhere.networks.weights.translate import METADATA_KEY, described, is_affordable
 from whatwhere.training.bundle import Bundle, load_bundle, save_bundle
 
 OPTIONS = {"reduction": 8, "form": "timm"}

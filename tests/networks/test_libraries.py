@@ -65,7 +65,7 @@ def test_published_weights_with_further_outputs_compute_what_they_do_at_torchvis
     theirs = torchvision.models.get_model(own, weights=None, aux_logits=True, transform_input=True, init_weights=False)
     state = theirs.state_dict()
     assert any(key.startswith(("aux1.", "AuxLogits.")) for key in state)
-    monkeypatch.setattr("whatwhere.networks.weights.torchvision_state_dict", {own: state}.__getitem__)
+    monkeypatch.setattr("whatwhere.networks.libraries.torchvision_state_dict", {own: state}.__getitem__)
     images = torch.randn(2, 3, size, size)
     spec = NetworkSpec(name=own)
     published = read_pretrained(spec, True)

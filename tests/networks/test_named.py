@@ -14,7 +14,8 @@ from whatwhere.insert.norm import AttendedBatchNorm2d
 from whatwhere.networks import NetworkSpec
 from whatwhere.networks.factory import checked
 from whatwhere.networks.libraries import full_name, published
-from whatwhere.networks.weights import LAYOUTS, from_ours
+from whatwhere.networks.weights.layouts import LAYOUTS
+from whatwhere.networks.weights.translate import from_ours
 from whatwhere.training.bundle import load_bundle
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

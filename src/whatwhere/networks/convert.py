@@ -20,10 +20,13 @@ from ..base.files import write_bytes
 from ..base.words import brief, few, short
 from ..models.blocks import Bottleneck
 from ..models.resnet import RESNETS, ResNet
-from . import weights
 from .factory import skeleton
 from .libraries import full_name
 from .spec import BACKBONES, OWN_NETWORKS, NetworkSpec, is_import_path
+from .weights.files import StateDict, check_finite, read_file, tensors_to_bytes
+from .weights.fit import Fit, compare, group_keys, has_attention, shown
+from .weights.layouts import LAYOUTS, Layout, find_rule, layout_named
+from .weights.translate import METADATA_KEY, Weights, fits_options, from_file, from_ours, options_of
 
 _BLOCK = re.compile(r"layer(\d+)\.(\d+)\.")
 _DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(ResNet).parameters.items()}
@@ -96,7 +99,7 @@ class Description:
     metadata: dict[str, str]
     non_finite: dict[str, int]
     unknown: dict[str, list[str]]
-    fit: weights.Fit | None
+    fit: Fit | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -137,20 +140,20 @@ def convert_weights(
         UserError: A file cannot be read or written, a value is not finite, the weights belong to no network or to
             another one, or the layout has no place for them.
     """
-    layout = weights.layout_named(to)
+    layout = layout_named(to)
     path = _checked_target(source, target, force)
-    file = weights.read_file(source)
-    weights.check_finite(file)
-    loaded = weights.from_file(file)
+    file = read_file(source)
+    check_finite(file)
+    loaded = from_file(file)
     network = _with_options(_network(loaded, file.path, model), loaded, attention_kwargs or {})
     fit = _fit(loaded, network)
     if fit.groups:
         raise UserError(f"the weights from {file.path!r} do not fit {network.name}: {fit.sentence()}")
     attention = network.attention_name or None
     options = network.attention_options
-    state = weights.from_ours(loaded.state, layout, attention, options, network.model_kwargs)
+    state = from_ours(loaded.state, layout, attention, options, network.model_kwargs)
     description = msgspec.json.encode({"network": network, "layout": layout.name}).decode()
-    write_bytes(path, weights.tensors_to_bytes(state, {"format": "pt", weights.METADATA_KEY: description}))
+    write_bytes(path, tensors_to_bytes(state, {"format": "pt", METADATA_KEY: description}))
     assert loaded.layout is not None
     return Conversion(
         source=file.path,
@@ -176,15 +179,15 @@ def describe_weights(path: str | os.PathLike[str], model: str | None = None) -> 
     """
     if model is not None:
         _own_name(model)
-    file = weights.read_file(path)
-    loaded = weights.from_file(file)
+    file = read_file(path)
+    loaded = from_file(file)
     networks = names_of(loaded)
     network = None
     if model is not None or len(networks) == 1:
         network = _spec(loaded, model or networks[0])
     layout = loaded.layout
     fit = None if network is None else _fit(loaded, network)
-    unknown = [key for key in file.state if layout is None or weights.find_rule(layout, key) is None]
+    unknown = [key for key in file.state if layout is None or find_rule(layout, key) is None]
     return Description(
         path=file.path,
         layout=None if layout is None else layout.name,
@@ -200,7 +203,7 @@ def describe_weights(path: str | os.PathLike[str], model: str | None = None) -> 
         notes=[*file.notes, *_notes_on_others(file.state)],
         metadata=file.metadata,
         non_finite=file.non_finite(),
-        unknown=weights.group_keys(unknown),
+        unknown=group_keys(unknown),
         fit=fit,
     )
 
@@ -222,7 +225,7 @@ def _checked_target(source: str | os.PathLike[str], target: str | os.PathLike[st
     return path
 
 
-def _network(loaded: weights.Weights, path: str, model: str | None) -> NetworkSpec:
+def _network(loaded: Weights, path: str, model: str | None) -> NetworkSpec:
     """Return the network that the weights belong to.
 
     Raises:
@@ -231,8 +234,8 @@ def _network(loaded: weights.Weights, path: str, model: str | None) -> NetworkSp
     if model is not None and OWN_NETWORKS[_own_name(model)][1] not in BACKBONES:
         raise UserError(f"{model} has no standard tensor names; name a ResNet or ResNeXt with --model")
     if loaded.layout is None:
-        names = ", ".join(map(weights.shown, list(weights.group_keys(loaded.state))[:3]))
-        known = ", ".join(weights.LAYOUTS)
+        names = ", ".join(map(shown, list(group_keys(loaded.state))[:3]))
+        known = ", ".join(LAYOUTS)
         raise UserError(f"the tensor names in {path!r} ({names}, ...) belong to no known layout; known: {known}")
     if model is None:
         candidates = names_of(loaded)
@@ -254,7 +257,7 @@ def _own_name(name: str) -> str:
     return name
 
 
-def _spec(loaded: weights.Weights, name: str) -> NetworkSpec:
+def _spec(loaded: Weights, name: str) -> NetworkSpec:
     """Return the network `name` with the arguments that the weights need."""
     state, told, attention = loaded.state, loaded.network, OWN_NETWORKS[name][0]
     classifier, stem = state.get("fc.weight"), state.get("conv1.weight")
@@ -263,7 +266,7 @@ def _spec(loaded: weights.Weights, name: str) -> NetworkSpec:
     else:
         options: Mapping[str, Any] | None = {}
         if attention and not told.attention_name:
-            options = weights.options_of(state, attention)
+            options = options_of(state, attention)
         elif attention == told.attention_name:  # CBAM without its spatial gate has the shapes of SE
             options = told.attention_options
         network = NetworkSpec(name=name, model_kwargs=loaded.model_kwargs).with_attention_options(options or {})
@@ -274,7 +277,7 @@ def _spec(loaded: weights.Weights, name: str) -> NetworkSpec:
     )
 
 
-def _with_options(network: NetworkSpec, loaded: weights.Weights, given: Mapping[str, Any]) -> NetworkSpec:
+def _with_options(network: NetworkSpec, loaded: Weights, given: Mapping[str, Any]) -> NetworkSpec:
     """Return `network` with the arguments `given` for its attention too."""
     if not given:
         return network
@@ -284,16 +287,14 @@ def _with_options(network: NetworkSpec, loaded: weights.Weights, given: Mapping[
     return replace(network, start="").with_attention_options(options)
 
 
-def _fit(loaded: weights.Weights, network: NetworkSpec) -> weights.Fit:
+def _fit(loaded: Weights, network: NetworkSpec) -> Fit:
     own = skeleton(network).state_dict()
     # files of PyTorch before 0.4.1 have no counters, and `load_state_dict` does not need them
     counters = [key for key in own if key.endswith("num_batches_tracked")]
-    return weights.compare(loaded.state, own, counters)
+    return compare(loaded.state, own, counters)
 
 
-def _notes(
-    loaded: weights.Weights, layout: weights.Layout, attention: str | None, options: dict[str, Any]
-) -> list[str]:
+def _notes(loaded: Weights, layout: Layout, attention: str | None, options: dict[str, Any]) -> list[str]:
     notes = []
     own = loaded.layout is not None and loaded.layout.name == "whatwhere"
     if attention == "cbam" and own and not loaded.network.name and not {"maps", "pools"} <= options.keys():
@@ -326,7 +327,7 @@ def _copied_modules(options: Mapping[str, Any]) -> str:
     )
 
 
-def _notes_on_others(state: weights.StateDict) -> list[str]:
+def _notes_on_others(state: StateDict) -> list[str]:
     """Return which networks of other libraries take weights that no network of this package takes."""
     if any(key.endswith("_blocks.0._depthwise_conv.weight") for key in state):
         return [
@@ -335,13 +336,13 @@ def _notes_on_others(state: weights.StateDict) -> list[str]:
     return []
 
 
-def _timm_module(attention: str, options: dict[str, Any], state: weights.StateDict) -> str:
+def _timm_module(attention: str, options: dict[str, Any], state: StateDict) -> str:
     """Say how timm builds `attention`."""
     module, room = ("CbamModule", "timm.layers.cbam") if attention == "cbam" else ("SEModule", "timm.layers")
     arguments = []
     if "reduction" in options:
         arguments.append(f"rd_ratio={1 / options['reduction']!r}")
-    if attention == "se" and not weights.fits_options(state, attention, {**options, "form": "timm"}):
+    if attention == "se" and not fits_options(state, attention, {**options, "form": "timm"}):
         arguments.append("rd_divisor=1")
     if attention == "cbam" and any(key.endswith(".attention.what.fc1.bias") for key in state):
         arguments.append("mlp_bias=True")
@@ -351,7 +352,7 @@ def _timm_module(attention: str, options: dict[str, Any], state: weights.StateDi
     return f"timm builds the network with block_args=dict(attn_layer={built}), {module} from {room}"
 
 
-def structure(state: weights.StateDict) -> dict[str, Any] | None:
+def structure(state: StateDict) -> dict[str, Any] | None:
     """Return the arguments of `ResNet` that the shapes in `state` show; None if they are not those of a ResNet."""
     blocks = {(int(match[1]), int(match[2])) for match in map(_BLOCK.match, state) if match}
     stages = sorted({stage for stage, _ in blocks})
@@ -382,7 +383,7 @@ def _is_by_name(told: NetworkSpec) -> bool:
     return told.is_own and not told.at and not told.replace and not is_import_path(told.attention)
 
 
-def backbones_of(state: weights.StateDict) -> list[str]:
+def backbones_of(state: StateDict) -> list[str]:
     """Return the names of the plain networks with the structure of `state`."""
     found = structure(state)
     return [name for name, config in RESNETS.items() if _full(config) == found]
@@ -394,25 +395,25 @@ def _full(config: dict[str, Any]) -> dict[str, Any]:
     return {"block": block, **{name: config.get(name, _DEFAULTS[name]) for name in options}}
 
 
-def names_of(loaded: weights.Weights) -> list[str]:
+def names_of(loaded: Weights) -> list[str]:
     """Identify the network that a state dict belongs to: return the names of all that it fits."""
     told = loaded.network
     if _is_by_name(told):
         return [told.name]
     backbones = backbones_of(loaded.state)
-    if not weights.has_attention(loaded.state):
+    if not has_attention(loaded.state):
         return backbones
     if told.attention_name and not told.name:
         attention = [told.attention_name]
     else:
-        fitting = {name: weights.options_of(loaded.state, name) for name in ATTENTION}
+        fitting = {name: options_of(loaded.state, name) for name in ATTENTION}
         # CBAM without its spatial gate has the shapes of SE: take the one that needs the fewest arguments
         fewest = min((len(options) for options in fitting.values() if options is not None), default=0)
         attention = [name for name, options in fitting.items() if options is not None and len(options) == fewest]
     return [f"{name}_{backbone}" for backbone in backbones for name in attention]
 
 
-def in_words(state: weights.StateDict) -> str:
+def in_words(state: StateDict) -> str:
     """Describe the structure of `state` in a few words."""
     found = structure(state)
     if found is None:

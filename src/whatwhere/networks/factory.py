@@ -23,9 +23,11 @@ from ..insert.attending import renamed
 from ..models.article import ARTICLE_NETWORKS, ArticleResNeXt
 from ..models.initialization import resolve_seed
 from ..models.resnet import RESNETS, ResNet
-from . import libraries, weights
+from . import libraries
 from .spec import MAX_WIDTH_FACTOR, NetworkSpec, is_import_path
-from .weights import Weights
+from .weights.files import torchvision_state_dict
+from .weights.fit import load_pretrained
+from .weights.translate import Weights, read_weights, to_ours
 
 Builder = Callable[..., nn.Module]
 Pretrained = bool | str | os.PathLike[str] | Weights | None
@@ -134,11 +136,11 @@ def read_pretrained(spec: NetworkSpec, pretrained: Pretrained) -> Weights | None
         if spec.model_kwargs.get("stride_in_1x1"):
             raise UserError("torchvision's weights were trained with the stride in the 3x3; leave out stride_in_1x1")
         source = f"torchvision's {spec.backbone}"
-        return weights.to_ours(weights.torchvision_state_dict(spec.backbone), source)
+        return to_ours(torchvision_state_dict(spec.backbone), source)
     if not isinstance(pretrained, (str, os.PathLike)):
         raise UserError(f"pretrained must be True, False or the path of a weights file, got {brief(pretrained)}")
     if spec.is_own:
-        loaded = weights.read_weights(pretrained)
+        loaded = read_weights(pretrained)
     else:
         own = skeleton(NetworkSpec(name=spec.name)).state_dict()
         loaded = libraries.read_weights(spec.name, os.fspath(pretrained), own)
@@ -237,7 +239,7 @@ def _load(model: nn.Module, spec: NetworkSpec, loaded: Weights | None) -> nn.Mod
     """Load the weights into `model` and return it."""
     if loaded is not None:
         state = renamed(model, loaded.state)
-        load = weights.load_pretrained if spec.is_own else functools.partial(libraries.load, spec.name)
+        load = load_pretrained if spec.is_own else functools.partial(libraries.load, spec.name)
         load(model, state, loaded.source)
     if spec.as_published:
         libraries.as_published(model, spec.name)

@@ -13,8 +13,11 @@ from ..base.errors import UserError
 from ..base.randomness import seeded
 from ..base.words import brief, cause, suggest
 from ..models.initialization import resolve_seed
-from . import weights
 from .spec import OWN_NETWORKS
+from .weights.files import StateDict, Wanted, check_finite, read_file, torchvision_state_dict, warn_of_left_out
+from .weights.fit import compare, is_attention_key
+from .weights.layouts import efficientnet_names, is_of_efficientnet_pytorch
+from .weights.translate import METADATA_KEY, Weights, described
 
 LIBRARIES = ("torchvision", "timm")
 # further outputs in training, which no loss here uses
@@ -121,7 +124,7 @@ def _built(library: str, name: str, num_classes: int, options: dict[str, Any]) -
         raise UserError(f"{library}:{name} cannot be built: {cause(error)}") from error
 
 
-def published(name: str) -> weights.StateDict:
+def published(name: str) -> StateDict:
     """Return the published weights of a network, downloaded or from its library's cache.
 
     Raises:
@@ -129,12 +132,12 @@ def published(name: str) -> weights.StateDict:
     """
     library, _, name = name.partition(":")
     if library == "torchvision":
-        return weights.torchvision_state_dict(name)
+        return torchvision_state_dict(name)
     import timm
 
     try:
         with _quiet():
-            state: weights.StateDict = timm.create_model(name, pretrained=True).state_dict()
+            state: StateDict = timm.create_model(name, pretrained=True).state_dict()
         return state
     # timm passes on any exception of the hub, the network or the reader
     except Exception as error:
@@ -165,7 +168,7 @@ def as_published(model: nn.Module, name: str) -> None:
         model.transform_input = True  # type: ignore[assignment]
 
 
-def read_weights(name: str, path: str, own: Mapping[str, Tensor]) -> weights.Weights:
+def read_weights(name: str, path: str, own: Mapping[str, Tensor]) -> Weights:
     """Read the weights of a network of torchvision or timm, with or without attention, from a file.
 
     timm's tf_efficientnet_b0 to b8 take weights of the package efficientnet_pytorch too. A warning names tensors that
@@ -177,17 +180,17 @@ def read_weights(name: str, path: str, own: Mapping[str, Tensor]) -> weights.Wei
         own: The state dict of the network without attention, for its names and shapes.
 
     Raises:
-        UserError: As `weights.read_file`; or a tensor holds NaN or infinite values, or the weights are those of
+        UserError: As `read_file`; or a tensor holds NaN or infinite values, or the weights are those of
             efficientnet_pytorch for another network.
     """
     shapes = {key: value.shape for key, value in own.items() if not key.endswith("num_batches_tracked")}
-    renamed = weights.efficientnet_names(own)
+    renamed = efficientnet_names(own)
     theirs = {key: shapes[ours] for key, ours in renamed.items() if ours in shapes}
-    file = weights.read_file(path, weights.Wanted({**shapes, **theirs}, len(shapes) // 2 + 1))
-    weights.check_finite(file)
-    weights.warn_of_left_out(file)
+    file = read_file(path, Wanted({**shapes, **theirs}, len(shapes) // 2 + 1))
+    check_finite(file)
+    warn_of_left_out(file)
     state = file.state
-    if weights.is_of_efficientnet_pytorch(state):
+    if is_of_efficientnet_pytorch(state):
         # other networks have tensors of the same shapes, but another padding and another eps in their norms
         if not name.startswith("timm:tf_efficientnet_b"):
             raise UserError(
@@ -195,11 +198,11 @@ def read_weights(name: str, path: str, own: Mapping[str, Tensor]) -> weights.Wei
                 f"tf_efficientnet_b0 to b8, not {name}"
             )
         state = {renamed.get(key, key): value for key, value in state.items()}
-    network = weights.described(state, file.metadata.get(weights.METADATA_KEY, ""))
-    return weights.Weights(state, None, network, path, frozenset(own))
+    network = described(state, file.metadata.get(METADATA_KEY, ""))
+    return Weights(state, None, network, path, frozenset(own))
 
 
-def load(name: str, model: nn.Module, state: weights.StateDict, source: str) -> None:
+def load(name: str, model: nn.Module, state: StateDict, source: str) -> None:
     """Load `state` into `model`, all of it or nothing; a classifier of another number of classes is skipped.
 
     Args:
@@ -219,7 +222,7 @@ def load(name: str, model: nn.Module, state: weights.StateDict, source: str) -> 
     kept = {key: value for key, value in state.items() if key not in (classifier if other else ())}
     optional = classifier if classifier - kept.keys() == classifier else set()
     optional |= {key for key in own if key.endswith("num_batches_tracked")}
-    fit = weights.compare(kept, own, optional)
+    fit = compare(kept, own, optional)
     if fit.groups:
         raise UserError(f"the weights from {source!r} do not fit this network: {fit.sentence()}")
     model.load_state_dict({**own, **kept})
@@ -230,7 +233,7 @@ def _classifier(model: nn.Module) -> set[str]:
     layers = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and not weights.is_attention_key(f"{name}.")
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and not is_attention_key(f"{name}.")
     ]
     if not layers:
         return set()

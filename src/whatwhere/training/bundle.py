@@ -19,9 +19,11 @@ from ..base.errors import UserError
 from ..base.files import remove_parts, write_bytes, write_json, writing
 from ..base.words import brief, cause, short
 from ..data.preprocess import Preprocessing
-from ..networks import weights
 from ..networks.factory import checked, create, num_params
 from ..networks.spec import NetworkSpec, is_import_path, read_spec
+from ..networks.weights.files import StateDict, read_state_dict, tensors_to_bytes
+from ..networks.weights.fit import has_attention, starts_as_identity
+from ..networks.weights.translate import METADATA_KEY, is_affordable
 
 FORMAT, _OLD_FORMAT = "whatwhere bundle 2", "whatwhere bundle 1"
 DESCRIPTION = "bundle.json"
@@ -56,7 +58,7 @@ def save_bundle(folder: Path, bundle: Bundle) -> None:
     # The file of the weights describes the network too, because its tensors fit networks that compute something else.
     # One entry: safetensors keeps no order, so that two could change the digest.
     said = msgspec.json.encode({"network": bundle.spec}).decode()
-    content = weights.tensors_to_bytes(bundle.model.state_dict(), {weights.METADATA_KEY: said})
+    content = tensors_to_bytes(bundle.model.state_dict(), {METADATA_KEY: said})
     digest = hashlib.sha256(content).hexdigest()
     name = f"weights-{digest[:12]}.safetensors"
     write_bytes(folder / name, content)
@@ -115,9 +117,9 @@ def load_bundle(
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"the bundle {str(folder)!r} is damaged ({cause(error)})") from error
     _check_attention(spec.attention, attention, folder)
-    state = weights.read_state_dict(folder / Path(found.weights).name)
+    state = read_state_dict(folder / Path(found.weights).name)
     specs = [spec]
-    if is_old and spec.attention_name and weights.has_attention(state) and weights.starts_as_identity(state):
+    if is_old and spec.attention_name and has_attention(state) and starts_as_identity(state):
         # format 1 does not say how the attention started; an attention of the user's may have a parameter `mix` too
         specs.insert(0, replace(spec, start="identity"))
     for candidate in specs:
@@ -163,14 +165,12 @@ def _check_attention(named: str, given: Callable[..., nn.Module] | None, folder:
         )
 
 
-def _network(
-    spec: NetworkSpec, attention: Callable[..., nn.Module] | None, state: weights.StateDict
-) -> nn.Module | None:
+def _network(spec: NetworkSpec, attention: Callable[..., nn.Module] | None, state: StateDict) -> nn.Module | None:
     """Return the network with the weights `state`; None if they are not its own."""
     spec = checked(spec)
     # a small file must not make a huge network
     asked = attention is None and spec.attention_name
-    if asked and not weights.is_affordable(state, asked, spec.attention_options):
+    if asked and not is_affordable(state, asked, spec.attention_options):
         return None
     plain = replace(spec, attention="", attention_kwargs={}, at="", start="", replace="") if spec.attention else spec
     if num_params(plain) > sum(map(Tensor.numel, state.values())):

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 from ..base.errors import UserError
 from ..base.files import remove_parts, write_bytes, write_json, writing
 from ..base.words import cause, short
-from ..networks.weights import tensors_to_bytes
+from ..networks.weights.files import tensors_to_bytes
 
 _TENSOR = "tensor:"
 _NAME = re.compile(r"(\d{9})\.json")

@@ -5,7 +5,7 @@ import timm
 import torch
 
 from whatwhere import create_model
-from whatwhere.networks.weights import compare
+from whatwhere.networks.weights.fit import compare
 
 
 def tensors(name, num_classes=4, **options):

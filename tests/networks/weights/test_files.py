@@ -12,7 +12,8 @@ from safetensors import safe_open
 
 from whatwhere import create_model
 from whatwhere.networks import convert_weights, describe_weights
-from whatwhere.networks.weights import LAYOUTS, from_ours
+from whatwhere.networks.weights.layouts import LAYOUTS
+from whatwhere.networks.weights.translate import from_ours
 
 NAME = "cbam_resnext11_8x8d"
 MARK = "/tmp/whatwhere-weights-were-executed"

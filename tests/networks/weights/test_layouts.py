@@ -15,8 +15,10 @@ from published import OfficialResNet, trained
 from whatwhere import UserError, create_model
 from whatwhere.attention import ATTENTION
 from whatwhere.models.resnet import RESNETS
-from whatwhere.networks import convert_weights, weights
+from whatwhere.networks import convert_weights
 from whatwhere.networks.convert import names_of
+from whatwhere.networks.weights.layouts import LAYOUTS
+from whatwhere.networks.weights.translate import from_ours, to_ours
 
 timm_model = functools.partial(timm.create_model, num_classes=10)
 
@@ -268,7 +270,7 @@ def test_every_network_is_recognised(attention):
         name = backbone if attention is None else f"{attention}_{backbone}"
         with torch.device("meta"):
             state = create_model(name, num_classes=10).state_dict()
-        assert names_of(weights.to_ours(state, name)) == [name]
+        assert names_of(to_ours(state, name)) == [name]
 
 
 @pytest.mark.parametrize("name", ["se_wide_resnet18_2", "cbam_resnext29_32x4d", "cbam_resnet34", "se_resnext50_32x4d"])
@@ -278,13 +280,11 @@ def test_there_and_back(name, layout):
         state = create_model(name, num_classes=10).state_dict()
     attention = name.partition("_")[0]
     try:
-        theirs = weights.from_ours(
-            state, weights.LAYOUTS[layout], attention, model_kwargs={"ceil_pool": layout == "timm-legacy"}
-        )
+        theirs = from_ours(state, LAYOUTS[layout], attention, model_kwargs={"ceil_pool": layout == "timm-legacy"})
     except UserError:
         assert (attention, layout) in {("se", "official"), ("cbam", "timm-legacy"), ("se", "timm-legacy")}
         return
-    ours = weights.to_ours(theirs, name)
+    ours = to_ours(theirs, name)
     assert {key: value.shape for key, value in ours.state.items()} == {k: value.shape for k, value in state.items()}
     assert names_of(ours) == [name]
 

@@ -8,7 +8,7 @@ import torchvision
 from named_networks import create_network
 from whatwhere import create_model
 from whatwhere.networks import convert_weights, describe_weights
-from whatwhere.networks.weights import find_weights, read_file
+from whatwhere.networks.weights.files import find_weights, read_file
 
 NAME = "cbam_resnext11_8x8d"
 
