@@ -14,6 +14,7 @@ from .summary import AttentionKwargs, parse_input_size
 
 def attend_command(
     backbone: Annotated[str, typer.Argument(help="A network by name: of whatwhere, torchvision or timm.")],
+    *,
     attention: Annotated[
         str, typer.Option(metavar="NAME", help="cbam, se or another, or MODULE:NAME, code of yours that is imported.")
     ] = "cbam",

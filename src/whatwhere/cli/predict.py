@@ -26,6 +26,7 @@ _Attention = Annotated[
 def predict_command(
     bundle: _Bundle,
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    *,
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Classes to give of each image.")] = 5,
     batch_size: _BatchSize = 64,
     device: _Device = "",
@@ -73,6 +74,7 @@ def predict_command(
 def evaluate_command(
     bundle: _Bundle,
     data: Annotated[str, typer.Argument(help="Labelled images, as `whatwhere train` takes them.")],
+    *,
     split: Annotated[
         str | None, typer.Option(metavar="PART", help="train, val, test or all; by default test, else val, else all.")
     ] = None,

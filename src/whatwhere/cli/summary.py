@@ -39,6 +39,7 @@ def summary_command(
         str | None,
         typer.Argument(help="A network: a name of `whatwhere models`, or of torchvision or timm."),
     ] = None,
+    *,
     backbone: Annotated[str | None, typer.Option(metavar="NAME", help="The same, for use with --attention.")] = None,
     attention: Annotated[
         str | None, typer.Option(metavar="NAME", help="Attention for it: shown beside the network without.")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def verdict_command(
     results: Annotated[Path, typer.Argument(help="A CSV with columns arm, seed and the figure to judge by.")],
+    *,
     metric: Annotated[
         str | None, typer.Option(metavar="NAME", help="Column to judge by, if there are several.")
     ] = None,

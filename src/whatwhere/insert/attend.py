@@ -79,7 +79,16 @@ def attend(
         >>> torch.equal(model(images), before)
         True
     """
-    prepared = _prepared(model, attention, at, start, replace, example, attention_kwargs, seed)
+    prepared = _prepared(
+        model,
+        attention,
+        at=at,
+        start=start,
+        replace=replace,
+        example=example,
+        attention_kwargs=attention_kwargs,
+        seed=seed,
+    )
     done: list[tuple[nn.Module, Inserted]] = []
     try:
         for place, module in zip(prepared.places, prepared.modules, strict=True):
@@ -111,7 +120,16 @@ def plan(
         >>> len(where.places), where.num_params, sum(where.added_params)
         (8, 11689512, 89888)
     """
-    prepared = _prepared(model, attention, at, start, replace, example, attention_kwargs, seed=0)
+    prepared = _prepared(
+        model,
+        attention,
+        at=at,
+        start=start,
+        replace=replace,
+        example=example,
+        attention_kwargs=attention_kwargs,
+        seed=0,
+    )
     by_name = dict(model.named_modules())
     added, in_norm = [], []
     for place, module in zip(prepared.places, prepared.modules, strict=True):
@@ -171,6 +189,7 @@ class _Prepared:
 def _prepared(
     model: nn.Module,
     attention: str | Callable[..., nn.Module],
+    *,
     at: str | Sequence[str] | None,
     start: Start,
     replace: Replace | None,
