@@ -188,6 +188,11 @@ def describe_weights(path: str | os.PathLike[str], model: str | None = None) -> 
     layout = loaded.layout
     fit = None if network is None else _fit(loaded, network)
     unknown = [key for key in file.state if layout is None or find_rule(layout, key) is None]
+    notes = list(file.notes)
+    if any(key.endswith("_blocks.0._depthwise_conv.weight") for key in file.state):
+        notes.append(
+            "names of the package efficientnet_pytorch: timm:tf_efficientnet_b0 to b8 take these as pretrained weights"
+        )
     return Description(
         path=file.path,
         layout=None if layout is None else layout.name,
@@ -200,7 +205,7 @@ def describe_weights(path: str | os.PathLike[str], model: str | None = None) -> 
         wrapper=file.wrapper,
         prefix=file.prefix,
         around={**file.around, **file.left_out},
-        notes=[*file.notes, *_notes_on_others(file.state)],
+        notes=notes,
         metadata=file.metadata,
         non_finite=file.non_finite(),
         unknown=group_keys(unknown),
@@ -311,29 +316,15 @@ def _notes(loaded: Weights, layout: Layout, attention: str | None, options: dict
             "the sum of a block, ca takes the average and the maximum, sa the mean and the maximum"
         )
     if layout.norm is None and attention is not None:
-        notes.append(_copied_modules(options))
+        notes.append(
+            f"the copied code must divide the channels by {options.get('reduction', 16)} in its ChannelAttention and "
+            f"have kernel_size={options.get('kernel_size', 7)} in its SpatialAttention"
+        )
     if layout.name == "timm" and attention is not None:
         notes.append(_timm_module(attention, options, loaded.state))
     if layout.name == "official" and attention == "cbam" and options.get("form") == "timm":
         notes.append("biases of zero were added to the MLPs, which the authors' code has and timm has not")
     return notes
-
-
-def _copied_modules(options: Mapping[str, Any]) -> str:
-    """Say how copied code must build its two modules."""
-    return (
-        f"the copied code must divide the channels by {options.get('reduction', 16)} in its ChannelAttention and have "
-        f"kernel_size={options.get('kernel_size', 7)} in its SpatialAttention"
-    )
-
-
-def _notes_on_others(state: StateDict) -> list[str]:
-    """Return which networks of other libraries take weights that no network of this package takes."""
-    if any(key.endswith("_blocks.0._depthwise_conv.weight") for key in state):
-        return [
-            "names of the package efficientnet_pytorch: timm:tf_efficientnet_b0 to b8 take these as pretrained weights"
-        ]
-    return []
 
 
 def _timm_module(attention: str, options: dict[str, Any], state: StateDict) -> str:

@@ -102,26 +102,22 @@ def create(
         given = ", ".join(options).replace("in_chans", "in_channels")
         raise UserError(f"{given} cannot be given for networks of torchvision; leave it out")
     seed = resolve_seed(seed)
-    with seeded(seed, "construction"), _quiet():
-        return _built(library, own, num_classes, options)
-
-
-def _built(library: str, name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
+    model: nn.Module
     try:
-        if library == "torchvision":
-            import torchvision
+        with seeded(seed, "construction"), _quiet():
+            if library == "torchvision":
+                import torchvision
 
-            model: nn.Module = torchvision.models.get_model(
-                name, weights=None, num_classes=num_classes, **_ONE_OUTPUT.get(f"{library}:{name}", {})
-            )
-            return model
-        import timm
+                one_output = _ONE_OUTPUT.get(name, {})
+                model = torchvision.models.get_model(own, weights=None, num_classes=num_classes, **one_output)
+            else:
+                import timm
 
-        built: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
-        return built
+                model = timm.create_model(own, pretrained=False, num_classes=num_classes, **options)
     # the libraries report impossible options and sizes in these ways
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"{library}:{name} cannot be built: {cause(error)}") from error
+        raise UserError(f"{name} cannot be built: {cause(error)}") from error
+    return model
 
 
 def published(name: str) -> StateDict:

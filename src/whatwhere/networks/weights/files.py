@@ -10,7 +10,7 @@ import re
 import urllib.error
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ...base.errors import UserError
-from ...base.words import brief, cause, few
+from ...base.words import brief, cause, counted, few
 from .fit import shown
 
 StateDict = dict[str, Tensor]
@@ -104,7 +104,13 @@ def read_file(path: str | os.PathLike[str], wanted: Wanted = RESNET) -> WeightsF
         UserError: There is no such file, it is damaged or no file of tensors, or as `find_weights`.
     """
     name = os.fspath(path)
-    content, metadata = _content(_existing(name))
+    try:
+        found = Path(name).is_file()
+    except (OSError, ValueError):  # no file can have such a name
+        found = False
+    if not found:
+        raise UserError(f"no weights file {brief(name, 200)}; give a .safetensors or .pth file")
+    content, metadata = _content(Path(name))
     return find_weights(content, name, wanted, metadata)
 
 
@@ -130,13 +136,26 @@ def find_weights(
     if not holders:
         raise UserError(f"{source!r} holds no state dict (names to tensors)")
     parts = [part for where, state in holders.items() for part in _parts(where, state, wanted)]
-    part = _chosen(parts, source) if parts else _most_likely(holders)
+    if parts:
+        part = _chosen(parts, source)
+    else:  # no name identifies the network: the most likely tensors
+        named = [(name,) for name in _WRAPPERS if (name,) in holders]
+        where = named[0] if named else max(holders, key=lambda where: len(holders[where]))
+        part = _Part(where, "", holders[where])
     _check_plain(part, source)
-    whole = {key: value for key, value in holders[part.where].items() if not _is_leftover(key, value)}
+    whole = {
+        key: value
+        for key, value in holders[part.where].items()
+        if key.rpartition(".")[2] not in _LEFTOVERS or value.numel() != 1
+    }
+    counts = Counter(key.rpartition(".")[2] for key in holders[part.where].keys() - whole.keys())
+    leftovers = {
+        name: f"left by {_LEFTOVERS[name]}, {counted(count, 'tensor')}" for name, count in sorted(counts.items())
+    }
     bare = {f"{part.prefix}{key}": key for key in part.state}
     state, notes = _with_integer_counters({bare[key]: value for key, value in whole.items() if key in bare})
     left_out = _grouped({key: value for key, value in whole.items() if key not in bare}, part.prefix)
-    around = {**_around(content, part.where), **_leftovers(holders[part.where].keys() - whole.keys())}
+    around = {**_around(content, part.where), **leftovers}
     return WeightsFile(source, state, ".".join(part.where), part.prefix, around, dict(metadata or {}), left_out, notes)
 
 
@@ -172,17 +191,6 @@ def _num_non_finite(value: Tensor) -> int:
     # some 8-bit floats have no `isfinite`
     value = value if value.dtype == torch.float64 else value.float()
     return value.numel() - int(value.isfinite().sum())
-
-
-def _existing(name: str) -> Path:
-    file = Path(name)
-    try:
-        found = file.is_file()
-    except (OSError, ValueError):  # no file can have such a name
-        found = False
-    if not found:
-        raise UserError(f"no weights file {brief(name, 200)}; give a .safetensors or .pth file")
-    return file
 
 
 def _content(file: Path) -> tuple[Any, dict[str, str]]:
@@ -301,30 +309,10 @@ def _shapes(part: _Part) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in part.state.items() if not key.endswith((_COUNTER, *_LEFTOVERS))}
 
 
-def _most_likely(holders: Mapping[tuple[str, ...], StateDict]) -> _Part:
-    """Return the tensors that are most likely the network, if no name identifies it."""
-    named = [(name,) for name in _WRAPPERS if (name,) in holders]
-    where = named[0] if named else max(holders, key=lambda where: len(holders[where]))
-    return _Part(where, "", holders[where])
-
-
 def _check_plain(part: _Part, source: str) -> None:
     for key, value in part.state.items():
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             raise UserError(f"{source!r} holds a sparse, quantized or empty tensor: {brief(key)}")
-
-
-def _is_leftover(key: str, value: Tensor) -> bool:
-    return key.rpartition(".")[2] in _LEFTOVERS and value.numel() == 1
-
-
-def _leftovers(keys: Iterable[str]) -> dict[str, str]:
-    """Describe what tools have left behind."""
-    counts = Counter(key.rpartition(".")[2] for key in keys)
-    return {
-        name: f"left by {_LEFTOVERS[name]}, {count} {'tensor' if count == 1 else 'tensors'}"
-        for name, count in sorted(counts.items())
-    }
 
 
 def _around(content: Mapping[str, Any], where: tuple[str, ...]) -> dict[str, str]:
@@ -360,7 +348,9 @@ def _grouped(tensors: StateDict, prefix: str) -> dict[str, str]:
 
 def _with_integer_counters(state: StateDict) -> tuple[StateDict, tuple[str, ...]]:
     """Return `state` with counters of batches as integers, without impossible ones, and notes on what was done."""
-    floats = [key for key, value in state.items() if _is_float_counter(key, value)]
+    floats = [
+        key for key, value in state.items() if key.endswith(_COUNTER) and value.dim() == 0 and value.is_floating_point()
+    ]
     if not floats:
         return state, ()
     lost = [key for key in floats if not float(state[key]).is_integer()]  # float16 ends at 65,504
@@ -370,10 +360,6 @@ def _with_integer_counters(state: StateDict) -> tuple[StateDict, tuple[str, ...]
     if lost:
         notes.append(f"{len(lost)} of them are no whole number, or infinite; left out, no output depends on them")
     return {key: whole.get(key, value) for key, value in state.items() if key not in lost}, tuple(notes)
-
-
-def _is_float_counter(key: str, value: Tensor) -> bool:
-    return key.endswith(_COUNTER) and value.dim() == 0 and value.is_floating_point()
 
 
 def state_dict_from_url(url: str) -> StateDict:

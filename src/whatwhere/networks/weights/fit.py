@@ -141,16 +141,12 @@ def _adapt_input(weight: Tensor, shape: torch.Size) -> Tensor:
     return weight.repeat(1, repeats, 1, 1)[:, :in_channels] * (3 / in_channels)
 
 
-def pattern_of(key: str) -> str:
-    """Return `key` with its numbers of stage and block replaced: "layer*.*.conv1.weight"."""
-    return _NUMBERED.sub(lambda match: "layer*" if match[1] is None else "layer*.*", key)
-
-
 def group_keys(keys: Iterable[str]) -> dict[str, list[str]]:
-    """Group `keys` by `pattern_of`; a group of one key has the key as its name."""
+    """Group `keys` that differ in stage and block alone, as "layer*.*.conv1.weight"; a single key goes by its name."""
     groups: dict[str, list[str]] = {}
     for key in keys:
-        groups.setdefault(pattern_of(key), []).append(key)
+        pattern = _NUMBERED.sub(lambda match: "layer*" if match[1] is None else "layer*.*", key)
+        groups.setdefault(pattern, []).append(key)
     return {pattern if len(group) > 1 else group[0]: group for pattern, group in groups.items()}
 
 
@@ -219,8 +215,7 @@ def _kinds_of_blocks(of: _Difference) -> Fact:
 
 def _is_of_one_attention(key: str, of: _Difference) -> bool:
     """Return whether `key` belongs to attention that only the file or only the network has."""
-    both = all(any(map(ATTENTION_KEY.search, state)) for state in (of.state, of.own))
-    return ATTENTION_KEY.search(key) is not None and not both
+    return is_attention_key(key) and not (has_attention(of.state) and has_attention(of.own))
 
 
 def _kind_of_blocks(state: Mapping[str, Tensor]) -> str:
@@ -263,7 +258,7 @@ def _no_floats(of: _Difference) -> Fact:
 
 def _widths(of: _Difference) -> Fact:
     """Recognize a network of another width or number of groups: its layers fit each other, nothing else differs."""
-    keys = {key for key in of.mismatched if _IN_BLOCK.match(key) and not ATTENTION_KEY.search(key)}
+    keys = {key for key in of.mismatched if _IN_BLOCK.match(key) and not is_attention_key(key)}
     pairs = [(of.state[key].shape, of.own[key].shape) for key in keys]
     if not keys or any(len(a) != len(b) or a[2:] != b[2:] for a, b in pairs) or not _is_consistent(of.state):
         return _NO_FACT
@@ -340,20 +335,17 @@ def _in_words(blocks: Mapping[str, str]) -> str:
 
 
 def _attention(of: _Difference) -> Fact:
-    theirs, ours = (any(map(ATTENTION_KEY.search, state)) for state in (of.state, of.own))
-    if theirs == ours:
-        return _NO_FACT
-    sentence = (
-        "the file has attention and this network has none; take a network with attention"
-        if theirs
-        else "the file has no attention and this network has some; take the plain network"
-    )
-    return sentence, set(filter(ATTENTION_KEY.search, of.faults))
+    keys = set(filter(is_attention_key, of.faults))
+    if has_attention(of.state) and not has_attention(of.own):
+        return "the file has attention and this network has none; take a network with attention", keys
+    if has_attention(of.own) and not has_attention(of.state):
+        return "the file has no attention and this network has some; take the plain network", keys
+    return _NO_FACT
 
 
 def _kinds_of_attention(of: _Difference) -> Fact:
-    keys = set(filter(ATTENTION_KEY.search, of.faults))
-    modules = {_module(key): set[str]() for key in (*of.state, *of.own) if ATTENTION_KEY.search(key)}
+    keys = set(filter(is_attention_key, of.faults))
+    modules = {_module(key): set[str]() for key in filter(is_attention_key, (*of.state, *of.own))}
     for key in keys:
         modules[_module(key)].add(key.removeprefix(_module(key)))
     differing = next(iter(modules.values()), set())
@@ -363,7 +355,7 @@ def _kinds_of_attention(of: _Difference) -> Fact:
     if keys <= set(of.missing):
         sentence = "the file's attention has no biases in its MLP; attention_kwargs can leave them out"
         return (sentence, keys) if differing == {"what.fc1.bias", "what.fc2.bias"} else _NO_FACT
-    if all(map(of.mismatched.__contains__, keys)) and _other_hidden_width(of, modules):
+    if keys <= set(of.mismatched) and _other_hidden_width(of, modules):
         return "the attention has another number of hidden channels; give its reduction in attention_kwargs", keys
     return "the file's attention is of another kind, built with other attention_kwargs, or has other names", keys
 

@@ -139,7 +139,12 @@ def to_ours(state: Mapping[str, Tensor], source: str, description: str = "") -> 
     layout = recognize(state)
     if layout is None:
         return Weights(dict(state), None, source=source)
-    _check_outside(state, source)
+    outside = [key for key in state if _OUTSIDE.match(key)]
+    if outside:
+        raise UserError(
+            f"{source!r} holds attention outside the blocks ({', '.join(map(shown, outside[:3]))}, ...); whatwhere has "
+            "no such network"
+        )
     renamed: StateDict = {}
     attention = ""
     for key, tensor in state.items():
@@ -207,16 +212,6 @@ def is_affordable(state: StateDict, attention: str, options: Mapping[str, Any]) 
     return False
 
 
-def _check_outside(state: Mapping[str, Tensor], source: str) -> None:
-    """Raise UserError if copied code has its attention outside the blocks."""
-    outside = [key for key in state if _OUTSIDE.match(key)]
-    if outside:
-        raise UserError(
-            f"{source!r} holds attention outside the blocks ({', '.join(map(shown, outside[:3]))}, ...); whatwhere has "
-            "no such network"
-        )
-
-
 def _check_blocks(state: StateDict, layout: Layout) -> None:
     """Raise UserError if the blocks in `state` compute something else in the networks of `layout`."""
     if not layout.basic_blocks and not has_bottlenecks(state) and "layer1.0.conv2.weight" in state:
@@ -251,9 +246,21 @@ def options_of(state: StateDict, attention: str, layout: Layout | None = None) -
 def fits_options(state: StateDict, attention: str, options: dict[str, Any]) -> bool:
     """Return whether the attention modules in `state` have the shapes of `attention` built with `options`."""
     modules = _modules(state)
-    return bool(modules) and all(
-        _has_shapes(attention, channels, options, module) for channels, module in modules.items()
-    )
+    for channels, module in modules.items():
+        # each one is a layer to build
+        if options.get("num_convs", 0) > sum(key.startswith("spatial.dilated") for key in module):
+            return False
+        try:
+            with torch.device("meta"):
+                own = ATTENTION[attention](channels, **options).state_dict()
+        # the arguments can come from a file
+        except (UserError, TypeError, RuntimeError, OverflowError):
+            return False
+        # files of PyTorch before 0.4.1 have no counters
+        shapes = {k: v.shape for k, v in own.items() if k in module or not k.endswith("num_batches_tracked")}
+        if shapes != {key: value.shape for key, value in module.items()}:
+            return False
+    return bool(modules)
 
 
 def _modules(state: StateDict) -> dict[int, StateDict]:
@@ -331,21 +338,6 @@ def _reductions(first: Tensor | None) -> list[dict[str, Any]]:
     return [{}, {"reduction": int(ratio) if ratio.is_integer() else ratio}]
 
 
-def _has_shapes(attention: str, channels: int, options: dict[str, Any], module: StateDict) -> bool:
-    # each one is a layer to build
-    if options.get("num_convs", 0) > sum(key.startswith("spatial.dilated") for key in module):
-        return False
-    try:
-        with torch.device("meta"):
-            own = ATTENTION[attention](channels, **options).state_dict()
-    # the arguments can come from a file
-    except (UserError, TypeError, RuntimeError, OverflowError):
-        return False
-    # files of PyTorch before 0.4.1 have no counters
-    own = {key: value for key, value in own.items() if key in module or not key.endswith("num_batches_tracked")}
-    return {key: value.shape for key, value in own.items()} == {key: value.shape for key, value in module.items()}
-
-
 def from_ours(
     state: StateDict,
     layout: Layout,
@@ -387,7 +379,14 @@ def from_ours(
         rule, name = found
         renamed[name] = tensor[:, :, None, None] if rule.is_1x1 and tensor.dim() == 2 else tensor
     if left_over:
-        raise UserError(f"{layout.origin} has no place for {_listed(left_over)}{_why_left_over(left_over)}")
+        patterns = list(group_keys(left_over))
+        named = f"{', '.join(map(shown, patterns[:3]))}{', ...' if len(patterns) > 3 else ''}"
+        why = ""
+        if any(key.endswith("attention.mix") for key in left_over):
+            why = ": the attention starts as the identity, y = x (1 - a + a gates), which only whatwhere has"
+        elif all(map(is_attention_key, left_over)):
+            why = ": it has no such attention"
+        raise UserError(f"{layout.origin} has no place for {len(left_over)} tensors ({named}){why}")
     return renamed
 
 
@@ -436,16 +435,3 @@ def _in_convention(state: StateDict, layout: Layout, attention: str | None, opti
 def _maps(options: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the order of the maps of CBAM built with `options`."""
     return tuple(options.get("maps") or LAYOUTS["timm" if options.get("form") == "timm" else "official"].maps)
-
-
-def _why_left_over(keys: list[str]) -> str:
-    if any(key.endswith("attention.mix") for key in keys):
-        return ": the attention starts as the identity, y = x (1 - a + a gates), which only whatwhere has"
-    if all(map(is_attention_key, keys)):
-        return ": it has no such attention"
-    return ""
-
-
-def _listed(keys: list[str]) -> str:
-    patterns = list(group_keys(keys))
-    return f"{len(keys)} tensors ({', '.join(map(shown, patterns[:3]))}{', ...' if len(patterns) > 3 else ''})"
