@@ -177,3 +177,13 @@ def test_a_comparison_of_an_earlier_version_is_read_and_judged_as_then(tmp_path)
             name: before[name] for name in ("arm", "verdict", "seeds", "differences", "baseline", "treatment")
         }
     assert json.loads((tmp_path / "out" / "compare.json").read_text()) == json.loads((old / "compare.json").read_text())
+
+
+def test_a_version_that_a_run_does_not_name_is_unknown(tmp_path):
+    shutil.copytree(Path(__file__).with_name("old"), tmp_path / "out")
+    file = tmp_path / "out" / "runs" / "cbam" / "seed-1" / "run.json"
+    content = json.loads(file.read_text())
+    del content["sessions"][-1]["python"]
+    file.write_text(json.dumps(content))
+    collected = collect("digits", tmp_path / "out", Request(), Silent()).to_dict()
+    assert any("unknown" in caution for caution in collected["cautions"])

@@ -574,6 +574,18 @@ def test_a_damaged_document_is_one_sentence(finished, data, tmp_path, name, chan
         train(data, tmp_path / "run", resume=True)
 
 
+@pytest.mark.parametrize("value", [[], "much", None, {"of": 1}])
+def test_a_kept_option_of_another_type_is_one_sentence(finished, data, tmp_path, value, refused):
+    path = shutil.copytree(finished[0], tmp_path / "run") / "run.json"
+    content = json.loads(path.read_text())
+    content["config"]["val_fraction"] = value
+    path.write_text(json.dumps(content))
+    with refused():
+        run_training(
+            str(data), {}, out=tmp_path / "run", resume=True, dry_run=False, command="whatwhere", screen=Lines()
+        )
+
+
 @pytest.mark.parametrize("line", ["5", "{}", '{"epoch": 0}', "{,", '{"epoch": 1, "val_accuracy": 61}'])
 def test_a_damaged_line_of_the_metrics_is_one_sentence(finished, tmp_path, line, refused):
     (tmp_path / "metrics.jsonl").write_text(line + "\n" + (finished[0] / "metrics.jsonl").read_text())

@@ -54,7 +54,8 @@ class Finished:
     def environment(self) -> tuple[tuple[str, str], ...]:
         """(name, value) of the machine and the versions that it ran with."""
         session = self.description.sessions[-1]
-        return tuple((name, str(session[name])) for name in ("device", "torch", "torchvision", "pillow", "python"))
+        names = ("device", "torch", "torchvision", "pillow", "python")
+        return tuple((name, str(session.get(name, "unknown"))) for name in names)
 
     @functools.cached_property
     def curve(self) -> list[tuple[int, float]]:

@@ -21,7 +21,7 @@ from ..base.words import brief, cause, few, short
 from ..data.split import Prepared, fingerprint
 from ..networks.spec import is_import_path
 from .bundle import Bundle, save_bundle
-from .config import FREE, OPTIONS, Config
+from .config import FREE, OPTIONS, Config, converted
 from .plots import confusion_png, curves_png
 
 RUN, METRICS, SPLIT, RESULT = "run.json", "metrics.jsonl", "split.csv", "result.json"
@@ -132,7 +132,8 @@ class RunFolder:
         """Return the options that a continuation with the options `given` takes over; none where there is no run.
 
         Raises:
-            UserError: The run has an attention to import, and `given` does not name it again.
+            UserError: The run has an attention to import, and `given` does not name it again; or an option has a
+                value of another type.
         """
         options = {} if (description := self.description) is None else description.config
         named = str(options.get("attention", ""))
@@ -142,7 +143,8 @@ class RunFolder:
                 f"the run in {str(self.path)!r} has the attention {brief(text)}, and whatwhere never imports code that "
                 f"a file names; give --attention {text} again"
             )
-        return {name: value for name, value in options.items() if name in OPTIONS and name not in FREE}
+        file, names = self.path / RUN, OPTIONS.keys() & options.keys() - FREE
+        return {name: converted(name, options[name], file) for name in names}
 
     def held(self) -> contextlib.AbstractContextManager[None]:
         """Create the folder and lock it for this process inside the block."""
