@@ -75,7 +75,7 @@ def main():
     parser.add_argument("--count", type=int, default=4_000, help="comparisons a cell")
     count = parser.parse_args().count
     rng = np.random.default_rng(2026)
-    print("# Pairs that are no independent draws: how often they are told, by simulation\n")
+    print("# Pairs that are not independent: how often they are told, by simulation\n")
     print(
         f"`python benchmarks/independence.py --count {count}`. Per 1,000 comparisons, accuracies 0.5 to 0.99 (live: the"
     )

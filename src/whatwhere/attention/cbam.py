@@ -154,7 +154,8 @@ class CBAM(Gate):
 
     Args:
         reduction: r; the hidden width of the shared MLP is C / r, at least 1, rounded by the rule of `form`.
-        pools: Channel pools, any non-empty subset of "avg", "max", "lp" (the l2 norm) and "lse" (log-sum-exp).
+        pools: Channel pools, any non-empty subset of "avg", "max", "lp" (the l2 norm) and "lse" (log-sum-exp), those of
+            the authors' code, and of the other names that `ops.gate` lists.
         mlp_bias: Whether the MLP has biases; None for the rule of `form`.
         kernel_size: Odd width of the spatial convolution.
         spatial: Whether there is a spatial gate at all.

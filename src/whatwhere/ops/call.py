@@ -1,12 +1,10 @@
-"""What one call of `gate` computes, and the rules that say in words why it cannot be fused, or "" if it can.
+"""What one call of `gate` computes, and the rules that say in words why no backend can fuse it, or "" if one may.
 
-`ops.why_not_fused` asks `why_looked_into`, which holds for every backend, and the `why_unfit` of each backend; the one
-here is that of the lean backend.
+`ops.why_not_fused` asks `why_looked_into`, and then the rule `why_unfit` of each backend.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -14,8 +12,6 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-
-from .batch_norm import takes_batch_statistics
 
 Arrangement = Literal["channel_first", "spatial_first", "parallel"]
 
@@ -90,41 +86,6 @@ def why_looked_into(call: Call, x: Tensor | None = None) -> str:
     if any(parameter._backward_hooks or not parameter.is_leaf for parameter in call.parameters):
         return "a parameter has a hook or was computed from another tensor"
     return ""
-
-
-def why_unfit(call: Call, x: Tensor | None = None, shortcut: Tensor | None = None, *scalars: Tensor | None) -> str:
-    """Return why the passes of the lean backend do not fit a call, without `x` its modules; "" if they do."""
-    return next(_unfit(call, x, shortcut, *scalars), "")
-
-
-def _unfit(call: Call, x: Tensor | None, shortcut: Tensor | None, *scalars: Tensor | None) -> Iterator[str]:
-    functions: tuple[object, ...] = (call.what, call.where)
-    if any(function is not None and not isinstance(function, nn.Module) for function in functions):
-        yield "what and where must be modules, so that their parameters can be found"
-    listed = (getattr(call.what, "pools", ()), getattr(call.where, "maps", ()))
-    if twice := [names for names in listed if len(set(names)) != len(names)]:
-        yield f"the pools or maps {twice[0]} name one twice"
-    if call.where is not None and not {"max", "mean"}.issuperset(call.where.maps):
-        yield f"of the maps {call.where.maps} only max and mean share its passes"
-    if call.what is None and call.where is None:
-        yield "without a gate the reference keeps no more"
-    if call.arrangement != "channel_first":
-        yield f"the arrangement {call.arrangement!r} does not share its passes"
-    if call.norm is not None and type(call.norm) is not nn.BatchNorm2d:
-        yield f"the norm must be exactly a BatchNorm2d, got a {type(call.norm).__name__}"
-    if x is None:
-        return
-    if x.dim() != 4 or not x.is_floating_point() or x.numel() == 0 or x.layout != torch.strided:
-        yield f"x must be dense, non-empty and floating-point, (N, C, H, W), got {x.dtype} {tuple(x.shape)}"
-    norm = call.batch_norm
-    if norm is not None and norm.num_features != x.shape[1]:
-        yield f"the norm has {norm.num_features} channels, x {x.shape[1]}"
-    if norm is not None and x.numel() == x.shape[1] and takes_batch_statistics(norm):
-        yield "the norm would take the variance of one value"
-    if shortcut is not None and (shortcut.shape != x.shape or shortcut.dtype != x.dtype):
-        yield f"the shortcut must have the shape and dtype of x, got {shortcut.dtype} {tuple(shortcut.shape)}"
-    if any(tensor is not None and tensor.device != x.device for tensor in (shortcut, *scalars)):
-        yield "all tensors must be on one device"
 
 
 def looked_into(x: Tensor) -> bool:

@@ -86,7 +86,11 @@ class Case:
 
 
 def decide(cases: Sequence[Case], margin: float, *, higher_is_better: bool = True) -> list[Case]:
-    """Return the cases with their verdicts: see `judge` for the rule."""
+    """Return the cases with their verdicts.
+
+    "no practical difference" where the interval of the mean lies inside the margin; else "helps" or "hurts" where it
+    lies on one side of 0; else "cannot tell yet". Holm's step-down shares the error among the arms in both.
+    """
     differ, sharing = _claims(cases, lambda paired: paired.p_t())
     same, sharing_same = _claims(cases, lambda paired: paired.p_equivalence(margin))
     decided = []
