@@ -146,8 +146,8 @@ def collect(data: str, out: Path, request: Request, screen: Screen) -> Content:
     same_name = Path(data).name == Path(design.data).name
     if Path(data) != Path(design.data) and not (same_name and Path(data).exists()):
         raise UserError(
-            f"the comparison in {str(out)!r} is of {brief(design.data)}, not of {brief(data)}; give that, or another "
-            "--out"
+            f"the comparison in {str(out)!r} is of {brief(design.data, 200)}, not of {brief(data, 200)}; give that, or "
+            "another --out"
         )
     with locked(out):
         design = continued(design, with_full_name(request), out)

@@ -294,7 +294,7 @@ def read_config(path: Path) -> dict[str, Any]:
         if name not in OPTIONS:
             hint = suggest(name, list(OPTIONS)) or "; `whatwhere train --help` names them all"
             raise UserError(f"unknown option {brief(key)} in {str(path)!r}{hint}")
-        result[name] = converted(name, value, path)
+        result[name] = _converted(name, value, path)
     # `content` has the last value only of an option that is there twice
     written = [str(key.value).replace("-", "_") for key, _ in yaml.compose(text, yaml.SafeLoader).value]
     twice = next((name for name in written if written.count(name) > 1), None)
@@ -308,8 +308,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return result
 
 
-def converted(name: str, value: Any, path: Path) -> Any:
-    """Return the value of an option in the file `path` as `Config` takes it; UserError for one of another type."""
+def _converted(name: str, value: Any, path: Path) -> Any:
     kind = OPTIONS[name].metadata["kind"]
     # YAML reads an unquoted 7 as a number, and 1e-3 as text
     if kind in (str, float) and type(value) in (int, str):

@@ -21,7 +21,7 @@ from ..base.words import brief, cause, few, short
 from ..data.split import Prepared, fingerprint
 from ..networks.spec import is_import_path
 from .bundle import Bundle, save_bundle
-from .config import FREE, OPTIONS, Config, converted
+from .config import FREE, OPTIONS, Config
 from .plots import confusion_png, curves_png
 
 RUN, METRICS, SPLIT, RESULT = "run.json", "metrics.jsonl", "split.csv", "result.json"
@@ -143,8 +143,11 @@ class RunFolder:
                 f"the run in {str(self.path)!r} has the attention {brief(text)}, and whatwhere never imports code that "
                 f"a file names; give --attention {text} again"
             )
-        file, names = self.path / RUN, OPTIONS.keys() & options.keys() - FREE
-        return {name: converted(name, options[name], file) for name in names}
+        kept = {name: value for name, value in options.items() if name in OPTIONS and name not in FREE}
+        for name, value in kept.items():
+            with _damage(self.path / RUN, f"{name}: "):
+                msgspec.convert(value, OPTIONS[name].metadata["kind"])
+        return kept
 
     def held(self) -> contextlib.AbstractContextManager[None]:
         """Create the folder and lock it for this process inside the block."""
@@ -272,7 +275,7 @@ def _check_same(path: Path, before: RunDescription, now: RunDescription) -> None
                 f"the images of {data!r} or their split have changed since the run in {str(path)!r} began; restore "
                 "them, or start again with another --out"
             )
-        changed.append(f"data was {brief(data)}, is {brief(now.config['data'])}")
+        changed.append(f"data was {brief(data, 200)}, is {brief(now.config['data'], 200)}")
     # a run of an older version lacks new options: it ran with their defaults
     options = {**asdict(Config()), **before.config}
     changed += [

@@ -44,7 +44,9 @@ def find_source(
     exists = os.path.exists(path)
     is_list = exists and path.is_file() and path.suffix.lower() in {".csv", ".tsv"}
     if (path_column or label_column) and not is_list:
-        raise UserError(f"--path-column and --label-column are for a CSV file, and {brief(printable(data))} is none")
+        raise UserError(
+            f"--path-column and --label-column are for a CSV file, and {brief(printable(data), 200)} is none"
+        )
     if is_list:
         return Source(data, path.parent, *list_csv(path, path_column, label_column))
     if exists and path.is_dir():
