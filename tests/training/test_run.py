@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from pictures import CLASSES, make_folder
 from whatwhere.base.errors import Stopped
+from whatwhere.cli.screen import result_tables
 from whatwhere.training.bundle import load_bundle
 from whatwhere.training.run_folder import RunFolder
 from whatwhere.training.train import run_training
@@ -572,6 +573,17 @@ def test_a_damaged_document_is_one_sentence(finished, data, tmp_path, name, chan
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with refused():
         train(data, tmp_path / "run", resume=True)
+
+
+def test_figures_that_a_result_lacks_are_shown_as_none(finished, data, tmp_path):
+    path = shutil.copytree(finished[0], tmp_path / "run") / "result.json"
+    content = json.loads(path.read_text())
+    del content["test"]["loss"], content["per_class"][1]["precision"]
+    path.write_text(json.dumps(content))
+    result = train(data, tmp_path / "run", resume=True)
+    assert result["test"]["loss"] is result["per_class"][1]["precision"] is None
+    assert result["per_class"][0] == content["per_class"][0]
+    assert result_tables(result)
 
 
 @pytest.mark.parametrize("value", [[], "much", None, {"of": 1}])

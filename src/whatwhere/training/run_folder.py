@@ -110,14 +110,15 @@ class RunFolder:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The checked content of `result.json`; None where the run is not finished."""
+        """The checked content of `result.json`, by field; None where the run is not finished."""
         file = self.path / RESULT
         if not file.is_file():
             return None
         with _damage(file):
-            content: dict[str, Any] = json.loads(file.read_bytes())
-            msgspec.convert(content, Result)
-            return content
+            content = json.loads(file.read_bytes())
+            # what old versions did not write is None
+            known = msgspec.to_builtins(msgspec.convert(content, Result))
+            return {**content, **known}
 
     @property
     def description(self) -> RunDescription | None:
