@@ -37,9 +37,17 @@ kept = [0]  # bytes after the last time
 
 @pytest.fixture(autouse=True)
 def _memory_given_back():
-    """Free what a worker keeps after a test, where that has grown: modules in circles, memory that glibc holds."""
+    """Free what a worker keeps after a test, where that has grown.
+
+    It keeps modules in circles, the classes of each TorchScript trace with their graphs (torch's own tests forget them
+    in the same way), compiled graphs, and memory that glibc holds.
+    """
     yield
-    if resident() > kept[0] + 200e6:
+    if resident() > kept[0] + 100e6:
+        torch._C._jit_clear_class_registry()
+        torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
+        torch.jit._state._clear_class_state()
+        torch.compiler.reset()
         gc.collect()
         if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
             trim(0)
