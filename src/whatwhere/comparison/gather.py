@@ -80,7 +80,7 @@ class Gathered:
             notes.append(
                 "DATA has no test images: the figures are those of the validation images, which also chose the epoch"
             )
-        elif any("test" not in (run.drawn) for run in runs):
+        elif any("test" not in run.drawn for run in runs):
             notes.append(
                 "the test images are the same for every seed, because DATA came with them: the intervals cover the "
                 "variation between trainings, not between test sets"

@@ -80,14 +80,7 @@ def attend(
         True
     """
     prepared = _prepared(
-        model,
-        attention,
-        at=at,
-        start=start,
-        replace=replace,
-        example=example,
-        attention_kwargs=attention_kwargs,
-        seed=seed,
+        model, attention, at=at, start=start, replace=replace, example=example, given=attention_kwargs, seed=seed
     )
     done: list[tuple[nn.Module, Inserted]] = []
     try:
@@ -121,14 +114,7 @@ def plan(
         (8, 11689512, 89888)
     """
     prepared = _prepared(
-        model,
-        attention,
-        at=at,
-        start=start,
-        replace=replace,
-        example=example,
-        attention_kwargs=attention_kwargs,
-        seed=0,
+        model, attention, at=at, start=start, replace=replace, example=example, given=attention_kwargs, seed=0
     )
     by_name = dict(model.named_modules())
     added, in_norm = [], []
@@ -194,7 +180,7 @@ def _prepared(
     start: Start,
     replace: Replace | None,
     example: Any,
-    attention_kwargs: Mapping[str, Any] | None,
+    given: Mapping[str, Any] | None,
     seed: int | None,
 ) -> _Prepared:
     """Check the arguments, find the places and build the attention for each; the model stays unchanged."""
@@ -202,9 +188,9 @@ def _prepared(
     check_choice("start", start, get_args(Start))
     if replace is not None:
         check_choice("replace", replace, get_args(Replace))
-    if attention_kwargs is not None and not isinstance(attention_kwargs, Mapping):
-        raise UserError(f"attention_kwargs must be a dict of keyword arguments, got {brief(attention_kwargs)}")
-    kwargs = dict(attention_kwargs or {})
+    if given is not None and not isinstance(given, Mapping):
+        raise UserError(f"attention_kwargs must be a dict of keyword arguments, got {brief(given)}")
+    kwargs = dict(given or {})
     if "start" in kwargs:
         raise UserError("give start to attend itself, not among attention_kwargs")
     flow = record_example(model, example)

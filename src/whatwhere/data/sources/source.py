@@ -57,7 +57,7 @@ def findings_of(messages: Messages, paths: Mapping[str, Sequence[str]], **fields
 
 @dataclass(frozen=True)
 class Source:
-    """Labelled images, none of them decoded yet. Worker processes get it pickled."""
+    """Labelled images, none of them decoded yet. Each worker process gets a copy."""
 
     name: str  # DATA as the user gave it
     root: Path | None  # folder to which the samples' paths are relative; None for a built-in set
