@@ -44,7 +44,7 @@ check: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
-	$(VENV)/bin/codespell src tests benchmarks docs *.md *.toml Makefile
+	$(VENV)/bin/codespell src tests benchmarks examples docs *.md *.toml Makefile
 
 # Which public names do the changes since SINCE break? SINCE is the last tag, or the commit before where there is none.
 SINCE ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git rev-parse --short HEAD^)

@@ -16,14 +16,14 @@ def test_the_architecture_has_one_line_for_each_file():
         listed += [folder + line.split("  ")[0] for line in block.splitlines()]
         assert all(re.fullmatch(r"\S+\.py  +\S.*", line) for line in block.splitlines())
     files = [path for part in ("src/whatwhere", "tests/support") for path in (ROOT / part).rglob("*.py")]
-    files += (ROOT / "benchmarks").glob("*.py")
+    files += [path for part in ("benchmarks", "examples") for path in (ROOT / part).glob("*.py")]
     assert sorted(listed) == sorted(path.relative_to(ROOT).as_posix() for path in files)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_file_that_is_named_exists(page):
     named = set(re.findall(r"(?<![\w/.-])(?:\w+/)+[a-z0-9_]+\.py", page.read_text(encoding="utf-8")))
-    folders = (ROOT / part for part in ("src", "tests", "benchmarks"))
+    folders = (ROOT / part for part in ("src", "tests", "benchmarks", "examples"))
     files = [path.as_posix() for folder in folders for path in folder.rglob("*.py")]
     assert not {name for name in named if not any(path.endswith(f"/{name}") for path in files)}
 
