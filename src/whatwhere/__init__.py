@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         SqueezeExcitation,
         StyleRecalibration,
         TripletAttention,
+        no_weight_decay,
     )
     from .base.errors import UserError
     from .cost import compare_costs, cost
@@ -64,6 +65,7 @@ __all__ = [
     "create_model",
     "detach",
     "list_models",
+    "no_weight_decay",
 ]
 
 _ROOM = {
@@ -86,6 +88,7 @@ _ROOM = {
     "SqueezeExcitation": "attention",
     "StyleRecalibration": "attention",
     "TripletAttention": "attention",
+    "no_weight_decay": "attention",
     "ResNet": "models",
     "create_model": "networks",
     "list_models": "networks",

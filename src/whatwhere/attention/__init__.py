@@ -19,6 +19,7 @@ from .simam import SimAM
 from .squeeze_excitation import SqueezeExcitation
 from .srm import StyleRecalibration
 from .triplet import TripletAttention
+from .weight_decay import no_weight_decay
 
 __all__ = [
     "ATTENTION",
@@ -46,5 +47,6 @@ __all__ = [
     "TripletAttention",
     "attention_builder",
     "attention_by_path",
+    "no_weight_decay",
     "starting_as_identity",
 ]

@@ -53,8 +53,9 @@ class GatedChannelTransform(Gate):
     Note:
         The gates are computed in float32 at least. alpha gets no gradient before the second step, when gamma is no
         longer 0. As in the authors' code, eps = 1e-5 is added to the mean of s ** 2 (in the paper, to the sum). Their
-        l1 form is left out. The authors put the module before every convolution and advise no weight decay on beta; in
-        the networks here it stands once in each block, like the others. 3 * C parameters.
+        l1 form is left out. The authors put the module before every convolution; in the networks here it stands once in
+        each block, like the others. The authors exempt beta from weight decay and decay alpha and gamma;
+        `no_weight_decay` names all three, as decay pulls gamma to 0, where y = x. 3 * C parameters.
     """
 
     identity_at_start: ClassVar[bool] = True

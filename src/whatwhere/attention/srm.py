@@ -25,6 +25,10 @@ class StyleIntegration(nn.Module):
     def channels(self) -> int:
         return self.norm.num_features
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters of two or more dimensions that weight decay must leave alone."""
+        return {"weight"}
+
     def forward(self, mean: Tensor, std: Tensor) -> Tensor:
         return torch.sigmoid(self.norm(self.weight[:, 0] * mean + self.weight[:, 1] * std))
 
@@ -48,7 +52,8 @@ class StyleRecalibration(Gate):
         As in the authors' code, w starts at 0: every gate is 0.5 at first, and the weight of the norm gets no gradient
         before the second step. As in their code, the standard deviation is unbiased (the paper divides by H * W), and
         1e-5 is added to the variance, because otherwise a constant plane has no gradient. A 1x1 map has the deviation
-        sqrt(1e-5); their code makes NaN of it. 4 * C parameters.
+        sqrt(1e-5); their code makes NaN of it. Their training decays neither w nor the norm, and `no_weight_decay`
+        names both. 4 * C parameters.
     """
 
     def __init__(self, channels: int, *, start: Start = "paper", device: Device = None, dtype: Dtype = None) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from ..attention import ATTENTION, attention_builder
+from ..attention import ATTENTION, attention_builder, no_weight_decay
 from ..attention.gate import Place, check_shape_kept, place_of
 from ..base.errors import UserError, check_integer
 from ..base.modules import NotScriptable
@@ -200,6 +200,10 @@ class ResNet(NotScriptable, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
+
+    def no_weight_decay(self) -> set[str]:
+        """Return `whatwhere.no_weight_decay(self)`; timm's `create_optimizer_v2` asks for it."""
+        return no_weight_decay(self)
 
     def reset_classifier(self, num_classes: int, seed: int | None = None) -> None:
         """Replace the classifier by a fresh one, or with `num_classes=0` leave it out."""

@@ -49,7 +49,8 @@ class Recipe:
     """The options of `Trainer`.
 
     SGD with Nesterov momentum or AdamW; linear warm-up, then cosine decay to zero; no weight decay on parameters of
-    fewer than two dimensions (norms, biases, scalars). A batch is all images of a step, over all processes and pieces.
+    fewer than two dimensions (norms, biases, scalars) and on those that `no_weight_decay` names. A batch is all images
+    of a step, over all processes and pieces.
 
     Raises:
         UserError: An option out of its range.

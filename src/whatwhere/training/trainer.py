@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms import v2
 
+from ..attention import no_weight_decay
 from ..base.errors import Stopped, UserError
 from ..base.randomness import seeded, stream_seed
 from ..data.batches import Batch, ImageSet, Order, TensorBatches, TrainBatches
@@ -88,7 +89,7 @@ class Trainer:
             model = model.to(memory_format=torch.channels_last)
         self.model, self.recipe, self.order, self.seed, self.team = model, recipe, order, seed, team
         self.class_weights = None if class_weights is None else class_weights.to(team.device)
-        self.optimizer = make_optimizer(model, recipe)
+        self.optimizer = make_optimizer(model, recipe, no_weight_decay(model))
         self.scaler = torch.amp.GradScaler(team.device.type, enabled=recipe.amp == "fp16")
         self.average: AveragedModel | None = None
         if recipe.ema:
@@ -251,6 +252,10 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        sizes = [len(group["params"]) for group in state["optimizer"]["groups"]]
+        if sizes != [len(group["params"]) for group in self.optimizer.param_groups]:
+            # runs of earlier versions decay the weight of SRM; a run goes on as it began
+            self.optimizer = make_optimizer(self.model, self.recipe)
         load_optimizer_state(self.optimizer, state["optimizer"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
@@ -269,13 +274,14 @@ class Diverged(UserError):  # noqa: N818 - a UserError by its base
         self.indices = indices
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the optimizer for `model`, without weight decay on parameters of fewer than two dimensions."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
+def make_optimizer(model: nn.Module, recipe: Recipe, exempt: Collection[str] = ()) -> torch.optim.Optimizer:
+    """Return the optimizer for `model`: no weight decay on parameters of fewer than two dimensions, and on `exempt`."""
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (free if parameter.dim() < 2 or name in exempt else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, recipe.lr)
     return torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=recipe.momentum > 0)
