@@ -28,11 +28,6 @@ from .base.words import brief, few
 from .insert import attend, detach
 from .insert.attend import Replace
 from .insert.host import inserted_in
-
-
-    return {n for n, p in model.named_parameters() if "attention" in n and p.dim() < 2}
-
-
 from .networks.factory import name_of
 from .networks.spec import is_import_path
 
@@ -68,7 +63,7 @@ def trainer(
 
     Args:
         attention: A name, an import path MODULE:NAME or a callable, as in `attend`; or several attentions: a list of
-            dicts with the arguments of `attend`, such as `[{"attention": "cbam"}, {"attention": "eca", "at": "model.9"}]`.
+            dicts with the arguments of `attend`: `[{"attention": "cbam"}, {"attention": "eca", "at": "model.9"}]`.
         at: As in `attend`; names of modules begin with `model.`, as in `YOLO(...).model`.
         start: As in `attend`.
         replace: As in `attend`.
@@ -280,7 +275,7 @@ def _copy(theirs: dict[str, nn.Module], ours: dict[str, nn.Module]) -> None:
     odd = next((name for name in [*found, *wanted] if found.get(name) != wanted.get(name)), None)
     if odd is not None:
         has, asks = (type(modules[odd]).__name__ if odd in modules else "none" for modules in (theirs, ours))
-        what = "another " + has if has == asks else f"{has}, and the trainer asks for {asks}"
+        what = "another " + has if has == asks else f"{has}, where the trainer asks for {asks}"
         raise UserError(
             f"the weights have attention already, at {odd}: {what}; give trainer the arguments with which the weights "
             "were trained, or take their attention out with whatwhere.detach"

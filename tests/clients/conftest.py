@@ -1,4 +1,7 @@
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -6,6 +9,9 @@ import pytest
 # Ultralytics writes its settings when it is imported, and would look for newer versions
 os.environ.setdefault("YOLO_OFFLINE", "true")
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+if "YOLO_CONFIG_DIR" not in os.environ:
+    os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="ultralytics-")
+    atexit.register(shutil.rmtree, os.environ["YOLO_CONFIG_DIR"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):
@@ -15,8 +21,3 @@ def pytest_collection_modifyitems(items):
         if here in item.path.parents:
             item.add_marker(pytest.mark.clients)
             item.add_marker(pytest.mark.filterwarnings("ignore"))
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _settings_of_ultralytics(tmp_path_factory):
-    os.environ.setdefault("YOLO_CONFIG_DIR", str(tmp_path_factory.mktemp("ultralytics")))
