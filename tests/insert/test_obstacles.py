@@ -1,6 +1,7 @@
 """Networks, attention and arguments that stand in the way of attend: what is refused, what is left alone."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -132,3 +133,19 @@ def test_what_is_built_upon_attention_comes_off_first(refused):
         detach(model)
     nn.utils.parametrize.remove_parametrizations(model.blocks[0].norm, "weight")
     assert type(detach(model).blocks[0].norm) is nn.BatchNorm2d
+
+
+def test_features_are_not_kept_while_a_network_is_followed():
+    alive, most = weakref.WeakSet(), 0
+
+    class Watched(Block):
+        def forward(self, x):
+            nonlocal most
+            x = super().forward(x)
+            alive.add(x)
+            most = max(most, len(alive))
+            return x
+
+    model = Network(*(Watched(torch.add) for _ in range(20)))
+    assert len(plan(model, "se", example=images(8)).places) == 20
+    assert most <= 2

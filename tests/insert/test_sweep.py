@@ -44,7 +44,7 @@ def test_attention_in_a_stranger(name, attention):
     at = "stages" if name in WITHOUT_BLOCKS else "blocks"
     if at == "stages":
         with pytest.raises(
-            UserError, match=r"no residual block that can take attention.*put it at 'stages', or at patterns"
+            UserError, match=r"no residual block \(.*\) that can take attention.*put it at 'stages' \(\d place"
         ):
             attend(model, attention)
     original = copy.deepcopy(model)

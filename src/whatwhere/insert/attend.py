@@ -131,6 +131,7 @@ def plan(
         num_params=_num_params(model),
         added_params=tuple(added),
         in_norm=tuple(in_norm),
+        note=prepared.note,
     )
 
 
@@ -169,6 +170,7 @@ class _Prepared:
     flow: Flow
     places: list[Place]
     skipped: list[Skipped]
+    note: str  # why there are so few places
     modules: list[nn.Module]
 
 
@@ -199,12 +201,11 @@ def _prepared(
     places = Places(model, flow)
     if at is None and replace is None:
         at = "stages" if _is_for_stages(builder, kwargs, start, places, seed) else "blocks"
-    found, skipped = _found(places, at, replace)
-    there = {inner for keeper, inserted in inserted_in(model) for inner in inserted.attention(keeper).modules()}
+    found, skipped, note = _found(places, at, replace)
     modules: list[nn.Module] = []
     for place in found:
         host = hosts[place.host]
-        if attached(host) or host in there:
+        if attached(host) or host in places.inserted:
             raise UserError(f"{place.label} has attention already; detach the model first")
         # parameters made in inference mode could never learn
         with torch.inference_mode(False), seeded(seed, f"{place.owner}.{place.name}"):
@@ -214,9 +215,9 @@ def _prepared(
             module = module.to(like.device, like.dtype)
         modules.append(module.train(hosts[place.owner].training))
     inner = [layer for module in modules for layer in module.modules()]
-    if len(set(inner)) < len(inner) or not {*model.modules(), *there}.isdisjoint(inner):
+    if len(set(inner)) < len(inner) or not {*model.modules(), *places.inserted}.isdisjoint(inner):
         raise UserError("the attention must be built anew for each place, but some places share one module")
-    return _Prepared(flow, found, skipped, modules)
+    return _Prepared(flow, found, skipped, note, modules)
 
 
 def _is_for_stages(
@@ -235,32 +236,40 @@ def _is_for_stages(
 
 def _found(
     places: Places, at: str | Sequence[str] | None, replace: Replace | None
-) -> tuple[list[Place], list[Skipped]]:
-    """Return the places that the arguments ask for, and the residual blocks that can take no attention."""
+) -> tuple[list[Place], list[Skipped], str]:
+    """Return the places that the arguments ask for, residual blocks that can take none, and why there are so few."""
     if replace == "se":
-        return places.squeezes(), []
+        return places.squeezes(), [], ""
     if at == "blocks":
-        found = places.blocks()
-        if not found:
-            why = "; ".join(f"{skipped.label}: {skipped.reason}" for skipped in places.skipped[:3])
-            raise UserError(
-                f"the network has no residual block that can take attention{f' ({why})' if why else ''}; put it "
-                "at 'stages', or at patterns of module names such as 'features.*'"
-            )
-        return found, places.skipped
+        if found := places.blocks():
+            return found, places.skipped, ""
+        why = "; ".join(f"{skipped.label}: {skipped.reason}" for skipped in places.skipped[:3])
+        raise UserError(
+            "the network has no residual block (a sum of a branch and its shortcut) that can take attention"
+            f"{f' ({why})' if why else ''}{places.advice()}"
+        )
     if at == "stages":
-        found = places.stages()
+        found, (pattern, most) = places.stages(), places.pattern()
         if not found:
             raise UserError(
-                "the network has no end of a stage, a tensor that everything passes before it shrinks; put it "
-                "at patterns of module names such as 'features.*'"
+                "the network has no end of a stage, a tensor that everything passes before it shrinks: "
+                f"{places.why_no_stages()}{places.advice()}"
             )
-        return found, []
+        if most <= len(found) or places.blocks():
+            return found, [], ""
+        return (
+            found,
+            [],
+            f"'stages' leaves out the stem and the last stage; at {pattern!r} there are {most} places",
+        )
     listed = at if isinstance(at, Sequence) else ()
     patterns = tuple(part.strip() for part in at.split(",")) if isinstance(at, str) else tuple(listed)
     if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
         raise UserError(f"at must be 'blocks', 'stages' or patterns of module names, got {brief(at)}")
-    return places.matching(patterns), []
+    try:
+        return places.matching(patterns), [], ""
+    except UserError as error:
+        raise UserError(f"{error}{places.advice()}") from error
 
 
 def _built(builder: Callable[..., nn.Module], channels: int, kwargs: dict[str, Any], start: Start) -> nn.Module:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +16,11 @@ from ..base.errors import UserError
 from ..base.modules import tensors_in, undisturbed
 from ..base.words import cause
 
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _SUMS = {"add", "radd", "iadd", "sub", "rsub", "isub"}
 _WEIGHTED = {"conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "matmul"}
 _SIZES = (224, 256, 299, 64, 32, 28)
+_SIZES_TO_ENLARGE = (1, 4, 7, 8, 16, 32)
 
 
 @dataclass(eq=False)
@@ -80,7 +83,7 @@ class _Recorder(TorchFunctionMode):
         self.flow = flow
         self._open: list[Call] = []
         self._nodes: dict[int, Node] = {}
-        self._alive: list[Tensor] = []  # keeps each tensor, so that no other gets its id
+        self._alive: dict[int, weakref.ref[Tensor]] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -104,9 +107,15 @@ class _Recorder(TorchFunctionMode):
         for source in inputs:
             source.consumers.append(node)
         self.flow.nodes.append(node)
-        self._nodes[id(tensor)] = node
-        self._alive.append(tensor)
+        key = id(tensor)
+        self._nodes[key] = node
+        if key not in self._alive:
+            # another tensor may get the id of one that is gone
+            self._alive[key] = weakref.ref(tensor, lambda _: self._forget(key))
         return node
+
+    def _forget(self, key: int) -> None:
+        del self._nodes[key], self._alive[key]
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         entries = tuple(dict.fromkeys(self._node(value) for value in tensors_in((args, kwargs)) if value.dim() == 4))
@@ -153,15 +162,18 @@ def record(model: nn.Module, arguments: tuple[Any, ...]) -> Flow:
     return flow
 
 
-def record_example(model: nn.Module, example: Any = None) -> Flow:
-    """Return the flow of a network for an example: a tensor, or a tuple of arguments.
+def record_example(model: nn.Module, example: Any = None, *, other: str = "another example") -> Flow:
+    """Return the flow of a network for an example: a tensor, a tuple of arguments, or a flow that was recorded before.
 
-    None takes one image, of the first usual size with which the network runs.
+    None takes one image, of the first usual size with which the network runs. `other` names, in the error, what to
+    give instead of an example that does not fit.
 
     Raises:
         UserError: The network does not run, or cannot take attention.
     """
     _check_can_change(model)
+    if isinstance(example, Flow):
+        return example
     candidates = _usual_arguments(model) if example is None else [example if isinstance(example, tuple) else (example,)]
     first: Exception | None = None
     for arguments in candidates:
@@ -169,7 +181,7 @@ def record_example(model: nn.Module, example: Any = None) -> Flow:
             return record(model, arguments)
         except Exception as error:  # a user's network may raise anything for a size that it does not take
             first = first or error
-    hint = "give example, what the network is called with" if example is None else "give another example"
+    hint = f"give {'example, what the network is called with' if example is None else other}"
     raise UserError(f"the network does not run: {cause(first)}; {hint}") from first
 
 
@@ -188,22 +200,28 @@ def _check_can_change(model: nn.Module) -> None:
             raise UserError(f"{name} is on the meta device; load the network first")
 
 
-def _usual_arguments(model: nn.Module) -> list[tuple[Any, ...]]:
-    """Return what most networks can be called with: an image of a usual size, or a list with one."""
-    convolution = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+def _usual_arguments(model: nn.Module) -> Iterator[tuple[Any, ...]]:
+    """Yield what most networks can be called with: an image of a usual size, or a list with one."""
+    convolution = next((module for module in model.modules() if isinstance(module, CONVOLUTIONS)), None)
     if convolution is None:
         raise UserError("the network has no 2-d convolution; attention is for convolutional networks")
-    sizes = [(size, size) for size in _SIZES]
+    # a decoder alone takes small features and enlarges them
+    is_decoder = isinstance(convolution, nn.ConvTranspose2d)
+    sizes = [(size, size) for size in (_SIZES_TO_ENLARGE if is_decoder else _SIZES)]
     # timm's networks carry their input size
     config = getattr(model, "pretrained_cfg", None)
     if isinstance(config, dict) and len(config.get("input_size") or ()) == 3:
         sizes.insert(0, tuple(config["input_size"][1:]))
-    weight, channels = convolution.weight, convolution.in_channels
-    images = []
     for height, width in sizes:
-        values = torch.linspace(-2, 2, channels * height * width, device="cpu")
-        mixed = values[torch.randperm(len(values), generator=torch.Generator().manual_seed(0), device="cpu")]
-        image = mixed.view(1, channels, height, width)
-        images.append(image.to(weight.device, weight.dtype if weight.is_floating_point() else torch.float32))
+        yield (_image(convolution, height, width),)
     # torchvision's detectors take a list of images
-    return [*((image,) for image in images), ([images[0][0]],)]
+    yield ([_image(convolution, *sizes[0])[0]],)
+
+
+def _image(convolution: nn.Conv2d | nn.ConvTranspose2d, height: int, width: int) -> Tensor:
+    """Return an image for a convolution: evenly spaced values from -2 to 2 in random order, the same each time."""
+    weight, channels = convolution.weight, convolution.in_channels
+    values = torch.linspace(-2, 2, channels * height * width, device="cpu")
+    mixed = values[torch.randperm(len(values), generator=torch.Generator().manual_seed(0), device="cpu")]
+    image = mixed.view(1, channels, height, width)
+    return image.to(weight.device, weight.dtype if weight.is_floating_point() else torch.float32)

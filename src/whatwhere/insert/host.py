@@ -26,12 +26,12 @@ from ..base.modules import module_at, relative_name
 from ..ops import gate, looked_into, why_apart
 from .attending import KEPT, _Record
 from .attending import load_old_keys as _load_old_keys  # networks pickled before look for this name here
+from .flow import CONVOLUTIONS
 from .plan import Kind
 
 # symbolic tracing patches a function under the name by which it is called
 torch.fx.wrap("check_shape_kept")
 
-CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _NAME_OF_A_NORM = re.compile(r"norm(act)?(1|2d)?$", re.IGNORECASE)

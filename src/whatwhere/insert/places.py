@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import itertools
 import re
@@ -13,10 +14,10 @@ from torch import nn
 
 from ..base.errors import UserError
 from ..base.modules import relative_name
-from ..base.words import brief, suggest
+from ..base.words import brief, counted, suggest
 from ..models import BasicBlock, Bottleneck
-from .flow import Call, Flow, Node
-from .host import CONVOLUTIONS, is_layer, is_norm
+from .flow import CONVOLUTIONS, Call, Flow, Node
+from .host import attached, inserted_in, is_layer, is_norm
 from .plan import Kind, Place, Skipped
 
 # a projection, and a blur before it
@@ -29,6 +30,10 @@ _SWAPPING = {"permute", "transpose", "movedim", "moveaxis", "swapaxes"}
 _REARRANGING = {*_SWAPPING, "view", "reshape", "flatten", "unflatten", "getitem"}
 _GATING = {"sigmoid", "hardsigmoid", "hardtanh", "relu6", "div", "softmax"}
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # a child more would be called, or listed
+# convolutions without padding lose a few pixels within one stage
+_SAME_SIZE = 0.75
+# of the pattern in a message
+_MOST_SUGGESTED, _LONGEST_PATTERN = 8, 200
 _SQUEEZE = re.compile(r"e?se(module|layer|block|unit|gate)?|effectivesemodule|squeeze.*excit.*", re.IGNORECASE)
 
 
@@ -41,6 +46,14 @@ class _Residual:
     is_identity: bool  # the shortcut is the input of the branch, not a projection of it
 
 
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """A convolutional layer: the call that ends it (its norm, else its activation, else the convolution)."""
+
+    end: Call
+    output: Node
+
+
 class Places:
     """Finds places for attention in a network.
 
@@ -50,6 +63,7 @@ class Places:
 
     Attributes:
         skipped: Residual blocks that can take no attention, once `blocks` has run.
+        inserted: The modules of the attention that `attend` has put in before.
     """
 
     def __init__(self, model: nn.Module, flow: Flow) -> None:
@@ -58,6 +72,9 @@ class Places:
         self.names = {module: name for name, module in reversed(list(model.named_modules()))}
         self.modules = dict(model.named_modules())
         self.skipped: list[Skipped] = []
+        self.inserted = {
+            inner for keeper, inserted in inserted_in(model) for inner in inserted.attention(keeper).modules()
+        }
         # the tensors computed from the network's input
         self._dependent: set[Node] = set(flow.calls[0].entries or flow.nodes[:1])
         self._channels_last: set[Node] = set()
@@ -185,14 +202,7 @@ class Places:
 
     def stages(self) -> list[Place]:
         """Return a place at the end of each stage but the last: a tensor that everything passes before it shrinks."""
-        stages: list[list[Node]] = []
-        # only what modules return: on the way a tensor may be padded, or have its channels last
-        returned = {call.output for call in self.flow.calls}
-        for node in self._cuts():
-            if len(node.shape) == 4 and node in returned and node not in self._channels_last:
-                if not stages or self._area(node) < 0.75 * self._area(stages[-1][0]):
-                    stages.append([])
-                stages[-1].append(node)
+        stages = self._stages()
         begins = self._end_of_stem()
         places = []
         for stage, following in itertools.pairwise(stages):
@@ -204,6 +214,27 @@ class Places:
                 level = min(call.level for call in hosts)
                 places.append(self._end([call for call in hosts if call.level == level][-1]))
         return places
+
+    def _stages(self) -> list[list[Node]]:
+        """Return the tensors that everything passes, in order: a new list wherever they have shrunk."""
+        stages: list[list[Node]] = []
+        # only what modules return: on the way a tensor may be padded, or have its channels last
+        returned = {call.output for call in self.flow.calls}
+        for node in self._cuts():
+            if len(node.shape) == 4 and node in returned and node not in self._channels_last:
+                if not stages or self._area(node) < _SAME_SIZE * self._area(stages[-1][0]):
+                    stages.append([])
+                stages[-1].append(node)
+        return stages
+
+    def why_no_stages(self) -> str:
+        """Return why `stages` finds no place."""
+        areas = [self._area(layer.output) for layer in self._layers()]
+        if not any(after < _SAME_SIZE * before for before, after in itertools.pairwise(areas)):
+            return "its features do not shrink from one convolution to the next"
+        if len(self._stages()) < 2:
+            return "wherever its features shrink, a skip connection passes by"
+        return "its features shrink only behind the stem (the first convolution) or in a global pool"
 
     def _end(self, end: Call) -> Place:
         """Return the place at the output of a part of the network."""
@@ -249,7 +280,11 @@ class Places:
         for node in self.flow.nodes:
             if self._residual(node) is not None:
                 return min(source.index for source in node.inputs)
-        weighted = [node for node in self.flow.nodes if node.is_weighted]
+        weighted = [
+            node
+            for node in self.flow.nodes
+            if node.is_weighted and self.inserted.isdisjoint(call.module for call in node.calls)
+        ]
         return weighted[1].index if len(weighted) > 1 else 0
 
     def matching(self, patterns: tuple[str, ...]) -> list[Place]:
@@ -260,14 +295,10 @@ class Places:
         """
         chosen: dict[str, nn.Module] = {}
         for pattern in patterns:
-            found = {
-                name: module for name, module in self.modules.items() if name and fnmatch.fnmatchcase(name, pattern)
-            }
+            found = self._named(pattern)
             if not found:
                 hint = suggest(pattern, list(self.modules))
-                raise UserError(
-                    f"no module of the network is called {brief(pattern)}{hint}; `blocks` and `stages` find places"
-                )
+                raise UserError(f"no module of the network is called {brief(pattern)}{hint}")
             chosen |= found
         places: dict[str, Place] = {}
         for name, module in chosen.items():
@@ -276,6 +307,99 @@ class Places:
                 raise UserError(f"{places[place.host].label} and {name} are the same place; name one of them")
             places[place.host] = place
         return self._named_apart(list(places.values()))
+
+    def _named(self, pattern: str) -> dict[str, nn.Module]:
+        return {name: module for name, module in self.modules.items() if name and fnmatch.fnmatchcase(name, pattern)}
+
+    def advice(self) -> str:
+        """Return where attention can stand in this network, as the end of a message: each value of `at` that works."""
+        found = {"blocks": len(self.blocks()), "stages": len(self.stages())}
+        pattern, count = self.pattern()
+        if not found["blocks"] and count > found["stages"]:
+            found[pattern] = count
+        works = [f"at {at!r} ({counted(count, 'place')})" for at, count in found.items() if count]
+        return f"; put it {' or '.join(works)}" if works else "; no layer inside it can take attention"
+
+    def pattern(self) -> tuple[str, int]:
+        """Return patterns for a place at the last layer of each feature size, and the number of places.
+
+        The first and the last size are included, the output layer is left out. A network of one size has a place at
+        each layer. ("", 0) if no layer can take attention.
+        """
+        sizes: list[list[_Layer]] = []
+        for layer in self._layers():
+            # a decoder comes back to larger sizes
+            ratio = self._area(layer.output) / self._area(sizes[-1][0].output) if sizes else 0
+            if not _SAME_SIZE <= ratio <= 1 / _SAME_SIZE:
+                sizes.append([])
+            sizes[-1].append(layer)
+        ends = [layer.end for layer in sizes[0]] if len(sizes) == 1 else self._ends(sizes)
+        names = [self.names[call.module] for call in ends[-_MOST_SUGGESTED:]]
+        while names:
+            for pattern in (self._shortened(names), ",".join(names)):
+                with contextlib.suppress(UserError):
+                    if len(pattern) <= _LONGEST_PATTERN and pattern.isprintable():
+                        return pattern, len(self.matching(tuple(pattern.split(","))))
+            del names[0]
+        return "", 0
+
+    def _layers(self) -> list[_Layer]:
+        """Return the convolutional layers that attention can stand behind; not an output layer without a norm."""
+        layers: list[_Layer] = []
+        outputs: list[_Layer] = []
+        for call in self.flow.calls:
+            if isinstance(call.module, CONVOLUTIONS) and (node := self._features(call)) is not None:
+                takers = [taker for taker in self.flow.calls if taker.entries == (node,)]
+                norms = [taker for taker in takers if is_norm(taker.module) and self._features(taker) is not None]
+                others = [taker for taker in takers if type(taker.module).__module__ == nn.ReLU.__module__]
+                end = next(iter([*norms, *others]), call)
+                output = self._features(end) or node
+                if any(attached(taker.module) for taker in takers):
+                    continue
+                is_output = not norms and not any(_depths(self.flow.nodes[node.index :]).values())
+                (outputs if is_output else layers).append(_Layer(call if output is node else end, output))
+        # a network of a single layer is no classifier
+        return layers or outputs
+
+    def _features(self, call: Call) -> Node | None:
+        """Return what a call returns, if attention can stand behind it; None for a single pixel, as in a gate."""
+        node = call.output
+        if node is None or node not in self._dependent or len(node.shape) != 4 or node in self._channels_last:
+            return None
+        is_taken = attached(call.module) or call.module in self.inserted
+        return None if self._area(node) == 1 or is_taken or not self._can_host(call) else node
+
+    def _ends(self, sizes: list[list[_Layer]]) -> list[Call]:
+        """Return the last layer of each size; or, if that is in a branch, the last block that everything passes.
+
+        A size without either is left out in a network with stages: its layers are those of parallel branches.
+        """
+        cuts, has_stages = set(self._cuts()), bool(self.stages())
+        ends = []
+        for size, following in itertools.zip_longest(sizes, sizes[1:]):
+            first, last = size[0].output, size[-1].output
+            until = following[0].output.index if following else len(self.flow.nodes)
+            blocks = [
+                call
+                for call in self.flow.calls
+                if (node := self._features(call)) in cuts
+                and node is not None
+                and first.index < node.index < until
+                and self._area(node) == self._area(last)
+                and not is_layer(call.module)
+            ]
+            if last in cuts or not (blocks or has_stages):
+                ends.append(size[-1].end)
+            elif blocks:
+                ends.append(blocks[-1])
+        return ends
+
+    def _shortened(self, names: list[str]) -> str:
+        """Return the names as one pattern, with * for the numbers that differ, if that matches no other module."""
+        columns = zip(*(name.split(".") for name in names), strict=False)
+        parts = (column[0] if len(set(column)) == 1 else re.sub(r"\d+", "*", column[0]) for column in columns)
+        pattern = ".".join(parts)
+        return pattern if list(self._named(pattern)) == names else ",".join(names)
 
     def _behind(self, name: str, module: nn.Module) -> Place:
         calls = [call for call in self.flow.calls if call.module is module]

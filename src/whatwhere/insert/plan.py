@@ -69,6 +69,7 @@ class Plan:
         num_params: Parameters of the network without attention.
         added_params: Parameters that each place adds, less those of a module that is replaced.
         in_norm: Whether each place shares the passes of the BatchNorm before it.
+        note: Why there are so few places, and where there would be more; "" where nothing is left out.
     """
 
     attention: str
@@ -78,6 +79,7 @@ class Plan:
     num_params: int
     added_params: tuple[int, ...]
     in_norm: tuple[bool, ...]
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
@@ -92,6 +94,7 @@ class Plan:
             "added_params": sum(self.added_params),
             "places": rows,
             "skipped": [asdict(skipped) for skipped in self.skipped],
+            "note": self.note,
         }
 
     def tables(self) -> list[Table]:
@@ -110,6 +113,7 @@ class Plan:
         share = f" ({added / total:+.2%})" if total else ""
         note = f"{total:,} parameters and {added:+,}{share}; start: {self.start}"
         note += "".join(f"\n{skipped.label} takes none: {skipped.reason}" for skipped in self.skipped)
+        note += f"\n{self.note}" if self.note else ""
         title = f"{self.attention} in {len(rows)} place{'' if len(rows) == 1 else 's'}"
         columns = ("module", "where", "channels", "features", "parameters")
         return [Table(title, columns, rows, num_text_columns=2, note=note)]
