@@ -7,10 +7,20 @@ from types import ModuleType
 from typing import Any
 
 from .difference import CostComparison, compare_costs
-from .measure import cost, measure_latency
+from .measure import TrainingModeError, cost, measure_latency
 from .result import Cost, Figures, Latency, LayerCost
 
-__all__ = ["Cost", "CostComparison", "Figures", "Latency", "LayerCost", "compare_costs", "cost", "measure_latency"]
+__all__ = [
+    "Cost",
+    "CostComparison",
+    "Figures",
+    "Latency",
+    "LayerCost",
+    "TrainingModeError",
+    "compare_costs",
+    "cost",
+    "measure_latency",
+]
 
 
 class _CallableModule(ModuleType):

@@ -151,7 +151,7 @@ class CostComparison:
         head = (self.a.name, self.b.name, "difference", "ratio")
         totals = [(LABELS[metric], *_cells(metric, value)) for metric, value in self._totals.items()]
         notes = [self._changes("added", self.added), self._changes("removed", self.removed)]
-        notes += [self.a.uncounted_note, self.b.uncounted_note]
+        notes += [self.a.mode_note, self.a.uncounted_note, self.b.uncounted_note]
         title = f"{self.a.name} and {self.b.name}, input {self.a.input_shape}"
         tables = [Table(title, ("", *head), totals, note="\n".join(filter(None, notes)))]
         for metric in METRICS_BY_LAYER:
@@ -216,7 +216,7 @@ def compare_costs(a: Cost, b: Cost) -> CostComparison:
         b: The other cost, usually of the network with attention.
 
     Raises:
-        UserError: One is no `Cost`, or they were measured on inputs of different shapes.
+        UserError: One is no `Cost`, or they were measured on inputs of different shapes, or in different modes.
 
     Example:
         >>> from whatwhere import compare_costs, cost, create_model
@@ -231,6 +231,10 @@ def compare_costs(a: Cost, b: Cost) -> CostComparison:
     first, second = ((side.batch_size, *side.input_size) for side in (a, b))
     if first != second:
         raise UserError(f"costs on inputs of different shapes, {brief(first)} and {brief(second)}, cannot be compared")
+    if a.training != b.training:
+        raise UserError(
+            "a cost in training mode and one in evaluation mode cannot be compared; give both one `training`"
+        )
     return CostComparison(a, b)
 
 

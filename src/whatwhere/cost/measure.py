@@ -27,12 +27,17 @@ _LEAST_ROUNDS = 3
 _WITH_MEMORY_STATISTICS = ("cuda", "xpu")
 
 
+class TrainingModeError(UserError):
+    """The model takes the input in evaluation mode, but not in training mode, as a detector that wants targets."""
+
+
 def cost(
     model: nn.Module,
     input_size: Sequence[int] = (3, 224, 224),
     *,
     batch_size: int = 1,
     latency: bool = False,
+    training: bool = True,
     name: str | None = None,
 ) -> Cost:
     """Measure what `model` costs: run it on random input, on its own device and in its own dtype.
@@ -46,10 +51,13 @@ def cost(
         input_size: Shape of one input without the batch, for example (3, 224, 224).
         batch_size: Number of inputs. All figures are for the whole batch.
         latency: Whether to time the forward pass and the training step, and to measure an accelerator's peak memory.
+        training: False measures the bytes saved for backward, and the training step, in evaluation mode: for a model
+            that in training mode wants more than images, such as a detector that wants targets.
         name: The model's name in the result; by default the name of its class.
 
     Raises:
         UserError: The size is impossible, or the model does not take such an input; the message names the layer.
+            `TrainingModeError` if the model takes it in evaluation mode alone.
 
     Example:
         >>> from whatwhere import cost, create_model
@@ -71,10 +79,10 @@ def cost(
         images = random_input(model, input_size, batch_size)
         names = LayerNames(model)
         counter, calls, output_sizes = _forward_pass(model, images, names)
-        with refusal(names, images):
-            model.train()
+        with refusal(names, images, runs_in_evaluation=training):
+            model.train(training)
             saved = saved_bytes(model, images, names)
-        times = measure_latency([model], [images])[0] if latency else None
+        times = measure_latency([model], [images], training=training)[0] if latency else None
 
     own = _own_figures(names, counter, saved)
     layers = tuple(
@@ -98,6 +106,7 @@ def cost(
         layers=layers,
         uncounted=dict(counter.uncounted),
         latency=times,
+        training=training,
     )
 
 
@@ -143,18 +152,48 @@ def _forward_pass(
 
 
 @contextmanager
-def refusal(names: LayerNames, images: Tensor) -> Iterator[None]:
-    """Turn any exception of a model that runs on `images` into a UserError that names the layer."""
+def refusal(names: LayerNames, images: Tensor, *, runs_in_evaluation: bool = False) -> Iterator[None]:
+    """Turn any exception of a model that runs on `images` into a UserError that names the layer.
+
+    `runs_in_evaluation` tells that the model is in training mode, and has run on the same images in evaluation mode.
+    """
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # a user's forward may raise anything
         layer, reason = names.describe(names.innermost(error.__traceback__)), cause(error)
-        advice = "; give a batch of 2 or more, or larger images" if "more than 1 value per channel" in reason else ""
-        raise UserError(
-            f"an input of shape {brief(tuple(images.shape))} does not fit {layer}: {reason}{advice}"
-        ) from error
+        shape, advice = tuple(images.shape), ""
+        if _is_too_small(error):
+            advice = "; give a batch of 2 or more, or larger images"
+        elif runs_in_evaluation:
+            part = _part_that_trains(names.modules[ROOT], images)
+            instead = f", or measure a part: cost(model.{part}, {shape[1:]})" if part else ""
+            raise TrainingModeError(
+                f"an input of shape {brief(shape)} fits in evaluation mode, but not in training mode, where cost "
+                f"measures the bytes saved for backward: {layer}: {reason}; give training=False to measure them in "
+                f"evaluation mode too{instead}"
+            ) from error
+        raise UserError(f"an input of shape {brief(shape)} does not fit {layer}: {reason}{advice}") from error
+
+
+def _part_that_trains(model: nn.Module, images: Tensor) -> str:
+    """Return the name of the largest child of a model that takes the images in training mode; "" if none does."""
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    for name in sorted(filter(sizes.get, sizes), key=sizes.__getitem__, reverse=True):
+        try:
+            with torch.no_grad():
+                model.get_submodule(name)(images)
+        except Exception as error:  # a user's forward may raise anything
+            if not _is_too_small(error):
+                continue
+        return name
+    return ""
+
+
+def _is_too_small(error: Exception) -> bool:
+    """Return whether a norm refused to compute statistics of a single value."""
+    return "more than 1 value per channel" in str(error)
 
 
 def _own_figures(names: LayerNames, counter: OperationCounter, saved: Counter[str]) -> dict[str, Figures]:
@@ -246,9 +285,14 @@ def _nodes(roots: Iterable[Any]) -> Iterator[Any]:
 
 
 def measure_latency(
-    models: Sequence[nn.Module], images: Sequence[Tensor], rounds: int = 10, max_seconds: float = 60
+    models: Sequence[nn.Module],
+    images: Sequence[Tensor],
+    rounds: int = 10,
+    max_seconds: float = 60,
+    *,
+    training: bool = True,
 ) -> list[Latency]:
-    """Time each of `models` on the one of `images` at its place.
+    """Time each of `models` on the one of `images` at its place; the training step in the mode `training`.
 
     Every round times all models, so that a change of the machine's speed affects them alike. Afterwards modes, buffers
     and gradients are as before.
@@ -265,7 +309,7 @@ def measure_latency(
             with undisturbed(model):
                 model.eval()
                 forward_ms = _milliseconds(partial(_forward, model, batch), device)
-                model.train()
+                model.train(training)
                 if device.type in _WITH_MEMORY_STATISTICS:
                     torch.accelerator.reset_peak_memory_stats(device)
                     own = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers(), batch))
@@ -276,8 +320,8 @@ def measure_latency(
             done.append((forward_ms, training_ms, peak))
     results = []
     for done in measured:
-        forward, training, peaks = zip(*done[_WARM_UP_ROUNDS:], strict=True)
-        results.append(Latency(statistics.median(forward), statistics.median(training), peaks[-1]))
+        forward, steps, peaks = zip(*done[_WARM_UP_ROUNDS:], strict=True)
+        results.append(Latency(statistics.median(forward), statistics.median(steps), peaks[-1]))
     return results
 
 

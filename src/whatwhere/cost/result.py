@@ -120,6 +120,7 @@ class Cost:
         layers: The layers in the order of `named_modules`, without nn.Identity.
         uncounted: Operators without a FLOP formula, and how often they ran; `other_flops` does not include them.
         latency: Times and peak memory, if `cost` was asked to measure them.
+        training: Whether the bytes saved for backward, and the training step, were measured in training mode.
     """
 
     name: str
@@ -130,10 +131,12 @@ class Cost:
     layers: tuple[LayerCost, ...]
     uncounted: dict[str, int] = field(default_factory=dict)
     latency: Latency | None = None
+    training: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values for JSON."""
-        head = {"name": self.name, "input_size": list(self.input_size), "batch_size": self.batch_size}
+        head: dict[str, Any] = {"name": self.name, "input_size": list(self.input_size), "batch_size": self.batch_size}
+        head["training"] = self.training
         times = {} if self.latency is None else asdict(self.latency)
         layers = [layer.to_dict() for layer in self.layers]
         return head | self.total.to_dict() | times | {"uncounted": self.uncounted, "layers": layers}
@@ -178,13 +181,20 @@ class Cost:
         totals += [(LABELS[key], format_figure(key, value)) for key, value in times.items() if value is not None]
         return [
             *([Table(f"{self.name}, input {self.input_shape}", columns, rows, num_text_columns=3)] if rows else []),
-            Table("total", ("", self.name), totals, note=self.uncounted_note),
+            Table(
+                "total", ("", self.name), totals, note="\n".join(filter(None, [self.mode_note, self.uncounted_note]))
+            ),
         ]
 
     @property
     def input_shape(self) -> str:
         """Shape of the whole input, batch included, such as "1x3x224x224"."""
         return _times((self.batch_size, *self.input_size))
+
+    @property
+    def mode_note(self) -> str:
+        """A sentence that tells figures of a training step that were measured in evaluation mode; "" if none were."""
+        return "" if self.training else "saved for backward, and the training step: measured in evaluation mode"
 
     @property
     def uncounted_note(self) -> str:
