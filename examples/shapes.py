@@ -3,8 +3,8 @@
     python examples/shapes.py shapes/ --format yolo    # or coco, or masks
 
 An image shows one to four shapes that do not overlap. The class is the shape; size, angle, colours and stripes are
-random, and some shapes hardly differ in colour from what is behind them. Image and objects are a function of
-(seed, part, number of the image).
+random. Shapes are a little to much brighter than what is behind them. Image and objects are a function of (seed, part,
+number of the image).
 """
 
 import argparse
@@ -35,13 +35,13 @@ class Shape(NamedTuple):
 def draw(size: int, seed: int, part: str, number: int) -> tuple[NDArray[np.uint8], list[Shape]]:
     """Draw an image (size, size, 3) of uint8, size at least 32, and return it with the shapes in it."""
     random = np.random.default_rng((seed, PARTS.index(part), number))
-    coarse = Image.fromarray(random.integers(40, 216, (4, 4, 3), dtype=np.uint8))
+    coarse = Image.fromarray(random.integers(40, 140, (4, 4, 3), dtype=np.uint8))
     image = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC)).astype(float)
     taken = np.zeros((size, size), bool)
     shapes = []
     for _ in range(random.integers(1, 5)):
         label = int(random.integers(len(CLASSES)))
-        radius = random.uniform(size / 14, size / 5)
+        radius = random.uniform(size / 9, size / 4)
         y, x = np.mgrid[:size, :size] - random.uniform(radius, size - radius, (2, 1, 1))
         angle = random.uniform(0, 2 * np.pi)
         u = (np.cos(angle) * x + np.sin(angle) * y) / radius
@@ -49,7 +49,7 @@ def draw(size: int, seed: int, part: str, number: int) -> tuple[NDArray[np.uint8
         mask = _inside(CLASSES[label], u, v)
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-        colours, stripes = random.uniform(0, 255, (2, 3)), random.random() < 0.5
+        colours, stripes = random.uniform(100, 255, (2, 3)), random.random() < 0.3
         here = (slice(box[1], box[3]), slice(box[0], box[2]))
         if taken[here].any():
             continue
@@ -57,7 +57,7 @@ def draw(size: int, seed: int, part: str, number: int) -> tuple[NDArray[np.uint8
         second = stripes & (np.sin(4 * np.pi * u) > 0)
         image[mask] = np.where(second[..., None], colours[0], colours[1])[mask]
         shapes.append(Shape(label, box, mask))
-    image += random.normal(0, 20, image.shape)
+    image += random.normal(0, 15, image.shape)
     return image.clip(0, 255).astype(np.uint8), shapes
 
 
