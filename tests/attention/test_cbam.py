@@ -47,7 +47,7 @@ def test_computes_the_published_formula(pools, arrangement, training):
         {
             "mlp_bias": st.sampled_from([None, True, False]),
             "spatial": st.booleans(),
-            "form": st.sampled_from(["official", "timm"]),
+            "form": st.sampled_from(["official", "timm", "ultralytics"]),
             "start": st.sampled_from(["paper", "identity"]),
         }
     ),
@@ -60,7 +60,7 @@ def test_computes_the_formula_for_any_options(
     torch.manual_seed(seed)
     module = CBAM(
         shape[1],
-        reduction=reduction,
+        reduction=None if options["form"] == "ultralytics" else reduction,
         pools=pools,
         maps=maps,
         kernel_size=kernel_size,
@@ -71,6 +71,46 @@ def test_computes_the_formula_for_any_options(
     module = randomized(module).train(training)
     x = torch.randn(shape, dtype=torch.float64)
     np.testing.assert_allclose(module(x).detach().numpy(), numpy_gate(module, x), rtol=1e-9, atol=1e-10)
+
+
+def test_the_form_ultralytics_by_hand():
+    # two channels of one pixel: avg = x; W = [[1, 2], [0, -1]], b = [1, 0]: s = sigmoid([1 + 2 x2 + x1, -x2])
+    module = CBAM(2, form="ultralytics", kernel_size=1).double()
+    with torch.no_grad():
+        module.what.fc.weight.copy_(torch.tensor([[1.0, 2.0], [0.0, -1.0]]))
+        module.what.fc.bias.copy_(torch.tensor([1.0, 0.0]))
+        module.where.conv.weight.copy_(torch.tensor([4.0, -1.0]).view(1, 2, 1, 1))
+    x = torch.tensor([3.0, -2.0], dtype=torch.float64)
+    scaled = x * torch.sigmoid(torch.tensor([0.0, 2.0], dtype=torch.float64))  # 1.5 and -1.7616
+    expected = scaled * torch.sigmoid(4 * scaled.mean() - scaled.max())
+    torch.testing.assert_close(module(x.view(1, 2, 1, 1)).flatten(), expected, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize(("channels", "kernel_size"), [(1, 3), (20, 7), (1024, 7)])
+def test_parameter_formula_of_the_form_ultralytics(channels, kernel_size):
+    module = CBAM(channels, form="ultralytics", kernel_size=kernel_size)
+    counts = [sum(p.numel() for p in part.parameters()) for part in (module.what, module.where)]
+    assert counts == [channels * channels + channels, 2 * kernel_size * kernel_size]
+    assert channels != 1024 or counts[0] == 1_049_600
+    assert [name for name, _ in module.named_parameters()] == ["what.fc.weight", "what.fc.bias", "where.conv.weight"]
+
+
+def test_options_that_are_given_replace_those_of_the_form():
+    module = CBAM(8, form="ultralytics", pools=("avg", "max"), mlp_bias=False, norm="batch", maps=("max",))
+    assert (module.what.pools, module.what.fc.bias, module.where.maps) == (("avg", "max"), None, ("max",))
+    assert isinstance(module.where.norm, nn.BatchNorm2d)
+    assert CBAM(8, form="ultralytics", spatial_bias=True).where.conv.bias is not None
+    halves = ChannelAttention(8, form="ultralytics"), SpatialAttention(8, form="ultralytics")
+    shapes = [[tuple(p.shape) for p in half.parameters()] for half in halves]
+    assert shapes == [[(8, 8), (8,)], [(1, 2, 7, 7)]]
+    assert halves[1].where.maps == ("mean", "max")
+
+
+@pytest.mark.parametrize("build", [CBAM, ChannelAttention])
+@pytest.mark.parametrize("reduction", [16, 1])
+def test_the_form_ultralytics_has_no_reduction(build, reduction, refused):
+    with refused():
+        build(16, form="ultralytics", reduction=reduction)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -260,6 +300,8 @@ def test_norm_may_be_any_module_or_none():
         {"start": "zero"},
         {"norm": "layer"},
         {"norm": None, "zero_init_norm": True},
+        {"form": "ultralytics", "zero_init_norm": True},
+        {"form": ["ultralytics"]},
     ],
 )
 def test_impossible_options_are_one_sentence(options, refused):

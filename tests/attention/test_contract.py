@@ -1,15 +1,18 @@
 """What every attention module promises. A new entry of ATTENTION is picked up here by itself."""
 
 import copy
+import functools
 
 import pytest
 import torch
 
 from starts import IDLE, STEPS
-from whatwhere import ATTENTION, UserError
+from whatwhere import ATTENTION, CBAM, UserError
 from whatwhere.attention import Gate, starting_as_identity
 
 CHANNELS = 20
+# a form of a module that has other layers counts as a module
+BUILDERS = {**ATTENTION, "cbam-ultralytics": functools.partial(CBAM, form="ultralytics")}
 # modules that learn nothing about a channel, and so take any number of them
 ANY_CHANNELS = {"eca", "ge", "simam", "triplet"}
 # modules that add to x, which makes 0.0 of -0.0
@@ -18,14 +21,14 @@ ADDING = {"gc"}
 ONE_HIDDEN = {"bam", "cbam", "fca", "se"}
 
 
-@pytest.fixture(params=sorted(ATTENTION))
+@pytest.fixture(params=sorted(BUILDERS))
 def name(request):
     return request.param
 
 
 @pytest.fixture
 def build(name):
-    return ATTENTION[name]
+    return BUILDERS[name]
 
 
 def gradients_within(module, name, num_steps, channels=64):

@@ -18,6 +18,7 @@ from whatwhere.training.trainer import Trainer, make_optimizer
 BUILDERS = {
     **ATTENTION,
     "cbam-timm": lambda channels, **start: ATTENTION["cbam"](channels, form="timm", **start),
+    "cbam-ultralytics": lambda channels, **start: ATTENTION["cbam"](channels, form="ultralytics", **start),
     "cbam-biased": lambda channels, **start: ATTENTION["cbam"](channels, norm=None, **start),
     "ela-both": lambda channels, **start: ATTENTION["ela"](channels, shared=False, group_channels=4, **start),
     "ge-theta-plus": lambda channels, **start: LocalGatherExcite(channels, extent=2, **start),

@@ -33,6 +33,8 @@ def functions(kind, channels):
         built = CBAM(channels, reduction=4)
     elif kind == "timm":
         built = CBAM(channels, reduction=4, form="timm", maps=("mean",))
+    elif kind == "ultralytics":
+        built = CBAM(channels, form="ultralytics")
     elif kind == "se":
         built = SqueezeExcitation(channels, reduction=4)
     elif kind == "spatial":
@@ -147,7 +149,7 @@ def pieces(request, monkeypatch):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["cbam", "timm", "se", "spatial", ALL_POOLS, *NEWER])
+@pytest.mark.parametrize("kind", ["cbam", "timm", "ultralytics", "se", "spatial", ALL_POOLS, *NEWER])
 @pytest.mark.parametrize("form", FORMS)
 def test_as_exact_as_eager(form, kind, dtype, memory_format, training):
     Case(form, kind, dtype=dtype, memory_format=memory_format, training=training).check()
@@ -315,7 +317,9 @@ def test_first_index_of_the_extremes(n, rows, columns, dim, largest, distinct, r
 @settings(max_examples=60, deadline=None)
 @given(
     form=st.sampled_from(ALL_FORMS),
-    kind=st.sampled_from(["cbam", "timm", "se", "spatial", "max", "min+avg", "lse+max", "dct4+max", "eca", "ge"]),
+    kind=st.sampled_from(
+        ["cbam", "timm", "ultralytics", "se", "spatial", "max", "min+avg", "lse+max", "dct4+max", "eca", "ge"]
+    ),
     shape=st.tuples(st.integers(1, 4), st.integers(1, 40), st.integers(1, 9), st.integers(1, 9)),
     training=st.booleans(),
     memory_format=st.sampled_from(FORMATS),
@@ -370,7 +374,7 @@ def test_the_view_has_the_layout_of_x():
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mix", [None, 0.7])
-@pytest.mark.parametrize("kind", ["cbam", "se", "spatial", ALL_POOLS, *NEWER])
+@pytest.mark.parametrize("kind", ["cbam", "ultralytics", "se", "spatial", ALL_POOLS, *NEWER])
 @pytest.mark.parametrize("form", FORMS)
 def test_as_exact_as_eager_on_a_gpu(form, kind, mix, dtype, memory_format, training):
     if not torch.cuda.is_available():

@@ -18,9 +18,12 @@ MAPS = {"max": lambda x: x.max(1), "mean": lambda x: x.mean(1)}
 
 
 def mlp_gate(x, parameters, pools):
-    """Channel gate (N, C) of CBAM's equation 2, for any pools."""
+    """Channel gate (N, C) of CBAM's equation 2, for any pools; with one layer in place of the MLP, Ultralytics'."""
     logits = 0
     for pool in pools:
+        if "fc.weight" in parameters:
+            logits = logits + POOLS[pool](x) @ parameters["fc.weight"].T + parameters.get("fc.bias", 0)
+            continue
         hidden = POOLS[pool](x) @ parameters["fc1.weight"].T + parameters.get("fc1.bias", 0)
         logits = logits + np.maximum(hidden, 0) @ parameters["fc2.weight"].T + parameters.get("fc2.bias", 0)
     return sigmoid(logits)

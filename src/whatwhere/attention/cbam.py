@@ -3,34 +3,40 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ..base.errors import UserError
+from ..base.errors import UserError, check_integer
 from ..base.words import brief
 from ..ops import Arrangement
-from ..ops.reference import MAPS
-from .gate import Device, Dtype, Form, Gate, Start, check_choice, check_names, check_odd, hidden_width
+from ..ops.reference import MAPS, POOLS
+from .gate import Device, Dtype, Gate, Start, channels_into, check_choice, check_names, check_odd, hidden_width
 from .squeeze_excitation import Excitation
 
-Norm = Callable[[int], nn.Module] | Literal["batch"] | None
+Form = Literal["official", "timm", "ultralytics"]
+Norm = Callable[[int], nn.Module] | Literal["form", "batch"] | None
 
 
 @dataclass(frozen=True)
-class _Convention:
-    """The options in which the published implementations differ."""
+class Convention:
+    """The rules of a published implementation: what it has where an option of `CBAM` is not given."""
 
-    mlp_bias: bool
-    round_hidden: bool
-    maps: tuple[str, ...]
-    norm_momentum: float
+    pools: tuple[str, ...] = ("avg", "max")
+    has_hidden_layer: bool = True
+    round_hidden: bool = False
+    mlp_bias: bool = True
+    maps: tuple[str, ...] = ("mean", "max")
+    norm: Literal["batch"] | None = "batch"
+    norm_momentum: float = 0.1
+    spatial_bias: bool | None = None  # None: where there is no norm
 
 
-_CONVENTIONS = {
-    "official": _Convention(mlp_bias=True, round_hidden=False, maps=("max", "mean"), norm_momentum=0.01),
-    "timm": _Convention(mlp_bias=False, round_hidden=True, maps=("mean", "max"), norm_momentum=0.1),
+CONVENTIONS: dict[Form, Convention] = {
+    "official": Convention(maps=("max", "mean"), norm_momentum=0.01),
+    "timm": Convention(mlp_bias=False, round_hidden=True),
+    "ultralytics": Convention(pools=("avg",), has_hidden_layer=False, norm=None, spatial_bias=False),
 }
 
 
@@ -45,6 +51,32 @@ class SharedMLP(Excitation):
         # pool by pool, not stacked: tools that read a network's layers take the first size of a Linear's input for the
         # number of images
         return torch.sigmoid(functools.reduce(torch.add, map(self.mlp, pooled)))
+
+
+class SharedLinear(nn.Module):
+    """Channel gate sigmoid(W avg + b), as in Ultralytics: one full layer where `SharedMLP` has two narrow ones.
+
+    With several `pools` W p + b is summed over them, as in `SharedMLP`.
+
+    Shape:
+        One (N, C) per pool -> (N, C).
+    """
+
+    def __init__(self, channels: int, pools: tuple[str, ...] = ("avg",), bias: bool = True) -> None:
+        super().__init__()
+        check_names("pools", pools, tuple(POOLS))
+        self.pools = tuple(pools)
+        self.fc = nn.Linear(channels, channels, bias=bias)
+
+    @property
+    def channels(self) -> int | None:
+        return channels_into(self.fc)
+
+    def forward(self, *pooled: Tensor) -> Tensor:
+        return torch.sigmoid(functools.reduce(torch.add, map(self.fc, pooled)))
+
+    def extra_repr(self) -> str:
+        return f"pools={self.pools}"
 
 
 class SpatialConv(nn.Module):
@@ -92,6 +124,7 @@ class ChannelAttention(Gate):
     With C = `channels`, r = `reduction` and p over `pools`::
 
         M_c = sigmoid(sum over p of W1 relu(W0 p(x)))     W0 (C/r, C), W1 (C, C/r), shared by all pools
+        M_c = sigmoid(W avg(x) + b)                       form="ultralytics", W (C, C)
 
     The arguments are those of `CBAM`.
     """
@@ -100,8 +133,8 @@ class ChannelAttention(Gate):
         self,
         channels: int,
         *,
-        reduction: float = 16,
-        pools: tuple[str, ...] = ("avg", "max"),
+        reduction: float | None = None,
+        pools: tuple[str, ...] | None = None,
         mlp_bias: bool | None = None,
         form: Form = "official",
         start: Start = "paper",
@@ -129,7 +162,7 @@ class SpatialAttention(Gate):
         *,
         kernel_size: int = 7,
         maps: tuple[str, ...] | None = None,
-        norm: Norm = "batch",
+        norm: Norm = "form",
         zero_init_norm: bool = False,
         spatial_bias: bool | None = None,
         form: Form = "official",
@@ -153,34 +186,42 @@ class CBAM(Gate):
     `Attention` explains `channels`, `start`, `device`, `dtype`, shapes and errors.
 
     Args:
-        reduction: r; the hidden width of the shared MLP is C / r, at least 1, rounded by the rule of `form`.
+        reduction: r; the hidden width of the shared MLP is C / r, at least 1, rounded by the rule of `form`. None for
+            16. The form "ultralytics" has no hidden layer and takes none.
         pools: Channel pools, any non-empty subset of "avg", "max", "lp" (the l2 norm) and "lse" (log-sum-exp), those of
-            the authors' code, and of the other names that `ops.gate` lists.
-        mlp_bias: Whether the MLP has biases; None for the rule of `form`.
+            the authors' code, and of the other names that `ops.gate` lists; None for those of `form`.
+        mlp_bias: Whether the layers of the channel gate have biases; None for the rule of `form`.
         kernel_size: Odd width of the spatial convolution.
         spatial: Whether there is a spatial gate at all.
         arrangement: "channel_first", "spatial_first" or "parallel" (both gates computed from x), the paper's Table 3.
         maps: Order of the spatial gate's input, a non-empty subset of "max" and "mean"; None for that of `form`.
-        norm: Norm of the spatial logits: "batch", a callable that builds a norm of one channel, or None.
+        norm: Norm of the spatial logits: "form" for that of `form`, "batch", a callable that builds a norm of one
+            channel, or None for none.
         zero_init_norm: Start that norm at zero, as the authors' networks (not their module) do.
-        spatial_bias: Whether the spatial convolution has a bias; None means that it has one where there is no norm.
-        form: The rules for options above that are not given: "official" (the authors' code) or "timm".
+        spatial_bias: Whether the spatial convolution has a bias; None for the rule of `form`.
+        form: The rules for options above that are not given: "official" (the authors' code), "timm" or "ultralytics".
 
     Raises:
         ValueError: From torch, in training, if the BatchNorm sees one value alone: a batch of one on a 1x1 map.
 
     Note:
-        The paper, the authors' code and timm's `CbamModule` differ. The default is the authors' module, parameter for
-        parameter; `form="timm"` is timm's::
+        The paper, the authors' code, timm's `CbamModule` and Ultralytics' `CBAM` differ. The default is the authors'
+        module, parameter for parameter; `form="timm"` is timm's and `form="ultralytics"` Ultralytics'::
 
-                                     paper         authors' code            timm
-            MLP biases               not said      yes                      no
-            order of pooled maps     avg, max      max, mean                mean, max
-            spatial BatchNorm        none          yes, momentum 0.01       yes, momentum 0.1
-            its start in networks    -             zero: a gate of 0.5      default
-            channel pools            avg, max      avg, max, lp, lse        avg + max
-            hidden width             C / r         rounded down             rounded to the nearest
-            gradient of tied maxima  -             to one index             spread evenly
+                                     paper         authors' code            timm                     Ultralytics
+            channel gate             MLP           MLP                      MLP                      one layer, C to C
+            its biases               not said      yes                      no                       yes
+            hidden width             C / r         rounded down             rounded to the nearest   no hidden layer
+            channel pools            avg, max      avg, max, lp, lse        avg + max                avg
+            order of pooled maps     avg, max      max, mean                mean, max                mean, max
+            spatial BatchNorm        none          yes, momentum 0.01       yes, momentum 0.1        none
+            its start in networks    -             zero: a gate of 0.5      default                  -
+            bias of the convolution  not said      no                       no                       no
+            gradient of tied maxima  -             to one index             spread evenly            to one index
+            parameters, C = 1024     -             132,260                  131,172                  1,049,698
+
+        Ultralytics' class is another module under the same name: its channel gate is the one that ECA's authors (arXiv
+        1910.03151) call SE-Var3. Its cost grows with C * C.
 
         Widely copied code with the names `ca` and `sa` for the two halves has the paper's spatial gate and no bias:
         `mlp_bias=False, maps=("mean", "max"), norm=None, spatial_bias=False`.
@@ -189,7 +230,8 @@ class CBAM(Gate):
         width is at least 1; the authors' code would build an empty layer. The paper does not say how its parallel
         arrangement joins the two gates; here they are multiplied, as in the other two.
         With hidden width h and k = `kernel_size`: 2 * C * h + h + C parameters of the MLP (2 * C * h without biases)
-        and 2 * k * k + 2 of the spatial gate (2 * k * k with neither norm nor bias).
+        and 2 * k * k + 2 of the spatial gate (2 * k * k with neither norm nor bias). In the form "ultralytics"
+        C * C + C + 2 * k * k.
 
     Example:
         >>> import torch
@@ -202,14 +244,14 @@ class CBAM(Gate):
         self,
         channels: int,
         *,
-        reduction: float = 16,
-        pools: tuple[str, ...] = ("avg", "max"),
+        reduction: float | None = None,
+        pools: tuple[str, ...] | None = None,
         mlp_bias: bool | None = None,
         kernel_size: int = 7,
         spatial: bool = True,
         arrangement: Arrangement = "channel_first",
         maps: tuple[str, ...] | None = None,
-        norm: Norm = "batch",
+        norm: Norm = "form",
         zero_init_norm: bool = False,
         spatial_bias: bool | None = None,
         form: Form = "official",
@@ -224,25 +266,37 @@ class CBAM(Gate):
 
 
 def _channel_gate(
-    channels: int, reduction: float, pools: tuple[str, ...], mlp_bias: bool | None, form: Form
-) -> SharedMLP:
+    channels: int, reduction: float | None, pools: tuple[str, ...] | None, mlp_bias: bool | None, form: Form
+) -> SharedMLP | SharedLinear:
+    check_choice("form", form, get_args(Form))
+    convention = CONVENTIONS[form]
+    pools = convention.pools if pools is None else pools
+    bias = convention.mlp_bias if mlp_bias is None else mlp_bias
+    if not convention.has_hidden_layer:
+        check_integer("channels", channels)
+        if reduction is not None:
+            raise UserError(
+                f"form {form!r} has no hidden layer, so no reduction; leave out reduction={brief(reduction)}"
+            )
+        return SharedLinear(channels, pools, bias)
+    reduction = 16 if reduction is None else reduction
     hidden = hidden_width(channels, reduction)
-    check_choice("form", form, tuple(_CONVENTIONS))
-    convention = _CONVENTIONS[form]
     if convention.round_hidden:
         hidden = max(1, int(channels / reduction + 0.5))
-    return SharedMLP(channels, hidden, pools, convention.mlp_bias if mlp_bias is None else mlp_bias)
+    return SharedMLP(channels, hidden, pools, bias)
 
 
 def _spatial_gate(
     kernel_size: int, maps: tuple[str, ...] | None, norm: Norm, zero_init_norm: bool, bias: bool | None, form: Form
 ) -> SpatialConv:
-    check_choice("form", form, tuple(_CONVENTIONS))
-    convention = _CONVENTIONS[form]
+    check_choice("form", form, get_args(Form))
+    convention = CONVENTIONS[form]
+    norm = convention.norm if norm == "form" else norm
     if norm == "batch":
         norm = functools.partial(nn.BatchNorm2d, momentum=convention.norm_momentum)
     elif isinstance(norm, str):
         raise UserError(
-            f'norm must be "batch", a callable that builds a norm of one channel, or None; got {brief(norm)}'
+            f'norm must be "form", "batch", a callable that builds a norm of one channel, or None; got {brief(norm)}'
         )
-    return SpatialConv(kernel_size, convention.maps if maps is None else maps, norm, zero_init_norm, bias)
+    maps = convention.maps if maps is None else maps
+    return SpatialConv(kernel_size, maps, norm, zero_init_norm, convention.spatial_bias if bias is None else bias)

@@ -18,7 +18,6 @@ from ..base.modules import NotScriptable, modes_kept
 from ..base.words import brief
 from ..ops import Arrangement, Backend, ChannelGate, SpatialGate, gate
 
-Form = Literal["official", "timm"]
 Start = Literal["paper", "identity"]
 Place = Literal["block", "stage"]
 Device = torch.device | str | int | None

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..ops.reference import POOLS
-from .gate import Device, Dtype, Form, Gate, Start, channels_into, check_choice, check_names, hidden_width
+from .gate import Device, Dtype, Gate, Start, channels_into, check_choice, check_names, hidden_width
+
+Form = Literal["official", "timm"]
 
 
 class Excitation(nn.Module):
