@@ -15,6 +15,7 @@ CALLED_MOST = [
     whatwhere.list_models,
     whatwhere.attend,
     whatwhere.detach,
+    whatwhere.no_weight_decay,
     insert.plan,
     whatwhere.cost.cost,
     whatwhere.compare_costs,

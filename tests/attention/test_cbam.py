@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 import timm.layers.cbam
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import whatwhere.timm  # noqa: F401  registers the networks
 from numerics import gate as numpy_gate
 from published import CopiedChannelAttention, CopiedSpatialAttention
-from whatwhere import CBAM, ChannelAttention, SpatialAttention
+from whatwhere import CBAM, ChannelAttention, SpatialAttention, attend, create_model
+from whatwhere.attention.cbam import SharedLinear
 
 ARRANGEMENTS = ("channel_first", "spatial_first", "parallel")
 POOLS = ("avg", "max", "lp", "lse")
@@ -93,6 +96,37 @@ def test_parameter_formula_of_the_form_ultralytics(channels, kernel_size):
     assert counts == [channels * channels + channels, 2 * kernel_size * kernel_size]
     assert channels != 1024 or counts[0] == 1_049_600
     assert [name for name, _ in module.named_parameters()] == ["what.fc.weight", "what.fc.bias", "where.conv.weight"]
+
+
+def test_networks_of_the_form_ultralytics_by_every_way():
+    options = {"attention_kwargs": {"form": "ultralytics"}, "seed": 0}
+    # C * C + C + 98 in each of the 16 blocks of a ResNet-50
+    added = sum(n * (c * c + c + 98) for n, c in ((3, 256), (4, 512), (6, 1024), (3, 2048)))
+    assert added == 20_136_224
+    models = [
+        create_model("cbam_resnet50", **options),
+        timm.create_model("cbam_resnet50", **options),
+        attend(torchvision.models.resnet50(), "cbam", start="paper", **options),
+    ]
+    for model in models:
+        assert sum(p.numel() for p in model.parameters()) == 25_557_032 + added
+        assert sum(isinstance(module, SharedLinear) for module in model.modules()) == 16
+
+
+def test_the_form_ultralytics_starts_as_the_identity_and_learns_at_once():
+    model = torchvision.models.resnet18(num_classes=2)
+    x = torch.randn(4, 3, 64, 64)
+    before = model.eval()(x)
+    attend(model, "cbam", attention_kwargs={"form": "ultralytics"}, seed=0)
+    assert torch.equal(model(x), before)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    started = {name: value.detach().clone() for name, value in model.named_parameters() if "attention" in name}
+    for step in range(2):
+        optimizer.zero_grad()
+        model.train()(x).square().sum().backward()
+        optimizer.step()
+        moved = {name for name, value in started.items() if not torch.equal(value, model.get_parameter(name))}
+        assert moved == {name for name in started if step or name.endswith(".mix")}
 
 
 def test_options_that_are_given_replace_those_of_the_form():

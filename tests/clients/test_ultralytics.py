@@ -3,11 +3,15 @@
 import copy
 
 import pytest
+import safetensors.torch
 import torch
 
+import whatwhere
 from client import wanted
-from whatwhere import ATTENTION
+from published import OfficialResNet, trained
+from whatwhere import ATTENTION, create_model
 from whatwhere.insert import attend, detach, plan
+from whatwhere.networks import convert_weights
 
 
 def build(name):
@@ -16,6 +20,81 @@ def build(name):
 
     torch.manual_seed(0)
     return DetectionModel(f"{name}.yaml", nc=4, verbose=False).eval()
+
+
+def classes():
+    wanted("ultralytics")
+    from ultralytics.nn.modules import CBAM, ChannelAttention, SpatialAttention
+
+    return {
+        "cbam": (CBAM, whatwhere.CBAM),
+        "channel": (ChannelAttention, whatwhere.ChannelAttention),
+        "spatial": (SpatialAttention, whatwhere.SpatialAttention),
+    }
+
+
+# the names of the class's tensors, alone and as the halves of its CBAM, by ours
+NAMES = {
+    "what.fc.weight": ("channel_attention.fc.weight", "fc.weight"),
+    "what.fc.bias": ("channel_attention.fc.bias", "fc.bias"),
+    "where.conv.weight": ("spatial_attention.cv1.weight", "cv1.weight"),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kernel_size", [3, 7])
+@pytest.mark.parametrize("channels", [1, 20, 64])
+@pytest.mark.parametrize("kind", ["cbam", "channel", "spatial"])
+@pytest.mark.parametrize("backend", ["reference", "lean"])
+def test_the_form_ultralytics_is_their_class_forward_and_every_gradient(backend, kind, channels, kernel_size, training):
+    build_theirs, build_ours = classes()[kind]
+    torch.manual_seed(0)
+    theirs = {"cbam": lambda: build_theirs(channels, kernel_size), "channel": lambda: build_theirs(channels)}.get(
+        kind, lambda: build_theirs(kernel_size)
+    )()
+    options = {} if kind == "channel" else {"kernel_size": kernel_size}
+    ours = build_ours(channels, form="ultralytics", **options).double().train(training)
+    ours.backend = backend
+    theirs = theirs.double().train(training)
+    parameters = dict(theirs.named_parameters())
+    own = dict(ours.named_parameters())
+    names = {name: next(key for key in NAMES[name] if key in parameters) for name in own}
+    assert sorted(names.values()) == sorted(parameters)
+    with torch.no_grad():
+        for name, key in names.items():
+            own[name].copy_(parameters[key].normal_().view_as(own[name]))
+    x, direction = torch.randn(2, 3, channels, 9, 7, dtype=torch.float64)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    outputs = theirs(inputs[0]), ours(inputs[1])
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-10, atol=1e-12)
+    for output in outputs:
+        output.backward(direction)
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-9, atol=1e-11)
+    for name, key in names.items():
+        torch.testing.assert_close(own[name].grad, parameters[key].grad.view_as(own[name]), rtol=1e-9, atol=1e-11)
+
+
+def test_weights_of_networks_with_their_class_in_every_block(tmp_path):
+    build_theirs, _ = classes()["cbam"]
+    theirs = OfficialResNet(copied="ultralytics")
+    rewritten = trained(theirs).state_dict()
+    for module in list(theirs.modules()):
+        if hasattr(module, "cbam"):
+            module.cbam = build_theirs(module.cbam.channel_attention["fc"].in_channels)
+    theirs.load_state_dict(rewritten, strict=True)
+    torch.save({"model": theirs.state_dict()}, tmp_path / "theirs.pth")
+    ours = create_model("cbam_resnet18", num_classes=10, pretrained=tmp_path / "theirs.pth")
+    x = torch.randn(2, 3, 48, 48, dtype=torch.float64)
+    with torch.no_grad():
+        expected = theirs.double().eval()(x)
+        torch.testing.assert_close(ours.double().eval()(x), expected, rtol=1e-9, atol=1e-9)
+    torch.save(ours.float().state_dict(), tmp_path / "ours.pth")
+    convert_weights(tmp_path / "ours.pth", tmp_path / "back.safetensors", to="ultralytics")
+    back = safetensors.torch.load_file(tmp_path / "back.safetensors")
+    assert back.keys() == rewritten.keys()
+    theirs.load_state_dict(back, strict=True)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.double()(x), expected, rtol=1e-9, atol=1e-9)
 
 
 def awake(model):

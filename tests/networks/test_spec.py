@@ -252,6 +252,14 @@ def test_attention_kwargs_where_costs_are_shown(tmp_path, command, whatwhere_her
     assert less < params() < more
 
 
+def test_attention_kwargs_of_a_network_with_the_attention_in_its_name(whatwhere_here):
+    options = ["--attention-kwargs", "{form: ultralytics}", "--input", "3x64x64", "--json"]
+    status, out, err = whatwhere_here("summary", "cbam_resnet18", *options)
+    assert status == 0, err
+    plain, channels = 11_689_512, (64, 128, 256, 512)
+    assert json.loads(out)["models"][0]["num_params"] == plain + 2 * sum(c * c + c + 98 for c in channels)
+
+
 def test_equal_specs_and_seeds_build_equal_networks():
     spec = NetworkSpec(name="resnext11_8x8d", attention="cbam", attention_kwargs={"form": "timm"}, at="layer?.?.bn3")
     states = [create(each, seed=3).state_dict() for each in (spec, read_spec(msgspec.to_builtins(spec)))]

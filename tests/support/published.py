@@ -77,6 +77,24 @@ class _BAM(nn.Module):
         return x * (1 + (channel * self.spatial_att.gate_s(x)).sigmoid())
 
 
+class FullCBAM(nn.Module):
+    """The module that Ultralytics calls CBAM, by its formula and its tensor names; clients/ compares the class itself.
+
+    y = u sigmoid(conv [mean u; max u]) for u = x sigmoid(W mean x + b), W (C, C).
+    """
+
+    def __init__(self, channels, kernel_size=7):
+        super().__init__()
+        conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.channel_attention = nn.ModuleDict({"fc": nn.Conv2d(channels, channels, 1)})
+        self.spatial_attention = nn.ModuleDict({"cv1": conv})
+
+    def forward(self, x):
+        u = x * self.channel_attention["fc"](x.mean((2, 3), keepdim=True)).sigmoid()
+        maps = torch.stack((u.mean(1), u.amax(1)), 1)
+        return u * self.spatial_attention["cv1"](maps).sigmoid()
+
+
 class CopiedChannelAttention(nn.Module):
     """The channel gate alone, as widely copied code has it: two 1x1 convolutions without bias, by two sets of names."""
 
@@ -125,10 +143,10 @@ class _Block(nn.Module):
             self.conv3 = nn.Conv2d(planes, after, 1, bias=False)
             self.bn3 = nn.BatchNorm2d(after)
         self.bn1, self.bn2 = nn.BatchNorm2d(planes), nn.BatchNorm2d(planes)
-        self.cbam = _CBAM(after) if cbam else None
-        if copied:
+        self.cbam = _CBAM(after) if cbam else FullCBAM(after) if copied == "ultralytics" else None
+        self.is_copied = copied in ("layers", "sequential")
+        if self.is_copied:
             self.ca, self.sa = CopiedChannelAttention(after, copied == "sequential"), CopiedSpatialAttention()
-        self.is_copied = bool(copied)
         self.downsample = None
         if stride != 1 or before != after:
             self.downsample = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
@@ -149,7 +167,8 @@ class _Block(nn.Module):
 class OfficialResNet(nn.Module):
     """The authors' ResNet for ImageNet, with CBAM in every block, BAM between the stages, or without attention.
 
-    With `copied`, "layers" or "sequential", with the modules of widely copied code in every block instead.
+    With `copied`, "layers" or "sequential", with the modules of widely copied code in every block instead; with
+    "ultralytics" with Ultralytics' CBAM.
     """
 
     def __init__(self, layers=(2, 2, 2, 2), expansion=1, num_classes=10, cbam=True, bam=False, copied=""):

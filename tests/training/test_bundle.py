@@ -246,7 +246,9 @@ def test_attention_and_width_by_name_come_back_by_themselves(tmp_path, refused):
 
 
 @pytest.mark.parametrize("at", ["", "blocks", "layer?.?.bn3"])
-@pytest.mark.parametrize("kwargs", [{"form": "timm"}, {"form": "official", "pools": ["avg"], "reduction": 4}])
+@pytest.mark.parametrize(
+    "kwargs", [{"form": "timm"}, {"form": "official", "pools": ["avg"], "reduction": 4}, {"form": "ultralytics"}]
+)
 def test_attention_in_any_form_comes_back_and_its_weights_start_another_network(tmp_path, at, kwargs):
     saved, pixels = bundle("resnext11_8x8d", attention="cbam", attention_kwargs=kwargs, at=at), images()
     save_bundle(tmp_path, saved)

@@ -68,10 +68,10 @@ def summary_command(
     if attention and against is not None:
         raise UserError("--attention compares with the same network without attention; leave out --against")
     kwargs = parse_arguments(attention_kwargs) if attention_kwargs else {}
-    if (at or kwargs) and not attention:
-        raise UserError(f"{'--at' if at else '--attention-kwargs'} needs an attention; give --attention too")
     name = model or backbone or ""
     spec = NetworkSpec(name=name, attention=attention or "", attention_kwargs=kwargs, at=at, num_classes=classes)
+    if (at and not attention) or (kwargs and not spec.attention_name):
+        raise UserError(f"{'--at' if at else '--attention-kwargs'} needs an attention; give --attention too")
     other = name if attention else against
     before = [] if other is None else [NetworkSpec(name=other, num_classes=classes)]
     costs = measure_costs([checked(known) for known in (*before, spec)], size, batch, latency)

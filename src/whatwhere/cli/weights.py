@@ -42,7 +42,7 @@ def weights_convert_command(
         typer.Option(
             metavar="LAYOUT",
             help="whatwhere, torchvision, official (CBAM's authors), timm, timm-legacy; ca-sa or ca-sa-sequential for "
-            "copied code with ca.fc1 or ca.fc.0 in its blocks.",
+            "copied code with ca.fc1 or ca.fc.0 in its blocks; ultralytics for its CBAM in each block.",
         ),
     ] = "whatwhere",
     attention_kwargs: Annotated[

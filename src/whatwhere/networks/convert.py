@@ -28,6 +28,7 @@ from .weights.fit import Fit, compare, group_keys, has_attention, shown
 from .weights.layouts import LAYOUTS, Layout, find_rule, layout_named
 from .weights.translate import METADATA_KEY, Weights, fits_options, from_file, from_ours, options_of
 
+_COPIED = ("ca-sa", "ca-sa-sequential")
 _BLOCK = re.compile(r"layer(\d+)\.(\d+)\.")
 _DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(ResNet).parameters.items()}
 
@@ -132,8 +133,8 @@ def convert_weights(
         target: The file to write, *.safetensors; whole or not at all.
         model: The network's name; None identifies it by names and shapes.
         attention_kwargs: Arguments of its attention that no shape shows, such as `{"pools": ["avg"]}`.
-        to: The layout to write: "whatwhere", "torchvision", "official", "timm", "timm-legacy", "ca-sa" or
-            "ca-sa-sequential".
+        to: The layout to write: "whatwhere", "torchvision", "official", "timm", "timm-legacy", "ca-sa",
+            "ca-sa-sequential" or "ultralytics".
         force: Overwrite a `target` that exists.
 
     Raises:
@@ -310,12 +311,19 @@ def _notes(loaded: Weights, layout: Layout, attention: str | None, options: dict
         )
     if attention == "bam" and own and not loaded.network.name and "combine" not in options:
         notes.append("the file does not tell how the branches are combined; assumed as added, as in the paper")
-    if loaded.network.attention_name == "cbam" and loaded.layout is not None and loaded.layout.norm is None:
+    if loaded.network.attention_name == "cbam" and loaded.layout is not None and loaded.layout.name in _COPIED:
         notes.append(
             "names do not show what copied code computes; assumed: out = ca(out) * out and out = sa(out) * out before "
             "the sum of a block, ca takes the average and the maximum, sa the mean and the maximum"
         )
-    if layout.norm is None and attention is not None:
+    if loaded.network.attention_name == "cbam" and loaded.layout is not None and loaded.layout.name == "ultralytics":
+        notes.append("names do not show where a block calls its CBAM; assumed: before the sum")
+    if layout.name == "ultralytics" and attention is not None:
+        kernel_size = f", {options['kernel_size']}" if "kernel_size" in options else ""
+        notes.append(
+            f"each block must have `self.cbam = CBAM(channels{kernel_size})`, CBAM from ultralytics.nn.modules"
+        )
+    if layout.name in _COPIED and attention is not None:
         notes.append(
             f"the copied code must divide the channels by {options.get('reduction', 16)} in its ChannelAttention and "
             f"have kernel_size={options.get('kernel_size', 7)} in its SpatialAttention"

@@ -9,16 +9,17 @@ import torch
 import torchvision
 from timm.layers import SEModule
 from timm.layers.cbam import CbamModule
+from torch import nn
 
 from named_networks import create_network
-from published import OfficialResNet, trained
+from published import FullCBAM, OfficialResNet, trained
 from whatwhere import UserError, create_model
 from whatwhere.attention import ATTENTION
 from whatwhere.models.resnet import RESNETS
 from whatwhere.networks import convert_weights
 from whatwhere.networks.convert import names_of
 from whatwhere.networks.weights.layouts import LAYOUTS
-from whatwhere.networks.weights.translate import from_ours, to_ours
+from whatwhere.networks.weights.translate import from_ours, options_of, to_ours
 
 timm_model = functools.partial(timm.create_model, num_classes=10)
 
@@ -28,6 +29,7 @@ def with_cbam(name, **options):
     return timm_model(name, block_args={"attn_layer": attention})
 
 
+FULL = {"form": "ultralytics"}
 COPIED = {"mlp_bias": False, "maps": ["mean", "max"], "norm": None, "spatial_bias": False}
 THEIRS = {
     "torchvision": (lambda: torchvision.models.resnet18(num_classes=10), "torchvision", "resnet18", {}),
@@ -97,6 +99,18 @@ THEIRS = {
         "cbam_resnet18",
         {"attention_kwargs": COPIED},
     ),
+    "Ultralytics' CBAM": (
+        lambda: OfficialResNet(copied="ultralytics"),
+        "ultralytics",
+        "cbam_resnet18",
+        {"attention_kwargs": FULL},
+    ),
+    "Ultralytics' CBAM, bottlenecks": (
+        lambda: OfficialResNet((3, 4, 6, 3), 4, copied="ultralytics"),
+        "ultralytics",
+        "cbam_resnet50",
+        {"attention_kwargs": FULL},
+    ),
     "the authors' plain network": (lambda: OfficialResNet(cbam=False), "torchvision", "resnet18", {}),
 }
 
@@ -145,7 +159,7 @@ def test_outputs_are_theirs_and_the_way_back_ends_where_it_began(case, tmp_path)
     "case",
     [
         *("timm's SE", "timm's CBAM", "timm's CBAM with options", "timm's SE, legacy", "the authors' BAM"),
-        *("copied code", "copied code with a Sequential"),
+        *("copied code", "copied code with a Sequential", "Ultralytics' CBAM"),
     ],
 )
 def test_create_model_takes_both_files_without_a_word_about_what_they_need(case, tmp_path):
@@ -243,6 +257,137 @@ def test_attention_outside_the_blocks_is_no_network_s_here(tmp_path, refused):
     ):
         with refused():
             attempt()
+
+
+def ultralytics_state(name="cbam"):
+    state = trained(OfficialResNet(copied="ultralytics")).state_dict()
+    return {key.replace(".cbam.", f".{name}."): value for key, value in state.items()}
+
+
+@pytest.mark.parametrize("name", ["attention", "attn", "cbam1"])
+def test_ultralytics_cbam_by_any_name_in_its_block(name, tmp_path):
+    state = ultralytics_state(name)
+    torch.save(state, tmp_path / "a.pth")
+    done = convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors")
+    assert done.layout == "ultralytics"
+    assert done.notes == ["names do not show where a block calls its CBAM; assumed: before the sum"]
+    theirs = OfficialResNet(copied="ultralytics")
+    theirs.load_state_dict({key.replace(f".{name}.", ".cbam."): value for key, value in state.items()})
+    assert_same_outputs(create_model("cbam_resnet18", num_classes=10, pretrained=tmp_path / "a.pth"), theirs)
+
+
+@pytest.mark.parametrize("kernel_size", [3, 7])
+@pytest.mark.parametrize("options", [{}, {"mlp_bias": False}, {"maps": ["max", "mean"]}])
+def test_ours_into_networks_with_ultralytics_cbam(options, kernel_size, tmp_path):
+    options = {**FULL, **options, "kernel_size": kernel_size}
+    ours = trained(create_model("cbam_resnet18", num_classes=10, attention_kwargs=options))
+    torch.save(ours.state_dict(), tmp_path / "ours.pth")
+    done = convert_weights(
+        tmp_path / "ours.pth", tmp_path / "theirs.safetensors", to="ultralytics", attention_kwargs=options
+    )
+    assert f"CBAM(channels, {kernel_size})`" in done.notes[-1]
+    theirs = OfficialResNet(copied="ultralytics")
+    for module in theirs.modules():
+        if isinstance(module, FullCBAM):
+            module.spatial_attention["cv1"] = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+    theirs.load_state_dict(safetensors.torch.load_file(tmp_path / "theirs.safetensors"), strict=True)
+    assert_same_outputs(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("options", "layout"),
+    [
+        ({}, "ultralytics"),
+        ({"form": "timm"}, "ultralytics"),
+        ({**FULL, "norm": "batch"}, "ultralytics"),
+        ({**FULL, "spatial_bias": True}, "ultralytics"),
+        ({**FULL, "spatial": False}, "ultralytics"),
+        ({**FULL, "kernel_size": 5}, "ultralytics"),
+        ({**FULL, "pools": ["avg", "max"]}, "ultralytics"),
+        ({**FULL, "arrangement": "parallel"}, "ultralytics"),
+        *[(FULL, layout) for layout in ("official", "timm", "timm-legacy", "ca-sa", "torchvision")],
+    ],
+)
+def test_what_no_network_of_the_layout_computes(options, layout, tmp_path, refused):
+    torch.save(create_model("cbam_resnet18", num_classes=2, attention_kwargs=options).state_dict(), tmp_path / "a.pth")
+    with refused():
+        convert_weights(
+            tmp_path / "a.pth",
+            tmp_path / "b.safetensors",
+            model="cbam_resnet18",
+            to=layout,
+            attention_kwargs=options,
+        )
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+def misshapen(state):
+    state["layer1.0.cbam.channel_attention.fc.weight"] = torch.zeros(64, 32, 1, 1)
+
+
+def without_bias(state):
+    del state["layer1.0.cbam.channel_attention.fc.bias"]
+
+
+def behind_a_stage(state):
+    cbam = {key: state[key] for key in state if key.startswith("layer1.1.cbam.")}
+    state |= {key.replace("layer1.1.cbam", "layer1.2"): value for key, value in cbam.items()}
+
+
+def twice_in_a_block(state):
+    state |= {key.replace("cbam", "cbam2"): state[key] for key in list(state) if "layer1.0.cbam" in key}
+
+
+@pytest.mark.parametrize("change", [misshapen, without_bias, behind_a_stage, twice_in_a_block])
+def test_what_ultralytics_cbam_cannot_be(change, tmp_path, refused):
+    state = ultralytics_state()
+    change(state)
+    torch.save(state, tmp_path / "a.pth")
+    for attempt in (
+        lambda: convert_weights(tmp_path / "a.pth", tmp_path / "b.safetensors"),
+        lambda: create_model("cbam_resnet18", num_classes=10, pretrained=tmp_path / "a.pth"),
+    ):
+        with refused():
+            attempt()
+
+
+@pytest.mark.parametrize("options", [{"form": "official"}, {"form": "timm"}, {"kernel_size": 5}, {"reduction": 16}])
+def test_options_that_ultralytics_weights_do_not_take(options, tmp_path, refused):
+    torch.save(ultralytics_state(), tmp_path / "a.pth")
+    with refused():
+        create_model("cbam_resnet18", num_classes=10, pretrained=tmp_path / "a.pth", attention_kwargs=options)
+
+
+@pytest.mark.parametrize("forms", [("ultralytics", "official"), ("official", "ultralytics")])
+def test_a_file_of_another_form_is_told(forms, tmp_path, refused):
+    theirs = create_model("cbam_resnet18", num_classes=10, attention_kwargs={"form": forms[0]})
+    torch.save(theirs.state_dict(), tmp_path / "a.pth")
+    with refused():
+        create_model(
+            "cbam_resnet18", num_classes=10, pretrained=tmp_path / "a.pth", attention_kwargs={"form": forms[1]}
+        )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mlp_bias": False},
+        {"norm": "batch"},
+        {"norm": "batch", "spatial_bias": True},
+        {"spatial_bias": True},
+        {"spatial": False},
+        {"kernel_size": 3},
+        {"start": "identity"},
+    ],
+)
+def test_the_form_is_recognised_from_names_and_shapes(options):
+    options = {**FULL, **options}
+    with torch.device("meta"):
+        state = create_model("cbam_resnet18", num_classes=10, attention_kwargs=options).state_dict()
+    loaded = to_ours(state, "a")
+    assert names_of(loaded) == ["cbam_resnet18"]
+    assert options_of(state, "cbam") == options
 
 
 def test_copied_code_loads_by_the_name_of_the_plain_network_and_an_attention(tmp_path, refused):

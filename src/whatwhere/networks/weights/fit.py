@@ -352,6 +352,11 @@ def _kinds_of_attention(of: _Difference) -> Fact:
     # if modules differ from each other, the file is damaged
     if not differing or any(names != differing for names in modules.values()):
         return _NO_FACT
+    is_full = [any(key.endswith(".what.fc.weight") for key in group) for group in (of.unexpected, of.missing)]
+    if any(is_full):
+        form = "form='ultralytics'"
+        told = f"is of {form}; give it in" if is_full[0] else f"is of another form; leave {form} out of"
+        return f"the file's CBAM {told} attention_kwargs", keys
     if keys <= set(of.missing):
         sentence = "the file's attention has no biases in its MLP; attention_kwargs can leave them out"
         return (sentence, keys) if differing == {"what.fc1.bias", "what.fc2.bias"} else _NO_FACT

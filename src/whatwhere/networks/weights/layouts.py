@@ -8,16 +8,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from ...attention.cbam import Form
 from ...base.errors import UserError
 from ...base.words import brief
 from .files import StateDict
 
-LayoutName = Literal["whatwhere", "torchvision", "official", "timm", "timm-legacy", "ca-sa", "ca-sa-sequential"]
+LayoutName = Literal[
+    "whatwhere", "torchvision", "official", "timm", "timm-legacy", "ca-sa", "ca-sa-sequential", "ultralytics"
+]
 
 _PLACEHOLDERS = {
     "{block}": r"(?P<block>layer\d+\.\d+)",
     "{stage}": r"(?P<stage>layer\d+)",
     "{n}": r"(?P<n>\d+)",
+    "{name}": r"(?P<name>\w+)",
     "{p}": r"(?P<p>weight|bias)",
     "{norm}": r"(?P<norm>weight|bias|running_mean|running_var|num_batches_tracked)",
     "{rest}": r"(?P<rest>.+)",
@@ -43,9 +47,9 @@ class Layout:
     origin: str  # the library or publication, in words
     rules: tuple[Rule, ...]  # a rule for each tensor name
     maps: tuple[str, ...] = ("max", "mean")  # order of the maps that the convolution of CBAM's spatial gate takes
-    norm: Literal["batch"] | None = "batch"  # the argument `norm` of CBAM's spatial gate; only copied code has no norm
+    norm: Literal["batch"] | None = "batch"  # the argument `norm` of CBAM's spatial gate
     biased: tuple[str, ...] = ("cbam", "se")  # the attention modules with biases in their MLP
-    form: Literal["official", "timm"] = "official"  # the argument `form` of the attention
+    form: Form = "official"  # the argument `form` of the attention
     ceil_pool: bool = False  # whether the stem's max-pool rounds its output size up
     stride_in_1x1: bool = False  # whether bottlenecks without groups have their stride in the first 1x1 convolution
     basic_blocks: bool = True  # whether the basic blocks compute what those of this package do
@@ -110,6 +114,14 @@ _CA_SA_SEQUENTIAL = (
     Rule("{block}.ca.fc.2.weight", "{block}.attention.what.fc2.weight", "cbam", is_1x1=True),
     _CA_SA[-1],
 )
+_ULTRALYTICS_CBAM = tuple(
+    rule
+    for module in ("cbam", "{name}")  # the first is written, any name is read
+    for rule in (
+        Rule(f"{{block}}.{module}.channel_attention.fc.{{p}}", "{block}.attention.what.fc.{p}", "cbam", is_1x1=True),
+        Rule(f"{{block}}.{module}.spatial_attention.cv1.weight", "{block}.attention.where.conv.weight", "cbam"),
+    )
+)
 _LEGACY = (
     Rule("layer0.conv1.weight", "conv1.weight"),
     Rule("layer0.bn1.{norm}", "bn1.{norm}"),
@@ -123,6 +135,16 @@ LAYOUTS: dict[LayoutName, Layout] = {
     layout.name: layout
     for layout in (
         Layout("torchvision", "torchvision", _BACKBONE),
+        # before whatwhere, whose rules fit all names in a block's `attention`
+        Layout(
+            "ultralytics",
+            "code with Ultralytics' CBAM in its blocks",
+            (*_BACKBONE, *_ULTRALYTICS_CBAM),
+            maps=("mean", "max"),
+            norm=None,
+            biased=("cbam",),
+            form="ultralytics",
+        ),
         Layout("whatwhere", "whatwhere", (*_BACKBONE, *_same("{block}.attention.{rest}", "{stage}.attention.{rest}"))),
         Layout("official", "the CBAM and BAM authors' code", (*_BACKBONE, *_OFFICIAL_CBAM, *_OFFICIAL_BAM)),
         Layout(

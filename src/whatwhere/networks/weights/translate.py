@@ -16,22 +16,24 @@ import torch
 from torch import Tensor
 
 from ...attention import ATTENTION
+from ...attention.cbam import CONVENTIONS, Convention, Form
 from ...base.errors import UserError
 from ...base.words import brief
 from ..spec import OWN_NETWORKS, Arguments, ModelOptions, NetworkSpec, read_spec
 from .files import StateDict, WeightsFile, check_finite, find_weights, read_file, warn_of_left_out
 from .fit import group_keys, has_attention, is_attention_key, shown, starts_as_identity
-from .layouts import LAYOUTS, Layout, Rule, find_rule, find_rule_back, has_bottlenecks, is_grouped, recognize
+from .layouts import Layout, Rule, find_rule, find_rule_back, has_bottlenecks, is_grouped, recognize
 
 METADATA_KEY = "whatwhere"
 UNKNOWN = NetworkSpec(name="")
 # the only values that other layouts can hold
 _USUAL: dict[str, dict[str, Any]] = {
-    "cbam": {"pools": ["avg", "max"], "arrangement": "channel_first"},
+    "cbam": {"arrangement": "channel_first"},
     "bam": {"combine": "multiply", "dilation": 4},
 }
 _NEEDED = ("stride_in_1x1", "ceil_pool", "replace_stride_with_dilation")  # they change what the network computes
-_OUTSIDE = re.compile(r"(ca|sa)\d*\.(fc|conv1)")  # of copied code, behind a stem or a stage
+# of copied code behind a stem or a stage, and of Ultralytics' CBAM in another place than a block's
+_OUTSIDE = re.compile(r"^(ca|sa)\d*\.(fc|conv1)|(^|\.)(channel_attention\.fc|spatial_attention\.cv1)\.")
 _MOST_BUILT = 1 << 16  # channels, where an attention is built on the meta device for its shapes
 
 
@@ -80,9 +82,10 @@ class Weights:
         if self.layout is None or self.layout.name in ("whatwhere", "torchvision"):
             return options
         for option, usual in _usual(self.layout, attention).items():
-            if option in given and not _is_usual(given[option], usual):
+            if option in given and not _is_usual(_value(attention, options, option), usual):
+                only = " or ".join(map(repr, usual)) if isinstance(usual, tuple) else repr(usual)
                 raise UserError(
-                    f"the weights come from {self.layout.origin}, where {option} is {usual!r}; leave out "
+                    f"the weights come from {self.layout.origin}, where {option} is {only}; leave out "
                     f"{option}={brief(given[option])}"
                 )
         # without form and maps, the tensors say whether the weights fit
@@ -139,11 +142,11 @@ def to_ours(state: Mapping[str, Tensor], source: str, description: str = "") -> 
     layout = recognize(state)
     if layout is None:
         return Weights(dict(state), None, source=source)
-    outside = [key for key in state if _OUTSIDE.match(key)]
+    outside = [key for key in state if _OUTSIDE.search(key) and find_rule(layout, key) is None]
     if outside:
         raise UserError(
-            f"{source!r} holds attention outside the blocks ({', '.join(map(shown, outside[:3]))}, ...); whatwhere has "
-            "no such network"
+            f"{source!r} holds attention that is no child of a block ({', '.join(map(shown, outside[:3]))}, ...); "
+            "whatwhere has no such network"
         )
     renamed: StateDict = {}
     attention = ""
@@ -158,6 +161,8 @@ def to_ours(state: Mapping[str, Tensor], source: str, description: str = "") -> 
     _check_blocks(renamed, layout)
     network = NetworkSpec(name="", attention=attention, model_kwargs=_model_kwargs(layout, renamed))
     options = options_of(renamed, attention, layout) if attention else None
+    if options is None and attention == "cbam" and layout.form == "ultralytics":
+        options = {"form": layout.form}  # the comparison with this form tells which shape is wrong
     return Weights(renamed, layout, network.with_attention_options(options or {}), source)
 
 
@@ -234,7 +239,7 @@ def options_of(state: StateDict, attention: str, layout: Layout | None = None) -
     Args:
         state: Weights under this package's names.
         attention: A name in ATTENTION.
-        layout: Where they came from, which tells the form; None tries both forms.
+        layout: Where they came from, which tells the form; None tries those that the names allow.
     """
     start = {"start": "identity"} if starts_as_identity(state) else {}
     for candidate in _candidates(attention, _modules(state), layout):
@@ -293,13 +298,17 @@ def _candidates(attention: str, modules: dict[int, StateDict], layout: Layout | 
 
 def _cbam_choices(module: StateDict, layout: Layout | None) -> list[list[dict[str, Any]]]:
     shape: dict[str, Any] = {}
+    form: Form = "ultralytics" if "what.fc.weight" in module else "official"
     convolution = module.get("where.conv.weight")
     if convolution is None:
         shape["spatial"] = False
-    elif "where.norm.weight" not in module:
-        shape["norm"] = None
-        if "where.conv.bias" not in module:
-            shape["spatial_bias"] = False
+    else:
+        norm, has_bias = "batch" if "where.norm.weight" in module else None, "where.conv.bias" in module
+        if norm != CONVENTIONS[form].norm:
+            shape["norm"] = norm
+        usually_has_bias = CONVENTIONS[form].spatial_bias
+        if has_bias != (norm is None if usually_has_bias is None else usually_has_bias):
+            shape["spatial_bias"] = has_bias
     if (
         convolution is not None
         and convolution.dim() == 4
@@ -307,8 +316,9 @@ def _cbam_choices(module: StateDict, layout: Layout | None) -> list[list[dict[st
         and 7 != convolution.shape[-1] < 64
     ):
         shape["kernel_size"] = convolution.shape[-1]
-    biases: list[dict[str, Any]] = [{}, {"mlp_bias": "what.fc1.bias" in module}]
-    return [biases, _reductions(module.get("what.fc1.weight")), _forms(layout), [shape]]
+    biases: list[dict[str, Any]] = [{}, {"mlp_bias": not {"what.fc1.bias", "what.fc.bias"}.isdisjoint(module)}]
+    forms = _forms(layout) if form == "official" else [{"form": form}]
+    return [biases, _reductions(module.get("what.fc1.weight")), forms, [shape]]
 
 
 def _se_choices(module: StateDict, layout: Layout | None) -> list[list[dict[str, Any]]]:
@@ -392,9 +402,10 @@ def from_ours(
 
 def _check_usual(layout: Layout, attention: str | None, options: Mapping[str, Any]) -> None:
     """Raise UserError if attention built with `options` computes something else than that of `layout`."""
-    defaults = inspect.signature(ATTENTION[attention]).parameters if attention else {}
+    if attention is None or not any(rule.attention == attention for rule in layout.rules):
+        return  # there is no place for it, as `from_ours` will find
     for option, usual in _usual(layout, attention).items():
-        value = options.get(option, defaults[option].default)
+        value = _value(attention, options, option)
         if not _is_usual(value, usual):
             raise UserError(f"{layout.origin} cannot hold these weights: its attention has no {option}={brief(value)}")
     if attention == "cbam" and set(_maps(options)) != set(layout.maps):
@@ -407,13 +418,32 @@ def _usual(layout: Layout, attention: str | None) -> dict[str, Any]:
     """Return the arguments of `attention` that have a fixed value in `layout`."""
     usual = dict(_USUAL.get(attention or "", {}))
     if attention == "cbam":
-        usual["norm"] = layout.norm
+        # tuples name the values that are possible
+        full = layout.form == "ultralytics"
+        usual = {"form": ("ultralytics",) if full else ("official", "timm"), **usual}
+        usual |= {"pools": list(CONVENTIONS[layout.form].pools), "norm": layout.norm}
+        if full:
+            usual["kernel_size"] = (3, 7)
         if layout.name != "official":
             usual["spatial"] = True
     return usual
 
 
+def _value(attention: str, options: Mapping[str, Any], name: str) -> Any:
+    """Return the value of an argument of the attention: the one in `options`, or by the rule of CBAM's form."""
+    default = inspect.signature(ATTENTION[attention]).parameters[name].default
+    value = options.get(name, default)
+    return getattr(_convention(options), name, default) if attention == "cbam" and value == default else value
+
+
+def _convention(options: Mapping[str, Any]) -> Convention:
+    form = options.get("form")
+    return next((rules for name, rules in CONVENTIONS.items() if name == form), CONVENTIONS["official"])
+
+
 def _is_usual(value: Any, usual: Any) -> bool:
+    if isinstance(usual, tuple):
+        return value in usual
     if isinstance(usual, list):  # pools are summed, so their order does not count
         return isinstance(value, (list, tuple)) and sorted(map(str, value)) == sorted(usual)
     return bool(value == usual)
@@ -426,12 +456,12 @@ def _in_convention(state: StateDict, layout: Layout, attention: str | None, opti
     for key, tensor in state.items():
         converted[key] = tensor.flip(1) if flips and key.endswith(".attention.where.conv.weight") else tensor
         bias = key.removesuffix("weight") + "bias"
-        is_mlp = key.endswith((".attention.what.fc1.weight", ".attention.what.fc2.weight"))
-        if is_mlp and bias not in state and attention in layout.biased:
+        is_layer = key.endswith(tuple(f".attention.what.{name}.weight" for name in ("fc1", "fc2", "fc")))
+        if is_layer and bias not in state and attention in layout.biased:
             converted[bias] = tensor.new_zeros(tensor.shape[0])
     return converted
 
 
 def _maps(options: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the order of the maps of CBAM built with `options`."""
-    return tuple(options.get("maps") or LAYOUTS["timm" if options.get("form") == "timm" else "official"].maps)
+    return tuple(_value("cbam", options, "maps"))
