@@ -198,10 +198,12 @@ class CBAM(Gate):
         norm: Norm of the spatial logits: "form" for that of `form`, "batch", a callable that builds a norm of one
             channel, or None for none.
         zero_init_norm: Start that norm at zero, as the authors' networks (not their module) do.
-        spatial_bias: Whether the spatial convolution has a bias; None for the rule of `form`.
+        spatial_bias: Whether the spatial convolution has a bias; None for the rule of `form`: where there is no norm,
+            and never in the form "ultralytics".
         form: The rules for options above that are not given: "official" (the authors' code), "timm" or "ultralytics".
 
     Raises:
+        UserError: An impossible option, or a `reduction` in the form "ultralytics".
         ValueError: From torch, in training, if the BatchNorm sees one value alone: a batch of one on a 1x1 map.
 
     Note:
@@ -226,7 +228,7 @@ class CBAM(Gate):
         Widely copied code with the names `ca` and `sa` for the two halves has the paper's spatial gate and no bias:
         `mlp_bias=False, maps=("mean", "max"), norm=None, spatial_bias=False`.
 
-        Here the first of several equal maxima, in row-major order, takes the gradient, in either form. The hidden
+        Here the first of several equal maxima, in row-major order, takes the gradient, in every form. The hidden
         width is at least 1; the authors' code would build an empty layer. The paper does not say how its parallel
         arrangement joins the two gates; here they are multiplied, as in the other two.
         With hidden width h and k = `kernel_size`: 2 * C * h + h + C parameters of the MLP (2 * C * h without biases)
