@@ -20,6 +20,9 @@ def test_importing_costs_torch_at_most():
         "import whatwhere.experiment",
         "sys.argv = ['whatwhere', 'models']; main()",
         "sys.argv = ['whatwhere', 'verdict', 'results.csv']; main()",
+        "import pkgutil, whatwhere.collect as room\n"
+        "for file in pkgutil.iter_modules(room.__path__, room.__name__ + '.'): __import__(file.name)",
+        "sys.argv = ['whatwhere', 'collect', 'results.csv', '--out', 'out.csv']; main()",
         "sys.argv = ['whatwhere', '--help']; main()",
     ],
 )

@@ -279,11 +279,13 @@ def test_a_table_that_is_none_is_a_sentence(whatwhere, tmp_path, text, refused_c
 
 
 @pytest.mark.parametrize("name", ["", ".", ".."])
-def test_a_folder_is_no_table(whatwhere, tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
+def test_a_folder_without_runs_is_a_sentence(whatwhere, tmp_path, monkeypatch, name):
+    folder = tmp_path / "own" / "folder"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
     status, out, err = whatwhere("verdict", name)
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert "cannot read" in err
+    assert f"no run in '{name or '.'}'" in err
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"judgement": {}}', "[" * 100_000], ids=lambda text: text[:20])

@@ -15,6 +15,7 @@ from ..base.errors import Stopped, UserError
 from ..base.words import printable, short
 from .attend import attend_command
 from .check import check_command
+from .collect import collect_command
 from .compare import compare_command
 from .predict import evaluate_command, predict_command
 from .summary import models_command, summary_command
@@ -104,6 +105,7 @@ app.command("summary")(summary_command)
 app.command("attend")(attend_command)
 app.command("train")(train_command())
 app.command("compare")(compare_command())
+app.command("collect")(collect_command)
 app.command("verdict")(verdict_command)
 app.command("check")(check_command)
 app.command("predict")(predict_command)

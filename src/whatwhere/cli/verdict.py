@@ -10,21 +10,32 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..base.errors import UserError, check_integer
+from .collect import (
+    ArmColumn,
+    ArmFrom,
+    Epoch,
+    HigherIsBetter,
+    LowerIsBetter,
+    MayDiffer,
+    Metric,
+    SeedColumn,
+    SeedFrom,
+    reading_for,
+)
 
 if TYPE_CHECKING:
     from ..comparison.content import Content
 
 
 def verdict_command(
-    results: Annotated[Path, typer.Argument(help="A CSV with columns arm, seed and the figure to judge by.")],
+    results: Annotated[
+        list[Path],
+        typer.Argument(help="A CSV with columns arm, seed and the figure to judge by; or runs, as `collect` takes."),
+    ],
     *,
-    metric: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Column to judge by, if there are several.")
-    ] = None,
-    lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="For errors and losses.")] = False,
-    higher_is_better: Annotated[
-        bool, typer.Option("--higher-is-better", help="Where the name does not tell it.")
-    ] = False,
+    metric: Metric = None,
+    lower_is_better: LowerIsBetter = False,
+    higher_is_better: HigherIsBetter = False,
     baseline: Annotated[
         str | None, typer.Option(metavar="ARM", help="Compare with this arm; by default none, baseline, or the first.")
     ] = None,
@@ -40,33 +51,48 @@ def verdict_command(
     test_images: Annotated[
         int | None, typer.Option(metavar="N", help="Images each run was tested on: tells runs that differ too little.")
     ] = None,
+    epoch: Epoch = None,
+    arm_column: ArmColumn = None,
+    seed_column: SeedColumn = None,
+    arm_from: ArmFrom = None,
+    seed_from: SeedFrom = None,
+    may_differ: MayDiffer = None,
     out: Annotated[
         str | None, typer.Option(metavar="FILE", help="The page; by default RESULTS.verdict.html, a .json beside it.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """The same verdict for trainings that whatwhere does not run, from a table of their figures."""
+    """The same verdict for trainings that whatwhere does not run, from their folders or a table of their figures."""
     from ..base.files import write_json
+    from ..collect.collect import collect
     from ..comparison.content import figures_content
     from ..statistics.history import judge_again, read_record
     from ..statistics.looks import LEAST_PAIRS, MOST_SEEDS
-    from ..statistics.results import read_results
 
     if out is not None and (not out or "\0" in out):
         raise UserError(f"--out {'holds a null character' if out else 'is empty'}; give the file of the page")
-    if lower_is_better and higher_is_better:
-        raise UserError("--lower-is-better and --higher-is-better contradict each other; give one of them")
+    reading = reading_for(
+        metric=metric,
+        lower_is_better=lower_is_better,
+        higher_is_better=higher_is_better,
+        epoch=epoch,
+        arm_column=arm_column,
+        seed_column=seed_column,
+        arm_from=arm_from,
+        seed_from=seed_from,
+        may_differ=may_differ,
+    )
     for name, pairs in (("--first-look", first_look), ("--max-pairs", max_pairs)):
         if pairs is not None:
             check_integer(name, pairs, least=LEAST_PAIRS, most=MOST_SEEDS)
     if test_images is not None:
         check_integer("--test-images", test_images)
-    figures = read_results(results, metric)
-    page = Path(out) if out else results.with_suffix(".verdict.html")
+    figures = collect(results, reading).results
+    page = Path(out) if out else _page_beside(results)
     record_path = _checked_targets(page, results)
     terms = {
         "metric": metric,
-        "lower_is_better": True if lower_is_better else False if higher_is_better else None,
+        "lower_is_better": reading.lower_is_better,
         "baseline": baseline,
         "margin": margin,
         "test_images": test_images,
@@ -74,12 +100,25 @@ def verdict_command(
     judgement, changes = judge_again(
         figures, read_record(record_path), first_look=first_look, max_pairs=max_pairs, terms=terms
     )
-    content = figures_content(judgement, figures, results.name, changes)
+    title = results[0].name if len(results) == 1 else page.name.partition(".")[0]
+    content = figures_content(judgement, figures, title, changes)
     write_json(Path(os.path.realpath(record_path)), content.to_dict())
     show_comparison(content, page, json)
 
 
-def _checked_targets(page: Path, results: Path) -> Path:
+def _page_beside(results: list[Path]) -> Path:
+    """Return where the page goes: beside the table, or beside the folder that holds all runs."""
+    if len(results) == 1 and not results[0].is_dir():
+        return results[0].with_suffix(".verdict.html")
+    folder = Path(os.path.commonpath([path.absolute() for path in results]))
+    if not folder.name or folder == Path.cwd():
+        raise UserError(
+            "the runs have no folder of their own beside which the page could stand; give its file with --out"
+        )
+    return folder.with_name(f"{folder.name}.verdict.html")
+
+
+def _checked_targets(page: Path, results: list[Path]) -> Path:
     """Return where the record goes, beside the page, if both can be written without taking the place of anything else.
 
     What stands in the record's place is left to `read_record`.
@@ -91,7 +130,8 @@ def _checked_targets(page: Path, results: Path) -> Path:
         if page.suffix == ".json" or not page.name or page.is_dir():
             raise UserError(f"--out {str(page)!r} cannot be the page; give a file such as verdict.html")
         record_path = page.with_suffix(".json")
-        if os.path.realpath(results) in (os.path.realpath(page), os.path.realpath(record_path)):
+        targets = (os.path.realpath(page), os.path.realpath(record_path))
+        if any(os.path.realpath(path) in targets for path in results):
             raise UserError(f"--out {str(page)!r} would write over the results; give another file")
         for path in (page, record_path):
             # a link whose end is missing is written through, one that leads round to itself cannot be

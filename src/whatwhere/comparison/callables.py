@@ -16,7 +16,8 @@ from ..statistics.history import Record, judge_again, read_record
 from ..statistics.independence import check_number_of_images, check_still_independent
 from ..statistics.looks import LEAST_PAIRS, MOST_SEEDS, Schedule
 from ..statistics.metric import METRICS, Metric, check_direction, margin_for
-from ..statistics.results import Results, check_length, read_results
+from ..statistics.results import Results, check_length
+from ..statistics.table import read_results
 from ..statistics.verdict import UNKNOWN, Judgement, metric_and_margin
 from .content import figures_content
 

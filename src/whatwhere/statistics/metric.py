@@ -91,6 +91,12 @@ def check_direction(name: str, lower_is_better: bool | None) -> bool:
     return bool(lower_is_better)
 
 
+def is_called_a_metric(name: str) -> bool:
+    """Return whether a name is that of a metric, such as val_acc or loss; names of arms hardly ever are."""
+    parts, words = (*_HIGHER, *_UNBOUNDED), _HIGHER_WORDS | _UNBOUNDED_WORDS
+    return name in METRICS or bool(_WRONG.search(name)) or _is_called(name, parts, words)
+
+
 def _is_called(name: str, parts: tuple[str, ...], words: set[str]) -> bool:
     own = {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
     return bool(own & words) or any(part in name.lower() for part in parts)

@@ -1,0 +1,146 @@
+"""`whatwhere collect`: the table for `verdict` from the folders of finished runs."""
+
+from __future__ import annotations
+
+import json as json_format
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ..base.errors import UserError
+
+if TYPE_CHECKING:
+    from ..statistics.columns import Reading
+
+Metric = Annotated[str | None, typer.Option(metavar="NAME", help="Figure to judge by, if there are several.")]
+LowerIsBetter = Annotated[bool, typer.Option("--lower-is-better", help="For errors and losses.")]
+HigherIsBetter = Annotated[bool, typer.Option("--higher-is-better", help="Where the name does not tell it.")]
+Epoch = Annotated[
+    Literal["last", "best"] | None,
+    typer.Option(
+        help="Which epoch of each run counts (default: last). The best by --metric, on the images that are reported, "
+        "is too high.",
+        show_default=False,
+    ),
+]
+ArmColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Setting, or column of a CSV, that names the arm.")]
+SeedColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Setting, or column of a CSV, with the seed.")]
+ArmFrom = Annotated[
+    str | None,
+    typer.Option(metavar="PATTERN", help="Where the arm stands in the path: '{arm}-{seed}', '{arm}/version_*'."),
+]
+SeedFrom = Annotated[
+    str | None, typer.Option(metavar="PATTERN", help="Where the seed stands in the path: 'seed{seed}'.")
+]
+MayDiffer = Annotated[
+    str | None,
+    typer.Option(metavar="NAME,...", help="Settings that may differ within a pair; epochs: runs may end early."),
+]
+
+
+def reading_for(
+    *,
+    metric: str | None,
+    lower_is_better: bool,
+    higher_is_better: bool,
+    epoch: Literal["last", "best"] | None,
+    arm_column: str | None,
+    seed_column: str | None,
+    arm_from: str | None,
+    seed_from: str | None,
+    may_differ: str | None,
+) -> Reading:
+    """Return what the options say about reading runs."""
+    from ..statistics.columns import Reading
+
+    if lower_is_better and higher_is_better:
+        raise UserError("--lower-is-better and --higher-is-better contradict each other; give one of them")
+    return Reading(
+        metric=metric,
+        lower_is_better=True if lower_is_better else False if higher_is_better else None,
+        epoch=epoch,
+        arm_column=arm_column,
+        seed_column=seed_column,
+        arm_from=arm_from,
+        seed_from=seed_from,
+        may_differ=frozenset(name.strip() for name in (may_differ or "").split(",") if name.strip()),
+    )
+
+
+def collect_command(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, folders that hold some, or CSV files.")],
+    *,
+    out: Annotated[str, typer.Option(metavar="FILE", help="The table.")] = "results.csv",
+    metric: Metric = None,
+    lower_is_better: LowerIsBetter = False,
+    higher_is_better: HigherIsBetter = False,
+    epoch: Epoch = None,
+    arm_column: ArmColumn = None,
+    seed_column: SeedColumn = None,
+    arm_from: ArmFrom = None,
+    seed_from: SeedFrom = None,
+    may_differ: MayDiffer = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """One table, a line for each run, from the folders of Ultralytics, timm, Lightning and whatwhere, or from CSVs.
+
+    The seed is the setting of that name; the arm is the one setting in which runs with one seed differ. Otherwise
+    name both: --arm-column attention, or --arm-from '{arm}-{seed}' for folders such as cbam-0, cbam-1.
+    """
+    from ..base.files import write_bytes
+    from ..base.tables import Table, rich_tables, show
+    from ..base.words import counted, few
+    from ..collect.collect import collect
+
+    table = _checked_table(out)
+    collected = collect(
+        runs,
+        reading_for(
+            metric=metric,
+            lower_is_better=lower_is_better,
+            higher_is_better=higher_is_better,
+            epoch=epoch,
+            arm_column=arm_column,
+            seed_column=seed_column,
+            arm_from=arm_from,
+            seed_from=seed_from,
+            may_differ=may_differ,
+        ),
+    )
+    results = collected.results
+    write_bytes(Path(os.path.realpath(table)), collected.to_csv().encode("utf-8", "surrogateescape"))
+    if json:
+        content = {"arms": {arm: list(results.runs(arm)) for arm in results.arms}, "figures": results.metrics}
+        typer.echo(json_format.dumps({**content, "notes": results.notes, "table": str(table)}, indent=2))
+        return
+    rows = []
+    for arm in results.arms:
+        there = [str(seed) for seed, figures in results.runs(arm).items() if figures]
+        missing = [str(seed) for seed in results.seeds if str(seed) not in there]
+        rows.append((arm, few(there, 12), few(missing, 12) or "-", f"{len(there):,}"))
+    title = f"{counted(sum(len(results.runs(arm)) for arm in results.arms), 'run')} in {table}"
+    note = "\n".join(note[0].upper() + note[1:] + "." for note in results.notes)
+    show(rich_tables([Table(title, ("arm", "seeds", "missing", "runs"), rows, num_text_columns=3, note=note)]))
+    chosen = metric or (results.metrics[0] if len(results.metrics) == 1 else "NAME")
+    show(f"Figures: {few(results.metrics, 12)}")
+    show(f"Next: whatwhere verdict {table} --metric '{chosen}'")
+
+
+def _checked_table(out: str) -> Path:
+    """Return where the table goes, if it takes the place of nothing but such a table."""
+    from ..base.files import writing
+    from ..collect.collect import is_collected
+
+    path = Path(out)
+    if not path.name or "\0" in out:
+        raise UserError(f"--out {'holds a null character' if path.name else 'is empty'}; give the file of the table")
+    with writing(path):
+        if path.is_dir() or (path.exists() and not (path.is_file() and is_collected(path))):
+            raise UserError(
+                f"--out {out!r} is there already, and is no table of `whatwhere collect`; give another file"
+            )
+        if not path.parent.is_dir():
+            raise UserError(f"--out {out!r} stands in a folder that does not exist; create {str(path.parent)!r}")
+    return path

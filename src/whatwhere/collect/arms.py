@@ -1,0 +1,244 @@
+"""The arm and the seed of each run, from its settings or from its path, and what else differs within pairs."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+from ..base.errors import UserError
+from ..base.words import brief, counted, few, short, suggest
+from ..statistics.columns import Reading
+from .run import Run
+from .settings import NOT_SET
+
+_SEEDS = ("seed", "random_seed", "random_state", "manual_seed", "seed_everything")
+ATTENTION = "attention"
+_ATTENTION = re.compile(r"attention(_kwargs)?(\..*)?")  # the name of an attention and its options are one setting
+
+
+class Pattern:
+    """Where the names of arm and seed stand in a path: `{arm}-{seed}`, `{arm}/version_{seed}`, `seed{seed}/*`.
+
+    A pattern is compared with the last names of a path. `{arm}` is any text, `{seed}` a whole number, `*` anything
+    within a name.
+
+    Raises:
+        UserError: `what` ("arm" or "seed") is not in the pattern, or something else is in braces.
+    """
+
+    def __init__(self, text: str, what: str) -> None:
+        self.text, option = text, f"--{what}-from"
+        fields = re.findall(r"\{.*?\}|[{}]", text)
+        if f"{{{what}}}" not in fields or len(fields) != len({*fields} & {"{arm}", "{seed}"}):
+            raise UserError(
+                f"{option} {brief(text)} must hold {{{what}}} once, and nothing else in braces but "
+                f"{'{seed}' if what == 'arm' else '{arm}'}; for example {option} '{{arm}}-{{seed}}'"
+            )
+        self.names = [name for name in text.split("/") if name not in ("", ".")]
+        known = {"*": "[^/]*", "{arm}": "(?P<arm>[^/]+)", "{seed}": r"(?<!\d)(?P<seed>\d+)(?!\d)"}
+        parts = re.split(r"(\*|\{arm\}|\{seed\})", "/".join(self.names))
+        self._pattern = re.compile("".join(known.get(part) or re.escape(part) for part in parts))
+
+    def match(self, path: Path) -> dict[str, str]:
+        """Return the arm and the seed in a path, by these names.
+
+        Raises:
+            UserError: The path has another form.
+        """
+        end = "/".join(path.absolute().parts[-len(self.names) :])
+        found = self._pattern.fullmatch(end)
+        if found is None:
+            raise UserError(
+                f"{end!r} is not of the form {brief(self.text)}; {{arm}} is any text, {{seed}} a whole number, * "
+                "anything; leave that run out, or give another pattern with --arm-from or --seed-from"
+            )
+        names = found.groupdict()
+        if "seed" in names:
+            names["seed"] = str(int(names["seed"]))
+        return names
+
+
+def patterns(reading: Reading) -> list[Pattern]:
+    """Return the patterns that were asked for."""
+    asked = (("arm", reading.arm_from), ("seed", reading.seed_from))
+    for what, text in asked:
+        if text is not None and getattr(reading, f"{what}_column") is not None:
+            raise UserError(f"--{what}-from and --{what}-column both say where the {what} is; give one of them")
+    return [Pattern(text, what) for what, text in asked if text is not None]
+
+
+def from_path(path: Path, given: Iterable[Pattern]) -> dict[str, str]:
+    """Return the arm and the seed that patterns find in a path; what the first one finds counts."""
+    found: dict[str, str] = {}
+    for pattern in given:
+        found = {**pattern.match(path), **found}
+    return found
+
+
+def name_runs(runs: Sequence[Run], ignored: frozenset[str], reading: Reading) -> list[str]:
+    """Name the arm and the seed of each run; return what was taken as what, and what may differ, as sentences.
+
+    The arm is the setting that was asked for, the text in the path, or else the one setting that differs between runs
+    with one seed. `ignored` are settings that change no figure.
+
+    Raises:
+        UserError: No seed, no arm, several settings that may be the arm, or settings that differ within a pair besides.
+    """
+    given = patterns(reading)
+    found = [from_path(run.path, given) for run in runs]
+    notes: list[str] = []
+    seed_key = None if "seed" in found[0] else _seed_key(runs, reading)
+    for names, run in zip(found, runs, strict=True):
+        run.seed = names["seed"] if seed_key is None else run.settings[seed_key]
+    not_compared = ignored | set(_SEEDS) | ({seed_key} if seed_key is not None else set())
+    varying = _varying(runs)
+    if seed_key is None:
+        own = {(run.seed, run.settings["seed"]) for run in runs if "seed" in run.settings}
+        if len({other for _, other in own}) < len({seed for seed, _ in own}):
+            notes.append(
+                "runs whose paths name different seeds have the same seed in their settings; if it is the number that "
+                "fixes everything random, they are one run several times"
+            )
+    if "arm" in found[0]:
+        arms = [names["arm"] for names in found]
+        # where each arm has an attention of its own, it is the arm
+        keys = [key for key in varying if _group(key) == ATTENTION]
+        of_arms = {(arm, *(run.settings.get(key) for key in keys)) for arm, run in zip(arms, runs, strict=True)}
+        keys = keys if len(of_arms) == len(set(arms)) else []
+    else:
+        keys = _arm_keys(runs, [key for key in varying if key not in not_compared], reading)
+        arms = _labels(runs, keys)
+    for arm, run in zip(arms, runs, strict=True):
+        run.arm = arm
+    sources = ["the path" if "arm" in found[0] else f"the setting {_group(keys[0])}"]
+    sources += ["the path" if seed_key is None else f"the setting {seed_key}"]
+    notes.insert(0, f"the arm is taken from {sources[0]}, the seed from {sources[1]}")
+    _check_pairs(runs, [key for key in varying if key not in {*not_compared, *keys}], reading, notes)
+    hidden = sorted(key for key in not_compared - set(_SEEDS) if len({run.settings.get(key) for run in runs}) > 1)
+    if hidden:
+        notes.append(f"settings that name, store or place a run were not compared: {few(hidden, 10)}")
+    between = [
+        key
+        for key in _all_keys(runs)
+        if key not in {*varying, *not_compared, *keys} and len({run.settings.get(key, NOT_SET) for run in runs}) > 1
+    ]
+    if between:
+        notes.append(f"settings that differ between seeds, and are the same within each pair: {few(between, 10)}")
+    return notes
+
+
+def _all_keys(runs: Sequence[Run]) -> list[str]:
+    return list(dict.fromkeys(key for run in runs for key in run.settings))
+
+
+def _seed_key(runs: Sequence[Run], reading: Reading) -> str:
+    """Return the setting with the seed."""
+    keys = _all_keys(runs)
+    if reading.seed_column is not None:
+        possible = [reading.seed_column]
+    else:
+        possible = [key for key in keys if key.rpartition(".")[2] in _SEEDS]
+        if len(possible) > 1:
+            possible = [key for key in possible if len({run.settings.get(key) for run in runs}) > 1] or possible[:1]
+    how = "name the setting with --seed-column, or where it stands in the path, such as --seed-from 'seed-{seed}'"
+    if len(possible) > 1:
+        raise UserError(f"several settings may be the seed, {few(possible, 10)}; choose one with --seed-column")
+    if not possible:
+        raise UserError(f"no setting of the runs is called seed, for example in {str(runs[0].path)!r}; {how}")
+    lacking = next((run for run in runs if run.settings.get(possible[0], NOT_SET) in ("", NOT_SET)), None)
+    if lacking is not None:
+        hint = suggest(possible[0], keys) if possible[0] not in keys else ""
+        raise UserError(f"the run in {str(lacking.path)!r} has no setting {brief(possible[0])}{hint}; {how}")
+    return possible[0]
+
+
+def _varying(runs: Sequence[Run]) -> list[str]:
+    """Return the settings that differ between runs with one seed; between all runs where no two have one seed."""
+    groups = defaultdict(list)
+    for run in runs:
+        groups[run.seed].append(run.settings)
+    of_pairs = [group for group in groups.values() if len(group) > 1] or [[run.settings for run in runs]]
+    return [
+        key for key in _all_keys(runs) if any(len({one.get(key, NOT_SET) for one in group}) > 1 for group in of_pairs)
+    ]
+
+
+def _group(key: str) -> str:
+    return ATTENTION if _ATTENTION.fullmatch(key) else key
+
+
+def _is_named(key: str, names: Collection[str]) -> bool:
+    """Return whether a setting, the group it is in, or what it is nested in, is among `names`."""
+    parts = key.split(".")
+    return _group(key) in names or any(".".join(parts[:end]) in names for end in range(1, len(parts) + 1))
+
+
+def _arm_keys(runs: Sequence[Run], varying: list[str], reading: Reading) -> list[str]:
+    """Return the setting that is the arm; with the options of an attention, or all that begin with its name."""
+    asked, keys = reading.arm_column, _all_keys(runs)
+    if asked is not None:
+        found = [key for key in keys if asked in (key, _group(key)) or key.startswith(f"{asked}.")]
+        if not found:
+            raise UserError(f"no run has a setting {brief(asked)}{suggest(asked, keys)}; name another as --arm-column")
+        return sorted(key for key in found if key in varying) or found
+    groups = defaultdict(list)
+    for key in varying:
+        if not _is_named(key, reading.may_differ):
+            groups[_group(key)].append(key)
+    if len(groups) == 1:
+        return sorted(next(iter(groups.values())))
+    if not groups:
+        raise UserError(
+            f"{counted(len(runs), 'run')} and no setting that differs but the seed: this is one arm; give the runs of "
+            "other arms too, or name the arm by the path, such as --arm-from '{arm}-*'"
+        )
+    named = few([f"{name} ({_values(runs, keys[0])})" for name, keys in groups.items()], 6)
+    raise UserError(
+        f"several settings differ between the runs with one seed, {named}; choose the one that is the arm with "
+        "--arm-column, and name those that may differ besides with --may-differ"
+    )
+
+
+def _values(runs: Sequence[Run], key: str) -> str:
+    values = dict.fromkeys(run.settings.get(key, NOT_SET) for run in runs)
+    return few([short(value, 30) or NOT_SET for value in values], 3)
+
+
+def _labels(runs: Sequence[Run], keys: list[str]) -> list[str]:
+    """Return the value of the first setting as the name of each arm; with the others that differ, where two are one."""
+    values = [tuple(run.settings.get(key, NOT_SET) or NOT_SET for key in keys) for run in runs]
+    ends = {value: Path(value[0]).name or value[0] for value in values}
+    # the paths of two models may end alike
+    firsts = {value[0] for value in values}
+    short_names = ends if len(set(ends.values())) >= len(firsts) else {value: value[0] for value in values}
+    number = re.compile(r"[\d.e+-]+|true|false")
+    if all(number.fullmatch(value[0]) or value[0] == NOT_SET for value in values):
+        last = keys[0].rpartition(".")[2]
+        short_names = {value: f"{last}={value[0]}" for value in values}
+    labels = []
+    for value in values:
+        alike = [other for other in ends if short_names[other] == short_names[value]]
+        differing = [index for index in range(1, len(keys)) if len({other[index] for other in alike}) > 1]
+        options = ", ".join(f"{keys[index].rpartition('.')[2]}={value[index]}" for index in differing)
+        labels.append(f"{short_names[value]} ({options})" if options else short_names[value])
+    return labels
+
+
+def _check_pairs(runs: Sequence[Run], differing: list[str], reading: Reading, notes: list[str]) -> None:
+    """Raise UserError if settings differ within a pair besides the arm, unless they may; a note names those."""
+    refused = {_group(key): key for key in reversed(differing) if not _is_named(key, reading.may_differ)}
+    if refused:
+        names = list(reversed(refused))
+        raise UserError(
+            f"besides the arm, these settings differ between runs with one seed: "
+            f"{few([f'{name} ({_values(runs, refused[name])})' for name in names], 8)}; compare runs that share them, "
+            f"or, if that is meant, give --may-differ {','.join(names[:8])}"
+        )
+    allowed = [key for key in differing if _is_named(key, reading.may_differ)]
+    if allowed:
+        notes.append(
+            f"within pairs these settings differ besides the arm, as asked: {few(allowed, 10)}; the verdict is on them "
+            "and the arm together"
+        )

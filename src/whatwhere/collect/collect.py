@@ -1,0 +1,197 @@
+"""collect: from the folders of finished runs, or their tables, to figures by arm and seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..base.errors import UserError
+from ..base.tables import comma_separated
+from ..base.words import brief, counted, few, short, suggest
+from ..statistics.columns import ARM, BEST_EPOCH, SEED, Reading
+from ..statistics.epochs import CHOSEN, EPOCHS, LAST, Row, best_by, check_ends, one_a_run
+from ..statistics.results import Results
+from ..statistics.table import add_row, read_rows
+from .arms import ATTENTION, from_path, name_runs, patterns
+from .find import KNOWN, find
+from .run import Choice, Program, Run
+
+_FOLDER = "folder"
+_MOST_TOLD = 8
+
+
+@dataclass
+class Collected:
+    """The figures of runs.
+
+    Attributes:
+        results: By arm and seed; its notes say what was taken as what, and what was left out.
+        paths: The folder or the table of each run.
+        epochs: The epoch that the figures of each run are of, where it is known.
+    """
+
+    results: Results = field(default_factory=Results)
+    paths: dict[tuple[str, str], Path] = field(default_factory=dict)
+    epochs: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def add(self, row: Row) -> None:
+        """Add a run."""
+        before = self.paths.get((row.arm, row.seed))
+        if before is not None and before != row.path:
+            raise UserError(
+                f"{str(before)!r} and {str(row.path)!r} are both arm {brief(row.arm)} with seed {brief(row.seed)}; a "
+                "pair needs one run of each arm: leave one out, or tell them apart with --arm-column, --arm-from or "
+                "--seed-from"
+            )
+        add_row(self.results, row)
+        self.paths[row.arm, row.seed] = row.path
+        if row.epoch is not None:
+            self.epochs[row.arm, row.seed] = int(row.epoch)
+
+    def to_csv(self) -> str:
+        """Return a line for each run: arm, seed, a column for each figure, the epoch, the folder.
+
+        The column of epochs is called best_epoch where the epoch was chosen by the figures that are reported.
+        """
+        metrics, chosen = self.results.metrics, CHOSEN in self.results.notes
+        lines = [
+            (
+                arm,
+                seed,
+                *(repr(figures[name]) if name in figures else "" for name in metrics),
+                self.epochs.get((arm, str(seed)), ""),
+                self.paths[arm, str(seed)],
+            )
+            for arm in self.results.arms
+            for seed, figures in self.results.runs(arm).items()
+        ]
+        return comma_separated((ARM, SEED, *metrics, BEST_EPOCH if chosen else "epoch", _FOLDER), lines)
+
+
+def is_collected(path: Path) -> bool:
+    """Return whether a file is a table that `Collected.to_csv` wrote."""
+    with open(path, "rb") as file:
+        head = file.readline(100_000).strip().split(b",")
+    return head[:2] == [ARM.encode(), SEED.encode()] and head[-1] == _FOLDER.encode()
+
+
+def collect(paths: Sequence[Path], reading: Reading | None = None) -> Collected:
+    """Return the figures of runs by arm and seed.
+
+    Runs of Ultralytics, timm's train.py, Lightning's CSVLogger and whatwhere are found at any depth. Without any, the
+    CSV files are read, as `read_results` does.
+
+    Args:
+        paths: Folders of runs, folders that hold them, or CSV files.
+        reading: What is the arm, the seed and the metric, and which epoch counts. By default the seed is the setting
+            of that name, the arm the one setting in which runs with one seed differ, and the last epoch counts.
+
+    Raises:
+        UserError: No runs, runs of two programs, a damaged file, no seed, no arm or several possible ones, two runs of
+            one arm with one seed, settings that differ within pairs besides the arm, or a figure that no run has.
+    """
+    if not paths:
+        raise UserError("there is nothing to collect; give folders of runs, or a CSV")
+    reading = reading or Reading()
+    found = find(paths)
+    if not found.runs and not found.tables:
+        raise UserError(f"no run in {few([repr(str(path)) for path in paths])}; known are those of {KNOWN}")
+    if not found.runs:
+        return _collect_tables(found.tables, reading)
+    table = next((path for path in paths if path in found.tables), None)
+    if table is not None:
+        raise UserError(f"{str(table)!r} is a table, {str(next(iter(found.runs)))!r} is a run; give one or the other")
+    collected = _collect_runs(found.runs, reading)
+    if found.tables:
+        files = counted(len(found.tables), "CSV file")
+        collected.results.notes.append(f"{files} of no run, such as {short(str(found.tables[0]))}: left out")
+    return collected
+
+
+def _collect_tables(tables: Sequence[Path], reading: Reading) -> Collected:
+    collected, given, rows = Collected(), patterns(reading), list[Row]()
+    for path in tables:
+        names = from_path(path.with_suffix(""), given) if given else {}
+        rows += read_rows(path, reading, collected.results.notes, arm=names.get(ARM), seed=names.get(SEED))
+    for row in one_a_run(rows, reading, collected.results.notes):
+        collected.add(row)
+    return collected
+
+
+def _collect_runs(folders: Mapping[Path, Program], reading: Reading) -> Collected:
+    program = next(iter(folders.values()))
+    metric, lower = best_by(reading)
+    runs = [program.read(folder, Choice(metric, lower)) for folder in folders]
+    known = {name for run in runs for name in run.settings} | {EPOCHS, ATTENTION}
+    known |= {name.rpartition(".")[0] for name in known}
+    for name in sorted(reading.may_differ - known):
+        raise UserError(f"--may-differ {brief(name)} is no setting of the runs{suggest(name, sorted(known))}")
+    figures = list(dict.fromkeys(name for run in runs for name in run.curve.last))
+    if figures and reading.metric not in (None, *figures):
+        raise UserError(
+            f"no run has the figure {brief(reading.metric)}{suggest(reading.metric, figures)}; there are: "
+            f"{few(figures, 20)}"
+        )
+    collected = Collected()
+    notes = collected.results.notes
+    notes.append(f"{counted(len(runs), 'run')} of {program.name}")
+    notes += name_runs(runs, program.ignored, reading)
+    for run in runs:
+        run.fault = run.fault or _fault(run, reading, notes)
+    broken = [run for run in runs if run.fault]
+    told = "; ".join(f"{short(str(run.path), 60)} {run.fault}" for run in broken[:_MOST_TOLD])
+    told += f"; and {len(broken) - _MOST_TOLD:,} more" if len(broken) > _MOST_TOLD else ""
+    if any(_is_unfinished(run) for run in broken):
+        told += f" (--may-differ {EPOCHS} counts runs that ended early)"
+    if len(broken) == len(runs):
+        raise UserError(f"no run has figures to compare: {told}")
+    complete = {(run.arm, run.seed) for run in runs if not run.fault}
+    again = [run for run in broken if (run.arm, run.seed) in complete]
+    if broken:
+        notes.append(f"runs that count as missing: {told}")
+    if again:
+        notes.append(f"missing runs that were trained again: {few([str(run.path) for run in again], 6)}")
+    # where epochs were asked for, a run that ended before is broken
+    ends = {f"{run.arm}, seed {run.seed}": run.num_epochs for run in runs if not run.fault and not run.is_complete}
+    check_ends(ends, reading)
+    if program.chooses_epoch:
+        notes.append("the epoch of each run is the one that its training chose on its validation images")
+    if metric or any(run.is_chosen for run in runs):
+        notes.append(CHOSEN)
+    elif not program.chooses_epoch:
+        notes.append(LAST)
+    for run in runs:
+        if run in again:
+            continue
+        curve = run.curve
+        at_best = bool(metric) or program.chooses_epoch
+        found = {} if run.fault else curve.best if at_best else curve.last
+        epoch = None if run.fault else curve.best_epoch if at_best else max(curve.epochs)
+        finite = {name: value for name, value in found.items() if math.isfinite(value)}
+        collected.add(Row(run.arm, run.seed, run.path, 0, epoch, {**finite}))
+    return collected
+
+
+def _is_unfinished(run: Run) -> bool:
+    return run.epochs_asked is not None and run.num_epochs < run.epochs_asked and not run.stopped_early
+
+
+def _fault(run: Run, reading: Reading, notes: list[str]) -> str:
+    """Return why a run counts as missing, as part of a sentence; "" where it counts. Notes say what else is odd."""
+    if _is_unfinished(run):
+        unfinished = f"ended after {run.num_epochs} of {counted(run.epochs_asked or 0, 'epoch')}"
+        if EPOCHS not in reading.may_differ:
+            return unfinished
+        notes.append(f"{run.path} {unfinished}")
+    curve, metric = run.curve, reading.metric
+    taken = curve.best if reading.epoch == "best" else curve.last
+    if metric is not None and metric not in taken:
+        return f"has no {metric}"
+    if metric is not None and not math.isfinite(taken[metric]):
+        return f"diverged: {metric} is not finite in its last epoch"
+    dead = [name for name, value in curve.last.items() if not math.isfinite(value)]
+    if dead:
+        notes.append(f"{run.path} diverged: {few(dead)} not finite in its last epoch")
+    return ""

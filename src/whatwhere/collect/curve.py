@@ -1,0 +1,132 @@
+"""The figures of a run after each epoch, from the CSV that its program writes, in one pass of little memory."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..base.errors import UserError
+from ..base.words import brief, printable
+
+_NO_FIGURES = {"epoch", "step", "time", "lr"}
+_LONGEST_LINE = 100_000  # letters
+
+
+@dataclass
+class Curve:
+    """What counts of the figures of a run.
+
+    Attributes:
+        head: The columns.
+        epochs: The epochs that have figures beside those of a test.
+        last: The last figure of each column; not finite where the training diverged.
+        best: The figures at the best epoch by the metric that was asked for.
+        best_epoch: That epoch; None without one.
+        peaks: The epoch at which each column was highest for the first time.
+    """
+
+    head: list[str] = field(default_factory=list)
+    epochs: set[int] = field(default_factory=set)
+    last: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+    best_epoch: int | None = None
+    peaks: dict[str, int] = field(default_factory=dict)
+
+
+def is_figure(column: str) -> bool:
+    """Return whether a column may be judged by; epochs, times and learning rates may not."""
+    return column not in _NO_FIGURES and not column.startswith(("lr/", "lr-"))
+
+
+def read_curve(path: Path, best_by: str = "", *, lower_is_better: bool = False) -> Curve:
+    """Read the CSV of a run. `best_by` names the column that chooses the best epoch, the first of equal ones.
+
+    A row may have empty cells; the rows of an epoch add up. A last line that a crash has cut short is left out.
+
+    Raises:
+        UserError: The file cannot be read, or is no CSV of numbers with a line for each epoch.
+    """
+    curve, highest = Curve(), dict[str, float]()
+    texts: set[str] = set()
+    rows = _rows(path)
+    _, curve.head = next(rows, (0, []))
+    counted = next((name for name in ("epoch", "step") if name in curve.head), None)
+    if curve.head and counted is None:
+        raise UserError(f"{str(path)!r} has no column epoch; it should hold a line for each epoch of one run")
+    for line, cells in rows:
+        row = _numbers(zip(curve.head, cells, strict=True), texts, curve, f"line {line} of {str(path)!r}")
+        at = row.get(counted or "", math.nan)
+        if not 0 <= at < 2**53:
+            raise UserError(f"line {line} of {str(path)!r} has no {counted}")
+        figures = {name: value for name, value in row.items() if is_figure(name)}
+        curve.last.update(figures)
+        if not all(name.startswith("test") for name in figures):
+            curve.epochs.add(int(at))
+        for name, value in figures.items():
+            if value > highest.get(name, -math.inf):
+                highest[name], curve.peaks[name] = value, int(at)
+        value = row.get(best_by, math.nan)
+        if math.isfinite(value):
+            before = curve.best.get(best_by)
+            if before is None or (value < before if lower_is_better else value > before):
+                curve.best, curve.best_epoch = figures, int(at)
+    if curve.best:
+        # a test after the training has one figure
+        tests = {name: value for name, value in curve.last.items() if name.startswith("test")}
+        curve.best = {**tests, **curve.best}
+    return curve
+
+
+def _numbers(cells: Iterable[tuple[str, str]], texts: set[str], curve: Curve, where: str) -> dict[str, float]:
+    """Return the numbers in the cells of a line; `texts` are the columns that hold text, found so far."""
+    row = {}
+    for name, cell in cells:
+        if cell and name not in texts:
+            try:
+                row[name] = float(cell)
+            except ValueError:
+                if name in curve.last or not is_figure(name):
+                    raise UserError(f"{where}: {name} is {brief(cell)}, not a number") from None
+                texts.add(name)
+    return row
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the cells of each line, the head first, without a last line that was cut short."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            width = 0
+            reader = csv.reader(_whole_lines(file), skipinitialspace=True)
+            for row in reader:
+                cells = [cell.strip() for cell in row]
+                if not any(cells):
+                    continue
+                if not width:
+                    width, cells = len(cells), list(map(printable, cells))
+                    twice = next((name for name in cells if cells.count(name) > 1), None)
+                    if twice is not None:
+                        raise UserError(f"{str(path)!r} has the column {brief(twice)} twice")
+                if len(cells) != width:
+                    raise UserError(
+                        f"line {reader.line_num} of {str(path)!r} has {len(cells)} fields, its head has {width}"
+                    )
+                yield reader.line_num, cells
+    except UnicodeDecodeError as error:
+        raise UserError(f"{str(path)!r} is not UTF-8; is it the CSV of a run?") from error
+    except csv.Error as error:
+        raise UserError(f"{str(path)!r} is not CSV: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+
+
+def _whole_lines(file: Iterator[str]) -> Iterator[str]:
+    """Yield the lines that end; programs end every line, so that one without an end was cut short."""
+    while line := file.readline(_LONGEST_LINE):  # type: ignore[attr-defined]
+        if not line.endswith(("\n", "\r")):
+            if len(line) == _LONGEST_LINE:
+                raise csv.Error(f"a line has more than {_LONGEST_LINE:,} letters")
+            return
+        yield line

@@ -1,0 +1,33 @@
+"""Runs of Lightning with its CSVLogger: `metrics.csv` and `hparams.yaml`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .run import Choice, Program, Run, run_with_csv
+
+_TABLE, _SETTINGS = "metrics.csv", "hparams.yaml"
+_IGNORED = frozenset(
+    {"name", "version", "save_dir", "log_dir", "output_dir", "default_root_dir", "checkpoint_dir", "devices"}
+    | {"accelerator", "num_workers", "workers", "device", "pin_memory", "run_name", "experiment_name"}
+)
+
+
+def _is_run(folder: Path, names: set[str]) -> bool:
+    if _SETTINGS in names:
+        # TensorBoard's logger, Lightning's default, writes this file too
+        return _TABLE in names or not any(".tfevents." in name for name in names)
+    if _TABLE not in names:
+        return False
+    with open(folder / _TABLE, encoding="utf-8", errors="replace") as file:
+        return {"epoch", "step"} <= set(file.readline(10_000).strip().split(","))
+
+
+def _read(folder: Path, choice: Choice) -> Run:
+    run = run_with_csv(folder, _SETTINGS, _TABLE, choice, asked="max_epochs")
+    # a test follows the training
+    run.stopped_early = any(name.startswith("test") for name in run.curve.last)
+    return run
+
+
+PROGRAM = Program("Lightning", _TABLE, _is_run, _read, _IGNORED)

@@ -1,0 +1,62 @@
+"""Runs of whatwhere: `run.json` and `result.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from ..base.errors import UserError
+from ..base.words import cause
+from .curve import Curve
+from .run import Choice, Program, Run
+from .settings import flat
+
+_RUN, _RESULT = "run.json", "result.json"
+# `data` is the path of images that `data_fingerprint` tells apart
+_IGNORED = frozenset(
+    {"data", "data_dir", "path_column", "label_column", "device", "workers", "cache", "download", "check"}
+    | {"save_minutes", "tensorboard"}
+)
+T = TypeVar("T")
+
+
+class _Description(msgspec.Struct):
+    config: dict[str, Any]
+    data_fingerprint: str
+
+
+class _Result(msgspec.Struct):
+    best_epoch: int
+    num_epochs: int
+    val: dict[str, float | None]
+    best_by: str = "accuracy"
+    test: dict[str, float | None] | None = None
+
+
+def _is_run(folder: Path, names: set[str]) -> bool:
+    return _RUN in names and b'"data_fingerprint"' in (folder / _RUN).read_bytes()
+
+
+def _read(folder: Path, choice: Choice) -> Run:
+    described = _content(folder / _RUN, _Description)
+    settings = flat({**described.config, "data_fingerprint": described.data_fingerprint}, folder / _RUN)
+    if not (folder / _RESULT).is_file():
+        return Run(folder, settings, fault=f"has no {_RESULT}")
+    result = _content(folder / _RESULT, _Result)
+    part = result.val if result.test is None else result.test
+    figures = {name: value for name, value in part.items() if value is not None and name != "num_images"}
+    curve = Curve(list(figures), {result.best_epoch}, figures, figures, result.best_epoch)
+    is_chosen = result.test is None and result.best_by != "last"
+    return Run(folder, settings, curve, num_epochs=result.num_epochs, stopped_early=True, is_chosen=is_chosen)
+
+
+def _content(path: Path, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{str(path)!r} is not that of a run of whatwhere ({cause(error)})") from error
+
+
+PROGRAM = Program("whatwhere", _RESULT, _is_run, _read, _IGNORED, chooses_epoch=True)

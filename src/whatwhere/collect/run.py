@@ -1,0 +1,95 @@
+"""A run of any program, as its folder tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .curve import Curve, read_curve
+from .settings import read_settings
+
+
+@dataclass
+class Run:
+    """A run.
+
+    Attributes:
+        path: Its folder.
+        settings: What it was trained with, by name.
+        curve: Its figures.
+        epochs_asked: Epochs that it was to train; None where that is not known.
+        num_epochs: Epochs that it trained.
+        stopped_early: Whether its program ended it before `epochs_asked` on purpose.
+        is_chosen: Whether its epoch was chosen by the figures that it reports.
+        fault: Why it has no figures that count, as part of a sentence; "" where it has some.
+        arm, seed: Their names, once `name_runs` has found them.
+    """
+
+    path: Path
+    settings: dict[str, str]
+    curve: Curve = field(default_factory=Curve)
+    epochs_asked: int | None = None
+    num_epochs: int = 0
+    stopped_early: bool = False
+    is_chosen: bool = False
+    fault: str = ""
+    arm: str = ""
+    seed: str = ""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run itself tells that it trained as long as it was to."""
+        return self.stopped_early or (self.epochs_asked is not None and self.num_epochs >= self.epochs_asked)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which epoch of a run is taken: the best by the figure `best_by`, or the last where that is ""."""
+
+    best_by: str = ""
+    lower_is_better: bool = False
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that leaves run folders.
+
+    Attributes:
+        name: Its name.
+        table: The file with the figures of each epoch.
+        is_run: From a folder and the names of its files to whether the program wrote the folder.
+        read: Reads the folder of a run.
+        ignored: Settings that change no figure: names, paths of output, the machine.
+        chooses_epoch: Whether its runs report one epoch, which their training chose.
+    """
+
+    name: str
+    table: str
+    is_run: Callable[[Path, set[str]], bool]
+    read: Callable[[Path, Choice], Run]
+    ignored: frozenset[str]
+    chooses_epoch: bool = False
+
+
+def run_with_csv(folder: Path, settings: str, table: str, choice: Choice, *, asked: str = "epochs") -> Run:
+    """Read a folder that holds a file of settings, and a CSV with a line for each epoch, which count from 0.
+
+    `asked` is the setting with the number of epochs to train.
+    """
+    path = folder / settings
+    run = Run(folder, read_settings(path) if path.is_file() else {})
+    run.epochs_asked = whole_number(run.settings.get(asked, ""))
+    if not (folder / table).is_file():
+        run.fault = f"has no {table}"
+        return run
+    run.curve = read_curve(folder / table, choice.best_by, lower_is_better=choice.lower_is_better)
+    run.num_epochs = 1 + max(run.curve.epochs, default=-1)
+    if not run.curve.epochs:
+        run.fault = f"has no epoch in {table}"
+    return run
+
+
+def whole_number(text: str) -> int | None:
+    """Return the number of at most nine digits that a setting spells; None where it spells none."""
+    return int(text) if text.isdecimal() and len(text) < 10 else None

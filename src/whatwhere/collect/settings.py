@@ -1,0 +1,114 @@
+"""Settings of a run from YAML or JSON, as flat texts; no tag and no path in a file is ever executed or imported."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..base.errors import UserError
+from ..base.words import cause, printable
+
+_MOST_BYTES = 256 * 1024  # a second of parsing or two
+_MOST_VALUES = 10_000
+_LONGEST_LIST, _LONGEST_TEXT = 20, 300
+_DEEPEST = 20
+NOT_SET = "none"  # also what null is written as
+
+
+def read_settings(path: Path) -> dict[str, str]:
+    """Return the settings in a YAML or JSON file by name, nested ones as `model.depth`.
+
+    Values are texts: those of equal settings are equal. A tag that YAML's safe loader does not know, such as
+    `!!python/tuple`, is left out, and what it tags is read as a plain value.
+
+    Raises:
+        UserError: No such file, one of more than 256 KiB or 10,000 values, or no mapping of names to values.
+    """
+    content = _parsed(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{str(path)!r} holds no settings; it should map names to values, such as `seed: 0`")
+    return flat(content, path)
+
+
+def flat(content: dict[Any, Any], path: Path) -> dict[str, str]:
+    """Return nested settings of the file `path` as texts by name, nested ones as `model.depth`."""
+    settings: dict[str, str] = {}
+    # YAML's aliases can make a small file a huge value, or one that holds itself
+    for number, (name, text) in enumerate(_leaves(content, "", 0)):
+        if number == _MOST_VALUES or name is None:
+            raise UserError(f"{str(path)!r} has more than {_MOST_VALUES:,} settings, or nests them too deeply")
+        settings[printable(name)] = printable(text)
+    return settings
+
+
+def _leaves(value: Any, name: str, depth: int) -> Iterator[tuple[str | None, str]]:
+    if depth > _DEEPEST:
+        yield None, ""
+    elif isinstance(value, dict) and value:
+        for key, held in value.items():
+            yield from _leaves(held, f"{name}.{key}" if name else str(key), depth + 1)
+    elif isinstance(value, (list, tuple, set)):
+        items = sorted(value, key=str) if isinstance(value, set) else value
+        if len(items) > _LONGEST_LIST or any(isinstance(item, (dict, list, tuple)) for item in items):
+            for index, held in enumerate(items):
+                yield from _leaves(held, f"{name}.{index}", depth + 1)
+        else:
+            yield name, f"[{', '.join(map(_text, items))}]"
+    else:
+        yield name, _text(value)
+
+
+def _text(value: Any) -> str:
+    if value is None or value == {}:
+        return NOT_SET
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))  # 8 and 8.0 are one setting
+    text = str(value)
+    if len(text) <= _LONGEST_TEXT:
+        return text
+    return f"{text[:_LONGEST_TEXT]}... (SHA-256 {hashlib.sha256(text.encode(errors='replace')).hexdigest()[:12]})"
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    if len(content) > _MOST_BYTES:
+        raise UserError(f"{str(path)!r} is larger than {_MOST_BYTES // 1024} KiB; settings of a run are not that long")
+    kind = "JSON" if path.suffix == ".json" else "YAML"
+    try:
+        return json.loads(content) if kind == "JSON" else _yaml(content)
+    # ValueError: not UTF-8, an impossible date, or a number of thousands of digits
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{str(path)!r} is not {kind}: {cause(error)}") from error
+
+
+def _yaml(content: bytes) -> Any:
+    import yaml
+
+    class PlainLoader(yaml.SafeLoader):  # type: ignore[misc] # yaml is untyped
+        """Knows no tag beyond YAML's own, and no merge keys: small files could grow without end by them."""
+
+        def flatten_mapping(self, node: Any) -> None:
+            pass
+
+        def plain(self, node: Any) -> Any:
+            if isinstance(node, yaml.ScalarNode):
+                return node.value
+            if isinstance(node, yaml.SequenceNode):
+                return self.construct_sequence(node, deep=True)
+            return {str(key.value): self.construct_object(value, deep=True) for key, value in node.value}
+
+    PlainLoader.add_constructor(None, PlainLoader.plain)
+    try:
+        return yaml.load(content, PlainLoader)
+    # AttributeError, KeyError: values that do not fit their tag, such as !!bool maybe
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(cause(error)) from error

@@ -1,0 +1,70 @@
+"""Runs of Ultralytics: `results.csv`, `args.yaml`, and the attention that whatwhere.ultralytics put in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..base.errors import UserError
+from ..base.words import cause
+from .run import Choice, Program, Run, run_with_csv, whole_number
+from .settings import NOT_SET, flat, read_settings
+
+_TABLE, _SETTINGS, _ATTENTION = "results.csv", "args.yaml", "attention.json"
+_IGNORED = frozenset(
+    {"name", "project", "save_dir", "exist_ok", "save", "save_period", "save_json", "device", "workers", "cache"}
+    | {"verbose", "plots", "profile", "resume"}
+)
+
+
+class _Attention(msgspec.Struct):
+    """The content of `attention.json`."""
+
+    format: int
+    attention: str | list[dict[str, Any]]
+
+
+def _is_run(folder: Path, names: set[str]) -> bool:
+    if _SETTINGS not in names:
+        return False
+    settings = read_settings(folder / _SETTINGS)
+    return settings.get("mode") == "train" and "task" in settings
+
+
+def _read(folder: Path, choice: Choice) -> Run:
+    run = run_with_csv(folder, _SETTINGS, _TABLE, choice)
+    run.settings |= _attention(folder / _ATTENTION)
+    # old versions count epochs from 0, new ones from 1
+    run.num_epochs = len(run.curve.epochs)
+    # hours of training, where given, take the place of the number of epochs
+    if run.settings.get("time", NOT_SET) != NOT_SET:
+        run.epochs_asked = None
+    # what patience watches is no column, but rises and falls with those that it is made of
+    peaks = {epoch for name, epoch in run.curve.peaks.items() if name.startswith("metrics/")}
+    patience = whole_number(run.settings.get("patience", ""))
+    run.stopped_early = bool(patience) and max(run.curve.epochs, default=0) - (patience or 0) in peaks
+    return run
+
+
+def _attention(path: Path) -> dict[str, str]:
+    """Return the attention of a run as settings: its name or names, and its options."""
+    if not path.is_file():
+        return {}
+    try:
+        content = msgspec.json.decode(path.read_bytes(), type=_Attention)
+        if content.format != 1:
+            raise ValueError(f"format {content.format} is not known; a newer whatwhere wrote it")
+        if isinstance(content.attention, str):
+            return {"attention": content.attention}
+        if not all(isinstance(part.get("attention"), str) for part in content.attention):
+            raise ValueError("an attention has no name")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{str(path)!r} does not tell the attention of its run: {cause(error)}") from error
+    names = "+".join(part["attention"] for part in content.attention)
+    options = [{key: part[key] for key in part if key != "attention"} for part in content.attention]
+    return {"attention": names or NOT_SET, **flat({"attention": options[0] if len(options) == 1 else options}, path)}
+
+
+PROGRAM = Program("Ultralytics", _TABLE, _is_run, _read, _IGNORED)

@@ -1,0 +1,203 @@
+"""Which column of a table is the arm, which the seed, which the epoch: by name, as programs write them."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ..base.errors import UserError
+from ..base.words import brief, few, suggest
+from .metric import is_called_a_metric
+
+ARM, SEED = "arm", "seed"
+BEST_EPOCH = "best_epoch"  # of tables that `whatwhere collect --epoch best` wrote
+EXAMPLE = "'arm,seed,accuracy', 'none,0,0.61', 'cbam,0,0.62'"
+_ARMS = (
+    *("model", "variant", "method", "attention", "architecture", "arch", "network", "backbone", "algorithm", "config"),
+    *("configuration", "setting", "condition", "treatment", "group"),
+)
+_ARMS_IF_REPEATED = ("name", "experiment", "run")
+_SEEDS = (
+    *("random_seed", "random_state", "manual_seed", "trial", "repeat", "repetition", "replicate", "rep", "fold"),
+    *("run", "run_id", "id"),
+)
+_EPOCHS = ("epoch", "step", "global_step", "iteration", "iter")
+_STATES = ("state", "status")
+_BASELINES = {"none", "baseline", "plain"}
+_PREFIX = re.compile(r"^((params|config|hparams)[./]|_)")  # MLflow's, Lightning's and W&B's
+
+Line = tuple[int, list[str]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read tables and runs, as the user asked.
+
+    Attributes:
+        metric: The figure to judge by.
+        lower_is_better: Whether lower is better; None where the name of the metric tells.
+        epoch: Which epoch of a run with several is taken; None takes the last, and a note says so.
+        arm_column, seed_column: The column, or the setting, with the arm and with the seed.
+        arm_from, seed_from: The pattern of the path with the arm and with the seed.
+        may_differ: Settings that may differ within a pair; "epochs" is the number of epochs.
+    """
+
+    metric: str | None = None
+    lower_is_better: bool | None = None
+    epoch: Literal["last", "best"] | None = None
+    arm_column: str | None = None
+    seed_column: str | None = None
+    arm_from: str | None = None
+    seed_from: str | None = None
+    may_differ: frozenset[str] = frozenset()
+
+
+@dataclass
+class Roles:
+    """The columns of a table by what they are, as positions.
+
+    Attributes:
+        arm, seed: None where the path of the file tells.
+        epoch: None where the table has none.
+        state: Whether a run finished, in the words of W&B and MLflow.
+        no_figures: Columns of numbers that are no figures.
+        arms: The columns of figures in a table with one column for each arm; else empty.
+        notes: What was understood, as sentences.
+    """
+
+    arm: int | None = None
+    seed: int | None = None
+    epoch: int | None = None
+    state: int | None = None
+    no_figures: set[int] = field(default_factory=set)
+    arms: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def taken(self) -> set[int]:
+        """All columns that hold no figures."""
+        return {column for column in (self.arm, self.seed) if column is not None} | self.no_figures
+
+
+def find_roles(
+    head: list[str],
+    lines: Sequence[Line],
+    path: Path,
+    reading: Reading,
+    *,
+    needs_arm: bool = True,
+    needs_seed: bool = True,
+) -> Roles:
+    """Return what each column is.
+
+    The arm is the column that was asked for, else the one called arm, else the one with another usual name; the seed
+    likewise. A column with one value is no arm and no seed, and neither is a seed one whose values occur with one arm
+    only. A table without a column of arms may have a column of figures for each arm.
+
+    Raises:
+        UserError: No column, or several, can be the arm or the seed.
+    """
+    names = [_PREFIX.sub("", re.sub(r"[ -]", "_", name.lower()), count=1) for name in head]
+    roles = Roles()
+    wanted = reading.metric
+    epochs = [column for known in _EPOCHS for column, name in enumerate(names) if name == known]
+    if epochs and head[epochs[0]] != wanted:
+        roles.epoch = epochs[0]
+    roles.no_figures |= {column for column in epochs if head[column] != wanted}
+    roles.no_figures |= {c for c, name in enumerate(names) if name == BEST_EPOCH and head[c] != wanted}
+    roles.state = next((column for column, name in enumerate(names) if name in _STATES), None)
+
+    def cells(column: int) -> list[str]:
+        return [row[column].strip() for _, row in lines if len(row) > column]
+
+    def varying(columns: list[int]) -> list[int]:
+        return columns if len(columns) < 2 else [column for column in columns if len(set(cells(column))) > 1]
+
+    seed = _given(SEED, reading.seed_column, head, names, path) if needs_seed else None
+    if needs_arm:
+        roles.arm = _given(ARM, reading.arm_column, head, names, path)
+        if roles.arm is None:
+            named = [column for column, name in enumerate(names) if column != seed]
+            likely = varying([column for column in named if names[column] in _ARMS])
+            # a name that each run has for itself is no arm
+            repeated = [c for c in named if names[c] in _ARMS_IF_REPEATED and 1 < len(set(cells(c))) < len(lines)]
+            roles.arm = _only(likely or [c for c in repeated if not _is_number(cells(c)[0])], ARM, head, path)
+            if roles.arm is not None:
+                roles.notes.append(f"the column {brief(head[roles.arm])} is taken as the arm")
+    if needs_seed and seed is None:
+        likely = [column for column, name in enumerate(names) if name in _SEEDS and column != roles.arm]
+        if roles.arm is not None:
+            likely = [column for column in likely if _makes_pairs(cells(roles.arm), cells(column))]
+        seed = _only(varying(likely), SEED, head, path)
+        if seed is not None:
+            roles.notes.append(f"the column {brief(head[seed])} is taken as the seed")
+    roles.seed = seed
+    if needs_arm and roles.arm is None and seed is not None:
+        _find_arms(roles, head, [column for column in range(len(head)) if any(map(_is_number, cells(column)))], reading)
+    for name, is_needed in (
+        (ARM, needs_arm and roles.arm is None and not roles.arms),
+        (SEED, needs_seed and seed is None),
+    ):
+        if is_needed:
+            raise UserError(
+                f"{str(path)!r} has no column {brief(name)}{suggest(name, names)}; it has "
+                f"{few(list(map(brief, head)), 10)}; name one with --{name}-column, or write lines such as {EXAMPLE}"
+            )
+    return roles
+
+
+def _given(what: str, asked: str | None, head: list[str], names: list[str], path: Path) -> int | None:
+    """Return the column that was asked for, else the one that is called `what`; None where there is none."""
+    if asked is None:
+        return names.index(what) if what in names else None
+    if asked not in head:
+        raise UserError(
+            f"{str(path)!r} has no column {brief(asked)}{suggest(asked, head)}; it has "
+            f"{few(list(map(brief, head)), 10)}"
+        )
+    return head.index(asked)
+
+
+def _only(columns: list[int], what: str, head: list[str], path: Path) -> int | None:
+    if len(columns) > 1:
+        raise UserError(
+            f"{str(path)!r} has several columns that may be the {what}: {few([brief(head[c]) for c in columns], 10)}; "
+            f"choose one with --{what}-column"
+        )
+    return columns[0] if columns else None
+
+
+def _makes_pairs(arms: list[str], seeds: list[str]) -> bool:
+    """Return whether a seed occurs with two arms; the number of a run in a data base does not."""
+    by_seed = defaultdict(set)
+    for arm, seed in zip(arms, seeds, strict=True):
+        by_seed[seed].add(arm)
+    return any(len(arms) > 1 for arms in by_seed.values())
+
+
+def _find_arms(roles: Roles, head: list[str], numbers: list[int], reading: Reading) -> None:
+    """Find the columns of a table that has one for each arm, such as seed, none, se, cbam.
+
+    It is one if a column is called none, baseline or plain, or if the metric asked for is no column; and if no column
+    is called like a metric.
+    """
+    arms = [column for column in numbers if column not in roles.taken and column != roles.state and head[column]]
+    names = [head[column] for column in arms]
+    is_said = any(name.lower() in _BASELINES for name in names) or (reading.metric or head[0]) not in head
+    if len(arms) > 1 and is_said and not any(map(is_called_a_metric, names)):
+        roles.arms = arms
+        roles.notes.append(f"each column is taken as an arm: {few(names, 10)}")
+    elif len(arms) > 1:
+        raise UserError(
+            f"there is no column 'arm', and {few(list(map(brief, names)), 10)} may be several figures of one arm or "
+            "one figure of several arms; name the column with the arms with --arm-column, write lines such as "
+            f"{EXAMPLE}, or, if each column is an arm, say what its figures are, such as --metric accuracy"
+        )
+
+
+def _is_number(cell: str) -> bool:
+    return re.fullmatch(r"[+-]?[\d.,]+(e[+-]?\d+)?\s*%?", cell, re.IGNORECASE) is not None

@@ -1,0 +1,107 @@
+"""Which epoch of a run counts where it has figures of several."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..base.errors import UserError
+from ..base.words import brief
+from .columns import Reading
+from .metric import check_direction
+
+LAST = "the figures of each run are those of its last epoch"
+CHOSEN = (
+    "the epoch of each run was chosen by the figures that are reported, on the same images: they are those of the "
+    "luckiest epoch, so they are too high, and more so for an arm whose figures vary more between epochs; the last "
+    "epoch, or other images, would be fair"
+)
+EPOCHS = "epochs"  # what --may-differ calls the number of epochs
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: a run, or an epoch of one. A figure that is missing is None; one that is not logged is not."""
+
+    arm: str
+    seed: str
+    path: Path
+    line: int
+    epoch: float | None
+    figures: dict[str, float | None]
+
+
+def best_by(reading: Reading) -> tuple[str, bool]:
+    """Return the metric that chooses the best epoch, and whether lower is better; "" where the last epoch counts.
+
+    Raises:
+        UserError: The best is asked for without a metric, or which way is better is not known.
+    """
+    if reading.epoch != "best":
+        return "", False
+    if reading.metric is None:
+        raise UserError("the best epoch needs a figure to choose it by; give --metric too")
+    return reading.metric, check_direction(reading.metric, reading.lower_is_better)
+
+
+def one_a_run(rows: Sequence[Row], reading: Reading, notes: list[str]) -> list[Row]:
+    """Return one row for each run of tables: its last epoch or its best, and a note that says which.
+
+    Rows without epochs, and runs of one row, stay as they are.
+    """
+    runs = defaultdict(list)
+    for row in rows:
+        runs[row.arm, row.seed].append(row)
+    if rows and reading.epoch is not None and all(row.epoch is None for row in rows):
+        raise UserError(f"{str(rows[0].path)!r} has no column epoch; leave out --epoch")
+    if all(row.epoch is None for row in rows) or len(runs) == len(rows):
+        return list(rows)
+    metric, lower = best_by(reading)
+    taken, ends = [], {}
+    for (arm, seed), group in runs.items():
+        merged = _by_epoch(group)
+        ends[f"{arm}, seed {seed}"] = merged[-1].epoch or 0.0
+        scored = [
+            (-value if lower else value, row)
+            for row in merged
+            if (value := row.figures.get(metric)) is not None and math.isfinite(value)
+        ]
+        # a line may hold the figures of the training alone, and another one those of the validation
+        last = {name: value for row in merged for name, value in row.figures.items()}
+        taken.append(max(scored, key=lambda pair: pair[0])[1] if scored else replace(merged[-1], figures=last))
+    check_ends(ends, reading)
+    notes.append(CHOSEN if metric else LAST)
+    return taken
+
+
+def _by_epoch(rows: Sequence[Row]) -> list[Row]:
+    """Return one row for each epoch of a run, in order."""
+    merged: dict[float, Row] = {}
+    for row in rows:
+        if row.epoch is None:
+            raise UserError(f"line {row.line} of {str(row.path)!r} has no epoch, and its run has several lines")
+        before = merged.get(row.epoch)
+        if before is not None and before.figures.keys() & row.figures.keys():
+            raise UserError(
+                f"line {before.line} of {str(before.path)!r} and line {row.line} of {str(row.path)!r} are both epoch "
+                f"{row.epoch:g} of arm {brief(row.arm)} with seed {brief(row.seed)}; a pair needs one run of each arm"
+            )
+        merged[row.epoch] = row if before is None else replace(row, figures={**before.figures, **row.figures})
+    return [merged[epoch] for epoch in sorted(merged)]
+
+
+def check_ends(ends: Mapping[str, float], reading: Reading) -> None:
+    """Raise UserError if runs end at different epochs, and the user did not say that they may."""
+    if len(set(ends.values())) < 2 or EPOCHS in reading.may_differ:
+        return
+    first = min(ends, key=ends.__getitem__)
+    most = max(ends, key=ends.__getitem__)
+    shorter = sum(end < ends[most] for end in ends.values())
+    raise UserError(
+        f"the runs end at different epochs, such as {ends[first]:g} ({first}) and {ends[most]:g} ({most}; {shorter} of "
+        f"{len(ends)} runs end before that); leave out runs that are not finished, or, if they were to end so, give "
+        f"--may-differ {EPOCHS}"
+    )

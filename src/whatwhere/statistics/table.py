@@ -1,0 +1,272 @@
+"""Read the figures of runs from a CSV."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from ..base.errors import UserError
+from ..base.files import read_csv
+from ..base.words import brief, few, printable, short, suggest
+from .columns import ARM, BEST_EPOCH, SEED, Line, Reading, Roles, find_roles
+from .derived import odd_seed
+from .epochs import CHOSEN, EPOCHS, Row, one_a_run
+from .metric import is_share
+from .results import Results
+
+_ARRANGED = re.compile(r"[+-]?(?!0,)\d{1,3},\d{3}")  # 1,200: with thousands, or with a decimal comma
+_UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas makes of a column without a name
+_SEPARATED = re.compile(r"[+-]?\d[\d.,]*\d")
+_PERCENT = re.compile(r"([+-]?\d+([.,]\d+)?)\s*%")
+_UNFINISHED = {"crashed", "failed", "killed", "preempted", "running", "scheduled", "pending"}
+_MOST_BYTES = 64 * 2**20
+_MISSING = {"", "-", "na", "n/a", "nan", "none", "null", "failed"}
+
+
+def read_results(
+    path: Path, metric: str | None = None, *, may_be_empty: bool = False, reading: Reading | None = None
+) -> Results:
+    r"""Return the results in a CSV (comma, semicolon or tab) with a line for each run: arm, seed and its figures.
+
+    The columns of arm and seed are found by their usual names (`find_roles`); a note of the results says so where they
+    are not called arm and seed. A table may also have a column for each arm: seed, none, se, cbam. A run with several
+    lines and a column epoch counts with its last epoch, and a note says so, or with its best (`Reading.epoch`).
+
+    A number may have a decimal comma. If it may also have a separator of thousands, such as "1,200" in a table with
+    commas between its columns, it is refused.
+
+    An empty figure, or one of -, na, n/a, nan, none, null, failed, is a missing run. Columns without numbers are
+    ignored. A column of numbers and text is left out, unless it is the one to judge by (`metric` or accuracy); so is a
+    first column of whole numbers without a name, which counts the rows. The notes of the results name both.
+
+    Args:
+        path: The table.
+        metric: A column that must be there; in a table with a column for each arm, the name of its figures.
+        may_be_empty: Whether the table is one that `Results.to_csv` wrote, perhaps before there were figures. All its
+            columns are figures then.
+        reading: Which columns and epochs to take.
+
+    Raises:
+        UserError: A missing file, another kind of table, a missing metric, text among the figures to judge by, figures
+            beyond 1e-100 and 1e100, a seed that names no run (`odd_seed`), a run twice, or runs that end at different
+            epochs.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from whatwhere.experiment import read_results
+        >>> table = Path("results.csv")
+        >>> _ = table.write_text("arm,seed,mAP50\nnone,0,0.6131\ncbam,0,0.6204\n")
+        >>> results = read_results(table)
+        >>> results.arms, results.metrics
+        (['none', 'cbam'], ['mAP50'])
+    """
+    reading = reading or Reading()
+    reading = reading if metric is None else replace(reading, metric=metric)
+    results = Results()
+    rows = read_rows(path, reading, results.notes, as_written=may_be_empty)
+    for row in one_a_run(rows, reading, results.notes):
+        add_row(results, row)
+    return results
+
+
+def read_rows(
+    path: Path,
+    reading: Reading,
+    notes: list[str],
+    *,
+    arm: str | None = None,
+    seed: str | None = None,
+    as_written: bool = False,
+) -> list[Row]:
+    """Return the lines of a table as runs, or epochs of runs, and add to `notes` what was understood or left out.
+
+    `arm` and `seed` are those of all lines, where the path of the file tells; `as_written` is `may_be_empty` of
+    `read_results`.
+    """
+    delimiter, head, lines = _read(path)
+    roles = find_roles(head, lines, path, reading, needs_arm=arm is None, needs_seed=seed is None)
+    if as_written:
+        roles = Roles(roles.arm, roles.seed)
+    for name in sorted(reading.may_differ - {EPOCHS, *head}):
+        raise UserError(f"--may-differ {brief(name)} is no column of {str(path)!r}{suggest(name, [EPOCHS, *head])}")
+    notes += [note for note in roles.notes if note not in notes]
+    _check_lines(lines, head, roles, path)
+    if roles.arms:
+        columns, metric = roles.arms, reading.metric or "figure"
+    else:
+        columns = _metric_columns(lines, head, roles.taken, reading.metric, delimiter, path, notes)
+        if not columns and not as_written:
+            raise UserError(f"{str(path)!r} has no column of figures beside arm and seed, such as accuracy")
+    rows = []
+    for number, cells in lines:
+        of = [None if column is None else printable(cells[column].strip()) for column in (roles.arm, roles.seed)]
+        epoch = None if roles.epoch is None else _number(cells[roles.epoch], delimiter)
+        figures = {
+            column: _number(cells[column], delimiter)
+            for column in columns
+            if roles.epoch is None or cells[column].strip()  # else not logged in this epoch
+        }
+        if not roles.arms:
+            named = {head[column]: value for column, value in figures.items()}
+            rows.append(Row(arm or of[0] or "", seed or of[1] or "", path, number, epoch, named))
+        for column in roles.arms:
+            if figures.get(column) is None and cells[column].strip().lower() not in _MISSING:
+                raise _no_number((number, cells[column].strip()), head[column], delimiter, path)
+            named = {metric: figures[column]} if column in figures else {}
+            rows.append(Row(head[column], seed or of[1] or "", path, number, epoch, named))
+    if roles.state is not None:
+        rows = _without_unfinished(rows, lines, roles.state, head[roles.state], reading, notes)
+    if any(head[column].lower() == BEST_EPOCH for column in roles.no_figures) and CHOSEN not in notes:
+        notes.append(CHOSEN)
+    return rows
+
+
+def add_row(results: Results, row: Row) -> None:
+    """Add the run of a line.
+
+    Raises:
+        UserError: As `Results.add`, with the line.
+    """
+    try:
+        results.add(row.arm, row.seed, {name: value for name, value in row.figures.items() if value is not None})
+    except UserError as error:
+        raise UserError(f"line {row.line} of {str(row.path)!r}: {error}") from error
+
+
+def _read(path: Path) -> tuple[str, list[str], list[Line]]:
+    """Return the delimiter, the head and the lines of a table."""
+    with contextlib.suppress(OSError, ValueError):
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise UserError(
+                f"{str(path)!r} has {size / 2**20:,.0f} MiB; a table with a line for each run has at most "
+                f"{_MOST_BYTES // 2**20}: keep the columns and the epochs that count"
+            )
+    delimiter, rows = read_csv(path, strict=True)
+    if not rows:
+        raise UserError(
+            f"{str(path)!r} has no lines; it needs a head such as arm,seed,accuracy and a line for each run"
+        )
+    (_, head), *lines = rows
+    head = [printable(name.strip()) for name in head]
+    twice = next((name for name in head if name and head.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{str(path)!r} has the column {brief(twice)} twice; give each its own name")
+    return delimiter, head, lines
+
+
+def _check_lines(lines: list[Line], head: list[str], roles: Roles, path: Path) -> None:
+    """Raise UserError unless every line is a run, or an epoch of one: not the head again, no total, no row of means."""
+    for number, row in lines:
+        if len(row) != len(head):
+            raise UserError(
+                f"line {number} of {str(path)!r} has {len(row)} fields, its head has {len(head)}; a number with a "
+                "decimal comma needs quotes"
+            )
+        if [cell.strip() for cell in row] == head:
+            raise UserError(f"line {number} of {str(path)!r} repeats the head; take it out")
+        missing = [
+            name
+            for name, column in ((ARM, roles.arm), (SEED, roles.seed))
+            if column is not None and not row[column].strip()
+        ]
+        if missing:
+            raise UserError(
+                f"line {number} of {str(path)!r} has no {missing[0]}; give it, or take the line out if it is not a run "
+                "(a total, for example)"
+            )
+    if roles.seed is None:
+        return
+    odd = odd_seed(row[roles.seed].strip() for _, row in lines)
+    if odd is not None:
+        number = next(number for number, row in lines if row[roles.seed].strip() == odd[0])
+        raise UserError(f"line {number} of {str(path)!r}: {odd[1]}")
+
+
+def _without_unfinished(
+    rows: list[Row], lines: list[Line], state: int, name: str, reading: Reading, notes: list[str]
+) -> list[Row]:
+    """Take the figures of runs that failed, or still train, by the column with their state; a note names them."""
+    states = {number: row[state].strip() for number, row in lines if row[state].strip().lower() in _UNFINISHED}
+    if not states or name in reading.may_differ:
+        return rows
+    named = [f"{row.arm}, seed {row.seed} ({states[row.line]})" for row in rows if row.line in states]
+    notes.append(
+        f"runs that did not finish, by the column {short(name)}, count as missing: "
+        f"{few(list(dict.fromkeys(named)), 6, '; ')}"
+    )
+    return [replace(row, figures={}) if row.line in states else row for row in rows]
+
+
+def _metric_columns(
+    lines: list[Line],
+    head: list[str],
+    taken: set[int],
+    metric: str | None,
+    delimiter: str,
+    path: Path,
+    notes: list[str],
+) -> list[int]:
+    """Return the columns that hold numbers; add to `notes` the columns that look like figures but are left out."""
+    sound, nearly = [], []
+    # judged by, whatever other columns there are
+    chosen = metric or ("accuracy" if "accuracy" in head else None)
+    for column in sorted(set(range(len(head))) - taken):
+        name = head[column]
+        cells = [(number, row[column].strip()) for number, row in lines if row[column].strip().lower() not in _MISSING]
+        texts = [(number, cell) for number, cell in cells if _number(cell, delimiter) is None]
+        hints = [hint for _, cell in texts if (hint := _mending(cell, delimiter))]
+        if len(texts) < len(cells) and (not name or _UNNAMED.fullmatch(name)):
+            if column or not all(cell.isdecimal() for _, cell in cells):
+                raise UserError(f"column {column + 1} of {str(path)!r} has no name; name it, or take it out")
+            notes.append("the first column has no name and counts the rows: it is left out")
+            continue
+        # a mistake in the figures to judge by is an error, not a note
+        if texts and (name == chosen or (chosen is None and len(texts) < len(cells))):
+            raise _no_number(texts[0], name, delimiter, path)
+        if 0 < len(texts) < len(cells):
+            number, cell = texts[0]
+            notes.append(f"the column {short(name)} holds text, such as {brief(cell)} in line {number}: it is left out")
+        if texts and len(hints) == len(cells):
+            nearly.append((texts[0], name))
+        if name == metric or (cells and not texts):
+            sound.append(column)
+    if not sound and nearly:
+        raise _no_number(*nearly[0], delimiter, path)
+    for text, name in nearly if metric is None else ():
+        if is_share(name):
+            raise _no_number(text, name, delimiter, path)
+    if metric is not None and metric not in head:
+        names = [head[column] for column in sound]
+        raise UserError(
+            f"{str(path)!r} has no column {brief(metric)}{suggest(metric, names)}; its figures: {few(names, 10)}"
+        )
+    return sound
+
+
+def _no_number(text: tuple[int, str], name: str, delimiter: str, path: Path) -> UserError:
+    number, cell = text
+    advice = _mending(cell, delimiter) or "leave it empty where a run failed"
+    return UserError(f"line {number} of {str(path)!r}: {short(name)} is {brief(cell)}, not a number; {advice}")
+
+
+def _mending(cell: str, delimiter: str) -> str:
+    """Return how to correct a cell that is nearly a number; "" where it is not."""
+    if found := _PERCENT.fullmatch(cell):
+        return f"write {found[1]}, without the percent sign"
+    arranged = delimiter == "," and _ARRANGED.fullmatch(cell)
+    if arranged or ("," in cell and _SEPARATED.fullmatch(cell) and _number(cell, delimiter) is None):
+        return "write it without separators of thousands, and with a decimal point"
+    return ""
+
+
+def _number(cell: str, delimiter: str) -> float | None:
+    """Return the number in a cell, also with a decimal comma; None where the comma may separate thousands."""
+    cell = cell.strip()
+    if delimiter == "," and _ARRANGED.fullmatch(cell):
+        return None
+    try:
+        return float(cell.replace(",", "."))
+    except ValueError:
+        return None

@@ -1,0 +1,415 @@
+import csv
+import io
+import json
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from run_folders import accuracy, lightning_run, timm_run, ultralytics_run
+from whatwhere.collect.collect import collect, is_collected
+from whatwhere.experiment import judge, read_results
+from whatwhere.statistics.columns import Reading
+from whatwhere.statistics.epochs import CHOSEN, LAST
+
+MAP = "metrics/mAP50(B)"
+OLD_RUNS = Path(__file__).parents[1] / "comparison" / "old" / "runs"
+
+
+@pytest.fixture
+def detect(tmp_path):
+    """Two arms, three seeds, as Ultralytics leaves them."""
+    root = tmp_path / "runs" / "detect"
+    for arm in ("none", "cbam"):
+        for seed in range(3):
+            ultralytics_run(root / f"{arm}-{seed}", arm, seed)
+    return root
+
+
+def rewrite(path, **values):
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **values}))
+
+
+def test_runs_of_ultralytics(detect):
+    collected = collect([detect.parent])
+    results = collected.results
+    assert (results.arms, results.seeds) == (["cbam", "none"], ["0", "1", "2"])
+    assert results.metrics == ["train/box_loss", MAP, "metrics/mAP50-95(B)"]
+    assert results.values("cbam", MAP) == {str(s): float(f"{accuracy('cbam', s, 2):.6g}") for s in range(3)}
+    assert results.notes == [
+        "6 runs of Ultralytics",
+        "the arm is taken from the setting attention, the seed from the setting seed",
+        "settings that name, store or place a run were not compared: name, save_dir",
+        LAST,
+    ]
+    rows = list(csv.DictReader(io.StringIO(collected.to_csv())))
+    assert rows[0]["folder"] == str(detect / "cbam-0")
+    assert {row["epoch"] for row in rows} == {"3"}
+
+
+@pytest.mark.parametrize("given", ["runs", "folders", "tables", "twice"])
+def test_folders_folders_of_folders_and_the_tables_in_them(detect, given):
+    folders = sorted(detect.iterdir())
+    paths = {
+        "runs": [detect],
+        "folders": folders,
+        "tables": [folder / "results.csv" for folder in folders],
+        "twice": [detect, *folders, detect / ".." / "detect"],
+    }
+    collected = collect(paths[given])
+    assert collected.to_csv() == collect([detect.parent]).to_csv()
+
+
+def test_the_best_epoch_is_too_high_and_says_so(detect, tmp_path):
+    falling = {"none": [0.5, 0.6, 0.4], "cbam": [0.7, 0.3, 0.65]}
+    for folder in detect.iterdir():
+        arm, _, seed = folder.name.partition("-")
+        shutil.rmtree(folder)
+        ultralytics_run(folder, arm, int(seed), figures=lambda arm, _, epoch: falling[arm][epoch])
+    collected = collect([detect], Reading(metric=MAP, epoch="best"))
+    assert set(collected.results.values("none", MAP).values()) == {0.6}
+    assert set(collected.results.values("cbam", MAP).values()) == {0.7}
+    assert set(collected.results.values("cbam", "train/box_loss").values()) == {1 - 0.35}  # of the same epoch
+    assert CHOSEN in collected.results.notes
+    # the table itself tells
+    (tmp_path / "best.csv").write_text(collected.to_csv())
+    assert "best_epoch" in collected.to_csv()
+    assert read_results(tmp_path / "best.csv").notes == [CHOSEN]
+    lower = collect([detect], Reading(metric="train/box_loss", epoch="best", lower_is_better=True))
+    assert set(lower.results.values("none", MAP).values()) == {0.6}
+
+
+def test_the_best_epoch_needs_a_figure_and_its_direction(detect, refused):
+    with refused():
+        collect([detect], Reading(epoch="best"))
+    with refused():
+        collect([detect], Reading(epoch="best", metric="train/box_loss"))
+
+
+def test_dead_unfinished_and_diverged_runs_are_missing_and_told(detect, tmp_path):
+    ultralytics_run(detect / "cbam-3", "cbam", 3, rows=2)
+    ultralytics_run(detect / "cbam-4", "cbam", 4).joinpath("results.csv").unlink()
+    ultralytics_run(detect / "cbam-5", "cbam", 5, figures=lambda *_: float("nan"))
+    ultralytics_run(detect / "cbam-6", "cbam", 6, rows=0)
+    for seed in range(3, 7):
+        ultralytics_run(detect / f"none-{seed}", "none", seed)
+    collected = collect([detect], Reading(metric=MAP))
+    results = collected.results
+    assert list(results.values("cbam", MAP)) == ["0", "1", "2"]
+    assert list(results.runs("cbam")) == list("0123456")
+    (note,) = [note for note in results.notes if "missing" in note]
+    assert re.sub(r"[^ ]*/detect/", "", note) == (
+        "runs that count as missing: cbam-3 ended after 2 of 3 epochs; cbam-4 has no results.csv; "
+        f"cbam-5 diverged: {MAP} is not finite in its last epoch; cbam-6 has no epoch in results.csv "
+        "(--may-differ epochs counts runs that ended early)"
+    )
+    (tmp_path / "results.csv").write_text(collected.to_csv())
+    again = read_results(tmp_path / "results.csv", MAP)
+    assert again.missing("none", "cbam", MAP) == {"cbam": ["3", "4", "5", "6"]}
+    # as asked, the unfinished one counts
+    results = collect([detect], Reading(metric=MAP, may_differ=frozenset({"epochs"}))).results
+    assert list(results.values("cbam", MAP)) == ["0", "1", "2", "3"]
+    assert f"{detect}/cbam-3 ended after 2 of 3 epochs" in results.notes
+    # without a metric, what diverged is told too
+    assert any("cbam-5 diverged: " in note for note in collect([detect]).results.notes)
+
+
+@pytest.mark.parametrize(("patience", "is_finished"), [(2, True), (3, False), (0, False)])
+def test_early_stopping_is_the_end_of_a_run(tmp_path, patience, is_finished):
+    curve = [0.4, 0.6, 0.5, 0.5]  # best at the second of four epochs, of a hundred asked for
+    for arm in ("none", "cbam"):
+        ultralytics_run(
+            tmp_path / arm, arm, 0, epochs=100, rows=4, patience=patience, figures=lambda _, __, e: curve[e]
+        )
+    if is_finished:
+        assert len(collect([tmp_path]).results.values("cbam", MAP)) == 1
+    else:
+        with pytest.raises(ValueError, match="ended after 4 of 100 epochs"):
+            collect([tmp_path])
+
+
+def test_hours_instead_of_epochs(tmp_path, refused):
+    for arm, rows in (("none", 4), ("cbam", 3)):
+        ultralytics_run(tmp_path / arm, arm, 0, epochs=100, rows=rows, time=0.1)
+    with refused():
+        collect([tmp_path])
+    assert collect([tmp_path], Reading(may_differ=frozenset({"epochs"}))).results.arms == ["cbam", "none"]
+
+
+def test_a_broken_run_that_was_trained_again_is_left_out(detect):
+    broken = ultralytics_run(detect / "cbam-02", "cbam", 2, rows=1)
+    results = collect([detect], Reading(metric=MAP)).results
+    assert list(results.values("cbam", MAP)) == ["0", "1", "2"]
+    assert f"missing runs that were trained again: {broken}" in results.notes
+
+
+def test_two_runs_of_one_arm_with_one_seed_are_refused(detect, refused):
+    shutil.copytree(detect / "cbam-1", detect / "cbam-1 copy")
+    with refused():
+        collect([detect])
+
+
+def test_settings_that_differ_within_pairs_are_refused_unless_named(detect, refused):
+    rewrite(detect / "cbam-1" / "args.yaml", batch=8, lr0=0.1)
+    with refused():
+        collect([detect])
+    with refused():
+        collect([detect], Reading(arm_column="attention"))
+    with refused():
+        collect([detect], Reading(arm_column="attention", may_differ=frozenset({"batch", "lr"})))
+    results = collect([detect], Reading(may_differ=frozenset({"batch", "lr0"}))).results
+    assert results.arms == ["cbam", "none"]
+    assert any("these settings differ besides the arm, as asked: batch, lr0" in note for note in results.notes)
+
+
+def test_settings_that_differ_between_seeds_are_told(detect):
+    for arm in ("none", "cbam"):
+        rewrite(detect / f"{arm}-1" / "args.yaml", data="fold1.yaml")
+    notes = collect([detect]).results.notes
+    assert "settings that differ between seeds, and are the same within each pair: data" in notes
+
+
+def test_arms_and_seeds_by_the_path(tmp_path, refused):
+    for arm in ("none", "v8-cbam"):
+        for seed in range(10, 12):
+            ultralytics_run(tmp_path / arm / f"try{seed}" / "train", "none", 0, model=f"{arm}.yaml")
+    reading = Reading(arm_from="{arm}/try{seed}/*", may_differ=frozenset({"model"}))
+    results = collect([tmp_path], reading).results
+    assert (results.arms, results.seeds) == (["none", "v8-cbam"], ["10", "11"])
+    assert any("have the same seed in their settings" in note for note in results.notes)
+    # the arm from a setting
+    results = collect([tmp_path], Reading(arm_column="model", seed_from="try{seed}/train")).results
+    assert results.arms == ["none.yaml", "v8-cbam.yaml"]
+    with refused():
+        collect([tmp_path], Reading(arm_from="{arm}/try{seed}/*"))
+    for bad in ("{arm}/run{seed}/*", "{arm}/{seed}/{name}", "try", "{arm}{arm}", "{seed}"):
+        with refused():
+            collect([tmp_path], Reading(arm_from=bad))
+    with refused():
+        collect([tmp_path], Reading(arm_from="{arm}/*/*", arm_column="model"))
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "arm", "seed"),
+    [
+        ("cbam-se-3", "{arm}-{seed}", "cbam-se", "3"),
+        ("yolov8n12", "{arm}{seed}", "yolov8n", "12"),
+        ("seed007_cbam", "seed{seed}_{arm}", "cbam", "7"),
+        ("cbam-3-final", "{arm}-{seed}*", "cbam", "3"),
+        ("cbam (3)", "{arm} ({seed})", "cbam", "3"),
+    ],
+)
+def test_patterns_of_names(tmp_path, name, pattern, arm, seed):
+    ultralytics_run(tmp_path / name, "none", 0)
+    assert list(collect([tmp_path], Reading(arm_from=pattern)).paths) == [(arm, seed)]
+
+
+def test_one_arm_no_seed_or_several_settings_are_sentences(tmp_path, refused):
+    for seed in range(2):
+        ultralytics_run(tmp_path / f"{seed}", "none", seed)
+    with refused():
+        collect([tmp_path])
+    with refused():
+        collect([tmp_path], Reading(arm_column="modle"))
+    with refused():
+        collect([tmp_path], Reading(seed_column="sed"))
+    for name in "01":
+        rewrite(tmp_path / name / "args.yaml", seed=None)
+    with refused():
+        collect([tmp_path])
+    for name in "01":
+        path = tmp_path / name / "args.yaml"
+        path.write_text(path.read_text().replace("seed:", "sed:"))
+    with refused():
+        collect([tmp_path])
+
+
+def test_an_attention_in_two_ways_gives_two_arms(tmp_path):
+    for at in ("blocks", "stages"):
+        folder = ultralytics_run(tmp_path / at, "cbam", 0)
+        content = json.loads((folder / "attention.json").read_text())
+        content["attention"][0]["at"] = at
+        (folder / "attention.json").write_text(json.dumps(content))
+    ultralytics_run(tmp_path / "plain", "none", 0)
+    two = ultralytics_run(tmp_path / "two", "se", 0)
+    content["attention"] += [{"attention": "eca", "at": ["model.2", "model.4"]}]
+    (two / "attention.json").write_text(json.dumps(content))
+    assert collect([tmp_path]).results.arms == ["cbam (at=blocks)", "none", "cbam (at=stages)", "cbam+eca"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"format": 2, "attention": []}', '{"format": 1, "attention": [{"at": "blocks"}]}']
+)
+def test_a_damaged_note_of_the_attention_is_refused(detect, text, refused):
+    (detect / "cbam-0" / "attention.json").write_text(text)
+    with refused():
+        collect([detect])
+
+
+def test_runs_of_timm(tmp_path, refused):
+    for model in ("resnet18", "cbam_resnet18"):
+        for seed in range(2):
+            timm_run(tmp_path / f"{model}-{seed}", {"model": model, "seed": seed}, [50.0, 60.0, 70.0 + seed])
+    results = collect([tmp_path]).results
+    assert results.values("cbam_resnet18", "eval_top1") == {"0": 70, "1": 71}
+    assert results.metrics == ["train_loss", "eval_loss", "eval_top1", "eval_top5"]
+    (tmp_path / "cbam_resnet18-1" / "summary.csv").unlink()
+    results = collect([tmp_path]).results
+    assert any("cbam_resnet18-1 has no summary.csv" in note for note in results.notes)
+    with refused():
+        collect([tmp_path], Reading(metric="top1"))
+
+
+def test_an_arm_in_the_keyword_arguments_of_timm(tmp_path):
+    for kwargs in ({}, {"attn_layer": "cbam"}, {"attn_layer": "se"}):
+        timm_run(tmp_path / str(len(str(kwargs))), {"model_kwargs": kwargs}, [50.0])
+    assert sorted(collect([tmp_path]).results.arms) == ["cbam", "none", "se"]
+    for rate in (0.1, 0.2):
+        timm_run(tmp_path / "rates" / str(rate), {"drop": rate}, [50.0])
+    assert collect([tmp_path / "rates"]).results.arms == ["drop=0.1", "drop=0.2"]
+
+
+def lightning_rows(value, epochs=3):
+    return [
+        *(row for epoch in range(epochs) for row in (
+            {"epoch": epoch, "step": 10 * epoch + 9, "train_loss": 2 - epoch},
+            {"epoch": epoch, "step": 10 * epoch + 9, "val_acc": value - 0.1 * (epoch == 1)},
+        )),
+        {"epoch": epochs, "step": 10 * epochs, "test_acc": value - 0.02},
+    ]  # fmt: skip
+
+
+def test_runs_of_lightning(tmp_path):
+    for version, (arm, seed) in enumerate([("none", 1), ("none", 2), ("cbam", 1), ("cbam", 2)]):
+        hparams = f"attention: {arm}\nbetas: !!python/tuple\n- 0.9\n- 0.999\nseed: {seed}\n"
+        lightning_run(tmp_path / "lightning_logs" / f"version_{version}", hparams, lightning_rows(0.5 + seed / 10))
+    results = collect([tmp_path]).results
+    assert (results.arms, results.seeds) == (["none", "cbam"], ["1", "2"])
+    assert results.runs("cbam")["2"] == {"train_loss": 0, "val_acc": 0.7, "test_acc": 0.7 - 0.02}
+    best = collect([tmp_path], Reading(metric="val_acc", epoch="best")).results
+    assert best.runs("cbam")["2"] == {"val_acc": 0.7, "test_acc": 0.7 - 0.02}
+
+
+def test_lightning_without_hparams_or_with_tensorboard(tmp_path, refused):
+    for arm, epochs in (("none", 3), ("cbam", 2)):
+        folder = lightning_run(tmp_path / arm / "version_5", "{}\n", lightning_rows(0.5, epochs)[:-1])
+        (folder / "hparams.yaml").unlink()
+    board = tmp_path / "board"
+    board.mkdir()
+    (board / "hparams.yaml").write_text("{}\n")
+    (board / "events.out.tfevents.1").write_bytes(b"")
+    with refused():
+        collect([tmp_path])
+    with refused():
+        collect([tmp_path], Reading(arm_from="{arm}/version_{seed}"))
+    reading = Reading(arm_from="{arm}/version_{seed}", may_differ=frozenset({"epochs"}))
+    assert collect([tmp_path], reading).results.arms == ["cbam", "none"]
+
+
+def test_own_runs(tmp_path):
+    results = collect([OLD_RUNS]).results
+    assert results.arms == ["cbam_resnext11_8x8d", "resnext11_8x8d"]
+    assert len(results.seeds) == 6
+    # figures of test images, at an epoch that the validation images chose
+    told = json.loads((OLD_RUNS / "cbam" / "seed-0" / "result.json").read_text())
+    assert results.runs("cbam_resnext11_8x8d")["0"]["accuracy"] == told["test"]["accuracy"]
+    assert CHOSEN not in results.notes
+    assert "the epoch of each run is the one that its training chose on its validation images" in results.notes
+    shutil.copytree(OLD_RUNS, tmp_path / "runs")
+    for path in tmp_path.glob("runs/*/*/result.json"):
+        content = json.loads(path.read_text())
+        del content["test"]
+        path.write_text(json.dumps(content))
+    assert CHOSEN in collect([tmp_path]).results.notes
+
+
+def test_damaged_runs_are_sentences(tmp_path, refused):
+    shutil.copytree(OLD_RUNS, tmp_path / "own")
+    ultralytics_run(tmp_path / "yolo" / "a", "none", 0)
+    ultralytics_run(tmp_path / "yolo" / "b", "cbam", 0)
+    with refused():
+        collect([tmp_path])
+    (tmp_path / "own" / "cbam" / "seed-0" / "result.json").write_text('{"val": 1}')
+    with refused(hiding=r"\(.*\)"):
+        collect([tmp_path / "own"])
+    (tmp_path / "yolo" / "b" / "results.csv").write_text("epoch,acc\n1,0.5,7\n")
+    with refused():
+        collect([tmp_path / "yolo"])
+    (tmp_path / "yolo" / "b" / "args.yaml").write_text("task: [")
+    with refused():
+        collect([tmp_path / "yolo"])
+    for missing in (tmp_path / "none", Path("a\0b")):
+        with refused():
+            collect([missing])
+    with refused():
+        collect([])
+
+
+def test_runs_beside_other_tables(detect, refused):
+    (detect / "table.csv").write_text("arm,seed,acc\nnone,0,0.5\n")
+    assert any("1 CSV file of no run, such as " in note for note in collect([detect]).results.notes)
+    with refused():
+        collect([detect, detect / "table.csv"])
+
+
+def test_links_and_hidden_folders_are_not_looked_into(detect):
+    (detect / "latest").symlink_to(detect / "cbam-0", target_is_directory=True)
+    (detect / "round").symlink_to(detect, target_is_directory=True)
+    shutil.copytree(detect / "cbam-0", detect / ".trash" / "cbam-0")
+    assert len(collect([detect]).paths) == 6
+
+
+def test_a_folder_of_csv_files(tmp_path):
+    """One file a run, with a line for each epoch, as a loop of one's own or W&B's export of a run's history gives."""
+    for arm in ("none", "cbam"):
+        for seed in range(3):
+            rows = "".join(f"{epoch},{accuracy(arm, seed, epoch)}\n" for epoch in range(4))
+            (tmp_path / f"{arm}_{seed}.csv").write_text(f"epoch,val_acc\n{rows}")
+    collected = collect([tmp_path], Reading(arm_from="{arm}_{seed}"))
+    assert collected.results.values("cbam", "val_acc") == {str(s): accuracy("cbam", s, 3) for s in range(3)}
+    assert collected.results.notes == [LAST]
+    best = collect([tmp_path], Reading(arm_from="{arm}_{seed}", metric="val_acc", epoch="best")).results
+    assert best.values("none", "val_acc")["0"] == max(accuracy("none", 0, epoch) for epoch in range(4))
+
+
+def test_csv_files_that_end_at_different_epochs_are_refused(tmp_path, refused):
+    (tmp_path / "a_0.csv").write_text("epoch,acc\n0,0.5\n1,0.6\n")
+    (tmp_path / "b_0.csv").write_text("epoch,acc\n0,0.5\n")
+    with refused():
+        collect([tmp_path], Reading(arm_from="{arm}_{seed}"))
+
+
+def test_a_table_that_collect_wrote_is_known(detect, tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_text(collect([detect]).to_csv())
+    assert is_collected(path)
+    assert not is_collected(detect / "cbam-0" / "results.csv")
+
+
+@settings(max_examples=15)
+@given(
+    st.lists(st.sampled_from(["none", "se", "cbam", "eca"]), min_size=2, max_size=3, unique=True),
+    st.lists(st.integers(0, 10**6), min_size=6, max_size=7, unique=True),
+    st.randoms(use_true_random=False),
+)
+def test_the_verdict_is_that_of_a_table_by_hand(arms, seeds, rng):
+    with tempfile.TemporaryDirectory() as folder:
+        root, hand = Path(folder) / "runs", ["arm,seed,train_loss,eval_loss,eval_top1,eval_top5"]
+        for arm in sorted(arms):
+            for seed in seeds:
+                top1 = [round(rng.uniform(60, 80), 2) for _ in range(2)]
+                timm_run(root / arm / str(seed), {"model": arm, "seed": seed}, top1)
+                last = top1[-1]
+                hand.append(f"{arm},{seed},{2 - last / 50},{2 - last / 60},{last},{last + 5}")
+        by_hand = Path(folder) / "hand.csv"
+        by_hand.write_text("\n".join(hand))
+        table = Path(folder) / "results.csv"
+        table.write_text(collect([root]).to_csv())
+        expected = judge(read_results(by_hand), metric="eval_top1").arms
+        for results in (read_results(table), collect([root]).results):
+            assert judge(results, metric="eval_top1").arms == expected

@@ -1,0 +1,160 @@
+import pytest
+
+from whatwhere.experiment import judge, read_results
+from whatwhere.statistics.columns import Reading
+from whatwhere.statistics.epochs import CHOSEN, LAST
+
+# W&B's "Export CSV" of a project's runs; MLflow's `search_runs` and its "Download CSV"
+WANDB = (
+    '"Name","State","Notes","User","Created","Runtime","seed","attention","val_acc"\n'
+    '"brave-1","finished","","me","2026-11-01","71","0","none","0.61"\n'
+    '"calm-2","finished","","me","2026-11-01","72","0","cbam","0.62"\n'
+    '"dry-3","crashed","","me","2026-11-01","7","1","none","0.11"\n'
+    '"easy-4","finished","","me","2026-11-01","71","1","cbam","0.63"\n'
+)
+MLFLOW = (
+    "run_id,experiment_id,status,metrics.acc,params.model,params.seed,tags.mlflow.user\n"
+    "a1,0,FINISHED,0.61,resnet18,0,me\nb2,0,FINISHED,0.62,cbam_resnet18,0,me\n"
+    "c3,0,FINISHED,0.63,resnet18,1,me\nd4,0,FAILED,0.1,cbam_resnet18,1,me\n"
+)
+
+
+@pytest.fixture
+def read(tmp_path):
+    def run(text, **reading):
+        path = tmp_path / "results.csv"
+        path.write_text(text)
+        return read_results(path, reading=Reading(**reading))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("head", "arm", "seed"),
+    [
+        ("model,run,acc", "model", "run"),
+        ("Variant,random_state,acc", "Variant", "random_state"),
+        ("method,trial,acc", "method", "trial"),
+        ("config,id,acc", "config", "id"),
+        ("params.model,params.seed,acc", "params.model", "params.seed"),
+        ("name,fold,acc", "name", "fold"),
+    ],
+)
+def test_usual_names_of_columns_are_understood_and_said(read, head, arm, seed):
+    results = read(f"{head}\nnone,0,0.5\ncbam,0,0.6\nnone,1,0.7\ncbam,1,0.8\n")
+    assert (results.arms, results.seeds, results.metrics) == (["none", "cbam"], ["0", "1"], ["acc"])
+    assert results.notes == [
+        f"the column {arm!r} is taken as the arm",
+        *([f"the column {seed!r} is taken as the seed"] if seed != "params.seed" else []),
+    ]
+
+
+def test_columns_by_name(read, refused):
+    text = "who,when,acc\nnone,0,0.5\ncbam,0,0.6\n"
+    results = read(text, arm_column="who", seed_column="when")
+    assert (results.arms, results.seeds, results.notes) == (["none", "cbam"], ["0"], [])
+    with refused():
+        read(text)
+    with refused():
+        read(text, arm_column="whom")
+    with refused():
+        read(text, arm_column="who")
+
+
+def test_exports_of_wandb_and_mlflow(read):
+    results = read(WANDB, metric="val_acc")
+    assert (results.arms, results.seeds) == (["none", "cbam"], ["0", "1"])
+    assert results.values("none", "val_acc") == {"0": 0.61}
+    assert results.notes == [
+        "the column 'attention' is taken as the arm",
+        "runs that did not finish, by the column State, count as missing: none, seed 1 (crashed)",
+    ]
+    results = read(MLFLOW, metric="metrics.acc")
+    assert results.arms == ["resnet18", "cbam_resnet18"]
+    assert results.values("cbam_resnet18", "metrics.acc") == {"0": 0.62}
+    assert read(MLFLOW, metric="metrics.acc", may_differ=frozenset({"status"})).values("cbam_resnet18", "metrics.acc")[
+        "1"
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model,method,seed,acc\na,x,0,0.5\nb,y,0,0.6\n",
+        "arm,run,trial,acc\nnone,0,1,0.5\ncbam,0,1,0.6\nnone,1,2,0.5\ncbam,1,2,0.6\n",
+        "arm,id,acc\nnone,0,0.5\ncbam,1,0.6\n",
+        "seed,acc,loss\n0,0.5,1.2\n1,0.6,1.1\n",
+        "seed,first,second\n0,0.5,0.6\n1,0.6,0.7\n",
+        "seed,none,acc\n0,0.5,0.6\n1,0.6,0.7\n",
+        "seed,acc\n0,0.5\n",
+        "seed,none,cbam\n0,0.5,0.6\n1,O.6,0.7\n",
+    ],
+    ids=["two arms", "two seeds", "no pair", "metrics", "either", "none and metric", "one column", "text"],
+)
+def test_two_readings_or_none_are_refused(read, text, refused):
+    with refused():
+        read(text)
+
+
+def test_a_column_for_each_arm(read, refused):
+    text = "seed,none,se,cbam\n0,0.5,0.6,0.7\n1,0.4,,0.8\n"
+    results = read(text, metric="mAP50")
+    assert (results.arms, results.metrics) == (["none", "se", "cbam"], ["mAP50"])
+    assert results.values("se", "mAP50") == {"0": 0.6}
+    assert results.notes == ["each column is taken as an arm: none, se, cbam"]
+    # arms by other names, where the metric is no column
+    assert read("fold,r18,r18+se\n0,0.5,0.6\n1,0.4,0.5\n", metric="acc").arms == ["r18", "r18+se"]
+    # which way is better must be said where the metric has no name
+    assert read(text).metrics == ["figure"]
+    with refused():
+        judge(read(text))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_several_epochs_of_a_run(read, order, refused):
+    rows = [f"{arm},{seed},{epoch},{value[epoch]}\n" for epoch in order for seed in (0, 1) for arm, value in (
+        ("none", (0.5, 0.7, 0.6)), ("cbam", (0.6, 0.5, 0.7)))]  # fmt: skip
+    text = "arm,seed,epoch,acc\n" + "".join(rows)
+    results = read(text)
+    assert (results.values("none", "acc"), results.notes) == ({"0": 0.6, "1": 0.6}, [LAST])
+    best = read(text, epoch="best", metric="acc")
+    assert (best.values("none", "acc"), best.notes) == ({"0": 0.7, "1": 0.7}, [CHOSEN])
+    assert read(text, epoch="last").values("cbam", "acc") == {"0": 0.7, "1": 0.7}
+    with refused():
+        read(text, epoch="best")
+    with refused():
+        read(text + "none,0,1,0.9\n")
+    with refused():
+        read(text + "none,0,3,0.9\n")
+    assert read(text + "none,0,3,0.9\n", may_differ=frozenset({"epochs"})).values("none", "acc")["0"] == 0.9
+    with refused():
+        read(text + "none,0,,0.9\n")
+
+
+def test_figures_that_are_logged_in_some_lines_and_runs_that_diverge(read):
+    text = "arm,seed,step,loss,acc\na,0,1,2,\na,0,2,,0.5\na,0,3,1,\nb,0,1,2,0.4\nb,0,3,nan,nan\n"
+    results = read(text)
+    assert (results.runs("a"), results.runs("b")) == ({"0": {"loss": 1, "acc": 0.5}}, {"0": {}})
+    assert read(text, epoch="best", metric="acc").runs("b") == {"0": {"loss": 2, "acc": 0.4}}
+
+
+def test_an_epoch_is_no_figure_of_a_run(read, refused):
+    text = "arm,seed,epoch,acc\nnone,0,9,0.5\ncbam,0,9,0.6\n"
+    assert read(text).metrics == ["acc"]
+    assert read(text, metric="epoch").metrics == ["epoch", "acc"]
+    with refused():
+        read("arm,seed,acc\nnone,0,0.5\ncbam,0,0.6\n", epoch="best", metric="acc")
+
+
+def test_all_columns_of_a_comparison_in_python_are_figures(tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_text("arm,seed,epoch,state\nnone,0,9,1\n")
+    assert read_results(path, may_be_empty=True).metrics == ["epoch", "state"]
+
+
+def test_a_huge_table_is_refused_before_it_is_read(tmp_path, refused):
+    path = tmp_path / "history.csv"
+    with open(path, "wb") as file:
+        file.truncate(100 * 2**20)
+    with refused():
+        read_results(path)
