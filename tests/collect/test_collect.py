@@ -215,7 +215,7 @@ def test_one_arm_no_seed_or_several_settings_are_sentences(tmp_path, refused):
     with refused():
         collect([tmp_path])
     with refused():
-        collect([tmp_path], Reading(arm_column="modle"))
+        collect([tmp_path], Reading(arm_column="moddel"))
     with refused():
         collect([tmp_path], Reading(seed_column="sed"))
     for name in "01":
