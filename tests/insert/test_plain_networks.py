@@ -3,6 +3,7 @@
 import copy
 import itertools
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -170,6 +171,13 @@ def test_the_refusal_of_a_plain_network_names_what_works(name, refused):
     attended = attend(copy.deepcopy(model), "cbam", at=pattern)
     assert torch.equal(attended(example), expected)
     assert sum(key.endswith(".mix") for key in attended.state_dict()) == found[pattern]
+
+
+def test_the_guide_shows_the_refusal():
+    guide = (Path(__file__).parents[2] / "docs" / "inserting-attention.md").read_text(encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        attend(three_layers(), "cbam")
+    assert str(caught.value) in guide.replace(";\n", "; ")
 
 
 def _image(model):

@@ -92,6 +92,11 @@ def module_at(model: nn.Module, name: str | None) -> nn.Module | None:
     return found
 
 
+def is_ultralytics_wrapper(model: nn.Module) -> bool:
+    """Return whether a module is Ultralytics' YOLO(...) or the like: its call reads image files, and changes layers."""
+    return any(base.__module__ == "ultralytics.engine.model" for base in type(model).__mro__)
+
+
 def relative_name(name: str | None, parent: str) -> str | None:
     """Return a module's name inside the module called `parent`; None if it is not inside."""
     if name is None or not parent:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import json as json_format
 from typing import Annotated, Any
 
 import typer
 
 from ..base.tables import rich_tables, show
-from .summary import AttentionKwargs, parse_input_size
+from .screen import TerminalScreen
+from .summary import (
+    AttentionKwargs,
+    Classes,
+    InputSize,
+    Network,
+    input_size_of,
+    measure_costs,
+    parse_input_size,
+    usual_depth,
+)
 
 
 def attend_command(
-    backbone: Annotated[str, typer.Argument(help="A network by name: of whatwhere, torchvision or timm.")],
+    network: Network,
     *,
     attention: Annotated[
         str, typer.Option(metavar="NAME", help="cbam, se or another, or MODULE:NAME, code of yours that is imported.")
@@ -34,9 +43,9 @@ def attend_command(
         str | None, typer.Option(metavar="se", help="Put it in the place of the network's squeeze-and-excitation.")
     ] = None,
     plan_only: Annotated[bool, typer.Option("--plan", help="Only say where it would go.")] = False,
-    input_size: Annotated[str, typer.Option("--input", metavar="CxHxW", help="Shape of one image.")] = "3x224x224",
+    input_size: InputSize = "",
     batch: Annotated[int, typer.Option(min=1, help="Images per batch; what it costs is for the batch.")] = 2,
-    classes: Annotated[int, typer.Option(min=1, help="Classes of the classifier.")] = 1000,
+    classes: Classes = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Where attention would go in any convolutional network, and what it would cost there."""
@@ -44,24 +53,38 @@ def attend_command(
     from ..cost import compare_costs, cost
     from ..cost.measure import random_input
     from ..insert import attend, plan
-    from ..networks import NetworkSpec, create
+    from ..insert.flow import record_example
+    from ..networks import NetworkSpec
+    from ..networks.foreign import create_any
     from ..networks.spec import is_import_path, parse_arguments
 
-    size = parse_input_size(input_size)
+    given = parse_input_size(input_size) if input_size else None
     chosen = attention_by_path(attention) if is_import_path(attention) else attention
     attention_builder(chosen)  # before the network is built
     kwargs = parse_arguments(attention_kwargs) if attention_kwargs else {}
     options: dict[str, Any] = {"at": at, "start": start, "replace": replace, "attention_kwargs": kwargs}
-    model = create(NetworkSpec(name=backbone, num_classes=classes), seed=0)
-    example = random_input(model, size, 1)
-    planned = plan(model, chosen, example=example, **options)
     comparison = None
-    if not plan_only:
-        attended = attend(copy.deepcopy(model), chosen, example=example, seed=0, **options)
-        comparison = compare_costs(
-            cost(model, size, batch_size=batch, name=backbone),
-            cost(attended, size, batch_size=batch, name=f"{backbone} with {attention}"),
-        )
+    with TerminalScreen(to_stderr=True) as screen:
+        steps = iter(range(5))
+
+        def begin(what: str) -> None:
+            screen.progress(what, next(steps), 2 if plan_only else 5)
+
+        begin(f"building {network}")
+        model = create_any(NetworkSpec(name=network), num_classes=classes, seed=0)
+        begin("following the network")
+        size = given or input_size_of(model, network)
+        flow = record_example(model, random_input(model, size, 1), advice="give another --input")
+        planned = plan(model, chosen, example=flow, **options)
+        if not plan_only:
+            begin(f"cost of {network}")
+            before = measure_costs([(network, model)], size, batch)[0]
+            begin(f"putting {attention} in")
+            attend(model, chosen, example=flow, seed=0, **options)
+            begin(f"cost of {network} with {attention}")
+            name = f"{network} with {attention}"
+            after = cost(model, size, batch_size=batch, training=before.training, name=name)
+            comparison = compare_costs(before, after)
     if json:
         content = {"plan": planned.to_dict()}
         if comparison is not None:
@@ -70,4 +93,4 @@ def attend_command(
         return
     show(rich_tables(planned.tables()))
     if comparison is not None:
-        show(rich_tables(comparison.tables()))
+        show(rich_tables(comparison.tables(usual_depth(comparison))))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from rich.text import Text
+from torch import nn
 
 from ..base.errors import UserError
 from ..base.files import check_writable, write_bytes, write_json
@@ -22,7 +23,7 @@ from ..data.digits import NUM_CLASSES, draw_balanced, load_digits
 from ..experiment import compare
 from ..explain import spatial_gates
 from ..explain.picture import gate_figure
-from ..networks import NetworkSpec, create_model
+from ..networks import create_model
 from ..report import tables, write_page
 from ..training.config import Recipe
 from ..training.evaluate import accuracy
@@ -47,12 +48,12 @@ def run_demo(out: Path) -> None:
         if (out / name).is_dir():
             raise UserError(f"cannot write to {str(out)!r}: {name} there is a folder; give another folder with --out")
     _heading("1. What does CBAM cost?", "Parameters, arithmetic, and memory for training.")
-    costs = measure_costs(_pair("resnext50_32x4d", 1000), (3, 224, 224), 1, latency=False)
+    costs = measure_costs(_pair("resnext50_32x4d", 1000), (3, 224, 224), 1)
     comparison = compare_costs(*costs)
     show(rich_tables(comparison.tables()))
 
     _heading("2. What did the article report?", "Its own network, its figures and the true ones.")
-    article = measure_costs(_pair("article_resnext50", 10), (3, 224, 224), 1, latency=False)
+    article = measure_costs(_pair("article_resnext50", 10), (3, 224, 224), 1)
     show(rich_tables([_article_table(*article)]))
 
     pool, test = load_digits()
@@ -87,9 +88,9 @@ def run_demo(out: Path) -> None:
     show(f"The report of the comparison, to read in a browser: {out / REPORT}")
 
 
-def _pair(backbone: str, num_classes: int) -> list[NetworkSpec]:
-    """Return a network without and with CBAM."""
-    return [NetworkSpec(name=name, num_classes=num_classes) for name in (backbone, f"cbam_{backbone}")]
+def _pair(backbone: str, num_classes: int) -> list[tuple[str, nn.Module]]:
+    """Return a network without and with CBAM, each with its name."""
+    return [(name, create_model(name, num_classes=num_classes, seed=0)) for name in (backbone, f"cbam_{backbone}")]
 
 
 def _heading(question: str, detail: str) -> None:

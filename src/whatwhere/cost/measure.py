@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import UserError, check_integer
-from ..base.modules import tensors_in, undisturbed
+from ..base.modules import is_ultralytics_wrapper, tensors_in, undisturbed
 from ..base.words import brief, cause
 from .operations import ROOT, LayerNames, OperationCounter, is_within
 from .result import Cost, Figures, Latency, LayerCost
@@ -67,6 +67,8 @@ def cost(
     """
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise UserError(f"cost measures a torch.nn.Module that runs in Python, got a {type(model).__name__}")
+    if is_ultralytics_wrapper(model):
+        raise UserError(f"cost measures the network inside this {type(model).__name__}: its attribute `model`")
     if any(map(nn.parameter.is_lazy, (*model.parameters(), *model.buffers()))):
         raise UserError("the model has lazy layers without a shape yet; run one batch through it first")
     if not isinstance(input_size, Sequence) or not input_size:

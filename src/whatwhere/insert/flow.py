@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..base.errors import UserError
-from ..base.modules import tensors_in, undisturbed
+from ..base.modules import is_ultralytics_wrapper, tensors_in, undisturbed
 from ..base.words import cause
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
@@ -162,11 +162,11 @@ def record(model: nn.Module, arguments: tuple[Any, ...]) -> Flow:
     return flow
 
 
-def record_example(model: nn.Module, example: Any = None, *, other: str = "another example") -> Flow:
+def record_example(model: nn.Module, example: Any = None, *, advice: str = "") -> Flow:
     """Return the flow of a network for an example: a tensor, a tuple of arguments, or a flow that was recorded before.
 
-    None takes one image, of the first usual size with which the network runs. `other` names, in the error, what to
-    give instead of an example that does not fit.
+    None takes one image, of the first usual size with which the network runs. `advice` says, in an error, what to give
+    instead; by default another example.
 
     Raises:
         UserError: The network does not run, or cannot take attention.
@@ -181,13 +181,15 @@ def record_example(model: nn.Module, example: Any = None, *, other: str = "anoth
             return record(model, arguments)
         except Exception as error:  # a user's network may raise anything for a size that it does not take
             first = first or error
-    hint = f"give {'example, what the network is called with' if example is None else other}"
+    hint = advice or ("give example, what the network is called with" if example is None else "give another example")
     raise UserError(f"the network does not run: {cause(first)}; {hint}") from first
 
 
 def _check_can_change(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise UserError(f"attend takes a torch.nn.Module, got a {type(model).__name__}")
+    if is_ultralytics_wrapper(model):
+        raise UserError(f"attend takes the network inside this {type(model).__name__}: its attribute `model`")
     if isinstance(model, torch.jit.ScriptModule):
         raise UserError("a TorchScript model cannot be changed; attend the model that it was made from")
     inside = "_orig_mod" if hasattr(model, "_orig_mod") else "module"

@@ -51,7 +51,19 @@ def full_name(name: str) -> str:
             return f"{known}:{own}"
     if not colon:
         tried["whatwhere"] = list(OWN_NETWORKS)
+    if is_of_ultralytics(name):
+        raise UserError(
+            f"{brief(name)} is a network of Ultralytics, which its own trainer trains: "
+            "YOLO(...).train(trainer=whatwhere.ultralytics.trainer('cbam')); `whatwhere attend` takes its YAML"
+        )
+    if own in other_tasks():
+        raise UserError(
+            f"{brief(name)} is no classifier, it detects or segments; `whatwhere attend` and `summary` take it, and "
+            "attend(model, ...) in Python"
+        )
     hint = suggest(own, [other for names in tried.values() for other in names])
+    if own.lower().startswith("yolo"):
+        hint = "; names of Ultralytics' networks end in .yaml, such as yolo11n.yaml"
     raise UserError(f"unknown network {brief(name)}{hint or '; `whatwhere models` names those of whatwhere'}")
 
 
@@ -61,7 +73,7 @@ def _names(library: str, *, required: bool) -> list[str]:
 
         return list(torchvision.models.list_models(torchvision.models))
     try:
-        with _quiet():
+        with quiet():
             import timm
     except ModuleNotFoundError as error:
         if required:
@@ -71,8 +83,21 @@ def _names(library: str, *, required: bool) -> list[str]:
     return names
 
 
+def other_tasks() -> list[str]:
+    """Return the names of torchvision's networks that detect or segment."""
+    from torchvision import models
+
+    return [*models.list_models(models.detection), *models.list_models(models.segmentation)]
+
+
+def is_of_ultralytics(name: str) -> bool:
+    """Return whether a name is that of a YAML or a checkpoint of Ultralytics."""
+    return name.lower().endswith((".yaml", ".yml", ".pt"))
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Hide warnings during the block."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations in other libraries
         yield
@@ -104,7 +129,7 @@ def create(
     seed = resolve_seed(seed)
     model: nn.Module
     try:
-        with seeded(seed, "construction"), _quiet():
+        with seeded(seed, "construction"), quiet():
             if library == "torchvision":
                 import torchvision
 
@@ -132,7 +157,7 @@ def published(name: str) -> StateDict:
     import timm
 
     try:
-        with _quiet():
+        with quiet():
             state: StateDict = timm.create_model(name, pretrained=True).state_dict()
         return state
     # timm passes on any exception of the hub, the network or the reader

@@ -1,0 +1,74 @@
+"""Code of the user by import path, MODULE:NAME."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from .errors import UserError
+from .words import brief, short
+
+_MISSING = object()
+
+
+def imported(path: str, what: str, such_as: str) -> Any:
+    """Import MODULE:NAME and return it.
+
+    Importing runs the user's code, so a path must come from the person who runs the program, never from a file. The
+    current folder is importable meanwhile, as for `python -m`.
+
+    Args:
+        path: The path.
+        what: What it names, for messages: "attention".
+        such_as: A path as it should be, for messages.
+
+    Raises:
+        UserError: No such path, module or name, or an error while importing.
+    """
+    module, colon, name = path.partition(":")
+    if not (module and colon and name):
+        raise UserError(f"{what} {brief(path)} is no import path; give MODULE:NAME, such as {such_as}")
+    failed = f"cannot import {what} {brief(path)}"
+    try:
+        with current_folder_importable():
+            found = getattr(importlib.import_module(module), name, _MISSING)
+    # a user's module may raise anything, and a script without a guard ends the program
+    except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{module}.".startswith(f"{missing}."):
+            raise UserError(
+                f"{failed}: there is no module {brief(missing)}, neither installed nor in the current folder"
+            ) from error
+        raise UserError(f"{failed}: importing it raised {raised(error)}") from error
+    if found is _MISSING:
+        raise UserError(f"{failed}: the module {brief(module)} has no {brief(name)}")
+    return found
+
+
+def raised(error: BaseException) -> str:
+    """Return the type of an exception and its message, in one short line."""
+    message = short(" ".join(str(error).split()), 200)
+    return f"{type(error).__name__}{f': {message}' if message else ''}"
+
+
+@contextlib.contextmanager
+def current_folder_importable() -> Iterator[None]:
+    """Let `import` find modules in the current folder, before all others, during the block."""
+    try:
+        folder = os.getcwd()
+    except FileNotFoundError:  # it was removed
+        folder = ""
+    if not folder or folder in sys.path or "" in sys.path:
+        yield
+        return
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()  # the module may be younger than the last search of the folder
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)

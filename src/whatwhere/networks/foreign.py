@@ -1,0 +1,169 @@
+"""Networks that `attend` and `summary` take and `train` does not: detectors, YOLO, code of the user.
+
+Their names come from the command line alone, never from a file: a name can run the user's code.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from msgspec.structs import replace
+from torch import nn
+
+from ..attention import attention_builder
+from ..base.code import current_folder_importable, imported, raised
+from ..base.errors import UserError
+from ..base.modules import is_ultralytics_wrapper
+from ..base.randomness import seeded
+from ..base.words import brief, cause
+from ..insert.attend import attend
+from .factory import create
+from .libraries import LIBRARIES, is_of_ultralytics, other_tasks, quiet
+from .spec import NetworkSpec, is_import_path
+
+USUAL_INPUT_SIZE, _OF_DETECTORS = (3, 224, 224), (3, 640, 640)
+
+
+def create_any(
+    spec: NetworkSpec, *, num_classes: int | None, seed: int, attention: Callable[..., nn.Module] | None = None
+) -> nn.Module:
+    """Build the network `spec` as `create` does, or one of another kind.
+
+    The kinds, by name:
+
+    - `yolo11n.yaml`, or the path of such a file: Ultralytics builds it;
+    - a detector or a segmentation network of torchvision, by name;
+    - MODULE:NAME, code of the user: a function or a class that returns a network, or a network.
+
+    Args:
+        spec: The description; its `num_classes` does not count.
+        num_classes: None takes the number that the network has by itself, 1000 for a classifier.
+        seed: As in `create`.
+        attention: As in `create`.
+
+    Raises:
+        UserError: No such network, an error in the user's code, a file that Ultralytics cannot read, or
+            Ultralytics is not installed.
+    """
+    if not is_foreign(spec.name):
+        return create(replace(spec, num_classes=num_classes or 1000), seed=seed, attention=attention)
+    with seeded(seed, "construction"):
+        model = _built(spec.name, {} if num_classes is None else {"num_classes": num_classes})
+    if not spec.attention:
+        return model
+    builder = attention or attention_builder(spec.attention)
+    return attend(model, builder, at=spec.at or None, start="paper", attention_kwargs=spec.attention_kwargs, seed=seed)
+
+
+def is_foreign(name: str) -> bool:
+    """Return whether a network is of another kind than those of `create`."""
+    return is_of_ultralytics(name) or is_code(name) or name.removeprefix("torchvision:") in other_tasks()
+
+
+def is_code(name: str) -> bool:
+    """Return whether the name of a network is MODULE:NAME, rather than LIBRARY:NAME."""
+    return is_import_path(name) and name.partition(":")[0] not in LIBRARIES and not is_of_ultralytics(name)
+
+
+def usual_input_size(model: nn.Module) -> tuple[int, int, int]:
+    """Return the usual size of an image: 3x640x640 for a detector of torchvision or Ultralytics, else 3x224x224."""
+    module, name = type(model).__module__, type(model).__name__
+    is_yolo = module.startswith("ultralytics.") and name != "ClassificationModel"
+    return _OF_DETECTORS if is_yolo or module.startswith("torchvision.models.detection") else USUAL_INPUT_SIZE
+
+
+def _built(name: str, options: dict[str, Any]) -> nn.Module:
+    if is_of_ultralytics(name):
+        return _of_ultralytics(name, options)
+    if is_code(name):
+        return _of_user(name, options)
+    import torchvision
+
+    own = name.removeprefix("torchvision:")
+    try:
+        with quiet():
+            model: nn.Module = torchvision.models.get_model(own, weights=None, weights_backbone=None, **options)
+        return model
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{name} cannot be built: {cause(error)}") from error
+
+
+def _of_user(path: str, options: dict[str, Any]) -> nn.Module:
+    found = imported(path, "network", "my_networks:build")
+    if isinstance(found, nn.Module):
+        if options:
+            raise UserError(f"network {brief(path)} is built already, with its number of classes; leave out --classes")
+        made: Any = found
+    elif not callable(found):
+        kind = type(found).__name__
+        raise UserError(f"network {brief(path)} is of type {kind}; give a function or a class that returns a network")
+    else:
+        try:
+            inspect.signature(found).bind(**options)
+        except TypeError as error:
+            given, advice = (
+                ("num_classes alone", "leave out --classes") if options else ("no argument", "give one that can")
+            )
+            raise UserError(f"network {brief(path)} cannot be called with {given}: {cause(error)}; {advice}") from error
+        try:
+            # what the user's code prints is no part of the result
+            with current_folder_importable(), contextlib.redirect_stdout(sys.stderr):
+                made = found(**options)
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:  # a user's code may raise anything
+            raise UserError(f"network {brief(path)}: calling it raised {raised(error)}") from error
+    if isinstance(made, nn.Module) and is_ultralytics_wrapper(made):
+        made = vars(made)["_modules"].get("model")
+    if not isinstance(made, nn.Module):
+        raise UserError(f"network {brief(path)} must return a torch.nn.Module, got a {type(made).__name__}")
+    return made
+
+
+def _of_ultralytics(name: str, options: dict[str, Any]) -> nn.Module:
+    if not name.lower().endswith((".yaml", ".yml")):
+        raise UserError(
+            f"{brief(name)} is a pickle, and reading it would run what is in it; give the network's YAML, such as "
+            "yolo11n.yaml, or MODULE:NAME, a function of yours that returns YOLO('yolo11n.pt').model"
+        )
+    if "://" in name:
+        raise UserError(f"{brief(name)} is an address; download the file and give its path")
+    try:
+        # its messages are no part of the result
+        with contextlib.redirect_stdout(sys.stderr), quiet():
+            from ultralytics import RTDETR, YOLO
+            from ultralytics.nn.tasks import yaml_model_load
+    except ModuleNotFoundError as error:
+        raise UserError(f"{brief(name)} needs Ultralytics; install it: pip install ultralytics") from error
+    try:
+        with contextlib.redirect_stdout(sys.stderr), quiet():
+            config = yaml_model_load(name)
+            _check_activation(name, config.get("activation"))
+            # both read such a file, but neither builds the other's networks
+            kind = RTDETR if "RTDETRDecoder" in config["head"][-1] else YOLO
+            model: nn.Module = kind(name).model
+            return type(model)(name, nc=options["num_classes"], verbose=False) if options else model
+    except UserError:
+        raise
+    except Exception as error:  # it reports a file that is missing or wrong in many ways
+        raise UserError(f"Ultralytics cannot build {brief(name)}: {raised(error)}") from error
+
+
+def _check_activation(name: str, activation: object) -> None:
+    """Raise UserError unless the activation in a YAML is a layer of torch.nn: Ultralytics runs that text as code."""
+    if activation is None:
+        return
+    with contextlib.suppress(SyntaxError, ValueError):
+        call = ast.parse(str(activation), mode="eval").body
+        if isinstance(call, ast.Call):
+            for value in (*call.args, *(keyword.value for keyword in call.keywords)):
+                ast.literal_eval(value)
+            library, _, layer = ast.unparse(call.func).rpartition(".")
+            if library in ("nn", "torch.nn") and isinstance(getattr(nn, layer, None), type):
+                return
+    raise UserError(f"the activation in {brief(name)} is {brief(activation)}; give a layer of torch, such as nn.ReLU()")
