@@ -35,7 +35,7 @@ test-slow: $(READY)
 test-sweep: $(READY)
 	$(VENV)/bin/python -m pytest -m sweep -n 2 --dist worksteal
 
-# Attention inside other people's programs: ONNX Runtime, Ultralytics, Torch-Pruning, Opacus and others.
+# Attention inside other people's programs: ONNX Runtime, Ultralytics, Torch-Pruning, Opacus and others; examples/.
 test-clients: $(CLIENTS)
 	$(VENV)/bin/python -m pytest -m clients -n 2 --dist worksteal
 
