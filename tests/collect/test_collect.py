@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -127,7 +128,10 @@ def test_early_stopping_is_the_end_of_a_run(tmp_path, patience, is_finished):
             tmp_path / arm, arm, 0, epochs=100, rows=4, patience=patience, figures=lambda _, __, e: curve[e]
         )
     if is_finished:
-        assert len(collect([tmp_path]).results.values("cbam", MAP)) == 1
+        results = collect([tmp_path]).results
+        assert len(results.values("cbam", MAP)) == 1
+        (note,) = [note for note in results.notes if note.startswith("runs that Ultralytics ended early")]
+        assert note.count("(4 epochs)") == 2
     else:
         with pytest.raises(ValueError, match="ended after 4 of 100 epochs"):
             collect([tmp_path])
@@ -215,7 +219,7 @@ def test_one_arm_no_seed_or_several_settings_are_sentences(tmp_path, refused):
     with refused():
         collect([tmp_path])
     with refused():
-        collect([tmp_path], Reading(arm_column="moddel"))
+        collect([tmp_path], Reading(arm_column="arch"))
     with refused():
         collect([tmp_path], Reading(seed_column="sed"))
     for name in "01":
@@ -249,6 +253,34 @@ def test_a_damaged_note_of_the_attention_is_refused(detect, text, refused):
     (detect / "cbam-0" / "attention.json").write_text(text)
     with refused():
         collect([detect])
+
+
+def test_an_attention_of_an_earlier_training_in_the_folder_is_pointed_out(detect):
+    old = detect / "cbam-0" / "attention.json"
+    os.utime(old, (1e9, 1e9))
+    (note,) = [note for note in collect([detect]).results.notes if "older" in note]
+    assert note == (
+        f"attention.json in {old.parent} is older than args.yaml; take it out if a training without attention wrote "
+        "into the same folder later"
+    )
+
+
+def test_a_name_that_is_too_long_is_told_with_its_run(tmp_path, refused):
+    for attention in ("a" * 301, "none"):
+        lightning_run(tmp_path / attention[0], f"attention: {attention}\nseed: 0\n", lightning_rows(0.5))
+    with refused():
+        collect([tmp_path])
+
+
+def test_thousands_of_runs_are_read_once_each(tmp_path, monkeypatch):
+    from whatwhere.collect import settings
+
+    for number in range(40):
+        ultralytics_run(tmp_path / str(number), ("none", "cbam")[number % 2], number // 2)
+    parsed = []
+    monkeypatch.setattr(settings, "_yaml", lambda content, real=settings._yaml: parsed.append(0) or real(content))
+    collect([tmp_path])
+    assert len(parsed) == 40
 
 
 def test_runs_of_timm(tmp_path, refused):

@@ -138,21 +138,7 @@ def _collect_runs(folders: Mapping[Path, Program], reading: Reading) -> Collecte
     notes = collected.results.notes
     notes.append(f"{counted(len(runs), 'run')} of {program.name}")
     notes += name_runs(runs, program.ignored, reading)
-    for run in runs:
-        run.fault = run.fault or _fault(run, reading, notes)
-    broken = [run for run in runs if run.fault]
-    told = "; ".join(f"{short(str(run.path), 60)} {run.fault}" for run in broken[:_MOST_TOLD])
-    told += f"; and {len(broken) - _MOST_TOLD:,} more" if len(broken) > _MOST_TOLD else ""
-    if any(_is_unfinished(run) for run in broken):
-        told += f" (--may-differ {EPOCHS} counts runs that ended early)"
-    if len(broken) == len(runs):
-        raise UserError(f"no run has figures to compare: {told}")
-    complete = {(run.arm, run.seed) for run in runs if not run.fault}
-    again = [run for run in broken if (run.arm, run.seed) in complete]
-    if broken:
-        notes.append(f"runs that count as missing: {told}")
-    if again:
-        notes.append(f"missing runs that were trained again: {few([str(run.path) for run in again], 6)}")
+    again = _find_faults(runs, program, reading, notes)
     # where epochs were asked for, a run that ended before is broken
     ends = {f"{run.arm}, seed {run.seed}": run.num_epochs for run in runs if not run.fault and not run.is_complete}
     check_ends(ends, reading)
@@ -172,6 +158,35 @@ def _collect_runs(folders: Mapping[Path, Program], reading: Reading) -> Collecte
         finite = {name: value for name, value in found.items() if math.isfinite(value)}
         collected.add(Row(run.arm, run.seed, run.path, 0, epoch, {**finite}))
     return collected
+
+
+def _find_faults(runs: Sequence[Run], program: Program, reading: Reading, notes: list[str]) -> list[Run]:
+    """Note why runs count as missing; return those of them that were trained again.
+
+    Raises:
+        UserError: No run has figures.
+    """
+    for run in runs:
+        notes += run.notes
+        run.fault = run.fault or _fault(run, reading, notes)
+    broken = [run for run in runs if run.fault]
+    told = "; ".join(f"{short(str(run.path), 60)} {run.fault}" for run in broken[:_MOST_TOLD])
+    told += f"; and {len(broken) - _MOST_TOLD:,} more" if len(broken) > _MOST_TOLD else ""
+    if any(_is_unfinished(run) for run in broken):
+        told += f" (--may-differ {EPOCHS} counts runs that ended early)"
+    if len(broken) == len(runs):
+        raise UserError(f"no run has figures to compare: {told}")
+    complete = {(run.arm, run.seed) for run in runs if not run.fault}
+    again = [run for run in broken if (run.arm, run.seed) in complete]
+    if broken:
+        notes.append(f"runs that count as missing: {told}")
+    if again:
+        notes.append(f"missing runs that were trained again: {few([str(run.path) for run in again], 6)}")
+    early = [run for run in runs if not run.fault and run.stopped_early and run.num_epochs < (run.epochs_asked or 0)]
+    if early:
+        ends = few([f"{short(str(run.path), 60)} ({counted(run.num_epochs, 'epoch')})" for run in early], 6)
+        notes.append(f"runs that {program.name} ended early, as its settings ask: {ends}")
+    return again
 
 
 def _is_unfinished(run: Run) -> bool:

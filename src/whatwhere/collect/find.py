@@ -82,7 +82,8 @@ def _folders(path: Path) -> Iterator[tuple[Path, set[str], Program | None]]:
         raise UserError(f"there is no {str(path)!r}; give folders of runs, or a CSV")
     if is_file:
         names = set(os.listdir(path.parent))
-        yield path.parent, names, _program(path.parent, names)
+        of_runs = {program.table for program in PROGRAMS}
+        yield path.parent, names, _program(path.parent, names) if path.name in of_runs else None
         return
     for folder, folders, files in os.walk(path, onerror=failed):
         names = set(files)

@@ -23,6 +23,7 @@ class Run:
         stopped_early: Whether its program ended it before `epochs_asked` on purpose.
         is_chosen: Whether its epoch was chosen by the figures that it reports.
         fault: Why it has no figures that count, as part of a sentence; "" where it has some.
+        notes: What else is odd about it, as sentences.
         arm, seed: Their names, once `name_runs` has found them.
     """
 
@@ -34,6 +35,7 @@ class Run:
     stopped_early: bool = False
     is_chosen: bool = False
     fault: str = ""
+    notes: list[str] = field(default_factory=list)
     arm: str = ""
     seed: str = ""
 

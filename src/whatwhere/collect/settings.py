@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,16 @@ def read_settings(path: Path) -> dict[str, str]:
     if not isinstance(content, dict):
         raise UserError(f"{str(path)!r} holds no settings; it should map names to values, such as `seed: 0`")
     return flat(content, path)
+
+
+def has_settings(path: Path, *settings: str) -> bool:
+    """Return whether lines of a YAML file begin with these settings, without reading it as YAML."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_MOST_BYTES)
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    return all(re.search(rf"^{re.escape(text)}\b".encode(), content, re.MULTILINE) for text in settings)
 
 
 def flat(content: dict[Any, Any], path: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .run import Choice, Program, Run, run_with_csv
-from .settings import read_settings
+from .settings import has_settings
 
 _TABLE, _SETTINGS = "summary.csv", "args.yaml"
 _IGNORED = frozenset(
@@ -15,9 +15,7 @@ _IGNORED = frozenset(
 
 
 def _is_run(folder: Path, names: set[str]) -> bool:
-    if _SETTINGS not in names:
-        return False
-    return _TABLE in names or {"model", "opt", "sched"} <= read_settings(folder / _SETTINGS).keys()
+    return _SETTINGS in names and (_TABLE in names or has_settings(folder / _SETTINGS, "model", "opt", "sched"))
 
 
 def _read(folder: Path, choice: Choice) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import msgspec
 from ..base.errors import UserError
 from ..base.words import cause
 from .run import Choice, Program, Run, run_with_csv, whole_number
-from .settings import NOT_SET, flat, read_settings
+from .settings import NOT_SET, flat, has_settings
 
 _TABLE, _SETTINGS, _ATTENTION = "results.csv", "args.yaml", "attention.json"
+_YOUNGER = 60  # seconds; a trainer writes the settings first, and a copy of a folder takes a while
 _IGNORED = frozenset(
     {"name", "project", "save_dir", "exist_ok", "save", "save_period", "save_json", "device", "workers", "cache"}
     | {"verbose", "plots", "profile", "resume"}
@@ -27,15 +29,19 @@ class _Attention(msgspec.Struct):
 
 
 def _is_run(folder: Path, names: set[str]) -> bool:
-    if _SETTINGS not in names:
-        return False
-    settings = read_settings(folder / _SETTINGS)
-    return settings.get("mode") == "train" and "task" in settings
+    return _SETTINGS in names and has_settings(folder / _SETTINGS, "task", "mode: train")
 
 
 def _read(folder: Path, choice: Choice) -> Run:
     run = run_with_csv(folder, _SETTINGS, _TABLE, choice)
     run.settings |= _attention(folder / _ATTENTION)
+    with contextlib.suppress(OSError):
+        age = (folder / _SETTINGS).stat().st_mtime - (folder / _ATTENTION).stat().st_mtime
+        if age > _YOUNGER:
+            run.notes.append(
+                f"{_ATTENTION} in {folder} is older than {_SETTINGS}; take it out if a training without attention "
+                "wrote into the same folder later"
+            )
     # old versions count epochs from 0, new ones from 1
     run.num_epochs = len(run.curve.epochs)
     # hours of training, where given, take the place of the number of epochs

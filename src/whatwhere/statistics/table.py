@@ -124,15 +124,16 @@ def read_rows(
 
 
 def add_row(results: Results, row: Row) -> None:
-    """Add the run of a line.
+    """Add the run of a line, or of a folder, which has line 0.
 
     Raises:
-        UserError: As `Results.add`, with the line.
+        UserError: As `Results.add`, with the place.
     """
     try:
         results.add(row.arm, row.seed, {name: value for name, value in row.figures.items() if value is not None})
     except UserError as error:
-        raise UserError(f"line {row.line} of {str(row.path)!r}: {error}") from error
+        where = f"line {row.line} of {str(row.path)!r}" if row.line else repr(str(row.path))
+        raise UserError(f"{where}: {error}") from error
 
 
 def _read(path: Path) -> tuple[str, list[str], list[Line]]:
