@@ -19,6 +19,7 @@ CALLED_MOST = [
     insert.plan,
     whatwhere.cost.cost,
     whatwhere.compare_costs,
+    experiment.collect,
     experiment.compare,
     experiment.judge,
     experiment.read_results,

@@ -1,6 +1,8 @@
 """Comparing networks fairly."""
 
+from .collect.collect import Collected, collect
 from .comparison.callables import Comparison, compare
+from .statistics.columns import Reading
 from .statistics.looks import Schedule
 from .statistics.metric import METRICS, Metric
 from .statistics.paired import PairedDifference
@@ -13,13 +15,16 @@ Plan = Schedule  # the name of version 0.1
 __all__ = [
     "METRICS",
     "ArmVerdict",
+    "Collected",
     "Comparison",
     "Judgement",
     "Metric",
     "PairedDifference",
     "Plan",
+    "Reading",
     "Results",
     "Schedule",
+    "collect",
     "compare",
     "judge",
     "read_results",

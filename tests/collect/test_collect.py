@@ -255,6 +255,15 @@ def test_a_damaged_note_of_the_attention_is_refused(detect, text, refused):
         collect([detect])
 
 
+def test_trained_weights_against_none_are_no_comparison_of_networks(tmp_path, refused):
+    for model in ("yolo11n.pt", "yolo11n-cbam.yaml"):
+        ultralytics_run(tmp_path / model, "none", 0, model=model, pretrained=True)
+    with refused():
+        collect([tmp_path])
+    results = collect([tmp_path], Reading(may_differ=frozenset({"pretrained"}))).results
+    assert results.arms == ["yolo11n-cbam.yaml", "yolo11n.pt"]
+
+
 def test_an_attention_of_an_earlier_training_in_the_folder_is_pointed_out(detect):
     old = detect / "cbam-0" / "attention.json"
     os.utime(old, (1e9, 1e9))

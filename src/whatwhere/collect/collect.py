@@ -78,7 +78,7 @@ def is_collected(path: Path) -> bool:
 
 
 def collect(paths: Sequence[Path], reading: Reading | None = None) -> Collected:
-    """Return the figures of runs by arm and seed.
+    r"""Return the figures of runs by arm and seed.
 
     Runs of Ultralytics, timm's train.py, Lightning's CSVLogger and whatwhere are found at any depth. Without any, the
     CSV files are read, as `read_results` does.
@@ -91,6 +91,18 @@ def collect(paths: Sequence[Path], reading: Reading | None = None) -> Collected:
     Raises:
         UserError: No runs, runs of two programs, a damaged file, no seed, no arm or several possible ones, two runs of
             one arm with one seed, settings that differ within pairs besides the arm, or a figure that no run has.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from whatwhere.experiment import Reading, collect
+        >>> for arm in ("none", "cbam"):  # a CSV for each run, with a line for each epoch
+        ...     _ = Path(f"{arm}_0.csv").write_text(f"epoch,accuracy\n1,0.61\n2,0.63\n")
+        >>> collected = collect(sorted(Path().glob("*.csv")), Reading(arm_from="{arm}_{seed}"))
+        >>> print(collected.to_csv())
+        arm,seed,accuracy,epoch,folder
+        cbam,0,0.63,2,cbam_0.csv
+        none,0,0.63,2,none_0.csv
+        <BLANKLINE>
     """
     if not paths:
         raise UserError("there is nothing to collect; give folders of runs, or a CSV")

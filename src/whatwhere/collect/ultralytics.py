@@ -42,6 +42,10 @@ def _read(folder: Path, choice: Choice) -> Run:
                 f"{_ATTENTION} in {folder} is older than {_SETTINGS}; take it out if a training without attention "
                 "wrote into the same folder later"
             )
+    # true says nothing: only a checkpoint as model, or a path here, gives weights to start from
+    if run.settings.get("pretrained") == "true":
+        is_trained = run.settings.get("model", "").endswith(".pt")
+        run.settings["pretrained"] = "weights of the model" if is_trained else NOT_SET
     # old versions count epochs from 0, new ones from 1
     run.num_epochs = len(run.curve.epochs)
     # hours of training, where given, take the place of the number of epochs
