@@ -208,7 +208,7 @@ def test_a_network_without_a_usual_size_asks_for_the_input(whatwhere, own_networ
     (own_networks / "own_networks.py").write_text(CODE + odd)
     status, _, err = whatwhere("attend", "own_networks:Odd")
     assert (status, err.count("\n")) == (2, 1)
-    assert err.endswith("give --input CxHxW, the shape of an image that the network takes\n")
+    assert err.endswith("give --input CxHxW, or call attend(model, ..., example=...) in Python\n")
     assert whatwhere("attend", "own_networks:Odd", "--input", "1x29x29", "--at", "conv1", "--plan")[0] == 0
 
 

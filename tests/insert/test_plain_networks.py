@@ -208,6 +208,15 @@ def test_a_network_of_blocks_has_no_such_note():
     assert plan(torchvision.models.resnet18(), "cbam").note == ""
 
 
+def test_few_residual_blocks_among_other_layers():
+    model = nn.Sequential(
+        *layer(3, 8), Block(torch.add), layer(8, 16, stride=2), layer(16, 32, stride=2), *classifier(32)
+    )
+    planned = plan(model, "cbam")
+    assert [place.label for place in planned.places] == ["3"]
+    assert planned.note == ("'blocks' leaves out the layers outside residual blocks; at '3,4.1,5.1' there are 3 places")
+
+
 def test_no_layer_can_take_attention(refused):
     with refused():
         plan(nn.Conv2d(3, 8, 3), "cbam")

@@ -149,7 +149,7 @@ def input_size_of(network: nn.Module, name: str) -> tuple[int, ...]:
     size = usual_input_size(network)
     if not is_code(name) or size != USUAL_INPUT_SIZE:
         return size
-    flow = record_example(network, advice="give --input CxHxW, the shape of an image that the network takes")
+    flow = record_example(network, advice="give --input CxHxW, or call attend(model, ..., example=...) in Python")
     return tuple(tensors_in(flow.arguments)[0].shape[-3:])
 
 

@@ -25,6 +25,7 @@ from .places import Places
 from .plan import Place, Plan, Skipped
 
 Replace = Literal["se"]
+_FEW = 3  # a network with fewer residual blocks consists mostly of other layers
 
 
 def attend(
@@ -242,25 +243,20 @@ def _found(
         return places.squeezes(), [], ""
     if at == "blocks":
         if found := places.blocks():
-            return found, places.skipped, ""
+            outside = "the layers outside residual blocks"
+            return found, places.skipped, _note(at, outside, places, found) if len(found) < _FEW else ""
         why = "; ".join(f"{skipped.label}: {skipped.reason}" for skipped in places.skipped[:3])
         raise UserError(
             "the network has no residual block (a sum of a branch and its shortcut) that can take attention"
             f"{f' ({why})' if why else ''}{places.advice()}"
         )
     if at == "stages":
-        found, (pattern, most) = places.stages(), places.pattern()
-        if not found:
-            raise UserError(
-                "the network has no end of a stage, a tensor that everything passes before it shrinks: "
-                f"{places.why_no_stages()}{places.advice()}"
-            )
-        if most <= len(found) or places.blocks():
-            return found, [], ""
-        return (
-            found,
-            [],
-            f"'stages' leaves out the stem and the last stage; at {pattern!r} there are {most} places",
+        if found := places.stages():
+            is_plain = not places.blocks()
+            return found, [], _note(at, "the stem and the last stage", places, found) if is_plain else ""
+        raise UserError(
+            "the network has no end of a stage, a tensor that everything passes before it shrinks: "
+            f"{places.why_no_stages()}{places.advice()}"
         )
     listed = at if isinstance(at, Sequence) else ()
     patterns = tuple(part.strip() for part in at.split(",")) if isinstance(at, str) else tuple(listed)
@@ -270,6 +266,12 @@ def _found(
         return places.matching(patterns), [], ""
     except UserError as error:
         raise UserError(f"{error}{places.advice()}") from error
+
+
+def _note(at: str, left_out: str, places: Places, found: list[Place]) -> str:
+    """Return a sentence that says where there are more places than at `at`; "" if there are none."""
+    pattern, count = places.pattern()
+    return f"{at!r} leaves out {left_out}; at {pattern!r} there are {count} places" if count > len(found) else ""
 
 
 def _built(builder: Callable[..., nn.Module], channels: int, kwargs: dict[str, Any], start: Start) -> nn.Module:

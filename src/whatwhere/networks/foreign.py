@@ -9,13 +9,11 @@ import ast
 import contextlib
 import inspect
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from msgspec.structs import replace
 from torch import nn
 
-from ..attention import attention_builder
 from ..base.code import current_folder_importable, imported, raised
 from ..base.errors import UserError
 from ..base.modules import is_ultralytics_wrapper
@@ -24,14 +22,12 @@ from ..base.words import brief, cause
 from ..insert.attend import attend
 from .factory import create
 from .libraries import LIBRARIES, is_of_ultralytics, other_tasks, quiet
-from .spec import NetworkSpec, is_import_path
+from .spec import OWN_NETWORKS, NetworkSpec, is_import_path
 
 USUAL_INPUT_SIZE, _OF_DETECTORS = (3, 224, 224), (3, 640, 640)
 
 
-def create_any(
-    spec: NetworkSpec, *, num_classes: int | None, seed: int, attention: Callable[..., nn.Module] | None = None
-) -> nn.Module:
+def create_any(spec: NetworkSpec, *, num_classes: int | None, seed: int) -> nn.Module:
     """Build the network `spec` as `create` does, or one of another kind.
 
     The kinds, by name:
@@ -44,24 +40,26 @@ def create_any(
         spec: The description; its `num_classes` does not count.
         num_classes: None takes the number that the network has by itself, 1000 for a classifier.
         seed: As in `create`.
-        attention: As in `create`.
 
     Raises:
         UserError: No such network, an error in the user's code, a file that Ultralytics cannot read, or
             Ultralytics is not installed.
     """
     if not is_foreign(spec.name):
-        return create(replace(spec, num_classes=num_classes or 1000), seed=seed, attention=attention)
+        return create(replace(spec, num_classes=num_classes or 1000), seed=seed)
     with seeded(seed, "construction"):
         model = _built(spec.name, {} if num_classes is None else {"num_classes": num_classes})
     if not spec.attention:
         return model
-    builder = attention or attention_builder(spec.attention)
-    return attend(model, builder, at=spec.at or None, start="paper", attention_kwargs=spec.attention_kwargs, seed=seed)
+    return attend(
+        model, spec.attention, at=spec.at or None, start="paper", attention_kwargs=spec.attention_kwargs, seed=seed
+    )
 
 
 def is_foreign(name: str) -> bool:
     """Return whether a network is of another kind than those of `create`."""
+    if name in OWN_NETWORKS:
+        return False
     return is_of_ultralytics(name) or is_code(name) or name.removeprefix("torchvision:") in other_tasks()
 
 
