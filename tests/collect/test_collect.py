@@ -198,6 +198,14 @@ def test_arms_and_seeds_by_the_path(tmp_path, refused):
         collect([tmp_path], Reading(arm_from="{arm}/*/*", arm_column="model"))
 
 
+def test_seeds_of_the_path_that_are_others_in_the_settings_are_refused(tmp_path, refused):
+    for arm, seed in (("none", 0), ("none", 1), ("cbam", 1), ("cbam", 0)):
+        ultralytics_run(tmp_path / f"{arm}-{seed}", arm, seed)
+    rewrite(tmp_path / "cbam-1" / "args.yaml", seed=7)
+    with refused():
+        collect([tmp_path], Reading(arm_from="{arm}-{seed}"))
+
+
 @pytest.mark.parametrize(
     ("name", "pattern", "arm", "seed"),
     [

@@ -77,6 +77,22 @@ def test_exports_of_wandb_and_mlflow(read):
     ]
 
 
+def test_settings_that_mlflow_names_must_be_equal_within_pairs(read, refused):
+    rows = "run_id,params.model,params.seed,params.lr,params.note,metrics.acc\n"
+    rows += "a,none,0,0.1,x,0.5\nb,cbam,0,0.1,x,0.6\nc,none,1,0.2,x,0.5\nd,cbam,1,0.2,x,0.6\n"
+    results = read(rows)
+    assert (results.arms, results.metrics) == (["none", "cbam"], ["metrics.acc"])
+    other = rows.replace("cbam,1,0.2", "cbam,1,0.3")
+    with refused():
+        read(other)
+    assert read(other, may_differ=frozenset({"params.lr"})).notes == [
+        "the column 'params.model' is taken as the arm",
+        "within pairs these settings differ besides the arm, as asked: params.lr; the verdict is on them and the arm "
+        "together",
+    ]
+    assert read(rows, metric="params.lr").metrics == ["params.lr", "metrics.acc"]
+
+
 @pytest.mark.parametrize(
     "text",
     [

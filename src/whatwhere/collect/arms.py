@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..base.errors import UserError
 from ..base.words import brief, counted, few, short, suggest
-from ..statistics.columns import Reading
+from ..statistics.columns import Reading, may_differ_note
 from .run import Run
 from .settings import NOT_SET
 
@@ -92,7 +92,7 @@ def name_runs(runs: Sequence[Run], ignored: frozenset[str], reading: Reading) ->
     seed_key = None if "seed" in found[0] else _seed_key(runs, reading)
     for names, run in zip(found, runs, strict=True):
         run.seed = names["seed"] if seed_key is None else run.settings[seed_key]
-    not_compared = ignored | set(_SEEDS) | ({seed_key} if seed_key is not None else set())
+    not_compared = ignored if seed_key is None else ignored | {seed_key}
     varying = _varying(runs)
     if seed_key is None:
         own = {(run.seed, run.settings["seed"]) for run in runs if "seed" in run.settings}
@@ -116,13 +116,14 @@ def name_runs(runs: Sequence[Run], ignored: frozenset[str], reading: Reading) ->
     sources += ["the path" if seed_key is None else f"the setting {seed_key}"]
     notes.insert(0, f"the arm is taken from {sources[0]}, the seed from {sources[1]}")
     _check_pairs(runs, [key for key in varying if key not in {*not_compared, *keys}], reading, notes)
-    hidden = sorted(key for key in not_compared - set(_SEEDS) if len({run.settings.get(key) for run in runs}) > 1)
+    hidden = sorted(key for key in ignored if len({run.settings.get(key) for run in runs}) > 1)
     if hidden:
         notes.append(f"settings that name, store or place a run were not compared: {few(hidden, 10)}")
     between = [
         key
         for key in _all_keys(runs)
-        if key not in {*varying, *not_compared, *keys} and len({run.settings.get(key, NOT_SET) for run in runs}) > 1
+        if key not in {*varying, *not_compared, *keys, *_SEEDS}
+        and len({run.settings.get(key, NOT_SET) for run in runs}) > 1
     ]
     if between:
         notes.append(f"settings that differ between seeds, and are the same within each pair: {few(between, 10)}")
@@ -238,7 +239,4 @@ def _check_pairs(runs: Sequence[Run], differing: list[str], reading: Reading, no
         )
     allowed = [key for key in differing if _is_named(key, reading.may_differ)]
     if allowed:
-        notes.append(
-            f"within pairs these settings differ besides the arm, as asked: {few(allowed, 10)}; the verdict is on them "
-            "and the arm together"
-        )
+        notes.append(may_differ_note(allowed))

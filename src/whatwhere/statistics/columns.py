@@ -28,7 +28,7 @@ _SEEDS = (
 _EPOCHS = ("epoch", "step", "global_step", "iteration", "iter")
 _STATES = ("state", "status")
 _BASELINES = {"none", "baseline", "plain"}
-_PREFIX = re.compile(r"^((params|config|hparams)[./]|_)")  # MLflow's, Lightning's and W&B's
+_SETTING = re.compile(r"(params|config|hparams)[./]")  # MLflow's, Lightning's and W&B's
 
 Line = tuple[int, list[str]]
 
@@ -56,6 +56,14 @@ class Reading:
     may_differ: frozenset[str] = frozenset()
 
 
+def may_differ_note(names: list[str]) -> str:
+    """Return the sentence about settings that differ within pairs as the user allowed."""
+    return (
+        f"within pairs these settings differ besides the arm, as asked: {few(names, 10)}; the verdict is on them and "
+        "the arm together"
+    )
+
+
 @dataclass
 class Roles:
     """The columns of a table by what they are, as positions.
@@ -64,6 +72,7 @@ class Roles:
         arm, seed: None where the path of the file tells.
         epoch: None where the table has none.
         state: Whether a run finished, in the words of W&B and MLflow.
+        settings: Columns with settings of the runs, by the names that MLflow and others give them.
         no_figures: Columns of numbers that are no figures.
         arms: The columns of figures in a table with one column for each arm; else empty.
         notes: What was understood, as sentences.
@@ -73,6 +82,7 @@ class Roles:
     seed: int | None = None
     epoch: int | None = None
     state: int | None = None
+    settings: list[int] = field(default_factory=list)
     no_figures: set[int] = field(default_factory=set)
     arms: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -101,7 +111,7 @@ def find_roles(
     Raises:
         UserError: No column, or several, can be the arm or the seed.
     """
-    names = [_PREFIX.sub("", re.sub(r"[ -]", "_", name.lower()), count=1) for name in head]
+    names = [_SETTING.sub("", re.sub(r"[ -]", "_", name.lower()).lstrip("_"), count=1) for name in head]
     roles = Roles()
     wanted = reading.metric
     epochs = [column for known in _EPOCHS for column, name in enumerate(names) if name == known]
@@ -128,14 +138,18 @@ def find_roles(
             roles.arm = _only(likely or [c for c in repeated if not _is_number(cells(c)[0])], ARM, head, path)
             if roles.arm is not None:
                 roles.notes.append(f"the column {brief(head[roles.arm])} is taken as the arm")
+    hint = ""
     if needs_seed and seed is None:
         likely = [column for column, name in enumerate(names) if name in _SEEDS and column != roles.arm]
-        if roles.arm is not None:
+        if roles.arm is not None and likely:
+            hint = f", and {brief(head[likely[0]])} has no value that two arms share"
             likely = [column for column in likely if _makes_pairs(cells(roles.arm), cells(column))]
         seed = _only(varying(likely), SEED, head, path)
         if seed is not None:
             roles.notes.append(f"the column {brief(head[seed])} is taken as the seed")
     roles.seed = seed
+    roles.settings = [c for c, name in enumerate(head) if _SETTING.match(name.lower()) and c not in (roles.arm, seed)]
+    roles.no_figures |= {column for column in roles.settings if head[column] != wanted}
     if needs_arm and roles.arm is None and seed is not None:
         _find_arms(roles, head, [column for column in range(len(head)) if any(map(_is_number, cells(column)))], reading)
     for name, is_needed in (
@@ -145,7 +159,8 @@ def find_roles(
         if is_needed:
             raise UserError(
                 f"{str(path)!r} has no column {brief(name)}{suggest(name, names)}; it has "
-                f"{few(list(map(brief, head)), 10)}; name one with --{name}-column, or write lines such as {EXAMPLE}"
+                f"{few(list(map(brief, head)), 10)}{hint}; name one with --{name}-column, or write lines such as "
+                f"{EXAMPLE}"
             )
     return roles
 

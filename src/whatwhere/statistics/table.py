@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
 from ..base.errors import UserError
 from ..base.files import read_csv
 from ..base.words import brief, few, printable, short, suggest
-from .columns import ARM, BEST_EPOCH, SEED, Line, Reading, Roles, find_roles
+from .columns import ARM, BEST_EPOCH, SEED, Line, Reading, Roles, find_roles, may_differ_note
 from .derived import odd_seed
 from .epochs import CHOSEN, EPOCHS, Row, one_a_run
 from .metric import is_share
@@ -93,6 +94,7 @@ def read_rows(
         raise UserError(f"--may-differ {brief(name)} is no column of {str(path)!r}{suggest(name, [EPOCHS, *head])}")
     notes += [note for note in roles.notes if note not in notes]
     _check_lines(lines, head, roles, path)
+    _check_settings(lines, head, roles, path, reading, notes)
     if roles.arms:
         columns, metric = roles.arms, reading.metric or "figure"
     else:
@@ -183,6 +185,28 @@ def _check_lines(lines: list[Line], head: list[str], roles: Roles, path: Path) -
     if odd is not None:
         number = next(number for number, row in lines if row[roles.seed].strip() == odd[0])
         raise UserError(f"line {number} of {str(path)!r}: {odd[1]}")
+
+
+def _check_settings(
+    lines: list[Line], head: list[str], roles: Roles, path: Path, reading: Reading, notes: list[str]
+) -> None:
+    """Raise UserError if a setting differs between lines with one seed, and may not; a note names those that may."""
+    if roles.seed is None:
+        return
+    differing = []
+    for column in roles.settings:
+        values = defaultdict(set)
+        for _, row in lines:
+            values[row[roles.seed].strip()].add(row[column].strip())
+        differing += [head[column]] if any(len(found) > 1 for found in values.values()) else []
+    refused = [name for name in differing if name not in reading.may_differ]
+    if refused:
+        raise UserError(
+            f"in {str(path)!r}, settings differ between runs with one seed besides the arm: {few(refused, 8)}; compare "
+            f"runs that share them, or, if that is meant, give --may-differ {','.join(refused[:8])}"
+        )
+    if differing:
+        notes.append(may_differ_note(differing))
 
 
 def _without_unfinished(
