@@ -198,7 +198,8 @@ def test_few_stages_say_why_and_where_there_are_more(name):
     planned = plan(build(), "bam")
     assert len(planned.places) == num_stages
     count = len(plan(build(), "bam", at=pattern).places)
-    assert planned.note == f"'stages' leaves out the stem and the last stage; at {pattern!r} there are {count} places"
+    left_out = "the stem, the last stage and what a skip connection passes by"
+    assert planned.note == f"'stages' leaves out {left_out}; at {pattern!r} there are {count} places"
     assert planned.note in repr(planned)
     assert planned.to_dict()["note"] == planned.note
 
@@ -206,6 +207,15 @@ def test_few_stages_say_why_and_where_there_are_more(name):
 def test_a_network_of_blocks_has_no_such_note():
     assert plan(torchvision.models.resnet18(), "bam").note == ""
     assert plan(torchvision.models.resnet18(), "cbam").note == ""
+
+
+def test_few_stages_of_a_network_with_blocks_name_the_blocks():
+    model = nn.Sequential(
+        layer(3, 8), layer(8, 8, stride=2), *(Block(torch.add) for _ in range(3)), nn.MaxPool2d(2), layer(8, 8)
+    )
+    planned = plan(model, "bam")
+    assert [place.label for place in planned.places] == ["4"]
+    assert planned.note.endswith("; at 'blocks' there are 3 places")
 
 
 def test_few_residual_blocks_among_other_layers():

@@ -25,7 +25,7 @@ from .places import Places
 from .plan import Place, Plan, Skipped
 
 Replace = Literal["se"]
-_FEW = 3  # a network with fewer residual blocks consists mostly of other layers
+_FEW = 3  # fewer places than this are explained
 
 
 def attend(
@@ -252,8 +252,9 @@ def _found(
         )
     if at == "stages":
         if found := places.stages():
-            is_plain = not places.blocks()
-            return found, [], _note(at, "the stem and the last stage", places, found) if is_plain else ""
+            is_thin = len(found) < _FEW or not places.blocks()
+            outside = "the stem, the last stage and what a skip connection passes by"
+            return found, [], _note(at, outside, places, found) if is_thin else ""
         raise UserError(
             "the network has no end of a stage, a tensor that everything passes before it shrinks: "
             f"{places.why_no_stages()}{places.advice()}"
@@ -270,8 +271,9 @@ def _found(
 
 def _note(at: str, left_out: str, places: Places, found: list[Place]) -> str:
     """Return a sentence that says where there are more places than at `at`; "" if there are none."""
-    pattern, count = places.pattern()
-    return f"{at!r} leaves out {left_out}; at {pattern!r} there are {count} places" if count > len(found) else ""
+    blocks = len(places.blocks())
+    other, count = ("blocks", blocks) if at == "stages" and blocks else places.pattern()
+    return f"{at!r} leaves out {left_out}; at {other!r} there are {count} places" if count > len(found) else ""
 
 
 def _built(builder: Callable[..., nn.Module], channels: int, kwargs: dict[str, Any], start: Start) -> nn.Module:
