@@ -47,6 +47,17 @@ def test_a_verdict_on_folders_is_that_on_their_table(whatwhere, detect, tmp_path
     assert told["judgement"]["arms"][0]["num_pairs"] == 6
 
 
+def test_the_baseline_must_be_named_or_known_by_its_name(whatwhere, tmp_path, refused_command):
+    for arm in ("cbam", "se"):
+        for seed in range(2):
+            ultralytics_run(tmp_path / "runs" / f"{arm}-{seed}", arm, seed)
+    options = ("verdict", tmp_path / "runs", "--metric", MAP)
+    refused_command(*options)
+    status, out, _ = whatwhere(*options, "--baseline", "se")
+    assert status == 0
+    assert "minus that of se" in out
+
+
 def test_a_wide_table_and_columns_by_name(whatwhere, tmp_path):
     rows = "".join(f"{seed},0.{500 + seed},0.{520 + 3 * seed % 7}\n" for seed in range(6))
     (tmp_path / "wide.csv").write_text("seed,none,cbam\n" + rows)

@@ -87,7 +87,10 @@ def verdict_command(
             check_integer(name, pairs, least=LEAST_PAIRS, most=MOST_SEEDS)
     if test_images is not None:
         check_integer("--test-images", test_images)
-    figures = collect(results, reading).results
+    collected = collect(results, reading)
+    figures = collected.results
+    if baseline is None and len(set(collected.paths.values())) > 1:
+        _check_baseline(figures.arms)
     page = Path(out) if out else _page_beside(results)
     record_path = _checked_targets(page, results)
     terms = {
@@ -104,6 +107,15 @@ def verdict_command(
     content = figures_content(judgement, figures, title, changes)
     write_json(Path(os.path.realpath(record_path)), content.to_dict())
     show_comparison(content, page, json)
+
+
+def _check_baseline(arms: list[str]) -> None:
+    """Raise UserError unless an arm is the baseline by its name; runs in folders have no first arm, as a table has."""
+    from ..base.words import few
+    from ..statistics.verdict import BASELINES, default_baseline
+
+    if default_baseline(arms).lower() not in BASELINES and len(arms) > 1:
+        raise UserError(f"no arm is called none or baseline; give the one to compare with, --baseline: {few(arms, 10)}")
 
 
 def _page_beside(results: list[Path]) -> Path:

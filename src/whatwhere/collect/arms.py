@@ -155,15 +155,18 @@ def _seed_key(runs: Sequence[Run], reading: Reading) -> str:
     return possible[0]
 
 
-def _varying(runs: Sequence[Run]) -> list[str]:
-    """Return the settings that differ between runs with one seed; between all runs where no two have one seed."""
+def _pairs(runs: Sequence[Run]) -> list[list[dict[str, str]]]:
+    """Return the settings of the runs with each seed; all runs as one group where no two have one seed."""
     groups = defaultdict(list)
     for run in runs:
         groups[run.seed].append(run.settings)
-    of_pairs = [group for group in groups.values() if len(group) > 1] or [[run.settings for run in runs]]
-    return [
-        key for key in _all_keys(runs) if any(len({one.get(key, NOT_SET) for one in group}) > 1 for group in of_pairs)
-    ]
+    return [group for group in groups.values() if len(group) > 1] or [[run.settings for run in runs]]
+
+
+def _varying(runs: Sequence[Run]) -> list[str]:
+    """Return the settings that differ between runs with one seed."""
+    pairs = _pairs(runs)
+    return [key for key in _all_keys(runs) if any(len({one.get(key, NOT_SET) for one in group}) > 1 for group in pairs)]
 
 
 def _group(key: str) -> str:
@@ -203,8 +206,9 @@ def _arm_keys(runs: Sequence[Run], varying: list[str], reading: Reading) -> list
 
 
 def _values(runs: Sequence[Run], key: str) -> str:
-    values = dict.fromkeys(run.settings.get(key, NOT_SET) for run in runs)
-    return few([short(value, 30) or NOT_SET for value in values], 3)
+    """Return the values of a setting in runs with one seed."""
+    pairs = (dict.fromkeys(one.get(key, NOT_SET) for one in group) for group in _pairs(runs))
+    return few([short(value, 30) or NOT_SET for value in next(values for values in pairs if len(values) > 1)], 3)
 
 
 def _labels(runs: Sequence[Run], keys: list[str]) -> list[str]:

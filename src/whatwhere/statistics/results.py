@@ -1,4 +1,4 @@
-"""Figures by arm and seed, from runs or from a CSV."""
+"""Figures by arm and seed."""
 
 from __future__ import annotations
 

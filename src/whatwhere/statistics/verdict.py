@@ -24,6 +24,8 @@ _Name = Annotated[str, Meta(min_length=1)]
 _Figures = tuple[Annotated[float, Meta(ge=-1e100, le=1e100)], ...]
 _Count = Annotated[int, Meta(ge=0, le=MOST_SEEDS)]
 
+BASELINES = ("none", "baseline")  # names of the arm that the others are compared with
+
 __all__ = ["HELPS", "HURTS", "SAME", "UNKNOWN", "ArmVerdict", "Judgement", "judge"]
 
 
@@ -296,7 +298,7 @@ def _baseline(results: Results, given: str | None) -> str:
 
 def default_baseline(arms: Sequence[str]) -> str:
     """Return the arm called none or baseline, else the first."""
-    return next((arm for arm in arms if arm.lower() in ("none", "baseline")), arms[0])
+    return next((arm for arm in arms if arm.lower() in BASELINES), arms[0])
 
 
 def _two_scales(results: Results, name: str) -> str:
