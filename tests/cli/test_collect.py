@@ -56,6 +56,11 @@ def test_the_baseline_must_be_named_or_known_by_its_name(whatwhere, tmp_path, re
     status, out, _ = whatwhere(*options, "--baseline", "se")
     assert status == 0
     assert "minus that of se" in out
+    # nor is the first arm of a collected table the one that the user put first
+    table = tmp_path / "results.csv"
+    status, out, _ = whatwhere("collect", tmp_path / "runs", "--metric", MAP, "--out", table)
+    assert out.endswith(f"--metric '{MAP}' --baseline ARM\n")
+    refused_command("verdict", table, "--metric", MAP)
 
 
 def test_a_wide_table_and_columns_by_name(whatwhere, tmp_path):

@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import io
 import json
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from run_folders import accuracy, lightning_run, timm_run, ultralytics_run
+from whatwhere import UserError
 from whatwhere.collect.collect import collect, is_collected
 from whatwhere.experiment import judge, read_results
 from whatwhere.statistics.columns import Reading
@@ -438,6 +440,61 @@ def test_a_table_that_collect_wrote_is_known(detect, tmp_path):
     path.write_text(collect([detect]).to_csv())
     assert is_collected(path)
     assert not is_collected(detect / "cbam-0" / "results.csv")
+
+
+LINES = [
+    "",
+    "epoch,acc",
+    "epoch,step,acc",
+    "1,0.5",
+    "2,0.6",
+    "2,nan",
+    "1,2,3",
+    "seed: 0",
+    "task: detect",
+    "mode: train",
+    "epochs: 2",
+    "attention: cbam",
+    "a: &a [*a]",
+    "- 1",
+    "{",
+    '{"format": 1, "attention": []}',
+    '{"config": {}',
+    '"data_fingerprint": "1"}',
+    "\x00",
+    "é",
+    "arm,seed,acc",
+    "none,0,0.5",
+    "seed,none,cbam",
+    "model: x",
+    "opt: y",
+    "sched: z",
+    "",
+]
+FILES = ("args.yaml", "results.csv", "summary.csv", "metrics.csv", "hparams.yaml", "run.json", "result.json")
+
+
+@settings(max_examples=150)
+@given(
+    st.lists(
+        st.dictionaries(
+            st.sampled_from([*FILES, "attention.json"]), st.lists(st.sampled_from(LINES), max_size=5), max_size=4
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    st.sampled_from([b"\n", b"\r\n", b""]),
+    st.sampled_from([None, "acc"]),
+    st.sampled_from([None, "best"]),
+)
+def test_whatever_stands_in_the_files_the_answer_is_a_sentence_or_a_table(folders, end, metric, epoch):
+    with tempfile.TemporaryDirectory() as folder:
+        for number, files in enumerate(folders):
+            (Path(folder) / str(number)).mkdir()
+            for name, lines in files.items():
+                (Path(folder) / str(number) / name).write_bytes(end.join(line.encode("latin-1") for line in lines))
+        with contextlib.suppress(UserError):
+            collect([Path(folder)], Reading(metric=metric, epoch=epoch)).to_csv()
 
 
 @settings(max_examples=15)

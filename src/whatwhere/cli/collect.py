@@ -93,6 +93,7 @@ def collect_command(
     from ..base.tables import Table, rich_tables, show
     from ..base.words import counted, few
     from ..collect.collect import collect
+    from ..statistics.verdict import BASELINES, default_baseline
 
     table = _checked_table(out)
     collected = collect(
@@ -123,9 +124,10 @@ def collect_command(
     title = f"{counted(sum(len(results.runs(arm)) for arm in results.arms), 'run')} in {table}"
     note = "\n".join(note[0].upper() + note[1:] + "." for note in results.notes)
     show(rich_tables([Table(title, ("arm", "seeds", "missing", "runs"), rows, num_text_columns=3, note=note)]))
-    chosen = metric or (results.metrics[0] if len(results.metrics) == 1 else "NAME")
+    judged = metric or (results.metrics[0] if len(results.metrics) == 1 else "NAME")
     show(f"Figures: {few(results.metrics, 12)}")
-    show(f"Next: whatwhere verdict {table} --metric '{chosen}'")
+    is_known = default_baseline(results.arms).lower() in BASELINES
+    show(f"Next: whatwhere verdict {table} --metric '{judged}'{'' if is_known else ' --baseline ARM'}")
 
 
 def _checked_table(out: str) -> Path:
@@ -137,7 +139,7 @@ def _checked_table(out: str) -> Path:
     if not path.name or "\0" in out:
         raise UserError(f"--out {'holds a null character' if path.name else 'is empty'}; give the file of the table")
     with writing(path):
-        if path.is_dir() or (path.exists() and not (path.is_file() and is_collected(path))):
+        if path.is_dir() or (path.exists() and not is_collected(path)):
             raise UserError(
                 f"--out {out!r} is there already, and is no table of `whatwhere collect`; give another file"
             )

@@ -64,7 +64,7 @@ def verdict_command(
 ) -> None:
     """The same verdict for trainings that whatwhere does not run, from their folders or a table of their figures."""
     from ..base.files import write_json
-    from ..collect.collect import collect
+    from ..collect.collect import collect, is_collected
     from ..comparison.content import figures_content
     from ..statistics.history import judge_again, read_record
     from ..statistics.looks import LEAST_PAIRS, MOST_SEEDS
@@ -89,7 +89,7 @@ def verdict_command(
         check_integer("--test-images", test_images)
     collected = collect(results, reading)
     figures = collected.results
-    if baseline is None and len(set(collected.paths.values())) > 1:
+    if baseline is None and (len(set(collected.paths.values())) > 1 or is_collected(results[0])):
         _check_baseline(figures.arms)
     page = Path(out) if out else _page_beside(results)
     record_path = _checked_targets(page, results)
@@ -110,7 +110,7 @@ def verdict_command(
 
 
 def _check_baseline(arms: list[str]) -> None:
-    """Raise UserError unless an arm is the baseline by its name; runs in folders have no first arm, as a table has."""
+    """Raise UserError unless an arm is the baseline by its name: runs in folders have no first arm."""
     from ..base.words import few
     from ..statistics.verdict import BASELINES, default_baseline
 

@@ -72,6 +72,8 @@ class Collected:
 
 def is_collected(path: Path) -> bool:
     """Return whether a file is a table that `Collected.to_csv` wrote."""
+    if not path.is_file():
+        return False
     with open(path, "rb") as file:
         head = file.readline(100_000).strip().split(b",")
     return head[:2] == [ARM.encode(), SEED.encode()] and head[-1] == _FOLDER.encode()
