@@ -117,6 +117,7 @@ def leave(): raise SystemExit(3)
 def nothing(): ...
 def many(**options): return LeNet(**options)
 built = LeNet()
+linear = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
 number = 3
 """
 
@@ -161,6 +162,8 @@ def test_a_detector_of_the_user_is_measured_in_evaluation_mode(whatwhere, own_ne
 def test_summary_takes_the_same_networks(whatwhere, own_networks):
     status, out, _ = whatwhere("summary", "own_networks:LeNet")
     assert (status, out.startswith("own_networks:LeNet, input 1x1x28x28")) == (0, True)
+    status, out, _ = whatwhere("summary", "own_networks:linear")
+    assert (status, out.startswith("own_networks:linear, input 1x3x224x224")) == (0, True)
     arguments = (
         "own_networks:build",
         "--attention",
@@ -192,6 +195,7 @@ def test_summary_takes_the_same_networks(whatwhere, own_networks):
         ("own_networks:leave",),
         ("own_networks:nothing",),
         ("own_networks:number",),
+        ("own_networks:linear",),
         ("own_networks:LeNet",),
         ("own_networks:LeNet", "--input", "1x64x64"),
         ("own_networks:Detector", "--input", "3x64x64", "--attention-kwargs", "{r: 1}"),

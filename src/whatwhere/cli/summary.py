@@ -143,11 +143,12 @@ def input_size_of(network: nn.Module, name: str) -> tuple[int, ...]:
     Code of the user may take images of another size than usual: the first size with which it runs.
     """
     from ..base.modules import tensors_in
-    from ..insert.flow import record_example
+    from ..insert.flow import CONVOLUTIONS, record_example
     from ..networks.foreign import USUAL_INPUT_SIZE, is_code, usual_input_size
 
     size = usual_input_size(network)
-    if not is_code(name) or size != USUAL_INPUT_SIZE:
+    is_convolutional = any(isinstance(module, CONVOLUTIONS) for module in network.modules())
+    if not is_code(name) or size != USUAL_INPUT_SIZE or not is_convolutional:
         return size
     flow = record_example(network, advice="give --input CxHxW, or call attend(model, ..., example=...) in Python")
     return tuple(tensors_in(flow.arguments)[0].shape[-3:])
