@@ -5,7 +5,9 @@ import weakref
 
 import pytest
 import torch
+import torchvision
 from torch import nn
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from small_networks import SUMS, Block, Network, images, same
 from whatwhere import UserError, create_model
@@ -149,3 +151,16 @@ def test_features_are_not_kept_while_a_network_is_followed():
     model = Network(*(Watched(torch.add) for _ in range(20)))
     assert len(plan(model, "se", example=images(8)).places) == 20
     assert most <= 2
+
+
+def test_a_module_that_hands_on_what_others_computed_hosts_no_attention():
+    """A feature pyramid's extra block returns all features of the pyramid beside its own."""
+    pyramid = torchvision.ops.FeaturePyramidNetwork([3, 3], 8, extra_blocks=LastLevelMaxPool()).eval()
+    features = {"fine": images(16), "coarse": images(8)}
+    before = pyramid(features)
+    attend(pyramid, "se", at="layer_blocks.?", start="paper", example=(features,), seed=0)
+    after = pyramid(features)
+    for number, level in enumerate(features):
+        gated = pyramid.layer_blocks[number][0].attention(before[level])
+        assert not torch.equal(gated, before[level])
+        torch.testing.assert_close(after[level], gated)

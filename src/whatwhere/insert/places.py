@@ -259,12 +259,15 @@ class Places:
 
         A part that is taken out of the network then takes its attention along.
         """
-        inside = [
+        later = self.flow.calls[self.flow.calls.index(call) + 1 :]
+        # calls stand in the order in which they began: those inside `call` follow it, on deeper levels
+        inside = [call, *itertools.takewhile(lambda inner: inner.level > call.level, later)]
+        hosts = [
             inner
-            for inner in node.returned_by
-            if self._can_host(inner) and not isinstance(inner.module, _CONTAINERS) and inner.level >= call.level
+            for inner in inside
+            if inner in node.returned_by and self._can_host(inner) and not isinstance(inner.module, _CONTAINERS)
         ]
-        return min(inside, key=lambda inner: inner.level, default=call)
+        return min(hosts, key=lambda inner: inner.level, default=call)
 
     def _cuts(self) -> Iterator[Node]:
         """Yield the tensors that everything computed from the input passes through."""
