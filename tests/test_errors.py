@@ -374,6 +374,8 @@ COMMANDS = {
     "an option": lambda folder, name: ("train", folder, f"--{name}"),
     "a command": lambda folder, name: (name,),
     "a network": lambda folder, name: ("summary", name),
+    "a network's code": lambda folder, name: ("attend", f"{name}:build"),
+    "a network's file": lambda folder, name: ("attend", f"{name}.yaml"),
     "a size": lambda folder, name: ("summary", "resnet18", "--input", name),
     "arms": lambda folder, name: ("compare", folder, "--attention", name),
     "processes": lambda folder, name: ("compare", folder, "--attention", "none,se", "--processes", "9" * 4_000),
