@@ -152,6 +152,10 @@ def test_a_broken_run_that_was_trained_again_is_left_out(detect):
     results = collect([detect], Reading(metric=MAP)).results
     assert list(results.values("cbam", MAP)) == ["0", "1", "2"]
     assert f"missing runs that were trained again: {broken}" in results.notes
+    # two broken ones are one missing run
+    (detect / "cbam-2" / "results.csv").unlink()
+    results = collect([detect], Reading(metric=MAP)).results
+    assert results.runs("cbam")["2"] == {}
 
 
 def test_two_runs_of_one_arm_with_one_seed_are_refused(detect, refused):
@@ -250,10 +254,12 @@ def test_an_attention_in_two_ways_gives_two_arms(tmp_path):
         content["attention"][0]["at"] = at
         (folder / "attention.json").write_text(json.dumps(content))
     ultralytics_run(tmp_path / "plain", "none", 0)
+    short = ultralytics_run(tmp_path / "short", "eca", 0)
+    (short / "attention.json").write_text('{"format": 1, "attention": [{"attention": "eca"}]}')
     two = ultralytics_run(tmp_path / "two", "se", 0)
     content["attention"] += [{"attention": "eca", "at": ["model.2", "model.4"]}]
     (two / "attention.json").write_text(json.dumps(content))
-    assert collect([tmp_path]).results.arms == ["cbam (at=blocks)", "none", "cbam (at=stages)", "cbam+eca"]
+    assert collect([tmp_path]).results.arms == ["cbam (at=blocks)", "none", "eca", "cbam (at=stages)", "cbam+eca"]
 
 
 @pytest.mark.parametrize(
@@ -426,6 +432,15 @@ def test_a_folder_of_csv_files(tmp_path):
     assert collected.results.notes == [LAST]
     best = collect([tmp_path], Reading(arm_from="{arm}_{seed}", metric="val_acc", epoch="best")).results
     assert best.values("none", "val_acc")["0"] == max(accuracy("none", 0, epoch) for epoch in range(4))
+
+
+def test_csv_files_without_lines_are_missing_runs(tmp_path):
+    for name, text in (("a_0", "epoch,acc\n0,0.5\n1,0.6\n"), ("b_0", "epoch,acc\n"), ("b_1", "")):
+        (tmp_path / f"{name}.csv").write_text(text)
+    results = collect([tmp_path], Reading(arm_from="{arm}_{seed}", metric="acc")).results
+    assert results.runs("b") == {"0": {}, "1": {}}
+    assert results.runs("a") == {"0": {"acc": 0.6}}
+    assert sum("has no lines: its run counts as missing" in note for note in results.notes) == 2
 
 
 def test_csv_files_that_end_at_different_epochs_are_refused(tmp_path, refused):

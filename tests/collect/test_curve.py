@@ -50,6 +50,11 @@ def test_a_figure_that_is_not_finite_is_the_last_one(csv):
     assert read_curve(csv("epoch,acc\n1,inf\n"), "acc").best == {}
 
 
+def test_epochs_that_a_resumed_training_repeats_count_once(csv):
+    curve = read_curve(csv("epoch,acc\n0,0.5\n1,0.6\n2,0.7\n1,0.65\n2,0.66\n"))
+    assert (curve.last, curve.epochs) == ({"acc": 0.66}, {0, 1, 2})
+
+
 @pytest.mark.parametrize("text", ["", "epoch,acc\n"])
 def test_no_epoch_is_no_figure(csv, text):
     assert not read_curve(csv(text)).epochs
@@ -65,9 +70,10 @@ def test_no_epoch_is_no_figure(csv, text):
         "epoch,acc\n,0.5\n",
         "epoch,acc\n-1,0.5\n",
         "epoch,acc\none,0.5\n",
+        "epoch,acc\n1,0.5\n2,0.6\n1,0.4\n",
         "epoch,acc\n1," + "0" * 200_000 + "\n",
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_what_is_no_csv_of_epochs_is_refused(csv, text, refused):
     with refused():
@@ -90,7 +96,7 @@ def test_other_encodings_and_no_file(csv, tmp_path, refused):
 def test_memory_does_not_grow_with_the_table(csv):
     import tracemalloc
 
-    rows = "".join(f"{epoch % 1000},0.{epoch % 997:03d},{epoch}.5\n" for epoch in range(100_000))
+    rows = "".join(f"{row // 100},0.{row % 997:03d},{row}.5\n" for row in range(100_000))
     path = csv(f"epoch,acc,loss\n{rows}")
     tracemalloc.start()
     curve = read_curve(path, "acc")

@@ -163,7 +163,7 @@ def _collect_runs(folders: Mapping[Path, Program], reading: Reading) -> Collecte
     elif not program.chooses_epoch:
         notes.append(LAST)
     for run in runs:
-        if run in again:
+        if run in again or (run.fault and (run.arm, run.seed) in collected.paths):
             continue
         curve = run.curve
         at_best = bool(metric) or program.chooses_epoch

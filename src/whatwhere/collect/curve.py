@@ -50,7 +50,7 @@ def read_curve(path: Path, best_by: str = "", *, lower_is_better: bool = False) 
         UserError: The file cannot be read, or is no CSV of numbers with a line for each epoch.
     """
     curve, highest = Curve(), dict[str, float]()
-    texts: set[str] = set()
+    texts, before = set[str](), 0.0
     rows = _rows(path)
     _, curve.head = next(rows, (0, []))
     counted = next((name for name in ("epoch", "step") if name in curve.head), None)
@@ -64,14 +64,20 @@ def read_curve(path: Path, best_by: str = "", *, lower_is_better: bool = False) 
         figures = {name: value for name, value in row.items() if is_figure(name)}
         curve.last.update(figures)
         if not all(name.startswith("test") for name in figures):
+            if at == min(curve.epochs, default=at) < before:
+                raise UserError(
+                    f"line {line} of {str(path)!r} begins again with {counted} {at:g}, after {before:g}; take out the "
+                    "lines of the other training"
+                )
+            before = at
             curve.epochs.add(int(at))
         for name, value in figures.items():
             if value > highest.get(name, -math.inf):
                 highest[name], curve.peaks[name] = value, int(at)
         value = row.get(best_by, math.nan)
         if math.isfinite(value):
-            before = curve.best.get(best_by)
-            if before is None or (value < before if lower_is_better else value > before):
+            best = curve.best.get(best_by)
+            if best is None or (value < best if lower_is_better else value > best):
                 curve.best, curve.best_epoch = figures, int(at)
     if curve.best:
         # a test after the training has one figure

@@ -76,12 +76,12 @@ def _folders(path: Path) -> Iterator[tuple[Path, set[str], Program | None]]:
 
     try:
         is_file, is_there = path.is_file(), path.exists()
+        names = set(os.listdir(path.parent)) if is_file else set()
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise UserError(f"cannot read {str(path)!r}: {error}") from error
+        raise UserError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
     if not is_there:
         raise UserError(f"there is no {str(path)!r}; give folders of runs, or a CSV")
     if is_file:
-        names = set(os.listdir(path.parent))
         of_runs = {program.table for program in PROGRAMS}
         yield path.parent, names, _program(path.parent, names) if path.name in of_runs else None
         return
@@ -93,4 +93,7 @@ def _folders(path: Path) -> Iterator[tuple[Path, set[str], Program | None]]:
 
 
 def _program(folder: Path, names: set[str]) -> Program | None:
-    return next((program for program in PROGRAMS if program.is_run(folder, names)), None)
+    try:
+        return next((program for program in PROGRAMS if program.is_run(folder, names)), None)
+    except OSError as error:
+        raise UserError(f"cannot read {str(error.filename)!r}: {error.strerror or error}") from error

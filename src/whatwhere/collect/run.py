@@ -10,7 +10,7 @@ from .curve import Curve, read_curve
 from .settings import read_settings
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """A run.
 

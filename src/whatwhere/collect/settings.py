@@ -36,11 +36,8 @@ def read_settings(path: Path) -> dict[str, str]:
 
 def has_settings(path: Path, *settings: str) -> bool:
     """Return whether lines of a YAML file begin with these settings, without reading it as YAML."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_MOST_BYTES)
-    except OSError as error:
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    with open(path, "rb") as file:
+        content = file.read(_MOST_BYTES)
     return all(re.search(rf"^{re.escape(text)}\b".encode(), content, re.MULTILINE) for text in settings)
 
 

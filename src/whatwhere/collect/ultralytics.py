@@ -74,7 +74,8 @@ def _attention(path: Path) -> dict[str, str]:
         raise UserError(f"{str(path)!r} does not tell the attention of its run: {cause(error)}") from error
     names = "+".join(part["attention"] for part in content.attention)
     options = [{key: part[key] for key in part if key != "attention"} for part in content.attention]
-    return {"attention": names or NOT_SET, **flat({"attention": options[0] if len(options) == 1 else options}, path)}
+    settings = flat({"attention": options[0] if len(options) == 1 else options}, path)
+    return dict(sorted({**settings, "attention": names or NOT_SET}.items()))  # the name first
 
 
 PROGRAM = Program("Ultralytics", _TABLE, _is_run, _read, _IGNORED)

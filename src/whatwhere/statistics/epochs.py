@@ -62,6 +62,9 @@ def one_a_run(rows: Sequence[Row], reading: Reading, notes: list[str]) -> list[R
     metric, lower = best_by(reading)
     taken, ends = [], {}
     for (arm, seed), group in runs.items():
+        if len(group) == 1 and group[0].epoch is None:  # a table without lines
+            taken += group
+            continue
         merged = _by_epoch(group)
         ends[f"{arm}, seed {seed}"] = merged[-1].epoch or 0.0
         scored = [

@@ -86,7 +86,11 @@ def read_rows(
     `arm` and `seed` are those of all lines, where the path of the file tells; `as_written` is `may_be_empty` of
     `read_results`.
     """
-    delimiter, head, lines = _read(path)
+    is_run = arm is not None and seed is not None
+    delimiter, head, lines = _read(path, may_be_empty=is_run)
+    if not lines and is_run:
+        notes.append(f"{short(str(path))} has no lines: its run counts as missing")
+        return [Row(str(arm), str(seed), path, 0, None, {})]
     roles = find_roles(head, lines, path, reading, needs_arm=arm is None, needs_seed=seed is None)
     if as_written:
         roles = Roles(roles.arm, roles.seed)
@@ -138,7 +142,7 @@ def add_row(results: Results, row: Row) -> None:
         raise UserError(f"{where}: {error}") from error
 
 
-def _read(path: Path) -> tuple[str, list[str], list[Line]]:
+def _read(path: Path, *, may_be_empty: bool) -> tuple[str, list[str], list[Line]]:
     """Return the delimiter, the head and the lines of a table."""
     with contextlib.suppress(OSError, ValueError):
         if (size := path.stat().st_size) > _MOST_BYTES:
@@ -147,11 +151,11 @@ def _read(path: Path) -> tuple[str, list[str], list[Line]]:
                 f"{_MOST_BYTES // 2**20}: keep the columns and the epochs that count"
             )
     delimiter, rows = read_csv(path, strict=True)
-    if not rows:
+    if not rows and not may_be_empty:
         raise UserError(
             f"{str(path)!r} has no lines; it needs a head such as arm,seed,accuracy and a line for each run"
         )
-    (_, head), *lines = rows
+    (_, head), *lines = rows or [(0, [])]
     head = [printable(name.strip()) for name in head]
     twice = next((name for name in head if name and head.count(name) > 1), None)
     if twice is not None:
