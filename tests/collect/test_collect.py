@@ -262,6 +262,16 @@ def test_an_attention_in_two_ways_gives_two_arms(tmp_path):
     assert collect([tmp_path]).results.arms == ["cbam (at=blocks)", "none", "eca", "cbam (at=stages)", "cbam+eca"]
 
 
+def test_an_attention_in_two_forms(tmp_path):
+    for form in ("paper", "ultralytics"):
+        folder = ultralytics_run(tmp_path / form, "cbam", 0)
+        kwargs = {} if form == "paper" else {"form": form}
+        content = json.loads((folder / "attention.json").read_text())
+        content["attention"][0]["attention_kwargs"] = kwargs
+        (folder / "attention.json").write_text(json.dumps(content))
+    assert collect([tmp_path]).results.arms == ["cbam", "cbam (form=ultralytics)"]
+
+
 @pytest.mark.parametrize(
     "text", ["", "{}", "[]", '{"format": 2, "attention": []}', '{"format": 1, "attention": [{"at": "blocks"}]}']
 )
@@ -339,6 +349,19 @@ def lightning_rows(value, epochs=3):
         )),
         {"epoch": epochs, "step": 10 * epochs, "test_acc": value - 0.02},
     ]  # fmt: skip
+
+
+def test_only_an_attention_that_is_not_there_is_called_none(tmp_path):
+    for number, augmentation in enumerate((None, "randaug")):
+        timm_run(tmp_path / "aug" / str(number), {"aa": augmentation}, [50.0])
+    assert collect([tmp_path / "aug"]).results.arms == ["aa=none", "randaug"]
+    for number, form in enumerate(({}, {"form": "timm"})):
+        shutil.copytree(OLD_RUNS / "cbam" / "seed-0", tmp_path / "own" / str(number))
+        path = tmp_path / "own" / str(number) / "run.json"
+        content = json.loads(path.read_text())
+        content["config"]["attention_kwargs"] = form
+        path.write_text(json.dumps(content))
+    assert collect([tmp_path / "own"]).results.arms == ["form=none", "timm"]
 
 
 def test_runs_of_lightning(tmp_path):
@@ -514,7 +537,7 @@ def test_whatever_stands_in_the_files_the_answer_is_a_sentence_or_a_table(folder
 
 @settings(max_examples=15)
 @given(
-    st.lists(st.sampled_from(["none", "se", "cbam", "eca"]), min_size=2, max_size=3, unique=True),
+    st.lists(st.sampled_from(["plain", "se", "cbam", "eca"]), min_size=2, max_size=3, unique=True),
     st.lists(st.integers(0, 10**6), min_size=6, max_size=7, unique=True),
     st.randoms(use_true_random=False),
 )

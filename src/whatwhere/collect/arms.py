@@ -17,6 +17,9 @@ _SEEDS = ("seed", "random_seed", "random_state", "manual_seed", "seed_everything
 ATTENTION = "attention"
 _ATTENTION = re.compile(r"attention(_kwargs)?(\..*)?")  # the name of an attention and its options are one setting
 
+_CALLED_ATTENTION = re.compile("attention|attn", re.IGNORECASE)
+_NUMBER = re.compile(r"[\d.e+-]+|true|false")
+
 
 class Pattern:
     """Where the names of arm and seed stand in a path: `{arm}-{seed}`, `{arm}/version_{seed}`, `seed{seed}/*`.
@@ -186,13 +189,13 @@ def _arm_keys(runs: Sequence[Run], varying: list[str], reading: Reading) -> list
         found = [key for key in keys if asked in (key, _group(key)) or key.startswith(f"{asked}.")]
         if not found:
             raise UserError(f"no run has a setting {brief(asked)}{suggest(asked, keys)}; name another as --arm-column")
-        return sorted(key for key in found if key in varying) or found
+        return _with_name(sorted(key for key in found if key in varying) or found, runs)
     groups = defaultdict(list)
     for key in varying:
         if not _is_named(key, reading.may_differ):
             groups[_group(key)].append(key)
     if len(groups) == 1:
-        return sorted(next(iter(groups.values())))
+        return _with_name(sorted(next(iter(groups.values()))), runs)
     if not groups:
         raise UserError(
             f"{counted(len(runs), 'run')} and no setting that differs but the seed: this is one arm; give the runs of "
@@ -205,6 +208,12 @@ def _arm_keys(runs: Sequence[Run], varying: list[str], reading: Reading) -> list
     )
 
 
+def _with_name(keys: list[str], runs: Sequence[Run]) -> list[str]:
+    """Return the settings of an arm; before options of an attention its name, though all may have the same."""
+    is_option = _group(keys[0]) == ATTENTION and ATTENTION not in keys
+    return [ATTENTION, *keys] if is_option and any(run.settings.get(ATTENTION) for run in runs) else keys
+
+
 def _values(runs: Sequence[Run], key: str) -> str:
     """Return the values of a setting in runs with one seed."""
     pairs = (dict.fromkeys(one.get(key, NOT_SET) for one in group) for group in _pairs(runs))
@@ -214,20 +223,23 @@ def _values(runs: Sequence[Run], key: str) -> str:
 def _labels(runs: Sequence[Run], keys: list[str]) -> list[str]:
     """Return the value of the first setting as the name of each arm; with the others that differ, where two are one."""
     values = [tuple(run.settings.get(key, NOT_SET) or NOT_SET for key in keys) for run in runs]
-    ends = {value: Path(value[0]).name or value[0] for value in values}
-    # the paths of two models may end alike
-    firsts = {value[0] for value in values}
-    short_names = ends if len(set(ends.values())) >= len(firsts) else {value: value[0] for value in values}
-    number = re.compile(r"[\d.e+-]+|true|false")
-    if all(number.fullmatch(value[0]) or value[0] == NOT_SET for value in values):
-        last = keys[0].rpartition(".")[2]
-        short_names = {value: f"{last}={value[0]}" for value in values}
+    firsts = dict.fromkeys(value[0] for value in values)
+    last = keys[0].rpartition(".")[2]
+    names = {first: Path(first).name or first for first in firsts}
+    if len(set(names.values())) < len(names):  # the paths of two models may end alike
+        names = {first: first for first in firsts}
+    # "none" is the name of a baseline: only an attention that is not there is one
+    is_number = all(_NUMBER.fullmatch(first) for first in firsts if first != NOT_SET)
+    if is_number or not _CALLED_ATTENTION.search(last):
+        names |= {first: f"{last}={first}" for first in firsts if is_number or first == NOT_SET}
     labels = []
     for value in values:
-        alike = [other for other in ends if short_names[other] == short_names[value]]
+        alike = [other for other in values if other[0] == value[0]]
         differing = [index for index in range(1, len(keys)) if len({other[index] for other in alike}) > 1]
-        options = ", ".join(f"{keys[index].rpartition('.')[2]}={value[index]}" for index in differing)
-        labels.append(f"{short_names[value]} ({options})" if options else short_names[value])
+        options = ", ".join(
+            f"{keys[index].rpartition('.')[2]}={value[index]}" for index in differing if value[index] != NOT_SET
+        )
+        labels.append(f"{names[value[0]]} ({options})" if options else names[value[0]])
     return labels
 
 
