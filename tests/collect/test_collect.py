@@ -3,6 +3,7 @@ import csv
 import io
 import json
 import os
+import random
 import re
 import shutil
 import tempfile
@@ -85,6 +86,23 @@ def test_the_best_epoch_is_too_high_and_says_so(detect, tmp_path):
     assert read_results(tmp_path / "best.csv").notes == [CHOSEN]
     lower = collect([detect], Reading(metric="train/box_loss", epoch="best", lower_is_better=True))
     assert set(lower.results.values("none", MAP).values()) == {0.6}
+
+
+def test_the_best_epoch_can_show_a_gain_where_there_is_none(tmp_path):
+    """Both arms have one mean; cbam's figures vary five times as much from epoch to epoch."""
+
+    def figures(arm, seed, epoch):
+        noise = random.Random(f"{arm}{seed}{epoch}").gauss(0, 0.004 if arm == "none" else 0.02)
+        return 0.5 + 0.01 * (seed % 5) + noise
+
+    for arm in ("none", "cbam"):
+        for seed in range(12):
+            ultralytics_run(tmp_path / f"{arm}-{seed}", arm, seed, epochs=30, figures=figures)
+    verdicts = []
+    for epoch in ("last", "best"):
+        (arm,) = judge(collect([tmp_path], Reading(metric=MAP, epoch=epoch)).results, metric=MAP).arms
+        verdicts.append((arm.verdict, round(arm.mean_difference, 1)))
+    assert verdicts == [("cannot tell yet", -0.4), ("helps", 2.8)]
 
 
 def test_the_best_epoch_needs_a_figure_and_its_direction(detect, refused):
