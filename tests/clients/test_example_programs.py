@@ -1,6 +1,7 @@
 """examples/: each program from a process of its own, and its parts."""
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,10 @@ import torch
 from torch import nn
 
 from client import wanted
-from whatwhere import no_weight_decay
+from whatwhere import CBAM, attend, no_weight_decay
 
 FOLDER = Path(__file__).parents[2] / "examples"
+GUIDE = Path(__file__).parents[2] / "docs" / "detectors.md"
 CPU = torch.device("cpu")
 COUNTS = {"train": 8, "val": 0, "test": 8, "size": 64}
 
@@ -112,6 +114,15 @@ def test_detectors_of_a_pair_start_with_equal_outputs(detection, coco):
     plain, attentive, other = results
     assert all(map(torch.equal, plain, attentive))
     assert not torch.equal(plain[0], other[0])
+
+
+def test_the_other_place_that_the_guide_names(detection):
+    (code,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)
+    scope = {"attend": attend, "detector": detector(detection, "none"), "images": torch.zeros(1, 3, 64, 64)}
+    exec(compile(code, "detectors.md", "exec"), scope)
+    names = [name for name, module in scope["detector"].named_modules() if isinstance(module, CBAM)]
+    assert len(names) == 4
+    assert all(".fpn.layer_blocks." in name for name in names)
 
 
 # U-Net
