@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import inspect
+import io
 import sys
 from typing import Any
 
@@ -132,8 +133,8 @@ def _of_ultralytics(name: str, options: dict[str, Any]) -> nn.Module:
     if "://" in name:
         raise UserError(f"{brief(name)} is an address; download the file and give its path")
     try:
-        # its messages are no part of the result
-        with contextlib.redirect_stdout(sys.stderr), quiet():
+        # its messages are no part of the result, and at its first start it reports a new file of settings
+        with contextlib.redirect_stdout(io.StringIO()), quiet():
             from ultralytics import RTDETR, YOLO
             from ultralytics.nn.tasks import yaml_model_load
     except ModuleNotFoundError as error:
