@@ -25,6 +25,7 @@ from .attention.gate import Start
 from .base.errors import UserError
 from .base.files import write_json
 from .base.words import brief, few
+from .collect.ultralytics import HARDLY_BEGUN
 from .insert import attend, detach
 from .insert.attend import Replace
 from .insert.host import inserted_in
@@ -225,17 +226,36 @@ class _Attending(BaseTrainer):  # type: ignore[misc]  # Ultralytics has no types
     def set_model_attributes(self) -> None:
         """Check that attention is in the network that is trained, and write down what it is."""
         super().set_model_attributes()
-        attentions = _attentions(self.model)
-        if not attentions:
+        if not _attentions(self.model):
             raise UserError("the network that Ultralytics trains has no attention; this trainer cannot train it")
         if RANK in {-1, 0}:
-            content = {
-                "format": 1,
-                "attention": json.loads(json.dumps(_named(self.steps), default=str)),
-                "places": list(attentions),
-                "parameters": sum(p.numel() for module in attentions.values() for p in module.parameters()),
-            }
-            write_json(self.save_dir / "attention.json", content)
+            self._write(self.model, largest_mix=None)
+
+    def final_eval(self) -> None:
+        """Tell how far the attention has come, after Ultralytics' last evaluation."""
+        super().final_eval()
+        attentions = _attentions(self.ema.ema).values() if RANK in {-1, 0} else ()
+        mixes = [
+            float(p.abs().max()) for module in attentions for name, p in module.named_parameters() if name == "mix"
+        ]
+        if mixes:
+            self._write(self.ema.ema, largest_mix=max(mixes))
+            if max(mixes) < HARDLY_BEGUN:
+                LOGGER.warning(
+                    f"whatwhere: the attention has hardly begun: its mixing factors are at most {max(mixes):.2g}, "
+                    "where 0 is no attention. Train for more steps before you judge it"
+                )
+
+    def _write(self, model: nn.Module, *, largest_mix: float | None) -> None:
+        attentions = _attentions(model)
+        content = {
+            "format": 1,
+            "attention": json.loads(json.dumps(_named(self.steps), default=str)),
+            "places": list(attentions),
+            "parameters": sum(p.numel() for module in attentions.values() for p in module.parameters()),
+            "largest_mix": largest_mix,
+        }
+        write_json(self.save_dir / "attention.json", content)
 
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Return Ultralytics' optimizer, without weight decay on mixing factors and scales of the attention."""

@@ -117,7 +117,10 @@ def test_from_a_checkpoint_to_onnx(name, task, tmp_path, data):
     best = tmp_path / "run" / "weights" / "best.pt"
     trained = YOLO(best)
     assert sum(value != 0 for value in mixes(trained.model)) == len(mixes(trained.model)) == places
-    assert len(json.loads((tmp_path / "run" / "attention.json").read_text())["places"]) == places
+    written = json.loads((tmp_path / "run" / "attention.json").read_text())
+    assert len(written["places"]) == places
+    last = YOLO(tmp_path / "run" / "weights" / "last.pt")  # in float16
+    assert written["largest_mix"] == pytest.approx(max(map(abs, mixes(last.model))), rel=1e-3)
     expected = predicted(trained.model)
     saved = torch.load(best, weights_only=False)["model"].float()
     torch.testing.assert_close(predicted(saved), expected, rtol=0, atol=0)

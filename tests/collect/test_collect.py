@@ -290,6 +290,16 @@ def test_an_attention_in_two_forms(tmp_path):
     assert collect([tmp_path]).results.arms == ["cbam", "cbam (form=ultralytics)"]
 
 
+def test_attention_that_has_hardly_begun(detect):
+    for seed, largest in enumerate((None, 0.009, 0.3)):
+        path = detect / f"cbam-{seed}" / "attention.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "largest_mix": largest}))
+    (note,) = (note for note in collect([detect]).results.notes if "hardly begun" in note)
+    assert "cbam-1;" in note
+    assert "cbam-0" not in note
+    assert "cbam-2" not in note
+
+
 @pytest.mark.parametrize(
     "text", ["", "{}", "[]", '{"format": 2, "attention": []}', '{"format": 1, "attention": [{"at": "blocks"}]}']
 )

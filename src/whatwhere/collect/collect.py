@@ -196,6 +196,12 @@ def _find_faults(runs: Sequence[Run], program: Program, reading: Reading, notes:
         notes.append(f"runs that count as missing: {told}")
     if again:
         notes.append(f"missing runs that were trained again: {few([str(run.path) for run in again], 6)}")
+    idle = [str(run.path) for run in runs if not run.fault and run.has_hardly_begun]
+    if idle:
+        notes.append(
+            f"at the end the attention had hardly begun, as its mixing factors were near 0: {few(idle, 4)}; train for "
+            "more steps before you judge it"
+        )
     early = [run for run in runs if not run.fault and run.stopped_early and run.num_epochs < (run.epochs_asked or 0)]
     if early:
         ends = few([f"{short(str(run.path), 60)} ({counted(run.num_epochs, 'epoch')})" for run in early], 6)

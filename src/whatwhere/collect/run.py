@@ -21,6 +21,7 @@ class Run:
         epochs_asked: Epochs that it was to train; None where that is not known.
         num_epochs: Epochs that it trained.
         stopped_early: Whether its program ended it before `epochs_asked` on purpose.
+        has_hardly_begun: Whether its attention changes hardly anything at the end.
         is_chosen: Whether its epoch was chosen by the figures that it reports.
         fault: Why it has no figures that count, as part of a sentence; "" where it has some.
         notes: What else is odd about it, as sentences.
@@ -33,6 +34,7 @@ class Run:
     epochs_asked: int | None = None
     num_epochs: int = 0
     stopped_early: bool = False
+    has_hardly_begun: bool = False
     is_chosen: bool = False
     fault: str = ""
     notes: list[str] = field(default_factory=list)

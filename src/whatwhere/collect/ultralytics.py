@@ -14,6 +14,7 @@ from .run import Choice, Program, Run, run_with_csv, whole_number
 from .settings import NOT_SET, flat, has_settings
 
 _TABLE, _SETTINGS, _ATTENTION = "results.csv", "args.yaml", "attention.json"
+HARDLY_BEGUN = 0.05  # largest mixing factor, where the features differ by less than 5 % from those without attention
 _YOUNGER = 60  # seconds; a trainer writes the settings first, and a copy of a folder takes a while
 _IGNORED = frozenset(
     {"name", "project", "save_dir", "exist_ok", "save", "save_period", "save_json", "device", "workers", "cache"}
@@ -26,6 +27,7 @@ class _Attention(msgspec.Struct):
 
     format: int
     attention: str | list[dict[str, Any]]
+    largest_mix: float | None = None
 
 
 def _is_run(folder: Path, names: set[str]) -> bool:
@@ -34,7 +36,10 @@ def _is_run(folder: Path, names: set[str]) -> bool:
 
 def _read(folder: Path, choice: Choice) -> Run:
     run = run_with_csv(folder, _SETTINGS, _TABLE, choice)
-    run.settings |= _attention(folder / _ATTENTION)
+    attention = _attention(folder / _ATTENTION)
+    if attention is not None:
+        run.settings |= _settings_of(attention, folder / _ATTENTION)
+        run.has_hardly_begun = attention.largest_mix is not None and attention.largest_mix < HARDLY_BEGUN
     with contextlib.suppress(OSError):
         age = (folder / _SETTINGS).stat().st_mtime - (folder / _ATTENTION).stat().st_mtime
         if age > _YOUNGER:
@@ -58,20 +63,26 @@ def _read(folder: Path, choice: Choice) -> Run:
     return run
 
 
-def _attention(path: Path) -> dict[str, str]:
-    """Return the attention of a run as settings: its name or names, and its options."""
+def _attention(path: Path) -> _Attention | None:
+    """Return the attention of a run, if it has one."""
     if not path.is_file():
-        return {}
+        return None
     try:
         content = msgspec.json.decode(path.read_bytes(), type=_Attention)
         if content.format != 1:
             raise ValueError(f"format {content.format} is not known; a newer whatwhere wrote it")
-        if isinstance(content.attention, str):
-            return {"attention": content.attention}
-        if not all(isinstance(part.get("attention"), str) for part in content.attention):
+        parts = [] if isinstance(content.attention, str) else content.attention
+        if not all(isinstance(part.get("attention"), str) for part in parts):
             raise ValueError("an attention has no name")
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{str(path)!r} does not tell the attention of its run: {cause(error)}") from error
+    return content
+
+
+def _settings_of(content: _Attention, path: Path) -> dict[str, str]:
+    """Return the attention as settings: its name or names, and its options."""
+    if isinstance(content.attention, str):
+        return {"attention": content.attention}
     names = "+".join(part["attention"] for part in content.attention)
     options = [{key: part[key] for key in part if key != "attention"} for part in content.attention]
     settings = flat({"attention": options[0] if len(options) == 1 else options}, path)

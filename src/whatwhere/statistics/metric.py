@@ -151,7 +151,8 @@ def metric_for(name: str, values: Iterable[float], *, lower_is_better: bool = Fa
             raise UserError(f"{known.label} must be a share or a percentage, got {worst:g}")
         return replace(known, scale=1.0)
     label = name.replace("_", " ")
-    if lower_is_better or not values or min(values) < 0 or max(values) > 100:
+    has_no_end = _is_called(name, _UNBOUNDED, _UNBOUNDED_WORDS)  # a loss between 0 and 1 is no share
+    if lower_is_better or has_no_end or not values or min(values) < 0 or max(values) > 100:
         return Metric(name, label, higher_is_better=not lower_is_better)
     return Metric(name, label, 100 if max(values) <= 1 else 1, "points")
 
