@@ -8,6 +8,7 @@ network that is trained, after the pretrained weights were copied into it.
 from __future__ import annotations
 
 import base64
+import contextlib
 import copy
 import importlib
 import json
@@ -33,6 +34,7 @@ from .networks.factory import name_of
 from .networks.spec import is_import_path
 
 _MARK = "_attended_"
+_LONGEST = 100_000  # bytes of what the name of a class holds
 _OTHER_HEADS = {  # networks that a task's usual trainer cannot train: their last layer, and the trainer that can
     "RTDETRDecoder": "ultralytics.models.rtdetr.train.RTDETRTrainer",
     "WorldDetect": "ultralytics.models.yolo.world.WorldTrainer",
@@ -114,6 +116,8 @@ def _checked(attention: Any, options: dict[str, Any]) -> list[dict[str, Any]]:
     if not steps:
         raise UserError("the list of attentions is empty")
     for step in steps:
+        # the class stays as it is when the user changes the dict later
+        step["attention_kwargs"] = copy.deepcopy(step.get("attention_kwargs"))
         named = step["attention"]
         is_path = isinstance(named, str) and is_import_path(named)
         step["attention"] = attention_by_path(named) if is_path else attention_builder(named)
@@ -155,7 +159,7 @@ def _attending(base: type[BaseTrainer], steps: list[dict[str, Any]]) -> type[Bas
         # another process has another __main__
         if "__main__:" not in text and _unpacked(packed) == (base, steps):
             name += packed
-    except (TypeError, UserError):  # no JSON, no import path
+    except (TypeError, ValueError, UserError):  # no JSON, no import path
         pass
     if name not in _CLASSES:
         made = type(name, (_Attending, base), {"__module__": __name__, "steps": steps, "__doc__": _Attending.__doc__})
@@ -170,18 +174,26 @@ _CLASSES: dict[str, type[BaseTrainer]] = {}  # by name, so that each name is one
 
 def _unpacked(packed: str) -> tuple[type[BaseTrainer], list[dict[str, Any]]]:
     """Return the arguments of `_attending` that a name holds."""
-    content = json.loads(zlib.decompress(base64.b32decode(packed.upper() + "=" * (-len(packed) % 8))))
+    coded = base64.b32decode(packed.upper() + "=" * (-len(packed) % 8))
+    content = json.loads(zlib.decompressobj().decompress(coded, _LONGEST))
     module, _, qualname = content["base"].partition(":")
     found: Any = importlib.import_module(module)
     for part in qualname.split("."):
         found = getattr(found, part, None)
+    if not (isinstance(found, type) and issubclass(found, BaseTrainer)):
+        raise UserError(f"{brief(content['base'])} is no trainer class of Ultralytics")
     return found, _checked(content["steps"], {})
 
 
 def __getattr__(name: str) -> Any:
     _, mark, packed = name.partition(_MARK)
+    if name in _CLASSES:
+        return _CLASSES[name]
     if mark and packed:
-        return _CLASSES.get(name) or _attending(*_unpacked(packed))
+        with contextlib.suppress(
+            ValueError, LookupError, TypeError, AttributeError, zlib.error, ImportError, UserError
+        ):
+            return _attending(*_unpacked(packed))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

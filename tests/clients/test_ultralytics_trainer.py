@@ -368,6 +368,19 @@ def test_a_class_has_one_name_in_all_processes():
     )
 
 
+def test_a_class_stays_as_it_was_made():
+    kwargs = {"reduction": 8}
+    made = trainer("cbam", attention_kwargs=kwargs, base=DetectionTrainer)
+    kwargs["reduction"] = 4
+    assert made.steps[0]["attention_kwargs"] == {"reduction": 8}
+    assert made is trainer("cbam", attention_kwargs={"reduction": 8}, base=DetectionTrainer)
+
+
+@pytest.mark.parametrize("name", ["X_attended_aaaa", "X_attended_", "X_attended_ü", "_attended_" + "a" * 1000, "X"])
+def test_a_name_that_is_no_class(name):
+    assert not hasattr(whatwhere.ultralytics, name)
+
+
 TWO_PROCESSES = '''
 """A trainer that runs as on two GPUs, on two CPU processes with gloo."""
 
