@@ -67,7 +67,8 @@ def test_exports_of_wandb_and_mlflow(read):
     assert results.values("none", "val_acc") == {"0": 0.61}
     assert results.notes == [
         "the column 'attention' is taken as the arm",
-        "runs that did not finish, by the column State, count as missing: none, seed 1 (crashed)",
+        "runs that did not finish, by the column State, count as missing: none, seed 1 (crashed) (--may-differ State "
+        "counts them)",
     ]
     results = read(MLFLOW, metric="metrics.acc")
     assert results.arms == ["resnet18", "cbam_resnet18"]
@@ -75,6 +76,20 @@ def test_exports_of_wandb_and_mlflow(read):
     assert read(MLFLOW, metric="metrics.acc", may_differ=frozenset({"status"})).values("cbam_resnet18", "metrics.acc")[
         "1"
     ]
+
+
+@pytest.mark.parametrize("state", ["cancelled", "Preempting", "Crashed (OOM)", "timeout", "running", ""])
+def test_a_run_counts_only_with_a_state_that_says_it_finished(read, state):
+    results = read(f"arm,seed,status,acc\nnone,0,Completed,0.5\ncbam,0,{state},0.1\ncbam,1,ok,0.6\n", metric="acc")
+    assert results.values("cbam", "acc") == {"1": 0.6}
+    assert results.notes == [
+        f"runs that did not finish, by the column status, count as missing: cbam, seed 0 ({state or 'no state'}) "
+        "(--may-differ status counts them)"
+    ]
+
+
+def test_a_state_to_judge_by_is_a_figure(read):
+    assert read("arm,seed,state\nnone,0,0.5\ncbam,0,0.1\n", metric="state").values("cbam", "state") == {"0": 0.1}
 
 
 def test_settings_that_mlflow_names_must_be_equal_within_pairs(read, refused):

@@ -119,7 +119,7 @@ def find_roles(
         roles.epoch = epochs[0]
     roles.no_figures |= {column for column in epochs if head[column] != wanted}
     roles.no_figures |= {c for c, name in enumerate(names) if name == BEST_EPOCH and head[c] != wanted}
-    roles.state = next((column for column, name in enumerate(names) if name in _STATES), None)
+    roles.state = next((c for c, name in enumerate(names) if name in _STATES and head[c] != wanted), None)
 
     def cells(column: int) -> list[str]:
         return [row[column].strip() for _, row in lines if len(row) > column]

@@ -21,7 +21,7 @@ _ARRANGED = re.compile(r"[+-]?(?!0,)\d{1,3},\d{3}")  # 1,200: with thousands, or
 _UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas makes of a column without a name
 _SEPARATED = re.compile(r"[+-]?\d[\d.,]*\d")
 _PERCENT = re.compile(r"([+-]?\d+([.,]\d+)?)\s*%")
-_UNFINISHED = {"crashed", "failed", "killed", "preempted", "running", "scheduled", "pending"}
+_FINISHED = {"finished", "completed", "complete", "success", "succeeded", "done", "ok"}
 _MOST_BYTES = 64 * 2**20
 _MISSING = {"", "-", "na", "n/a", "nan", "none", "null", "failed"}
 
@@ -216,14 +216,16 @@ def _check_settings(
 def _without_unfinished(
     rows: list[Row], lines: list[Line], state: int, name: str, reading: Reading, notes: list[str]
 ) -> list[Row]:
-    """Take the figures of runs that failed, or still train, by the column with their state; a note names them."""
-    states = {number: row[state].strip() for number, row in lines if row[state].strip().lower() in _UNFINISHED}
+    """Take the figures of runs that did not finish, by the column with their state; a note names them."""
+    states = {number: row[state].strip() for number, row in lines if row[state].strip().lower() not in _FINISHED}
     if not states or name in reading.may_differ:
         return rows
-    named = [f"{row.arm}, seed {row.seed} ({states[row.line]})" for row in rows if row.line in states]
+    named = [
+        f"{row.arm}, seed {row.seed} ({short(states[row.line]) or 'no state'})" for row in rows if row.line in states
+    ]
     notes.append(
         f"runs that did not finish, by the column {short(name)}, count as missing: "
-        f"{few(list(dict.fromkeys(named)), 6, '; ')}"
+        f"{few(list(dict.fromkeys(named)), 6, '; ')} (--may-differ {name} counts them)"
     )
     return [replace(row, figures={}) if row.line in states else row for row in rows]
 
