@@ -157,6 +157,36 @@ def test_early_stopping_is_the_end_of_a_run(tmp_path, patience, is_finished):
             collect([tmp_path])
 
 
+@pytest.mark.parametrize(
+    ("columns", "rows", "is_finished"),
+    [
+        # the sum of both peaks at the second epoch, neither column does
+        (("mAP50-95(B)", "mAP50-95(M)"), [(0.2, 0.4), (0.35, 0.35), (0.4, 0.2), (0.4, 0.2)], True),
+        # one column peaks at the second epoch, the sum at the third
+        (("mAP50-95(B)", "mAP50-95(P)"), [(0.2, 0.2), (0.6, 0.1), (0.5, 0.5), (0.5, 0.3)], False),
+        (("accuracy_top1", "accuracy_top5"), [(0.5, 0.7), (0.45, 0.85), (0.4, 0.88), (0.4, 0.8)], True),
+        (("accuracy_top1", "accuracy_top5"), [(0.4, 0.7), (0.5, 0.7), (0.45, 0.8), (0.4, 0.8)], False),
+        # Ultralytics 8.3 adds a tenth of mAP50
+        (("mAP50(B)", "mAP50-95(B)"), [(0.5, 0.4), (0.9, 0.39), (0.6, 0.39), (0.6, 0.39)], True),
+        # only rounding tells the second from the first
+        (("mAP50-95(B)",), [(0.5,), (0.5,), (0.4,), (0.4,)], True),
+        # while the fitness is 0, patience does not begin
+        (("mAP50-95(B)",), [(0.0,), (0.0,), (0.0,), (0.0,)], False),
+    ],
+)
+def test_patience_watches_the_fitness_of_the_task(tmp_path, columns, rows, is_finished):
+    head = ",".join(["epoch", *(f"metrics/{name}" for name in columns)])
+    lines = [",".join(map(str, (epoch, *row))) for epoch, row in enumerate(rows, 1)]
+    for arm in ("none", "cbam"):
+        folder = ultralytics_run(tmp_path / arm, arm, 0, epochs=100, patience=2)
+        (folder / "results.csv").write_text("\n".join([head, *lines, ""]))
+    if is_finished:
+        assert any("ended early" in note for note in collect([tmp_path]).results.notes)
+    else:
+        with pytest.raises(ValueError, match="ended after 4 of 100 epochs"):
+            collect([tmp_path])
+
+
 def test_hours_instead_of_epochs(tmp_path, refused):
     for arm, rows in (("none", 4), ("cbam", 3)):
         ultralytics_run(tmp_path / arm, arm, 0, epochs=100, rows=rows, time=0.1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from ..base.words import brief, printable
 
 _NO_FIGURES = {"epoch", "step", "time", "lr"}
 _LONGEST_LINE = 100_000  # letters
+_ROUNDING = 2e-5  # a sum of shares that are written with five decimals
 
 
 @dataclass
@@ -25,7 +26,7 @@ class Curve:
         last: The last figure of each column; not finite where the training diverged.
         best: The figures at the best epoch by the metric that was asked for.
         best_epoch: That epoch; None without one.
-        peaks: The epoch at which each column was highest for the first time.
+        peaks: For each weighted sum of columns that was asked for, the epochs at which it was highest, and above 0.
     """
 
     head: list[str] = field(default_factory=list)
@@ -33,7 +34,7 @@ class Curve:
     last: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     best_epoch: int | None = None
-    peaks: dict[str, int] = field(default_factory=dict)
+    peaks: list[set[int]] = field(default_factory=list)
 
 
 def is_figure(column: str) -> bool:
@@ -41,15 +42,22 @@ def is_figure(column: str) -> bool:
     return column not in _NO_FIGURES and not column.startswith(("lr/", "lr-"))
 
 
-def read_curve(path: Path, best_by: str = "", *, lower_is_better: bool = False) -> Curve:
-    """Read the CSV of a run. `best_by` names the column that chooses the best epoch, the first of equal ones.
+def read_curve(
+    path: Path, best_by: str = "", *, lower_is_better: bool = False, sums: Sequence[Mapping[str, float]] = ()
+) -> Curve:
+    """Read the CSV of a run.
 
-    A row may have empty cells; the rows of an epoch add up. A last line that a crash has cut short is left out.
+    Args:
+        path: The CSV. A row may have empty cells; the rows of an epoch add up. A last line that a crash has cut short
+            is left out.
+        best_by: The column that chooses the best epoch, the first of equal ones.
+        lower_is_better: Whether the best is the lowest.
+        sums: For each sum whose peaks are wanted, the weights of its columns, by their names up to a "(".
 
     Raises:
         UserError: The file cannot be read, or is no CSV of numbers with a line for each epoch.
     """
-    curve, highest = Curve(), dict[str, float]()
+    curve, highest = Curve(), [dict[int, float]() for _ in sums]
     texts, before = set[str](), 0.0
     rows = _rows(path)
     _, curve.head = next(rows, (0, []))
@@ -71,19 +79,28 @@ def read_curve(path: Path, best_by: str = "", *, lower_is_better: bool = False) 
                 )
             before = at
             curve.epochs.add(int(at))
-        for name, value in figures.items():
-            if value > highest.get(name, -math.inf):
-                highest[name], curve.peaks[name] = value, int(at)
+        for peaks, weights in zip(highest, sums, strict=True):
+            weighted = [(weights.get(name.partition("(")[0]), value) for name, value in figures.items()]
+            _keep_highest(peaks, int(at), sum(weight * value for weight, value in weighted if weight is not None))
         value = row.get(best_by, math.nan)
         if math.isfinite(value):
             best = curve.best.get(best_by)
             if best is None or (value < best if lower_is_better else value > best):
                 curve.best, curve.best_epoch = figures, int(at)
+    curve.peaks = [set(peaks) for peaks in highest]
     if curve.best:
         # a test after the training has one figure
         tests = {name: value for name, value in curve.last.items() if name.startswith("test")}
         curve.best = {**tests, **curve.best}
     return curve
+
+
+def _keep_highest(peaks: dict[int, float], epoch: int, value: float) -> None:
+    """Add the value of an epoch to the highest ones, if it is one of them; two that differ by rounding are equal."""
+    if value > 0 and value > max(peaks.values(), default=0) - _ROUNDING:
+        peaks[epoch] = value
+        for other in [other for other in peaks if peaks[other] < value - _ROUNDING]:
+            del peaks[other]
 
 
 def _numbers(cells: Iterable[tuple[str, str]], texts: set[str], curve: Curve, where: str) -> dict[str, float]:

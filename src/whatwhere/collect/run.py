@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,10 +76,18 @@ class Program:
     chooses_epoch: bool = False
 
 
-def run_with_csv(folder: Path, settings: str, table: str, choice: Choice, *, asked: str = "epochs") -> Run:
+def run_with_csv(
+    folder: Path,
+    settings: str,
+    table: str,
+    choice: Choice,
+    *,
+    asked: str = "epochs",
+    sums: Sequence[Mapping[str, float]] = (),
+) -> Run:
     """Read a folder that holds a file of settings, and a CSV with a line for each epoch, which count from 0.
 
-    `asked` is the setting with the number of epochs to train.
+    `asked` is the setting with the number of epochs to train; `sums` are those of `read_curve`.
     """
     path = folder / settings
     run = Run(folder, read_settings(path) if path.is_file() else {})
@@ -87,7 +95,7 @@ def run_with_csv(folder: Path, settings: str, table: str, choice: Choice, *, ask
     if not (folder / table).is_file():
         run.fault = f"has no {table}"
         return run
-    run.curve = read_curve(folder / table, choice.best_by, lower_is_better=choice.lower_is_better)
+    run.curve = read_curve(folder / table, choice.best_by, lower_is_better=choice.lower_is_better, sums=sums)
     run.num_epochs = 1 + max(run.curve.epochs, default=-1)
     if not run.curve.epochs:
         run.fault = f"has no epoch in {table}"

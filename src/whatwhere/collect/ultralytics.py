@@ -20,6 +20,12 @@ _IGNORED = frozenset(
     {"name", "project", "save_dir", "exist_ok", "save", "save_period", "save_json", "device", "workers", "cache"}
     | {"verbose", "plots", "profile", "resume"}
 )
+# what patience watches, "fitness": that of 8.4, then that of 8.3 for boxes, masks and key points
+_FITNESS: tuple[dict[str, float], ...] = (
+    {"metrics/mAP50-95": 1, "metrics/accuracy_top1": 0.5, "metrics/accuracy_top5": 0.5}
+    | {"metrics/mIoU": 1, "metrics/delta1": 1},
+    {"metrics/mAP50": 0.1, "metrics/mAP50-95": 0.9},
+)
 
 
 class _Attention(msgspec.Struct):
@@ -35,7 +41,7 @@ def _is_run(folder: Path, names: set[str]) -> bool:
 
 
 def _read(folder: Path, choice: Choice) -> Run:
-    run = run_with_csv(folder, _SETTINGS, _TABLE, choice)
+    run = run_with_csv(folder, _SETTINGS, _TABLE, choice, sums=_FITNESS)
     attention = _attention(folder / _ATTENTION)
     if attention is not None:
         run.settings |= _settings_of(attention, folder / _ATTENTION)
@@ -56,10 +62,9 @@ def _read(folder: Path, choice: Choice) -> Run:
     # hours of training, where given, take the place of the number of epochs
     if run.settings.get("time", NOT_SET) != NOT_SET:
         run.epochs_asked = None
-    # what patience watches is no column, but rises and falls with those that it is made of
-    peaks = {epoch for name, epoch in run.curve.peaks.items() if name.startswith("metrics/")}
     patience = whole_number(run.settings.get("patience", ""))
-    run.stopped_early = bool(patience) and max(run.curve.epochs, default=0) - (patience or 0) in peaks
+    if patience:
+        run.stopped_early = any(max(run.curve.epochs, default=0) - patience in peaks for peaks in run.curve.peaks)
     return run
 
 
