@@ -531,6 +531,15 @@ def test_csv_files_that_end_at_different_epochs_are_refused(tmp_path, refused):
         collect([tmp_path], Reading(arm_from="{arm}_{seed}"))
 
 
+@pytest.mark.parametrize("epochs", [((1, 2), (3, 4)), ((1,), (1,))], ids=["disjoint", "the same"])
+def test_one_run_in_two_csv_files_is_refused(tmp_path, refused, epochs):
+    for folder, numbers in zip(("x", "y"), epochs, strict=True):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "cbam-0.csv").write_text("epoch,acc\n" + "".join(f"{n},0.5\n" for n in numbers))
+    with refused():
+        collect([tmp_path], Reading(arm_from="{arm}-{seed}"))
+
+
 def test_a_table_that_collect_wrote_is_known(detect, tmp_path):
     path = tmp_path / "results.csv"
     path.write_text(collect([detect]).to_csv())

@@ -102,8 +102,8 @@ def test_settings_that_mlflow_names_must_be_equal_within_pairs(read, refused):
         read(other)
     assert read(other, may_differ=frozenset({"params.lr"})).notes == [
         "the column 'params.model' is taken as the arm",
-        "within pairs these settings differ besides the arm, as asked: params.lr; the verdict is on them and the arm "
-        "together",
+        "within pairs these settings differ besides the arm, as asked: params.lr; the verdict is about these settings "
+        "and the arm together",
     ]
     assert read(rows, metric="params.lr").metrics == ["params.lr", "metrics.acc"]
 
@@ -118,9 +118,20 @@ def test_settings_that_mlflow_names_must_be_equal_within_pairs(read, refused):
         "seed,first,second\n0,0.5,0.6\n1,0.6,0.7\n",
         "seed,none,acc\n0,0.5,0.6\n1,0.6,0.7\n",
         "seed,acc\n0,0.5\n",
+        "seed,r18,distilled\n0,0.5,0.6\n",
         "seed,none,cbam\n0,0.5,0.6\n1,O.6,0.7\n",
     ],
-    ids=["two arms", "two seeds", "no pair", "metrics", "either", "none and metric", "one column", "text"],
+    ids=[
+        "two arms",
+        "two seeds",
+        "no pair",
+        "metrics",
+        "either",
+        "none and metric",
+        "one column",
+        "a name like a metric",
+        "text",
+    ],
 )
 def test_two_readings_or_none_are_refused(read, text, refused):
     with refused():
@@ -135,6 +146,9 @@ def test_a_column_for_each_arm(read, refused):
     assert results.notes == ["each column is taken as an arm: none, se, cbam"]
     # arms by other names, where the metric is no column
     assert read("fold,r18,r18+se\n0,0.5,0.6\n1,0.4,0.5\n", metric="acc").arms == ["r18", "r18+se"]
+    # names that look like metrics, where both the baseline and the figures have a name
+    for name in ("distilled", "timesformer", "cbam_top", "gct_f"):
+        assert read(f"seed,none,{name}\n0,0.5,0.6\n", metric="accuracy").arms == ["none", name]
     # which way is better must be said where the metric has no name
     assert read(text).metrics == ["figure"]
     with refused():

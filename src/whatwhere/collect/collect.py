@@ -11,7 +11,7 @@ from ..base.errors import UserError
 from ..base.tables import comma_separated
 from ..base.words import brief, counted, few, short, suggest
 from ..statistics.columns import ARM, BEST_EPOCH, SEED, Reading
-from ..statistics.epochs import CHOSEN, EPOCHS, LAST, Row, best_by, check_ends, one_a_run
+from ..statistics.epochs import CHOSEN, EPOCHS, LAST, Row, best_by, check_ends, check_path, one_a_run
 from ..statistics.results import Results
 from ..statistics.table import add_row, read_rows
 from .arms import ATTENTION, from_path, name_runs, patterns
@@ -38,13 +38,7 @@ class Collected:
 
     def add(self, row: Row) -> None:
         """Add a run."""
-        before = self.paths.get((row.arm, row.seed))
-        if before is not None and before != row.path:
-            raise UserError(
-                f"{str(before)!r} and {str(row.path)!r} are both arm {brief(row.arm)} with seed {brief(row.seed)}; a "
-                "pair needs one run of each arm: leave one out, or tell them apart with --arm-column, --arm-from or "
-                "--seed-from"
-            )
+        check_path(self.paths.get((row.arm, row.seed), row.path), row)
         add_row(self.results, row)
         self.paths[row.arm, row.seed] = row.path
         if row.epoch is not None:

@@ -59,8 +59,8 @@ class Reading:
 def may_differ_note(names: list[str]) -> str:
     """Return the sentence about settings that differ within pairs as the user allowed."""
     return (
-        f"within pairs these settings differ besides the arm, as asked: {few(names, 10)}; the verdict is on them and "
-        "the arm together"
+        f"within pairs these settings differ besides the arm, as asked: {few(names, 10)}; the verdict is "
+        "about these settings and the arm together"
     )
 
 
@@ -198,12 +198,14 @@ def _find_arms(roles: Roles, head: list[str], numbers: list[int], reading: Readi
     """Find the columns of a table that has one for each arm, such as seed, none, se, cbam.
 
     It is one if a column is called none, baseline or plain, or if the metric asked for is no column; and if no column
-    is called like a metric.
+    is called like a metric. With both, the names of the others do not matter: an arm may be called distilled.
     """
     arms = [column for column in numbers if column not in roles.taken and column != roles.state and head[column]]
     names = [head[column] for column in arms]
-    is_said = any(name.lower() in _BASELINES for name in names) or (reading.metric or head[0]) not in head
-    if len(arms) > 1 and is_said and not any(map(is_called_a_metric, names)):
+    has_baseline = any(name.lower() in _BASELINES for name in names)
+    names_figures = reading.metric is not None and reading.metric not in head
+    is_sure, is_likely = has_baseline and names_figures, has_baseline or names_figures
+    if len(arms) > 1 and (is_sure or (is_likely and not any(map(is_called_a_metric, names)))):
         roles.arms = arms
         roles.notes.append(f"each column is taken as an arm: {few(names, 10)}")
     elif len(arms) > 1:

@@ -24,7 +24,13 @@ EPOCHS = "epochs"  # what --may-differ calls the number of epochs
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: a run, or an epoch of one. A figure that is missing is None; one that is not logged is not."""
+    """A line of a table: a run, or an epoch of one.
+
+    Attributes:
+        line: Its number in the file; 0 where the run is a folder, or has no line.
+        figures: By name. None: the cell says that the figure is missing. A figure that was not logged in this line is
+            not in the dict.
+    """
 
     arm: str
     seed: str
@@ -55,6 +61,7 @@ def one_a_run(rows: Sequence[Row], reading: Reading, notes: list[str]) -> list[R
     runs = defaultdict(list)
     for row in rows:
         runs[row.arm, row.seed].append(row)
+        check_path(runs[row.arm, row.seed][0].path, row)
     if rows and reading.epoch is not None and all(row.epoch is None for row in rows):
         raise UserError(f"{str(rows[0].path)!r} has no column epoch; leave out --epoch")
     if all(row.epoch is None for row in rows) or len(runs) == len(rows):
@@ -78,6 +85,15 @@ def one_a_run(rows: Sequence[Row], reading: Reading, notes: list[str]) -> list[R
     check_ends(ends, reading)
     notes.append(CHOSEN if metric else LAST)
     return taken
+
+
+def check_path(before: Path, row: Row) -> None:
+    """Raise UserError if the run of `row` was found under another path before."""
+    if before != row.path:
+        raise UserError(
+            f"{str(before)!r} and {str(row.path)!r} are both arm {brief(row.arm)} with seed {brief(row.seed)}; a pair "
+            "needs one run of each arm: leave one out, or tell them apart with --arm-column, --arm-from or --seed-from"
+        )
 
 
 def _by_epoch(rows: Sequence[Row]) -> list[Row]:

@@ -66,7 +66,7 @@ def read_results(
     reading = reading or Reading()
     reading = reading if metric is None else replace(reading, metric=metric)
     results = Results()
-    rows = read_rows(path, reading, results.notes, as_written=may_be_empty)
+    rows = read_rows(path, reading, results.notes, may_be_empty=may_be_empty)
     for row in one_a_run(rows, reading, results.notes):
         add_row(results, row)
     return results
@@ -79,12 +79,12 @@ def read_rows(
     *,
     arm: str | None = None,
     seed: str | None = None,
-    as_written: bool = False,
+    may_be_empty: bool = False,
 ) -> list[Row]:
     """Return the lines of a table as runs, or epochs of runs, and add to `notes` what was understood or left out.
 
-    `arm` and `seed` are those of all lines, where the path of the file tells; `as_written` is `may_be_empty` of
-    `read_results`.
+    `arm` and `seed` are those of all lines, where the path of the file tells; `may_be_empty` is as
+    in `read_results`.
     """
     is_run = arm is not None and seed is not None
     delimiter, head, lines = _read(path, may_be_empty=is_run)
@@ -92,7 +92,7 @@ def read_rows(
         notes.append(f"{short(str(path))} has no lines: its run counts as missing")
         return [Row(str(arm), str(seed), path, 0, None, {})]
     roles = find_roles(head, lines, path, reading, needs_arm=arm is None, needs_seed=seed is None)
-    if as_written:
+    if may_be_empty:
         roles = Roles(roles.arm, roles.seed)
     for name in sorted(reading.may_differ - {EPOCHS, *head}):
         raise UserError(f"--may-differ {brief(name)} is no column of {str(path)!r}{suggest(name, [EPOCHS, *head])}")
@@ -103,7 +103,7 @@ def read_rows(
         columns, metric = roles.arms, reading.metric or "figure"
     else:
         columns = _metric_columns(lines, head, roles.taken, reading.metric, delimiter, path, notes)
-        if not columns and not as_written:
+        if not columns and not may_be_empty:
             raise UserError(f"{str(path)!r} has no column of figures beside arm and seed, such as accuracy")
     rows = []
     for number, cells in lines:
