@@ -449,6 +449,37 @@ def test_lightning_without_hparams_or_with_tensorboard(tmp_path, refused):
     assert collect([tmp_path], reading).results.arms == ["cbam", "none"]
 
 
+def test_a_run_that_was_cut_off_before_its_last_validation_is_missing(tmp_path):
+    for arm in ("none", "cbam"):
+        for seed in range(3):
+            rows = lightning_rows(0.5 + seed / 10, 10)[:-1]
+            rows = [row for row in rows if (arm, seed) != ("cbam", 1) or "val_acc" not in row or row["epoch"] < 4]
+            lightning_run(tmp_path / f"{arm}-{seed}", f"attention: {arm}\nseed: {seed}\nmax_epochs: 10\n", rows)
+    told = f"{tmp_path}/cbam-1 has no val_acc after epoch 3"
+    collected = collect([tmp_path], Reading(metric="val_acc"))
+    assert any(note.startswith("runs that count as missing: ") for note in collected.results.notes)
+    assert list(collected.results.values("cbam", "val_acc")) == ["0", "2"]
+    # without a metric, that figure is left out
+    results = collect([tmp_path]).results
+    assert told in results.notes
+    assert list(results.runs("cbam")["1"]) == ["train_loss"]
+    # as asked, it counts with the epoch that it has
+    collected = collect([tmp_path], Reading(metric="val_acc", may_differ=frozenset({"epochs"})))
+    assert list(collected.results.values("cbam", "val_acc")) == ["0", "1", "2"]
+    assert collected.epochs["cbam", "1"] == 3
+    assert {told, "the runs end at different epochs, 4 to 10, as asked"} <= {*collected.results.notes}
+
+
+def test_arms_that_trained_for_different_epochs_are_refused(tmp_path, refused):
+    for arm, epochs in (("none", 3), ("cbam", 6)):
+        lightning_run(tmp_path / "tested" / arm / "version_0", "{}\n", lightning_rows(0.5, epochs))
+        ultralytics_run(tmp_path / "appended" / arm, arm, 0, epochs=3, rows=epochs)
+    with refused():
+        collect([tmp_path / "tested"], Reading(arm_from="{arm}/version_{seed}"))
+    with refused():
+        collect([tmp_path / "appended"])
+
+
 def test_own_runs(tmp_path):
     results = collect([OLD_RUNS]).results
     assert results.arms == ["cbam_resnext11_8x8d", "resnext11_8x8d"]

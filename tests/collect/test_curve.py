@@ -55,6 +55,25 @@ def test_epochs_that_a_resumed_training_repeats_count_once(csv):
     assert (curve.last, curve.epochs) == ({"acc": 0.66}, {0, 1, 2})
 
 
+@pytest.mark.parametrize(
+    ("validated", "num_epochs", "ended"),
+    [
+        (range(4), 10, {"val_acc"}),
+        (range(9), 10, {"val_acc"}),  # cut off in the last epoch
+        (range(10), 10, set()),
+        ((2, 5, 8), 10, set()),  # every third epoch
+        ((2, 5), 9, {"val_acc"}),
+        ((9,), 10, set()),
+        ((0,), 10, {"val_acc"}),
+    ],
+)
+def test_a_figure_that_ends_before_the_run(csv, validated, num_epochs, ended):
+    rows = "".join(f"{epoch},1,\n{epoch},,{0.5 if epoch in validated else ''}\n" for epoch in range(num_epochs))
+    curve = read_curve(csv(f"epoch,train_loss,val_acc\n{rows}"))
+    assert curve.ended == ended
+    assert curve.last_epochs == {"train_loss": num_epochs - 1, "val_acc": max(validated)}
+
+
 @pytest.mark.parametrize("text", ["", "epoch,acc\n"])
 def test_no_epoch_is_no_figure(csv, text):
     assert not read_curve(csv(text)).epochs

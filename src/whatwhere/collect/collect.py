@@ -147,9 +147,14 @@ def _collect_runs(folders: Mapping[Path, Program], reading: Reading) -> Collecte
     notes.append(f"{counted(len(runs), 'run')} of {program.name}")
     notes += name_runs(runs, program.ignored, reading)
     again = _find_faults(runs, program, reading, notes)
-    # where epochs were asked for, a run that ended before is broken
-    ends = {f"{run.arm}, seed {run.seed}": run.num_epochs for run in runs if not run.fault and not run.is_complete}
+    ends = {
+        f"{run.arm}, seed {run.seed}": run.num_epochs - run.epochs_without(reading.metric)
+        for run in runs
+        if not run.fault and not run.stopped_early
+    }
     check_ends(ends, reading)
+    if len(set(ends.values())) > 1:
+        notes.append(f"the runs end at different epochs, {min(ends.values())} to {max(ends.values())}, as asked")
     if program.chooses_epoch:
         notes.append("the epoch of each run is the one that its training chose on its validation images")
     if metric or any(run.is_chosen for run in runs):
@@ -162,7 +167,10 @@ def _collect_runs(folders: Mapping[Path, Program], reading: Reading) -> Collecte
         curve = run.curve
         at_best = bool(metric) or program.chooses_epoch
         found = {} if run.fault else curve.best if at_best else curve.last
-        epoch = None if run.fault else curve.best_epoch if at_best else max(curve.epochs)
+        if not at_best and EPOCHS not in reading.may_differ:
+            found = {name: value for name, value in found.items() if name not in curve.ended}
+        last = max(curve.epochs, default=0) - run.epochs_without(reading.metric)
+        epoch = None if run.fault else curve.best_epoch if at_best else last
         finite = {name: value for name, value in found.items() if math.isfinite(value)}
         collected.add(Row(run.arm, run.seed, run.path, 0, epoch, {**finite}))
     return collected
@@ -218,6 +226,10 @@ def _fault(run: Run, reading: Reading, notes: list[str]) -> str:
     taken = curve.best if reading.epoch == "best" else curve.last
     if metric is not None and metric not in taken:
         return f"has no {metric}"
+    ended = {name: f"has no {name} after epoch {curve.last_epochs[name]}" for name in sorted(curve.ended)}
+    if metric in ended and EPOCHS not in reading.may_differ:
+        return ended[metric]
+    notes += [f"{run.path} {text}" for text in ended.values()]
     if metric is not None and not math.isfinite(taken[metric]):
         return f"diverged: {metric} is not finite in its last epoch"
     dead = [name for name, value in curve.last.items() if not math.isfinite(value)]

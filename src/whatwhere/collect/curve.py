@@ -24,6 +24,8 @@ class Curve:
         head: The columns.
         epochs: The epochs that have figures beside those of a test.
         last: The last figure of each column; not finite where the training diverged.
+        last_epochs: The epoch of that figure, but for those of a test.
+        ended: Columns whose last figure is further from the end than any two of its figures are from each other.
         best: The figures at the best epoch by the metric that was asked for.
         best_epoch: That epoch; None without one.
         peaks: For each weighted sum of columns that was asked for, the epochs at which it was highest, and above 0.
@@ -32,6 +34,8 @@ class Curve:
     head: list[str] = field(default_factory=list)
     epochs: set[int] = field(default_factory=set)
     last: dict[str, float] = field(default_factory=dict)
+    last_epochs: dict[str, int] = field(default_factory=dict)
+    ended: set[str] = field(default_factory=set)
     best: dict[str, float] = field(default_factory=dict)
     best_epoch: int | None = None
     peaks: list[set[int]] = field(default_factory=list)
@@ -57,7 +61,7 @@ def read_curve(
     Raises:
         UserError: The file cannot be read, or is no CSV of numbers with a line for each epoch.
     """
-    curve, highest = Curve(), [dict[int, float]() for _ in sums]
+    curve, highest, longest = Curve(), [dict[int, float]() for _ in sums], dict[str, int]()
     texts, before = set[str](), 0.0
     rows = _rows(path)
     _, curve.head = next(rows, (0, []))
@@ -79,6 +83,11 @@ def read_curve(
                 )
             before = at
             curve.epochs.add(int(at))
+        for name in figures:
+            if not name.startswith("test"):
+                previous = curve.last_epochs[name] if name in longest else min(curve.epochs) - 1
+                longest[name] = max(1, longest.get(name, 1), int(at) - previous)
+                curve.last_epochs[name] = int(at)
         for peaks, weights in zip(highest, sums, strict=True):
             weighted = [(weights.get(name.partition("(")[0]), value) for name, value in figures.items()]
             _keep_highest(peaks, int(at), sum(weight * value for weight, value in weighted if weight is not None))
@@ -87,6 +96,8 @@ def read_curve(
             best = curve.best.get(best_by)
             if best is None or (value < best if lower_is_better else value > best):
                 curve.best, curve.best_epoch = figures, int(at)
+    # a validation may come every few epochs; where the next one is overdue, the training was cut off
+    curve.ended = {name for name, at in curve.last_epochs.items() if max(curve.epochs) - at >= longest[name]}
     curve.peaks = [set(peaks) for peaks in highest]
     if curve.best:
         # a test after the training has one figure

@@ -25,8 +25,9 @@ def _is_run(folder: Path, names: set[str]) -> bool:
 
 def _read(folder: Path, choice: Choice) -> Run:
     run = run_with_csv(folder, _SETTINGS, _TABLE, choice, asked="max_epochs")
-    # a test follows the training
-    run.stopped_early = any(name.startswith("test") for name in run.curve.last)
+    # a test follows the training, so that this one ended on purpose
+    if any(name.startswith("test") for name in run.curve.last):
+        run.epochs_asked = None
     return run
 
 

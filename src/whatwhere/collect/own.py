@@ -47,7 +47,7 @@ def _read(folder: Path, choice: Choice) -> Run:
     result = _content(folder / _RESULT, _Result)
     part = result.val if result.test is None else result.test
     figures = {name: value for name, value in part.items() if value is not None and name != "num_images"}
-    curve = Curve(list(figures), {result.best_epoch}, figures, figures, result.best_epoch)
+    curve = Curve(list(figures), {result.best_epoch}, figures, best=figures, best_epoch=result.best_epoch)
     is_chosen = result.test is None and result.best_by != "last"
     return Run(folder, settings, curve, num_epochs=result.num_epochs, stopped_early=True, is_chosen=is_chosen)
 

@@ -41,10 +41,10 @@ class Run:
     arm: str = ""
     seed: str = ""
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether the run itself tells that it trained as long as it was to."""
-        return self.stopped_early or (self.epochs_asked is not None and self.num_epochs >= self.epochs_asked)
+    def epochs_without(self, metric: str | None) -> int:
+        """Return for how many epochs before its end the run has no such figure; 0 for that of a test."""
+        end = max(self.curve.epochs, default=0)
+        return end - self.curve.last_epochs.get(metric or "", end)
 
 
 @dataclass(frozen=True)
