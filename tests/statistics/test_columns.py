@@ -177,10 +177,37 @@ def test_several_epochs_of_a_run(read, order, refused):
 
 
 def test_figures_that_are_logged_in_some_lines_and_runs_that_diverge(read):
-    text = "arm,seed,step,loss,acc\na,0,1,2,\na,0,2,,0.5\na,0,3,1,\nb,0,1,2,0.4\nb,0,3,nan,nan\n"
+    text = "arm,seed,step,loss,acc\na,0,1,2,\na,0,2,,0.5\na,0,3,1,\nb,0,1,2,0.4\nb,0,2,,nan\nb,0,3,nan,\n"
     results = read(text)
     assert (results.runs("a"), results.runs("b")) == ({"0": {"loss": 1, "acc": 0.5}}, {"0": {}})
     assert read(text, epoch="best", metric="acc").runs("b") == {"0": {"loss": 2, "acc": 0.4}}
+
+
+def test_a_metric_that_ends_before_its_run_is_refused(read, refused):
+    rows = "".join(f"{arm},0,{epoch},1,{0.5 + epoch / 10}\n" for arm in ("none", "cbam") for epoch in range(3))
+    text = "arm,seed,epoch,loss,acc\n" + rows.removesuffix("0.7\n") + "\n"
+    for metric in ("acc", None):
+        with refused():
+            read(text, metric=metric)
+    assert read(text, metric="loss").values("cbam", "loss") == {"0": 1}
+    assert read(text, may_differ=frozenset({"epochs"})).values("cbam", "acc") == {"0": 0.6}
+
+
+def test_runs_of_one_line_must_end_at_one_epoch(read, refused):
+    text = "arm,seed,epoch,acc\nnone,0,100,0.5\ncbam,0,50,0.6\nnone,1,100,0.5\ncbam,1,37,0.6\n"
+    with refused():
+        read(text)
+    with refused():
+        read(text, epoch="best", metric="acc")
+    assert read(text, may_differ=frozenset({"epochs"})).notes == [
+        "the runs end at different epochs, 37 to 100, as asked"
+    ]
+    # a run that counts as missing may end anywhere
+    state = text.replace("acc", "acc,state").replace("0.5", "0.5,done").replace("0.6", "0.6,failed")
+    assert read(state, metric="acc").values("none", "acc") == {"0": 0.5, "1": 0.5}
+    # as may those of `whatwhere collect`, which has compared them
+    collected = text.replace("acc", "acc,folder").replace("0.5", "0.5,a").replace("0.6", "0.6,b")
+    assert len(read(collected).values("cbam", "acc")) == 2
 
 
 def test_an_epoch_is_no_figure_of_a_run(read, refused):

@@ -10,15 +10,14 @@ from pathlib import Path
 from ..base.errors import UserError
 from ..base.tables import comma_separated
 from ..base.words import brief, counted, few, short, suggest
-from ..statistics.columns import ARM, BEST_EPOCH, SEED, Reading
-from ..statistics.epochs import CHOSEN, EPOCHS, LAST, Row, best_by, check_ends, check_path, one_a_run
+from ..statistics.columns import ARM, BEST_EPOCH, FOLDER, SEED, Reading
+from ..statistics.epochs import CHOSEN, EPOCHS, LAST, Row, best_by, check_ends, check_path
 from ..statistics.results import Results
-from ..statistics.table import add_row, read_rows
+from ..statistics.table import Table, add_row, read_tables
 from .arms import ATTENTION, from_path, name_runs, patterns
 from .find import KNOWN, find
 from .run import Choice, Program, Run
 
-_FOLDER = "folder"
 _MOST_TOLD = 8
 
 
@@ -61,7 +60,7 @@ class Collected:
             for arm in self.results.arms
             for seed, figures in self.results.runs(arm).items()
         ]
-        return comma_separated((ARM, SEED, *metrics, BEST_EPOCH if chosen else "epoch", _FOLDER), lines)
+        return comma_separated((ARM, SEED, *metrics, BEST_EPOCH if chosen else "epoch", FOLDER), lines)
 
 
 def is_collected(path: Path) -> bool:
@@ -70,7 +69,7 @@ def is_collected(path: Path) -> bool:
         return False
     with open(path, "rb") as file:
         head = file.readline(100_000).strip().split(b",")
-    return head[:2] == [ARM.encode(), SEED.encode()] and head[-1] == _FOLDER.encode()
+    return head[:2] == [ARM.encode(), SEED.encode()] and head[-1] == FOLDER.encode()
 
 
 def collect(paths: Sequence[Path], reading: Reading | None = None) -> Collected:
@@ -119,11 +118,10 @@ def collect(paths: Sequence[Path], reading: Reading | None = None) -> Collected:
 
 
 def _collect_tables(tables: Sequence[Path], reading: Reading) -> Collected:
-    collected, given, rows = Collected(), patterns(reading), list[Row]()
-    for path in tables:
-        names = from_path(path.with_suffix(""), given) if given else {}
-        rows += read_rows(path, reading, collected.results.notes, arm=names.get(ARM), seed=names.get(SEED))
-    for row in one_a_run(rows, reading, collected.results.notes):
+    collected, given = Collected(), patterns(reading)
+    named = [(path, from_path(path.with_suffix(""), given)) for path in tables]
+    read = [Table(path, names.get(ARM), names.get(SEED)) for path, names in named]
+    for row in read_tables(read, reading, collected.results.notes):
         collected.add(row)
     return collected
 

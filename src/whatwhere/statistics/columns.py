@@ -14,6 +14,7 @@ from ..base.words import brief, few, suggest
 from .metric import is_called_a_metric
 
 ARM, SEED = "arm", "seed"
+FOLDER = "folder"  # the column of `whatwhere collect` that says where a run lies
 BEST_EPOCH = "best_epoch"  # of tables that `whatwhere collect --epoch best` wrote
 EXAMPLE = "'arm,seed,accuracy', 'none,0,0.61', 'cbam,0,0.62'"
 _ARMS = (

@@ -53,10 +53,15 @@ def best_by(reading: Reading) -> tuple[str, bool]:
     return reading.metric, check_direction(reading.metric, reading.lower_is_better)
 
 
-def one_a_run(rows: Sequence[Row], reading: Reading, notes: list[str]) -> list[Row]:
+def one_a_run(rows: Sequence[Row], reading: Reading, notes: list[str], *, ends_are_checked: bool = False) -> list[Row]:
     """Return one row for each run of tables: its last epoch or its best, and a note that says which.
 
-    Rows without epochs, and runs of one row, stay as they are.
+    Rows without epochs stay as they are. `ends_are_checked`: the runs may end at different epochs, as `collect` found
+    when it wrote the table.
+
+    Raises:
+        UserError: One run in two tables, runs or figures to judge by that end at different epochs, one epoch of a run
+            twice, or a choice of epochs where each run has one line.
     """
     runs = defaultdict(list)
     for row in rows:
@@ -64,27 +69,50 @@ def one_a_run(rows: Sequence[Row], reading: Reading, notes: list[str]) -> list[R
         check_path(runs[row.arm, row.seed][0].path, row)
     if rows and reading.epoch is not None and all(row.epoch is None for row in rows):
         raise UserError(f"{str(rows[0].path)!r} has no column epoch; leave out --epoch")
-    if all(row.epoch is None for row in rows) or len(runs) == len(rows):
+    if all(row.epoch is None for row in rows):
         return list(rows)
     metric, lower = best_by(reading)
-    taken, ends = [], {}
+    if metric and len(runs) == len(rows):
+        raise UserError(
+            f"{str(rows[0].path)!r} has one line for each run, so there is no best epoch to choose; leave out --epoch"
+        )
+    taken = []
+    run_ends, figure_ends = dict[str, float](), defaultdict[str, dict[str, float]](dict)
     for (arm, seed), group in runs.items():
         if len(group) == 1 and group[0].epoch is None:  # a table without lines
             taken += group
             continue
-        merged = _by_epoch(group)
-        ends[f"{arm}, seed {seed}"] = merged[-1].epoch or 0.0
+        merged, run = _by_epoch(group), f"{arm}, seed {seed}"
+        # a line may hold the figures of the training alone, and another one those of the validation
+        last = {name: (value, row.epoch or 0.0) for row in merged for name, value in row.figures.items()}
+        if last:  # else the run counts as missing
+            run_ends[run] = merged[-1].epoch or 0.0
+        for name, (_, epoch) in last.items():
+            figure_ends[name][run] = epoch
         scored = [
             (-value if lower else value, row)
             for row in merged
             if (value := row.figures.get(metric)) is not None and math.isfinite(value)
         ]
-        # a line may hold the figures of the training alone, and another one those of the validation
-        last = {name: value for row in merged for name, value in row.figures.items()}
-        taken.append(max(scored, key=lambda pair: pair[0])[1] if scored else replace(merged[-1], figures=last))
-    check_ends(ends, reading)
-    notes.append(CHOSEN if metric else LAST)
+        figures = {name: value for name, (value, _) in last.items()}
+        taken.append(max(scored, key=lambda pair: pair[0])[1] if scored else replace(merged[-1], figures=figures))
+    if not ends_are_checked:
+        _compare_ends(run_ends, figure_ends, reading, notes)
+    if len(runs) < len(rows):
+        notes.append(CHOSEN if metric else LAST)
     return taken
+
+
+def _compare_ends(
+    runs: Mapping[str, float], figures: Mapping[str, Mapping[str, float]], reading: Reading, notes: list[str]
+) -> None:
+    """Check that runs, and the figures to judge by, end at one epoch; add a note where they do not, as asked."""
+    check_ends(runs, reading)
+    for name, ends in figures.items():
+        if reading.metric in (None, name):
+            check_ends(ends, reading, name)
+    if len(set(runs.values())) > 1:
+        notes.append(f"the runs end at different epochs, {min(runs.values()):g} to {max(runs.values()):g}, as asked")
 
 
 def check_path(before: Path, row: Row) -> None:
@@ -112,15 +140,16 @@ def _by_epoch(rows: Sequence[Row]) -> list[Row]:
     return [merged[epoch] for epoch in sorted(merged)]
 
 
-def check_ends(ends: Mapping[str, float], reading: Reading) -> None:
-    """Raise UserError if runs end at different epochs, and the user did not say that they may."""
+def check_ends(ends: Mapping[str, float], reading: Reading, figure: str = "") -> None:
+    """Raise UserError if runs, or their values of a figure, end at different epochs, and may not."""
     if len(set(ends.values())) < 2 or EPOCHS in reading.may_differ:
         return
     first = min(ends, key=ends.__getitem__)
     most = max(ends, key=ends.__getitem__)
     shorter = sum(end < ends[most] for end in ends.values())
+    what = f"the values of {brief(figure)} in the runs end" if figure else "the runs end"
     raise UserError(
-        f"the runs end at different epochs, such as {ends[first]:g} ({first}) and {ends[most]:g} ({most}; {shorter} of "
+        f"{what} at different epochs, such as {ends[first]:g} ({first}) and {ends[most]:g} ({most}; {shorter} of "
         f"{len(ends)} runs end before that); leave out runs that are not finished, or, if they were to end so, give "
         f"--may-differ {EPOCHS}"
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import defaultdict
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..base.errors import UserError
 from ..base.files import read_csv
 from ..base.words import brief, few, printable, short, suggest
-from .columns import ARM, BEST_EPOCH, SEED, Line, Reading, Roles, find_roles, may_differ_note
+from .columns import ARM, BEST_EPOCH, FOLDER, SEED, Line, Reading, Roles, find_roles, may_differ_note
 from .derived import odd_seed
 from .epochs import CHOSEN, EPOCHS, Row, one_a_run
 from .metric import is_share
@@ -66,36 +67,59 @@ def read_results(
     reading = reading or Reading()
     reading = reading if metric is None else replace(reading, metric=metric)
     results = Results()
-    rows = read_rows(path, reading, results.notes, may_be_empty=may_be_empty)
-    for row in one_a_run(rows, reading, results.notes):
+    for row in read_tables([Table(path)], reading, results.notes, may_be_empty=may_be_empty):
         add_row(results, row)
     return results
 
 
-def read_rows(
-    path: Path,
-    reading: Reading,
-    notes: list[str],
-    *,
-    arm: str | None = None,
-    seed: str | None = None,
-    may_be_empty: bool = False,
-) -> list[Row]:
-    """Return the lines of a table as runs, or epochs of runs, and add to `notes` what was understood or left out.
+@dataclass
+class Table:
+    """A CSV with runs.
 
-    `arm` and `seed` are those of all lines, where the path of the file tells; `may_be_empty` is as
-    in `read_results`.
+    Attributes:
+        arm, seed: Those of all its lines, where its path tells.
+        head: The names of its columns.
+        rows: Its lines as runs, or as epochs of runs.
     """
+
+    path: Path
+    arm: str | None = None
+    seed: str | None = None
+    head: list[str] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+
+
+def read_tables(
+    tables: Sequence[Table], reading: Reading, notes: list[str], *, may_be_empty: bool = False
+) -> list[Row]:
+    """Return the runs in tables, and add to `notes` what was understood or left out.
+
+    `may_be_empty` is as in `read_results`.
+    """
+    for table in tables:
+        _read_rows(table, reading, notes, may_be_empty=may_be_empty)
+    known = [EPOCHS, *dict.fromkeys(name for table in tables for name in table.head)]
+    for name in sorted(reading.may_differ - {*known}):
+        place = repr(str(tables[0].path)) if len(tables) == 1 else "the tables"
+        raise UserError(f"--may-differ {brief(name)} is no column of {place}{suggest(name, known)}")
+    is_collected = all(table.head[:2] == [ARM, SEED] and FOLDER in table.head[-2:] for table in tables)
+    rows = [row for table in tables for row in table.rows]
+    return one_a_run(rows, reading, notes, ends_are_checked=is_collected)
+
+
+def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty: bool) -> None:
+    """Read the head and the rows of a table."""
+    path, arm, seed = table.path, table.arm, table.seed
     is_run = arm is not None and seed is not None
     delimiter, head, lines = _read(path, may_be_empty=is_run)
+    table.head = head
     if not lines and is_run:
         notes.append(f"{short(str(path))} has no lines: its run counts as missing")
-        return [Row(str(arm), str(seed), path, 0, None, {})]
+        table.rows = [Row(str(arm), str(seed), path, 0, None, {})]
+        return
     roles = find_roles(head, lines, path, reading, needs_arm=arm is None, needs_seed=seed is None)
     if may_be_empty:
         roles = Roles(roles.arm, roles.seed)
-    for name in sorted(reading.may_differ - {EPOCHS, *head}):
-        raise UserError(f"--may-differ {brief(name)} is no column of {str(path)!r}{suggest(name, [EPOCHS, *head])}")
     notes += [note for note in roles.notes if note not in notes]
     _check_lines(lines, head, roles, path)
     _check_settings(lines, head, roles, path, reading, notes)
@@ -126,7 +150,7 @@ def read_rows(
         rows = _without_unfinished(rows, lines, roles.state, head[roles.state], reading, notes)
     if any(head[column].lower() == BEST_EPOCH for column in roles.no_figures) and CHOSEN not in notes:
         notes.append(CHOSEN)
-    return rows
+    table.rows = rows
 
 
 def add_row(results: Results, row: Row) -> None:
