@@ -470,6 +470,33 @@ def test_a_run_that_was_cut_off_before_its_last_validation_is_missing(tmp_path):
     assert {told, "the runs end at different epochs, 4 to 10, as asked"} <= {*collected.results.notes}
 
 
+def test_arms_without_a_recorded_difference_are_told(tmp_path):
+    """As after `attend(yolo.model)` and `yolo.train()`, which builds the network again without attention."""
+    for arm in ("none", "cbam"):
+        for seed in range(2):
+            ultralytics_run(tmp_path / f"{arm}-{seed}", "none", seed)
+    by_path = Reading(arm_from="{arm}-{seed}")
+    (note,) = [note for note in collect([tmp_path], by_path).results.notes if note.startswith("no recorded")]
+    assert note == (
+        "no recorded setting differs between the arms; only their paths tell them apart; if `attend` put attention in "
+        "before `train`, Ultralytics dropped it: use whatwhere.ultralytics.trainer"
+    )
+    for seed in range(2):
+        rewrite(tmp_path / f"cbam-{seed}" / "args.yaml", model="cbam.yaml")
+    reading = Reading(arm_from="{arm}-{seed}", may_differ=frozenset({"model"}))
+    assert not any("no recorded" in note for note in collect([tmp_path], reading).results.notes)
+
+
+@pytest.mark.parametrize("hparams", [("{}", "{}"), ("seed: 0", "seed: 0"), ("seed: 0\nnet: a", "seed: 0\nnet: b")])
+def test_runs_without_settings_are_told(tmp_path, hparams):
+    for arm, text in zip(("none", "cbam"), hparams, strict=True):
+        lightning_run(tmp_path / f"{arm}-0", f"{text}\n", lightning_rows(0.5))
+    reading = Reading(arm_column="net") if "net" in hparams[0] else Reading(arm_from="{arm}-{seed}")
+    notes = collect([tmp_path], reading).results.notes
+    assert "the runs hold no settings besides arm and seed, so none were compared" in notes
+    assert not any("no recorded" in note for note in notes)
+
+
 def test_arms_that_trained_for_different_epochs_are_refused(tmp_path, refused):
     for arm, epochs in (("none", 3), ("cbam", 6)):
         lightning_run(tmp_path / "tested" / arm / "version_0", "{}\n", lightning_rows(0.5, epochs))

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..base.errors import UserError
 from ..base.words import brief, counted, few, short, suggest
 from ..statistics.columns import Reading, may_differ_note
-from .run import Run
+from .run import Program, Run
 from .settings import NOT_SET
 
 _SEEDS = ("seed", "random_seed", "random_state", "manual_seed", "seed_everything")
@@ -80,16 +80,16 @@ def from_path(path: Path, given: Iterable[Pattern]) -> dict[str, str]:
     return found
 
 
-def name_runs(runs: Sequence[Run], ignored: frozenset[str], reading: Reading) -> list[str]:
+def name_runs(runs: Sequence[Run], program: Program, reading: Reading) -> list[str]:
     """Name the arm and the seed of each run; return what was taken as what, and what may differ, as sentences.
 
     The arm is the setting that was asked for, the text in the path, or else the one setting that differs between runs
-    with one seed. `ignored` are settings that change no figure.
+    with one seed.
 
     Raises:
         UserError: No seed, no arm, several settings that may be the arm, or settings that differ within a pair besides.
     """
-    given = patterns(reading)
+    given, ignored = patterns(reading), program.ignored
     found = [from_path(run.path, given) for run in runs]
     notes: list[str] = []
     seed_key = None if "seed" in found[0] else _seed_key(runs, reading)
@@ -119,6 +119,12 @@ def name_runs(runs: Sequence[Run], ignored: frozenset[str], reading: Reading) ->
     sources += ["the path" if seed_key is None else f"the setting {seed_key}"]
     notes.insert(0, f"the arm is taken from {sources[0]}, the seed from {sources[1]}")
     _check_pairs(runs, [key for key in varying if key not in {*not_compared, *keys}], reading, notes)
+    compared = [key for key in _all_keys(runs) if key not in {*not_compared, *keys, *_SEEDS}]
+    if not compared:
+        notes.append("the runs hold no settings besides arm and seed, so none were compared")
+    elif "arm" in found[0] and not {*varying} & {*compared, *keys}:
+        alike = "no recorded setting differs between the arms; only their paths tell them apart"
+        notes.append(f"{alike}; {program.if_alike}" if program.if_alike else alike)
     hidden = sorted(key for key in ignored if len({run.settings.get(key) for run in runs}) > 1)
     if hidden:
         notes.append(f"settings that name, store or place a run were not compared: {few(hidden, 10)}")

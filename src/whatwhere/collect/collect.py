@@ -143,7 +143,7 @@ def _collect_runs(folders: Mapping[Path, Program], reading: Reading) -> Collecte
     collected = Collected()
     notes = collected.results.notes
     notes.append(f"{counted(len(runs), 'run')} of {program.name}")
-    notes += name_runs(runs, program.ignored, reading)
+    notes += name_runs(runs, program, reading)
     again = _find_faults(runs, program, reading, notes)
     ends = {
         f"{run.arm}, seed {run.seed}": run.num_epochs - run.epochs_without(reading.metric)

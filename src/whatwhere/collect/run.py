@@ -65,6 +65,7 @@ class Program:
         is_run: From a folder and the names of its files to whether the program wrote the folder.
         read: Reads the folder of a run.
         ignored: Settings that change no figure: names, paths of output, the machine.
+        if_alike: What may have gone wrong where no setting differs between arms, as part of a sentence.
         chooses_epoch: Whether its runs report one epoch, which their training chose.
     """
 
@@ -73,6 +74,7 @@ class Program:
     is_run: Callable[[Path, set[str]], bool]
     read: Callable[[Path, Choice], Run]
     ignored: frozenset[str]
+    if_alike: str = ""
     chooses_epoch: bool = False
 
 

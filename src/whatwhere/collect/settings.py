@@ -45,7 +45,7 @@ def flat(content: dict[Any, Any], path: Path) -> dict[str, str]:
     """Return nested settings of the file `path` as texts by name, nested ones as `model.depth`."""
     settings: dict[str, str] = {}
     # YAML's aliases can make a small file a huge value, or one that holds itself
-    for number, (name, text) in enumerate(_leaves(content, "", 0)):
+    for number, (name, text) in enumerate(_leaves(content, "", 0) if content else ()):
         if number == _MOST_VALUES or name is None:
             raise UserError(f"{str(path)!r} has more than {_MOST_VALUES:,} settings, or nests them too deeply")
         settings[printable(name)] = printable(text)

@@ -94,4 +94,11 @@ def _settings_of(content: _Attention, path: Path) -> dict[str, str]:
     return dict(sorted({**settings, "attention": names or NOT_SET}.items()))  # the name first
 
 
-PROGRAM = Program("Ultralytics", _TABLE, _is_run, _read, _IGNORED)
+PROGRAM = Program(
+    "Ultralytics",
+    _TABLE,
+    _is_run,
+    _read,
+    _IGNORED,
+    if_alike="if `attend` put attention in before `train`, Ultralytics dropped it: use whatwhere.ultralytics.trainer",
+)
