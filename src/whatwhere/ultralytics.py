@@ -28,7 +28,7 @@ from .base.files import write_json
 from .base.words import brief, few
 from .collect.ultralytics import HARDLY_BEGUN
 from .insert import attend, detach
-from .insert.attend import Replace
+from .insert.attend import Replace, check_options
 from .insert.host import inserted_in
 from .networks.factory import name_of
 from .networks.spec import is_import_path
@@ -116,8 +116,8 @@ def _checked(attention: Any, options: dict[str, Any]) -> list[dict[str, Any]]:
     if not steps:
         raise UserError("the list of attentions is empty")
     for step in steps:
-        # the class stays as it is when the user changes the dict later
-        step["attention_kwargs"] = copy.deepcopy(step.get("attention_kwargs"))
+        # a copy: the class stays as it is when the user changes the dict later
+        step["attention_kwargs"] = copy.deepcopy(check_options(*(step.get(name) for name in _OPTIONS)))
         named = step["attention"]
         is_path = isinstance(named, str) and is_import_path(named)
         step["attention"] = attention_by_path(named) if is_path else attention_builder(named)
@@ -156,8 +156,9 @@ def _attending(base: type[BaseTrainer], steps: list[dict[str, Any]]) -> type[Bas
     try:
         text = json.dumps(content)
         packed = base64.b32encode(zlib.compress(text.encode())).decode().rstrip("=").lower()
+        again, builders = _unpacked(packed), [step["attention"] for step in steps]
         # another process has another __main__
-        if "__main__:" not in text and _unpacked(packed) == (base, steps):
+        if "__main__:" not in text and again[0] is base and [step["attention"] for step in again[1]] == builders:
             name += packed
     except (TypeError, ValueError, UserError):  # no JSON, no import path
         pass

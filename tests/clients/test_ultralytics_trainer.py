@@ -252,12 +252,23 @@ def test_attention_depends_on_the_seed(tmp_path, data):
     assert any(not torch.equal(other[key], first[key]) for key in first if "attention" in key)
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "MuSGD"])
-@pytest.mark.parametrize("attention", ["cbam", "gct", "srm"])
+class Gate(nn.Module):
+    """An attention of the user's own."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x):
+        return x * (1 + self.gamma[:, None, None])
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "MuSGD", "auto"])
+@pytest.mark.parametrize("attention", ["cbam", "gct", "srm", Gate])
 def test_no_decay_of_scales(optimizer, attention, tmp_path, data):
     weights = checkpoint(tmp_path, "yolo11n")
     groups = []
-    for how in (plain, trainer(attention)):
+    for how in (plain, trainer(attention, at="blocks", start="paper" if attention is Gate else "identity")):
         made = built(tmp_path, data, weights, how)
         made.optimizer = made.build_optimizer(made.model, name=optimizer, decay=0.1)
         names = {parameter: name for name, parameter in made.model.named_parameters()}
@@ -298,17 +309,6 @@ def test_several_attentions(tmp_path, data):
     assert written["attention"][0]["attention_kwargs"] == {"reduction": 8}
 
 
-class Gate(nn.Module):
-    """An attention of the user's own."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.scale = nn.Parameter(torch.zeros(channels, 1, 1))
-
-    def forward(self, x):
-        return x * (1 + self.scale)
-
-
 def test_a_pattern_and_an_attention_of_the_users(tmp_path, data):
     made = built(tmp_path, data, checkpoint(tmp_path, "yolo11n"), trainer(Gate, at="model.4, model.6", start="paper"))
     assert [name for name, _ in made.model.named_modules() if name.endswith("attention")] == [
@@ -324,6 +324,10 @@ def test_bad_arguments(refused):
         lambda: trainer(["cbam", "eca"]),
         lambda: trainer([{"attention": "cbam", "places": 3}]),
         lambda: trainer([{"attention": "cbam"}], at="blocks"),
+        lambda: trainer("cbam", start="zero"),
+        lambda: trainer("cbam", replace="cbam"),
+        lambda: trainer("cbam", at=3),
+        lambda: trainer([{"attention": "cbam", "attention_kwargs": 8}]),
         lambda: trainer("cbam", base="DetectionTrainer"),
         lambda: trainer("cbam")(overrides={"model": "yolo11n.yaml"}),
         lambda: trainer("cbam")(overrides={"task": "sing"}),
@@ -374,6 +378,14 @@ def test_a_class_stays_as_it_was_made():
     kwargs["reduction"] = 4
     assert made.steps[0]["attention_kwargs"] == {"reduction": 8}
     assert made is trainer("cbam", attention_kwargs={"reduction": 8}, base=DetectionTrainer)
+
+
+def test_tuples_among_the_arguments():
+    given = {"at": ("model.4", "model.6"), "attention_kwargs": {"pools": ("avg",)}}
+    made = trainer("cbam", **given, base=DetectionTrainer)
+    code = f"from whatwhere.ultralytics import {made.__name__} as made; print(made.steps[0]['attention_kwargs'])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip().splitlines()[-1] == "{'pools': ['avg']}"
 
 
 @pytest.mark.parametrize("name", ["X_attended_aaaa", "X_attended_", "X_attended_ü", "_attended_" + "a" * 1000, "X"])

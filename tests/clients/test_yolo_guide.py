@@ -1,5 +1,6 @@
 """docs/yolo.md, run as it stands: its Python and its commands, on fewer images and epochs."""
 
+import json
 import os
 import re
 import shlex
@@ -60,8 +61,11 @@ def test_the_guide(folder):
     assert len(commands) == 1
     for command in commands:
         run(folder, sys.executable, "-m", *shlex.split(command))
-    page = (folder / "shapes-runs.verdict.html").read_text("utf-8")
-    assert all(arm in page for arm in ("none", "cbam", "cbam_ultralytics"))
+    verdict = json.loads((folder / "shapes-runs.verdict.json").read_text("utf-8"))
+    assert verdict["judgement"]["baseline"] == "none"
+    assert {arm["arm"] for arm in verdict["judgement"]["arms"]} == {"cbam", "cbam_ultralytics"}
+    assert any("hardly begun" in caution for caution in verdict["cautions"])  # after one epoch
+    assert (folder / "shapes-runs.verdict.html").stat().st_size > 10_000
 
 
 def test_what_the_guide_says_of_resuming(folder):

@@ -188,14 +188,7 @@ def _prepared(
 ) -> _Prepared:
     """Check the arguments, find the places and build the attention for each; the model stays unchanged."""
     builder = attention_builder(attention)
-    check_choice("start", start, get_args(Start))
-    if replace is not None:
-        check_choice("replace", replace, get_args(Replace))
-    if given is not None and not isinstance(given, Mapping):
-        raise UserError(f"attention_kwargs must be a dict of keyword arguments, got {brief(given)}")
-    kwargs = dict(given or {})
-    if "start" in kwargs:
-        raise UserError("give start to attend itself, not among attention_kwargs")
+    kwargs = check_options(at, start, replace, given)
     flow = record_example(model, example)
     hosts = dict(model.named_modules())
     seed = resolve_seed(seed)
@@ -219,6 +212,32 @@ def _prepared(
     if len(set(inner)) < len(inner) or not {*model.modules(), *places.inserted}.isdisjoint(inner):
         raise UserError("the attention must be built anew for each place, but some places share one module")
     return _Prepared(flow, found, skipped, note, modules)
+
+
+def check_options(at: Any, start: Any, replace: Any, attention_kwargs: Any) -> dict[str, Any]:
+    """Return the attention's keyword arguments, if the options of `attend` are such as it takes.
+
+    Raises:
+        UserError: An option of another type, or an unknown choice.
+    """
+    if at is not None:
+        _patterns_in(at)
+    check_choice("start", start, get_args(Start))
+    if replace is not None:
+        check_choice("replace", replace, get_args(Replace))
+    if attention_kwargs is not None and not isinstance(attention_kwargs, Mapping):
+        raise UserError(f"attention_kwargs must be a dict of keyword arguments, got {brief(attention_kwargs)}")
+    if "start" in (attention_kwargs or {}):
+        raise UserError("give start to attend itself, not among attention_kwargs")
+    return dict(attention_kwargs or {})
+
+
+def _patterns_in(at: Any) -> tuple[str, ...]:
+    listed = at if isinstance(at, Sequence) else ()
+    patterns = tuple(part.strip() for part in at.split(",")) if isinstance(at, str) else tuple(listed)
+    if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
+        raise UserError(f"at must be 'blocks', 'stages' or patterns of module names, got {brief(at)}")
+    return patterns
 
 
 def _is_for_stages(
@@ -259,12 +278,8 @@ def _found(
             "the network has no end of a stage, a tensor that everything passes before it shrinks: "
             f"{places.why_no_stages()}{places.advice()}"
         )
-    listed = at if isinstance(at, Sequence) else ()
-    patterns = tuple(part.strip() for part in at.split(",")) if isinstance(at, str) else tuple(listed)
-    if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
-        raise UserError(f"at must be 'blocks', 'stages' or patterns of module names, got {brief(at)}")
     try:
-        return places.matching(patterns), [], ""
+        return places.matching(_patterns_in(at)), [], ""
     except UserError as error:
         raise UserError(f"{error}{places.advice()}") from error
 
