@@ -116,8 +116,9 @@ def _checked(attention: Any, options: dict[str, Any]) -> list[dict[str, Any]]:
     if not steps:
         raise UserError("the list of attentions is empty")
     for step in steps:
-        # a copy: the class stays as it is when the user changes the dict later
-        step["attention_kwargs"] = copy.deepcopy(check_options(*(step.get(name) for name in _OPTIONS)))
+        # copies: the class stays as it is when the user changes a list or a dict later
+        step.update(copy.deepcopy({name: step.get(name) for name in _OPTIONS}))
+        step["attention_kwargs"] = check_options(*(step[name] for name in _OPTIONS))
         named = step["attention"]
         is_path = isinstance(named, str) and is_import_path(named)
         step["attention"] = attention_by_path(named) if is_path else attention_builder(named)
@@ -191,9 +192,7 @@ def __getattr__(name: str) -> Any:
     if name in _CLASSES:
         return _CLASSES[name]
     if mark and packed:
-        with contextlib.suppress(
-            ValueError, LookupError, TypeError, AttributeError, zlib.error, ImportError, UserError
-        ):
+        with contextlib.suppress(Exception):  # a name from elsewhere may hold anything
             return _attending(*_unpacked(packed))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -223,6 +222,7 @@ class _Attending(BaseTrainer):  # type: ignore[misc]  # Ultralytics has no types
         ours = _attentions(model)
         if theirs:
             _copy(theirs, ours)
+        self._warn_of_classes(ours)
         if verbose and RANK in {-1, 0}:
             added = sum(p.numel() for module in ours.values() for p in module.parameters())
             names = ", ".join(step["attention"] for step in _named(self.steps))
@@ -235,6 +235,15 @@ class _Attending(BaseTrainer):  # type: ignore[misc]  # Ultralytics has no types
         is_usual = type(self).__bases__[1].__module__ == _module_of(self.args.task)
         if head in _OTHER_HEADS and is_usual:
             raise UserError(f"a network with a {head} has a trainer of its own: give base={_OTHER_HEADS[head]}")
+
+    def _warn_of_classes(self, attentions: dict[str, nn.Module]) -> None:
+        inner = [module for attention in attentions.values() for module in attention.modules()]
+        local = sorted({type(module).__qualname__ for module in inner if type(module).__module__ == "__main__"})
+        if local:
+            LOGGER.warning(
+                f"whatwhere: {few(local)} is defined in the program that is running, so another program cannot load "
+                "best.pt; define it in a file and import it from there"
+            )
 
     def set_model_attributes(self) -> None:
         """Check that attention is in the network that is trained, and write down what it is."""

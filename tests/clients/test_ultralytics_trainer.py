@@ -336,6 +336,18 @@ def test_bad_arguments(refused):
             bad()
 
 
+def test_two_attentions_in_one_place(tmp_path, data, refused):
+    with refused():
+        built(tmp_path, data, checkpoint(tmp_path, "yolo11n"), trainer([{"attention": "cbam"}, {"attention": "eca"}]))
+
+
+def test_a_class_of_the_running_program(tmp_path, data, monkeypatch, caplog):
+    """Its best.pt loads in no other program."""
+    monkeypatch.setattr(Gate, "__module__", "__main__")
+    built(tmp_path, data, checkpoint(tmp_path, "yolo11n"), trainer(Gate, at="model.4"))
+    assert "another program cannot load best.pt" in caplog.text
+
+
 def test_no_place(tmp_path, data, refused):
     with refused():
         built(tmp_path, data, checkpoint(tmp_path, "yolo11n"), trainer("cbam", at="layer4.*"))

@@ -200,7 +200,9 @@ def _prepared(
     for place in found:
         host = hosts[place.host]
         if attached(host) or host in places.inserted:
-            raise UserError(f"{place.label} has attention already; detach the model first")
+            raise UserError(
+                f"{place.label} has attention already; detach the model first, or name another place with at"
+            )
         # parameters made in inference mode could never learn
         with torch.inference_mode(False), seeded(seed, f"{place.owner}.{place.name}"):
             module = _built(builder, place.channels, kwargs, start)
