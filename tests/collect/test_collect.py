@@ -598,6 +598,23 @@ def test_one_run_in_two_csv_files_is_refused(tmp_path, refused, epochs):
         collect([tmp_path], Reading(arm_from="{arm}-{seed}"))
 
 
+@pytest.mark.parametrize("pattern", ["{arm}", "{arm}-{seed}"])
+def test_settings_in_csv_files_must_be_equal_within_pairs(tmp_path, refused, pattern):
+    for arm, rate in (("none", "0.1"), ("cbam", "0.001")):
+        for seed in range(2):
+            name, column, cell = (arm, "seed,", f"{seed},") if "seed" not in pattern else (f"{arm}-{seed}", "", "")
+            path = tmp_path / f"{name}.csv"
+            before = path.read_text() if path.exists() else f"{column}params.lr,params.data,acc\n"
+            path.write_text(f"{before}{cell}{rate},photos,0.5\n")
+    with refused():
+        collect([tmp_path], Reading(arm_from=pattern))
+    results = collect([tmp_path], Reading(arm_from=pattern, may_differ=frozenset({"params.lr"}))).results
+    assert results.metrics == ["acc"]
+    assert results.notes[-1].startswith("within pairs these settings differ besides the arm, as asked: params.lr;")
+    with refused():
+        collect([tmp_path], Reading(arm_from=pattern, may_differ=frozenset({"params.rl"})))
+
+
 def test_a_table_that_collect_wrote_is_known(detect, tmp_path):
     path = tmp_path / "results.csv"
     path.write_text(collect([detect]).to_csv())

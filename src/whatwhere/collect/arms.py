@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..base.errors import UserError
-from ..base.words import brief, counted, few, short, suggest
-from ..statistics.columns import Reading, may_differ_note
+from ..base.words import brief, counted, few, suggest
+from ..statistics.columns import Reading
+from ..statistics.within_pairs import (
+    ATTENTION,
+    NOT_SET,
+    all_settings,
+    check_pairs,
+    differing_settings,
+    group_of,
+    is_named,
+    values_of,
+)
 from .run import Program, Run
-from .settings import NOT_SET
 
 _SEEDS = ("seed", "random_seed", "random_state", "manual_seed", "seed_everything")
-ATTENTION = "attention"
-_ATTENTION = re.compile(r"attention(_kwargs)?(\..*)?")  # the name of an attention and its options are one setting
 
 _CALLED_ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 _NUMBER = re.compile(r"[\d.e+-]+|true|false")
@@ -96,7 +103,7 @@ def name_runs(runs: Sequence[Run], program: Program, reading: Reading) -> list[s
     for names, run in zip(found, runs, strict=True):
         run.seed = names["seed"] if seed_key is None else run.settings[seed_key]
     not_compared = ignored if seed_key is None else ignored | {seed_key}
-    varying = _varying(runs)
+    varying = differing_settings(runs)
     if seed_key is None:
         own = {(run.seed, run.settings["seed"]) for run in runs if "seed" in run.settings}
         if len({other for _, other in own}) < len({seed for seed, _ in own}):
@@ -107,7 +114,7 @@ def name_runs(runs: Sequence[Run], program: Program, reading: Reading) -> list[s
     if "arm" in found[0]:
         arms = [names["arm"] for names in found]
         # where each arm has an attention of its own, it is the arm
-        keys = [key for key in varying if _group(key) == ATTENTION]
+        keys = [key for key in varying if group_of(key) == ATTENTION]
         of_arms = {(arm, *(run.settings.get(key) for key in keys)) for arm, run in zip(arms, runs, strict=True)}
         keys = keys if len(of_arms) == len(set(arms)) else []
     else:
@@ -115,11 +122,11 @@ def name_runs(runs: Sequence[Run], program: Program, reading: Reading) -> list[s
         arms = _labels(runs, keys)
     for arm, run in zip(arms, runs, strict=True):
         run.arm = arm
-    sources = ["the path" if "arm" in found[0] else f"the setting {_group(keys[0])}"]
+    sources = ["the path" if "arm" in found[0] else f"the setting {group_of(keys[0])}"]
     sources += ["the path" if seed_key is None else f"the setting {seed_key}"]
     notes.insert(0, f"the arm is taken from {sources[0]}, the seed from {sources[1]}")
-    _check_pairs(runs, [key for key in varying if key not in {*not_compared, *keys}], reading, notes)
-    compared = [key for key in _all_keys(runs) if key not in {*not_compared, *keys, *_SEEDS}]
+    check_pairs(runs, [key for key in varying if key not in {*not_compared, *keys}], reading, notes)
+    compared = [key for key in all_settings(runs) if key not in {*not_compared, *keys, *_SEEDS}]
     if not compared:
         notes.append("the runs hold no settings besides arm and seed, so none were compared")
     elif "arm" in found[0] and not {*varying} & {*compared, *keys}:
@@ -130,7 +137,7 @@ def name_runs(runs: Sequence[Run], program: Program, reading: Reading) -> list[s
         notes.append(f"settings that name, store or place a run were not compared: {few(hidden, 10)}")
     between = [
         key
-        for key in _all_keys(runs)
+        for key in all_settings(runs)
         if key not in {*varying, *not_compared, *keys, *_SEEDS}
         and len({run.settings.get(key, NOT_SET) for run in runs}) > 1
     ]
@@ -139,13 +146,9 @@ def name_runs(runs: Sequence[Run], program: Program, reading: Reading) -> list[s
     return notes
 
 
-def _all_keys(runs: Sequence[Run]) -> list[str]:
-    return list(dict.fromkeys(key for run in runs for key in run.settings))
-
-
 def _seed_key(runs: Sequence[Run], reading: Reading) -> str:
     """Return the setting with the seed."""
-    keys = _all_keys(runs)
+    keys = all_settings(runs)
     if reading.seed_column is not None:
         possible = [reading.seed_column]
     else:
@@ -164,42 +167,18 @@ def _seed_key(runs: Sequence[Run], reading: Reading) -> str:
     return possible[0]
 
 
-def _pairs(runs: Sequence[Run]) -> list[list[dict[str, str]]]:
-    """Return the settings of the runs with each seed; all runs as one group where no two have one seed."""
-    groups = defaultdict(list)
-    for run in runs:
-        groups[run.seed].append(run.settings)
-    return [group for group in groups.values() if len(group) > 1] or [[run.settings for run in runs]]
-
-
-def _varying(runs: Sequence[Run]) -> list[str]:
-    """Return the settings that differ between runs with one seed."""
-    pairs = _pairs(runs)
-    return [key for key in _all_keys(runs) if any(len({one.get(key, NOT_SET) for one in group}) > 1 for group in pairs)]
-
-
-def _group(key: str) -> str:
-    return ATTENTION if _ATTENTION.fullmatch(key) else key
-
-
-def _is_named(key: str, names: Collection[str]) -> bool:
-    """Return whether a setting, the group it is in, or what it is nested in, is among `names`."""
-    parts = key.split(".")
-    return _group(key) in names or any(".".join(parts[:end]) in names for end in range(1, len(parts) + 1))
-
-
 def _arm_keys(runs: Sequence[Run], varying: list[str], reading: Reading) -> list[str]:
     """Return the setting that is the arm; with the options of an attention, or all that begin with its name."""
-    asked, keys = reading.arm_column, _all_keys(runs)
+    asked, keys = reading.arm_column, all_settings(runs)
     if asked is not None:
-        found = [key for key in keys if asked in (key, _group(key)) or key.startswith(f"{asked}.")]
+        found = [key for key in keys if asked in (key, group_of(key)) or key.startswith(f"{asked}.")]
         if not found:
             raise UserError(f"no run has a setting {brief(asked)}{suggest(asked, keys)}; name another as --arm-column")
         return _with_name(sorted(key for key in found if key in varying) or found, runs)
     groups = defaultdict(list)
     for key in varying:
-        if not _is_named(key, reading.may_differ):
-            groups[_group(key)].append(key)
+        if not is_named(key, reading.may_differ):
+            groups[group_of(key)].append(key)
     if len(groups) == 1:
         return _with_name(sorted(next(iter(groups.values()))), runs)
     if not groups:
@@ -207,7 +186,7 @@ def _arm_keys(runs: Sequence[Run], varying: list[str], reading: Reading) -> list
             f"{counted(len(runs), 'run')} and no setting that differs but the seed: this is one arm; give the runs of "
             "other arms too, or name the arm by the path, such as --arm-from '{arm}-*'"
         )
-    named = few([f"{name} ({_values(runs, keys[0])})" for name, keys in groups.items()], 6)
+    named = few([f"{name} ({values_of(runs, keys[0])})" for name, keys in groups.items()], 6)
     raise UserError(
         f"several settings differ between the runs with one seed, {named}; choose the one that is the arm with "
         "--arm-column, and name those that may differ besides with --may-differ"
@@ -216,14 +195,8 @@ def _arm_keys(runs: Sequence[Run], varying: list[str], reading: Reading) -> list
 
 def _with_name(keys: list[str], runs: Sequence[Run]) -> list[str]:
     """Return the settings of an arm; before options of an attention its name, though all may have the same."""
-    is_option = _group(keys[0]) == ATTENTION and ATTENTION not in keys
+    is_option = group_of(keys[0]) == ATTENTION and ATTENTION not in keys
     return [ATTENTION, *keys] if is_option and any(run.settings.get(ATTENTION) for run in runs) else keys
-
-
-def _values(runs: Sequence[Run], key: str) -> str:
-    """Return the values of a setting in runs with one seed."""
-    pairs = (dict.fromkeys(one.get(key, NOT_SET) for one in group) for group in _pairs(runs))
-    return few([short(value, 30) or NOT_SET for value in next(values for values in pairs if len(values) > 1)], 3)
 
 
 def _labels(runs: Sequence[Run], keys: list[str]) -> list[str]:
@@ -247,18 +220,3 @@ def _labels(runs: Sequence[Run], keys: list[str]) -> list[str]:
         )
         labels.append(f"{names[value[0]]} ({options})" if options else names[value[0]])
     return labels
-
-
-def _check_pairs(runs: Sequence[Run], differing: list[str], reading: Reading, notes: list[str]) -> None:
-    """Raise UserError if settings differ within a pair besides the arm, unless they may; a note names those."""
-    refused = {_group(key): key for key in reversed(differing) if not _is_named(key, reading.may_differ)}
-    if refused:
-        names = list(reversed(refused))
-        raise UserError(
-            f"besides the arm, these settings differ between runs with one seed: "
-            f"{few([f'{name} ({_values(runs, refused[name])})' for name in names], 8)}; compare runs that share them, "
-            f"or, if that is meant, give --may-differ {','.join(names[:8])}"
-        )
-    allowed = [key for key in differing if _is_named(key, reading.may_differ)]
-    if allowed:
-        notes.append(may_differ_note(allowed))

@@ -14,7 +14,8 @@ from ..statistics.columns import ARM, BEST_EPOCH, FOLDER, SEED, Reading
 from ..statistics.epochs import CHOSEN, EPOCHS, LAST, Row, best_by, check_ends, check_path
 from ..statistics.results import Results
 from ..statistics.table import Table, add_row, read_tables
-from .arms import ATTENTION, from_path, name_runs, patterns
+from ..statistics.within_pairs import ATTENTION
+from .arms import from_path, name_runs, patterns
 from .find import KNOWN, find
 from .run import Choice, Program, Run
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from ..base.errors import UserError
 from ..base.words import cause, printable
+from ..statistics.within_pairs import NOT_SET
 
 _MOST_BYTES = 256 * 1024  # a second of parsing or two
 _MOST_VALUES = 10_000
 _LONGEST_LIST, _LONGEST_TEXT = 20, 300
 _DEEPEST = 20
-NOT_SET = "none"  # also what null is written as
 
 
 def read_settings(path: Path) -> dict[str, str]:

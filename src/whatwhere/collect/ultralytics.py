@@ -10,8 +10,9 @@ import msgspec
 
 from ..base.errors import UserError
 from ..base.words import cause
+from ..statistics.within_pairs import NOT_SET
 from .run import Choice, Program, Run, run_with_csv, whole_number
-from .settings import NOT_SET, flat, has_settings
+from .settings import flat, has_settings
 
 _TABLE, _SETTINGS, _ATTENTION = "results.csv", "args.yaml", "attention.json"
 HARDLY_BEGUN = 0.05  # largest mixing factor, where the features differ by less than 5 % from those without attention

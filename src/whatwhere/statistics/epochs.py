@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..base.errors import UserError
@@ -30,6 +30,7 @@ class Row:
         line: Its number in the file; 0 where the run is a folder, or has no line.
         figures: By name. None: the cell says that the figure is missing. A figure that was not logged in this line is
             not in the dict.
+        settings: The settings that the table holds, by column, as texts.
     """
 
     arm: str
@@ -38,6 +39,7 @@ class Row:
     line: int
     epoch: float | None
     figures: dict[str, float | None]
+    settings: dict[str, str] = field(default_factory=dict)
 
 
 def best_by(reading: Reading) -> tuple[str, bool]:

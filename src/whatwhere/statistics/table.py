@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,11 +11,12 @@ from pathlib import Path
 from ..base.errors import UserError
 from ..base.files import read_csv
 from ..base.words import brief, few, printable, short, suggest
-from .columns import ARM, BEST_EPOCH, FOLDER, SEED, Line, Reading, Roles, find_roles, may_differ_note
+from .columns import ARM, BEST_EPOCH, FOLDER, SEED, Line, Reading, Roles, find_roles
 from .derived import odd_seed
 from .epochs import CHOSEN, EPOCHS, Row, one_a_run
 from .metric import is_share
 from .results import Results
+from .within_pairs import NOT_SET, check_pairs, differing_settings
 
 _ARRANGED = re.compile(r"[+-]?(?!0,)\d{1,3},\d{3}")  # 1,200: with thousands, or with a decimal comma
 _UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas makes of a column without a name
@@ -104,6 +104,8 @@ def read_tables(
         raise UserError(f"--may-differ {brief(name)} is no column of {place}{suggest(name, known)}")
     is_collected = all(table.head[:2] == [ARM, SEED] and FOLDER in table.head[-2:] for table in tables)
     rows = [row for table in tables for row in table.rows]
+    if len({row.seed for row in rows}) < len(rows):
+        check_pairs(rows, differing_settings(rows), reading, notes)
     return one_a_run(rows, reading, notes, ends_are_checked=is_collected)
 
 
@@ -122,7 +124,6 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
         roles = Roles(roles.arm, roles.seed)
     notes += [note for note in roles.notes if note not in notes]
     _check_lines(lines, head, roles, path)
-    _check_settings(lines, head, roles, path, reading, notes)
     if roles.arms:
         columns, metric = roles.arms, reading.metric or "figure"
     else:
@@ -138,14 +139,15 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
             for column in columns
             if roles.epoch is None or cells[column].strip()  # else not logged in this epoch
         }
+        settings = {head[column]: cells[column].strip() or NOT_SET for column in roles.settings}
         if not roles.arms:
             named = {head[column]: value for column, value in figures.items()}
-            rows.append(Row(arm or of[0] or "", seed or of[1] or "", path, number, epoch, named))
+            rows.append(Row(arm or of[0] or "", seed or of[1] or "", path, number, epoch, named, settings))
         for column in roles.arms:
             if figures.get(column) is None and cells[column].strip().lower() not in _MISSING:
                 raise _no_number((number, cells[column].strip()), head[column], delimiter, path)
             named = {metric: figures[column]} if column in figures else {}
-            rows.append(Row(head[column], seed or of[1] or "", path, number, epoch, named))
+            rows.append(Row(head[column], seed or of[1] or "", path, number, epoch, named, settings))
     if roles.state is not None:
         rows = _without_unfinished(rows, lines, roles.state, head[roles.state], reading, notes)
     if any(head[column].lower() == BEST_EPOCH for column in roles.no_figures) and CHOSEN not in notes:
@@ -213,28 +215,6 @@ def _check_lines(lines: list[Line], head: list[str], roles: Roles, path: Path) -
     if odd is not None:
         number = next(number for number, row in lines if row[roles.seed].strip() == odd[0])
         raise UserError(f"line {number} of {str(path)!r}: {odd[1]}")
-
-
-def _check_settings(
-    lines: list[Line], head: list[str], roles: Roles, path: Path, reading: Reading, notes: list[str]
-) -> None:
-    """Raise UserError if a setting differs between lines with one seed, and may not; a note names those that may."""
-    if roles.seed is None:
-        return
-    differing = []
-    for column in roles.settings:
-        values = defaultdict(set)
-        for _, row in lines:
-            values[row[roles.seed].strip()].add(row[column].strip())
-        differing += [head[column]] if any(len(found) > 1 for found in values.values()) else []
-    refused = [name for name in differing if name not in reading.may_differ]
-    if refused:
-        raise UserError(
-            f"in {str(path)!r}, settings differ between runs with one seed besides the arm: {few(refused, 8)}; compare "
-            f"runs that share them, or, if that is meant, give --may-differ {','.join(refused[:8])}"
-        )
-    if differing:
-        notes.append(may_differ_note(differing))
 
 
 def _without_unfinished(

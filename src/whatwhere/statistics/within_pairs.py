@@ -1,0 +1,81 @@
+"""The settings of runs: which differ within pairs, and whether they may."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+from ..base.errors import UserError
+from ..base.words import few, short
+from .columns import Reading, may_differ_note
+
+NOT_SET = "none"  # also what null is written as
+ATTENTION = "attention"
+_ATTENTION = re.compile(r"attention(_kwargs)?(\..*)?")  # the name of an attention and its options are one setting
+
+
+class HasSettings(Protocol):
+    """A run, or a line of a table."""
+
+    @property
+    def seed(self) -> str:
+        """The seed."""
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The settings by name, as texts."""
+
+
+def all_settings(runs: Sequence[HasSettings]) -> list[str]:
+    """Return the names of all settings, in order."""
+    return list(dict.fromkeys(key for run in runs for key in run.settings))
+
+
+def _pairs(runs: Sequence[HasSettings]) -> list[list[dict[str, str]]]:
+    """Return the settings of the runs with each seed; all runs as one group where no two have one seed."""
+    groups = defaultdict(list)
+    for run in runs:
+        groups[run.seed].append(run.settings)
+    return [group for group in groups.values() if len(group) > 1] or [[run.settings for run in runs]]
+
+
+def differing_settings(runs: Sequence[HasSettings]) -> list[str]:
+    """Return the settings that differ between runs with one seed."""
+    pairs = _pairs(runs)
+    return [
+        key for key in all_settings(runs) if any(len({one.get(key, NOT_SET) for one in group}) > 1 for group in pairs)
+    ]
+
+
+def group_of(key: str) -> str:
+    """Return "attention" for the name of an attention and for its options, else the setting itself."""
+    return ATTENTION if _ATTENTION.fullmatch(key) else key
+
+
+def is_named(key: str, names: Collection[str]) -> bool:
+    """Return whether a setting, the group it is in, or what it is nested in, is among `names`."""
+    parts = key.split(".")
+    return group_of(key) in names or any(".".join(parts[:end]) in names for end in range(1, len(parts) + 1))
+
+
+def values_of(runs: Sequence[HasSettings], key: str) -> str:
+    """Return the values of a setting in runs with one seed."""
+    pairs = (dict.fromkeys(one.get(key, NOT_SET) for one in group) for group in _pairs(runs))
+    return few([short(value, 30) or NOT_SET for value in next(values for values in pairs if len(values) > 1)], 3)
+
+
+def check_pairs(runs: Sequence[HasSettings], differing: list[str], reading: Reading, notes: list[str]) -> None:
+    """Raise UserError if settings differ within a pair besides the arm, unless they may; a note names those."""
+    refused = {group_of(key): key for key in reversed(differing) if not is_named(key, reading.may_differ)}
+    if refused:
+        names = list(reversed(refused))
+        differing_values = [f"{name} ({values_of(runs, refused[name])})" for name in names]
+        raise UserError(
+            f"besides the arm, these settings differ between runs with one seed: {few(differing_values, 8)}; compare "
+            f"runs that share them, or, if that is meant, give --may-differ {','.join(names[:8])}"
+        )
+    allowed = [key for key in differing if is_named(key, reading.may_differ)]
+    if allowed:
+        notes.append(may_differ_note(allowed))
