@@ -24,8 +24,8 @@ def test_the_table_and_what_was_understood(whatwhere, detect, tmp_path, snapshot
     assert (status, err) == (0, "")
     assert out == snapshot
     head, *rows = (tmp_path / "results.csv").read_text().splitlines()
-    assert head == f"arm,seed,train/box_loss,{MAP},metrics/mAP50-95(B),epoch,folder"
-    assert rows[5] == "cbam,5,,,,,runs/detect/cbam-5"
+    assert head == f"arm,seed,train/box_loss,{MAP},metrics/mAP50-95(B),epoch,folder,notes"
+    assert rows[5].startswith("cbam,5,,,,,runs/detect/cbam-5,runs that count as missing: ")
     assert len(rows) == 12
     status, out, _ = whatwhere("collect", "runs/detect", "--json", "--out", "other.csv")
     told = json.loads(out)

@@ -93,6 +93,21 @@ def test_runs_of_timm(tmp_path):
     assert collected.results.metrics == ["train_loss", "eval_loss", "eval_top1", "eval_top5"]
 
 
+@pytest.mark.parametrize("sched", ["cosine", "tanh", "poly", "step", "plateau", "multistep"])
+@pytest.mark.parametrize("prefix", [False, True])
+def test_epochs_of_timm_are_those_of_its_scheduler(sched, prefix):
+    wanted("timm")
+    from timm.scheduler import create_scheduler_v2
+
+    from whatwhere.collect.timm import _total_epochs
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+    given = {"warmup_epochs": 3, "warmup_prefix": prefix, "cooldown_epochs": 4}
+    _, expected = create_scheduler_v2(optimizer, sched, num_epochs=5, cycle_limit=2, **given)
+    settings = {"sched": sched, "lr_cycle_limit": "2", **{name: str(value).lower() for name, value in given.items()}}
+    assert _total_epochs(5, settings) == expected
+
+
 def test_runs_of_lightning(tmp_path):
     lightning = wanted("pytorch_lightning")
     from pytorch_lightning.loggers import CSVLogger

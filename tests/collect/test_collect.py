@@ -390,6 +390,26 @@ def test_runs_of_timm(tmp_path, refused):
         collect([tmp_path], Reading(metric="top1"))
 
 
+@pytest.mark.parametrize(
+    ("given", "num_epochs"),
+    [
+        ({"cooldown_epochs": 5}, 10),
+        ({"warmup_epochs": 3}, 5),
+        ({"warmup_epochs": 3, "warmup_prefix": True, "cooldown_epochs": 1}, 9),
+        ({"sched": "step", "cooldown_epochs": 5}, 5),
+        ({"sched": "step", "warmup_epochs": 3, "warmup_prefix": True}, 8),
+        ({"lr_cycle_limit": 2, "lr_cycle_mul": 1.0}, 10),
+    ],
+)
+def test_epochs_that_timm_adds(tmp_path, given, num_epochs):
+    for model in ("resnet18", "cbam_resnet18"):
+        for seed in range(2):
+            rows = [50.0] * (num_epochs - (seed and model != "resnet18"))
+            timm_run(tmp_path / f"{model}-{seed}", {"epochs": 5, "model": model, "seed": seed, **given}, rows)
+    (note,) = [note for note in collect([tmp_path]).results.notes if "missing" in note]
+    assert f"cbam_resnet18-1 ended after {num_epochs - 1} of {num_epochs} epochs" in note
+
+
 def test_an_arm_in_the_keyword_arguments_of_timm(tmp_path):
     for kwargs in ({}, {"attn_layer": "cbam"}, {"attn_layer": "se"}):
         timm_run(tmp_path / str(len(str(kwargs))), {"model_kwargs": kwargs}, [50.0])
@@ -495,6 +515,22 @@ def test_runs_without_settings_are_told(tmp_path, hparams):
     notes = collect([tmp_path], reading).results.notes
     assert "the runs hold no settings besides arm and seed, so none were compared" in notes
     assert not any("no recorded" in note for note in notes)
+
+
+def test_what_a_verdict_should_tell_is_in_the_table(detect, tmp_path):
+    rewrite(detect / "cbam-1" / "args.yaml", lr0=0.1)
+    content = json.loads((detect / "cbam-2" / "attention.json").read_text())
+    (detect / "cbam-2" / "attention.json").write_text(json.dumps({**content, "largest_mix": 0.01}))
+    collected = collect([detect], Reading(may_differ=frozenset({"lr0"})))
+    assert len(collected.doubts) == 2
+    path = tmp_path / "results.csv"
+    path.write_text(collected.to_csv())
+    assert is_collected(path)
+    read = read_results(path, MAP)
+    assert read.notes == collected.doubts
+    assert {*read.notes} <= {*judge(read, metric=MAP).cautions}
+    # once more
+    assert collect([path]).doubts == collected.doubts
 
 
 def test_arms_that_trained_for_different_epochs_are_refused(tmp_path, refused):

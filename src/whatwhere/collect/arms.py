@@ -87,8 +87,10 @@ def from_path(path: Path, given: Iterable[Pattern]) -> dict[str, str]:
     return found
 
 
-def name_runs(runs: Sequence[Run], program: Program, reading: Reading) -> list[str]:
-    """Name the arm and the seed of each run; return what was taken as what, and what may differ, as sentences.
+def name_runs(runs: Sequence[Run], program: Program, reading: Reading, doubts: list[str]) -> list[str]:
+    """Name the arm and the seed of each run; return what was taken as what, as sentences.
+
+    `doubts` get those that a verdict should tell, such as which settings differ within pairs.
 
     The arm is the setting that was asked for, the text in the path, or else the one setting that differs between runs
     with one seed.
@@ -98,7 +100,6 @@ def name_runs(runs: Sequence[Run], program: Program, reading: Reading) -> list[s
     """
     given, ignored = patterns(reading), program.ignored
     found = [from_path(run.path, given) for run in runs]
-    notes: list[str] = []
     seed_key = None if "seed" in found[0] else _seed_key(runs, reading)
     for names, run in zip(found, runs, strict=True):
         run.seed = names["seed"] if seed_key is None else run.settings[seed_key]
@@ -107,7 +108,7 @@ def name_runs(runs: Sequence[Run], program: Program, reading: Reading) -> list[s
     if seed_key is None:
         own = {(run.seed, run.settings["seed"]) for run in runs if "seed" in run.settings}
         if len({other for _, other in own}) < len({seed for seed, _ in own}):
-            notes.append(
+            doubts.append(
                 "runs whose paths name different seeds have the same seed in their settings; if it is the number that "
                 "fixes everything random, they are one run several times"
             )
@@ -124,14 +125,14 @@ def name_runs(runs: Sequence[Run], program: Program, reading: Reading) -> list[s
         run.arm = arm
     sources = ["the path" if "arm" in found[0] else f"the setting {group_of(keys[0])}"]
     sources += ["the path" if seed_key is None else f"the setting {seed_key}"]
-    notes.insert(0, f"the arm is taken from {sources[0]}, the seed from {sources[1]}")
-    check_pairs(runs, [key for key in varying if key not in {*not_compared, *keys}], reading, notes)
+    notes = [f"the arm is taken from {sources[0]}, the seed from {sources[1]}"]
+    check_pairs(runs, [key for key in varying if key not in {*not_compared, *keys}], reading, doubts)
     compared = [key for key in all_settings(runs) if key not in {*not_compared, *keys, *_SEEDS}]
     if not compared:
-        notes.append("the runs hold no settings besides arm and seed, so none were compared")
+        doubts.append("the runs hold no settings besides arm and seed, so none were compared")
     elif "arm" in found[0] and not {*varying} & {*compared, *keys}:
         alike = "no recorded setting differs between the arms; only their paths tell them apart"
-        notes.append(f"{alike}; {program.if_alike}" if program.if_alike else alike)
+        doubts.append(f"{alike}; {program.if_alike}" if program.if_alike else alike)
     hidden = sorted(key for key in ignored if len({run.settings.get(key) for run in runs}) > 1)
     if hidden:
         notes.append(f"settings that name, store or place a run were not compared: {few(hidden, 10)}")
@@ -142,7 +143,7 @@ def name_runs(runs: Sequence[Run], program: Program, reading: Reading) -> list[s
         and len({run.settings.get(key, NOT_SET) for run in runs}) > 1
     ]
     if between:
-        notes.append(f"settings that differ between seeds, and are the same within each pair: {few(between, 10)}")
+        doubts.append(f"settings that differ between seeds, and are the same within each pair: {few(between, 10)}")
     return notes
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..base.errors import UserError
 from ..base.tables import comma_separated
 from ..base.words import brief, counted, few, short, suggest
-from ..statistics.columns import ARM, BEST_EPOCH, FOLDER, SEED, Reading
+from ..statistics.columns import ARM, BEST_EPOCH, BETWEEN_NOTES, FOLDER, NOTES, SEED, Reading
 from ..statistics.epochs import CHOSEN, EPOCHS, LAST, Row, best_by, check_ends, check_path
 from ..statistics.results import Results
 from ..statistics.table import Table, add_row, read_tables
@@ -30,11 +30,13 @@ class Collected:
         results: By arm and seed; its notes say what was taken as what, and what was left out.
         paths: The folder or the table of each run.
         epochs: The epoch that the figures of each run are of, where it is known.
+        doubts: The notes that a verdict should tell; the others say how the runs were read.
     """
 
     results: Results = field(default_factory=Results)
     paths: dict[tuple[str, str], Path] = field(default_factory=dict)
     epochs: dict[tuple[str, str], int] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
 
     def add(self, row: Row) -> None:
         """Add a run."""
@@ -45,10 +47,12 @@ class Collected:
             self.epochs[row.arm, row.seed] = int(row.epoch)
 
     def to_csv(self) -> str:
-        """Return a line for each run: arm, seed, a column for each figure, the epoch, the folder.
+        """Return a line for each run: arm, seed, a column for each figure, the epoch, the folder, and notes if any.
 
+        The notes are those that a verdict should tell, for all runs, the same in each line.
         The column of epochs is called best_epoch where the epoch was chosen by the figures that are reported.
         """
+        notes = [BETWEEN_NOTES.join(self.doubts)] if self.doubts else []
         metrics, chosen = self.results.metrics, CHOSEN in self.results.notes
         lines = [
             (
@@ -57,11 +61,13 @@ class Collected:
                 *(repr(figures[name]) if name in figures else "" for name in metrics),
                 self.epochs.get((arm, str(seed)), ""),
                 self.paths[arm, str(seed)],
+                *notes,
             )
             for arm in self.results.arms
             for seed, figures in self.results.runs(arm).items()
         ]
-        return comma_separated((ARM, SEED, *metrics, BEST_EPOCH if chosen else "epoch", FOLDER), lines)
+        head = (ARM, SEED, *metrics, BEST_EPOCH if chosen else "epoch", FOLDER)
+        return comma_separated((*head, NOTES) if notes else head, lines)
 
 
 def is_collected(path: Path) -> bool:
@@ -70,7 +76,7 @@ def is_collected(path: Path) -> bool:
         return False
     with open(path, "rb") as file:
         head = file.readline(100_000).strip().split(b",")
-    return head[:2] == [ARM.encode(), SEED.encode()] and head[-1] == FOLDER.encode()
+    return head[:2] == [ARM.encode(), SEED.encode()] and FOLDER.encode() in head[-2:]
 
 
 def collect(paths: Sequence[Path], reading: Reading | None = None) -> Collected:
@@ -124,6 +130,7 @@ def _collect_tables(tables: Sequence[Path], reading: Reading) -> Collected:
     read = [Table(path, names.get(ARM), names.get(SEED)) for path, names in named]
     for row in read_tables(read, reading, collected.results.notes):
         collected.add(row)
+    collected.doubts = [note for note in collected.results.notes if note not in (CHOSEN, LAST)]
     return collected
 
 
@@ -142,10 +149,10 @@ def _collect_runs(folders: Mapping[Path, Program], reading: Reading) -> Collecte
             f"{few(figures, 20)}"
         )
     collected = Collected()
-    notes = collected.results.notes
+    notes, doubts = collected.results.notes, collected.doubts
     notes.append(f"{counted(len(runs), 'run')} of {program.name}")
-    notes += name_runs(runs, program, reading)
-    again = _find_faults(runs, program, reading, notes)
+    notes += name_runs(runs, program, reading, doubts)
+    again = _find_faults(runs, program, reading, doubts)
     ends = {
         f"{run.arm}, seed {run.seed}": run.num_epochs - run.epochs_without(reading.metric)
         for run in runs
@@ -153,13 +160,14 @@ def _collect_runs(folders: Mapping[Path, Program], reading: Reading) -> Collecte
     }
     check_ends(ends, reading)
     if len(set(ends.values())) > 1:
-        notes.append(f"the runs end at different epochs, {min(ends.values())} to {max(ends.values())}, as asked")
+        doubts.append(f"the runs end at different epochs, {min(ends.values())} to {max(ends.values())}, as asked")
     if program.chooses_epoch:
         notes.append("the epoch of each run is the one that its training chose on its validation images")
     if metric or any(run.is_chosen for run in runs):
         notes.append(CHOSEN)
     elif not program.chooses_epoch:
         notes.append(LAST)
+    notes += doubts
     for run in runs:
         if run in again or (run.fault and (run.arm, run.seed) in collected.paths):
             continue

@@ -15,6 +15,7 @@ from .metric import is_called_a_metric
 
 ARM, SEED = "arm", "seed"
 FOLDER = "folder"  # the column of `whatwhere collect` that says where a run lies
+NOTES, BETWEEN_NOTES = "notes", " | "  # its last column: what a verdict should tell, the same in each line
 BEST_EPOCH = "best_epoch"  # of tables that `whatwhere collect --epoch best` wrote
 EXAMPLE = "'arm,seed,accuracy', 'none,0,0.61', 'cbam,0,0.62'"
 _ARMS = (

@@ -11,7 +11,18 @@ from pathlib import Path
 from ..base.errors import UserError
 from ..base.files import read_csv
 from ..base.words import brief, few, printable, short, suggest
-from .columns import ARM, BEST_EPOCH, FOLDER, SEED, Line, Reading, Roles, find_roles
+from .columns import (
+    ARM,
+    BEST_EPOCH,
+    BETWEEN_NOTES,
+    FOLDER,
+    NOTES,
+    SEED,
+    Line,
+    Reading,
+    Roles,
+    find_roles,
+)
 from .derived import odd_seed
 from .epochs import CHOSEN, EPOCHS, Row, one_a_run
 from .metric import is_share
@@ -123,6 +134,10 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
     if may_be_empty:
         roles = Roles(roles.arm, roles.seed)
     notes += [note for note in roles.notes if note not in notes]
+    if head[:2] == [ARM, SEED] and head[-2:] == [FOLDER, NOTES]:
+        roles.no_figures.add(len(head) - 1)
+        told = dict.fromkeys(note for _, row in lines for note in row[-1].split(BETWEEN_NOTES) if note)
+        notes += [printable(note) for note in told]
     _check_lines(lines, head, roles, path)
     if roles.arms:
         columns, metric = roles.arms, reading.metric or "figure"
