@@ -560,6 +560,12 @@ def test_own_runs(tmp_path):
     assert CHOSEN in collect([tmp_path]).results.notes
 
 
+def test_own_runs_have_one_epoch(refused):
+    for epoch in ("last", "best"):
+        with refused():
+            collect([OLD_RUNS], Reading(metric="accuracy", epoch=epoch))
+
+
 def test_damaged_runs_are_sentences(tmp_path, refused):
     shutil.copytree(OLD_RUNS, tmp_path / "own")
     ultralytics_run(tmp_path / "yolo" / "a", "none", 0)

@@ -50,6 +50,11 @@ def test_a_figure_that_is_not_finite_is_the_last_one(csv):
     assert read_curve(csv("epoch,acc\n1,inf\n"), "acc").best == {}
 
 
+def test_the_head_again_where_a_training_goes_on(csv):
+    curve = read_curve(csv("epoch,acc\n0,0.5\nepoch,acc\n1,0.6\n"))
+    assert (curve.last, curve.epochs) == ({"acc": 0.6}, {0, 1})
+
+
 def test_epochs_that_a_resumed_training_repeats_count_once(csv):
     curve = read_curve(csv("epoch,acc\n0,0.5\n1,0.6\n2,0.7\n1,0.65\n2,0.66\n"))
     assert (curve.last, curve.epochs) == ({"acc": 0.66}, {0, 1, 2})

@@ -136,6 +136,11 @@ def _collect_tables(tables: Sequence[Path], reading: Reading) -> Collected:
 
 def _collect_runs(folders: Mapping[Path, Program], reading: Reading) -> Collected:
     program = next(iter(folders.values()))
+    if program.chooses_epoch and reading.epoch is not None:
+        raise UserError(
+            f"runs of {program.name} report one epoch, which their training chose on its validation images; leave out "
+            "--epoch"
+        )
     metric, lower = best_by(reading)
     runs = [program.read(folder, Choice(metric, lower)) for folder in folders]
     known = {name for run in runs for name in run.settings} | {EPOCHS, ATTENTION}

@@ -132,14 +132,16 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the number and the cells of each line, the head first, without a last line that was cut short."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            width = 0
+            width, head = 0, list[str]()
             reader = csv.reader(_whole_lines(file), skipinitialspace=True)
             for row in reader:
                 cells = [cell.strip() for cell in row]
                 if not any(cells):
                     continue
+                if cells == head:  # timm writes it again where a training goes on
+                    continue
                 if not width:
-                    width, cells = len(cells), list(map(printable, cells))
+                    width, head, cells = len(cells), cells, list(map(printable, cells))
                     twice = next((name for name in cells if cells.count(name) > 1), None)
                     if twice is not None:
                         raise UserError(f"{str(path)!r} has the column {brief(twice)} twice")

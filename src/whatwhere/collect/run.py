@@ -22,7 +22,7 @@ class Run:
         num_epochs: Epochs that it trained.
         stopped_early: Whether its program ended it before `epochs_asked` on purpose.
         has_hardly_begun: Whether its attention changes hardly anything at the end.
-        is_chosen: Whether its epoch was chosen by the figures that it reports.
+        is_chosen: Whether the epoch was chosen on the reported images.
         fault: Why it has no figures that count, as part of a sentence; "" where it has some.
         notes: What else is odd about it, as sentences.
         arm, seed: Their names, once `name_runs` has found them.
