@@ -108,6 +108,19 @@ def test_settings_that_mlflow_names_must_be_equal_within_pairs(read, refused):
     assert read(rows, metric="params.lr").metrics == ["params.lr", "metrics.acc"]
 
 
+@pytest.mark.parametrize("metric", ["acc", None])
+def test_columns_that_differ_with_the_arm_are_told(read, metric):
+    rows = "none,0,r18,224,a,7,0.5\nnone,1,r18,224,a,8,0.6\ncbam,0,r50,640,a,9,0.7\ncbam,1,r50,640,a,9,0.8\n"
+    told = (
+        "columns that differ between arms, and are the same in all runs of an arm: backbone, imgsz; if they are "
+        "settings, the verdict is about them and the arm together"
+    )
+    assert read(f"arm,seed,backbone,imgsz,data,minutes,acc\n{rows}", metric=metric).notes == [told]
+    # with one seed, every column would be one
+    first = "".join(line for line in rows.splitlines(keepends=True) if ",0," in line)
+    assert read(f"arm,seed,backbone,imgsz,data,minutes,acc\n{first}", metric=metric).notes == []
+
+
 @pytest.mark.parametrize(
     "text",
     [

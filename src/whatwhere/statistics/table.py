@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from .columns import (
 )
 from .derived import odd_seed
 from .epochs import CHOSEN, EPOCHS, Row, one_a_run
-from .metric import is_share
+from .metric import is_called_a_metric, is_share
 from .results import Results
 from .within_pairs import NOT_SET, check_pairs, differing_settings
 
@@ -91,6 +92,7 @@ class Table:
         arm, seed: Those of all its lines, where its path tells.
         head: The names of its columns.
         rows: Its lines as runs, or as epochs of runs.
+        others: The texts in each column that is not judged and has no known meaning, by arm.
     """
 
     path: Path
@@ -98,6 +100,7 @@ class Table:
     seed: str | None = None
     head: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
+    others: dict[str, dict[str, set[str]]] = field(default_factory=dict)
 
 
 def read_tables(
@@ -115,9 +118,32 @@ def read_tables(
         raise UserError(f"--may-differ {brief(name)} is no column of {place}{suggest(name, known)}")
     is_collected = all(table.head[:2] == [ARM, SEED] and FOLDER in table.head[-2:] for table in tables)
     rows = [row for table in tables for row in table.rows]
+    _note_columns_of_arms(tables, rows, notes)
     if len({row.seed for row in rows}) < len(rows):
         check_pairs(rows, differing_settings(rows), reading, notes)
     return one_a_run(rows, reading, notes, ends_are_checked=is_collected)
+
+
+def _note_columns_of_arms(tables: Sequence[Table], rows: list[Row], notes: list[str]) -> None:
+    """Note columns with one text in each arm that differ between arms: they may be settings, such as another size."""
+    seeds = defaultdict[str, set[str]](set)
+    for row in rows:
+        seeds[row.arm].add(row.seed)
+    texts = defaultdict[str, defaultdict[str, set[str]]](lambda: defaultdict(set))
+    for table in tables:
+        for name, by_arm in table.others.items():
+            for arm, found in by_arm.items():
+                texts[name][arm] |= found
+    names = [
+        name
+        for name, by_arm in texts.items()
+        if all(len(found) == 1 for found in by_arm.values()) and len(set().union(*by_arm.values())) > 1
+    ]
+    if names and all(len(found) > 1 for found in seeds.values()):  # of one run each, every column is so
+        notes.append(
+            f"columns that differ between arms, and are the same in all runs of an arm: {few(names, 10)}; if they are "
+            "settings, the verdict is about them and the arm together"
+        )
 
 
 def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty: bool) -> None:
@@ -163,11 +189,28 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
                 raise _no_number((number, cells[column].strip()), head[column], delimiter, path)
             named = {metric: figures[column]} if column in figures else {}
             rows.append(Row(head[column], seed or of[1] or "", path, number, epoch, named, settings))
+    table.others = _other_texts(rows, lines, head, roles, reading.metric)
     if roles.state is not None:
         rows = _without_unfinished(rows, lines, roles.state, head[roles.state], reading, notes)
     if any(head[column].lower() == BEST_EPOCH for column in roles.no_figures) and CHOSEN not in notes:
         notes.append(CHOSEN)
     table.rows = rows
+
+
+def _other_texts(
+    rows: list[Row], lines: list[Line], head: list[str], roles: Roles, metric: str | None
+) -> dict[str, dict[str, set[str]]]:
+    """Return the texts in each column without a known meaning, by arm; none where each column is an arm."""
+    texts: dict[str, dict[str, set[str]]] = {}
+    if roles.arms:
+        return texts
+    for column in sorted(set(range(len(head))) - roles.taken - {roles.state}):
+        name = head[column]
+        if name != metric and (metric is not None or not is_called_a_metric(name)):
+            by_arm = texts.setdefault(name, {})
+            for row, (_, cells) in zip(rows, lines, strict=True):
+                by_arm.setdefault(row.arm, set()).add(cells[column].strip())
+    return texts
 
 
 def add_row(results: Results, row: Row) -> None:
