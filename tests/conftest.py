@@ -13,6 +13,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from PIL import Image
 
 from pictures import make_folder
 from whatwhere import UserError
@@ -30,6 +31,15 @@ hypothesis.settings.load_profile("no deadline")
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+OPEN = Image.open
+
+
+@pytest.fixture(autouse=True)
+def _pillow_as_it_is(monkeypatch):
+    """Undo what Ultralytics does to Pillow when a test, or a file of tests that is collected, imports it."""
+    monkeypatch.setattr(Image, "open", OPEN)
 
 
 kept = [0]  # bytes after the last time

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 from ultralytics.engine.trainer import BaseTrainer
@@ -26,7 +27,7 @@ from .attention.gate import Start
 from .base.errors import UserError
 from .base.files import write_json
 from .base.words import brief, few
-from .collect.ultralytics import HARDLY_BEGUN
+from .collect.ultralytics import HARDLY_BEGUN, RECORD, AttentionRecord
 from .insert import attend, detach
 from .insert.attend import Replace, check_options
 from .insert.host import inserted_in
@@ -105,9 +106,8 @@ def _checked(attention: Any, options: dict[str, Any]) -> list[dict[str, Any]]:
         given = [name for name, value in options.items() if value not in (None, "identity")]
         if given:
             raise UserError(f"with a list of attentions, give {few(given, 4)} in the dict of each")
-        allowed = ("attention", *_OPTIONS)
         for step in attention:
-            if not isinstance(step, Mapping) or "attention" not in step or not set(step) <= set(allowed):
+            if not isinstance(step, Mapping) or "attention" not in step or not set(step) <= {"attention", *_OPTIONS}:
                 raise UserError(
                     "each attention of a list is a dict with 'attention' and, if needed, 'at', 'start', 'replace', "
                     f"'attention_kwargs'; got {brief(step)}"
@@ -224,10 +224,9 @@ class _Attending(BaseTrainer):  # type: ignore[misc]  # Ultralytics has no types
             _copy(theirs, ours)
         self._warn_of_classes(ours)
         if verbose and RANK in {-1, 0}:
-            added = sum(p.numel() for module in ours.values() for p in module.parameters())
             names = ", ".join(step["attention"] for step in _named(self.steps))
             kept = ", copied from the weights" if theirs else ""
-            LOGGER.info(f"whatwhere: {names} in {len(ours)} places, {added:,} parameters{kept}")
+            LOGGER.info(f"whatwhere: {names} in {len(ours)} places, {_num_params(ours):,} parameters{kept}")
         return model
 
     def _check_can_train(self, model: nn.Module) -> None:
@@ -270,14 +269,14 @@ class _Attending(BaseTrainer):  # type: ignore[misc]  # Ultralytics has no types
 
     def _write(self, model: nn.Module, *, largest_mix: float | None) -> None:
         attentions = _attentions(model)
-        content = {
-            "format": 1,
-            "attention": json.loads(json.dumps(_named(self.steps), default=str)),
-            "places": list(attentions),
-            "parameters": sum(p.numel() for module in attentions.values() for p in module.parameters()),
-            "largest_mix": largest_mix,
-        }
-        write_json(self.save_dir / "attention.json", content)
+        record = AttentionRecord(
+            format=1,
+            attention=json.loads(json.dumps(_named(self.steps), default=str)),
+            places=list(attentions),
+            parameters=_num_params(attentions),
+            largest_mix=largest_mix,
+        )
+        write_json(self.save_dir / RECORD, msgspec.to_builtins(record))
 
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Return Ultralytics' optimizer, without weight decay on mixing factors and scales of the attention."""
@@ -305,6 +304,10 @@ def _attentions(model: nn.Module) -> dict[str, nn.Module]:
     names = {module: name for name, module in model.named_modules()}
     found = [(names[keeper], inserted, inserted.attention(keeper)) for keeper, inserted in inserted_in(model)]
     return {".".join(filter(None, (name, inserted.owner, inserted.name))): module for name, inserted, module in found}
+
+
+def _num_params(attentions: dict[str, nn.Module]) -> int:
+    return sum(p.numel() for module in attentions.values() for p in module.parameters())
 
 
 def _copy(theirs: dict[str, nn.Module], ours: dict[str, nn.Module]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..base.errors import UserError
 from ..base.tables import comma_separated
 from ..base.words import brief, counted, few, short, suggest
-from ..statistics.columns import ARM, BEST_EPOCH, BETWEEN_NOTES, FOLDER, NOTES, SEED, Reading
+from ..statistics.columns import ARM, BEST_EPOCH, BETWEEN_NOTES, FOLDER, NOTES, SEED, Reading, is_collected_head
 from ..statistics.epochs import CHOSEN, EPOCHS, LAST, Row, best_by, check_ends, check_path
 from ..statistics.results import Results
 from ..statistics.table import Table, add_row, read_tables
@@ -75,8 +75,8 @@ def is_collected(path: Path) -> bool:
     if not path.is_file():
         return False
     with open(path, "rb") as file:
-        head = file.readline(100_000).strip().split(b",")
-    return head[:2] == [ARM.encode(), SEED.encode()] and FOLDER.encode() in head[-2:]
+        head = file.readline(100_000).strip()
+    return is_collected_head(head.decode("utf-8", "replace").split(","))
 
 
 def collect(paths: Sequence[Path], reading: Reading | None = None) -> Collected:

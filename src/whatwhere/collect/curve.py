@@ -62,7 +62,7 @@ def read_curve(
         UserError: The file cannot be read, or is no CSV of numbers with a line for each epoch.
     """
     curve, highest, longest = Curve(), [dict[int, float]() for _ in sums], dict[str, int]()
-    texts, before = set[str](), 0.0
+    texts, before, first = set[str](), 0.0, math.inf
     rows = _rows(path)
     _, curve.head = next(rows, (0, []))
     counted = next((name for name in ("epoch", "step") if name in curve.head), None)
@@ -76,16 +76,17 @@ def read_curve(
         figures = {name: value for name, value in row.items() if is_figure(name)}
         curve.last.update(figures)
         if not all(name.startswith("test") for name in figures):
-            if at == min(curve.epochs, default=at) < before:
+            if at == first < before:
                 raise UserError(
                     f"line {line} of {str(path)!r} begins again with {counted} {at:g}, after {before:g}; take out the "
                     "lines of the other training"
                 )
             before = at
+            first = min(first, int(at))
             curve.epochs.add(int(at))
         for name in figures:
             if not name.startswith("test"):
-                previous = curve.last_epochs[name] if name in longest else min(curve.epochs) - 1
+                previous = curve.last_epochs[name] if name in longest else int(first) - 1
                 longest[name] = max(1, longest.get(name, 1), int(at) - previous)
                 curve.last_epochs[name] = int(at)
         for peaks, weights in zip(highest, sums, strict=True):

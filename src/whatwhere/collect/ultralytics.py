@@ -14,7 +14,8 @@ from ..statistics.within_pairs import NOT_SET
 from .run import Choice, Program, Run, run_with_csv, whole_number
 from .settings import flat, has_settings
 
-_TABLE, _SETTINGS, _ATTENTION = "results.csv", "args.yaml", "attention.json"
+RECORD = "attention.json"
+_TABLE, _SETTINGS = "results.csv", "args.yaml"
 HARDLY_BEGUN = 0.05  # largest mixing factor, where the features differ by less than 5 % from those without attention
 _YOUNGER = 60  # seconds; a trainer writes the settings first, and a copy of a folder takes a while
 _IGNORED = frozenset(
@@ -29,11 +30,21 @@ _FITNESS: tuple[dict[str, float], ...] = (
 )
 
 
-class _Attention(msgspec.Struct):
-    """The content of `attention.json`."""
+class AttentionRecord(msgspec.Struct):
+    """The content of `attention.json`, which `whatwhere.ultralytics` writes beside `args.yaml`.
+
+    Attributes:
+        format: 1.
+        attention: The arguments of each call of `attend`; or a name.
+        places: The names of the modules that are the attention.
+        parameters: Their parameters.
+        largest_mix: The largest mixing factor at the end of the training; None before, and without mixing factors.
+    """
 
     format: int
     attention: str | list[dict[str, Any]]
+    places: list[str] = []
+    parameters: int = 0
     largest_mix: float | None = None
 
 
@@ -43,15 +54,15 @@ def _is_run(folder: Path, names: set[str]) -> bool:
 
 def _read(folder: Path, choice: Choice) -> Run:
     run = run_with_csv(folder, _SETTINGS, _TABLE, choice, sums=_FITNESS)
-    attention = _attention(folder / _ATTENTION)
+    attention = _attention(folder / RECORD)
     if attention is not None:
-        run.settings |= _settings_of(attention, folder / _ATTENTION)
+        run.settings |= _settings_of(attention, folder / RECORD)
         run.has_hardly_begun = attention.largest_mix is not None and attention.largest_mix < HARDLY_BEGUN
     with contextlib.suppress(OSError):
-        age = (folder / _SETTINGS).stat().st_mtime - (folder / _ATTENTION).stat().st_mtime
+        age = (folder / _SETTINGS).stat().st_mtime - (folder / RECORD).stat().st_mtime
         if age > _YOUNGER:
             run.notes.append(
-                f"{_ATTENTION} in {folder} is older than {_SETTINGS}; take it out if a training without attention "
+                f"{RECORD} in {folder} is older than {_SETTINGS}; take it out if a training without attention "
                 "wrote into the same folder later"
             )
     # true says nothing: only a checkpoint as model, or a path here, gives weights to start from
@@ -69,12 +80,12 @@ def _read(folder: Path, choice: Choice) -> Run:
     return run
 
 
-def _attention(path: Path) -> _Attention | None:
+def _attention(path: Path) -> AttentionRecord | None:
     """Return the attention of a run, if it has one."""
     if not path.is_file():
         return None
     try:
-        content = msgspec.json.decode(path.read_bytes(), type=_Attention)
+        content = msgspec.json.decode(path.read_bytes(), type=AttentionRecord)
         if content.format != 1:
             raise ValueError(f"format {content.format} is not known; a newer whatwhere wrote it")
         parts = [] if isinstance(content.attention, str) else content.attention
@@ -85,7 +96,7 @@ def _attention(path: Path) -> _Attention | None:
     return content
 
 
-def _settings_of(content: _Attention, path: Path) -> dict[str, str]:
+def _settings_of(content: AttentionRecord, path: Path) -> dict[str, str]:
     """Return the attention as settings: its name or names, and its options."""
     if isinstance(content.attention, str):
         return {"attention": content.attention}

@@ -58,6 +58,11 @@ class Reading:
     may_differ: frozenset[str] = frozenset()
 
 
+def is_collected_head(head: Sequence[str]) -> bool:
+    """Return whether a table with these columns is one that `whatwhere collect` wrote."""
+    return list(head[:2]) == [ARM, SEED] and FOLDER in head[-2:]
+
+
 def may_differ_note(names: list[str]) -> str:
     """Return the sentence about settings that differ within pairs as the user allowed."""
     return (

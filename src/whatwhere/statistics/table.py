@@ -16,13 +16,13 @@ from .columns import (
     ARM,
     BEST_EPOCH,
     BETWEEN_NOTES,
-    FOLDER,
     NOTES,
     SEED,
     Line,
     Reading,
     Roles,
     find_roles,
+    is_collected_head,
 )
 from .derived import odd_seed
 from .epochs import CHOSEN, EPOCHS, Row, one_a_run
@@ -116,12 +116,11 @@ def read_tables(
     for name in sorted(reading.may_differ - {*known}):
         place = repr(str(tables[0].path)) if len(tables) == 1 else "the tables"
         raise UserError(f"--may-differ {brief(name)} is no column of {place}{suggest(name, known)}")
-    is_collected = all(table.head[:2] == [ARM, SEED] and FOLDER in table.head[-2:] for table in tables)
     rows = [row for table in tables for row in table.rows]
     _note_columns_of_arms(tables, rows, notes)
     if len({row.seed for row in rows}) < len(rows):
         check_pairs(rows, differing_settings(rows), reading, notes)
-    return one_a_run(rows, reading, notes, ends_are_checked=is_collected)
+    return one_a_run(rows, reading, notes, ends_are_checked=all(is_collected_head(table.head) for table in tables))
 
 
 def _note_columns_of_arms(tables: Sequence[Table], rows: list[Row], notes: list[str]) -> None:
@@ -160,7 +159,7 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
     if may_be_empty:
         roles = Roles(roles.arm, roles.seed)
     notes += [note for note in roles.notes if note not in notes]
-    if head[:2] == [ARM, SEED] and head[-2:] == [FOLDER, NOTES]:
+    if is_collected_head(head) and head[-1] == NOTES:
         roles.no_figures.add(len(head) - 1)
         told = dict.fromkeys(note for _, row in lines for note in row[-1].split(BETWEEN_NOTES) if note)
         notes += [printable(note) for note in told]
