@@ -231,7 +231,8 @@ class _Attending(BaseTrainer):  # type: ignore[misc]  # Ultralytics has no types
 
     def _check_can_train(self, model: nn.Module) -> None:
         head = type(getattr(model, "model", [model])[-1]).__name__
-        is_usual = type(self).__bases__[1].__module__ == _module_of(self.args.task)
+        classes = type(self).__mro__
+        is_usual = classes[classes.index(_Attending) + 1].__module__ == _module_of(self.args.task)
         if head in _OTHER_HEADS and is_usual:
             raise UserError(f"a network with a {head} has a trainer of its own: give base={_OTHER_HEADS[head]}")
 
@@ -294,8 +295,7 @@ class _Attending(BaseTrainer):  # type: ignore[misc]  # Ultralytics has no types
                 f"whatwhere: freeze={self.args.freeze} holds {num_frozen} of {len(own)} tensors of the attention fixed"
             )
         exempt = no_weight_decay(network)
-        scalars = [p for p in own if p.dim() < 2]  # of the user's own attention
-        _exempt(optimizer, [*scalars, *(p for name, p in network.named_parameters() if name in exempt)])
+        _exempt(optimizer, [p for name, p in network.named_parameters() if name in exempt])
         return optimizer
 
 

@@ -336,6 +336,7 @@ def test_norm_may_be_any_module_or_none():
         {"norm": None, "zero_init_norm": True},
         {"form": "ultralytics", "zero_init_norm": True},
         {"form": ["ultralytics"]},
+        {"form": "ultralytics", "norm": True},
     ],
 )
 def test_impossible_options_are_one_sentence(options, refused):

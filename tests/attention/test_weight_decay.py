@@ -1,5 +1,7 @@
 """Which parameters of the attention weight decay leaves alone."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -74,6 +76,14 @@ def test_a_module_of_a_user_names_its_own():
         "0.attention.scale",
         "0.attention.shift",
     }
+
+
+@pytest.mark.parametrize("start", ["paper", "identity"])
+def test_a_module_of_a_user_that_attend_has_put_in(start):
+    model = attend(timm.create_model("resnet10t"), Scale, at="layer4.0.bn2", start=start)
+    exempt = no_weight_decay(copy.deepcopy(model))
+    names = {name.rpartition(".")[2] for name in exempt}
+    assert names == {"scale", "shift", *(["mix"] if start == "identity" else [])}
 
 
 def test_the_parameters_of_the_network_are_not_named():

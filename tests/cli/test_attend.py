@@ -114,6 +114,16 @@ def build():
 def build_channels(channels): ...
 def fail(): raise RuntimeError("two\\nlines")
 def leave(): raise SystemExit(3)
+class Odd(BaseException): ...
+def odd(): raise Odd("odd")
+class Leaves(LeNet):
+    def forward(self, x): raise SystemExit
+class Talks(LeNet):
+    def forward(self, x):
+        print("words of the user")
+        return super().forward(x)
+class LeavingGate(nn.Module):
+    def __init__(self, channels): raise SystemExit(0)
 def nothing(): ...
 def many(**options): return LeNet(**options)
 built = LeNet()
@@ -193,6 +203,9 @@ def test_summary_takes_the_same_networks(whatwhere, own_networks):
         ("own_networks:built", "--classes", "3"),
         ("own_networks:fail",),
         ("own_networks:leave",),
+        ("own_networks:odd",),
+        ("own_networks:Leaves", "--input", "1x28x28"),
+        ("own_networks:LeNet", "--input", "1x28x28", "--at", "conv2", "--attention", "own_networks:LeavingGate"),
         ("own_networks:nothing",),
         ("own_networks:number",),
         ("own_networks:linear",),
@@ -203,6 +216,21 @@ def test_summary_takes_the_same_networks(whatwhere, own_networks):
 )
 def test_wrong_code_of_the_user_is_one_sentence(arguments, own_networks, refused_command):
     refused_command("attend", *arguments, hiding=r"(?<=does not run: ).*(?=; give)|(?<=r': 1\}: ).*")
+
+
+def test_summary_is_not_ended_by_code_of_the_user(own_networks, refused_command):
+    refused_command("summary", "own_networks:Leaves", "--input", "1x28x28")
+
+
+def test_what_code_of_the_user_prints_is_no_part_of_the_result(whatwhere, own_networks):
+    (own_networks / "own_printing.py").write_text("print('words of the user')\nfrom own_networks import Talks\n")
+    arguments = ("own_printing:Talks", "--input", "1x28x28", "--json")
+    for command in (("attend", *arguments, "--at", "conv2"), ("summary", *arguments)):
+        sys.modules.pop("own_printing", None)
+        status, out, err = whatwhere(*command)
+        assert (status, set(err.splitlines())) == (0, {"words of the user"})
+        json.loads(out)
+    sys.modules.pop("own_printing", None)
 
 
 def test_a_network_without_a_usual_size_asks_for_the_input(whatwhere, own_networks):

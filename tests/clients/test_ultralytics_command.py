@@ -1,6 +1,7 @@
 """`whatwhere attend yolo11n.yaml`: networks of Ultralytics by name and by file, on the command line."""
 
 import json
+import pickle
 
 import pytest
 
@@ -90,6 +91,54 @@ def test_nothing_in_a_file_is_run(activation, refused_command, tmp_path, monkeyp
     (tmp_path / "own.yaml").write_text(YAML.format(activation=activation))
     refused_command("attend", "own.yaml", hiding=r"(?<=syntax error in).*")
     assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "[-1, 1, torch_safe_load, [evil.pt]]",  # unpickles a file
+        "[-1, 1, check_requirements, [nobody]]",  # installs a package
+        "[-1, 1, DetectionModel, [evil.yaml]]",  # runs the activation of another file
+        "[-1, 1, torch.hub.load, [a, b]]",
+        "[-1, 1, torchvision.ops.nms, []]",
+        "[-1, 1, my_package.Layer, [16]]",
+    ],
+)
+def test_only_layers_are_built_from_a_file(row, refused_command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    touch = 'activation: __import__("pathlib").Path("touched").touch()'
+    (tmp_path / "evil.yaml").write_text(YAML.format(activation=touch))
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Touch()))
+    (tmp_path / "own.yaml").write_text(YAML.format(activation="").replace("[-1, 1, C2f, [16, True]]", row))
+    refused_command("attend", "own.yaml")
+    assert not (tmp_path / "touched").exists()
+
+
+class Touch:
+    def __reduce__(self):
+        return (open, ("touched", "w"))
+
+
+ALIASES = "a0: &a0 [1, 1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+MERGES = "b0: &b0 {k: 1}\n" + "".join(f"b{i}: &b{i} {{<<: [*b{i - 1}, *b{i - 1}]}}\n" for i in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    ("before", "row"),
+    [
+        ("", "[-1, 100000, C2f, [16, True]]"),
+        ("", "[-1, 1000000000, nn.Identity, []]"),
+        ("depth_multiple: 1000000", "[-1, 2, C2f, [16, True]]"),
+        ("", "[-1, 1, Conv, [8000, 3, 1]], [-1, 1, Conv, [8000, 3, 1]]"),
+        (ALIASES + "activation: *a39", "[-1, 1, C2f, [16, True]]"),
+        (MERGES, "[-1, 1, C2f, [16, True]]"),
+    ],
+)
+def test_a_network_without_end(before, row, refused_command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = YAML.format(activation=before).replace("[-1, 1, C2f, [16, True]]", row)
+    (tmp_path / "own.yaml").write_text(text)
+    refused_command("attend", "own.yaml", hiding="is \\[.*\\];")
 
 
 @pytest.mark.parametrize("content", [None, "", "[1, 2]", "nc: 3", YAML.replace("C2f", "C99").format(activation="")])

@@ -348,9 +348,17 @@ def test_a_class_of_the_running_program(tmp_path, data, monkeypatch, caplog):
     assert "another program cannot load best.pt" in caplog.text
 
 
-def test_no_place(tmp_path, data, refused):
+@pytest.mark.parametrize("at", ["layer4.*", "16"])
+def test_no_place(at, tmp_path, data, refused):
     with refused():
-        built(tmp_path, data, checkpoint(tmp_path, "yolo11n"), trainer("cbam", at="layer4.*"))
+        built(tmp_path, data, checkpoint(tmp_path, "yolo11n"), trainer("cbam", at=at))
+
+
+def test_a_class_of_the_user_that_derives_from_a_trainer(tmp_path, data):
+    class Own(trainer("cbam", base=DetectionTrainer)):
+        pass
+
+    assert len(mixes(built(tmp_path, data, checkpoint(tmp_path, "yolo11n"), Own).model)) == 13
 
 
 def test_a_network_with_another_trainer(tmp_path, data, refused):

@@ -101,6 +101,7 @@ def fails(channels):
     ("attention", "options"),
     [
         ("cbam", {"at": 5}),
+        ("cbam,eca", {}),
         ("cbam", {"attention_kwargs": "abc"}),
         (fails, {}),
         (lambda channels: nn.Conv2d(8, 8, 1, device="meta"), {}),

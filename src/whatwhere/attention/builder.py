@@ -57,6 +57,11 @@ def attention_builder(attention: str | Builder) -> Builder:
         return _checked(attention, "attention")
     if ":" in attention:
         raise UserError(f"attention {brief(attention)} names code; import it and give the class or function instead")
+    if "," in attention:
+        raise UserError(
+            f"{brief(attention)} is more than one attention; put one in at a time, each with its own places: call "
+            "attend again, or give whatwhere.ultralytics.trainer a list of dicts"
+        )
     if attention not in ATTENTION:
         names = ", ".join(ATTENTION)
         raise UserError(f"unknown attention {brief(attention)}{suggest(attention, list(ATTENTION))}; known: {names}")

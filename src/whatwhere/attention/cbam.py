@@ -296,7 +296,7 @@ def _spatial_gate(
     norm = convention.norm if norm == "form" else norm
     if norm == "batch":
         norm = functools.partial(nn.BatchNorm2d, momentum=convention.norm_momentum)
-    elif isinstance(norm, str):
+    elif norm is not None and not callable(norm):
         raise UserError(
             f'norm must be "form", "batch", a callable that builds a norm of one channel, or None; got {brief(norm)}'
         )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from ..base.modules import refuse_scripting
 from .gate import Attention, IdentityStart
 
 
@@ -9,7 +10,8 @@ def no_weight_decay(model: nn.Module) -> set[str]:
     """Return the names of the attention's parameters that weight decay must leave alone, wherever they are in `model`.
 
     Decay pulls a parameter to 0. A mixing factor at 0 turns the attention off, and a scale or a norm's weight at 0
-    makes its gates constant. These are exempt, in each module of this package and in each `IdentityStart`:
+    makes its gates constant. These are exempt, in each module of this package, in each `IdentityStart` and in each
+    module that `attend` has put in:
 
     - every parameter of fewer than two dimensions: `mix`, biases, norms, and GCT's alpha, beta and gamma;
     - those that a module inside names in a method `no_weight_decay()`, as networks of timm do: the weight of SRM.
@@ -33,7 +35,9 @@ def no_weight_decay(model: nn.Module) -> set[str]:
     """
     exempt: set[int] = set()
     for attention in model.modules():
-        if isinstance(attention, (Attention, IdentityStart)):
+        # attend leaves this mark on what it puts in, a module of the user too
+        is_marked = vars(attention).get("__prepare_scriptable__") is refuse_scripting
+        if is_marked or isinstance(attention, (Attention, IdentityStart)):
             exempt |= {id(parameter) for parameter in attention.parameters() if parameter.dim() < 2}
             for module in attention.modules():
                 declared = getattr(module, "no_weight_decay", None)

@@ -34,10 +34,11 @@ def imported(path: str, what: str, such_as: str) -> Any:
         raise UserError(f"{what} {brief(path)} is no import path; give MODULE:NAME, such as {such_as}")
     failed = f"cannot import {what} {brief(path)}"
     try:
-        with current_folder_importable():
+        with current_folder_importable(), contextlib.redirect_stdout(sys.stderr):
             found = getattr(importlib.import_module(module), name, _MISSING)
-    # a user's module may raise anything, and a script without a guard ends the program
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's module may raise anything; a script without a guard ends the program
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and f"{module}.".startswith(f"{missing}."):
             raise UserError(
@@ -53,6 +54,25 @@ def raised(error: BaseException) -> str:
     """Return the type of an exception and its message, in one short line."""
     message = short(" ".join(str(error).split()), 200)
     return f"{type(error).__name__}{f': {message}' if message else ''}"
+
+
+@contextlib.contextmanager
+def held_apart(what: str) -> Iterator[None]:
+    """Run code of the user, such as a network's forward: it cannot end the program or print to standard output.
+
+    Args:
+        what: What the code is, for the message: "the network".
+
+    Raises:
+        UserError: The code raised SystemExit or another exception that is no `Exception`. Ctrl-C passes.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise UserError(f"{what} raised {raised(error)}, which ends a program; take that out of its code") from error
 
 
 @contextlib.contextmanager

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ..base.code import held_apart
 from ..base.tables import rich_tables, show
+from ..base.words import brief
 from .screen import TerminalScreen
 from .summary import (
     AttentionKwargs,
@@ -64,7 +66,7 @@ def attend_command(
     kwargs = parse_arguments(attention_kwargs) if attention_kwargs else {}
     options: dict[str, Any] = {"at": at, "start": start, "replace": replace, "attention_kwargs": kwargs}
     comparison = None
-    with TerminalScreen(to_stderr=True) as screen:
+    with TerminalScreen(to_stderr=True) as screen, held_apart(f"{brief(network)} or {brief(attention)}"):
         steps = iter(range(5))
 
         def begin(what: str) -> None:

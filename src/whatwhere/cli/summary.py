@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..base.code import held_apart
 from ..base.errors import UserError
 from ..base.tables import rich_tables, show
-from ..base.words import brief
+from ..base.words import brief, few
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,9 +90,10 @@ def summary_command(
     if input_size:
         parse_input_size(input_size)
     specs = [known if is_foreign(known.name) else checked(known) for known in specs]
-    networks = [(known.describe(), create_any(known, num_classes=classes, seed=0)) for known in specs]
-    size = parse_input_size(input_size) if input_size else input_size_of(networks[0][1], specs[0].name)
-    costs = measure_costs(networks, size, batch, latency=latency)
+    with held_apart(few([brief(known.name) for known in specs], between=" or ")):
+        networks = [(known.describe(), create_any(known, num_classes=classes, seed=0)) for known in specs]
+        size = parse_input_size(input_size) if input_size else input_size_of(networks[0][1], specs[0].name)
+        costs = measure_costs(networks, size, batch, latency=latency)
     comparison = compare_costs(*costs) if len(costs) == 2 else None
     if json:
         # the requested network comes first

@@ -300,7 +300,11 @@ class Places:
         for pattern in patterns:
             found = self._named(pattern)
             if not found:
-                hint = suggest(pattern, list(self.modules))
+                # users of Ultralytics count layers
+                numbered = f"model.{pattern}"
+                hint = (
+                    f"; did you mean {numbered}?" if numbered in self.modules else suggest(pattern, list(self.modules))
+                )
                 raise UserError(f"no module of the network is called {brief(pattern)}{hint}")
             chosen |= found
         places: dict[str, Place] = {}

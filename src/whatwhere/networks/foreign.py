@@ -9,11 +9,18 @@ import ast
 import contextlib
 import inspect
 import io
+import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from ..base.code import current_folder_importable, imported, raised
 from ..base.errors import UserError
@@ -26,6 +33,8 @@ from .libraries import LIBRARIES, is_of_ultralytics, other_tasks, quiet
 from .spec import OWN_NETWORKS, NetworkSpec, is_import_path
 
 USUAL_INPUT_SIZE, _OF_DETECTORS = (3, 224, 224), (3, 640, 640)
+# of a network from a YAML: many times what the largest of Ultralytics has
+_MOST_REPEATS, _MOST = 1_000, {"modules": 20_000, "parameters": 500_000_000}
 
 
 def create_any(spec: NetworkSpec, *, num_classes: int | None, seed: int) -> nn.Module:
@@ -113,9 +122,9 @@ def _of_user(path: str, options: dict[str, Any]) -> nn.Module:
             # what the user's code prints is no part of the result
             with current_folder_importable(), contextlib.redirect_stdout(sys.stderr):
                 made = found(**options)
-        except UserError:
+        except (UserError, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:  # a user's code may raise anything
+        except BaseException as error:  # a user's code may raise anything
             raise UserError(f"network {brief(path)}: calling it raised {raised(error)}") from error
     if isinstance(made, nn.Module) and is_ultralytics_wrapper(made):
         made = vars(made)["_modules"].get("model")
@@ -141,12 +150,16 @@ def _of_ultralytics(name: str, options: dict[str, Any]) -> nn.Module:
         raise UserError(f"{brief(name)} needs Ultralytics; install it: pip install ultralytics") from error
     try:
         with contextlib.redirect_stdout(sys.stderr), quiet():
+            if os.path.isfile(name) and b"<<" in Path(name).read_bytes():
+                raise UserError(f"{brief(name)} has a merge key (<<), which can take for ever to read; write it out")
             config = yaml_model_load(name)
             _check_activation(name, config.get("activation"))
+            _check_layers(name, config)
             # both read such a file, but neither builds the other's networks
             kind = RTDETR if "RTDETRDecoder" in config["head"][-1] else YOLO
-            model: nn.Module = kind(name).model
-            return type(model)(name, nc=options["num_classes"], verbose=False) if options else model
+            with _bounded(name):
+                model: nn.Module = kind(name).model
+                return type(model)(name, nc=options["num_classes"], verbose=False) if options else model
     except UserError:
         raise
     except Exception as error:  # it reports a file that is missing or wrong in many ways
@@ -157,8 +170,8 @@ def _check_activation(name: str, activation: object) -> None:
     """Raise UserError unless the activation in a YAML is a layer of torch.nn: Ultralytics runs that text as code."""
     if activation is None:
         return
-    with contextlib.suppress(SyntaxError, ValueError):
-        call = ast.parse(str(activation), mode="eval").body
+    with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+        call = ast.parse(activation, mode="eval").body if isinstance(activation, str) else None
         if isinstance(call, ast.Call):
             for value in (*call.args, *(keyword.value for keyword in call.keywords)):
                 ast.literal_eval(value)
@@ -166,3 +179,51 @@ def _check_activation(name: str, activation: object) -> None:
             if library in ("nn", "torch.nn") and isinstance(getattr(nn, layer, None), type):
                 return
     raise UserError(f"the activation in {brief(name)} is {brief(activation)}; give a layer of torch, such as nn.ReLU()")
+
+
+def _check_layers(name: str, config: dict[str, Any]) -> None:
+    """Raise UserError unless each layer in a YAML is one of few, and a class of layers.
+
+    Ultralytics calls whatever a YAML names in its own module: a function that loads a pickle or installs a package too,
+    and whole networks, which read another YAML.
+    """
+    import torchvision
+    from ultralytics.nn import tasks
+
+    libraries = {"": tasks, "nn": nn, "torchvision.ops": torchvision.ops}
+    num_layers = 0
+    for _, repeats, layer, _ in [*config["backbone"], *config["head"]]:
+        library, _, own = str(layer).rpartition(".")
+        found: Any = getattr(libraries.get(library), own, None)
+        is_layer = isinstance(found, type) and issubclass(found, nn.Module)
+        if not is_layer or issubclass(found, (tasks.BaseModel, tasks.Ensemble)):
+            raise UserError(
+                f"{brief(name)} has the layer {brief(layer)}; give a layer of ultralytics.nn.modules, nn.NAME or "
+                "torchvision.ops.NAME"
+            )
+        num_layers += repeats
+    depths = [values[0] for values in (config.get("scales") or {}).values()]
+    if num_layers * max(1, config.get("depth_multiple", 1), *depths) > _MOST_REPEATS:
+        raise UserError(f"{brief(name)} repeats layers more than {_MOST_REPEATS:,} times in all; repeat fewer")
+
+
+@contextlib.contextmanager
+def _bounded(name: str) -> Iterator[None]:
+    """Raise UserError when the modules that are built in the block become too many or too large."""
+    counts = {"modules": 0, "parameters": 0}
+
+    def count(what: str, number: int) -> None:
+        counts[what] += number
+        if counts[what] > _MOST[what]:
+            raise UserError(f"{brief(name)} has more than {_MOST[what]:,} {what}; make the network smaller")
+
+    # called before the initial weights are written
+    handles = (
+        register_module_module_registration_hook(lambda *_: count("modules", 1)),
+        register_module_parameter_registration_hook(lambda *given: count("parameters", given[-1].numel())),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
