@@ -283,6 +283,12 @@ def test_few_images_make_smaller_batches_so_that_an_epoch_has_ten_steps():
     assert chosen(num_images=200)["lr"] == pytest.approx(0.1 * 16 / 128)
 
 
+def test_a_batch_is_not_larger_than_the_images_there_are():
+    sizes = {16: 16, 15: 15, 2: 2, 1: 1}
+    assert {num: chosen(num_images=num)["batch_size"] for num in sizes} == sizes
+    assert chosen(num_images=12)["lr"] == pytest.approx(0.1 * 12 / 128, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import re
 import shutil
@@ -8,12 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pictures import CLASSES, make_folder
+from pictures import CLASSES, make_folder, picture
 from whatwhere.base.errors import Stopped
 from whatwhere.cli.screen import result_tables
 from whatwhere.training.bundle import load_bundle
+from whatwhere.training.evaluate import Figures
 from whatwhere.training.run_folder import RunFolder
-from whatwhere.training.train import run_training
+from whatwhere.training.train import Run, run_training
 from whatwhere.training.trainer import Trainer
 
 OPTIONS = {
@@ -103,7 +105,7 @@ def test_what_a_run_leaves(finished):
     steps = -(-run["num_images"]["train"] // 12)
     assert [record["step"] for record in records] == [steps, 2 * steps, 3 * steps]
     assert result == json.loads((out / "result.json").read_text())
-    assert result["best_epoch"] == max(records, key=lambda record: record["val_accuracy"])["epoch"]
+    assert result["best_epoch"] == max(records, key=lambda record: (record["val_accuracy"], -record["val_loss"]))["epoch"]
     assert result["test"]["num_images"] == run["num_images"]["test"]
     assert sum(map(sum, result["confusion"])) == run["num_images"]["test"]
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in ("curves.png", "confusion.png"))
@@ -264,6 +266,51 @@ def test_early_stop(data, tmp_path):
     # nothing changes but the norms' statistics, so that a best epoch is followed by two that are no better
     assert result["status"] == "stopped early"
     assert result["num_epochs"] == result["best_epoch"] + 2
+
+
+class Scripted(Run):
+    """A run whose evaluations have these accuracies (of 4 images) and losses."""
+
+    script = ((2, 0.9), (3, 0.8), (3, 0.5), (3, 0.5), (3, math.nan), (2, 0.1))
+
+    def evaluate(self, model, part, **options):
+        if part != "val" or options:
+            return super().evaluate(model, part, **options)
+        correct, loss = self.script[self.trainer.epoch - 1]
+        return Figures(torch.tensor([[correct, 4 - correct], [0, 0]]), loss)
+
+
+@pytest.mark.parametrize(("stop", "best_by", "best"), [(None, "accuracy", 3), (9, "accuracy", 3), (None, "loss", 6)])
+def test_of_epochs_with_one_accuracy_the_lowest_loss_is_best(stop, best_by, best, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("whatwhere.training.train.Run", Scripted)
+    options = {"epochs": 6, "best_by": best_by}
+    if stop is not None:
+        with pytest.raises(Stopped):
+            train(data, tmp_path / "run", stop_after(stop), **options)
+    result = train(data, tmp_path / "run", resume=stop is not None, **options)
+    assert result["best_epoch"] == load_bundle(tmp_path / "run").info["epoch"] == best
+    is_best = [record["is_best"] for record in without_times(tmp_path / "run")]
+    assert is_best == [True, True, True, False, False, best_by == "loss"]
+
+
+@pytest.mark.parametrize(("num_classes", "per_class"), [(2, 3), (5, 3), (2, 8)])
+def test_a_few_images_train_without_options(num_classes, per_class, tmp_path):
+    for number in range(num_classes * per_class):
+        folder = tmp_path / "images" / f"c{number % num_classes}"
+        folder.mkdir(parents=True, exist_ok=True)
+        picture("checks", number).save(folder / f"{number}.png")
+    out = tmp_path / "run"
+    result = run_training(
+        str(tmp_path / "images"),
+        {"epochs": 1, "image_size": 16, "device": "cpu", "workers": 0},
+        out=out,
+        resume=False,
+        dry_run=False,
+        command="",
+        screen=Lines(),
+    )
+    assert result["status"] == "finished"
+    assert json.loads((out / "run.json").read_text())["num_images"]["train"] < 16
 
 
 def test_a_dry_run_writes_nothing(data, tmp_path):

@@ -223,7 +223,7 @@ def defaults(
     slow there: at 32 px ResNet-20 trains some twenty times as many images a second as ResNeXt-29.
 
     The batch size is 128 for images of at most 64 px, else 64. It is halved, down to 16, while an epoch has fewer than
-    10 batches.
+    10 batches; with fewer than 16 training images it is their number.
 
     The learning rate is in proportion to the batch size. For SGD it is 0.1 at batch size 128 for images of at most
     64 px, else 0.1 at 256; for AdamW it is 1e-3 at 256. With pretrained weights it is a tenth.
@@ -233,7 +233,7 @@ def defaults(
     batch_size = 128 if small else 64
     while batch_size > 16 and num_images < 10 * batch_size:
         batch_size //= 2
-    batch_size = given.get("batch_size", batch_size)
+    batch_size = given.get("batch_size", max(1, min(batch_size, num_images)))
     rate_at_256 = 1e-3 if adamw else 0.2 if small else 0.1
     epochs = given.get("epochs", 30 if pretrained else 100)
     small_net, large_net = ("resnet20", "resnet18") if device == "cpu" else ("resnext29_32x4d", "resnext50_32x4d")

@@ -155,6 +155,7 @@ class Progress:
     num_evaluated: Count = 0
     best_epoch: Count = 0
     best_score: float | None = None
+    best_loss: float = -sys.float_info.max  # of the best epoch; checkpoints of earlier versions lack it
     seconds: Amount = 0.0
 
 
@@ -286,10 +287,12 @@ class Run:
         figures = self.evaluate(trainer.evaluated, "val")
         score = float(epoch) if self.config.best_by == "last" else figures.score(self.config.best_by)
         score = score if math.isfinite(score) else -sys.float_info.max
-        is_best = progress.best_score is None or score > progress.best_score
+        loss = figures.loss if math.isfinite(figures.loss) else sys.float_info.max
+        # few images have few accuracies, so that several epochs have the best one: their losses tell more
+        is_best = progress.best_score is None or (score, -loss) > (progress.best_score, -progress.best_loss)
         progress.num_evaluated = epoch
         if is_best:
-            progress.best_epoch, progress.best_score = epoch, score
+            progress.best_epoch, progress.best_score, progress.best_loss = epoch, score, loss
         if self.team.is_first:
             self._count_time()
             validation = {f"val_{name}": value for name, value in figures.summary().items() if name != "num_images"}
