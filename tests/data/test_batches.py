@@ -1,8 +1,6 @@
-import multiprocessing
-import os
-import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -18,9 +16,6 @@ from whatwhere.data.images import ImageError
 from whatwhere.data.preprocess import Preprocessing
 from whatwhere.data.sources.source import Sample, Source
 from whatwhere.data.store import Store, decode_all
-
-# torch's advice on a machine of one core
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 SIZE = 16
 CPU = torch.device("cpu")
@@ -237,55 +232,69 @@ def test_an_unreadable_image_is_one_sentence_with_its_path(spoilt, num_workers, 
         found = evaluation(reader(source, "pad"), num_workers=num_workers)
     with pytest.raises(ImageError) as caught:
         list(found)
-    assert not multiprocessing.active_children()
     sentence = str(caught.value)
     assert sentence.startswith(f"{path} is cut short (")
     assert "\n" not in sentence
     assert "Traceback" not in sentence
-    assert "worker" not in sentence
 
 
-class _Signals:
-    """Images that hold how the reading process handles Ctrl-C and SIGTERM."""
+def readers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
+
+
+class _Slow:
+    """Images that take a while, and count how many were read."""
+
+    def __init__(self):
+        self.num_read = 0
 
     def __len__(self):
-        return NUM
+        return 1000
 
     def __getitem__(self, index):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            os.kill(os.getpid(), number)
-        time.sleep(0.01)
-        return torch.full((3, SIZE, SIZE), os.getpid() % 251, dtype=torch.uint8)
+        time.sleep(0.002)
+        self.num_read += 1
+        return torch.zeros((3, SIZE, SIZE), dtype=torch.uint8)
 
 
-def test_workers_leave_ctrl_c_and_sigterm_to_their_parent():
-    # the process that started the tests may ignore Ctrl-C
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    readable = Preprocessing(SIZE, SIZE, (0, 0, 0), (1 / 255,) * 3)
-    found = list(EvaluationBatches(_Signals(), LABELS, readable, 8, CPU, num_workers=2))
-    assert sum(len(batch.labels) for batch in found) == NUM
-    readers = {round(float(batch.images[0, 0, 0, 0])) for batch in found}
-    assert len(readers) == 2
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+@pytest.mark.parametrize("batch_size", [1, 40])
+def test_leaving_in_the_middle_ends_the_reading_at_once(batch_size):
+    images = _Slow()
+    found = iter(EvaluationBatches(images, torch.zeros(1000).long(), PREPROCESSING, batch_size, CPU, num_workers=2))
+    next(found)
+    left = readers()
+    assert len(left) == 2
+    before = images.num_read
+    found.close()
+    for thread in left:
+        thread.join(60)
+    assert not readers()
+    assert images.num_read - before <= 2 * 8  # the piece that each thread had begun
 
 
-def test_leaving_in_the_middle_ends_the_workers(source):
-    steps = batches(source, "pad", num_workers=2).steps(0, 100)
-    next(steps)
-    assert len(multiprocessing.active_children()) == 2
-    steps.close()
-    assert not multiprocessing.active_children()
+def test_threads_read_ahead_of_small_batches_and_not_without_bound():
+    images = _Slow()
+    found = iter(EvaluationBatches(images, torch.zeros(1000).long(), PREPROCESSING, 1, CPU, num_workers=4))
+    next(found)
+    time.sleep(0.2)
+    assert 4 <= images.num_read <= 9
+    found.close()
+
+
+def test_the_threads_that_read_leave_torchs_threads_to_the_training(source):
+    before = torch.get_num_threads()
+    list(batches(source, "resized", num_workers=2).steps(0, 4))
+    assert torch.get_num_threads() == before
 
 
 def test_a_process_that_ends_while_it_holds_on_to_batches_does_not_wait_for_their_workers():
     code = (
-        "import torch, warnings\n"
+        "import torch\n"
         "from whatwhere.data.batches import EvaluationBatches\n"
         "from whatwhere.data.preprocess import Preprocessing\n"
         "class Zeros:\n"
         "    def __getitem__(self, index): return torch.zeros(3, 4, 4, dtype=torch.uint8)\n"
         "    def __len__(self): return 100\n"
-        "warnings.simplefilter('ignore')\n"
         "labels = torch.zeros(100, dtype=torch.int64)\n"
         "kept = iter(EvaluationBatches(Zeros(), labels, Preprocessing(4, 4), 4, torch.device('cpu'), num_workers=2))\n"
         "next(kept)\n"

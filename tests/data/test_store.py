@@ -1,10 +1,7 @@
-import multiprocessing
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, Dataset
 
 from whatwhere.data.store import Store, decode_all, free_memory, num_bytes, room
 
@@ -32,38 +29,6 @@ def test_images_of_one_size_move_as_one_block_and_leave_nothing_behind():
     assert len(kept) == 6
     assert torch.equal(kept.moved_to(torch.device("cpu")), torch.stack(images))
     assert kept.pixels.numel() == 0
-
-
-class _Addresses(Dataset):
-    """Images, and their address in the process."""
-
-    def __init__(self, kept):
-        self.kept = kept
-
-    def __len__(self):
-        return len(self.kept)
-
-    def __getitem__(self, index):
-        return self.kept[index].clone(), self.kept.pixels.data_ptr()
-
-
-def test_forked_workers_read_the_same_memory():
-    images = noise([(4, 4), (2, 3), (1, 1)])
-    kept = Store(images, num_workers=1)
-    found = list(DataLoader(_Addresses(kept), batch_size=None, num_workers=1, multiprocessing_context="fork"))
-    assert all(torch.equal(image, original) for (image, _), original in zip(found, images, strict=True))
-    assert {address for _, address in found} == {kept.pixels.data_ptr()}
-
-
-@pytest.mark.parametrize(
-    ("method", "num_workers", "shared"), [("fork", 2, False), ("spawn", 0, False), ("spawn", 2, True)]
-)
-def test_memory_is_shared_for_workers_that_are_not_forked(monkeypatch, method, num_workers, shared):
-    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: method)
-    images = noise([(4, 4), (2, 3)])
-    kept = decode_all(Counting(images), num_workers=num_workers)
-    assert kept.pixels.is_shared() == shared
-    assert torch.equal(kept[1], images[1])
 
 
 class Counting:

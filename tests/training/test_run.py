@@ -4,6 +4,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -105,7 +107,9 @@ def test_what_a_run_leaves(finished):
     steps = -(-run["num_images"]["train"] // 12)
     assert [record["step"] for record in records] == [steps, 2 * steps, 3 * steps]
     assert result == json.loads((out / "result.json").read_text())
-    assert result["best_epoch"] == max(records, key=lambda record: (record["val_accuracy"], -record["val_loss"]))["epoch"]
+    assert (
+        result["best_epoch"] == max(records, key=lambda record: (record["val_accuracy"], -record["val_loss"]))["epoch"]
+    )
     assert result["test"]["num_images"] == run["num_images"]["test"]
     assert sum(map(sum, result["confusion"])) == run["num_images"]["test"]
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in ("curves.png", "confusion.png"))
@@ -393,12 +397,6 @@ def failing(error):
     return Failing
 
 
-def test_a_worker_that_was_killed_is_said(data, tmp_path, refused):
-    error = RuntimeError("DataLoader worker (pid 7) exited unexpectedly with exit code 1.")
-    with refused():
-        train(data, tmp_path / "run", classes={"trainer_class": failing(error)})
-
-
 def test_an_image_that_vanishes_during_training_is_named(data, tmp_path, refused):
     copy = shutil.copytree(data, tmp_path / "copy")
 
@@ -410,6 +408,17 @@ def test_an_image_that_vanishes_during_training_is_named(data, tmp_path, refused
 
     with refused():
         train(copy, tmp_path / "run", classes={"trainer_class": Vanishing}, cache="none", workers=1)
+
+
+@pytest.mark.slow
+def test_workers_need_no_shared_memory(data, tmp_path):
+    mount = ("unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=4k tmpfs /dev/shm && exec "$@"', "sh")
+    if shutil.which("unshare") is None or subprocess.run([*mount, "true"], check=False).returncode:
+        pytest.skip("needs leave to mount a file system")
+    options = ("--model", "cbam_resnext11_8x8d", "--epochs", "1", "--device", "cpu", "--workers", "2", "--cache=none")
+    command = [sys.executable, "-m", "whatwhere", "train", str(data), "--out", str(tmp_path / "run"), *options]
+    done = subprocess.run([*mount, *command], timeout=600, check=False, capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
 
 
 def test_batches_too_small_for_a_norm(data, tmp_path, refused):

@@ -79,7 +79,7 @@ def evaluate_command(
         str | None, typer.Option(metavar="PART", help="train, val, test or all; by default test, else val, else all.")
     ] = None,
     batch_size: _BatchSize = 128,
-    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that read images.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Threads that read images.")] = 0,
     device: _Device = "",
     attention: _Attention = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")] = False,

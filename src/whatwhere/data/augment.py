@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as ops
 
 from ..base.randomness import generator
-from .preprocess import IMAGENET_MEAN, Preprocessing
+from .preprocess import IMAGENET_MEAN, Preprocessing, sent
 
 # columns of a row of random numbers, by their use
 _CROP, _FLIP, _RAND_AUGMENT, _ERASE = slice(0, 4), 4, slice(5, 9), slice(9, 14)
@@ -58,7 +58,7 @@ class Augmentation:
 
     def __call__(self, pixels: Tensor, rows: Tensor) -> Tensor:
         """Return the network's input, float32, for uint8 `pixels` (N, 3, S, S) and their rows (N, 14) on the CPU."""
-        near = _sent(rows, pixels.device)
+        near = sent(rows, pixels.device)
         if self.crop == "pad":
             pixels = _shifted(pixels, near[:, _CROP][:, 2:])
         if self.hflip:
@@ -70,11 +70,6 @@ class Augmentation:
         if self.random_erasing:
             images = _erased(images, rows[:, _ERASE], self.random_erasing)
         return images
-
-
-def _sent(values: Tensor, device: torch.device) -> Tensor:
-    """Return `values` on the device; pinned memory, so that the CPU does not wait for a GPU."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def _shifted(pixels: Tensor, rows: Tensor) -> Tensor:
@@ -97,7 +92,7 @@ def _rand_augmented(pixels: Tensor, rows: Tensor, magnitude: int) -> Tensor:
         negative = rows[:, column + 1] < 0.5
         keys, order = (2 * chosen + negative).sort()
         drawn, counts = keys.unique_consecutive(return_counts=True)  # type: ignore[no-untyped-call]
-        groups = torch.split(_sent(order, pixels.device), counts.tolist())
+        groups = torch.split(sent(order, pixels.device), counts.tolist())
         for key, index in zip(drawn.tolist(), groups, strict=True):
             operation, sign = OPERATIONS[key // 2], -1 if key % 2 else 1
             pixels.index_copy_(0, index, operation(pixels[index], magnitude / 30, sign))

@@ -1,30 +1,26 @@
-"""Batches for training and evaluation. A training batch depends on (seed, step) only, not on worker processes."""
+"""Batches for training and evaluation. A training batch depends on (seed, step) only, not on the threads that read."""
 
 from __future__ import annotations
 
-import atexit
-import dataclasses
 import math
-import signal
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from ..base.processes import STOP_SIGNALS
 from ..base.randomness import generator
 from .augment import Augmentation, draws
-from .images import ImageError
-from .preprocess import Preprocessing, decoded, reduced, to_tensor
+from .preprocess import Preprocessing, decoded, reduced, sent, to_tensor
 from .sources.source import Sample, Source
 from .store import Store
 
 # images for resized crops are stored with a shorter side of at least this many times the network's image size
 _STORED = 1.5
+_PIECE = 8  # images that a thread reads at a time: few, so that a stop does not wait, but more than one, for speed
 
 
 class Batch(NamedTuple):
@@ -75,20 +71,13 @@ class Reader:
     """Decodes samples: as the evaluation needs them, or whole (reduced in size) for resized crops."""
 
     def __init__(self, source: Source, samples: Sequence[Sample], preprocessing: Preprocessing, whole: bool) -> None:
-        # One block of text instead of a million Sample objects: worker processes would copy each object, because
-        # counting references writes to it. For the same reason the source has no list of samples.
-        self.source = dataclasses.replace(source, samples=())
-        paths = [sample.path.encode("utf-8", "surrogatepass") for sample in samples]
-        self.paths = np.frombuffer(b"".join(paths), dtype=np.uint8)
-        self.ends = np.cumsum([0, *map(len, paths)])
-        self.preprocessing, self.whole = preprocessing, whole
+        self.source, self.samples, self.preprocessing, self.whole = source, samples, preprocessing, whole
 
     def __len__(self) -> int:
-        return len(self.ends) - 1
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> Tensor:
-        path = self.paths[self.ends[index] : self.ends[index + 1]].tobytes().decode("utf-8", "surrogatepass")
-        with self.source.open(Sample(path, "", None)) as image:
+        with self.source.open(self.samples[index]) as image:
             if not self.whole:
                 return self.preprocessing.pixels(image)
             short_side = round(_STORED * self.preprocessing.image_size)
@@ -102,26 +91,10 @@ def label_numbers(samples: Sequence[Sample], classes: tuple[str, ...]) -> Tensor
 
 
 @dataclass
-class _Decoded(Dataset[Any]):
-    """Reads the images of a batch, and crops them if `augment` says so, in a worker process."""
-
-    images: Store | Reader
-    labels: Tensor
-    augment: Augmentation | None = None
-
-    def __getitem__(self, item: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        indices, rows = item
-        pixels = [self.images[index] for index in indices.tolist()]
-        if self.augment is not None and self.augment.crop == "resized":
-            pixels = [self.augment.cropped(image, row) for image, row in zip(pixels, rows, strict=True)]
-        return torch.stack(pixels), self.labels[indices], indices, rows
-
-
-@dataclass
 class TrainBatches:
     """Augmented training images: `steps` yields this process's part of each step.
 
-    Worker processes read and crop. The rest of the augmentation runs on the device, for the whole batch.
+    Threads read and crop. The rest of the augmentation runs on the device, for the whole batch.
     """
 
     images: Store | Reader
@@ -144,12 +117,15 @@ class TrainBatches:
         """Yield the batches of steps `start` to `stop` - 1."""
         block, items = self._block, self._items(start, stop)
         if block is None:
-            read = _loaded(_Decoded(self.images, self.labels, self.augment), items, self.num_workers, self.device)
+            read = _loaded(self._image, items, self.num_workers, self.device)
         else:
-            read = ((block[indices.to(self.device)], self.labels[indices], indices, rows) for indices, rows in items)
-        for pixels, labels, indices, rows in read:
-            images = self.augment(pixels.to(self.device, non_blocking=True), rows)
-            yield Batch(images, labels.to(self.device, non_blocking=True), indices)
+            read = ((block[indices.to(self.device)], indices, rows) for indices, rows in items)
+        for pixels, indices, rows in read:
+            yield Batch(self.augment(pixels, rows), sent(self.labels[indices], self.device), indices)
+
+    def _image(self, index: int, row: Tensor) -> Tensor:
+        pixels = self.images[index]
+        return self.augment.cropped(pixels, row) if self.augment.crop == "resized" else pixels
 
     def _items(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the sample numbers of each step, and their rows of random numbers."""
@@ -206,37 +182,46 @@ class EvaluationBatches:
         own = torch.arange(len(self.labels))[self.rank :: self.world_size]
         if not len(own):
             return
-        batches = ((indices, torch.empty(0)) for indices in torch.split(own, self.batch_size))
+        items = ((indices, self.labels[indices]) for indices in torch.split(own, self.batch_size))
         workers = 0 if isinstance(self.images, Store) else self.num_workers
-        for pixels, labels, indices, _ in _loaded(_Decoded(self.images, self.labels), batches, workers, self.device):
-            images = self.preprocessing.normalize(pixels.to(self.device, non_blocking=True))
-            yield Batch(images, labels.to(self.device, non_blocking=True), indices)
+        for pixels, indices, labels in _loaded(lambda index, _: self.images[index], items, workers, self.device):
+            yield Batch(self.preprocessing.normalize(pixels), sent(labels, self.device), indices)
 
 
-def _loaded(data: Dataset[Any], items: Iterator[Any], num_workers: int, device: torch.device) -> Iterator[Any]:
-    loader = DataLoader(
-        data,
-        batch_size=None,  # an item is a batch already
-        sampler=items,
-        num_workers=num_workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=_leave_signals_to_parent if num_workers else None,
-    )
-    iterator: Any = iter(loader)
-    # workers ignore SIGTERM, so end them here; at exit, if an exception still holds the iterator
-    end = iterator._shutdown_workers if num_workers else lambda: None
-    atexit.register(end)
+def _loaded(
+    read: Callable[[int, Tensor], Tensor],
+    items: Iterator[tuple[Tensor, Tensor]],
+    num_workers: int,
+    device: torch.device,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield the pixels of each item, with the item: numbers of samples, and a row for each.
+
+    Threads, not processes: Pillow and torch release the GIL while they decode and resize. So there is no shared memory
+    that may be full, and no process that may be lost.
+    """
+    if not num_workers:
+        for indices, rows in items:
+            yield sent(torch.stack(list(map(read, indices.tolist(), rows))), device), indices, rows
+        return
+
+    def piece(indices: Tensor, rows: Tensor) -> list[Tensor]:
+        return list(map(read, indices.tolist(), rows))
+
+    ahead: deque[tuple[list[Future[list[Tensor]]], Tensor, Tensor]] = deque()
+    # a thread's torch operations are too small to be divided among threads
+    pool = ThreadPoolExecutor(num_workers, "reader", torch.set_num_threads, (1,))
     try:
-        yield from iterator
-    except ImageError as error:
-        # an error from a worker has the worker's traceback before its message
-        raise ImageError(str(error).rpartition("ImageError: ")[2].removesuffix(r"\n")) from error
+        while True:
+            # at least a batch ahead, and two pieces for each thread
+            while len(ahead) < 2 or sum(len(pieces) for pieces, _, _ in ahead) < 2 * num_workers:
+                if (item := next(items, None)) is None:
+                    break
+                pieces = zip(*(torch.split(part, _PIECE) for part in item), strict=True)
+                ahead.append(([pool.submit(piece, *one) for one in pieces], *item))
+            if not ahead:
+                return
+            reading, indices, rows = ahead.popleft()
+            pixels = torch.stack([image for one in reading for image in one.result()])
+            yield sent(pixels, device), indices, rows
     finally:
-        atexit.unregister(end)
-        end()
-
-
-def _leave_signals_to_parent(worker: int) -> None:
-    # Ctrl-C and a scheduler's SIGTERM reach all processes; the parent finishes its step and then ends its workers
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -64,7 +64,6 @@ class ImageError(UserError):
         reason: The end of a sentence that begins with the image's name.
     """
 
-    # the message alone must be enough: torch raises an error of a DataLoader's worker again with it
     def __init__(self, message: str, kind: str = "unreadable", reason: str = "") -> None:
         super().__init__(message)
         self.kind = kind

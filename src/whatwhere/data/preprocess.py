@@ -89,3 +89,8 @@ def reduced(image: Image.Image, short_side: int) -> Image.Image:
 def to_tensor(image: Image.Image) -> Tensor:
     """Return an RGB image as uint8 (3, H, W), in channels-last memory."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Return `values` on the device; from pinned memory, so that the CPU does not wait for a GPU."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

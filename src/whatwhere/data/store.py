@@ -1,9 +1,8 @@
-"""Keep decoded images in one block of memory, which worker processes share, or on the device."""
+"""Keep decoded images in one block of memory, or on the device."""
 
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,17 +24,15 @@ class Images(Protocol):
 
 
 class Store:
-    """Images (3, H, W) of any sizes, uint8, by number; in shared memory if `num_workers` are not forked."""
+    """Images (3, H, W) of any sizes, uint8, by number."""
 
-    def __init__(self, images: Sequence[Tensor], num_workers: int = 0) -> None:
+    def __init__(self, images: Sequence[Tensor]) -> None:
         self.shapes = [image.shape for image in images]
         self.starts = [0, *itertools.accumulate(image.numel() for image in images)]
         self.pixels = torch.empty(self.starts[-1], dtype=torch.uint8)
         for start, image in zip(self.starts, images, strict=False):
             # height x width x channels, as decoded; crops of it are fast
             self.pixels[start : start + image.numel()] = image.permute(1, 2, 0).reshape(-1)
-        if num_workers and multiprocessing.get_start_method() != "fork":
-            self.pixels.share_memory_()  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -76,7 +73,7 @@ def free_memory(device: torch.device) -> int:
         return 8 * 2**30
 
 
-def decode_all(images: Images, *, num_workers: int = 0, num_threads: int | None = None) -> Store:
+def decode_all(images: Images, *, num_threads: int | None = None) -> Store:
     """Decode every image once, on `num_threads` threads (by default one for each core); Pillow releases the GIL."""
     with ThreadPoolExecutor(num_threads or num_cores()) as pool:
-        return Store(list(pool.map(images.__getitem__, range(len(images)))), num_workers)
+        return Store(list(pool.map(images.__getitem__, range(len(images)))))

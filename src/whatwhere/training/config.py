@@ -123,7 +123,7 @@ class Config(Recipe):
     )
     seed: int = _common(0, "Seed of the start, the order, the augmentation and the split.", "0")
     workers: Annotated[int, Meta(ge=0, le=256)] = _common(
-        0, "Processes that read images; they change no result.", "by the machine"
+        0, "Threads that read images; they change no result.", "by the machine"
     )
     device: str = _common("cpu", "cpu, cuda, cuda:1, mps.", "the best there is")
 

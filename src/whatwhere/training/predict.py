@@ -116,7 +116,7 @@ def evaluate_bundle(
         split: "train", "val", "test" or "all"; by default the test images, or else val, or else all.
         skip_bad: Leave out images that cannot be read.
         batch_size: Images in a forward pass.
-        num_workers: Number of processes that read.
+        num_workers: Number of threads that read.
         amp: "none", "bf16" or "fp16".
         trained_on: Paths of training images; the result says how many of the images are among them.
         progress: Called with the number of images done and the number of all images.

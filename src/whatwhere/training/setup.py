@@ -162,10 +162,7 @@ def build_material(config: Config, prepared: Prepared, team: Team, *, with_test:
     images: Mapping[str, Store | Reader] = readers
     if cache != "none":
         num_threads = max(1, num_cores() // team.local_world_size)
-        images = {
-            part: decode_all(reader, num_workers=config.workers, num_threads=num_threads)
-            for part, reader in readers.items()
-        }
+        images = {part: decode_all(reader, num_threads=num_threads) for part, reader in readers.items()}
     share = (team.device, config.workers, team.rank, team.world_size)
     evaluation = {
         part: EvaluationBatches(images[part], labels[part], preprocessing, 2 * config.batch_size, *share)

@@ -34,8 +34,8 @@ def listening(request_stop: Callable[[], None], *, alone: bool) -> Iterator[list
 
 
 @contextlib.contextmanager
-def memory_errors(config: Config, command: str) -> Iterator[None]:
-    """Raise UserError with advice where torch runs out of memory or loses a worker; `command` continues the run."""
+def memory_errors(config: Config) -> Iterator[None]:
+    """Raise UserError with advice where torch runs out of memory."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -47,10 +47,5 @@ def memory_errors(config: Config, command: str) -> Iterator[None]:
                 f"{config.accumulate} pieces; raise --accumulate (same steps, less memory), or lower --batch-size, "
                 f"--image-size or --workers{'' if config.amp != 'none' else ', or give --amp bf16'}; a run that has "
                 "checkpoints keeps its options: for others give another --out"
-            ) from error
-        if "DataLoader worker" in text and "exited unexpectedly" in text:
-            raise UserError(
-                "a process that reads images ended unexpectedly, often because memory or shared memory ran out; lower "
-                f"--workers, and continue with: {command}"
             ) from error
         raise

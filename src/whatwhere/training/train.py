@@ -105,7 +105,7 @@ def run_training(
         for line in describe(config, given, prepared, model, processes, is_continued=bool(kept)):
             screen.line(line)
         run = Run(config, spec, prepared, processes, folder, screen, attention)
-        with memory_errors(config, command), deterministic(config):
+        with memory_errors(config), deterministic(config):
             if dry_run:
                 run.set_up(model, with_test, trainer_class)
                 run.try_out()
