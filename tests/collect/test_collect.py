@@ -741,3 +741,15 @@ def test_the_verdict_is_that_of_a_table_by_hand(arms, seeds, rng):
         expected = judge(read_results(by_hand), metric="eval_top1").arms
         for results in (read_results(table), collect([root]).results):
             assert judge(results, metric="eval_top1").arms == expected
+
+
+@pytest.mark.parametrize("epoch", ["nan", "inf", "-inf", "1e300"])
+def test_an_epoch_that_is_no_number_is_refused(tmp_path, refused, epoch):
+    (tmp_path / "one.csv").write_text(f"arm,seed,epoch,acc\nnone,0,1,0.5\ncbam,0,{epoch},0.6\n")
+    with refused():
+        collect([tmp_path])
+    for arm in ("none", "cbam"):
+        folder = ultralytics_run(tmp_path / "runs" / arm, arm, 0)
+    (folder / "results.csv").write_text(f"epoch,acc\n1,0.5\n{epoch},0.6\n")
+    with refused():
+        collect([tmp_path / "runs"])

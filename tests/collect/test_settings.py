@@ -1,10 +1,13 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from run_folders import ultralytics_run
+from whatwhere.collect.collect import collect
 from whatwhere.collect.settings import read_settings
 
 ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -92,3 +95,25 @@ def test_settings_that_are_equal_are_equal_in_every_process(tmp_path):
 def test_a_file_that_is_not_there(tmp_path, refused):
     with refused():
         read_settings(Path(tmp_path / "args.yaml"))
+
+
+@pytest.mark.parametrize("name", ["args.yaml", "results.csv", "attention.json"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "round"])
+@pytest.mark.skipif(os.name != "posix", reason="pipes and devices are files on POSIX only")
+def test_only_regular_files_are_read(tmp_path, refused, name, kind):
+    path = ultralytics_run(tmp_path / "run", "none", 0) / name
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else path)
+    with refused():
+        collect([path.parent])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and devices are files on POSIX only")
+def test_a_pipe_or_a_device_is_no_table(tmp_path, refused):
+    os.mkfifo(tmp_path / "results.csv")
+    for path in (tmp_path, tmp_path / "results.csv", Path("/dev/zero")):
+        with refused():
+            collect([path])

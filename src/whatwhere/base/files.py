@@ -9,14 +9,16 @@ import io
 import json
 import os
 import secrets
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from .errors import UserError
 
 _PART = ".part"
+_MOST_CSV = 2**30  # bytes of a CSV, which is read whole
 
 
 def write_bytes(path: Path, content: bytes, *, mode: int = 0o666) -> None:
@@ -57,6 +59,42 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Raises:
+        UserError: No such file, one that may not be read, or no regular file: a pipe would be waited for without end,
+            and a device may have no end.
+    """
+    try:
+        # O_NONBLOCK: to open a pipe does not wait for a writer
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISREG(mode):
+            return os.fdopen(descriptor, "rb")
+        os.close(descriptor)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise UserError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
+    kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+    raise UserError(f"cannot read {str(path)!r}: it is {kind}, not a file")
+
+
+def read_file(path: Path, most_bytes: int) -> bytes:
+    """Return the content of a regular file, as `open_file`.
+
+    Raises:
+        UserError: As `open_file`, or the file has more than `most_bytes`.
+    """
+    with open_file(path) as file:
+        try:
+            content = file.read(most_bytes + 1)
+        except OSError as error:
+            raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    if len(content) > most_bytes:
+        raise UserError(f"{str(path)!r} is larger than {most_bytes // 1024:,} KiB; no file of its kind is that long")
+    return content
+
+
 def read_csv(path: Path, *, strict: bool = False) -> tuple[str, list[tuple[int, list[str]]]]:
     """Read a CSV file in UTF-8: its delimiter, and its rows that are not blank, each with the number of its last line.
 
@@ -64,15 +102,13 @@ def read_csv(path: Path, *, strict: bool = False) -> tuple[str, list[tuple[int, 
     often. With `strict`, a quote that is not closed, or that ends inside a cell, is an error.
 
     Raises:
-        UserError: The file cannot be read, is not UTF-8, or is not CSV.
+        UserError: The file cannot be read (`read_file`), is not UTF-8, or is not CSV.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_file(path, _MOST_CSV).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"line {line} of {str(path)!r} is not UTF-8; save the file as UTF-8") from error
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise UserError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
     first = text.lstrip("\r\n ").partition("\n")[0]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
     # newlines inside quotes are kept; a lone carriage return ends a line too

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..base.errors import UserError
+from ..base.files import open_file
 from ..base.tables import comma_separated
 from ..base.words import brief, counted, few, short, suggest
 from ..statistics.columns import ARM, BEST_EPOCH, BETWEEN_NOTES, FOLDER, NOTES, SEED, Reading, is_collected_head
@@ -74,7 +75,7 @@ def is_collected(path: Path) -> bool:
     """Return whether a file is a table that `Collected.to_csv` wrote."""
     if not path.is_file():
         return False
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         head = file.readline(100_000).strip()
     return is_collected_head(head.decode("utf-8", "replace").split(","))
 

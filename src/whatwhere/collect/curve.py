@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..base.errors import UserError
+from ..base.files import open_file
 from ..base.words import brief, printable
 
 _NO_FIGURES = {"epoch", "step", "time", "lr"}
@@ -132,7 +134,7 @@ def _numbers(cells: Iterable[tuple[str, str]], texts: set[str], curve: Curve, wh
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the number and the cells of each line, the head first, without a last line that was cut short."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
             width, head = 0, list[str]()
             reader = csv.reader(_whole_lines(file), skipinitialspace=True)
             for row in reader:

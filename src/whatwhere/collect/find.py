@@ -75,12 +75,14 @@ def _folders(path: Path) -> Iterator[tuple[Path, set[str], Program | None]]:
         raise UserError(f"cannot read {str(error.filename)!r}: {error.strerror or error}") from error
 
     try:
-        is_file, is_there = path.is_file(), path.exists()
+        is_file, is_there, is_folder = path.is_file(), path.exists(), path.is_dir()
         names = set(os.listdir(path.parent)) if is_file else set()
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         raise UserError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
     if not is_there:
         raise UserError(f"there is no {str(path)!r}; give folders of runs, or a CSV")
+    if not is_file and not is_folder:
+        raise UserError(f"{str(path)!r} is a pipe, a socket or a device; give folders of runs, or a CSV")
     if is_file:
         of_runs = {program.table for program in PROGRAMS}
         yield path.parent, names, _program(path.parent, names) if path.name in of_runs else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..base.files import open_file
 from .run import Choice, Program, Run, run_with_csv
 
 _TABLE, _SETTINGS = "metrics.csv", "hparams.yaml"
@@ -19,8 +20,8 @@ def _is_run(folder: Path, names: set[str]) -> bool:
         return _TABLE in names or not any(".tfevents." in name for name in names)
     if _TABLE not in names:
         return False
-    with open(folder / _TABLE, encoding="utf-8", errors="replace") as file:
-        return {"epoch", "step"} <= set(file.readline(10_000).strip().split(","))
+    with open_file(folder / _TABLE) as file:
+        return {"epoch", "step"} <= set(file.readline(10_000).decode("utf-8", "replace").strip().split(","))
 
 
 def _read(folder: Path, choice: Choice) -> Run:

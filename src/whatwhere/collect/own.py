@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from ..base.errors import UserError
+from ..base.files import read_file
 from ..base.words import cause
 from .curve import Curve
 from .run import Choice, Program, Run
 from .settings import flat
 
 _RUN, _RESULT = "run.json", "result.json"
+_MOST_BYTES = 64 * 2**20  # `result.json` may hold a figure for each class
 # `data` is the path of images that `data_fingerprint` tells apart
 _IGNORED = frozenset(
     {"data", "data_dir", "path_column", "label_column", "device", "workers", "cache", "download", "check"}
@@ -36,13 +39,13 @@ class _Result(msgspec.Struct):
 
 
 def _is_run(folder: Path, names: set[str]) -> bool:
-    return _RUN in names and b'"data_fingerprint"' in (folder / _RUN).read_bytes()
+    return _RUN in names and b'"data_fingerprint"' in read_file(folder / _RUN, _MOST_BYTES)
 
 
 def _read(folder: Path, choice: Choice) -> Run:
     described = _content(folder / _RUN, _Description)
     settings = flat({**described.config, "data_fingerprint": described.data_fingerprint}, folder / _RUN)
-    if not (folder / _RESULT).is_file():
+    if not os.path.lexists(folder / _RESULT):
         return Run(folder, settings, fault=f"has no {_RESULT}")
     result = _content(folder / _RESULT, _Result)
     part = result.val if result.test is None else result.test
@@ -53,9 +56,10 @@ def _read(folder: Path, choice: Choice) -> Run:
 
 
 def _content(path: Path, kind: type[T]) -> T:
+    content = read_file(path, _MOST_BYTES)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, ValueError, RecursionError) as error:
+        return msgspec.json.decode(content, type=kind)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{str(path)!r} is not that of a run of whatwhere ({cause(error)})") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,9 +93,9 @@ def run_with_csv(
     `asked` is the setting with the number of epochs to train; `sums` are those of `read_curve`.
     """
     path = folder / settings
-    run = Run(folder, read_settings(path) if path.is_file() else {})
+    run = Run(folder, read_settings(path) if os.path.lexists(path) else {})
     run.epochs_asked = whole_number(run.settings.get(asked, ""))
-    if not (folder / table).is_file():
+    if not os.path.lexists(folder / table):
         run.fault = f"has no {table}"
         return run
     run.curve = read_curve(folder / table, choice.best_by, lower_is_better=choice.lower_is_better, sums=sums)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import UserError
+from ..base.files import open_file, read_file
 from ..base.words import cause, printable
 from ..statistics.within_pairs import NOT_SET
 
-_MOST_BYTES = 256 * 1024  # a second of parsing or two
+MOST_BYTES = 256 * 1024  # a second of parsing or two
 _MOST_VALUES = 10_000
 _LONGEST_LIST, _LONGEST_TEXT = 20, 300
 _DEEPEST = 20
@@ -36,8 +37,8 @@ def read_settings(path: Path) -> dict[str, str]:
 
 def has_settings(path: Path, *settings: str) -> bool:
     """Return whether lines of a YAML file begin with these settings, without reading it as YAML."""
-    with open(path, "rb") as file:
-        content = file.read(_MOST_BYTES)
+    with open_file(path) as file:
+        content = file.read(MOST_BYTES)
     return all(re.search(rf"^{re.escape(text)}\b".encode(), content, re.MULTILINE) for text in settings)
 
 
@@ -83,13 +84,7 @@ def _text(value: Any) -> str:
 
 
 def _parsed(path: Path) -> Any:
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    if len(content) > _MOST_BYTES:
-        raise UserError(f"{str(path)!r} is larger than {_MOST_BYTES // 1024} KiB; settings of a run are not that long")
+    content = read_file(path, MOST_BYTES)
     kind = "JSON" if path.suffix == ".json" else "YAML"
     try:
         return json.loads(content) if kind == "JSON" else _yaml(content)

@@ -8,7 +8,8 @@ from .run import Choice, Program, Run, run_with_csv, whole_number
 from .settings import has_settings
 
 _TABLE, _SETTINGS = "summary.csv", "args.yaml"
-_WITH_CYCLES = {"cosine", "tanh", "poly"}  # cycles and cooldown count for these schedules alone
+_WITH_CYCLES = {"cosine", "tanh", "poly"}
+_WITH_COOLDOWN = _WITH_CYCLES | {"wsd", "rsqrt"}  # for other schedules timm adds none
 _IGNORED = frozenset(
     {"output", "experiment", "log_interval", "recovery_interval", "checkpoint_hist", "workers", "pin_mem", "device"}
     | {"save_images", "local_rank", "rank", "resume", "log_wandb", "wandb_project", "wandb_tags", "wandb_resume_id"}
@@ -32,6 +33,7 @@ def _total_epochs(epochs: int, settings: dict[str, str]) -> int | None:
         if settings.get("lr_cycle_mul", "1") != "1":
             return None
         epochs *= max(1, whole_number(settings.get("lr_cycle_limit", "1")) or 1)
+    if settings.get("sched") in _WITH_COOLDOWN:
         epochs += whole_number(settings.get("cooldown_epochs", "0")) or 0
     if settings.get("warmup_prefix") == "true":
         epochs += whole_number(settings.get("warmup_epochs", "0")) or 0

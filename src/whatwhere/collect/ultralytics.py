@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from ..base.errors import UserError
+from ..base.files import read_file
 from ..base.words import cause
 from ..statistics.within_pairs import NOT_SET
 from .run import Choice, Program, Run, run_with_csv, whole_number
-from .settings import flat, has_settings
+from .settings import MOST_BYTES, flat, has_settings
 
 RECORD = "attention.json"
 _TABLE, _SETTINGS = "results.csv", "args.yaml"
@@ -82,16 +84,17 @@ def _read(folder: Path, choice: Choice) -> Run:
 
 def _attention(path: Path) -> AttentionRecord | None:
     """Return the attention of a run, if it has one."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
+    text = read_file(path, MOST_BYTES)
     try:
-        content = msgspec.json.decode(path.read_bytes(), type=AttentionRecord)
+        content = msgspec.json.decode(text, type=AttentionRecord)
         if content.format != 1:
             raise ValueError(f"format {content.format} is not known; a newer whatwhere wrote it")
         parts = [] if isinstance(content.attention, str) else content.attention
         if not all(isinstance(part.get("attention"), str) for part in parts):
             raise ValueError("an attention has no name")
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{str(path)!r} does not tell the attention of its run: {cause(error)}") from error
     return content
 

@@ -19,6 +19,7 @@ CHOSEN = (
     "luckiest epoch, so they are too high, and more so for an arm whose figures vary more between epochs; the last "
     "epoch, or other images, would be fair"
 )
+_MOST_EPOCHS = 2**53  # larger ones are not exact
 EPOCHS = "epochs"  # what --may-differ calls the number of epochs
 
 
@@ -62,11 +63,13 @@ def one_a_run(rows: Sequence[Row], reading: Reading, notes: list[str], *, ends_a
     when it wrote the table.
 
     Raises:
-        UserError: One run in two tables, runs or figures to judge by that end at different epochs, one epoch of a run
-            twice, or a choice of epochs where each run has one line.
+        UserError: An epoch that is no finite number, one run in two tables, runs or figures to judge by that end at
+            different epochs, one epoch of a run twice, or a choice of epochs where each run has one line.
     """
     runs = defaultdict(list)
     for row in rows:
+        if row.epoch is not None and not abs(row.epoch) < _MOST_EPOCHS:
+            raise UserError(f"line {row.line} of {str(row.path)!r} has the epoch {row.epoch:g}; give it a number")
         runs[row.arm, row.seed].append(row)
         check_path(runs[row.arm, row.seed][0].path, row)
     if rows and reading.epoch is not None and all(row.epoch is None for row in rows):
