@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from run_folders import accuracy, lightning_run, timm_run, ultralytics_run
 from whatwhere import UserError
 from whatwhere.collect.collect import collect, is_collected
+from whatwhere.collect.pattern import Pattern
 from whatwhere.experiment import judge, read_results
 from whatwhere.statistics.columns import Reading
 from whatwhere.statistics.epochs import CHOSEN, LAST
@@ -235,11 +237,15 @@ def test_settings_that_differ_between_seeds_are_told(detect):
 def test_arms_and_seeds_by_the_path(tmp_path, refused):
     for arm in ("none", "v8-cbam"):
         for seed in range(10, 12):
-            ultralytics_run(tmp_path / arm / f"try{seed}" / "train", "none", 0, model=f"{arm}.yaml")
+            ultralytics_run(
+                *(tmp_path / arm / f"try{seed}" / "train", "none", 0), model=f"{arm}.yaml",
+                figures=lambda arm, _, epoch, seed=seed: accuracy(arm, seed, epoch),
+            )  # fmt: skip
     reading = Reading(arm_from="{arm}/try{seed}/*", may_differ=frozenset({"model"}))
     results = collect([tmp_path], reading).results
     assert (results.arms, results.seeds) == (["none", "v8-cbam"], ["10", "11"])
-    assert any("have the same seed in their settings" in note for note in results.notes)
+    (note,) = (note for note in results.notes if "have the same seed in their settings (0)" in note)
+    assert note.startswith("runs of one arm whose paths name different seeds")
     # the arm from a setting
     results = collect([tmp_path], Reading(arm_column="model", seed_from="try{seed}/train")).results
     assert results.arms == ["none.yaml", "v8-cbam.yaml"]
@@ -267,6 +273,7 @@ def test_seeds_of_the_path_that_are_others_in_the_settings_are_refused(tmp_path,
         ("yolov8n12", "{arm}{seed}", "yolov8n", "12"),
         ("seed007_cbam", "seed{seed}_{arm}", "cbam", "7"),
         ("cbam-3-final", "{arm}-{seed}*", "cbam", "3"),
+        ("exp-cbam_3", "exp*-{arm}_{seed}", "cbam", "3"),
         ("cbam (3)", "{arm} ({seed})", "cbam", "3"),
     ],
 )
@@ -753,3 +760,104 @@ def test_an_epoch_that_is_no_number_is_refused(tmp_path, refused, epoch):
     (folder / "results.csv").write_text(f"epoch,acc\n1,0.5\n{epoch},0.6\n")
     with refused():
         collect([tmp_path / "runs"])
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("cbam-3", "*{arm}-{seed}"),
+        ("cbam-3", "{arm}*"),
+        ("cbam-se-3", "{arm}-*"),
+        ("cbam-3-lr-01", "{arm}-{seed}*"),
+        ("a1b2", "{arm}*{seed}*"),
+        ("cbam-3", "*-*-*-{arm}"),
+        ("a" * 200 + "b", "*a" * 40 + "{arm}"),
+    ],
+)
+def test_patterns_that_fit_in_two_ways_are_refused(tmp_path, refused, name, pattern):
+    ultralytics_run(tmp_path / name, "none", 0)
+    with refused():
+        collect([tmp_path], Reading(arm_from=pattern))
+
+
+def test_many_names_of_a_pattern_are_matched_one_by_one():
+    begin = time.monotonic()
+    names = "/".join(["a" * 250] * 8)
+    with pytest.raises(ValueError, match="is not of the form"):
+        Pattern("/".join(["*a*a"] * 7) + "/{arm}*b", "arm").match(Path(f"/{names}"))
+    assert time.monotonic() - begin < 20
+
+
+@pytest.mark.parametrize("is_run", [True, False])
+def test_arms_that_end_in_their_seeds_are_refused(tmp_path, refused, is_run):
+    for arm in ("none", "cbam"):
+        for seed in range(3):
+            if is_run:
+                ultralytics_run(tmp_path / f"{arm}-{seed}", arm, seed)
+            else:
+                (tmp_path / f"{arm}-{seed}.csv").write_text(f"seed,acc\n{seed},0.5\n")
+    with refused():
+        collect([tmp_path], Reading(arm_from="{arm}"))
+
+
+def test_arms_with_numbers_of_their_own_are_arms(tmp_path):
+    for arm in ("resnet-18", "resnet-34", "vgg-16", "vgg-19"):
+        ultralytics_run(tmp_path / arm, "none", 0, model=f"{arm}.yaml")
+    reading = Reading(arm_from="{arm}", may_differ=frozenset({"model"}))
+    assert len(collect([tmp_path], reading).results.arms) == 4
+
+
+@pytest.mark.parametrize("other", ["cbam ", "CBAM", "cbam_"])
+def test_arms_that_differ_in_their_spelling_are_refused(tmp_path, refused, other):
+    for arm, seed in (("none", 0), ("none", 1), ("cbam", 0), (other, 1)):
+        ultralytics_run(tmp_path / f"{arm}-{seed}", "none", seed)
+    with refused():
+        collect([tmp_path], Reading(arm_from="{arm}-{seed}"))
+
+
+def test_a_run_that_was_trained_again_beside_the_first_is_named(detect, refused):
+    ultralytics_run(detect / "none-0-2", "none", 0)
+    with refused():
+        collect([detect], Reading(arm_from="{arm}-{seed}"))
+    with refused():
+        collect([detect])
+    shutil.rmtree(detect / "none-0-2")
+    shutil.rmtree(detect / "none-2")
+    ultralytics_run(detect / "none-02", "none", 0)  # as Ultralytics 8.3 names it
+    with refused():
+        collect([detect], Reading(arm_from="{arm}-{seed}"))
+
+
+def test_one_run_several_times_is_no_seeds(tmp_path, refused):
+    for arm in ("none", "cbam"):
+        for seed in range(3):
+            ultralytics_run(tmp_path / f"{arm}-{seed}", arm, 0)
+    with refused():
+        collect([tmp_path], Reading(arm_from="{arm}-{seed}"))
+
+
+@pytest.mark.parametrize("seeds", [("0", "mean"), ("0", ".nan"), (".nan", ".nan"), ("[1, 2]", "[1, 2]"), ("0", "0.5")])
+def test_settings_that_are_no_seeds_are_refused(tmp_path, refused, seeds):
+    for arm in ("none", "cbam"):
+        for number, seed in enumerate(seeds):
+            hparams = f"attention: {arm}\nseed: {seed}\n"
+            lightning_run(tmp_path / f"{arm}{number}", hparams, lightning_rows(0.5))
+    with refused():
+        collect([tmp_path])
+
+
+@pytest.mark.parametrize("is_run", [True, False])
+def test_an_attention_of_each_arm_is_no_differing_setting(tmp_path, is_run, refused):
+    for arm in ("none", "cbam"):
+        for seed in range(2):
+            if is_run:
+                lightning_run(tmp_path / f"{arm}-{seed}", f"attention: {arm}\nlr: 1\n", lightning_rows(0.5 + seed))
+            else:
+                text = f"params.attention,params.attention_kwargs.reduction,acc\n{arm},16,0.{seed}5\n"
+                (tmp_path / f"{arm}-{seed}.csv").write_text(text)
+    assert len(collect([tmp_path], Reading(arm_from="{arm}-{seed}")).results.arms) == 2
+    # not where one arm has two
+    path = tmp_path / "cbam-1" / "hparams.yaml" if is_run else tmp_path / "cbam-1.csv"
+    path.write_text(path.read_text().replace("cbam", "se"))
+    with refused():
+        collect([tmp_path], Reading(arm_from="{arm}-{seed}"))

@@ -1,90 +1,35 @@
-"""The arm and the seed of each run, from its settings or from its path, and what else differs within pairs."""
+"""The arm and the seed of each run, from its path or its settings, and what else differs within pairs."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..base.errors import UserError
 from ..base.words import brief, counted, few, suggest
 from ..statistics.columns import Reading
+from ..statistics.derived import as_number, odd_seed
 from ..statistics.within_pairs import (
     ATTENTION,
     NOT_SET,
     all_settings,
+    attention_of_arms,
     check_pairs,
     differing_settings,
     group_of,
     is_named,
     values_of,
 )
+from .pattern import check_arms, from_path, patterns
 from .run import Program, Run
 
 _SEEDS = ("seed", "random_seed", "random_state", "manual_seed", "seed_everything")
 
 _CALLED_ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 _NUMBER = re.compile(r"[\d.e+-]+|true|false")
-
-
-class Pattern:
-    """Where the names of arm and seed stand in a path: `{arm}-{seed}`, `{arm}/version_{seed}`, `seed{seed}/*`.
-
-    A pattern is compared with the last names of a path. `{arm}` is any text, `{seed}` a whole number, `*` anything
-    within a name.
-
-    Raises:
-        UserError: `what` ("arm" or "seed") is not in the pattern, or something else is in braces.
-    """
-
-    def __init__(self, text: str, what: str) -> None:
-        self.text, option = text, f"--{what}-from"
-        fields = re.findall(r"\{.*?\}|[{}]", text)
-        if f"{{{what}}}" not in fields or len(fields) != len({*fields} & {"{arm}", "{seed}"}):
-            raise UserError(
-                f"{option} {brief(text)} must hold {{{what}}} once, and nothing else in braces but "
-                f"{'{seed}' if what == 'arm' else '{arm}'}; for example {option} '{{arm}}-{{seed}}'"
-            )
-        self.names = [name for name in text.split("/") if name not in ("", ".")]
-        known = {"*": "[^/]*", "{arm}": "(?P<arm>[^/]+)", "{seed}": r"(?<!\d)(?P<seed>\d+)(?!\d)"}
-        parts = re.split(r"(\*|\{arm\}|\{seed\})", "/".join(self.names))
-        self._pattern = re.compile("".join(known.get(part) or re.escape(part) for part in parts))
-
-    def match(self, path: Path) -> dict[str, str]:
-        """Return the arm and the seed in a path, by these names.
-
-        Raises:
-            UserError: The path has another form.
-        """
-        end = "/".join(path.absolute().parts[-len(self.names) :])
-        found = self._pattern.fullmatch(end)
-        if found is None:
-            raise UserError(
-                f"{end!r} is not of the form {brief(self.text)}; {{arm}} is any text, {{seed}} a whole number, * "
-                "anything; leave that run out, or give another pattern with --arm-from or --seed-from"
-            )
-        names = found.groupdict()
-        if "seed" in names:
-            names["seed"] = str(int(names["seed"]))
-        return names
-
-
-def patterns(reading: Reading) -> list[Pattern]:
-    """Return the patterns that were asked for."""
-    asked = (("arm", reading.arm_from), ("seed", reading.seed_from))
-    for what, text in asked:
-        if text is not None and getattr(reading, f"{what}_column") is not None:
-            raise UserError(f"--{what}-from and --{what}-column both say where the {what} is; give one of them")
-    return [Pattern(text, what) for what, text in asked if text is not None]
-
-
-def from_path(path: Path, given: Iterable[Pattern]) -> dict[str, str]:
-    """Return the arm and the seed that patterns find in a path; what the first one finds counts."""
-    found: dict[str, str] = {}
-    for pattern in given:
-        found = {**pattern.match(path), **found}
-    return found
+_NOT_FINITE = {"nan", "inf", "infinity"}
 
 
 def name_runs(runs: Sequence[Run], program: Program, reading: Reading, doubts: list[str]) -> list[str]:
@@ -98,64 +43,127 @@ def name_runs(runs: Sequence[Run], program: Program, reading: Reading, doubts: l
     Raises:
         UserError: No seed, no arm, several settings that may be the arm, or settings that differ within a pair besides.
     """
-    given, ignored = patterns(reading), program.ignored
+    given = patterns(reading)
     found = [from_path(run.path, given) for run in runs]
+    check_arms([(run.path, names) for run, names in zip(runs, found, strict=True)])
     seed_key = None if "seed" in found[0] else _seed_key(runs, reading)
     for names, run in zip(found, runs, strict=True):
         run.seed = names["seed"] if seed_key is None else run.settings[seed_key]
-    not_compared = ignored if seed_key is None else ignored | {seed_key}
-    varying = differing_settings(runs)
+        run.arm = names.get("arm", "")
     if seed_key is None:
-        own = {(run.seed, run.settings["seed"]) for run in runs if "seed" in run.settings}
-        if len({other for _, other in own}) < len({seed for seed, _ in own}):
-            doubts.append(
-                "runs whose paths name different seeds have the same seed in their settings; if it is the number that "
-                "fixes everything random, they are one run several times"
-            )
+        _check_seeds_of_paths(runs, reading)
+    else:
+        _check_seeds(runs, seed_key)
+    doubts += program.complete(runs)
+    not_compared = program.ignored if seed_key is None else program.ignored | {seed_key}
+    varying = differing_settings(runs)
     if "arm" in found[0]:
-        arms = [names["arm"] for names in found]
-        # where each arm has an attention of its own, it is the arm
-        keys = [key for key in varying if group_of(key) == ATTENTION]
-        of_arms = {(arm, *(run.settings.get(key) for key in keys)) for arm, run in zip(arms, runs, strict=True)}
-        keys = keys if len(of_arms) == len(set(arms)) else []
+        keys = attention_of_arms(runs, varying)
     else:
         keys = _arm_keys(runs, [key for key in varying if key not in not_compared], reading)
-        arms = _labels(runs, keys)
-    for arm, run in zip(arms, runs, strict=True):
-        run.arm = arm
+        for label, run in zip(_labels(runs, keys), runs, strict=True):
+            run.arm = label
     sources = ["the path" if "arm" in found[0] else f"the setting {group_of(keys[0])}"]
     sources += ["the path" if seed_key is None else f"the setting {seed_key}"]
-    notes = [f"the arm is taken from {sources[0]}, the seed from {sources[1]}"]
+    if seed_key is None:
+        doubts += _same_seeds(runs)
     check_pairs(runs, [key for key in varying if key not in {*not_compared, *keys}], reading, doubts)
-    compared = [key for key in all_settings(runs) if key not in {*not_compared, *keys, *_SEEDS}]
-    if not compared:
-        doubts.append("the runs hold no settings besides arm and seed, so none were compared")
-    elif "arm" in found[0] and not {*varying} & {*compared, *keys}:
-        alike = "no recorded setting differs between the arms; only their paths tell them apart"
-        doubts.append(f"{alike}; {program.if_alike}" if program.if_alike else alike)
-    hidden = sorted(key for key in ignored if len({run.settings.get(key) for run in runs}) > 1)
+    _tell_settings(runs, program, {*not_compared, *keys}, doubts, by_path="arm" in found[0])
+    notes = [f"the arm is taken from {sources[0]}, the seed from {sources[1]}"]
+    hidden = sorted(key for key in program.ignored if len({run.settings.get(key) for run in runs}) > 1)
     if hidden:
         notes.append(f"settings that name, store or place a run were not compared: {few(hidden, 10)}")
+    return notes
+
+
+def _tell_settings(
+    runs: Sequence[Run], program: Program, not_compared: set[str], doubts: list[str], *, by_path: bool
+) -> None:
+    """Note what the settings, but for the arm, the seed and those that change no figure, do not tell."""
+    varying = {*differing_settings(runs)}
+    compared = [key for key in all_settings(runs) if key not in {*not_compared, *_SEEDS}]
+    if not compared:
+        doubts.append("the runs hold no settings besides arm and seed, so none were compared")
+    elif by_path and not varying - (not_compared & program.ignored):
+        alike = "no recorded setting differs between the arms; only their paths tell them apart"
+        doubts.append(f"{alike}; {program.if_alike}" if program.if_alike else alike)
     between = [
-        key
-        for key in all_settings(runs)
-        if key not in {*varying, *not_compared, *keys, *_SEEDS}
-        and len({run.settings.get(key, NOT_SET) for run in runs}) > 1
+        key for key in compared if key not in varying and len({run.settings.get(key, NOT_SET) for run in runs}) > 1
     ]
     if between:
         doubts.append(f"settings that differ between seeds, and are the same within each pair: {few(between, 10)}")
-    return notes
+
+
+def _seed_settings(runs: Sequence[Run]) -> list[str]:
+    """Return the settings that may be the seed: those called so, of several the ones that differ."""
+    possible = [key for key in all_settings(runs) if key.rpartition(".")[2] in _SEEDS]
+    differing = [key for key in possible if len({run.settings.get(key) for run in runs}) > 1]
+    return differing or possible[:1] if len(possible) > 1 else possible
+
+
+def _check_seeds(runs: Sequence[Run], key: str) -> None:
+    """Raise UserError if the setting `key` of a run is no seed: a list, nan, 0.5, a word where others have numbers."""
+    odd = odd_seed([run.seed for run in runs])
+    for run in runs:
+        number = as_number(run.seed)
+        is_list_or_fraction = run.seed.startswith("[") or (number is not None and number % 1 != 0)
+        if is_list_or_fraction or run.seed.lower().lstrip("+-") in _NOT_FINITE or (odd and odd[0] == run.seed):
+            raise UserError(
+                f"the setting {key} in {str(run.path)!r} is {brief(run.seed)}, which is no seed; leave that run "
+                "out, or name the setting with the seed as --seed-column"
+            )
+
+
+def _check_seeds_of_paths(runs: Sequence[Run], reading: Reading) -> None:
+    """Raise UserError if the paths of two runs name one seed, and their settings two."""
+    for key in _seed_settings(runs):
+        of_paths: dict[str, Run] = {}
+        for run in runs if not is_named(key, reading.may_differ) else ():
+            first = of_paths.setdefault(run.seed, run)
+            own, other = (one.settings.get(key, NOT_SET) for one in (run, first))
+            if own != other:
+                raise UserError(
+                    f"{str(first.path)!r} and {str(run.path)!r} are both seed {run.seed} by their paths, but "
+                    f"{other} and {own} by their setting {key}; leave out the one with the wrong name, or take "
+                    "the seed from the settings: no {seed} in the pattern"
+                )
+
+
+def _same_seeds(runs: Sequence[Run]) -> list[str]:
+    """Return a sentence where runs of one arm have one seed in their settings, and several by their paths.
+
+    Raises:
+        UserError: Two of them have the same figures: they are one run.
+    """
+    for key in _seed_settings(runs):
+        groups = defaultdict[tuple[str, str], list[Run]](list)
+        for run in runs:
+            if key in run.settings:
+                groups[run.arm, run.settings[key]].append(run)
+        for (_, seed), group in groups.items():
+            by_figures: dict[tuple[tuple[str, float], ...], Run] = {}
+            for run in group:
+                first = by_figures.setdefault(tuple(run.curve.last.items()), run)
+                # one figure may be the same by chance, as an accuracy on few images
+                if first.seed != run.seed and len(run.curve.last) > 1:
+                    raise UserError(
+                        f"{str(first.path)!r} and {str(run.path)!r} both have {key} {seed} in their settings, and the "
+                        "same figures: they are one run trained twice. Train each run of an arm with another seed"
+                    )
+        same = [seed for (_, seed), group in groups.items() if len({run.seed for run in group}) > 1]
+        if same:
+            return [
+                f"runs of one arm whose paths name different seeds have the same {key} in their settings "
+                f"({few(list(dict.fromkeys(same)), 4)}): they were trained with one seed, so they differ only by "
+                "what that seed does not fix, and the verdict is not about other seeds"
+            ]
+    return []
 
 
 def _seed_key(runs: Sequence[Run], reading: Reading) -> str:
     """Return the setting with the seed."""
     keys = all_settings(runs)
-    if reading.seed_column is not None:
-        possible = [reading.seed_column]
-    else:
-        possible = [key for key in keys if key.rpartition(".")[2] in _SEEDS]
-        if len(possible) > 1:
-            possible = [key for key in possible if len({run.settings.get(key) for run in runs}) > 1] or possible[:1]
+    possible = [reading.seed_column] if reading.seed_column is not None else _seed_settings(runs)
     how = "name the setting with --seed-column, or where it stands in the path, such as --seed-from 'seed-{seed}'"
     if len(possible) > 1:
         raise UserError(f"several settings may be the seed, {few(possible, 10)}; choose one with --seed-column")

@@ -16,8 +16,9 @@ from ..statistics.epochs import CHOSEN, EPOCHS, LAST, Row, best_by, check_ends, 
 from ..statistics.results import Results
 from ..statistics.table import Table, add_row, read_tables
 from ..statistics.within_pairs import ATTENTION
-from .arms import from_path, name_runs, patterns
+from .arms import name_runs
 from .find import KNOWN, find
+from .pattern import check_arms, from_path, patterns
 from .run import Choice, Program, Run
 
 _MOST_TOLD = 8
@@ -128,6 +129,7 @@ def collect(paths: Sequence[Path], reading: Reading | None = None) -> Collected:
 def _collect_tables(tables: Sequence[Path], reading: Reading) -> Collected:
     collected, given = Collected(), patterns(reading)
     named = [(path, from_path(path.with_suffix(""), given)) for path in tables]
+    check_arms(named)
     read = [Table(path, names.get(ARM), names.get(SEED)) for path, names in named]
     for row in read_tables(read, reading, collected.results.notes):
         collected.add(row)

@@ -68,6 +68,8 @@ class Program:
         ignored: Settings that change no figure: names, paths of output, the machine.
         if_alike: What may have gone wrong where no setting differs between arms, as part of a sentence.
         chooses_epoch: Whether its runs report one epoch, which their training chose.
+        complete: Gives runs that went on from a checkpoint the settings that they began with, by those of the others;
+            returns what to tell about it, as sentences. Seeds, and arms that the path tells, are known by then.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Program:
     ignored: frozenset[str]
     if_alike: str = ""
     chooses_epoch: bool = False
+    complete: Callable[[Sequence[Run]], list[str]] = lambda runs: []
 
 
 def run_with_csv(

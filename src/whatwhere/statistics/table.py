@@ -28,7 +28,7 @@ from .derived import odd_seed
 from .epochs import CHOSEN, EPOCHS, Row, one_a_run
 from .metric import is_called_a_metric, is_share
 from .results import Results
-from .within_pairs import NOT_SET, check_pairs, differing_settings
+from .within_pairs import NOT_SET, attention_of_arms, check_pairs, differing_settings
 
 _ARRANGED = re.compile(r"[+-]?(?!0,)\d{1,3},\d{3}")  # 1,200: with thousands, or with a decimal comma
 _UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas makes of a column without a name
@@ -119,7 +119,9 @@ def read_tables(
     rows = [row for table in tables for row in table.rows]
     _note_columns_of_arms(tables, rows, notes)
     if len({row.seed for row in rows}) < len(rows):
-        check_pairs(rows, differing_settings(rows), reading, notes)
+        differing = differing_settings(rows)
+        of_arms = attention_of_arms(rows, differing)
+        check_pairs(rows, [key for key in differing if key not in of_arms], reading, notes)
     return one_a_run(rows, reading, notes, ends_are_checked=all(is_collected_head(table.head) for table in tables))
 
 

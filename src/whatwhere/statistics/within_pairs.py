@@ -13,11 +13,16 @@ from .columns import Reading, may_differ_note
 
 NOT_SET = "none"  # also what null is written as
 ATTENTION = "attention"
-_ATTENTION = re.compile(r"attention(_kwargs)?(\..*)?")  # the name of an attention and its options are one setting
+# the name of an attention and its options are one setting; tables write params. and the like before it
+_ATTENTION = re.compile(r"((params|config|hparams)[./])?attention(_kwargs)?(\..*)?")
 
 
 class HasSettings(Protocol):
     """A run, or a line of a table."""
+
+    @property
+    def arm(self) -> str:
+        """The arm."""
 
     @property
     def seed(self) -> str:
@@ -52,6 +57,13 @@ def differing_settings(runs: Sequence[HasSettings]) -> list[str]:
 def group_of(key: str) -> str:
     """Return "attention" for the name of an attention and for its options, else the setting itself."""
     return ATTENTION if _ATTENTION.fullmatch(key) else key
+
+
+def attention_of_arms(runs: Sequence[HasSettings], differing: list[str]) -> list[str]:
+    """Return the settings of the attention, if each arm has one attention: then they belong to the arm."""
+    keys = [key for key in differing if group_of(key) == ATTENTION]
+    attentions = {(run.arm, *(run.settings.get(key, NOT_SET) for key in keys)) for run in runs}
+    return keys if len(attentions) == len({run.arm for run in runs}) else []
 
 
 def is_named(key: str, names: Collection[str]) -> bool:
