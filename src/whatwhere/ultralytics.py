@@ -27,7 +27,7 @@ from .attention.gate import Start
 from .base.errors import UserError
 from .base.files import write_json
 from .base.words import brief, few
-from .collect.ultralytics import HARDLY_BEGUN, RECORD, AttentionRecord
+from .collect.ultralytics import HARDLY_BEGUN, RECORD, AttentionRecord, last_line
 from .insert import attend, detach
 from .insert.attend import Replace, check_options
 from .insert.host import inserted_in
@@ -251,7 +251,7 @@ class _Attending(BaseTrainer):  # type: ignore[misc]  # Ultralytics has no types
         if not _attentions(self.model):
             raise UserError("the network that Ultralytics trains has no attention; this trainer cannot train it")
         if RANK in {-1, 0}:
-            self._write(self.model, largest_mix=None)
+            self._write(self.model)
 
     def final_eval(self) -> None:
         """Tell how far the attention has come, after Ultralytics' last evaluation."""
@@ -260,22 +260,22 @@ class _Attending(BaseTrainer):  # type: ignore[misc]  # Ultralytics has no types
         mixes = [
             float(p.abs().max()) for module in attentions for name, p in module.named_parameters() if name == "mix"
         ]
-        if mixes:
-            self._write(self.ema.ema, largest_mix=max(mixes))
-            if max(mixes) < HARDLY_BEGUN:
-                LOGGER.warning(
-                    f"whatwhere: the attention has hardly begun: its mixing factors are at most {max(mixes):.2g}, "
-                    "where 0 is no attention. Train for more steps before you judge it"
-                )
+        if attentions:
+            self._write(self.ema.ema, largest_mix=max(mixes, default=None), last_line=last_line(self.save_dir))
+        if mixes and max(mixes) < HARDLY_BEGUN:
+            LOGGER.warning(
+                f"whatwhere: the attention has hardly begun: its mixing factors are at most {max(mixes):.2g}, "
+                "where 0 is no attention. Train for more steps before you judge it"
+            )
 
-    def _write(self, model: nn.Module, *, largest_mix: float | None) -> None:
+    def _write(self, model: nn.Module, **ends: Any) -> None:
         attentions = _attentions(model)
         record = AttentionRecord(
             format=1,
             attention=json.loads(json.dumps(_named(self.steps), default=str)),
             places=list(attentions),
             parameters=_num_params(attentions),
-            largest_mix=largest_mix,
+            **ends,
         )
         write_json(self.save_dir / RECORD, msgspec.to_builtins(record))
 

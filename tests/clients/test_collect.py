@@ -1,6 +1,7 @@
 """Folders of runs that other programs wrote themselves."""
 
 import argparse
+import contextlib
 import warnings
 
 import pytest
@@ -62,7 +63,43 @@ def test_runs_of_ultralytics(detection_data, tmp_path):
     table = tmp_path / "runs" / "cbam-1" / "results.csv"
     table.write_text(table.read_text()[:-20])
     notes = collect([tmp_path / "runs"], Reading(metric=MAP)).results.notes
-    assert any("cbam-1 ended after 1 of 2 epochs" in note for note in notes)
+    assert any("cbam-1 has another last line in results.csv than attention.json tells" in note for note in notes)
+    # without attention, into the folder of a run with attention
+    folder = tmp_path / "runs" / "cbam-0"
+    ultralytics.YOLO("yolo11n.yaml", verbose=False).train(
+        data=str(detection_data), epochs=2, imgsz=32, batch=4, workers=0, device="cpu", seed=0, plots=False,
+        project=str(folder.parent), name=folder.name, exist_ok=True, verbose=False, amp=False,
+    )  # fmt: skip
+    notes = collect([tmp_path / "runs"], Reading(metric=MAP)).results.notes
+    assert any("cbam-0 has another last line" in note for note in notes)
+
+
+def test_a_run_that_ultralytics_resumed(detection_data, tmp_path):
+    ultralytics = wanted("ultralytics")
+    from whatwhere.ultralytics import trainer
+
+    def stop(running):
+        raise KeyboardInterrupt
+
+    for arm in ("none", "cbam"):
+        for seed in (0, 1):
+            chosen = {} if arm == "none" else {"trainer": trainer("cbam", at="blocks")}
+            yolo = ultralytics.YOLO("yolo11n.yaml", verbose=False)
+            is_stopped = (arm, seed) == ("cbam", 1)
+            if is_stopped:
+                yolo.add_callback("on_model_save", stop)
+            with pytest.raises(KeyboardInterrupt) if is_stopped else contextlib.nullcontext():
+                yolo.train(
+                    data=str(detection_data), epochs=2, imgsz=32, batch=4, workers=0, device="cpu", seed=seed,
+                    plots=False, project=str(tmp_path / "runs"), name=f"{arm}-{seed}", verbose=False, amp=False,
+                    **chosen,
+                )  # fmt: skip
+    last = tmp_path / "runs" / "cbam-1" / "weights" / "last.pt"
+    ultralytics.YOLO(last).train(trainer=trainer("cbam", at="blocks"), resume=True)
+    collected = collect([tmp_path / "runs"], Reading(metric=MAP))
+    assert list(collected.results.values("cbam", MAP)) == ["0", "1"]
+    (note,) = [note for note in collected.doubts if "resumed" in note]
+    assert "cbam-1" in note
 
 
 def test_runs_of_timm(tmp_path):

@@ -19,6 +19,7 @@ from run_folders import accuracy, lightning_run, timm_run, ultralytics_run
 from whatwhere import UserError
 from whatwhere.collect.collect import collect, is_collected
 from whatwhere.collect.pattern import Pattern
+from whatwhere.collect.ultralytics import last_line
 from whatwhere.experiment import judge, read_results
 from whatwhere.statistics.columns import Reading
 from whatwhere.statistics.epochs import CHOSEN, LAST
@@ -137,9 +138,9 @@ def test_dead_unfinished_and_diverged_runs_are_missing_and_told(detect, tmp_path
     # as asked, the unfinished one counts
     results = collect([detect], Reading(metric=MAP, may_differ=frozenset({"epochs"}))).results
     assert list(results.values("cbam", MAP)) == ["0", "1", "2", "3"]
-    assert f"{detect}/cbam-3 ended after 2 of 3 epochs" in results.notes
+    assert f"{str(detect / 'cbam-3')!r} ended after 2 of 3 epochs" in results.notes
     # without a metric, what diverged is told too
-    assert any("cbam-5 diverged: " in note for note in collect([detect]).results.notes)
+    assert any("cbam-5' diverged: " in note for note in collect([detect]).results.notes)
 
 
 @pytest.mark.parametrize(("patience", "is_finished"), [(2, True), (3, False), (0, False)])
@@ -264,6 +265,56 @@ def test_seeds_of_the_path_that_are_others_in_the_settings_are_refused(tmp_path,
     rewrite(tmp_path / "cbam-1" / "args.yaml", seed=7)
     with refused():
         collect([tmp_path], Reading(arm_from="{arm}-{seed}"))
+
+
+def test_a_resumed_run_is_compared_by_the_settings_of_the_others(detect):
+    last = detect / "cbam-1" / "weights" / "last.pt"
+    # as Ultralytics' trainer writes them when it resumes
+    for folder in detect.iterdir():
+        rewrite(folder / "args.yaml", optimizer="auto", lr0=0.01)
+    written = {"model": str(last), "resume": str(last), "pretrained": True, "optimizer": "AdamW", "lr0": 0.002}
+    rewrite(detect / "cbam-1" / "args.yaml", **written)
+    results = collect([detect]).results
+    assert len(results.values("cbam", MAP)) == 3
+    (note,) = [note for note in results.notes if "resumed" in note]
+    assert str(detect / "cbam-1") in note
+    # a run that began with the weights of another one is no such run
+    rewrite(detect / "cbam-1" / "args.yaml", model=str(last), resume=False)
+    with pytest.raises(UserError, match=r"several settings differ.*model.*attention"):
+        collect([detect])
+
+
+def test_an_optimizer_that_a_resumed_run_was_given_is_its_own(detect):
+    for folder in detect.iterdir():
+        rewrite(folder / "args.yaml", optimizer="SGD")
+    last = str(detect / "cbam-1" / "weights" / "last.pt")
+    rewrite(detect / "cbam-1" / "args.yaml", model=last, resume=last, optimizer="AdamW")
+    with pytest.raises(UserError, match="optimizer"):
+        collect([detect], Reading(arm_column="attention"))
+
+
+def test_all_runs_were_resumed(detect):
+    for folder in detect.iterdir():
+        last = str(folder / "weights" / "last.pt")
+        rewrite(folder / "args.yaml", model=last, resume=last)
+    assert len(collect([detect]).results.values("cbam", MAP)) == 3
+
+
+def test_a_run_with_the_attention_of_another_training_is_missing(detect):
+    path = detect / "cbam-0" / "attention.json"
+    content = json.loads(path.read_text())
+    assert last_line(detect / "cbam-0")[:2] == [3, 5]
+    path.write_text(json.dumps({**content, "last_line": last_line(detect / "cbam-0")}))
+    assert len(collect([detect]).results.values("cbam", MAP)) == 3
+    # a spreadsheet may write the numbers in another way
+    table = detect / "cbam-0" / "results.csv"
+    table.write_bytes(table.read_bytes().replace(b"\n3,5,", b"\n3.0,5.00,").replace(b"\n", b"\r\n"))
+    assert len(collect([detect]).results.values("cbam", MAP)) == 3
+    # the same folder, trained again without attention
+    table.write_text(table.read_text().replace("3.0,5.00,", "3,5.5,"))
+    results = collect([detect]).results
+    assert list(results.values("cbam", MAP)) == ["1", "2"]
+    assert any("cbam-0 has another last line in results.csv than attention.json tells" in n for n in results.notes)
 
 
 @pytest.mark.parametrize(
@@ -406,6 +457,9 @@ def test_runs_of_timm(tmp_path, refused):
         ({"sched": "step", "cooldown_epochs": 5}, 5),
         ({"sched": "step", "warmup_epochs": 3, "warmup_prefix": True}, 8),
         ({"lr_cycle_limit": 2, "lr_cycle_mul": 1.0}, 10),
+        ({"sched": "wsd", "cooldown_epochs": 2}, 7),
+        ({"sched": "rsqrt", "warmup_epochs": 1, "warmup_prefix": True}, 6),
+        ({"stop_epoch": 3, "cooldown_epochs": 2}, 3),
     ],
 )
 def test_epochs_that_timm_adds(tmp_path, given, num_epochs):
@@ -482,7 +536,7 @@ def test_a_run_that_was_cut_off_before_its_last_validation_is_missing(tmp_path):
             rows = lightning_rows(0.5 + seed / 10, 10)[:-1]
             rows = [row for row in rows if (arm, seed) != ("cbam", 1) or "val_acc" not in row or row["epoch"] < 4]
             lightning_run(tmp_path / f"{arm}-{seed}", f"attention: {arm}\nseed: {seed}\nmax_epochs: 10\n", rows)
-    told = f"{tmp_path}/cbam-1 has no val_acc after epoch 3"
+    told = f"{str(tmp_path / 'cbam-1')!r} has no val_acc after epoch 3"
     collected = collect([tmp_path], Reading(metric="val_acc"))
     assert any(note.startswith("runs that count as missing: ") for note in collected.results.notes)
     assert list(collected.results.values("cbam", "val_acc")) == ["0", "2"]

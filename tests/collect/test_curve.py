@@ -128,3 +128,17 @@ def test_memory_does_not_grow_with_the_table(csv):
     tracemalloc.stop()
     assert curve.best["acc"] == 0.996
     assert peak < 500_000 < path.stat().st_size
+
+
+def test_epochs_that_a_resumed_training_did_not_reach_again_do_not_count(csv):
+    lines = [*((epoch, 0.1 * epoch) for epoch in range(1, 10)), (5, 0.42), (6, 0.41)]
+    curve = read_curve(csv("epoch,acc\n" + "".join(f"{e},{acc}\n" for e, acc in lines)), "acc", sums=[{"acc": 1}])
+    assert (curve.last, curve.epochs, curve.last_epochs) == ({"acc": 0.41}, {1, 2, 3, 4, 5, 6}, {"acc": 6})
+    assert (curve.best, curve.best_epoch, curve.peaks) == ({"acc": 0.42}, 5, [{5}])
+    assert not curve.ended
+
+
+def test_a_figure_that_a_resumed_training_did_not_log_again_is_not_there(csv):
+    curve = read_curve(csv("epoch,acc,loss\n1,,3\n2,0.6,2\n3,,1\n4,0.8,1\n3,,1.5\n"), "acc")
+    assert (curve.last, curve.epochs) == ({"loss": 1.5}, {1, 2, 3})
+    assert (curve.best_epoch, curve.best["acc"]) == (2, 0.6)

@@ -219,8 +219,14 @@ def test_runs_of_one_line_must_end_at_one_epoch(read, refused):
     state = text.replace("acc", "acc,state").replace("0.5", "0.5,done").replace("0.6", "0.6,failed")
     assert read(state, metric="acc").values("none", "acc") == {"0": 0.5, "1": 0.5}
     # as may those of `whatwhere collect`, which has compared them
-    collected = text.replace("acc", "acc,folder").replace("0.5", "0.5,a").replace("0.6", "0.6,b")
+    collected = "arm,seed,acc,epoch,folder\nnone,0,0.5,100,a\ncbam,0,0.6,50,b\nnone,1,0.5,100,c\ncbam,1,0.6,37,d\n"
     assert len(read(collected).values("cbam", "acc")) == 2
+
+
+@pytest.mark.parametrize("epoch", ["nan", "inf", "1e300", "-inf"])
+def test_an_epoch_that_is_no_number_of_epochs_is_refused(read, epoch, refused):
+    with refused():
+        read(f"arm,seed,epoch,acc\nnone,0,9,0.5\ncbam,0,{epoch},0.6\n")
 
 
 def test_an_epoch_is_no_figure_of_a_run(read, refused):

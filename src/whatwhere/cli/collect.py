@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,6 +14,12 @@ from ..base.errors import UserError
 
 if TYPE_CHECKING:
     from ..statistics.columns import Reading
+
+# what programs judge by themselves, to propose
+_USUAL = (
+    *("metrics/mAP50-95(M)", "metrics/mAP50-95(P)", "metrics/mAP50-95(B)", "metrics/accuracy_top1"),
+    *("eval_top1", "accuracy", "test_acc", "val_acc"),
+)
 
 Metric = Annotated[str | None, typer.Option(metavar="NAME", help="Figure to judge by, if there are several.")]
 LowerIsBetter = Annotated[bool, typer.Option("--lower-is-better", help="For errors and losses.")]
@@ -118,16 +125,21 @@ def collect_command(
         return
     rows = []
     for arm in results.arms:
-        there = [str(seed) for seed, figures in results.runs(arm).items() if figures]
-        missing = [str(seed) for seed in results.seeds if str(seed) not in there]
+        there = sorted((str(seed) for seed, figures in results.runs(arm).items() if figures), key=_by_number)
+        missing = sorted((str(seed) for seed in results.seeds if str(seed) not in there), key=_by_number)
         rows.append((arm, few(there, 12), few(missing, 12) or "-", f"{len(there):,}"))
     title = f"{counted(sum(len(results.runs(arm)) for arm in results.arms), 'run')} in {table}"
     note = "\n".join(note[0].upper() + note[1:] + "." for note in results.notes)
     show(rich_tables([Table(title, ("arm", "seeds", "missing", "runs"), rows, num_text_columns=3, note=note)]))
-    judged = metric or (results.metrics[0] if len(results.metrics) == 1 else "NAME")
+    likely = results.metrics if len(results.metrics) == 1 else [name for name in _USUAL if name in results.metrics]
+    judged = metric or next(iter(likely), "NAME")
     show(f"Figures: {few(results.metrics, 12)}")
     is_known = default_baseline(results.arms).lower() in BASELINES
     show(f"Next: whatwhere verdict {table} --metric '{judged}'{'' if is_known else ' --baseline ARM'}")
+
+
+def _by_number(seed: str) -> tuple[float, str]:
+    return (float(seed) if seed.isdecimal() and len(seed) < 300 else math.inf), seed
 
 
 def _checked_table(out: str) -> Path:

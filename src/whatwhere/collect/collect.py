@@ -203,7 +203,7 @@ def _find_faults(runs: Sequence[Run], program: Program, reading: Reading, notes:
     broken = [run for run in runs if run.fault]
     told = "; ".join(f"{short(str(run.path), 60)} {run.fault}" for run in broken[:_MOST_TOLD])
     told += f"; and {len(broken) - _MOST_TOLD:,} more" if len(broken) > _MOST_TOLD else ""
-    if any(_is_unfinished(run) for run in broken):
+    if any(_is_unfinished(run) and run.curve.epochs for run in broken):
         told += f" (--may-differ {EPOCHS} counts runs that ended early)"
     if len(broken) == len(runs):
         raise UserError(f"no run has figures to compare: {told}")
@@ -236,7 +236,7 @@ def _fault(run: Run, reading: Reading, notes: list[str]) -> str:
         unfinished = f"ended after {run.num_epochs} of {counted(run.epochs_asked or 0, 'epoch')}"
         if EPOCHS not in reading.may_differ:
             return unfinished
-        notes.append(f"{run.path} {unfinished}")
+        notes.append(f"{str(run.path)!r} {unfinished}")
     curve, metric = run.curve, reading.metric
     taken = curve.best if reading.epoch == "best" else curve.last
     if metric is not None and metric not in taken:
@@ -244,10 +244,10 @@ def _fault(run: Run, reading: Reading, notes: list[str]) -> str:
     ended = {name: f"has no {name} after epoch {curve.last_epochs[name]}" for name in sorted(curve.ended)}
     if metric in ended and EPOCHS not in reading.may_differ:
         return ended[metric]
-    notes += [f"{run.path} {text}" for text in ended.values()]
+    notes += [f"{str(run.path)!r} {text}" for text in ended.values()]
     if metric is not None and not math.isfinite(taken[metric]):
         return f"diverged: {metric} is not finite in its last epoch"
     dead = [name for name, value in curve.last.items() if not math.isfinite(value)]
     if dead:
-        notes.append(f"{run.path} diverged: {few(dead)} not finite in its last epoch")
+        notes.append(f"{str(run.path)!r} diverged: {few(dead)} not finite in its last epoch")
     return ""

@@ -55,7 +55,7 @@ def read_curve(
 
     Args:
         path: The CSV. A row may have empty cells; the rows of an epoch add up. A last line that a crash has cut short
-            is left out.
+            is left out. Where the epochs step back, a training was resumed: what it wrote before counts up to there.
         best_by: The column that chooses the best epoch, the first of equal ones.
         lower_is_better: Whether the best is the lowest.
         sums: For each sum whose peaks are wanted, the weights of its columns, by their names up to a "(".
@@ -63,50 +63,95 @@ def read_curve(
     Raises:
         UserError: The file cannot be read, or is no CSV of numbers with a line for each epoch.
     """
-    curve, highest, longest = Curve(), [dict[int, float]() for _ in sums], dict[str, int]()
-    texts, before, first = set[str](), 0.0, math.inf
-    rows = _rows(path)
-    _, curve.head = next(rows, (0, []))
-    counted = next((name for name in ("epoch", "step") if name in curve.head), None)
-    if curve.head and counted is None:
+    rows, texts = _rows(path), set[str]()
+    _, head = next(rows, (0, []))
+    built = _Building(Curve(head), best_by, lower_is_better, sums, [{} for _ in sums])
+    counted = next((name for name in ("epoch", "step") if name in head), None)
+    if head and counted is None:
         raise UserError(f"{str(path)!r} has no column epoch; it should hold a line for each epoch of one run")
     for line, cells in rows:
-        row = _numbers(zip(curve.head, cells, strict=True), texts, curve, f"line {line} of {str(path)!r}")
+        where = f"line {line} of {str(path)!r}"
+        row = _numbers(zip(head, cells, strict=True), texts, built.curve, where)
         at = row.get(counted or "", math.nan)
         if not 0 <= at < 2**53:
-            raise UserError(f"line {line} of {str(path)!r} has no {counted}")
+            raise UserError(f"{where} has no {counted}")
         figures = {name: value for name, value in row.items() if is_figure(name)}
-        curve.last.update(figures)
         if not all(name.startswith("test") for name in figures):
-            if at == first < before:
+            if at == built.first < built.newest:
                 raise UserError(
-                    f"line {line} of {str(path)!r} begins again with {counted} {at:g}, after {before:g}; take out the "
-                    "lines of the other training"
+                    f"{where} begins again with {counted} {at:g}, after {built.newest:g}; take out the lines of the "
+                    "other training"
                 )
-            before = at
-            first = min(first, int(at))
-            curve.epochs.add(int(at))
+            built.begin(int(at))
+        built.add(int(at), figures)
+    return built.finished()
+
+
+@dataclass
+class _Building:
+    """A curve that grows line by line.
+
+    Attributes:
+        best_by, lower_is_better, sums: As in `read_curve`.
+        highest: For each sum, its highest values by epoch.
+        bests: Epochs and their figures, each better than the one before.
+        longest: The most epochs between two figures of a column.
+        newest: The epoch of the line before.
+        first: The first epoch.
+    """
+
+    curve: Curve
+    best_by: str
+    lower_is_better: bool
+    sums: Sequence[Mapping[str, float]]
+    highest: list[dict[int, float]]
+    bests: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    longest: dict[str, int] = field(default_factory=dict)
+    newest: int = 0
+    first: float = math.inf
+
+    def begin(self, epoch: int) -> None:
+        """Begin a line of an epoch; where epochs step back, a resumed training writes the later ones again."""
+        curve = self.curve
+        if epoch < self.newest:
+            curve.epochs = {one for one in curve.epochs if one < epoch}
+            for name in [name for name, at in curve.last_epochs.items() if at >= epoch]:
+                del curve.last_epochs[name], curve.last[name]
+            while self.bests and self.bests[-1][0] >= epoch:
+                self.bests.pop()
+            self.highest = [{at: value for at, value in peaks.items() if at < epoch} for peaks in self.highest]
+        self.newest, self.first = epoch, min(self.first, epoch)
+        curve.epochs.add(epoch)
+
+    def add(self, epoch: int, figures: dict[str, float]) -> None:
+        """Add the figures of a line."""
+        curve = self.curve
+        curve.last.update(figures)
         for name in figures:
             if not name.startswith("test"):
-                previous = curve.last_epochs[name] if name in longest else int(first) - 1
-                longest[name] = max(1, longest.get(name, 1), int(at) - previous)
-                curve.last_epochs[name] = int(at)
-        for peaks, weights in zip(highest, sums, strict=True):
+                before = epoch - 1 if name in self.longest else int(self.first) - 1
+                gap = epoch - curve.last_epochs.get(name, before)
+                self.longest[name] = max(1, self.longest.get(name, 1), gap)
+                curve.last_epochs[name] = epoch
+        for peaks, weights in zip(self.highest, self.sums, strict=True):
             weighted = [(weights.get(name.partition("(")[0]), value) for name, value in figures.items()]
-            _keep_highest(peaks, int(at), sum(weight * value for weight, value in weighted if weight is not None))
-        value = row.get(best_by, math.nan)
-        if math.isfinite(value):
-            best = curve.best.get(best_by)
-            if best is None or (value < best if lower_is_better else value > best):
-                curve.best, curve.best_epoch = figures, int(at)
-    # a validation may come every few epochs; where the next one is overdue, the training was cut off
-    curve.ended = {name for name, at in curve.last_epochs.items() if max(curve.epochs) - at >= longest[name]}
-    curve.peaks = [set(peaks) for peaks in highest]
-    if curve.best:
-        # a test after the training has one figure
-        tests = {name: value for name, value in curve.last.items() if name.startswith("test")}
-        curve.best = {**tests, **curve.best}
-    return curve
+            _keep_highest(peaks, epoch, sum(weight * value for weight, value in weighted if weight is not None))
+        value, best = figures.get(self.best_by, math.nan), self.bests[-1][1][self.best_by] if self.bests else None
+        if math.isfinite(value) and (best is None or (value < best if self.lower_is_better else value > best)):
+            self.bests.append((epoch, figures))
+
+    def finished(self) -> Curve:
+        """Return the curve."""
+        curve = self.curve
+        # a validation may come every few epochs; where the next one is overdue, the training was cut off
+        overdue = {name: max(curve.epochs) - at for name, at in curve.last_epochs.items()}
+        curve.ended = {name for name, epochs in overdue.items() if epochs >= self.longest[name]}
+        curve.peaks = [set(peaks) for peaks in self.highest]
+        if self.bests:
+            curve.best_epoch, best = self.bests[-1]
+            # a test after the training has one figure
+            curve.best = {name: value for name, value in curve.last.items() if name.startswith("test")} | best
+        return curve
 
 
 def _keep_highest(peaks: dict[int, float], epoch: int, value: float) -> None:

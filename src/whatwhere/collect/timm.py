@@ -24,12 +24,16 @@ def _read(folder: Path, choice: Choice) -> Run:
     run = run_with_csv(folder, _SETTINGS, _TABLE, choice)
     if run.epochs_asked is not None:
         run.epochs_asked = _total_epochs(run.epochs_asked, run.settings)
+    stop = whole_number(run.settings.get("stop_epoch", ""))
+    if stop is not None and run.epochs_asked is not None:
+        run.epochs_asked = min(stop, run.epochs_asked)
     return run
 
 
 def _total_epochs(epochs: int, settings: dict[str, str]) -> int | None:
     """Return how many epochs timm trains, as its scheduler_factory.py counts them; None where cycles grow."""
-    if settings.get("sched") in _WITH_CYCLES:
+    sched = settings.get("sched")
+    if sched in _WITH_CYCLES:
         if settings.get("lr_cycle_mul", "1") != "1":
             return None
         epochs *= max(1, whole_number(settings.get("lr_cycle_limit", "1")) or 1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import msgspec
 
 from ..base.errors import UserError
 from ..base.files import read_file
-from ..base.words import cause
+from ..base.words import cause, few
 from ..statistics.within_pairs import NOT_SET
 from .run import Choice, Program, Run, run_with_csv, whole_number
 from .settings import MOST_BYTES, flat, has_settings
@@ -19,6 +21,7 @@ from .settings import MOST_BYTES, flat, has_settings
 RECORD = "attention.json"
 _TABLE, _SETTINGS = "results.csv", "args.yaml"
 HARDLY_BEGUN = 0.05  # largest mixing factor, where the features differ by less than 5 % from those without attention
+_MOST_BYTES = 2**28
 _YOUNGER = 60  # seconds; a trainer writes the settings first, and a copy of a folder takes a while
 _IGNORED = frozenset(
     {"name", "project", "save_dir", "exist_ok", "save", "save_period", "save_json", "device", "workers", "cache"}
@@ -41,6 +44,7 @@ class AttentionRecord(msgspec.Struct):
         places: The names of the modules that are the attention.
         parameters: Their parameters.
         largest_mix: The largest mixing factor at the end of the training; None before, and without mixing factors.
+        last_line: The numbers in the last line of results.csv at the end of the training; none before.
     """
 
     format: int
@@ -48,6 +52,18 @@ class AttentionRecord(msgspec.Struct):
     places: list[str] = []
     parameters: int = 0
     largest_mix: float | None = None
+    last_line: list[float] = []
+
+
+def last_line(folder: Path) -> list[float]:
+    """Return the numbers in the last line of a run's results.csv; none where there is no such line."""
+    if not (folder / _TABLE).is_file():
+        return []
+    cells = read_file(folder / _TABLE, _MOST_BYTES).decode("utf-8", "replace").strip().rpartition("\n")[2].split(",")
+    with contextlib.suppress(ValueError):
+        numbers = [float(cell) for cell in cells]
+        return numbers if all(map(math.isfinite, numbers)) else []
+    return []
 
 
 def _is_run(folder: Path, names: set[str]) -> bool:
@@ -60,6 +76,11 @@ def _read(folder: Path, choice: Choice) -> Run:
     if attention is not None:
         run.settings |= _settings_of(attention, folder / RECORD)
         run.has_hardly_begun = attention.largest_mix is not None and attention.largest_mix < HARDLY_BEGUN
+        if attention.last_line and attention.last_line != last_line(folder):
+            run.fault = (
+                f"has another last line in {_TABLE} than {RECORD} tells ({_TABLE} was cut short, or a training without "
+                f"attention wrote into the folder later: then take {RECORD} out)"
+            )
     with contextlib.suppress(OSError):
         age = (folder / _SETTINGS).stat().st_mtime - (folder / RECORD).stat().st_mtime
         if age > _YOUNGER:
@@ -109,11 +130,35 @@ def _settings_of(content: AttentionRecord, path: Path) -> dict[str, str]:
     return dict(sorted({**settings, "attention": names or NOT_SET}.items()))  # the name first
 
 
+def _complete(runs: Sequence[Run]) -> list[str]:
+    """Give runs that were resumed the settings that they began with: those that all other runs share."""
+    # Ultralytics then names the checkpoint twice, as `resume` and in place of the model
+    resumed, others = (
+        [run for run in runs if (run.settings.get("resume") == run.settings.get("model", NOT_SET)) is is_resumed]
+        for is_resumed in (True, False)
+    )
+    if not resumed:
+        return []
+    overwritten = {"model", "pretrained"}
+    if {run.settings.get("optimizer") for run in others} == {"auto"}:  # a resumed run has what that chose
+        overwritten |= {"optimizer", "lr0", "momentum", "warmup_bias_lr"}
+    for key in sorted(overwritten):
+        values = {run.settings.get(key, NOT_SET) for run in others} or {"not known"}
+        if len(values) == 1:
+            for run in resumed:
+                (run.settings[key],) = values
+    return [
+        f"runs that were resumed: {few([str(run.path) for run in resumed], 6)}; their settings do not say any more "
+        "with which model they began, so it is taken from the other runs"
+    ]
+
+
 PROGRAM = Program(
     "Ultralytics",
     _TABLE,
     _is_run,
     _read,
     _IGNORED,
+    complete=_complete,
     if_alike="if `attend` put attention in before `train`, Ultralytics dropped it: use whatwhere.ultralytics.trainer",
 )

@@ -60,7 +60,8 @@ class Reading:
 
 def is_collected_head(head: Sequence[str]) -> bool:
     """Return whether a table with these columns is one that `whatwhere collect` wrote."""
-    return list(head[:2]) == [ARM, SEED] and FOLDER in head[-2:]
+    end = list(head)[:-1] if head[-1:] == [NOTES] else list(head)
+    return end[:2] == [ARM, SEED] and end[-1] == FOLDER and end[-2] in ("epoch", BEST_EPOCH)
 
 
 def may_differ_note(names: list[str]) -> str:
