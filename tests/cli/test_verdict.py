@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from run_folders import ultralytics_run
+
 HOSTILE = (
     "<script>alert(1)</script>",
     "[red]x[/red]",
@@ -377,3 +379,29 @@ def test_columns_that_are_left_out_are_told_in_terminal_and_page(whatwhere, tmp_
     assert left_out in out
     assert left_out in (tmp_path / f"{name}.verdict.html").read_text()
     assert read(tmp_path / f"{name}.verdict.json")["judgement"]["others"] == []
+
+
+@pytest.mark.parametrize("idle, is_told", [(range(6), True), ((0, 1, 2), True), ((0, 1), False)])
+def test_the_headline_says_that_the_attention_was_hardly_used(whatwhere, tmp_path, idle, is_told):
+    """From the runs and from their table alike, whatever order its columns have."""
+    for seed in range(6):
+        ultralytics_run(tmp_path / "runs" / f"none-{seed}", "none", seed)
+        ultralytics_run(tmp_path / "runs" / f"cbam-{seed}", "cbam", seed)
+        path = tmp_path / "runs" / f"cbam-{seed}" / "attention.json"
+        mix = 0.01 if seed in idle else 0.4
+        path.write_text(json.dumps({**json.loads(path.read_text()), "largest_mix": mix}))
+    whatwhere("collect", tmp_path / "runs", "--out", tmp_path / "results.csv")
+    with open(tmp_path / "results.csv", newline="") as file:
+        rows = [row[::-1][1:] for row in csv.reader(file)]  # turned round, without the notes
+    with open(tmp_path / "turned.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    for results in ("runs", "results.csv", "turned.csv"):
+        options = ("--metric", "metrics/mAP50-95(B)", "--margin", "5")
+        status, out, err = whatwhere("verdict", tmp_path / results, *options)
+        assert (status, err) == (0, "")
+        assert ("(attention hardly used)" in " ".join(out.split())) is is_told, results
+        conclusion = verdict_of(read(tmp_path / f"{Path(results).stem}.verdict.json"))["conclusion"]
+        assert ("The attention of cbam was hardly used: train for more steps" in conclusion) is is_told
+        assert ("(attention hardly used)</span>" in (tmp_path / f"{Path(results).stem}.verdict.html").read_text()) is (
+            is_told
+        )

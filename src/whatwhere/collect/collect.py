@@ -11,7 +11,7 @@ from ..base.errors import UserError
 from ..base.files import open_file
 from ..base.tables import comma_separated
 from ..base.words import brief, counted, few, short, suggest
-from ..statistics.columns import ARM, BEST_EPOCH, BETWEEN_NOTES, FOLDER, NOTES, SEED, Reading, is_collected_head
+from ..statistics.columns import ARM, BEST_EPOCH, BETWEEN_NOTES, FOLDER, HARDLY_BEGUN, NOTES, SEED, USE, Reading, is_collected_head
 from ..statistics.epochs import CHOSEN, EPOCHS, LAST, Row, best_by, check_ends, check_path
 from ..statistics.results import Results
 from ..statistics.table import Table, add_row, read_tables
@@ -51,9 +51,12 @@ class Collected:
     def to_csv(self) -> str:
         """Return a line for each run: arm, seed, a column for each figure, the epoch, the folder, and notes if any.
 
+        A column attention_use, if a run has one, says which runs have an attention that has hardly begun.
+
         The notes are those that a verdict should tell, for all runs, the same in each line.
         The column of epochs is called best_epoch where the epoch was chosen by the figures that are reported.
         """
+        uses = [USE] if any(self.results.hardly_used(arm, [seed]) for arm, seed in self.paths) else []
         notes = [BETWEEN_NOTES.join(self.doubts)] if self.doubts else []
         metrics, chosen = self.results.metrics, CHOSEN in self.results.notes
         lines = [
@@ -61,6 +64,7 @@ class Collected:
                 arm,
                 seed,
                 *(repr(figures[name]) if name in figures else "" for name in metrics),
+                *(HARDLY_BEGUN if self.results.hardly_used(arm, [seed]) else "" for _ in uses),
                 self.epochs.get((arm, str(seed)), ""),
                 self.paths[arm, str(seed)],
                 *notes,
@@ -68,7 +72,7 @@ class Collected:
             for arm in self.results.arms
             for seed, figures in self.results.runs(arm).items()
         ]
-        head = (ARM, SEED, *metrics, BEST_EPOCH if chosen else "epoch", FOLDER)
+        head = (ARM, SEED, *metrics, *uses, BEST_EPOCH if chosen else "epoch", FOLDER)
         return comma_separated((*head, NOTES) if notes else head, lines)
 
 
@@ -187,7 +191,9 @@ def _collect_runs(folders: Mapping[Path, Program], reading: Reading) -> Collecte
         last = max(curve.epochs, default=0) - run.epochs_without(reading.metric)
         epoch = None if run.fault else curve.best_epoch if at_best else last
         finite = {name: value for name, value in found.items() if math.isfinite(value)}
-        collected.add(Row(run.arm, run.seed, run.path, 0, epoch, {**finite}))
+        collected.add(
+            Row(run.arm, run.seed, run.path, 0, epoch, {**finite}, has_hardly_begun=run.has_hardly_begun)
+        )
     return collected
 
 

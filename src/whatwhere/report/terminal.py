@@ -69,7 +69,7 @@ def _verdicts(content: Content, *, has_differing: bool) -> Table:
         rows.append(
             (
                 name,
-                arm.verdict,
+                arm.headline,
                 plain(arm.mean_difference, metric, signed=True),
                 interval(arm.interval_95, metric),
                 p_value(arm.p_t),

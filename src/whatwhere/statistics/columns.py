@@ -16,6 +16,7 @@ from .metric import is_called_a_metric
 ARM, SEED = "arm", "seed"
 FOLDER = "folder"  # the column of `whatwhere collect` that says where a run lies
 NOTES, BETWEEN_NOTES = "notes", " | "  # its last column: what a verdict should tell, the same in each line
+USE, HARDLY_BEGUN = "attention_use", "hardly begun"  # its column for runs with attention near its start
 BEST_EPOCH = "best_epoch"  # of tables that `whatwhere collect --epoch best` wrote
 EXAMPLE = "'arm,seed,accuracy', 'none,0,0.61', 'cbam,0,0.62'"
 _ARMS = (
@@ -80,6 +81,7 @@ class Roles:
         arm, seed: None where the path of the file tells.
         epoch: None where the table has none.
         state: Whether a run finished, in the words of W&B and MLflow.
+        use: Whether the attention of a run has hardly begun, as `whatwhere collect` writes it.
         settings: Columns with settings of the runs, by the names that MLflow and others give them.
         no_figures: Columns of numbers that are no figures.
         arms: The columns of figures in a table with one column for each arm; else empty.
@@ -90,6 +92,7 @@ class Roles:
     seed: int | None = None
     epoch: int | None = None
     state: int | None = None
+    use: int | None = None
     settings: list[int] = field(default_factory=list)
     no_figures: set[int] = field(default_factory=set)
     arms: list[int] = field(default_factory=list)
@@ -128,6 +131,9 @@ def find_roles(
     roles.no_figures |= {column for column in epochs if head[column] != wanted}
     roles.no_figures |= {c for c, name in enumerate(names) if name == BEST_EPOCH and head[c] != wanted}
     roles.state = next((c for c, name in enumerate(names) if name in _STATES and head[c] != wanted), None)
+
+    roles.use = next((c for c, name in enumerate(head) if name == USE and name != wanted), None)
+    roles.no_figures |= {roles.use} if roles.use is not None else set()
 
     def cells(column: int) -> list[str]:
         return [row[column].strip() for _, row in lines if len(row) > column]

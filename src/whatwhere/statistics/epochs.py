@@ -32,6 +32,7 @@ class Row:
         figures: By name. None: the cell says that the figure is missing. A figure that was not logged in this line is
             not in the dict.
         settings: The settings that the table holds, by column, as texts.
+        has_hardly_begun: Whether the attention changes hardly anything at the end of the run.
     """
 
     arm: str
@@ -41,6 +42,7 @@ class Row:
     epoch: float | None
     figures: dict[str, float | None]
     settings: dict[str, str] = field(default_factory=dict)
+    has_hardly_begun: bool = False
 
 
 def best_by(reading: Reading) -> tuple[str, bool]:

@@ -30,6 +30,7 @@ class Results:
         self._figures: dict[str, dict[Hashable, dict[str, float]]] = {}
         self._seeds: set[Hashable] = set()
         self._first: list[Hashable] = []
+        self._hardly_begun: set[tuple[str, Hashable]] = set()
         self._spellings: dict[tuple[str, float], Hashable] = {}
 
     def put_first(self, seeds: Iterable[Hashable]) -> None:
@@ -41,8 +42,10 @@ class Results:
         check_length(arm)
         self._figures.setdefault(arm, {})
 
-    def add(self, arm: str, seed: Hashable, figures: Mapping[str, float]) -> None:
-        """Add a run.
+    def add(
+        self, arm: str, seed: Hashable, figures: Mapping[str, float], *, has_hardly_begun: bool = False
+    ) -> None:
+        """Add a run. `has_hardly_begun` says that its attention changes hardly anything at its end.
 
         Raises:
             UserError: The run is there already, perhaps with another spelling of the seed (0, 0.0, 00), a figure is
@@ -65,6 +68,8 @@ class Results:
             )
         runs[seed] = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
         self._seeds.add(seed)
+        if has_hardly_begun:
+            self._hardly_begun.add((arm, seed))
 
     @property
     def arms(self) -> list[str]:
@@ -94,8 +99,13 @@ class Results:
             chosen.add_arm(arm)
             for seed in wanted:
                 if seed in self._figures.get(arm, {}):
-                    chosen.add(arm, seed, self._figures[arm][seed])
+                    idle = (arm, seed) in self._hardly_begun
+                    chosen.add(arm, seed, self._figures[arm][seed], has_hardly_begun=idle)
         return chosen
+
+    def hardly_used(self, arm: str, seeds: Sequence[Hashable]) -> bool:
+        """Return whether the attention has hardly begun in half of an arm's runs with these seeds, or in more."""
+        return 0 < len(seeds) <= 2 * sum((arm, seed) in self._hardly_begun for seed in seeds)
 
     def values(self, arm: str, metric: str) -> dict[Hashable, float]:
         """Return an arm's figures by seed."""

@@ -16,6 +16,7 @@ from .columns import (
     ARM,
     BEST_EPOCH,
     BETWEEN_NOTES,
+    HARDLY_BEGUN,
     NOTES,
     SEED,
     Line,
@@ -184,7 +185,8 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
         settings = {head[column]: cells[column].strip() or NOT_SET for column in roles.settings}
         if not roles.arms:
             named = {head[column]: value for column, value in figures.items()}
-            rows.append(Row(arm or of[0] or "", seed or of[1] or "", path, number, epoch, named, settings))
+            is_idle = roles.use is not None and cells[roles.use].strip() == HARDLY_BEGUN
+            rows.append(Row(arm or of[0] or "", seed or of[1] or "", path, number, epoch, named, settings, is_idle))
         for column in roles.arms:
             if figures.get(column) is None and cells[column].strip().lower() not in _MISSING:
                 raise _no_number((number, cells[column].strip()), head[column], delimiter, path)
@@ -221,7 +223,8 @@ def add_row(results: Results, row: Row) -> None:
         UserError: As `Results.add`, with the place.
     """
     try:
-        results.add(row.arm, row.seed, {name: value for name, value in row.figures.items() if value is not None})
+        figures = {name: value for name, value in row.figures.items() if value is not None}
+        results.add(row.arm, row.seed, figures, has_hardly_begun=row.has_hardly_begun)
     except UserError as error:
         where = f"line {row.line} of {str(row.path)!r}" if row.line else repr(str(row.path))
         raise UserError(f"{where}: {error}") from error

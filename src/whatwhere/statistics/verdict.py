@@ -40,6 +40,7 @@ class ArmVerdict:
         reason: The figures behind it, as a sentence.
         advice: What to do where there is no verdict yet.
         cautions: Sentences that a reader must know.
+        hardly_used: Which of the two arms have an attention that has hardly begun in most of the judged runs.
         num_pairs: Complete pairs that the verdict is read from.
         plan: The schedule of its looks, as the files call it; None while there are fewer than 6 pairs.
         seeds, baseline, treatment, differences: Pair by pair, those after the look included.
@@ -64,6 +65,7 @@ class ArmVerdict:
     conclusion: str = ""
     advice: str = ""
     cautions: tuple[str, ...] = ()
+    hardly_used: tuple[_Name, ...] = ()
     num_pairs: _Count = 0
     plan: Schedule | None = None
     seeds: tuple[Hashable, ...] = ()
@@ -84,6 +86,11 @@ class ArmVerdict:
     win_interval: tuple[float, float] | None = None
     skewness: float | None = None
     pairs_to_settle: tuple[int, int | None] | None = None
+
+    @property
+    def headline(self) -> str:
+        """The verdict in a few words, and whether it is on an attention that was hardly used."""
+        return f"{self.verdict} (attention hardly used)" if self.hardly_used else self.verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +224,8 @@ def judge(
         case = _case(results, measure, baseline, arm, first_looks.get(arm), max_pairs, (awaited or {}).get(arm, ()))
         if case.paired is not None:
             doubt = doubt_about(results, measure, baseline, arm, case.paired.seeds, test_images)
-            case = replace(case, doubt=doubt)
+            idle = tuple(name for name in (baseline, arm) if results.hardly_used(name, case.paired.seeds))
+            case = replace(case, doubt=doubt, hardly_used=idle)
         cases.append(case)
     cases = decide(cases, margin, higher_is_better=bool(measure.higher_is_better))
     cases = [replace(case, outlook=pairs_to_settle(case, margin)) for case in cases]
@@ -386,6 +394,7 @@ def _verdict(case: Case, metric: Metric, margin: float, holm_p: Sequence[float],
         reason=wording.reason(case, metric, margin),
         advice=wording.advice(case),
         cautions=tuple(cautions),
+        hardly_used=case.hardly_used,
     )
     if paired is None or everything is None:
         return verdict

@@ -36,6 +36,9 @@ def percent(share: float) -> str:
 def conclusion(case: Case, metric: Metric, margin: float) -> str:
     """Return the verdict as a sentence that says what to do."""
     arm, outlook = case.arm, case.outlook
+    if case.hardly_used:
+        used = f"The attention of {' and '.join(case.hardly_used)} was hardly used"
+        return f"{used}: train for more steps before you decide about {arm}"
     if case.verdict == SAME:
         return f"{arm} makes no practical difference; take the cheaper network"
     if case.verdict == HURTS:
@@ -90,6 +93,11 @@ def _may_be_small(case: Case, margin: float) -> bool:
 
 def advice(case: Case) -> str:
     """Return what to do where there is no verdict yet."""
+    following = _advice(case)
+    return f"more steps first; only then: {following}" if following and case.hardly_used else following
+
+
+def _advice(case: Case) -> str:
     if case.verdict != UNKNOWN or (case.doubt is not None and not case.blocked):
         return "" if case.doubt is None else case.doubt.advice
     if case.blocked or case.schedule is None or case.paired is None:
