@@ -381,7 +381,7 @@ def test_columns_that_are_left_out_are_told_in_terminal_and_page(whatwhere, tmp_
     assert read(tmp_path / f"{name}.verdict.json")["judgement"]["others"] == []
 
 
-@pytest.mark.parametrize("idle, is_told", [(range(6), True), ((0, 1, 2), True), ((0, 1), False)])
+@pytest.mark.parametrize(("idle", "is_told"), [(range(6), True), ((0, 1, 2), True), ((0, 1), False)])
 def test_the_headline_says_that_the_attention_was_hardly_used(whatwhere, tmp_path, idle, is_told):
     """From the runs and from their table alike, whatever order its columns have."""
     for seed in range(6):

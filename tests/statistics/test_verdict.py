@@ -187,8 +187,8 @@ def test_a_direction_that_the_name_does_not_tell_must_be_said(name, refused):
 
 @pytest.mark.parametrize(
     "name",
-    ["mAP50", "metrics/mAP50-95(B)", "map50", "cancer_recall", "val_acc", "Top-1", "top5_accuracy", "F1", "mIoU", "AUC",
-     "Dice", "dogs/precision", "box AP", "准确率", "score"],
+    ["mAP50", "metrics/mAP50-95(B)", "map50", "macro_recall", "val_acc", "Top-1", "top5_accuracy", "F1", "mIoU", "AUC",
+     "Dice", "box/precision", "box AP", "准确率", "score"],
 )  # fmt: skip
 def test_of_figures_with_a_known_name_higher_is_better(name):
     table = results(name, none=[10.0] * 8, cbam=[12 + noise for noise in NOISE])

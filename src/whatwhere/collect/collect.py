@@ -11,7 +11,18 @@ from ..base.errors import UserError
 from ..base.files import open_file
 from ..base.tables import comma_separated
 from ..base.words import brief, counted, few, short, suggest
-from ..statistics.columns import ARM, BEST_EPOCH, BETWEEN_NOTES, FOLDER, HARDLY_BEGUN, NOTES, SEED, USE, Reading, is_collected_head
+from ..statistics.columns import (
+    ARM,
+    BEST_EPOCH,
+    BETWEEN_NOTES,
+    FOLDER,
+    HARDLY_BEGUN,
+    NOTES,
+    SEED,
+    USE,
+    Reading,
+    is_collected_head,
+)
 from ..statistics.epochs import CHOSEN, EPOCHS, LAST, Row, best_by, check_ends, check_path
 from ..statistics.results import Results
 from ..statistics.table import Table, add_row, read_tables
@@ -191,9 +202,7 @@ def _collect_runs(folders: Mapping[Path, Program], reading: Reading) -> Collecte
         last = max(curve.epochs, default=0) - run.epochs_without(reading.metric)
         epoch = None if run.fault else curve.best_epoch if at_best else last
         finite = {name: value for name, value in found.items() if math.isfinite(value)}
-        collected.add(
-            Row(run.arm, run.seed, run.path, 0, epoch, {**finite}, has_hardly_begun=run.has_hardly_begun)
-        )
+        collected.add(Row(run.arm, run.seed, run.path, 0, epoch, {**finite}, has_hardly_begun=run.has_hardly_begun))
     return collected
 
 

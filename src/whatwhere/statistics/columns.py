@@ -11,7 +11,7 @@ from typing import Literal
 
 from ..base.errors import UserError
 from ..base.words import brief, few, suggest
-from .metric import is_called_a_metric
+from .direction import is_called_a_metric
 
 ARM, SEED = "arm", "seed"
 FOLDER = "folder"  # the column of `whatwhere collect` that says where a run lies

@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ..base.errors import UserError, is_number
 from ..base.words import brief
+from .direction import has_no_end, is_called_higher
 
 DEFAULT_MARGIN = 0.5  # points
 _LARGEST, _SMALLEST = 1e100, 1e-100  # between them squares and cubes do not overflow
-# figures without an upper end: parts of names, and whole words in names
-_UNBOUNDED = ("loss", "perplexity", "latency", "rmse")
-_UNBOUNDED_WORDS = {"mae", "mse", "fid", "time"}
-# figures where higher is better, unless another word of the name says that they count mistakes
-_HIGHER = (
-    "accuracy",
-    "auroc",
-    "auprc",
-    "auc",
-    "iou",
-    "dice",
-    "recall",
-    "precision",
-    "score",
-    "准确率",
-    "正确率",
-    "召回率",
-)
-_HIGHER_WORDS = {"acc", "top", "f", "ap", "map", "ar", "psnr", "ssim", "kappa", "jaccard", "sensitivity", "specificity"}
-_HIGHER_WORDS |= {"correct", "reward", "bleu", "rouge", "ndcg", "mcc", "pck", "pq", "hota", "mota"}
-_WRONG = re.compile("loss|err|fail|miss|wrong|fals|incorrect|inaccura|time|latency|dist|cost|brier", re.IGNORECASE)
 _ONE_SCALE = 4.0  # shares of one comparison hardly ever differ by a larger factor
 
 
@@ -72,7 +51,7 @@ def check_direction(name: str, lower_is_better: bool | None) -> bool:
     """Return whether lower is better for the metric `name`; `lower_is_better` is what the user said, or None.
 
     Raises:
-        UserError: The user did not say and the name does not tell (`val_acc` does), or it contradicts a known metric.
+        UserError: The user did not say and the name does not tell (`is_called_higher`), or the two contradict.
     """
     if lower_is_better is not None and not isinstance(lower_is_better, bool):
         raise UserError(f"lower_is_better must be True, False or None, got {brief(lower_is_better)}")
@@ -82,24 +61,12 @@ def check_direction(name: str, lower_is_better: bool | None) -> bool:
             way, option = ("higher", "lower") if known.higher_is_better else ("lower", "higher")
             raise UserError(f"{name} is a metric where {way} is better; leave out --{option}-is-better")
         return not known.higher_is_better
-    is_called_higher = not _WRONG.search(name) and _is_called(name, _HIGHER, _HIGHER_WORDS)
-    if lower_is_better is None and not is_called_higher:
+    if lower_is_better is None and not is_called_higher(name):
         raise UserError(
             f"whether a higher or a lower {brief(name)} is better does not follow from its name; give "
             "--lower-is-better or --higher-is-better (in Python lower_is_better=True or False)"
         )
     return bool(lower_is_better)
-
-
-def is_called_a_metric(name: str) -> bool:
-    """Return whether a name is that of a metric, such as val_acc or loss; names of arms hardly ever are."""
-    parts, words = (*_HIGHER, *_UNBOUNDED), _HIGHER_WORDS | _UNBOUNDED_WORDS
-    return name in METRICS or bool(_WRONG.search(name)) or _is_called(name, parts, words)
-
-
-def _is_called(name: str, parts: tuple[str, ...], words: set[str]) -> bool:
-    own = {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
-    return bool(own & words) or any(part in name.lower() for part in parts)
 
 
 def two_scales(name: str, values: Iterable[float]) -> tuple[float, float] | None:
@@ -119,7 +86,7 @@ def two_scales(name: str, values: Iterable[float]) -> tuple[float, float] | None
     if name in METRICS:
         return (shares[0], percentages[0]) if is_share(name) else None
     together = [*(100 * value for value in shares), *percentages]
-    if _is_called(name, _UNBOUNDED, _UNBOUNDED_WORDS) or max(together) > _ONE_SCALE * min(together):
+    if has_no_end(name) or max(together) > _ONE_SCALE * min(together):
         return None
     return shares[0], percentages[0]
 
@@ -151,8 +118,8 @@ def metric_for(name: str, values: Iterable[float], *, lower_is_better: bool = Fa
             raise UserError(f"{known.label} must be a share or a percentage, got {worst:g}")
         return replace(known, scale=1.0)
     label = name.replace("_", " ")
-    has_no_end = _is_called(name, _UNBOUNDED, _UNBOUNDED_WORDS)  # a loss between 0 and 1 is no share
-    if lower_is_better or has_no_end or not values or min(values) < 0 or max(values) > 100:
+    # a loss between 0 and 1 is no share
+    if lower_is_better or has_no_end(name) or not values or min(values) < 0 or max(values) > 100:
         return Metric(name, label, higher_is_better=not lower_is_better)
     return Metric(name, label, 100 if max(values) <= 1 else 1, "points")
 

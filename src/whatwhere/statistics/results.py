@@ -42,9 +42,7 @@ class Results:
         check_length(arm)
         self._figures.setdefault(arm, {})
 
-    def add(
-        self, arm: str, seed: Hashable, figures: Mapping[str, float], *, has_hardly_begun: bool = False
-    ) -> None:
+    def add(self, arm: str, seed: Hashable, figures: Mapping[str, float], *, has_hardly_begun: bool = False) -> None:
         """Add a run. `has_hardly_begun` says that its attention changes hardly anything at its end.
 
         Raises:

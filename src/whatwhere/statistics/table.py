@@ -26,8 +26,9 @@ from .columns import (
     is_collected_head,
 )
 from .derived import odd_seed
+from .direction import is_called_a_metric
 from .epochs import CHOSEN, EPOCHS, Row, one_a_run
-from .metric import is_called_a_metric, is_share
+from .metric import is_share
 from .results import Results
 from .within_pairs import NOT_SET, attention_of_arms, check_pairs, differing_settings
 

@@ -35,17 +35,24 @@ def percent(share: float) -> str:
 
 def conclusion(case: Case, metric: Metric, margin: float) -> str:
     """Return the verdict as a sentence that says what to do."""
-    arm, outlook = case.arm, case.outlook
     if case.hardly_used:
         used = f"The attention of {' and '.join(case.hardly_used)} was hardly used"
-        return f"{used}: train for more steps before you decide about {arm}"
+        return f"{used}: train for more steps before you decide about {case.arm}"
+    return _next_step(case) if case.verdict == UNKNOWN else _choice(case, metric, margin)
+
+
+def _choice(case: Case, metric: Metric, margin: float) -> str:
+    arm = case.arm
     if case.verdict == SAME:
         return f"{arm} makes no practical difference; take the cheaper network"
     if case.verdict == HURTS:
         return f"Do not choose {arm}: it does worse than the baseline"
-    if case.verdict == HELPS:
-        small = f"{arm} helps, but perhaps by less than {quantity(margin, metric)}; keep it if it costs little"
-        return small if _may_be_small(case, margin) else f"Keep {arm}: it does better than the baseline"
+    small = f"{arm} helps, but perhaps by less than {quantity(margin, metric)}; keep it if it costs little"
+    return small if _may_be_small(case, margin) else f"Keep {arm}: it does better than the baseline"
+
+
+def _next_step(case: Case) -> str:
+    arm, outlook = case.arm, case.outlook
     if case.doubt is not None and not case.blocked:
         return f"Cannot tell about {arm}: check its runs and those of the baseline first"
     if case.waiting:
