@@ -2,6 +2,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from pictures import CLASSES, make_folder, picture
-from whatwhere.base.errors import Stopped
+from whatwhere.base.errors import Stopped, UserError
 from whatwhere.cli.screen import result_tables
-from whatwhere.training.bundle import load_bundle
+from whatwhere.training.bundle import load_bundle, weights_of
 from whatwhere.training.evaluate import Figures
 from whatwhere.training.run_folder import RunFolder
 from whatwhere.training.train import Run, run_training
@@ -263,6 +264,47 @@ def test_a_loss_that_is_not_finite_names_the_batch_and_keeps_sound_weights(data,
     assert [file.stem for file in files] == ["000000003", "000000004"]
     for file in files:
         assert all(value.isfinite().all() for value in load_file(file).values())
+
+
+@pytest.mark.parametrize("why", ["diverged", "finished"])
+def test_the_command_that_starts_from_the_best_network_works(data, finished, tmp_path, why):
+    if why == "diverged":
+        out = tmp_path / "run"
+        with pytest.raises(UserError) as caught:
+            train(data, out, classes={"trainer_class": InfiniteLoss})
+    else:
+        out = shutil.copytree(finished[0], tmp_path / "run")
+        with pytest.raises(UserError) as caught:
+            train(data, out, resume=True, epochs=9)
+    command = shlex.split(str(caught.value).rpartition(": ")[2])
+    assert command[:4] == ["whatwhere", "train", str(data), "--pretrained"]
+    (tmp_path / "run-2").mkdir()  # another folder is named then
+    assert command[4:] == [str(out), "--out", str(tmp_path / "run-2")]
+    result = run_training(
+        command[2],
+        {"pretrained": command[4], "epochs": 1, "lr": 0.0, "ema": 0.0, "image_size": 16, "device": "cpu"},
+        out=tmp_path / "new",
+        resume=False,
+        dry_run=False,
+        command="",
+        screen=Lines(),
+    )
+    assert result["status"] == "finished"
+    before, after = load_bundle(out), load_bundle(tmp_path / "new")
+    assert after.spec.name == before.spec.name == "cbam_resnext11_8x8d"
+    weights = dict(before.model.named_parameters())
+    assert all(torch.equal(weights[name], value) for name, value in after.model.named_parameters())
+
+
+def test_weights_of_a_bundle_by_its_folder_its_file_and_its_weights(finished):
+    out = finished[0]
+    file = next((out / "best").glob("*.safetensors"))
+    for path in (out, out / "best", out / "best" / "bundle.json", file):
+        weights, spec, preprocessing = weights_of(path)
+        assert (weights, spec.name, preprocessing.image_size) == (file, "cbam_resnext11_8x8d", 16)
+    assert weights_of(out / "last") is None
+    assert weights_of(next((out / "last").glob("*.safetensors"))) is None
+    assert weights_of(out / "nothing") is None
 
 
 def test_early_stop(data, tmp_path):

@@ -268,7 +268,11 @@ def check_given(data: str, given: Mapping[str, Any], request: Request) -> None:
     Config(data=data, **given)
     weights = given.get("pretrained")
     if weights and weights != "imagenet" and not Path(weights).is_file():
-        raise UserError(f"--pretrained {brief(weights, 200)} is no file; give imagenet, or a file of weights")
+        from ..training.bundle import weights_of
+
+        found = weights_of(Path(weights))
+        file = "a file of weights" if found is None else f"its weights, {str(found[0])!r}"
+        raise UserError(f"--pretrained {brief(weights, 200)} is no file; give imagenet, or {file}")
     if request.lr_search and "lr" in given:
         raise UserError("--lr-search chooses the learning rate; leave out --lr")
     for rate in request.lr_search or ():

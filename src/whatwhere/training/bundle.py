@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -94,28 +95,15 @@ def load_bundle(
     Raises:
         UserError: There is none, it is damaged, or it needs an `attention` that is not given, or the other way round.
     """
-    files = (path, path / DESCRIPTION, path / "best" / DESCRIPTION)
-    file = next((file for file in files if file.is_file() and file.suffix == ".json"), None)
+    file = _file_of(path)
     if file is None:
         raise UserError(f"no bundle at {str(path)!r}; give the folder of a run of `whatwhere train`, or its best/")
     folder = file.parent
-    try:
-        said = json.loads(file.read_bytes())
-        is_old = said["format"] == _OLD_FORMAT
-        if not is_old and said["format"] != FORMAT:
-            raise ValueError(f"its format is {brief(said['format'])}, not {FORMAT!r}")
-        if is_old:
-            kept = ("attention", "at", "width_factor", "model_kwargs", "as_published")
-            network = {"name": said.get("architecture"), "num_classes": len(said.get("classes", ()))}
-            said["network"] = network | {name: said[name] for name in kept if name in said}
-        found = msgspec.convert(said, _Description)
+    found, spec, is_old = _described(file)
+    with _damage_of(folder):
         content = (folder / Path(found.weights).name).read_bytes()
         if hashlib.sha256(content).hexdigest() != found.sha256:
             raise ValueError("the checksum of the weights differs")
-        spec = read_spec(found.network)
-        found.check_sizes(spec)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f"the bundle {str(folder)!r} is damaged ({cause(error)})") from error
     _check_attention(spec.attention, attention, folder)
     state = read_state_dict(folder / Path(found.weights).name)
     specs = [spec]
@@ -127,6 +115,51 @@ def load_bundle(
         if model is not None:
             return Bundle(model.to(device).eval(), candidate, tuple(found.classes), found.preprocessing, found.info)
     raise UserError(f"the weights in {str(folder)!r} are not those of {spec.describe()}")
+
+
+def weights_of(path: Path) -> tuple[Path, NetworkSpec, Preprocessing] | None:
+    """Return the file of weights of a bundle or of a run's best network, the network, and what it takes.
+
+    `path` is as in `load_bundle`, or the file of weights itself; None where no bundle is there.
+    """
+    file = _file_of(path) or (_file_of(path.parent) if path.is_file() else None)
+    if file is None:
+        return None
+    found, spec, _ = _described(file)
+    weights = file.parent / Path(found.weights).name
+    return (weights, spec, found.preprocessing) if path.is_dir() or path.name in (file.name, weights.name) else None
+
+
+def _file_of(path: Path) -> Path | None:
+    """Return the `bundle.json` at `path`: that file, one in the folder, or that of the folder of a run."""
+    files = (path, path / DESCRIPTION, path / "best" / DESCRIPTION)
+    return next((file for file in files if file.is_file() and file.suffix == ".json"), None)
+
+
+def _described(file: Path) -> tuple[_Description, NetworkSpec, bool]:
+    """Return the content of a `bundle.json`, its network, and whether it is of the first format."""
+    with _damage_of(file.parent):
+        said = json.loads(file.read_bytes())
+        is_old = said["format"] == _OLD_FORMAT
+        if not is_old and said["format"] != FORMAT:
+            raise ValueError(f"its format is {brief(said['format'])}, not {FORMAT!r}")
+        if is_old:
+            kept = ("attention", "at", "width_factor", "model_kwargs", "as_published")
+            network = {"name": said.get("architecture"), "num_classes": len(said.get("classes", ()))}
+            said["network"] = network | {name: said[name] for name in kept if name in said}
+        found = msgspec.convert(said, _Description)
+        spec = read_spec(found.network)
+        found.check_sizes(spec)
+    return found, spec, is_old
+
+
+@contextlib.contextmanager
+def _damage_of(folder: Path) -> Iterator[None]:
+    """Raise UserError where a file of a bundle cannot be read."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"the bundle {str(folder)!r} is damaged ({cause(error)})") from error
 
 
 class _Description(msgspec.Struct):

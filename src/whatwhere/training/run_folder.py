@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +22,7 @@ from ..base.tables import comma_separated
 from ..base.words import brief, cause, few, short
 from ..data.split import Prepared, fingerprint
 from ..networks.spec import is_import_path
-from .bundle import Bundle, save_bundle
+from .bundle import DESCRIPTION, Bundle, save_bundle
 from .config import FREE, OPTIONS, Config
 from .plots import confusion_png, curves_png
 
@@ -203,7 +205,10 @@ class RunFolder:
             write_bytes(self.path / SPLIT, table.encode("utf-8", "surrogateescape"))
             write_json(self.path / RUN, msgspec.to_builtins(new))
             return
-        _check_same(self.path, old, new)
+        more = ""
+        if self.result is not None and self.has_best:
+            more = f"; this one is finished, and a new run can start from its weights: {self.continued_by(config.data)}"
+        _check_same(self.path, old, new, more)
         if self.result is None:
             old.sessions.append(session)
             write_json(self.path / RUN, msgspec.to_builtins(old))
@@ -234,6 +239,16 @@ class RunFolder:
         """Add a line to `metrics.jsonl`."""
         with writing(self.path / METRICS), open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(msgspec.to_builtins(line)) + "\n")
+
+    @property
+    def has_best(self) -> bool:
+        """Whether a network was kept as the best one."""
+        return (self.best / DESCRIPTION).is_file()
+
+    def continued_by(self, data: str) -> str:
+        """Return the command of a new run that starts from the best network."""
+        out = next(path for number in count(2) if not (path := Path(f"{self.path}-{number}")).exists())
+        return shlex.join(["whatwhere", "train", data, "--pretrained", str(self.path), "--out", str(out)])
 
     def save_best(self, bundle: Bundle) -> None:
         """Write the best network so far."""
@@ -267,8 +282,8 @@ def _damage(path: Path, where: str = "") -> Iterator[None]:
         raise UserError(f"{str(path)!r} is damaged ({where}{cause(error)}); start again with another --out") from error
 
 
-def _check_same(path: Path, before: RunDescription, now: RunDescription) -> None:
-    """Raise UserError if a continuation has other options or other images."""
+def _check_same(path: Path, before: RunDescription, now: RunDescription, more: str) -> None:
+    """Raise UserError if a continuation has other options or other images; `more` ends its sentence."""
     changed, data = [], before.config.get("data")
     if before.data_fingerprint != now.data_fingerprint:
         if data == now.config["data"]:
@@ -286,5 +301,6 @@ def _check_same(path: Path, before: RunDescription, now: RunDescription) -> None
     ]
     if changed:
         raise UserError(
-            f"the run in {str(path)!r} has other options: {few(changed, 5, '; ')}; give the same, or another --out"
+            f"the run in {str(path)!r} has other options: {few(changed, 5, '; ')}; give the same, or another "
+            f"--out{more}"
         )

@@ -31,6 +31,7 @@ from ..data.store import Store, decode_all, free_memory, num_bytes, room
 from ..networks.factory import checked, create, read_pretrained, settled
 from ..networks.libraries import normalization
 from ..networks.spec import NetworkSpec, is_import_path
+from .bundle import weights_of
 from .config import OPTIONS, Config, defaults, image_size_for, network_of
 from .distributed import Team
 from .trainer import Trainer
@@ -39,9 +40,15 @@ from .trainer import Trainer
 def check_given(data: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[..., nn.Module] | None]:
     """Check the options before the images are read: their ranges, and whether the network can be built.
 
-    Returns them with the full name of the network, and the imported attention if an import path is given.
+    Returns them with the full name of the network, and the imported attention if an import path is given. Where the
+    weights to start from are a bundle's or a run's, they are its file, and its network is the default.
     """
     Config(data=data, **given)
+    trained = _trained(given.get("pretrained", ""))
+    if trained is not None:
+        weights, network, _ = trained
+        own = {name: getattr(network, name) for name in ("attention", "attention_kwargs", "at", "width_factor")}
+        given = {**({} if "model" in given else {"model": network.name, **own}), **given, "pretrained": str(weights)}
     text = given.get("attention", "")
     attention = attention_by_path(text) if is_import_path(text) else None
     # the default network takes the same options as this one
@@ -55,6 +62,11 @@ def check_given(data: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], Ca
         # cuBLAS reads it when it starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return {**given, "model": spec.name} if "model" in given else dict(given), attention
+
+
+def _trained(pretrained: str) -> tuple[Path, NetworkSpec, Preprocessing] | None:
+    """Return what the option `pretrained` names, if it is a bundle or a run of ours."""
+    return weights_of(Path(pretrained)) if pretrained not in ("", "imagenet") else None
 
 
 def prepare_images(data: str, given: Mapping[str, Any], screen: Screen) -> Prepared:
@@ -146,7 +158,10 @@ def build_material(config: Config, prepared: Prepared, team: Team, *, with_test:
             f"{team.world_size} processes x {config.accumulate} pieces, and BatchNorm needs 2; raise --batch-size"
         )
     # pretrained weights need the mean and std that they were trained with
-    trained_with = normalization(config.model) if config.pretrained else None
+    trained = _trained(config.pretrained)
+    trained_with = (trained[2].mean, trained[2].std) if trained is not None else None
+    if trained is None and config.pretrained:
+        trained_with = normalization(config.model)
     preprocessing = preprocessing_for(config.image_size, *(trained_with or ()))
     augment = Augmentation(
         preprocessing, config.crop, config.crop_scale, config.hflip, config.rand_augment, config.random_erasing

@@ -142,10 +142,10 @@ def _to_the_end(run: Run, command: str) -> dict[str, Any]:
             if not error.indices:
                 raise
             paths = [run.prepared.parts["train"][index].path for index in error.indices]
-            raise Diverged(
-                f"{error}; the batch: {few(paths, 8)}; the weights saved before are kept in {str(folder.last)!r} and "
-                f"{str(folder.best)!r}, and a new run, with another --out, can start from the latter with --pretrained"
-            ) from error
+            kept = f"the weights saved before are kept in {str(folder.last)!r}"
+            if folder.has_best:
+                kept += f"; a new run can start from the best ones: {folder.continued_by(run.config.data)}"
+            raise Diverged(f"{error}; the batch: {few(paths, 8)}; {kept}") from error
 
 
 @dataclass
