@@ -253,6 +253,11 @@ class _Attending(BaseTrainer):  # type: ignore[misc]  # Ultralytics has no types
         if RANK in {-1, 0}:
             self._write(self.model)
 
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        """Add a line to results.csv, and mark the attention as that of the training with this line."""
+        super().save_metrics(metrics)
+        self._write(self.ema.ema, last_line=last_line(self.save_dir))
+
     def final_eval(self) -> None:
         """Tell how far the attention has come, after Ultralytics' last evaluation."""
         super().final_eval()

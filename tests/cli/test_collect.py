@@ -33,6 +33,20 @@ def test_the_table_and_what_was_understood(whatwhere, detect, tmp_path, snapshot
     assert any("ended after 1 of 3 epochs" in note for note in told["notes"])
 
 
+def test_the_attention_of_arms_that_are_called_otherwise_is_shown(whatwhere, tmp_path, snapshot, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for arm, attention in (("plain", "none"), ("mine", "cbam")):
+        for seed in (9, 10):
+            ultralytics_run(tmp_path / f"{arm}-{seed}", attention, seed)
+    status, out, _ = whatwhere("collect", ".", "--arm-from", "{arm}-{seed}", "--out", "my table.csv")
+    assert (status, out) == (0, snapshot)
+    for seed in (9, 10):
+        (tmp_path / f"mine-{seed}" / "attention.json").unlink()
+    out = whatwhere("collect", ".", "--arm-from", "{arm}-{seed}")[1]
+    assert "No run has an attention that whatwhere put in (attention.json)." in out
+    assert "Check: no recorded setting differs between the arms" in out
+
+
 def test_a_verdict_on_folders_is_that_on_their_table(whatwhere, detect, tmp_path):
     options = ("--metric", MAP, "--may-differ", "epochs")
     assert whatwhere("collect", "runs", *options)[0] == 0

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import shutil
 import warnings
 
 import pytest
@@ -94,12 +95,20 @@ def test_a_run_that_ultralytics_resumed(detection_data, tmp_path):
                     plots=False, project=str(tmp_path / "runs"), name=f"{arm}-{seed}", verbose=False, amp=False,
                     **chosen,
                 )  # fmt: skip
+    shutil.copytree(tmp_path / "runs", tmp_path / "again")
     last = tmp_path / "runs" / "cbam-1" / "weights" / "last.pt"
     ultralytics.YOLO(last).train(trainer=trainer("cbam", at="blocks"), resume=True)
     collected = collect([tmp_path / "runs"], Reading(metric=MAP))
     assert list(collected.results.values("cbam", MAP)) == ["0", "1"]
     (note,) = [note for note in collected.doubts if "resumed" in note]
     assert "cbam-1" in note
+    # the folder of a run with attention that was stopped, trained again without attention
+    ultralytics.YOLO("yolo11n.yaml", verbose=False).train(
+        data=str(detection_data), epochs=2, imgsz=32, batch=4, workers=0, device="cpu", seed=1, plots=False,
+        project=str(tmp_path / "again"), name="cbam-1", exist_ok=True, verbose=False, amp=False,
+    )  # fmt: skip
+    notes = collect([tmp_path / "again"], Reading(metric=MAP)).results.notes
+    assert any("cbam-1 has another last line" in note for note in notes)
 
 
 def test_runs_of_timm(tmp_path):

@@ -273,7 +273,7 @@ def test_a_resumed_run_is_compared_by_the_settings_of_the_others(detect):
     for folder in detect.iterdir():
         rewrite(folder / "args.yaml", optimizer="auto", lr0=0.01)
     written = {"model": str(last), "resume": str(last), "pretrained": True, "optimizer": "AdamW", "lr0": 0.002}
-    rewrite(detect / "cbam-1" / "args.yaml", **written)
+    rewrite(detect / "cbam-1" / "args.yaml", **written, warmup_bias_lr=0.0)
     results = collect([detect]).results
     assert len(results.values("cbam", MAP)) == 3
     (note,) = [note for note in results.notes if "resumed" in note]
@@ -291,6 +291,22 @@ def test_an_optimizer_that_a_resumed_run_was_given_is_its_own(detect):
     rewrite(detect / "cbam-1" / "args.yaml", model=last, resume=last, optimizer="AdamW")
     with pytest.raises(UserError, match="optimizer"):
         collect([detect], Reading(arm_column="attention"))
+
+
+def test_an_optimizer_that_a_resumed_run_was_given_is_not_taken_for_auto(detect):
+    for folder in detect.iterdir():
+        rewrite(folder / "args.yaml", optimizer="auto", lr0=0.01, warmup_bias_lr=0.1)
+    last = str(detect / "cbam-1" / "weights" / "last.pt")
+    rewrite(detect / "cbam-1" / "args.yaml", model=last, resume=last, optimizer="SGD", lr0=0.1)
+    with pytest.raises(UserError, match="optimizer"):
+        collect([detect], Reading(arm_column="attention"))
+
+
+@pytest.mark.parametrize("name", ["", "none"])
+def test_an_attention_that_is_called_none_is_no_baseline(detect, refused, name):
+    (detect / "cbam-0" / "attention.json").write_text(json.dumps({"format": 1, "attention": [{"attention": name}]}))
+    with refused():
+        collect([detect])
 
 
 def test_all_runs_were_resumed(detect):
@@ -411,8 +427,8 @@ def test_an_attention_of_an_earlier_training_in_the_folder_is_pointed_out(detect
     os.utime(old, (1e9, 1e9))
     (note,) = [note for note in collect([detect]).results.notes if "older" in note]
     assert note == (
-        f"attention.json in {old.parent} is older than args.yaml; take it out if a training without attention wrote "
-        "into the same folder later"
+        f"the attention.json in {old.parent} is older than args.yaml; take it out if a training without attention "
+        "wrote into the same folder later"
     )
 
 

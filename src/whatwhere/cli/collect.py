@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_format
 import math
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -124,18 +125,25 @@ def collect_command(
         typer.echo(json_format.dumps({**content, "notes": results.notes, "table": str(table)}, indent=2))
         return
     rows = []
+    # where the arm is not called by its attention, as with --arm-from
+    tells = any(names != [arm] for arm, names in collected.attentions.items())
     for arm in results.arms:
         there = sorted((str(seed) for seed, figures in results.runs(arm).items() if figures), key=_by_number)
         missing = sorted((str(seed) for seed in results.seeds if str(seed) not in there), key=_by_number)
-        rows.append((arm, few(there, 12), few(missing, 12) or "-", f"{len(there):,}"))
+        attention = few(collected.attentions.get(arm, []), 3)
+        rows.append((arm, *([attention] if tells else []), few(there, 12), few(missing, 12) or "-", f"{len(there):,}"))
     title = f"{counted(sum(len(results.runs(arm)) for arm in results.arms), 'run')} in {table}"
-    note = "\n".join(note[0].upper() + note[1:] + "." for note in results.notes)
-    show(rich_tables([Table(title, ("arm", "seeds", "missing", "runs"), rows, num_text_columns=3, note=note)]))
+    doubts = [f"Check: {note}." for note in collected.doubts]
+    told = [f"{note[0].upper()}{note[1:]}." for note in results.notes if note not in collected.doubts]
+    head = ("arm", *(["attention"] if tells else []), "seeds", "missing", "runs")
+    show(rich_tables([Table(title, head, rows, num_text_columns=len(head) - 1, note="\n".join(told + doubts))]))
     likely = results.metrics if len(results.metrics) == 1 else [name for name in _USUAL if name in results.metrics]
     judged = metric or next(iter(likely), "NAME")
     show(f"Figures: {few(results.metrics, 12)}")
     is_known = default_baseline(results.arms).lower() in BASELINES
-    show(f"Next: whatwhere verdict {table} --metric '{judged}'{'' if is_known else ' --baseline ARM'}")
+    show(
+        f"Next: whatwhere verdict {shlex.quote(str(table))} --metric '{judged}'{'' if is_known else ' --baseline ARM'}"
+    )
 
 
 def _by_number(seed: str) -> tuple[float, str]:

@@ -26,7 +26,7 @@ from ..statistics.columns import (
 from ..statistics.epochs import CHOSEN, EPOCHS, LAST, Row, best_by, check_ends, check_path
 from ..statistics.results import Results
 from ..statistics.table import Table, add_row, read_tables
-from ..statistics.within_pairs import ATTENTION
+from ..statistics.within_pairs import ATTENTION, NOT_SET
 from .arms import name_runs
 from .find import KNOWN, find
 from .pattern import check_arms, from_path, patterns
@@ -43,12 +43,14 @@ class Collected:
         results: By arm and seed; its notes say what was taken as what, and what was left out.
         paths: The folder or the table of each run.
         epochs: The epoch that the figures of each run are of, where it is known.
+        attentions: The attentions that the settings of each arm's runs name; empty if no run names one.
         doubts: The notes that a verdict should tell; the others say how the runs were read.
     """
 
     results: Results = field(default_factory=Results)
     paths: dict[tuple[str, str], Path] = field(default_factory=dict)
     epochs: dict[tuple[str, str], int] = field(default_factory=dict)
+    attentions: dict[str, list[str]] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
 
     def add(self, row: Row) -> None:
@@ -81,7 +83,8 @@ class Collected:
                 *notes,
             )
             for arm in self.results.arms
-            for seed, figures in self.results.runs(arm).items()
+            for seed in self.results.seeds
+            if (figures := self.results.runs(arm).get(seed)) is not None
         ]
         head = (ARM, SEED, *metrics, *uses, BEST_EPOCH if chosen else "epoch", FOLDER)
         return comma_separated((*head, NOTES) if notes else head, lines)
@@ -175,6 +178,9 @@ def _collect_runs(folders: Mapping[Path, Program], reading: Reading) -> Collecte
     notes, doubts = collected.results.notes, collected.doubts
     notes.append(f"{counted(len(runs), 'run')} of {program.name}")
     notes += name_runs(runs, program, reading, doubts)
+    collected.attentions = _attentions(runs)
+    if program.attention_file and not collected.attentions:
+        notes.append(f"no run has an attention that whatwhere put in ({program.attention_file})")
     again = _find_faults(runs, program, reading, doubts)
     ends = {
         f"{run.arm}, seed {run.seed}": run.num_epochs - run.epochs_without(reading.metric)
@@ -204,6 +210,15 @@ def _collect_runs(folders: Mapping[Path, Program], reading: Reading) -> Collecte
         finite = {name: value for name, value in found.items() if math.isfinite(value)}
         collected.add(Row(run.arm, run.seed, run.path, 0, epoch, {**finite}, has_hardly_begun=run.has_hardly_begun))
     return collected
+
+
+def _attentions(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Return the attentions of each arm; nothing if no run has one."""
+    names: dict[str, dict[str, None]] = {}
+    for run in runs:
+        names.setdefault(run.arm, {})[run.settings.get(ATTENTION, NOT_SET)] = None
+    is_told = any({*found} != {NOT_SET} for found in names.values())
+    return {arm: [*found] for arm, found in names.items()} if is_told else {}
 
 
 def _find_faults(runs: Sequence[Run], program: Program, reading: Reading, notes: list[str]) -> list[Run]:

@@ -67,6 +67,7 @@ class Program:
         read: Reads the folder of a run.
         ignored: Settings that change no figure: names, paths of output, the machine.
         if_alike: What may have gone wrong where no setting differs between arms, as part of a sentence.
+        attention_file: The file that names the attention of whatwhere in a run; "" where there is none of its own.
         chooses_epoch: Whether its runs report one epoch, which their training chose.
         complete: Gives runs that went on from a checkpoint the settings that they began with, by those of the others;
             returns what to tell about it, as sentences. Seeds, and arms that the path tells, are known by then.
@@ -78,6 +79,7 @@ class Program:
     read: Callable[[Path, Choice], Run]
     ignored: frozenset[str]
     if_alike: str = ""
+    attention_file: str = ""
     chooses_epoch: bool = False
     complete: Callable[[Sequence[Run]], list[str]] = lambda runs: []
 

@@ -44,7 +44,7 @@ class AttentionRecord(msgspec.Struct):
         places: The names of the modules that are the attention.
         parameters: Their parameters.
         largest_mix: The largest mixing factor at the end of the training; None before, and without mixing factors.
-        last_line: The numbers in the last line of results.csv at the end of the training; none before.
+        last_line: The numbers in the last line of results.csv after each epoch; none before.
     """
 
     format: int
@@ -85,7 +85,7 @@ def _read(folder: Path, choice: Choice) -> Run:
         age = (folder / _SETTINGS).stat().st_mtime - (folder / RECORD).stat().st_mtime
         if age > _YOUNGER:
             run.notes.append(
-                f"{RECORD} in {folder} is older than {_SETTINGS}; take it out if a training without attention "
+                f"the {RECORD} in {folder} is older than {_SETTINGS}; take it out if a training without attention "
                 "wrote into the same folder later"
             )
     # true says nothing: only a checkpoint as model, or a path here, gives weights to start from
@@ -113,8 +113,11 @@ def _attention(path: Path) -> AttentionRecord | None:
         if content.format != 1:
             raise ValueError(f"format {content.format} is not known; a newer whatwhere wrote it")
         parts = [] if isinstance(content.attention, str) else content.attention
-        if not all(isinstance(part.get("attention"), str) for part in parts):
+        names = [part.get("attention") for part in parts] or [content.attention]
+        if not all(isinstance(name, str) and name.strip() for name in names):
             raise ValueError("an attention has no name")
+        if NOT_SET in names:
+            raise ValueError(f"an attention is called {NOT_SET}, as runs without attention are; give it another name")
     except (ValueError, RecursionError) as error:
         raise UserError(f"{str(path)!r} does not tell the attention of its run: {cause(error)}") from error
     return content
@@ -127,7 +130,7 @@ def _settings_of(content: AttentionRecord, path: Path) -> dict[str, str]:
     names = "+".join(part["attention"] for part in content.attention)
     options = [{key: part[key] for key in part if key != "attention"} for part in content.attention]
     settings = flat({"attention": options[0] if len(options) == 1 else options}, path)
-    return dict(sorted({**settings, "attention": names or NOT_SET}.items()))  # the name first
+    return dict(sorted({**settings, "attention": names}.items()))  # the name first
 
 
 def _complete(runs: Sequence[Run]) -> list[str]:
@@ -139,13 +142,15 @@ def _complete(runs: Sequence[Run]) -> list[str]:
     )
     if not resumed:
         return []
-    overwritten = {"model", "pretrained"}
-    if {run.settings.get("optimizer") for run in others} == {"auto"}:  # a resumed run has what that chose
-        overwritten |= {"optimizer", "lr0", "momentum", "warmup_bias_lr"}
-    for key in sorted(overwritten):
-        values = {run.settings.get(key, NOT_SET) for run in others} or {"not known"}
-        if len(values) == 1:
-            for run in resumed:
+    are_auto = {run.settings.get("optimizer") for run in others} == {"auto"}
+    for run in resumed:
+        overwritten = ["model", "pretrained"]
+        # a resumed run has what that chose; a warmup of the biases from 0 tells that it was not given by hand
+        if are_auto and run.settings.get("warmup_bias_lr") == "0":
+            overwritten += ["optimizer", "lr0", "momentum", "warmup_bias_lr"]
+        for key in overwritten:
+            values = {other.settings.get(key, NOT_SET) for other in others} or {"not known"}
+            if len(values) == 1:
                 (run.settings[key],) = values
     return [
         f"runs that were resumed: {few([str(run.path) for run in resumed], 6)}; their settings do not say any more "
@@ -159,6 +164,7 @@ PROGRAM = Program(
     _is_run,
     _read,
     _IGNORED,
+    attention_file=RECORD,
     complete=_complete,
     if_alike="if `attend` put attention in before `train`, Ultralytics dropped it: use whatwhere.ultralytics.trainer",
 )

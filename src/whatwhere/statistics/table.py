@@ -156,7 +156,7 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
     delimiter, head, lines = _read(path, may_be_empty=is_run)
     table.head = head
     if not lines and is_run:
-        notes.append(f"{short(str(path))} has no lines: its run counts as missing")
+        notes.append(f"the table {short(str(path))} has no lines: its run counts as missing")
         table.rows = [Row(str(arm), str(seed), path, 0, None, {})]
         return
     roles = find_roles(head, lines, path, reading, needs_arm=arm is None, needs_seed=seed is None)
