@@ -284,6 +284,22 @@ def test_a_resumed_run_is_compared_by_the_settings_of_the_others(detect):
         collect([detect])
 
 
+@pytest.mark.parametrize("ending", ["yaml", "pt"])
+def test_a_resumed_run_among_several_models_is_refused(tmp_path, refused, ending):
+    for arm in ("yolo11n", "yolo11s"):
+        for seed in range(2):
+            ultralytics_run(tmp_path / f"{arm}-{seed}", "none", seed, model=f"{arm}.{ending}", pretrained=True)
+    last = "runs/detect/yolo11s-1/weights/last.pt"
+    rewrite(tmp_path / "yolo11s-1" / "args.yaml", model=last, resume=last)
+    with refused():
+        collect([tmp_path])
+    # the path tells its arm, and so the model
+    collected = collect([tmp_path], Reading(arm_from="{arm}-{seed}", may_differ=frozenset({"model"})))
+    assert collected.results.arms == ["yolo11n", "yolo11s"]
+    rewrite(tmp_path / "yolo11s-1" / "args.yaml", model=f"yolo11s.{ending}", resume=False)
+    assert len(collect([tmp_path]).results.arms) == 2
+
+
 def test_an_optimizer_that_a_resumed_run_was_given_is_its_own(detect):
     for folder in detect.iterdir():
         rewrite(folder / "args.yaml", optimizer="SGD")
@@ -313,7 +329,9 @@ def test_all_runs_were_resumed(detect):
     for folder in detect.iterdir():
         last = str(folder / "weights" / "last.pt")
         rewrite(folder / "args.yaml", model=last, resume=last)
-    assert len(collect([detect]).results.values("cbam", MAP)) == 3
+    collected = collect([detect])
+    assert len(collected.results.values("cbam", MAP)) == 3
+    assert any(note.endswith("with which model they began, so it is not compared") for note in collected.doubts)
 
 
 def test_a_run_with_the_attention_of_another_training_is_missing(detect):

@@ -14,7 +14,7 @@ import msgspec
 from ..base.errors import UserError
 from ..base.files import read_file
 from ..base.words import cause, few
-from ..statistics.within_pairs import NOT_SET
+from ..statistics.within_pairs import ATTENTION, NOT_SET
 from .run import Choice, Program, Run, run_with_csv, whole_number
 from .settings import MOST_BYTES, flat, has_settings
 
@@ -134,27 +134,38 @@ def _settings_of(content: AttentionRecord, path: Path) -> dict[str, str]:
 
 
 def _complete(runs: Sequence[Run]) -> list[str]:
-    """Give runs that were resumed the settings that they began with: those that all other runs share."""
+    """Give runs that were resumed the settings that they began with: those that the other runs of their arm share.
+
+    Raises:
+        UserError: Those began with several models.
+    """
     # Ultralytics then names the checkpoint twice, as `resume` and in place of the model
     resumed, others = (
-        [run for run in runs if (run.settings.get("resume") == run.settings.get("model", NOT_SET)) is is_resumed]
+        [run for run in runs if (run.settings.get("resume") == run.settings.get("model", "")) is is_resumed]
         for is_resumed in (True, False)
     )
     if not resumed:
         return []
-    are_auto = {run.settings.get("optimizer") for run in others} == {"auto"}
     for run in resumed:
+        own = (run.arm, run.settings.get(ATTENTION))
+        peers = [other for other in others if (other.arm, other.settings.get(ATTENTION)) == own] or others
         overwritten = ["model", "pretrained"]
-        # a resumed run has what that chose; a warmup of the biases from 0 tells that it was not given by hand
-        if are_auto and run.settings.get("warmup_bias_lr") == "0":
+        # a resumed run has what auto chose; a warmup of the biases from 0 tells that it was not given by hand
+        if {peer.settings.get("optimizer") for peer in peers} == {"auto"} and run.settings.get("warmup_bias_lr") == "0":
             overwritten += ["optimizer", "lr0", "momentum", "warmup_bias_lr"]
         for key in overwritten:
-            values = {other.settings.get(key, NOT_SET) for other in others} or {"not known"}
+            values = sorted({peer.settings.get(key, NOT_SET) for peer in peers}) or ["not known"]
             if len(values) == 1:
                 (run.settings[key],) = values
+            elif key == "model":
+                raise UserError(
+                    f"{str(run.path)!r} was resumed, so its {_SETTINGS} does not tell the model it began with, and "
+                    f"the other runs have {few(values, 4)}; write it into that file, such as model: {values[0]}"
+                )
+    taken = "it is taken from the other runs" if others else "it is not compared"
     return [
         f"runs that were resumed: {few([str(run.path) for run in resumed], 6)}; their settings do not say any more "
-        "with which model they began, so it is taken from the other runs"
+        f"with which model they began, so {taken}"
     ]
 
 
