@@ -949,3 +949,13 @@ def test_an_attention_of_each_arm_is_no_differing_setting(tmp_path, is_run, refu
     path.write_text(path.read_text().replace("cbam", "se"))
     with refused():
         collect([tmp_path], Reading(arm_from="{arm}-{seed}"))
+
+
+def test_arms_of_settings_and_of_columns_are_spelled_in_one_way(tmp_path, refused):
+    for arm in ("none", "Cbam", "cbam"):
+        lightning_run(tmp_path / "runs" / arm, f"attention: {arm}\nseed: 0\n", lightning_rows(0.5))
+    with refused():
+        collect([tmp_path / "runs"])
+    (tmp_path / "table.csv").write_text("arm,seed,acc\nnone,0,0.5\nse block,0,0.5\nse_block,1,0.6\n")
+    with refused():
+        collect([tmp_path / "table.csv"])

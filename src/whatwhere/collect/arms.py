@@ -22,7 +22,7 @@ from ..statistics.within_pairs import (
     is_named,
     values_of,
 )
-from .pattern import check_arms, from_path, patterns
+from .pattern import check_arms, check_spelling, from_path, patterns
 from .run import Program, Run
 
 _SEEDS = ("seed", "random_seed", "random_state", "manual_seed", "seed_everything")
@@ -63,6 +63,7 @@ def name_runs(runs: Sequence[Run], program: Program, reading: Reading, doubts: l
         keys = _arm_keys(runs, [key for key in varying if key not in not_compared], reading)
         for label, run in zip(_labels(runs, keys), runs, strict=True):
             run.arm = label
+    check_spelling((run.arm, run.path) for run in runs)
     sources = ["the path" if "arm" in found[0] else f"the setting {group_of(keys[0])}"]
     sources += ["the path" if seed_key is None else f"the setting {seed_key}"]
     if seed_key is None:

@@ -29,7 +29,7 @@ from ..statistics.table import Table, add_row, read_tables
 from ..statistics.within_pairs import ATTENTION, NOT_SET
 from .arms import name_runs
 from .find import KNOWN, find
-from .pattern import check_arms, from_path, patterns
+from .pattern import check_arms, check_spelling, from_path, patterns
 from .run import Choice, Program, Run
 
 _MOST_TOLD = 8
@@ -151,6 +151,7 @@ def _collect_tables(tables: Sequence[Path], reading: Reading) -> Collected:
     read = [Table(path, names.get(ARM), names.get(SEED)) for path, names in named]
     for row in read_tables(read, reading, collected.results.notes):
         collected.add(row)
+    check_spelling((arm, path) for (arm, _), path in collected.paths.items())
     collected.doubts = [note for note in collected.results.notes if note not in (CHOSEN, LAST)]
     return collected
 

@@ -92,26 +92,30 @@ def from_path(path: Path, given: Iterable[Pattern]) -> dict[str, str]:
     return found
 
 
-def check_arms(names: Sequence[tuple[Path, dict[str, str]]]) -> None:
-    """Check the arms that patterns found in paths.
-
-    Raises:
-        UserError: Two arms differ only in spaces, case or dashes; arms end in their seeds, such as none-0 and none-1;
-            or a path has another one's name with a number behind it, as programs add where a folder is there already.
-    """
+def check_spelling(arms: Iterable[tuple[str, Path]]) -> None:
+    """Raise UserError if two arms differ only in spaces, case or dashes; each comes with the path of a run."""
     spellings: dict[str, tuple[str, Path]] = {}
-    numbers = defaultdict[str, set[str]](set)
-    for path, fields in names:
-        if "arm" not in fields:
-            return
-        arm = fields["arm"]
+    for arm, path in arms:
         before, other = spellings.setdefault(re.sub(r"[\s_-]+", "-", arm).strip("-").casefold(), (arm, path))
         if before != arm:
             raise UserError(
                 f"the arms {brief(before)} in {str(other)!r} and {brief(arm)} in {str(path)!r} differ only in spaces, "
-                "case or dashes; rename a folder so that they are spelled alike, or so that they differ more"
+                "case or dashes; spell them alike, or so that they differ more"
             )
-        if "seed" not in fields and (numbered := _NUMBERED.fullmatch(arm)):
+
+
+def check_arms(names: Sequence[tuple[Path, dict[str, str]]]) -> None:
+    """Check the arms that patterns found in paths.
+
+    Raises:
+        UserError: Arms end in their seeds, such as none-0 and none-1; or a path has another one's name with a number
+            behind it, as programs add where a folder is there already.
+    """
+    numbers = defaultdict[str, set[str]](set)
+    for _, fields in names:
+        if "arm" not in fields:
+            return
+        if "seed" not in fields and (numbered := _NUMBERED.fullmatch(fields["arm"])):
             numbers[numbered[1]].add(numbered[2])
     first, *others = sorted(numbers, key=lambda stem: -len(numbers[stem])) or [""]
     if any(len(numbers[first] & numbers[stem]) > 1 for stem in others):
