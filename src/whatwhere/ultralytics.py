@@ -8,7 +8,6 @@ network that is trained, after the pretrained weights were copied into it.
 from __future__ import annotations
 
 import base64
-import contextlib
 import copy
 import importlib
 import json
@@ -19,7 +18,9 @@ from typing import Any
 import msgspec
 import torch
 from torch import nn
+from ultralytics.cfg import TASKS
 from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils import LOGGER, RANK
 
 from .attention import attention_builder, attention_by_path, no_weight_decay
@@ -36,12 +37,14 @@ from .networks.spec import is_import_path
 
 _MARK = "_attended_"
 _LONGEST = 100_000  # bytes of what the name of a class holds
-_OTHER_HEADS = {  # networks that a task's usual trainer cannot train: their last layer, and the trainer that can
+_OTHER_HEADS = {  # networks that a task's usual trainer cannot train: how their last layer begins, the trainer that can
     "RTDETRDecoder": "ultralytics.models.rtdetr.train.RTDETRTrainer",
     "WorldDetect": "ultralytics.models.yolo.world.WorldTrainer",
     "YOLOEDetect": "ultralytics.models.yolo.yoloe.YOLOETrainer",
     "YOLOESegment": "ultralytics.models.yolo.yoloe.YOLOESegTrainer",
 }
+_PLAIN = (bool, int, float, str, tuple, list)
+_NO_SETTINGS = ("training", "inplace", "backend")  # attributes of modules that do not change what is computed
 _OPTIONS = ("at", "start", "replace", "attention_kwargs")
 
 
@@ -109,8 +112,8 @@ def _checked(attention: Any, options: dict[str, Any]) -> list[dict[str, Any]]:
         for step in attention:
             if not isinstance(step, Mapping) or "attention" not in step or not set(step) <= {"attention", *_OPTIONS}:
                 raise UserError(
-                    "each attention of a list is a dict with 'attention' and, if needed, 'at', 'start', 'replace', "
-                    f"'attention_kwargs'; got {brief(step)}"
+                    "each attention of a list is a dict such as {'attention': 'cbam', 'at': 'blocks'}; it may also "
+                    f"have 'start', 'replace' and 'attention_kwargs'; got {brief(step)}"
                 )
         steps = [{**options, **step} for step in attention]
     if not steps:
@@ -129,14 +132,15 @@ def _trainer_of(task: str | None) -> type[BaseTrainer]:
     """Return Ultralytics' trainer class for a task."""
     if not task:
         raise UserError("no task is given; give base, such as base=ultralytics.models.yolo.detect.DetectionTrainer")
+    if task not in TASKS:
+        raise UserError(
+            f"Ultralytics has no task {brief(task)}; for a network with a trainer of its own, give base, the class of "
+            "that trainer, such as base=ultralytics.models.yolo.world.WorldTrainer"
+        )
     name = _module_of(task)
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError:
-        raise UserError(f"Ultralytics has no trainer for the task {brief(task)}; give base, a trainer class") from None
     return next(
         value
-        for value in vars(module).values()
+        for value in vars(importlib.import_module(name)).values()
         if isinstance(value, type) and issubclass(value, BaseTrainer) and value.__module__ == name
     )
 
@@ -192,8 +196,12 @@ def __getattr__(name: str) -> Any:
     if name in _CLASSES:
         return _CLASSES[name]
     if mark and packed:
-        with contextlib.suppress(Exception):  # a name from elsewhere may hold anything
+        try:
             return _attending(*_unpacked(packed))
+        except (ImportError, UserError):  # a module of the user that this process cannot import
+            raise
+        except Exception:  # a name from elsewhere may hold anything
+            pass
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -209,11 +217,11 @@ class _Attending(BaseTrainer):  # type: ignore[misc]  # Ultralytics has no types
 
     def get_model(self, cfg: Any = None, weights: nn.Module | None = None, verbose: bool = True) -> nn.Module:
         """Return the network with attention and with the weights of a plain or an attended network."""
+        self._check_can_train(cfg)
         theirs = _attentions(weights) if isinstance(weights, nn.Module) else {}
         # ours are put in behind the plain network's weights, so that as many of these fit as without attention
         plain = detach(copy.deepcopy(weights)) if weights is not None and theirs else weights
         model: nn.Module = super().get_model(cfg, plain, verbose)
-        self._check_can_train(model)
         # large enough for all strides; the places do not depend on the size
         size = 4 * max(32, int(torch.as_tensor(getattr(model, "stride", 32)).max()))
         example = torch.zeros(1, self.data.get("channels", 3), size, size)
@@ -229,12 +237,15 @@ class _Attending(BaseTrainer):  # type: ignore[misc]  # Ultralytics has no types
             LOGGER.info(f"whatwhere: {names} in {len(ours)} places, {_num_params(ours):,} parameters{kept}")
         return model
 
-    def _check_can_train(self, model: nn.Module) -> None:
-        head = type(getattr(model, "model", [model])[-1]).__name__
+    def _check_can_train(self, cfg: Any) -> None:
+        """Refuse a network that Ultralytics' usual trainer of the task cannot build or train."""
         classes = type(self).__mro__
-        is_usual = classes[classes.index(_Attending) + 1].__module__ == _module_of(self.args.task)
-        if head in _OTHER_HEADS and is_usual:
-            raise UserError(f"a network with a {head} has a trainer of its own: give base={_OTHER_HEADS[head]}")
+        if not cfg or classes[classes.index(_Attending) + 1].__module__ != _module_of(self.args.task):
+            return
+        head = str((cfg if isinstance(cfg, dict) else yaml_model_load(cfg))["head"][-1][2])
+        own = next((path for start, path in _OTHER_HEADS.items() if head.startswith(start)), None)
+        if own is not None:
+            raise UserError(f"a network with a {head} has a trainer of its own: give base={own}")
 
     def _warn_of_classes(self, attentions: dict[str, nn.Module]) -> None:
         inner = [module for attention in attentions.values() for module in attention.modules()]
@@ -321,25 +332,47 @@ def _copy(theirs: dict[str, nn.Module], ours: dict[str, nn.Module]) -> None:
     Raises:
         UserError: The weights have other attention, or have it in other places.
     """
-    found, wanted = _described(theirs), _described(ours)
-    odd = next((name for name in [*found, *wanted] if found.get(name) != wanted.get(name)), None)
-    if odd is not None:
-        has, asks = (type(modules[odd]).__name__ if odd in modules else "none" for modules in (theirs, ours))
-        what = "another " + has if has == asks else f"{has}, where the trainer asks for {asks}"
+    differs = _difference(theirs, ours)
+    if differs:
         raise UserError(
-            f"the weights have attention already, at {odd}: {what}; give trainer the arguments with which the weights "
-            "were trained, or take their attention out with whatwhere.detach"
+            f"the weights have other attention than the trainer: {differs}; give trainer the arguments with which the "
+            "weights were trained, or take their attention out with whatwhere.detach"
         )
     for name, module in ours.items():
         module.load_state_dict(theirs[name].state_dict())
 
 
-def _described(modules: dict[str, nn.Module]) -> dict[str, Any]:
-    """Return what two attentions must agree in so that one can take the tensors of the other, by name."""
-    return {
-        name: (repr(module), {key: value.shape for key, value in module.state_dict().items()})
-        for name, module in modules.items()
-    }
+def _difference(theirs: dict[str, nn.Module], ours: dict[str, nn.Module]) -> str:
+    """Say the first difference between the attention of the weights and that of the trainer; "" if there is none."""
+    for place in {**theirs, **ours}:
+        if place not in ours or place not in theirs:
+            return f"{place} is attention in the {'weights' if place in theirs else 'trainer'} only"
+        (has, has_set), (asks, asks_set) = _described(theirs[place]), _described(ours[place])
+        pairs = {key: (has.get(key, "missing"), asks.get(key, "missing")) for key in {**has, **asks}}
+        # other versions of a class may have more settings, or fewer
+        pairs |= {key: (has_set[key], asks_set[key]) for key in has_set if key in asks_set}
+        for key, (found, wanted) in pairs.items():
+            if found != wanted:
+                return f"at {place}, {key} is {found} in the weights and {wanted} in the trainer"
+    return ""
+
+
+def _described(attention: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what two attentions must agree in so that one can take the tensors of the other.
+
+    These are the names of the classes and the shapes of the tensors; and the settings, such as the order of the maps:
+    attributes that are plain values. In a class of the user, such an attribute may be anything: it does not count.
+    """
+    parts: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    for path, module in attention.named_modules():
+        parts[f"the class of {path}" if path else "the class"] = type(module).__name__
+        if type(module).__module__.partition(".")[0] in ("torch", "whatwhere"):
+            for key, value in vars(module).items():
+                if not key.startswith("_") and key not in _NO_SETTINGS and isinstance(value, _PLAIN):
+                    settings[f"{path}.{key}" if path else key] = value
+    shapes = {f"the shape of {key}": tuple(value.shape) for key, value in attention.state_dict().items()}
+    return {**parts, **shapes}, settings
 
 
 def _exempt(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:

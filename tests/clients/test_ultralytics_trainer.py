@@ -1,6 +1,7 @@
 """Ultralytics trains its networks with attention: `YOLO(...).train(trainer=trainer("cbam"), data=...)`."""
 
 import copy
+import importlib
 import importlib.util
 import json
 import os
@@ -16,13 +17,12 @@ from torch import nn
 
 import yolo_data
 from client import wanted
-from whatwhere import EfficientChannelAttention, SqueezeExcitation, detach
+from whatwhere import BAM, EfficientChannelAttention, SqueezeExcitation, detach
 from whatwhere.base.errors import UserError
 from whatwhere.insert.host import inserted_in
 
 wanted("ultralytics")
 from ultralytics import YOLO  # noqa: E402
-from ultralytics.models.rtdetr.train import RTDETRTrainer  # noqa: E402
 from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
 from ultralytics.utils.dist import generate_ddp_file  # noqa: E402
 
@@ -71,6 +71,7 @@ def checkpoint(tmp_path, name, seed=0):
     """Save a network with seeded weights as Ultralytics does, for its name does not download anything."""
     torch.manual_seed(seed)
     model = YOLO(f"{name}.yaml")
+    model.ckpt = {"train_args": {"task": model.task}}  # as every checkpoint of a training has
     path = tmp_path / "weights.pt"
     model.save(path)
     return path
@@ -263,9 +264,26 @@ class Gate(nn.Module):
         return x * (1 + self.gamma[:, None, None])
 
 
+class Addressed(Gate):
+    def extra_repr(self):
+        return f"at {id(self)}"
+
+
+def test_what_two_attentions_must_agree_in():
+    difference = whatwhere.ultralytics._difference
+    assert difference({"a": Addressed(4)}, {"a": Addressed(4)}) == ""
+    found = difference({"a": BAM(32, dilation=4)}, {"a": BAM(32, dilation=2)})
+    assert found == "at a, spatial.dilated1.conv.padding is (4, 4) in the weights and (2, 2) in the trainer"
+    assert difference({}, {"a": Gate(4)}) == "a is attention in the trainer only"
+    found = difference({"a": Gate(4)}, {"a": Gate(8)})
+    assert found == "at a, the shape of gamma is (4,) in the weights and (8,) in the trainer"
+
+
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "MuSGD", "auto"])
 @pytest.mark.parametrize("attention", ["cbam", "gct", "srm", Gate])
 def test_no_decay_of_scales(optimizer, attention, tmp_path, data):
+    if optimizer == "MuSGD":
+        wanted("ultralytics.optim")  # since 8.4
     weights = checkpoint(tmp_path, "yolo11n")
     groups = []
     for how in (plain, trainer(attention, at="blocks", start="paper" if attention is Gate else "identity")):
@@ -331,6 +349,7 @@ def test_bad_arguments(refused):
         lambda: trainer("cbam", base="DetectionTrainer"),
         lambda: trainer("cbam")(overrides={"model": "yolo11n.yaml"}),
         lambda: trainer("cbam")(overrides={"task": "sing"}),
+        lambda: trainer("cbam")(overrides={"task": "world"}),
     ):
         with refused():
             bad()
@@ -354,6 +373,19 @@ def test_no_place(at, tmp_path, data, refused):
         built(tmp_path, data, checkpoint(tmp_path, "yolo11n"), trainer("cbam", at=at))
 
 
+def test_another_process_lacks_the_module_of_the_attention(tmp_path, monkeypatch):
+    """Its error names the module, not the long name of the class."""
+    (tmp_path / "only_here.py").write_text(
+        "from whatwhere import SqueezeExcitation\nclass Gate(SqueezeExcitation): ..."
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    made = trainer("only_here:Gate", base=DetectionTrainer)
+    monkeypatch.delitem(sys.modules, "only_here")
+    code = f"from whatwhere.ultralytics import {made.__name__}"
+    failed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "only_here" in failed.stderr.splitlines()[-1]
+
+
 def test_a_class_of_the_user_that_derives_from_a_trainer(tmp_path, data):
     class Own(trainer("cbam", base=DetectionTrainer)):
         pass
@@ -361,20 +393,22 @@ def test_a_class_of_the_user_that_derives_from_a_trainer(tmp_path, data):
     assert len(mixes(built(tmp_path, data, checkpoint(tmp_path, "yolo11n"), Own).model)) == 13
 
 
-def test_a_network_with_another_trainer(tmp_path, data, refused):
-    overrides = {
-        **OPTIONS,
-        "model": "rtdetr-l.yaml",
-        "task": "detect",
-        "data": data("detect"),
-        "project": str(tmp_path),
-        "name": "run",
-    }
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [
+        ("rtdetr-l", "rtdetr.train.RTDETRTrainer"),
+        ("yolov8n-world", "yolo.world.WorldTrainer"),
+        ("yoloe-26n-seg", "yolo.yoloe.YOLOESegTrainer"),
+    ],
+)
+def test_a_network_with_another_trainer(name, base, tmp_path, data, refused):
+    overrides = {**OPTIONS, "model": f"{name}.yaml", "task": "segment" if "seg" in name else "detect"}
+    overrides.update(data=data(overrides["task"]), project=str(tmp_path), name="run")
     with refused():
         trainer("cbam")(overrides=overrides).setup_model()
-    made = trainer("cbam", base=RTDETRTrainer)(overrides=overrides)
-    made.setup_model()
-    assert mixes(made.model)
+    module, _, found = base.rpartition(".")
+    made = trainer("cbam", base=getattr(importlib.import_module(f"ultralytics.models.{module}"), found))
+    assert mixes(made(overrides=overrides).get_model(cfg=overrides["model"]))
 
 
 def test_a_class_has_one_name_in_all_processes():
@@ -464,7 +498,9 @@ def test_the_file_that_starts_processes(processes, tmp_path, data, monkeypatch):
     made = built(tmp_path, data, checkpoint(tmp_path, "yolo11n"), trainer("cbam", base=base), epochs=1)
     file = generate_ddp_file(made)
     launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # older versions do not hand sys.path on
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     finished = subprocess.run(
         [sys.executable, *launcher, file], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
