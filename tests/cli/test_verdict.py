@@ -152,7 +152,6 @@ def test_the_page_goes_where_it_is_sent(whatwhere, table, tmp_path):
         ".",
         "pages",
         "page.json",
-        "nowhere/page.html",
     ],
 )
 def test_a_page_that_cannot_be_written_leaves_everything_as_it_was(table, tmp_path, monkeypatch, out, refused_command):
@@ -405,3 +404,41 @@ def test_the_headline_says_that_the_attention_was_hardly_used(whatwhere, tmp_pat
         assert ("(attention hardly used)</span>" in (tmp_path / f"{Path(results).stem}.verdict.html").read_text()) is (
             is_told
         )
+
+
+def test_a_folder_and_a_table_of_one_name_do_not_share_a_record(whatwhere, table, tmp_path, refused_command):
+    path = table(6, name="nz.csv")
+    whatwhere("verdict", path)
+    before = [(tmp_path / name).read_bytes() for name in ("nz.verdict.json", "nz.verdict.html")]
+    for seed in range(6):
+        ultralytics_run(tmp_path / "nz" / f"none-{seed}", "none", seed)
+        ultralytics_run(tmp_path / "nz" / f"se-{seed}", "se", seed)
+    options = ("--metric", "metrics/mAP50(B)", "--margin", "1")
+    refused_command("verdict", tmp_path / "nz", *options)
+    (tmp_path / "nz.tsv").write_text(path.read_text().replace(",", "\t"))
+    refused_command("verdict", tmp_path / "nz.tsv")
+    assert [(tmp_path / name).read_bytes() for name in ("nz.verdict.json", "nz.verdict.html")] == before
+    assert whatwhere("verdict", tmp_path / "nz", *options, "--out", tmp_path / "other.html")[0] == 0
+
+
+def test_the_folder_of_the_page_is_made(whatwhere, table, tmp_path):
+    assert whatwhere("verdict", table(6), "--out", tmp_path / "new" / "pages" / "x.html")[0] == 0
+    assert (tmp_path / "new" / "pages" / "x.json").is_file()
+
+
+def test_runs_on_two_drives_need_a_place_for_the_page(table, tmp_path, monkeypatch, refused_command):
+    def two_drives(paths):
+        raise ValueError("Paths don't have the same drive")
+
+    monkeypatch.setattr("os.path.commonpath", two_drives)
+    first, second = table(6, name="a.csv"), table(6, name="b.csv", arm="se")
+    second.write_text("\n".join(line for line in second.read_text().splitlines() if not line.startswith("none")))
+    refused_command("verdict", first, second)
+
+
+def test_the_interval_of_the_verdict_is_told_from_that_of_the_table(whatwhere, table):
+    whatwhere("verdict", table(6, UNCLEAR))
+    note = "the verdict is read at the interval in its sentence"
+    assert note in " ".join(whatwhere("verdict", table(6, UNCLEAR))[1].split())
+    (_, only, _) = whatwhere("verdict", table(6, UNCLEAR, "only.csv"), "--max-pairs", "6")
+    assert note not in " ".join(only.split())

@@ -65,15 +65,19 @@ def test_the_four_verdicts(shift, scale, verdict):
             {},
             "cbam makes no practical difference; take the cheaper network",
         ),
-        ([0.3 + 1.2 * noise for noise in NOISE], {}, "Cannot tell about cbam yet: train 4 more seeds"),
+        ([0.3 + 1.2 * noise for noise in NOISE], {}, "Cannot tell about cbam yet: train at least 4 more seeds"),
         ([0.3 + 90 * noise for noise in NOISE], {}, "Do not choose cbam on this evidence"),
         ([0.2 + 3 * noise for noise in NOISE], {"max_pairs": 8}, "Do not choose cbam on this evidence"),
         # the looks to come may well tell, though not with 80 %
-        ([0.5 + 3 * noise for noise in NOISE], {"max_pairs": 24}, "Cannot tell about cbam yet: train 8 more seeds"),
+        (
+            [0.5 + 3 * noise for noise in NOISE],
+            {"max_pairs": 24},
+            "Cannot tell about cbam yet: train at least 8 more seeds",
+        ),
         ([0.5 + 3 * noise for noise in NOISE], {"max_pairs": 12}, "Do not choose cbam on this evidence"),
-        ([5, 5.1, 5.2, 5], {}, "Cannot tell about cbam yet: train 2 more seeds"),
-        ([5, 5.1, 5.2, 5, 5.3], {"first_look": 6}, "Cannot tell about cbam yet: train 1 more seed"),
-        ([5], {}, "Cannot tell about cbam yet: train 5 more seeds"),
+        ([5, 5.1, 5.2, 5], {}, "Cannot tell about cbam yet: train at least 2 more seeds"),
+        ([5, 5.1, 5.2, 5, 5.3], {"first_look": 6}, "Cannot tell about cbam yet: train at least 1 more seed"),
+        ([5], {}, "Cannot tell about cbam yet: train at least 5 more seeds"),
         ([0.0] * 8, {}, "Cannot tell about cbam: check its runs and those of the baseline first"),
         (
             NOISE,
@@ -119,7 +123,8 @@ def test_fewer_than_six_pairs_tell_nothing():
 
 
 def test_pairs_that_are_all_equal_or_all_differ_alike_tell_nothing():
-    arm = one(*[0] * 6)
+    same = points(*NOISE[:6])
+    arm = judge(results(none=same, cbam=same)).arms[0]
     assert (arm.verdict, arm.level, arm.mean_difference) == ("cannot tell yet", pytest.approx(0.04), 0)
     assert arm.reason.startswith("all 6 pairs are exactly equal: cbam was not switched on, or files were copied")
     assert one(*[1] * 6).verdict == "cannot tell yet"
@@ -395,3 +400,45 @@ def test_the_order_of_arms_and_a_shift_of_all_figures_change_nothing():
         assert arm.verdict == by_name[arm.arm].verdict == moved.verdict
         assert arm.interval_95 == pytest.approx(by_name[arm.arm].interval_95)
         assert arm.interval_95 == pytest.approx(moved.interval_95)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "mAP50", "f1_score", "val/iou"])
+def test_a_negative_figure_of_a_metric_that_has_none_is_refused(name, refused):
+    with refused():
+        judge(results(name, none=[0.6, 0.61, 0.62, 0.59, 0.58, -1.0], cbam=[0.63, 0.62, 0.64, 0.61, 0.6, 0.62]))
+
+
+def test_a_negative_figure_beside_the_metric_leaves_that_out():
+    found = results("accuracy", none=[0.6 + n / 100 for n in NOISE], cbam=[0.6 - n / 90 for n in NOISE])
+    for arm in found.arms:
+        for seed in found.seeds:
+            found.runs(arm)[seed]["mAP50"] = -1.0
+    judged = judge(found)
+    assert not judged.others
+    assert [note for note in judged.cautions if "cannot be negative" in note]
+
+
+def test_a_single_zero_is_told():
+    judged = judge(
+        results("accuracy", none=[0.6, 0.61, 0.62, 0.59, 0.58, 0.57], cbam=[0.63, 0.0, 0.64, 0.61, 0.6, 0.66])
+    )
+    assert [text for text in judged.arms[0].cautions if "accuracy of cbam is exactly 0 for seed 1" in text]
+    # a hard task, where some runs find nothing and others little
+    judged = judge(results("accuracy", none=[0.01, 0.02, 0.04, 0.09, 0.01, 0], cbam=[0.03, 0, 0.01, 0.06, 0.1, 0.02]))
+    assert not [text for text in judged.arms[0].cautions if "exactly 0" in text]
+
+
+@pytest.mark.parametrize(("none", "cbam"), [(0.0, 0.0), (0.5, 0.5), (0.1, 0.1), (0.0, None), (None, 0.0)])
+def test_arms_that_learned_nothing_get_no_verdict(none, cbam):
+    live = [0.6 + noise / 100 for noise in NOISE]
+    arms = {"none": live if none is None else [none] * len(live), "cbam": live if cbam is None else [cbam] * len(live)}
+    (arm,) = judge(results("accuracy", **arms)).arms
+    assert arm.verdict == "cannot tell yet"
+    assert "learned nothing" in arm.reason
+    assert arm.p_t is None
+
+
+def test_with_too_few_pairs_there_is_no_p():
+    (arm,) = judge(results("accuracy", none=[0.6, 0.61, 0.62], cbam=[0.63, 0.65, 0.64])).arms
+    assert (arm.p_t, arm.p_sign_flip, arm.p_equivalence) == (None, None, None)
+    assert arm.mean_difference is not None

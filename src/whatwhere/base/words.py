@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 _UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
 # characters that change the direction of the text after them
 _TURNING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf|infinity)", re.ASCII | re.IGNORECASE)
 _LONGEST_LIST, _LONGEST_NAME = 300, 120  # letters
 
 
@@ -108,6 +111,20 @@ def suggest(word: object, candidates: list[str], before: str = "") -> str:
     similar = difflib.get_close_matches(word, spelt, n=3, cutoff=0.6)
     matches = [printable(before) + short(spelt[match]) for match in dict.fromkeys([*beginning, *similar])][:3]
     return f"; did you mean {', '.join(matches)}?" if matches else ""
+
+
+def number_in(text: str) -> float:
+    """Return the number that a text spells with ASCII digits, a decimal point and an exponent; also nan and inf.
+
+    Python's own `float` takes 0.5_123 and the digits of all scripts too.
+
+    Raises:
+        ValueError: The text spells no number, or one too large for a float.
+    """
+    number = float(text) if _NUMBER.fullmatch(text) else None
+    if number is None or (math.isinf(number) and text[-1].isdecimal()):
+        raise ValueError(f"{brief(text)} is not a number")
+    return number
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..base.errors import UserError
-from ..base.words import brief
+from ..base.words import brief, number_in
 from ..training.config import OPTIONS, TELLS_APART, read_config
 from .train import given_options, option_parameter, own_option, own_parameter, typed_command, with_parameters
 from .verdict import show_comparison
@@ -169,7 +169,7 @@ def _without(arguments: list[str], names: tuple[str, ...]) -> list[str]:
 
 def _rates(text: str) -> tuple[float, ...]:
     try:
-        rates = tuple(float(part) for part in text.split(","))
+        rates = tuple(number_in(part.strip()) for part in text.split(","))
     except ValueError as error:
         raise UserError(f"--lr-search must be learning rates such as 0.02,0.05,0.1, got {brief(text)}") from error
     if len(set(rates)) < 2 or len(set(rates)) < len(rates) or not all(0 < rate < float("inf") for rate in rates):
@@ -178,13 +178,13 @@ def _rates(text: str) -> tuple[float, ...]:
 
 
 def _seeds(text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"\d{1,6}(,\d{1,6})*", text):
+    if not re.fullmatch(r"[0-9]{1,6}(,[0-9]{1,6})*", text):
         raise UserError(f"--leave-out must be seeds such as 3 or 3,7, got {brief(text)}")
     return tuple(map(int, text.split(",")))
 
 
 def _shard(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)
+    found = re.fullmatch("([0-9]{1,4})/([0-9]{1,4})", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise UserError(f"--shard must be i/n with i from 1 to n, such as 2/8, got {brief(text)}")
     return int(found[1]), int(found[2])

@@ -63,7 +63,8 @@ def verdict_command(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """The same verdict for trainings that whatwhere does not run, from their folders or a table of their figures."""
-    from ..base.files import write_json
+    from ..base.files import write_json, writing
+    from ..base.words import brief
     from ..collect.collect import collect, is_collected
     from ..comparison.content import figures_content
     from ..statistics.history import judge_again, read_record
@@ -100,11 +101,17 @@ def verdict_command(
         "margin": margin,
         "test_images": test_images,
     }
-    judgement, changes = judge_again(
-        figures, read_record(record_path), first_look=first_look, max_pairs=max_pairs, terms=terms
-    )
     title = results[0].name if len(results) == 1 else page.name.partition(".")[0]
+    record = read_record(record_path)
+    if record is not None and record.title not in ("", title):
+        raise UserError(
+            f"{str(record_path)!r} holds the verdict on {brief(record.title)}, not on {brief(title)}; give another "
+            "file with --out, or, if these are the same results under a new name, the old name"
+        )
+    judgement, changes = judge_again(figures, record, first_look=first_look, max_pairs=max_pairs, terms=terms)
     content = figures_content(judgement, figures, title, changes)
+    with writing(page):
+        page.parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(os.path.realpath(record_path)), content.to_dict())
     show_comparison(content, page, json)
 
@@ -122,7 +129,10 @@ def _page_beside(results: list[Path]) -> Path:
     """Return where the page goes: beside the table, or beside the folder that holds all runs."""
     if len(results) == 1 and not results[0].is_dir():
         return results[0].with_suffix(".verdict.html")
-    folder = Path(os.path.commonpath([path.absolute() for path in results]))
+    try:
+        folder = Path(os.path.commonpath([path.absolute() for path in results]))
+    except ValueError:  # on several drives of Windows
+        folder = Path()
     if not folder.name or folder == Path.cwd():
         raise UserError(
             "the runs have no folder of their own beside which the page could stand; give its file with --out"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..base.errors import UserError
 from ..base.files import open_file
-from ..base.words import brief, printable
+from ..base.words import brief, number_in, printable
 
 _NO_FIGURES = {"epoch", "step", "time", "lr"}
 _LONGEST_LINE = 100_000  # letters
@@ -168,7 +168,7 @@ def _numbers(cells: Iterable[tuple[str, str]], texts: set[str], curve: Curve, wh
     for name, cell in cells:
         if cell and name not in texts:
             try:
-                row[name] = float(cell)
+                row[name] = number_in(cell.strip())
             except ValueError:
                 if name in curve.last or not is_figure(name):
                     raise UserError(f"{where}: {name} is {brief(cell)}, not a number") from None

@@ -112,4 +112,4 @@ def run_with_csv(
 
 def whole_number(text: str) -> int | None:
     """Return the number of at most nine digits that a setting spells; None where it spells none."""
-    return int(text) if text.isdecimal() and len(text) < 10 else None
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None

@@ -13,7 +13,7 @@ import msgspec
 
 from ..base.errors import UserError
 from ..base.files import read_file
-from ..base.words import cause, few
+from ..base.words import cause, few, number_in
 from ..statistics.within_pairs import ATTENTION, NOT_SET
 from .run import Choice, Program, Run, run_with_csv, whole_number
 from .settings import MOST_BYTES, flat, has_settings
@@ -61,7 +61,7 @@ def last_line(folder: Path) -> list[float]:
         return []
     cells = read_file(folder / _TABLE, _MOST_BYTES).decode("utf-8", "replace").strip().rpartition("\n")[2].split(",")
     with contextlib.suppress(ValueError):
-        numbers = [float(cell) for cell in cells]
+        numbers = [number_in(cell.strip()) for cell in cells]
         return numbers if all(map(math.isfinite, numbers)) else []
     return []
 

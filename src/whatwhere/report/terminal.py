@@ -80,6 +80,11 @@ def _verdicts(content: Content, *, has_differing: bool) -> Table:
         # files of old versions have no conclusion
         notes.append(f"{printable(arm.conclusion)}." if arm.conclusion else f"{name}:")
         notes += [f"  {printable(line)}" for line in (arm.reason, arm.advice, *arm.cautions) if line]
+    if any(arm.level is not None and arm.level < ALPHA and arm.interval_95 for arm in judgement.arms):
+        notes.append(
+            "the verdict is read at the interval in its sentence, which is wider than the 95 % interval of the table: "
+            "looks and arms share the error"
+        )
     notes += [printable(caution) for caution in content.cautions]
     notes += [f"changed after the start: {printable(change)}" for change in content.changes]
     if per_class is not None and per_class.rows and not has_differing:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..base.words import brief, short
+from ..base.words import brief, number_in, short
 from .metric import num_decimals
 
 if TYPE_CHECKING:
@@ -83,10 +83,10 @@ def as_number(seed: Hashable) -> float | None:
     if re.fullmatch(r"[+-]?[0-9]+", text) and len(text) < _MOST_DIGITS:
         return int(text)
     try:
-        number = float(text)
+        number = number_in(text)
     except ValueError:
         return None
-    return number if math.isfinite(number) and "_" not in text else None
+    return number if math.isfinite(number) else None
 
 
 def _is_statistic(seed: Hashable) -> bool:

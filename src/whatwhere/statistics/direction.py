@@ -22,6 +22,12 @@ generalized corr correlation measure beta summary combined episode lsum
 最佳 最好 最高 最终 平均 总体 整体 类别 值 宏 微
 """
 _HIGHER, _NEUTRAL = {*_HIGHER_TEXT.split()}, {*_NEUTRAL_TEXT.split()}
+# metrics that can be negative
+_SIGNED_TEXT = """
+kappa mcc matthews corrcoef reward return psnr peaksignalnoiseratio ssim msssim structuralsimilarityindexmeasure mota
+plcc srcc spearman spearmanr pearson pearsonr r
+"""
+_SIGNED = {*_SIGNED_TEXT.split()}
 _SPLITS = [
     {"train", "training", "训练集", "训练"},
     {"val", "valid", "validation", "dev", "验证集", "验证"},
@@ -68,6 +74,13 @@ def is_called_higher(name: str) -> bool:
         if not is_known:
             return False
     return bool({*words} & (_HIGHER | _BEGINNINGS.keys()))
+
+
+def is_never_negative(name: str) -> bool:
+    """Return whether a name is that of a metric that is 0 at least, as accuracy is; a bare score may be anything."""
+    words = {*_words(name)}
+    has_floor = bool(words & ((_HIGHER | _BEGINNINGS.keys()) - {"score"})) and not words & _SIGNED
+    return has_floor and is_called_higher(name)
 
 
 def is_called_a_metric(name: str) -> bool:

@@ -26,10 +26,12 @@ class Record(msgspec.Struct, frozen=True):
     Attributes:
         judgement: The verdicts.
         changes: All changes up to then, as sentences.
+        title: The name of the results.
     """
 
     judgement: Judgement
     changes: tuple[str, ...]
+    title: str = ""
 
     def __post_init__(self) -> None:
         if not self.judgement.arms or not self.judgement.metric.name:

@@ -62,6 +62,7 @@ def doubt_about(
 
     Of the first that applies:
 
+    0. all runs have one figure, or, where higher is better, all runs of an arm have 0: they learned nothing;
     1. the runs of one arm, or of both together, repeat one another, in the metric or in whole rows, further than chance
        does in 1 of 10,000 comparisons; or, where `num_images` is not known, all runs of an arm (4 or more; of 7 or more
        all but one) have one figure of four decimals or more that 64 test images or more make;
@@ -72,6 +73,8 @@ def doubt_about(
 
     `seeds` are those of the pairs that are judged.
     """
+    if doubt := _with_nothing_learned(results, metric, baseline, arm, seeds):
+        return doubt
     for arms in ([baseline], [arm], [baseline, arm]):
         repeats = _repeats(results, metric.name, arms, seeds, num_images)
         if repeats.log_chance <= math.log(LIMIT):
@@ -85,6 +88,24 @@ def doubt_about(
         return doubt
     narrow = _narrow_arms(results, metric, (baseline, arm), seeds, num_images)
     return next((Doubt(f"{how}: {_CAUSES}") for how, is_chance in narrow if not is_chance), None)
+
+
+def _with_nothing_learned(
+    results: Results, metric: Metric, baseline: str, arm: str, seeds: Sequence[Hashable]
+) -> Doubt | None:
+    figures = {name: {results.values(name, metric.name)[seed] for seed in seeds} for name in (baseline, arm)}
+    advice = "check what the networks predict, and that the figure is the right one; then train again"
+    together = figures[baseline] | figures[arm]
+    if len(together) == 1:
+        return Doubt(
+            f"all runs of {baseline} and {arm} have one figure, {together.pop():g}: their networks learned nothing, or "
+            f"{_CAUSES}, or {arm} was not switched on, or the test set is at its ceiling",
+            advice,
+        )
+    dead = [name for name, values in figures.items() if values == {0}] if metric.higher_is_better else []
+    if dead:
+        return Doubt(f"{metric.label} is 0 in all runs of {dead[0]}: its networks learned nothing", advice)
+    return None
 
 
 def _with_few_differences(

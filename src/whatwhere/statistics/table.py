@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..base.errors import UserError
 from ..base.files import read_csv
-from ..base.words import brief, few, printable, short, suggest
+from ..base.words import brief, few, number_in, printable, short, suggest
 from .columns import (
     ARM,
     BEST_EPOCH,
@@ -32,7 +32,8 @@ from .metric import is_share
 from .results import Results
 from .within_pairs import NOT_SET, attention_of_arms, check_pairs, differing_settings
 
-_ARRANGED = re.compile(r"[+-]?(?!0,)\d{1,3},\d{3}")  # 1,200: with thousands, or with a decimal comma
+_ARRANGED = re.compile(r"[+-]?(?!0[.,])\d{1,3}([.,])\d{3}")  # 1,200: with thousands, or with three decimals
+_DECIMAL = re.compile(r"[+-]?\d+([.,])\d+(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas makes of a column without a name
 _SEPARATED = re.compile(r"[+-]?\d[\d.,]*\d")
 _PERCENT = re.compile(r"([+-]?\d+([.,]\d+)?)\s*%")
@@ -50,8 +51,8 @@ def read_results(
     are not called arm and seed. A table may also have a column for each arm: seed, none, se, cbam. A run with several
     lines and a column epoch counts with its last epoch, and a note says so, or with its best (`Reading.epoch`).
 
-    A number may have a decimal comma. If it may also have a separator of thousands, such as "1,200" in a table with
-    commas between its columns, it is refused.
+    A number may have a decimal comma. If its sign may also separate thousands, as in "1,200" where no
+    other cell tells, it is refused.
 
     An empty figure, or one of -, na, n/a, nan, none, null, failed, is a missing run. Columns without numbers are
     ignored. A column of numbers and text is left out, unless it is the one to judge by (`metric` or accuracy); so is a
@@ -159,6 +160,7 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
         notes.append(f"the table {short(str(path))} has no lines: its run counts as missing")
         table.rows = [Row(str(arm), str(seed), path, 0, None, {})]
         return
+    signs = _decimal_signs(lines, delimiter)
     roles = find_roles(head, lines, path, reading, needs_arm=arm is None, needs_seed=seed is None)
     if may_be_empty:
         roles = Roles(roles.arm, roles.seed)
@@ -171,15 +173,15 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
     if roles.arms:
         columns, metric = roles.arms, reading.metric or "figure"
     else:
-        columns = _metric_columns(lines, head, roles.taken, reading.metric, delimiter, path, notes)
+        columns = _metric_columns(lines, head, roles.taken, reading.metric, signs, path, notes)
         if not columns and not may_be_empty:
             raise UserError(f"{str(path)!r} has no column of figures beside arm and seed, such as accuracy")
     rows = []
     for number, cells in lines:
         of = [None if column is None else printable(cells[column].strip()) for column in (roles.arm, roles.seed)]
-        epoch = None if roles.epoch is None else _number(cells[roles.epoch], delimiter)
+        epoch = None if roles.epoch is None else _number(cells[roles.epoch], signs)
         figures = {
-            column: _number(cells[column], delimiter)
+            column: _number(cells[column], signs)
             for column in columns
             if roles.epoch is None or cells[column].strip()  # else not logged in this epoch
         }
@@ -190,7 +192,7 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
             rows.append(Row(arm or of[0] or "", seed or of[1] or "", path, number, epoch, named, settings, is_idle))
         for column in roles.arms:
             if figures.get(column) is None and cells[column].strip().lower() not in _MISSING:
-                raise _no_number((number, cells[column].strip()), head[column], delimiter, path)
+                raise _no_number((number, cells[column].strip()), head[column], signs, path)
             named = {metric: figures[column]} if column in figures else {}
             rows.append(Row(head[column], seed or of[1] or "", path, number, epoch, named, settings))
     table.others = _other_texts(rows, lines, head, roles, reading.metric)
@@ -302,7 +304,7 @@ def _metric_columns(
     head: list[str],
     taken: set[int],
     metric: str | None,
-    delimiter: str,
+    signs: set[str],
     path: Path,
     notes: list[str],
 ) -> list[int]:
@@ -313,8 +315,8 @@ def _metric_columns(
     for column in sorted(set(range(len(head))) - taken):
         name = head[column]
         cells = [(number, row[column].strip()) for number, row in lines if row[column].strip().lower() not in _MISSING]
-        texts = [(number, cell) for number, cell in cells if _number(cell, delimiter) is None]
-        hints = [hint for _, cell in texts if (hint := _mending(cell, delimiter))]
+        texts = [(number, cell) for number, cell in cells if _number(cell, signs) is None]
+        hints = [hint for _, cell in texts if (hint := _mending(cell, signs))]
         if len(texts) < len(cells) and (not name or _UNNAMED.fullmatch(name)):
             if column or not all(cell.isdecimal() for _, cell in cells):
                 raise UserError(f"column {column + 1} of {str(path)!r} has no name; name it, or take it out")
@@ -322,7 +324,7 @@ def _metric_columns(
             continue
         # a mistake in the figures to judge by is an error, not a note
         if texts and (name == chosen or (chosen is None and len(texts) < len(cells))):
-            raise _no_number(texts[0], name, delimiter, path)
+            raise _no_number(texts[0], name, signs, path, is_chosen=name == chosen)
         if 0 < len(texts) < len(cells):
             number, cell = texts[0]
             notes.append(f"the column {short(name)} holds text, such as {brief(cell)} in line {number}: it is left out")
@@ -331,10 +333,14 @@ def _metric_columns(
         if name == metric or (cells and not texts):
             sound.append(column)
     if not sound and nearly:
-        raise _no_number(*nearly[0], delimiter, path)
+        raise _no_number(*nearly[0], signs, path)
     for text, name in nearly if metric is None else ():
         if is_share(name):
-            raise _no_number(text, name, delimiter, path)
+            raise _no_number(text, name, signs, path)
+        number, cell = text
+        notes.append(
+            f"the column {short(name)} holds no plain numbers, such as {brief(cell)} in line {number}: left out"
+        )
     if metric is not None and metric not in head:
         names = [head[column] for column in sound]
         raise UserError(
@@ -343,28 +349,43 @@ def _metric_columns(
     return sound
 
 
-def _no_number(text: tuple[int, str], name: str, delimiter: str, path: Path) -> UserError:
+def _no_number(text: tuple[int, str], name: str, signs: set[str], path: Path, *, is_chosen: bool = True) -> UserError:
     number, cell = text
-    advice = _mending(cell, delimiter) or "leave it empty where a run failed"
+    advice = _mending(cell, signs) or "leave it empty where a run failed"
+    if not is_chosen:
+        advice += ", or, if it is no figure, name the one to judge by with --metric"
     return UserError(f"line {number} of {str(path)!r}: {short(name)} is {brief(cell)}, not a number; {advice}")
 
 
-def _mending(cell: str, delimiter: str) -> str:
+def _mending(cell: str, signs: set[str]) -> str:
     """Return how to correct a cell that is nearly a number; "" where it is not."""
     if found := _PERCENT.fullmatch(cell):
         return f"write {found[1]}, without the percent sign"
-    arranged = delimiter == "," and _ARRANGED.fullmatch(cell)
-    if arranged or ("," in cell and _SEPARATED.fullmatch(cell) and _number(cell, delimiter) is None):
+    if _is_ambiguous(cell, signs) or ("," in cell and _SEPARATED.fullmatch(cell) and _number(cell, signs) is None):
         return "write it without separators of thousands, and with a decimal point"
     return ""
 
 
-def _number(cell: str, delimiter: str) -> float | None:
-    """Return the number in a cell, also with a decimal comma; None where the comma may separate thousands."""
+def _decimal_signs(lines: list[Line], delimiter: str) -> set[str]:
+    """Return the signs that stand before decimals in a table, by the cells in which no sign separates thousands."""
+    cells = (cell.strip() for _, row in lines for cell in row)
+    found = (_DECIMAL.fullmatch(cell) for cell in cells if not _ARRANGED.fullmatch(cell))
+    # a comma between columns is hardly one before decimals
+    return {sign[1] for sign in found if sign} | ({"."} if delimiter == "," else set())
+
+
+def _is_ambiguous(cell: str, signs: set[str]) -> bool:
+    """Return whether the sign in a cell such as 1,200 may separate thousands, where such are the signs of decimals."""
+    arranged = _ARRANGED.fullmatch(cell)
+    return arranged is not None and (arranged[1] == ",") is not (signs == {","})
+
+
+def _number(cell: str, signs: set[str]) -> float | None:
+    """Return the number in a cell, also with a decimal comma; None where its sign may separate thousands."""
     cell = cell.strip()
-    if delimiter == "," and _ARRANGED.fullmatch(cell):
+    if _is_ambiguous(cell, signs):
         return None
     try:
-        return float(cell.replace(",", "."))
+        return number_in(cell.replace(",", ".", 1))
     except ValueError:
         return None

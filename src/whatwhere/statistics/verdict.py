@@ -13,6 +13,7 @@ from ..base.words import brief, counted, few, short, suggest
 from . import wording
 from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, decide, holm, pairs_to_settle
 from .derived import as_number, derived_notes, odd_seed
+from .direction import is_never_negative
 from .independence import cautions_about, doubt_about
 from .looks import ALPHA, LEAST_PAIRS, MOST_SEEDS, Schedule
 from .metric import METRICS, Metric, check_direction, margin_for, metric_for, two_scales
@@ -238,6 +239,8 @@ def judge(
         cautions = wording.cautions(case, missing)
         if case.judged is not None:
             cautions += cautions_about(results, measure, baseline, case.arm, case.judged.seeds, test_images)
+        if case.paired is not None:
+            cautions += _zeros(results, measure.name, (baseline, case.arm), case.paired.seeds)
         verdicts.append(_verdict(case, measure, margin, holm_p, cautions))
     differences, notes = _others(results, measure.name, baseline, cases, test_images)
     notes = [*results.notes, *notes, *derived_notes(results, measure.name)]
@@ -252,7 +255,7 @@ def _others(
     for name in results.metrics:
         if name == judged_by:
             continue
-        if fault := _two_scales(results, name):
+        if fault := _two_scales(results, name) or _negative(results, name):
             notes.append(f"{fault}; it is left out")
             continue
         shown = _measure(results, name)
@@ -291,6 +294,8 @@ def metric_and_margin(
     if fault := _two_scales(results, metric):
         neither = "" if metric in METRICS else ", or all times 100 if they are neither"
         raise UserError(f"{fault}; give all as shares{neither}")
+    if fault := _negative(results, metric):
+        raise UserError(f"{fault}; if that marks a run that failed, leave the figure empty")
     chosen = _measure(results, metric, lower)
     return chosen, margin_for(chosen, margin)
 
@@ -321,6 +326,31 @@ def _two_scales(results: Results, name: str) -> str:
         for (arm, seed), value in [next(item for item in figures.items() if item[1] == wanted)]
     )
     return f"{short(name)} has two scales, shares such as {share} and percentages such as {percentage}"
+
+
+def _negative(results: Results, name: str) -> str:
+    """Return, as a sentence, which run has a negative figure of a metric that cannot be negative; "" where none has."""
+    for arm in results.arms if is_never_negative(name) else ():
+        for seed, value in results.values(arm, name).items():
+            if value < 0:
+                where = f"arm {short(arm)}, seed {short(str(seed))}"
+                return f"{short(name)} is {value:g} ({where}), and it cannot be negative"
+    return ""
+
+
+def _zeros(results: Results, name: str, arms: Sequence[str], seeds: Sequence[Hashable]) -> list[str]:
+    """Return a sentence for each arm where some figures are exactly 0 and the others are far from it."""
+    notes = []
+    for arm in arms if is_never_negative(name) else ():
+        values = results.values(arm, name)
+        zeros = [seed for seed in seeds if values[seed] == 0]
+        others = sorted(values[seed] for seed in seeds if values[seed])
+        if zeros and others and others[0] > others[-1] / 2:
+            notes.append(
+                f"{name} of {arm} is exactly 0 for {numbered(zeros)}, and {others[0]:g} or more for the others: if "
+                "those runs failed, leave their figure empty, because a 0 counts as a result"
+            )
+    return notes
 
 
 def _measure(results: Results, name: str, lower_is_better: bool = False) -> Metric:
@@ -418,11 +448,11 @@ def _verdict(case: Case, metric: Metric, margin: float, holm_p: Sequence[float],
         verdict,
         interval_95=paired.interval(),
         deciding_interval=None if level is None else paired.interval(1 - level),
-        p_t=paired.p_t(),
+        p_t=None if case.blocked else paired.p_t(),
         p_t_holm=None if case.blocked else holm_p[0],
-        p_sign_flip=paired.p_sign_flip(),
+        p_sign_flip=None if case.blocked else paired.p_sign_flip(),
         p_sign_flip_holm=None if case.blocked else holm_p[1],
-        p_equivalence=paired.p_equivalence(margin),
+        p_equivalence=None if case.blocked else paired.p_equivalence(margin),
         win_probability=win,
         win_interval=(low, high),
         skewness=paired.skewness(),

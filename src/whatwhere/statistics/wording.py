@@ -63,7 +63,7 @@ def _next_step(case: Case) -> str:
         next_step = f"train {arm} and the baseline with the same seeds"
     else:
         least = max(case.num_to_look, 0 if outlook is None else outlook.low - case.num_pairs)
-        next_step = f"train {counted(least, 'more seed')}"
+        next_step = f"train at least {counted(least, 'more seed')}"
     return f"Cannot tell about {arm} yet: {next_step}"
 
 
