@@ -112,13 +112,13 @@ def test_settings_that_mlflow_names_must_be_equal_within_pairs(read, refused):
 def test_columns_that_differ_with_the_arm_are_told(read, metric):
     rows = "none,0,r18,224,a,7,0.5\nnone,1,r18,224,a,8,0.6\ncbam,0,r50,640,a,9,0.7\ncbam,1,r50,640,a,9,0.8\n"
     told = (
-        "columns that differ between arms, and are the same in all runs of an arm: backbone, imgsz; if they are "
+        "columns that differ between arms, and are the same in all runs of an arm: backbone, width; if they are "
         "settings, the verdict is about them and the arm together"
     )
-    assert read(f"arm,seed,backbone,imgsz,data,minutes,acc\n{rows}", metric=metric).notes == [told]
+    assert read(f"arm,seed,backbone,width,data,minutes,acc\n{rows}", metric=metric).notes == [told]
     # with one seed, every column would be one
     first = "".join(line for line in rows.splitlines(keepends=True) if ",0," in line)
-    assert read(f"arm,seed,backbone,imgsz,data,minutes,acc\n{first}", metric=metric).notes == []
+    assert read(f"arm,seed,backbone,width,data,minutes,acc\n{first}", metric=metric).notes == []
 
 
 @pytest.mark.parametrize(
@@ -246,6 +246,39 @@ def test_all_columns_of_a_comparison_in_python_are_figures(tmp_path):
 def test_a_huge_table_is_refused_before_it_is_read(tmp_path, refused):
     path = tmp_path / "history.csv"
     with open(path, "wb") as file:
+        file.write(b"arm,seed,accuracy\nnone,0,0.5\n")
         file.truncate(100 * 2**20)
     with refused():
         read_results(path)
+
+
+@pytest.mark.parametrize("name", ["lr", "batch_size", "imgsz", "Learning Rate", "epochs"])
+def test_a_usual_setting_that_differs_within_pairs_is_refused(read, name, refused):
+    lines = [f"{arm},{seed},0.{60 + seed},{value}" for seed in range(3) for arm, value in (("none", 16), ("cbam", 32))]
+    text = "\n".join([f"arm,seed,accuracy,{name}", *lines])
+    with refused():
+        read(text)
+    results = read(text, may_differ=frozenset({name}))
+    assert results.metrics == ["accuracy"]
+    assert any("besides the arm, as asked" in note for note in results.notes)
+
+
+def test_usual_settings_that_are_alike_or_change_during_a_run(read):
+    same = ("none,0,0.6,0.1", "cbam,0,0.7,1e-1", "none,1,0.6,0.2", "cbam,1,0.7,0.20")
+    assert read("\n".join(["arm,seed,accuracy,lr", *same])).metrics == ["accuracy"]
+    lines = [f"{arm},0,{epoch},0.{epoch}5,{0.1 / epoch}" for arm in ("none", "cbam") for epoch in (1, 2)]
+    results = read("\n".join(["arm,seed,epoch,accuracy,lr", *lines]), metric="accuracy")
+    assert results.values("none", "accuracy") == {"0": 0.25}
+
+
+def test_a_table_of_too_many_columns_lines_or_arms_is_refused(tmp_path, refused):
+    path = tmp_path / "wide.csv"
+    path.write_text(",".join(["arm", "seed", *(f"m{number}" for number in range(100_000))]) + "\n")
+    with refused():
+        read_results(path)
+    path.write_text("arm,seed,accuracy\n" + "none,0,0.5\n" * 500_001)
+    with refused():
+        read_results(path)
+    path.write_text("arm,seed,accuracy\n" + "".join(f"arm{number},0,0.5\n" for number in range(10_000)))
+    with refused():
+        judge(read_results(path))

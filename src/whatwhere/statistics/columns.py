@@ -31,6 +31,10 @@ _SEEDS = (
 _EPOCHS = ("epoch", "step", "global_step", "iteration", "iter")
 _STATES = ("state", "status")
 _BASELINES = {"none", "baseline", "plain"}
+_SETTINGS = {
+    *("lr", "lr0", "base_lr", "learning_rate", "batch", "batch_size", "imgsz", "img_size", "image_size", "input_size"),
+    *("epochs", "num_epochs", "max_epochs", "optimizer", "weight_decay", "momentum", "warmup_epochs", "pretrained"),
+}
 _SETTING = re.compile(r"(params|config|hparams)[./]")  # MLflow's, Lightning's and W&B's
 
 Line = tuple[int, list[str]]
@@ -82,7 +86,7 @@ class Roles:
         epoch: None where the table has none.
         state: Whether a run finished, in the words of W&B and MLflow.
         use: Whether the attention of a run has hardly begun, as `whatwhere collect` writes it.
-        settings: Columns with settings of the runs, by the names that MLflow and others give them.
+        settings: Columns with settings of the runs, by the names that MLflow and others give them, or by usual ones.
         no_figures: Columns of numbers that are no figures.
         arms: The columns of figures in a table with one column for each arm; else empty.
         notes: What was understood, as sentences.
@@ -162,7 +166,15 @@ def find_roles(
         if seed is not None:
             roles.notes.append(f"the column {brief(head[seed])} is taken as the seed")
     roles.seed = seed
-    roles.settings = [c for c, name in enumerate(head) if _SETTING.match(name.lower()) and c not in (roles.arm, seed)]
+    by_name = [c for c, name in enumerate(names) if name in _SETTINGS and not is_collected_head(head)]
+    runs = list(zip(*(cells(c) for c in (roles.arm, seed) if c is not None), strict=True)) or [()] * len(lines)
+    # a rate that falls during a run is no setting
+    by_name = [c for c in by_name if len({*zip(runs, cells(c), strict=False)}) == len({*runs}) and head[c] != wanted]
+    roles.settings = [
+        c
+        for c, name in enumerate(head)
+        if (_SETTING.match(name.lower()) or c in by_name) and c not in (roles.arm, seed)
+    ]
     roles.no_figures |= {column for column in roles.settings if head[column] != wanted}
     if needs_arm and roles.arm is None and seed is not None:
         _find_arms(roles, head, [column for column in range(len(head)) if any(map(_is_number, cells(column)))], reading)

@@ -38,7 +38,7 @@ _UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas makes of a column without 
 _SEPARATED = re.compile(r"[+-]?\d[\d.,]*\d")
 _PERCENT = re.compile(r"([+-]?\d+([.,]\d+)?)\s*%")
 _FINISHED = {"finished", "completed", "complete", "success", "succeeded", "done", "ok"}
-_MOST_BYTES = 64 * 2**20
+_MOST_BYTES, _MOST_COLUMNS, _MOST_LINES = 64 * 2**20, 2_000, 500_000
 _MISSING = {"", "-", "na", "n/a", "nan", "none", "null", "failed"}
 
 
@@ -185,7 +185,7 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
             for column in columns
             if roles.epoch is None or cells[column].strip()  # else not logged in this epoch
         }
-        settings = {head[column]: cells[column].strip() or NOT_SET for column in roles.settings}
+        settings = {head[column]: _setting(cells[column].strip(), signs) for column in roles.settings}
         if not roles.arms:
             named = {head[column]: value for column, value in figures.items()}
             is_idle = roles.use is not None and cells[roles.use].strip() == HARDLY_BEGUN
@@ -235,23 +235,32 @@ def add_row(results: Results, row: Row) -> None:
 
 def _read(path: Path, *, may_be_empty: bool) -> tuple[str, list[str], list[Line]]:
     """Return the delimiter, the head and the lines of a table."""
-    with contextlib.suppress(OSError, ValueError):
-        if (size := path.stat().st_size) > _MOST_BYTES:
-            raise UserError(
-                f"{str(path)!r} has {size / 2**20:,.0f} MiB; a table with a line for each run has at most "
-                f"{_MOST_BYTES // 2**20}: keep the columns and the epochs that count"
-            )
+    size = 0
+    with contextlib.suppress(OSError, ValueError):  # `read_csv` says why
+        size = path.stat().st_size
+    _check_size(path, size, _MOST_BYTES, "bytes")
     delimiter, rows = read_csv(path, strict=True)
     if not rows and not may_be_empty:
         raise UserError(
             f"{str(path)!r} has no lines; it needs a head such as arm,seed,accuracy and a line for each run"
         )
     (_, head), *lines = rows or [(0, [])]
+    _check_size(path, len(head), _MOST_COLUMNS, "columns")
+    _check_size(path, len(lines), _MOST_LINES, "lines")
     head = [printable(name.strip()) for name in head]
     twice = next((name for name in head if name and head.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"{str(path)!r} has the column {brief(twice)} twice; give each its own name")
     return delimiter, head, lines
+
+
+def _check_size(path: Path, size: int, most: int, what: str) -> None:
+    """Raise UserError if a table is too large to read in bounded time and memory."""
+    if size > most:
+        raise UserError(
+            f"{str(path)!r} has {size:,} {what}; a table of runs has at most {most:,}: keep the columns "
+            "and the epochs that count"
+        )
 
 
 def _check_lines(lines: list[Line], head: list[str], roles: Roles, path: Path) -> None:
@@ -364,6 +373,12 @@ def _mending(cell: str, signs: set[str]) -> str:
     if _is_ambiguous(cell, signs) or ("," in cell and _SEPARATED.fullmatch(cell) and _number(cell, signs) is None):
         return "write it without separators of thousands, and with a decimal point"
     return ""
+
+
+def _setting(cell: str, signs: set[str]) -> str:
+    """Return a setting as text, a number in one spelling: 0.1 for 1e-1 and 0,10."""
+    number = _number(cell, signs)
+    return (cell or NOT_SET) if number is None else f"{number:.12g}"
 
 
 def _decimal_signs(lines: list[Line], delimiter: str) -> set[str]:

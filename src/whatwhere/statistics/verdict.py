@@ -25,6 +25,7 @@ _Name = Annotated[str, Meta(min_length=1)]
 _Figures = tuple[Annotated[float, Meta(ge=-1e100, le=1e100)], ...]
 _Count = Annotated[int, Meta(ge=0, le=MOST_SEEDS)]
 
+_MOST_ARMS = 200  # the time grows with their square
 BASELINES = ("none", "baseline")  # names of the arm that the others are compared with
 
 __all__ = ["HELPS", "HURTS", "SAME", "UNKNOWN", "ArmVerdict", "Judgement", "judge"]
@@ -216,6 +217,11 @@ def judge(
     odd = odd_seed(results.seeds)
     if odd is not None:
         raise UserError(odd[1])
+    if len(results.arms) > _MOST_ARMS:
+        raise UserError(
+            f"there are {len(results.arms):,} arms, {few([short(arm, 20) for arm in results.arms])}; at most "
+            f"{_MOST_ARMS} can be compared: name the column of the arms with --arm-column, or leave arms out"
+        )
     measure, margin = metric_and_margin(results, metric=metric, lower_is_better=lower_is_better, margin=margin)
     baseline = _baseline(results, baseline)
     compared = [arm for arm in results.arms if arm != baseline]
