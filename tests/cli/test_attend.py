@@ -46,6 +46,7 @@ def test_what_it_costs_stands_below(whatwhere):
         ("yolo11n.pt",),
         ("yolo11n",),
         ("https://example.org/yolo11n.yaml",),
+        ("mobilenet_v3_small", "--plan", "--layers"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, refused_command):
@@ -163,8 +164,11 @@ def test_a_detector_of_the_user_is_measured_in_evaluation_mode(whatwhere, own_ne
     assert (status, err) == (0, "words of the user\n")
     assert out.startswith("cbam in 8 places")
     assert "saved for backward, and the training step: measured in evaluation mode" in out
+    assert "by layer" not in out
+    status, by_layer, _ = whatwhere("attend", "own_networks:build", "--input", "3x64x64", "--layers")
+    assert (status, by_layer.startswith(out)) == (0, True)
     # one part in all: its layers are shown
-    assert re.search(r"^   layer4 +", out, re.MULTILINE)
+    assert re.search(r"^   layer4 +", by_layer, re.MULTILINE)
     status, out, _ = whatwhere("attend", "own_networks:build", "--input", "3x64x64", "--json")
     assert (status, json.loads(out)["plan"]["added_params"]) == (0, 89_888)
 

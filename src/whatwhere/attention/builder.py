@@ -64,7 +64,10 @@ def attention_builder(attention: str | Builder) -> Builder:
         )
     if attention not in ATTENTION:
         names = ", ".join(ATTENTION)
-        raise UserError(f"unknown attention {brief(attention)}{suggest(attention, list(ATTENTION))}; known: {names}")
+        raise UserError(
+            f"unknown attention {brief(attention)}{suggest(attention, list(ATTENTION))}; known: {names}; or give your "
+            "own, as a class in Python or as MODULE:NAME on the command line"
+        )
     return ATTENTION[attention]
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..base.code import held_apart
+from ..base.errors import UserError
 from ..base.tables import rich_tables, show
 from ..base.words import brief
 from .screen import TerminalScreen
@@ -45,6 +46,9 @@ def attend_command(
         str | None, typer.Option(metavar="se", help="Put it in the place of the network's squeeze-and-excitation.")
     ] = None,
     plan_only: Annotated[bool, typer.Option("--plan", help="Only say where it would go.")] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Also show the cost by layer. It is always part of --json.")
+    ] = False,
     input_size: InputSize = "",
     batch: Annotated[int, typer.Option(min=1, help="Images per batch; what it costs is for the batch.")] = 2,
     classes: Classes = None,
@@ -60,6 +64,8 @@ def attend_command(
     from ..networks.foreign import create_any
     from ..networks.spec import is_import_path, parse_arguments
 
+    if layers and plan_only:
+        raise UserError("--plan measures no cost, so --layers has nothing to show; leave out one of the two")
     given = parse_input_size(input_size) if input_size else None
     chosen = attention_by_path(attention) if is_import_path(attention) else attention
     attention_builder(chosen)  # before the network is built
@@ -95,4 +101,5 @@ def attend_command(
         return
     show(rich_tables(planned.tables()))
     if comparison is not None:
-        show(rich_tables(comparison.tables(usual_depth(comparison))))
+        tables = comparison.tables(usual_depth(comparison))
+        show(rich_tables(tables if layers else tables[:1]))
