@@ -140,7 +140,8 @@ def find_roles(
     roles.no_figures |= {roles.use} if roles.use is not None else set()
 
     def cells(column: int) -> list[str]:
-        return [row[column].strip() for _, row in lines if len(row) > column]
+        # a line that is too short is refused later
+        return [row[column].strip() if len(row) > column else "" for _, row in lines]
 
     def varying(columns: list[int]) -> list[int]:
         return columns if len(columns) < 2 else [column for column in columns if len(set(cells(column))) > 1]
@@ -169,7 +170,7 @@ def find_roles(
     by_name = [c for c, name in enumerate(names) if name in _SETTINGS and not is_collected_head(head)]
     runs = list(zip(*(cells(c) for c in (roles.arm, seed) if c is not None), strict=True)) or [()] * len(lines)
     # a rate that falls during a run is no setting
-    by_name = [c for c in by_name if len({*zip(runs, cells(c), strict=False)}) == len({*runs}) and head[c] != wanted]
+    by_name = [c for c in by_name if len({*zip(runs, cells(c), strict=True)}) == len({*runs}) and head[c] != wanted]
     roles.settings = [
         c
         for c, name in enumerate(head)
