@@ -6,11 +6,13 @@ import contextlib
 import errno
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
+from PIL.TiffImagePlugin import TiffImageFile
 
 from ..base.errors import UserError
 from ..base.words import cause, printable
@@ -100,7 +102,12 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_image(image: Image.Image) -> Image.Image:
-    """Decode an opened image to 8-bit RGB.
+    """Decode an opened image to 8-bit RGB, as `decode` does."""
+    return decode(image)[0]
+
+
+def decode(image: Image.Image) -> tuple[Image.Image, bool]:
+    """Decode an opened image to 8-bit RGB, and return with it whether the EXIF header asks for a turn.
 
     The EXIF orientation is applied; one that cannot be read is ignored. Of an animation, or a file with several pages,
     the first image is read. Transparent pixels are composited on white. 16-bit grey is divided by 257 (65535 becomes
@@ -115,21 +122,24 @@ def read_image(image: Image.Image) -> Image.Image:
         _check_size(image)
         if image.tell():
             image.seek(0)
+        # Pillow turns a TIFF image as it decodes, and drops the tag
+        stored = _orientation(lambda: image.tag_v2) if isinstance(image, TiffImageFile) else 1
         image.load()
-        turn = _TURNS.get(orientation(image))
+        # only now: to read the EXIF header of a PNG, Pillow decodes it, and then reports no damage any more
+        orientation = _orientation(image.getexif)
         result = _to_rgb(image)
-        if turn is not None:
-            result = result.transpose(turn)
+        if orientation in _TURNS:
+            result = result.transpose(_TURNS[orientation])
         # a new object holds neither the file nor the EXIF header, which is wrong after the rotation
         result = result.copy() if result is image else result
         result.info = {}
-        return result
+        return result, stored in _TURNS or orientation in _TURNS
 
 
-def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 if there is none. Pillow applies that of a TIFF file when it decodes."""
+def _orientation(header: Callable[[], Mapping[int, Any]]) -> int:
+    """Return the EXIF orientation, 1 if there is none."""
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        return int(header().get(_ORIENTATION, 1))
     except Exception:  # a corrupt header raises many errors, and the picture may be fine
         return 1
 

@@ -25,6 +25,7 @@ _FAULTS: Messages = {
     "permission": ("error", "file", f"{{n}} without the permission to read; {_CURE}"),
     "mode": ("error", "file", f"{{n}} with 32-bit or floating-point values, which have no known range; {_CURE}"),
     "missing": ("error", "file", f"{{n}} gone since they were listed; {_CURE}"),
+    "flat-end": ("warning", "JPEG", "{n} with one colour in all of the last rows, as a damaged file has; look at them"),
     "wrong-suffix": ("warning", "file", "{n} in another format than the suffix says; read by content; rename"),
 }
 _COPIES: Messages = {
@@ -105,7 +106,10 @@ def file_findings(source: Source, entries: Sequence[Entry]) -> list[Finding]:
         suffix = os.path.splitext(sample.path)[1].lower()
         if entry.fault:
             paths[entry.fault].append(sample.path)
-        elif suffix in SUFFIXES and suffix not in FORMATS.get(entry.format, (suffix,)):
+            continue
+        if entry.flat_end:
+            paths["flat-end"].append(sample.path)
+        if suffix in SUFFIXES and suffix not in FORMATS.get(entry.format, (suffix,)):
             paths["wrong-suffix"].append(sample.path)
     return findings_of(_FAULTS, paths, limit=Image.MAX_IMAGE_PIXELS or 0)
 

@@ -18,10 +18,11 @@ from PIL import Image
 from ...base.errors import UserError
 from ...base.files import write_bytes
 from ...base.processes import num_cores
-from ..images import ImageError, orientation, quiet, read_image
+from ..images import ImageError, decode, quiet
 from ..sources.source import Sample, Source
 
-_VERSION = 2
+# what the entries say changes with it: 3 notices damaged PNG files
+_VERSION = 3
 _CHUNK = 64
 # faults that may be gone the next time, though the file's size and time are the same
 _PASSING = {"permission", "missing", "unreadable"}
@@ -40,6 +41,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     height: int = 0
     turned: bool = False  # whether the EXIF header asks for a rotation or reflection
     digest: str = ""  # BLAKE2b hash of the file's bytes, or of the pixels in a built-in set
+    flat_end: bool = False  # whether a JPEG ends in rows of one colour, with which a decoder fills what is damaged
     look: bytes = b""  # a grey picture of 17 x 16 pixels and the mean colour, by which nearly equal images are found
 
 
@@ -78,15 +80,23 @@ def read_entry(source: Source, sample: Sample) -> Entry:
     try:
         with source.open(sample) as image:
             entry |= {"format": image.format or "", "mode": image.mode, "width": image.width, "height": image.height}
-            # before decoding: then Pillow turns a TIFF image and drops its orientation
-            entry["turned"] = orientation(image) > 1
-            rgb = read_image(image)
+            rgb, entry["turned"] = decode(image)
+            entry["flat_end"] = image.format == "JPEG" and _has_flat_end(image)
         entry["digest"] = hashlib.blake2b(source.content(sample), digest_size=16).hexdigest()
     except ImageError as error:
         return Entry(**{**entry, "fault": error.kind})
     grey = rgb.convert("L").resize(LOOK_SIZE, Image.Resampling.BILINEAR, reducing_gap=2.0)
     mean = rgb.resize((1, 1), Image.Resampling.BOX)
     return Entry(**entry, look=grey.tobytes() + mean.tobytes())
+
+
+def _has_flat_end(image: Image.Image) -> bool:
+    """Return whether the last eighth of the stored rows, at least 8, is one colour, but not black or white."""
+    width, height = image.size
+    found = image.crop((0, max(0, height - max(8, height // 8)), width, height)).convert("RGB").getcolors(1)
+    # black and white are the frames of sound pictures
+    is_frame = found is None or found[0][1] in ((0, 0, 0), (255, 255, 255))
+    return not is_frame and image.convert("RGB").getcolors(1) is None
 
 
 class _Cache(msgspec.Struct):

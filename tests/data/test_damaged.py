@@ -1,0 +1,93 @@
+"""The doctor passes a file if, and only if, training can read it."""
+
+import io
+import random
+
+import pytest
+from PIL import Image
+
+from image_files import fill, picture
+from whatwhere.data.batches import Reader
+from whatwhere.data.doctor.probe import read_entry
+from whatwhere.data.doctor.report import examine
+from whatwhere.data.images import ImageError
+from whatwhere.data.preprocess import preprocessing_for
+from whatwhere.data.sources.find import find_source
+from whatwhere.data.sources.source import Sample, Source
+
+KINDS = {
+    "JPEG": [{}, {"progressive": True}, {"quality": 95, "subsampling": 0}],
+    "PNG": [{}, {"compress_level": 0}, {"compress_level": 9}],
+    "WEBP": [{}, {"lossless": True}],
+    "TIFF": [{}, {"compression": "tiff_lzw"}, {"compression": "tiff_adobe_deflate"}, {"compression": "jpeg"}],
+    "BMP": [{}],
+    "GIF": [{}],
+}
+
+
+def saved(image, kind="JPEG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def cut(content, draw):
+    return content[: draw.randrange(1, len(content))]
+
+
+def one_byte(content, draw):
+    place = draw.randrange(len(content))
+    return content[:place] + bytes([(content[place] + draw.randrange(1, 256)) % 256]) + content[place + 1 :]
+
+
+def zeros(content, draw):
+    place, count = draw.randrange(len(content)), draw.randrange(1, 200)
+    return content[:place] + bytes(len(content[place : place + count])) + content[place + count :]
+
+
+def fault_in_training(source, image_size, whole):
+    try:
+        Reader(source, source.samples, preprocessing_for(image_size), whole)[0]
+    except ImageError as error:
+        return error.kind
+    return ""
+
+
+@pytest.mark.parametrize("num_files", [40, pytest.param(350, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_doctor_and_training_agree_on_damaged_files(tmp_path, kind, num_files):
+    draw = random.Random(kind)
+    sample = Sample("image", "cat", None)
+    source = Source("data", tmp_path, (sample,))
+    passed = 0
+    for index in range(num_files):
+        size = (draw.randrange(16, 120), draw.randrange(16, 120))
+        options = draw.choice(KINDS[kind])
+        exif = picture(0).getexif()
+        if draw.random() < 0.5:
+            exif[0x0112] = draw.randrange(1, 9)
+        whole_file = saved(picture(index, size), kind, exif=exif, **options)
+        damaged = draw.choice([cut, one_byte, zeros])(whole_file, draw)
+        (tmp_path / sample.path).write_bytes(damaged)
+        fault = read_entry(source, sample).fault
+        # of several sizes, because libjpeg may decode a large JPEG at a part of its size
+        for image_size, whole in ((8, False), (32, True), (32, False)):
+            assert fault_in_training(source, image_size, whole) == fault, (index, options, image_size, whole)
+        passed += not fault
+    assert passed < num_files
+
+
+def test_half_a_jpeg_with_an_end_marker_is_a_warning(tmp_path):
+    fill(tmp_path, "a", "b")
+    content = saved(picture(7, (200, 160)), quality=90)
+    (tmp_path / "a" / "half.jpg").write_bytes(content[: len(content) // 2] + b"\xff\xd9")
+    (tmp_path / "a" / "whole.jpg").write_bytes(content)
+    # black and white frames, and pictures of one colour, are no damage
+    for name, colour, rows in (("black", "black", 80), ("white", "white", 80), ("flat", "teal", 160)):
+        framed = picture(8, (200, 160))
+        framed.paste(Image.new("RGB", (200, rows), colour), (0, 160 - rows))
+        (tmp_path / "b" / f"{name}.jpg").write_bytes(saved(framed, quality=90))
+    (finding,) = (
+        item for item in examine(find_source(str(tmp_path)), cache=None).findings if item.severity == "warning"
+    )
+    assert (finding.kind, finding.paths) == ("flat-end", ("a/half.jpg",))
