@@ -262,7 +262,7 @@ def test_a_warning_is_shown_once(pretended, tmp_path):
     data = make_folder(tmp_path / "mine")
     (data / "empty").mkdir()
     pretended(data=data, seeds=3)
-    assert pretended.warnings == ["1 class folder without any image (`whatwhere check` names them)"]
+    assert pretended.warnings == ["1 class folder without any image: empty (`whatwhere check` names them)"]
 
 
 def test_images_that_changed_are_refused(pretended, tmp_path, refused):

@@ -14,6 +14,7 @@ from image_files import bomb, cut, fill, oriented, picture, save
 from whatwhere.base.tables import rich_tables, text
 from whatwhere.data.doctor import probe
 from whatwhere.data.doctor.duplicates import joined
+from whatwhere.data.doctor.findings import unusable
 from whatwhere.data.doctor.report import examine
 from whatwhere.data.sources.find import find_source
 from whatwhere.data.sources.source import Finding
@@ -166,8 +167,8 @@ def test_a_hostile_folder_gets_a_full_report(tmp_path):
             "EXIF rotation": {"num_images": 1, "read_as": "turned as the header says"},
         },
     }
-    assert sorted(report.bad) == [
-        *(f"Train/cat/{name}" for name in ("cut.jpg", "empty.jpg", "float.tif", "huge.png", "text.png")),
+    assert sorted(unusable(report.findings)) == [
+        *(f"Train/cat/{name}" for name in ("cut.jpg", "empty.jpg", "float.tif", "huge.png", "phone.HEIC", "text.png")),
         "Train/dog/x\udcff\x1b[31m.png",
     ]
     assert report.surplus == {"Train/dog/copy.png"}
@@ -190,7 +191,7 @@ def test_a_hostile_folder_gets_a_full_report(tmp_path):
 def test_a_sound_folder(tmp_path):
     report = report_of(fill(tmp_path, "a", "b", count=3))
     assert report.sound
-    assert (report.findings, report.bad, report.twins) == ((), frozenset(), ())
+    assert (report.findings, report.twins) == ((), ())
     assert report.counts == {"all": {"a": 3, "b": 3}}
     printed = text(rich_tables(report.tables()))
     assert "Findings: none" in printed
@@ -305,7 +306,7 @@ def test_the_cache_is_used_until_a_file_changes(tmp_path, monkeypatch):
     # with another limit, no entry counts
     read.clear()
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert len(report_of(root, cache).bad) == 6
+    assert len(unusable(report_of(root, cache).findings)) == 6
     assert len(read) == 6
 
 
@@ -366,6 +367,7 @@ package = types.ModuleType("whatwhere")
 package.__path__ = [{str(Path(probe.__file__).parents[2])!r}]
 sys.modules["whatwhere"] = package
 from whatwhere.data.sources.find import find_source
+from whatwhere.data.doctor.findings import unusable
 from whatwhere.data.doctor.report import examine
 assert examine(find_source({str(tmp_path)!r}), cache=None).sound
 assert "torch" not in sys.modules

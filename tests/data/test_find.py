@@ -279,8 +279,9 @@ def test_csv_faults_are_named_with_their_lines(tmp_path):
         "two-labels": ("x/2.png (line 9)",),
         "two-splits": ("x/3.png (line 11)",),
         "repeated": ("x/0.png (line 7)",),
+        "empty-class": ("b",),
     }
-    assert [finding.severity for finding in source.findings] == ["error"] * 7 + ["note"]
+    assert [finding.severity for finding in source.findings] == [*["error"] * 7, "note", "warning"]
 
 
 def test_csv_columns_by_name(tmp_path, refuses):

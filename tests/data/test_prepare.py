@@ -28,7 +28,7 @@ def test_a_folder_without_splits(tmp_path):
     prepared = prepare(str(root), seed=3)
     assert prepared.classes == ("a", "b")
     assert [len(prepared.parts[part]) for part in ("train", "val", "test")] == [28, 6, 6]
-    assert (prepared.left_out, prepared.median_side, prepared.source.name) == ((), 32, str(root))
+    assert (prepared.left_out, prepared.median_side, prepared.source.name) == ({}, 32, str(root))
     assert prepared.report.sound
 
 
@@ -48,7 +48,9 @@ def test_bad_images_stop_or_are_left_out(tmp_path, refuses):
     (root / "b" / "0.png").write_bytes(b"")
     refuses(root)
     prepared = prepare(str(root), seed=0, skip_bad=True)
-    assert prepared.left_out == ("a/0.png", "a/1.png", "a/2.png", "a/3.png", "b/0.png")
+    assert prepared.left_out == dict.fromkeys([f"a/{index}.png" for index in range(4)], "truncated") | {
+        "b/0.png": "empty"
+    }
     assert sum(map(len, prepared.parts.values())) == 15
 
 
@@ -59,7 +61,7 @@ def test_skip_bad_keeps_the_test_set_whole(tmp_path, refuses):
             (root / f"{copy}.png").write_bytes((root / f"{source}.png").read_bytes())
     refuses(root)
     prepared = prepare(str(root), seed=0, skip_bad=True)
-    assert prepared.left_out == ("train/a/copy.png", "train/b/copy.png", "val/a/copy.png")
+    assert prepared.left_out == dict.fromkeys(("train/a/copy.png", "train/b/copy.png", "val/a/copy.png"), "leak")
     assert [len(prepared.parts[part]) for part in ("train", "val", "test")] == [6, 6, 6]
 
 
@@ -77,7 +79,10 @@ def test_errors_of_the_listing_count_without_a_check(tmp_path, refuses):
     root = fill(tmp_path / "data", "a", "b", count=20)
     (root / "a" / "x.heic").touch()
     refuses(root, check=False)
-    assert sum(map(len, prepare(str(root), seed=0, check=False, skip_bad=True).parts.values())) == 40
+    for check in (False, True):
+        prepared = prepare(str(root), seed=0, check=check, skip_bad=True)
+        assert sum(map(len, prepared.parts.values())) == 40
+        assert prepared.left_out == {"a/x.heic": "convert"}
 
 
 def test_without_a_check_only_headers_are_read(tmp_path):
@@ -118,7 +123,7 @@ def test_the_fingerprint_is_that_of_the_parts(tmp_path):
     assert len(first) == 64
     # neither the bytes of the images nor their order count
     reordered = {part: samples[::-1] for part, samples in other.parts.items()}
-    changed = type(other)(other.source, other.classes, reordered, None, (), 0)
+    changed = type(other)(other.source, other.classes, reordered, None, {}, 0)
     assert fingerprint(changed) == fingerprint(other)
 
 

@@ -150,7 +150,7 @@ def test_figures_by_hand(by_shade, tmp_path):
     seen = []
     result = evaluate_bundle(by_shade, str(data), batch_size=3, progress=lambda done, total: seen.append((done, total)))
     assert result["confusion"] == [[2, 0, 0, 0], [0, 2, 2, 0], [0, 0, 2, 0], [0, 0, 0, 2]]
-    assert (result["split"], result["left_out"], result["classes"]) == ("all", [], list(CLASSES))
+    assert (result["split"], result["left_out"], result["classes"]) == ("all", {}, list(CLASSES))
     assert result["images"]["num_images"] == 10
     assert result["images"]["accuracy"] == 0.8
     assert result["images"]["balanced_accuracy"] == 0.875
@@ -215,7 +215,14 @@ def test_bad_files(by_shade, tmp_path, refused):
     with refused():
         evaluate_bundle(by_shade, str(data))
     result = evaluate_bundle(by_shade, str(data), skip_bad=True)
-    assert (result["left_out"], result["images"]["num_images"]) == (["cat/bad.png"], 4)
+    assert (result["left_out"], result["images"]["num_images"]) == ({"cat/bad.png": "unreadable"}, 4)
+    # a row without a file counts too; a bad file of another part does not
+    rows = ["cat/0.png,cat,test", "dog/0.png,dog,test", "gone.png,cat,test", "cat/bad.png,cat,train"]
+    (data / "list.csv").write_text("\n".join(["path,label,split", *rows]))
+    with refused():
+        evaluate_bundle(by_shade, str(data / "list.csv"))
+    result = evaluate_bundle(by_shade, str(data / "list.csv"), skip_bad=True)
+    assert (result["left_out"], result["images"]["num_images"]) == ({"gone.png (line 4)": "missing"}, 2)
 
 
 def test_nothing_but_bad_files(by_shade, tmp_path, refused):

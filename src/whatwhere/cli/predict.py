@@ -11,7 +11,7 @@ import typer
 
 from ..base.errors import UserError
 from ..base.tables import comma_separated, rich_tables, show
-from ..base.words import brief, printable
+from ..base.words import brief, counted, few, printable
 from .check import DataDir, LabelColumn, PathColumn
 
 _Bundle = Annotated[Path, typer.Argument(help="A run's folder, or its best/.")]
@@ -113,6 +113,10 @@ def evaluate_command(
             label_column=label_column,
             data_dir=data_dir,
         )
+    if result["left_out"]:
+        left_out = list(result["left_out"])
+        named = f"{few(left_out, 5)}; --json names all, with the kind of fault"
+        print(f"whatwhere: --skip-bad left out {counted(len(left_out), 'image')}: {named}", file=sys.stderr)
     if result["num_trained_on"]:
         print(
             f"whatwhere: {result['num_trained_on']} of these images were trained on, so the figures are too good; "

@@ -14,14 +14,12 @@ from ..base.errors import UserError
 from ..base.randomness import stream_seed
 from ..base.words import brief, cause, counted, few, printable
 from .doctor.duplicates import joined
-from .doctor.findings import class_findings
+from .doctor.findings import CLASS_KINDS, class_findings, unusable
 from .doctor.report import Report, examine
 from .sources.find import find_source
 from .sources.source import SPLITS, Finding, Sample, Source
 
 _NUM_HEADERS = 100
-# kinds of findings that leaving out files does not cure
-_CLASS_KINDS = {"few", "no-image", "no-train", "one-class", "unknown-class"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Prepared:
     classes: tuple[str, ...]  # class names, sorted; the number of a class is its place here
     parts: dict[str, tuple[Sample, ...]]  # "train", "val" and "test"; "test" may be empty
     report: Report | None  # the doctor's report; None if the data were not checked
-    left_out: tuple[str, ...]  # paths of the samples that `skip_bad` left out
+    left_out: dict[str, str]  # what `skip_bad` left out: the kind of finding by path, or by row of a CSV file
     median_side: int  # median of the images' shorter sides, in pixels
     drawn: tuple[str, ...] = ()  # which of "val" and "test" were drawn by the seed: DATA has no such split
 
@@ -64,10 +62,12 @@ def prepare(
     """
     source = find_source(data, path_column=path_column, label_column=label_column, data_dir=data_dir, download=download)
     report = examine(source, progress=progress) if check else None
-    errors = [item for item in (report or source).findings if item.severity == "error"]
+    findings = (report or source).findings
+    errors = [item for item in findings if item.severity == "error"]
     if errors and not skip_bad:
         raise _unsound(data, errors)
-    left_out = report.bad | report.surplus if report is not None and skip_bad else frozenset()
+    surplus = dict.fromkeys(report.surplus, "leak") if report is not None else {}
+    left_out = surplus | unusable(findings) if skip_bad else {}
     samples = [sample for sample in source.samples if sample.path not in left_out]
     # again, because leaving out copies may leave a class without images
     errors = [finding for finding in class_findings(samples) if finding.severity == "error"]
@@ -87,7 +87,7 @@ def prepare(
         classes=tuple(sorted({sample.label for sample in samples})),
         parts=parts,
         report=report,
-        left_out=tuple(sorted(left_out)),
+        left_out=dict(sorted(left_out.items())),
         median_side=report.median_side if report is not None else _median_side(source, samples),
         drawn=tuple(part for part in ("val", "test") if parts[part] and part not in given),
     )
@@ -102,9 +102,9 @@ def fingerprint(prepared: Prepared) -> str:
 
 def _unsound(data: str, errors: Sequence[Finding]) -> UserError:
     first, *others = errors
-    paths = f" ({few(first.paths)})" if first.paths and first.kind not in _CLASS_KINDS else ""
+    paths = f" ({few(first.paths)})" if first.paths and first.kind not in CLASS_KINDS else ""
     more = f", and {counted(len(others), 'other error')}" if others else ""
-    curable = any(finding.kind not in _CLASS_KINDS for finding in errors)
+    curable = any(finding.kind not in CLASS_KINDS for finding in errors)
     skip = ", or leave out bad files with --skip-bad" if curable else ""
     return UserError(
         f"{printable(data)} is not sound: {first.message}{paths}{more}; "

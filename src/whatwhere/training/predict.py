@@ -16,6 +16,7 @@ from ..base.errors import UserError
 from ..base.processes import num_cores
 from ..base.words import brief, counted, few, printable, short, suggest
 from ..data.batches import EvaluationBatches, Reader, label_numbers
+from ..data.doctor.findings import unusable
 from ..data.doctor.report import examine
 from ..data.images import SUFFIXES, ImageError, open_image
 from ..data.sources.find import find_source
@@ -131,10 +132,13 @@ def evaluate_bundle(
     if not samples:
         has = f"it has {', '.join(source.splits)}" if source.splits else "it has no splits"
         raise UserError(f"{printable(data)} has no {short(chosen)} images ({has}); give another --split, or all")
-    bad = examine(source, progress=progress).bad & {sample.path for sample in samples}
+    elsewhere = {sample.path for sample in source.samples} - {sample.path for sample in samples}
+    faults = unusable(examine(source, progress=progress).findings)
+    bad = {path: kind for path, kind in sorted(faults.items()) if path not in elsewhere}
     if bad and not skip_bad:
-        paths = few(sorted(bad))
-        raise UserError(f"{counted(len(bad), 'image')} cannot be read ({paths}); see `whatwhere check`, or --skip-bad")
+        raise UserError(
+            f"{counted(len(bad), 'image')} cannot be used ({few(list(bad))}); see `whatwhere check`, or --skip-bad"
+        )
     samples = [sample for sample in samples if sample.path not in bad]
     if not samples:
         raise UserError(f"none of the images of {printable(data)} (split: {chosen}) can be read; see `whatwhere check`")
@@ -161,7 +165,7 @@ def evaluate_bundle(
         "data": data,
         "split": chosen,
         "num_trained_on": sum(path in trained_on for path in used) if trained_on else 0,
-        "left_out": sorted(bad),
+        "left_out": bad,
         "images": figures.summary(),
         "judged_on": "images",
         "classes": list(bundle.classes),

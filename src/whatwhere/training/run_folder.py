@@ -41,7 +41,8 @@ class RunDescription(msgspec.Struct, kw_only=True):
     classes: list[str]
     num_images: dict[str, Count]  # of each part
     drawn: list[str] | UnsetType = UNSET  # parts that the seed drew; unset in runs of old versions
-    left_out: list[str] = []  # paths of bad images
+    # what --skip-bad left out: the doctor's kind of finding by path; a list of paths in runs of old versions
+    left_out: dict[str, str] | list[str] = {}
     data_fingerprint: str  # SHA-256 of the images and their split
     sessions: Annotated[list[dict[str, Any]], Meta(min_length=1)]  # machine and versions of each start
 
@@ -188,7 +189,7 @@ class RunFolder:
             classes=list(prepared.classes),
             num_images={part: len(samples) for part, samples in prepared.parts.items()},
             drawn=list(prepared.drawn),
-            left_out=list(prepared.left_out),
+            left_out=prepared.left_out,
             data_fingerprint=fingerprint(prepared),
             sessions=[session],
         )

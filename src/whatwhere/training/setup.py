@@ -25,6 +25,7 @@ from ..base.screen import Screen
 from ..base.words import few
 from ..data.augment import Augmentation
 from ..data.batches import EvaluationBatches, Order, Reader, TrainBatches, label_numbers
+from ..data.doctor.findings import CLASS_KINDS
 from ..data.preprocess import Preprocessing, preprocessing_for
 from ..data.split import Prepared, prepare
 from ..data.store import Store, decode_all, free_memory, num_bytes, room
@@ -79,10 +80,11 @@ def prepare_images(data: str, given: Mapping[str, Any], screen: Screen) -> Prepa
         progress=lambda done, total: screen.progress("checking the images", done, total),
         **{name: given[name] for name in names + texts if given.get(name, "") != ""},
     )
-    if prepared.left_out:
-        screen.warn(f"left out as bad: {few(prepared.left_out, 5)}")
-    for finding in prepared.report.findings if prepared.report is not None else ():
-        if finding.severity == "warning":
+    for finding in (prepared.report or prepared.source).findings:
+        if finding.severity == "error" and finding.kind not in CLASS_KINDS:
+            # what follows a semicolon is the cure
+            screen.warn(f"--skip-bad left out {finding.message.partition(';')[0]}: {few(finding.paths, 5)}")
+        elif finding.severity == "warning":
             screen.warn(f"{finding.message} (`whatwhere check` names them)")
     for part, samples in prepared.parts.items():
         missing = sorted(set(prepared.classes) - {sample.label for sample in samples})

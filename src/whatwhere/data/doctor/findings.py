@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from PIL import Image
 
@@ -17,6 +17,8 @@ _MOST_UNEVEN = 10
 _FEWEST = 3
 _NUM_NAMED = 5
 _CURE = "replace, or leave out with --skip-bad"
+# kinds of findings on classes: leaving out files does not cure them
+CLASS_KINDS = {"few", "no-image", "no-train", "one-class", "unknown-class"}
 _FAULTS: Messages = {
     "truncated": ("error", "file", f"{{n}} cut short; {_CURE}"),
     "empty": ("error", "file", f"{{n}} of 0 bytes; {_CURE}"),
@@ -44,6 +46,14 @@ _COPIES: Messages = {
     ),
     "near": ("note", "pair", "{n} of nearly the same image{together}"),
 }
+
+
+def unusable(findings: Iterable[Finding]) -> dict[str, str]:
+    """Return the kind of error of each file, folder or row of a CSV file that cannot be used."""
+    errors = (finding for finding in findings if finding.severity == "error")
+    return {
+        path: finding.kind for finding in errors if finding.kind not in {*CLASS_KINDS, "leak"} for path in finding.paths
+    }
 
 
 def class_counts(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:

@@ -13,12 +13,13 @@ from typing import Any, Literal
 from ...base.tables import Table
 from ...base.words import counted, printable
 from ..images import READ_AS
-from ..sources.source import Finding, Source
+from ..sources.source import Finding, Source, findings_of
 from .duplicates import joined, near_pairs
 from .findings import class_counts, class_findings, copy_findings, file_findings, surplus
 from .probe import default_cache, probe
 
 _SEVERITIES = ("error", "warning", "note")
+_LOST = {"lost-class": ("warning", "class", "{n} of which no image can be used: {names}")}
 _MOST_PATHS = 10
 _MOST_CLASSES = 50
 
@@ -31,7 +32,6 @@ class Report:
     num_images: int  # number of listed images, usable or not
     counts: dict[str, dict[str, int]]  # number of usable images by split ("all" if DATA has no splits) and class
     findings: tuple[Finding, ...]  # errors first, then warnings and notes
-    bad: frozenset[str]  # paths of unusable samples
     surplus: frozenset[str]  # paths of copies in train or val of an image that is also in a later split, byte for byte
     twins: tuple[tuple[str, ...], ...]  # groups of paths with the same, or nearly the same, image
     median_side: int  # median of the images' shorter sides, in pixels; 0 if none is usable
@@ -116,12 +116,14 @@ def examine(
     identical, near = [group for group in by_digest.values() if len(group) > 1], near_pairs(entries)
     usable = [sample for sample, entry in both if not entry.fault]
     sound = [entry for entry in entries if not entry.fault]
+    lost = sorted({sample.label for sample in samples} - {sample.label for sample in usable})
     modes = Counter(entry.mode for entry in sound if entry.mode != "RGB")
     num_turned = sum(entry.turned for entry in sound)
     findings = [
         *source.findings,
         *file_findings(source, entries),
         *class_findings(usable),
+        *findings_of(_LOST, {"lost-class": lost}),
         *copy_findings(samples, identical, near),
     ]
     contents = sorted(f"{sample.path}\0{entry.digest}" for sample, entry in both)
@@ -130,7 +132,6 @@ def examine(
         num_images=len(samples),
         counts=class_counts(usable),
         findings=tuple(sorted(findings, key=lambda finding: _SEVERITIES.index(finding.severity))),
-        bad=frozenset(sample.path for sample, entry in both if entry.fault),
         surplus=surplus(samples, identical),
         twins=tuple(tuple(samples[index].path for index in group) for group in joined([*identical, *near])),
         median_side=round(statistics.median(min(entry.width, entry.height) for entry in sound)) if sound else 0,

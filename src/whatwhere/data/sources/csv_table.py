@@ -32,7 +32,7 @@ _FAULTS = {
 _MESSAGES: Messages = {
     kind: ("note" if kind == "repeated" else "error", "row", f"{{n}} of the CSV file {fault}")
     for kind, fault in _FAULTS.items()
-}
+} | {"empty-class": ("warning", "class", "{n} of the CSV file without a row that can be used: {names}")}
 
 
 def list_csv(
@@ -64,10 +64,12 @@ def list_csv(
     places: dict[str, list[str]] = defaultdict(list)  # of rows with a fault, by kind
     taken: dict[str, Sample] = {}
     disputed: set[str] = set()
+    labels: set[str] = set()
     for line, cells in rows:
         row = dict(zip(header, cells, strict=False))
         name, label = row.get(path_column, ""), row.get(label_column, "")
         split = split_of(row.get(split_column, "")) if split_column else None
+        labels |= {class_name(label)} if label else set()
         place = f"{name} (line {line})" if name else f"line {line}"
         path = _resolve(file.parent, name)
         faults = {
@@ -92,8 +94,9 @@ def list_csv(
         elif before is not sample:
             places["repeated"].append(place)
 
-    findings = findings_of(_MESSAGES, places)
     samples = tuple(taken[path] for path in sorted(taken) if path not in disputed)
+    places["empty-class"] = sorted(labels - {sample.label for sample in samples})
+    findings = findings_of(_MESSAGES, places)
     if not samples:
         first = "".join(f"; {finding.message}" for finding in findings[:1])
         raise UserError(f"{where} names no image that can be used{first}")

@@ -31,7 +31,7 @@ _MESSAGES: Messages = {
     "suffix": ("warning", "file", "left out {n} with an image inside but another suffix; rename, for example to .png"),
     "stray": ("warning", "image", "left out {n} outside any class folder; move into one"),
     "beside": ("warning", "folder", "left out {n} with images, beside the train, val or test folders"),
-    "empty-class": ("warning", "class folder", "{n} without any image"),
+    "empty-class": ("warning", "class folder", "{n} without any image: {names}"),
     "split-in-class": ("warning", "folder", "{n} inside a class but named like a split; a split is DATA/train/CLASS"),
     "link": ("warning", "link", "left out {n} to a folder already listed, or to nothing"),
     "special": ("warning", "file", "left out {n} of a special kind, such as a pipe"),

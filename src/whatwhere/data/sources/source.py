@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...base.words import counted, printable
+from ...base.words import counted, few, printable
 from ..images import open_image, read_bytes
 
 SPLITS = ("train", "val", "test")
@@ -43,16 +43,18 @@ class Finding:
 
 
 Messages = Mapping[str, tuple[str, str, str]]
-"""By kind: severity, noun to count, and a sentence in which {n} is the number with the noun."""
+"""By kind: severity, noun to count, and a sentence: {n} is the number with the noun, {names} are the first paths."""
 
 
 def findings_of(messages: Messages, paths: Mapping[str, Sequence[str]], **fields: object) -> list[Finding]:
     """Return a finding for each kind of `messages` that has `paths`; `fields` fill the other braces of a sentence."""
-    return [
-        Finding(severity, kind, sentence.format(n=counted(len(paths[kind]), noun), **fields), tuple(paths[kind]))
-        for kind, (severity, noun, sentence) in messages.items()
-        if paths.get(kind)
-    ]
+    findings = []
+    for kind, (severity, noun, sentence) in messages.items():
+        if found := tuple(paths.get(kind, ())):
+            plural = "classes" if noun == "class" else None
+            text = sentence.format(n=counted(len(found), noun, plural), names=few(found, 5), **fields)
+            findings.append(Finding(severity, kind, text, found))
+    return findings
 
 
 @dataclass(frozen=True)
