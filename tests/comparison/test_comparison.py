@@ -79,9 +79,9 @@ def test_a_finished_run_is_read_once_however_many_follow(pretended, monkeypatch)
         read[self.path] += 1
         return result.fget(self)
 
-    def added(self, arm, seed, figures):
+    def added(self, arm, seed, figures, **options):
         gathered[arm, seed] += 1
-        add(self, arm, seed, figures)
+        add(self, arm, seed, figures, **options)
 
     monkeypatch.setattr(RunFolder, "result", property(counted))
     monkeypatch.setattr(Results, "add", added)

@@ -129,7 +129,7 @@ def _pairs(order: _Ints, sizes: _Ints) -> Iterator[_Ints]:
     ends = np.repeat(np.cumsum(sizes), sizes)
     positions = np.arange(len(order))
     batch: list[_Ints] = []
-    for step in range(1, min(int(sizes.max()), _MOST_IN_CELL)):
+    for step in range(1, min(int(sizes.max(initial=0)), _MOST_IN_CELL)):
         left = positions[:-step][positions[step:] < ends[:-step]] if step < len(order) else positions[:0]
         batch.append(np.sort(np.stack([order[left], order[left + step]], 1), axis=1))
         if sum(map(len, batch)) > _AT_ONCE:
