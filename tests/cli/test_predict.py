@@ -87,10 +87,14 @@ def test_as_json(whatwhere, run_folder, images):
 def test_bad_files_are_told_on_standard_error_and_by_the_status(whatwhere, run_folder, images, form):
     bad = images / "cat" / "bad.jpg"
     bad.write_text("no picture")
+    (images / "cat" / "new.heic").touch()
     status, out, err = whatwhere("predict", run_folder, images, "--device", "cpu", *([form] if form else []))
     assert status == 1
-    lines = err.splitlines()
-    assert lines == [f"whatwhere: {bad} is no image of a known format", "whatwhere: 1 of 7 images could not be read"]
+    assert err.splitlines() == [
+        f"whatwhere: 1 file in a format that is not read (HEIC, raw, ...); convert to JPEG: {images / 'cat/new.heic'}",
+        f"whatwhere: {bad} is no image of a known format",
+        "whatwhere: 2 of 8 images could not be read",
+    ]
     assert "bad.jpg" not in out
     if form == "--json":
         assert len(json.loads(out)) == 6

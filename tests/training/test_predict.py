@@ -1,3 +1,6 @@
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +8,7 @@ from PIL import Image
 
 from whatwhere import create_model
 from whatwhere.data.preprocess import Preprocessing
+from whatwhere.data.sources.find import find_source
 from whatwhere.networks import NetworkSpec
 from whatwhere.training.bundle import Bundle
 from whatwhere.training.predict import evaluate_bundle, image_files, predict
@@ -80,8 +84,10 @@ BAD = {"1x.jpg": "is cut short", "2x.jpg": "known format", "3x.jpg": "does not e
 
 @pytest.mark.parametrize(("batch_size", "num_threads"), [(1, 1), (2, 3), (3, None), (64, 4)])
 def test_the_order_is_kept_over_bad_files(network, mixed, batch_size, num_threads):
-    files = image_files([mixed])
+    files = sorted(mixed.iterdir())
     assert [file.name for file in files] == sorted([*BAD, *(f"{index}.png" for index in range(7))])
+    listed, (link,) = image_files([mixed])
+    assert (listed, link.paths) == ([file for file in files if file.name != "3x.jpg"], (str(mixed / "3x.jpg"),))
     found = list(predict(network, files, batch_size=batch_size, num_threads=num_threads))
     assert [prediction.path for prediction in found] == [str(file) for file in files]
     for file, prediction in zip(files, found, strict=True):
@@ -123,11 +129,29 @@ def test_hidden_and_foreign_files_are_left_out_of_folders_but_not_if_they_are_na
     for name in (".git/1.png", "a/.thumbs/1.png", "__MACOSX/1.png", "a/.hidden.png"):
         write(tmp_path / name)
     (tmp_path / "a" / "notes.txt").write_text("")
-    assert sorted(image_files([tmp_path])) == sorted(kept)
+    assert image_files([tmp_path])[0] == sorted(kept)
     named = [tmp_path / "a" / "notes.txt", tmp_path / "a" / ".hidden.png"]
-    assert image_files(named) == named
-    assert image_files([tmp_path / ".git"]) == [tmp_path / ".git" / "1.png"]
-    assert image_files([kept[2], kept[0]]) == [kept[2], kept[0]]
+    assert image_files(named) == (named, [])
+    assert image_files([tmp_path / ".git"])[0] == [tmp_path / ".git" / "1.png"]
+    assert image_files([kept[2], kept[0]])[0] == [kept[2], kept[0]]
+
+
+def test_a_folder_is_listed_as_check_lists_it(tmp_path, refused):
+    root = tmp_path / "photos"
+    for name in ("a/1.png", "b/2.png"):
+        write(root / name)
+    shutil.copy(root / "b" / "2.png", root / "b" / "phone")
+    (root / "a" / "new.heic").touch()
+    (root / "a" / "notes.txt").touch()
+    files, findings = image_files([root])
+    assert [str(file.relative_to(root)) for file in files] == ["a/1.png", "b/2.png"]
+    listed = {finding.kind: finding.paths for finding in find_source(str(root)).findings}
+    assert {item.kind: tuple(str(Path(p).relative_to(root)) for p in item.paths) for item in findings} == listed
+    assert listed == {"convert": ("a/new.heic",), "suffix": ("b/phone",), "other": ("a/notes.txt",)}
+    for file in files:
+        file.unlink()
+    with refused():
+        image_files([root])
 
 
 def test_nothing_to_predict(tmp_path, refused):

@@ -42,9 +42,15 @@ def predict_command(
 
     if csv and json:
         raise UserError("--csv and --json cannot be combined; give one of them")
-    files = image_files(images)
+    files, findings = image_files(images)
     own = None if attention is None else attention_by_path(attention)
-    num_bad = 0
+    # what `check` calls an error is an image that is not read
+    num_bad = sum(len(finding.paths) for finding in findings if finding.severity == "error")
+    num_images = len(files) + num_bad
+    for finding in findings:
+        if finding.severity != "note":
+            message = finding.message.removesuffix(", or --skip-bad")
+            print(f"whatwhere: {message}: {few([printable(path) for path in finding.paths], 5)}", file=sys.stderr)
     found: list[dict[str, Any]] = []
     with team(device) as alone:
         network = load_bundle(bundle, alone.device, attention=own)
@@ -67,7 +73,7 @@ def predict_command(
     if json:
         typer.echo(json_format.dumps(found, indent=2))
     if num_bad:
-        print(f"whatwhere: {num_bad} of {len(files)} images could not be read", file=sys.stderr)
+        print(f"whatwhere: {num_bad} of {num_images} images could not be read", file=sys.stderr)
         raise typer.Exit(1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from ..base.words import brief, counted, few, printable, short, suggest
 from ..data.batches import EvaluationBatches, Reader, label_numbers
 from ..data.doctor.findings import unusable
 from ..data.doctor.report import examine
-from ..data.images import SUFFIXES, ImageError, open_image
+from ..data.images import ImageError, open_image
 from ..data.sources.find import find_source
+from ..data.sources.folders import list_images
+from ..data.sources.source import Finding
 from .bundle import Bundle
 from .distributed import Team
 from .evaluate import evaluate
@@ -35,26 +37,27 @@ class Prediction:
     error: str = ""  # a sentence that names the image; empty if it could be read
 
 
-def image_files(paths: Sequence[Path]) -> list[Path]:
-    """Return the files in `paths` and all images in its folders and their subfolders, without hidden files.
+def image_files(paths: Sequence[Path]) -> tuple[list[Path], list[Finding]]:
+    """Return the files in `paths` and all images in its folders, and what was left out there, as `check` finds it.
 
     Raises:
         UserError: A path that does not exist, or no images.
     """
     files: list[Path] = []
+    findings: list[Finding] = []
     for path in paths:
         if path.is_dir():
-            for folder, inner, names in os.walk(path):
-                inner[:] = sorted(name for name in inner if not name.startswith((".", "__MACOSX")))
-                found = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
-                files += [file for file in found if file.suffix.lower() in SUFFIXES]
+            images, found = list_images(path)
+            files += [path / image for image in images]
+            findings += [replace(finding, paths=tuple(str(path / one) for one in finding.paths)) for finding in found]
         elif path.exists():
             files.append(path)
         else:
             raise UserError(f"no image or folder {brief(printable(str(path)), 200)}")
     if not files:
-        raise UserError(f"no images in {few([str(path) for path in paths])}")
-    return files
+        why = "".join(f"; {finding.message}" for finding in findings if finding.severity == "error")
+        raise UserError(f"no images in {few([str(path) for path in paths])}{why.removesuffix(', or --skip-bad')}")
+    return files, findings
 
 
 def predict(

@@ -1,4 +1,4 @@
-"""List the images of a folder of class folders, or of train/val/test folders of them."""
+"""List the images of a folder of class folders, of train/val/test folders of them, or of any folder."""
 
 from __future__ import annotations
 
@@ -75,12 +75,7 @@ def list_folder(root: Path) -> tuple[tuple[Sample, ...], tuple[Finding, ...]]:
     Raises:
         UserError: There are no class folders with images, or a split is there twice.
     """
-    top = _Folder("", "")
-    met: dict[str, list[str]] = defaultdict(list)  # paths that are left out or odd, by kind
-    try:
-        _fill(root, top, 0, {_identity(root)}, met)
-    except OSError as error:
-        raise UserError(f"cannot list {printable(str(root))}: {error.strerror}; see its permissions") from error
+    top, met = _listed(root)
     notes = []
     # DATA holds one folder that is neither a class nor a split: look inside
     while len(with_images := top.class_folders) == 1 and not top.images:
@@ -91,8 +86,31 @@ def list_folder(root: Path) -> tuple[tuple[Sample, ...], tuple[Finding, ...]]:
         notes.append(Finding("note", "wrapper", message, (inner.path,)))
         top = inner
     samples = _samples(root, top, met)
-    findings = findings_of(_MESSAGES, {kind: sorted(set(paths)) for kind, paths in met.items()})
-    return tuple(sorted(samples, key=lambda sample: sample.path)), (*findings, *notes)
+    return tuple(sorted(samples, key=lambda sample: sample.path)), (*_findings(met), *notes)
+
+
+def list_images(root: Path) -> tuple[tuple[str, ...], tuple[Finding, ...]]:
+    """List all images under `root`, sorted, whatever the folders mean; files are left out as by `list_folder`.
+
+    Raises:
+        UserError: The folder cannot be listed.
+    """
+    top, met = _listed(root)
+    return tuple(sorted(top.all_images())), tuple(_findings(met))
+
+
+def _listed(root: Path) -> tuple[_Folder, dict[str, list[str]]]:
+    """Return the folder `root`, listed, and the paths that are left out or odd, by kind."""
+    top, met = _Folder("", ""), defaultdict[str, list[str]](list)
+    try:
+        _fill(root, top, 0, {_identity(root)}, met)
+    except OSError as error:
+        raise UserError(f"cannot list {printable(str(root))}: {error.strerror}; see its permissions") from error
+    return top, met
+
+
+def _findings(met: dict[str, list[str]]) -> list[Finding]:
+    return findings_of(_MESSAGES, {kind: sorted(set(paths)) for kind, paths in met.items()})
 
 
 def _identity(path: Path | str) -> tuple[int, int]:
