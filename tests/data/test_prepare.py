@@ -1,4 +1,8 @@
+import shutil
+
+import numpy as np
 import pytest
+from PIL import Image
 
 from image_files import cut, fill, save
 from whatwhere.data.split import fingerprint, prepare
@@ -154,3 +158,48 @@ def test_the_digits_have_their_test_set():
     assert len(prepared.parts["test"]) == 900
     assert len(prepared.parts["train"]) + len(prepared.parts["val"]) == 897
     assert prepared.classes == tuple("0123456789")
+
+
+def scene(number, place):
+    """A picture of a fixed camera: one scene, and a small thing somewhere."""
+    coarse = np.random.default_rng(place).integers(0, 200, (4, 4, 3))
+    pixels = coarse.repeat(8, 0).repeat(8, 1).astype(np.uint8)
+    pixels[number % 8 : number % 8 + 2, number // 8 : number // 8 + 2] += 30
+    return Image.fromarray(pixels)
+
+
+def camera(root, places):
+    for number, place in enumerate(places):
+        folder = root / ("empty" if number % 2 else "there")
+        folder.mkdir(parents=True, exist_ok=True)
+        scene(number, place).save(folder / f"{number:02d}.png")
+    return root
+
+
+def test_pictures_of_a_fixed_camera_can_be_divided_freely(tmp_path, refuses):
+    root = camera(tmp_path / "data", [0] * 40)
+    refuses(root)
+    prepared = prepare(str(root), seed=0, near_duplicates="free")
+    assert [len(prepared.parts[part]) for part in ("train", "val", "test")] == [28, 6, 6]
+    assert prepared.uneven == ""
+    # copies stay together all the same
+    for number in range(40, 48):
+        shutil.copy(root / "there" / "00.png", root / "there" / f"{number}.png")
+    prepared = prepare(str(root), seed=0, near_duplicates="free")
+    copies = {f"there/{number}.png" for number in ("00", *range(40, 48))}
+    assert sum(bool(copies & {sample.path for sample in part}) for part in prepared.parts.values()) == 1
+
+
+def test_parts_that_groups_make_uneven_are_told(tmp_path):
+    root = camera(tmp_path / "data", [number // 16 for number in range(48)])
+    prepared = prepare(str(root), seed=0)
+    assert prepared.uneven == (
+        "groups of images that must stay in one part make the parts uneven: 16 val, 16 test images, instead of 7 and "
+        "7; if they are pictures of one scene, as a fixed camera takes, give --near-duplicates free"
+    )
+    assert prepare(str(root), seed=0, near_duplicates="free").uneven == ""
+
+
+@pytest.mark.parametrize(("classes", "count"), [("ab", 3), ("abcdefghij", 3), ("ab", 20), ("abc", 7)])
+def test_parts_that_whole_images_make_uneven_are_not_told(tmp_path, classes, count):
+    assert prepare(str(fill(tmp_path / "data", *classes, count=count)), seed=0).uneven == ""

@@ -7,7 +7,7 @@ import re
 import shlex
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..base.errors import UserError
@@ -33,6 +33,7 @@ class Prepared:
     left_out: dict[str, str]  # what `skip_bad` left out: the kind of finding by path, or by row of a CSV file
     median_side: int  # median of the images' shorter sides, in pixels
     drawn: tuple[str, ...] = ()  # which of "val" and "test" were drawn by the seed: DATA has no such split
+    uneven: str = ""  # as a sentence, which sizes the parts have instead of those that were asked for
 
 
 def prepare(
@@ -42,6 +43,7 @@ def prepare(
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
     group_from: str | None = None,
+    near_duplicates: str = "together",
     skip_bad: bool = False,
     check: bool = True,
     path_column: str | None = None,
@@ -54,8 +56,9 @@ def prepare(
 
     `find_source` explains the arguments that say where the images are, and `split_samples` those of the splits. With
     `skip_bad`, images that cannot be read are left out, and, if the same file is in several splits, the copies in train
-    (or val). With `check`, every image is decoded and checked; else only some headers are read. `progress` is called
-    with the numbers of checked images and of all images.
+    (or val). `near_duplicates` says whether images that are nearly the same stay "together" in one part, or "free", as
+    pictures of a fixed camera should be; copies stay together always. With `check`, every image is decoded and checked;
+    else only some headers are read. `progress` is called with the numbers of checked images and of all images.
 
     Raises:
         UserError: DATA is not found, is not sound, or cannot be split like this.
@@ -73,15 +76,24 @@ def prepare(
     errors = [finding for finding in class_findings(samples) if finding.severity == "error"]
     if errors:
         raise _unsound(data, errors)
-    parts = split_samples(
-        samples,
-        seed=seed,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        group_from=group_from,
-        twins=report.twins if report is not None else (),
-    )
+    is_together = near_duplicates == "together"
+    twins = () if report is None else report.twins if is_together else report.copies
+    way_out = ""
+    if report is not None and is_together and report.twins != report.copies:
+        way_out = "if they are pictures of one scene, as a fixed camera takes, give --near-duplicates free"
+    try:
+        parts = split_samples(
+            samples,
+            seed=seed,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            group_from=group_from,
+            twins=twins,
+        )
+    except TooFewGroups as error:
+        raise UserError(f"{error}; {way_out}" if way_out else str(error)) from None
     given = {sample.split for sample in samples}
+    drawn = tuple(part for part in ("val", "test") if parts[part] and part not in given)
     return Prepared(
         source=source,
         classes=tuple(sorted({sample.label for sample in samples})),
@@ -89,8 +101,30 @@ def prepare(
         report=report,
         left_out=dict(sorted(left_out.items())),
         median_side=report.median_side if report is not None else _median_side(source, samples),
-        drawn=tuple(part for part in ("val", "test") if parts[part] and part not in given),
+        drawn=drawn,
+        uneven=_uneven(parts, drawn, {"val": val_fraction, "test": test_fraction}, way_out),
     )
+
+
+def _uneven(
+    parts: Mapping[str, Sequence[Sample]], drawn: Sequence[str], fractions: Mapping[str, float], way_out: str
+) -> str:
+    """Return which sizes the drawn parts have instead of those that were asked for; "" where they are near."""
+    divided = sum(len(parts[part]) for part in ("train", *drawn))
+    num_classes = len({sample.label for sample in parts["train"]})
+    wanted = {part: round(fractions[part] * divided) for part in drawn}
+    # each class is divided by whole images
+    if all(abs(len(parts[part]) - number) <= num_classes + divided // 20 for part, number in wanted.items()):
+        return ""
+    sizes = ", ".join(f"{len(parts[part]):,} {part}" for part in drawn)
+    return (
+        f"groups of images that must stay in one part make the parts uneven: {sizes} images, instead of "
+        f"{' and '.join(f'{number:,}' for number in wanted.values())}{f'; {way_out}' if way_out else ''}"
+    )
+
+
+class TooFewGroups(UserError):  # noqa: N818 - a UserError by its base
+    """Groups that must stay whole are too few to fill all parts."""
 
 
 def fingerprint(prepared: Prepared) -> str:
@@ -180,7 +214,7 @@ def split_samples(
     empty = [split for split, fraction in fractions.items() if fraction and not parts[split]]
     if empty:
         hint = ", or choose other groups" if group_from else ""
-        raise UserError(
+        raise TooFewGroups(
             f"the images form {counted(len(units), 'group')} that must stay whole, as near duplicates must: too few to "
             f"fill {', '.join(parts)}: {' and '.join(empty)} would be empty; add images{hint}"
         )

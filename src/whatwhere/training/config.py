@@ -151,6 +151,11 @@ class Config(Recipe):
     val_fraction: _Rate = _data(0.15, "Part held out to choose the epoch, if DATA has no val.", "0.15")
     test_fraction: _Rate = _data(0.15, "Part held out for the test, if DATA has no split.", "0.15")
     group_from: str = _data("", "Pattern in the path; images with the same match stay together.", "none", "REGEX")
+    near_duplicates: Literal["together", "free"] = _data(
+        "together",
+        "Images that are nearly the same: together in one part, or free, as pictures of a fixed camera should be.",
+        "together",
+    )
     skip_bad: bool = _data(False, "Leave out files that the check finds bad.")
     check: bool = _data(True, "Check every image first (the result is kept).", "yes")
     cache: Literal["auto", "none", "memory", "device"] = _data(

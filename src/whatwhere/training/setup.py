@@ -72,7 +72,7 @@ def _trained(pretrained: str) -> tuple[Path, NetworkSpec, Preprocessing] | None:
 
 def prepare_images(data: str, given: Mapping[str, Any], screen: Screen) -> Prepared:
     """Find, check and split the images of DATA, as `prepare` does; show problems as warnings."""
-    names = ("val_fraction", "test_fraction", "skip_bad", "check", "download")
+    names = ("val_fraction", "test_fraction", "near_duplicates", "skip_bad", "check", "download")
     texts = ("group_from", "path_column", "label_column", "data_dir")  # "" where they are not given
     prepared = prepare(
         data,
@@ -86,6 +86,8 @@ def prepare_images(data: str, given: Mapping[str, Any], screen: Screen) -> Prepa
             screen.warn(f"--skip-bad left out {finding.message.partition(';')[0]}: {few(finding.paths, 5)}")
         elif finding.severity == "warning":
             screen.warn(f"{finding.message} (`whatwhere check` names them)")
+    if prepared.uneven:
+        screen.warn(prepared.uneven)
     for part, samples in prepared.parts.items():
         missing = sorted(set(prepared.classes) - {sample.label for sample in samples})
         if samples and missing:

@@ -34,6 +34,7 @@ class Report:
     findings: tuple[Finding, ...]  # errors first, then warnings and notes
     surplus: frozenset[str]  # paths of copies in train or val of an image that is also in a later split, byte for byte
     twins: tuple[tuple[str, ...], ...]  # groups of paths with the same, or nearly the same, image
+    copies: tuple[tuple[str, ...], ...]  # groups of paths with the same image, byte for byte
     median_side: int  # median of the images' shorter sides, in pixels; 0 if none is usable
     modes: dict[
         str, int
@@ -134,6 +135,7 @@ def examine(
         findings=tuple(sorted(findings, key=lambda finding: _SEVERITIES.index(finding.severity))),
         surplus=surplus(samples, identical),
         twins=tuple(tuple(samples[index].path for index in group) for group in joined([*identical, *near])),
+        copies=tuple(tuple(samples[index].path for index in group) for group in joined(identical)),
         median_side=round(statistics.median(min(entry.width, entry.height) for entry in sound)) if sound else 0,
         modes=dict(sorted(modes.items())) | ({"EXIF rotation": num_turned} if num_turned else {}),
         digest=hashlib.sha256("\0".join(contents).encode("utf-8", "surrogatepass")).hexdigest(),
