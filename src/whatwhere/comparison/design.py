@@ -24,7 +24,7 @@ from ..statistics.decide import HELPS, HURTS, SAME, UNKNOWN
 from ..statistics.looks import LEAST_PAIRS, MOST_SEEDS, Schedule
 from ..statistics.metric import METRICS, margin_for
 from ..statistics.verdict import default_baseline
-from ..training.config import FREE, OPTIONS, TELLS_APART, Config
+from ..training.config import ADDED, FREE, OPTIONS, TELLS_APART, Config
 from .arms import Arm, build, check_arm_name, describe, num_params, parse_arms, run_options
 
 DESIGN = "compare.json"
@@ -150,6 +150,7 @@ def read_design(folder: Path) -> Design | None:
     path = folder / DESIGN
     try:
         design = msgspec.json.decode(path.read_bytes(), type=Design)
+        design = msgspec.structs.replace(design, options={**ADDED, **design.options})
         _check_parts(design)
         return design
     except FileNotFoundError:

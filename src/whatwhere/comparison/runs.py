@@ -23,7 +23,7 @@ from ..base.files import write_json
 from ..base.processes import num_cores, on_stop_signals
 from ..base.screen import Screen, duration
 from ..base.words import brief, cause, counted, few
-from ..training.config import FREE, OPTIONS
+from ..training.config import ADDED, FREE, OPTIONS
 from ..training.run_folder import RESULT, PartFigures, Result, RunDescription, RunFolder
 from ..training.train import run_training
 from ..training.trainer import Diverged
@@ -110,7 +110,7 @@ class Task:
                     raise ValueError("result.json lacks the figures that it is judged on")
             except (ValueError, OSError) as error:
                 raise _damaged(self.folder, error) from error
-            had = description.config
+            had = {**ADDED, **description.config}
             for name, value in self.options.items():
                 if name in OPTIONS and name not in FREE and had.get(name) != value:
                     raise UserError(

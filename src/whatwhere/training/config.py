@@ -31,6 +31,8 @@ _Probability = Annotated[float, Meta(ge=0, le=1)]
 FREE = frozenset({"data_dir", "device", "workers", "cache", "download", "check", "save_minutes", "tensorboard"})
 # options that a comparison sets for each of its runs
 TELLS_APART = frozenset({"model", "seed", "attention", "attention_kwargs", "width_factor"})
+# options that runs and comparisons of earlier versions lack, with what these did
+ADDED = {"near_duplicates": "together"}
 
 
 def _option(panel: str, default: Any, help: str, usual: str = "no", metavar: str | None = None) -> Any:
