@@ -10,6 +10,7 @@ from whatwhere.base.screen import Silent
 from whatwhere.comparison.arms import Arm, parse_arms
 from whatwhere.comparison.design import Request, continued, read_design
 from whatwhere.comparison.run import collect
+from whatwhere.training.config import ADDED
 
 OPTIONS = design_of().options
 
@@ -176,7 +177,9 @@ def test_a_comparison_of_an_earlier_version_is_read_and_judged_as_then(tmp_path)
         assert {name: arm[name] for name in ("arm", "verdict", "seeds", "differences", "baseline", "treatment")} == {
             name: before[name] for name in ("arm", "verdict", "seeds", "differences", "baseline", "treatment")
         }
-    assert json.loads((tmp_path / "out" / "compare.json").read_text()) == json.loads((old / "compare.json").read_text())
+    before, after = (json.loads((folder / "compare.json").read_text()) for folder in (old, tmp_path / "out"))
+    # options of later versions are added, with what the earlier one did
+    assert after == {**before, "options": {**ADDED, **before["options"]}}
 
 
 def test_a_version_that_a_run_does_not_name_is_unknown(tmp_path):
