@@ -150,7 +150,7 @@ def read_design(folder: Path) -> Design | None:
     path = folder / DESIGN
     try:
         design = msgspec.json.decode(path.read_bytes(), type=Design)
-        design = msgspec.structs.replace(design, options={**ADDED, **design.options})
+        design = msgspec.structs.replace(design, options={**design.options, **(ADDED | design.options)})
         _check_parts(design)
         return design
     except FileNotFoundError:
