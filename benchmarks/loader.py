@@ -2,9 +2,10 @@
 
     python benchmarks/loader.py [--images DIR] [--workers 2]
 
-A round is an epoch, with the start of the worker processes. The photos (640x480) are made: smooth noise as JPEG. The
-small images are those of --images, a folder of class folders; without it they are made too (100x100). Both loaders use
-RandAugment with two operations at magnitude 7, flips and random erasing. "Kept" images are decoded before the rounds.
+A round is an epoch, with the start of the workers: threads, and timm's processes. The photos (640x480) are made: smooth
+noise as JPEG. The small images are those of --images, a folder of class folders; without it they are made too
+(100x100). Both loaders use RandAugment with two operations at magnitude 7, flips and random erasing. "Kept" images are
+decoded before the rounds.
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ def main() -> None:
                 lines[-1].append(f"x{per_second / rows[-1 - (len(rows) - 1) % 3]['images_per_second']:.2f}")
     parts = [
         "# Training images per second",
-        f"{environment('cpu')}; batches of {options.batch_size}, {options.workers} worker processes, {options.rounds} "
-        "interleaved rounds of an epoch; medians.",
+        f"{environment('cpu')}; batches of {options.batch_size}, {options.workers} workers (threads; timm's are "
+        f"processes), {options.rounds} interleaved rounds of an epoch; medians.",
         table(["images", "loader", "images/s", "ratio"], lines),
     ]
     report("loader", "cpu", parts, rows)

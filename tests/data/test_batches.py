@@ -242,42 +242,50 @@ def readers():
     return [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
 
 
-class _Slow:
-    """Images that take a while, and count how many were read."""
+class _Gated:
+    """Images of which the first few can be read at once, and the others when the gate is open."""
 
-    def __init__(self):
-        self.num_read = 0
+    def __init__(self, num_free):
+        self.num_free, self.gate, self.read = num_free, threading.Event(), []
 
     def __len__(self):
         return 1000
 
     def __getitem__(self, index):
-        time.sleep(0.002)
-        self.num_read += 1
+        assert index < self.num_free or self.gate.wait(60)
+        self.read.append(index)
         return torch.zeros((3, SIZE, SIZE), dtype=torch.uint8)
+
+
+def gated(num_free, batch_size, num_workers):
+    images = _Gated(num_free)
+    labels = torch.zeros(1000).long()
+    return images, iter(EvaluationBatches(images, labels, PREPROCESSING, batch_size, CPU, num_workers=num_workers))
 
 
 @pytest.mark.parametrize("batch_size", [1, 40])
 def test_leaving_in_the_middle_ends_the_reading_at_once(batch_size):
-    images = _Slow()
-    found = iter(EvaluationBatches(images, torch.zeros(1000).long(), PREPROCESSING, batch_size, CPU, num_workers=2))
+    images, found = gated(batch_size, batch_size, num_workers=2)
     next(found)
     left = readers()
     assert len(left) == 2
-    before = images.num_read
     found.close()
+    images.gate.set()
     for thread in left:
         thread.join(60)
     assert not readers()
-    assert images.num_read - before <= 2 * 8  # the piece that each thread had begun
+    assert len(images.read) <= batch_size + 2 * 8  # the piece that each thread had begun
 
 
 def test_threads_read_ahead_of_small_batches_and_not_without_bound():
-    images = _Slow()
-    found = iter(EvaluationBatches(images, torch.zeros(1000).long(), PREPROCESSING, 1, CPU, num_workers=4))
+    images, found = gated(1000, 1, num_workers=4)
     next(found)
-    time.sleep(0.2)
-    assert 4 <= images.num_read <= 9
+    for _ in range(6000):
+        if len(images.read) == 8:
+            break
+        time.sleep(0.01)  # until the threads have read what they were asked for
+    # two pieces for each thread, and no more before the next batch is taken
+    assert sorted(images.read) == list(range(8))
     found.close()
 
 

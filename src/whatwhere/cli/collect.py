@@ -147,7 +147,10 @@ def collect_command(
 
 
 def _by_number(seed: str) -> tuple[float, str]:
-    return (float(seed) if seed.isdecimal() and len(seed) < 300 else math.inf), seed
+    from ..statistics.derived import as_number
+
+    number = as_number(seed)
+    return (math.inf if number is None else number), seed
 
 
 def _checked_table(out: str) -> Path:

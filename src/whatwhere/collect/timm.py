@@ -32,8 +32,7 @@ def _read(folder: Path, choice: Choice) -> Run:
 
 def _total_epochs(epochs: int, settings: dict[str, str]) -> int | None:
     """Return how many epochs timm trains, as its scheduler_factory.py counts them; None where cycles grow."""
-    sched = settings.get("sched")
-    if sched in _WITH_CYCLES:
+    if settings.get("sched") in _WITH_CYCLES:
         if settings.get("lr_cycle_mul", "1") != "1":
             return None
         epochs *= max(1, whole_number(settings.get("lr_cycle_limit", "1")) or 1)

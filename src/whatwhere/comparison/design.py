@@ -150,7 +150,9 @@ def read_design(folder: Path) -> Design | None:
     path = folder / DESIGN
     try:
         design = msgspec.json.decode(path.read_bytes(), type=Design)
-        design = msgspec.structs.replace(design, options={**design.options, **(ADDED | design.options)})
+        # behind the others: a file that has them all is written again byte for byte
+        lacking = {name: value for name, value in ADDED.items() if name not in design.options}
+        design = msgspec.structs.replace(design, options=design.options | lacking)
         _check_parts(design)
         return design
     except FileNotFoundError:

@@ -110,7 +110,7 @@ class Task:
                     raise ValueError("result.json lacks the figures that it is judged on")
             except (ValueError, OSError) as error:
                 raise _damaged(self.folder, error) from error
-            had = {**ADDED, **description.config}
+            had = ADDED | description.config
             for name, value in self.options.items():
                 if name in OPTIONS and name not in FREE and had.get(name) != value:
                     raise UserError(

@@ -81,17 +81,15 @@ def prepare(
     way_out = ""
     if report is not None and is_together and report.twins != report.copies:
         way_out = "if they are pictures of one scene, as a fixed camera takes, give --near-duplicates free"
-    try:
-        parts = split_samples(
-            samples,
-            seed=seed,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            group_from=group_from,
-            twins=twins,
-        )
-    except TooFewGroups as error:
-        raise UserError(f"{error}; {way_out}" if way_out else str(error)) from None
+    parts = split_samples(
+        samples,
+        seed=seed,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        group_from=group_from,
+        twins=twins,
+        way_out=way_out,
+    )
     given = {sample.split for sample in samples}
     drawn = tuple(part for part in ("val", "test") if parts[part] and part not in given)
     return Prepared(
@@ -121,10 +119,6 @@ def _uneven(
         f"groups of images that must stay in one part make the parts uneven: {sizes} images, instead of "
         f"{' and '.join(f'{number:,}' for number in wanted.values())}{f'; {way_out}' if way_out else ''}"
     )
-
-
-class TooFewGroups(UserError):  # noqa: N818 - a UserError by its base
-    """Groups that must stay whole are too few to fill all parts."""
 
 
 def fingerprint(prepared: Prepared) -> str:
@@ -163,6 +157,7 @@ def split_samples(
     test_fraction: float = 0.15,
     group_from: str | None = None,
     twins: Iterable[Sequence[str]] = (),
+    way_out: str = "",
 ) -> dict[str, tuple[Sample, ...]]:
     """Return the samples of "train", "val" and "test", each sorted by path.
 
@@ -177,7 +172,7 @@ def split_samples(
 
     `val_fraction` and `test_fraction` are shares of all images, from 0 to below 1. Paths in which the regular
     expression `group_from` finds the same text (its group, or the whole match) are one group. So is each sequence of
-    `twins`, paths of images that are nearly the same.
+    `twins`, paths of images that are nearly the same. `way_out` ends the message that there are too few groups.
 
     Raises:
         UserError: A fraction is out of range, the pattern does not fit a path, there are too few groups, or there is no
@@ -213,8 +208,8 @@ def split_samples(
     parts = _divided(units, {split: fraction for split, fraction in fractions.items() if fraction})
     empty = [split for split, fraction in fractions.items() if fraction and not parts[split]]
     if empty:
-        hint = ", or choose other groups" if group_from else ""
-        raise TooFewGroups(
+        hint = (", or choose other groups" if group_from else "") + (f"; {way_out}" if way_out else "")
+        raise UserError(
             f"the images form {counted(len(units), 'group')} that must stay whole, as near duplicates must: too few to "
             f"fill {', '.join(parts)}: {' and '.join(empty)} would be empty; add images{hint}"
         )

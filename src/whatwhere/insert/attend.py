@@ -238,7 +238,7 @@ def _patterns_in(at: Any) -> tuple[str, ...]:
     listed = at if isinstance(at, Sequence) else ()
     patterns = tuple(part.strip() for part in at.split(",")) if isinstance(at, str) else tuple(listed)
     if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
-        is_number = isinstance(at, int) and 0 <= at < 1000
+        is_number = type(at) is int and 0 <= at < 1000
         hint = f"; layer {at} of a YOLO is 'model.{at}'" if is_number else ""
         raise UserError(f"at must be 'blocks', 'stages' or patterns of module names, got {brief(at)}{hint}")
     return patterns

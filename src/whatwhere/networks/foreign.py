@@ -24,6 +24,7 @@ from torch.nn.modules.module import (
 
 from ..base.code import current_folder_importable, imported, raised
 from ..base.errors import UserError
+from ..base.files import read_file
 from ..base.modules import is_ultralytics_wrapper
 from ..base.randomness import seeded
 from ..base.words import brief, cause
@@ -34,7 +35,7 @@ from .spec import OWN_NETWORKS, NetworkSpec, is_import_path
 
 USUAL_INPUT_SIZE, _OF_DETECTORS = (3, 224, 224), (3, 640, 640)
 # of a network from a YAML: many times what the largest of Ultralytics has
-_MOST_REPEATS, _MOST = 1_000, {"modules": 20_000, "parameters": 500_000_000}
+_MOST_BYTES, _MOST_REPEATS, _MOST = 2**20, 1_000, {"modules": 20_000, "parameters": 500_000_000}
 
 
 def create_any(spec: NetworkSpec, *, num_classes: int | None, seed: int) -> nn.Module:
@@ -150,7 +151,7 @@ def _of_ultralytics(name: str, options: dict[str, Any]) -> nn.Module:
         raise UserError(f"{brief(name)} needs Ultralytics; install it: pip install ultralytics") from error
     try:
         with contextlib.redirect_stdout(sys.stderr), quiet():
-            if os.path.isfile(name) and b"<<" in Path(name).read_bytes():
+            if os.path.isfile(name) and b"<<" in read_file(Path(name), _MOST_BYTES):
                 raise UserError(f"{brief(name)} has a merge key (<<), which can take for ever to read; write it out")
             config = yaml_model_load(name)
             _check_activation(name, config.get("activation"))

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ..base.errors import UserError
 from ..base.files import read_csv
-from ..base.words import brief, few, number_in, printable, short, suggest
+from ..base.words import brief, few, printable, short, suggest
+from .cells import decimal_signs, mending, number_of, setting_of
 from .columns import (
     ARM,
     BEST_EPOCH,
@@ -30,13 +31,9 @@ from .direction import is_called_a_metric
 from .epochs import CHOSEN, EPOCHS, Row, one_a_run
 from .metric import is_share
 from .results import Results
-from .within_pairs import NOT_SET, attention_of_arms, check_pairs, differing_settings
+from .within_pairs import attention_of_arms, check_pairs, differing_settings
 
-_ARRANGED = re.compile(r"[+-]?(?!0[.,])\d{1,3}([.,])\d{3}")  # 1,200: with thousands, or with three decimals
-_DECIMAL = re.compile(r"[+-]?\d+([.,])\d+(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas makes of a column without a name
-_SEPARATED = re.compile(r"[+-]?\d[\d.,]*\d")
-_PERCENT = re.compile(r"([+-]?\d+([.,]\d+)?)\s*%")
 _FINISHED = {"finished", "completed", "complete", "success", "succeeded", "done", "ok"}
 _MOST_BYTES, _MOST_COLUMNS, _MOST_LINES = 64 * 2**20, 2_000, 500_000
 _MISSING = {"", "-", "na", "n/a", "nan", "none", "null", "failed"}
@@ -160,7 +157,7 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
         notes.append(f"the table {short(str(path))} has no lines: its run counts as missing")
         table.rows = [Row(str(arm), str(seed), path, 0, None, {})]
         return
-    signs = _decimal_signs(lines, delimiter)
+    signs = decimal_signs(lines, delimiter)
     roles = find_roles(head, lines, path, reading, needs_arm=arm is None, needs_seed=seed is None)
     if may_be_empty:
         roles = Roles(roles.arm, roles.seed)
@@ -179,13 +176,13 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
     rows = []
     for number, cells in lines:
         of = [None if column is None else printable(cells[column].strip()) for column in (roles.arm, roles.seed)]
-        epoch = None if roles.epoch is None else _number(cells[roles.epoch], signs)
+        epoch = None if roles.epoch is None else number_of(cells[roles.epoch], signs)
         figures = {
-            column: _number(cells[column], signs)
+            column: number_of(cells[column], signs)
             for column in columns
             if roles.epoch is None or cells[column].strip()  # else not logged in this epoch
         }
-        settings = {head[column]: _setting(cells[column].strip(), signs) for column in roles.settings}
+        settings = {head[column]: setting_of(cells[column].strip(), signs) for column in roles.settings}
         if not roles.arms:
             named = {head[column]: value for column, value in figures.items()}
             is_idle = roles.use is not None and cells[roles.use].strip() == HARDLY_BEGUN
@@ -324,8 +321,8 @@ def _metric_columns(
     for column in sorted(set(range(len(head))) - taken):
         name = head[column]
         cells = [(number, row[column].strip()) for number, row in lines if row[column].strip().lower() not in _MISSING]
-        texts = [(number, cell) for number, cell in cells if _number(cell, signs) is None]
-        hints = [hint for _, cell in texts if (hint := _mending(cell, signs))]
+        texts = [(number, cell) for number, cell in cells if number_of(cell, signs) is None]
+        hints = [hint for _, cell in texts if (hint := mending(cell, signs))]
         if len(texts) < len(cells) and (not name or _UNNAMED.fullmatch(name)):
             if column or not all(cell.isdecimal() for _, cell in cells):
                 raise UserError(f"column {column + 1} of {str(path)!r} has no name; name it, or take it out")
@@ -360,47 +357,7 @@ def _metric_columns(
 
 def _no_number(text: tuple[int, str], name: str, signs: set[str], path: Path, *, is_chosen: bool = True) -> UserError:
     number, cell = text
-    advice = _mending(cell, signs) or "leave it empty where a run failed"
+    advice = mending(cell, signs) or "leave it empty where a run failed"
     if not is_chosen:
         advice += ", or, if it is no figure, name the one to judge by with --metric"
     return UserError(f"line {number} of {str(path)!r}: {short(name)} is {brief(cell)}, not a number; {advice}")
-
-
-def _mending(cell: str, signs: set[str]) -> str:
-    """Return how to correct a cell that is nearly a number; "" where it is not."""
-    if found := _PERCENT.fullmatch(cell):
-        return f"write {found[1]}, without the percent sign"
-    if _is_ambiguous(cell, signs) or ("," in cell and _SEPARATED.fullmatch(cell) and _number(cell, signs) is None):
-        return "write it without separators of thousands, and with a decimal point"
-    return ""
-
-
-def _setting(cell: str, signs: set[str]) -> str:
-    """Return a setting as text, a number in one spelling: 0.1 for 1e-1 and 0,10."""
-    number = _number(cell, signs)
-    return (cell or NOT_SET) if number is None else f"{number:.12g}"
-
-
-def _decimal_signs(lines: list[Line], delimiter: str) -> set[str]:
-    """Return the signs that stand before decimals in a table, by the cells in which no sign separates thousands."""
-    cells = (cell.strip() for _, row in lines for cell in row)
-    found = (_DECIMAL.fullmatch(cell) for cell in cells if not _ARRANGED.fullmatch(cell))
-    # a comma between columns is hardly one before decimals
-    return {sign[1] for sign in found if sign} | ({"."} if delimiter == "," else set())
-
-
-def _is_ambiguous(cell: str, signs: set[str]) -> bool:
-    """Return whether the sign in a cell such as 1,200 may separate thousands, where such are the signs of decimals."""
-    arranged = _ARRANGED.fullmatch(cell)
-    return arranged is not None and (arranged[1] == ",") is not (signs == {","})
-
-
-def _number(cell: str, signs: set[str]) -> float | None:
-    """Return the number in a cell, also with a decimal comma; None where its sign may separate thousands."""
-    cell = cell.strip()
-    if _is_ambiguous(cell, signs):
-        return None
-    try:
-        return number_in(cell.replace(",", ".", 1))
-    except ValueError:
-        return None

@@ -162,10 +162,9 @@ def build_material(config: Config, prepared: Prepared, team: Team, *, with_test:
             f"{team.world_size} processes x {config.accumulate} pieces, and BatchNorm needs 2; raise --batch-size"
         )
     # pretrained weights need the mean and std that they were trained with
-    trained = _trained(config.pretrained)
-    trained_with = (trained[2].mean, trained[2].std) if trained is not None else None
-    if trained is None and config.pretrained:
-        trained_with = normalization(config.model)
+    trained_with = normalization(config.model) if config.pretrained else None
+    if (trained := _trained(config.pretrained)) is not None:
+        trained_with = (trained[2].mean, trained[2].std)
     preprocessing = preprocessing_for(config.image_size, *(trained_with or ()))
     augment = Augmentation(
         preprocessing, config.crop, config.crop_scale, config.hflip, config.rand_augment, config.random_erasing

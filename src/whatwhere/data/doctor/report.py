@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -127,6 +127,10 @@ def examine(
         *findings_of(_LOST, {"lost-class": lost}),
         *copy_findings(samples, identical, near),
     ]
+
+    def paths_of(groups: Iterable[Sequence[int]]) -> tuple[tuple[str, ...], ...]:
+        return tuple(tuple(samples[index].path for index in group) for group in groups)
+
     contents = sorted(f"{sample.path}\0{entry.digest}" for sample, entry in both)
     return Report(
         name=source.name,
@@ -134,8 +138,8 @@ def examine(
         counts=class_counts(usable),
         findings=tuple(sorted(findings, key=lambda finding: _SEVERITIES.index(finding.severity))),
         surplus=surplus(samples, identical),
-        twins=tuple(tuple(samples[index].path for index in group) for group in joined([*identical, *near])),
-        copies=tuple(tuple(samples[index].path for index in group) for group in joined(identical)),
+        twins=paths_of(joined([*identical, *near])),
+        copies=paths_of(joined(identical)),
         median_side=round(statistics.median(min(entry.width, entry.height) for entry in sound)) if sound else 0,
         modes=dict(sorted(modes.items())) | ({"EXIF rotation": num_turned} if num_turned else {}),
         digest=hashlib.sha256("\0".join(contents).encode("utf-8", "surrogatepass")).hexdigest(),
