@@ -463,7 +463,9 @@ def test_thousands_of_runs_are_read_once_each(tmp_path, monkeypatch):
     for number in range(40):
         ultralytics_run(tmp_path / str(number), ("none", "cbam")[number % 2], number // 2)
     parsed = []
-    monkeypatch.setattr(settings, "_yaml", lambda content, real=settings._yaml: parsed.append(0) or real(content))
+    monkeypatch.setattr(
+        settings, "read_yaml", lambda path, real=settings.read_yaml, **how: parsed.append(0) or real(path, **how)
+    )
     collect([tmp_path])
     assert len(parsed) == 40
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from .errors import UserError
+from .limits import IMAGE_LIST_BYTES
 
 _PART = ".part"
-_MOST_CSV = 2**30  # bytes of a CSV, which is read whole
 
 
 def write_bytes(path: Path, content: bytes, *, mode: int = 0o666) -> None:
@@ -105,7 +105,7 @@ def read_csv(path: Path, *, strict: bool = False) -> tuple[str, list[tuple[int, 
         UserError: The file cannot be read (`read_file`), is not UTF-8, or is not CSV.
     """
     try:
-        text = read_file(path, _MOST_CSV).decode("utf-8-sig")
+        text = read_file(path, IMAGE_LIST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"line {line} of {str(path)!r} is not UTF-8; save the file as UTF-8") from error

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from ..base.errors import UserError
 from ..base.files import open_file
+from ..base.limits import CURVE_LINE_LETTERS
 from ..base.words import brief, number_in, printable
 
 _NO_FIGURES = {"epoch", "step", "time", "lr"}
-_LONGEST_LINE = 100_000  # letters
 _ROUNDING = 2e-5  # a sum of shares that are written with five decimals
 
 
@@ -208,9 +208,9 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _whole_lines(file: Iterator[str]) -> Iterator[str]:
     """Yield the lines that end; programs end every line, so that one without an end was cut short."""
-    while line := file.readline(_LONGEST_LINE):  # type: ignore[attr-defined]
+    while line := file.readline(CURVE_LINE_LETTERS):  # type: ignore[attr-defined]
         if not line.endswith(("\n", "\r")):
-            if len(line) == _LONGEST_LINE:
-                raise csv.Error(f"a line has more than {_LONGEST_LINE:,} letters")
+            if len(line) == CURVE_LINE_LETTERS:
+                raise csv.Error(f"a line has more than {CURVE_LINE_LETTERS:,} letters")
             return
         yield line

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..base.errors import UserError
+from ..base.limits import RUN_FOLDERS
 from ..base.words import few
 from . import lightning, own, timm, ultralytics
 from .run import Program
 
 PROGRAMS = (own.PROGRAM, ultralytics.PROGRAM, timm.PROGRAM, lightning.PROGRAM)
-_MOST_FOLDERS = 100_000
 _TABLES = (".csv", ".tsv")
 KNOWN = (
     "Ultralytics (results.csv, args.yaml), timm (summary.csv, args.yaml), Lightning's CSVLogger (metrics.csv, "
@@ -46,8 +46,8 @@ def find(paths: Sequence[Path]) -> Found:
     for path in paths:
         for folder, names, program in _folders(path):
             num_folders += 1
-            if num_folders > _MOST_FOLDERS:
-                raise UserError(f"more than {_MOST_FOLDERS:,} folders in {str(path)!r}; give those of the runs")
+            if num_folders > RUN_FOLDERS:
+                raise UserError(f"more than {RUN_FOLDERS:,} folders in {str(path)!r}; give those of the runs")
             is_file = path.is_file()
             if program is not None and (not is_file or path.name == program.table):
                 new = [folder]

@@ -9,15 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..base.documents import read_yaml
 from ..base.errors import UserError
 from ..base.files import open_file, read_file
+from ..base.limits import SETTING_LETTERS, SETTINGS_BYTES, SETTINGS_DEPTH, SETTINGS_LIST, SETTINGS_VALUES
 from ..base.words import cause, printable
 from ..statistics.within_pairs import NOT_SET
-
-MOST_BYTES = 256 * 1024  # a second of parsing or two
-_MOST_VALUES = 10_000
-_LONGEST_LIST, _LONGEST_TEXT = 20, 300
-_DEEPEST = 20
 
 
 def read_settings(path: Path) -> dict[str, str]:
@@ -38,7 +35,7 @@ def read_settings(path: Path) -> dict[str, str]:
 def has_settings(path: Path, *settings: str) -> bool:
     """Return whether lines of a YAML file begin with these settings, without reading it as YAML."""
     with open_file(path) as file:
-        content = file.read(MOST_BYTES)
+        content = file.read(SETTINGS_BYTES)
     return all(re.search(rf"^{re.escape(text)}\b".encode(), content, re.MULTILINE) for text in settings)
 
 
@@ -47,21 +44,21 @@ def flat(content: dict[Any, Any], path: Path) -> dict[str, str]:
     settings: dict[str, str] = {}
     # YAML's aliases can make a small file a huge value, or one that holds itself
     for number, (name, text) in enumerate(_leaves(content, "", 0) if content else ()):
-        if number == _MOST_VALUES or name is None:
-            raise UserError(f"{str(path)!r} has more than {_MOST_VALUES:,} settings, or nests them too deeply")
+        if number == SETTINGS_VALUES or name is None:
+            raise UserError(f"{str(path)!r} has more than {SETTINGS_VALUES:,} settings, or nests them too deeply")
         settings[printable(name)] = printable(text)
     return settings
 
 
 def _leaves(value: Any, name: str, depth: int) -> Iterator[tuple[str | None, str]]:
-    if depth > _DEEPEST:
+    if depth > SETTINGS_DEPTH:
         yield None, ""
     elif isinstance(value, dict) and value:
         for key, held in value.items():
             yield from _leaves(held, f"{name}.{key}" if name else str(key), depth + 1)
     elif isinstance(value, (list, tuple, set)):
         items = sorted(value, key=str) if isinstance(value, set) else value
-        if len(items) > _LONGEST_LIST or any(isinstance(item, (dict, list, tuple)) for item in items):
+        if len(items) > SETTINGS_LIST or any(isinstance(item, (dict, list, tuple)) for item in items):
             for index, held in enumerate(items):
                 yield from _leaves(held, f"{name}.{index}", depth + 1)
         else:
@@ -78,40 +75,17 @@ def _text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))  # 8 and 8.0 are one setting
     text = str(value)
-    if len(text) <= _LONGEST_TEXT:
+    if len(text) <= SETTING_LETTERS:
         return text
-    return f"{text[:_LONGEST_TEXT]}... (SHA-256 {hashlib.sha256(text.encode(errors='replace')).hexdigest()[:12]})"
+    return f"{text[:SETTING_LETTERS]}... (SHA-256 {hashlib.sha256(text.encode(errors='replace')).hexdigest()[:12]})"
 
 
 def _parsed(path: Path) -> Any:
-    content = read_file(path, MOST_BYTES)
-    kind = "JSON" if path.suffix == ".json" else "YAML"
+    if path.suffix != ".json":
+        return read_yaml(path, any_tag=True)
+    content = read_file(path, SETTINGS_BYTES)
     try:
-        return json.loads(content) if kind == "JSON" else _yaml(content)
-    # ValueError: not UTF-8, an impossible date, or a number of thousands of digits
+        return json.loads(content)
+    # ValueError: not UTF-8, or a number of thousands of digits
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{str(path)!r} is not {kind}: {cause(error)}") from error
-
-
-def _yaml(content: bytes) -> Any:
-    import yaml
-
-    class PlainLoader(yaml.SafeLoader):  # type: ignore[misc] # yaml is untyped
-        """Knows no tag beyond YAML's own, and no merge keys: small files could grow without end by them."""
-
-        def flatten_mapping(self, node: Any) -> None:
-            pass
-
-        def plain(self, node: Any) -> Any:
-            if isinstance(node, yaml.ScalarNode):
-                return node.value
-            if isinstance(node, yaml.SequenceNode):
-                return self.construct_sequence(node, deep=True)
-            return {str(key.value): self.construct_object(value, deep=True) for key, value in node.value}
-
-    PlainLoader.add_constructor(None, PlainLoader.plain)
-    try:
-        return yaml.load(content, PlainLoader)
-    # AttributeError, KeyError: values that do not fit their tag, such as !!bool maybe
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(cause(error)) from error
+        raise UserError(f"{str(path)!r} is not JSON: {cause(error)}") from error

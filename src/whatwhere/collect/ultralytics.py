@@ -13,15 +13,15 @@ import msgspec
 
 from ..base.errors import UserError
 from ..base.files import read_file
+from ..base.limits import CURVE_BYTES, SETTINGS_BYTES
 from ..base.words import cause, few, number_in
 from ..statistics.within_pairs import ATTENTION, NOT_SET
 from .run import Choice, Program, Run, run_with_csv, whole_number
-from .settings import MOST_BYTES, flat, has_settings
+from .settings import flat, has_settings
 
 RECORD = "attention.json"
 _TABLE, _SETTINGS = "results.csv", "args.yaml"
 HARDLY_BEGUN = 0.05  # largest mixing factor, where the features differ by less than 5 % from those without attention
-_MOST_BYTES = 2**28
 _YOUNGER = 60  # seconds; a trainer writes the settings first, and a copy of a folder takes a while
 _IGNORED = frozenset(
     {"name", "project", "save_dir", "exist_ok", "save", "save_period", "save_json", "device", "workers", "cache"}
@@ -59,7 +59,7 @@ def last_line(folder: Path) -> list[float]:
     """Return the numbers in the last line of a run's results.csv; none where there is no such line."""
     if not (folder / _TABLE).is_file():
         return []
-    cells = read_file(folder / _TABLE, _MOST_BYTES).decode("utf-8", "replace").strip().rpartition("\n")[2].split(",")
+    cells = read_file(folder / _TABLE, CURVE_BYTES).decode("utf-8", "replace").strip().rpartition("\n")[2].split(",")
     with contextlib.suppress(ValueError):
         numbers = [number_in(cell.strip()) for cell in cells]
         return numbers if all(map(math.isfinite, numbers)) else []
@@ -107,7 +107,7 @@ def _attention(path: Path) -> AttentionRecord | None:
     """Return the attention of a run, if it has one."""
     if not os.path.lexists(path):
         return None
-    text = read_file(path, MOST_BYTES)
+    text = read_file(path, SETTINGS_BYTES)
     try:
         content = msgspec.json.decode(text, type=AttentionRecord)
         if content.format != 1:

@@ -23,8 +23,9 @@ from torch.nn.modules.module import (
 )
 
 from ..base.code import current_folder_importable, imported, raised
+from ..base.documents import read_yaml
 from ..base.errors import UserError
-from ..base.files import read_file
+from ..base.limits import NETWORK_REPEATS, NETWORK_SIZES
 from ..base.modules import is_ultralytics_wrapper
 from ..base.randomness import seeded
 from ..base.words import brief, cause
@@ -34,8 +35,6 @@ from .libraries import LIBRARIES, is_of_ultralytics, other_tasks, quiet
 from .spec import OWN_NETWORKS, NetworkSpec, is_import_path
 
 USUAL_INPUT_SIZE, _OF_DETECTORS = (3, 224, 224), (3, 640, 640)
-# of a network from a YAML: many times what the largest of Ultralytics has
-_MOST_BYTES, _MOST_REPEATS, _MOST = 2**20, 1_000, {"modules": 20_000, "parameters": 500_000_000}
 
 
 def create_any(spec: NetworkSpec, *, num_classes: int | None, seed: int) -> nn.Module:
@@ -151,8 +150,8 @@ def _of_ultralytics(name: str, options: dict[str, Any]) -> nn.Module:
         raise UserError(f"{brief(name)} needs Ultralytics; install it: pip install ultralytics") from error
     try:
         with contextlib.redirect_stdout(sys.stderr), quiet():
-            if os.path.isfile(name) and b"<<" in read_file(Path(name), _MOST_BYTES):
-                raise UserError(f"{brief(name)} has a merge key (<<), which can take for ever to read; write it out")
+            if os.path.isfile(name):
+                read_yaml(Path(name))  # refuses what would take for ever to read
             config = yaml_model_load(name)
             _check_activation(name, config.get("activation"))
             _check_layers(name, config)
@@ -204,8 +203,8 @@ def _check_layers(name: str, config: dict[str, Any]) -> None:
             )
         num_layers += repeats
     depths = [values[0] for values in (config.get("scales") or {}).values()]
-    if num_layers * max(1, config.get("depth_multiple", 1), *depths) > _MOST_REPEATS:
-        raise UserError(f"{brief(name)} repeats layers more than {_MOST_REPEATS:,} times in all; repeat fewer")
+    if num_layers * max(1, config.get("depth_multiple", 1), *depths) > NETWORK_REPEATS:
+        raise UserError(f"{brief(name)} repeats layers more than {NETWORK_REPEATS:,} times in all; repeat fewer")
 
 
 @contextlib.contextmanager
@@ -215,8 +214,8 @@ def _bounded(name: str) -> Iterator[None]:
 
     def count(what: str, number: int) -> None:
         counts[what] += number
-        if counts[what] > _MOST[what]:
-            raise UserError(f"{brief(name)} has more than {_MOST[what]:,} {what}; make the network smaller")
+        if counts[what] > NETWORK_SIZES[what]:
+            raise UserError(f"{brief(name)} has more than {NETWORK_SIZES[what]:,} {what}; make the network smaller")
 
     # called before the initial weights are written
     handles = (

@@ -10,6 +10,7 @@ import msgspec
 import msgspec.structs
 from msgspec import Meta
 
+from ..base.documents import parse_yaml
 from ..base.errors import UserError
 from ..base.words import brief, cause
 
@@ -164,15 +165,13 @@ def parse_arguments(text: str, option: str = "--attention-kwargs") -> dict[str, 
     """
     import json
 
-    import yaml
-
     try:
         parsed = json.loads(text)
     except (ValueError, RecursionError):
         try:
             # YAML needs a space after each colon
-            parsed = yaml.safe_load(_spaced(text))
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            parsed = parse_yaml(_spaced(text))
+        except ValueError as error:
             raise UserError(f"{option} {brief(text)} cannot be read ({cause(error)}); give {_EXAMPLE}") from error
     if not isinstance(parsed, dict) or not all(isinstance(key, str) for key in parsed):
         raise UserError(f"{option} must be keyword arguments such as {_EXAMPLE}, got {brief(text)}")

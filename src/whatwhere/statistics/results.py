@@ -6,13 +6,12 @@ import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 from ..base.errors import UserError
+from ..base.limits import NAME_LETTERS
 from ..base.tables import comma_separated
 from ..base.words import brief, few
 from .derived import as_number
 from .metric import check_figure
 from .paired import PairedDifference
-
-_LONGEST_NAME = 300  # letters of an arm, a seed or a figure; sentences and tables hold several names
 
 
 class Results:
@@ -152,5 +151,5 @@ def numbered(seeds: Sequence[Hashable]) -> str:
 
 def check_length(name: str) -> None:
     """Raise UserError if `name` is too long for an arm, a seed or a figure."""
-    if len(name) > _LONGEST_NAME:
-        raise UserError(f"the name {brief(name)} has {len(name):,} letters; give one of at most {_LONGEST_NAME}")
+    if len(name) > NAME_LETTERS:
+        raise UserError(f"the name {brief(name)} has {len(name):,} letters; give one of at most {NAME_LETTERS}")

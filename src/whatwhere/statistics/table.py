@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..base.errors import UserError
 from ..base.files import read_csv
+from ..base.limits import TABLE_BYTES, TABLE_COLUMNS, TABLE_LINES
 from ..base.words import brief, few, printable, short, suggest
 from .cells import decimal_signs, mending, number_of, setting_of
 from .columns import (
@@ -35,7 +36,6 @@ from .within_pairs import attention_of_arms, check_pairs, differing_settings
 
 _UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas makes of a column without a name
 _FINISHED = {"finished", "completed", "complete", "success", "succeeded", "done", "ok"}
-_MOST_BYTES, _MOST_COLUMNS, _MOST_LINES = 64 * 2**20, 2_000, 500_000
 _MISSING = {"", "-", "na", "n/a", "nan", "none", "null", "failed"}
 
 
@@ -235,15 +235,15 @@ def _read(path: Path, *, may_be_empty: bool) -> tuple[str, list[str], list[Line]
     size = 0
     with contextlib.suppress(OSError, ValueError):  # `read_csv` says why
         size = path.stat().st_size
-    _check_size(path, size, _MOST_BYTES, "bytes")
+    _check_size(path, size, TABLE_BYTES, "bytes")
     delimiter, rows = read_csv(path, strict=True)
     if not rows and not may_be_empty:
         raise UserError(
             f"{str(path)!r} has no lines; it needs a head such as arm,seed,accuracy and a line for each run"
         )
     (_, head), *lines = rows or [(0, [])]
-    _check_size(path, len(head), _MOST_COLUMNS, "columns")
-    _check_size(path, len(lines), _MOST_LINES, "lines")
+    _check_size(path, len(head), TABLE_COLUMNS, "columns")
+    _check_size(path, len(lines), TABLE_LINES, "lines")
     head = [printable(name.strip()) for name in head]
     twice = next((name for name in head if name and head.count(name) > 1), None)
     if twice is not None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from ..base.errors import UserError, check_integer
+from ..base.limits import ARMS
 from ..base.words import brief, counted, few, short, suggest
 from . import wording
 from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, decide, holm, pairs_to_settle
@@ -25,7 +26,6 @@ _Name = Annotated[str, Meta(min_length=1)]
 _Figures = tuple[Annotated[float, Meta(ge=-1e100, le=1e100)], ...]
 _Count = Annotated[int, Meta(ge=0, le=MOST_SEEDS)]
 
-_MOST_ARMS = 200  # the time grows with their square
 BASELINES = ("none", "baseline")  # names of the arm that the others are compared with
 
 __all__ = ["HELPS", "HURTS", "SAME", "UNKNOWN", "ArmVerdict", "Judgement", "judge"]
@@ -217,10 +217,10 @@ def judge(
     odd = odd_seed(results.seeds)
     if odd is not None:
         raise UserError(odd[1])
-    if len(results.arms) > _MOST_ARMS:
+    if len(results.arms) > ARMS:
         raise UserError(
             f"there are {len(results.arms):,} arms, {few([short(arm, 20) for arm in results.arms])}; at most "
-            f"{_MOST_ARMS} can be compared: name the column of the arms with --arm-column, or leave arms out"
+            f"{ARMS} can be compared: name the column of the arms with --arm-column, or leave arms out"
         )
     measure, margin = metric_and_margin(results, metric=metric, lower_is_better=lower_is_better, margin=margin)
     baseline = _baseline(results, baseline)

@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from ..base.documents import read_yaml
 from ..base.errors import UserError
-from ..base.words import brief, cause, suggest
+from ..base.words import brief, suggest
 from ..networks.spec import MAX_WIDTH_FACTOR, NetworkSpec, is_import_path
 
 SMALL_SIZE = 64  # up to here images are padded and cropped by whole pixels, above they are cropped at any scale
@@ -280,18 +281,7 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: No such file, not YAML, an unknown option, a value of the wrong type, or an attention by import path:
             whatwhere never imports code that a file names.
     """
-    import yaml
-
-    if path.exists() and not path.is_file():
-        raise UserError(f"the configuration {str(path)!r} is not a file")
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
-    except OSError as error:
-        raise UserError(f"cannot read the configuration {str(path)!r}: {error.strerror}") from error
-    # ValueError: not UTF-8, an impossible date, or a number of thousands of digits
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"the configuration {str(path)!r} is not YAML: {cause(error)}") from error
+    content = read_yaml(path)
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -302,12 +292,9 @@ def read_config(path: Path) -> dict[str, Any]:
         if name not in OPTIONS:
             hint = suggest(name, list(OPTIONS)) or "; `whatwhere train --help` names them all"
             raise UserError(f"unknown option {brief(key)} in {str(path)!r}{hint}")
+        if name in result:  # with a dash and with an underscore
+            raise UserError(f"{name} is in {str(path)!r} twice; keep one of them")
         result[name] = _converted(name, value, path)
-    # `content` has the last value only of an option that is there twice
-    written = [str(key.value).replace("-", "_") for key, _ in yaml.compose(text, yaml.SafeLoader).value]
-    twice = next((name for name in written if written.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{twice} is in {str(path)!r} twice; keep one of them")
     if is_import_path(result.get("attention", "")):
         raise UserError(
             f"attention {brief(result['attention'])} in {str(path)!r} is an import path, and whatwhere never "

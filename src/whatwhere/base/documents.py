@@ -1,0 +1,125 @@
+"""Documents from files: bounded in size, and nothing in them is executed or imported."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .files import read_file
+from .limits import NUMBER_LETTERS, SETTINGS_BYTES, SETTINGS_DEPTH, SETTINGS_NODES
+from .words import brief, cause, short
+
+_STRING, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+
+
+def read_yaml(path: Path, *, any_tag: bool = False) -> Any:
+    """Return the content of a YAML file; None where it is empty. Arguments as in `parse_yaml`.
+
+    Raises:
+        UserError: The file cannot be read, is larger than 256 KiB, or `parse_yaml` refuses its content.
+    """
+    content = read_file(path, SETTINGS_BYTES)
+    try:
+        return parse_yaml(content, any_tag=any_tag)
+    except ValueError as error:
+        raise UserError(f"cannot read {str(path)!r} as YAML: {cause(error)}") from error
+
+
+def parse_yaml(content: str | bytes, *, any_tag: bool = False) -> Any:
+    """Return the value that a YAML text holds, made of Python's plain types alone.
+
+    Args:
+        content: The text; bytes are UTF-8, or UTF-16 with a byte order mark.
+        any_tag: Whether a tag that YAML's safe loader does not know, such as `!!python/tuple`, is left out, so that
+            what it tags is a plain value, and a merge key (`<<`) is a key as any other. Else both are errors.
+
+    Raises:
+        ValueError: It is not YAML, or has a key twice, a number of more than 100 letters, more than 20 levels, or more
+            values than a file of 256 KiB can hold without aliases.
+    """
+    import yaml
+
+    if len(content) > SETTINGS_BYTES:
+        raise ValueError(f"it is longer than {SETTINGS_BYTES // 1024} KiB")
+    loader = _loader_class(any_tag)
+    reader: Any = None
+    try:
+        reader = loader(content)
+        root = reader.get_single_node()
+        if root is None:
+            return None
+        _check(root, any_tag)
+        return reader.construct_document(root)
+    except yaml.MarkedYAMLError as error:
+        problem = str(error.problem).removeprefix("but ")
+        raise ValueError(f"{_line(error.problem_mark)}{short(problem, 120)}") from error
+    except RecursionError as error:
+        raise ValueError("it nests too deeply") from error
+    except yaml.YAMLError as error:
+        raise ValueError(cause(error)) from error
+    except (AttributeError, LookupError, TypeError, ArithmeticError) as error:
+        raise ValueError("a value does not fit its tag, such as !!bool maybe") from error
+    finally:
+        if reader is not None:
+            reader.dispose()
+
+
+@functools.cache
+def _loader_class(any_tag: bool) -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc] # yaml is untyped
+        def flatten_mapping(self, node: Any) -> None:
+            """Merge nothing: small files could grow without end by merge keys."""
+
+        def plain(self, node: Any) -> Any:
+            if isinstance(node, yaml.ScalarNode):
+                return node.value
+            if isinstance(node, yaml.SequenceNode):
+                return self.construct_sequence(node, deep=True)
+            return {str(key.value): self.construct_object(value, deep=True) for key, value in node.value}
+
+    if any_tag:
+        Loader.add_constructor(None, Loader.plain)
+    return Loader
+
+
+def _check(root: Any, any_tag: bool) -> None:
+    """Raise ValueError if composed YAML, with its aliases written out, is too large or too deep to be constructed."""
+    import yaml
+
+    # a depth-first walk: what waits is bounded by what was counted
+    waiting, num_nodes = [(root, 0)], 1
+    while waiting:
+        node, depth = waiting.pop()
+        if isinstance(node, yaml.ScalarNode):
+            if node.tag != _STRING and len(node.value) > NUMBER_LETTERS:
+                raise ValueError(f"{_line(node.start_mark)}a number or date has {len(node.value):,} letters")
+            continue
+        children = node.value
+        if isinstance(node, yaml.MappingNode):
+            _check_keys(node, any_tag)
+            children = [part for pair in node.value for part in pair]
+        num_nodes += len(children)
+        if num_nodes > SETTINGS_NODES:
+            raise ValueError(f"it has more than {SETTINGS_NODES:,} values")
+        if children and depth == SETTINGS_DEPTH:
+            raise ValueError(f"{_line(node.start_mark)}it nests more than {SETTINGS_DEPTH} levels")
+        waiting += [(child, depth + 1) for child in children]
+
+
+def _check_keys(node: Any, any_tag: bool) -> None:
+    keys = [key for key, _ in node.value if isinstance(key.value, str)]
+    twice = next((name for name, count in Counter(key.value for key in keys).items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"{_line(node.start_mark)}the key {brief(twice, 40)} is there twice; keep one of them")
+    for key in keys:
+        if key.tag == _MERGE and not any_tag:
+            raise ValueError(f"{_line(key.start_mark)}merge keys (<<) are not read; write the values out")
+
+
+def _line(mark: Any) -> str:
+    return "" if mark is None else f"line {mark.line + 1}: "
