@@ -218,8 +218,8 @@ def test_missing_runs_are_a_caution_and_the_complete_pairs_are_judged(whatwhere,
     arm = verdict_of(json.loads(whatwhere("verdict", path, "--json")[1]))
     assert (arm["verdict"], arm["num_pairs"]) == ("helps", 7)
     assert arm["cautions"] == [
-        "cbam lacks 1 run (seed 3) that other arms have: only complete pairs are judged, and if a run failed, leaving "
-        "it out makes cbam look better than it is"
+        "cbam has no accuracy for 1 seed (3: no run): only complete pairs are judged, and if a run failed, leaving it "
+        "out makes cbam look better than it is"
     ]
 
 

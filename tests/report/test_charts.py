@@ -60,7 +60,7 @@ def test_pairs_that_may_be_no_independent_draws_have_no_interval(arm):
     (row,) = pairs_chart([equal], "none", 1.0, POINTS).rows
     assert row.interval is None
     assert row.deciding is None
-    assert row.values == ("+0.50 points", "no interval: the pairs may not be independent")
+    assert row.values == ("+0.50 points", "no interval: the pairs are in doubt")
     assert "Better in" not in row.description
 
 

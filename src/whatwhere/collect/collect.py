@@ -208,8 +208,7 @@ def _collect_runs(folders: Mapping[Path, Program], reading: Reading) -> Collecte
             found = {name: value for name, value in found.items() if name not in curve.ended}
         last = max(curve.epochs, default=0) - run.epochs_without(reading.metric)
         epoch = None if run.fault else curve.best_epoch if at_best else last
-        finite = {name: value for name, value in found.items() if math.isfinite(value)}
-        collected.add(Row(run.arm, run.seed, run.path, 0, epoch, {**finite}, has_hardly_begun=run.has_hardly_begun))
+        collected.add(Row(run.arm, run.seed, run.path, 0, epoch, {**found}, has_hardly_begun=run.has_hardly_begun))
     return collected
 
 

@@ -43,7 +43,7 @@ class ClassRow(msgspec.Struct, frozen=True, kw_only=True, rename={"name": "class
         name: Name of the class.
         num_images: Images of the class in each run, their mean.
         num_pairs: Number of pairs; 0 in reports of old versions.
-        interval_95, p_t_holm: None where the pairs may not be independent.
+        interval_95, p_t_holm: None where the pairs may not be independent; p_t_holm also with fewer than 6 pairs.
     """
 
     arm: str

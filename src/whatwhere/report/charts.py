@@ -15,7 +15,7 @@ from ..statistics.wording import percent, quantity, span
 from .figures import interval, plain, wins
 
 KINDS = {HELPS: "helps", HURTS: "hurts", SAME: "same", UNKNOWN: "unknown"}
-_NO_PAIRS, _NO_INTERVAL = "no two pairs yet", "no interval: the pairs may not be independent"
+_NO_PAIRS, _NO_INTERVAL = "no two pairs yet", "no interval: the pairs are in doubt"
 _WORSE_LEFT = ("\N{LEFTWARDS ARROW} worse", "better \N{RIGHTWARDS ARROW}")
 _BETTER_LEFT = ("\N{LEFTWARDS ARROW} better", "worse \N{RIGHTWARDS ARROW}")
 _LONG_LABEL = 5  # characters: more than a phone has room for seven times
@@ -191,7 +191,7 @@ def _lanes(shares: Sequence[float]) -> list[int]:
 def _pairs_row(arm: ArmVerdict, baseline: str, scale: Scale, metric: Metric, lanes: Sequence[int]) -> Row:
     name, kind, mean = arm.arm, KINDS[arm.verdict], arm.mean_difference
     if mean is None:
-        return Row(name, kind, f"{name}: {_NO_PAIRS}", words=arm.verdict, values=(_NO_PAIRS,))
+        return Row(name, kind, f"{name}: {_NO_PAIRS}", words=arm.headline, values=(_NO_PAIRS,))
     each = zip(arm.seeds, arm.baseline, arm.treatment, arm.differences, lanes, strict=True)
     dots = tuple(
         Dot(
@@ -209,8 +209,8 @@ def _pairs_row(arm: ArmVerdict, baseline: str, scale: Scale, metric: Metric, lan
     else:
         words, better = f"95 %: {span(arm.interval_95, metric)}", f" Better in {wins(arm, metric)} pairs."
     bars = _bar(scale, arm.interval_95), _bar(scale, arm.deciding_interval if arm.interval_95 else None)
-    description = f"{name}: {arm.verdict}. Mean difference {average}, {words}.{better}"
-    return Row(name, kind, description, scale.at(mean), *bars, dots, arm.verdict, (average, words))
+    description = f"{name}: {arm.headline}. Mean difference {average}, {words}.{better}"
+    return Row(name, kind, description, scale.at(mean), *bars, dots, arm.headline, (average, words))
 
 
 def _bar(scale: Scale, bounds: Sequence[float] | None) -> Bar | None:
@@ -273,7 +273,8 @@ def _class_row(row: ClassRow, scale: Scale, metric: Metric, baseline: str, alpha
     description = (
         f"{row.name}: {baseline} {quantity(row.baseline_mean, metric)}, {row.arm} {quantity(row.arm_mean, metric)}, "
         f"difference {quantity(row.mean_difference, metric, signed=True)}, "
-        + (_NO_INTERVAL if p is None else f"95 % interval {bounds}, Holm p {p:.3g}")
+        + (_NO_INTERVAL if row.interval_95 is None else f"95 % interval {bounds}")
+        + ("" if p is None else f", Holm p {p:.3g}")
     )
     return Row(
         row.name,

@@ -8,7 +8,7 @@ from typing import Any
 from ..base.tables import Table
 from ..base.words import printable
 from ..comparison.content import ClassRow, Content, Costs, PerClass
-from ..statistics.looks import ALPHA
+from ..statistics.looks import ALPHA, LEAST_PAIRS
 from ..statistics.metric import Metric
 from ..statistics.verdict import Difference
 from ..statistics.wording import percent
@@ -149,7 +149,7 @@ def _others(others: Sequence[Difference], baseline: str) -> Table:
     columns = ("metric", "arm", printable(baseline), "difference", "95 % interval", "p")
     note = "for information: these metrics decide no verdict, and their p-values are not corrected"
     if any(other.p_t is None for other in others):
-        note += "\n-: these pairs may not be independent: no interval and no p"
+        note += f"\n-: no p with fewer than {LEAST_PAIRS} pairs; no interval and no p where the pairs are in doubt"
     lower = dict.fromkeys(printable(other.metric.label) for other in others if other.better == "lower")
     if lower:
         note = f"lower is better: {', '.join(lower)}\n{note}"

@@ -28,6 +28,22 @@ kappa mcc matthews corrcoef reward return psnr peaksignalnoiseratio ssim msssim 
 plcc srcc spearman spearmanr pearson pearsonr r
 """
 _SIGNED = {*_SIGNED_TEXT.split()}
+_NO_CEILING = {"score", "reward", "return", "psnr", "peaksignalnoiseratio", "cider", "correct"}
+# errors, times, sizes and counts: 0 at least. Losses, likelihoods and energies may be negative.
+_FLOOR_TEXT = """
+err error errors mae mse rmse mape smape msle rmsle nrmse wer cer mer fid lpips ppl perplexity brier ece mce fpr fnr fp
+fn eer epe mpjpe absrel hd hd95 hausdorff chamfer distance miss misses mistakes failures false wrong
+time times latency duration runtime seconds sec secs ms msec minutes hours memory bytes kb mb gb kib mib gib vram
+params parameters flops macs count counts
+"""
+_FLOOR = {*_FLOOR_TEXT.split()}
+_FLOOR_PARTS = ("error", "rmse", "perplexity", "latency", "误差", "错误率", "困惑度", "耗时")
+# of such a figure they may make one that is negative
+_TURNING_TEXT = """
+log logarithm nll elbo likelihood diff difference delta change changes gain drop relative rel signed bias neg negative
+minus improvement improvements gap excess residual reduction lift saved saving skill vs z zscore normalized standardized
+"""
+_TURNING = {*_TURNING_TEXT.split()}
 _SPLITS = [
     {"train", "training", "训练集", "训练"},
     {"val", "valid", "validation", "dev", "验证集", "验证"},
@@ -48,6 +64,7 @@ _CHINESE = "|".join(sorted((word for word in _KNOWN if not word.isascii()), key=
 _WORD = re.compile(rf"{_CHINESE}|[A-Za-z]+|[0-9]+")
 _CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _BETWEEN = re.compile(r"[\s_/.:,@()\[\]|%-]*")
+_LOSS = re.compile("loss|损失", re.IGNORECASE)
 _MINUS = re.compile(r"^\s*-|\s-\s")
 
 
@@ -77,10 +94,22 @@ def is_called_higher(name: str) -> bool:
 
 
 def is_never_negative(name: str) -> bool:
-    """Return whether a name is that of a metric that is 0 at least, as accuracy is; a bare score may be anything."""
+    """Return whether a name is that of a metric that is 0 at least, as accuracy and errors are.
+
+    A bare score, a loss, and what is computed from two figures (err_diff, log_mse) may be anything.
+    """
     words = {*_words(name)}
-    has_floor = bool(words & ((_HIGHER | _BEGINNINGS.keys()) - {"score"})) and not words & _SIGNED
-    return has_floor and is_called_higher(name)
+    if is_called_higher(name):
+        return bool(words & ((_HIGHER | _BEGINNINGS.keys()) - {"score"})) and not words & _SIGNED
+    has_floor = bool(words & _FLOOR) or any(part in name.lower() for part in _FLOOR_PARTS)
+    return has_floor and not words & _TURNING and not _LOSS.search(name) and not _MINUS.search(name)
+
+
+def is_at_most_all(name: str) -> bool:
+    """Return whether a name is that of a share of a whole: at most 1, or 100 as a percentage, as accuracy is."""
+    words = {*_words(name)}
+    has_ceiling = bool(words & ((_HIGHER | _BEGINNINGS.keys()) - _NO_CEILING)) and not words & (_NO_CEILING - {"score"})
+    return has_ceiling and is_called_higher(name)
 
 
 def is_called_a_metric(name: str) -> bool:

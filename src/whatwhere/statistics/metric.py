@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ..base.errors import UserError, is_number
 from ..base.words import brief
-from .direction import has_no_end, is_called_higher
+from .direction import has_no_end, is_at_most_all, is_called_higher
 
 DEFAULT_MARGIN = 0.5  # points
 _LARGEST, _SMALLEST = 1e100, 1e-100  # between them squares and cubes do not overflow
@@ -75,8 +75,9 @@ def two_scales(name: str, values: Iterable[float]) -> tuple[float, float] | None
     Figures have two scales if all lie within 0 and 100, some of them at most 1 and some above, and those of at most 1,
     times 100, fall among the others: all are then within a factor of 4 of each other. The two groups are then a factor
     of 25 or more apart, so figures that vary across 1, such as log losses from 0.8 to 1.3 or milliseconds from 0.5 to
-    90, have one scale. Known shares have two scales as soon as figures lie on both sides of 1; figures without an upper
-    end by their name (a loss, a time) never have. Zeros are ignored.
+    90, have one scale. Known shares have two scales as soon as figures lie on both sides of 1, and shares by their name
+    (mAP50) where half of the figures or more are at most 1. Figures without an upper end by their name (a loss, a time)
+    never have. Zeros are ignored.
     """
     figures = [value for value in values if value]
     shares = [value for value in figures if value <= 1]
@@ -85,6 +86,8 @@ def two_scales(name: str, values: Iterable[float]) -> tuple[float, float] | None
         return None
     if name in METRICS:
         return (shares[0], percentages[0]) if is_share(name) else None
+    if is_at_most_all(name) and len(shares) >= len(percentages):
+        return shares[0], percentages[0]
     together = [*(100 * value for value in shares), *percentages]
     if has_no_end(name) or max(together) > _ONE_SCALE * min(together):
         return None

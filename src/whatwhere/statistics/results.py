@@ -18,7 +18,8 @@ class Results:
     """The figures of each run: by arm, seed and metric.
 
     Arms stand in the order in which they were added, seeds by number, then text. The order of the seeds decides which
-    pairs are the first, so it must not depend on any figure. A figure that is missing or not finite is a missing run.
+    pairs are the first, so it must not depend on any figure. A figure that is missing or not finite is a missing run;
+    `missing` counts them all, with the reason of each.
 
     Attributes:
         notes: What the reader of the table left out, as sentences.
@@ -27,6 +28,7 @@ class Results:
     def __init__(self) -> None:
         self.notes: list[str] = []
         self._figures: dict[str, dict[Hashable, dict[str, float]]] = {}
+        self._not_finite: dict[tuple[str, Hashable, str], float] = {}
         self._seeds: set[Hashable] = set()
         self._first: list[Hashable] = []
         self._hardly_begun: set[tuple[str, Hashable]] = set()
@@ -64,6 +66,7 @@ class Results:
                 "one run of each arm"
             )
         runs[seed] = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
+        self._not_finite |= {(arm, seed, name): figures[name] for name in figures.keys() - runs[seed].keys()}
         self._seeds.add(seed)
         if has_hardly_begun:
             self._hardly_begun.add((arm, seed))
@@ -119,14 +122,22 @@ class Results:
             tuple(seeds), tuple(scale * a[seed] for seed in seeds), tuple(scale * b[seed] for seed in seeds)
         )
 
-    def missing(self, baseline: str, arm: str, metric: str) -> dict[str, list[Hashable]]:
-        """Return, for each of the two arms, the seeds that it lacks and another arm has."""
-        there = {name: self.values(name, metric).keys() for name in self._figures}
-        seeds = set().union(*there.values())
-        lacking = {
-            name: [seed for seed in self.seeds if seed in seeds and seed not in there[name]] for name in (baseline, arm)
-        }
-        return {name: missing for name, missing in lacking.items() if missing}
+    def missing(self, baseline: str, arm: str, metric: str) -> dict[str, dict[Hashable, str]]:
+        """Return, for each of the two arms, the seeds without its figure, each with the reason, as "nan" or "no run".
+
+        Seeds are those of any run of any arm, so that one that both arms lack is counted too.
+        """
+        lacking = {}
+        for name in (baseline, arm):
+            there = self.values(name, metric)
+            lacking[name] = {seed: self._why_missing(name, seed, metric) for seed in self.seeds if seed not in there}
+        return {name: seeds for name, seeds in lacking.items() if seeds}
+
+    def _why_missing(self, arm: str, seed: Hashable, metric: str) -> str:
+        if seed not in self._figures.get(arm, {}):
+            return "no run"
+        value = self._not_finite.get((arm, seed, metric))
+        return "no figure" if value is None else f"{value:g}"
 
     def to_csv(self) -> str:
         """Return a line for each run: arm, seed, and a column for each metric."""

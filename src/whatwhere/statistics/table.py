@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -315,14 +316,14 @@ def _metric_columns(
     notes: list[str],
 ) -> list[int]:
     """Return the columns that hold numbers; add to `notes` the columns that look like figures but are left out."""
-    sound, nearly = [], []
+    sound, nearly, empty = [], [], []
     # judged by, whatever other columns there are
     chosen = metric or ("accuracy" if "accuracy" in head else None)
     for column in sorted(set(range(len(head))) - taken):
         name = head[column]
         cells = [(number, row[column].strip()) for number, row in lines if row[column].strip().lower() not in _MISSING]
-        texts = [(number, cell) for number, cell in cells if number_of(cell, signs) is None]
-        hints = [hint for _, cell in texts if (hint := mending(cell, signs))]
+        numbers = [number_of(cell, signs) for _, cell in cells]
+        texts = [cell for cell, number in zip(cells, numbers, strict=True) if number is None]
         if len(texts) < len(cells) and (not name or _UNNAMED.fullmatch(name)):
             if column or not all(cell.isdecimal() for _, cell in cells):
                 raise UserError(f"column {column + 1} of {str(path)!r} has no name; name it, or take it out")
@@ -334,25 +335,38 @@ def _metric_columns(
         if 0 < len(texts) < len(cells):
             number, cell = texts[0]
             notes.append(f"the column {short(name)} holds text, such as {brief(cell)} in line {number}: it is left out")
-        if texts and len(hints) == len(cells):
+        if texts and all(mending(cell, signs) for _, cell in texts) and len(texts) == len(cells):
             nearly.append((texts[0], name))
+        if not texts and not any(number is not None and math.isfinite(number) for number in numbers):
+            empty += [name] if name and any(row[column].strip() for _, row in lines) else []
         if name == metric or (cells and not texts):
             sound.append(column)
     if not sound and nearly:
         raise _no_number(*nearly[0], signs, path)
-    for text, name in nearly if metric is None else ():
-        if is_share(name):
-            raise _no_number(text, name, signs, path)
-        number, cell = text
-        notes.append(
-            f"the column {short(name)} holds no plain numbers, such as {brief(cell)} in line {number}: left out"
-        )
+    if empty and chosen not in empty:
+        notes.append(f"columns without a finite figure in any line: {few(empty, 6)}; they are left out")
+    _tell_nearly(nearly if metric is None else [], signs, path, notes)
     if metric is not None and metric not in head:
         names = [head[column] for column in sound]
         raise UserError(
             f"{str(path)!r} has no column {brief(metric)}{suggest(metric, names)}; its figures: {few(names, 10)}"
         )
     return sound
+
+
+def _tell_nearly(nearly: list[tuple[tuple[int, str], str]], signs: set[str], path: Path, notes: list[str]) -> None:
+    """Note the columns, each with its first cell, whose cells are all nearly numbers: they are left out.
+
+    Raises:
+        UserError: One of them is a known share, as accuracy is.
+    """
+    for text, name in nearly:
+        if is_share(name):
+            raise _no_number(text, name, signs, path)
+        number, cell = text
+        notes.append(
+            f"the column {short(name)} holds no plain numbers, such as {brief(cell)} in line {number}: left out"
+        )
 
 
 def _no_number(text: tuple[int, str], name: str, signs: set[str], path: Path, *, is_chosen: bool = True) -> UserError:

@@ -14,11 +14,11 @@ from ..base.words import brief, counted, few, short, suggest
 from . import wording
 from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, decide, holm, pairs_to_settle
 from .derived import as_number, derived_notes, odd_seed
-from .direction import is_never_negative
 from .independence import cautions_about, doubt_about
 from .looks import ALPHA, LEAST_PAIRS, MOST_SEEDS, Schedule
-from .metric import METRICS, Metric, check_direction, margin_for, metric_for, two_scales
+from .metric import METRICS, Metric, check_direction, margin_for, metric_for
 from .paired import PairedDifference
+from .plausible import doubt_about_zeros, fault_of
 from .results import Results, numbered
 
 # bounds that hold where a verdict is read from a file
@@ -104,7 +104,8 @@ class Difference:
         arm: Name of the arm.
         num_pairs: Number of pairs.
         baseline_mean, arm_mean, mean_difference: Over the pairs, in the metric's unit.
-        interval_95, p_t: Paired t; None where the pairs may not be independent (`doubt_about`).
+        interval_95, p_t: Paired t; None where the pairs may not be independent (`doubt_about`), or zeros may be failed
+            runs (`doubt_about_zeros`). p_t is also None with fewer than 6 pairs, as in the verdict.
     """
 
     metric: Metric
@@ -230,7 +231,8 @@ def judge(
     for arm in compared:
         case = _case(results, measure, baseline, arm, first_looks.get(arm), max_pairs, (awaited or {}).get(arm, ()))
         if case.paired is not None:
-            doubt = doubt_about(results, measure, baseline, arm, case.paired.seeds, test_images)
+            pairs = (results, measure, baseline, arm, case.paired.seeds)
+            doubt = doubt_about_zeros(*pairs) or doubt_about(*pairs, test_images)
             idle = tuple(name for name in (baseline, arm) if results.hardly_used(name, case.paired.seeds))
             case = replace(case, doubt=doubt, hardly_used=idle)
         cases.append(case)
@@ -242,11 +244,9 @@ def judge(
     for case, *holm_p in zip(cases, p_t, p_sign_flip, strict=True):
         # the reason names the runs that a look waits for
         missing = {} if awaited else results.missing(baseline, case.arm, measure.name)
-        cautions = wording.cautions(case, missing)
+        cautions = wording.cautions(case, measure, missing)
         if case.judged is not None:
             cautions += cautions_about(results, measure, baseline, case.arm, case.judged.seeds, test_images)
-        if case.paired is not None:
-            cautions += _zeros(results, measure.name, (baseline, case.arm), case.paired.seeds)
         verdicts.append(_verdict(case, measure, margin, holm_p, cautions))
     differences, notes = _others(results, measure.name, baseline, cases, test_images)
     notes = [*results.notes, *notes, *derived_notes(results, measure.name)]
@@ -261,17 +261,27 @@ def _others(
     for name in results.metrics:
         if name == judged_by:
             continue
-        if fault := _two_scales(results, name) or _negative(results, name):
-            notes.append(f"{fault}; it is left out")
+        if fault := fault_of(results, name):
+            notes.append(f"{fault.what}; it is left out")
             continue
         shown = _measure(results, name)
         # which way is better is known for metrics of whatwhere only
         shown = shown if name in METRICS else replace(shown, higher_is_better=None)
+        fewer = []
         for case in cases:
             # the runs that the verdict uses; all of them where there is no pair
             used = results if case.paired is None else results.only([baseline, case.arm], case.paired.seeds)
-            found.append(difference(used, baseline, case.arm, shown, test_images))
-    return list(filter(None, found)), notes
+            differing = difference(used, baseline, case.arm, shown, test_images)
+            if differing is not None:
+                there = used.values(case.arm, name)
+                seeds = [seed for seed in used.values(baseline, name) if seed in there]
+                zeros = doubt_about_zeros(used, shown, baseline, case.arm, seeds)
+                found.append(replace(differing, interval_95=None, p_t=None) if zeros else differing)
+            num_judged, num_there = len(case.paired or ()), 0 if differing is None else differing.num_pairs
+            fewer += [f"{short(case.arm, 40)} ({num_there} of {num_judged})"] if num_there < num_judged else []
+        if fewer:
+            notes.append(f"{short(name, 40)} is missing in some judged pairs: {few(fewer, 4)}")
+    return found, notes
 
 
 def metric_and_margin(
@@ -297,11 +307,8 @@ def metric_and_margin(
         known = few(names, 10) or "none"
         raise UserError(f"no run has the figure {brief(metric)}{suggest(metric, names)}; there are: {known}")
     lower = check_direction(metric, lower_is_better)
-    if fault := _two_scales(results, metric):
-        neither = "" if metric in METRICS else ", or all times 100 if they are neither"
-        raise UserError(f"{fault}; give all as shares{neither}")
-    if fault := _negative(results, metric):
-        raise UserError(f"{fault}; if that marks a run that failed, leave the figure empty")
+    if fault := fault_of(results, metric):
+        raise UserError(f"{fault.what}; {fault.advice}")
     chosen = _measure(results, metric, lower)
     return chosen, margin_for(chosen, margin)
 
@@ -318,45 +325,6 @@ def _baseline(results: Results, given: str | None) -> str:
 def default_baseline(arms: Sequence[str]) -> str:
     """Return the arm called none or baseline, else the first."""
     return next((arm for arm in arms if arm.lower() in BASELINES), arms[0])
-
-
-def _two_scales(results: Results, name: str) -> str:
-    """Return, as a sentence, which run has a share and which a percentage; "" where all figures have one scale."""
-    figures = {(arm, seed): value for arm in results.arms for seed, value in results.values(arm, name).items()}
-    found = two_scales(name, figures.values())
-    if found is None:
-        return ""
-    share, percentage = (
-        f"{value:g} (arm {short(arm)}, seed {short(str(seed))})"
-        for wanted in found
-        for (arm, seed), value in [next(item for item in figures.items() if item[1] == wanted)]
-    )
-    return f"{short(name)} has two scales, shares such as {share} and percentages such as {percentage}"
-
-
-def _negative(results: Results, name: str) -> str:
-    """Return, as a sentence, which run has a negative figure of a metric that cannot be negative; "" where none has."""
-    for arm in results.arms if is_never_negative(name) else ():
-        for seed, value in results.values(arm, name).items():
-            if value < 0:
-                where = f"arm {short(arm)}, seed {short(str(seed))}"
-                return f"{short(name)} is {value:g} ({where}), and it cannot be negative"
-    return ""
-
-
-def _zeros(results: Results, name: str, arms: Sequence[str], seeds: Sequence[Hashable]) -> list[str]:
-    """Return a sentence for each arm where some figures are exactly 0 and the others are far from it."""
-    notes = []
-    for arm in arms if is_never_negative(name) else ():
-        values = results.values(arm, name)
-        zeros = [seed for seed in seeds if values[seed] == 0]
-        others = sorted(values[seed] for seed in seeds if values[seed])
-        if zeros and others and others[0] > others[-1] / 2:
-            notes.append(
-                f"{name} of {arm} is exactly 0 for {numbered(zeros)}, and {others[0]:g} or more for the others: if "
-                "those runs failed, leave their figure empty, because a 0 counts as a result"
-            )
-    return notes
 
 
 def _measure(results: Results, name: str, lower_is_better: bool = False) -> Metric:
@@ -482,5 +450,5 @@ def difference(
         arm_mean=sum(paired.treatment) / len(paired),
         mean_difference=paired.mean,
         interval_95=paired.interval() if is_sound else None,
-        p_t=paired.p_t() if is_sound else None,
+        p_t=paired.p_t() if is_sound and len(paired) >= LEAST_PAIRS else None,
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 
-from ..base.words import counted
+from ..base.words import counted, few, short
 from .decide import HELPS, HURTS, SAME, UNKNOWN, Case
 from .looks import LEAST_PAIRS
 from .metric import Metric
@@ -124,11 +124,12 @@ def _advice(case: Case) -> str:
     return f"{likely} pairs in all will probably tell; {when}"
 
 
-def cautions(case: Case, missing: Mapping[str, Sequence[Hashable]]) -> list[str]:
-    """Return what a reader of the verdict must know."""
+def cautions(case: Case, metric: Metric, missing: Mapping[str, Mapping[Hashable, str]]) -> list[str]:
+    """Return what a reader of the verdict must know; `missing` is that of `Results.missing`."""
     notes = [
-        f"{name} lacks {counted(len(seeds), 'run')} ({numbered(seeds)}) that other arms have: only complete pairs are "
-        f"judged, and if a run failed, leaving it out makes {name} look better than it is"
+        f"{short(name, 40)} has no {metric.label} for {counted(len(seeds), 'seed')} "
+        f"({few([f'{short(str(seed), 20)}: {why}' for seed, why in seeds.items()], 6)}): only complete pairs are "
+        f"judged, and if a run failed, leaving it out makes {short(name, 40)} look better than it is"
         for name, seeds in missing.items()
     ]
     # where nothing can be judged yet, the reason says so, and the doubt about the pairs that are there comes here

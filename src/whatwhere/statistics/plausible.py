@@ -1,0 +1,104 @@
+"""Figures that a metric cannot have, and figures that mark a failed run."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
+
+from ..base.words import short
+from .derived import smallest_gap
+from .direction import is_at_most_all, is_never_negative
+from .independence import Doubt
+from .metric import METRICS, Metric, two_scales
+from .results import Results, numbered
+
+_LEAVE_EMPTY = "if that marks a run that failed, leave the figure empty"
+_SHARE = "give shares or percentages, and leave the figure of a run that failed empty"
+_FAR = 10.0  # times the largest of the other figures
+_LARGEST_MARKS = {2.0**31 - 1, 2.0**31, 2.0**32 - 1, 2.0**63, float.fromhex("0x1.fffffep+127")}
+
+_Figures = Mapping[tuple[str, Hashable], float]
+
+
+class Fault(NamedTuple):
+    """What is wrong with the figures of a metric, and what to do about it."""
+
+    what: str
+    advice: str
+
+
+def fault_of(results: Results, name: str) -> Fault | None:
+    """Return the first fault in the figures of the metric `name`; None where there is none.
+
+    - shares and percentages in one metric (`two_scales`);
+    - a figure below 0, or above 100, of a metric that cannot have one by its name;
+    - a number that programs write for a run without a result: -1, -9, -99, ..., or 999, 9999, ..., a power of ten from
+      10,000 on, or the largest of a type. It must be far from the other figures: the only negative ones, beside figures
+      that are no whole numbers, or ten times further from 0 than all others.
+    """
+    figures = {(arm, seed): value for arm in results.arms for seed, value in results.values(arm, name).items()}
+    if found := two_scales(name, figures.values()):
+        share, percentage = (_told(figures, value) for value in found)
+        neither = "" if name in METRICS else ", or all times 100 if they are neither"
+        return Fault(
+            f"{short(name)} has two scales, shares such as {share} and percentages such as {percentage}",
+            f"give all as shares{neither}",
+        )
+    if is_never_negative(name) and (low := [value for value in figures.values() if value < 0]):
+        return Fault(f"{short(name)} is {_told(figures, low[0])}, and it cannot be negative", _LEAVE_EMPTY)
+    if is_at_most_all(name) and (high := [value for value in figures.values() if value > 100]):
+        return Fault(f"{short(name)} is {_told(figures, high[0])}, and it cannot be above 100", _SHARE)
+    mark = _mark(list(figures.values()))
+    if mark is not None:
+        return Fault(f"{short(name)} is {_told(figures, mark)}, far from all other figures", _LEAVE_EMPTY)
+    return None
+
+
+def _told(figures: _Figures, value: float) -> str:
+    """Return a figure with the run that it is of, the first one."""
+    arm, seed = next(run for run, figure in figures.items() if figure == value)
+    return f"{value:g} (arm {short(arm, 40)}, seed {short(str(seed), 40)})"
+
+
+def _mark(values: Sequence[float]) -> float | None:
+    """Return the first figure that is no result but a mark; None without one."""
+    marks = [value for value in values if _is_mark(value)]
+    others = [value for value in values if not _is_mark(value)]
+    if not marks or not others:
+        return None
+    furthest = max(map(abs, others))
+    is_odd_one_below = min(others) >= 0 and any(value % 1 for value in others)
+    return next((mark for mark in marks if abs(mark) > _FAR * furthest or (mark < 0 and is_odd_one_below)), None)
+
+
+def _is_mark(value: float) -> bool:
+    size = abs(value)
+    if value % 1 or size in (0, *range(2, 9)):
+        return False
+    digits = f"{size:.0f}"
+    nines = {*digits} == {"9"} and (value < 0 or size >= 999)
+    power = digits.strip("0") == "1" and (size >= 10_000 or value == -1)
+    return nines or power or size in _LARGEST_MARKS
+
+
+def doubt_about_zeros(
+    results: Results, metric: Metric, baseline: str, arm: str, seeds: Sequence[Hashable]
+) -> Doubt | None:
+    """Return the doubt that figures of exactly 0 are no results; None where they may be.
+
+    They may not where the other figures of the arm lie closer to each other than to 0, and 0 is more than two steps
+    away from them. A step is the smallest difference between two figures of the two arms: counts of a few errors, or of
+    few test images, reach 0 by chance.
+    """
+    by_arm = {name: results.values(name, metric.name) for name in (baseline, arm)}
+    step = smallest_gap(values[seed] for values in by_arm.values() for seed in seeds)
+    for name, values in by_arm.items():
+        zeros = [seed for seed in seeds if values[seed] == 0]
+        others = [values[seed] for seed in seeds if values[seed]]
+        if zeros and others and min(others) > max(max(others) - min(others), 2 * step):
+            return Doubt(
+                f"{metric.label} of {short(name, 40)} is exactly 0 for {numbered(zeros)}, and {min(others):g} or more "
+                "for the others: those runs failed, or learned nothing",
+                "leave the figure of a run that failed empty, or train it again; a 0 counts as a result",
+            )
+    return None
