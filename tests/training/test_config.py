@@ -82,6 +82,10 @@ def test_defaults_by_size_start_and_machine():
         chosen(32, on_cpu=True, pretrained="imagenet")["model"] == chosen(224, on_cpu=True)["model"] == "cbam_resnet18"
     )
     assert chosen(224, attention="own:Gate")["model"] == "resnext50_32x4d"
+    # at 64 px a network for 32 px takes longer than the large one
+    for on_cpu, small, large in ((True, "resnet20", "resnet18"), (False, "resnext29_32x4d", "resnext50_32x4d")):
+        names = [chosen(size, on_cpu=on_cpu)["model"] for size in (28, 48, 49, 64, 96)]
+        assert names == [f"cbam_{name}" for name in (small, small, large, large, large)]
     assert (chosen()["epochs"], chosen(pretrained="imagenet")["epochs"]) == (100, 30)
     assert [chosen(epochs=epochs)["warmup_epochs"] for epochs in (4, 30, 300)] == [0, 3, 5]
     assert [chosen(on_gpu=True, bf16=bf16)["amp"] for bf16 in (True, False)] == ["bf16", "none"]
