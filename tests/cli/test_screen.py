@@ -1,6 +1,9 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from whatwhere.cli.screen import result_tables
+from whatwhere.base.screen import Remaining, about
+from whatwhere.cli.screen import TerminalScreen, result_tables
 
 FIGURES = {"num_images": 3, "accuracy": 1.0, "balanced_accuracy": 1.0, "macro_f1": 1.0, "loss": 0.25}
 RESULT = {"best_epoch": 7, "val": FIGURES, "judged_on": "val", "per_class": []}
@@ -21,3 +24,70 @@ def test_why_the_network_is_that_of_its_epoch(more, note):
 def test_a_loss_that_is_not_finite_has_no_figure():
     rows = result_tables({**RESULT, "test": {**FIGURES, "loss": None}})[0].rows
     assert [row[-1] for row in rows] == ["0.2500", "-"]
+
+
+class Clock:
+    """A clock that goes on when it is told to."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_without_a_terminal_a_line_ends_each_minute_of_silence(capsys):
+    clock = Clock()
+    with TerminalScreen(clock=clock) as screen:
+        for done in range(1, 10):
+            screen.progress("checking the images", 100 * done, 1000)
+            clock.now += 25
+            if done == 5:
+                screen.line("something else")
+    # 100 images in 25 s; the line after 125 s counts as well
+    assert capsys.readouterr().out.splitlines() == [
+        "checking the images: 400 of 1,000, about 2 min left",
+        "something else",
+        "checking the images: 900 of 1,000, less than a minute left",
+    ]
+
+
+def test_what_is_short_prints_no_progress(capsys):
+    with TerminalScreen(clock=Clock()) as screen:
+        for done in range(1001):
+            screen.progress("checking the images", done, 1000)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_time_left_is_that_of_what_is_shown():
+    clock = Clock()
+    remaining = Remaining(clock)
+
+    def seconds(what, done, total, took):
+        clock.now += took
+        return remaining.seconds(what, done, total)
+
+    assert seconds("training", 1, 12, 9) is None  # the first step is slower than the others
+    assert seconds("training", 2, 12, 4) == 4 * 10
+    assert seconds("evaluating", 50, 100, 1) is None
+    assert seconds("evaluating", 100, 100, 1) == 0
+    # the evaluation is a part of the training
+    assert seconds("training", 3, 12, 4) == 10 / 2 * 9
+    # the next evaluation begins anew
+    assert seconds("evaluating", 50, 100, 100) is None
+    assert seconds("evaluating", 75, 100, 3) == 3
+
+
+def test_an_estimate_is_widely_rounded():
+    minutes = {0.9: "less than a minute", 1: "about 1 min", 12.4: "about 12 min", 47: "about 45 min", 58: "about 1 h"}
+    minutes |= {68: "about 1 h 15 min", 179: "about 3 h", 268: "about 4 h 30 min", 800: "about 13 h", 5000: "about 3 days"}
+    assert {length: about(60 * length) for length in minutes} == minutes
+
+
+@given(st.floats(60, 1e9))
+def test_no_estimate_is_far_from_what_it_rounds(seconds):
+    number = {"min": 60, "h": 3600, "days": 86400}
+    words = about(seconds).removeprefix("about ").split()
+    said = sum(int(count) * number[unit] for count, unit in zip(words[::2], words[1::2], strict=True))
+    # 1 min is said up to 1.5 min, 2 days from 1.98 to 2.5 days
+    assert abs(said - seconds) <= seconds / (3 if seconds < 120 else 5)

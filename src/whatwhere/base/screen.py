@@ -1,7 +1,9 @@
-"""Messages and progress for the person who watches a command."""
+"""Messages and progress for the person who watches a command, and lengths of time in words."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -26,9 +28,47 @@ class Silent:
     def progress(self, what: str, done: int, total: int) -> None: ...
 
 
+class Remaining:
+    """Estimates how long what is in progress still takes, from its speed so far.
+
+    Several things may be in progress in turn, as training and its evaluations are. One that begins again, because fewer
+    parts of it are done than before, is timed anew.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self._began: dict[str, tuple[float, int, int]] = {}  # time and parts done at first, and parts done at last
+
+    def seconds(self, what: str, done: int, total: int) -> float | None:
+        """Return about how many seconds `what` still takes, with `done` of `total` parts done; None at its beginning.
+
+        The first part does not count, because it is slower than the others.
+        """
+        now = self.clock()
+        began, first, last = self._began.get(what, (now, done, done))
+        if done < last:
+            began, first = now, done
+        self._began[what] = began, first, done
+        return None if done == first else (now - began) / (done - first) * max(0, total - done)
+
+
 def duration(seconds: float) -> str:
-    """Return a length of time in words: "12 s", "3 min", "2 h 5 min"."""
+    """Return a measured length of time in words: "12 s", "3 min", "2 h 5 min"."""
     minutes = round(seconds / 60)
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def about(seconds: float) -> str:
+    """Return an estimated length of time in words, widely rounded: "about 12 min", "about 1 h 15 min", "about 3 days"."""
+    minutes = seconds / 60
+    if minutes < 1:
+        return "less than a minute"
+    # the rounding is at most an eighth of the length
+    for most, step in ((20, 1), (60, 5), (180, 15), (600, 30), (2880, 60)):
+        rounded = step * round(minutes / step)
+        if rounded < most:
+            hours, rest = divmod(rounded, 60)
+            return "about " + " ".join(f"{n} {unit}" for n, unit in ((hours, "h"), (rest, "min")) if n)
+    return f"about {round(minutes / 1440)} days"

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from ..base.screen import Remaining, about
 from ..base.tables import Table, printable_lines
 
+_SILENCE = 60.0  # seconds; without a terminal, a line of progress ends a longer silence
 _MOST_CLASSES = 40  # in a table; the JSON result lists all
 _PARTS = {"val": "validation", "test": "test", "images": "all images"}
 
 
 class TerminalScreen:
-    """Prints lines on standard output or error, and a progress bar if that is a terminal."""
+    """Prints lines on standard output or error, and a progress bar if that is a terminal.
 
-    def __init__(self, to_stderr: bool = False) -> None:
+    Elsewhere it prints how far a command is after each minute in which it printed nothing.
+    """
+
+    def __init__(self, to_stderr: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = Console(stderr=to_stderr, soft_wrap=True, highlight=False)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
         self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self.task: Any = None
+        self._clock, self._remaining, self._printed = clock, Remaining(clock), clock()
 
     def __enter__(self) -> TerminalScreen:
         self.bar.start()
@@ -31,17 +39,25 @@ class TerminalScreen:
 
     def line(self, text: str) -> None:
         """Print a line."""
+        self._printed = self._clock()
         self.console.print(printable_lines(text), markup=False)
 
     def warn(self, text: str) -> None:
         """Print a warning."""
+        self._printed = self._clock()
         self.console.print(f"warning: {printable_lines(text)}", markup=False, style="yellow")
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Update the progress bar."""
+        """Update the progress bar; without a terminal, print a line now and then."""
+        seconds = self._remaining.seconds(what, done, total)
+        left = f"{about(seconds)} left" if seconds else ""
+        if self.bar.disable:
+            if left and self._clock() - self._printed >= _SILENCE:
+                self.line(f"{what}: {done:,} of {total:,}, {left}")
+            return
         if self.task is None:
-            self.task = self.bar.add_task(what, total=total)
-        self.bar.update(self.task, description=what, completed=min(done, total), total=total)
+            self.task = self.bar.add_task(what, total=total, left="")
+        self.bar.update(self.task, description=what, completed=min(done, total), total=total, left=left)
 
 
 def result_tables(result: dict[str, Any]) -> list[Table]:
