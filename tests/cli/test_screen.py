@@ -80,7 +80,13 @@ def test_the_time_left_is_that_of_what_is_shown():
 
 def test_an_estimate_is_widely_rounded():
     minutes = {0.9: "less than a minute", 1: "about 1 min", 12.4: "about 12 min", 47: "about 45 min", 58: "about 1 h"}
-    minutes |= {68: "about 1 h 15 min", 179: "about 3 h", 268: "about 4 h 30 min", 800: "about 13 h", 5000: "about 3 days"}
+    minutes |= {
+        68: "about 1 h 15 min",
+        179: "about 3 h",
+        268: "about 4 h 30 min",
+        800: "about 13 h",
+        5000: "about 3 days",
+    }
     assert {length: about(60 * length) for length in minutes} == minutes
 
 

@@ -61,7 +61,7 @@ def duration(seconds: float) -> str:
 
 
 def about(seconds: float) -> str:
-    """Return an estimated length of time in words, widely rounded: "about 12 min", "about 1 h 15 min", "about 3 days"."""
+    """Return an estimated length of time in words, widely rounded: "about 12 min", "about 1 h 15 min"."""
     minutes = seconds / 60
     if minutes < 1:
         return "less than a minute"

@@ -25,7 +25,12 @@ class TerminalScreen:
 
     def __init__(self, to_stderr: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = Console(stderr=to_stderr, soft_wrap=True, highlight=False)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+        )
         self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self.task: Any = None
         self._clock, self._remaining, self._printed = clock, Remaining(clock), clock()

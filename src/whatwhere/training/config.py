@@ -22,7 +22,7 @@ from ..networks.spec import MAX_WIDTH_FACTOR, NetworkSpec, is_import_path
 
 SMALL_SIZE = 64  # up to here images are padded and cropped by whole pixels, above they are cropped at any scale
 # the networks for CIFAR's 32 px keep the full resolution at first: at 64 px they take longer than the larger networks
-_CIFAR_SIZE = 48
+CIFAR_SIZE = 48
 
 _Positive = Annotated[int, Meta(ge=1, lt=2**31)]
 _Count = Annotated[int, Meta(ge=0, lt=2**31)]
@@ -231,8 +231,9 @@ def defaults(
 
     The network has CBAM, unless another attention is given for it. Up to 48 px it is one for small images, which keeps
     their resolution in its first stage; larger images get one whose first layers reduce them. At 64 px the first kind
-    takes 1.7 times as long on a CPU (ResNet-20 beside ResNet-18), and on a GPU it has nine times the MACs. On a CPU it has no grouped convolutions, which are slow there: at 32 px
-    ResNet-20 trains some twenty times as many images a second as ResNeXt-29.
+    takes 1.7 times as long on a CPU (ResNet-20 beside ResNet-18), and on a GPU it has nine times the MACs. On a CPU it
+    has no grouped convolutions, which are slow there: at 32 px ResNet-20 trains some twenty times as many images a
+    second as ResNeXt-29.
 
     The batch size is 128 for images of at most 64 px, else 64. It is halved, down to 16, while an epoch has fewer than
     10 batches; with fewer than 16 training images it is their number.
@@ -249,7 +250,7 @@ def defaults(
     rate_at_256 = 1e-3 if adamw else 0.2 if small else 0.1
     epochs = given.get("epochs", 30 if pretrained else 100)
     small_net, large_net = ("resnet20", "resnet18") if device == "cpu" else ("resnext29_32x4d", "resnext50_32x4d")
-    backbone = small_net if image_size <= _CIFAR_SIZE and not pretrained else large_net
+    backbone = small_net if image_size <= CIFAR_SIZE and not pretrained else large_net
     chosen = {
         "model": backbone if given.get("attention") else f"cbam_{backbone}",
         "image_size": image_size,

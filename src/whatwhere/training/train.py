@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 from torch import nn
 
 from ..base.errors import Stopped
-from ..base.screen import Screen, Silent, duration
-from ..base.words import counted, few, printable
+from ..base.screen import Screen, Silent, about
+from ..base.words import few, printable
 from ..data.split import Prepared, fingerprint
 from ..networks.spec import NetworkSpec
 from . import checkpoint
 from .bundle import Bundle, load_bundle
 from .config import Config
 from .distributed import Team, team
+from .estimate import Outlook
 from .evaluate import Figures, evaluate
 from .plots import TensorBoard
 from .run_folder import Amount, Count, EpochLine, RunFolder
@@ -58,6 +58,9 @@ def run_training(
     command: str,
     screen: Screen,
     with_test: bool = True,
+    say_how_long: bool = True,
+    began: Callable[[RunFolder], None] = lambda folder: None,
+    clock: Callable[[], float] = time.monotonic,
     trainer_class: type[Trainer] = Trainer,
     folder_class: type[RunFolder] = RunFolder,
 ) -> dict[str, Any] | None:
@@ -76,6 +79,9 @@ def run_training(
         screen: Shows messages and progress.
         with_test: Evaluate the best network on the test images at the end. Without it the test images are only checked,
             and the result is on the validation images.
+        say_how_long: Show an estimate after the first steps.
+        began: Called with the folder of the run once it is known.
+        clock: Returns the time in seconds, for estimates.
         trainer_class: Trains the network.
         folder_class: Keeps the files of the run.
 
@@ -104,11 +110,12 @@ def run_training(
             model, spec = build_model(config, len(prepared.classes), attention)
         for line in describe(config, given, prepared, model, processes, is_continued=bool(kept)):
             screen.line(line)
-        run = Run(config, spec, prepared, processes, folder, screen, attention)
+        began(folder)
+        run = Run(config, spec, prepared, processes, folder, screen, attention, say_how_long, clock)
         with memory_errors(config), deterministic(config):
             if dry_run:
                 run.set_up(model, with_test, trainer_class)
-                run.try_out()
+                run.outlook.try_out(run.material.train, run.evaluate, num_done=len(folder.metrics()) if resume else 0)
                 return None
             with folder.held() if processes.is_first else contextlib.nullcontext():
                 if processes.is_first:
@@ -170,35 +177,26 @@ class Run:
     folder: RunFolder
     screen: Screen
     attention: Callable[..., nn.Module] | None  # the imported code where `config.attention` is an import path
+    say_how_long: bool
+    clock: Callable[[], float]  # for estimates alone; it changes no record
 
     def set_up(self, model: nn.Module, with_test: bool, trainer_class: type[Trainer]) -> None:
         """Read the images ahead and build the trainer."""
-        began = time.monotonic()
+        began, clock_began = time.monotonic(), self.clock()
         self.material = build_material(self.config, self.prepared, self.team, with_test=with_test)
         if self.material.cache != "none":
             where = "on the device" if self.material.cache == "device" else "in memory"
             self.screen.line(f"images decoded and kept {where} ({time.monotonic() - began:.1f} s)")
+        reading = self.clock() - clock_began
         num_classes = len(self.prepared.classes)
         self.trainer = build_trainer(self.config, self.material.train, model, num_classes, self.team, trainer_class)
         self.progress = Progress()
+        num_images = {part: len(samples) for part, samples in self.prepared.parts.items()}
+        screen = self.screen if self.say_how_long and self.team.is_first else None
+        self.outlook = Outlook(self.config, num_images, self.trainer, screen, self.clock, reading)
         self._saved = self._counted = time.monotonic()
         self._epoch_began = (self.trainer.position.step, self._counted)
         self._tensorboard = TensorBoard(self.folder.path) if self.config.tensorboard else None
-
-    def try_out(self) -> None:
-        """Train at most 4 steps and show how long a run would take."""
-        trainer, times = self.trainer, [time.monotonic()]
-        for _ in islice(trainer.run(self.material.train), 4):
-            trainer.settle()
-            times.append(time.monotonic())
-        times = times[1:] if len(times) > 2 else times  # the first step is slower than the others
-        step = (times[-1] - times[0]) / (len(times) - 1)
-        on_gpu = self.team.device.type == "cuda"
-        memory = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory" if on_gpu else ""
-        self.screen.line(
-            f"dry run: {step:.2g} s a step{memory}; {counted(trainer.order.steps_per_epoch, 'step')} an epoch, about "
-            f"{duration(step * trainer.num_steps)} in all without evaluation; nothing written"
-        )
 
     def restore(self) -> None:
         """Continue from the newest sound checkpoint, if there is one; remove what was written after it."""
@@ -233,6 +231,7 @@ class Run:
                 return
             for epoch_ends in trainer.run(self.material.train):
                 self.screen.progress("training", trainer.position.step, trainer.num_steps)
+                self._leave_out(self.outlook.after_step())
                 if epoch_ends:
                     self._end_epoch()
                     if self._is_early():
@@ -253,8 +252,13 @@ class Run:
             checkpoint.save(self.folder.last, self.trainer.position.step, state)
             self._saved = time.monotonic()
 
-    def evaluate(self, model: nn.Module, part: str, *, with_probabilities: bool = False) -> Figures:
-        """Evaluate `model` on the "val" or "test" images, each counted once over all processes."""
+    def evaluate(
+        self, model: nn.Module, part: str, *, with_probabilities: bool = False, most: int | None = None
+    ) -> Figures:
+        """Evaluate `model` on the "val" or "test" images, each counted once over all processes.
+
+        With `most`, only so many batches of each process are evaluated.
+        """
         batches = self.material.evaluation[part]
 
         def on_batch(done: int) -> None:
@@ -265,7 +269,7 @@ class Run:
 
         return evaluate(
             model,
-            batches,
+            islice(batches, most),
             len(self.prepared.classes),
             self.team,
             autocast=self.trainer.autocast,
@@ -330,7 +334,7 @@ class Run:
         self.screen.line(
             f"epoch {line.epoch}/{total}: loss {line.train_loss:.4f}, validation {line.val_accuracy:.2%} "
             f"(balanced {line.val_balanced_accuracy:.2%}, loss {loss}){best}; "
-            f"{images_per_second:,.0f} images/s, {duration(left)} left"
+            f"{images_per_second:,.0f} images/s, {about(left)} left"
         )
 
     def _is_early(self) -> bool:
@@ -342,6 +346,11 @@ class Run:
         now = time.monotonic()
         self.progress.seconds += now - self._counted
         self._counted = now
+
+    def _leave_out(self, seconds: float) -> None:
+        """Leave out seconds without training from the times of the run."""
+        self._counted += seconds
+        self._epoch_began = (self._epoch_began[0], self._epoch_began[1] + seconds)
 
     def finish(self) -> dict[str, Any]:
         """Evaluate the best network on the validation and test images; write the result and the pictures."""
