@@ -262,7 +262,7 @@ class _Attending(BaseTrainer):  # type: ignore[misc]  # Ultralytics has no types
         if not _attentions(self.model):
             raise UserError("the network that Ultralytics trains has no attention; this trainer cannot train it")
         if RANK in {-1, 0}:
-            self._write(self.model)
+            self._write(self.model, last_line=last_line(self.save_dir))
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Add a line to results.csv, and mark the attention as that of the training with this line."""

@@ -158,3 +158,19 @@ def test_without_a_command_comes_the_help(whatwhere):
     status, out, err = whatwhere()
     assert (status, out) == (2, "")
     assert "Usage: whatwhere" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("verdict", "results.csv", "--margin", "1_0"),
+        ("verdict", "results.csv", "--margin", "\u0663"),
+        ("verdict", "results.csv", "--max-pairs", "1_2"),
+        ("train", "photos", "--epochs", "\uff11\uff10"),
+        ("compare", "photos", "--seeds", "1_0"),
+        ("compare", "photos", "--lr", "0.0_1"),
+        ("summary", "resnet18", "--batch", "1_0"),
+    ],
+)
+def test_a_number_is_written_with_plain_digits(refused_command, arguments):
+    refused_command(*arguments)

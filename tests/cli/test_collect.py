@@ -24,7 +24,7 @@ def test_the_table_and_what_was_understood(whatwhere, detect, tmp_path, snapshot
     assert (status, err) == (0, "")
     assert out == snapshot
     head, *rows = (tmp_path / "results.csv").read_text().splitlines()
-    assert head == f"arm,seed,train/box_loss,{MAP},metrics/mAP50-95(B),epoch,folder,notes"
+    assert head == f"arm,seed,train/box_loss,{MAP},metrics/mAP50-95(B),epoch,folder,collect_notes"
     assert rows[5].startswith("cbam,5,,,,,runs/detect/cbam-5,runs that count as missing: ")
     assert len(rows) == 12
     status, out, _ = whatwhere("collect", "runs/detect", "--json", "--out", "other.csv")
@@ -91,7 +91,7 @@ def test_a_wide_table_and_columns_by_name(whatwhere, tmp_path):
     assert status == 0
     assert re.search(r"b +helps", out)
     status, out, _ = whatwhere("collect", tmp_path / "long.csv", *options, "--out", tmp_path / "results.csv")
-    assert (tmp_path / "results.csv").read_text().startswith("arm,seed,mAP50,epoch,folder\na,0,0.5,")
+    assert (tmp_path / "results.csv").read_text().startswith("arm,seed,mAP50,epoch,folder,collect_notes\na,0,0.5,")
 
 
 def test_nothing_is_written_over(whatwhere, detect, tmp_path, refused_command):

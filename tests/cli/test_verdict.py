@@ -421,6 +421,28 @@ def test_a_folder_and_a_table_of_one_name_do_not_share_a_record(whatwhere, table
     assert whatwhere("verdict", tmp_path / "nz", *options, "--out", tmp_path / "other.html")[0] == 0
 
 
+def test_tables_of_one_name_do_not_share_a_record(whatwhere, table, tmp_path, refused_command):
+    """The second one took the place of the first, and its look counted as one at the first."""
+    for name in ("a", "b", "moved"):
+        (tmp_path / name).mkdir()
+    out = ("--out", tmp_path / "page.html")
+    assert whatwhere("verdict", table(6, name="a/results.csv"), *out)[0] == 0
+    before = [(tmp_path / name).read_bytes() for name in ("page.json", "page.html")]
+    assert read(tmp_path / "page.json")["source"] == ["a/results.csv"]
+    refused_command("verdict", table(6, UNCLEAR, name="b/results.csv"), *out)
+    assert [(tmp_path / name).read_bytes() for name in ("page.json", "page.html")] == before
+    # the same table grows, and may be moved
+    assert whatwhere("verdict", table(8, name="a/results.csv"), *out)[0] == 0
+    shutil.move(tmp_path / "a" / "results.csv", tmp_path / "moved" / "results.csv")
+    assert whatwhere("verdict", tmp_path / "moved" / "results.csv", *out)[0] == 0
+    found = read(tmp_path / "page.json")
+    assert (verdict_of(found)["plan"]["first"], found["source"]) == (6, ["moved/results.csv"])
+    # a record of an old version does not tell
+    del found["source"]
+    (tmp_path / "page.json").write_text(json.dumps(found))
+    assert whatwhere("verdict", tmp_path / "moved" / "results.csv", *out)[0] == 0
+
+
 def test_the_folder_of_the_page_is_made(whatwhere, table, tmp_path):
     assert whatwhere("verdict", table(6), "--out", tmp_path / "new" / "pages" / "x.html")[0] == 0
     assert (tmp_path / "new" / "pages" / "x.json").is_file()

@@ -348,6 +348,12 @@ def test_a_run_with_the_attention_of_another_training_is_missing(detect):
     table.write_text(table.read_text().replace("3.0,5.00,", "3,5.5,"))
     results = collect([detect]).results
     assert list(results.values("cbam", MAP)) == ["1", "2"]
+    # also where the training with attention was stopped in its first epoch
+    path.write_text(json.dumps({**content, "last_line": []}))
+    assert list(collect([detect]).results.values("cbam", MAP)) == ["1", "2"]
+    # an old version wrote none at the start
+    path.write_text(json.dumps(content))
+    assert len(collect([detect]).results.values("cbam", MAP)) == 3
     assert any("cbam-0 has another last line in results.csv than attention.json tells" in n for n in results.notes)
 
 
@@ -754,11 +760,21 @@ def test_settings_in_csv_files_must_be_equal_within_pairs(tmp_path, refused, pat
         collect([tmp_path], Reading(arm_from=pattern, may_differ=frozenset({"params.rl"})))
 
 
+def test_a_seed_in_a_path_has_plain_digits(tmp_path, refused):
+    (tmp_path / "none-\u0663.csv").write_text("epoch,acc\n1,0.5\n")
+    with refused():
+        collect([tmp_path], Reading(arm_from="{arm}-{seed}"))
+
+
 def test_a_table_that_collect_wrote_is_known(detect, tmp_path):
     path = tmp_path / "results.csv"
     path.write_text(collect([detect]).to_csv())
     assert is_collected(path)
     assert not is_collected(detect / "cbam-0" / "results.csv")
+    # people call columns so too, and may have notes
+    for head in ("arm,seed,acc,epoch,folder", "arm,seed,acc,epoch,folder,notes", "arm,seed,epoch,collect_notes"):
+        path.write_text(f"{head}\n")
+        assert not is_collected(path)
 
 
 LINES = [

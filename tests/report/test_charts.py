@@ -27,6 +27,14 @@ def test_positions_of_pairs_by_hand(arm):
     )
 
 
+def test_a_verdict_on_an_attention_that_was_hardly_used_says_so(arm):
+    (row,) = pairs_chart([arm("a", (-1.0, 3.0), verdict="hurts", hardly_used=("a",))], "none", 1.0, POINTS).rows
+    assert row.words == "hurts (attention hardly used)"
+    assert row.description.startswith("a: hurts (attention hardly used). ")
+    (row,) = pairs_chart([arm("a", (-1.0, 3.0)), arm("b", (), hardly_used=("b",))], "none", 1.0, POINTS).rows[1:]
+    assert row.words == "cannot tell yet (attention hardly used)"
+
+
 def test_where_lower_is_better_the_left_is(arm):
     chart = pairs_chart([arm("a", (-0.1, 0.2))], "none", 0.1, Metric("nll", "nll", higher_is_better=False))
     assert (chart.left, chart.right) == ("← better", "worse →")

@@ -219,7 +219,10 @@ def test_runs_of_one_line_must_end_at_one_epoch(read, refused):
     state = text.replace("acc", "acc,state").replace("0.5", "0.5,done").replace("0.6", "0.6,failed")
     assert read(state, metric="acc").values("none", "acc") == {"0": 0.5, "1": 0.5}
     # as may those of `whatwhere collect`, which has compared them
-    collected = "arm,seed,acc,epoch,folder\nnone,0,0.5,100,a\ncbam,0,0.6,50,b\nnone,1,0.5,100,c\ncbam,1,0.6,37,d\n"
+    collected = (
+        "arm,seed,acc,epoch,folder,collect_notes\nnone,0,0.5,100,a,\ncbam,0,0.6,50,b,\n"
+        "none,1,0.5,100,c,\ncbam,1,0.6,37,d,\n"
+    )
     assert len(read(collected).values("cbam", "acc")) == 2
 
 

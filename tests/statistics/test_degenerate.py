@@ -56,7 +56,7 @@ HEADS = st.sampled_from(
         "cbam",
         "state",
         "attention_use",
-        "notes",
+        "collect_notes",
         "folder",
         "Arm",
     ]

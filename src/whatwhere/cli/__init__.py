@@ -6,13 +6,14 @@ import contextlib
 import io
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 
 import typer
 
 from ..base.errors import Stopped, UserError
-from ..base.words import printable, short
+from ..base.words import brief, number_in, printable, short
 from .attend import attend_command
 from .check import check_command
 from .collect import collect_command
@@ -41,6 +42,9 @@ def main(run: Any = None) -> None:
     Args:
         run: Called by `compare` in place of `run_comparison`; for tests.
     """
+    for group in (app, weights_app):
+        for registered in group.registered_commands:
+            _read_plain_numbers(registered.callback)
     command = typer.main.get_command(app)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a class or a file may have a name that the terminal's encoding lacks
@@ -72,6 +76,35 @@ def main(run: Any = None) -> None:
         # where no file is named it was the output
         where = f"{error.filename!r}: " if error.filename else "cannot write the output: "
         _fail(f"{where}{error.strerror or error}")
+
+
+def _read_plain_numbers(command: Any) -> None:
+    """Let the options of a command take numbers as `number_in` reads them.
+
+    Python itself reads 1_0 as 10, and the digits of all scripts.
+    """
+    command.__annotations__ = hints = get_type_hints(command, include_extras=True)
+    for hint in hints.values():
+        inner = next(iter(get_args(hint)), None)
+        kind = next((kind for kind in (inner, *get_args(inner)) if kind in (int, float)), None)
+        for option in getattr(hint, "__metadata__", ()) if kind else ():
+            option.parser = _plain(kind, option.min)
+
+
+def _plain(kind: Any, least: float | None) -> Callable[[object], float]:
+    def parse(given: object) -> float:
+        text = str(given)  # a default is a number already
+        try:
+            number_in(text.strip())
+            number: float = kind(text)
+        except ValueError:
+            raise typer.BadParameter(f"{brief(text)} is not a valid {name}.") from None
+        if least is not None and number < least:
+            raise typer.BadParameter(f"{number:g} is below {least:g}.")
+        return number
+
+    parse.__name__ = name = "integer" if kind is int else "number"
+    return parse
 
 
 def _fail(sentence: str) -> NoReturn:

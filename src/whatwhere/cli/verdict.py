@@ -64,10 +64,9 @@ def verdict_command(
 ) -> None:
     """The same verdict for trainings that whatwhere does not run, from their folders or a table of their figures."""
     from ..base.files import write_json, writing
-    from ..base.words import brief
     from ..collect.collect import collect, is_collected
     from ..comparison.content import figures_content
-    from ..statistics.history import judge_again, read_record
+    from ..statistics.history import check_results, judge_again, read_record
     from ..statistics.looks import LEAST_PAIRS, MOST_SEEDS
 
     if out is not None and (not out or "\0" in out):
@@ -103,13 +102,11 @@ def verdict_command(
     }
     title = results[0].name if len(results) == 1 else page.name.partition(".")[0]
     record = read_record(record_path)
-    if record is not None and record.title not in ("", title):
-        raise UserError(
-            f"{str(record_path)!r} holds the verdict on {brief(record.title)}, not on {brief(title)}; give another "
-            "file with --out, or, if these are the same results under a new name, the old name"
-        )
+    source = tuple(sorted(_path_from(record_path.parent, path) for path in results))
+    if record is not None:
+        check_results(record, record_path, figures, title, source)
     judgement, changes = judge_again(figures, record, first_look=first_look, max_pairs=max_pairs, terms=terms)
-    content = figures_content(judgement, figures, title, changes)
+    content = figures_content(judgement, figures, title, changes, source)
     with writing(page):
         page.parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(os.path.realpath(record_path)), content.to_dict())
@@ -138,6 +135,14 @@ def _page_beside(results: list[Path]) -> Path:
             "the runs have no folder of their own beside which the page could stand; give its file with --out"
         )
     return folder.with_name(f"{folder.name}.verdict.html")
+
+
+def _path_from(folder: Path, path: Path) -> str:
+    """Return a path as it is from a folder, so that both may be moved together."""
+    try:
+        return Path(os.path.relpath(os.path.realpath(path), os.path.realpath(folder))).as_posix()
+    except ValueError:  # on another drive of Windows
+        return Path(os.path.realpath(path)).as_posix()
 
 
 def _checked_targets(page: Path, results: list[Path]) -> Path:

@@ -28,7 +28,7 @@ from .run import Program, Run
 _SEEDS = ("seed", "random_seed", "random_state", "manual_seed", "seed_everything")
 
 _CALLED_ATTENTION = re.compile("attention|attn", re.IGNORECASE)
-_NUMBER = re.compile(r"[\d.e+-]+|true|false")
+_NUMBER = re.compile(r"[0-9.e+-]+|true|false")
 _NOT_FINITE = {"nan", "inf", "infinity"}
 
 

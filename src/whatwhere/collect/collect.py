@@ -62,7 +62,7 @@ class Collected:
             self.epochs[row.arm, row.seed] = int(row.epoch)
 
     def to_csv(self) -> str:
-        """Return a line for each run: arm, seed, a column for each figure, the epoch, the folder, and notes if any.
+        """Return a line for each run: arm, seed, a column for each figure, the epoch, the folder, and notes.
 
         A column attention_use, if a run has one, says which runs have an attention that has hardly begun.
 
@@ -70,7 +70,6 @@ class Collected:
         The column of epochs is called best_epoch where the epoch was chosen by the figures that are reported.
         """
         uses = [USE] if any(self.results.hardly_used(arm, [seed]) for arm, seed in self.paths) else []
-        notes = [BETWEEN_NOTES.join(self.doubts)] if self.doubts else []
         metrics, chosen = self.results.metrics, CHOSEN in self.results.notes
         lines = [
             (
@@ -80,14 +79,14 @@ class Collected:
                 *(HARDLY_BEGUN if self.results.hardly_used(arm, [seed]) else "" for _ in uses),
                 self.epochs.get((arm, str(seed)), ""),
                 self.paths[arm, str(seed)],
-                *notes,
+                BETWEEN_NOTES.join(self.doubts),
             )
             for arm in self.results.arms
             for seed in self.results.seeds
             if (figures := self.results.runs(arm).get(seed)) is not None
         ]
-        head = (ARM, SEED, *metrics, *uses, BEST_EPOCH if chosen else "epoch", FOLDER)
-        return comma_separated((*head, NOTES) if notes else head, lines)
+        head = (ARM, SEED, *metrics, *uses, BEST_EPOCH if chosen else "epoch", FOLDER, NOTES)
+        return comma_separated(head, lines)
 
 
 def is_collected(path: Path) -> bool:
@@ -121,9 +120,9 @@ def collect(paths: Sequence[Path], reading: Reading | None = None) -> Collected:
         ...     _ = Path(f"{arm}_0.csv").write_text(f"epoch,accuracy\n1,0.61\n2,0.63\n")
         >>> collected = collect(sorted(Path().glob("*.csv")), Reading(arm_from="{arm}_{seed}"))
         >>> print(collected.to_csv())
-        arm,seed,accuracy,epoch,folder
-        cbam,0,0.63,2,cbam_0.csv
-        none,0,0.63,2,none_0.csv
+        arm,seed,accuracy,epoch,folder,collect_notes
+        cbam,0,0.63,2,cbam_0.csv,
+        none,0,0.63,2,none_0.csv,
         <BLANKLINE>
     """
     if not paths:

@@ -12,7 +12,7 @@ from ..base.words import brief, few
 from ..statistics.columns import Reading
 
 _MOST_STARS = 2  # in a name: the time to match grows with a power of their number
-_NUMBERED = re.compile(r"(.*?)[-_ .](\d+)")
+_NUMBERED = re.compile(r"(.*?)[-_ .]([0-9]+)")
 
 
 class Pattern:
@@ -62,7 +62,8 @@ class Pattern:
 
     def _read(self, parts: Sequence[str], shortest: str) -> dict[str, str] | None:
         """Return the fields of a path, the first ones as long as can be, or with "?" as short; None if it differs."""
-        known = {"*": f".*{shortest}", "{arm}": f"(?P<arm>.+{shortest})", "{seed}": r"(?<!\d)(?P<seed>\d+)(?!\d)"}
+        number = "(?<![0-9])(?P<seed>[0-9]+)(?![0-9])"
+        known = {"*": f".*{shortest}", "{arm}": f"(?P<arm>.+{shortest})", "{seed}": number}
         fields: dict[str, str] = {}
         for name, part in zip(self.names, parts, strict=False):
             pieces = re.split(r"(\*|\{arm\}|\{seed\})", name)
@@ -126,7 +127,7 @@ def check_arms(names: Sequence[tuple[Path, dict[str, str]]]) -> None:
         )
     given = {path for path, _ in names}
     for path, fields in names:
-        again = re.fullmatch(r"(.*\d)-(\d+)", path.name)
+        again = re.fullmatch(r"(.*[0-9])-([0-9]+)", path.name)
         if again and "seed" in fields and (first_path := path.with_name(again[1])) in given:
             raise UserError(
                 f"{str(path)!r} seems to be {str(first_path)!r} trained again: Ultralytics adds -{again[2]} to a name "

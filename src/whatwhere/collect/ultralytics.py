@@ -44,7 +44,8 @@ class AttentionRecord(msgspec.Struct):
         places: The names of the modules that are the attention.
         parameters: Their parameters.
         largest_mix: The largest mixing factor at the end of the training; None before, and without mixing factors.
-        last_line: The numbers in the last line of results.csv after each epoch; none before.
+        last_line: The numbers in the last line of results.csv, at the start and after each epoch; empty without such a
+            line. None in records of old versions, before the first epoch.
     """
 
     format: int
@@ -52,7 +53,7 @@ class AttentionRecord(msgspec.Struct):
     places: list[str] = []
     parameters: int = 0
     largest_mix: float | None = None
-    last_line: list[float] = []
+    last_line: list[float] | None = None
 
 
 def last_line(folder: Path) -> list[float]:
@@ -76,7 +77,7 @@ def _read(folder: Path, choice: Choice) -> Run:
     if attention is not None:
         run.settings |= _settings_of(attention, folder / RECORD)
         run.has_hardly_begun = attention.largest_mix is not None and attention.largest_mix < HARDLY_BEGUN
-        if attention.last_line and attention.last_line != last_line(folder):
+        if attention.last_line is not None and attention.last_line != last_line(folder):
             run.fault = (
                 f"has another last line in {_TABLE} than {RECORD} tells ({_TABLE} was cut short, or a training without "
                 f"attention wrote into the folder later: then take {RECORD} out)"

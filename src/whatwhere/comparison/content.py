@@ -111,6 +111,7 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         title, subtitle: Heads of the page.
+        source: The paths of the table or the runs that `whatwhere verdict` judged, from the folder of the file.
         first: (arm, finding) of each arm that needs more epochs before it can be compared.
         judgement: The verdicts.
         arms: Description of each arm.
@@ -127,6 +128,7 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
 
     title: str
     subtitle: str
+    source: Texts = ()
     first: tuple[tuple[str, str], ...] = ()
     judgement: Judgement
     arms: dict[str, str]
@@ -166,12 +168,15 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
 
-def figures_content(judgement: Judgement, results: Results, title: str, changes: Sequence[str] = ()) -> Content:
+def figures_content(
+    judgement: Judgement, results: Results, title: str, changes: Sequence[str] = (), source: Texts = ()
+) -> Content:
     """Return the content of a report on a table of figures alone."""
     arms = counted(len(judgement.arms), "arm")
     return Content(
         title=title,
         subtitle=f"{arms} compared with {judgement.baseline} by {judgement.metric.label}",
+        source=source,
         judgement=judgement,
         arms=dict.fromkeys(results.arms, ""),
         changes=tuple(changes),

@@ -8,10 +8,10 @@ from ..base.words import number_in
 from .columns import Line
 from .within_pairs import NOT_SET
 
-_ARRANGED = re.compile(r"[+-]?(?!0[.,])\d{1,3}([.,])\d{3}")  # 1,200: with thousands, or with three decimals
+_ARRANGED = re.compile(r"[+-]?(?!0[.,])\d{1,3}([.,])\d{3}", re.ASCII)  # 1,200: with thousands, or with three decimals
 _DECIMAL = re.compile(r"[+-]?\d+([.,])\d+(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-_SEPARATED = re.compile(r"[+-]?\d[\d.,]*\d")
-_PERCENT = re.compile(r"([+-]?\d+([.,]\d+)?)\s*%")
+_SEPARATED = re.compile(r"[+-]?\d[\d.,]*\d", re.ASCII)
+_PERCENT = re.compile(r"([+-]?\d+([.,]\d+)?)\s*%", re.ASCII)
 
 
 def mending(cell: str, signs: set[str]) -> str:

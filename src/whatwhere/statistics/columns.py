@@ -15,7 +15,8 @@ from .direction import is_called_a_metric
 
 ARM, SEED = "arm", "seed"
 FOLDER = "folder"  # the column of `whatwhere collect` that says where a run lies
-NOTES, BETWEEN_NOTES = "notes", " | "  # its last column: what a verdict should tell, the same in each line
+# its last column, by which it is known: what a verdict should tell, the same in each line
+NOTES, BETWEEN_NOTES = "collect_notes", " | "
 USE, HARDLY_BEGUN = "attention_use", "hardly begun"  # its column for runs with attention near its start
 BEST_EPOCH = "best_epoch"  # of tables that `whatwhere collect --epoch best` wrote
 EXAMPLE = "'arm,seed,accuracy', 'none,0,0.61', 'cbam,0,0.62'"
@@ -65,8 +66,7 @@ class Reading:
 
 def is_collected_head(head: Sequence[str]) -> bool:
     """Return whether a table with these columns is one that `whatwhere collect` wrote."""
-    end = list(head)[:-1] if head[-1:] == [NOTES] else list(head)
-    return end[:2] == [ARM, SEED] and end[-1] == FOLDER and end[-2] in ("epoch", BEST_EPOCH)
+    return [*head[:2], *head[-2:]] == [ARM, SEED, FOLDER, NOTES] and head[-3] in ("epoch", BEST_EPOCH)
 
 
 def may_differ_note(names: list[str]) -> str:
@@ -244,4 +244,4 @@ def _find_arms(roles: Roles, head: list[str], numbers: list[int], reading: Readi
 
 
 def _is_number(cell: str) -> bool:
-    return re.fullmatch(r"[+-]?[\d.,]+(e[+-]?\d+)?\s*%?", cell, re.IGNORECASE) is not None
+    return re.fullmatch(r"[+-]?[\d.,]+(e[+-]?\d+)?\s*%?", cell, re.ASCII | re.IGNORECASE) is not None

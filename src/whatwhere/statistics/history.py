@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from ..base.errors import UserError
-from ..base.words import cause, counted, few
+from ..base.words import brief, cause, counted, few
 from .independence import check_number_of_images
 from .looks import ALPHA
 from .results import Results, numbered
@@ -27,11 +27,13 @@ class Record(msgspec.Struct, frozen=True):
         judgement: The verdicts.
         changes: All changes up to then, as sentences.
         title: The name of the results.
+        source: The paths of the results, from the folder of the record; empty in records of old versions.
     """
 
     judgement: Judgement
     changes: tuple[str, ...]
     title: str = ""
+    source: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.judgement.arms or not self.judgement.metric.name:
@@ -57,6 +59,40 @@ def read_record(path: Path, advice: str = _ADVICE) -> Record | None:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{str(path)!r} is not a verdict of whatwhere ({cause(error)}); {advice}") from error
+
+
+def check_results(record: Record, path: Path, results: Results, title: str, source: tuple[str, ...]) -> None:
+    """Check that the record at `path` is of these results, by their name, their paths and their figures.
+
+    Results that were moved hold all figures that were judged before.
+
+    Raises:
+        UserError: It is of others: looks at them would count as looks at these, and their verdict would be lost.
+    """
+    if record.title not in ("", title):
+        raise UserError(
+            f"{str(path)!r} holds the verdict on {brief(record.title)}, not on {brief(title)}; give another "
+            "file with --out, or, if these are the same results under a new name, the old name"
+        )
+    if record.source not in ((), source) and not _holds(results, record.judgement):
+        before, now = (few([brief(name, 60) for name in names], 1) for names in (record.source, source))
+        raise UserError(
+            f"{str(path)!r} holds the verdict on {before}, whose figures are not in {now}; give another file with --out"
+        )
+
+
+def _holds(results: Results, judgement: Judgement) -> bool:
+    """Return whether results hold all pairs that were judged."""
+    metric, pairs = judgement.metric, [(arm.arm, _pairs(arm)) for arm in judgement.arms]
+    for arm, before in pairs:
+        values = [
+            {str(seed): metric.scale * value for seed, value in results.values(name, metric.name).items()}
+            for name in (judgement.baseline, arm)
+        ]
+        for seed, figures in before.items():
+            if not all(seed in there for there in values) or not _equal(figures, (values[0][seed], values[1][seed])):
+                return False
+    return any(before for _, before in pairs)
 
 
 def judge_again(

@@ -20,7 +20,6 @@ from .columns import (
     BEST_EPOCH,
     BETWEEN_NOTES,
     HARDLY_BEGUN,
-    NOTES,
     SEED,
     Line,
     Reading,
@@ -163,7 +162,7 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
     if may_be_empty:
         roles = Roles(roles.arm, roles.seed)
     notes += [note for note in roles.notes if note not in notes]
-    if is_collected_head(head) and head[-1] == NOTES:
+    if is_collected_head(head):
         roles.no_figures.add(len(head) - 1)
         told = dict.fromkeys(note for _, row in lines for note in row[-1].split(BETWEEN_NOTES) if note)
         notes += [printable(note) for note in told]
