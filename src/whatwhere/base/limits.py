@@ -26,6 +26,14 @@ RUN_FOLDERS = 100_000  # folders in which runs are looked for
 # lists of images, read whole
 IMAGE_LIST_BYTES = 2**30
 
+# weights files
+WEIGHTS_ENTRIES = 50_000  # tensors and other values by name; the largest networks of timm have 5,000
+WEIGHTS_DEPTH = 8  # mappings around the tensors, and modules around a network
+WEIGHTS_NETWORKS = 100  # networks in one file that are told apart
+WEIGHTS_SHARED = 16  # bytes that tensors may have for each byte in the file, where they share memory
+SHARED_BYTES = 64 * 2**20  # that many they may have anyway
+TENSOR_NAME_LETTERS = 500
+
 # a network in a YAML of Ultralytics: many times what its largest one has
 NETWORK_REPEATS = 1_000
 NETWORK_SIZES = {"modules": 20_000, "parameters": 500_000_000}

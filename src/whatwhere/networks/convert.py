@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -354,7 +355,8 @@ def _timm_module(attention: str, options: dict[str, Any], state: StateDict) -> s
 def structure(state: StateDict) -> dict[str, Any] | None:
     """Return the arguments of `ResNet` that the shapes in `state` show; None if they are not those of a ResNet."""
     blocks = {(int(match[1]), int(match[2])) for match in map(_BLOCK.match, state) if match}
-    stages = sorted({stage for stage, _ in blocks})
+    depths = Counter(stage for stage, _ in blocks)
+    stages = sorted(depths)
     try:
         stem, is_bottleneck = state["conv1.weight"], "layer1.0.conv3.weight" in state
         middle = state["layer1.0.conv2.weight"]
@@ -365,7 +367,7 @@ def structure(state: StateDict) -> dict[str, Any] | None:
         ]
         return {
             "block": "Bottleneck" if is_bottleneck else "BasicBlock",
-            "layers": tuple(sum(stage == other for other, _ in blocks) for stage in stages),
+            "layers": tuple(depths[stage] for stage in stages),
             "widths": tuple(planes),
             "groups": groups,
             "width_per_group": middle.shape[0] * 64 // (planes[0] * groups),

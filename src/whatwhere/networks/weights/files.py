@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 
 from ...base.errors import UserError
+from ...base.limits import WEIGHTS_DEPTH, WEIGHTS_NETWORKS
 from ...base.words import brief, cause, counted, few
+from .bounds import check_archive, check_entries, check_network
 from .fit import shown
 
 StateDict = dict[str, Tensor]
 
 # entries of a file that usually hold the network, the first one first
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
-_DEEPEST = 8  # levels of modules around a network, and of mappings around its tensors
 _AVERAGED = {"ema", "swa", "averaged"}  # words in the names of averaged weights
 # tensors that tools leave behind, by the last part of the name
 _LEFTOVERS = {"total_ops": "thop", "total_params": "thop", "n_averaged": "torch's AveragedModel"}
@@ -132,7 +133,7 @@ def find_weights(
     Raises:
         UserError: There are no tensors, several networks, or sparse, quantized or empty tensors.
     """
-    holders = _holders(content)
+    holders = _holders(content, source)
     if not holders:
         raise UserError(f"{source!r} holds no state dict (names to tensors)")
     parts = [part for where, state in holders.items() for part in _parts(where, state, wanted)]
@@ -142,7 +143,7 @@ def find_weights(
         named = [(name,) for name in _WRAPPERS if (name,) in holders]
         where = named[0] if named else max(holders, key=lambda where: len(holders[where]))
         part = _Part(where, "", holders[where])
-    _check_plain(part, source)
+    check_network(part.state, source)
     whole = {
         key: value
         for key, value in holders[part.where].items()
@@ -200,11 +201,15 @@ def _content(file: Path) -> tuple[Any, dict[str, str]]:
             from safetensors import safe_open
 
             with safe_open(file, framework="pt") as tensors:
+                check_entries(len(tensors.keys()), str(file))
                 return {key: tensors.get_tensor(key) for key in tensors.keys()}, dict(tensors.metadata() or {})  # noqa: SIM118
+        check_archive(file)
         # training scripts save their arguments beside the weights; a Namespace holds plain values and runs nothing
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old pickles; the errors below tell what is wrong
             return torch.load(file, map_location="cpu", weights_only=True), {}
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"cannot read {str(file)!r}: {error.strerror or cause(error)}") from error
     # the readers can raise nearly anything on a damaged or hostile file
@@ -229,16 +234,23 @@ def _what_is_wrong(file: Path, error: Exception) -> str:
     return "it is damaged, or no file of tensors and plain values"
 
 
-def _holders(content: Any) -> dict[tuple[str, ...], StateDict]:
-    """Return the tensors of each mapping in `content`, by the names that lead to the mapping."""
+def _holders(content: Any, source: str) -> dict[tuple[str, ...], StateDict]:
+    """Return the tensors of each mapping in `content`, by the names that lead to the mapping.
+
+    Raises:
+        UserError: There are too many.
+    """
     holders: dict[tuple[str, ...], StateDict] = {}
     seen: set[int] = set()  # a mapping can hold itself
+    num_entries = 0
     waiting: deque[tuple[tuple[str, ...], Any]] = deque([((), content)] if isinstance(content, Mapping) else [])
     while waiting:
         where, mapping = waiting.popleft()
-        if id(mapping) in seen or len(where) > _DEEPEST:
+        if id(mapping) in seen or len(where) > WEIGHTS_DEPTH:
             continue
         seen.add(id(mapping))
+        num_entries += len(mapping)
+        check_entries(num_entries, source)
         own = {key: value for key, value in mapping.items() if isinstance(key, str) and isinstance(value, Tensor)}
         if own:
             bare = {_WRAPPER_INSIDE.sub("", key): value for key, value in own.items()}
@@ -272,7 +284,7 @@ def _parts(where: tuple[str, ...], state: StateDict, wanted: Wanted) -> list[_Pa
 
 def _prefixes(key: str) -> list[str]:
     """Return the modules that `key` may be below, the outermost first."""
-    modules = key.split(".", _DEEPEST)[:-1]
+    modules = key.split(".", WEIGHTS_DEPTH)[:-1]
     return ["".join(f"{module}." for module in modules[:depth]) for depth in range(len(modules) + 1)]
 
 
@@ -286,9 +298,11 @@ def _chosen(parts: list[_Part], source: str) -> _Part:
     candidates: list[_Part] = []
     for part in parts:
         if part.num_wanted == most:
-            _check_plain(part, source)
+            check_network(part.state, source)
             if not any(part.equals(other) for other in candidates):
                 candidates.append(part)
+            if len(candidates) > WEIGHTS_NETWORKS:  # the time grows with their square
+                break
     averaged = [part for part in candidates if part.is_averaged]
     others = [part for part in candidates if not part.is_averaged]
     if len(averaged) == len(others) == 1:
@@ -309,18 +323,12 @@ def _shapes(part: _Part) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in part.state.items() if not key.endswith((_COUNTER, *_LEFTOVERS))}
 
 
-def _check_plain(part: _Part, source: str) -> None:
-    for key, value in part.state.items():
-        if value.layout != torch.strided or value.is_quantized or value.is_meta:
-            raise UserError(f"{source!r} holds a sparse, quantized or empty tensor: {brief(key)}")
-
-
 def _around(content: Mapping[str, Any], where: tuple[str, ...]) -> dict[str, str]:
     """Describe what the file holds beside the tensors of the mapping at `where`."""
     around: dict[str, str] = {}
     for depth, name in enumerate((*where, None)):
         around |= {
-            ".".join((*where[:depth], str(key))): _in_words(value)
+            ".".join((*where[:depth], key if isinstance(key, str) else brief(key))): _in_words(value)
             for key, value in content.items()
             if key != name and not (name is None and isinstance(key, str) and isinstance(value, Tensor))
         }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -330,8 +331,8 @@ def _blocks(state: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _in_words(blocks: Mapping[str, str]) -> str:
-    stages = list(blocks.values())
-    return short("-".join(str(stages.count(stage)) for stage in sorted(set(stages)))) or "no"
+    counts = Counter(blocks.values())
+    return short("-".join(str(counts[stage]) for stage in sorted(counts))) or "no"
 
 
 def _attention(of: _Difference) -> Fact:
@@ -371,9 +372,9 @@ def _module(key: str) -> str:
     return key[: match.end()]
 
 
-def _other_hidden_width(of: _Difference, modules: Iterable[str]) -> bool:
+def _other_hidden_width(of: _Difference, modules: Collection[str]) -> bool:
     pairs = [(of.state.get(f"{name}what.fc1.weight"), of.own.get(f"{name}what.fc1.weight")) for name in modules]
-    names = {name for module in modules for name in of.mismatched if name.startswith(module)}
+    names = {name for name in of.mismatched if is_attention_key(name) and _module(name) in modules}
     return all(".what.fc" in name for name in names) and all(
         theirs is not None and ours is not None and theirs.dim() == 2 and theirs.shape[1] == ours.shape[1]
         for theirs, ours in pairs

@@ -1,0 +1,63 @@
+"""Refuse weights files that ask for more time or memory than their bytes justify, before anything is copied."""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...base.errors import UserError
+from ...base.limits import SHARED_BYTES, TENSOR_NAME_LETTERS, WEIGHTS_ENTRIES, WEIGHTS_SHARED
+from ...base.words import brief
+
+_ADVICE = "save model.state_dict() alone"
+
+
+def check_archive(file: Path) -> None:
+    """Raise UserError if a file is a zip archive, as torch.save writes, and its content is larger than the file."""
+    held = 0
+    # the reader tells what is wrong with a damaged archive
+    with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                held = sum(entry.file_size for entry in archive.infolist())
+    if held > 2 * file.stat().st_size:
+        raise UserError(f"{str(file)!r} is packed, which torch.save never does; unpack it, or save it anew")
+
+
+def check_entries(num_entries: int, source: str) -> None:
+    """Raise UserError if a file holds too many tensors and other values by name."""
+    if num_entries > WEIGHTS_ENTRIES:
+        raise UserError(f"{source!r} holds more than {WEIGHTS_ENTRIES:,} tensors and other entries; {_ADVICE}")
+
+
+def check_network(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise UserError unless tensors are plain ones, with usual names and about as many values as the file holds."""
+    longest = max(tensors, key=len, default="")
+    if len(longest) > TENSOR_NAME_LETTERS:
+        raise UserError(
+            f"{source!r} holds a tensor with a name of {len(longest):,} letters, {brief(longest, 40)}; no network has "
+            f"such names, {_ADVICE}"
+        )
+    asked, storages = 0, {}
+    for key, value in tensors.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise UserError(f"{source!r} holds a sparse, quantized or empty tensor: {brief(key)}")
+        storage = value.untyped_storage()
+        size = value.numel() * value.element_size()
+        if size > storage.nbytes():
+            raise UserError(
+                f"{source!r} holds an expanded tensor, {brief(key)}: {size:,} bytes of {storage.nbytes():,} in the "
+                "file; save its clone()"
+            )
+        asked += size
+        storages[storage.data_ptr()] = storage.nbytes()
+    if asked > max(WEIGHTS_SHARED * sum(storages.values()), SHARED_BYTES):
+        raise UserError(
+            f"{source!r} holds {len(tensors):,} tensors that share their values: {asked:,} bytes of "
+            f"{sum(storages.values()):,}; {_ADVICE}"
+        )
