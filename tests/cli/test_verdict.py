@@ -339,7 +339,7 @@ def test_a_damaged_arm_of_a_record_is_a_sentence(whatwhere, table, tmp_path, dam
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_are_shown_as_they_are(whatwhere, table, tmp_path, name):
     path = table(6, arm=name, column=name.replace("\n", " "))
-    status, out, err = whatwhere("verdict", path, "--higher-is-better")
+    status, out, err = whatwhere("verdict", path, "--higher-is-better", "--margin", "0.005")
     assert (status, err) == (0, "")
     assert "\x1b" not in out
     shown = name.replace("\x1b", "\\x1b").replace("\n", "\\n")

@@ -197,6 +197,36 @@ def test_a_column_without_a_figure_is_told(tmp_path, cell):
     assert note in judge(read_results(path)).cautions
 
 
+def test_a_figure_of_unknown_meaning_is_no_percentage():
+    """It was shown in points, and judged by a margin of half a point."""
+    table = results("accuracy", [0.6 + n / 100 for n in NOISE], [0.6 - n / 90 for n in NOISE])
+    for arm in table.arms:
+        for seed in table.seeds:
+            table.runs(arm)[seed]["widget"] = 40 + NOISE[seed] * (1 if arm == "none" else 2)
+    (other,) = judge(table).others
+    assert (other.metric.unit, other.metric.scale) == ("", 1.0)
+    with pytest.raises(UserError, match="what difference in widget matters is not known; give it"):
+        judge(table, metric="widget", lower_is_better=False)
+
+
+@pytest.mark.parametrize("length", [90, 250])
+def test_sentences_about_long_names_have_300_letters(length):
+    arms = [letter * length for letter in "abcdefghijkl"]
+    table = Results()
+    for arm in arms:
+        for seed, noise in enumerate(NOISE):
+            value = 0.0 if seed == 3 and arm != arms[0] else 0.6 + noise / 100
+            if not (arm == arms[2] and seed > 4):
+                table.add(arm, seed, {"m" * length: value, "n" * length: value})
+    for options in ({}, {"metric": "x"}, {"metric": "m" * length}, {"metric": "m" * length, "baseline": "x"}):
+        with pytest.raises(UserError) as caught:
+            judge(table, **options)
+        assert len(str(caught.value)) <= 300
+    judged = judge(table, metric="m" * length, lower_is_better=False, margin=0.01)
+    for arm in judged.arms:
+        assert max(map(len, (arm.conclusion, arm.reason, arm.advice, *arm.cautions, *judged.cautions))) <= 300
+
+
 def test_direction_is_never_guessed_from_the_new_words():
     for name in LOWER.split():
         if name != "calibration_error":

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whatwhere.experiment import Results, judge, read_results
+from whatwhere.statistics.direction import is_at_most_all
 from whatwhere.statistics.metric import METRICS, two_scales
 
 CASES = Path(__file__).parent / "cases"
@@ -64,8 +65,11 @@ def test_shares_among_percentages_are_found_wherever_they_stand(figures, name):
 @given(st.lists(st.floats(-200, 200), max_size=24), st.sampled_from(NAMES))
 def test_figures_without_a_wide_hole_at_1_have_one_scale(values, name):
     below, above = [v for v in values if 0 < v <= 1], [v for v in values if v > 1]
-    if not below or not above or min(values) < 0 or max(values) > 100 or min(above) < 25 * max(below):
+    if not below or not above or min(values) < 0 or max(values) > 100:
         assert two_scales(name, values) is None
+    elif min(above) < 25 * max(below):
+        # of a share by its name, most figures of at most 1 tell that all are fractions
+        assert (two_scales(name, values) is not None) is (is_at_most_all(name) and len(below) >= len(above))
 
 
 @pytest.mark.parametrize(

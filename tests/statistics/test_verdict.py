@@ -171,9 +171,10 @@ def test_lower_is_better(refused):
     assert arm.win_probability == 1
     error = results("top-1 error", none=[10.0] * 8, cbam=[12 + noise for noise in NOISE])
     assert judge(error, lower_is_better=True, margin=0.5).arms[0].verdict == "hurts"
-    assert judge(error, lower_is_better=False).arms[0].verdict == "helps"
-    with refused():
-        judge(error, lower_is_better=True)
+    assert judge(error, lower_is_better=False, margin=0.5).arms[0].verdict == "helps"
+    for lower in (True, False):
+        with refused():
+            judge(error, lower_is_better=lower)
 
 
 @pytest.mark.parametrize(

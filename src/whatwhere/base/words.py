@@ -14,7 +14,7 @@ _UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
 # characters that change the direction of the text after them
 _TURNING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf|infinity)", re.ASCII | re.IGNORECASE)
-_LONGEST_LIST, _LONGEST_NAME = 300, 120  # letters
+_LONGEST_LIST, _LONGEST_NAME, _LONGEST_IN_SENTENCE = 300, 120, 80  # letters
 
 
 def printable(text: str) -> str:
@@ -37,15 +37,25 @@ def short(text: str, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 3 - end]}...{text[-end:]}"
 
 
-def few(names: Sequence[str], at_most: int = 3, between: str = ", ") -> str:
-    """Return the first names and how many more there are: "a, b and 3 more"; at most `at_most`, and 300 letters."""
+def few(names: Sequence[str], at_most: int = 3, between: str = ", ", letters: int = _LONGEST_LIST) -> str:
+    """Return the first names and how many more there are: "a, b and 3 more"; at most `at_most`, and about `letters`."""
     shown: list[str] = []
-    for name in (short(name, _LONGEST_NAME) for name in names[:at_most]):
-        if shown and len(between.join((*shown, name))) > _LONGEST_LIST:
+    for name in (short(name, min(letters, _LONGEST_NAME)) for name in names[:at_most]):
+        if shown and len(between.join((*shown, name))) > letters:
             break
         shown.append(name)
     left = len(names) - len(shown)
     return between.join(shown) + (f" and {left:,} more" if left else "")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first names for a sentence that says more, and how many more there are; at most 10, of 80 letters."""
+    return few(names, 10, letters=_LONGEST_IN_SENTENCE)
+
+
+def named(name: str) -> str:
+    """Return the name of an arm, a seed or a metric for a sentence that says more, of at most 40 letters."""
+    return short(name, _LONGEST_IN_SENTENCE // 2)
 
 
 def brief(value: object, most: int = 80) -> str:

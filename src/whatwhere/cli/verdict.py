@@ -115,11 +115,11 @@ def verdict_command(
 
 def _check_baseline(arms: list[str]) -> None:
     """Raise UserError unless an arm is the baseline by its name: runs in folders have no first arm."""
-    from ..base.words import few
+    from ..base.words import listed
     from ..statistics.verdict import BASELINES, default_baseline
 
     if default_baseline(arms).lower() not in BASELINES and len(arms) > 1:
-        raise UserError(f"no arm is called none or baseline; give the one to compare with, --baseline: {few(arms, 10)}")
+        raise UserError(f"no arm is called none or baseline; give the one to compare with, --baseline: {listed(arms)}")
 
 
 def _page_beside(results: list[Path]) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..base.errors import UserError
-from ..base.words import brief, counted, few, suggest
+from ..base.words import brief, counted, few, listed, suggest
 from ..statistics.columns import Reading
 from ..statistics.derived import as_number, odd_seed
 from ..statistics.within_pairs import (
@@ -73,7 +73,7 @@ def name_runs(runs: Sequence[Run], program: Program, reading: Reading, doubts: l
     notes = [f"the arm is taken from {sources[0]}, the seed from {sources[1]}"]
     hidden = sorted(key for key in program.ignored if len({run.settings.get(key) for run in runs}) > 1)
     if hidden:
-        notes.append(f"settings that name, store or place a run were not compared: {few(hidden, 10)}")
+        notes.append(f"settings that name, store or place a run were not compared: {listed(hidden)}")
     return notes
 
 
@@ -92,7 +92,7 @@ def _tell_settings(
         key for key in compared if key not in varying and len({run.settings.get(key, NOT_SET) for run in runs}) > 1
     ]
     if between:
-        doubts.append(f"settings that differ between seeds, and are the same within each pair: {few(between, 10)}")
+        doubts.append(f"settings that differ between seeds, and are the same within each pair: {listed(between)}")
 
 
 def _seed_settings(runs: Sequence[Run]) -> list[str]:
@@ -167,7 +167,7 @@ def _seed_key(runs: Sequence[Run], reading: Reading) -> str:
     possible = [reading.seed_column] if reading.seed_column is not None else _seed_settings(runs)
     how = "name the setting with --seed-column, or where it stands in the path, such as --seed-from 'seed-{seed}'"
     if len(possible) > 1:
-        raise UserError(f"several settings may be the seed, {few(possible, 10)}; choose one with --seed-column")
+        raise UserError(f"several settings may be the seed, {listed(possible)}; choose one with --seed-column")
     if not possible:
         raise UserError(f"no setting of the runs is called seed, for example in {str(runs[0].path)!r}; {how}")
     lacking = next((run for run in runs if run.settings.get(possible[0], NOT_SET) in ("", NOT_SET)), None)

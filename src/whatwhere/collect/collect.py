@@ -10,7 +10,7 @@ from pathlib import Path
 from ..base.errors import UserError
 from ..base.files import open_file
 from ..base.tables import comma_separated
-from ..base.words import brief, counted, few, short, suggest
+from ..base.words import brief, counted, few, listed, short, suggest
 from ..statistics.columns import (
     ARM,
     BEST_EPOCH,
@@ -172,7 +172,7 @@ def _collect_runs(folders: Mapping[Path, Program], reading: Reading) -> Collecte
     if figures and reading.metric not in (None, *figures):
         raise UserError(
             f"no run has the figure {brief(reading.metric)}{suggest(reading.metric, figures)}; there are: "
-            f"{few(figures, 20)}"
+            f"{listed(figures)}"
         )
     collected = Collected()
     notes, doubts = collected.results.notes, collected.doubts

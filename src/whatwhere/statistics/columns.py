@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..base.errors import UserError
-from ..base.words import brief, few, suggest
+from ..base.words import brief, listed, suggest
 from .direction import is_called_a_metric
 
 ARM, SEED = "arm", "seed"
@@ -72,7 +72,7 @@ def is_collected_head(head: Sequence[str]) -> bool:
 def may_differ_note(names: list[str]) -> str:
     """Return the sentence about settings that differ within pairs as the user allowed."""
     return (
-        f"within pairs these settings differ besides the arm, as asked: {few(names, 10)}; the verdict is "
+        f"within pairs these settings differ besides the arm, as asked: {listed(names)}; the verdict is "
         "about these settings and the arm together"
     )
 
@@ -186,7 +186,7 @@ def find_roles(
         if is_needed:
             raise UserError(
                 f"{str(path)!r} has no column {brief(name)}{suggest(name, names)}; it has "
-                f"{few(list(map(brief, head)), 10)}{hint}; name one with --{name}-column, or write lines such as "
+                f"{listed(list(map(brief, head)))}{hint}; name one with --{name}-column, or write lines such as "
                 f"{EXAMPLE}"
             )
     return roles
@@ -198,8 +198,7 @@ def _given(what: str, asked: str | None, head: list[str], names: list[str], path
         return names.index(what) if what in names else None
     if asked not in head:
         raise UserError(
-            f"{str(path)!r} has no column {brief(asked)}{suggest(asked, head)}; it has "
-            f"{few(list(map(brief, head)), 10)}"
+            f"{str(path)!r} has no column {brief(asked)}{suggest(asked, head)}; it has {listed(list(map(brief, head)))}"
         )
     return head.index(asked)
 
@@ -207,7 +206,7 @@ def _given(what: str, asked: str | None, head: list[str], names: list[str], path
 def _only(columns: list[int], what: str, head: list[str], path: Path) -> int | None:
     if len(columns) > 1:
         raise UserError(
-            f"{str(path)!r} has several columns that may be the {what}: {few([brief(head[c]) for c in columns], 10)}; "
+            f"{str(path)!r} has several columns that may be the {what}: {listed([brief(head[c]) for c in columns])}; "
             f"choose one with --{what}-column"
         )
     return columns[0] if columns else None
@@ -234,10 +233,10 @@ def _find_arms(roles: Roles, head: list[str], numbers: list[int], reading: Readi
     is_sure, is_likely = has_baseline and names_figures, has_baseline or names_figures
     if len(arms) > 1 and (is_sure or (is_likely and not any(map(is_called_a_metric, names)))):
         roles.arms = arms
-        roles.notes.append(f"each column is taken as an arm: {few(names, 10)}")
+        roles.notes.append(f"each column is taken as an arm: {listed(names)}")
     elif len(arms) > 1:
         raise UserError(
-            f"there is no column 'arm', and {few(list(map(brief, names)), 10)} may be several figures of one arm or "
+            f"there is no column 'arm', and {listed(list(map(brief, names)))} may be several figures of one arm or "
             "one figure of several arms; name the column with the arms with --arm-column, write lines such as "
             f"{EXAMPLE}, or, if each column is an arm, say what its figures are, such as --metric accuracy"
         )

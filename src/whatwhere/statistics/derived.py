@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..base.words import brief, number_in, short
+from ..base.words import brief, named, number_in, short
 from .metric import num_decimals
 
 if TYPE_CHECKING:
@@ -110,12 +110,12 @@ def derived_notes(results: Results, metric: str) -> list[str]:
         name = next((name for name in _STATISTICS if _is_computed(seed, name, figures)), None)
         if name is not None:
             notes.append(
-                f"seed {seed} is {name} of other seeds in every arm: if it was computed from them, it is not a run; "
-                "take it out"
+                f"seed {named(str(seed))} is {name} of other seeds in every arm: if it was computed from them, it is "
+                "not a run; take it out"
             )
     for arm in results.arms:
         if what := _computed_arm(arm, figures):
-            notes.append(f"arm {arm} is {what} with every seed: if it was computed from them, take it out")
+            notes.append(f"arm {named(arm)} is {what} with every seed: if it was computed from them, take it out")
     return notes
 
 
@@ -157,7 +157,7 @@ def _computed_arm(arm: str, figures: Mapping[str, Mapping[Hashable, float]]) -> 
         # c = a - b is b = a - c as well: the difference is the smaller one
         smaller = sum(map(abs, values.values())) < sum(abs(figures[b][seed]) for seed in values)
         if smaller and all(_is_written(v, figures[a][s] - figures[b][s]) for s, v in values.items()):
-            return f"{a} minus {b}"
+            return f"{named(a)} minus {named(b)}"
     distinct = sum(len({figures[other][seed] for other in others}) > 1 for seed in values)
     if distinct < _LEAST_SEEDS:
         return ""

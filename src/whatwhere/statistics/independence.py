@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..base.errors import UserError
-from ..base.words import counted, few
+from ..base.words import counted, few, named
 from .derived import smallest_gap
 from .metric import METRICS, Metric, num_decimals
 from .results import Results, numbered
@@ -79,8 +79,8 @@ def doubt_about(
         repeats = _repeats(results, metric.name, arms, seeds, num_images)
         if repeats.log_chance <= math.log(LIMIT):
             return Doubt(
-                f"{' and '.join(arms)} gave {counted(repeats.num_different, 'different result')} in {len(seeds)} runs, "
-                f"alike for {numbered(repeats.alike)}, too few to be chance: {_CAUSES}"
+                f"{' and '.join(map(named, arms))} gave {counted(repeats.num_different, 'different result')} in "
+                f"{len(seeds)} runs, alike for {numbered(repeats.alike)}, too few to be chance: {_CAUSES}"
             )
     doubt = _copied_from(results, metric.name, baseline, arm, seeds, num_images)
     doubt = doubt or _with_few_differences(results, metric.name, baseline, arm, seeds)
@@ -98,13 +98,15 @@ def _with_nothing_learned(
     together = figures[baseline] | figures[arm]
     if len(together) == 1:
         return Doubt(
-            f"all runs of {baseline} and {arm} have one figure, {together.pop():g}: their networks learned nothing, or "
-            f"{_CAUSES}, or {arm} was not switched on, or the test set is at its ceiling",
+            f"all runs of {named(baseline)} and {named(arm)} have one figure, {together.pop():g}: their networks "
+            f"learned nothing, or {_CAUSES}, or {named(arm)} was not switched on, or the test set is at its ceiling",
             advice,
         )
     dead = [name for name, values in figures.items() if values == {0}] if metric.higher_is_better else []
     if dead:
-        return Doubt(f"{metric.label} is 0 in all runs of {dead[0]}: its networks learned nothing", advice)
+        return Doubt(
+            f"{named(metric.label)} is 0 in all runs of {named(dead[0])}: its networks learned nothing", advice
+        )
     return None
 
 
@@ -117,9 +119,9 @@ def _with_few_differences(
     num_different = _num_different(differences, size)
     if num_different == 1 and abs(differences[0]) <= _ALIKE * size:
         return Doubt(
-            f"all {len(seeds)} pairs are exactly equal: {arm} was not switched on, or files were copied, or the test "
-            "set is too small",
-            f"check that {arm} was switched on in its runs, and take more test images",
+            f"all {len(seeds)} pairs are exactly equal: {named(arm)} was not switched on, or files were copied, or the "
+            "test set is too small",
+            f"check that {named(arm)} was switched on in its runs, and take more test images",
         )
     if num_different == 1 and _num_different([before[seed] for seed in seeds], size) > 1:
         return Doubt(
@@ -232,8 +234,8 @@ def _copied_from(
             chance = max(chance, min(1.0, _MODE * gap / math.sqrt(statistics.fmean(d * d for d in others))))
         if math.log(math.comb(len(both), len(alike))) + len(alike) * math.log(max(chance, 1e-300)) <= math.log(LIMIT):
             return Doubt(
-                f"{other} and {arm} have the same figure for {numbered(alike)}, too often to be chance: runs were "
-                f"copied, or {arm} was not switched on in them"
+                f"{named(other)} and {named(arm)} have the same figure for {numbered(alike)}, too often to be chance: "
+                f"runs were copied, or {named(arm)} was not switched on in them"
             )
     return None
 
@@ -331,8 +333,9 @@ def _narrow_arms(
             degrees = len(shares) - 1
             square = degrees * (deviation / (_LEAST_SPREAD * binomial)) ** 2
             how = (
-                f"the runs of {arm} differ by only {100 * deviation:.3f} points (standard deviation), where chance "
-                f"alone makes {100 * binomial:.2f} with {images:,} test images{'' if num_images else ' or fewer'}"
+                f"the runs of {named(arm)} differ by only {100 * deviation:.3f} points (standard deviation), "
+                f"where chance alone makes {100 * binomial:.2f} with "
+                f"{images:,} test images{'' if num_images else ' or fewer'}"
             )
             found.append((how, float(chdtr(degrees, square)) > LIMIT))
     return found

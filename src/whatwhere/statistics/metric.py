@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ..base.errors import UserError, is_number
-from ..base.words import brief
+from ..base.words import brief, named
 from .direction import has_no_end, is_at_most_all, is_called_higher
 
 DEFAULT_MARGIN = 0.5  # points
@@ -108,8 +108,8 @@ def is_share(name: str) -> bool:
 def metric_for(name: str, values: Iterable[float], *, lower_is_better: bool = False) -> Metric:
     """Return the metric for figures called `name`; an unknown name gets its unit from the values.
 
-    Where higher is better, and for known metrics in points, figures between 0 and 1 are shares and shown in points,
-    and figures between 0 and 100 are percentages, so points already; all others are shown as they are.
+    Where the name says that higher is better, and for known metrics in points, figures between 0 and 1 are shares and
+    shown in points, and figures between 0 and 100 are percentages, so points already; all others are shown as they are.
     """
     values = list(values)
     if name in METRICS and METRICS[name].higher_is_better is not lower_is_better:
@@ -121,8 +121,8 @@ def metric_for(name: str, values: Iterable[float], *, lower_is_better: bool = Fa
             raise UserError(f"{known.label} must be a share or a percentage, got {worst:g}")
         return replace(known, scale=1.0)
     label = name.replace("_", " ")
-    # a loss between 0 and 1 is no share
-    if lower_is_better or has_no_end(name) or not values or min(values) < 0 or max(values) > 100:
+    # a loss between 0 and 1 is no share, and what an unknown figure is, is not known
+    if lower_is_better or not is_called_higher(name) or not values or min(values) < 0 or max(values) > 100:
         return Metric(name, label, higher_is_better=not lower_is_better)
     return Metric(name, label, 100 if max(values) <= 1 else 1, "points")
 
@@ -136,8 +136,8 @@ def margin_for(metric: Metric, given: float | None) -> float:
     if given is None:
         if metric.unit != "points":
             raise UserError(
-                f"what difference in {metric.label} matters is not known; give it, in the unit of the figures, with "
-                "--margin"
+                f"what difference in {named(metric.label)} matters is not known; give it, in the unit of the figures, "
+                "with --margin"
             )
         return DEFAULT_MARGIN
     if not is_number(given) or not 0 <= given <= sys.float_info.max:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
-from ..base.words import short
+from ..base.words import named, short
 from .derived import smallest_gap
 from .direction import is_at_most_all, is_never_negative
 from .independence import Doubt
@@ -57,7 +57,7 @@ def fault_of(results: Results, name: str) -> Fault | None:
 def _told(figures: _Figures, value: float) -> str:
     """Return a figure with the run that it is of, the first one."""
     arm, seed = next(run for run, figure in figures.items() if figure == value)
-    return f"{value:g} (arm {short(arm, 40)}, seed {short(str(seed), 40)})"
+    return f"{value:g} (arm {named(arm)}, seed {named(str(seed))})"
 
 
 def _mark(values: Sequence[float]) -> float | None:
@@ -97,8 +97,8 @@ def doubt_about_zeros(
         others = [values[seed] for seed in seeds if values[seed]]
         if zeros and others and min(others) > max(max(others) - min(others), 2 * step):
             return Doubt(
-                f"{metric.label} of {short(name, 40)} is exactly 0 for {numbered(zeros)}, and {min(others):g} or more "
-                "for the others: those runs failed, or learned nothing",
+                f"{named(metric.label)} of {named(name)} is exactly 0 for {numbered(zeros)}, and {min(others):g} or "
+                "more for the others: those runs failed, or learned nothing",
                 "leave the figure of a run that failed empty, or train it again; a 0 counts as a result",
             )
     return None

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..base.errors import UserError
 from ..base.files import read_csv
 from ..base.limits import TABLE_BYTES, TABLE_COLUMNS, TABLE_LINES
-from ..base.words import brief, few, printable, short, suggest
+from ..base.words import brief, few, listed, printable, short, suggest
 from .cells import decimal_signs, mending, number_of, setting_of
 from .columns import (
     ARM,
@@ -142,7 +142,7 @@ def _note_columns_of_arms(tables: Sequence[Table], rows: list[Row], notes: list[
     ]
     if names and all(len(found) > 1 for found in seeds.values()):  # of one run each, every column is so
         notes.append(
-            f"columns that differ between arms, and are the same in all runs of an arm: {few(names, 10)}; if they are "
+            f"columns that differ between arms, and are the same in all runs of an arm: {listed(names)}; if they are "
             "settings, the verdict is about them and the arm together"
         )
 
@@ -348,7 +348,7 @@ def _metric_columns(
     if metric is not None and metric not in head:
         names = [head[column] for column in sound]
         raise UserError(
-            f"{str(path)!r} has no column {brief(metric)}{suggest(metric, names)}; its figures: {few(names, 10)}"
+            f"{str(path)!r} has no column {brief(metric)}{suggest(metric, names)}; its figures: {listed(names)}"
         )
     return sound
 

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from ..base.errors import UserError, check_integer
 from ..base.limits import ARMS
-from ..base.words import brief, counted, few, short, suggest
+from ..base.words import brief, counted, few, listed, named, short, suggest
 from . import wording
 from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, decide, holm, pairs_to_settle
 from .derived import as_number, derived_notes, odd_seed
@@ -278,9 +278,9 @@ def _others(
                 zeros = doubt_about_zeros(used, shown, baseline, case.arm, seeds)
                 found.append(replace(differing, interval_95=None, p_t=None) if zeros else differing)
             num_judged, num_there = len(case.paired or ()), 0 if differing is None else differing.num_pairs
-            fewer += [f"{short(case.arm, 40)} ({num_there} of {num_judged})"] if num_there < num_judged else []
+            fewer += [f"{named(case.arm)} ({num_there} of {num_judged})"] if num_there < num_judged else []
         if fewer:
-            notes.append(f"{short(name, 40)} is missing in some judged pairs: {few(fewer, 4)}")
+            notes.append(f"{named(name)} is missing in some judged pairs: {few(fewer, 4)}")
     return found, notes
 
 
@@ -301,10 +301,10 @@ def metric_and_margin(
         if not names:
             raise UserError("the results hold no figures; there is nothing to compare")
         if "accuracy" not in names and len(names) > 1:
-            raise UserError(f"there are several figures, {few(names, 10)}; choose the one to judge by with --metric")
+            raise UserError(f"there are several figures, {listed(names)}; choose the one to judge by with --metric")
         metric = "accuracy" if "accuracy" in names else names[0]
     elif metric not in names:
-        known = few(names, 10) or "none"
+        known = listed(names) or "none"
         raise UserError(f"no run has the figure {brief(metric)}{suggest(metric, names)}; there are: {known}")
     lower = check_direction(metric, lower_is_better)
     if fault := fault_of(results, metric):
@@ -316,7 +316,7 @@ def metric_and_margin(
 def _baseline(results: Results, given: str | None) -> str:
     arms = results.arms
     if given is not None and given not in arms:
-        raise UserError(f"no arm is called {brief(given)}{suggest(given, arms)}; there are: {few(arms, 10) or 'none'}")
+        raise UserError(f"no arm is called {brief(given)}{suggest(given, arms)}; there are: {listed(arms) or 'none'}")
     if len(arms) < 2:
         raise UserError(f"a comparison needs two arms or more, got {', '.join(map(brief, arms)) or 'none'}")
     return given or default_baseline(arms)
@@ -363,9 +363,9 @@ def _case(
     if waiting:
         blocked = f"{len(awaited) - len(waiting)} of {len(awaited)} pairs are complete; missing: {numbered(waiting)}"
     elif not num_pairs and before and after:
-        blocked = f"{arm} and {baseline} have no seed in common{_spelt(baseline, arm, before, after)}"
+        blocked = f"{named(arm)} and {named(baseline)} have no seed in common{_spelt(baseline, arm, before, after)}"
     elif not num_pairs:
-        blocked = f"no seed has a run of both {arm} and {baseline}"
+        blocked = f"no seed has a run of both {named(arm)} and {named(baseline)}"
     elif num_pairs < LEAST_PAIRS:
         blocked = (
             f"there {'is' if num_pairs == 1 else 'are'} {counted(num_pairs, 'pair')}: with fewer than {LEAST_PAIRS}, "
@@ -380,7 +380,7 @@ def _case(
 def _spelt(baseline: str, arm: str, *seeds: Iterable[Hashable]) -> str:
     """Return a hint where one seed, such as 0 and 00, or one arm, such as none and None, has two spellings."""
     if arm.lower() == baseline.lower():
-        return f"; {arm} and {baseline} may be meant to be one arm: spell it alike"
+        return f"; {named(arm)} and {named(baseline)} may be meant to be one arm: spell it alike"
     first, second = ({as_number(seed): str(seed) for seed in names} for names in seeds)
     for number, spelling in first.items():
         if number is not None and second.get(number, spelling) != spelling:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from ..base.errors import UserError
-from ..base.words import few, short
+from ..base.words import few, listed, short
 from .columns import Reading, may_differ_note
 
 NOT_SET = "none"  # also what null is written as
@@ -85,7 +85,7 @@ def check_pairs(runs: Sequence[HasSettings], differing: list[str], reading: Read
         names = list(reversed(refused))
         differing_values = [f"{name} ({values_of(runs, refused[name])})" for name in names]
         raise UserError(
-            f"besides the arm, these settings differ between runs with one seed: {few(differing_values, 8)}; compare "
+            f"besides the arm, these settings differ between runs with one seed: {listed(differing_values)}; compare "
             f"runs that share them, or, if that is meant, give --may-differ {','.join(names[:8])}"
         )
     allowed = [key for key in differing if is_named(key, reading.may_differ)]

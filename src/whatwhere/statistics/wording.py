@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 
-from ..base.words import counted, few, short
+from ..base.words import counted, few, named, short
 from .decide import HELPS, HURTS, SAME, UNKNOWN, Case
 from .looks import LEAST_PAIRS
 from .metric import Metric
@@ -36,13 +36,13 @@ def percent(share: float) -> str:
 def conclusion(case: Case, metric: Metric, margin: float) -> str:
     """Return the verdict as a sentence that says what to do."""
     if case.hardly_used:
-        used = f"The attention of {' and '.join(case.hardly_used)} was hardly used"
-        return f"{used}: train for more steps before you decide about {case.arm}"
+        used = f"The attention of {' and '.join(map(named, case.hardly_used))} was hardly used"
+        return f"{used}: train for more steps before you decide about {named(case.arm)}"
     return _next_step(case) if case.verdict == UNKNOWN else _choice(case, metric, margin)
 
 
 def _choice(case: Case, metric: Metric, margin: float) -> str:
-    arm = case.arm
+    arm = named(case.arm)
     if case.verdict == SAME:
         return f"{arm} makes no practical difference; take the cheaper network"
     if case.verdict == HURTS:
@@ -52,7 +52,7 @@ def _choice(case: Case, metric: Metric, margin: float) -> str:
 
 
 def _next_step(case: Case) -> str:
-    arm, outlook = case.arm, case.outlook
+    arm, outlook = named(case.arm), case.outlook
     if case.doubt is not None and not case.blocked:
         return f"Cannot tell about {arm}: check its runs and those of the baseline first"
     if case.waiting:
@@ -85,9 +85,8 @@ def reason(case: Case, metric: Metric, margin: float) -> str:
         meaning = f"any difference seems smaller than {limit}, but with so many arms that is not certain enough"
     else:
         meaning = "there may be no difference" + (f", or one larger than {limit}" if margin else "")
-    changes = (
-        f"{metric.label} changes by {quantity(paired.mean, metric, signed=True)} on average over {len(paired)} pairs"
-    )
+    mean = quantity(paired.mean, metric, signed=True)
+    changes = f"{named(metric.label)} changes by {mean} on average over {len(paired)} pairs"
     return f"{changes} ({percent(1 - level)} interval: {span((low, high), metric)}); {meaning}"
 
 
@@ -127,9 +126,9 @@ def _advice(case: Case) -> str:
 def cautions(case: Case, metric: Metric, missing: Mapping[str, Mapping[Hashable, str]]) -> list[str]:
     """Return what a reader of the verdict must know; `missing` is that of `Results.missing`."""
     notes = [
-        f"{short(name, 40)} has no {metric.label} for {counted(len(seeds), 'seed')} "
+        f"{named(name)} has no {named(metric.label)} for {counted(len(seeds), 'seed')} "
         f"({few([f'{short(str(seed), 20)}: {why}' for seed, why in seeds.items()], 6)}): only complete pairs are "
-        f"judged, and if a run failed, leaving it out makes {short(name, 40)} look better than it is"
+        f"judged, and if a run failed, leaving it out makes {named(name)} look better than it is"
         for name, seeds in missing.items()
     ]
     # where nothing can be judged yet, the reason says so, and the doubt about the pairs that are there comes here
