@@ -1,18 +1,22 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from whatwhere import create_model
+from whatwhere import UserError, create_model
+from whatwhere.data.images import open_image
 from whatwhere.data.preprocess import preprocessing_for
 from whatwhere.networks import NetworkSpec, create
 from whatwhere.networks.factory import read_pretrained, settled
-from whatwhere.training.bundle import Bundle, load_bundle, save_bundle
+from whatwhere.training.bundle import Bundle, load_bundle, save_bundle, weights_of
 
 OLD = Path(__file__).parent / "old" / "bundle.json"  # as version 0.1 wrote it
+OLD_2 = OLD.parent / "2"  # a whole one of format 2, with what it computed then
 CLASSES = ("cat", "dog", "rouge-gorge")
 
 
@@ -302,7 +306,8 @@ def as_written_before(folder, saved, **said):
     save_bundle(folder, saved)
     now = json.loads((folder / "bundle.json").read_text())
     before = json.loads(OLD.read_text())
-    before |= {name: now[name] for name in ("weights", "sha256", "classes", "preprocessing")}
+    before |= {name: now[name] for name in ("weights", "sha256", "classes")}
+    before["preprocessing"] = {name: now["preprocessing"][name] for name in ("image_size", "resize", "mean", "std")}
     (folder / "bundle.json").write_text(json.dumps({**before, "architecture": saved.spec.name, **said}))
 
 
@@ -340,3 +345,55 @@ def test_the_oldest_bundles_say_less(tmp_path):
     said = json.loads(path.read_text())
     path.write_text(json.dumps({key: said[key] for key in said.keys() - {"attention", "width_factor", "at"}}))
     assert load_bundle(tmp_path).spec == bundle().spec
+
+
+def images_of_old_2(folder):
+    """Return the files that the bundle of format 2 predicted when it was written, by name."""
+
+    def grid(width, height, channels):
+        y, x, channel = np.mgrid[:height, :width, :channels]
+        return 7 * x + 13 * y + x * y // 5 + 50 * channel
+
+    arrays = {
+        "wide": grid(200, 40, 3).astype(np.uint8),
+        "tall": grid(30, 170, 3).astype(np.uint8),
+        "rgba": grid(50, 60, 4).astype(np.uint8),
+        "grey16": (257 * grid(64, 48, 1)[..., 0]).astype(np.uint16),
+    }
+    for name, array in arrays.items():
+        Image.fromarray(array).save(folder / f"{name}.png")
+    return {"photo": OLD_2 / "photo.jpg"} | {name: folder / f"{name}.png" for name in arrays}
+
+
+def test_a_bundle_of_format_2_predicts_as_it_did(tmp_path):
+    """Written before the preprocessing had a version: the same pixels to the last bit, the same probabilities."""
+    loaded, files = load_bundle(OLD_2), images_of_old_2(tmp_path)
+    probabilities = json.loads((OLD_2 / "probabilities.json").read_text())
+    with np.load(OLD_2 / "pixels.npz", allow_pickle=False) as pixels:
+        assert set(pixels) == set(probabilities) == set(files)
+        for name, file in files.items():
+            with open_image(file) as image:
+                found = loaded.preprocessing.pixels(image)
+            assert np.array_equal(found.numpy(), pixels[name]), name
+            # another processor rounds otherwise
+            expected = torch.tensor([probabilities[name]])
+            torch.testing.assert_close(loaded.probabilities(found[None]), expected, rtol=1e-5, atol=1e-6)
+    # and it comes back as a bundle of today
+    save_bundle(tmp_path / "now", loaded)
+    again = load_bundle(tmp_path / "now")
+    assert again.preprocessing == loaded.preprocessing
+    assert json.loads((tmp_path / "now" / "bundle.json").read_text())["preprocessing"]["version"] == 2
+
+
+@pytest.mark.parametrize("said", [{"format": "whatwhere bundle 4"}, {"version": 3}, {"version": "2b"}, {"gamma": 2.2}])
+def test_what_only_a_newer_version_understands_is_refused(tmp_path, said, refused):
+    """A field that is passed over would change the pixels in silence."""
+    save_bundle(tmp_path / "bundle", bundle())
+    path = tmp_path / "bundle" / "bundle.json"
+    document = json.loads(path.read_text())
+    (document if "format" in said else document["preprocessing"]).update(said)
+    path.write_text(json.dumps(document))
+    with refused():
+        load_bundle(path)
+    with pytest.raises(UserError, match="pip install --upgrade whatwhere"):
+        weights_of(path)

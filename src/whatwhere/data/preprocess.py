@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..base.words import brief
 from .images import read_image
 
+# of the document: 1, which does not say so, is {image_size, resize, mean, std}
+VERSION = 2
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class NewerError(ValueError):
+    """A document of a later version: what this one would compute from it is something else."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,30 @@ class Preprocessing:
     resize: int
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as a document of JSON values, with its version."""
+        return {"version": VERSION, **{name: msgspec.to_builtins(value) for name, value in asdict(self).items()}}
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Preprocessing:
+        """Read a document of this version, or of an earlier one.
+
+        Raises:
+            NewerError: It says something that this version does not know.
+            ValueError: A field is missing, or has an impossible value.
+        """
+        known = {"version", *(field.name for field in fields(cls))}
+        if (version := document.get("version", 1)) not in range(1, VERSION + 1):
+            raise NewerError(f"its preprocessing has version {brief(version)}, not {VERSION}")
+        for name in sorted(document.keys() - known):
+            raise NewerError(f"its preprocessing has {brief(name)}")
+        found = msgspec.convert(dict(document), cls)
+        if not 1 <= found.image_size <= found.resize:
+            raise ValueError(f"its image size is {found.image_size} of {found.resize}")
+        if not all(map(math.isfinite, found.mean)) or not all(0 < value < math.inf for value in found.std):
+            raise ValueError(f"its mean is {found.mean}, its std {found.std}")
+        return found
 
     def pixels(self, image: Image.Image) -> Tensor:
         """Resize and crop an opened image: uint8 (3, image_size, image_size)."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from ..base.errors import UserError
 from ..base.files import remove_parts, write_bytes, write_json, writing
 from ..base.words import brief, cause, short
-from ..data.preprocess import Preprocessing
+from ..data.preprocess import NewerError, Preprocessing
 from ..networks.factory import checked, create, num_params
 from ..networks.spec import NetworkSpec, is_import_path, read_spec
 from ..networks.weights.files import StateDict, read_state_dict, tensors_to_bytes
 from ..networks.weights.fit import has_attention, starts_as_identity
 from ..networks.weights.translate import METADATA_KEY, is_affordable
 
-FORMAT, _OLD_FORMAT = "whatwhere bundle 2", "whatwhere bundle 1"
+# 3 has a preprocessing with a version: what reads 2 would pass over the new fields
+FORMAT, _OLD_FORMATS = "whatwhere bundle 3", ("whatwhere bundle 1", "whatwhere bundle 2")
 DESCRIPTION = "bundle.json"
 
 
@@ -69,7 +70,7 @@ def save_bundle(folder: Path, bundle: Bundle) -> None:
         "sha256": digest,
         "network": msgspec.to_builtins(bundle.spec),
         "classes": list(bundle.classes),
-        "preprocessing": asdict(bundle.preprocessing),
+        "preprocessing": bundle.preprocessing.to_dict(),
         "info": bundle.info,
     }
     write_json(folder / DESCRIPTION, description)
@@ -99,7 +100,7 @@ def load_bundle(
     if file is None:
         raise UserError(f"no bundle at {str(path)!r}; give the folder of a run of `whatwhere train`, or its best/")
     folder = file.parent
-    found, spec, is_old = _described(file)
+    found, spec, preprocessing, is_first = _described(file)
     with _damage_of(folder):
         content = (folder / Path(found.weights).name).read_bytes()
         if hashlib.sha256(content).hexdigest() != found.sha256:
@@ -107,13 +108,13 @@ def load_bundle(
     _check_attention(spec.attention, attention, folder)
     state = read_state_dict(folder / Path(found.weights).name)
     specs = [spec]
-    if is_old and spec.attention_name and has_attention(state) and starts_as_identity(state):
+    if is_first and spec.attention_name and has_attention(state) and starts_as_identity(state):
         # format 1 does not say how the attention started; an attention of the user's may have a parameter `mix` too
         specs.insert(0, replace(spec, start="identity"))
     for candidate in specs:
         model = _network(candidate, attention, state)
         if model is not None:
-            return Bundle(model.to(device).eval(), candidate, tuple(found.classes), found.preprocessing, found.info)
+            return Bundle(model.to(device).eval(), candidate, tuple(found.classes), preprocessing, found.info)
     raise UserError(f"the weights in {str(folder)!r} are not those of {spec.describe()}")
 
 
@@ -125,9 +126,9 @@ def weights_of(path: Path) -> tuple[Path, NetworkSpec, Preprocessing] | None:
     file = _file_of(path) or (_file_of(path.parent) if path.is_file() else None)
     if file is None:
         return None
-    found, spec, _ = _described(file)
+    found, spec, preprocessing, _ = _described(file)
     weights = file.parent / Path(found.weights).name
-    return (weights, spec, found.preprocessing) if path.is_dir() or path.name in (file.name, weights.name) else None
+    return (weights, spec, preprocessing) if path.is_dir() or path.name in (file.name, weights.name) else None
 
 
 def _file_of(path: Path) -> Path | None:
@@ -136,21 +137,22 @@ def _file_of(path: Path) -> Path | None:
     return next((file for file in files if file.is_file() and file.suffix == ".json"), None)
 
 
-def _described(file: Path) -> tuple[_Description, NetworkSpec, bool]:
-    """Return the content of a `bundle.json`, its network, and whether it is of the first format."""
+def _described(file: Path) -> tuple[_Description, NetworkSpec, Preprocessing, bool]:
+    """Return the content of a `bundle.json`, its network and preprocessing, and whether it is of the first format."""
     with _damage_of(file.parent):
         said = json.loads(file.read_bytes())
-        is_old = said["format"] == _OLD_FORMAT
-        if not is_old and said["format"] != FORMAT:
-            raise ValueError(f"its format is {brief(said['format'])}, not {FORMAT!r}")
-        if is_old:
+        if said["format"] not in (FORMAT, *_OLD_FORMATS):
+            is_ours = re.fullmatch(r"whatwhere bundle \d+", said["format"])
+            raise (NewerError if is_ours else ValueError)(f"its format is {brief(said['format'])}, not {FORMAT!r}")
+        is_first = said["format"] == _OLD_FORMATS[0]
+        if is_first:
             kept = ("attention", "at", "width_factor", "model_kwargs", "as_published")
             network = {"name": said.get("architecture"), "num_classes": len(said.get("classes", ()))}
             said["network"] = network | {name: said[name] for name in kept if name in said}
         found = msgspec.convert(said, _Description)
-        spec = read_spec(found.network)
-        found.check_sizes(spec)
-    return found, spec, is_old
+        spec, preprocessing = read_spec(found.network), Preprocessing.of(found.preprocessing)
+        found.check_network(spec)
+    return found, spec, preprocessing, is_first
 
 
 @contextlib.contextmanager
@@ -158,6 +160,10 @@ def _damage_of(folder: Path) -> Iterator[None]:
     """Raise UserError where a file of a bundle cannot be read."""
     try:
         yield
+    except NewerError as error:
+        raise UserError(
+            f"the bundle {str(folder)!r} is of a newer version of whatwhere ({error}); pip install --upgrade whatwhere"
+        ) from error
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"the bundle {str(folder)!r} is damaged ({cause(error)})") from error
 
@@ -170,19 +176,14 @@ class _Description(msgspec.Struct):
     sha256: str
     network: dict[str, Any]
     classes: Annotated[list[str], msgspec.Meta(min_length=1)]
-    preprocessing: Preprocessing
+    preprocessing: dict[str, Any]
     info: dict[str, Any]
 
-    def check_sizes(self, spec: NetworkSpec) -> None:
+    def check_network(self, spec: NetworkSpec) -> None:
         if spec.num_classes != len(self.classes):
             raise ValueError(f"it names {len(self.classes)} classes, and its network has {spec.num_classes}")
         if spec.in_channels != 3:
             raise ValueError(f"its network takes images of {spec.in_channels} channels, not of 3")
-        size = self.preprocessing
-        if not 1 <= size.image_size <= size.resize:
-            raise ValueError(f"its image size is {size.image_size} of {size.resize}")
-        if not all(map(math.isfinite, size.mean)) or not all(0 < value < math.inf for value in size.std):
-            raise ValueError(f"its mean is {size.mean}, its std {size.std}")
 
 
 def _check_attention(named: str, given: Callable[..., nn.Module] | None, folder: Path) -> None:
