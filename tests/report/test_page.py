@@ -6,11 +6,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from whatwhere.comparison.content import Content
+from whatwhere.comparison.content import Content, figures_content
 from whatwhere.experiment import judge, read_results
 from whatwhere.report import is_page, page, write_page
+from whatwhere.statistics.epochs import LAST
 
-SIGN_DIGITS = pathlib.Path(__file__).parents[2] / "docs" / "sign-digits"
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
+SIGN_DIGITS, YOLO_SHAPES = DOCS / "sign-digits", DOCS / "yolo-shapes"
 HARD_NAMES = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=y>',
@@ -289,6 +291,21 @@ def test_the_report_of_the_guide_has_the_words_of_today():
         assert found["cautions"] == list(expected.cautions)
     # where a template changed, write the page anew: write_page(SIGN_DIGITS / "report.html", content)
     assert (SIGN_DIGITS / "report.html").read_text() == page(content)
+
+
+def test_the_report_of_the_yolo_guide_has_the_words_of_today():
+    """Its runs are not kept, but their table, and what `collect` told of them."""
+    results = read_results(YOLO_SHAPES / "results.csv", "metrics/mAP50-95(B)")
+    results.notes = [
+        "18 runs of Ultralytics",
+        "the arm is taken from the path, the seed from the path",
+        "settings that name, store or place a run were not compared: name, save_dir",
+        LAST,
+    ]
+    judgement = judge(results, metric="metrics/mAP50-95(B)", baseline="none")
+    content = figures_content(judgement, results, "shapes-runs")
+    # where a template or the words changed, write the page anew: write_page(YOLO_SHAPES / "report.html", content)
+    assert (YOLO_SHAPES / "report.html").read_text() == page(content)
 
 
 def test_content_becomes_the_same_json_again(everything, figures_only):
