@@ -99,6 +99,13 @@ def test_processes_get_the_same_options_and_a_share_each(asked):
     assert spread.keywords == {"num_gpus": 1, "command": f"whatwhere compare {line}"}
 
 
+def test_several_processes_on_one_device_take_turns(asked, monkeypatch):
+    assert asked("photos", "--processes", "4")["share"].num_devices == 1
+    monkeypatch.setattr("whatwhere.comparison.runs.default_processes", lambda device: 8)
+    assert asked("photos", "--processes", "4")["share"].num_devices == 4
+    assert asked("photos")["share"].num_devices == 8
+
+
 def test_a_process_of_a_comparison_says_how_the_whole_goes_on(asked):
     whole = ("--whole", "whatwhere compare photos --processes 2")
     seen = asked("photos", "--shard", "1/2", "--processes", "1", *whole)
@@ -116,6 +123,18 @@ def test_tables_a_page_and_files(compare, tmp_path):
         ".lock", "compare.json", "cost.json", "report.html", "results.csv", "runs", "verdict.json"
     ]  # fmt: skip
     assert "helps" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_dry_run_shows_design_and_time_and_writes_nothing(compare, tmp_path):
+    status, out, err = compare("--attention", "none,se", "--seeds", "6", "--dry-run")
+    assert (status, err) == (0, "")
+    assert "none: resnext11_8x8d, " in out
+    assert "12 runs to do, each of 3 steps, one after another: " in out
+    assert out.endswith("dry run: nothing written\n")
+    assert not (tmp_path / "out").exists()
+    status, out, err = compare("--attention", "none,se", "--seeds", "6", "--dry-run", "--json")
+    assert (status, out) == (0, "")
+    assert err.endswith("dry run: nothing written\n")
 
 
 def test_json_alone_goes_to_standard_output(compare):
@@ -192,6 +211,7 @@ def test_a_share_is_no_verdict(compare, tmp_path):
         ("DATA", "--shard", "half"),
         ("DATA", "--shard", "1/2", "--collect"),
         ("DATA", "--collect"),
+        ("DATA", "--collect", "--dry-run"),
         ("DATA", "--processes", "0"),
         ("DATA", "--epochs", "0"),
         ("DATA", "--model", "resnet18"),

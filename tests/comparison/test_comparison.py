@@ -11,12 +11,16 @@ import pytest
 import torch
 import torchvision
 
-from comparisons import pretended_costs
+from comparisons import BACKBONE, OPTIONS, pretended_costs
 from pictures import make_folder, picture
 from whatwhere import UserError, create_model
+from whatwhere.comparison import run
 from whatwhere.comparison.arms import parse_arms
 from whatwhere.comparison.costs import measure_costs
+from whatwhere.comparison.design import Request
+from whatwhere.comparison.runs import Share
 from whatwhere.statistics.results import Results
+from whatwhere.training.estimate import NOTHING, Pace
 from whatwhere.training.run_folder import RunFolder
 from whatwhere.training.trainer import Diverged
 
@@ -96,11 +100,12 @@ def test_a_finished_run_is_read_once_however_many_follow(pretended, monkeypatch)
     assert {count for path, count in read.items() if pretended.out in path.parents} == {1}
 
 
-def test_how_long_it_takes_and_what_fits_an_hour_are_said_first(pretended, tmp_path):
+def test_how_long_it_takes_and_what_fits_an_hour_are_said_first(pretended, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "measure_reading", lambda *arguments: NOTHING)
     data = make_folder(tmp_path / "mine", splits={"train": 8, "val": 4, "test": 6})  # images of each of 3 classes
     asked, seen = [], []
 
-    def measure(design, num_classes, device):
+    def measure(design, num_classes, device, progress):
         models = [design.run_options(arm.name, 0)["model"] for arm in design.arms]
         asked.append(models)
         costs = pretended_costs(design, num_classes, device)
@@ -112,23 +117,107 @@ def test_how_long_it_takes_and_what_fits_an_hour_are_said_first(pretended, tmp_p
     pretended.before = lambda arm, seed: seen.append(list(pretended.lines))
     pretended("none,se", seeds=8, data=data)
     # 16 images train in 100 s and are evaluated in 10 s; 24 train, 2 x 12 + 18 are evaluated: 176.25 s a run
-    assert seen[0][-1] == (
-        "16 runs to do: about 47 min one after another, not counting the start of each run and the reading of images"
-    )
+    assert seen[0][-1] == "16 runs to do, each of 2 steps, one after another: about 45 min"
     assert asked == [["resnext11_8x8d", "se_resnext11_8x8d"]]
     pretended("none,se", seeds=9, data=data)
-    assert seen[16][-2].startswith("2 runs to do: about 6 min one after another, ")
+    assert seen[16][-2].startswith("2 runs to do, each of 2 steps, one after another: about 6 min")
     assert seen[16][-1] == "16 of 18 runs are finished already"
     asked.clear()
     pretended.out = tmp_path / "longer"
     pretended("none,se", seeds=8, data=data, lr_search=(0.1, 0.2, 0.4))
     # 6 more runs, without the test images, take 165 s each
-    assert seen[18][-2].startswith("22 runs to do: about 1 h 4 min one after another, ")
+    assert seen[18][-2].startswith("22 runs to do, each of 2 steps, one after another: about 1 h")
     assert asked[1:] == [["resnext11_8x8d"], ["resnet18"], ["resnet20"], ["resnet8"]]
     assert seen[18][-1] == (
         "an hour is enough for: --backbone resnet8 --image-size 16 --epochs 1 --seeds 6 (about 7 min), with another "
         "--out"
     )
+
+
+def test_a_comparison_that_may_go_on_says_the_least_and_the_most(pretended, monkeypatch):
+    # 100 s before the first step of each run, next to which the rest is nothing
+    monkeypatch.setattr(run, "measure_reading", lambda *arguments: Pace(0.0, 0.0, 100.0))
+    pretended("none,se,again=none", seeds=6, max_seeds=18)
+    said = [line for line in pretended.lines if "to do" in line]
+    assert said[0] == (
+        "18 to 54 runs to do, each of 3 steps, one after another: about 30 min, about 1 h 30 min if no arm has a "
+        "verdict before"
+    )
+    # se is decided at the first look, and again has had its 18 seeds: one more arm needs 6 to 18 runs
+    pretended.lines.clear()
+    pretended("none,more=none", seeds=6, max_seeds=18)
+    said = [line for line in pretended.lines if "to do" in line]
+    assert said[0].startswith("6 to 18 runs to do, each of 3 steps, one after another: about 10 min, about 30 min if")
+
+
+def test_runs_on_several_devices_take_less_time(pretended, patterns, monkeypatch):
+    monkeypatch.setattr(run, "measure_reading", lambda *arguments: Pace(0.0, 0.0, 100.0))
+
+    def stop():
+        raise UserError("not trained")
+
+    request = Request(backbone=BACKBONE, arms=parse_arms("none,se"), num_seeds=6)
+    with pytest.raises(UserError, match="not trained"):
+        pretended.run_comparison(
+            str(patterns), OPTIONS, request, Share(pretended.out, spread=stop, num_devices=4), command="",
+            screen=pretended,
+        )  # fmt: skip
+    # one device does 2 of the 6 seeds
+    (said,) = (line for line in pretended.lines if "to do" in line)
+    assert said == "12 runs to do, each of 3 steps, on 4 devices: about 7 min"
+
+
+def test_the_time_left_knows_that_one_arm_is_slower(pretended, monkeypatch):
+    monkeypatch.setattr(run, "measure_reading", lambda *arguments: NOTHING)
+
+    def measure(design, num_classes, device, progress):
+        costs = pretended_costs(design, num_classes, device)
+        plain, slow = costs.rows
+        slow = msgspec.structs.replace(slow, training_step_ms=27.0, forward_ms=9.0)  # nine times as slow
+        return msgspec.structs.replace(costs, rows=(plain, slow))
+
+    now = 0.0
+
+    def train(arm, seed):
+        nonlocal now
+        now += 540 if arm == "se" else 60
+
+    pretended.measure, pretended.before, pretended.clock = measure, train, lambda: now
+    pretended("none,se", seeds=3)
+    ended = [line.partition("images, ")[2] for line in pretended.lines if line.startswith("run ")]
+    # 27 of 30 parts are to do, then 18 ...
+    assert ended == [
+        "1 min; about 30 min left", "9 min; about 20 min left", "1 min; about 19 min left", "9 min; about 10 min left",
+        "1 min; about 9 min left", "9 min",
+    ]  # fmt: skip
+
+
+def test_a_dry_run_says_how_long_and_writes_nothing(pretended, patterns):
+    def dry_run(**request):
+        pretended.lines.clear()
+        request = Request(**{"backbone": BACKBONE, "arms": parse_arms("none,se"), "num_seeds": 6, **request})
+        own = Share(pretended.out)
+        return pretended.run_comparison(
+            str(patterns), OPTIONS, request, own, command="", screen=pretended, dry_run=True
+        )
+
+    assert dry_run() is None
+    assert not pretended.out.exists()
+    assert any(line.startswith("12 runs to do, each of 3 steps, one after another: ") for line in pretended.lines)
+    assert pretended.lines[-1] == "dry run: nothing written"
+    # of a comparison that has begun, what is left
+    pretended("none,se", seeds=6)
+    before = everything_in(pretended.out)
+    assert dry_run(num_seeds=9) is None
+    assert any(line.startswith("6 runs to do, ") for line in pretended.lines)
+    assert dry_run() is None
+    assert pretended.lines[-2] == "all 12 runs are finished already"
+    assert everything_in(pretended.out) == before
+    with pytest.raises(UserError, match="trains with other options"):
+        pretended.run_comparison(
+            str(patterns), {**OPTIONS, "epochs": 2}, Request(), Share(pretended.out), command="", screen=pretended,
+            dry_run=True,
+        )  # fmt: skip
 
 
 def prints(compared, arm):

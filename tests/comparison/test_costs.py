@@ -7,7 +7,8 @@ import torch
 from comparisons import design_of
 from whatwhere.comparison.arms import parse_arms
 from whatwhere.comparison.content import CostRow, Costs
-from whatwhere.comparison.costs import seconds_of_run, within_an_hour
+from whatwhere.comparison.costs import measure_costs, pace, within_an_hour
+from whatwhere.training.estimate import Pace
 
 IMAGES = {"train": 1000, "val": 200, "test": 300}
 
@@ -38,10 +39,38 @@ def design():
 def test_seconds_of_a_run():
     costs = costs_of(none=(30.0, 10.0), cbam=(60.0, 20.0))
     # 2 epochs: 2 x 1,000 images at 3 ms; evaluated: 3 x 200 validation and 300 test images at 1 ms
-    assert seconds_of_run(costs, "none", 2, IMAGES) == pytest.approx(6.0 + 0.9)
-    assert seconds_of_run(costs, "cbam", 2, IMAGES) == pytest.approx(2 * (6.0 + 0.9))
+    assert pace(costs, "none").seconds(2, IMAGES) == pytest.approx(6.0 + 0.9)
+    assert pace(costs, "cbam").seconds(2, IMAGES) == pytest.approx(2 * (6.0 + 0.9))
+    # to read images takes 1 ms for each that is trained, 2 ms for each that is evaluated, and 5 s before
+    reading = Pace(0.001, 0.002, 5.0)
+    assert pace(costs, "none", reading).seconds(2, IMAGES) == pytest.approx(6.9 + 2.0 + 1.8 + 5.0)
     # files of earlier versions lack the times
-    assert seconds_of_run(costs_of(none=(None, None)), "none", 2, IMAGES) == 0
+    assert pace(costs_of(none=(None, None)), "none").seconds(2, IMAGES) == 0
+
+
+def test_the_batch_that_is_measured_suits_a_cpu(design):
+    shown = []
+
+    def measured(size, batch_size, device="cpu"):
+        small = msgspec.structs.replace(
+            design,
+            options={**design.options, "image_size": size, "batch_size": batch_size},
+            arm_options={"none": {"model": "resnet8"}, "cbam": {"model": "cbam_resnet8"}},
+        )
+        shown.clear()
+        return measure_costs(small, 3, torch.device(device), lambda *progress: shown.append(progress)).num_images
+
+    assert measured(16, 128) == 32
+    assert measured(16, 12) == 12
+    # 32 images of 96 px, or as many pixels
+    assert measured(128, 64) == 18
+    assert measured(224, 64) == 8
+    # each arm, then rounds that time both
+    what, done, total = zip(*shown, strict=True)
+    assert set(what) == {"measuring what each arm costs"}
+    assert list(done) == sorted(done)
+    assert len(done) >= 2 + 5
+    assert total[-1] == 2 + 12
 
 
 @pytest.mark.parametrize(
@@ -66,7 +95,7 @@ def test_seconds_of_a_run():
 def test_what_fits_an_hour(design, step_ms, expected, seconds):
     asked = []
 
-    def measure(plain, num_classes, device):
+    def measure(plain, num_classes, device, progress):
         (arm,) = plain.arms
         network = plain.run_options(arm.name, 0)
         asked.append((network["model"], network["image_size"]))
@@ -95,7 +124,7 @@ def test_what_is_tried_for_an_hour_suits_the_images_and_the_weights(design, size
     options = {**design.options, "image_size": size, "pretrained": weights}
     asked = []
 
-    def measure(plain, num_classes, device):
+    def measure(plain, num_classes, device, progress):
         network = plain.run_options(plain.arms[0].name, 0)
         asked.append(f"{network['model']} {network['image_size']}")
         return costs_of(none=(9000.0, 0.0))
@@ -111,3 +140,12 @@ def test_few_epochs_are_no_reason_for_a_smaller_network(design):
     design = msgspec.structs.replace(design, options={**design.options, "epochs": 5})
     options, _ = within_an_hour(design, 10, IMAGES, torch.device("cpu"), lambda *_: costs_of(none=(10.0, 0.0)))
     assert options == "--backbone resnet50 --image-size 96 --epochs 5 --seeds 6"
+
+
+def test_reading_counts_in_what_fits_an_hour(design):
+    # 12 runs: 300 s each, 100 of them before the first step; an epoch takes 1.5 s and 1 s to read
+    options, seconds = within_an_hour(
+        design, 10, IMAGES, torch.device("cpu"), lambda *_: costs_of(none=(10.0, 0.0)), reading=Pace(0.001, 0.0, 100.0)
+    )
+    assert options == "--backbone resnet50 --image-size 96 --epochs 80 --seeds 6"
+    assert seconds == pytest.approx(12 * (100 + 80 * 2.5))

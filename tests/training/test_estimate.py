@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 from whatwhere import create_model
 from whatwhere.training import estimate
 from whatwhere.training.config import Config
-from whatwhere.training.estimate import HOUR, FirstSteps, Outlook, Pace, faster, relative_times
+from whatwhere.training.distributed import team
+from whatwhere.training.estimate import HOUR, FirstSteps, Outlook, Pace, faster, measure_reading, relative_times
+from whatwhere.training.setup import prepare_images, resolve
 from whatwhere.training.train import run_training
 
 OPTIONS = {
@@ -181,3 +183,15 @@ def test_a_dry_run_of_a_run_to_continue_counts_what_is_left(train):
     (train.folder / "run" / "result.json").unlink()
     whole = train(dry_run=True, epochs=1)[-1]
     assert train(dry_run=True, resume=True, epochs=1)[-1] != whole
+
+
+def test_reading_is_measured_as_the_run_will_read(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    prepared = prepare_images(str(data), {}, Lines())
+    sizes = {part: len(samples) for part, samples in prepared.parts.items()}
+    for cache, start in (("auto", sum(sizes.values()) / (3 * 4 + 4)), ("none", 0.0)):
+        with team("cpu") as alone:
+            config = resolve(str(data), {**OPTIONS, "batch_size": 4, "cache": cache}, prepared, alone)
+            # a second passes between two looks at the clock: 16 images are read in it, 12 are augmented, 4 evaluated
+            pace = measure_reading(config, prepared, alone, clock=itertools.count(0.0).__next__)
+        assert pace == Pace(pytest.approx(1 / 12), pytest.approx(1 / 4), pytest.approx(start))

@@ -66,6 +66,7 @@ _OWN = (
     _option("processes", int | None, "Runs at the same time. (default: one for each GPU; 1 without)", "N"),
     _option("shard", str | None, "Do part i of n only, as in 2/8; then --collect where all are together.", "i/n"),
     _option("collect", bool, "Train nothing: judge the finished runs in --out."),
+    _option("dry_run", bool, "Check everything, measure the arms, say how long it would take; write nothing."),
     _option("config", Path | None, "YAML with options of the runs; the command line overrides it.", "FILE"),
     _option("json", bool, "Print the result as JSON; all else goes to standard error."),
     # the command of the whole, for the processes that --processes starts
@@ -125,13 +126,19 @@ def _compare(
     shard = None if own["shard"] is None else _shard(own["shard"])
     if own["collect"] and shard:
         raise UserError("--collect judges all shares; leave out --shard")
+    if own["collect"] and own["dry_run"]:
+        raise UserError("--collect trains nothing, so there is nothing to try; leave out --dry-run")
     with TerminalScreen(to_stderr=own["json"]) as screen:
         if own["collect"]:
             content: Content | None = collect(data, out, request, screen)
         else:
-            share = Share(out, shard, _spread(given, own["processes"], shard), is_inner=bool(own["whole"]))
+            spread = _spread(given, own["processes"], shard)
+            num_devices = 1 if spread is None else max(1, min(spread.args[2], spread.keywords["num_gpus"]))
+            share = Share(out, shard, spread, is_inner=bool(own["whole"]), num_devices=num_devices)
             command = own["whole"] or typed_command()
-            content = (run or run_comparison)(data, given, request, share, command=command, screen=screen)
+            content = (run or run_comparison)(
+                data, given, request, share, command=command, screen=screen, dry_run=own["dry_run"]
+            )
     if content is None:
         return
     show_comparison(content, out / _REPORT, own["json"])
@@ -139,7 +146,9 @@ def _compare(
         raise failed(content.failures)
 
 
-def _spread(given: dict[str, Any], processes: int | None, shard: tuple[int, int] | None) -> Callable[[], None] | None:
+def _spread(
+    given: dict[str, Any], processes: int | None, shard: tuple[int, int] | None
+) -> functools.partial[None] | None:
     """Return a function that does the runs in several processes; None for one process."""
     from ..comparison.runs import default_processes, run_shards
 

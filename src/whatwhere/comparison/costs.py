@@ -3,43 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import msgspec
 import torch
 
-from ..cost import cost, measure_latency
+from ..cost import Cost, cost, measure_latency
 from ..statistics.looks import LEAST_PAIRS
+from ..training.estimate import HOUR, NOTHING, Pace
 from ..training.setup import device_name
 from ..training.trainer import autocast
 from .arms import Arm, build
 from .content import CostRow, Costs
 from .design import Design
 
-Measure = Callable[[Design, int, torch.device], Costs]  # what `measure_costs` is
+Progress = Callable[[str, int, int], None]  # `Screen.progress`
+Measure = Callable[[Design, int, torch.device, Progress], Costs]  # what `measure_costs` is
 
-_MOST_IMAGES, _SMALL = 8, 64  # above 64 px a CPU takes seconds for a larger batch
-HOUR, _FEWEST_EPOCHS = 3600, 10  # seconds
+# on a CPU, an image takes about as long in a batch of so many pixels as in a larger one; in a much smaller one, longer
+_ENOUGH_PIXELS, _LEAST_IMAGES = 32 * 96 * 96, 8
+_MOST_SECONDS = 20.0  # after which no new round of timing starts
+_FEWEST_EPOCHS = 10
 
 
-def measure_costs(design: Design, num_classes: int, device: torch.device) -> Costs:
+def measure_costs(design: Design, num_classes: int, device: torch.device, progress: Progress) -> Costs:
     """Measure each arm's parameters, MACs of one image, and bytes saved for backward and times of a batch.
 
-    Image size, batch size, memory format and precision are those of the runs; above 64 px on a CPU the batch has 8
-    images at most. The arms take turns, so that a slower moment of the machine slows all of them.
+    Image size, batch size, memory format and precision are those of the runs. On a CPU the batch has 32 images at most,
+    above 96 px fewer, and 8 from 192 px on. The arms take turns, so that a slower moment of the machine slows all.
     """
+    what, rounds = "measuring what each arm costs", 10
     options = design.options
     size, num_images = options["image_size"], options["batch_size"]
-    if device.type == "cpu" and size > _SMALL:
-        num_images = min(num_images, _MOST_IMAGES)
+    if device.type == "cpu":
+        num_images = min(num_images, 32, max(_LEAST_IMAGES, _ENOUGH_PIXELS // size**2))
     layout = torch.channels_last if options["channels_last"] else torch.contiguous_format
     models = [
         build(design.run_options(arm.name, 0), num_classes, 0).to(device=device, memory_format=layout)
         for arm in design.arms
     ]
-    costs = [cost(model, (3, size, size), batch_size=num_images) for model in models]
+    costs: list[Cost] = []
+    for model in models:
+        progress(what, len(costs), len(models) + rounds)
+        costs.append(cost(model, (3, size, size), batch_size=num_images))
     images = torch.randn(num_images, 3, size, size, device=device).to(memory_format=layout)
     with autocast(device, options["amp"]):
-        times = measure_latency(models, [images] * len(models))
+        times = measure_latency(
+            models,
+            [images] * len(models),
+            rounds,
+            _MOST_SECONDS,
+            progress=lambda done, total: progress(what, len(models) + done, len(models) + total),
+        )
     rows = tuple(
         CostRow(
             arm=arm.name,
@@ -57,16 +72,12 @@ def measure_costs(design: Design, num_classes: int, device: torch.device) -> Cos
     )
 
 
-def seconds_of_run(costs: Costs, arm: str, epochs: int, num_images: Mapping[str, int]) -> float:
-    """Estimate the seconds of a run of `arm`: its training steps and evaluations, not its start or reading of images.
-
-    epochs * train * step + ((epochs + 1) * val + test) * forward, with the numbers of images of the parts
-    (`num_images`), and the measured times for an image.
-    """
+def pace(costs: Costs, arm: str, reading: Pace = NOTHING) -> Pace:
+    """Return the seconds that a run of `arm` takes for an image: those of its network, and those of `reading`."""
     row = next(row for row in costs.rows if row.arm == arm)
-    evaluated = (epochs + 1) * num_images["val"] + num_images["test"]
     step, forward = row.training_step_ms or 0.0, row.forward_ms or 0.0  # None in files of earlier versions
-    return (epochs * num_images["train"] * step + evaluated * forward) / costs.num_images / 1000
+    per_image = 1000 * costs.num_images
+    return Pace(step / per_image + reading.trained, forward / per_image + reading.evaluated, reading.start)
 
 
 def within_an_hour(
@@ -75,13 +86,17 @@ def within_an_hour(
     num_images: Mapping[str, int],
     device: torch.device,
     measure: Measure = measure_costs,
+    *,
+    reading: Pace = NOTHING,
+    progress: Progress = lambda what, done, total: None,
 ) -> tuple[str, float]:
     """Return options with which the comparison takes at most an hour on `device`, and about how many seconds.
 
     Takes the first of ever smaller networks and images that can train for 10 epochs, or for the design's if these are
     fewer; the last one if none can. Images do not get larger, and a network has weights where the design asks for
     pretrained ones: a file is for the design's network alone, and of the small networks only resnet18 has ImageNet
-    weights. The plain network is measured, and half of its time is added for attention.
+    weights. The plain network is measured, and half of its time is added for attention. `reading` is what reading takes
+    in the design; smaller images take no longer.
     """
     num_runs = (LEAST_PAIRS + len(design.lr_search)) * len(design.arms)
     size, weights = design.options["image_size"], design.options["pretrained"]
@@ -98,11 +113,12 @@ def within_an_hour(
             arm_options={"none": {"model": backbone}},
             options={**design.options, "image_size": pixels, "at": ""},
         )
-        costs = measure(plain, num_classes, device)
-        per_epoch = 1.5 * seconds_of_run(costs, "none", 1, {**num_images, "test": 0})
-        epochs = min(design.options["epochs"], int(HOUR / num_runs / per_epoch))
+        of_network = pace(measure(plain, num_classes, device, progress), "none")
+        parts = {**num_images, "test": 0}
+        per_epoch = 1.5 * of_network.seconds(1, parts) + replace(reading, start=0.0).seconds(1, parts)
+        epochs = min(design.options["epochs"], int((HOUR / num_runs - reading.start) / per_epoch))
         if epochs >= min(_FEWEST_EPOCHS, design.options["epochs"]) or (backbone, pixels) == tried[-1]:
             break
     epochs = max(1, epochs)
     options = f"--backbone {backbone} --image-size {pixels} --epochs {epochs} --seeds {LEAST_PAIRS}"
-    return options, num_runs * epochs * per_epoch
+    return options, num_runs * (reading.start + epochs * per_epoch)

@@ -132,6 +132,14 @@ class Design(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         counted_seeds = [seed for seed in range(most + len(self.left_out)) if seed not in self.left_out]
         return {arm.name: tuple(counted_seeds[: target[arm.name]]) for arm in self.arms}
 
+    def later_runs(self) -> dict[str, int]:
+        """Return how many more runs than `seeds` has each arm may get, at most, while its verdict stays open."""
+        undecided = [arm for arm in self.others if self.verdicts.get(arm, (UNKNOWN, 0))[0] == UNKNOWN]
+        if self.max_seeds is None or not undecided:
+            return {}
+        seeds = self.seeds()
+        return {arm: more for arm in (self.baseline, *undecided) if (more := self.max_seeds - len(seeds[arm])) > 0}
+
     def run_options(self, arm: str, seed: int) -> dict[str, Any]:
         """Return all options of a run that change its result."""
         return {**self.options, **self.arm_options[arm], "seed": seed}

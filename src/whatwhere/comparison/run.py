@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 
 from ..base.errors import UserError
 from ..base.files import check_is_no_file, check_writable, locked, write_bytes, write_json
-from ..base.screen import Screen, duration
+from ..base.screen import Screen, about
 from ..base.words import brief, counted, few
 from ..data.split import Prepared
 from ..statistics.history import changed_figures, read_record
 from ..statistics.independence import check_still_independent
 from ..statistics.verdict import judge
 from ..training.config import FREE
-from ..training.distributed import team
+from ..training.distributed import Team, team
+from ..training.estimate import HOUR, measure_reading
 from ..training.setup import check_apart, prepare_images, resolve
 from ..training.train import run_training
 from .content import Content, Costs
-from .costs import HOUR, Measure, measure_costs, seconds_of_run, within_an_hour
+from .costs import Measure, measure_costs, pace, within_an_hour
 from .design import (
+    DESIGN,
     Design,
     Request,
     asked_for,
@@ -53,10 +55,13 @@ def run_comparison(
     command: str,
     screen: Screen,
     train: Callable[..., dict[str, Any] | None] = run_training,
+    dry_run: bool = False,
     measure: Measure = measure_costs,
     clock: Callable[[], float] = time.monotonic,
 ) -> Content | None:
-    """Do the missing runs of a comparison, judge all of them, and return what the report shows; None for a share.
+    """Do the missing runs of a comparison, judge all of them, and return what the report shows.
+
+    The result is None for a share, and after a dry run.
 
     The folder gets `compare.json` (the design) before the first run, `cost.json`, `runs/ARM/seed-N/`, and at the end
     `results.csv` and `verdict.json`.
@@ -69,6 +74,7 @@ def run_comparison(
         command: Command that continues the comparison, for messages.
         screen: Shows messages and progress.
         train: Trains one run, as `run_training` does.
+        dry_run: Check everything, measure the arms and show how long the runs would take; write nothing.
         measure: Measures the cost of each arm.
         clock: Returns the time in seconds.
 
@@ -100,10 +106,9 @@ def run_comparison(
         design = completed(data, design, request, prepared, own.out)
         free = {"device": str(processes.device)} | {name: value for name, value in given.items() if name in FREE}
         runner = Runner(data, free, command, screen, own, warned, train, clock)
-        check_writable(own.out)
-        with contextlib.nullcontext() if own.shard else locked(own.out):
+        with _held(own, dry_run):
             if design != stored:
-                design.write(own.out)
+                _write(own.out / DESIGN, design, dry_run)
             if stored is None and request.backbone is None:
                 size, kind = design.options["image_size"], processes.device.type.upper()
                 screen.line(f"backbone: {design.backbone}, chosen for {size} px on a {kind}; --backbone names another")
@@ -115,14 +120,31 @@ def run_comparison(
             known = [] if costs is None else [row.arm for row in costs.rows]
             if (own.shard is None or own.shard[0] == 1) and known != [arm.name for arm in design.arms]:
                 screen.line("measuring what each arm costs")
-                costs = measure(design, len(prepared.classes), processes.device)
-                write_json(own.out / COST, msgspec.to_builtins(costs))
+                costs = measure(design, len(prepared.classes), processes.device, screen.progress)
+                _write(own.out / COST, costs, dry_run)
             runs = Runs(own.out)
             design = runs.with_rates(design)
             if costs is not None and not own.is_inner:
-                _say_how_long(design, runs, prepared, costs, runner, measure)
+                _say_how_long(design, runs, prepared, costs, runner, measure, processes)
+            if dry_run:
+                screen.line("dry run: nothing written")
+                return None
             searched = _search(design, runs, runner)
             return None if searched is None else _advance(searched, runs, runner)
+
+
+@contextlib.contextmanager
+def _held(own: Share, dry_run: bool) -> Iterator[None]:
+    """Create the folder and lock it inside the block; shares do not lock it, and a dry run leaves it alone."""
+    if not dry_run:
+        check_writable(own.out)
+    with contextlib.nullcontext() if own.shard or dry_run else locked(own.out):
+        yield
+
+
+def _write(path: Path, content: Design | Costs, dry_run: bool) -> None:
+    if not dry_run:
+        write_json(path, msgspec.to_builtins(content))
 
 
 def comparison_folder(data: str, backbone: str | None) -> Path:
@@ -169,29 +191,45 @@ def _say_what_stays(design: Design, request: Request, screen: Screen) -> None:
 
 
 def _say_how_long(
-    design: Design, runs: Runs, prepared: Prepared, costs: Costs, runner: Runner, measure: Measure
+    design: Design, runs: Runs, prepared: Prepared, costs: Costs, runner: Runner, measure: Measure, team: Team
 ) -> None:
     """Show about how long the missing runs take; if that is over an hour, show what would fit one."""
+    share, screen = runner.share, runner.screen
     searches = [task for tasks in runs.searches(design).values() for task in tasks]
-    tasks = [*runner.share.of(searches), *runner.share.of(runs.tasks(design))]
+    tasks = [*share.of(searches), *share.of(runs.tasks(design))]
     missing = [task for task in tasks if not task.is_done()]
+    if not missing:
+        screen.line(f"all {len(tasks)} runs are finished already")
     if not missing or {task.arm for task in missing} - {row.arm for row in costs.rows}:
         return
+    options = {**design.run_options(design.baseline, 0), **runner.free}
+    config = resolve(runner.data, options, prepared, team)
+    reading = measure_reading(config, prepared, team)
     num_images = {part: len(prepared.parts.get(part, ())) for part in ("train", "val", "test")}
-    epochs = design.options["epochs"]
-    seconds = sum(
-        seconds_of_run(costs, task.arm, epochs, {**num_images, "test": 0} if task.searching else num_images)
-        for task in missing
-    )
-    runner.screen.line(
-        f"{counted(len(missing), 'run')} to do: about {duration(seconds)} one after another, not counting the start of "
-        "each run and the reading of images"
+
+    def seconds_of(arm: str, searching: bool = False) -> float:
+        parts = {**num_images, "test": 0} if searching else num_images
+        return pace(costs, arm, reading).seconds(config.epochs, parts)
+
+    runner.expected = lambda task: seconds_of(task.arm, task.searching)
+    parts = [Share(share.out, (number, share.num_devices)).of(missing) for number in range(1, share.num_devices + 1)]
+    seconds = max(sum(map(runner.expected, part)) for part in parts)
+    later = {} if share.shard else design.later_runs()
+    most = seconds + sum(number * seconds_of(arm) for arm, number in later.items()) / share.num_devices
+    several = f"on {share.num_devices} devices" if share.num_devices > 1 else "one after another"
+    num_steps = config.epochs * math.ceil(num_images["train"] / config.batch_size)
+    up_to = f" to {len(missing) + sum(later.values())}" if later else ""
+    at_most = f", {about(most)} if no arm has a verdict before" if later else ""
+    screen.line(
+        f"{len(missing)}{up_to} {'run' if len(missing) == 1 and not later else 'runs'} to do, each of "
+        f"{counted(num_steps, 'step')}, {several}: {about(seconds)}{at_most}"
     )
     if seconds > HOUR and len(missing) == len(tasks):
-        device = torch.device(runner.free["device"])
-        options, fitting = within_an_hour(design, len(prepared.classes), num_images, device, measure)
+        choice, fitting = within_an_hour(
+            design, len(prepared.classes), num_images, team.device, measure, reading=reading, progress=screen.progress
+        )
         enough = "an hour is enough for" if fitting <= HOUR else "more than an hour, but the least there is"
-        runner.screen.line(f"{enough}: {options} (about {duration(fitting)}), with another --out")
+        screen.line(f"{enough}: {choice} ({about(fitting)}), with another --out")
 
 
 def _search(design: Design, runs: Runs, runner: Runner) -> Design | None:

@@ -21,7 +21,7 @@ import torch
 from ..base.errors import UserError
 from ..base.files import write_json
 from ..base.processes import num_cores, on_stop_signals
-from ..base.screen import Screen, duration
+from ..base.screen import Screen, about, duration
 from ..base.words import brief, cause, counted, few
 from ..training.config import ADDED, FREE, OPTIONS
 from ..training.run_folder import RESULT, PartFigures, Result, RunDescription, RunFolder
@@ -221,12 +221,14 @@ class Share:
         shard: (i, n), the share, counted from 1; None for all runs and the verdict.
         spread: Does the runs in several processes; None does them in this one.
         is_inner: Whether this process is one of those; the outer process then shows what concerns the whole.
+        num_devices: The devices on which runs are done at the same time.
     """
 
     out: Path
     shard: tuple[int, int] | None = None
     spread: Callable[[], None] | None = None
     is_inner: bool = False
+    num_devices: int = 1
 
     def of(self, tasks: Sequence[Task]) -> list[Task]:
         """Return the share's tasks: whole seeds, so that one machine does both runs of a pair."""
@@ -265,6 +267,7 @@ class Runner:
         warned: The warnings shown so far.
         train: Trains one run, as `run_training` does.
         clock: Returns the time in seconds.
+        expected: Returns about how many seconds a run takes; None where that is not known.
         failures: What failed and why, by label.
     """
 
@@ -276,8 +279,10 @@ class Runner:
     warned: set[str]
     train: Callable[..., dict[str, Any] | None] = run_training
     clock: Callable[[], float] = time.monotonic
+    expected: Callable[[Task], float] | None = None
     failures: dict[str, str] = field(default_factory=dict)
-    _seconds: list[float] = field(default_factory=list)
+    _seconds: dict[str, float] = field(default_factory=dict)  # of each run that this process did, by label
+    _expected_seconds: float = 0.0  # of these runs
 
     def do(self, tasks: Sequence[Task], after: Callable[[Task], None] = lambda task: None) -> None:
         """Do what is not finished of the share; call `after` with each run that ended in this process.
@@ -315,6 +320,7 @@ class Runner:
                     command=self.command,
                     screen=RunScreen(self.screen, task.label, self.warned),
                     with_test=not task.searching,
+                    say_how_long=False,
                 )
             except UserError as error:
                 if task.searching and isinstance(error, Diverged):
@@ -328,15 +334,25 @@ class Runner:
                 self.screen.warn(f"{task.label} failed: {why}")
                 continue
             assert result is not None
-            self._seconds.append(self.clock() - began)
-            remaining = sum(self._seconds) / len(self._seconds) * (len(left) - number)
+            self._seconds[task.label] = self.clock() - began
+            remaining = self._remaining(task, left[number:])
             accuracy = result[result["judged_on"]]["accuracy"]
             images = "test" if result["judged_on"] == "test" else "validation"
             self.screen.line(
                 f"run {num_done + number} of {len(tasks)}{part}: {task.label}: {accuracy:.2%} of the {images} "
-                f"images, {duration(self._seconds[-1])}" + (f"; about {duration(remaining)} left" if remaining else "")
+                f"images, {duration(self._seconds[task.label])}"
+                + (f"; {about(remaining)} left" if left[number:] else "")
             )
             after(task)
+
+    def _remaining(self, done: Task, left: Sequence[Task]) -> float:
+        """Return about how many seconds the runs `left` take, from those of this process, the last of them `done`.
+
+        A run that is expected to take twice as long as another counts twice.
+        """
+        expected = self.expected or (lambda task: 1.0)
+        self._expected_seconds += expected(done)
+        return sum(map(expected, left)) * sum(self._seconds.values()) / max(self._expected_seconds, 1e-9)
 
 
 def _why(error: UserError) -> str:

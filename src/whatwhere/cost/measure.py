@@ -293,6 +293,7 @@ def measure_latency(
     max_seconds: float = 60,
     *,
     training: bool = True,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Latency]:
     """Time each of `models` on the one of `images` at its place; the training step in the mode `training`.
 
@@ -300,6 +301,7 @@ def measure_latency(
     and gradients are as before.
 
     The results are medians over `rounds` after the warm-up. After three, no new round starts later than `max_seconds`.
+    `progress` is called after each round with the numbers of rounds done and of all rounds.
     """
     deadline = time.perf_counter() + max_seconds
     measured: list[list[tuple[float, float, int | None]]] = [[] for _ in models]
@@ -320,6 +322,8 @@ def measure_latency(
                 if device.type in _WITH_MEMORY_STATISTICS:
                     peak = torch.accelerator.max_memory_allocated(device) - occupied_by_others
             done.append((forward_ms, training_ms, peak))
+        if progress is not None:
+            progress(round_index + 1, _WARM_UP_ROUNDS + rounds)
     results = []
     for done in measured:
         forward, steps, peaks = zip(*done[_WARM_UP_ROUNDS:], strict=True)

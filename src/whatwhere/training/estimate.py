@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -15,9 +16,12 @@ from torch import nn
 from ..base.screen import Screen, about
 from ..base.words import counted
 from ..cost import measure_latency
-from ..data.batches import TrainBatches
+from ..data.batches import Batch, TrainBatches
+from ..data.split import Prepared
 from .config import CIFAR_SIZE, Config
+from .distributed import Team
 from .evaluate import Figures
+from .setup import build_material, chosen_cache
 from .trainer import Trainer
 
 HOUR = 3600.0  # seconds; for what takes longer something faster is named
@@ -27,6 +31,7 @@ _SHORT = 60.0  # seconds; what is shorter needs no estimate
 _MEASURED, _LEAST_STEPS = 2.0, 2  # the seconds and the steps that are timed
 _SMALLER = (128, 96, 64, 32)  # px
 _NUM_IMAGES = 4  # in a step that compares image sizes
+_NUM_READ = 3  # batches that show how long images take to be read
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,9 @@ class Pace:
         """
         num_evaluated = (epochs + 1) * num_images["val"] + num_images["test"]
         return self.start + epochs * num_images["train"] * self.trained + num_evaluated * self.evaluated
+
+
+NOTHING = Pace(0.0, 0.0)
 
 
 class FirstSteps:
@@ -191,3 +199,30 @@ def relative_times(model: nn.Module, sizes: list[int]) -> list[float]:
     images = [torch.zeros(_NUM_IMAGES, 3, size, size, device=device) for size in sizes]
     times = measure_latency([network] * len(sizes), images, rounds=3, max_seconds=10)
     return [one.training_step_ms / times[0].training_step_ms for one in times]
+
+
+def measure_reading(
+    config: Config, prepared: Prepared, team: Team, clock: Callable[[], float] = time.monotonic
+) -> Pace:
+    """Measure what a run takes besides its network: to read, decode and augment images.
+
+    A few images of each part are read as the run would read them: ahead of the first step if they fit into memory, or
+    else in each step.
+    """
+    cache = chosen_cache(config, prepared, team)
+    parts = {part: samples for part, samples in prepared.parts.items() if samples}
+    num_images = sum(map(len, parts.values()))
+    most = {"train": _NUM_READ * config.batch_size, "val": config.batch_size}
+    few = {part: parts[part][:: max(1, len(parts[part]) // most[part])][: most[part]] for part in most}
+    began = clock()
+    material = build_material(
+        dataclasses.replace(config, cache=cache), dataclasses.replace(prepared, parts=few), team, with_test=False
+    )
+    start = (clock() - began) * num_images / sum(map(len, few.values()))
+
+    def per_image(batches: Iterable[Batch]) -> float:
+        began, count = clock(), sum(len(batch.labels) for batch in batches)
+        return (clock() - began) / max(1, count)
+
+    trained = per_image(material.train.steps(0, material.train.order.steps_per_epoch))
+    return Pace(trained, per_image(material.evaluation["val"]), 0.0 if cache == "none" else start)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from msgspec.structs import replace
@@ -36,6 +36,8 @@ from .bundle import weights_of
 from .config import OPTIONS, Config, defaults, image_size_for, network_of
 from .distributed import Team
 from .trainer import Trainer
+
+Cache = Literal["auto", "none", "memory", "device"]
 
 
 def check_given(data: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[..., nn.Module] | None]:
@@ -161,21 +163,12 @@ def build_material(config: Config, prepared: Prepared, team: Team, *, with_test:
             f"batches of {order.num_samples // order.steps_per_epoch} images leave fewer than 2 to each of "
             f"{team.world_size} processes x {config.accumulate} pieces, and BatchNorm needs 2; raise --batch-size"
         )
-    # pretrained weights need the mean and std that they were trained with
-    trained_with = normalization(config.model) if config.pretrained else None
-    if (trained := _trained(config.pretrained)) is not None:
-        trained_with = (trained[2].mean, trained[2].std)
-    preprocessing = preprocessing_for(config.image_size, *(trained_with or ()))
+    preprocessing = _preprocessing(config)
     augment = Augmentation(
         preprocessing, config.crop, config.crop_scale, config.hflip, config.rand_augment, config.random_erasing
     )
-    wanted = ("train", "val", "test") if with_test else ("train", "val")
-    samples = {part: prepared.parts[part] for part in wanted if prepared.parts[part]}
-    labels = {part: label_numbers(those, prepared.classes) for part, those in samples.items()}
-    readers = {
-        part: Reader(prepared.source, those, preprocessing, whole=part == "train" and config.crop == "resized")
-        for part, those in samples.items()
-    }
+    readers = _readers(config, prepared, preprocessing, with_test=with_test)
+    labels = {part: label_numbers(reader.samples, prepared.classes) for part, reader in readers.items()}
     cache = _cache(config.crop, readers, team) if config.cache == "auto" else config.cache
     images: Mapping[str, Store | Reader] = readers
     if cache != "none":
@@ -189,6 +182,29 @@ def build_material(config: Config, prepared: Prepared, team: Team, *, with_test:
     }
     train = TrainBatches(images["train"], labels["train"], order, augment, *share, on_device=cache == "device")
     return Material(preprocessing, train, evaluation, cache)
+
+
+def chosen_cache(config: Config, prepared: Prepared, team: Team) -> Cache:
+    """Return where a run would keep decoded images: "device", "memory" or "none"."""
+    readers = _readers(config, prepared, _preprocessing(config), with_test=True)
+    return _cache(config.crop, readers, team) if config.cache == "auto" else config.cache
+
+
+def _preprocessing(config: Config) -> Preprocessing:
+    """Return what the network takes; pretrained weights need the mean and std that they were trained with."""
+    trained_with = normalization(config.model) if config.pretrained else None
+    if (trained := _trained(config.pretrained)) is not None:
+        trained_with = (trained[2].mean, trained[2].std)
+    return preprocessing_for(config.image_size, *(trained_with or ()))
+
+
+def _readers(config: Config, prepared: Prepared, preprocessing: Preprocessing, *, with_test: bool) -> dict[str, Reader]:
+    wanted = ("train", "val", "test") if with_test else ("train", "val")
+    return {
+        part: Reader(prepared.source, those, preprocessing, whole=part == "train" and config.crop == "resized")
+        for part in wanted
+        if (those := prepared.parts[part])
+    }
 
 
 def build_trainer(
@@ -217,7 +233,7 @@ def build_trainer(
     )
 
 
-def _cache(crop: str, readers: Mapping[str, Reader], team: Team) -> str:
+def _cache(crop: str, readers: Mapping[str, Reader], team: Team) -> Cache:
     """Choose where decoded images are kept: "device" (a GPU, images of one size), "memory" or "none"."""
     # decoding needs the memory twice while it packs the images
     if 2 * sum(map(num_bytes, readers.values())) > room(free_memory(torch.device("cpu")), team.local_world_size):
