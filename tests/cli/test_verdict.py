@@ -279,6 +279,17 @@ def test_a_table_that_is_none_is_a_sentence(whatwhere, tmp_path, text, refused_c
     assert [path.name for path in tmp_path.iterdir()] == ([] if text is None else ["results.csv"])
 
 
+@pytest.mark.parametrize("command", ["verdict", "collect"])
+@pytest.mark.parametrize("options", [(), ("--metric", "acc")], ids=["", "metric"])
+@pytest.mark.parametrize("head", ["arm,seed,acc", "arm,seed,acc,epoch,folder,collect_notes"], ids=["own", "collected"])
+def test_a_table_of_a_head_alone_is_a_sentence(tmp_path, monkeypatch, head, options, command, refused_command):
+    """What a filter leaves of a table where no line fits."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "filtered.csv").write_text(f"{head}\n")
+    refused_command(command, "filtered.csv", *options)
+    assert [path.name for path in tmp_path.iterdir()] == ["filtered.csv"]
+
+
 @pytest.mark.parametrize("name", ["", ".", ".."])
 def test_a_folder_without_runs_is_a_sentence(whatwhere, tmp_path, monkeypatch, name):
     folder = tmp_path / "own" / "folder"

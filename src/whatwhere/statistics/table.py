@@ -157,6 +157,8 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
         notes.append(f"the table {short(str(path))} has no lines: its run counts as missing")
         table.rows = [Row(str(arm), str(seed), path, 0, None, {})]
         return
+    if not lines and not may_be_empty:
+        raise UserError(f"{str(path)!r} has a head and no lines; it needs a line for each run")
     signs = decimal_signs(lines, delimiter)
     roles = find_roles(head, lines, path, reading, needs_arm=arm is None, needs_seed=seed is None)
     if may_be_empty:
@@ -167,37 +169,43 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
         told = dict.fromkeys(note for _, row in lines for note in row[-1].split(BETWEEN_NOTES) if note)
         notes += [printable(note) for note in told]
     _check_lines(lines, head, roles, path)
-    if roles.arms:
-        columns, metric = roles.arms, reading.metric or "figure"
-    else:
-        columns = _metric_columns(lines, head, roles.taken, reading.metric, signs, path, notes)
-        if not columns and not may_be_empty:
-            raise UserError(f"{str(path)!r} has no column of figures beside arm and seed, such as accuracy")
-    rows = []
-    for number, cells in lines:
-        of = [None if column is None else printable(cells[column].strip()) for column in (roles.arm, roles.seed)]
-        epoch = None if roles.epoch is None else number_of(cells[roles.epoch], signs)
-        figures = {
-            column: number_of(cells[column], signs)
-            for column in columns
-            if roles.epoch is None or cells[column].strip()  # else not logged in this epoch
-        }
-        settings = {head[column]: setting_of(cells[column].strip(), signs) for column in roles.settings}
-        if not roles.arms:
-            named = {head[column]: value for column, value in figures.items()}
-            is_idle = roles.use is not None and cells[roles.use].strip() == HARDLY_BEGUN
-            rows.append(Row(arm or of[0] or "", seed or of[1] or "", path, number, epoch, named, settings, is_idle))
-        for column in roles.arms:
-            if figures.get(column) is None and cells[column].strip().lower() not in _MISSING:
-                raise _no_number((number, cells[column].strip()), head[column], signs, path)
-            named = {metric: figures[column]} if column in figures else {}
-            rows.append(Row(head[column], seed or of[1] or "", path, number, epoch, named, settings))
+    columns = roles.arms or _metric_columns(lines, head, roles.taken, reading.metric, signs, path, notes)
+    if not columns and not may_be_empty:
+        raise UserError(f"{str(path)!r} has no column of figures beside arm and seed, such as accuracy")
+    rows = _lines_as_rows(table, lines, roles, columns, reading.metric or "figure", signs)
     table.others = _other_texts(rows, lines, head, roles, reading.metric)
     if roles.state is not None:
         rows = _without_unfinished(rows, lines, roles.state, head[roles.state], reading, notes)
     if any(head[column].lower() == BEST_EPOCH for column in roles.no_figures) and CHOSEN not in notes:
         notes.append(CHOSEN)
     table.rows = rows
+
+
+def _lines_as_rows(
+    table: Table, lines: list[Line], roles: Roles, columns: list[int], metric: str, signs: set[str]
+) -> list[Row]:
+    """Return a row for each line; where each column is an arm, one for each of them, its figure called `metric`."""
+    rows = []
+    for number, cells in lines:
+        of = [None if column is None else printable(cells[column].strip()) for column in (roles.arm, roles.seed)]
+        seed = table.seed or of[1] or ""
+        epoch = None if roles.epoch is None else number_of(cells[roles.epoch], signs)
+        figures = {
+            column: number_of(cells[column], signs)
+            for column in columns
+            if roles.epoch is None or cells[column].strip()  # else not logged in this epoch
+        }
+        settings = {table.head[column]: setting_of(cells[column].strip(), signs) for column in roles.settings}
+        if not roles.arms:
+            named = {table.head[column]: value for column, value in figures.items()}
+            is_idle = roles.use is not None and cells[roles.use].strip() == HARDLY_BEGUN
+            rows.append(Row(table.arm or of[0] or "", seed, table.path, number, epoch, named, settings, is_idle))
+        for column in roles.arms:
+            if figures.get(column) is None and cells[column].strip().lower() not in _MISSING:
+                raise _no_number((number, cells[column].strip()), table.head[column], signs, table.path)
+            named = {metric: figures[column]} if column in figures else {}
+            rows.append(Row(table.head[column], seed, table.path, number, epoch, named, settings))
+    return rows
 
 
 def _other_texts(
