@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 from comparisons import BACKBONE, OPTIONS, pretended_costs
 from pictures import make_folder, picture
@@ -364,6 +365,29 @@ def test_images_that_changed_are_refused(pretended, tmp_path, refused):
     assert pretended(data=data) is not None
     with refused():
         pretended(data=make_folder(tmp_path / "other", per_class=12))
+
+
+def test_the_range_is_found_once_for_all_runs(pretended, tmp_path, refused):
+    data = make_folder(tmp_path / "deep")
+    for path in sorted(data.rglob("*.png")):
+        Image.fromarray(np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 16).save(path)
+    pretended.data = data
+    content = pretended(given={"max_value": "auto"})
+    assert pretended.read("compare.json")["options"]["max_value"] == 4095
+    assert ["max_value", "4095"] in [list(pair) for _, pairs in content["settings"] for pair in pairs]
+    assert {pretended.run(arm, seed)["config"]["max_value"] for arm in ("none", "again") for seed in (0, 1)} == {4095}
+    # the same command again, and without the option
+    for given in ({"max_value": "auto"}, {}):
+        pretended(given=given)
+        assert pretended.trained == []
+    with refused():
+        pretended(given={"max_value": 65535})
+
+
+def test_auto_that_gives_another_range_than_the_comparison_has_is_refused(pretended, refused):
+    pretended(given={"max_value": 4000})
+    with refused():
+        pretended(given={"max_value": "auto"})
 
 
 def test_a_run_with_other_options_in_a_runs_place_is_refused(pretended, refused):

@@ -92,7 +92,7 @@ HOSTILE = [
         "2 files that cannot be read as JPEG, PNG or another",
         ["Train/cat/text.png", "Train/dog/x\\xff\\x1b[31m.png"],
     ),
-    ("error", "mode", "1 file with 32-bit or floating-point values", ["Train/cat/float.tif"]),
+    ("error", "mode", "1 file with signed, 32-bit or floating-point values", ["Train/cat/float.tif"]),
     ("error", "unknown-class", "1 class in test but not in train: Dog (did you mean dog?); rename or remove", ["Dog"]),
     (
         "error",
@@ -161,7 +161,7 @@ def test_a_hostile_folder_gets_a_full_report(tmp_path):
         "median_side": 32,
         "modes": {
             "CMYK": {"num_images": 1, "read_as": "converted by Pillow, without a colour profile"},
-            "I;16": {"num_images": 1, "read_as": "16-bit grey, divided by 257"},
+            "I;16": {"num_images": 1, "read_as": "16-bit grey, 0 to 65,535 scaled to 0 to 255"},
             "P": {"num_images": 1, "read_as": "through its palette, what is transparent on white"},
             "RGBA": {"num_images": 1, "read_as": "composited on white"},
             "EXIF rotation": {"num_images": 1, "read_as": "turned as the header says"},
@@ -261,7 +261,7 @@ def test_flat_and_recoloured_images_are_no_near_duplicates(tmp_path):
     red, green, blue = picture(5).split()
     save(tmp_path / "a" / "colour.png", Image.merge("RGB", (red, green, blue)))
     save(tmp_path / "a" / "darker.png", picture(5).point(lambda value: value // 2))
-    assert found(report_of(tmp_path)) == {}
+    assert set(found(report_of(tmp_path))) == {"flat"}
 
 
 def test_many_copies_and_many_alike_end(tmp_path):

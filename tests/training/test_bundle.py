@@ -219,6 +219,8 @@ def test_a_description_that_no_reader_takes(tmp_path, deep, refused):
         {"resize": 31},
         {"mean": [0, 0]},
         {"mean": [0, 0, float("nan")]},
+        {"max_value": 0},
+        {"max_value": 65536},
         {"std": [1, 0, 1]},
         {"std": [1, 1, 1e400]},
     ],

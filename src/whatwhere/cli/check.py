@@ -19,17 +19,27 @@ def check_command(
     path_column: PathColumn = None,
     label_column: LabelColumn = None,
     data_dir: DataDir = None,
+    max_value: Annotated[
+        str, typer.Option(metavar="N|auto", help="Value of 16-bit grey images that is white, as for train.")
+    ] = "65535",
     download: Annotated[bool, typer.Option("--download", help="Download a torchvision data set.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Look for everything that would spoil a result; exit status 0 if images are sound, 1 if not. Changes no file."""
     from ..data.doctor.report import examine
     from ..data.sources.find import find_source
+    from ..training.config import Config
     from .screen import TerminalScreen
+    from .train import number_or_word
 
+    checked = Config(max_value=number_or_word(max_value))
     source = find_source(data, path_column=path_column, label_column=label_column, data_dir=data_dir, download=download)
     with TerminalScreen(to_stderr=True) as screen:
-        report = examine(source, progress=lambda done, total: screen.progress("examining images", done, total))
+        report = examine(
+            source,
+            max_value=checked.max_value,
+            progress=lambda done, total: screen.progress("examining images", done, total),
+        )
     if json:
         typer.echo(json_format.dumps(report.to_dict(), indent=2))
     else:

@@ -36,6 +36,7 @@ def predict_command(
 ) -> None:
     """Say what a trained network sees in images; exit status 1 if some of them could not be read."""
     from ..attention import attention_by_path
+    from ..data.doctor.findings import misfit
     from ..training.bundle import load_bundle
     from ..training.distributed import team
     from ..training.predict import image_files, predict
@@ -47,17 +48,18 @@ def predict_command(
     # what `check` calls an error is an image that is not read
     num_bad = sum(len(finding.paths) for finding in findings if finding.severity == "error")
     num_images = len(files) + num_bad
-    for finding in findings:
-        if finding.severity != "note":
-            message = finding.message.removesuffix(", or --skip-bad")
-            print(f"whatwhere: {message}: {few([printable(path) for path in finding.paths], 5)}", file=sys.stderr)
+    for finding in (finding for finding in findings if finding.severity != "note"):
+        message = finding.message.removesuffix(", or --skip-bad")
+        print(f"whatwhere: {message}: {few([printable(path) for path in finding.paths], 5)}", file=sys.stderr)
     found: list[dict[str, Any]] = []
+    largest: list[int] = []
     with team(device) as alone:
         network = load_bundle(bundle, alone.device, attention=own)
         if csv:
             typer.echo("path,rank,class,probability")
         for prediction in predict(network, files, top=top, batch_size=batch_size):
             path = printable(prediction.path)
+            largest += [prediction.largest] if prediction.largest else []
             if prediction.error:
                 num_bad += 1
                 print(f"whatwhere: {prediction.error}", file=sys.stderr)
@@ -72,6 +74,8 @@ def predict_command(
                 typer.echo(f"{path}: {', '.join(texts)}")
     if json:
         typer.echo(json_format.dumps(found, indent=2))
+    if sentence := misfit(largest, network.preprocessing.max_value):
+        print(f"whatwhere: {sentence}", file=sys.stderr)
     if num_bad:
         print(f"whatwhere: {num_bad} of {num_images} images could not be read", file=sys.stderr)
         raise typer.Exit(1)
@@ -123,6 +127,8 @@ def evaluate_command(
         left_out = list(result["left_out"])
         named = f"{few(left_out, 5)}; --json names all, with the kind of fault"
         print(f"whatwhere: --skip-bad left out {counted(len(left_out), 'image')}: {named}", file=sys.stderr)
+    if result["misfit"]:
+        print(f"whatwhere: {result['misfit']}", file=sys.stderr)
     if result["num_trained_on"]:
         print(
             f"whatwhere: {result['num_trained_on']} of these images were trained on, so the figures are too good; "

@@ -16,7 +16,7 @@ import typer
 from ..base.errors import UserError
 from ..base.tables import rich_tables, show
 from ..networks.spec import parse_arguments
-from ..training.config import CHOICES, OPTIONS, read_config
+from ..training.config import CHOICES, NUMBER_OR_AUTO, OPTIONS, read_config
 
 _COMMON = ("model", "epochs", "batch_size", "lr", "image_size", "seed", "workers", "device")
 _ALSO = {"model": ("--backbone",)}  # the name of this option in `compare`
@@ -79,10 +79,19 @@ def with_parameters(
 def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that were given on the command line."""
     return {
-        name: parse_arguments(value) if OPTIONS[name].metadata["kind"] is dict else value
+        name: parse_arguments(value)
+        if OPTIONS[name].metadata["kind"] is dict
+        else number_or_word(value)
+        if name in NUMBER_OR_AUTO
+        else value
         for name, value in options.items()
         if value is not None
     }
+
+
+def number_or_word(text: str) -> Any:
+    """Return the whole number that an option gives, or its text: a word such as auto, or a mistake."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else text
 
 
 def own_option(
@@ -109,7 +118,7 @@ def option_parameter(name: str) -> inspect.Parameter:
     else:
         names = [f"--{dashed}", *_ALSO.get(name, ())]
         details["metavar"] = field.metadata["metavar"] or "|".join(CHOICES.get(name, ())) or _METAVARS[kind]
-    typed = str if kind is dict else kind
+    typed = str if kind is dict or name in NUMBER_OR_AUTO else kind
     return own_parameter(name, Annotated[typed | None, typer.Option(*names, **details)], None)
 
 

@@ -215,7 +215,8 @@ def continued(design: Design, request: Request, folder: Path, given: Mapping[str
     changed = [
         f"{name} was {brief(design.options.get(name), 40)}, is {brief(value, 40)}"
         for name, value in (given or {}).items()
-        if name not in FREE and design.options.get(name) != value
+        # what is "auto" is known when the images are checked; see `completed`
+        if name not in FREE and design.options.get(name) != value and value != "auto"
     ]
     if changed:
         raise UserError(f"{where} trains with other options: {few(changed, 5, '; ')}; give the same, or another --out")
@@ -359,6 +360,11 @@ def completed(data: str, design: Design, request: Request, prepared: Prepared, o
                 f"{where} is of {brief(design.data, 200)}, and {data!r} has other images; give another --out"
             )
         raise UserError(f"the images of {data!r} have changed since {where} began; restore them, or give another --out")
+    if prepared.max_value != (before := design.options["max_value"]):
+        raise UserError(
+            f"{where} has max_value {before}, and auto gives {prepared.max_value}; give --max-value {before}, or "
+            "another --out"
+        )
     named = {arm.name for arm in request.arms or ()}
     for arm in design.arms:
         if arm.is_code and arm.name not in named:

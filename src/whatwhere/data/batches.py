@@ -81,7 +81,7 @@ class Reader:
             if not self.whole:
                 return self.preprocessing.pixels(image)
             short_side = round(_STORED * self.preprocessing.image_size)
-            return to_tensor(reduced(decoded(image, short_side), short_side))
+            return to_tensor(reduced(decoded(image, short_side, self.preprocessing.max_value), short_side))
 
 
 def label_numbers(samples: Sequence[Sample], classes: tuple[str, ...]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -43,7 +45,8 @@ READ_AS = {
     "CMYK": "converted by Pillow, without a colour profile",
     "YCbCr": "converted by Pillow",
     "HSV": "converted by Pillow",
-} | dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N", "I"), "16-bit grey, divided by 257")
+} | dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N", "I"), "16-bit grey, 0 to {max_value:,} scaled to 0 to 255")
+MAX_VALUE = 65535  # the largest value of 16 bits
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -101,17 +104,55 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
 
 
-def read_image(image: Image.Image) -> Image.Image:
+def has_unknown_range(image: Image.Image) -> bool:
+    """Return whether an image that is not decoded yet has 16 bits for a value and may use fewer.
+
+    Cameras write 8 to 14 bits into 16. A PGM or PPM file gives its largest value, and Pillow scales by it: only 65535
+    may be too large there.
+    """
+    tiles = getattr(image, "tile", None)
+    if not tiles:  # in memory, or decoded before
+        return image.mode.startswith("I")
+    decoder, *_, arguments = tiles[0]
+    first, *others = (arguments,) if isinstance(arguments, str) else arguments
+    if decoder in {"ppm", "ppm_plain"}:
+        return others == [MAX_VALUE]
+    # Pillow's name of how the values are stored: I;16B, I;12, RGB;16L (in BMP, BGR;16 is 16 bits for all three)
+    return image.format in {"PNG", "PPM", "TIFF"} and str(first).partition(";")[2][:2] in {"12", "16"}
+
+
+def grey_values(image: Image.Image) -> NDArray[np.int64] | None:
+    """Return the values (H, W) of a decoded image of 16-bit grey, from 0 to 65535; None for other images."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in {"PNG", "PPM"}):
+        return np.asarray(image).astype(np.int64).clip(0, MAX_VALUE)
+    return None
+
+
+@functools.lru_cache(4)
+def levels(max_value: int) -> NDArray[np.uint8]:
+    """Return what becomes of each 16-bit value v: round(255 min(v, max_value) / max_value), halves up.
+
+    In whole numbers: (510 min(v, max_value) + max_value) // (2 max_value); for 65535 it is (v + 128) // 257.
+
+    Shape:
+        (65536,), uint8.
+    """
+    values = np.arange(MAX_VALUE + 1).clip(max=max_value)
+    return ((510 * values + max_value) // (2 * max_value)).astype(np.uint8)
+
+
+def read_image(image: Image.Image, max_value: int = MAX_VALUE) -> Image.Image:
     """Decode an opened image to 8-bit RGB, as `decode` does."""
-    return decode(image)[0]
+    return decode(image, max_value)[0]
 
 
-def decode(image: Image.Image) -> tuple[Image.Image, bool]:
+def decode(image: Image.Image, max_value: int = MAX_VALUE) -> tuple[Image.Image, bool]:
     """Decode an opened image to 8-bit RGB, and return with it whether the EXIF header asks for a turn.
 
     The EXIF orientation is applied; one that cannot be read is ignored. Of an animation, or a file with several pages,
-    the first image is read. Transparent pixels are composited on white. 16-bit grey is divided by 257 (65535 becomes
-    255); Pillow cuts 16-bit colour to 8 bits. Colour profiles are ignored, that of CMYK too.
+    the first image is read. Transparent pixels are composited on white. 16-bit grey is scaled by `levels`: `max_value`
+    and what is above it become 255; a PGM file with a largest value of its own is scaled by that. Pillow cuts 16-bit
+    colour to the upper 8 bits. Colour profiles are ignored, that of CMYK too.
 
     Raises:
         ImageError: The image has more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (checked before decoding), is damaged,
@@ -124,10 +165,11 @@ def decode(image: Image.Image) -> tuple[Image.Image, bool]:
             image.seek(0)
         # Pillow turns a TIFF image as it decodes, and drops the tag
         stored = _orientation(lambda: image.tag_v2) if isinstance(image, TiffImageFile) else 1
+        max_value = max_value if has_unknown_range(image) else MAX_VALUE
         image.load()
         # only now: to read the EXIF header of a PNG, Pillow decodes it, and then reports no damage any more
         orientation = _orientation(image.getexif)
-        result = _to_rgb(image)
+        result = _to_rgb(image, max_value)
         if orientation in _TURNS:
             result = result.transpose(_TURNS[orientation])
         # a new object holds neither the file nor the EXIF header, which is wrong after the rotation
@@ -144,14 +186,12 @@ def _orientation(header: Callable[[], Mapping[int, Any]]) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, max_value: int) -> Image.Image:
     mode = image.mode
-    if mode.startswith("I;16") or (mode == "I" and image.format in {"PNG", "PPM"}):
-        values = np.asarray(image).astype(np.int64)
-        grey = (values.clip(0, 65535) + 128) // 257
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if (values := grey_values(image)) is not None:
+        return Image.fromarray(levels(max_value)[values]).convert("RGB")
     if mode not in READ_AS or mode == "I":
-        kind = {"F": "floating-point values", "I": "32-bit values"}.get(mode, f"mode {mode}")
+        kind = {"F": "floating-point values", "I": "signed or 32-bit values"}.get(mode, f"mode {mode}")
         raise ImageError(f"{kind}", "mode", f"has {kind} without a known range; convert it to 8 bits")
     if mode in {"La", "RGBa"}:
         image = image.convert(mode.upper())

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..base.words import brief
-from .images import read_image
+from .images import MAX_VALUE, read_image
 
 # of the document: 1, which does not say so, is {image_size, resize, mean, std}
 VERSION = 2
@@ -31,13 +31,15 @@ class Preprocessing:
 
     A value v of a channel, scaled to [0, 1], becomes (v - mean) / std.
 
-    `mean` and `std` are of red, green and blue.
+    `mean` and `std` are of red, green and blue. `max_value` is the value of 16-bit grey that becomes 255
+    (`images.levels`); images of 8 bits are read as they are.
     """
 
     image_size: int
     resize: int
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    max_value: int = MAX_VALUE
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as a document of JSON values, with its version."""
@@ -59,13 +61,15 @@ class Preprocessing:
         found = msgspec.convert(dict(document), cls)
         if not 1 <= found.image_size <= found.resize:
             raise ValueError(f"its image size is {found.image_size} of {found.resize}")
+        if not 1 <= found.max_value <= MAX_VALUE:
+            raise ValueError(f"its largest value of 16 bits is {found.max_value}")
         if not all(map(math.isfinite, found.mean)) or not all(0 < value < math.inf for value in found.std):
             raise ValueError(f"its mean is {found.mean}, its std {found.std}")
         return found
 
     def pixels(self, image: Image.Image) -> Tensor:
         """Resize and crop an opened image: uint8 (3, image_size, image_size)."""
-        image = decoded(image, self.resize)
+        image = decoded(image, self.resize, self.max_value)
         # first cut a very long image: only a square is used, and the enlarged whole would fill the memory
         short = min(image.size)
         image = _middle(image, *(min(side, 4 * short + side % 2) for side in image.size))
@@ -80,20 +84,23 @@ class Preprocessing:
 
 
 def preprocessing_for(
-    image_size: int, mean: tuple[float, float, float] = IMAGENET_MEAN, std: tuple[float, float, float] = IMAGENET_STD
+    image_size: int,
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+    max_value: int = MAX_VALUE,
 ) -> Preprocessing:
     """Return the usual preprocessing: the whole image up to 64 pixels, else the central 95 % of its shorter side."""
-    return Preprocessing(image_size, image_size if image_size <= 64 else round(image_size / 0.95), mean, std)
+    return Preprocessing(image_size, image_size if image_size <= 64 else round(image_size / 0.95), mean, std, max_value)
 
 
-def decoded(image: Image.Image, short_side: int) -> Image.Image:
+def decoded(image: Image.Image, short_side: int, max_value: int = MAX_VALUE) -> Image.Image:
     """Decode an opened image to RGB; a JPEG at 1/2, 1/4 or 1/8 of its size if that leaves 2 x `short_side` or more.
 
     libjpeg's reduced decoding is several times faster on photos. A resize to `short_side` follows.
     """
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
         image.draft(image.mode, (2 * short_side, 2 * short_side))
-    return read_image(image)
+    return read_image(image, max_value)
 
 
 def _middle(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -9,6 +9,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ..base.errors import UserError
 from ..base.randomness import stream_seed
@@ -16,6 +17,7 @@ from ..base.words import brief, cause, counted, few, printable
 from .doctor.duplicates import joined
 from .doctor.findings import CLASS_KINDS, class_findings, unusable
 from .doctor.report import Report, examine
+from .images import MAX_VALUE
 from .sources.find import find_source
 from .sources.source import SPLITS, Finding, Sample, Source
 
@@ -33,6 +35,7 @@ class Prepared:
     left_out: dict[str, str]  # what `skip_bad` left out: the kind of finding by path, or by row of a CSV file
     median_side: int  # median of the images' shorter sides, in pixels
     drawn: tuple[str, ...] = ()  # which of "val" and "test" were drawn by the seed: DATA has no such split
+    max_value: int = MAX_VALUE  # the value of 16-bit grey that becomes 255
     uneven: str = ""  # as a sentence, which sizes the parts have instead of those that were asked for
 
 
@@ -44,6 +47,7 @@ def prepare(
     test_fraction: float = 0.15,
     group_from: str | None = None,
     near_duplicates: str = "together",
+    max_value: int | Literal["auto"] = MAX_VALUE,
     skip_bad: bool = False,
     check: bool = True,
     path_column: str | None = None,
@@ -57,14 +61,15 @@ def prepare(
     `find_source` explains the arguments that say where the images are, and `split_samples` those of the splits. With
     `skip_bad`, images that cannot be read are left out, and, if the same file is in several splits, the copies in train
     (or val). `near_duplicates` says whether images that are nearly the same stay "together" in one part, or "free", as
-    pictures of a fixed camera should be; copies stay together always. With `check`, every image is decoded and checked;
-    else only some headers are read. `progress` is called with the numbers of checked images and of all images.
+    pictures of a fixed camera should be; copies stay together always. `max_value` is as in `examine`; "auto" needs the
+    check. With `check`, every image is decoded and checked; else only some headers are read. `progress` is called with
+    the numbers of checked images and of all images.
 
     Raises:
         UserError: DATA is not found, is not sound, or cannot be split like this.
     """
     source = find_source(data, path_column=path_column, label_column=label_column, data_dir=data_dir, download=download)
-    report = examine(source, progress=progress) if check else None
+    report = examine(source, max_value=max_value, progress=progress) if check else None
     findings = (report or source).findings
     errors = [item for item in findings if item.severity == "error"]
     if errors and not skip_bad:
@@ -100,8 +105,17 @@ def prepare(
         left_out=dict(sorted(left_out.items())),
         median_side=report.median_side if report is not None else _median_side(source, samples),
         drawn=drawn,
+        max_value=_range(report, max_value),
         uneven=_uneven(parts, drawn, {"val": val_fraction, "test": test_fraction}, way_out),
     )
+
+
+def _range(report: Report | None, max_value: int | Literal["auto"]) -> int:
+    if report is not None:
+        return report.max_value
+    if max_value == "auto":
+        raise UserError("the largest value of all images is known only where they are checked; give it as a number")
+    return max_value
 
 
 def _uneven(

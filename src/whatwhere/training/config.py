@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -35,7 +35,7 @@ FREE = frozenset({"data_dir", "device", "workers", "cache", "download", "check",
 # options that a comparison sets for each of its runs
 TELLS_APART = frozenset({"model", "seed", "attention", "attention_kwargs", "width_factor"})
 # options that runs and comparisons of earlier versions lack, with what these did
-ADDED = {"near_duplicates": "together"}
+ADDED = {"near_duplicates": "together", "max_value": 65535}
 
 
 def _option(panel: str, default: Any, help: str, usual: str = "no", metavar: str | None = None) -> Any:
@@ -161,6 +161,13 @@ class Config(Recipe):
         "Images that are nearly the same: together in one part, or free, as pictures of a fixed camera should be.",
         "together",
     )
+    max_value: Annotated[int, Meta(ge=1, le=65535)] | Literal["auto"] = _data(
+        65535,
+        "16-bit grey images: the value that is white, such as 4095 for a camera of 12 bits; auto: by the largest value "
+        "of all images.",
+        "65535",
+        "N|auto",
+    )
     skip_bad: bool = _data(False, "Leave out files that the check finds bad.")
     check: bool = _data(True, "Check every image first (the result is kept).", "yes")
     cache: Literal["auto", "none", "memory", "device"] = _data(
@@ -181,6 +188,8 @@ class Config(Recipe):
         super().__post_init__()
         if self.skip_bad and not self.check:
             raise UserError("skip_bad needs the check, which finds the bad files; leave out --no-check")
+        if self.max_value == "auto" and not self.check:
+            raise UserError("max_value auto needs the check, which reads all images; leave out --no-check, or give N")
         if self.cache == "device" and self.crop != "pad":
             raise UserError("cache=device needs crop=pad, images of one size; give cache=memory")
         if self.best_by == "last" and self.early_stop:
@@ -209,7 +218,10 @@ _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 def _expected(kind: Any) -> str:
     """Return a type in words: "a whole number of at least 1 and below 2**31"."""
     if get_origin(kind) is Literal:
-        return f"one of {', '.join(get_args(kind))}"
+        words = get_args(kind)
+        return f"one of {', '.join(words)}" if len(words) > 1 else words[0]
+    if get_origin(kind) is Union:
+        return " or ".join(map(_expected, get_args(kind)))
     if get_origin(kind) is dict:
         return "keyword arguments such as {reduction: 8}"
     if get_origin(kind) is not Annotated:
@@ -221,6 +233,7 @@ def _expected(kind: Any) -> str:
 
 
 OPTIONS = {field.name: field for field in fields(Config) if field.name != "data"}
+NUMBER_OR_AUTO = frozenset(name for name, kind in _KINDS.items() if get_origin(kind) is Union)
 CHOICES = {name: get_args(kind) for name, kind in _KINDS.items() if get_origin(kind) is Literal}
 
 
@@ -314,6 +327,6 @@ def _converted(name: str, value: Any, path: Path) -> Any:
     if kind in (str, float) and type(value) in (int, str):
         with contextlib.suppress(ValueError, OverflowError):
             return kind(value)
-    if type(value) is not kind:
+    if type(value) is not kind and not (name in NUMBER_OR_AUTO and value == "auto"):
         raise UserError(f"{name} in {str(path)!r} must be {_WORDS[kind]}, got {brief(value)}")
     return value

@@ -16,9 +16,9 @@ from ..base.errors import UserError
 from ..base.processes import num_cores
 from ..base.words import brief, counted, few, printable, short, suggest
 from ..data.batches import EvaluationBatches, Reader, label_numbers
-from ..data.doctor.findings import unusable
+from ..data.doctor.findings import misfit, unusable
 from ..data.doctor.report import examine
-from ..data.images import ImageError, open_image
+from ..data.images import ImageError, grey_values, has_unknown_range, open_image
 from ..data.sources.find import find_source
 from ..data.sources.folders import list_images
 from ..data.sources.source import Finding
@@ -34,6 +34,7 @@ class Prediction:
 
     path: str
     classes: tuple[tuple[str, float], ...] = ()  # with their probabilities, the most probable first
+    largest: int = 0  # largest value of an image of 16-bit grey, else 0
     error: str = ""  # a sentence that names the image; empty if it could be read
 
 
@@ -73,10 +74,13 @@ def predict(
         num_threads: Number of threads that read; one for each core by default.
     """
 
-    def read(file: Path) -> Tensor | ImageError:
+    def read(file: Path) -> tuple[Tensor, int] | ImageError:
         try:
             with open_image(file) as image:
-                return bundle.preprocessing.pixels(image)
+                is_unsure = has_unknown_range(image)
+                pixels = bundle.preprocessing.pixels(image)
+                values = grey_values(image) if is_unsure else None
+                return pixels, 0 if values is None else int(values.max())
         except ImageError as error:
             return error
 
@@ -86,7 +90,7 @@ def predict(
             end = start + batch_size
             contents = [future.result() for future in ahead]
             ahead = [pool.submit(read, file) for file in files[end : end + batch_size]]
-            readable = [content for content in contents if isinstance(content, Tensor)]
+            readable = [content[0] for content in contents if not isinstance(content, ImageError)]
             rows: Iterator[Tensor] = iter(bundle.probabilities(torch.stack(readable)) if readable else ())
             for file, content in zip(files[start:end], contents, strict=True):
                 if isinstance(content, ImageError):
@@ -94,7 +98,7 @@ def predict(
                 else:
                     values, indices = next(rows).topk(min(top, len(bundle.classes)))
                     names = [bundle.classes[number] for number in indices.tolist()]
-                    yield Prediction(str(file), tuple(zip(names, values.tolist(), strict=True)))
+                    yield Prediction(str(file), tuple(zip(names, values.tolist(), strict=True)), content[1])
 
 
 def evaluate_bundle(
@@ -136,7 +140,8 @@ def evaluate_bundle(
         has = f"it has {', '.join(source.splits)}" if source.splits else "it has no splits"
         raise UserError(f"{printable(data)} has no {short(chosen)} images ({has}); give another --split, or all")
     elsewhere = {sample.path for sample in source.samples} - {sample.path for sample in samples}
-    faults = unusable(examine(source, progress=progress).findings)
+    report = examine(source, max_value=bundle.preprocessing.max_value, progress=progress)
+    faults = unusable(report.findings)
     bad = {path: kind for path, kind in sorted(faults.items()) if path not in elsewhere}
     if bad and not skip_bad:
         raise UserError(
@@ -169,6 +174,10 @@ def evaluate_bundle(
         "split": chosen,
         "num_trained_on": sum(path in trained_on for path in used) if trained_on else 0,
         "left_out": bad,
+        "misfit": misfit(
+            [report.largest[sample.path] for sample in samples if sample.path in report.largest],
+            bundle.preprocessing.max_value,
+        ),
         "images": figures.summary(),
         "judged_on": "images",
         "classes": list(bundle.classes),

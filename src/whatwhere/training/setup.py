@@ -26,7 +26,7 @@ from ..base.words import few
 from ..data.augment import Augmentation
 from ..data.batches import EvaluationBatches, Order, Reader, TrainBatches, label_numbers
 from ..data.doctor.findings import CLASS_KINDS
-from ..data.preprocess import Preprocessing, preprocessing_for
+from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing_for
 from ..data.split import Prepared, prepare
 from ..data.store import Store, decode_all, free_memory, num_bytes, room
 from ..networks.factory import checked, create, read_pretrained, settled
@@ -74,7 +74,7 @@ def _trained(pretrained: str) -> tuple[Path, NetworkSpec, Preprocessing] | None:
 
 def prepare_images(data: str, given: Mapping[str, Any], screen: Screen) -> Prepared:
     """Find, check and split the images of DATA, as `prepare` does; show problems as warnings."""
-    names = ("val_fraction", "test_fraction", "near_duplicates", "skip_bad", "check", "download")
+    names = ("val_fraction", "test_fraction", "near_duplicates", "max_value", "skip_bad", "check", "download")
     texts = ("group_from", "path_column", "label_column", "data_dir")  # "" where they are not given
     prepared = prepare(
         data,
@@ -119,7 +119,10 @@ def resolve(data: str, given: Mapping[str, Any], prepared: Prepared, team: Team)
         bf16=team.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
         num_cores=max(1, num_cores() // team.local_world_size),
     )
-    return Config(data=data, **{**chosen, **given, "device": given.get("device") or team.device.type})
+    return Config(
+        data=data,
+        **{**chosen, **given, "device": given.get("device") or team.device.type, "max_value": prepared.max_value},
+    )
 
 
 def build_model(
@@ -195,7 +198,9 @@ def _preprocessing(config: Config) -> Preprocessing:
     trained_with = normalization(config.model) if config.pretrained else None
     if (trained := _trained(config.pretrained)) is not None:
         trained_with = (trained[2].mean, trained[2].std)
-    return preprocessing_for(config.image_size, *(trained_with or ()))
+    assert config.max_value != "auto"  # `resolve` has found the number
+    mean, std = trained_with or (IMAGENET_MEAN, IMAGENET_STD)
+    return preprocessing_for(config.image_size, mean, std, config.max_value)
 
 
 def _readers(config: Config, prepared: Prepared, preprocessing: Preprocessing, *, with_test: bool) -> dict[str, Reader]:

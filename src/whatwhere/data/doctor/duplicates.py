@@ -9,7 +9,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .probe import LOOK_SIZE, Entry
+from ..images import MAX_VALUE
+from .probe import LOOK_SIZE, Entry, full_range
 
 T = TypeVar("T", int, str)
 _Floats = NDArray[np.float32]
@@ -30,12 +31,12 @@ _AT_ONCE = 100_000
 _MOST_IN_CELL = 2_000
 
 
-def near_pairs(entries: Sequence[Entry]) -> list[tuple[int, int]]:
+def near_pairs(entries: Sequence[Entry], max_value: int = MAX_VALUE) -> list[tuple[int, int]]:
     """Return pairs of entries that are nearly the same: saved again, resized or slightly brightened.
 
     Each image becomes a picture of 17 x 16 grey pixels with mean 0 and variance 1. Two images are nearly the same if
     the mean squared difference of their pictures is at most 0.02 and their mean colours are close. Of images that are
-    the same byte for byte, only the first is compared.
+    the same byte for byte, only the first is compared. 16-bit grey is seen with `max_value` as white.
 
     Comparing all pairs would take too long. Candidates are pairs in the same cell of a grid over the lowest spatial
     frequencies; six grids with random offsets are used, and nearly equal pictures share a cell in most of them. In the
@@ -52,6 +53,7 @@ def near_pairs(entries: Sequence[Entry]) -> list[tuple[int, int]]:
     if len(chosen) < 2:
         return []
     looks = np.frombuffer(b"".join(entries[index].look for index in chosen), np.uint8).reshape(len(chosen), -1)
+    looks = np.array([_seen(look, entries[index], max_value) for look, index in zip(looks, chosen, strict=True)])
     grey = looks[:, :_NUM_PIXELS].astype(np.float32)
     grey -= grey.mean(1, keepdims=True)
     deviation = grey.std(1)
@@ -64,6 +66,13 @@ def near_pairs(entries: Sequence[Entry]) -> list[tuple[int, int]]:
         for start in range(0, len(pairs), _AT_ONCE):
             found.update(map(tuple, _confirmed(pairs[start : start + _AT_ONCE], waves, grey, colours).tolist()))
     return sorted((int(chosen[a]), int(chosen[b])) for a, b in found)
+
+
+def _seen(look: NDArray[np.uint8], entry: Entry, max_value: int) -> NDArray[np.uint8]:
+    """Return the look of an image where `max_value` is white: that of 16-bit grey is by the bits that it uses."""
+    if not entry.is_grey16 or (own := full_range(entry.largest)) == max_value:
+        return look
+    return (look * np.float32(own / max_value)).round().clip(max=255).astype(np.uint8)
 
 
 def joined(groups: Iterable[Sequence[T]]) -> list[list[T]]:

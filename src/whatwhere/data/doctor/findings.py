@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Literal
 
 from PIL import Image
 
 from ...base.words import counted, few, short, suggest
-from ..images import FORMATS, SUFFIXES
+from ..images import FORMATS, MAX_VALUE, SUFFIXES, levels
 from ..sources.source import RANK, SPLITS, Finding, Messages, Sample, Source, findings_of
-from .probe import Entry
+from .probe import Entry, full_range
 
 _MOST_UNEVEN = 10
 _FEWEST = 3
+_FLAT = 4  # levels of 255 by which nearly all values of a flat image differ at most
 _NUM_NAMED = 5
 _CURE = "replace, or leave out with --skip-bad"
 # kinds of findings on classes: leaving out files does not cure them
@@ -25,10 +27,38 @@ _FAULTS: Messages = {
     "huge": ("error", "file", f"{{n}} with more than {{limit:,}} pixels, which would fill the memory; {_CURE}"),
     "unreadable": ("error", "file", f"{{n}} that cannot be read as JPEG, PNG or another of the formats; {_CURE}"),
     "permission": ("error", "file", f"{{n}} without the permission to read; {_CURE}"),
-    "mode": ("error", "file", f"{{n}} with 32-bit or floating-point values, which have no known range; {_CURE}"),
+    "mode": (
+        "error",
+        "file",
+        f"{{n}} with signed, 32-bit or floating-point values, which have no known range; {_CURE}",
+    ),
     "missing": ("error", "file", f"{{n}} gone since they were listed; {_CURE}"),
     "flat-end": ("warning", "JPEG", "{n} with one colour in all of the last rows, as a damaged file has; look at them"),
     "wrong-suffix": ("warning", "file", "{n} in another format than the suffix says; read by content; rename"),
+}
+_RANGES: Messages = {
+    "dark": (
+        "warning",
+        "image",
+        "{n} of 16-bit grey with values up to {largest:,} only, read as {level} of 255 at most; if the camera has no "
+        "larger ones, give --max-value {fit} ({bits} bits), or auto",
+    ),
+    "dark-colour": (
+        "warning",
+        "image",
+        "{n} of 16-bit colour whose upper 8 bits, the only ones read, are {largest} of 255 at most; convert to 8 bits",
+    ),
+    "clipped": (
+        "warning",
+        "image",
+        "{n} with values above --max-value {max_value}, read as white; give {fit}, or auto",
+    ),
+    "zero-is-white": (
+        "warning",
+        "TIFF file",
+        "{n} of 16-bit grey that say that 0 is white; read with 0 as black; invert, unless all images are such",
+    ),
+    "flat": ("warning", "image", "{n} of one colour all over, such as black; look at them, remove what is blank"),
 }
 _COPIES: Messages = {
     "leak": (
@@ -122,6 +152,44 @@ def file_findings(source: Source, entries: Sequence[Entry]) -> list[Finding]:
         if suffix in SUFFIXES and suffix not in FORMATS.get(entry.format, (suffix,)):
             paths["wrong-suffix"].append(sample.path)
     return findings_of(_FAULTS, paths, limit=Image.MAX_IMAGE_PIXELS or 0)
+
+
+def resolved_range(entries: Iterable[Entry], max_value: int | Literal["auto"]) -> int:
+    """Return the value of 16-bit grey that becomes 255; "auto" is that of the bits that the largest value needs."""
+    if max_value != "auto":
+        return max_value
+    return full_range(max((entry.largest for entry in entries if entry.is_grey16), default=0))
+
+
+def range_findings(samples: Sequence[Sample], entries: Sequence[Entry], max_value: int) -> list[Finding]:
+    """Return findings on the range of values of all images together, and on images without contrast."""
+    usable = [(sample.path, entry) for sample, entry in zip(samples, entries, strict=True) if not entry.fault]
+    grey = {path: entry.largest for path, entry in usable if entry.is_grey16}
+    colour = {path: entry.largest for path, entry in usable if entry.largest and not entry.is_grey16}
+    largest = max(grey.values(), default=0)
+    fit, findings = full_range(largest), []
+    if max_value == MAX_VALUE > fit:
+        level, bits = int(levels(max_value)[largest]), fit.bit_length()
+        findings += findings_of(_RANGES, {"dark": list(grey)}, largest=largest, level=level, fit=fit, bits=bits)
+    if colour and max(colour.values()) <= 255 // 2:
+        findings += findings_of(_RANGES, {"dark-colour": list(colour)}, largest=max(colour.values()))
+    clipped = [path for path, value in grey.items() if value > max_value]
+    white = [path for path, entry in usable if entry.zero_is_white]
+    # by the bits that are used: what a wrong range makes black or white is not flat
+    flat = [path for path, entry in usable if entry.spread(fit) <= _FLAT]
+    paths = {"clipped": clipped, "zero-is-white": white, "flat": flat}
+    return findings + findings_of(_RANGES, paths, max_value=max_value, fit=fit)
+
+
+def misfit(largest: Collection[int], max_value: int) -> str:
+    """Return how images of 16-bit grey, by their largest values, miss the range of a network; "" if they do not."""
+    if above := sum(value > max_value for value in largest):
+        images = f"{counted(above, 'image')} {'has' if above == 1 else 'have'}"
+        return f"{images} values above {max_value:,}, the largest that the network was trained for; read as white"
+    if largest and 16 * max(largest) <= max_value + 1:
+        images = f"{counted(len(largest), 'image')} of 16-bit grey {'has' if len(largest) == 1 else 'have'}"
+        return f"{images} values up to {max(largest):,} only: almost black, as the network takes {max_value:,} as white"
+    return ""
 
 
 def copy_findings(

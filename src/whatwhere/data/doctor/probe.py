@@ -9,26 +9,34 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 import PIL
+from numpy.typing import NDArray
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from ...base.errors import UserError
 from ...base.files import write_bytes
 from ...base.processes import num_cores
-from ..images import ImageError, decode, quiet
+from ..images import MAX_VALUE, ImageError, decode, grey_values, has_unknown_range, levels, quiet
 from ..sources.source import Sample, Source
 
-# what the entries say changes with it: 3 notices damaged PNG files
-_VERSION = 3
+# what the entries say changes with it: 4 has the range of the values
+_VERSION = 4
+# of an image's values so many of a thousand may lie outside its range, as hot pixels and dust do
+_OUTLIERS = 1
 _CHUNK = 64
 # faults that may be gone the next time, though the file's size and time are the same
 _PASSING = {"permission", "missing", "unreadable"}
 # an entry's look: a grey picture of 17 x 16 pixels, and a mean colour
 LOOK_SIZE = (17, 16)
 LOOK_BYTES = 17 * 16 + 3
+
+_PHOTOMETRIC = 262  # tag of TIFF
+_Value = Annotated[int, msgspec.Meta(ge=0, le=MAX_VALUE)]
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
@@ -42,7 +50,29 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     turned: bool = False  # whether the EXIF header asks for a rotation or reflection
     digest: str = ""  # BLAKE2b hash of the file's bytes, or of the pixels in a built-in set
     flat_end: bool = False  # whether a JPEG ends in rows of one colour, with which a decoder fills what is damaged
+    # largest value of a file with 16 bits for a value, of which it may use fewer; in colour only the upper 8 bits count
+    largest: _Value = 0
+    # nearly all values are from low to high: of 16-bit grey as stored, else in the 8-bit channel where they differ most
+    low: _Value = 0
+    high: _Value = 0
+    zero_is_white: bool = False  # whether a TIFF file says so of 16-bit grey, which Pillow reads with 0 as black
     look: bytes = b""  # a grey picture of 17 x 16 pixels and the mean colour, by which nearly equal images are found
+
+    @property
+    def is_grey16(self) -> bool:
+        """Whether the image is 16-bit grey, which `max_value` scales."""
+        return self.largest > 0 and self.mode.startswith("I")
+
+    def spread(self, max_value: int) -> int:
+        """Return by how many of 255 levels nearly all values differ, where `max_value` of 16-bit grey becomes 255."""
+        if not self.is_grey16:
+            return self.high - self.low
+        return int(levels(max_value)[self.high]) - int(levels(max_value)[self.low])
+
+
+def full_range(largest: int) -> int:
+    """Return the largest value of as many bits as `largest` has: 4095 for 4000; 65535 for 0, an image of zeros."""
+    return (1 << largest.bit_length()) - 1 or MAX_VALUE
 
 
 def probe(source: Source, cache: Path | None, progress: Callable[[int, int], None] | None = None) -> list[Entry]:
@@ -80,14 +110,33 @@ def read_entry(source: Source, sample: Sample) -> Entry:
     try:
         with source.open(sample) as image:
             entry |= {"format": image.format or "", "mode": image.mode, "width": image.width, "height": image.height}
+            is_unsure = has_unknown_range(image)
             rgb, entry["turned"] = decode(image)
             entry["flat_end"] = image.format == "JPEG" and _has_flat_end(image)
+            if is_unsure and (values := grey_values(image)) is not None:
+                entry["largest"] = int(values.max())
+                entry["low"], entry["high"] = _range(np.bincount(values.ravel()))
+                entry["zero_is_white"] = isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0
+                # by the bits that it uses: the look of a dark image would tell nothing
+                rgb = decode(image, full_range(entry["largest"]))[0]
+            else:
+                counts = np.array(rgb.histogram()).reshape(3, 256)
+                entry["low"], entry["high"] = max(map(_range, counts), key=lambda ends: ends[1] - ends[0])
+                if is_unsure and image.mode in {"RGB", "RGBA"}:
+                    entry["largest"] = int(np.asarray(image)[..., :3].max())
         entry["digest"] = hashlib.blake2b(source.content(sample), digest_size=16).hexdigest()
     except ImageError as error:
         return Entry(**{**entry, "fault": error.kind})
     grey = rgb.convert("L").resize(LOOK_SIZE, Image.Resampling.BILINEAR, reducing_gap=2.0)
     mean = rgb.resize((1, 1), Image.Resampling.BOX)
     return Entry(**entry, look=grey.tobytes() + mean.tobytes())
+
+
+def _range(counts: NDArray[np.int64]) -> tuple[int, int]:
+    """Return the lowest and the highest value but for a thousandth of all at either end; `counts` are by value."""
+    total = np.cumsum(counts)
+    few = int(total[-1]) * _OUTLIERS // 1000
+    return int(np.searchsorted(total, few, side="right")), int(np.searchsorted(total, int(total[-1]) - few))
 
 
 def _has_flat_end(image: Image.Image) -> bool:

@@ -6,16 +6,24 @@ import hashlib
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ...base.tables import Table
 from ...base.words import counted, printable
-from ..images import READ_AS
+from ..images import MAX_VALUE, READ_AS
 from ..sources.source import Finding, Source, findings_of
 from .duplicates import joined, near_pairs
-from .findings import class_counts, class_findings, copy_findings, file_findings, surplus
+from .findings import (
+    class_counts,
+    class_findings,
+    copy_findings,
+    file_findings,
+    range_findings,
+    resolved_range,
+    surplus,
+)
 from .probe import default_cache, probe
 
 _SEVERITIES = ("error", "warning", "note")
@@ -40,6 +48,8 @@ class Report:
         str, int
     ]  # number of images by Pillow's mode, without plain RGB; those with an EXIF rotation count again
     digest: str = ""  # SHA-256 of every image's path and content
+    max_value: int = MAX_VALUE  # the value of 16-bit grey that becomes 255
+    largest: dict[str, int] = field(default_factory=dict)  # by path, the largest value of an image of 16-bit grey
 
     @property
     def sound(self) -> bool:
@@ -54,7 +64,9 @@ class Report:
             "num_images": self.num_images,
             "counts": self.counts,
             "median_side": self.median_side,
-            "modes": {mode: {"num_images": number, "read_as": _read_as(mode)} for mode, number in self.modes.items()},
+            "modes": {
+                mode: {"num_images": number, "read_as": self._read_as(mode)} for mode, number in self.modes.items()
+            },
             "findings": [
                 asdict(finding) | {"paths": [printable(path) for path in finding.paths]} for finding in self.findings
             ],
@@ -75,7 +87,7 @@ class Report:
         columns = ("class", *("images" if split == "all" else split for split in splits))
         tables = [Table(f"{printable(self.name)}: {images} of {number}", columns, rows, note=note)]
         if self.modes:
-            rows = [(mode, _read_as(mode), f"{number:,}") for mode, number in self.modes.items()]
+            rows = [(mode, self._read_as(mode), f"{number:,}") for mode, number in self.modes.items()]
             tables.append(Table("How images are read that are not plain RGB", ("stored", "read", "images"), rows, 2))
         rows = []
         for finding in self.findings:
@@ -89,13 +101,18 @@ class Report:
         title, rows = f"Findings: {found or 'none'}", rows or [("", "nothing")]
         return [*tables, Table(title, ("", "finding"), rows, 2, f"The data are {verdict}.")]
 
-
-def _read_as(mode: str) -> str:
-    return "turned as the header says" if mode == "EXIF rotation" else READ_AS.get(mode, "not at all")
+    def _read_as(self, mode: str) -> str:
+        if mode == "EXIF rotation":
+            return "turned as the header says"
+        return READ_AS.get(mode, "not at all").format(max_value=self.max_value)
 
 
 def examine(
-    source: Source, *, cache: Path | Literal["user"] | None = "user", progress: Callable[[int, int], None] | None = None
+    source: Source,
+    *,
+    max_value: int | Literal["auto"] = MAX_VALUE,
+    cache: Path | Literal["user"] | None = "user",
+    progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Decode every image of `source`, and report what is there and what is wrong.
 
@@ -103,6 +120,8 @@ def examine(
 
     Args:
         source: The images as found.
+        max_value: The value of 16-bit grey that becomes 255; "auto": that of as many bits as the largest value of all
+            images needs, such as 4095 for 4000.
         cache: Folder that keeps the result for each file until its size or time changes: by default "whatwhere" in
             $XDG_CACHE_HOME or ~/.cache; None for no cache.
         progress: Called with the numbers of images done and of all images.
@@ -114,7 +133,8 @@ def examine(
     for index, entry in enumerate(entries):
         if not entry.fault:
             by_digest[entry.digest].append(index)
-    identical, near = [group for group in by_digest.values() if len(group) > 1], near_pairs(entries)
+    max_value = resolved_range(entries, max_value)
+    identical, near = [group for group in by_digest.values() if len(group) > 1], near_pairs(entries, max_value)
     usable = [sample for sample, entry in both if not entry.fault]
     sound = [entry for entry in entries if not entry.fault]
     lost = sorted({sample.label for sample in samples} - {sample.label for sample in usable})
@@ -123,6 +143,7 @@ def examine(
     findings = [
         *source.findings,
         *file_findings(source, entries),
+        *range_findings(samples, entries, max_value),
         *class_findings(usable),
         *findings_of(_LOST, {"lost-class": lost}),
         *copy_findings(samples, identical, near),
@@ -143,4 +164,6 @@ def examine(
         median_side=round(statistics.median(min(entry.width, entry.height) for entry in sound)) if sound else 0,
         modes=dict(sorted(modes.items())) | ({"EXIF rotation": num_turned} if num_turned else {}),
         digest=hashlib.sha256("\0".join(contents).encode("utf-8", "surrogatepass")).hexdigest(),
+        max_value=max_value,
+        largest={sample.path: entry.largest for sample, entry in both if entry.is_grey16 and not entry.fault},
     )
