@@ -40,7 +40,13 @@ def test_json(tmp_path, capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["sound"] is False
     assert result["counts"] == {"all": {"cat": 3, "dog\\xff": 3}}
-    assert result["findings"][0]["paths"] == ["cat/\\xfe.png"]
+    assert result["findings"][0] == {
+        "severity": "error",
+        "kind": "empty",
+        "message": "1 file of 0 bytes; replace, or leave out with --skip-bad",
+        "paths": ["cat/\\xfe.png"],
+        "cure": "replace",
+    }
 
 
 def test_options_and_errors(tmp_path, capsys, refused):

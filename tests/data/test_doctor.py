@@ -97,8 +97,8 @@ HOSTILE = [
     (
         "error",
         "leak",
-        "1 image in more than one split, byte for byte, which makes results too good; remove, or leave out the copy in "
-        "train (or val) with --skip-bad",
+        "1 image in more than one split, byte for byte, which makes results too good; remove the copies in "
+        "train (or val), or leave out with --skip-bad",
         ["TEST/dog/0.png = Train/dog/copy.png"],
     ),
     ("warning", "suffix", "left out 1 file with an image inside", ["Train/dog/nameless"]),
@@ -106,6 +106,7 @@ HOSTILE = [
     ("warning", "beside", "left out 1 folder with images, beside", ["extra"]),
     ("warning", "empty-class", "1 class folder without any image", ["Train/fish"]),
     ("warning", "link", "left out 1 link to a folder already listed", ["Train/dog/loop"]),
+    ("warning", "spelling", "1 class in several spellings", ["Dog (1 image) = dog (16 images)"]),
     ("warning", "wrong-suffix", "1 file in another format than the suffix says", ["Train/dog/really.jpg"]),
     (
         "warning",
@@ -183,7 +184,7 @@ def test_a_hostile_folder_gets_a_full_report(tmp_path):
     printed.encode("utf-8")
     assert "\x1b" not in printed
     assert all(beginning in printed for _, _, beginning, _ in HOSTILE)
-    assert "Findings: 8 errors, 10 warnings, 5 notes" in printed
+    assert "Findings: 8 errors, 11 warnings, 5 notes" in printed
     # the user's files are unchanged, and there is no new one
     assert snapshot(root) == before
 
@@ -230,8 +231,8 @@ def test_classes(tmp_path):
 def test_a_class_spelt_otherwise_is_hinted_at(tmp_path):
     fill(tmp_path, "train/Cat", "train/dog", "val/cat", "val/dog")
     errors = [finding for finding in report_of(tmp_path).findings if finding.severity == "error"]
-    message = "1 class in val but not in train: cat (did you mean Cat?); rename or remove"
-    assert errors == [Finding("error", "unknown-class", message, ("cat",))]
+    message = "1 class in val but not in train: cat (did you mean Cat?)"
+    assert errors == [Finding("error", "unknown-class", message, ("cat",), "rename or remove")]
 
 
 def test_a_class_whose_training_images_are_all_bad_is_unknown(tmp_path):

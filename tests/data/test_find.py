@@ -6,9 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from image_files import bomb, fill, save
-from whatwhere.base.words import printable
+from whatwhere.base.words import printable, spelling, spelt_alike
 from whatwhere.data.sources.find import find_source
 from whatwhere.data.sources.named import DATASETS, SPLITS_OF
 from whatwhere.data.sources.source import class_name, split_of
@@ -237,7 +239,7 @@ def test_csv_files(tmp_path, delimiter, mark, end):
     source = find_source(str(csv_file(tmp_path, mark + text)))
     assert listed(source) == [("x/0.png", "cat, tabby; grey", "train"), ("x/1.png", "dog", "val")]
     assert source.root == tmp_path
-    assert source.findings == ()
+    assert [finding.kind for finding in source.findings] == ["columns"]
 
 
 def test_csv_paths_elsewhere(tmp_path):
@@ -276,12 +278,104 @@ def test_csv_faults_are_named_with_their_lines(tmp_path):
         "no-label": ("x/1.png (line 5)",),
         "row": ("x/5.png (line 13)",),
         "bad-split": ("x/4.png (line 12)",),
-        "two-labels": ("x/2.png (line 9)",),
-        "two-splits": ("x/3.png (line 11)",),
-        "repeated": ("x/0.png (line 7)",),
+        "two-labels": ("x/2.png (line 8: a; line 9: b)",),
+        "two-splits": ("x/3.png (line 10: train; line 11: test)",),
+        "repeated": ("x/0.png (lines 2, 7)",),
         "empty-class": ("b",),
+        "columns": (),
     }
-    assert [finding.severity for finding in source.findings] == [*["error"] * 7, "note", "warning"]
+    assert [finding.severity for finding in source.findings] == [*["error"] * 7, "note", "warning", "note"]
+
+
+def test_all_rows_of_an_image_under_several_labels_are_named(tmp_path):
+    fill(tmp_path, "x", count=3)
+    rows = ["x/0.png,a", "x/1.png,a", "x/0.png,b", "./x/0.png,a", "x/0.png,c", "x/2.png,b"]
+    source = find_source(str(csv_file(tmp_path, "path,label\n" + "\n".join(rows))))
+    assert found(source)["two-labels"] == ("x/0.png (lines 2, 5: a; line 4: b; line 6: c)",)
+    assert listed(source) == [("x/1.png", "a", None), ("x/2.png", "b", None)]
+
+
+SPELT = [
+    ("cat", "Cat", "CAT"),
+    ("hot dog", "hot_dog", "Hot-Dog"),
+    ("0", "0.0", "00", "\uff10"),
+    ("caf\u00e9", "CAFE\u0301"),
+    ("cat", "c\u200bat"),
+    ("none", "None"),
+]
+APART = [("0", "1", "10", "-1"), ("A-", "A"), ("c", "c++", "c#"), ("1.5", "15"), ("v1.0", "v1"), ("", "0")]
+
+
+@pytest.mark.parametrize("names", SPELT)
+def test_spellings_of_one_name(names):
+    assert spelt_alike([*names, "other"]) == [sorted(names)]
+    assert len({spelling(name) for name in names}) == 1
+
+
+@pytest.mark.parametrize("names", APART)
+def test_names_that_are_not_alike(names):
+    assert spelt_alike(names) == []
+
+
+@given(st.text())
+def test_a_spelling_has_one_key(name):
+    assert spelling(spelling(name)) == spelling(name)
+    assert spelling(f" {name}") == spelling(name)
+
+
+def test_labels_spelt_in_several_ways_are_told(tmp_path):
+    """The rows of the table of cats and dogs that were six classes in silence."""
+    fill(tmp_path, "x", count=10)
+    labels = ["cat", "Cat", "dog", "dog", "cat", "CAT ", "cat", "Dog", "dog ", "bird"]
+    text = "".join(f"x/{number}.png,{label}\n" for number, label in enumerate(labels))
+    source = find_source(str(csv_file(tmp_path, f"file,label\n{text}")))
+    assert found(source)["spelling"] == (
+        "CAT (1 image) = Cat (1 image) = cat (3 images)",
+        "Dog (1 image) = dog (3 images)",
+    )
+    finding = next(finding for finding in source.findings if finding.kind == "spelling")
+    assert finding.severity == "warning"
+    assert "give images of one class one spelling" in finding.sentence()
+
+
+def test_class_folders_spelt_in_two_ways_are_told(tmp_path):
+    fill(tmp_path, "train/cat", "train/Cat", "train/dog", "test/cat", "test/dog", count=1)
+    assert found(find_source(str(tmp_path)))["spelling"] == ("Cat (1 image) = cat (2 images)",)
+
+
+@pytest.mark.parametrize("cell", ["", " ", "nan", "NaN", "-nan", "<NA>", "NaT", "#N/A"])
+def test_what_programs_write_for_a_missing_label_is_no_class(tmp_path, cell):
+    fill(tmp_path, "x", count=3)
+    source = find_source(str(csv_file(tmp_path, f"path,label\nx/0.png,a\nx/1.png,{cell}\nx/2.png,b\n")))
+    assert [label for _, label, _ in listed(source)] == ["a", "b"]
+    assert found(source)["no-label"] == ("x/1.png (line 3)",)
+    assert next(finding for finding in source.findings if finding.kind == "no-label").severity == "error"
+
+
+@pytest.mark.parametrize("name", ["none", "None", "NA", "n/a", "null"])
+def test_a_class_that_may_be_a_missing_label_is_told(tmp_path, name):
+    fill(tmp_path, "x", count=3)
+    source = find_source(str(csv_file(tmp_path, f"path,label\nx/0.png,a\nx/1.png,{name}\nx/2.png,b\n")))
+    assert name in [label for _, label, _ in listed(source)]
+    assert found(source)["missing-label"] == (f"{name} (1 image)",)
+
+
+def test_a_class_folder_that_a_program_named_nan_is_told(tmp_path):
+    fill(tmp_path, "a", "b", "nan", "None", count=1)
+    assert found(find_source(str(tmp_path)))["missing-label"] == ("None (1 image)", "nan (1 image)")
+
+
+def test_the_columns_that_were_taken_are_told(tmp_path):
+    fill(tmp_path, "x", count=1)
+    source = find_source(str(csv_file(tmp_path, "id,Image,class,label,Split\n7,x/0.png,a,b,train\n")))
+    (note,) = source.findings
+    assert (note.severity, note.kind) == ("note", "columns")
+    assert note.sentence() == (
+        "CSV file: paths from the column 'Image', labels from 'label', splits from 'Split'; "
+        "others with --path-column and --label-column"
+    )
+    source = find_source(str(csv_file(tmp_path, "Image,class,label\nx/0.png,a,b\n")), label_column="class")
+    assert source.findings[0].message.endswith("labels from 'class'; no column of splits")
 
 
 def test_csv_columns_by_name(tmp_path, refuses):

@@ -197,9 +197,10 @@ def test_seeds_spelt_in_two_ways_are_pointed_out(table, seeds, hint):
     assert ("may be meant to be one seed" in reason) is hint
 
 
-def test_an_arm_spelt_in_two_ways_is_pointed_out(table):
-    path = table("arm,seed,accuracy\nnone,0,0.5\nNone,1,0.5\n")
-    assert "None and none may be meant to be one arm" in judge(read_results(path)).arms[0].reason
+@pytest.mark.parametrize("other", ["None", "\uff4eone", "no\u200bne"])
+def test_an_arm_spelt_in_two_ways_is_pointed_out(table, other):
+    path = table(f"arm,seed,accuracy\nnone,0,0.5\n{other},1,0.5\n")
+    assert f"{other} and none may be meant to be one arm" in judge(read_results(path)).arms[0].reason
 
 
 @given(

@@ -6,7 +6,8 @@ import difflib
 import math
 import re
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 # control characters, lone surrogates (bytes that are not UTF-8), line and paragraph separators
@@ -14,6 +15,7 @@ _UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
 # characters that change the direction of the text after them
 _TURNING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf|infinity)", re.ASCII | re.IGNORECASE)
+_DECIMAL = re.compile(r"([+-]?)(\d*)(?:\.(\d*))?")
 _LONGEST_LIST, _LONGEST_NAME, _LONGEST_IN_SENTENCE = 300, 120, 80  # letters
 
 
@@ -121,6 +123,30 @@ def suggest(word: object, candidates: list[str], before: str = "") -> str:
     similar = difflib.get_close_matches(word, spelt, n=3, cutoff=0.6)
     matches = [printable(before) + short(spelt[match]) for match in dict.fromkeys([*beginning, *similar])][:3]
     return f"; did you mean {', '.join(matches)}?" if matches else ""
+
+
+def spelling(name: str) -> str:
+    """Return what `name` has in common with its other spellings: the key by which `spelt_alike` finds them.
+
+    Case, spaces, dashes for underscores, invisible characters, full-width letters and the zeros around a number do not
+    count: "Cat " and "cat", "hot dog" and "hot_dog", "00" and "0.0" are equal.
+    """
+    seen = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf").casefold()
+    text = re.sub(r"[\s_-]+", "-", seen.strip(" _\t\r\n"))
+    number = _DECIMAL.fullmatch(text)
+    if number is None or not any(map(str.isdecimal, text)):
+        return unicodedata.normalize("NFKC", text)
+    sign, whole, part = number[1], number[2].lstrip("0"), (number[3] or "").rstrip("0")
+    digits = f"{whole or 0}{f'.{part}' if part else ''}"
+    return f"-{digits}" if sign == "-" and digits != "0" else digits
+
+
+def spelt_alike(names: Iterable[str]) -> list[list[str]]:
+    """Return the groups of different names that are spellings of one, each sorted."""
+    groups: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        groups[spelling(name)].add(name)
+    return sorted(sorted(group) for group in groups.values() if len(group) > 1)
 
 
 def number_in(text: str) -> float:

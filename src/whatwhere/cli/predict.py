@@ -49,8 +49,8 @@ def predict_command(
     num_bad = sum(len(finding.paths) for finding in findings if finding.severity == "error")
     num_images = len(files) + num_bad
     for finding in (finding for finding in findings if finding.severity != "note"):
-        message = finding.message.removesuffix(", or --skip-bad")
-        print(f"whatwhere: {message}: {few([printable(path) for path in finding.paths], 5)}", file=sys.stderr)
+        named = few([printable(path) for path in finding.paths], 5)
+        print(f"whatwhere: {finding.sentence(skip=False)}: {named}", file=sys.stderr)
     found: list[dict[str, Any]] = []
     largest: list[int] = []
     with team(device) as alone:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..base.errors import UserError
-from ..base.words import brief, few
+from ..base.words import brief, few, spelling
 from ..statistics.columns import Reading
 
 _MOST_STARS = 2  # in a name: the time to match grows with a power of their number
@@ -94,14 +94,14 @@ def from_path(path: Path, given: Iterable[Pattern]) -> dict[str, str]:
 
 
 def check_spelling(arms: Iterable[tuple[str, Path]]) -> None:
-    """Raise UserError if two arms differ only in spaces, case or dashes; each comes with the path of a run."""
+    """Raise UserError if two arms are spellings of one name; each comes with the path of a run."""
     spellings: dict[str, tuple[str, Path]] = {}
     for arm, path in arms:
-        before, other = spellings.setdefault(re.sub(r"[\s_-]+", "-", arm).strip("-").casefold(), (arm, path))
+        before, other = spellings.setdefault(spelling(arm).strip("-"), (arm, path))
         if before != arm:
             raise UserError(
                 f"the arms {brief(before)} in {str(other)!r} and {brief(arm)} in {str(path)!r} differ only in spaces, "
-                "case or dashes; spell them alike, or so that they differ more"
+                "case, dashes or zeros; spell them alike, or so that they differ more"
             )
 
 

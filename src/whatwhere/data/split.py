@@ -15,7 +15,7 @@ from ..base.errors import UserError
 from ..base.randomness import stream_seed
 from ..base.words import brief, cause, counted, few, printable
 from .doctor.duplicates import joined
-from .doctor.findings import CLASS_KINDS, class_findings, unusable
+from .doctor.findings import class_findings, unusable
 from .doctor.report import Report, examine
 from .images import MAX_VALUE
 from .sources.find import find_source
@@ -144,12 +144,12 @@ def fingerprint(prepared: Prepared) -> str:
 
 def _unsound(data: str, errors: Sequence[Finding]) -> UserError:
     first, *others = errors
-    paths = f" ({few(first.paths)})" if first.paths and first.kind not in CLASS_KINDS else ""
+    paths = f" ({few(first.paths)})" if first.paths and first.can_skip else ""
     more = f", and {counted(len(others), 'other error')}" if others else ""
-    curable = any(finding.kind not in CLASS_KINDS for finding in errors)
-    skip = ", or leave out bad files with --skip-bad" if curable else ""
+    skip = ", or leave out bad files with --skip-bad" if any(finding.can_skip for finding in errors) else ""
+    cure = f"{first.cure}, " if first.cure else ""
     return UserError(
-        f"{printable(data)} is not sound: {first.message}{paths}{more}; "
+        f"{printable(data)} is not sound: {first.message}{paths}{more}; {cure}"
         f"run `whatwhere check {printable(shlex.quote(data))}` for all of it{skip}"
     )
 

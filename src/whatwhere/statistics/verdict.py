@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from ..base.errors import UserError, check_integer
 from ..base.limits import ARMS
-from ..base.words import brief, counted, few, listed, named, short, suggest
+from ..base.words import brief, counted, few, listed, named, short, spelling, suggest
 from . import wording
 from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, decide, holm, pairs_to_settle
 from .derived import as_number, derived_notes, odd_seed
@@ -379,12 +379,12 @@ def _case(
 
 def _spelt(baseline: str, arm: str, *seeds: Iterable[Hashable]) -> str:
     """Return a hint where one seed, such as 0 and 00, or one arm, such as none and None, has two spellings."""
-    if arm.lower() == baseline.lower():
+    if spelling(arm) == spelling(baseline):
         return f"; {named(arm)} and {named(baseline)} may be meant to be one arm: spell it alike"
     first, second = ({as_number(seed): str(seed) for seed in names} for names in seeds)
-    for number, spelling in first.items():
-        if number is not None and second.get(number, spelling) != spelling:
-            return f"; {spelling} and {second[number]} may be meant to be one seed: spell it alike"
+    for number, seed in first.items():
+        if number is not None and second.get(number, seed) != seed:
+            return f"; {seed} and {second[number]} may be meant to be one seed: spell it alike"
     return ""
 
 

@@ -56,8 +56,8 @@ def image_files(paths: Sequence[Path]) -> tuple[list[Path], list[Finding]]:
         else:
             raise UserError(f"no image or folder {brief(printable(str(path)), 200)}")
     if not files:
-        why = "".join(f"; {finding.message}" for finding in findings if finding.severity == "error")
-        raise UserError(f"no images in {few([str(path) for path in paths])}{why.removesuffix(', or --skip-bad')}")
+        why = "".join(f"; {finding.sentence(skip=False)}" for finding in findings if finding.severity == "error")
+        raise UserError(f"no images in {few([str(path) for path in paths])}{why}")
     return files, findings
 
 

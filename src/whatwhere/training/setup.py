@@ -25,7 +25,6 @@ from ..base.screen import Screen
 from ..base.words import few
 from ..data.augment import Augmentation
 from ..data.batches import EvaluationBatches, Order, Reader, TrainBatches, label_numbers
-from ..data.doctor.findings import CLASS_KINDS
 from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing_for
 from ..data.split import Prepared, prepare
 from ..data.store import Store, decode_all, free_memory, num_bytes, room
@@ -83,11 +82,12 @@ def prepare_images(data: str, given: Mapping[str, Any], screen: Screen) -> Prepa
         **{name: given[name] for name in names + texts if given.get(name, "") != ""},
     )
     for finding in (prepared.report or prepared.source).findings:
-        if finding.severity == "error" and finding.kind not in CLASS_KINDS:
-            # what follows a semicolon is the cure
-            screen.warn(f"--skip-bad left out {finding.message.partition(';')[0]}: {few(finding.paths, 5)}")
+        if finding.can_skip:
+            screen.warn(f"--skip-bad left out {finding.message}: {few(finding.paths, 5)}")
         elif finding.severity == "warning":
-            screen.warn(f"{finding.message} (`whatwhere check` names them)")
+            screen.warn(f"{finding.sentence()} (`whatwhere check` names them)")
+        elif finding.kind == "columns":
+            screen.line(finding.sentence())
     if prepared.uneven:
         screen.warn(prepared.uneven)
     for part, samples in prepared.parts.items():

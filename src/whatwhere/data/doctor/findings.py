@@ -18,72 +18,73 @@ _MOST_UNEVEN = 10
 _FEWEST = 3
 _FLAT = 4  # levels of 255 by which nearly all values of a flat image differ at most
 _NUM_NAMED = 5
-_CURE = "replace, or leave out with --skip-bad"
-# kinds of findings on classes: leaving out files does not cure them
-CLASS_KINDS = {"few", "no-image", "no-train", "one-class", "unknown-class"}
+_LOOK = "look at them"
 _FAULTS: Messages = {
-    "truncated": ("error", "file", f"{{n}} cut short; {_CURE}"),
-    "empty": ("error", "file", f"{{n}} of 0 bytes; {_CURE}"),
-    "huge": ("error", "file", f"{{n}} with more than {{limit:,}} pixels, which would fill the memory; {_CURE}"),
-    "unreadable": ("error", "file", f"{{n}} that cannot be read as JPEG, PNG or another of the formats; {_CURE}"),
-    "permission": ("error", "file", f"{{n}} without the permission to read; {_CURE}"),
-    "mode": (
-        "error",
-        "file",
-        f"{{n}} with signed, 32-bit or floating-point values, which have no known range; {_CURE}",
-    ),
-    "missing": ("error", "file", f"{{n}} gone since they were listed; {_CURE}"),
-    "flat-end": ("warning", "JPEG", "{n} with one colour in all of the last rows, as a damaged file has; look at them"),
-    "wrong-suffix": ("warning", "file", "{n} in another format than the suffix says; read by content; rename"),
+    "truncated": ("error", "file", "{n} cut short", "replace"),
+    "empty": ("error", "file", "{n} of 0 bytes", "replace"),
+    "huge": ("error", "file", "{n} with more than {limit:,} pixels, which would fill the memory", "replace"),
+    "unreadable": ("error", "file", "{n} that cannot be read as JPEG, PNG or another of the formats", "replace"),
+    "permission": ("error", "file", "{n} without the permission to read", "change the permissions"),
+    "mode": ("error", "file", "{n} with signed, 32-bit or floating-point values, which have no known range", "replace"),
+    "missing": ("error", "file", "{n} gone since they were listed", "replace"),
+    "flat-end": ("warning", "JPEG", "{n} with one colour in all of the last rows, as a damaged file has", _LOOK),
+    "wrong-suffix": ("warning", "file", "{n} in another format than the suffix says, read by content", "rename"),
 }
 _RANGES: Messages = {
     "dark": (
         "warning",
         "image",
-        "{n} of 16-bit grey with values up to {largest:,} only, read as {level} of 255 at most; if the camera has no "
-        "larger ones, give --max-value {fit} ({bits} bits), or auto",
+        "{n} of 16-bit grey with values up to {largest:,} only, read as {level} of 255 at most",
+        "if the camera has no larger ones, give --max-value {fit} ({bits} bits), or auto",
     ),
     "dark-colour": (
         "warning",
         "image",
-        "{n} of 16-bit colour whose upper 8 bits, the only ones read, are {largest} of 255 at most; convert to 8 bits",
+        "{n} of 16-bit colour whose upper 8 bits, the only ones read, are {largest} of 255 at most",
+        "convert to 8 bits",
     ),
     "clipped": (
         "warning",
         "image",
-        "{n} with values above --max-value {max_value}, read as white; give {fit}, or auto",
+        "{n} with values above --max-value {max_value}, read as white",
+        "give {fit}, or auto",
     ),
     "zero-is-white": (
         "warning",
         "TIFF file",
-        "{n} of 16-bit grey that say that 0 is white; read with 0 as black; invert, unless all images are such",
+        "{n} of 16-bit grey that say that 0 is white, read with 0 as black",
+        "invert, unless all images are such",
     ),
-    "flat": ("warning", "image", "{n} of one colour all over, such as black; look at them, remove what is blank"),
+    "flat": (
+        "warning",
+        "image",
+        "{n} of one colour all over, such as black",
+        "look at them, remove what is blank",
+    ),
 }
 _COPIES: Messages = {
     "leak": (
         "error",
         "image",
-        "{n} in more than one split, byte for byte, which makes results too good; remove, or leave out the copy in "
-        "train (or val) with --skip-bad",
+        "{n} in more than one split, byte for byte, which makes results too good",
+        "remove the copies in train (or val)",
     ),
-    "contradiction": ("warning", "image", "{n} under different labels, byte for byte; remove the wrong copies"),
-    "identical": ("note", "image", "{n} more than once, byte for byte{together}"),
+    "contradiction": ("warning", "image", "{n} under different labels, byte for byte", "remove the wrong copies"),
+    "identical": ("note", "image", "{n} more than once, byte for byte{together}", ""),
     "near-leak": (
         "warning",
         "pair",
-        "{n} of nearly the same image in different splits, which may make results too good; look at them",
+        "{n} of nearly the same image in different splits, which may make results too good",
+        _LOOK,
     ),
-    "near": ("note", "pair", "{n} of nearly the same image{together}"),
+    "near": ("note", "pair", "{n} of nearly the same image{together}", ""),
 }
 
 
 def unusable(findings: Iterable[Finding]) -> dict[str, str]:
     """Return the kind of error of each file, folder or row of a CSV file that cannot be used."""
-    errors = (finding for finding in findings if finding.severity == "error")
-    return {
-        path: finding.kind for finding in errors if finding.kind not in {*CLASS_KINDS, "leak"} for path in finding.paths
-    }
+    bad = (finding for finding in findings if finding.can_skip and finding.kind != "leak")
+    return {path: finding.kind for finding in bad for path in finding.paths}
 
 
 def class_counts(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
@@ -101,23 +102,24 @@ def class_findings(samples: Sequence[Sample]) -> Iterator[Finding]:
     """Yield findings on the classes of the usable images."""
     counts = class_counts(samples)
     if not samples:
-        yield Finding("error", "no-image", "no image can be used; see the other findings")
+        yield Finding("error", "no-image", "no image can be used", cure="see the other findings")
         return
     train = counts.get("train", counts.get("all"))
     if train is None:
-        yield Finding("error", "no-train", "no images to train on; add a train split, or give a folder without splits")
+        cure = "add a train split, or give a folder without splits"
+        yield Finding("error", "no-train", "no images to train on", cure=cure)
         return
     if len(train) == 1:
-        message = "to train on; there must be two or more, each in a folder of its name"
-        yield Finding("error", "one-class", f"only one class, {short(next(iter(train)))}, {message}")
+        message = f"only one class, {short(next(iter(train)))}, to train on"
+        yield Finding("error", "one-class", message, cure="there must be two or more, each in a folder of its name")
     for split, by_class in counts.items():
         unknown = tuple(label for label in by_class if label not in train)
         if unknown:
             names = counted(len(unknown), "class", "classes")
             near = suggest(unknown[0], list(train)).removeprefix("; ")
             hint = f" ({near})" if near else ""
-            message = f"{names} in {split} but not in train: {few(unknown, _NUM_NAMED)}{hint}; rename or remove"
-            yield Finding("error", "unknown-class", message, unknown)
+            message = f"{names} in {split} but not in train: {few(unknown, _NUM_NAMED)}{hint}"
+            yield Finding("error", "unknown-class", message, unknown, "rename or remove")
         lacking = tuple(label for label in train if label not in by_class)
         if lacking:
             names = counted(len(lacking), "class", "classes")
@@ -129,14 +131,15 @@ def class_findings(samples: Sequence[Sample]) -> Iterator[Finding]:
             "warning",
             "uneven",
             f"uneven classes, from {counted(train[small], 'image')} ({short(small)}) to "
-            f"{counted(train[large], 'image')} ({short(large)}); consider --class-weights",
+            f"{counted(train[large], 'image')} ({short(large)})",
+            cure="consider --class-weights balanced",
         )
     rare = tuple(label for label, count in train.items() if count < _FEWEST)
     if rare and "all" in counts:
         classes = counted(len(rare), "class", "classes")
-        message = f"{classes} with fewer than {_FEWEST} images, too few for train, val and test; add images"
+        message = f"{classes} with fewer than {_FEWEST} images, too few for train, val and test"
         severity = "error" if len(rare) == len(train) else "warning"
-        yield Finding(severity, "few", f"{message}: {few(rare, _NUM_NAMED)}", rare)
+        yield Finding(severity, "few", f"{message}: {few(rare, _NUM_NAMED)}", rare, "add images")
 
 
 def file_findings(source: Source, entries: Sequence[Entry]) -> list[Finding]:

@@ -6,7 +6,7 @@ import hashlib
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from .findings import (
 from .probe import default_cache, probe
 
 _SEVERITIES = ("error", "warning", "note")
-_LOST = {"lost-class": ("warning", "class", "{n} of which no image can be used: {names}")}
+_LOST = {"lost-class": ("warning", "class", "{n} of which no image can be used: {names}", "")}
 _MOST_PATHS = 10
 _MOST_CLASSES = 50
 
@@ -68,7 +68,14 @@ class Report:
                 mode: {"num_images": number, "read_as": self._read_as(mode)} for mode, number in self.modes.items()
             },
             "findings": [
-                asdict(finding) | {"paths": [printable(path) for path in finding.paths]} for finding in self.findings
+                {
+                    "severity": finding.severity,
+                    "kind": finding.kind,
+                    "message": finding.sentence(),
+                    "paths": [printable(path) for path in finding.paths],
+                    "cure": finding.cure,
+                }
+                for finding in self.findings
             ],
         }
 
@@ -91,7 +98,7 @@ class Report:
             tables.append(Table("How images are read that are not plain RGB", ("stored", "read", "images"), rows, 2))
         rows = []
         for finding in self.findings:
-            rows.append((finding.severity, finding.message))
+            rows.append((finding.severity, finding.sentence()))
             rows += [("", f"  {printable(path)}") for path in finding.paths[:_MOST_PATHS]]
             if len(finding.paths) > _MOST_PATHS:
                 rows.append(("", f"  and {len(finding.paths) - _MOST_PATHS:,} more; all with --json"))

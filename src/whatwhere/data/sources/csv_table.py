@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...base.errors import UserError
 from ...base.files import read_csv
-from ...base.words import brief, few, printable, suggest
-from .source import RANK, Finding, Messages, Sample, class_name, findings_of, split_of
+from ...base.words import brief, few, printable, short, suggest
+from .source import RANK, Finding, Messages, Sample, class_name, findings_of, is_no_label, split_of
 
 # known names of columns, the preferred ones first
 _FILES = ("path", "file", "filepath", "file_path", "filename", "file_name", "image_path", "img_path", "image_file")
@@ -20,19 +21,34 @@ _LABEL_COLUMNS = (*_CLASSES, "label_name", "labels", "class_id", "y")
 _SPLIT_COLUMNS = ("split", "set", "subset", "partition", "usage", "data_set", "dataset")
 
 _FAULTS = {
-    "missing": "with a path where no file is; paths are relative to the CSV file's folder",
-    "no-path": "without a path; complete or remove",
-    "no-label": "without a label; complete or remove",
-    "row": "with more cells than the header; put cells that hold the delimiter in quotes",
-    "bad-split": "with something else than train, val or test as the split; correct",
-    "two-labels": "with a path from an earlier row and another label; remove the wrong one of each",
-    "two-splits": "with a path from an earlier row and another split; keep one of each",
-    "repeated": "with a path and a label from an earlier row; each image counts once",
+    "missing": ("with a path where no file is", "paths are relative to the CSV file's folder"),
+    "no-path": ("without a path", "complete or remove"),
+    "no-label": ("without a label (an empty cell, nan, <NA>, #N/A)", "complete or remove"),
+    "row": ("with more cells than the header", "put cells that hold the delimiter in quotes"),
+    "bad-split": ("with something else than train, val or test as the split", "correct"),
 }
 _MESSAGES: Messages = {
-    kind: ("note" if kind == "repeated" else "error", "row", f"{{n}} of the CSV file {fault}")
-    for kind, fault in _FAULTS.items()
-} | {"empty-class": ("warning", "class", "{n} of the CSV file without a row that can be used: {names}")}
+    **{kind: ("error", "row", f"{{n}} of the CSV file {fault}", cure) for kind, (fault, cure) in _FAULTS.items()},
+    "two-labels": ("error", "image", "{n} in rows of the CSV file with different labels", "remove the wrong rows"),
+    "two-splits": ("error", "image", "{n} in rows of the CSV file with different splits", "keep one of each"),
+    "repeated": ("note", "image", "{n} in several rows of the CSV file that say the same", "each image counts once"),
+    "empty-class": ("warning", "class", "{n} of the CSV file without a row that can be used: {names}", ""),
+}
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Which columns of a CSV file are used."""
+
+    path: str
+    label: str
+    split: str | None
+
+    def finding(self) -> Finding:
+        """Return a note that names them."""
+        split = "; no column of splits" if self.split is None else f", splits from {brief(self.split)}"
+        message = f"CSV file: paths from the column {brief(self.path)}, labels from {brief(self.label)}{split}"
+        return Finding("note", "columns", message, cure="others with --path-column and --label-column")
 
 
 def list_csv(
@@ -42,7 +58,8 @@ def list_csv(
 
     Cells are separated by commas, semicolons or tabs. Paths are absolute or relative to the file's folder. A column of
     splits is optional. By default, the columns are the first with a known name. Rows that cannot be used are left out
-    and reported with their line.
+    and reported with their line. A cell that is empty, or holds what pandas, NumPy, R or Excel write for a missing
+    value (nan, <NA>, NaT, #N/A, in any case), is no label.
 
     Raises:
         UserError: The file cannot be read, a column is unknown, or no row can be used.
@@ -52,55 +69,78 @@ def list_csv(
     if not lines:
         raise UserError(f"{where} has no header; its first line must name the columns, such as path,label")
     header = [name.strip() for name in lines[0][1]]
-    path_column = _column(where, header, path_column, _PATH_COLUMNS, "path")
-    label_column = _column(where, header, label_column, _LABEL_COLUMNS, "label")
-    splits = [name for name in _SPLIT_COLUMNS if name in map(str.lower, header)]
-    split_column = _column(where, header, splits[0], (), "split") if splits else None
     rows = [(line, [cell.strip() for cell in cells]) for line, cells in lines[1:]]
-    # an empty column of splits does not count
-    if not any(dict(zip(header, cells, strict=False)).get(split_column or "") for _, cells in rows):
-        split_column = None
+    columns = _columns(where, header, rows, path_column, label_column)
 
     places: dict[str, list[str]] = defaultdict(list)  # of rows with a fault, by kind
-    taken: dict[str, Sample] = {}
-    disputed: set[str] = set()
+    listed: dict[str, list[tuple[int, Sample]]] = defaultdict(list)  # usable rows with their lines, by path
     labels: set[str] = set()
     for line, cells in rows:
         row = dict(zip(header, cells, strict=False))
-        name, label = row.get(path_column, ""), row.get(label_column, "")
-        split = split_of(row.get(split_column, "")) if split_column else None
-        labels |= {class_name(label)} if label else set()
-        place = f"{name} (line {line})" if name else f"line {line}"
+        name, label = row.get(columns.path, ""), row.get(columns.label, "")
+        split = split_of(row.get(columns.split, "")) if columns.split else None
+        labels |= set() if is_no_label(label) else {class_name(label)}
         path = _resolve(file.parent, name)
         faults = {
             "row": any(cells[len(header) :]),
             "no-path": not name,
-            "no-label": not label,
+            "no-label": is_no_label(label),
             "missing": path is None,
-            "bad-split": split_column is not None and split is None,
+            "bad-split": columns.split is not None and split is None,
         }
         fault = next((kind for kind, is_there in faults.items() if is_there), None)
         if fault is not None or path is None:
-            places[fault or "missing"].append(place)
-            continue
-        sample = Sample(path, class_name(label), split)
-        before = taken.setdefault(path, sample)
-        if before.label != sample.label:
-            places["two-labels"].append(place)
-            disputed.add(path)
-        elif before.split != split:
-            places["two-splits"].append(place)
-            taken[path] = min(before, sample, key=lambda item: RANK.get(item.split or "", 3))
-        elif before is not sample:
-            places["repeated"].append(place)
+            places[fault or "missing"].append(f"{name} (line {line})" if name else f"line {line}")
+        else:
+            listed[path].append((line, Sample(path, class_name(label), split)))
 
-    samples = tuple(taken[path] for path in sorted(taken) if path not in disputed)
+    samples = []
+    for path in sorted(listed):
+        fault, place, sample = _agreed(listed[path])
+        if fault:
+            places[fault].append(place)
+        if sample is not None:
+            samples.append(sample)
     places["empty-class"] = sorted(labels - {sample.label for sample in samples})
     findings = findings_of(_MESSAGES, places)
     if not samples:
-        first = "".join(f"; {finding.message}" for finding in findings[:1])
+        first = "".join(f"; {finding.message} ({few(finding.paths)}); {finding.cure}" for finding in findings[:1])
         raise UserError(f"{where} names no image that can be used{first}")
-    return samples, tuple(findings)
+    return tuple(samples), (*findings, columns.finding())
+
+
+def _agreed(rows: Sequence[tuple[int, Sample]]) -> tuple[str, str, Sample | None]:
+    """Return the fault of the rows with one path, the rows in words, and the sample; None where labels differ."""
+    samples = [sample for _, sample in rows]
+    first = min(samples, key=lambda sample: RANK.get(sample.split or "", 3))
+    if len(rows) == 1:
+        return "", "", first
+    named = {sample: [str(line) for line, other in rows if other == sample] for sample in dict.fromkeys(samples)}
+    has_labels, has_splits = ({getattr(sample, name) for sample in named} for name in ("label", "split"))
+    fault = "two-labels" if len(has_labels) > 1 else "two-splits" if len(has_splits) > 1 else "repeated"
+    texts = [
+        f"line{'s' if len(lines) > 1 else ''} {few(lines, 5)}"
+        + {"two-labels": f": {short(sample.label, 40)}", "two-splits": f": {sample.split}"}.get(fault, "")
+        for sample, lines in named.items()
+    ]
+    return fault, f"{first.path} ({'; '.join(texts[:5])})", None if fault == "two-labels" else first
+
+
+def _columns(
+    where: str,
+    header: list[str],
+    rows: Sequence[tuple[int, list[str]]],
+    path_column: str | None,
+    label_column: str | None,
+) -> _Columns:
+    path = _column(where, header, path_column, _PATH_COLUMNS, "path")
+    label = _column(where, header, label_column, _LABEL_COLUMNS, "label")
+    splits = [name for name in _SPLIT_COLUMNS if name in map(str.lower, header)]
+    split = _column(where, header, splits[0], (), "split") if splits else None
+    # an empty column of splits does not count
+    if not any(dict(zip(header, cells, strict=False)).get(split or "") for _, cells in rows):
+        split = None
+    return _Columns(path, label, split)
 
 
 def _column(where: str, header: list[str], wanted: str | None, known: Sequence[str], kind: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from ...base.errors import UserError
@@ -10,7 +11,7 @@ from ...base.words import brief, printable, suggest
 from .csv_table import list_csv
 from .folders import list_folder
 from .named import DATASETS, digits_source, torchvision_source
-from .source import Source
+from .source import Source, label_findings
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar")
 
@@ -48,9 +49,9 @@ def find_source(
             f"--path-column and --label-column are for a CSV file, and {brief(printable(data), 200)} is none"
         )
     if is_list:
-        return Source(data, path.parent, *list_csv(path, path_column, label_column))
+        return _named(Source(data, path.parent, *list_csv(path, path_column, label_column)))
     if exists and path.is_dir():
-        return Source(data, path, *list_folder(path))
+        return _named(Source(data, path, *list_folder(path)))
     if exists and path.suffix.lower() in _ARCHIVES:
         raise UserError(f"{shown} is an archive; unpack it and give the folder")
     if exists:
@@ -66,6 +67,11 @@ def find_source(
     raise UserError(
         f"there is no folder, CSV file or data set {brief(printable(data), 200)}{close or _nearest_path(path)}{names}"
     )
+
+
+def _named(source: Source) -> Source:
+    """Return `source` with what its names of classes, given by people, make doubtful."""
+    return replace(source, findings=(*source.findings, *label_findings(source.samples)))
 
 
 def _nearest_path(path: Path) -> str:

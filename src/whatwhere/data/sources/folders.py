@@ -26,18 +26,18 @@ _FOREIGN = (
 _FREE_DEPTH = 2
 
 _MESSAGES: Messages = {
-    "permission": ("error", "folder", "{n} that could not be listed; change the permissions, or --skip-bad"),
-    "convert": ("error", "file", "{n} in a format that is not read (HEIC, raw, ...); convert to JPEG, or --skip-bad"),
-    "suffix": ("warning", "file", "left out {n} with an image inside but another suffix; rename, for example to .png"),
-    "stray": ("warning", "image", "left out {n} outside any class folder; move into one"),
-    "beside": ("warning", "folder", "left out {n} with images, beside the train, val or test folders"),
-    "empty-class": ("warning", "class folder", "{n} without any image: {names}"),
-    "split-in-class": ("warning", "folder", "{n} inside a class but named like a split; a split is DATA/train/CLASS"),
-    "link": ("warning", "link", "left out {n} to a folder already listed, or to nothing"),
-    "special": ("warning", "file", "left out {n} of a special kind, such as a pipe"),
-    "hidden": ("note", "name", "left out {n} hidden or made by the system"),
-    "nested": ("note", "folder", "{n} inside a class folder: the images there belong to the class"),
-    "other": ("note", "file", "left out {n} without an image inside"),
+    "permission": ("error", "folder", "{n} that could not be listed", "change the permissions"),
+    "convert": ("error", "file", "{n} in a format that is not read (HEIC, raw, ...)", "convert to JPEG"),
+    "suffix": ("warning", "file", "left out {n} with an image inside but another suffix", "rename, as to .png"),
+    "stray": ("warning", "image", "left out {n} outside any class folder", "move into one"),
+    "beside": ("warning", "folder", "left out {n} with images, beside the train, val or test folders", ""),
+    "empty-class": ("warning", "class folder", "{n} without any image: {names}", ""),
+    "split-in-class": ("warning", "folder", "{n} inside a class but named like a split", "a split is DATA/train/CLASS"),
+    "link": ("warning", "link", "left out {n} to a folder already listed, or to nothing", ""),
+    "special": ("warning", "file", "left out {n} of a special kind, such as a pipe", ""),
+    "hidden": ("note", "name", "left out {n} hidden or made by the system", ""),
+    "nested": ("note", "folder", "{n} inside a class folder: the images there belong to the class", ""),
+    "other": ("note", "file", "left out {n} without an image inside", ""),
 }
 
 

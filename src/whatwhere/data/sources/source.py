@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
-from ...base.words import counted, few, printable
+from ...base.words import counted, few, printable, short, spelt_alike
 from ..images import open_image, read_bytes
 
 SPLITS = ("train", "val", "test")
@@ -20,6 +21,10 @@ _SPELLINGS = {
     "val": ("val", "valid", "validation", "validate", "dev", "val_set", "valset", "validation_set", "val_images"),
     "test": ("test", "testing", "tst", "test_set", "testset", "testing_set", "test_data", "test_images"),
 }
+# what pandas, NumPy, R and Excel write for a missing value
+_NO_LABEL = {"", "nan", "-nan", "<na>", "nat", "#n/a", "#na"}
+# written for a missing value too, but also names of classes: no defect, sodium
+_DOUBTFUL = {"none", "na", "n/a", "null"}
 _SPLIT_OF = {spelling: split for split, spellings in _SPELLINGS.items() for spelling in spellings}
 
 
@@ -34,27 +39,68 @@ class Sample:
 
 @dataclass(frozen=True)
 class Finding:
-    """A remark on DATA. `severity` is "error", "warning" or "note"; `kind` is a word for programs."""
+    """A remark on DATA: what it is, and what to do about it."""
 
-    severity: str
-    kind: str
-    message: str
+    severity: str  # "error", "warning" or "note"
+    kind: str  # a word for programs
+    message: str  # without the cure
     paths: tuple[str, ...] = ()
+    cure: str = ""  # besides --skip-bad
+    can_skip: bool = False  # whether --skip-bad leaves out the paths
+
+    def sentence(self, *, skip: bool = True) -> str:
+        """Return message and cure; with `skip` also --skip-bad where it helps, which not every command has."""
+        cures = [self.cure, "leave out with --skip-bad" if skip and self.can_skip else ""]
+        cure = ", or ".join(filter(None, cures))
+        return f"{self.message}; {cure}" if cure else self.message
 
 
-Messages = Mapping[str, tuple[str, str, str]]
-"""By kind: severity, noun to count, and a sentence: {n} is the number with the noun, {names} are the first paths."""
+Messages = Mapping[str, tuple[str, str, str, str]]
+"""By kind: severity, noun to count, message and cure; {n} is the number with the noun, {names} are the first paths."""
+
+
+_NAMES: Messages = {
+    "spelling": (
+        "warning",
+        "class",
+        "{n} in several spellings, each now a class of its own: {names}",
+        "give images of one class one spelling",
+    ),
+    "missing-label": (
+        "warning",
+        "class",
+        "{n} with a name that programs write for a missing label: {names}",
+        "take out images without a label, or give the class another name",
+    ),
+}
 
 
 def findings_of(messages: Messages, paths: Mapping[str, Sequence[str]], **fields: object) -> list[Finding]:
-    """Return a finding for each kind of `messages` that has `paths`; `fields` fill the other braces of a sentence."""
+    """Return a finding for each kind of `messages` that has `paths`; `fields` fill the other braces of a message.
+
+    --skip-bad leaves out the paths of errors.
+    """
     findings = []
-    for kind, (severity, noun, sentence) in messages.items():
+    for kind, (severity, noun, message, cure) in messages.items():
         if found := tuple(paths.get(kind, ())):
             plural = "classes" if noun == "class" else None
-            text = sentence.format(n=counted(len(found), noun, plural), names=few(found, 5), **fields)
-            findings.append(Finding(severity, kind, text, found))
+            text = message.format(n=counted(len(found), noun, plural), names=few(found, 5), **fields)
+            findings.append(Finding(severity, kind, text, found, cure.format(**fields), severity == "error"))
     return findings
+
+
+def label_findings(samples: Sequence[Sample]) -> list[Finding]:
+    """Return findings on names of classes: several spellings of one name, and names that stand for no label."""
+    counts = Counter(sample.label for sample in samples)
+    names = {label: f"{short(label, 40)} ({counted(count, 'image')})" for label, count in sorted(counts.items())}
+    alike = [" = ".join(names[label] for label in group) for group in spelt_alike(counts)]
+    unlabelled = [name for label, name in names.items() if is_no_label(label) or label.casefold() in _DOUBTFUL]
+    return findings_of(_NAMES, {"spelling": alike, "missing-label": unlabelled})
+
+
+def is_no_label(text: str) -> bool:
+    """Return whether a cell has no label: it is empty, or what programs write for a missing value and people do not."""
+    return text.strip().casefold() in _NO_LABEL
 
 
 @dataclass(frozen=True)
