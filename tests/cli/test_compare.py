@@ -113,16 +113,23 @@ def test_a_process_of_a_comparison_says_how_the_whole_goes_on(asked):
     assert seen["command"] == "whatwhere compare photos --processes 2"
 
 
-def test_tables_a_page_and_files(compare, tmp_path):
+def test_tables_a_page_and_files(compare, whatwhere, tmp_path):
     status, out, err = compare("--attention", "none,se", "--seeds", "6")
     assert (status, err) == (0, "")
     assert "run 1 of 12: none, seed 0: 80.00% of the test images, 1 min; about 11 min left\n" in out
     assert "se    helps" in out
-    assert out.endswith(f"The report: {tmp_path / 'out' / 'report.html'}\n")
+    page, following = out.splitlines()[-2:]
+    assert page == f"The report: {tmp_path / 'out' / 'report.html'}"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         ".lock", "compare.json", "cost.json", "report.html", "results.csv", "runs", "verdict.json"
     ]  # fmt: skip
     assert "helps" in (tmp_path / "out" / "report.html").read_text()
+    # the command that follows gives the same verdict as it stands
+    command = shlex.split(following.partition(": ")[2])
+    assert command[:2] == ["whatwhere", "verdict"]
+    status, out, err = whatwhere(*command[1:])
+    assert (status, err) == (0, "")
+    assert "se    helps" in out
 
 
 def test_a_dry_run_shows_design_and_time_and_writes_nothing(compare, tmp_path):

@@ -1,16 +1,20 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
+from pictures import make_folder
 from whatwhere.base.errors import Stopped
-from whatwhere.cli.train import again
+from whatwhere.cli.train import again, what_next
 from whatwhere.training import train as start_module
 from whatwhere.training.config import CHOICES, OPTIONS, Config
+from whatwhere.training.run_folder import RunDescription, RunFolder
 
 COMMON = ["model", "epochs", "batch-size", "lr", "image-size", "seed", "workers", "device", "out", "resume"]
 
@@ -189,3 +193,58 @@ def test_an_option_in_a_file_is_checked_as_well(whatwhere, tmp_path):
     status, out, err = whatwhere("train", "digits", "--config", path)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "whatwhere never imports code that a file names" in err
+
+
+def test_what_can_follow_a_run_works_as_it_is_printed(whatwhere_here, tmp_path):
+    data = make_folder(tmp_path / "my photos")
+    small = "--image-size 16 --epochs 1 --batch-size 16 --device cpu --workers 0 --no-channels-last"
+    out = tmp_path / "the run"
+    status, printed, err = whatwhere_here(
+        "train", data, "--model", "cbam_resnext11_8x8d", "--out", out, "--seed", 3, *small.split()
+    )
+    assert (status, err) == (0, "")
+    pictures, *commands = printed.splitlines()[-3:]
+    assert pictures == f"pictures: {out / 'curves.png'}, {out / 'confusion.png'}"
+    predict, compare = (shlex.split(line.partition(":  ")[2]) for line in commands)
+    assert predict[:3] == ["whatwhere", "predict", str(out)]
+    status, printed, err = whatwhere_here(*predict[1:])
+    assert (status, err) == (0, "")
+    assert printed.startswith(f"{predict[3]}: ")
+    held_out = [row.split(",")[0] for row in (out / "split.csv").read_text().splitlines() if "train" not in row]
+    assert predict[3] in held_out
+    assert compare[1:7] == ["compare", str(data), "--backbone", "resnext11_8x8d", "--attention", "none,cbam"]
+    assert sorted(compare[7:]) == sorted(small.split())
+    status, printed, err = whatwhere_here(*compare[1:], "--dry-run")
+    assert (status, err) == (0, "")
+    assert "16 runs to do, " in printed
+    status, printed, err = whatwhere_here("train", data, "--out", out, "--resume", "--json")
+    assert (status, json.loads(printed)["status"]) == (0, "finished")
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "expected"),
+    [
+        ({"model": "resnet18"}, {}, "--backbone resnet18 --attention none,se,cbam"),
+        ({"model": "resnet18", "attention": "eca"}, {}, "--backbone resnet18 --attention none,eca"),
+        (
+            {"model": "resnet18", "attention": "cbam", "attention_kwargs": {"reduction": 8}},
+            {"attention_kwargs": {"reduction": 8}},
+            """--backbone resnet18 --attention 'none,cbam{"reduction": 8}'""",
+        ),
+        (
+            {"model": "timm:convnext_atto", "attention": "own:Gate", "pretrained": "imagenet"},
+            {"model": "timm:convnext_atto", "pretrained": "imagenet", "device": "cpu"},
+            "--backbone timm:convnext_atto --attention none,own:Gate --pretrained imagenet --device cpu",
+        ),
+        # another network would be compared, or the weights do not fit the network without attention
+        ({"model": "resnet18", "width_factor": 2.0}, {"width_factor": 2.0}, None),
+        ({"model": "cbam_resnet18", "pretrained": "runs/best.safetensors"}, {"pretrained": "runs"}, None),
+    ],
+)
+def test_the_comparison_that_is_named_is_of_the_run_s_network(tmp_path, config, given, expected):
+    config = vars(Config(data="digits", **config))
+    description = RunDescription(config=config, classes=[], num_images={}, data_fingerprint="0", sessions=[{}])
+    (tmp_path / "run.json").write_bytes(msgspec.json.encode(description))
+    (tmp_path / "split.csv").write_text("path,label,split\ndigits/0,0,val\n")
+    lines = what_next(RunFolder(tmp_path), given)
+    assert lines == ([] if expected is None else [f"does the attention help:  whatwhere compare digits {expected}"])

@@ -69,7 +69,7 @@ def test_the_batch_that_is_measured_suits_a_cpu(design):
     what, done, total = zip(*shown, strict=True)
     assert set(what) == {"measuring what each arm costs"}
     assert list(done) == sorted(done)
-    assert len(done) >= 2 + 5
+    assert len(done) >= 2 + 3
     assert total[-1] == 2 + 12
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -142,8 +143,18 @@ def _compare(
     if content is None:
         return
     show_comparison(content, out / _REPORT, own["json"])
+    if not own["json"]:
+        typer.echo(f"The verdict on other terms: {_verdict_command(content, out)}")
     if content.failures:
         raise failed(content.failures)
+
+
+def _verdict_command(content: Content, out: Path) -> str:
+    """Return the command that judges the figures of a comparison again, with the terms that it was judged by."""
+    judgement = content.judgement
+    metric, margin = judgement.metric.name, f"{judgement.margin:g}"
+    terms = ["--metric", metric, "--baseline", judgement.baseline, "--margin", margin]
+    return shlex.join(["whatwhere", "verdict", str(out / "results.csv"), *terms])
 
 
 def _spread(

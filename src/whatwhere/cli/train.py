@@ -9,14 +9,17 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..base.errors import UserError
 from ..base.tables import rich_tables, show
-from ..networks.spec import parse_arguments
-from ..training.config import CHOICES, NUMBER_OR_AUTO, OPTIONS, read_config
+from ..networks.spec import NetworkSpec, is_import_path, parse_arguments
+from ..training.config import CHOICES, FREE, NUMBER_OR_AUTO, OPTIONS, TELLS_APART, network_of, read_config
+
+if TYPE_CHECKING:
+    from ..training.run_folder import RunFolder
 
 _COMMON = ("model", "epochs", "batch_size", "lr", "image_size", "seed", "workers", "device")
 _ALSO = {"model": ("--backbone",)}  # the name of this option in `compare`
@@ -55,12 +58,57 @@ def _train(
         raise UserError("--out is empty; give the folder of the run")
     command = again(typed_command())
     folder = Path(out) if out else None
+    begun: list[RunFolder] = []
     with TerminalScreen(to_stderr=json) as screen:
-        result = run_training(data, given, out=folder, resume=resume, dry_run=dry_run, command=command, screen=screen)
+        result = run_training(
+            data, given, out=folder, resume=resume, dry_run=dry_run, command=command, screen=screen, began=begun.append
+        )
     if json and result is not None:
         typer.echo(json_format.dumps(result, indent=2))
     elif result is not None:
         show(rich_tables(result_tables(result)))
+        for line in what_next(begun[0], given):
+            typer.echo(line)
+
+
+def what_next(folder: RunFolder, given: Mapping[str, Any]) -> list[str]:
+    """Return lines that name the pictures of a finished run, and commands that can follow.
+
+    `given` are the options that were given to the run. The comparison of the network with and without attention takes
+    those that it has; it is left out where it would be of another network than the run's.
+    """
+    description, pictures = folder.description, folder.pictures()
+    assert description is not None  # the run is finished
+    config = description.config
+    spec = network_of(config)
+    lines = [f"pictures: {', '.join(map(str, pictures))}"] if pictures else []
+    if (photo := folder.held_out_image()) is not None:
+        own = ["--attention", spec.attention] if is_import_path(spec.attention) else []
+        lines.append(f"predict:  {shlex.join(['whatwhere', 'predict', str(folder.path), photo, *own])}")
+    if spec.width_factor == 1 and config.get("pretrained", "") in ("", "imagenet"):
+        arms = f"none,{_arm(spec)}" if spec.attention_name else "none,se,cbam"
+        options = [
+            text
+            for name in given
+            if name not in TELLS_APART
+            for text in _as_arguments(name, config[name] if name not in FREE else given[name])
+        ]
+        command = ["whatwhere", "compare", config["data"], "--backbone", spec.backbone, "--attention", arms, *options]
+        lines.append(f"does the attention help:  {shlex.join(command)}")
+    return lines
+
+
+def _arm(spec: NetworkSpec) -> str:
+    """Return the attention of a network as `compare --attention` takes it."""
+    return spec.attention_name + (json_format.dumps(spec.attention_kwargs) if spec.attention_kwargs else "")
+
+
+def _as_arguments(name: str, value: Any) -> list[str]:
+    """Return an option of a run as arguments of the command line."""
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag[2:]}"]
+    return [flag, str(value)]
 
 
 def with_parameters(

@@ -53,6 +53,7 @@ def measure_costs(design: Design, num_classes: int, device: torch.device, progre
             [images] * len(models),
             rounds,
             _MOST_SECONDS,
+            least_rounds=1,
             progress=lambda done, total: progress(what, len(models) + done, len(models) + total),
         )
     rows = tuple(

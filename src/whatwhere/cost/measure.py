@@ -23,7 +23,6 @@ from .operations import ROOT, LayerNames, OperationCounter, is_within
 from .result import Cost, Figures, Latency, LayerCost
 
 _WARM_UP_ROUNDS = 2
-_LEAST_ROUNDS = 3
 _WITH_MEMORY_STATISTICS = ("cuda", "xpu")
 
 
@@ -293,6 +292,7 @@ def measure_latency(
     max_seconds: float = 60,
     *,
     training: bool = True,
+    least_rounds: int = 3,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Latency]:
     """Time each of `models` on the one of `images` at its place; the training step in the mode `training`.
@@ -300,13 +300,13 @@ def measure_latency(
     Every round times all models, so that a change of the machine's speed affects them alike. Afterwards modes, buffers
     and gradients are as before.
 
-    The results are medians over `rounds` after the warm-up. After three, no new round starts later than `max_seconds`.
-    `progress` is called after each round with the numbers of rounds done and of all rounds.
+    The results are medians over `rounds` after the warm-up. After `least_rounds` of them, no new round starts later
+    than `max_seconds`. `progress` is called after each round with the numbers of rounds done and of all rounds.
     """
     deadline = time.perf_counter() + max_seconds
     measured: list[list[tuple[float, float, int | None]]] = [[] for _ in models]
     for round_index in range(_WARM_UP_ROUNDS + rounds):
-        if round_index >= _WARM_UP_ROUNDS + _LEAST_ROUNDS and time.perf_counter() > deadline:
+        if round_index >= _WARM_UP_ROUNDS + least_rounds and time.perf_counter() > deadline:
             break
         for done, model, batch in zip(measured, models, images, strict=True):
             device, peak = batch.device, None

@@ -28,6 +28,7 @@ from .plots import confusion_png, curves_png
 
 RUN, METRICS, SPLIT, RESULT = "run.json", "metrics.jsonl", "split.csv", "result.json"
 LAST, BEST = "last", "best"
+CURVES, CONFUSION = "curves.png", "confusion.png"
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Amount = Annotated[float, Meta(ge=0, le=1e300)]
@@ -257,8 +258,18 @@ class RunFolder:
 
     def draw(self, title: str, confusion: Tensor, classes: tuple[str, ...], part: str) -> None:
         """Write `curves.png` and `confusion.png`; `part` names the images of the confusion matrix."""
-        write_bytes(self.path / "curves.png", curves_png(self.metrics(), title))
-        write_bytes(self.path / "confusion.png", confusion_png(confusion, classes, f"{title}: {part} images"))
+        write_bytes(self.path / CURVES, curves_png(self.metrics(), title))
+        write_bytes(self.path / CONFUSION, confusion_png(confusion, classes, f"{title}: {part} images"))
+
+    def pictures(self) -> list[Path]:
+        """Return the pictures that the run has drawn."""
+        return [path for name in (CURVES, CONFUSION) if (path := self.path / name).is_file()]
+
+    def held_out_image(self) -> str | None:
+        """Return the file of an image that the run has not trained on; None where images are not in files."""
+        with open(self.path / SPLIT, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            held_out = (row["path"] for row in csv.DictReader(file) if row["split"] != "train")
+            return next((path for path in held_out if Path(path).is_file()), None)
 
     def save_result(self, result: dict[str, Any]) -> None:
         """Write `result.json`; the run is then finished."""
