@@ -97,3 +97,18 @@ def test_no_estimate_is_far_from_what_it_rounds(seconds):
     said = sum(int(count) * number[unit] for count, unit in zip(words[::2], words[1::2], strict=True))
     # 1 min is said up to 1.5 min, 2 days from 1.98 to 2.5 days
     assert abs(said - seconds) <= seconds / (3 if seconds < 120 else 5)
+
+
+def test_a_bar_on_standard_error_leaves_results_on_standard_output(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any stream for a terminal
+    clock = Clock()
+    with TerminalScreen(to_stderr=True, clock=clock) as screen:
+        for done in range(1, 4):
+            screen.progress("predicting", done, 10)
+            clock.now += 60
+        screen.bar.refresh()
+        print("path,rank,class,probability")
+    out, err = capsys.readouterr()
+    assert out == "path,rank,class,probability\n"
+    assert "predicting" in err
+    assert "about 7 min left" in err

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json as json_format
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..base.errors import UserError
+from ..base.screen import Silent
 from ..base.tables import comma_separated, rich_tables, show
 from ..base.words import brief, counted, few, printable
 from .check import DataDir, LabelColumn, PathColumn
@@ -40,6 +42,7 @@ def predict_command(
     from ..training.bundle import load_bundle
     from ..training.distributed import team
     from ..training.predict import image_files, predict
+    from .screen import TerminalScreen
 
     if csv and json:
         raise UserError("--csv and --json cannot be combined; give one of them")
@@ -53,11 +56,14 @@ def predict_command(
         print(f"whatwhere: {finding.sentence(skip=False)}: {named}", file=sys.stderr)
     found: list[dict[str, Any]] = []
     largest: list[int] = []
-    with team(device) as alone:
+    # on a terminal the predictions themselves show how far it is
+    shown = nullcontext(Silent()) if sys.stdout.isatty() and not json else TerminalScreen(to_stderr=True)
+    with team(device) as alone, shown as screen:
         network = load_bundle(bundle, alone.device, attention=own)
         if csv:
             typer.echo("path,rank,class,probability")
-        for prediction in predict(network, files, top=top, batch_size=batch_size):
+        for done, prediction in enumerate(predict(network, files, top=top, batch_size=batch_size), start=1):
+            screen.progress("predicting", done, len(files))
             path = printable(prediction.path)
             largest += [prediction.largest] if prediction.largest else []
             if prediction.error:

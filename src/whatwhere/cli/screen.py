@@ -31,7 +31,13 @@ class TerminalScreen:
             MofNCompleteColumn(),
             TextColumn("{task.fields[left]}"),
         )
-        self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.bar = Progress(
+            *columns,
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+            redirect_stdout=not to_stderr,  # what a command prints there meanwhile is its result
+        )
         self.task: Any = None
         self._clock, self._remaining, self._printed = clock, Remaining(clock), clock()
 

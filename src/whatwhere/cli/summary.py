@@ -121,6 +121,7 @@ def measure_costs(
     """
     from ..cost import TrainingModeError, cost, measure_latency
     from ..cost.measure import random_input
+    from .screen import TerminalScreen
 
     def measured(training: bool) -> list[Cost]:
         return [
@@ -135,7 +136,13 @@ def measure_costs(
         return costs
     models = [network for _, network in networks]
     images = [random_input(network, input_size, batch_size) for network in models]
-    times = measure_latency(models, images, training=costs[0].training)
+    with TerminalScreen(to_stderr=True) as screen:
+        times = measure_latency(
+            models,
+            images,
+            training=costs[0].training,
+            progress=lambda done, total: screen.progress("timing", done, total),
+        )
     return [replace(item, latency=own) for item, own in zip(costs, times, strict=True)]
 
 
