@@ -87,11 +87,11 @@ def test_as_json(whatwhere, run_folder, images):
 def test_bad_files_are_told_on_standard_error_and_by_the_status(whatwhere, run_folder, images, form):
     bad = images / "cat" / "bad.jpg"
     bad.write_text("no picture")
-    (images / "cat" / "new.heic").touch()
+    (images / "cat" / "new.nef").touch()
     status, out, err = whatwhere("predict", run_folder, images, "--device", "cpu", *([form] if form else []))
     assert status == 1
     assert err.splitlines() == [
-        f"whatwhere: 1 file in a format that is not read (HEIC, raw, ...); convert to JPEG: {images / 'cat/new.heic'}",
+        f"whatwhere: 1 file in a format that is not read (raw, PSD, ...); convert to JPEG: {images / 'cat/new.nef'}",
         f"whatwhere: {bad} is no image of a known format",
         "whatwhere: 2 of 8 images could not be read",
     ]

@@ -56,7 +56,7 @@ def hostile(root):
     bomb(train / "cat" / "huge.png")
     (train / "cat" / "text.png").write_text("no image")
     save(train / "cat" / "float.tif", Image.new("F", (9, 9)))
-    (train / "cat" / "phone.HEIC").write_bytes(b"....ftypheic")
+    (train / "cat" / "phone.NEF").write_bytes(b"raw")
     save(train / "dog" / "really.jpg", seed=102, format="PNG")
     save(train / "dog" / "nameless", seed=103, format="PNG")
     save(train / "dog" / "cmyk.jpg", picture(104).convert("CMYK"))
@@ -82,7 +82,7 @@ def hostile(root):
 
 
 HOSTILE = [
-    ("error", "convert", "1 file in a format that is not read", ["Train/cat/phone.HEIC"]),
+    ("error", "convert", "1 file in a format that is not read", ["Train/cat/phone.NEF"]),
     ("error", "truncated", "1 file cut short; replace, or leave out with --skip-bad", ["Train/cat/cut.jpg"]),
     ("error", "empty", "1 file of 0 bytes; replace, or leave out with --skip-bad", ["Train/cat/empty.jpg"]),
     ("error", "huge", "1 file with more than 89,478,485 pixels", ["Train/cat/huge.png"]),
@@ -169,7 +169,7 @@ def test_a_hostile_folder_gets_a_full_report(tmp_path):
         },
     }
     assert sorted(unusable(report.findings)) == [
-        *(f"Train/cat/{name}" for name in ("cut.jpg", "empty.jpg", "float.tif", "huge.png", "phone.HEIC", "text.png")),
+        *(f"Train/cat/{name}" for name in ("cut.jpg", "empty.jpg", "float.tif", "huge.png", "phone.NEF", "text.png")),
         "Train/dog/x\udcff\x1b[31m.png",
     ]
     assert report.surplus == {"Train/dog/copy.png"}

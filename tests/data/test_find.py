@@ -130,14 +130,14 @@ def test_what_is_left_out_is_named(tmp_path):
     save(tmp_path / "a" / "nameless", format="PNG")
     save(tmp_path / "a" / "wrong.dat", format="JPEG")
     bomb(tmp_path / "a" / "bomb")
-    for name in ("a/IMG_1.HEIC", "a/x.nef", "a/Thumbs.db", "LICENSE", "b/notes.txt", "b/labels.json"):
+    for name in ("a/IMG_1.CR2", "a/x.nef", "a/Thumbs.db", "LICENSE", "b/notes.txt", "b/labels.json"):
         (tmp_path / name).write_bytes(b"something")
     (tmp_path / "c").mkdir()
     os.mkfifo(tmp_path / "b" / "pipe.jpg")
     source = find_source(str(tmp_path))
     assert [path for path, _, _ in listed(source)] == ["a/0.png", "b/0.png"]
     assert found(source) == {
-        "convert": ("a/IMG_1.HEIC", "a/x.nef"),
+        "convert": ("a/IMG_1.CR2", "a/x.nef"),
         "suffix": ("a/bomb", "a/nameless", "a/wrong.dat"),
         "stray": ("stray.jpg",),
         "empty-class": ("c",),

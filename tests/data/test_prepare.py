@@ -81,12 +81,12 @@ def test_what_leaving_out_does_not_mend(tmp_path, refuses):
 
 def test_errors_of_the_listing_count_without_a_check(tmp_path, refuses):
     root = fill(tmp_path / "data", "a", "b", count=20)
-    (root / "a" / "x.heic").touch()
+    (root / "a" / "x.nef").touch()
     refuses(root, check=False)
     for check in (False, True):
         prepared = prepare(str(root), seed=0, check=check, skip_bad=True)
         assert sum(map(len, prepared.parts.values())) == 40
-        assert prepared.left_out == {"a/x.heic": "convert"}
+        assert prepared.left_out == {"a/x.nef": "convert"}
 
 
 def test_without_a_check_only_headers_are_read(tmp_path):

@@ -31,7 +31,7 @@ def report_of(root, max_value=65535):
 
 def ranges(report):
     kinds = {"dark", "dark-colour", "clipped", "zero-is-white", "flat"}
-    return {finding.kind: finding.message for finding in report.findings if finding.kind in kinds}
+    return {finding.kind: finding.sentence() for finding in report.findings if finding.kind in kinds}
 
 
 def tiff(values, bits=16, photometric=1, sample_format=1, samples=1):
@@ -173,7 +173,7 @@ def test_flat_images_are_told_after_the_range(tmp_path):
     report = report_of(tmp_path)
     (finding,) = (item for item in report.findings if item.kind == "flat")
     assert finding.paths == ("a/black.png", "a/teal.png", "b/cap.png", "b/clear.png")
-    assert finding.message == "4 images of one colour all over, such as black; look at them, remove what is blank"
+    assert finding.sentence() == "4 images of one colour all over, such as black; look at them, remove what is blank"
     # dark by its range alone: no flat image; zeros stay flat
     save(tmp_path / "b" / "twelve.png", Image.fromarray(np.asarray(picture(7).convert("L")).astype(np.uint16)))
     save(tmp_path / "b" / "zeros.png", Image.fromarray(np.zeros((40, 40), np.uint16)))

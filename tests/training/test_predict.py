@@ -141,13 +141,13 @@ def test_a_folder_is_listed_as_check_lists_it(tmp_path, refused):
     for name in ("a/1.png", "b/2.png"):
         write(root / name)
     shutil.copy(root / "b" / "2.png", root / "b" / "phone")
-    (root / "a" / "new.heic").touch()
+    (root / "a" / "new.nef").touch()
     (root / "a" / "notes.txt").touch()
     files, findings = image_files([root])
     assert [str(file.relative_to(root)) for file in files] == ["a/1.png", "b/2.png"]
     listed = {finding.kind: finding.paths for finding in find_source(str(root)).findings}
     assert {item.kind: tuple(str(Path(p).relative_to(root)) for p in item.paths) for item in findings} == listed
-    assert listed == {"convert": ("a/new.heic",), "suffix": ("b/phone",), "other": ("a/notes.txt",)}
+    assert listed == {"convert": ("a/new.nef",), "suffix": ("b/phone",), "other": ("a/notes.txt",)}
     for file in files:
         file.unlink()
     with refused():

@@ -591,18 +591,18 @@ def test_what_skip_bad_leaves_out_is_counted_named_and_listed(tmp_path):
     rows = [f"{path.relative_to(data)},{path.parent.name}" for path in sorted(data.rglob("*.png"))]
     for folder in ("phone", "broken"):
         (data / folder).mkdir()
-    (data / "phone" / "0.heic").touch()
+    (data / "phone" / "0.nef").touch()
     (data / "broken" / "0.png").touch()
     screen = Lines()
     train(data, tmp_path / "run", screen, skip_bad=True, epochs=1)
     assert screen.warnings == [
-        "--skip-bad left out 1 file in a format that is not read (HEIC, raw, ...): phone/0.heic",
+        "--skip-bad left out 1 file in a format that is not read (raw, PSD, ...): phone/0.nef",
         "--skip-bad left out 1 file of 0 bytes: broken/0.png",
         "1 class folder without any image: phone (`whatwhere check` names them)",
         "1 class of which no image can be used: broken (`whatwhere check` names them)",
     ]
     left_out = json.loads((tmp_path / "run" / "run.json").read_text())["left_out"]
-    assert left_out == {"broken/0.png": "empty", "phone/0.heic": "convert"}
+    assert left_out == {"broken/0.png": "empty", "phone/0.nef": "convert"}
 
     bad = [*(f"none{index}.png,gone" for index in range(30)), *(row.replace(",bars", ",") for row in rows[:4])]
     (data / "list.csv").write_text("\n".join(["path,label", *bad, *rows[4:]]))
@@ -611,7 +611,8 @@ def test_what_skip_bad_leaves_out_is_counted_named_and_listed(tmp_path):
     assert screen.warnings == [
         "--skip-bad left out 30 rows of the CSV file with a path where no file is: none0.png (line 2), none1.png "
         "(line 3), none2.png (line 4), none3.png (line 5), none4.png (line 6) and 25 more",
-        "--skip-bad left out 4 rows of the CSV file without a label: bars/0000.png (line 32), bars/0001.png (line 33), "
+        "--skip-bad left out 4 rows of the CSV file without a label (an empty cell, nan, <NA>, #N/A): "
+        "bars/0000.png (line 32), bars/0001.png (line 33), "
         "bars/0002.png (line 34), bars/0003.png (line 35)",
         "1 class of the CSV file without a row that can be used: gone (`whatwhere check` names them)",
     ]

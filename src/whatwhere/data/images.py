@@ -19,6 +19,14 @@ from PIL.TiffImagePlugin import TiffImageFile
 from ..base.errors import UserError
 from ..base.words import cause, printable
 
+# by what a HEIC file says of itself at its start: iPhones write heic
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+with contextlib.suppress(ImportError):
+    from pillow_heif import HeifImageFile
+
+    if "HEIF" not in Image.OPEN:
+        Image.register_open("HEIF", HeifImageFile, lambda start: start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS)
+
 # the only decoders that are used; the file's content decides, not its suffix
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -28,7 +36,16 @@ FORMATS = {
     "WEBP": (".webp",),
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm", ".pbm"),
-} | ({"AVIF": (".avif",)} if features.check("avif") else {})
+}
+# formats that need a package, or a newer Pillow
+_OPTIONAL = {"HEIF": (".heic", ".heif", ".hif"), "AVIF": (".avif",)}
+FORMATS |= {
+    name: suffixes
+    for name, suffixes in _OPTIONAL.items()
+    if ("HEIF" in Image.OPEN if name == "HEIF" else features.check("avif"))
+}
+ABSENT = {name.lower(): suffixes for name, suffixes in _OPTIONAL.items() if name not in FORMATS}
+_CURES = {"heif": "pip install 'whatwhere[heif]'", "avif": "pip install --upgrade pillow"}
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 READ_AS = {
@@ -65,7 +82,8 @@ class ImageError(UserError):
     """An image that cannot be used.
 
     Attributes:
-        kind: "truncated", "empty", "huge", "unreadable", "permission", "mode" or "missing".
+        kind: "truncated", "empty", "huge", "unreadable", "permission", "mode" or "missing"; "heif" or "avif" where
+            the format is not read here.
         reason: The end of a sentence that begins with the image's name.
     """
 
@@ -85,13 +103,30 @@ def open_image(path: Path) -> Image.Image:
     with _errors_of(str(path)), quiet():
         if not path.stat().st_size:
             raise ImageError("empty", "empty", "is empty (0 bytes)")
-        image = Image.open(path, formats=tuple(FORMATS))
+        try:
+            image = Image.open(path, formats=tuple(FORMATS))
+        except UnidentifiedImageError:
+            if kind := absent_format(path):
+                raise ImageError(kind, kind, f"is {kind.upper()}, which needs {_CURES[kind]}") from None
+            raise
         try:
             _check_size(image)
         except BaseException:
             image.close()
             raise
         return image
+
+
+def absent_format(path: Path) -> str:
+    """Return the format in `ABSENT` that a file is in, by its content; "" if it is in none of them."""
+    start = b""
+    if ABSENT and path.is_file():
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            start = file.read(64)
+    # its main brand, and the others that it fits
+    brands = {start[place : place + 4] for place in (8, *range(16, len(start), 4))} if start[4:8] == b"ftyp" else set()
+    kind = "avif" if brands & {b"avif", b"avis"} else "heif" if brands & {*_HEIF_BRANDS} else ""
+    return kind if kind in ABSENT else ""
 
 
 def read_bytes(path: Path) -> bytes:
@@ -161,7 +196,8 @@ def decode(image: Image.Image, max_value: int = MAX_VALUE) -> tuple[Image.Image,
     name = getattr(image, "filename", "") or "the image"
     with _errors_of(name), quiet():
         _check_size(image)
-        if image.tell():
+        # of a HEIC file, the first image is another than the main one, which is open
+        if image.tell() and image.format != "HEIF":
             image.seek(0)
         # Pillow turns a TIFF image as it decodes, and drops the tag
         stored = _orientation(lambda: image.tag_v2) if isinstance(image, TiffImageFile) else 1

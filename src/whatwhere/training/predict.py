@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,10 +19,10 @@ from ..base.words import brief, counted, few, printable, short, suggest
 from ..data.batches import EvaluationBatches, Reader, label_numbers
 from ..data.doctor.findings import misfit, unusable
 from ..data.doctor.report import examine
-from ..data.images import ImageError, grey_values, has_unknown_range, open_image
+from ..data.images import ImageError, absent_format, grey_values, has_unknown_range, open_image
 from ..data.sources.find import find_source
 from ..data.sources.folders import list_images
-from ..data.sources.source import Finding
+from ..data.sources.source import NOT_READ, Finding, findings_of
 from .bundle import Bundle
 from .distributed import Team
 from .evaluate import evaluate
@@ -46,15 +47,25 @@ def image_files(paths: Sequence[Path]) -> tuple[list[Path], list[Finding]]:
     """
     files: list[Path] = []
     findings: list[Finding] = []
+    not_read: dict[str, list[str]] = defaultdict(list)
     for path in paths:
         if path.is_dir():
             images, found = list_images(path)
             files += [path / image for image in images]
-            findings += [replace(finding, paths=tuple(str(path / one) for one in finding.paths)) for finding in found]
+            for finding in found:
+                names = [str(path / one) for one in finding.paths]
+                if finding.kind in NOT_READ:
+                    not_read[finding.kind] += names
+                else:
+                    findings.append(replace(finding, paths=tuple(names)))
         elif path.exists():
-            files.append(path)
+            if kind := absent_format(path):
+                not_read[kind].append(str(path))
+            else:
+                files.append(path)
         else:
             raise UserError(f"no image or folder {brief(printable(str(path)), 200)}")
+    findings += findings_of(NOT_READ, not_read)
     if not files:
         why = "".join(f"; {finding.sentence(skip=False)}" for finding in findings if finding.severity == "error")
         raise UserError(f"no images in {few([str(path) for path in paths])}{why}")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ...base.words import counted, few, short, suggest
 from ..images import FORMATS, MAX_VALUE, SUFFIXES, levels
-from ..sources.source import RANK, SPLITS, Finding, Messages, Sample, Source, findings_of
+from ..sources.source import NOT_READ, RANK, SPLITS, Finding, Messages, Sample, Source, findings_of
 from .probe import Entry, full_range
 
 _MOST_UNEVEN = 10
@@ -20,6 +20,7 @@ _FLAT = 4  # levels of 255 by which nearly all values of a flat image differ at 
 _NUM_NAMED = 5
 _LOOK = "look at them"
 _FAULTS: Messages = {
+    **NOT_READ,
     "truncated": ("error", "file", "{n} cut short", "replace"),
     "empty": ("error", "file", "{n} of 0 bytes", "replace"),
     "huge": ("error", "file", "{n} with more than {limit:,} pixels, which would fill the memory", "replace"),

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ...base.errors import UserError
 from ...base.words import few, printable
-from ..images import SUFFIXES, ImageError, open_image
-from .source import Finding, Messages, Sample, class_name, findings_of, split_of
+from ..images import ABSENT, SUFFIXES, ImageError, open_image
+from .source import NOT_READ, Finding, Messages, Sample, class_name, findings_of, split_of
 
 _HIDDEN = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
 # files that are never images: not opened
@@ -19,15 +19,16 @@ _TEXTS = {".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".rst", ".xml", ".ya
 _BYSTANDERS = _TEXTS | {".ini", ".db", ".npy", ".npz", ".mat", ".pkl", ".py", ".ipynb", ".zip", ".tar", ".gz", ".xz"}
 # images in formats that are not read
 _RAW = {".raw", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f"}
-_FOREIGN = (
-    _RAW | {".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".psd", ".svg", ".eps", ".ico", ".exr"}
-) - SUFFIXES
+_FOREIGN = dict.fromkeys(_RAW | {".jxl", ".jp2", ".psd", ".svg", ".eps", ".ico", ".exr"}, "convert") | {
+    suffix: kind for kind, suffixes in ABSENT.items() for suffix in suffixes
+}
 # below this depth a folder is listed once, however many links lead to it
 _FREE_DEPTH = 2
 
 _MESSAGES: Messages = {
     "permission": ("error", "folder", "{n} that could not be listed", "change the permissions"),
-    "convert": ("error", "file", "{n} in a format that is not read (HEIC, raw, ...)", "convert to JPEG"),
+    **NOT_READ,
+    "convert": ("error", "file", "{n} in a format that is not read (raw, PSD, ...)", "convert to JPEG"),
     "suffix": ("warning", "file", "left out {n} with an image inside but another suffix", "rename, as to .png"),
     "stray": ("warning", "image", "left out {n} outside any class folder", "move into one"),
     "beside": ("warning", "folder", "left out {n} with images, beside the train, val or test folders", ""),
@@ -149,7 +150,7 @@ def _fill(root: Path, folder: _Folder, depth: int, seen: set[tuple[int, int]], m
         elif suffix in SUFFIXES:
             folder.images.append(path)
         elif suffix in _FOREIGN:
-            met["convert"].append(path)
+            met[_FOREIGN[suffix]].append(path)
         elif suffix not in _BYSTANDERS and _is_image(entry.path):
             met["suffix"].append(path)
         else:
@@ -186,7 +187,10 @@ def _samples(root: Path, top: _Folder, met: dict[str, list[str]]) -> list[Sample
             "its name, or give a CSV file of paths and labels"
         )
     elif not classes:
-        raise UserError(f"{where} holds no images; DATA is a folder of class folders, or of train/val/test folders")
+        why = "".join(f"; {item.sentence(skip=False)}" for item in _findings(met) if item.severity == "error")
+        raise UserError(
+            f"{where} holds no images; DATA is a folder of class folders, or of train/val/test folders{why}"
+        )
     elif len(classes) > 1 and all(split_of(folder.name) for folder in classes):
         names = few([folder.path for folder in classes], 6, " and ")
         raise UserError(f"in {where}, {names} hold images but no class folders; the classes must be folders in them")

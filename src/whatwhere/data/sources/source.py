@@ -74,6 +74,17 @@ _NAMES: Messages = {
     ),
 }
 
+# of the formats in `images.ABSENT`; the message has what to install, because it stands alone with --skip-bad
+NOT_READ: Messages = {
+    "heif": (
+        "error",
+        "HEIC file",
+        "{n} (photos of an iPhone), which need pip install 'whatwhere[heif]'",
+        "or convert to JPEG",
+    ),
+    "avif": ("error", "AVIF file", "{n}, which need pip install --upgrade pillow", "or convert to JPEG"),
+}
+
 
 def findings_of(messages: Messages, paths: Mapping[str, Sequence[str]], **fields: object) -> list[Finding]:
     """Return a finding for each kind of `messages` that has `paths`; `fields` fill the other braces of a message.
