@@ -179,3 +179,19 @@ def test_a_damaged_bundle_is_one_sentence(whatwhere, run_folder, images, tmp_pat
     status, out, err = whatwhere("predict", tmp_path, images, "--device", "cpu")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "is damaged" in err
+
+
+def test_images_that_miss_the_range_of_the_network_are_counted_once(whatwhere, tmp_path):
+    model = create_model("resnext11_8x8d", num_classes=len(CLASSES), seed=0).eval()
+    trained = Preprocessing(16, 16, max_value=4095)
+    save_bundle(tmp_path / "best", Bundle(model, spec(), CLASSES, trained, {"epoch": 1}))
+    (tmp_path / "images").mkdir()
+    for index, largest in enumerate((4095, 5000, 65535, 3000)):
+        values = np.full((20, 20), 7, np.uint16)
+        values[3, 4] = largest
+        Image.fromarray(values).save(tmp_path / "images" / f"{index}.png")
+    status, _, err = whatwhere("predict", tmp_path, tmp_path / "images", "--device", "cpu")
+    assert status == 0
+    assert err == (
+        "whatwhere: 2 images have values above 4,095, the largest that the network was trained for; read as white\n"
+    )

@@ -153,6 +153,26 @@ def test_sixteen_bit_colour_that_is_dark_is_told(tmp_path):
     assert report_of(tmp_path, "auto").max_value == 65535
 
 
+def test_colours_of_sixteen_bits_one_after_the_other_are_refused(tmp_path):
+    fill(tmp_path, "a", "b")
+    values = np.arange(24, dtype=np.uint16).reshape(3, 2, 4) * 2000
+    tags = {256: 4, 257: 2, 258: 182, 259: 1, 262: 2, 273: 188, 277: 3, 278: 2, 279: 200, 284: 2}
+    counts = {258: 3, 273: 3, 279: 3}
+    entries = b"".join(
+        struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, counts.get(tag, 1), value)
+        for tag, value in tags.items()
+    )
+    header = b"II*\0" + struct.pack("<I", 56) + values.tobytes() + struct.pack("<H", len(tags)) + entries + bytes(4)
+    assert len(header) == 182
+    (tmp_path / "a" / "x.tif").write_bytes(header + struct.pack("<3H6I", 16, 16, 16, 8, 24, 40, 16, 16, 16))
+    # Pillow reads it, as noise
+    assert np.asarray(Image.open(tmp_path / "a" / "x.tif"))[0, 0].tolist() != [0, 62, 125]
+    with pytest.raises(UserError, match="one colour after the other, which Pillow cannot read"):
+        read(tmp_path / "a" / "x.tif", 65535)
+    errors = [item for item in report_of(tmp_path).findings if item.severity == "error"]
+    assert [(item.kind, item.paths) for item in errors] == [("planes", ("a/x.tif",))]
+
+
 def test_tiff_files_with_white_as_zero_are_told(tmp_path):
     fill(tmp_path, "a", "b")
     (tmp_path / "a" / "x.tif").write_bytes(tiff(VALUES * 16, photometric=0))

@@ -64,7 +64,8 @@ READ_AS = {
     "HSV": "converted by Pillow",
 } | dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N", "I"), "16-bit grey, 0 to {max_value:,} scaled to 0 to 255")
 MAX_VALUE = 65535  # the largest value of 16 bits
-_ORIENTATION = 0x0112
+# tags of TIFF and EXIF
+_BITS, _ORIENTATION, _PLANES = 258, 0x0112, 284
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -82,8 +83,8 @@ class ImageError(UserError):
     """An image that cannot be used.
 
     Attributes:
-        kind: "truncated", "empty", "huge", "unreadable", "permission", "mode" or "missing"; "heif" or "avif" where
-            the format is not read here.
+        kind: "truncated", "empty", "huge", "unreadable", "permission", "mode", "planes" or "missing"; "heif" or "avif"
+            where the format is not read here.
         reason: The end of a sentence that begins with the image's name.
     """
 
@@ -191,7 +192,7 @@ def decode(image: Image.Image, max_value: int = MAX_VALUE) -> tuple[Image.Image,
 
     Raises:
         ImageError: The image has more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (checked before decoding), is damaged,
-            or has 32-bit or floating-point values, which have no known range.
+            has 32-bit or floating-point values, which have no known range, or 16-bit colour that Pillow reads wrongly.
     """
     name = getattr(image, "filename", "") or "the image"
     with _errors_of(name), quiet():
@@ -201,6 +202,7 @@ def decode(image: Image.Image, max_value: int = MAX_VALUE) -> tuple[Image.Image,
             image.seek(0)
         # Pillow turns a TIFF image as it decodes, and drops the tag
         stored = _orientation(lambda: image.tag_v2) if isinstance(image, TiffImageFile) else 1
+        _check_planes(image)
         max_value = max_value if has_unknown_range(image) else MAX_VALUE
         image.load()
         # only now: to read the EXIF header of a PNG, Pillow decodes it, and then reports no damage any more
@@ -242,6 +244,16 @@ def _check_size(image: Image.Image) -> None:
     width, height = image.size
     if (limit := Image.MAX_IMAGE_PIXELS) is not None and width * height > limit:
         raise ImageError("huge", "huge", f"has {width} x {height} pixels, more than {limit}; make it smaller")
+
+
+def _check_planes(image: Image.Image) -> None:
+    """Refuse what Pillow reads as noise: uncompressed TIFF with the colours one after the other, of 16 bits each."""
+    if not isinstance(image, TiffImageFile) or not image.tile or image.tile[0][0] != "raw":
+        return
+    bits = image.tag_v2.get(_BITS, (1,))
+    if image.tag_v2.get(_PLANES) == 2 and len(bits) > 1 and max(bits) > 8:
+        reason = "has 16-bit colour, one colour after the other, which Pillow cannot read; convert it to 8 bits"
+        raise ImageError("16-bit planes", "planes", reason)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,12 @@ _FAULTS: Messages = {
     "unreadable": ("error", "file", "{n} that cannot be read as JPEG, PNG or another of the formats", "replace"),
     "permission": ("error", "file", "{n} without the permission to read", "change the permissions"),
     "mode": ("error", "file", "{n} with signed, 32-bit or floating-point values, which have no known range", "replace"),
+    "planes": (
+        "error",
+        "TIFF file",
+        "{n} of 16-bit colour with one colour after the other, which Pillow cannot read",
+        "convert to 8 bits",
+    ),
     "missing": ("error", "file", "{n} gone since they were listed", "replace"),
     "flat-end": ("warning", "JPEG", "{n} with one colour in all of the last rows, as a damaged file has", _LOOK),
     "wrong-suffix": ("warning", "file", "{n} in another format than the suffix says, read by content", "rename"),
