@@ -24,7 +24,14 @@ from whatwhere.base.screen import Silent
 from whatwhere.data.sources.find import find_source
 from whatwhere.training.distributed import Team
 from whatwhere.training.evaluate import evaluate
-from whatwhere.training.setup import build_material, build_model, build_trainer, prepare_images, resolve
+from whatwhere.training.setup import (
+    build_material,
+    build_model,
+    build_trainer,
+    prepare_images,
+    preprocessing_of,
+    resolve,
+)
 from whatwhere.training.trainer import Trainer
 
 RULES = {
@@ -57,7 +64,7 @@ def run(data, size, seed, epochs):
         prepared = prepare_images(str(table), given, Silent())
         config = resolve(str(table), given, prepared, team)
         model, _ = build_model(config, len(prepared.classes))
-        material = build_material(config, prepared, team, with_test=True)
+        material = build_material(config, prepared, preprocessing_of(config), team, with_test=True)
         trainer = build_trainer(config, material.train, model, len(prepared.classes), team, Trainer)
         best, accuracies = dict[str, dict[str, float]](), list[float]()
         for ends in trainer.run(material.train):

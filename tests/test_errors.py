@@ -1,10 +1,12 @@
 """Any value, name or error becomes one short printable line in a message."""
 
+import ast
 import collections
 import csv
 import enum
 import json
 import pickle
+from pathlib import Path
 
 import numpy
 import pytest
@@ -409,3 +411,75 @@ def test_near_names_are_short():
 def test_near_names_are_found_whatever_their_case():
     assert suggest("dgo", ["Cat", "DOG"]) == "; did you mean DOG?"
     assert suggest("photo", ["Photos"], before="data/\n") == r"; did you mean data/\nPhotos?"
+
+
+# functions of the package that may stand where a ValueError is caught: what they raise is a plain ValueError, or their
+# UserError becomes part of the sentence that is raised instead
+CAUGHT = {
+    "number_in": "raises ValueError: no number",
+    "parse_yaml": "raises ValueError: no YAML",
+    "read_spec": "raises ValueError: no spec",
+    "_check_parts": "its sentence is quoted by read_design",
+    "record": "its sentence is quoted by follow, when no example runs",
+    "faster": "measures the network of a user; the estimate names nothing then",
+    "brief": "raises nothing",
+    "_brief": "raises what a user's class raises",
+    "_checksum": "raises nothing of its own",
+    "_file": "raises nothing",
+    "_spaced": "raises nothing",
+    "quiet": "raises nothing",
+    "seeded": "raises nothing",
+    "current_folder_importable": "raises nothing",
+}
+BROAD = {"ValueError", "Exception", "BaseException"}
+
+
+def broad_catches(tree):
+    """The bodies of try and suppress that catch a ValueError with others, and let no UserError pass."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Try):
+            for handler in node.handlers:
+                last = handler.body[-1]
+                caught = {"BaseException"} if handler.type is None else names_in(handler.type)
+                if "UserError" in caught or (isinstance(last, ast.Raise) and last.exc is None):
+                    break
+                if caught & BROAD:
+                    yield node.body
+                    break
+        elif isinstance(node, ast.With):
+            for call in (item.context_expr for item in node.items):
+                if "suppress" in ast.unparse(call) and names_in(call) & BROAD:
+                    yield node.body
+
+
+def names_in(node):
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+
+
+def own_calls(tree, body):
+    """The functions of the package that a body calls, also as methods of self."""
+    own = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))} | {"self"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            own |= {alias.asname or alias.name for alias in node.names if not (alias.asname or alias.name).isupper()}
+    for node in (part for statement in body for part in ast.walk(statement)):
+        if isinstance(node, ast.Call):
+            first = node.func
+            while isinstance(first, (ast.Attribute, ast.Subscript)):
+                first = first.value
+            if isinstance(first, ast.Name) and first.id in own:
+                yield ast.unparse(node.func)
+
+
+def test_no_catch_of_value_errors_hides_a_user_error():
+    """A UserError is a ValueError, so that a broad catch around code of ours takes its sentence away."""
+    found = {}
+    for path in sorted(Path(whatwhere.__file__).parent.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        for body in broad_catches(tree):
+            for name in own_calls(tree, body):
+                if name not in CAUGHT and name != "self.file.read_bytes":
+                    found[name] = f"{path.name}:{body[0].lineno}"
+    assert found == {}
+    hidden = ast.parse("from .x import read\ntry:\n    read()\nexcept (OSError, ValueError):\n    pass\n")
+    assert [list(own_calls(hidden, body)) for body in broad_catches(hidden)] == [["read"]]

@@ -14,7 +14,7 @@ from whatwhere.comparison.runs import Share
 from whatwhere.training import config
 from whatwhere.training.distributed import team
 from whatwhere.training.run_folder import RESULT, EpochLine, RunFolder
-from whatwhere.training.setup import prepare_images, resolve
+from whatwhere.training.setup import prepare_images, preprocessing_of, resolve
 from whatwhere.training.train import run_training
 
 BACKBONE = "resnext11_8x8d"
@@ -119,7 +119,7 @@ def _pretend(data, given, out, accuracy, screen):
     out.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(out)
     session = dict.fromkeys(("device", "torch", "torchvision", "pillow", "python"), "pretended")
-    folder.begin(config, prepared, session, resume=True)
+    folder.begin(config, prepared, preprocessing_of(config), session, resume=True)
     line = EpochLine(
         epoch=1, step=1, lr=0.0, train_loss=0.0, val_accuracy=accuracy, val_balanced_accuracy=accuracy, val_loss=0.0,
         is_best=True, seconds=0.0,

@@ -216,6 +216,28 @@ def test_changed_images_are_refused(data, tmp_path, refused):
         train(copy, tmp_path / "run", resume=True)
 
 
+def test_a_file_replaced_under_its_name_is_refused_by_name(data, tmp_path, refused):
+    copy = shutil.copytree(data, tmp_path / "copy")
+    interrupted(copy, tmp_path / "run")
+    # a copy on another machine has other times and the same content
+    for path in copy.glob("*/*.png"):
+        os.utime(path, (1e9, 1e9))
+    train(copy, tmp_path / "run", resume=True, dry_run=True)
+    plain = min((copy / "plain").glob("*.png"))
+    picture("plain", 99).save(plain)
+    with refused():
+        train(copy, tmp_path / "run", resume=True)
+    # without its table the run still knows that something has changed
+    (tmp_path / "run" / "split.csv").write_text("path\n")
+    with refused():
+        train(copy, tmp_path / "run", resume=True)
+    # runs of earlier versions do not know
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    del run["content_fingerprint"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(run))
+    assert train(copy, tmp_path / "run", resume=True)["status"] == "finished"
+
+
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(finished, data, tmp_path):
     interrupted(data, tmp_path / "run", step=5, save_minutes=0.0)
     newest = max((tmp_path / "run" / "last").glob("*.safetensors"))

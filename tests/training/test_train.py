@@ -313,6 +313,29 @@ def test_weights_of_timm_get_images_as_they_were_trained_with(model, weights, me
     assert again == {name: pytest.approx(value) for name, value in result["test"].items()}
 
 
+def test_a_run_keeps_the_mean_and_std_that_it_began_with(data, tmp_path, refused):
+    """The bundle that it started from may lose its description before the run goes on."""
+    first, run, old = tmp_path / "first", tmp_path / "run", tmp_path / "old"
+    train(data, first, epochs=1)
+    changed(
+        first / "best" / "bundle.json",
+        preprocessing={**read(first / "best" / "bundle.json")["preprocessing"], "mean": [0.1] * 3},
+    )
+    for out in (run, old):
+        interrupted(data, out, pretrained=str(first))
+    assert read(run / "run.json")["preprocessing"]["mean"] == [0.1] * 3
+    description = read(old / "run.json")
+    del description["preprocessing"]
+    (old / "run.json").write_text(json.dumps(description))
+    (first / "best" / "bundle.json").unlink()
+    train(data, run, resume=True)
+    assert load_bundle(run).preprocessing.mean == (0.1,) * 3
+    with refused(hiding=r"(?<=weights-)[0-9a-f]+"):
+        train(data, old, resume=True)
+    with refused(hiding=r"(?<=weights-)[0-9a-f]+"):
+        train(data, tmp_path / "new", pretrained=str(next((first / "best").glob("*.safetensors"))))
+
+
 def test_weights_of_attention_in_another_form_are_trained_and_kept(data, tmp_path):
     """The forms have tensors of other shapes, so that a bundle of the wrong form would not load."""
     weights = tmp_path / "weights.safetensors"

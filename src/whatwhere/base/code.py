@@ -64,12 +64,22 @@ def held_apart(what: str) -> Iterator[None]:
         what: What the code is, for the message: "the network".
 
     Raises:
+        UserError: As `outlived`.
+    """
+    with outlived(what), contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+@contextlib.contextmanager
+def outlived(what: str) -> Iterator[None]:
+    """Run code of the user, or what calls it: it cannot end the program in silence.
+
+    Raises:
         UserError: The code raised SystemExit or another exception that is no `Exception`. Ctrl-C passes.
     """
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    except (Exception, KeyboardInterrupt):
+        yield
+    except (Exception, KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:
         raise UserError(f"{what} raised {raised(error)}, which ends a program; take that out of its code") from error

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 
 import typer
 
+from ..base.code import outlived
 from ..base.errors import Stopped, UserError
 from ..base.words import brief, number_in, printable, short
 from .attend import attend_command
@@ -51,7 +52,9 @@ def main(run: Any = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
-            status = command.main(prog_name="whatwhere", standalone_mode=False, obj=run)
+            # no command of this package exits by itself
+            with outlived("code of yours that the command called"):
+                status = command.main(prog_name="whatwhere", standalone_mode=False, obj=run)
         finally:
             sys.stdout.flush()
         if status == 130:

@@ -107,7 +107,7 @@ def _compare(
     from ..comparison.design import Request
     from ..comparison.run import collect, comparison_folder, run_comparison
     from ..comparison.runs import Share, failed
-    from .screen import TerminalScreen
+    from .screen import TerminalScreen, kept_for_json
 
     if not data or own["out"] == "":
         raise UserError(f"{'--out' if data else 'DATA'} is empty; give the {'folder' if data else 'images'}")
@@ -129,7 +129,7 @@ def _compare(
         raise UserError("--collect judges all shares; leave out --shard")
     if own["collect"] and own["dry_run"]:
         raise UserError("--collect trains nothing, so there is nothing to try; leave out --dry-run")
-    with TerminalScreen(to_stderr=own["json"]) as screen:
+    with kept_for_json(own["json"]), TerminalScreen(to_stderr=own["json"]) as screen:
         if own["collect"]:
             content: Content | None = collect(data, out, request, screen)
         else:

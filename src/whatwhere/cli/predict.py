@@ -110,12 +110,12 @@ def evaluate_command(
     from ..training.distributed import team
     from ..training.predict import evaluate_bundle
     from ..training.run_folder import training_images
-    from .screen import TerminalScreen, result_tables
+    from .screen import TerminalScreen, kept_for_json, result_tables
 
     if split not in (None, "train", "val", "test", "all"):
         raise UserError(f"--split must be train, val, test or all, got {brief(split)}")
     own = None if attention is None else attention_by_path(attention)
-    with team(device) as alone, TerminalScreen(to_stderr=json) as screen:
+    with team(device) as alone, kept_for_json(json), TerminalScreen(to_stderr=json) as screen:
         result = evaluate_bundle(
             load_bundle(bundle, alone.device, attention=own),
             data,

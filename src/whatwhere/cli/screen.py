@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +17,11 @@ from ..base.tables import Table, printable_lines
 _SILENCE = 60.0  # seconds; without a terminal, a line of progress ends a longer silence
 _MOST_CLASSES = 40  # in a table; the JSON result lists all
 _PARTS = {"val": "validation", "test": "test", "images": "all images"}
+
+
+def kept_for_json(json: bool) -> contextlib.AbstractContextManager[object]:
+    """Return a block in which, with `json`, whatever prints does so to standard error: the output is the result."""
+    return contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext()
 
 
 class TerminalScreen:

@@ -49,7 +49,7 @@ def _train(
 ) -> None:
     """Train a network on your own images: check and split them, train, evaluate."""
     from ..training.train import run_training
-    from .screen import TerminalScreen, result_tables
+    from .screen import TerminalScreen, kept_for_json, result_tables
 
     given = {**(read_config(config) if config is not None else {}), **given_options(options)}
     if not data:
@@ -59,7 +59,7 @@ def _train(
     command = again(typed_command())
     folder = Path(out) if out else None
     begun: list[RunFolder] = []
-    with TerminalScreen(to_stderr=json) as screen:
+    with kept_for_json(json), TerminalScreen(to_stderr=json) as screen:
         result = run_training(
             data, given, out=folder, resume=resume, dry_run=dry_run, command=command, screen=screen, began=begun.append
         )

@@ -16,6 +16,7 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
 
+from ..base.code import held_apart
 from ..base.errors import UserError
 from ..base.files import remove_parts, write_bytes, write_json, writing
 from ..base.words import brief, cause, short
@@ -29,6 +30,7 @@ from ..networks.weights.translate import METADATA_KEY, is_affordable
 # 3 has a preprocessing with a version: what reads 2 would pass over the new fields
 FORMAT, _OLD_FORMATS = "whatwhere bundle 3", ("whatwhere bundle 1", "whatwhere bundle 2")
 DESCRIPTION = "bundle.json"
+WEIGHTS_NAME = re.compile(r"weights-[0-9a-f]{12}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Bundle:
     def probabilities(self, pixels: Tensor) -> Tensor:
         """Return the classes' probabilities (N, classes), float32, for uint8 pixels (N, 3, S, S)."""
         device = next(self.model.parameters()).device
-        logits: Tensor = self.model(self.preprocessing.normalize(pixels.to(device)))
+        with held_apart("the network"):
+            logits: Tensor = self.model(self.preprocessing.normalize(pixels.to(device)))
         return logits.float().softmax(1).cpu()
 
 

@@ -21,7 +21,7 @@ from ..data.split import Prepared
 from .config import CIFAR_SIZE, Config
 from .distributed import Team
 from .evaluate import Figures
-from .setup import build_material, chosen_cache
+from .setup import build_material, chosen_cache, preprocessing_of
 from .trainer import Trainer
 
 HOUR = 3600.0  # seconds; for what takes longer something faster is named
@@ -215,9 +215,9 @@ def measure_reading(
     most = {"train": _NUM_READ * config.batch_size, "val": config.batch_size}
     few = {part: parts[part][:: max(1, len(parts[part]) // most[part])][: most[part]] for part in most}
     began = clock()
-    material = build_material(
-        dataclasses.replace(config, cache=cache), dataclasses.replace(prepared, parts=few), team, with_test=False
-    )
+    sampled = dataclasses.replace(prepared, parts=few)
+    cached = dataclasses.replace(config, cache=cache)
+    material = build_material(cached, sampled, preprocessing_of(config), team, with_test=False)
     start = (clock() - began) * num_images / sum(map(len, few.values()))
 
     def per_image(batches: Iterable[Batch]) -> float:

@@ -20,7 +20,8 @@ from ..base.errors import UserError
 from ..base.files import check_writable, locked, write_bytes, write_json, writing
 from ..base.tables import comma_separated
 from ..base.words import brief, cause, few, short
-from ..data.split import Prepared, fingerprint
+from ..data.preprocess import Preprocessing
+from ..data.split import Prepared, content_fingerprint, fingerprint
 from ..networks.spec import is_import_path
 from .bundle import DESCRIPTION, Bundle, save_bundle
 from .config import FREE, OPTIONS, Config
@@ -29,6 +30,7 @@ from .plots import confusion_png, curves_png
 RUN, METRICS, SPLIT, RESULT = "run.json", "metrics.jsonl", "split.csv", "result.json"
 LAST, BEST = "last", "best"
 CURVES, CONFUSION = "curves.png", "confusion.png"
+_CONTENT = "blake2b"  # column of split.csv: BLAKE2b hash of the image's bytes; empty where images were not checked
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Amount = Annotated[float, Meta(ge=0, le=1e300)]
@@ -44,7 +46,10 @@ class RunDescription(msgspec.Struct, kw_only=True):
     drawn: list[str] | UnsetType = UNSET  # parts that the seed drew; unset in runs of old versions
     # what --skip-bad left out: the doctor's kind of finding by path; a list of paths in runs of old versions
     left_out: dict[str, str] | list[str] = {}
-    data_fingerprint: str  # SHA-256 of the images and their split
+    data_fingerprint: str  # SHA-256 of the images' paths and their split
+    # SHA-256 of their paths and contents; unset where they were not checked, and in runs of old versions
+    content_fingerprint: str | UnsetType = UNSET
+    preprocessing: dict[str, Any] | UnsetType = UNSET  # what the network takes; unset in runs of old versions
     sessions: Annotated[list[dict[str, Any]], Meta(min_length=1)]  # machine and versions of each start
 
 
@@ -104,7 +109,7 @@ class Result(msgspec.Struct, kw_only=True):
 class RunFolder:
     """The files of a run in `path`; only the process that has locked the folder may write.
 
-    `run.json` (`RunDescription`), `split.csv` (the part of each image), `metrics.jsonl` (an `EpochLine` for each
+    `run.json` (`RunDescription`), `split.csv` (part and hash of each image), `metrics.jsonl` (an `EpochLine` for each
     epoch), `last/` (checkpoints), `best/` (a bundle), and at the end `result.json` (`Result`) and pictures.
     """
 
@@ -175,7 +180,24 @@ class RunFolder:
             raise UserError(f"{str(self.path)!r} holds {taken[0]} of something else; give another folder with --out")
         return bool(done)
 
-    def begin(self, config: Config, prepared: Prepared, session: dict[str, Any], *, resume: bool) -> None:
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """What the network of the run takes; None where there is no run, or one of an old version."""
+        description = self.description if self._has_run() else None
+        if description is None or description.preprocessing is UNSET:
+            return None
+        with _damage(self.path / RUN):
+            return Preprocessing.of(description.preprocessing)
+
+    def begin(
+        self,
+        config: Config,
+        prepared: Prepared,
+        preprocessing: Preprocessing,
+        session: dict[str, Any],
+        *,
+        resume: bool,
+    ) -> None:
         """Write `run.json` and `split.csv`, or add a session to the run that is there.
 
         A run without an epoch or a checkpoint is replaced.
@@ -192,18 +214,13 @@ class RunFolder:
             drawn=list(prepared.drawn),
             left_out=prepared.left_out,
             data_fingerprint=fingerprint(prepared),
+            content_fingerprint=content_fingerprint(prepared) or UNSET,
+            preprocessing=preprocessing.to_dict(),
             sessions=[session],
         )
         old = self.description if self._has_run() else None
         if old is None:
-            # full paths where the images are files, so that the table can be used as DATA
-            root = prepared.source.root
-            rows = [
-                (sample.path if root is None else (root / sample.path).absolute(), sample.label, part)
-                for part, samples in prepared.parts.items()
-                for sample in samples
-            ]
-            table = comma_separated(("path", "label", "split"), rows)
+            table = comma_separated(("path", "label", "split", _CONTENT), _rows(prepared))
             write_bytes(self.path / SPLIT, table.encode("utf-8", "surrogateescape"))
             write_json(self.path / RUN, msgspec.to_builtins(new))
             return
@@ -211,9 +228,26 @@ class RunFolder:
         if self.result is not None and self.has_best:
             more = f"; this one is finished, and a new run can start from its weights: {self.continued_by(config.data)}"
         _check_same(self.path, old, new, more)
+        contents = {old.content_fingerprint, new.content_fingerprint}
+        if len(contents) > 1 and UNSET not in contents:
+            named = few(self._changed(prepared))
+            raise UserError(
+                f"images of {brief(config.data, 200)} have another content than when the run in {str(self.path)!r} "
+                f"began{f': {named}' if named else ''}; restore them, or start again with another --out"
+            )
         if self.result is None:
             old.sessions.append(session)
             write_json(self.path / RUN, msgspec.to_builtins(old))
+
+    def _changed(self, prepared: Prepared) -> list[str]:
+        """Return the images that differ from those in `split.csv`; none where that does not say so."""
+        with _damage(self.path / SPLIT), open(self.path / SPLIT, encoding="utf-8", errors="surrogateescape") as file:
+            before = [row.get(_CONTENT) or "" for row in csv.DictReader(file)]
+        samples = [sample for samples in prepared.parts.values() for sample in samples]
+        now = [row[-1] for row in _rows(prepared)]
+        if len(before) != len(now):
+            return []
+        return [sample.path for sample, a, b in zip(samples, before, now, strict=True) if a != b]
 
     def metrics(self) -> list[EpochLine]:
         """Return the lines of `metrics.jsonl`, without a last line that a crash cut short."""
@@ -283,6 +317,23 @@ def training_images(bundle: Path) -> frozenset[str]:
             with open(folder / SPLIT, encoding="utf-8", errors="surrogateescape", newline="") as file:
                 return frozenset(row["path"] for row in csv.DictReader(file) if row.get("split") == "train")
     return frozenset()
+
+
+def _rows(prepared: Prepared) -> list[tuple[str, str, str, str]]:
+    """Return the rows of `split.csv`."""
+    root = prepared.source.root
+    digests = {} if prepared.report is None else prepared.report.digests
+    return [
+        # full paths where the images are files, so that the table can be used as DATA
+        (
+            sample.path if root is None else str((root / sample.path).absolute()),
+            sample.label,
+            part,
+            digests.get(sample.path, ""),
+        )
+        for part, samples in prepared.parts.items()
+        for sample in samples
+    ]
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from ..data.store import Store, decode_all, free_memory, num_bytes, room
 from ..networks.factory import checked, create, read_pretrained, settled
 from ..networks.libraries import normalization
 from ..networks.spec import NetworkSpec, is_import_path
-from .bundle import weights_of
+from .bundle import DESCRIPTION, WEIGHTS_NAME, weights_of
 from .config import OPTIONS, Config, defaults, image_size_for, network_of
 from .distributed import Team
 from .trainer import Trainer
@@ -148,7 +148,9 @@ class Material:
     cache: str
 
 
-def build_material(config: Config, prepared: Prepared, team: Team, *, with_test: bool) -> Material:
+def build_material(
+    config: Config, prepared: Prepared, preprocessing: Preprocessing, team: Team, *, with_test: bool
+) -> Material:
     """Return the batches of this process; images are decoded ahead if `config.cache` says so.
 
     Without `with_test` the test images are left out.
@@ -166,7 +168,6 @@ def build_material(config: Config, prepared: Prepared, team: Team, *, with_test:
             f"batches of {order.num_samples // order.steps_per_epoch} images leave fewer than 2 to each of "
             f"{team.world_size} processes x {config.accumulate} pieces, and BatchNorm needs 2; raise --batch-size"
         )
-    preprocessing = _preprocessing(config)
     augment = Augmentation(
         preprocessing, config.crop, config.crop_scale, config.hflip, config.rand_augment, config.random_erasing
     )
@@ -189,15 +190,24 @@ def build_material(config: Config, prepared: Prepared, team: Team, *, with_test:
 
 def chosen_cache(config: Config, prepared: Prepared, team: Team) -> Cache:
     """Return where a run would keep decoded images: "device", "memory" or "none"."""
-    readers = _readers(config, prepared, _preprocessing(config), with_test=True)
+    readers = _readers(config, prepared, preprocessing_of(config), with_test=True)
     return _cache(config.crop, readers, team) if config.cache == "auto" else config.cache
 
 
-def _preprocessing(config: Config) -> Preprocessing:
-    """Return what the network takes; pretrained weights need the mean and std that they were trained with."""
+def preprocessing_of(config: Config) -> Preprocessing:
+    """Return what the network takes; pretrained weights need the mean and std that they were trained with.
+
+    Raises:
+        UserError: The pretrained weights are a bundle's, and its description is gone.
+    """
     trained_with = normalization(config.model) if config.pretrained else None
     if (trained := _trained(config.pretrained)) is not None:
         trained_with = (trained[2].mean, trained[2].std)
+    elif WEIGHTS_NAME.fullmatch(Path(config.pretrained).name):
+        raise UserError(
+            f"the weights {config.pretrained!r} are of a bundle, and its {DESCRIPTION} is not beside them, which says "
+            "with which mean and std they were trained; put it there again"
+        )
     assert config.max_value != "auto"  # `resolve` has found the number
     mean, std = trained_with or (IMAGENET_MEAN, IMAGENET_STD)
     return preprocessing_for(config.image_size, mean, std, config.max_value)

@@ -20,6 +20,7 @@ from torch import nn
 from ..base.errors import Stopped
 from ..base.screen import Screen, Silent, about
 from ..base.words import few, printable
+from ..data.preprocess import Preprocessing
 from ..data.split import Prepared, fingerprint
 from ..networks.spec import NetworkSpec
 from . import checkpoint
@@ -39,6 +40,7 @@ from .setup import (
     describe,
     deterministic,
     prepare_images,
+    preprocessing_of,
     resolve,
     session,
 )
@@ -106,12 +108,13 @@ def run_training(
             kept = folder.fixed_options(given)
             config = resolve(data, {**kept, **given}, prepared, processes)
         processes.check_same(json.dumps([fingerprint(prepared), asdict(config)], default=str), "images or options")
+        preprocessing = (folder.preprocessing if resume else None) or preprocessing_of(config)
         with processes.first_alone():
             model, spec = build_model(config, len(prepared.classes), attention)
         for line in describe(config, given, prepared, model, processes, is_continued=bool(kept)):
             screen.line(line)
         began(folder)
-        run = Run(config, spec, prepared, processes, folder, screen, attention, say_how_long, clock)
+        run = Run(config, spec, prepared, preprocessing, processes, folder, screen, attention, say_how_long, clock)
         with memory_errors(config), deterministic(config):
             if dry_run:
                 run.set_up(model, with_test, trainer_class)
@@ -119,7 +122,7 @@ def run_training(
                 return None
             with folder.held() if processes.is_first else contextlib.nullcontext():
                 if processes.is_first:
-                    folder.begin(config, prepared, session(config, processes), resume=resume)
+                    folder.begin(config, prepared, preprocessing, session(config, processes), resume=resume)
                 processes.wait()
                 result = folder.result
                 if result is not None:
@@ -173,6 +176,7 @@ class Run:
     config: Config
     spec: NetworkSpec
     prepared: Prepared
+    preprocessing: Preprocessing
     team: Team
     folder: RunFolder
     screen: Screen
@@ -183,7 +187,7 @@ class Run:
     def set_up(self, model: nn.Module, with_test: bool, trainer_class: type[Trainer]) -> None:
         """Read the images ahead and build the trainer."""
         began, clock_began = time.monotonic(), self.clock()
-        self.material = build_material(self.config, self.prepared, self.team, with_test=with_test)
+        self.material = build_material(self.config, self.prepared, self.preprocessing, self.team, with_test=with_test)
         if self.material.cache != "none":
             where = "on the device" if self.material.cache == "device" else "in memory"
             self.screen.line(f"images decoded and kept {where} ({time.monotonic() - began:.1f} s)")

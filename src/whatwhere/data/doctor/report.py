@@ -48,6 +48,7 @@ class Report:
         str, int
     ]  # number of images by Pillow's mode, without plain RGB; those with an EXIF rotation count again
     digest: str = ""  # SHA-256 of every image's path and content
+    digests: dict[str, str] = field(default_factory=dict, repr=False)  # hash of each usable image's content, by path
     max_value: int = MAX_VALUE  # the value of 16-bit grey that becomes 255
     largest: dict[str, int] = field(default_factory=dict)  # by path, the largest value of an image of 16-bit grey
 
@@ -170,6 +171,7 @@ def examine(
         copies=paths_of(joined(identical)),
         median_side=round(statistics.median(min(entry.width, entry.height) for entry in sound)) if sound else 0,
         modes=dict(sorted(modes.items())) | ({"EXIF rotation": num_turned} if num_turned else {}),
+        digests={sample.path: entry.digest for sample, entry in both if not entry.fault},
         digest=hashlib.sha256("\0".join(contents).encode("utf-8", "surrogatepass")).hexdigest(),
         max_value=max_value,
         largest={sample.path: entry.largest for sample, entry in both if entry.is_grey16 and not entry.fault},
