@@ -2,10 +2,10 @@
 
     python benchmarks/loader.py [--images DIR] [--workers 2]
 
-A round is an epoch, with the start of the workers: threads, and timm's processes. The photos (640x480) are made: smooth
-noise as JPEG. The small images are those of --images, a folder of class folders; without it they are made too
-(100x100). Both loaders use RandAugment with two operations at magnitude 7, flips and random erasing. "Kept" images are
-decoded before the rounds.
+A round is an epoch, with the start of the workers: threads, and timm's processes. The photos (640x480, and 4000x3000
+as cameras take them) are made: smooth noise as JPEG. The small images are those of --images, a folder of class
+folders; without it they are made too (100x100). Both loaders use RandAugment with two operations at magnitude 7, flips
+and random erasing. "Kept" images are decoded before the rounds.
 """
 
 from __future__ import annotations
@@ -26,12 +26,10 @@ from whatwhere.data.preprocess import preprocessing_for
 from whatwhere.data.sources.find import find_source
 from whatwhere.data.store import decode_all
 
-NUM_MADE = 512
 
-
-def make_images(folder: pathlib.Path, width: int, height: int) -> pathlib.Path:
+def make_images(folder: pathlib.Path, width: int, height: int, count: int = 512) -> pathlib.Path:
     random = np.random.default_rng(0)
-    for index in range(NUM_MADE):
+    for index in range(count):
         coarse = random.integers(0, 256, (height // 20, width // 20, 3), dtype=np.uint8)
         place = folder / f"class{index % 2}"
         place.mkdir(parents=True, exist_ok=True)
@@ -89,8 +87,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         small = options.images or make_images(pathlib.Path(made, "small"), 100, 100)
         photos = make_images(pathlib.Path(made, "photos"), 640, 480)
+        large = make_images(pathlib.Path(made, "large"), 4000, 3000, 64)
+        cases = (
+            ("small images", small, 32),
+            ("small images", small, 64),
+            ("photos", photos, 224),
+            ("photos of 12 megapixels", large, 224),
+        )
         rows, lines = [], []
-        for title, folder, image_size in (("small images", small, 64), ("photos", photos, 224)):
+        for title, folder, image_size in cases:
             settings = (folder, image_size, options.batch_size, options.workers)
             candidates = {
                 "timm": timm_loader(*settings),
@@ -100,7 +105,12 @@ def main() -> None:
             num_images = len(find_source(str(folder)).samples)
             for name, times in measure(candidates, options.rounds, "cpu").items():
                 per_second = 1000 * num_images / times.median
-                rows.append({**row_of(times, images=title, loader=name), "images_per_second": round(per_second)})
+                rows.append(
+                    {
+                        **row_of(times, images=title, image_size=image_size, loader=name),
+                        "images_per_second": round(per_second),
+                    }
+                )
                 lines.append([f"{title}, {image_size} px", name, f"{per_second:,.0f}"])
                 lines[-1].append(f"x{per_second / rows[-1 - (len(rows) - 1) % 3]['images_per_second']:.2f}")
     parts = [

@@ -25,14 +25,18 @@ def environment(tmp_path):
     return {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
+def arguments(data, out, *more, **options):
+    """Return the arguments of `whatwhere train`."""
+    given = {**OPTIONS, **{f"--{name.replace('_', '-')}": str(value) for name, value in options.items()}}
+    return ["train", str(data), "--out", str(out), *more, *(text for pair in given.items() for text in pair)]
+
+
 def start(tmp_path, data, out, *more, ranks=1, **options):
     """Start `whatwhere train` in a process group of its own."""
-    given = {**OPTIONS, **{f"--{name.replace('_', '-')}": str(value) for name, value in options.items()}}
     launcher = [sys.executable, "-m"]
     if ranks > 1:
         launcher += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
-    command = [*launcher, "whatwhere", "train", str(data), "--out", str(out), *more]
-    return launch(tmp_path, *command, *(text for pair in given.items() for text in pair))
+    return launch(tmp_path, *launcher, "whatwhere", *arguments(data, out, *more, **options))
 
 
 def start_comparison(tmp_path, data, out, *more):

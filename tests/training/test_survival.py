@@ -4,13 +4,24 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 
 import pytest
 import torch
 
 from pictures import make_folder
-from processes import finish, lines_without_times, newest_weights, start, steps_saved, wait_for_step
+from processes import (
+    arguments,
+    finish,
+    launch,
+    lines_without_times,
+    newest_weights,
+    start,
+    steps_saved,
+    wait_for_step,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -98,3 +109,82 @@ def test_a_finished_run_exits_with_status_0(tmp_path, data):
     status, out, _ = finish(start(tmp_path, data, tmp_path / "run", "--resume", "--json", epochs=1))
     assert status == 0
     assert json.loads(out)["status"] == "finished"
+
+
+# the command with a disk that stops to answer while the file `flag` is there, and waits `patience` seconds for it
+HANGING = """
+import pathlib, sys, threading, time
+from whatwhere.cli import main
+from whatwhere.data import batches
+from whatwhere.data.sources import source
+
+flag, patience = pathlib.Path(sys.argv.pop(1)), float(sys.argv.pop(1))
+waiting, answering, result = flag.with_suffix(".waiting"), source.open_image, batches._result
+batches._PATIENCE = patience
+
+def open_image(path):
+    while flag.exists():
+        if threading.current_thread() is threading.main_thread():
+            waiting.touch()
+        time.sleep(0.05)
+    return answering(path)
+
+def awaited(reading):
+    if flag.exists() and not reading.done():
+        waiting.touch()
+    return result(reading)
+
+source.open_image, batches._result = open_image, awaited
+main()
+"""
+
+
+def hang(tmp_path, data, workers, patience):
+    """Start a run; when it has saved a step, its disk stops to answer. Return when it waits."""
+    out, flag = tmp_path / "run", tmp_path / "hangs"
+    command = (sys.executable, "-c", HANGING, str(flag), str(patience))
+    process = launch(tmp_path, *command, *arguments(data, out, workers=workers, cache="none"))
+    wait_for_step(process, out, 2)
+    flag.touch()
+    wait_until(process, flag.with_suffix(".waiting").exists)
+    return process, out
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigterm_ends_a_run_whose_disk_does_not_answer(tmp_path, data, workers):
+    process, out = hang(tmp_path, data, workers, patience=1000)
+    os.kill(process.pid, signal.SIGTERM)
+    status, _, err = finish(process, timeout=60)
+    assert status == 143, err
+    assert "in a step that takes long" in err
+    assert err.rstrip().endswith("--resume")
+    assert_goes_on(tmp_path, data, out)
+
+
+def assert_goes_on(tmp_path, data, out):
+    """Assert that a run ends as one that nothing disturbed."""
+    assert 2 <= steps_saved(out) < 20
+    (tmp_path / "hangs").unlink()
+    assert finish(start(tmp_path, data, out, "--resume", workers=2, cache="none"))[0] == 0
+    assert finish(start(tmp_path, data, tmp_path / "whole", workers=2, cache="none"))[0] == 0
+    assert_same_run(tmp_path / "whole", out)
+
+
+def test_a_run_whose_disk_does_not_answer_ends_by_itself_saved(tmp_path, data):
+    process, out = hang(tmp_path, data, 2, patience=2)
+    status, _, err = finish(process, timeout=60)
+    assert (status, "does not answer" in err, "Traceback" in err) == (2, True, False), err
+    assert_goes_on(tmp_path, data, out)
+
+
+def test_a_run_that_stood_still_goes_on(tmp_path, data):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert finish(start(tmp_path, data, whole, workers=2, cache="none"))[0] == 0
+    process = start(tmp_path, data, stopped, workers=2, cache="none")
+    wait_for_step(process, stopped, 2)
+    os.killpg(process.pid, signal.SIGSTOP)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGCONT)
+    status, _, err = finish(process)
+    assert status == 0, err
+    assert_same_run(whole, stopped)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 # SIGHUP: the terminal is closed; Windows has none
 STOP_SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, *filter(None, (getattr(signal, "SIGHUP", None),)))
+READER = "whatwhere-reader"  # name of the threads that read images while a network trains
 
 
 def num_cores() -> int:
@@ -20,14 +22,28 @@ def num_cores() -> int:
 
 
 @contextlib.contextmanager
-def on_stop_signals(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Call `handler` for each stop signal inside the block; a thread other than the main one gets no signals."""
+def on_signals(
+    handler: Callable[[int, FrameType | None], Any], numbers: Sequence[int] = STOP_SIGNALS
+) -> Iterator[None]:
+    """Call `handler` for these signals inside the block; a thread other than the main one gets no signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+def leave(status: int) -> NoReturn:
+    """End the process, though Python waits for its threads and one may wait for a disk that does not answer."""
+    readers = [thread for thread in threading.enumerate() if thread.name.startswith(READER)]
+    for thread in readers:
+        thread.join(1)
+    if any(thread.is_alive() for thread in readers):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -14,6 +14,7 @@ import typer
 
 from ..base.code import outlived
 from ..base.errors import Stopped, UserError
+from ..base.processes import leave
 from ..base.words import brief, number_in, printable, short
 from .attend import attend_command
 from .check import check_command
@@ -64,7 +65,7 @@ def main(run: Any = None) -> None:
         _fail(str(error))
     except Stopped as stopped:
         print(f"whatwhere: {stopped}", file=sys.stderr)
-        sys.exit(128 + stopped.signal if stopped.signal else 1)
+        leave(128 + stopped.signal if stopped.signal else 1)
     except _UsageError as error:
         usage: Any = error
         sentence = short(" ".join(usage.format_message().split()).rstrip("."), 400)
@@ -112,7 +113,7 @@ def _plain(kind: Any, least: float | None) -> Callable[[object], float]:
 
 def _fail(sentence: str) -> NoReturn:
     print(f"whatwhere: {printable(sentence)}", file=sys.stderr)
-    sys.exit(2)
+    leave(2)
 
 
 def _show_version(value: bool) -> None:

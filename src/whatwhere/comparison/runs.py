@@ -20,7 +20,7 @@ import torch
 
 from ..base.errors import UserError
 from ..base.files import write_json
-from ..base.processes import num_cores, on_stop_signals
+from ..base.processes import num_cores, on_signals
 from ..base.screen import Screen, about, duration
 from ..base.words import brief, cause, counted, few
 from ..training.config import ADDED, FREE, OPTIONS
@@ -403,7 +403,7 @@ def run_shards(arguments: Sequence[str], shard: tuple[int, int], count: int, *, 
             if child.poll() is None:
                 child.send_signal(number)
 
-    with on_stop_signals(pass_on):
+    with on_signals(pass_on):
         for number in range(count):
             if received:
                 raise SystemExit(128 + received[0])

@@ -5,21 +5,24 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..base.processes import READER
 from ..base.randomness import generator
 from .augment import Augmentation, draws
+from .images import ImageError
 from .preprocess import Preprocessing, decoded, reduced, sent, to_tensor
 from .sources.source import Sample, Source
 from .store import Store
 
 # images for resized crops are stored with a shorter side of at least this many times the network's image size
 _STORED = 1.5
+_PATIENCE = 60.0  # seconds to wait for a piece
 _PIECE = 8  # images that a thread reads at a time: few, so that a stop does not wait, but more than one, for speed
 
 
@@ -209,7 +212,7 @@ def _loaded(
 
     ahead: deque[tuple[list[Future[list[Tensor]]], Tensor, Tensor]] = deque()
     # a thread's torch operations are too small to be divided among threads
-    pool = ThreadPoolExecutor(num_workers, "reader", torch.set_num_threads, (1,))
+    pool = ThreadPoolExecutor(num_workers, READER, torch.set_num_threads, (1,))
     try:
         while True:
             # at least a batch ahead, and two pieces for each thread
@@ -221,7 +224,21 @@ def _loaded(
             if not ahead:
                 return
             reading, indices, rows = ahead.popleft()
-            pixels = torch.stack([image for one in reading for image in one.result()])
+            pixels = torch.stack([image for one in reading for image in _result(one)])
             yield sent(pixels, device), indices, rows
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _result(reading: Future[list[Tensor]]) -> list[Tensor]:
+    """Return what a thread reads; raise ImageError where it has not come after a minute.
+
+    The minute is waited in two halves: if the whole process was stopped for hours, only the first of them is over.
+    """
+    for _ in range(2):
+        if wait([reading], _PATIENCE / 2).done:
+            return reading.result()
+    raise ImageError(
+        f"no images were read for {_PATIENCE:.0f} s: the disk or network that holds them does not answer; when it "
+        "does, continue with --resume"
+    )

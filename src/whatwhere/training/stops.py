@@ -10,15 +10,26 @@ from typing import Any
 import torch
 
 from ..base.errors import UserError
-from ..base.processes import on_stop_signals
+from ..base.processes import STOP_SIGNALS, on_signals
 from .config import Config
 
 
+# seconds that a step may take after a signal: who sends one kills after 10 (Docker) or 30 seconds (Kubernetes, Slurm)
+GRACE = 4.0
+_ALARM: int | None = getattr(signal, "SIGALRM", None)  # Windows has none
+
+
+class Unfinished(BaseException):
+    """After a signal, the step did not end in time. No `Exception`, so that no code in between takes it for its own."""
+
+
 @contextlib.contextmanager
-def listening(request_stop: Callable[[], None], *, alone: bool) -> Iterator[list[int]]:
+def listening(request_stop: Callable[[], None], is_saving: Callable[[], bool], *, alone: bool) -> Iterator[list[int]]:
     """Call `request_stop` at SIGTERM, SIGHUP or Ctrl-C; yield the list of the signals received.
 
-    `alone` says that this is the only process: a second Ctrl-C then raises KeyboardInterrupt.
+    `alone` says that this is the only process. A second Ctrl-C then raises KeyboardInterrupt, and `Unfinished` is
+    raised `GRACE` seconds after the first signal, or as soon as `is_saving` is no longer true: a step may take long, or
+    wait for a disk that does not answer.
     """
     received: list[int] = []
 
@@ -26,11 +37,22 @@ def listening(request_stop: Callable[[], None], *, alone: bool) -> Iterator[list
         # torchrun forwards a Ctrl-C that the terminal has already sent to each process
         if received and number == signal.SIGINT and alone:
             raise KeyboardInterrupt
+        if not received and alone and _ALARM is not None:
+            signal.setitimer(signal.ITIMER_REAL, GRACE, 1)
         received.append(number)
         request_stop()
 
-    with on_stop_signals(ask):
-        yield received
+    def late(number: int, frame: Any) -> None:
+        if not is_saving():
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise Unfinished
+
+    with on_signals(late, (_ALARM,) if _ALARM is not None else ()), on_signals(ask, STOP_SIGNALS):
+        try:
+            yield received
+        finally:
+            if received and alone and _ALARM is not None:
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @contextlib.contextmanager

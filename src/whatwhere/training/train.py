@@ -20,6 +20,7 @@ from torch import nn
 from ..base.errors import Stopped
 from ..base.screen import Screen, Silent, about
 from ..base.words import few, printable
+from ..data.images import ImageError
 from ..data.preprocess import Preprocessing
 from ..data.split import Prepared, fingerprint
 from ..networks.spec import NetworkSpec
@@ -44,7 +45,7 @@ from .setup import (
     resolve,
     session,
 )
-from .stops import listening, memory_errors
+from .stops import Unfinished, listening, memory_errors
 from .trainer import Diverged, Trainer, check_weights
 
 _LONG = 30.0  # seconds of training; before an evaluation, more than this is saved first
@@ -138,16 +139,18 @@ def run_training(
 def _to_the_end(run: Run, command: str) -> dict[str, Any]:
     """Train and return the result; complete the message of what ends a run early."""
     folder = run.folder
-    with listening(run.trainer.request_stop, alone=run.team.world_size == 1) as received:
+    is_alone = run.team.world_size == 1
+    with listening(run.trainer.request_stop, lambda: run.is_saving, alone=is_alone) as received:
         try:
             run.train()
             return run.finish()
         except Stopped as stopped:
             message = f"{stopped}, saved in {str(folder.path)!r}; continue with: {command}"
             raise Stopped(message, received[0] if received else 0) from None
-        except KeyboardInterrupt:
-            message = f"interrupted at once; what was saved before is kept in {str(folder.path)!r}"
-            raise Stopped(f"{message}; continue with: {command}", signal.SIGINT) from None
+        except (KeyboardInterrupt, Unfinished) as error:
+            how = "at once" if isinstance(error, KeyboardInterrupt) else "in a step that takes long"
+            message = f"interrupted {how}; what was saved before is kept in {str(folder.path)!r}"
+            raise Stopped(f"{message}; continue with: {command}", received[0] if received else signal.SIGINT) from None
         except Diverged as error:
             if not error.indices:
                 raise
@@ -198,6 +201,7 @@ class Run:
         num_images = {part: len(samples) for part, samples in self.prepared.parts.items()}
         screen = self.screen if self.say_how_long and self.team.is_first else None
         self.outlook = Outlook(self.config, num_images, self.trainer, screen, self.clock, reading)
+        self.is_saving = False
         self._saved = self._counted = time.monotonic()
         self._epoch_began = (self.trainer.position.step, self._counted)
         self._tensorboard = TensorBoard(self.folder.path) if self.config.tensorboard else None
@@ -242,19 +246,24 @@ class Run:
                         return
                 elif self.team.is_first and time.monotonic() - self._saved >= save_seconds:
                     self.save()
-        except Stopped:
-            self.save()
+        # between two steps, so that the state is whole; other processes may be in a step
+        except (Stopped, ImageError) as error:
+            if isinstance(error, ImageError) and self.team.world_size > 1:
+                raise
+            self.save(is_last=True)
             self.team.wait()  # torchrun kills all processes once one ends: rank 0 must have saved before
             raise
 
-    def save(self) -> None:
-        """Write a checkpoint."""
+    def save(self, *, is_last: bool = False) -> None:
+        """Write a checkpoint; `is_last` says that the run ends with it."""
         if self.team.is_first:
+            self.is_saving = True
             state = self.trainer.state_dict()
             self._count_time()
             state = {"trainer": state, "record": asdict(self.progress)}
             checkpoint.save(self.folder.last, self.trainer.position.step, state)
             self._saved = time.monotonic()
+            self.is_saving = is_last
 
     def evaluate(
         self, model: nn.Module, part: str, *, with_probabilities: bool = False, most: int | None = None
