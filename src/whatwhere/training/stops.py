@@ -13,7 +13,6 @@ from ..base.errors import UserError
 from ..base.processes import STOP_SIGNALS, on_signals
 from .config import Config
 
-
 # seconds that a step may take after a signal: who sends one kills after 10 (Docker) or 30 seconds (Kubernetes, Slurm)
 GRACE = 4.0
 _ALARM: int | None = getattr(signal, "SIGALRM", None)  # Windows has none
