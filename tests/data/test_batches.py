@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from whatwhere.base.processes import READER
 from whatwhere.data.augment import Augmentation, draws
 from whatwhere.data.batches import EvaluationBatches, Order, Reader, TensorBatches, TrainBatches
 from whatwhere.data.images import ImageError
@@ -239,7 +240,7 @@ def test_an_unreadable_image_is_one_sentence_with_its_path(spoilt, num_workers, 
 
 
 def readers():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith(READER)]
 
 
 class _Gated:
