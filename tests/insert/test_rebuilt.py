@@ -31,7 +31,7 @@ from whatwhere import CBAM
 from whatwhere.attention import ATTENTION
 from whatwhere.insert import attend, detach
 from whatwhere.insert.host import AttendedBatchNorm2d, AttendedSyncBatchNorm
-from whatwhere.training.checkpoint import load_optimizer_state, optimizer_state
+from whatwhere.training.state import load_optimizer_state, optimizer_state
 
 OLD = Path(__file__).parent / "old"  # what version 0.1 has pickled
 

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from whatwhere.training import checkpoint
-from whatwhere.training.checkpoint import clear_after, load_optimizer_state, newest, optimizer_state, read, save
+from whatwhere.training.checkpoint import clear_after, newest, read, save
+from whatwhere.training.state import load_optimizer_state, optimizer_state
 
 
 def refuse(text):

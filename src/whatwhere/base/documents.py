@@ -1,18 +1,82 @@
-"""Documents from files: bounded in size, and nothing in them is executed or imported."""
+"""Documents from files, JSON and YAML: bounded and typed, and nothing in them is executed or imported."""
 
 from __future__ import annotations
 
 import functools
+import json
+import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from .errors import UserError
 from .files import read_file
-from .limits import NUMBER_LETTERS, SETTINGS_BYTES, SETTINGS_DEPTH, SETTINGS_NODES
+from .limits import DOCUMENT_BYTES, NUMBER_LETTERS, SETTINGS_BYTES, SETTINGS_DEPTH, SETTINGS_NODES
 from .words import brief, cause, short
 
 _STRING, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+
+T = TypeVar("T")
+
+
+def read_json(path: Path, kind: type[T], *, most_bytes: int = DOCUMENT_BYTES) -> T:
+    """Return the content of a JSON file as a `kind`. Arguments and errors as in `parse_json`.
+
+    Raises:
+        UserError: The file cannot be read, or has more than `most_bytes`.
+    """
+    return parse_json(read_file(path, most_bytes), kind)
+
+
+def parse_json(content: str | bytes, kind: type[T], *, any_number: bool = False) -> T:
+    """Return the value that a JSON text holds as a `kind`.
+
+    Args:
+        content: The text; bytes are UTF-8, UTF-16 or UTF-32.
+        kind: The type that the value must have, as msgspec.convert takes it.
+        any_number: Whether NaN and Infinity, which the module json writes, are numbers.
+
+    Raises:
+        ValueError: It is not JSON, nests too deeply, has a key twice, a number that is not finite or an integer of more
+            than 100 letters, or it is of another type. The message says where.
+    """
+
+    def constant(name: str) -> float:
+        if not any_number:
+            raise ValueError(f"{name} is no number of JSON")
+        return float(name)
+
+    def decimal(text: str) -> float:
+        number = float(text)
+        if math.isinf(number):
+            raise ValueError(f"the number {brief(text, 30)} is too large")
+        return number
+
+    try:
+        value = json.loads(
+            content, parse_int=_integer, parse_float=decimal, parse_constant=constant, object_pairs_hook=_mapping
+        )
+        return msgspec.convert(value, kind)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON, line {error.lineno}, column {error.colno}: {error.msg}") from error
+    except RecursionError as error:
+        raise ValueError("it nests too deeply") from error
+
+
+def _integer(text: str) -> int:
+    if len(text) > NUMBER_LETTERS:
+        raise ValueError(f"the number {brief(text, 30)} has {len(text):,} letters")
+    return int(text)
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {brief(twice, 40)} is there twice")
+    return mapping
 
 
 def read_yaml(path: Path, *, any_tag: bool = False) -> Any:

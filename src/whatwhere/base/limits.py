@@ -11,7 +11,14 @@ SETTINGS_VALUES = 10_000  # settings of a run, nested ones too
 SETTINGS_DEPTH = 20  # mappings and lists inside each other
 SETTINGS_LIST = 20  # values that are one setting; those of a longer list are a setting each
 SETTING_LETTERS = 300  # of a longer value the hash tells it apart
-NUMBER_LETTERS = 100  # of a number or date in YAML; thousands of digits cannot be printed
+NUMBER_LETTERS = 100  # of an integer, or a number or date in YAML; thousands of digits cannot be printed
+
+# JSON that whatwhere wrote: a verdict on many runs has a few million bytes
+DOCUMENT_BYTES = 2**28
+CACHE_BYTES = 2**31  # the doctor's cache: 600 bytes an image
+
+# a bundle's preprocessing enlarges images to this at most
+IMAGE_SIDE = 8_192
 
 # tables of figures, read whole
 TABLE_BYTES = 64 * 2**20

@@ -8,15 +8,16 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from ..base.documents import parse_json
 from ..base.errors import UserError
 from ..base.files import read_file
+from ..base.limits import DOCUMENT_BYTES
 from ..base.words import cause
 from .curve import Curve
 from .run import Choice, Program, Run
 from .settings import flat
 
 _RUN, _RESULT = "run.json", "result.json"
-_MOST_BYTES = 64 * 2**20  # `result.json` may hold a figure for each class
 # `data` is the path of images that `data_fingerprint` tells apart
 _IGNORED = frozenset(
     {"data", "data_dir", "path_column", "label_column", "device", "workers", "cache", "download", "check"}
@@ -39,7 +40,7 @@ class _Result(msgspec.Struct):
 
 
 def _is_run(folder: Path, names: set[str]) -> bool:
-    return _RUN in names and b'"data_fingerprint"' in read_file(folder / _RUN, _MOST_BYTES)
+    return _RUN in names and b'"data_fingerprint"' in read_file(folder / _RUN, DOCUMENT_BYTES)
 
 
 def _read(folder: Path, choice: Choice) -> Run:
@@ -56,10 +57,10 @@ def _read(folder: Path, choice: Choice) -> Run:
 
 
 def _content(path: Path, kind: type[T]) -> T:
-    content = read_file(path, _MOST_BYTES)
+    content = read_file(path, DOCUMENT_BYTES)
     try:
-        return msgspec.json.decode(content, type=kind)
-    except (ValueError, RecursionError) as error:
+        return parse_json(content, kind)
+    except ValueError as error:
         raise UserError(f"{str(path)!r} is not that of a run of whatwhere ({cause(error)})") from error
 
 

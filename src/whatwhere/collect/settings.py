@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..base.documents import read_yaml
+from ..base.documents import parse_json, read_yaml
 from ..base.errors import UserError
 from ..base.files import open_file, read_file
 from ..base.limits import SETTING_LETTERS, SETTINGS_BYTES, SETTINGS_DEPTH, SETTINGS_LIST, SETTINGS_VALUES
@@ -85,7 +84,6 @@ def _parsed(path: Path) -> Any:
         return read_yaml(path, any_tag=True)
     content = read_file(path, SETTINGS_BYTES)
     try:
-        return json.loads(content)
-    # ValueError: not UTF-8, or a number of thousands of digits
-    except (ValueError, RecursionError) as error:
+        return parse_json(content, Any, any_number=True)
+    except ValueError as error:
         raise UserError(f"{str(path)!r} is not JSON: {cause(error)}") from error

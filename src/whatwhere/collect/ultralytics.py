@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from ..base.documents import parse_json
 from ..base.errors import UserError
 from ..base.files import read_file
 from ..base.limits import CURVE_BYTES, SETTINGS_BYTES
@@ -110,7 +111,7 @@ def _attention(path: Path) -> AttentionRecord | None:
         return None
     text = read_file(path, SETTINGS_BYTES)
     try:
-        content = msgspec.json.decode(text, type=AttentionRecord)
+        content = parse_json(text, AttentionRecord)
         if content.format != 1:
             raise ValueError(f"format {content.format} is not known; a newer whatwhere wrote it")
         parts = [] if isinstance(content.attention, str) else content.attention
@@ -119,7 +120,7 @@ def _attention(path: Path) -> AttentionRecord | None:
             raise ValueError("an attention has no name")
         if NOT_SET in names:
             raise ValueError(f"an attention is called {NOT_SET}, as runs without attention are; give it another name")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{str(path)!r} does not tell the attention of its run: {cause(error)}") from error
     return content
 

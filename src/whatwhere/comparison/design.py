@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ import msgspec
 from msgspec import Meta
 
 from ..attention import attention_by_path
+from ..base.documents import parse_json
 from ..base.errors import UserError, check_integer
-from ..base.files import write_json
+from ..base.files import read_file, write_json
+from ..base.limits import DOCUMENT_BYTES
 from ..base.words import brief, cause, counted, few, short
 from ..data.split import Prepared, fingerprint
 from ..networks.spec import NetworkSpec
@@ -156,18 +159,17 @@ def read_design(folder: Path) -> Design | None:
         UserError: The file is damaged or of another version.
     """
     path = folder / DESIGN
+    if not os.path.exists(path):  # nor the end of a link
+        return None
+    content = read_file(path, DOCUMENT_BYTES)
     try:
-        design = msgspec.json.decode(path.read_bytes(), type=Design)
+        design = parse_json(content, Design)
         # behind the others: a file that has them all is written again byte for byte
         lacking = {name: value for name, value in ADDED.items() if name not in design.options}
         design = msgspec.structs.replace(design, options=design.options | lacking)
         _check_parts(design)
         return design
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{str(path)!r} is no design of a comparison ({cause(error)}); give another --out") from error
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from ..base.documents import read_json
 from ..base.errors import UserError
 from ..base.files import check_is_no_file, check_writable, locked, write_bytes, write_json
 from ..base.screen import Screen, about
@@ -338,7 +339,7 @@ def _judged(design: Design, runs: Runs, failures: Mapping[str, str]) -> tuple[De
 def _read_costs(out: Path) -> Costs | None:
     """Return what the arms cost; None where the file is missing or damaged, as it can be measured again."""
     try:
-        costs = msgspec.json.decode((out / COST).read_bytes(), type=Costs)
-    except (OSError, ValueError, RecursionError):
+        costs = read_json(out / COST, Costs)
+    except ValueError:  # a UserError too
         return None
     return costs if costs.rows else None

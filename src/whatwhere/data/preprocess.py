@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..base.limits import IMAGE_SIDE
 from ..base.words import brief
 from .images import MAX_VALUE, read_image
 
@@ -59,11 +59,12 @@ class Preprocessing:
         for name in sorted(document.keys() - known):
             raise NewerError(f"its preprocessing has {brief(name)}")
         found = msgspec.convert(dict(document), cls)
-        if not 1 <= found.image_size <= found.resize:
+        if not 1 <= found.image_size <= found.resize <= IMAGE_SIDE:
             raise ValueError(f"its image size is {found.image_size} of {found.resize}")
         if not 1 <= found.max_value <= MAX_VALUE:
             raise ValueError(f"its largest value of 16 bits is {found.max_value}")
-        if not all(map(math.isfinite, found.mean)) or not all(0 < value < math.inf for value in found.std):
+        # of values from 0 to 1: far beyond these bounds a network would compute infinities
+        if not all(-1e3 <= value <= 1e3 for value in found.mean) or not all(1e-3 <= v <= 1e3 for v in found.std):
             raise ValueError(f"its mean is {found.mean}, its std {found.std}")
         return found
 

@@ -10,7 +10,7 @@ import msgspec
 import msgspec.structs
 from msgspec import Meta
 
-from ..base.documents import parse_yaml
+from ..base.documents import parse_json, parse_yaml
 from ..base.errors import UserError
 from ..base.words import brief, cause
 
@@ -163,11 +163,10 @@ def parse_arguments(text: str, option: str = "--attention-kwargs") -> dict[str, 
     Raises:
         UserError: The text is neither.
     """
-    import json
-
+    parsed: Any
     try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError):
+        parsed = parse_json(text, dict[str, Any])
+    except ValueError:
         try:
             # YAML needs a space after each colon
             parsed = parse_yaml(_spaced(text))

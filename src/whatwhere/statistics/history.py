@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from ..base.documents import parse_json
 from ..base.errors import UserError
+from ..base.files import read_file
+from ..base.limits import DOCUMENT_BYTES
 from ..base.words import brief, cause, counted, few
 from .independence import check_number_of_images
 from .looks import ALPHA
@@ -51,13 +55,12 @@ def read_record(path: Path, advice: str = _ADVICE) -> Record | None:
     Raises:
         UserError: The file is something else, or damaged; `advice` says what to do.
     """
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Record)
-    except FileNotFoundError:
+    if not os.path.exists(path):  # nor the end of a link
         return None
-    except OSError as error:
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    content = read_file(path, DOCUMENT_BYTES)
+    try:
+        return parse_json(content, Record)
+    except ValueError as error:
         raise UserError(f"{str(path)!r} is not a verdict of whatwhere ({cause(error)}); {advice}") from error
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 
 from ..base.code import held_apart
+from ..base.documents import read_json
 from ..base.errors import UserError
 from ..base.files import remove_parts, write_bytes, write_json, writing
 from ..base.words import brief, cause, short
@@ -143,7 +143,7 @@ def _file_of(path: Path) -> Path | None:
 def _described(file: Path) -> tuple[_Description, NetworkSpec, Preprocessing, bool]:
     """Return the content of a `bundle.json`, its network and preprocessing, and whether it is of the first format."""
     with _damage_of(file.parent):
-        said = json.loads(file.read_bytes())
+        said = read_json(file, dict[str, Any])
         if said["format"] not in (FORMAT, *_OLD_FORMATS):
             is_ours = re.fullmatch(r"whatwhere bundle \d+", said["format"])
             raise (NewerError if is_ours else ValueError)(f"its format is {brief(said['format'])}, not {FORMAT!r}")

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from ..base.documents import parse_json
 from ..base.errors import UserError
-from ..base.files import remove_parts, write_bytes, write_json, writing
-from ..base.words import cause, short
+from ..base.files import read_file, remove_parts, write_bytes, write_json, writing
+from ..base.limits import DOCUMENT_BYTES
+from ..base.words import cause
 from ..networks.weights.files import tensors_to_bytes
 
 _TENSOR = "tensor:"
@@ -75,8 +77,9 @@ def read(folder: Path, step: int) -> dict[str, Any]:
     from safetensors.torch import load as from_bytes
 
     try:
-        # the json module reads NaN and Infinity, which a state may hold
-        description = msgspec.convert(json.loads(_file(folder, step, ".json").read_bytes()), _Description)
+        # a state may hold NaN and Infinity
+        text = read_file(_file(folder, step, ".json"), DOCUMENT_BYTES)
+        description = parse_json(text, _Description, any_number=True)
         content = _file(folder, step, ".safetensors").read_bytes()
         if _checksum(content, description.state) != description.sha256:
             raise ValueError("the checksum differs")
@@ -89,6 +92,20 @@ def read(folder: Path, step: int) -> dict[str, Any]:
     except Exception as error:
         raise UserError(f"the checkpoint {str(_file(folder, step, ''))!r} is damaged ({cause(error)})") from error
     return state
+
+
+@contextlib.contextmanager
+def check_fits(folder: Path, step: int) -> Iterator[None]:
+    """Turn a ValueError inside the block into a UserError: the checkpoint of `step` is not one of this run."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(
+            f"the checkpoint {str(_file(folder, step, ''))!r} is not one of this run ({cause(error)}); move its files "
+            "away, so that the one before is used, or start again with another --out"
+        ) from error
 
 
 def clear_after(folder: Path, step: int) -> None:
@@ -138,30 +155,3 @@ def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     assert not (isinstance(value, str) and value.startswith(_TENSOR)), name
     assert value is None or isinstance(value, (str, bool, int, float)), name
     return value
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the state of an optimizer with text as keys, as JSON needs them."""
-    state = optimizer.state_dict()
-    return {"state": {str(key): dict(value) for key, value in state["state"].items()}, "groups": state["param_groups"]}
-
-
-def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load what `optimizer_state` returned.
-
-    Raises:
-        UserError: A value has another shape than its parameter, because the order of the parameters has changed.
-    """
-    optimizer.load_state_dict(
-        {"state": {int(key): value for key, value in state["state"].items()}, "param_groups": state["groups"]}
-    )
-    # a file does not keep the memory format; the optimizer is fast on a GPU only with that of the parameter
-    for parameter, values in optimizer.state.items():
-        for name, value in values.items():
-            if isinstance(value, Tensor) and value.dim():
-                if value.shape != parameter.shape:
-                    raise UserError(
-                        f"the checkpoint's {short(name)} has the shape {tuple(value.shape)} where a parameter now has "
-                        f"{tuple(parameter.shape)}; finish the run with the version that began it, or begin anew"
-                    )
-                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -16,8 +16,10 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 from torch import Tensor
 
+from ..base.documents import parse_json, read_json
 from ..base.errors import UserError
-from ..base.files import check_writable, locked, write_bytes, write_json, writing
+from ..base.files import check_writable, locked, read_file, write_bytes, write_json, writing
+from ..base.limits import DOCUMENT_BYTES
 from ..base.tables import comma_separated
 from ..base.words import brief, cause, few, short
 from ..data.preprocess import Preprocessing
@@ -124,7 +126,7 @@ class RunFolder:
         if not file.is_file():
             return None
         with _damage(file):
-            content = json.loads(file.read_bytes())
+            content = read_json(file, dict[str, Any])
             # what old versions did not write is None
             known = msgspec.to_builtins(msgspec.convert(content, Result))
             return {**content, **known}
@@ -134,7 +136,7 @@ class RunFolder:
         """The content of `run.json`; None where there is none, or where it is not one of a run."""
         file = self.path / RUN
         with _damage(file):
-            content = json.loads(file.read_bytes()) if file.is_file() else None
+            content: Any = read_json(file, Any) if file.is_file() else None
             is_run = isinstance(content, dict) and "data_fingerprint" in content
             return msgspec.convert(content, RunDescription) if is_run else None
 
@@ -255,15 +257,15 @@ class RunFolder:
         for number, text in enumerate(texts := self._metrics_lines(), start=1):
             with _damage(self.path / METRICS, f"in line {number}, "):
                 try:
-                    lines.append(msgspec.json.decode(text, type=EpochLine))
-                except msgspec.DecodeError as error:
-                    if isinstance(error, msgspec.ValidationError) or number < len(texts):
+                    lines.append(parse_json(text, EpochLine))
+                except ValueError as error:
+                    if number < len(texts) or not isinstance(error.__cause__, json.JSONDecodeError):
                         raise
         return lines
 
     def _metrics_lines(self) -> list[bytes]:
         file = self.path / METRICS
-        return file.read_bytes().splitlines() if file.is_file() else []
+        return read_file(file, DOCUMENT_BYTES).splitlines() if file.is_file() else []
 
     def keep_metrics(self, num_epochs: int) -> None:
         """Remove the lines after `num_epochs`; the continuation writes them again."""

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from torch import nn
 
-from ..base.errors import Stopped
+from ..base.errors import Stopped, UserError
 from ..base.screen import Screen, Silent, about
 from ..base.words import few, printable
 from ..data.images import ImageError
@@ -31,7 +31,7 @@ from .distributed import Team, team
 from .estimate import Outlook
 from .evaluate import Figures, evaluate
 from .plots import TensorBoard
-from .run_folder import Amount, Count, EpochLine, RunFolder
+from .run_folder import METRICS, EpochLine, RunFolder
 from .setup import (
     build_material,
     build_model,
@@ -45,6 +45,7 @@ from .setup import (
     resolve,
     session,
 )
+from .state import Progress, RunState
 from .stops import Unfinished, listening, memory_errors
 from .trainer import Diverged, Trainer, check_weights
 
@@ -162,17 +163,6 @@ def _to_the_end(run: Run, command: str) -> dict[str, Any]:
 
 
 @dataclass
-class Progress:
-    """How far a run is, besides the state of the trainer: a part of each checkpoint."""
-
-    num_evaluated: Count = 0
-    best_epoch: Count = 0
-    best_score: float | None = None
-    best_loss: float = -sys.float_info.max  # of the best epoch; checkpoints of earlier versions lack it
-    seconds: Amount = 0.0
-
-
-@dataclass
 class Run:
     """A run in progress: trains, evaluates after each epoch, keeps the best network, saves checkpoints."""
 
@@ -213,8 +203,8 @@ class Run:
         step = self.team.of_first(-1 if found is None else found[0])
         if step >= 0:
             state = found[1] if found is not None else checkpoint.read(self.folder.last, step)
-            self.trainer.load_state_dict(state["trainer"])
-            self.progress = msgspec.convert(state["record"], Progress)
+            with checkpoint.check_fits(self.folder.last, step):
+                self._take(msgspec.convert(state, RunState), step)
         self.team.wait()
         if self.team.is_first:
             self.folder.keep_metrics(self.progress.num_evaluated)
@@ -228,6 +218,15 @@ class Run:
             if step >= 0
             else "no checkpoint yet: starting from the beginning"
         )
+
+    def _take(self, state: RunState, step: int) -> None:
+        """Go on from the state of the checkpoint of `step`; raise ValueError where it is not one of this run."""
+        self.trainer.load_state_dict(state.trainer)
+        self.progress, length = state.record, self.trainer.order.steps_per_epoch
+        done, best = self.progress.num_evaluated, self.progress.best_epoch
+        has_best = self.progress.best_score is not None
+        if self.trainer.position.step != step or not has_best <= best <= done * has_best or done > step // length:
+            raise ValueError(f"it is of step {self.trainer.position.step:,}, with {done:,} evaluations")
 
     def train(self) -> None:
         """Train to the last epoch or the early stop; raise Stopped after a request to stop, when all is saved."""
@@ -333,7 +332,12 @@ class Run:
 
     def _keep_best(self) -> None:
         """Write the network as it is now as the best one."""
-        line = next(line for line in self.folder.metrics() if line.epoch == self.progress.best_epoch)
+        line = next((line for line in self.folder.metrics() if line.epoch == self.progress.best_epoch), None)
+        if line is None:
+            raise UserError(
+                f"{str(self.folder.path / METRICS)!r} lacks the line of epoch {self.progress.best_epoch:,}; start "
+                "again with another --out"
+            )
         figures = msgspec.to_builtins(line).items()
         info = {name: value for name, value in figures if name == "epoch" or name.startswith("val_")}
         bundle = Bundle(self.trainer.evaluated, self.spec, self.prepared.classes, self.material.preprocessing, info)
@@ -375,7 +379,7 @@ class Run:
         result = {
             "status": "finished" if self.trainer.epoch == self.config.epochs else "stopped early",
             "best_by": self.config.best_by,
-            "best_epoch": best.info["epoch"],
+            "best_epoch": self.progress.best_epoch,
             "num_epochs": self.trainer.epoch,
             "seconds": round(self.progress.seconds, 1),
             **{part: figures.summary() for part, figures in parts.items()},

@@ -7,12 +7,11 @@ import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import torch
 import torch.nn.functional as F
-from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -22,18 +21,9 @@ from ..attention import no_weight_decay
 from ..base.errors import Stopped, UserError
 from ..base.randomness import seeded, stream_seed
 from ..data.batches import Batch, ImageSet, Order, TensorBatches, TrainBatches
-from .checkpoint import load_optimizer_state, optimizer_state
 from .config import Recipe
 from .distributed import Team
-
-
-@dataclass
-class Position:
-    """How far training is: the number of steps done, and the sum of the losses of this epoch and its images so far."""
-
-    step: Annotated[int, Meta(ge=0)] = 0
-    loss_sum: float = 0.0
-    num_images: Annotated[int, Meta(ge=0)] = 0
+from .state import Position, ScalerState, TrainerState, load_network, load_optimizer_state, optimizer_state
 
 
 @dataclass
@@ -167,8 +157,7 @@ class Trainer:
         alone = self.team.world_size == 1
         if self.stop_requested if alone else self._stopping is not None and self._stopping < step - 1:
             raise self.stopped()
-        for group in self.optimizer.param_groups:
-            group["lr"] = recipe.lr * self._factor(step)
+        self._set_rate(step)
         num_images = self.order.size(step)
         self.optimizer.zero_grad()
         loss_sum = torch.zeros((), device=self.team.device)
@@ -235,6 +224,10 @@ class Trainer:
             if num_stopping and self._stopping is None:
                 self._stopping = loss.step
 
+    def _set_rate(self, step: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr * self._factor(step)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a continuation needs, for `checkpoint.save`."""
         self.settle()
@@ -247,19 +240,28 @@ class Trainer:
             "position": asdict(self.position),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load what `state_dict` returned."""
-        self.model.load_state_dict(state["model"])
+    def load_state_dict(self, state: Any) -> None:
+        """Load what `state_dict` returned.
+
+        Raises:
+            UserError: As `load_optimizer_state`.
+            ValueError: It is no such state, or not one of this network and recipe.
+        """
+        found = msgspec.convert(state, TrainerState)
+        if found.position.step > self.num_steps:
+            raise ValueError(f"it is after step {found.position.step:,} of {self.num_steps:,}")
+        load_network(self.model, found.model)
         if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        sizes = [len(group["params"]) for group in state["optimizer"]["groups"]]
+            load_network(self.average, found.average or {})
+        sizes = [len(group.params) for group in found.optimizer.groups]
         if sizes != [len(group["params"]) for group in self.optimizer.param_groups]:
             # runs of earlier versions decay the weight of SRM; a run goes on as it began
             self.optimizer = make_optimizer(self.model, self.recipe)
-        load_optimizer_state(self.optimizer, state["optimizer"])
-        if state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
-        self.position = msgspec.convert(state["position"], Position)
+        load_optimizer_state(self.optimizer, found.optimizer)
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(msgspec.to_builtins(msgspec.convert(found.scaler, ScalerState)))
+        self.position = found.position
+        self._set_rate(max(0, self.position.step - 1))  # of the last step done, which the epoch's line tells
 
 
 class Diverged(UserError):  # noqa: N818 - a UserError by its base

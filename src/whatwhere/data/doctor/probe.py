@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from ...base.documents import read_json
 from ...base.errors import UserError
 from ...base.files import write_bytes
+from ...base.limits import CACHE_BYTES
 from ...base.processes import num_cores
 from ..images import MAX_VALUE, ImageError, decode, grey_values, has_unknown_range, levels, quiet
 from ..sources.source import Sample, Source
@@ -174,8 +176,8 @@ class _Store:
         self.is_changed = False
         if self.file is not None:
             # only the module json can read and write paths that are not UTF-8
-            with contextlib.suppress(OSError, ValueError, RecursionError):
-                stored = msgspec.convert(json.loads(self.file.read_bytes()), _Cache)
+            with contextlib.suppress(ValueError):  # a UserError too
+                stored = read_json(self.file, _Cache, most_bytes=CACHE_BYTES)
                 self.old = stored.entries if stored.head == self.head else {}
 
     def entry(self, sample: Sample) -> Entry:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...attention import ATTENTION
 from ...attention.cbam import CONVENTIONS, Convention, Form
+from ...base.documents import parse_json
 from ...base.errors import UserError
 from ...base.words import brief
 from ..spec import OWN_NETWORKS, Arguments, ModelOptions, NetworkSpec, read_spec
@@ -184,10 +185,10 @@ def described(state: StateDict, description: str) -> NetworkSpec:
         description: JSON from anywhere: a spec under "network", or the fields that whatwhere 0.1 wrote.
     """
     try:
-        told = msgspec.json.decode(description or "{}", type=_Description)
+        told = parse_json(description or "{}", _Description)
         network = None if told.network is None else read_spec(told.network)
     # not written by whatwhere, so it tells nothing
-    except (ValueError, RecursionError):
+    except ValueError:
         return UNKNOWN
     is_true: Callable[..., bool] = is_affordable
     if network is None:
