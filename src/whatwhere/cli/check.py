@@ -12,6 +12,7 @@ from ..base.tables import rich_tables, show
 PathColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column of the paths in a CSV.")]
 LabelColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column of the labels in a CSV.")]
 DataDir = Annotated[str | None, typer.Option(metavar="DIR", help="Folder of torchvision's data sets.")]
+Download = Annotated[bool, typer.Option("--download", help="Download a torchvision data set.")]
 
 
 def check_command(
@@ -22,7 +23,7 @@ def check_command(
     max_value: Annotated[
         str, typer.Option(metavar="N|auto", help="Value of 16-bit grey images that is white, as for train.")
     ] = "65535",
-    download: Annotated[bool, typer.Option("--download", help="Download a torchvision data set.")] = False,
+    download: Download = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Look for everything that would spoil a result; exit status 0 if images are sound, 1 if not. Changes no file."""

@@ -14,7 +14,7 @@ from ..base.errors import UserError
 from ..base.screen import Silent
 from ..base.tables import comma_separated, rich_tables, show
 from ..base.words import brief, counted, few, printable
-from .check import DataDir, LabelColumn, PathColumn
+from .check import DataDir, Download, LabelColumn, PathColumn
 
 _Bundle = Annotated[Path, typer.Argument(help="A run's folder, or its best/.")]
 _BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Images computed together.")]
@@ -102,6 +102,7 @@ def evaluate_command(
     path_column: PathColumn = None,
     label_column: LabelColumn = None,
     data_dir: DataDir = None,
+    download: Download = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Evaluate a trained network on labelled images: accuracy, cross-entropy, figures of each class."""
@@ -128,6 +129,7 @@ def evaluate_command(
             path_column=path_column,
             label_column=label_column,
             data_dir=data_dir,
+            download=download,
         )
     if result["left_out"]:
         left_out = list(result["left_out"])
