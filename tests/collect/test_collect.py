@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 
 from run_folders import accuracy, lightning_run, timm_run, ultralytics_run
 from whatwhere import UserError
+from whatwhere.collect import own
 from whatwhere.collect.collect import collect, is_collected
 from whatwhere.collect.pattern import Pattern
 from whatwhere.collect.ultralytics import last_line
 from whatwhere.experiment import judge, read_results
 from whatwhere.statistics.columns import Reading
 from whatwhere.statistics.epochs import CHOSEN, LAST
+from whatwhere.training.config import ADDED
 
 MAP = "metrics/mAP50(B)"
 OLD_RUNS = Path(__file__).parents[1] / "comparison" / "old" / "runs"
@@ -661,6 +663,15 @@ def test_own_runs(tmp_path):
         del content["test"]
         path.write_text(json.dumps(content))
     assert CHOSEN in collect([tmp_path]).results.notes
+
+
+def test_own_runs_of_an_earlier_version_have_what_it_did(tmp_path):
+    assert own._ADDED == ADDED
+    shutil.copytree(OLD_RUNS, tmp_path / "runs")
+    for path in tmp_path.glob("runs/cbam/*/run.json"):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "config": {**ADDED, **content["config"]}}))
+    assert collect([tmp_path]).doubts == collect([OLD_RUNS]).doubts
 
 
 def test_own_runs_have_one_epoch(refused):

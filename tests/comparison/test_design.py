@@ -172,6 +172,7 @@ def test_a_comparison_of_an_earlier_version_is_read_and_judged_as_then(tmp_path)
     old = Path(__file__).with_name("old")
     shutil.copytree(old, tmp_path / "out")
     content = collect("digits", tmp_path / "out", Request(), Silent()).to_dict()
+    assert content["images"] == f"{read_design(old).options['image_size']} px, crop"
     judged = json.loads((old / "verdict.json").read_text())["judgement"]["arms"]
     for arm, before in zip(content["judgement"]["arms"], judged, strict=True):
         assert {name: arm[name] for name in ("arm", "verdict", "seeds", "differences", "baseline", "treatment")} == {

@@ -5,11 +5,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from whatwhere.data import augment
 from whatwhere.data.augment import NUM_DRAWS, OPERATIONS, Augmentation, draws
-from whatwhere.data.preprocess import IMAGENET_MEAN, Preprocessing
+from whatwhere.data.preprocess import IMAGENET_MEAN, Preprocessing, preprocessing_for
 
 SIZE = 16
 PLAIN = Preprocessing(SIZE, SIZE)
@@ -351,6 +352,54 @@ def test_a_resized_crop_by_hand():
     part = pixels[:, 12:29, 17:40]
     assert part.shape[1:] == (math.floor(math.sqrt(300)), math.floor(math.sqrt(400 * 4 / 3)))
     assert torch.equal(crop, v2.functional.resize(part, [SIZE, SIZE], InterpolationMode.BILINEAR))
+
+
+@pytest.mark.parametrize("mode", ["letterbox", "squash"])
+@pytest.mark.parametrize("size", [(40, 17), (17, 40), (40, 40), (40, 1)])
+def test_without_augmentation_training_sees_what_the_evaluation_sees(mode, size):
+    preprocessing = preprocessing_for(40, resize_mode=mode)
+    pixels = noise(5, 1, 40)[0][:, : size[1], : size[0]]
+    row = torch.full((NUM_DRAWS,), 0.5)
+    crop = off(preprocessing, crop="resized", crop_scale=1.0).cropped(pixels, row)
+    evaluated = preprocessing.pixels(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
+    if mode == "letterbox" or size == (40, 40):
+        assert torch.equal(crop, evaluated)
+    else:  # bilinear and bicubic differ
+        assert torch.equal(crop, v2.functional.resize(pixels, [40, 40], InterpolationMode.BILINEAR))
+
+
+def test_a_crop_of_a_letterbox_by_hand():
+    pixels = noise(6, 1, 40)[0][:, :20]
+    # a quarter of the area at aspect 1 x 40/20: 20 wide, 10 high; the 6th place down, the last across
+    row = torch.tensor([0.0, 0.5, 0.5, LARGEST])
+    letterbox = preprocessing_for(20, resize_mode="letterbox")
+    crop = off(letterbox, crop="resized", crop_scale=0.25).cropped(pixels, row)
+    assert torch.equal(crop[:, 5:15], pixels[:, 5:15, 20:])
+    fill = torch.tensor([124, 116, 104], dtype=torch.uint8)[:, None, None]
+    assert torch.equal(crop[:, :5], fill.expand(3, 5, 20))
+    assert torch.equal(crop[:, 15:], fill.expand(3, 5, 20))
+    squash = preprocessing_for(20, resize_mode="squash")
+    crop = off(squash, crop="resized", crop_scale=0.25).cropped(pixels, row)
+    assert torch.equal(crop, v2.functional.resize(pixels[:, 5:15, 20:], [20, 20], InterpolationMode.BILINEAR))
+
+
+@given(width=st.integers(1, 300), height=st.integers(1, 300), seed=seeds, mode=st.sampled_from(["letterbox", "squash"]))
+def test_a_crop_has_the_shape_of_the_image_and_is_never_fill_alone(width, height, seed, mode):
+    preprocessing = preprocessing_for(32, resize_mode=mode)
+    row = torch.rand(NUM_DRAWS, generator=torch.Generator().manual_seed(seed))
+    colour = torch.tensor([9, 99, 199], dtype=torch.uint8)[:, None, None]
+    augmentation = off(preprocessing, crop="resized", crop_scale=0.08)
+    crop = augmentation.cropped(colour.expand(3, height, width).contiguous(), row)
+    assert crop.shape == (3, 32, 32)
+    inside = (crop == colour).all(0)
+    columns, rows = int(inside.any(0).sum()), int(inside.any(1).sum())
+    assert int(inside.sum()) == columns * rows
+    assert max(columns, rows) == 32
+    assert ((crop == colour) | (crop == torch.tensor(preprocessing.fill)[:, None, None])).all()
+    # the image's own shape, but for a ratio of 3/4 to 4/3 and whole pixels
+    _, _, whole_width, whole_height = preprocessing.box(width, height)
+    if min(width, height) > 60 and mode == "letterbox":
+        assert 0.7 < (columns / rows) / (whole_width / whole_height) < 1.43
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 300), (300, 1), (3, 2)])

@@ -255,6 +255,23 @@ def test_near_duplicates_are_found(tmp_path, edit):
     assert report.twins == (("a/7.png", "b/near.bmp"),)
 
 
+@pytest.mark.parametrize(
+    ("size", "warns"),
+    [((40, 30), False), ((60, 40), False), ((30, 50), False), ((160, 90), True), ((40, 200), True), ((1, 90), True)],
+)
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_images_of_which_the_centre_crop_leaves_out_much(tmp_path, size, warns, orientation):
+    for label in "ab":
+        fill(tmp_path, label)
+        oriented(tmp_path / label / "long.png", picture(7 + ord(label), size), orientation)
+    found = [finding for finding in report_of(tmp_path).findings if finding.kind == "cropped"]
+    assert [finding.severity for finding in found] == ["warning"] * warns
+    if warns:
+        assert found[0].paths == ("a/long.png", "b/long.png")
+        assert found[0].message.startswith("2 images so long that the centre crop leaves out more than 40 %")
+        assert "--resize letterbox" in found[0].cure
+
+
 def test_flat_and_recoloured_images_are_no_near_duplicates(tmp_path):
     fill(tmp_path, "a", "b", count=3)
     for grey in (100, 101, 102):

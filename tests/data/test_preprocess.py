@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from whatwhere.data.images import open_image
 from whatwhere.data.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    NewerError,
     Preprocessing,
     decoded,
     preprocessing_for,
@@ -188,3 +191,155 @@ def test_reduced_images_are_means_of_blocks_and_no_smaller_than_asked(size, expe
     factor = size[0] // expected[0]
     blocks = pixels.reshape(expected[1], factor, expected[0], factor, 3).mean((1, 3))
     assert np.abs(np.asarray(small) - blocks).max() < 1  # Pillow rounds in fixed point
+
+
+# --- letterbox and squash
+
+
+def seen(mode, size, image, **options):
+    return array(preprocessing_for(size, resize_mode=mode, **options).pixels(image))
+
+
+def test_a_letterbox_by_hand():
+    pixels = np.arange(4 * 2 * 3, dtype=np.uint8).reshape(2, 4, 3)
+    expected = np.empty((4, 4, 3), np.uint8)
+    expected[:] = 124, 116, 104  # 255 times 0.485, 0.456, 0.406
+    expected[1:3] = pixels
+    assert np.array_equal(seen("letterbox", 4, Image.fromarray(pixels)), expected)
+    turned = seen("letterbox", 4, Image.fromarray(pixels.swapaxes(0, 1)))
+    assert np.array_equal(turned, expected.swapaxes(0, 1))
+    other = seen("letterbox", 4, Image.fromarray(pixels), mean=(0.0, 0.5, 1.0))
+    assert other[0].tolist() == [[0, 128, 255]] * 4
+
+
+@pytest.mark.parametrize(("width", "height", "box"), [(4, 3, (0, 0, 4, 3)), (3, 4, (0, 0, 3, 4)), (4, 1, (0, 1, 4, 2))])
+def test_an_odd_pixel_is_filled_at_the_right_or_at_the_bottom(width, height, box):
+    whole = seen("letterbox", 4, Image.new("RGB", (width, height), (1, 2, 3)))
+    left, top, right, bottom = box
+    is_image = np.zeros((4, 4), bool)
+    is_image[top:bottom, left:right] = True
+    assert np.array_equal((whole == (1, 2, 3)).all(2), is_image)
+
+
+def test_a_squash_by_hand():
+    # two rows become four; bicubic with a = -0.5: the second row weighs -0.070 of 0.797 in the first of them, and 0.227
+    # of 1.094 in the second
+    rows = np.repeat(np.array([[100], [200]], np.uint8), 4, axis=1)
+    squashed = seen("squash", 4, Image.fromarray(rows))
+    assert squashed[:, :, 0].tolist() == [[91] * 4, [121] * 4, [179] * 4, [209] * 4]
+
+
+@pytest.mark.parametrize("size", [(90, 40), (41, 97), (33, 32), (20, 9), (64, 64), (7, 30)])
+@pytest.mark.parametrize("side", [24, 32, 96])
+def test_letterbox_and_squash_are_timms_border_and_squash(size, side):
+    timm = pytest.importorskip("timm.data.transforms")
+    original = picture(7, size)
+    fill = [round(255 * value) for value in IMAGENET_MEAN]
+    border = v2.Compose(
+        [timm.ResizeKeepRatio((side, side), longest=1.0, interpolation="bicubic"), timm.CenterCropOrPad(side, fill)]
+    )
+    assert np.array_equal(seen("letterbox", side, original), np.asarray(border(original)))
+    squashed = v2.functional.resize(original, [side, side], v2.InterpolationMode.BICUBIC)
+    assert np.array_equal(seen("squash", side, original), np.asarray(squashed))
+
+
+@given(
+    width=st.integers(1, 300),
+    height=st.integers(1, 300),
+    size=st.integers(8, 100),
+    mode=st.sampled_from(["crop", "letterbox", "squash"]),
+)
+def test_any_image_is_a_square_of_its_own_colour(width, height, size, mode):
+    preprocessing = preprocessing_for(size, resize_mode=mode)
+    pixels = preprocessing.pixels(Image.new("RGB", (width, height), (10, 200, 30)))
+    assert (pixels.dtype, pixels.shape) == (torch.uint8, (3, size, size))
+    expected = torch.tensor(preprocessing.fill, dtype=torch.uint8)[:, None, None].repeat(1, size, size)
+    left, top, new_width, new_height = preprocessing.box(width, height)
+    assert max(new_width, new_height) == size
+    expected[:, top : top + new_height, left : left + new_width] = torch.tensor([10, 200, 30])[:, None, None]
+    assert torch.equal(pixels, expected)
+
+
+@pytest.mark.parametrize("mode", ["crop", "letterbox", "squash"])
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1), (3, 60_000), (60_000, 3)])
+def test_a_very_long_image_fills_no_memory(mode, size, monkeypatch):
+    """Pillow resizes the width first: between the two passes there are as many pixels as new width times height."""
+    resize, between = Image.Image.resize, []
+
+    def noting(image, new_size, *args, **options):
+        between.append(new_size[0] * image.height)
+        return resize(image, new_size, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", noting)
+    image = Image.new("RGB", size, (10, 20, 30))
+    pixels = preprocessing_for(224, resize_mode=mode).pixels(image)
+    assert pixels.shape == (3, 224, 224)
+    assert max(between) <= size[0] * size[1] + 4 * 236**2
+    assert (pixels == torch.tensor([10, 20, 30])[:, None, None]).all(0).any()
+
+
+@pytest.mark.parametrize("mode", ["letterbox", "squash"])
+def test_the_exif_turn_comes_before_letterbox_and_squash(tmp_path, mode):
+    original = picture(8, (60, 40))
+    with open_image(oriented(tmp_path / "a.png", original, 6)) as image:
+        pixels = preprocessing_for(16, resize_mode=mode).pixels(image)
+    assert np.array_equal(array(pixels), seen(mode, 16, original.transpose(Image.Transpose.ROTATE_270)))
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "side", "expected"),
+    [
+        # twice the side must be left: of the shorter side, the longer one, or both
+        ("crop", (1200, 300), 32, (300, 75)),
+        ("letterbox", (1200, 300), 32, (150, 38)),
+        ("letterbox", (300, 1200), 76, (75, 300)),
+        ("letterbox", (300, 1200), 151, (150, 600)),
+        ("letterbox", (300, 1200), 301, (300, 1200)),
+        ("squash", (1200, 300), 32, (300, 75)),
+        ("squash", (300, 1200), 76, (150, 600)),
+    ],
+)
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_jpeg_keeps_twice_the_pixels_in_each_mode(tmp_path, mode, size, side, expected, orientation):
+    if mode != "letterbox" and side == 76:
+        expected = size  # 300 < 2 x 2 x 76
+    with open_image(oriented(tmp_path / "a.jpg", picture(9, size), orientation)) as image:
+        found = decoded(image, side, mode).size
+    assert found == (expected if orientation == 1 else expected[::-1])
+
+
+@pytest.mark.parametrize("mode", ["letterbox", "squash"])
+def test_a_jpeg_decoded_at_a_fraction_hardly_differs(photo, mode):
+    with open_image(photo) as image:
+        reduced_pixels = seen(mode, 48, image)
+    with open_image(photo) as image:
+        full = seen(mode, 48, image.convert("RGB"))
+    difference = np.abs(reduced_pixels.astype(int) - full).astype(float)
+    assert 0 < difference.mean() < 4  # as for the crop
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "expected"),
+    [
+        ("letterbox", (300, 75), (25, 7)),
+        ("letterbox", (20, 9), (20, 9)),
+        ("squash", (300, 75), (25, 25)),
+        ("squash", (300, 20), (25, 20)),
+        ("squash", (1, 60_000), (1, 24)),
+        ("letterbox", (1, 60_000), (1, 24)),
+    ],
+)
+def test_images_for_crops_are_reduced_to_what_each_mode_needs(mode, size, expected):
+    assert reduced(Image.new("RGB", size), 24, mode).size == expected
+
+
+def test_a_document_comes_back_and_an_impossible_one_does_not():
+    for mode in ("crop", "letterbox", "squash"):
+        preprocessing = preprocessing_for(96, (0.1, 0.2, 0.3), (0.5, 0.5, 0.5), 4095, mode)
+        assert Preprocessing.of(json.loads(json.dumps(preprocessing.to_dict()))) == preprocessing
+    sound = preprocessing_for(96, resize_mode="letterbox").to_dict()
+    with pytest.raises(NewerError, match="resize_mode is 'tile'"):
+        Preprocessing.of({**sound, "resize_mode": "tile"})
+    for wrong in ({"resize": 101}, {"resize_mode": 3}, {"resize_mode": None}):
+        with pytest.raises(ValueError, match=r"letterbox|Expected"):
+            Preprocessing.of({**sound, **wrong})

@@ -40,6 +40,7 @@ def everything():
         "title": "sign-digits: resnext11_8x8d",
         "subtitle": "4 arms compared with none by accuracy on the test images",
         "arms": {arm: f"{arm}_resnext11_8x8d" for arm in arms},
+        "images": "96 px, letterbox",
         "curves": {"x": "epoch", "y": "validation accuracy, %", "arms": {arm: curve(epochs) for arm in arms}},
         "per_class": {"metric": "recall", "unit": "points", "rows": class_rows(arms[1:], 10)},
         "cost": {

@@ -8,7 +8,7 @@ import pytest
 
 from whatwhere.comparison.content import Content, figures_content
 from whatwhere.experiment import judge, read_results
-from whatwhere.report import is_page, page, write_page
+from whatwhere.report import is_page, page, tables, write_page
 from whatwhere.statistics.epochs import LAST
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
@@ -130,6 +130,13 @@ def test_all_sections_in_order(everything):
         "Environment",
         "Runs",
     ]
+
+
+def test_the_size_and_the_shape_of_the_images_are_told(everything, figures_only):
+    assert "accuracy on the test images. Images: 96 px, letterbox<" in page(everything)
+    assert "Images:" not in page(figures_only)
+    assert "images: 96 px, letterbox" in tables(everything)[0].note.splitlines()
+    assert not any("images:" in (table.note or "") for table in tables(figures_only))
 
 
 def test_sections_without_data_are_left_out(figures_only, arm):

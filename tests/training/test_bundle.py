@@ -387,7 +387,10 @@ def test_a_bundle_of_format_2_predicts_as_it_did(tmp_path):
     assert json.loads((tmp_path / "now" / "bundle.json").read_text())["preprocessing"]["version"] == 2
 
 
-@pytest.mark.parametrize("said", [{"format": "whatwhere bundle 4"}, {"version": 3}, {"version": "2b"}, {"gamma": 2.2}])
+@pytest.mark.parametrize(
+    "said",
+    [{"format": "whatwhere bundle 4"}, {"version": 3}, {"version": "2b"}, {"gamma": 2.2}, {"resize_mode": "tile"}],
+)
 def test_what_only_a_newer_version_understands_is_refused(tmp_path, said, refused):
     """A field that is passed over would change the pixels in silence."""
     save_bundle(tmp_path / "bundle", bundle())

@@ -241,6 +241,7 @@ def test_the_help_says_the_defaults():
     special = {"model", "epochs", "batch_size", "lr", "image_size", "workers", "device", "weight_decay", "clip_grad"}
     special |= {
         "at",
+        "resize",
         "crop",
         "rand_augment",
         "amp",

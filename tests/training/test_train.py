@@ -5,18 +5,21 @@ import os
 import signal
 import sys
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from image_files import cut
 from pictures import make_folder
 from whatwhere.base.errors import Stopped
 from whatwhere.base.screen import Silent
-from whatwhere.data.preprocess import IMAGENET_MEAN
+from whatwhere.data.preprocess import IMAGENET_MEAN, preprocessing_for
 from whatwhere.training.bundle import load_bundle
-from whatwhere.training.predict import evaluate_bundle
+from whatwhere.training.config import ADDED
+from whatwhere.training.predict import evaluate_bundle, predict
 from whatwhere.training.train import run_training
 
 OPTIONS = {
@@ -277,8 +280,11 @@ def test_a_run_of_an_older_version_goes_on(data, tmp_path, refused):
     interrupted(data, tmp_path / "run")
     path = tmp_path / "run" / "run.json"
     run = read(path)
-    config = {name: value for name, value in run["config"].items() if name not in ("attention", "width_factor")}
-    path.write_text(json.dumps({**{name: run[name] for name in run if name != "drawn"}, "config": config}))
+    lacking = ("attention", "width_factor", *ADDED)
+    config = {name: value for name, value in run["config"].items() if name not in lacking}
+    path.write_text(
+        json.dumps({**{name: run[name] for name in run if name not in ("drawn", "preprocessing")}, "config": config})
+    )
     with refused():
         train(data, tmp_path / "run", resume=True, width_factor=1.5)
     assert train(data, tmp_path / "run", resume=True)["status"] == "finished"
@@ -348,3 +354,68 @@ def test_weights_of_attention_in_another_form_are_trained_and_kept(data, tmp_pat
     result = read(tmp_path / "run" / "result.json")
     again = evaluate_bundle(bundle, str(tmp_path / "run" / "split.csv"), split="test")["images"]
     assert again == {name: pytest.approx(value) for name, value in result["test"].items()}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Images whose classes differ at the left end only: the centre crop does not show it."""
+    folder = tmp_path_factory.mktemp("wide") / "images"
+    for number in range(32):
+        noise = np.random.default_rng(number).integers(60, 190, (16, 40, 3), dtype=np.uint8)
+        noise[:, :12] = 255 * (number % 2)
+        (folder / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise).save(folder / "ab"[number % 2] / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("crop", ["pad", "resized"])
+@pytest.mark.parametrize("mode", ["letterbox", "squash"])
+def test_resize_is_the_same_in_training_evaluation_bundle_and_prediction(wide, tmp_path, mode, crop):
+    plain = {"rand_augment": 0, "random_erasing": 0.0, "label_smoothing": 0.0, "hflip": 0.0, "crop_scale": 0.8}
+    result = train(wide, tmp_path / "run", resize=mode, epochs=12, lr=0.02, crop=crop, cache="none", **plain)
+    # what tells the classes apart is at the end of the images
+    assert result["test"]["accuracy"] == 1
+    run, bundle = read(tmp_path / "run" / "run.json"), load_bundle(tmp_path / "run")
+    assert run["config"]["resize"] == run["preprocessing"]["resize_mode"] == mode
+    assert run["preprocessing"] == read(tmp_path / "run" / "best" / "bundle.json")["preprocessing"]
+    assert bundle.preprocessing == preprocessing_for(16, resize_mode=mode)
+    again = evaluate_bundle(bundle, str(tmp_path / "run" / "split.csv"), split="test")["images"]
+    assert again == {name: pytest.approx(value) for name, value in result["test"].items()}
+    files = sorted(wide.glob("?/*.png"))
+    predicted = [found.classes[0][0] for found in predict(bundle, files, top=1)]
+    assert predicted == [file.parent.name for file in files]
+
+
+def test_wide_images_are_a_warning_where_the_crop_leaves_most_of_them_out(wide, tmp_path):
+    def warnings(**options):
+        screen, told = Silent(), []
+        screen.warn = told.append
+        run_training(str(wide), {**OPTIONS, **options}, out=None, resume=False, dry_run=True, command="", screen=screen)
+        return [text for text in told if "--resize" in text]
+
+    (warning,) = warnings()
+    assert warning.startswith("32 images so long that the centre crop leaves out more than 40 %")
+    assert not warnings(resize="letterbox")
+    assert not warnings(resize="squash")
+
+
+def test_resize_of_the_bundle_that_a_run_starts_from(wide, tmp_path, refused):
+    train(wide, tmp_path / "first", epochs=1, resize="letterbox")
+    start = {"pretrained": str(tmp_path / "first"), "epochs": 1}
+    for name, given, mode in (("kept", {}, "letterbox"), ("given", {"resize": "squash"}, "squash")):
+        train(wide, tmp_path / name, **start, **given)
+        assert read(tmp_path / name / "run.json")["config"]["resize"] == mode
+        assert load_bundle(tmp_path / name).preprocessing.resize_mode == mode
+        # what the run has is kept, whether it is given again or not
+        assert train(wide, tmp_path / name, resume=True, **start)["num_epochs"] == 1
+    with refused():
+        train(wide, tmp_path / "given", resume=True, **start, resize="crop")
+
+
+def test_a_run_whose_pixels_a_newer_version_says_is_not_continued(wide, tmp_path, refused):
+    interrupted(wide, tmp_path / "run", step=2)
+    document = read(tmp_path / "run" / "run.json")["preprocessing"]
+    for other in ({"version": 3}, {"resize_mode": "tile"}, {"gamma": 2.2}):
+        changed(tmp_path / "run" / "run.json", preprocessing={**document, **other})
+        with refused():
+            train(wide, tmp_path / "run", resume=True)

@@ -23,6 +23,8 @@ _IGNORED = frozenset(
     {"data", "data_dir", "path_column", "label_column", "device", "workers", "cache", "download", "check"}
     | {"save_minutes", "tensorboard"}
 )
+# `ADDED` of training/config.py: what runs of earlier versions did
+_ADDED = {"near_duplicates": "together", "max_value": 65535, "resize": "crop"}
 T = TypeVar("T")
 
 
@@ -45,7 +47,7 @@ def _is_run(folder: Path, names: set[str]) -> bool:
 
 def _read(folder: Path, choice: Choice) -> Run:
     described = _content(folder / _RUN, _Description)
-    settings = flat({**described.config, "data_fingerprint": described.data_fingerprint}, folder / _RUN)
+    settings = flat({**_ADDED, **described.config, "data_fingerprint": described.data_fingerprint}, folder / _RUN)
     if not os.path.lexists(folder / _RESULT):
         return Run(folder, settings, fault=f"has no {_RESULT}")
     result = _content(folder / _RESULT, _Result)

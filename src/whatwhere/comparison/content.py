@@ -115,6 +115,7 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
         first: (arm, finding) of each arm that needs more epochs before it can be compared.
         judgement: The verdicts.
         arms: Description of each arm.
+        images: Size of the images that the networks take, and how they are made square.
         curves: Learning curves.
         per_class: Differences in each class.
         cost: Cost of each arm.
@@ -132,6 +133,7 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     first: tuple[tuple[str, str], ...] = ()
     judgement: Judgement
     arms: dict[str, str]
+    images: str = ""
     curves: Curves | None = None
     per_class: PerClass | None = None
     cost: Costs | None = None

@@ -411,7 +411,7 @@ def described(design: Design, num_classes: int) -> list[str]:
     metric, schedule = METRICS[design.metric], design.schedule
     looks = f"then at most {schedule.last} where that cannot tell" if schedule.last else "more may be added later"
     shown = {**design.options, "lr": "searched" if design.lr_search else design.options["lr"]}
-    options = ", ".join(f"{name} {shown[name]}" for name in ("epochs", "batch_size", "lr", "image_size"))
+    options = ", ".join(f"{name} {shown[name]}" for name in ("epochs", "batch_size", "lr", "image_size", "resize"))
     return [
         *arms,
         f"{design.num_seeds} seeds, {looks}; judged by {metric.label} against {design.baseline}, margin "

@@ -6,10 +6,12 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
 from ..base.words import few
+from ..data.images import MAX_VALUE
 from ..statistics.decide import holm
 from ..statistics.metric import METRICS, Metric
 from ..statistics.results import Results, numbered
@@ -201,6 +203,7 @@ class Gathered:
             subtitle=f"{content.subtitle} on the {'test' if self._has_test else 'validation'} images",
             first=tuple(first.items()),
             arms={arm.name: describe(design.arm_options[arm.name]) for arm in design.arms},
+            images=_images(design.options),
             curves=self.curves(),
             per_class=self.per_class(judgement),
             cost=cost,
@@ -214,6 +217,13 @@ class Gathered:
             runs=runs,
             failures=dict(failures),
         )
+
+
+def _images(options: Mapping[str, Any]) -> str:
+    """Return what the networks of a comparison take."""
+    white = options["max_value"]
+    grey = "" if white == MAX_VALUE else f", 16-bit grey with {white:,} as white"
+    return f"{options['image_size']} px, {options['resize']}{grey}"
 
 
 def _with_epochs_first(judgement: Judgement, first: Mapping[str, str]) -> Judgement:

@@ -44,17 +44,29 @@ class Augmentation:
     random_erasing: float  # probability that a rectangle of 2 to 33 % of the area is set to the mean (arXiv 1708.04896)
 
     def cropped(self, pixels: Tensor, row: Tensor) -> Tensor:
-        """Crop one image at random and resize it: uint8 (3, H, W) -> (3, image_size, image_size)."""
+        """Crop one image at random and resize it: uint8 (3, H, W) -> (3, image_size, image_size).
+
+        Of "letterbox" and "squash" the crop has the shape of the image, times a random aspect ratio. It becomes what
+        the whole image becomes in the evaluation: a letterbox, or a square.
+        """
         height, width = pixels.shape[-2:]
-        area, ratio, y, x = row[_CROP].tolist()
+        area, ratio, down, right = row[_CROP].tolist()
         target = height * width * (self.crop_scale + area * (1 - self.crop_scale))
         aspect = math.exp((2 * ratio - 1) * math.log(4 / 3))
+        if self.preprocessing.resize_mode != "crop":
+            aspect *= width / height
         crop_width = min(width, max(1, round(math.sqrt(target * aspect))))
         crop_height = min(height, max(1, round(math.sqrt(target / aspect))))
-        top, left = int(y * (height - crop_height + 1)), int(x * (width - crop_width + 1))
-        size = [self.preprocessing.image_size] * 2
+        top, left = int(down * (height - crop_height + 1)), int(right * (width - crop_width + 1))
+        x, y, new_width, new_height = self.preprocessing.box(crop_width, crop_height)
+        size = [new_height, new_width]
         crop: Tensor = ops.resized_crop(pixels, top, left, crop_height, crop_width, size, InterpolationMode.BILINEAR)
-        return crop
+        if new_width == new_height == self.preprocessing.image_size:
+            return crop
+        square = torch.tensor(self.preprocessing.fill, dtype=torch.uint8, device="cpu")[:, None, None]
+        square = square.repeat(1, self.preprocessing.image_size, self.preprocessing.image_size)
+        square[:, y : y + new_height, x : x + new_width] = crop
+        return square
 
     def __call__(self, pixels: Tensor, rows: Tensor) -> Tensor:
         """Return the network's input, float32, for uint8 `pixels` (N, 3, S, S) and their rows (N, 14) on the CPU."""

@@ -20,7 +20,7 @@ from .preprocess import Preprocessing, decoded, reduced, sent, to_tensor
 from .sources.source import Sample, Source
 from .store import Store
 
-# images for resized crops are stored with a shorter side of at least this many times the network's image size
+# images for resized crops are stored with at least this many times the pixels, along a side, that the network takes
 _STORED = 1.5
 _PATIENCE = 60.0  # seconds to wait for a piece
 _PIECE = 8  # images that a thread reads at a time: few, so that a stop does not wait, but more than one, for speed
@@ -83,8 +83,8 @@ class Reader:
         with self.source.open(self.samples[index]) as image:
             if not self.whole:
                 return self.preprocessing.pixels(image)
-            short_side = round(_STORED * self.preprocessing.image_size)
-            return to_tensor(reduced(decoded(image, short_side, self.preprocessing.max_value), short_side))
+            side, mode = round(_STORED * self.preprocessing.image_size), self.preprocessing.resize_mode
+            return to_tensor(reduced(decoded(image, side, mode, self.preprocessing.max_value), side, mode))
 
 
 def label_numbers(samples: Sequence[Sample], classes: tuple[str, ...]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -16,8 +16,9 @@ from ..base.limits import IMAGE_SIDE
 from ..base.words import brief
 from .images import MAX_VALUE, read_image
 
-# of the document: 1, which does not say so, is {image_size, resize, mean, std}
+# of the document: 1, which does not say so, has image_size, resize, mean and std
 VERSION = 2
+ResizeMode = Literal["crop", "letterbox", "squash"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -27,7 +28,14 @@ class NewerError(ValueError):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize the shorter side to `resize` (bicubic, antialiased), crop the centre to `image_size`, normalise.
+    """Resize (bicubic, antialiased) to a square of `image_size`, and normalise.
+
+    "crop" resizes the shorter side to `resize` and crops the centre, as torchvision and timm do. The other modes show
+    the whole image: "letterbox" resizes its longer side to `image_size` and fills the rest, "squash" resizes both sides
+    to `image_size`, so that shapes change. They are timm's crop_mode "border" and "squash" with crop_pct 1.
+
+    The letterbox stands in the middle; an odd pixel is filled at the right or at the bottom. The fill is
+    round(255 mean), as in timm: near 0 for the network, as its convolutions pad.
 
     A value v of a channel, scaled to [0, 1], becomes (v - mean) / std.
 
@@ -36,14 +44,16 @@ class Preprocessing:
     """
 
     image_size: int
-    resize: int
+    resize: int  # the size before the crop; `image_size` where there is no crop
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     max_value: int = MAX_VALUE
+    resize_mode: ResizeMode = "crop"
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as a document of JSON values, with its version."""
-        return {"version": VERSION, **{name: msgspec.to_builtins(value) for name, value in asdict(self).items()}}
+        values = asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        return {"version": VERSION, **values}
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Preprocessing:
@@ -58,23 +68,51 @@ class Preprocessing:
             raise NewerError(f"its preprocessing has version {brief(version)}, not {VERSION}")
         for name in sorted(document.keys() - known):
             raise NewerError(f"its preprocessing has {brief(name)}")
+        if isinstance(mode := document.get("resize_mode", "crop"), str) and mode not in get_args(ResizeMode):
+            raise NewerError(f"its resize_mode is {brief(mode)}")
         found = msgspec.convert(dict(document), cls)
         if not 1 <= found.image_size <= found.resize <= IMAGE_SIDE:
             raise ValueError(f"its image size is {found.image_size} of {found.resize}")
         if not 1 <= found.max_value <= MAX_VALUE:
             raise ValueError(f"its largest value of 16 bits is {found.max_value}")
+        if found.resize_mode != "crop" and found.resize != found.image_size:
+            raise ValueError(f"its {found.resize_mode} is of {found.resize} pixels for {found.image_size}")
         # of values from 0 to 1: far beyond these bounds a network would compute infinities
         if not all(-1e3 <= value <= 1e3 for value in found.mean) or not all(1e-3 <= v <= 1e3 for v in found.std):
             raise ValueError(f"its mean is {found.mean}, its std {found.std}")
         return found
 
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """The colour around a letterbox: the mean, of 255."""
+        return tuple(round(255 * min(max(value, 0), 1)) for value in self.mean)
+
+    def box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Return left, top, width and height of what an image, or a part of it, becomes when nothing is cut off."""
+        size = self.image_size
+        if self.resize_mode != "letterbox":
+            return 0, 0, size, size
+        width, height = (max(1, round(side * size / max(width, height))) for side in (width, height))
+        return (size - width) // 2, (size - height) // 2, width, height
+
     def pixels(self, image: Image.Image) -> Tensor:
-        """Resize and crop an opened image: uint8 (3, image_size, image_size)."""
-        image = decoded(image, self.resize, self.max_value)
+        """Resize an opened image: uint8 (3, image_size, image_size)."""
+        image = decoded(image, self.resize, self.resize_mode, self.max_value)
+        if self.resize_mode != "crop":
+            return to_tensor(self._boxed(image))
         # first cut a very long image: only a square is used, and the enlarged whole would fill the memory
         short = min(image.size)
         image = _middle(image, *(min(side, 4 * short + side % 2) for side in image.size))
         return to_tensor(_middle(resized(image, self.resize), self.image_size, self.image_size))
+
+    def _boxed(self, image: Image.Image) -> Image.Image:
+        left, top, width, height = self.box(*image.size)
+        if image.width < width and image.height > height:
+            # Pillow would make it wider first, and a very long image would fill the memory
+            image = image.resize((image.width, height), Image.Resampling.BICUBIC)
+        square = Image.new("RGB", (self.image_size, self.image_size), self.fill)
+        square.paste(image.resize((width, height), Image.Resampling.BICUBIC), (left, top))
+        return square
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Return uint8 (N, 3, H, W) as float32, normalised."""
@@ -89,18 +127,36 @@ def preprocessing_for(
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
     max_value: int = MAX_VALUE,
+    resize_mode: ResizeMode = "crop",
 ) -> Preprocessing:
-    """Return the usual preprocessing: the whole image up to 64 pixels, else the central 95 % of its shorter side."""
-    return Preprocessing(image_size, image_size if image_size <= 64 else round(image_size / 0.95), mean, std, max_value)
+    """Return the usual preprocessing; "crop" crops 95 % of the shorter side, up to 64 pixels all of it."""
+    is_whole = resize_mode != "crop" or image_size <= 64
+    resize = image_size if is_whole else round(image_size / 0.95)
+    return Preprocessing(image_size, resize, mean, std, max_value, resize_mode)
 
 
-def decoded(image: Image.Image, short_side: int, max_value: int = MAX_VALUE) -> Image.Image:
-    """Decode an opened image to RGB; a JPEG at 1/2, 1/4 or 1/8 of its size if that leaves 2 x `short_side` or more.
+def _factors(size: tuple[int, int], side: int, resize_mode: ResizeMode) -> tuple[int, int]:
+    """Return by what whole factors width and height may shrink, so that what becomes `side` still has that many pixels.
 
-    libjpeg's reduced decoding is several times faster on photos. A resize to `short_side` follows.
+    That is the shorter side of a "crop", the longer one of a "letterbox", both of a "squash".
+    """
+    width, height = size
+    if resize_mode == "squash":
+        return max(1, width // side), max(1, height // side)
+    factor = max(1, (min if resize_mode == "crop" else max)(size) // side)
+    return factor, factor
+
+
+def decoded(image: Image.Image, side: int, resize_mode: ResizeMode = "crop", max_value: int = MAX_VALUE) -> Image.Image:
+    """Decode an opened image to RGB; a JPEG at 1/2, 1/4 or 1/8 of its size if that leaves 2 x `side` or more.
+
+    libjpeg's reduced decoding is several times faster on photos. A resize to `side` follows; which side that is says
+    `_factors`.
     """
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
-        image.draft(image.mode, (2 * short_side, 2 * short_side))
+        least = min(_factors(image.size, 2 * side, resize_mode))
+        factor = next(factor for factor in (8, 4, 2, 1) if factor <= least)
+        image.draft(image.mode, (max(1, image.width // factor), max(1, image.height // factor)))
     return read_image(image, max_value)
 
 
@@ -120,13 +176,13 @@ def resized(image: Image.Image, short_side: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def reduced(image: Image.Image, short_side: int) -> Image.Image:
-    """Shrink an RGB image by a whole factor, averaging blocks of pixels; its shorter side stays at least `short_side`.
+def reduced(image: Image.Image, side: int, resize_mode: ResizeMode = "crop") -> Image.Image:
+    """Shrink an RGB image by whole factors, averaging blocks of pixels; what becomes `side` keeps that many pixels.
 
     This is much cheaper than a resize. The crop resizes it later.
     """
-    factor = min(image.size) // short_side
-    return image.reduce(factor) if factor > 1 else image
+    factors = _factors(image.size, side, resize_mode)
+    return image.reduce(factors) if max(factors) > 1 else image
 
 
 def to_tensor(image: Image.Image) -> Tensor:

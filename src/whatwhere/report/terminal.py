@@ -85,6 +85,8 @@ def _verdicts(content: Content, *, has_differing: bool) -> Table:
             "the verdict is read at the interval in its sentence, which is wider than the 95 % interval of the table: "
             "looks and arms share the error"
         )
+    if content.images:
+        notes.append(f"images: {printable(content.images)}")
     notes += [printable(caution) for caution in content.cautions]
     notes += [f"changed after the start: {printable(change)}" for change in content.changes]
     if per_class is not None and per_class.rows and not has_differing:

@@ -35,7 +35,7 @@ FREE = frozenset({"data_dir", "device", "workers", "cache", "download", "check",
 # options that a comparison sets for each of its runs
 TELLS_APART = frozenset({"model", "seed", "attention", "attention_kwargs", "width_factor"})
 # options that runs and comparisons of earlier versions lack, with what these did
-ADDED = {"near_duplicates": "together", "max_value": 65535}
+ADDED = {"near_duplicates": "together", "max_value": 65535, "resize": "crop"}
 
 
 def _option(panel: str, default: Any, help: str, usual: str = "no", metavar: str | None = None) -> Any:
@@ -138,8 +138,14 @@ class Config(Recipe):
     )
     drop_rate: _Rate = _recipe(0.0, "Dropout before the classifier.", "0")
     drop_path_rate: _Rate = _recipe(0.0, "Stochastic depth, arXiv 1603.09382.", "0")
+    resize: Literal["crop", "letterbox", "squash"] = _recipe(
+        "crop",
+        "How images become square: crop the centre, letterbox (all of it, the rest filled), squash (all of it, "
+        "stretched).",
+        "crop; after --pretrained BUNDLE, that of the bundle",
+    )
     crop: Literal["pad", "resized"] = _recipe(
-        "pad", "pad: pad and crop; resized: crop of any scale.", "up to 64 px pad, else resized"
+        "pad", "In training, pad: pad and crop; resized: crop of any scale.", "up to 64 px pad, else resized"
     )
     crop_scale: Annotated[float, Meta(gt=0, le=1)] = _recipe(
         0.35, "Smallest part of the area in a resized crop.", "0.35"

@@ -22,7 +22,7 @@ from ..base.files import check_writable, locked, read_file, write_bytes, write_j
 from ..base.limits import DOCUMENT_BYTES
 from ..base.tables import comma_separated
 from ..base.words import brief, cause, few, short
-from ..data.preprocess import Preprocessing
+from ..data.preprocess import NewerError, Preprocessing
 from ..data.split import Prepared, content_fingerprint, fingerprint
 from ..networks.spec import is_import_path
 from .bundle import DESCRIPTION, Bundle, save_bundle
@@ -343,6 +343,10 @@ def _damage(path: Path, where: str = "") -> Iterator[None]:
     """Raise UserError where the content of a file cannot be read."""
     try:
         yield
+    except NewerError as error:
+        raise UserError(
+            f"{str(path)!r} is of a newer version of whatwhere ({error}); pip install --upgrade whatwhere"
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{str(path)!r} is damaged ({where}{cause(error)}); start again with another --out") from error
 

@@ -25,7 +25,7 @@ from ..base.screen import Screen
 from ..base.words import few
 from ..data.augment import Augmentation
 from ..data.batches import EvaluationBatches, Order, Reader, TrainBatches, label_numbers
-from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing_for
+from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, ResizeMode, preprocessing_for
 from ..data.split import Prepared, prepare
 from ..data.store import Store, decode_all, free_memory, num_bytes, room
 from ..networks.factory import checked, create, read_pretrained, settled
@@ -71,6 +71,13 @@ def _trained(pretrained: str) -> tuple[Path, NetworkSpec, Preprocessing] | None:
     return weights_of(Path(pretrained)) if pretrained not in ("", "imagenet") else None
 
 
+def resize_mode(given: Mapping[str, Any]) -> ResizeMode:
+    """Return the option `resize`; where it is not given, it is that of the bundle that the weights are from."""
+    trained = _trained(given.get("pretrained", ""))
+    mode: ResizeMode = given.get("resize", "crop" if trained is None else trained[2].resize_mode)
+    return mode
+
+
 def prepare_images(data: str, given: Mapping[str, Any], screen: Screen) -> Prepared:
     """Find, check and split the images of DATA, as `prepare` does; show problems as warnings."""
     names = ("val_fraction", "test_fraction", "near_duplicates", "max_value", "skip_bad", "check", "download")
@@ -84,7 +91,7 @@ def prepare_images(data: str, given: Mapping[str, Any], screen: Screen) -> Prepa
     for finding in (prepared.report or prepared.source).findings:
         if finding.can_skip:
             screen.warn(f"--skip-bad left out {finding.message}: {few(finding.paths, 5)}")
-        elif finding.severity == "warning":
+        elif finding.severity == "warning" and (finding.kind != "cropped" or resize_mode(given) == "crop"):
             screen.warn(f"{finding.sentence()} (`whatwhere check` names them)")
         elif finding.kind == "columns":
             screen.line(finding.sentence())
@@ -111,7 +118,7 @@ def check_apart(path: Path, prepared: Prepared) -> None:
 def resolve(data: str, given: Mapping[str, Any], prepared: Prepared, team: Team) -> Config:
     """Return all options of a run: the given ones, and the others chosen by image size, start and machine."""
     Config(data=data, **given)  # the defaults are calculated from these
-    chosen = defaults(
+    chosen = {"resize": resize_mode(given)} | defaults(
         given,
         image_size=given.get("image_size", image_size_for(prepared.median_side)),
         num_images=len(prepared.parts["train"]),
@@ -210,7 +217,7 @@ def preprocessing_of(config: Config) -> Preprocessing:
         )
     assert config.max_value != "auto"  # `resolve` has found the number
     mean, std = trained_with or (IMAGENET_MEAN, IMAGENET_STD)
-    return preprocessing_for(config.image_size, mean, std, config.max_value)
+    return preprocessing_for(config.image_size, mean, std, config.max_value, config.resize)
 
 
 def _readers(config: Config, prepared: Prepared, preprocessing: Preprocessing, *, with_test: bool) -> dict[str, Reader]:

@@ -69,6 +69,16 @@ _RANGES: Messages = {
         "look at them, remove what is blank",
     ),
 }
+# least part of an image that the centre crop should keep: 3:2 and 16:10 keep more, 16:9 keeps 56 %
+_LEAST_KEPT = 0.6
+_SHAPES: Messages = {
+    "cropped": (
+        "warning",
+        "image",
+        "{n} so long that the centre crop leaves out more than 40 %",
+        "train with --resize letterbox, or squash, to show all of each",
+    ),
+}
 _COPIES: Messages = {
     "leak": (
         "error",
@@ -200,6 +210,14 @@ def misfit(largest: Collection[int], max_value: int) -> str:
         images = f"{counted(len(largest), 'image')} of 16-bit grey {'has' if len(largest) == 1 else 'have'}"
         return f"{images} values up to {max(largest):,} only: almost black, as the network takes {max_value:,} as white"
     return ""
+
+
+def shape_findings(samples: Sequence[Sample], entries: Sequence[Entry]) -> list[Finding]:
+    """Return a finding on images of which the square in the centre is a small part; width and height may be swapped."""
+    both = zip(samples, entries, strict=True)
+    sizes = {sample.path: sorted((entry.width, entry.height)) for sample, entry in both if not entry.fault}
+    cropped = [path for path, (short_side, long_side) in sizes.items() if short_side < _LEAST_KEPT * long_side]
+    return findings_of(_SHAPES, {"cropped": cropped})
 
 
 def copy_findings(

@@ -22,6 +22,7 @@ from .findings import (
     file_findings,
     range_findings,
     resolved_range,
+    shape_findings,
     surplus,
 )
 from .probe import default_cache, probe
@@ -152,6 +153,7 @@ def examine(
         *source.findings,
         *file_findings(source, entries),
         *range_findings(samples, entries, max_value),
+        *shape_findings(samples, entries),
         *class_findings(usable),
         *findings_of(_LOST, {"lost-class": lost}),
         *copy_findings(samples, identical, near),
