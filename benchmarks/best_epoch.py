@@ -1,8 +1,9 @@
 """Which epoch of a run to keep where few images validate it: test accuracy by rule, paired over seeds.
 
-Each run trains on `size` images of DATA at 32 px with the usual options, 15 % of them held out to choose the epoch, and
-is tested on all images that are left. All rules choose from the same epochs: the best validation accuracy (the first
-such epoch, or of those the one with the lowest validation loss), the lowest validation loss, or the last.
+Each run trains on `size` images of DATA at 32 px, 15 % of them held out to choose the epoch, and is tested on all that
+are left. The options are those that few images had until 2026-11: a rate of 0.1 at batch size 128, and `OPTIONS`.
+All rules choose from the same epochs: the best validation accuracy (the first such epoch, or of those the one with the
+lowest validation loss), the lowest validation loss, or the last.
 
     python benchmarks/best_epoch.py DATA --out best_epoch.csv [--size 200 600] [--seeds 12] [--epochs 100]
     python benchmarks/best_epoch.py --out best_epoch.csv --table > best_epoch.md
@@ -40,6 +41,7 @@ RULES = {
     "loss": lambda epoch: -epoch["loss"],
     "last": lambda epoch: epoch["epoch"],
 }
+OPTIONS = {"mixup": 0.1, "random_erasing": 0.1, "rand_augment": 5, "hflip": 0.5}
 HEAD = ("size", "seed", "num_val", "num_ties", *(f"{name}: {what}" for name in RULES for what in ("epoch", "test")))
 
 
@@ -62,7 +64,8 @@ def run(data, size, seed, epochs):
         given = {"seed": seed, "epochs": epochs, "image_size": 32, "device": "cpu", "workers": 0, "check": False}
         team = Team(0, 1, 0, torch.device("cpu"))
         prepared = prepare_images(str(table), given, Silent())
-        config = resolve(str(table), given, prepared, team)
+        rate = 0.1 * resolve(str(table), given, prepared, team).batch_size / 128
+        config = resolve(str(table), {**given, **OPTIONS, "lr": rate}, prepared, team)
         model, _ = build_model(config, len(prepared.classes))
         material = build_material(config, prepared, preprocessing_of(config), team, with_test=True)
         trainer = build_trainer(config, material.train, model, len(prepared.classes), team, Trainer)

@@ -4,7 +4,10 @@ import re
 import subprocess
 import sys
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given as drawn
+from hypothesis import settings
 
 from whatwhere.training.config import (
     CHOICES,
@@ -12,6 +15,7 @@ from whatwhere.training.config import (
     OPTIONS,
     Config,
     Recipe,
+    augmentation_in_words,
     defaults,
     image_size_for,
     read_config,
@@ -250,11 +254,20 @@ def test_the_help_says_the_defaults():
         "label_column",
         "data_dir",
         "warmup_epochs",
+        "hflip",
+        "mixup",
+        "random_erasing",
     }
     assert OPTIONS.keys() - compared == special
     large, tuned, adamw = chosen(224), chosen(pretrained="imagenet"), chosen(optimizer="adamw")
     assert usual("batch_size") == f"{values['batch_size']}, above 64 px {large['batch_size']}, less for few images"
-    assert usual("rand_augment") == f"{values['rand_augment']}; above 64 px {large['rand_augment']}"
+    few = chosen(num_images=200)
+    assert usual("rand_augment") == (
+        f"{values['rand_augment']}; above 64 px {large['rand_augment']}; few steps {few['rand_augment']}"
+    )
+    for name in ("hflip", "mixup", "random_erasing"):
+        assert usual(name) == f"{values[name]:g}; few steps {few[name]:g}"
+    assert usual("lr") == f"{values['lr']:g}; above 64 px {large['lr']:g}; by batch size, optimizer and start"
     assert usual("epochs") == f"{values['epochs']}; fine-tuning: {tuned['epochs']}"  # at any size
     assert large["epochs"] == values["epochs"]
     assert usual("warmup_epochs") == "a tenth of all, at most 5"
@@ -276,7 +289,7 @@ def test_what_is_given_wins_over_the_defaults():
     images = Prepared(None, ("a",), {"train": (None,) * 1300}, None, (), 40)
     config = resolve("x", {"lr": 0.3, "epochs": 7, "crop": "resized"}, images, alone)
     assert (config.lr, config.epochs, config.crop) == (0.3, 7, "resized")
-    assert (config.image_size, config.batch_size, config.rand_augment) == (32, 128, 5)
+    assert (config.image_size, config.batch_size, config.rand_augment) == (32, 128, 3)  # 11 steps x 7
     config = resolve("x", {"image_size": 224}, images, alone)
     assert (config.crop, config.batch_size) == ("resized", 64)
 
@@ -285,13 +298,92 @@ def test_few_images_make_smaller_batches_so_that_an_epoch_has_ten_steps():
     sizes = {2000: 128, 1280: 128, 1279: 64, 500: 32, 200: 16, 20: 16}
     assert {num: chosen(num_images=num)["batch_size"] for num in sizes} == sizes
     assert chosen(224, num_images=300)["batch_size"] == 16
-    assert chosen(num_images=200)["lr"] == pytest.approx(0.1 * 16 / 128)
 
 
 def test_a_batch_is_not_larger_than_the_images_there_are():
     sizes = {16: 16, 15: 15, 2: 2, 1: 1}
     assert {num: chosen(num_images=num)["batch_size"] for num in sizes} == sizes
-    assert chosen(num_images=12)["lr"] == pytest.approx(0.1 * 12 / 128, rel=1e-3)
+
+
+@pytest.mark.parametrize("num_images", [6, 140, 420, 1257, 10**6])
+def test_a_batch_that_is_small_because_the_images_are_few_keeps_the_rate(num_images):
+    assert chosen(num_images=num_images)["lr"] == 0.1
+    assert chosen(224, num_images=num_images)["lr"] == 0.025
+    assert chosen(num_images=num_images, optimizer="adamw")["lr"] == 5e-4
+    assert chosen(num_images=num_images, pretrained="imagenet")["lr"] == 0.01
+
+
+@pytest.mark.parametrize(("batch_size", "rate"), [(8, 0.025), (16, 0.05), (32, 0.1), (64, 0.1), (128, 0.1), (256, 0.2)])
+def test_a_batch_that_is_given_is_compared_with_that_which_suits_the_images(batch_size, rate):
+    assert chosen(num_images=420)["batch_size"] == 32
+    assert chosen(num_images=420, batch_size=batch_size)["lr"] == pytest.approx(rate)
+
+
+AUGMENTATION = ("hflip", "mixup", "random_erasing", "rand_augment")
+
+
+@pytest.mark.parametrize(
+    ("given", "values"),
+    [
+        ({"num_images": 420}, (0, 0, 0, 3)),  # 14 steps x 100
+        ({"num_images": 420, "epochs": 142}, (0, 0, 0, 3)),  # 1,988
+        ({"num_images": 420, "epochs": 143}, (0.5, 0.1, 0.1, 5)),  # 2,002
+        ({"num_images": 2560}, (0, 0, 0, 3)),  # 20 x 100
+        ({"num_images": 2561}, (0.5, 0.1, 0.1, 5)),  # 21 x 100
+        ({"num_images": 2560, "batch_size": 64}, (0.5, 0.1, 0.1, 5)),
+        ({"num_images": 1279}, (0, 0, 0, 3)),  # 20 x 100
+        ({"num_images": 50_000, "epochs": 5}, (0, 0, 0, 3)),  # 391 x 5
+        ({"num_images": 50_000, "epochs": 6}, (0.5, 0.1, 0.1, 5)),
+        ({"num_images": 1280, "image_size": 224}, (0, 0, 0, 3)),  # 20 x 100
+        ({"num_images": 1281, "image_size": 224}, (0.5, 0.1, 0.1, 7)),  # 21 x 100
+        ({"num_images": 420, "pretrained": "imagenet"}, (0.5, 0.1, 0.1, 5)),
+        ({"num_images": 420, "mixup": 0.2}, (0, None, 0, 3)),
+    ],
+)
+def test_few_steps_get_less_augmentation(given, values):
+    assert tuple(chosen(**given).get(name) for name in AUGMENTATION) == values
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epochs": 20, "batch_size": 16}, "less augmentation for 2,000 steps (at most 2,000)"),
+        ({"epochs": 21, "batch_size": 16}, "usual augmentation for 2,100 steps (above 2,000)"),
+        (
+            {"epochs": 2, "batch_size": 16, "pretrained": "w.pth"},
+            "usual augmentation for 200 steps from trained weights",
+        ),
+    ],
+)
+def test_the_augmentation_is_told_with_its_reason(options, words):
+    assert augmentation_in_words(Config(**options), 1600) == words
+
+
+@settings(max_examples=300)
+@drawn(
+    num_images=st.integers(2, 10**6),
+    epochs=st.none() | st.integers(1, 1000),
+    batch_size=st.none() | st.integers(1, 4096),
+    image_size=st.sampled_from([8, 32, 64, 96, 224]),
+    optimizer=st.sampled_from(["sgd", "adamw"]),
+    pretrained=st.sampled_from(["", "imagenet"]),
+)
+def test_what_is_chosen_is_in_range_and_more_epochs_never_augment_less(
+    num_images, epochs, batch_size, image_size, optimizer, pretrained
+):
+    options = {"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "pretrained": pretrained}
+    options = {name: value for name, value in options.items() if value is not None}
+    found = {**chosen(image_size, num_images=num_images, **options), **options}
+    Config(data="photos", **found)
+    assert batch_size or found["batch_size"] <= num_images
+    full, highest = (128, 0.1) if image_size <= 64 else (64, 0.025)
+    highest *= (0.005 if image_size <= 64 else 0.01) if optimizer == "adamw" else 1
+    highest *= 0.1 if pretrained else 1
+    low, high = (highest * min(1, found["batch_size"] / full), highest * max(1, found["batch_size"] / full))
+    assert low * 0.999 <= found["lr"] <= high * 1.001
+    assert found["warmup_epochs"] <= found["epochs"]
+    more = chosen(image_size, num_images=num_images, **{**options, "epochs": found["epochs"] + 1})
+    assert all(more[name] >= found[name] for name in AUGMENTATION)
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def finished(data, tmp_path_factory):
 
 
 def test_what_a_run_leaves(finished):
-    out, result, _ = finished
+    out, result, screen = finished
     names = {"run.json", "metrics.jsonl", "split.csv", "result.json", "curves.png", "confusion.png", "last", "best"}
     assert names == {path.name for path in out.iterdir()} - {".lock"}
     run = json.loads((out / "run.json").read_text())
@@ -102,6 +102,9 @@ def test_what_a_run_leaves(finished):
     assert run["num_images"] == {"train": 33, "val": 9, "test": 6}
     assert run["config"]["ema"] == 0.9
     assert run["config"]["optimizer"] == "sgd"  # what was not given is there too
+    assert run["chosen"] == "less augmentation for 9 steps (at most 2,000)"
+    assert f"(* given; the others are chosen by images, steps, start and machine: {run['chosen']})" in screen.lines
+    assert (run["config"]["hflip"], run["config"]["mixup"]) == (0, 0.2)  # mixup is given
     assert run["sessions"][0]["torch"] == torch.__version__
     records = without_times(out)
     assert [record["epoch"] for record in records] == [1, 2, 3]
@@ -569,10 +572,13 @@ def test_a_run_that_came_to_nothing_may_be_started_with_other_options(data, tmp_
 
 
 def test_what_is_not_given_is_taken_over_from_the_run(data, tmp_path):
-    interrupted(data, tmp_path / "run", optimizer="adamw", lr=0.002)
+    # the last three are what earlier versions chose
+    options = {"optimizer": "adamw", "lr": 0.002, "hflip": 0.5, "rand_augment": 5, "random_erasing": 0.1}
+    interrupted(data, tmp_path / "run", **options)
     train(data, tmp_path / "run", resume=True)
     config = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
-    assert (config["optimizer"], config["lr"], config["clip_grad"]) == ("adamw", 0.002, 1.0)
+    assert {name: config[name] for name in options} == options
+    assert config["clip_grad"] == 1.0
 
 
 def test_a_stop_in_the_last_evaluation_is_a_stop(finished, data, tmp_path):

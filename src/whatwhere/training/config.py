@@ -1,4 +1,4 @@
-"""The options of a training run: their types and bounds, their defaults by image size, YAML. No torch here."""
+"""The options of a training run: their types and bounds, their defaults by images and steps, YAML. No torch here."""
 
 # ruff: noqa: RUF009 - _option() returns a field
 
@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -23,6 +24,7 @@ from ..networks.spec import MAX_WIDTH_FACTOR, NetworkSpec, is_import_path
 SMALL_SIZE = 64  # up to here images are padded and cropped by whole pixels, above they are cropped at any scale
 # the networks for CIFAR's 32 px keep the full resolution at first: at 64 px they take longer than the larger networks
 CIFAR_SIZE = 48
+FEW_STEPS = 2000  # up to here there is less augmentation
 
 _Positive = Annotated[int, Meta(ge=1, lt=2**31)]
 _Count = Annotated[int, Meta(ge=0, lt=2**31)]
@@ -65,13 +67,13 @@ class Recipe:
     batch_size: _Positive = _common(
         25, "Images in a step, over all processes.", "128, above 64 px 64, less for few images"
     )
-    lr: _Amount = _common(0.05, "Peak learning rate.", "in proportion to the batch size, by optimizer and start")
+    lr: _Amount = _common(0.05, "Peak learning rate.", "0.1; above 64 px 0.025; by batch size, optimizer and start")
     optimizer: Literal["sgd", "adamw"] = _recipe("sgd", "sgd (Nesterov) or adamw.", "sgd")
     momentum: _Rate = _recipe(0.9, "Momentum of SGD.", "0.9")
     weight_decay: _Amount = _recipe(5e-4, "Weight decay; not on norms, biases and scalars.", "sgd 5e-4, adamw 0.05")
     warmup_epochs: _Amount = _recipe(3.0, "Epochs of linear rise.", "a tenth of all, at most 5")
     label_smoothing: _Rate = _recipe(0.0, "Part of the target spread over all classes.", "0.1")
-    mixup: _Amount = _recipe(0.0, "Alpha of mixup, arXiv 1710.09412; 0 is off.", "0.1")
+    mixup: _Amount = _recipe(0.0, "Alpha of mixup, arXiv 1710.09412; 0 is off.", "0.1; few steps 0")
     cutmix: _Amount = _recipe(0.0, "Alpha of CutMix, arXiv 1905.04899; 0 is off.", "0")
     ema: _Rate = _recipe(0.0, "Decay of the averaged weights, which are evaluated and kept; 0 is off.", "0.998")
     clip_grad: _Amount = _recipe(0.0, "Largest norm of the gradient; 0 is off.", "0; adamw 1")
@@ -150,11 +152,13 @@ class Config(Recipe):
     crop_scale: Annotated[float, Meta(gt=0, le=1)] = _recipe(
         0.35, "Smallest part of the area in a resized crop.", "0.35"
     )
-    hflip: _Probability = _recipe(0.5, "Probability of a horizontal flip; 0 where left and right differ.", "0.5")
-    rand_augment: Annotated[int, Meta(ge=0, le=30)] = _recipe(
-        0, "Magnitude of RandAugment, 0 (off) to 30, arXiv 1909.13719.", "5; above 64 px 7"
+    hflip: _Probability = _recipe(
+        0.5, "Probability of a horizontal flip; 0 where left and right differ.", "0.5; few steps 0"
     )
-    random_erasing: _Probability = _recipe(0.0, "Probability of random erasing, arXiv 1708.04896.", "0.1")
+    rand_augment: Annotated[int, Meta(ge=0, le=30)] = _recipe(
+        0, "Magnitude of RandAugment, 0 (off) to 30, arXiv 1909.13719.", "5; above 64 px 7; few steps 3"
+    )
+    random_erasing: _Probability = _recipe(0.0, "Probability of random erasing, arXiv 1708.04896.", "0.1; few steps 0")
     best_by: Literal["accuracy", "balanced_accuracy", "loss", "last"] = _recipe(
         "accuracy", "How the best epoch is chosen: accuracy, balanced_accuracy, loss, or last.", "accuracy"
     )
@@ -257,17 +261,24 @@ def defaults(
     The batch size is 128 for images of at most 64 px, else 64. It is halved, down to 16, while an epoch has fewer than
     10 batches; with fewer than 16 training images it is their number.
 
-    The learning rate is in proportion to the batch size. For SGD it is 0.1 at batch size 128 for images of at most
-    64 px, else 0.1 at 256; for AdamW it is 1e-3 at 256. With pretrained weights it is a tenth.
+    The learning rate at batch size 128 (above 64 px: 64) is 0.1 (0.025) for SGD and 5e-4 (2.5e-4) for AdamW; with
+    pretrained weights it is a tenth. It is in proportion to the batch size, with one exception: a batch that is smaller
+    because the images are few keeps the rate. The noise of SGD goes with lr * num_images / batch_size (Smith and Le,
+    arXiv 1710.06451), so fewer images want a smaller batch at the same rate; a lower one learns little in few steps.
+
+    A training from the beginning with at most 2,000 steps has less augmentation: no mixup, no random erasing, no flips
+    and RandAugment of magnitude 3. It learns more of the images themselves (`benchmarks/recipe.py` compares them).
     """
     small, pretrained = image_size <= SMALL_SIZE, bool(given.get("pretrained"))
     adamw = given.get("optimizer", "sgd") == "adamw"
-    batch_size = 128 if small else 64
-    while batch_size > 16 and num_images < 10 * batch_size:
-        batch_size //= 2
-    batch_size = given.get("batch_size", max(1, min(batch_size, num_images)))
-    rate_at_256 = 1e-3 if adamw else 0.2 if small else 0.1
+    full = usual = 128 if small else 64
+    while usual > 16 and num_images < 10 * usual:
+        usual //= 2
+    usual = max(1, min(usual, num_images))
+    batch_size = given.get("batch_size", usual)
+    rate = (full / 256) * (1e-3 if adamw else 0.2 if small else 0.1) * (0.1 if pretrained else 1)
     epochs = given.get("epochs", 30 if pretrained else 100)
+    few = not pretrained and num_steps(epochs, batch_size, num_images) <= FEW_STEPS
     small_net, large_net = ("resnet20", "resnet18") if device == "cpu" else ("resnext29_32x4d", "resnext50_32x4d")
     backbone = small_net if image_size <= CIFAR_SIZE and not pretrained else large_net
     chosen = {
@@ -275,22 +286,39 @@ def defaults(
         "image_size": image_size,
         "epochs": epochs,
         "batch_size": batch_size,
-        "lr": float(f"{rate_at_256 * batch_size / 256 * (0.1 if pretrained else 1):.4g}"),
+        "lr": float(f"{rate * max(batch_size / full, min(1, batch_size / usual)):.4g}"),
         "optimizer": "sgd",
         "weight_decay": 0.05 if adamw else 5e-4,
         "warmup_epochs": min(5, epochs // 10),
         "label_smoothing": 0.1,
-        "mixup": 0.1,
+        "mixup": 0.0 if few else 0.1,
         "ema": 0.998,
         "clip_grad": 1.0 if adamw else 0.0,
         "crop": "pad" if small else "resized",
-        "rand_augment": 5 if small else 7,
-        "random_erasing": 0.1,
+        "hflip": 0.0 if few else 0.5,
+        "rand_augment": 3 if few else 5 if small else 7,
+        "random_erasing": 0.0 if few else 0.1,
         "amp": "bf16" if device == "cuda" and bf16 else "none",
         "channels_last": True,
         "workers": max(0, min(8, num_cores - 1)) if device == "cuda" else min(2, num_cores - 1),
     }
     return {name: value for name, value in chosen.items() if name not in given}
+
+
+def num_steps(epochs: int, batch_size: int, num_images: int) -> int:
+    """Return the number of steps of a training: ceil(num_images / batch_size) in each epoch."""
+    return epochs * math.ceil(num_images / batch_size)
+
+
+def augmentation_in_words(config: Config, num_images: int) -> str:
+    """Return which augmentation `defaults` chooses, and why, for `num_images` images to train on."""
+    steps = num_steps(config.epochs, config.batch_size, num_images)
+    if config.pretrained:
+        return f"usual augmentation for {steps:,} steps from trained weights"
+    few = steps <= FEW_STEPS
+    return (
+        f"{'less' if few else 'usual'} augmentation for {steps:,} steps ({'at most' if few else 'above'} {FEW_STEPS:,})"
+    )
 
 
 def image_size_for(median_side: int) -> int:

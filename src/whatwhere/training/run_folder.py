@@ -26,7 +26,7 @@ from ..data.preprocess import NewerError, Preprocessing
 from ..data.split import Prepared, content_fingerprint, fingerprint
 from ..networks.spec import is_import_path
 from .bundle import DESCRIPTION, Bundle, save_bundle
-from .config import FREE, OPTIONS, Config
+from .config import FREE, OPTIONS, Config, augmentation_in_words
 from .plots import confusion_png, curves_png
 
 RUN, METRICS, SPLIT, RESULT = "run.json", "metrics.jsonl", "split.csv", "result.json"
@@ -43,6 +43,7 @@ class RunDescription(msgspec.Struct, kw_only=True):
     """The content of `run.json`."""
 
     config: dict[str, Any]  # the options, as `Config` takes them
+    chosen: str | UnsetType = UNSET  # the augmentation for options that are not given, and why; not in old versions
     classes: list[str]
     num_images: dict[str, Count]  # of each part
     drawn: list[str] | UnsetType = UNSET  # parts that the seed drew; unset in runs of old versions
@@ -211,6 +212,7 @@ class RunFolder:
             self.check_new()
         new = RunDescription(
             config=asdict(config),
+            chosen=augmentation_in_words(config, len(prepared.parts["train"])),
             classes=list(prepared.classes),
             num_images={part: len(samples) for part, samples in prepared.parts.items()},
             drawn=list(prepared.drawn),

@@ -32,7 +32,7 @@ from ..networks.factory import checked, create, read_pretrained, settled
 from ..networks.libraries import normalization
 from ..networks.spec import NetworkSpec, is_import_path
 from .bundle import DESCRIPTION, WEIGHTS_NAME, weights_of
-from .config import OPTIONS, Config, defaults, image_size_for, network_of
+from .config import OPTIONS, Config, augmentation_in_words, defaults, image_size_for, network_of
 from .distributed import Team
 from .trainer import Trainer
 
@@ -301,7 +301,8 @@ def describe(
             options.setdefault(field.metadata["panel"], []).append(f"{name} {text}{'*' if name in given else ''}")
     for panel, texts in options.items():
         lines += textwrap.wrap(f"{panel.lower()}: {', '.join(texts)}", 110, subsequent_indent="  ")
-    others = "those of the run so far" if is_continued else "chosen by image size, start and machine"
+    why = augmentation_in_words(config, len(prepared.parts["train"]))
+    others = "those of the run so far" if is_continued else f"chosen by images, steps, start and machine: {why}"
     return [*lines, f"(* given; the others are {others})"]
 
 

@@ -1,0 +1,152 @@
+"""Which options suit few images and few steps: test accuracy by recipe.
+
+Each run trains on `size` images of DATA at 32 px, 15 % of them held out to choose the epoch, and is tested on at most
+2,000 of the images that are left (of the folder `test`, where DATA has one). All recipes of a seed have the same
+images, order and initial values.
+
+    python benchmarks/recipe.py DATA --out recipe.csv [--name NAME] [--size 600] [--epochs 40] [--seeds 0 1]
+        [--recipe before chosen] [--model NAME]
+    python benchmarks/recipe.py --out recipe.csv --table > recipe.md
+
+`--epochs 0` leaves their number to the recipe. A line for each run is added to the CSV; runs that are there are left
+out, so that it can be stopped and called again.
+"""
+
+import argparse
+import copy
+import csv
+import random
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+
+from whatwhere.base.screen import Silent
+from whatwhere.data.sources.find import find_source
+from whatwhere.training.distributed import Team
+from whatwhere.training.evaluate import evaluate
+from whatwhere.training.setup import build_material, build_model, build_trainer, prepare_images, resolve
+from whatwhere.training.trainer import Trainer
+
+MOST_TESTED = 2000
+STRONG = {"mixup": 0.1, "rand_augment": 5, "random_erasing": 0.1, "hflip": 0.5}
+LIGHT = {"mixup": 0.0, "rand_augment": 3, "random_erasing": 0.0, "hflip": 0.5}
+# "bare" is the bare command; the others are the same whatever its defaults are. A rate of None is 0.1 at batch size 128
+RECIPES = {
+    "bare": {},
+    "before": {**STRONG, "lr": None},
+    "strong 0.05": {**STRONG, "lr": 0.05},
+    "strong 0.1": {**STRONG, "lr": 0.1},
+    "light 0.05": {**LIGHT, "lr": 0.05},
+    "light 0.1": {**LIGHT, "lr": 0.1},
+    "light 0.1, no flips": {**LIGHT, "lr": 0.1, "hflip": 0.0},
+}
+HEAD = ("set", "size", "model", "epochs", "recipe", "seed", "num_train", "num_steps", "best_epoch", "test")
+
+
+def split(data, size, seed):
+    """Return lines of a table of DATA: `size` images to train on, others to test on."""
+    source = find_source(data)
+    samples = sorted(source.samples, key=lambda sample: sample.path)
+    random.Random(seed).shuffle(samples)
+    own = [sample for sample in samples if sample.split == "test"]
+    train = [sample for sample in samples if sample.split != "test"]
+    parts = {"train": train[:size], "test": (own or train[size:])[:MOST_TESTED]}
+    return [
+        f"{(source.root / sample.path).absolute()},{sample.label},{part}"
+        for part, those in parts.items()
+        for sample in those
+    ]
+
+
+def run(data, size, seed, options):
+    """Train once; return the number of training images and steps, the best epoch and its test accuracy."""
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "images.csv"
+        table.write_text("\n".join(["path,label,split", *split(data, size, seed)]))
+        given = {"seed": seed, "image_size": 32, "device": "cpu", "workers": 0, "check": False, **options}
+        team = Team(0, 1, 0, torch.device("cpu"))
+        prepared = prepare_images(str(table), given, Silent())
+        if "lr" in given and given["lr"] is None:
+            del given["lr"]
+            given["lr"] = 0.1 * resolve(str(table), given, prepared, team).batch_size / 128
+        config = resolve(str(table), given, prepared, team)
+        model, _ = build_model(config, len(prepared.classes))
+        material = build_material(config, prepared, team, with_test=True)
+        trainer = build_trainer(config, material.train, model, len(prepared.classes), team, Trainer)
+        best = None
+        for ends in trainer.run(material.train):
+            if ends:
+                val = figures(trainer, trainer.evaluated, material.evaluation["val"], prepared.classes)
+                if best is None or (val.accuracy, -val.loss) > best[0]:
+                    best = (val.accuracy, -val.loss), trainer.epoch, copy.deepcopy(trainer.evaluated)
+        test = figures(trainer, best[2], material.evaluation["test"], prepared.classes)
+    return [trainer.order.num_samples, trainer.num_steps, best[1], test.accuracy]
+
+
+def figures(trainer, model, batches, classes):
+    """Return the figures of a network."""
+    return evaluate(model, batches, len(classes), trainer.team, autocast=trainer.autocast)
+
+
+def table(path):
+    """Return the table of the finished runs as Markdown."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = [
+        "| set | images | network | epochs | steps | recipe | seeds | test accuracy | lowest |",
+        "| --- | ---: | --- | ---: | ---: | --- | ---: | ---: | ---: |",
+    ]
+    kinds = list(
+        dict.fromkeys(tuple(row[name] for name in ("set", "size", "model", "epochs", "recipe")) for row in rows)
+    )
+    for kind in sorted(
+        kinds, key=lambda kind: (kind[0], int(kind[1]), kind[2], int(kind[3]), list(RECIPES).index(kind[4]))
+    ):
+        runs = [row for row in rows if all(row[name] == value for name, value in zip(HEAD, kind, strict=False))]
+        tests = [100 * float(row["test"]) for row in runs]
+        name, size, model, epochs, recipe = kind
+        lines.append(
+            f"| {name} | {int(size):,} | {model} | {epochs} | {int(runs[0]['num_steps']):,} | {recipe} | {len(runs)} "
+            f"| {statistics.mean(tests):.1f} % | {min(tests):.1f} % |"
+        )
+    return "\n".join(lines)
+
+
+def main():
+    """Train what is not in the table yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="?")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--name")
+    parser.add_argument("--size", type=int, nargs="+", default=[600])
+    parser.add_argument("--epochs", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--recipe", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--model", default="cbam_resnet20")
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(table(arguments.out))
+        return
+    if not arguments.out.exists():
+        arguments.out.write_text(",".join(HEAD) + "\n")
+    name = arguments.name or Path(arguments.data).name
+    for seed in arguments.seeds:
+        for size in arguments.size:
+            for epochs in arguments.epochs:
+                for recipe in arguments.recipe:
+                    key = [name, str(size), arguments.model, str(epochs), recipe, str(seed)]
+                    with open(arguments.out, newline="") as file:
+                        if any(row[: len(key)] == key for row in csv.reader(file)):
+                            continue
+                    options = {**RECIPES[recipe], "model": arguments.model}
+                    options |= {"epochs": epochs} if epochs else {}
+                    line = [*key, *run(arguments.data, size, seed, options)]
+                    with open(arguments.out, "a", newline="") as file:
+                        csv.writer(file).writerow(line)
+
+
+if __name__ == "__main__":
+    main()
