@@ -172,7 +172,7 @@ def test_attention_kwargs_are_trained_kept_and_used(patterns, tmp_path, typed, w
     assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["attention_kwargs"] == kwargs
     spec = load_bundle(tmp_path / "run").spec
     assert (spec.attention, spec.attention_kwargs) == ("cbam", kwargs)
-    status, out, err = whatwhere_here("evaluate", "run", patterns, "--json")
+    status, out, err = whatwhere_here("evaluate", "run", "run/split.csv", "--json")
     assert status == 0, err
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert json.loads(out)["images"]["accuracy"] == result["test"]["accuracy"]

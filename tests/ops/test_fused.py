@@ -66,7 +66,7 @@ class Case:
         values=None,
         mean=0.3,
     ):
-        self.form, self.memory_format, self.training = form, memory_format, training
+        self.form, self.memory_format, self.training, self.mean = form, memory_format, training, mean
         channels = shape[1]
         self.what, self.where = (
             None if function is None else function.to(dtype).train(training) for function in functions(kind, channels)
@@ -136,7 +136,7 @@ class Case:
         # eager in float64 is the truth itself, from which sums in another order differ
         eps = 1e-13 if dtype == torch.float64 else torch.finfo(dtype).eps
         for backend in FUSED:
-            assert_as_exact_as(self.run(backend, dtype), eager, truth, eps)
+            assert_as_exact_as(self.run(backend, dtype), eager, truth, eps, self.mean)
 
 
 @pytest.fixture(params=["in pieces of a sample", "whole"])
