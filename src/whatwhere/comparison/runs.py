@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import torch
 
-from ..base.errors import UserError
+from ..base.errors import Stopped, UserError
 from ..base.files import write_json
 from ..base.processes import num_cores, on_signals
 from ..base.screen import Screen, about, duration
@@ -386,6 +386,7 @@ def run_shards(arguments: Sequence[str], shard: tuple[int, int], count: int, *, 
         command: Command that continues the whole comparison.
 
     Raises:
+        Stopped: A process was asked to stop, or killed.
         UserError: A process failed; its message is on standard error.
     """
     index, total = shard
@@ -406,7 +407,7 @@ def run_shards(arguments: Sequence[str], shard: tuple[int, int], count: int, *, 
     with on_signals(pass_on):
         for number in range(count):
             if received:
-                raise SystemExit(128 + received[0])
+                raise Stopped("stopped before all processes had started", received[0])
             own = ["--shard", f"{(index - 1) * count + number + 1}/{total * count}", "--processes", "1"]
             own += ["--whole", command]
             own += ["--device", f"cuda:{number % num_gpus}"] if num_gpus > 1 else []
@@ -420,6 +421,7 @@ def run_shards(arguments: Sequence[str], shard: tuple[int, int], count: int, *, 
     stopped = [status for status in statuses if status >= 128 or status < 0]
     if stopped:
         # 128 + the signal, as a shell reports it
-        raise SystemExit(stopped[0] if stopped[0] >= 0 else 128 - stopped[0])
+        number = stopped[0] - 128 if stopped[0] >= 0 else -stopped[0]
+        raise Stopped("the processes are stopped, as said above", number)
     if any(statuses):
         raise UserError(f"{sum(map(bool, statuses))} of {count} processes failed; their messages are above")
