@@ -15,25 +15,13 @@ import argparse
 import csv
 import random
 import statistics
-import tempfile
+from functools import partial
 from pathlib import Path
 
-import torch
 from scipy import stats
 
-from whatwhere.base.screen import Silent
+from trainings import add_missing, training
 from whatwhere.data.sources.find import find_source
-from whatwhere.training.distributed import Team
-from whatwhere.training.evaluate import evaluate
-from whatwhere.training.setup import (
-    build_material,
-    build_model,
-    build_trainer,
-    prepare_images,
-    preprocessing_of,
-    resolve,
-)
-from whatwhere.training.trainer import Trainer
 
 RULES = {
     "accuracy, first": lambda epoch: (epoch["accuracy"], -epoch["epoch"]),
@@ -45,48 +33,30 @@ OPTIONS = {"mixup": 0.1, "random_erasing": 0.1, "rand_augment": 5, "hflip": 0.5}
 HEAD = ("size", "seed", "num_val", "num_ties", *(f"{name}: {what}" for name in RULES for what in ("epoch", "test")))
 
 
-def split(data, size, seed):
-    """Return lines of a table of DATA: `size` images to train on, the others to test on."""
+def run(data, size, seed, epochs):
+    """Train once; return the validation images, the epochs with the best accuracy, and what each rule keeps."""
     source = find_source(data)
     samples = sorted(source.samples, key=lambda sample: sample.path)
     random.Random(seed).shuffle(samples)
-    return [
-        f"{(source.root / sample.path).absolute()},{sample.label},{'train' if number < size else 'test'}"
-        for number, sample in enumerate(samples)
-    ]
-
-
-def run(data, size, seed, epochs):
-    """Train once; return the validation figures and the test accuracy after each epoch."""
-    with tempfile.TemporaryDirectory() as folder:
-        table = Path(folder) / "images.csv"
-        table.write_text("\n".join(["path,label,split", *split(data, size, seed)]))
-        given = {"seed": seed, "epochs": epochs, "image_size": 32, "device": "cpu", "workers": 0, "check": False}
-        team = Team(0, 1, 0, torch.device("cpu"))
-        prepared = prepare_images(str(table), given, Silent())
-        rate = 0.1 * resolve(str(table), given, prepared, team).batch_size / 128
-        config = resolve(str(table), {**given, **OPTIONS, "lr": rate}, prepared, team)
-        model, _ = build_model(config, len(prepared.classes))
-        material = build_material(config, prepared, preprocessing_of(config), team, with_test=True)
-        trainer = build_trainer(config, material.train, model, len(prepared.classes), team, Trainer)
-        best, accuracies = dict[str, dict[str, float]](), list[float]()
-        for ends in trainer.run(material.train):
+    parts = {"train": samples[:size], "test": samples[size:]}
+    best, accuracies = dict[str, dict[str, float]](), list[float]()
+    with training(source, parts, {"seed": seed, "epochs": epochs, "lr": None, **OPTIONS}) as (
+        trainer,
+        batches,
+        figures,
+    ):
+        for ends in trainer.run(batches):
             if not ends:
                 continue
-            val = figures(trainer, material.evaluation["val"], prepared.classes)
+            val = figures("val")
             accuracies.append(val.accuracy)
             epoch = {"epoch": trainer.epoch, "accuracy": val.accuracy, "loss": val.loss}
             better = [name for name, rule in RULES.items() if name not in best or rule(epoch) > rule(best[name])]
             if better != ["last"] or trainer.epoch == epochs:  # else no rule keeps this epoch
-                epoch["test"] = figures(trainer, material.evaluation["test"], prepared.classes).accuracy
+                epoch["test"] = figures("test").accuracy
             best |= dict.fromkeys(better, epoch)
     num_ties = accuracies.count(max(accuracies))
-    return [size, seed, val.num_images, num_ties, *(best[name][what] for name in RULES for what in ("epoch", "test"))]
-
-
-def figures(trainer, batches, classes):
-    """Return the figures of the network as it is now."""
-    return evaluate(trainer.evaluated, batches, len(classes), trainer.team, autocast=trainer.autocast)
+    return [val.num_images, num_ties, *(best[name][what] for name in RULES for what in ("epoch", "test"))]
 
 
 def table(path):
@@ -126,15 +96,15 @@ def main():
     if arguments.table:
         print(table(arguments.out))
         return
-    if not arguments.out.exists():
-        arguments.out.write_text(",".join(f'"{name}"' for name in HEAD) + "\n")
-    with open(arguments.out, newline="") as file:
-        done = {(int(row["size"]), int(row["seed"])) for row in csv.DictReader(file)}
-    for seed in range(arguments.seeds):
-        for size in arguments.size:
-            if (size, seed) not in done:
-                with open(arguments.out, "a", newline="") as file:
-                    csv.writer(file).writerow(run(arguments.data, size, seed, arguments.epochs))
+    add_missing(
+        arguments.out,
+        HEAD,
+        (
+            ((size, seed), partial(run, arguments.data, size, seed, arguments.epochs))
+            for seed in range(arguments.seeds)
+            for size in arguments.size
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -17,22 +17,16 @@ import copy
 import csv
 import random
 import statistics
-import tempfile
+from functools import partial
 from pathlib import Path
 
-import torch
-
-from whatwhere.base.screen import Silent
+from trainings import add_missing, training
 from whatwhere.data.sources.find import find_source
-from whatwhere.training.distributed import Team
-from whatwhere.training.evaluate import evaluate
-from whatwhere.training.setup import build_material, build_model, build_trainer, prepare_images, resolve
-from whatwhere.training.trainer import Trainer
 
 MOST_TESTED = 2000
 STRONG = {"mixup": 0.1, "rand_augment": 5, "random_erasing": 0.1, "hflip": 0.5}
 LIGHT = {"mixup": 0.0, "rand_augment": 3, "random_erasing": 0.0, "hflip": 0.5}
-# "bare" is the bare command; the others are the same whatever its defaults are. A rate of None is 0.1 at batch size 128
+# "bare" is the bare command; the others are the same whatever its defaults are. `training` says what a rate of None is
 RECIPES = {
     "bare": {},
     "before": {**STRONG, "lr": None},
@@ -45,49 +39,22 @@ RECIPES = {
 HEAD = ("set", "size", "model", "epochs", "recipe", "seed", "num_train", "num_steps", "best_epoch", "test")
 
 
-def split(data, size, seed):
-    """Return lines of a table of DATA: `size` images to train on, others to test on."""
+def run(data, size, seed, options):
+    """Train once; return the number of training images and steps, the best epoch and its test accuracy."""
     source = find_source(data)
     samples = sorted(source.samples, key=lambda sample: sample.path)
     random.Random(seed).shuffle(samples)
     own = [sample for sample in samples if sample.split == "test"]
     train = [sample for sample in samples if sample.split != "test"]
     parts = {"train": train[:size], "test": (own or train[size:])[:MOST_TESTED]}
-    return [
-        f"{(source.root / sample.path).absolute()},{sample.label},{part}"
-        for part, those in parts.items()
-        for sample in those
-    ]
-
-
-def run(data, size, seed, options):
-    """Train once; return the number of training images and steps, the best epoch and its test accuracy."""
-    with tempfile.TemporaryDirectory() as folder:
-        table = Path(folder) / "images.csv"
-        table.write_text("\n".join(["path,label,split", *split(data, size, seed)]))
-        given = {"seed": seed, "image_size": 32, "device": "cpu", "workers": 0, "check": False, **options}
-        team = Team(0, 1, 0, torch.device("cpu"))
-        prepared = prepare_images(str(table), given, Silent())
-        if "lr" in given and given["lr"] is None:
-            del given["lr"]
-            given["lr"] = 0.1 * resolve(str(table), given, prepared, team).batch_size / 128
-        config = resolve(str(table), given, prepared, team)
-        model, _ = build_model(config, len(prepared.classes))
-        material = build_material(config, prepared, team, with_test=True)
-        trainer = build_trainer(config, material.train, model, len(prepared.classes), team, Trainer)
-        best = None
-        for ends in trainer.run(material.train):
+    best = None
+    with training(source, parts, {"seed": seed, **options}) as (trainer, batches, figures):
+        for ends in trainer.run(batches):
             if ends:
-                val = figures(trainer, trainer.evaluated, material.evaluation["val"], prepared.classes)
+                val = figures("val")
                 if best is None or (val.accuracy, -val.loss) > best[0]:
                     best = (val.accuracy, -val.loss), trainer.epoch, copy.deepcopy(trainer.evaluated)
-        test = figures(trainer, best[2], material.evaluation["test"], prepared.classes)
-    return [trainer.order.num_samples, trainer.num_steps, best[1], test.accuracy]
-
-
-def figures(trainer, model, batches, classes):
-    """Return the figures of a network."""
-    return evaluate(model, batches, len(classes), trainer.team, autocast=trainer.autocast)
+        return [trainer.order.num_samples, trainer.num_steps, best[1], figures("test", best[2]).accuracy]
 
 
 def table(path):
@@ -130,22 +97,21 @@ def main():
     if arguments.table:
         print(table(arguments.out))
         return
-    if not arguments.out.exists():
-        arguments.out.write_text(",".join(HEAD) + "\n")
     name = arguments.name or Path(arguments.data).name
-    for seed in arguments.seeds:
-        for size in arguments.size:
-            for epochs in arguments.epochs:
-                for recipe in arguments.recipe:
-                    key = [name, str(size), arguments.model, str(epochs), recipe, str(seed)]
-                    with open(arguments.out, newline="") as file:
-                        if any(row[: len(key)] == key for row in csv.reader(file)):
-                            continue
-                    options = {**RECIPES[recipe], "model": arguments.model}
-                    options |= {"epochs": epochs} if epochs else {}
-                    line = [*key, *run(arguments.data, size, seed, options)]
-                    with open(arguments.out, "a", newline="") as file:
-                        csv.writer(file).writerow(line)
+    add_missing(
+        arguments.out,
+        HEAD,
+        (
+            ((name, size, arguments.model, epochs, recipe, seed), partial(run, arguments.data, size, seed, options))
+            for seed in arguments.seeds
+            for size in arguments.size
+            for epochs in arguments.epochs
+            for recipe in arguments.recipe
+            for options in [
+                {**RECIPES[recipe], "model": arguments.model} | ({"epochs": epochs} if epochs else {}),
+            ]
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -50,6 +50,17 @@ def zeros(content, draw):
     return content[:place] + bytes(len(content[place : place + count])) + content[place + count :]
 
 
+def damaged_file(kind, index, draw):
+    """Return a file of a format, the same damaged at a random place, and its options."""
+    size = (draw.randrange(16, 120), draw.randrange(16, 120))
+    options = draw.choice(KINDS[kind])
+    exif = picture(0).getexif()
+    if draw.random() < 0.5:
+        exif[0x0112] = draw.randrange(1, 9)
+    whole = saved(picture(index, size), kind, exif=exif, **options)
+    return whole, draw.choice([cut, one_byte, zeros])(whole, draw), options
+
+
 def fault_in_training(source, image_size, whole):
     try:
         Reader(source, source.samples, preprocessing_for(image_size), whole)[0]
@@ -72,13 +83,7 @@ def test_doctor_and_training_agree_on_damaged_files(tmp_path, kind, num_files):
     source = Source("data", tmp_path, (sample,))
     passed = 0
     for index in range(num_files):
-        size = (draw.randrange(16, 120), draw.randrange(16, 120))
-        options = draw.choice(KINDS[kind])
-        exif = picture(0).getexif()
-        if draw.random() < 0.5:
-            exif[0x0112] = draw.randrange(1, 9)
-        whole_file = saved(picture(index, size), kind, exif=exif, **options)
-        damaged = draw.choice([cut, one_byte, zeros])(whole_file, draw)
+        _, damaged, options = damaged_file(kind, index, draw)
         (tmp_path / sample.path).write_bytes(damaged)
         fault = read_entry(source, sample).fault
         # of several sizes, because libjpeg may decode a large JPEG at a part of its size

@@ -113,7 +113,7 @@ def test_a_finished_run_exits_with_status_0(tmp_path, data):
 
 # the command with a disk that stops to answer while the file `flag` is there, and waits `patience` seconds for it
 HANGING = """
-import pathlib, sys, threading, time
+import pathlib, sys, threading
 from whatwhere.cli import main
 from whatwhere.data import batches
 from whatwhere.data.sources import source
@@ -123,10 +123,10 @@ waiting, answering, result = flag.with_suffix(".waiting"), source.open_image, ba
 batches._PATIENCE = patience
 
 def open_image(path):
-    while flag.exists():
+    if flag.exists():
         if threading.current_thread() is threading.main_thread():
             waiting.touch()
-        time.sleep(0.05)
+        threading.Event().wait()
     return answering(path)
 
 def awaited(reading):
@@ -183,7 +183,7 @@ def test_a_run_that_stood_still_goes_on(tmp_path, data):
     process = start(tmp_path, data, stopped, workers=2, cache="none")
     wait_for_step(process, stopped, 2)
     os.killpg(process.pid, signal.SIGSTOP)
-    time.sleep(1)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
     os.killpg(process.pid, signal.SIGCONT)
     status, _, err = finish(process)
     assert status == 0, err

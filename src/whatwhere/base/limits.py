@@ -4,9 +4,8 @@ from __future__ import annotations
 
 # settings: YAML and JSON that people and other programs write
 SETTINGS_BYTES = 256 * 1024  # a second of parsing or two
-SETTINGS_NODES = (
-    SETTINGS_BYTES  # values and names with all aliases written out: no more than a file without aliases has
-)
+# values and names with all aliases written out: no more than a file without aliases has
+SETTINGS_NODES = SETTINGS_BYTES
 SETTINGS_VALUES = 10_000  # settings of a run, nested ones too
 SETTINGS_DEPTH = 20  # mappings and lists inside each other
 SETTINGS_LIST = 20  # values that are one setting; those of a longer list are a setting each

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
@@ -40,8 +41,9 @@ def on_signals(
 def leave(status: int) -> NoReturn:
     """End the process, though Python waits for its threads and one may wait for a disk that does not answer."""
     readers = [thread for thread in threading.enumerate() if thread.name.startswith(READER)]
+    deadline = time.monotonic() + 0.5  # for all of them: they end at once unless they hang
     for thread in readers:
-        thread.join(1)
+        thread.join(max(0, deadline - time.monotonic()))
     if any(thread.is_alive() for thread in readers):
         sys.stdout.flush()
         sys.stderr.flush()

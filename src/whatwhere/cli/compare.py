@@ -133,8 +133,7 @@ def _compare(
         if own["collect"]:
             content: Content | None = collect(data, out, request, screen)
         else:
-            spread = _spread(given, own["processes"], shard)
-            num_devices = 1 if spread is None else max(1, min(spread.args[2], spread.keywords["num_gpus"]))
+            spread, num_devices = _spread(given, own["processes"], shard)
             share = Share(out, shard, spread, is_inner=bool(own["whole"]), num_devices=num_devices)
             command = own["whole"] or typed_command()
             content = (run or run_comparison)(
@@ -159,8 +158,8 @@ def _verdict_command(content: Content, out: Path) -> str:
 
 def _spread(
     given: dict[str, Any], processes: int | None, shard: tuple[int, int] | None
-) -> functools.partial[None] | None:
-    """Return a function that does the runs in several processes; None for one process."""
+) -> tuple[Callable[[], None] | None, int]:
+    """Return a function that does the runs in several processes, None for one, and the number of their devices."""
     from ..comparison.runs import default_processes, run_shards
 
     if processes is not None and not 1 <= processes <= 256:
@@ -168,10 +167,11 @@ def _spread(
     num_gpus = default_processes(given.get("device", ""))
     count = processes or num_gpus
     if count == 1:
-        return None
+        return None, 1
     arguments = _without(sys.argv[2:], ("--shard", "--processes"))
     command = typed_command()
-    return functools.partial(run_shards, arguments, shard or (1, 1), count, num_gpus=num_gpus, command=command)
+    spread = functools.partial(run_shards, arguments, shard or (1, 1), count, num_gpus=num_gpus, command=command)
+    return spread, max(1, min(count, num_gpus))
 
 
 def _without(arguments: list[str], names: tuple[str, ...]) -> list[str]:

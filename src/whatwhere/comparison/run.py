@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from ..data.split import Prepared
 from ..statistics.history import changed_figures, read_record
 from ..statistics.independence import check_still_independent
 from ..statistics.verdict import judge
-from ..training.config import FREE
+from ..training.config import FREE, num_steps
 from ..training.distributed import Team, team
 from ..training.estimate import HOUR, measure_reading
 from ..training.setup import check_apart, prepare_images, resolve
@@ -218,12 +217,12 @@ def _say_how_long(
     later = {} if share.shard else design.later_runs()
     most = seconds + sum(number * seconds_of(arm) for arm, number in later.items()) / share.num_devices
     several = f"on {share.num_devices} devices" if share.num_devices > 1 else "one after another"
-    num_steps = config.epochs * math.ceil(num_images["train"] / config.batch_size)
+    steps = num_steps(config.epochs, config.batch_size, num_images["train"])
     up_to = f" to {len(missing) + sum(later.values())}" if later else ""
     at_most = f", {about(most)} if no arm has a verdict before" if later else ""
     screen.line(
         f"{len(missing)}{up_to} {'run' if len(missing) == 1 and not later else 'runs'} to do, each of "
-        f"{counted(num_steps, 'step')}, {several}: {about(seconds)}{at_most}"
+        f"{counted(steps, 'step')}, {several}: {about(seconds)}{at_most}"
     )
     if seconds > HOUR and len(missing) == len(tasks):
         choice, fitting = within_an_hour(

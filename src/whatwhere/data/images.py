@@ -45,7 +45,7 @@ FORMATS |= {
     if ("HEIF" in Image.OPEN if name == "HEIF" else features.check("avif"))
 }
 ABSENT = {name.lower(): suffixes for name, suffixes in _OPTIONAL.items() if name not in FORMATS}
-_CURES = {"heif": "pip install 'whatwhere[heif]'", "avif": "pip install --upgrade pillow"}
+CURES = {"heif": "pip install 'whatwhere[heif]'", "avif": "pip install --upgrade pillow"}
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 READ_AS = {
@@ -108,7 +108,7 @@ def open_image(path: Path) -> Image.Image:
             image = Image.open(path, formats=tuple(FORMATS))
         except UnidentifiedImageError:
             if kind := absent_format(path):
-                raise ImageError(kind, kind, f"is {kind.upper()}, which needs {_CURES[kind]}") from None
+                raise ImageError(kind, kind, f"is {kind.upper()}, which needs {CURES[kind]}") from None
             raise
         try:
             _check_size(image)

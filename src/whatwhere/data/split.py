@@ -142,16 +142,6 @@ def fingerprint(prepared: Prepared) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def content_fingerprint(prepared: Prepared) -> str:
-    """Return a SHA-256 of the path and content of every image; "" where they were not checked."""
-    if prepared.report is None:
-        return ""
-    digests = prepared.report.digests
-    paths = sorted(sample.path for samples in prepared.parts.values() for sample in samples)
-    text = "".join(f"{path}\0{digests.get(path, '')}\0" for path in paths)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
 def _unsound(data: str, errors: Sequence[Finding]) -> UserError:
     first, *others = errors
     paths = f" ({few(first.paths)})" if first.paths and first.can_skip else ""

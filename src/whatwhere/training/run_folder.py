@@ -23,7 +23,7 @@ from ..base.limits import DOCUMENT_BYTES
 from ..base.tables import comma_separated
 from ..base.words import brief, cause, few, short
 from ..data.preprocess import NewerError, Preprocessing
-from ..data.split import Prepared, content_fingerprint, fingerprint
+from ..data.split import Prepared, fingerprint
 from ..networks.spec import is_import_path
 from .bundle import DESCRIPTION, Bundle, save_bundle
 from .config import FREE, OPTIONS, Config, augmentation_in_words
@@ -218,7 +218,7 @@ class RunFolder:
             drawn=list(prepared.drawn),
             left_out=prepared.left_out,
             data_fingerprint=fingerprint(prepared),
-            content_fingerprint=content_fingerprint(prepared) or UNSET,
+            content_fingerprint=UNSET if prepared.report is None else prepared.report.digest,
             preprocessing=preprocessing.to_dict(),
             sessions=[session],
         )

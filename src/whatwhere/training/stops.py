@@ -14,7 +14,7 @@ from ..base.processes import STOP_SIGNALS, on_signals
 from .config import Config
 
 # seconds that a step may take after a signal: who sends one kills after 10 (Docker) or 30 seconds (Kubernetes, Slurm)
-GRACE = 4.0
+_GRACE = 3.0
 _ALARM: int | None = getattr(signal, "SIGALRM", None)  # Windows has none
 
 
@@ -27,17 +27,18 @@ def listening(request_stop: Callable[[], None], is_saving: Callable[[], bool], *
     """Call `request_stop` at SIGTERM, SIGHUP or Ctrl-C; yield the list of the signals received.
 
     `alone` says that this is the only process. A second Ctrl-C then raises KeyboardInterrupt, and `Unfinished` is
-    raised `GRACE` seconds after the first signal, or as soon as `is_saving` is no longer true: a step may take long, or
+    raised three seconds after the first signal, or as soon as `is_saving` is no longer true: a step may take long, or
     wait for a disk that does not answer.
     """
     received: list[int] = []
+    numbers = (_ALARM,) if alone and _ALARM is not None else ()
 
     def ask(number: int, frame: Any) -> None:
         # torchrun forwards a Ctrl-C that the terminal has already sent to each process
         if received and number == signal.SIGINT and alone:
             raise KeyboardInterrupt
-        if not received and alone and _ALARM is not None:
-            signal.setitimer(signal.ITIMER_REAL, GRACE, 1)
+        if not received and numbers:
+            signal.setitimer(signal.ITIMER_REAL, _GRACE, 1)
         received.append(number)
         request_stop()
 
@@ -46,11 +47,11 @@ def listening(request_stop: Callable[[], None], is_saving: Callable[[], bool], *
             signal.setitimer(signal.ITIMER_REAL, 0)
             raise Unfinished
 
-    with on_signals(late, (_ALARM,) if _ALARM is not None else ()), on_signals(ask, STOP_SIGNALS):
+    with on_signals(late, numbers), on_signals(ask, STOP_SIGNALS):
         try:
             yield received
         finally:
-            if received and alone and _ALARM is not None:
+            if received and numbers:
                 signal.setitimer(signal.ITIMER_REAL, 0)
 
 

@@ -179,12 +179,12 @@ class Run:
 
     def set_up(self, model: nn.Module, with_test: bool, trainer_class: type[Trainer]) -> None:
         """Read the images ahead and build the trainer."""
-        began, clock_began = time.monotonic(), self.clock()
+        began = self.clock()
         self.material = build_material(self.config, self.prepared, self.preprocessing, self.team, with_test=with_test)
+        reading = self.clock() - began
         if self.material.cache != "none":
             where = "on the device" if self.material.cache == "device" else "in memory"
-            self.screen.line(f"images decoded and kept {where} ({time.monotonic() - began:.1f} s)")
-        reading = self.clock() - clock_began
+            self.screen.line(f"images decoded and kept {where} ({reading:.1f} s)")
         num_classes = len(self.prepared.classes)
         self.trainer = build_trainer(self.config, self.material.train, model, num_classes, self.team, trainer_class)
         self.progress = Progress()

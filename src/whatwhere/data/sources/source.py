@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from ...base.words import counted, few, printable, short, spelt_alike
-from ..images import open_image, read_bytes
+from ..images import CURES, open_image, read_bytes
 
 SPLITS = ("train", "val", "test")
 # of an image in several splits, the copy with the lowest rank stays: the test set stays whole
@@ -79,10 +79,10 @@ NOT_READ: Messages = {
     "heif": (
         "error",
         "HEIC file",
-        "{n} (photos of an iPhone), which need pip install 'whatwhere[heif]'",
+        f"{{n}} (photos of an iPhone), which need {CURES['heif']}",
         "or convert to JPEG",
     ),
-    "avif": ("error", "AVIF file", "{n}, which need pip install --upgrade pillow", "or convert to JPEG"),
+    "avif": ("error", "AVIF file", f"{{n}}, which need {CURES['avif']}", "or convert to JPEG"),
 }
 
 
