@@ -62,3 +62,85 @@ def test_a_class_of_one_kind_of_picture(tmp_path, kind):
     assert report.num_images == 16
     # flat pictures are never near duplicates; equal files are copies
     assert bool(report.twins) is (kind in ("black", "equal"))
+
+
+CELLS = {
+    "path": ("x/0.png", "x/1.png", "x/2.png", "x/3.png", "x/gone.png", "", "x/flat.png", "x"),
+    "label": ("a", "b", "A", "nan", "", "none", "0", "00", "\uff10"),
+    "split": ("train", "val", "test", "", "fold"),
+}
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    names=st.permutations(["path", "label", "split", "note"]),
+    num_columns=st.integers(2, 4),
+    rows=st.lists(st.tuples(*(st.sampled_from(CELLS[name]) for name in CELLS)), max_size=12),
+    skip_bad=st.booleans(),
+)
+def test_any_small_table_is_prepared_or_refused(tmp_path_factory, names, num_columns, rows, skip_bad):
+    root = tmp_path_factory.mktemp("table")
+    (root / "x").mkdir()
+    for number in range(4):
+        picture("noise", number).save(root / "x" / f"{number}.png")
+    picture("flat", 1).save(root / "x" / "flat.png")
+    lines = [dict(zip(CELLS, row, strict=True), note="1") for row in rows]
+    head = names[:num_columns]
+    text = "\n".join(",".join(line[name] for name in head) for line in [dict(zip(names, names, strict=True)), *lines])
+    (root / "list.csv").write_text(text)
+    message = ""
+    try:
+        source = find_source(str(root / "list.csv"))
+        labels = {sample.label for sample in source.samples}
+        assert labels <= {"a", "b", "A", "none", "0", "00", "\uff10"}  # no class of images without a label
+        kinds = {finding.kind for finding in source.findings}
+        assert ("missing-label" in kinds) is ("none" in labels)
+        assert ("spelling" in kinds) is ({"a", "A"} <= labels or len({"0", "00", "\uff10"} & labels) > 1)
+        prepared = prepare(str(root / "list.csv"), seed=0, skip_bad=skip_bad)
+        assert prepared.parts["train"]
+        assert prepared.parts["val"]
+    except UserError as error:
+        message = str(error)
+    assert "\n" not in message
+
+
+SMALL = ("--epochs", 1, "--image-size", 16, "--workers", 0, "--device", "cpu", "--model", "resnext11_8x8d")
+LABELLED = "".join(f"pixels/{label}/{number}.png,{label}\n" for label in "ab" for number in range(8))
+TABLES = {
+    "nothing": "",
+    "head": "path,label\n",
+    "row": "path,label\npixels/a/0.png,a\n",
+    "unlabelled": "path,label\n" + LABELLED.replace(",a", ",nan").replace(",b", ","),
+    "no-paths": "path,label\n,a\n,b\n",
+    "gone": "path,label\n" + LABELLED.replace("pixels", "elsewhere"),
+}
+
+
+@pytest.fixture
+def place(whatwhere_here, tmp_path):
+    """The current folder has tables, and pictures of one pixel in two classes."""
+    for name, text in TABLES.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+    for label in "ab":
+        (tmp_path / "pixels" / label).mkdir(parents=True)
+        for number in range(8):
+            picture("noise", number + 8 * (label == "b")).resize((1, 1)).save(tmp_path / f"pixels/{label}/{number}.png")
+    return whatwhere_here
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_without_images_to_train_on_is_a_sentence_in_every_command(place, name):
+    for command in (("check",), ("train", *SMALL), ("compare", *SMALL[:-2], "--attention", "none,se")):
+        status, out, err = place(command[0], f"{name}.csv", *command[1:])
+        if (name, command) == ("row", ("check",)):
+            assert (status, "only one class" in out) == (1, True)
+            continue
+        assert (status, out) == (2, "")
+        assert err.startswith("whatwhere: ")
+        assert len(err.splitlines()) == 1
+
+
+def test_pictures_of_one_pixel_are_trained_on_and_predicted(place):
+    assert place("train", "pixels", *SMALL, "--out", "run")[0] == 0
+    status, out, _ = place("predict", "run", "pixels")
+    assert (status, len(out.splitlines())) == (0, 16)

@@ -71,6 +71,8 @@ def list_csv(
     header = [name.strip() for name in lines[0][1]]
     rows = [(line, [cell.strip() for cell in cells]) for line, cells in lines[1:]]
     columns = _columns(where, header, rows, path_column, label_column)
+    if not rows:
+        raise UserError(f"{where} has a header and no rows; each image needs one, with its path and its label")
 
     places: dict[str, list[str]] = defaultdict(list)  # of rows with a fault, by kind
     listed: dict[str, list[tuple[int, Sample]]] = defaultdict(list)  # usable rows with their lines, by path
