@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 
@@ -384,6 +385,23 @@ def test_resize_is_the_same_in_training_evaluation_bundle_and_prediction(wide, t
     files = sorted(wide.glob("?/*.png"))
     predicted = [found.classes[0][0] for found in predict(bundle, files, top=1)]
     assert predicted == [file.parent.name for file in files]
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_the_size_that_is_chosen_keeps_the_detail_of_what_is_seen(tmp_path, check):
+    make_folder(tmp_path / "data")
+    for path in tmp_path.glob("data/*/*.png"):
+        Image.open(path).resize((130, 66)).save(path)
+    sizes = {}
+    for mode in ("crop", "letterbox", "squash"):
+        screen = Lines()
+        options = {name: value for name, value in OPTIONS.items() if name != "image_size"} | {"check": check}
+        run_training(
+            str(tmp_path / "data"), {**options, "resize": mode}, out=None, resume=False, dry_run=True, command="",
+            screen=screen, say_how_long=False,
+        )  # fmt: skip
+        (sizes[mode],) = {re.search(r"(\d+) x \1 px", line)[1] for line in screen.lines if " px" in line}
+    assert sizes == {"crop": "64", "letterbox": "128", "squash": "128"}
 
 
 def test_wide_images_are_a_warning_where_the_crop_leaves_most_of_them_out(wide, tmp_path):

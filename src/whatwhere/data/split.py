@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from ..base.randomness import stream_seed
 from ..base.words import brief, cause, counted, few, printable
 from .doctor.duplicates import joined
 from .doctor.findings import class_findings, unusable
-from .doctor.report import Report, examine
+from .doctor.report import Report, examine, median_of
 from .images import MAX_VALUE
 from .sources.find import find_source
 from .sources.source import SPLITS, Finding, Sample, Source
@@ -37,6 +36,7 @@ class Prepared:
     drawn: tuple[str, ...] = ()  # which of "val" and "test" were drawn by the seed: DATA has no such split
     max_value: int = MAX_VALUE  # the value of 16-bit grey that becomes 255
     uneven: str = ""  # as a sentence, which sizes the parts have instead of those that were asked for
+    median_long_side: int = 0  # median of the images' longer sides, in pixels
 
 
 def prepare(
@@ -96,6 +96,7 @@ def prepare(
         way_out=way_out,
     )
     given = {sample.split for sample in samples}
+    sizes = _some_sizes(source, samples) if report is None else []
     drawn = tuple(part for part in ("val", "test") if parts[part] and part not in given)
     return Prepared(
         source=source,
@@ -103,7 +104,8 @@ def prepare(
         parts=parts,
         report=report,
         left_out=dict(sorted(left_out.items())),
-        median_side=report.median_side if report is not None else _median_side(source, samples),
+        median_side=median_of(map(min, sizes)) if report is None else report.median_side,
+        median_long_side=median_of(map(max, sizes)) if report is None else report.median_long_side,
         drawn=drawn,
         max_value=_range(report, max_value),
         uneven=_uneven(parts, drawn, {"val": val_fraction, "test": test_fraction}, way_out),
@@ -154,13 +156,13 @@ def _unsound(data: str, errors: Sequence[Finding]) -> UserError:
     )
 
 
-def _median_side(source: Source, samples: Sequence[Sample]) -> int:
+def _some_sizes(source: Source, samples: Sequence[Sample]) -> list[tuple[int, int]]:
     step = max(1, len(samples) // _NUM_HEADERS)
-    sides = []
+    sizes = []
     for sample in samples[::step][:_NUM_HEADERS]:
         with source.open(sample) as image:
-            sides.append(min(image.size))
-    return round(statistics.median(sides))
+            sizes.append(image.size)
+    return sizes
 
 
 def split_samples(

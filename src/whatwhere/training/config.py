@@ -322,7 +322,10 @@ def augmentation_in_words(config: Config, num_images: int) -> str:
 
 
 def image_size_for(median_side: int) -> int:
-    """Return the largest usual image size that is not above the median of the shorter sides of the images."""
+    """Return the largest usual image size that is not above the median of the sides of the images.
+
+    That is their shorter sides for `resize` "crop", else the longer ones: a letterbox would lose detail along them.
+    """
     return max((size for size in (32, 64, 96, 128, 160, 192, 224) if size <= median_side), default=32)
 
 

@@ -118,9 +118,11 @@ def check_apart(path: Path, prepared: Prepared) -> None:
 def resolve(data: str, given: Mapping[str, Any], prepared: Prepared, team: Team) -> Config:
     """Return all options of a run: the given ones, and the others chosen by image size, start and machine."""
     Config(data=data, **given)  # the defaults are calculated from these
-    chosen = {"resize": resize_mode(given)} | defaults(
+    mode = resize_mode(given)
+    side = prepared.median_side if mode == "crop" else prepared.median_long_side
+    chosen = {"resize": mode} | defaults(
         given,
-        image_size=given.get("image_size", image_size_for(prepared.median_side)),
+        image_size=given.get("image_size", image_size_for(side)),
         num_images=len(prepared.parts["train"]),
         device=team.device.type,
         bf16=team.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),

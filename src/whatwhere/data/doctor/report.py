@@ -45,6 +45,7 @@ class Report:
     twins: tuple[tuple[str, ...], ...]  # groups of paths with the same, or nearly the same, image
     copies: tuple[tuple[str, ...], ...]  # groups of paths with the same image, byte for byte
     median_side: int  # median of the images' shorter sides, in pixels; 0 if none is usable
+    median_long_side: int  # and of their longer sides
     modes: dict[
         str, int
     ]  # number of images by Pillow's mode, without plain RGB; those with an EXIF rotation count again
@@ -116,6 +117,12 @@ class Report:
         return READ_AS.get(mode, "not at all").format(max_value=self.max_value)
 
 
+def median_of(sides: Iterable[int]) -> int:
+    """Return the median in whole pixels; 0 of none."""
+    found = list(sides)
+    return round(statistics.median(found)) if found else 0
+
+
 def examine(
     source: Source,
     *,
@@ -171,7 +178,8 @@ def examine(
         surplus=surplus(samples, identical),
         twins=paths_of(joined([*identical, *near])),
         copies=paths_of(joined(identical)),
-        median_side=round(statistics.median(min(entry.width, entry.height) for entry in sound)) if sound else 0,
+        median_side=median_of(min(entry.width, entry.height) for entry in sound),
+        median_long_side=median_of(max(entry.width, entry.height) for entry in sound),
         modes=dict(sorted(modes.items())) | ({"EXIF rotation": num_turned} if num_turned else {}),
         digests={sample.path: entry.digest for sample, entry in both if not entry.fault},
         digest=hashlib.sha256("\0".join(contents).encode("utf-8", "surrogatepass")).hexdigest(),
