@@ -33,6 +33,13 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _whole_sentences(request, monkeypatch):
+    """Shorten no message that a snapshot has: the length of the test's folder would decide what is left of it."""
+    if "snapshot" in request.fixturenames:
+        monkeypatch.setattr("whatwhere.base.errors.SENTENCE_LETTERS", 2_000)
+
+
 OPEN = Image.open
 
 

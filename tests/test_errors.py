@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
@@ -144,7 +146,7 @@ def test_a_refusal_is_a_line_whatever_stands_in_it():
     refusal = UserError("a\nb\x1b[31m" + "x" * 10_000 + "; mend it")
     assert str(refusal).startswith(r"a\nb\x1b[31mx")
     assert str(refusal).endswith("x; mend it")
-    assert len(str(refusal)) == 2_000
+    assert len(str(refusal)) == 300
     assert str(pickle.loads(pickle.dumps(refusal))) == str(refusal)
 
 
@@ -402,6 +404,56 @@ def test_no_name_in_a_table_commands_the_terminal(kind):
     printed = text(rich_tables([Table(name, (name, "figure"), [(name, "1")], note=f"note\n{name[:20]}")])).splitlines()
     assert all(printable(line) == line for line in printed)
     assert max(map(len, printed)) <= 520
+
+
+LONG = st.builds(lambda text, times: text * times, st.text(), st.integers(1, 200))
+
+
+@given(LONG, LONG, st.text(st.characters(categories=("L", "N")), max_size=40))
+def test_the_advice_is_whole_however_long_the_names_are(path, why, advice):
+    sentence = f"{path!r} is damaged ({why}); {advice}, or start again with another --out"
+    refusal = str(UserError(sentence))
+    assert len(refusal) <= 300
+    assert printable(refusal) == refusal
+    assert refusal.endswith(f"{printable(advice)}, or start again with another --out")
+    if len(printable(sentence)) <= 300:
+        assert refusal == printable(sentence)
+
+
+def test_the_middle_of_the_longest_name_is_lost():
+    long, other = "x" * 280, "b" * 40
+    refusal = str(UserError(f"'/data/{long}/a.png' and {other!r} differ; the file's mend is 'it'"))
+    assert len(refusal) == 300
+    assert refusal.startswith("'/data/xxx")
+    assert refusal.endswith(f"xxx/a.png' and {other!r} differ; the file's mend is 'it'")
+    words = str(UserError("word " * 200 + "; mend it"))
+    assert len(words) == 300
+    assert words.endswith("word word ; mend it")
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_no_name_in_a_line_commands_the_terminal(kind, capsys):
+    from whatwhere.base.tables import say, show, tell
+
+    for show_it in (say, show, tell):
+        show_it(f"The report: [red]{NAMES[kind]}[/red]")
+        printed = capsys.readouterr()
+        lines = (printed.out or printed.err).removesuffix("\n").split("\n")
+        assert all(printable(line) == line for line in lines)
+        assert "[red]" in "".join(lines)
+
+
+def test_commands_print_by_what_escapes_control_characters():
+    """Standard output gets JSON, CSV and names of networks as they are, all else by say, show and tell."""
+    plain = {"json_format.dumps", "comma_separated", "version", "'\\n'.join"}
+    for path in (Path(whatwhere.__file__).parent / "cli").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "typer.echo"):
+                first = node.args[0]
+                is_plain = isinstance(first, ast.Constant) or (
+                    isinstance(first, ast.Call) and ast.unparse(first.func) in plain
+                )
+                assert is_plain, f"{path.name}:{node.lineno}"
 
 
 def test_near_names_are_short():

@@ -3,20 +3,21 @@ from __future__ import annotations
 import math
 from typing import TypeGuard
 
-from .words import brief, short
+from .words import brief, shortened
 
-_LONGEST_SENTENCE = 2_000  # letters: room for whole paths
+SENTENCE_LETTERS = 300
 
 
 class UserError(ValueError):
     """Bad input. The message is one sentence: what is wrong, where, and what to do.
 
     The command line prints it on standard error and exits with status 2; any other exception there is a bug. The
-    message is always one printable line of at most 2,000 letters.
+    message is always one printable line of at most 300 letters: in a longer one the longest names lose their middles,
+    and the advice at its end stays.
     """
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(short(sentence, _LONGEST_SENTENCE))
+        super().__init__(shortened(sentence, SENTENCE_LETTERS))
 
 
 class Stopped(Exception):  # noqa: N818 - no error

@@ -59,10 +59,23 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+def say(lines: str) -> None:
+    """Print lines on standard output, as they are but for control characters."""
+    print(printable_lines(lines), flush=True)
+
+
+def tell(sentence: str) -> None:
+    """Print a sentence on standard error, on one line."""
+    print(f"whatwhere: {printable(sentence)}", file=sys.stderr)
+
+
 def show(renderable: Any) -> None:
     """Print to standard output; plain and in full width if that is not a terminal."""
     import rich.console
+    from rich.text import Text
 
+    if isinstance(renderable, str):  # rich would read [red] in a path as a command
+        renderable = Text(printable_lines(renderable))
     terminal = rich.console.Console()
     if terminal.is_terminal:
         terminal.print(renderable)

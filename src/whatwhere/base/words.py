@@ -17,6 +17,9 @@ _TURNING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf|infinity)", re.ASCII | re.IGNORECASE)
 _DECIMAL = re.compile(r"([+-]?)(\d*)(?:\.(\d*))?")
 _LONGEST_LIST, _LONGEST_NAME, _LONGEST_IN_SENTENCE = 300, 120, 80  # letters
+_LEAST_SAID, _LEAST_PIECE = 100, 50  # letters that what is wrong, and a name in it, keep
+# what a sentence quotes, and words without a blank
+_PIECE = re.compile(r"""(?<!\w)'(?:[^'\\]|\\.)*'(?!\w)|"(?:[^"\\]|\\.)*"|\S+""")
 
 
 def printable(text: str) -> str:
@@ -37,6 +40,30 @@ def short(text: str, most: int = 80) -> str:
     text = printable(text)
     end = (most - 3) // 2
     return text if len(text) <= most else f"{text[: most - 3 - end]}...{text[-end:]}"
+
+
+def shortened(sentence: str, most: int) -> str:
+    """Return a sentence as one printable line of at most `most` letters, a few hundred.
+
+    Where it is longer, the longest quoted texts and words before its last semicolon, such as paths, lose their middles,
+    then all that stands there does. The advice behind the semicolon stays, if it leaves 100 letters for the rest.
+    """
+    text = printable(sentence)
+    if len(text) <= most:
+        return text
+    said, semicolon, advice = text.rpartition("; ")
+    advice = _fitted(advice, most - len(semicolon) - min(len(said), _LEAST_SAID))
+    return _fitted(said, most - len(semicolon) - len(advice)) + semicolon + advice
+
+
+def _fitted(text: str, most: int) -> str:
+    while len(text) > most:
+        piece = max(_PIECE.finditer(text), key=lambda found: len(found[0]))
+        if len(piece[0]) <= _LEAST_PIECE:
+            break
+        kept = short(piece[0], max(_LEAST_PIECE, len(piece[0]) - (len(text) - most)))
+        text = text[: piece.start()] + kept + text[piece.end() :]
+    return short(text, most)
 
 
 def few(names: Sequence[str], at_most: int = 3, between: str = ", ", letters: int = _LONGEST_LIST) -> str:

@@ -15,7 +15,8 @@ import typer
 from ..base.code import outlived
 from ..base.errors import Stopped, UserError
 from ..base.processes import leave
-from ..base.words import brief, number_in, printable, short
+from ..base.tables import tell
+from ..base.words import brief, number_in, short
 from .attend import attend_command
 from .check import check_command
 from .collect import collect_command
@@ -64,14 +65,14 @@ def main(run: Any = None) -> None:
     except UserError as error:
         _fail(str(error))
     except Stopped as stopped:
-        print(f"whatwhere: {stopped}", file=sys.stderr)
+        tell(str(stopped))
         leave(128 + stopped.signal if stopped.signal else 1)
     except _UsageError as error:
         usage: Any = error
         sentence = short(" ".join(usage.format_message().split()).rstrip("."), 400)
         _fail(f"{sentence}; see `{'whatwhere' if usage.ctx is None else usage.ctx.command_path} --help`")
     except (typer.Abort, KeyboardInterrupt):
-        print("whatwhere: interrupted", file=sys.stderr)
+        tell("interrupted")
         sys.exit(130)
     except OSError as error:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - Python flushes it once more at the end
@@ -112,7 +113,7 @@ def _plain(kind: Any, least: float | None) -> Callable[[object], float]:
 
 
 def _fail(sentence: str) -> NoReturn:
-    print(f"whatwhere: {printable(sentence)}", file=sys.stderr)
+    tell(sentence)
     leave(2)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..base.errors import UserError
+from ..base.tables import say
 from ..base.words import brief, number_in
 from ..training.config import OPTIONS, TELLS_APART, read_config
 from .train import given_options, option_parameter, own_option, own_parameter, typed_command, with_parameters
@@ -143,7 +144,7 @@ def _compare(
         return
     show_comparison(content, out / _REPORT, own["json"])
     if not own["json"]:
-        typer.echo(f"The verdict on other terms: {_verdict_command(content, out)}")
+        say(f"The verdict on other terms: {_verdict_command(content, out)}")
     if content.failures:
         raise failed(content.failures)
 

@@ -12,7 +12,7 @@ import typer
 
 from ..base.errors import UserError
 from ..base.screen import Silent
-from ..base.tables import comma_separated, rich_tables, show
+from ..base.tables import comma_separated, rich_tables, say, show, tell
 from ..base.words import brief, counted, few, printable
 from .check import DataDir, Download, LabelColumn, PathColumn
 
@@ -53,7 +53,7 @@ def predict_command(
     num_images = len(files) + num_bad
     for finding in (finding for finding in findings if finding.severity != "note"):
         named = few([printable(path) for path in finding.paths], 5)
-        print(f"whatwhere: {finding.sentence(skip=False)}: {named}", file=sys.stderr)
+        tell(f"{finding.sentence(skip=False)}: {named}")
     found: list[dict[str, Any]] = []
     largest: list[int] = []
     # on a terminal the predictions themselves show how far it is
@@ -68,22 +68,22 @@ def predict_command(
             largest += [prediction.largest] if prediction.largest else []
             if prediction.error:
                 num_bad += 1
-                print(f"whatwhere: {prediction.error}", file=sys.stderr)
+                tell(prediction.error)
             elif json:
                 classes = [{"class": name, "probability": value} for name, value in prediction.classes]
-                found.append({"path": path, "predictions": classes})
+                found.append({"path": prediction.path, "predictions": classes})
             elif csv:
                 for rank, (name, value) in enumerate(prediction.classes, start=1):
                     typer.echo(comma_separated((path, rank, printable(name), f"{value:.6f}")), nl=False)
             else:
                 texts = [f"{printable(name)} {value:.1%}" for name, value in prediction.classes]
-                typer.echo(f"{path}: {', '.join(texts)}")
+                say(f"{path}: {', '.join(texts)}")
     if json:
         typer.echo(json_format.dumps(found, indent=2))
     if sentence := misfit(largest, network.preprocessing.max_value):
-        print(f"whatwhere: {sentence}", file=sys.stderr)
+        tell(sentence)
     if num_bad:
-        print(f"whatwhere: {num_bad} of {num_images} images could not be read", file=sys.stderr)
+        tell(f"{num_bad} of {num_images} images could not be read")
         raise typer.Exit(1)
 
 
@@ -134,14 +134,13 @@ def evaluate_command(
     if result["left_out"]:
         left_out = list(result["left_out"])
         named = f"{few(left_out, 5)}; --json names all, with the kind of fault"
-        print(f"whatwhere: --skip-bad left out {counted(len(left_out), 'image')}: {named}", file=sys.stderr)
+        tell(f"--skip-bad left out {counted(len(left_out), 'image')}: {named}")
     if result["misfit"]:
-        print(f"whatwhere: {result['misfit']}", file=sys.stderr)
+        tell(result["misfit"])
     if result["num_trained_on"]:
-        print(
-            f"whatwhere: {result['num_trained_on']} of these images were trained on, so the figures are too good; "
-            "evaluate with the split.csv of the run as DATA to leave them out",
-            file=sys.stderr,
+        tell(
+            f"{result['num_trained_on']} of these images were trained on, so the figures are too good; "
+            "evaluate with the split.csv of the run as DATA to leave them out"
         )
     if json:
         typer.echo(json_format.dumps(result, indent=2))

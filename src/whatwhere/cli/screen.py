@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from ..base.screen import Remaining, about
 from ..base.tables import Table, printable_lines
+from ..base.words import printable
 
 _SILENCE = 60.0  # seconds; without a terminal, a line of progress ends a longer silence
 _MOST_CLASSES = 40  # in a table; the JSON result lists all
@@ -33,7 +34,7 @@ class TerminalScreen:
     def __init__(self, to_stderr: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = Console(stderr=to_stderr, soft_wrap=True, highlight=False)
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[left]}"),
@@ -74,8 +75,8 @@ class TerminalScreen:
                 self.line(f"{what}: {done:,} of {total:,}, {left}")
             return
         if self.task is None:
-            self.task = self.bar.add_task(what, total=total, left="")
-        self.bar.update(self.task, description=what, completed=min(done, total), total=total, left=left)
+            self.task = self.bar.add_task("", total=total, left="")
+        self.bar.update(self.task, description=printable(what), completed=min(done, total), total=total, left=left)
 
 
 def result_tables(result: dict[str, Any]) -> list[Table]:

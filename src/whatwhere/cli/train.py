@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..base.errors import UserError
-from ..base.tables import rich_tables, show
+from ..base.tables import rich_tables, say, show
 from ..networks.spec import NetworkSpec, is_import_path, parse_arguments
 from ..training.config import CHOICES, FREE, NUMBER_OR_AUTO, OPTIONS, TELLS_APART, network_of, read_config
 
@@ -68,7 +68,7 @@ def _train(
     elif result is not None:
         show(rich_tables(result_tables(result)))
         for line in what_next(begun[0], given):
-            typer.echo(line)
+            say(line)
 
 
 def what_next(folder: RunFolder, given: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..base.tables import Table, rich_tables, show
+from ..base.tables import Table, rich_tables, say, show
 from ..base.words import printable
 
 if TYPE_CHECKING:
@@ -60,12 +60,12 @@ def weights_convert_command(
     if json:
         typer.echo(json_format.dumps(done.to_dict(), indent=2))
         return
-    typer.echo(f"{printable(done.target)}: {done.num_tensors} tensors in the layout {done.to}, from {done.layout}")
-    typer.echo(f"network: {done.network.call()}")
+    say(f"{done.target}: {done.num_tensors} tensors in the layout {done.to}, from {done.layout}")
+    say(f"network: {done.network.call()}")
     for key, value in done.left_out.items():
-        typer.echo(f"left out: {printable(key)}, {printable(value)}")
+        say(f"left out: {key}, {value}")
     for note in done.notes:
-        typer.echo(f"note: {note}")
+        say(f"note: {note}")
 
 
 def _tables(found: Description) -> list[Table]:
