@@ -420,6 +420,15 @@ def test_the_advice_is_whole_however_long_the_names_are(path, why, advice):
         assert refusal == printable(sentence)
 
 
+def test_a_command_is_whole_however_long_it_is():
+    command = "whatwhere check '" + "d; " * 400 + "x'"
+    refusal = UserError(f"{'x' * 1_000} is not sound; see all of it with", command)
+    sentence, _, told = str(refusal).partition(": ")
+    assert (len(sentence), told) == (300, command)
+    assert str(pickle.loads(pickle.dumps(refusal))) == str(refusal)
+    assert str(UserError("no command; mend it")) == "no command; mend it"
+
+
 def test_the_middle_of_the_longest_name_is_lost():
     long, other = "x" * 280, "b" * 40
     refusal = str(UserError(f"'/data/{long}/a.png' and {other!r} differ; the file's mend is 'it'"))

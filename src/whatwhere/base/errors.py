@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 from typing import TypeGuard
 
-from .words import brief, shortened
+from .words import brief, printable, shortened
 
 SENTENCE_LETTERS = 300
 
@@ -12,12 +12,15 @@ class UserError(ValueError):
     """Bad input. The message is one sentence: what is wrong, where, and what to do.
 
     The command line prints it on standard error and exits with status 2; any other exception there is a bug. The
-    message is always one printable line of at most 300 letters: in a longer one the longest names lose their middles,
-    and the advice at its end stays.
+    message is always one printable line. Its sentence has at most 300 letters: in a longer one the longest names lose
+    their middles, and the advice at its end stays. A command at the end is whole, so that it can be run.
     """
 
-    def __init__(self, sentence: str) -> None:
-        super().__init__(shortened(sentence, SENTENCE_LETTERS))
+    def __init__(self, sentence: str, command: str = "") -> None:
+        super().__init__(shortened(sentence, SENTENCE_LETTERS), *filter(None, [printable(command)]))
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
 
 
 class Stopped(Exception):  # noqa: N818 - no error

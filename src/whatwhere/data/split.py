@@ -148,12 +148,10 @@ def _unsound(data: str, errors: Sequence[Finding]) -> UserError:
     first, *others = errors
     paths = f" ({few(first.paths)})" if first.paths and first.can_skip else ""
     more = f", and {counted(len(others), 'other error')}" if others else ""
-    skip = ", or leave out bad files with --skip-bad" if any(finding.can_skip for finding in errors) else ""
-    cure = f"{first.cure}, " if first.cure else ""
-    return UserError(
-        f"{printable(data)} is not sound: {first.message}{paths}{more}; {cure}"
-        f"run `whatwhere check {printable(shlex.quote(data))}` for all of it{skip}"
-    )
+    skip = ["leave out bad files with --skip-bad"] if any(finding.can_skip for finding in errors) else []
+    cures = ", or ".join([*filter(None, [first.cure]), *skip, "see all of it with"])
+    command = shlex.join(["whatwhere", "check", data])
+    return UserError(f"{printable(data)} is not sound: {first.message}{paths}{more}; {cures}", command)
 
 
 def _some_sizes(source: Source, samples: Sequence[Sample]) -> list[tuple[int, int]]:

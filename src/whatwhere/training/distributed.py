@@ -116,8 +116,8 @@ def team(device: str, command: str = "") -> Iterator[Team]:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         raise UserError(
-            f"process {rank} of {world_size} lost another process; read the message of that one, and continue with: "
-            f"{command}"
+            f"process {rank} of {world_size} lost another process; read the message of that one, and continue with",
+            command,
         ) from error
     # a network that still exists holds its group: Gloo's threads would then abort when the interpreter ends
     gc.collect()

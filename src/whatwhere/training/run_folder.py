@@ -228,10 +228,8 @@ class RunFolder:
             write_bytes(self.path / SPLIT, table.encode("utf-8", "surrogateescape"))
             write_json(self.path / RUN, msgspec.to_builtins(new))
             return
-        more = ""
-        if self.result is not None and self.has_best:
-            more = f"; this one is finished, and a new run can start from its weights: {self.continued_by(config.data)}"
-        _check_same(self.path, old, new, more)
+        is_done = self.result is not None and self.has_best
+        _check_same(self.path, old, new, self.continued_by(config.data) if is_done else "")
         contents = {old.content_fingerprint, new.content_fingerprint}
         if len(contents) > 1 and UNSET not in contents:
             named = few(self._changed(prepared))
@@ -353,8 +351,8 @@ def _damage(path: Path, where: str = "") -> Iterator[None]:
         raise UserError(f"{str(path)!r} is damaged ({where}{cause(error)}); start again with another --out") from error
 
 
-def _check_same(path: Path, before: RunDescription, now: RunDescription, more: str) -> None:
-    """Raise UserError if a continuation has other options or other images; `more` ends its sentence."""
+def _check_same(path: Path, before: RunDescription, now: RunDescription, command: str) -> None:
+    """Raise UserError if a continuation has other options or images; a `command` starts from the finished run."""
     changed, data = [], before.config.get("data")
     if before.data_fingerprint != now.data_fingerprint:
         if data == now.config["data"]:
@@ -371,7 +369,8 @@ def _check_same(path: Path, before: RunDescription, now: RunDescription, more: s
         if name not in FREE and name != "data" and options[name] != value
     ]
     if changed:
+        more = "; this one is finished, and a new run can start from its weights" if command else ""
+        differing = few(changed, 5, "; ")
         raise UserError(
-            f"the run in {str(path)!r} has other options: {few(changed, 5, '; ')}; give the same, or another "
-            f"--out{more}"
+            f"the run in {str(path)!r} has other options: {differing}; give the same, or another --out{more}", command
         )

@@ -156,10 +156,10 @@ def _to_the_end(run: Run, command: str) -> dict[str, Any]:
             if not error.indices:
                 raise
             paths = [run.prepared.parts["train"][index].path for index in error.indices]
-            kept = f"the weights saved before are kept in {str(folder.last)!r}"
+            kept, command = f"the weights saved before are kept in {str(folder.last)!r}", ""
             if folder.has_best:
-                kept += f"; a new run can start from the best ones: {folder.continued_by(run.config.data)}"
-            raise Diverged(f"{error}; the batch: {few(paths, 8)}; {kept}") from error
+                kept, command = f"{kept}; a new run can start from the best ones", folder.continued_by(run.config.data)
+            raise Diverged(f"{error}; the batch: {few(paths, 8)}; {kept}", command=command) from error
 
 
 @dataclass

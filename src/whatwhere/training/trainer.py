@@ -271,8 +271,8 @@ class Diverged(UserError):  # noqa: N818 - a UserError by its base
         indices: Numbers of the samples that this process had in the step with such a loss; none for a weight.
     """
 
-    def __init__(self, sentence: str, indices: Sequence[int] = ()) -> None:
-        super().__init__(sentence)
+    def __init__(self, sentence: str, indices: Sequence[int] = (), command: str = "") -> None:
+        super().__init__(sentence, command)
         self.indices = indices
 
 
