@@ -13,14 +13,13 @@ A line for each run is added to the CSV; runs that are there are left out, so th
 
 import argparse
 import csv
-import random
 import statistics
 from functools import partial
 from pathlib import Path
 
 from scipy import stats
 
-from trainings import add_missing, training
+from trainings import add_missing, drawn, training
 from whatwhere.data.sources.find import find_source
 
 RULES = {
@@ -36,9 +35,7 @@ HEAD = ("size", "seed", "num_val", "num_ties", *(f"{name}: {what}" for name in R
 def run(data, size, seed, epochs):
     """Train once; return the validation images, the epochs with the best accuracy, and what each rule keeps."""
     source = find_source(data)
-    samples = sorted(source.samples, key=lambda sample: sample.path)
-    random.Random(seed).shuffle(samples)
-    parts = {"train": samples[:size], "test": samples[size:]}
+    parts = drawn(source, size, seed)
     best, accuracies = dict[str, dict[str, float]](), list[float]()
     with training(source, parts, {"seed": seed, "epochs": epochs, "lr": None, **OPTIONS}) as (
         trainer,
@@ -73,8 +70,10 @@ def table(path):
         for rule in RULES:
             gains = [100 * (row[f"{rule}: test"] - row["accuracy: test"]) for row in runs]
             mean, gain = 100 * statistics.mean(row[f"{rule}: test"] for row in runs), statistics.mean(gains)
-            half = stats.t.ppf(0.975, len(runs) - 1) * statistics.stdev(gains) / len(runs) ** 0.5
-            told = "" if rule == "accuracy" else f"{gain:+.2f} ({gain - half:+.2f} to {gain + half:+.2f})"
+            told = "" if rule == "accuracy" else f"{gain:+.2f}"
+            if told and len(runs) > 1:
+                half = stats.t.ppf(0.975, len(runs) - 1) * statistics.stdev(gains) / len(runs) ** 0.5
+                told += f" ({gain - half:+.2f} to {gain + half:+.2f})"
             epoch = statistics.median(row[f"{rule}: epoch"] for row in runs)
             lines.append(
                 f"| {size:.0f} | {runs[0]['num_val']:.0f} | {len(runs)} | {ties:g} | {rule} | {epoch:g} | {mean:.2f} % "
@@ -96,6 +95,8 @@ def main():
     if arguments.table:
         print(table(arguments.out))
         return
+    if arguments.data is None:
+        parser.error("DATA is missing")
     add_missing(
         arguments.out,
         HEAD,

@@ -3,8 +3,8 @@
     python benchmarks/damaged.py [--files 350] > damaged.md
 
 Files of each format are made, in its usual forms, and damaged once at a random place: cut off, one byte changed, or a
-run of at most 199 zeros. `tests/data/test_damaged.py`, whose files these are, holds the doctor and training to the same
-answer. "Without effect" are files that decode to the pixels of the whole file: the damage lies in what nobody reads.
+run of at most 199 zeros. `tests/data/test_damaged.py` holds the doctor and training to the same answer on these files.
+"Without effect" are files that decode to the pixels of the whole file: the damage lies in what nobody reads.
 """
 
 import argparse
@@ -13,10 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent.parent / "tests" / folder) for folder in ("support", "data")]
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
-from test_damaged import KINDS, damaged_file
-
+from damaged_files import KINDS, damaged_file
 from whatwhere.data.doctor.probe import read_entry
 from whatwhere.data.images import FORMATS, decode, open_image
 from whatwhere.data.sources.source import Sample, Source

@@ -15,12 +15,11 @@ out, so that it can be stopped and called again.
 import argparse
 import copy
 import csv
-import random
 import statistics
 from functools import partial
 from pathlib import Path
 
-from trainings import add_missing, training
+from trainings import add_missing, drawn, training
 from whatwhere.data.sources.find import find_source
 
 MOST_TESTED = 2000
@@ -42,11 +41,7 @@ HEAD = ("set", "size", "model", "epochs", "recipe", "seed", "num_train", "num_st
 def run(data, size, seed, options):
     """Train once; return the number of training images and steps, the best epoch and its test accuracy."""
     source = find_source(data)
-    samples = sorted(source.samples, key=lambda sample: sample.path)
-    random.Random(seed).shuffle(samples)
-    own = [sample for sample in samples if sample.split == "test"]
-    train = [sample for sample in samples if sample.split != "test"]
-    parts = {"train": train[:size], "test": (own or train[size:])[:MOST_TESTED]}
+    parts = drawn(source, size, seed, MOST_TESTED)
     best = None
     with training(source, parts, {"seed": seed, **options}) as (trainer, batches, figures):
         for ends in trainer.run(batches):
@@ -97,6 +92,8 @@ def main():
     if arguments.table:
         print(table(arguments.out))
         return
+    if arguments.data is None:
+        parser.error("DATA is missing")
     name = arguments.name or Path(arguments.data).name
     add_missing(
         arguments.out,

@@ -1,6 +1,7 @@
 """Shared by the benchmarks that train: a training on a few images, and a table of trainings that can be resumed."""
 
 import csv
+import random
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,8 +40,9 @@ def training(
     """
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "images.csv"
-        rows = [f"{source.file(sample).absolute()},{sample.label},{part}" for part in parts for sample in parts[part]]
-        table.write_text("\n".join(["path,label,split", *rows]))
+        rows = [(source.file(sample).absolute(), sample.label, part) for part in parts for sample in parts[part]]
+        with table.open("w", newline="") as file:
+            csv.writer(file).writerows([("path", "label", "split"), *rows])
         given = {"image_size": 32, "device": "cpu", "workers": 0, "check": False, **given}
         team = Team(0, 1, 0, torch.device("cpu"))
         prepared = prepare_images(str(table), given, Silent())
@@ -58,6 +60,15 @@ def training(
             return evaluate(network, material.evaluation[part], num_classes, team, autocast=trainer.autocast)
 
         yield trainer, material.train, figures
+
+
+def drawn(source: Source, size: int, seed: int, most_tested: int | None = None) -> dict[str, list[Sample]]:
+    """Return `size` images to train on, drawn by the seed, and to test on those that are left, or the source's own."""
+    samples = sorted(source.samples, key=lambda sample: sample.path)
+    random.Random(seed).shuffle(samples)
+    own = [sample for sample in samples if sample.split == "test"]
+    others = [sample for sample in samples if sample.split != "test"]
+    return {"train": others[:size], "test": (own or others[size:])[:most_tested]}
 
 
 def add_missing(
