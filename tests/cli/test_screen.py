@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +26,24 @@ def test_why_the_network_is_that_of_its_epoch(more, note):
 def test_a_loss_that_is_not_finite_has_no_figure():
     rows = result_tables({**RESULT, "test": {**FIGURES, "loss": None}})[0].rows
     assert [row[-1] for row in rows] == ["0.2500", "-"]
+
+
+@pytest.mark.parametrize(
+    ("num_right", "num_images", "expected"),
+    [(0, 2, "0.0 to 65.8%"), (2, 2, "34.2 to 100.0%"), (8, 10, "49.0 to 94.3%"), (0, 0, "-")],
+)
+def test_the_interval_of_an_accuracy_is_wilsons(num_right, num_images, expected):
+    accuracy = num_right / num_images if num_images else math.nan
+    figures = {**FIGURES, "num_images": num_images, "accuracy": accuracy}
+    assert result_tables({**RESULT, "val": figures})[0].rows[0][3] == expected
+    if num_images:
+        # (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+        z = 1.959964
+        middle, half = accuracy + z**2 / (2 * num_images), z * math.sqrt(
+            accuracy * (1 - accuracy) / num_images + z**2 / (4 * num_images**2)
+        )
+        low, high = ((middle + sign * half) / (1 + z**2 / num_images) for sign in (-1, 1))
+        assert expected == f"{100 * max(0, low):.1f} to {min(1, high):.1%}"
 
 
 class Clock:

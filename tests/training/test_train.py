@@ -20,7 +20,9 @@ from whatwhere.base.screen import Silent
 from whatwhere.data.preprocess import IMAGENET_MEAN, preprocessing_for
 from whatwhere.training.bundle import load_bundle
 from whatwhere.training.config import ADDED
+from whatwhere.training.distributed import team
 from whatwhere.training.predict import evaluate_bundle, predict
+from whatwhere.training.setup import check_given, prepare_images, resolve
 from whatwhere.training.train import run_training
 
 OPTIONS = {
@@ -428,6 +430,16 @@ def test_resize_of_the_bundle_that_a_run_starts_from(wide, tmp_path, refused):
         assert train(wide, tmp_path / name, resume=True, **start)["num_epochs"] == 1
     with refused():
         train(wide, tmp_path / "given", resume=True, **start, resize="crop")
+
+
+def test_images_are_read_as_the_weights_had_them(wide, tmp_path):
+    train(wide, tmp_path / "first", epochs=1, resize="letterbox", max_value=4095)
+    for own in ({}, {"resize": "squash", "image_size": 32, "max_value": 100}):
+        given, _ = check_given(str(wide), {"pretrained": str(tmp_path / "first"), **own})
+        with team("cpu") as alone:
+            config = resolve(str(wide), given, prepare_images(str(wide), given, Silent()), alone)
+        expected = {"resize": "letterbox", "image_size": OPTIONS["image_size"], "max_value": 4095} | own
+        assert {name: getattr(config, name) for name in expected} == expected
 
 
 def test_a_run_whose_pixels_a_newer_version_says_is_not_continued(wide, tmp_path, refused):

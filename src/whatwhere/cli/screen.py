@@ -88,12 +88,13 @@ def result_tables(result: dict[str, Any]) -> list[Table]:
         note = f"The network of epoch {result['best_epoch']}, {why}."
     overall = Table(
         "Figures",
-        ("", "images", "accuracy", "balanced accuracy", "cross-entropy"),
+        ("", "images", "accuracy", "95 % interval", "balanced accuracy", "cross-entropy"),
         [
             (
                 name,
                 f"{figures['num_images']:,}",
                 f"{figures['accuracy']:.2%}",
+                _interval(figures["accuracy"], figures["num_images"]),
                 f"{figures['balanced_accuracy']:.2%}",
                 "-" if figures["loss"] is None else f"{figures['loss']:.4f}",
             )
@@ -114,6 +115,16 @@ def result_tables(result: dict[str, Any]) -> list[Table]:
         note=f"{len(rows) - len(shown)} more classes in the JSON result." if len(rows) > len(shown) else "",
     )
     return [overall, per_class]
+
+
+def _interval(accuracy: float, num_images: int) -> str:
+    """Return Wilson's interval of an accuracy, for images that are independent of each other; wide for few images."""
+    from scipy.stats import binomtest
+
+    if not num_images:
+        return "-"
+    low, high = binomtest(round(accuracy * num_images), num_images).proportion_ci(method="wilson")
+    return f"{100 * low:.1f} to {high:.1%}"
 
 
 def _share(value: float | None) -> str:

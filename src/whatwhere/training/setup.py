@@ -25,7 +25,7 @@ from ..base.screen import Screen
 from ..base.words import few
 from ..data.augment import Augmentation
 from ..data.batches import EvaluationBatches, Order, Reader, TrainBatches, label_numbers
-from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, ResizeMode, preprocessing_for
+from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing_for
 from ..data.split import Prepared, prepare
 from ..data.store import Store, decode_all, free_memory, num_bytes, room
 from ..networks.factory import checked, create, read_pretrained, settled
@@ -71,15 +71,18 @@ def _trained(pretrained: str) -> tuple[Path, NetworkSpec, Preprocessing] | None:
     return weights_of(Path(pretrained)) if pretrained not in ("", "imagenet") else None
 
 
-def resize_mode(given: Mapping[str, Any]) -> ResizeMode:
-    """Return the option `resize`; where it is not given, it is that of the bundle that the weights are from."""
+def with_those_of_weights(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options, with what a bundle that the weights are from says of its images where it is not given."""
     trained = _trained(given.get("pretrained", ""))
-    mode: ResizeMode = given.get("resize", "crop" if trained is None else trained[2].resize_mode)
-    return mode
+    if trained is None:
+        return dict(given)
+    taken = trained[2]
+    return {"resize": taken.resize_mode, "image_size": taken.image_size, "max_value": taken.max_value, **given}
 
 
 def prepare_images(data: str, given: Mapping[str, Any], screen: Screen) -> Prepared:
     """Find, check and split the images of DATA, as `prepare` does; show problems as warnings."""
+    given = with_those_of_weights(given)
     names = ("val_fraction", "test_fraction", "near_duplicates", "max_value", "skip_bad", "check", "download")
     texts = ("group_from", "path_column", "label_column", "data_dir")  # "" where they are not given
     prepared = prepare(
@@ -91,7 +94,7 @@ def prepare_images(data: str, given: Mapping[str, Any], screen: Screen) -> Prepa
     for finding in (prepared.report or prepared.source).findings:
         if finding.can_skip:
             screen.warn(f"--skip-bad left out {finding.message}: {few(finding.paths, 5)}")
-        elif finding.severity == "warning" and (finding.kind != "cropped" or resize_mode(given) == "crop"):
+        elif finding.severity == "warning" and (finding.kind != "cropped" or given.get("resize", "crop") == "crop"):
             screen.warn(f"{finding.sentence()} (`whatwhere check` names them)")
         elif finding.kind == "columns":
             screen.line(finding.sentence())
@@ -118,9 +121,9 @@ def check_apart(path: Path, prepared: Prepared) -> None:
 def resolve(data: str, given: Mapping[str, Any], prepared: Prepared, team: Team) -> Config:
     """Return all options of a run: the given ones, and the others chosen by image size, start and machine."""
     Config(data=data, **given)  # the defaults are calculated from these
-    mode = resize_mode(given)
-    side = prepared.median_side if mode == "crop" else prepared.median_long_side
-    chosen = {"resize": mode} | defaults(
+    given = with_those_of_weights(given)
+    side = prepared.median_side if given.get("resize", "crop") == "crop" else prepared.median_long_side
+    chosen = defaults(
         given,
         image_size=given.get("image_size", image_size_for(side)),
         num_images=len(prepared.parts["train"]),
