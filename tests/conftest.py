@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import gc
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from PIL import Image
 
 from pictures import make_folder
 from whatwhere import UserError
+from whatwhere.base.processes import STOP_SIGNALS
 
 # Fresh memory is filled with NaN, so that a value nobody wrote is seen.
 torch.use_deterministic_algorithms(True)
@@ -38,6 +40,17 @@ def _whole_sentences(request, monkeypatch):
     """Shorten no message that a snapshot has: the length of the test's folder would decide what is left of it."""
     if "snapshot" in request.fixturenames:
         monkeypatch.setattr("whatwhere.base.errors.SENTENCE_LETTERS", 2_000)
+
+
+@pytest.fixture(autouse=True)
+def _signals_of_a_terminal():
+    """Hear the signals that nohup, or a shell's `&`, starts the tests without: a run leaves ignored ones alone."""
+    ignored = [number for number in STOP_SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 OPEN = Image.open

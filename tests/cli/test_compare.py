@@ -9,7 +9,7 @@ from comparisons import BACKBONE, OPTIONS, Comparisons
 from pictures import make_folder
 from whatwhere import UserError
 from whatwhere.comparison.arms import Arm
-from whatwhere.comparison.runs import run_shards
+from whatwhere.comparison.shards import run_shards
 
 SMALL = [text for name, value in OPTIONS.items() for text in (f"--{name.replace('_', '-')}", value)]
 
@@ -101,7 +101,7 @@ def test_processes_get_the_same_options_and_a_share_each(asked):
 
 def test_several_processes_on_one_device_take_turns(asked, monkeypatch):
     assert asked("photos", "--processes", "4")["share"].num_devices == 1
-    monkeypatch.setattr("whatwhere.comparison.runs.default_processes", lambda device: 8)
+    monkeypatch.setattr("whatwhere.comparison.shards.default_processes", lambda device: 8)
     assert asked("photos", "--processes", "4")["share"].num_devices == 4
     assert asked("photos")["share"].num_devices == 8
 

@@ -101,6 +101,7 @@ def stop(process, number, whole_group):
         (signal.SIGTERM, False, 143),
         (signal.SIGTERM, True, 143),
         (signal.SIGINT, True, 130),
+        (signal.SIGINT, False, 130),
         (signal.SIGHUP, False, 129),
     ],
 )

@@ -26,12 +26,19 @@ def num_cores() -> int:
 def on_signals(
     handler: Callable[[int, FrameType | None], Any], numbers: Sequence[int] = STOP_SIGNALS
 ) -> Iterator[None]:
-    """Call `handler` for these signals inside the block; a thread other than the main one gets no signals."""
+    """Call `handler` for these signals inside the block.
+
+    A signal that is ignored stays ignored: nohup ignores SIGHUP so that the program runs on without its terminal. A
+    handler in C stays too, because Python could not put it back. A thread other than the main one gets no signals.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in numbers}
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
     try:
+        for number in before:
+            signal.signal(number, handler)
         yield
     finally:
         for number, old in before.items():

@@ -161,7 +161,7 @@ def _spread(
     given: dict[str, Any], processes: int | None, shard: tuple[int, int] | None
 ) -> tuple[Callable[[], None] | None, int]:
     """Return a function that does the runs in several processes, None for one, and the number of their devices."""
-    from ..comparison.runs import default_processes, run_shards
+    from ..comparison.shards import default_processes, run_shards
 
     if processes is not None and not 1 <= processes <= 256:
         raise UserError(f"--processes must be from 1 to 256, got {brief(processes)}")

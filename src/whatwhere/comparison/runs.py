@@ -1,26 +1,19 @@
-"""The runs of a comparison: each arm and seed in its own folder, one after another or in several processes."""
+"""The runs of a comparison: each arm and seed in its own folder, and one process that does them one after another."""
 
 from __future__ import annotations
 
 import functools
 import math
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import msgspec
-import torch
 
-from ..base.errors import Stopped, UserError
+from ..base.errors import UserError
 from ..base.files import write_json
-from ..base.processes import num_cores, on_signals
 from ..base.screen import Screen, about, duration
 from ..base.words import brief, cause, counted, few
 from ..training.config import ADDED, FREE, OPTIONS
@@ -368,60 +361,3 @@ def failed(failures: Mapping[str, str]) -> UserError:
         f"{counted(len(failures), 'run')} failed ({few(list(failures), 6)}), as said above; the finished ones are "
         "kept, and the same command tries again"
     )
-
-
-def default_processes(device: str) -> int:
-    """Return the number of processes: one for each GPU, or 1 where `device` is another."""
-    return torch.cuda.device_count() if device in ("", "cuda") and torch.cuda.is_available() else 1
-
-
-def run_shards(arguments: Sequence[str], shard: tuple[int, int], count: int, *, num_gpus: int, command: str) -> None:
-    """Run `whatwhere compare` in `count` processes, each with a share of the runs, and wait for all of them.
-
-    Args:
-        arguments: Arguments after `whatwhere compare`.
-        shard: The share (i, n) of this machine.
-        count: Number of processes.
-        num_gpus: With several, the processes take them in turn; otherwise they share the device and the cores.
-        command: Command that continues the whole comparison.
-
-    Raises:
-        Stopped: A process was asked to stop, or killed.
-        UserError: A process failed; its message is on standard error.
-    """
-    index, total = shard
-    environment = dict(os.environ)
-    if num_gpus <= 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // count)))
-    children: list[subprocess.Popen[bytes]] = []
-    received: list[int] = []
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        """Pass a signal on to the processes, which save and end."""
-        received.append(number)
-        # the terminal sends Ctrl-C to the processes itself
-        for child in children if number != signal.SIGINT else ():
-            if child.poll() is None:
-                child.send_signal(number)
-
-    with on_signals(pass_on):
-        for number in range(count):
-            if received:
-                raise Stopped("stopped before all processes had started", received[0])
-            own = ["--shard", f"{(index - 1) * count + number + 1}/{total * count}", "--processes", "1"]
-            own += ["--whole", command]
-            own += ["--device", f"cuda:{number % num_gpus}"] if num_gpus > 1 else []
-            # their lines are progress; standard output is for the result
-            children.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "whatwhere", "compare", *arguments, *own], env=environment, stdout=sys.stderr
-                )
-            )
-        statuses = [child.wait() for child in children]
-    stopped = [status for status in statuses if status >= 128 or status < 0]
-    if stopped:
-        # 128 + the signal, as a shell reports it
-        number = stopped[0] - 128 if stopped[0] >= 0 else -stopped[0]
-        raise Stopped("the processes are stopped, as said above", number)
-    if any(statuses):
-        raise UserError(f"{sum(map(bool, statuses))} of {count} processes failed; their messages are above")

@@ -34,8 +34,9 @@ def listening(request_stop: Callable[[], None], is_saving: Callable[[], bool], *
     numbers = (_ALARM,) if alone and _ALARM is not None else ()
 
     def ask(number: int, frame: Any) -> None:
-        # torchrun forwards a Ctrl-C that the terminal has already sent to each process
-        if received and number == signal.SIGINT and alone:
+        # torchrun, and a comparison in several processes, pass on a Ctrl-C that the terminal has sent to each process:
+        # torchrun as a second one, the comparison as SIGTERM
+        if number == signal.SIGINT and signal.SIGINT in received and alone:
             raise KeyboardInterrupt
         if not received and numbers:
             signal.setitimer(signal.ITIMER_REAL, _GRACE, 1)
