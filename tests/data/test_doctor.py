@@ -121,7 +121,12 @@ HOSTILE = [
         "1 image under different labels, byte for byte",
         ["Train/cat/wrong.png (cat) = Train/dog/0.png (dog)"],
     ),
-    ("warning", "near-leak", "1 pair of nearly the same image in diff", ["Train/cat/near.jpg ~ valid/cat/1.png"]),
+    (
+        "warning",
+        "near-leak",
+        "1 group of nearly the same image in different splits (2",
+        ["Train/cat/near.jpg ~ valid/cat/1.png"],
+    ),
     (
         "note",
         "hidden",
@@ -136,7 +141,7 @@ HOSTILE = [
         "2 images more than once, byte for byte",
         ["Train/cat/wrong.png = Train/dog/0.png", "Train/dog/1.png = Train/dog/again.png"],
     ),
-    ("note", "near", "1 pair of nearly the same image", ["Train/bird/1.png ~ Train/bird/near.jpg"]),
+    ("note", "near", "1 group of nearly the same image (2 images)", ["Train/bird/1.png ~ Train/bird/near.jpg"]),
 ]
 
 

@@ -90,11 +90,11 @@ _COPIES: Messages = {
     "identical": ("note", "image", "{n} more than once, byte for byte{together}", ""),
     "near-leak": (
         "warning",
-        "pair",
-        "{n} of nearly the same image in different splits, which may make results too good",
+        "group",
+        "{n} of nearly the same image in different splits ({apart}), which may make results too good",
         _LOOK,
     ),
-    "near": ("note", "pair", "{n} of nearly the same image{together}", ""),
+    "near": ("note", "group", "{n} of nearly the same image ({alike}){together}", ""),
 }
 
 
@@ -221,9 +221,9 @@ def shape_findings(samples: Sequence[Sample], entries: Sequence[Entry]) -> list[
 
 
 def copy_findings(
-    samples: Sequence[Sample], identical: Sequence[Sequence[int]], near: Sequence[tuple[int, int]]
+    samples: Sequence[Sample], identical: Sequence[Sequence[int]], near: Sequence[Sequence[int]]
 ) -> list[Finding]:
-    """Return findings on groups of byte-identical images and on pairs of nearly identical images."""
+    """Return findings on groups of byte-identical images and on groups of nearly identical images."""
     paths: dict[str, list[str]] = defaultdict(list)
     for group in identical:
         members = [samples[index] for index in group]
@@ -231,10 +231,15 @@ def copy_findings(
         paths[kind].append(" = ".join(sample.path for sample in members))
         if len({sample.label for sample in members}) > 1:
             paths["contradiction"].append(" = ".join(f"{sample.path} ({sample.label})" for sample in members))
-    for a, b in ((samples[first], samples[second]) for first, second in near):
-        paths["near" if a.split == b.split else "near-leak"].append(f"{a.path} ~ {b.path}")
-    has_splits = any(sample.split for sample in samples)
-    return findings_of(_COPIES, paths, together="" if has_splits else ", which a split keeps together")
+    num_near: Counter[str] = Counter()
+    for group in near:
+        members = [samples[index] for index in group]
+        kind = "near-leak" if len({sample.split for sample in members}) > 1 else "near"
+        paths[kind].append(" ~ ".join(sample.path for sample in members))
+        num_near[kind] += len(group)
+    apart, alike = (counted(num_near[kind], "image") for kind in ("near-leak", "near"))
+    together = "" if any(sample.split for sample in samples) else ", which a split keeps together"
+    return findings_of(_COPIES, paths, apart=apart, alike=alike, together=together)
 
 
 def surplus(samples: Sequence[Sample], groups: Sequence[Sequence[int]]) -> frozenset[str]:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...base.tables import Table
-from ...base.words import counted, printable
+from ...base.words import counted, printable, short
 from ..images import MAX_VALUE, READ_AS
 from ..sources.source import Finding, Source, findings_of
-from .duplicates import joined, near_pairs
+from .duplicates import joined, near_groups
 from .findings import (
     class_counts,
     class_findings,
@@ -30,6 +30,7 @@ from .probe import default_cache, probe
 _SEVERITIES = ("error", "warning", "note")
 _LOST = {"lost-class": ("warning", "class", "{n} of which no image can be used: {names}", "")}
 _MOST_PATHS = 10
+_MOST_LETTERS = 300  # a group of equal images may have thousands of paths
 _MOST_CLASSES = 50
 
 
@@ -46,9 +47,8 @@ class Report:
     copies: tuple[tuple[str, ...], ...]  # groups of paths with the same image, byte for byte
     median_side: int  # median of the images' shorter sides, in pixels; 0 if none is usable
     median_long_side: int  # and of their longer sides
-    modes: dict[
-        str, int
-    ]  # number of images by Pillow's mode, without plain RGB; those with an EXIF rotation count again
+    # number of images by Pillow's mode, without plain RGB; those with an EXIF rotation count again
+    modes: dict[str, int]
     digest: str = ""  # SHA-256 of every image's path and content
     digests: dict[str, str] = field(default_factory=dict, repr=False)  # hash of each usable image's content, by path
     max_value: int = MAX_VALUE  # the value of 16-bit grey that becomes 255
@@ -102,7 +102,7 @@ class Report:
         rows = []
         for finding in self.findings:
             rows.append((finding.severity, finding.sentence()))
-            rows += [("", f"  {printable(path)}") for path in finding.paths[:_MOST_PATHS]]
+            rows += [("", f"  {short(path, _MOST_LETTERS)}") for path in finding.paths[:_MOST_PATHS]]
             if len(finding.paths) > _MOST_PATHS:
                 rows.append(("", f"  and {len(finding.paths) - _MOST_PATHS:,} more; all with --json"))
         totals = Counter(finding.severity for finding in self.findings)
@@ -150,7 +150,7 @@ def examine(
         if not entry.fault:
             by_digest[entry.digest].append(index)
     max_value = resolved_range(entries, max_value)
-    identical, near = [group for group in by_digest.values() if len(group) > 1], near_pairs(entries, max_value)
+    identical, near = [group for group in by_digest.values() if len(group) > 1], near_groups(entries, max_value)
     usable = [sample for sample, entry in both if not entry.fault]
     sound = [entry for entry in entries if not entry.fault]
     lost = sorted({sample.label for sample in samples} - {sample.label for sample in usable})
