@@ -39,8 +39,9 @@ def test_the_interval_of_an_accuracy_is_wilsons(num_right, num_images, expected)
     if num_images:
         # (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
         z = 1.959964
-        middle, half = accuracy + z**2 / (2 * num_images), z * math.sqrt(
-            accuracy * (1 - accuracy) / num_images + z**2 / (4 * num_images**2)
+        middle, half = (
+            accuracy + z**2 / (2 * num_images),
+            z * math.sqrt(accuracy * (1 - accuracy) / num_images + z**2 / (4 * num_images**2)),
         )
         low, high = ((middle + sign * half) / (1 + z**2 / num_images) for sign in (-1, 1))
         assert expected == f"{100 * max(0, low):.1f} to {min(1, high):.1%}"
