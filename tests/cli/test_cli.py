@@ -135,6 +135,15 @@ def test_a_full_disk_is_one_sentence(arguments):
     assert done.stderr == "whatwhere: cannot write the output: No space left on device\n"
 
 
+@pytest.mark.parametrize("command", [("models",), SMALL, (*SMALL, "--json")])
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly(command):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        done = subprocess.run([sys.executable, "-m", "whatwhere", *command], stdout=closed, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_help_does_not_import_torch():
     code = (
         "import sys; sys.argv = ['whatwhere', '--help']\n"

@@ -49,14 +49,13 @@ def main(run: Any = None) -> None:
         for registered in group.registered_commands:
             _read_plain_numbers(registered.callback)
     command = typer.main.get_command(app)
+    _outlive(command)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a class or a file may have a name that the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
-            # no command of this package exits by itself
-            with outlived("code of yours that the command called"):
-                status = command.main(prog_name="whatwhere", standalone_mode=False, obj=run)
+            status = command.main(prog_name="whatwhere", standalone_mode=False, obj=run)
         finally:
             sys.stdout.flush()
         if status == 130:
@@ -81,6 +80,14 @@ def main(run: Any = None) -> None:
         # where no file is named it was the output
         where = f"{error.filename!r}: " if error.filename else "cannot write the output: "
         _fail(f"{where}{error.strerror or error}")
+
+
+def _outlive(command: Any) -> None:
+    """Let no code of the user end the program; click itself does, where the reader of the output has seen enough."""
+    for inner in getattr(command, "commands", {}).values():
+        _outlive(inner)
+    if command.callback is not None:
+        command.callback = outlived("code of yours that the command called")(command.callback)
 
 
 def _read_plain_numbers(command: Any) -> None:
