@@ -140,7 +140,8 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly(command):
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "wb") as closed:
-        done = subprocess.run([sys.executable, "-m", "whatwhere", *command], stdout=closed, stderr=subprocess.PIPE)
+        process = [sys.executable, "-m", "whatwhere", *command]
+        done = subprocess.run(process, check=False, stdout=closed, stderr=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (1, b"")
 
 

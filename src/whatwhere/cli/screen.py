@@ -17,7 +17,7 @@ from ..base.words import printable
 
 _SILENCE = 60.0  # seconds; without a terminal, a line of progress ends a longer silence
 _MOST_CLASSES = 40  # in a table; the JSON result lists all
-_PARTS = {"val": "validation", "test": "test", "images": "all images"}
+_PARTS = {"train": "training", "val": "validation", "test": "test", "all": "all"}
 
 
 def kept_for_json(json: bool) -> contextlib.AbstractContextManager[object]:
@@ -81,7 +81,9 @@ class TerminalScreen:
 
 def result_tables(result: dict[str, Any]) -> list[Table]:
     """Return tables of the figures of a run or an evaluation, overall and by class."""
-    parts = [(name, result[part]) for part, name in _PARTS.items() if part in result]
+    # `evaluate` has the figures of one part, or of all images
+    given = {result["split"]: result["images"]} if "images" in result else result
+    parts = [(name, given[part]) for part, name in _PARTS.items() if part in given]
     note = ""
     if "best_epoch" in result:
         why = "the last" if result.get("best_by") == "last" else "chosen on the validation images"
@@ -104,9 +106,9 @@ def result_tables(result: dict[str, Any]) -> list[Table]:
     )
     rows = sorted(result["per_class"], key=lambda row: (row["f1"] is not None, row["f1"] or 0.0))
     shown = rows[:_MOST_CLASSES]
-    judged = _PARTS[result["judged_on"]]
+    judged = _PARTS[result["split"] if "images" in result else result["judged_on"]]
     per_class = Table(
-        f"Classes, the worst first ({judged if judged == 'all images' else f'{judged} images'})",
+        f"Classes, the worst first ({judged} images)",
         ("", "images", "precision", "recall", "F1"),
         [
             (row["class"], f"{row['num_images']:,}", *(_share(row[name]) for name in ("precision", "recall", "f1")))

@@ -273,7 +273,8 @@ def unlearned(results: Sequence[Result], curves: Sequence[Sequence[float]]) -> s
     guessing = sum(map(_guesses, results))
     if guessing and guessing >= _SHARE_OF_RUNS * len(results):
         num_classes = sum(row.num_images > 0 for row in results[0].per_class)
-        return f"{guessing} of {len(results)} runs are no better than guessing one of {num_classes} classes"
+        be = "is" if guessing == 1 else "are"
+        return f"{guessing} of {len(results)} runs {be} no better than guessing one of {num_classes} classes"
     # the accuracy of a network that always says the most frequent class
     counts = [[row.num_images for row in result.per_class] for result in results]
     gain = _gain(curves, [max(count, default=0) / max(1, sum(count)) for count in counts])

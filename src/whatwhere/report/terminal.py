@@ -91,7 +91,8 @@ def _verdicts(content: Content, *, has_differing: bool) -> Table:
     notes += [f"changed after the start: {printable(change)}" for change in content.changes]
     if per_class is not None and per_class.rows and not has_differing:
         notes.append(
-            f"classes: {per_class.metric} differs in none of {len(per_class.rows)} (p after Holm at most {ALPHA:g})"
+            f"classes: no clear difference in {per_class.metric} in any of {len(per_class.rows)} (p after Holm above "
+            f"{ALPHA:g})"
         )
     unit = f", {metric.unit}" if metric.unit else ""
     direction = "" if metric.higher_is_better else ", lower is better"

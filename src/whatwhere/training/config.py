@@ -134,7 +134,9 @@ class Config(Recipe):
     )
     device: str = _common("cpu", "cpu, cuda, cuda:1, mps.", "the best there is")
 
-    pretrained: str = _recipe("", "Start from weights: `imagenet`, or a file (.safetensors, .pth).", "none", "WEIGHTS")
+    pretrained: str = _recipe(
+        "", "Start from weights: `imagenet`, a file (.safetensors, .pth) or the folder of a run.", "none", "WEIGHTS"
+    )
     width_factor: Annotated[float, Meta(gt=0, le=MAX_WIDTH_FACTOR)] = _recipe(
         1.0, "Factor on the width of all stages, for networks of equal size.", "1"
     )
