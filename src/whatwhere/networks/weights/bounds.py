@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 from ...base.errors import UserError
-from ...base.limits import SHARED_BYTES, TENSOR_NAME_LETTERS, WEIGHTS_ENTRIES, WEIGHTS_SHARED
+from ...base.limits import SHARED_BYTES, TENSOR_NAME_LETTERS, WEIGHTS_ENTRIES, WEIGHTS_PACKED, WEIGHTS_SHARED
 from ...base.words import brief
 
 _ADVICE = "save model.state_dict() alone"
 
 
 def check_archive(file: Path) -> None:
-    """Raise UserError if a file is a zip archive, as torch.save writes, and its content is larger than the file."""
+    """Raise UserError if a file is a zip archive, as torch.save writes, and its content is more than twice as large."""
     held = 0
     # the reader tells what is wrong with a damaged archive
     with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
                 held = sum(entry.file_size for entry in archive.infolist())
-    if held > 2 * file.stat().st_size:
+    if held > WEIGHTS_PACKED * file.stat().st_size:
         raise UserError(f"{str(file)!r} is packed, which torch.save never does; unpack it, or save it anew")
 
 
@@ -35,8 +35,14 @@ def check_entries(num_entries: int, source: str) -> None:
         raise UserError(f"{source!r} holds more than {WEIGHTS_ENTRIES:,} tensors and other entries; {_ADVICE}")
 
 
-def check_network(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raise UserError unless tensors are plain ones, with usual names and about as many values as the file holds."""
+def check_network(tensors: Mapping[str, Tensor], source: str, num_bytes: int | None) -> None:
+    """Raise UserError unless tensors are plain ones, with usual names and about as many values as the file holds.
+
+    Args:
+        tensors: The tensors by name.
+        source: The name of the file, for error messages.
+        num_bytes: The size of the file; None for tensors that come from no file.
+    """
     longest = max(tensors, key=len, default="")
     if len(longest) > TENSOR_NAME_LETTERS:
         raise UserError(
@@ -56,8 +62,10 @@ def check_network(tensors: Mapping[str, Tensor], source: str) -> None:
             )
         asked += size
         storages[storage.data_ptr()] = storage.nbytes()
-    if asked > max(WEIGHTS_SHARED * sum(storages.values()), SHARED_BYTES):
+    held = sum(storages.values())
+    if num_bytes is not None and held > WEIGHTS_PACKED * num_bytes:
+        raise UserError(f"{source!r} holds tensors of {held:,} bytes, and has {num_bytes:,}; {_ADVICE}")
+    if asked > max(WEIGHTS_SHARED * held, SHARED_BYTES):
         raise UserError(
-            f"{source!r} holds {len(tensors):,} tensors that share their values: {asked:,} bytes of "
-            f"{sum(storages.values()):,}; {_ADVICE}"
+            f"{source!r} holds {len(tensors):,} tensors that share their values: {asked:,} bytes of {held:,}; {_ADVICE}"
         )

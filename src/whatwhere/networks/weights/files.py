@@ -23,6 +23,7 @@ from ...base.limits import WEIGHTS_DEPTH, WEIGHTS_NETWORKS
 from ...base.words import brief, cause, counted, few
 from .bounds import check_archive, check_entries, check_network
 from .fit import shown
+from .pickles import check_pickles
 
 StateDict = dict[str, Tensor]
 
@@ -112,11 +113,15 @@ def read_file(path: str | os.PathLike[str], wanted: Wanted = RESNET) -> WeightsF
     if not found:
         raise UserError(f"no weights file {brief(name, 200)}; give a .safetensors or .pth file")
     content, metadata = _content(Path(name))
-    return find_weights(content, name, wanted, metadata)
+    return find_weights(content, name, wanted, metadata, os.path.getsize(name))
 
 
 def find_weights(
-    content: Any, source: str, wanted: Wanted = RESNET, metadata: Mapping[str, str] | None = None
+    content: Any,
+    source: str,
+    wanted: Wanted = RESNET,
+    metadata: Mapping[str, str] | None = None,
+    num_bytes: int | None = None,
 ) -> WeightsFile:
     """Find a network's tensors in the content of a file.
 
@@ -129,6 +134,7 @@ def find_weights(
         source: The name of the file, for error messages.
         wanted: The tensors that identify the network; if none is there, the most likely tensors are returned.
         metadata: The metadata of a safetensors file.
+        num_bytes: The size of the file; None for content that comes from no file.
 
     Raises:
         UserError: There are no tensors, several networks, or sparse, quantized or empty tensors.
@@ -138,12 +144,12 @@ def find_weights(
         raise UserError(f"{source!r} holds no state dict (names to tensors)")
     parts = [part for where, state in holders.items() for part in _parts(where, state, wanted)]
     if parts:
-        part = _chosen(parts, source)
+        part = _chosen(parts, source, num_bytes)
     else:  # no name identifies the network: the most likely tensors
         named = [(name,) for name in _WRAPPERS if (name,) in holders]
         where = named[0] if named else max(holders, key=lambda where: len(holders[where]))
         part = _Part(where, "", holders[where])
-    check_network(part.state, source)
+    check_network(part.state, source, num_bytes)
     whole = {
         key: value
         for key, value in holders[part.where].items()
@@ -204,6 +210,7 @@ def _content(file: Path) -> tuple[Any, dict[str, str]]:
                 check_entries(len(tensors.keys()), str(file))
                 return {key: tensors.get_tensor(key) for key in tensors.keys()}, dict(tensors.metadata() or {})  # noqa: SIM118
         check_archive(file)
+        check_pickles(file)
         # training scripts save their arguments beside the weights; a Namespace holds plain values and runs nothing
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old pickles; the errors below tell what is wrong
@@ -288,7 +295,7 @@ def _prefixes(key: str) -> list[str]:
     return ["".join(f"{module}." for module in modules[:depth]) for depth in range(len(modules) + 1)]
 
 
-def _chosen(parts: list[_Part], source: str) -> _Part:
+def _chosen(parts: list[_Part], source: str, num_bytes: int | None) -> _Part:
     """Return the part that is the network.
 
     Raises:
@@ -298,7 +305,7 @@ def _chosen(parts: list[_Part], source: str) -> _Part:
     candidates: list[_Part] = []
     for part in parts:
         if part.num_wanted == most:
-            check_network(part.state, source)
+            check_network(part.state, source, num_bytes)
             if not any(part.equals(other) for other in candidates):
                 candidates.append(part)
             if len(candidates) > WEIGHTS_NETWORKS:  # the time grows with their square
