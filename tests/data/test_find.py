@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from image_files import bomb, fill, save
+from image_files import bomb, cut, fill, save
 from whatwhere.base.words import printable, spelling, spelt_alike
+from whatwhere.data.doctor.report import examine
+from whatwhere.data.images import ImageError
 from whatwhere.data.sources.find import find_source
-from whatwhere.data.sources.named import DATASETS, SPLITS_OF
-from whatwhere.data.sources.source import class_name, split_of
+from whatwhere.data.sources.named import DATASETS, SPLITS_OF, BuiltInSource
+from whatwhere.data.sources.source import Sample, class_name, split_of
+from whatwhere.data.split import prepare
 
 
 def listed(source):
@@ -378,6 +382,23 @@ def test_the_columns_that_were_taken_are_told(tmp_path):
     assert source.findings[0].message.endswith("labels from 'class'; no column of splits")
 
 
+@pytest.mark.parametrize(
+    ("header", "options", "expected"),
+    [
+        ("path,set", {"label_column": "set"}, ("x/0.png", "cat", None)),
+        ("path,Dataset,split", {"label_column": "dataset"}, ("x/0.png", "cat", "train")),
+        ("subset,label", {"path_column": "subset"}, ("x/0.png", "cat", None)),
+        ("photo,image", {"label_column": "image"}, ("x/0.png", "cat", None)),
+        # the labels have no known name, but a known name of paths
+        ("image_id,y", {"path_column": "image_id"}, ("x/0.png", "cat", None)),
+    ],
+)
+def test_a_column_is_taken_once(tmp_path, header, options, expected):
+    fill(tmp_path, "x", count=1)
+    row = ",".join(("x/0.png", "cat", "train")[: len(header.split(","))])
+    assert listed(find_source(str(csv_file(tmp_path, f"{header}\n{row}\n")), **options)) == [expected]
+
+
 def test_csv_columns_by_name(tmp_path, refuses):
     fill(tmp_path, "x", count=1)
     path = csv_file(tmp_path, "where,what\nx/0.png,a\n")
@@ -458,6 +479,51 @@ def test_a_torchvision_data_set_of_files(tmp_path):
     assert listed(source)[0] == ("all/00000", "Forest", None)
     assert source.splits == ()
     assert source.open(source.samples[0]).size == (40, 32)
+
+
+def test_a_damaged_file_of_a_torchvision_data_set_is_named_and_can_be_left_out(tmp_path, refused):
+    fill(tmp_path / "eurosat" / "2750", "River", "Forest", count=9)
+    cut(save(tmp_path / "eurosat" / "2750" / "Forest" / "9.jpg", seed=3))
+    source = find_source("eurosat", data_dir=str(tmp_path))
+    sample = source.samples[9]
+    for read in (source.open, source.content):
+        with pytest.raises(ImageError, match="all/00009 is cut short") as caught:
+            read(sample)
+        assert caught.value.kind == "truncated"
+    findings = examine(source, cache=None).findings
+    assert [finding.paths for finding in findings if finding.severity == "error"] == [("all/00009",)]
+    with refused():
+        prepare("eurosat", seed=0, data_dir=str(tmp_path))
+    prepared = prepare("eurosat", seed=0, data_dir=str(tmp_path), skip_bad=True)
+    assert prepared.left_out == {"all/00009": "truncated"}
+
+
+def test_a_damaged_file_that_a_data_set_opens_only(tmp_path):
+    """Caltech101 leaves the decoding to the caller."""
+    cut(save(tmp_path / "a.bmp", seed=3))
+    with Image.open(tmp_path / "a.bmp") as image:
+        source = BuiltInSource("set", None, (Sample("all/0", "a", None),), (), {"all": [image]})
+        with pytest.raises(ImageError, match="all/0 is cut short"):
+            source.content(source.samples[0])
+
+
+def test_qmnist_has_eight_numbers_for_an_image(tmp_path):
+    raw = tmp_path / "QMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split, labels in (("train", [3, 1]), ("test", [9])):
+        images = np.arange(len(labels) * 784, dtype=np.uint32).astype(np.uint8)
+        head = struct.pack(">4I", 0x803, len(labels), 28, 28)
+        (raw / f"qmnist-{split}-images-idx3-ubyte").write_bytes(head + images.tobytes())
+        rows = np.array([[label, 4, 8, 8, 8, 8, 0, 0] for label in labels], ">i4")
+        (raw / f"qmnist-{split}-labels-idx2-int").write_bytes(struct.pack(">3I", 0xC02, *rows.shape) + rows.tobytes())
+    source = find_source("qmnist", data_dir=str(tmp_path))
+    assert [sample.label for sample in source.samples] == ["9 - nine", "3 - three", "1 - one"]
+
+
+def test_a_torchvision_data_set_with_an_empty_file_is_a_sentence(tmp_path, refuses):
+    raw = mnist(tmp_path) / "MNIST" / "raw"
+    (raw / "train-labels-idx1-ubyte").write_bytes(b"")
+    refuses("mnist", data_dir=str(tmp_path))
 
 
 def test_a_torchvision_data_set_that_is_not_there(tmp_path, monkeypatch, refuses):

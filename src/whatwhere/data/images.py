@@ -101,7 +101,7 @@ def open_image(path: Path) -> Image.Image:
         ImageError: The file is missing, empty, in no format of `FORMATS`, or has more pixels than
             `PIL.Image.MAX_IMAGE_PIXELS`.
     """
-    with _errors_of(str(path)), quiet():
+    with errors_of(str(path)), quiet():
         if not path.stat().st_size:
             raise ImageError("empty", "empty", "is empty (0 bytes)")
         try:
@@ -136,7 +136,7 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         ImageError: The file is missing or may not be read.
     """
-    with _errors_of(str(path)):
+    with errors_of(str(path)):
         return path.read_bytes()
 
 
@@ -195,7 +195,7 @@ def decode(image: Image.Image, max_value: int = MAX_VALUE) -> tuple[Image.Image,
             has 32-bit or floating-point values, which have no known range, or 16-bit colour that Pillow reads wrongly.
     """
     name = getattr(image, "filename", "") or "the image"
-    with _errors_of(name), quiet():
+    with errors_of(name), quiet():
         _check_size(image)
         # of a HEIC file, the first image is another than the main one, which is open
         if image.tell() and image.format != "HEIF":
@@ -257,7 +257,7 @@ def _check_planes(image: Image.Image) -> None:
 
 
 @contextlib.contextmanager
-def _errors_of(name: str) -> Iterator[None]:
+def errors_of(name: str) -> Iterator[None]:
     """Turn errors of Pillow and of the file system into an `ImageError` that begins with `name`."""
     try:
         yield

@@ -135,14 +135,19 @@ def _columns(
     path_column: str | None,
     label_column: str | None,
 ) -> _Columns:
-    path = _column(where, header, path_column, _PATH_COLUMNS, "path")
-    label = _column(where, header, label_column, _LABEL_COLUMNS, "label")
-    splits = [name for name in _SPLIT_COLUMNS if name in map(str.lower, header)]
+    # no column is taken twice
+    path = _column(where, header, path_column, _without(_PATH_COLUMNS, label_column), "path")
+    label = _column(where, header, label_column, _without(_LABEL_COLUMNS, path), "label")
+    splits = [name for name in _without(_SPLIT_COLUMNS, path, label) if name in map(str.lower, header)]
     split = _column(where, header, splits[0], (), "split") if splits else None
     # an empty column of splits does not count
     if not any(dict(zip(header, cells, strict=False)).get(split or "") for _, cells in rows):
         split = None
     return _Columns(path, label, split)
+
+
+def _without(known: Sequence[str], *taken: str | None) -> list[str]:
+    return [name for name in known if name not in {(other or "").strip().lower() for other in taken}]
 
 
 def _column(where: str, header: list[str], wanted: str | None, known: Sequence[str], kind: str) -> str:

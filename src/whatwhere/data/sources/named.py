@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ...base.errors import UserError
 from ...base.words import cause, printable
+from ..images import errors_of
 from .source import Finding, Sample, Source, class_name
 
 DEFAULT_DIR = "data"
@@ -46,17 +48,28 @@ class BuiltInSource(Source):
     images: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def open(self, sample: Sample) -> Image.Image:
-        """Return the image of a sample."""
+        """Return the image of a sample.
+
+        Raises:
+            ImageError: The library cannot read its file.
+        """
         split, index = sample.path.split("/")
-        item: Any = self.images[split][int(index)]
-        if isinstance(item, tuple):
-            item = item[0]
-        return item if isinstance(item, Image.Image) else Image.fromarray(item)
+        with errors_of(sample.path):
+            item: Any = self.images[split][int(index)]
+            if isinstance(item, tuple):
+                item = item[0]
+            return item if isinstance(item, Image.Image) else Image.fromarray(item)
 
     def content(self, sample: Sample) -> bytes:
-        """Return the mode, size and pixels of a sample as bytes."""
+        """Return the mode, size and pixels of a sample as bytes.
+
+        Raises:
+            ImageError: The library cannot read its file.
+        """
         image = self.open(sample)
-        return f"{image.mode} {image.size} ".encode() + image.tobytes()
+        # some data sets open a file and leave it to the caller to decode it
+        with errors_of(sample.path):
+            return f"{image.mode} {image.size} ".encode() + image.tobytes()
 
 
 def sklearn_digits() -> Any:
@@ -119,8 +132,9 @@ def _load(dataset: str, folder: Path, options: Mapping[str, Any], download: bool
             return make(str(folder), **options)
         except ModuleNotFoundError as error:
             raise UserError(f"{dataset} needs a package that is not installed: pip install {error.name}") from error
-        except (RuntimeError, OSError) as error:
-            if "is not found" in str(error) or "h5py" in str(error):
+        except Exception as error:  # reading damaged files may raise anything
+            is_absent = isinstance(error, (RuntimeError, OSError)) and "is not found" not in str(error)
+            if not is_absent or "h5py" in str(error):
                 raise UserError(f"{dataset} cannot be read: {cause(error)}") from error
             # missing, or incomplete
     if not download:
@@ -144,7 +158,8 @@ def _labels(dataset: Any) -> list[str]:
     """Return the class name of each image; without decoding the images if the data set has a known list of labels."""
     name = next((name for name in ("targets", "labels", "_labels", "y") if hasattr(dataset, name)), None)
     held = getattr(dataset, name) if name else (item[1] for item in getattr(dataset, "_samples", dataset))
-    indices = [int(label) for label in held]
+    # QMNIST has eight numbers for an image: the first is its digit
+    indices = [int(label if np.ndim(label) == 0 else label[0]) for label in held]
     names = getattr(dataset, "classes", None) or getattr(dataset, "categories", None)
     if names is None:
         width = len(str(max(indices, default=0)))
