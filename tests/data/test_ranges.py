@@ -2,6 +2,7 @@
 
 import json
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -139,18 +140,39 @@ def test_one_bright_image_is_enough(tmp_path):
     assert report_of(tmp_path, "auto").max_value == 65535
 
 
+DARK = (
+    "{} of 16-bit colour, or 16-bit grey with alpha, whose upper 8 bits, the only ones read, are {} of 255 at most; "
+    "scale to 8 bits, or store grey without alpha and give --max-value"
+)
+
+
 def test_sixteen_bit_colour_that_is_dark_is_told(tmp_path):
     for number in range(4):
         values = np.asarray(picture(number)).astype(np.uint16) * 16
         path = tmp_path / "ab"[number % 2] / f"{number}.tif"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(tiff(values, photometric=2, samples=3))
-    assert ranges(report_of(tmp_path)) == {
-        "dark-colour": "4 images of 16-bit colour whose upper 8 bits, the only ones read, are 15 of 255 at most; "
-        "convert to 8 bits"
-    }
+    assert ranges(report_of(tmp_path)) == {"dark-colour": DARK.format("4 images", 15)}
     # the option is for grey
     assert report_of(tmp_path, "auto").max_value == 65535
+
+
+def test_sixteen_bit_grey_with_alpha_is_read_by_its_upper_bits_and_that_is_told(tmp_path):
+    """Pillow reads it so: no value of --max-value can scale what it has cut off."""
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        values = np.stack([rng.integers(0, 4096, (20, 20)), np.full((20, 20), 65535)], 2)
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+        header = struct.pack(">IIBBBBB", 20, 20, 16, 4, 0, 0, 0)
+        content = b"\x89PNG\r\n\x1a\n"
+        for name, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+            content += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        path = tmp_path / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    for max_value in (65535, 4095, "auto"):
+        assert ranges(report_of(tmp_path, max_value)) == {"dark-colour": DARK.format("4 images", 15)}
+    assert read(path, 65535) == read(path, 4095) == (values[..., 0] // 256).tolist()
 
 
 def test_colours_of_sixteen_bits_one_after_the_other_are_refused(tmp_path):

@@ -188,7 +188,7 @@ def decode(image: Image.Image, max_value: int = MAX_VALUE) -> tuple[Image.Image,
     The EXIF orientation is applied; one that cannot be read is ignored. Of an animation, or a file with several pages,
     the first image is read. Transparent pixels are composited on white. 16-bit grey is scaled by `levels`: `max_value`
     and what is above it become 255; a PGM file with a largest value of its own is scaled by that. Pillow cuts 16-bit
-    colour to the upper 8 bits. Colour profiles are ignored, that of CMYK too.
+    colour, and 16-bit grey with alpha, to the upper 8 bits. Colour profiles are ignored, that of CMYK too.
 
     Raises:
         ImageError: The image has more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (checked before decoding), is damaged,

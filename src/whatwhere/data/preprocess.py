@@ -107,8 +107,8 @@ class Preprocessing:
 
     def _boxed(self, image: Image.Image) -> Image.Image:
         left, top, width, height = self.box(*image.size)
-        if image.width < width and image.height > height:
-            # Pillow would make it wider first, and a very long image would fill the memory
+        if image.width < width and image.height > 4 * height:
+            # Pillow up to 12.1 would make it wider first, and a very long image would fill the memory
             image = image.resize((image.width, height), Image.Resampling.BICUBIC)
         square = Image.new("RGB", (self.image_size, self.image_size), self.fill)
         square.paste(image.resize((width, height), Image.Resampling.BICUBIC), (left, top))

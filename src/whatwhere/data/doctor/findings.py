@@ -47,8 +47,9 @@ _RANGES: Messages = {
     "dark-colour": (
         "warning",
         "image",
-        "{n} of 16-bit colour whose upper 8 bits, the only ones read, are {largest} of 255 at most",
-        "convert to 8 bits",
+        "{n} of 16-bit colour, or 16-bit grey with alpha, whose upper 8 bits, the only ones read, are {largest} of 255 "
+        "at most",
+        "scale to 8 bits, or store grey without alpha and give --max-value",
     ),
     "clipped": (
         "warning",
