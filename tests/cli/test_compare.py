@@ -1,6 +1,7 @@
 """`whatwhere compare` and `whatwhere verdict`: options, screen, sentences. See tests/comparison."""
 
 import json
+import random
 import shlex
 
 import pytest
@@ -44,9 +45,8 @@ def asked(whatwhere):
 def compare(patterns, tmp_path, whatwhere):
     """The command on images; training is pretended, se helps by two points."""
     compared = Comparisons(patterns, tmp_path / "out")
-    compared.figures = lambda arm, seed: (
-        0.8 + 0.0007 * (3 * int(seed) % 7) + (arm == "se") * (0.02 + 0.0001 * int(seed))
-    )
+    compared.num_images = 500  # of each of the two classes
+    compared.figures = lambda arm, seed: (800 + 7 * (3 * int(seed) % 7) + (arm == "se") * (20 + int(seed))) / 1000
 
     def call(*arguments):
         given = ("--backbone", BACKBONE, *SMALL, "--out", compared.out, *arguments)
@@ -130,6 +130,40 @@ def test_tables_a_page_and_files(compare, whatwhere, tmp_path):
     status, out, err = whatwhere(*command[1:])
     assert (status, err) == (0, "")
     assert "se    helps" in out
+
+
+def test_the_command_that_follows_gives_the_same_verdict(compare, whatwhere):
+    """Here with looks that were planned: as a first look, the figures would say "helps"."""
+
+    def accuracy(arm, seed):
+        luck = random.Random(f"3 {seed}").gauss(0, 0.02)
+        gain = 0.011 + random.Random(f"3 {arm} {seed}").gauss(0, 0.012)
+        return round(0.8 + luck + (arm == "se") * gain, 4)
+
+    compare.compared.figures, compare.compared.num_images = accuracy, 5_000
+    terms = ("--seeds", "6", "--max-seeds", "18", "--margin", "0.12345678")
+    status, out, err = compare("--attention", "none,se", *terms)
+    assert (status, err) == (0, "")
+    command = shlex.split(out.splitlines()[-1].partition(": ")[2])
+    judged = compare.compared.read("verdict.json")["judgement"]
+    assert judged["arms"][0]["verdict"] == "cannot tell yet"
+    status, out, err = whatwhere(*command[1:], "--json")
+    assert (status, err) == (0, "")
+    again = json.loads(out)["judgement"]
+    # the table has seeds as text
+    assert [str(seed) for seed in judged["arms"][0].pop("seeds")] == again["arms"][0].pop("seeds")
+    assert again == judged
+
+
+def test_the_command_that_follows_names_no_number_of_test_images_where_the_runs_differ_in_it(compare, whatwhere):
+    compared = compare.compared
+    compared.before = lambda arm, seed: setattr(compared, "num_images", 1000 if int(seed) % 2 else 500)
+    status, out, err = compare("--attention", "none,se", "--seeds", "6")
+    assert (status, err) == (0, "")
+    command = shlex.split(out.splitlines()[-1].partition(": ")[2])
+    assert "--first-look" in command
+    assert "--test-images" not in command
+    assert whatwhere(*command[1:])[0] == 0
 
 
 def test_a_dry_run_shows_design_and_time_and_writes_nothing(compare, tmp_path):

@@ -13,7 +13,7 @@ from pictures import make_folder
 from whatwhere.base.errors import Stopped
 from whatwhere.cli.train import again, what_next
 from whatwhere.training import train as start_module
-from whatwhere.training.config import CHOICES, OPTIONS, Config
+from whatwhere.training.config import CHOICES, FREE, OPTIONS, Config
 from whatwhere.training.run_folder import RunDescription, RunFolder
 
 COMMON = ["model", "epochs", "batch-size", "lr", "image-size", "seed", "workers", "device", "out", "resume"]
@@ -217,6 +217,10 @@ def test_what_can_follow_a_run_works_as_it_is_printed(whatwhere_here, tmp_path):
     status, printed, err = whatwhere_here(*compare[1:], "--dry-run")
     assert (status, err) == (0, "")
     assert "16 runs to do, " in printed
+    # a continuation that is told nothing: the options are those that the run was started with
+    status, printed, err = whatwhere_here("train", data, "--out", out, "--resume")
+    again = shlex.split(printed.splitlines()[-1].partition(":  ")[2])
+    assert again == [text for text in compare if text not in ("--device", "cpu", "--workers", "0")]
     status, printed, err = whatwhere_here("train", data, "--out", out, "--resume", "--json")
     assert (status, json.loads(printed)["status"]) == (0, "finished")
 
@@ -243,8 +247,18 @@ def test_what_can_follow_a_run_works_as_it_is_printed(whatwhere_here, tmp_path):
 )
 def test_the_comparison_that_is_named_is_of_the_run_s_network(tmp_path, config, given, expected):
     config = vars(Config(data="digits", **config))
+    description = RunDescription(
+        config=config, given=list(given), classes=[], num_images={}, data_fingerprint="0", sessions=[{}]
+    )
+    (tmp_path / "run.json").write_bytes(msgspec.json.encode(description))
+    (tmp_path / "split.csv").write_text("path,label,split\ndigits/0,0,val\n")
+    lines = what_next(RunFolder(tmp_path), {name: given[name] for name in given if name in FREE})
+    assert lines == ([] if expected is None else [f"does the attention help:  whatwhere compare digits {expected}"])
+
+
+def test_no_comparison_is_named_where_a_run_of_an_old_version_does_not_say_what_it_was_given(tmp_path):
+    config = vars(Config(data="digits", model="resnet18"))
     description = RunDescription(config=config, classes=[], num_images={}, data_fingerprint="0", sessions=[{}])
     (tmp_path / "run.json").write_bytes(msgspec.json.encode(description))
     (tmp_path / "split.csv").write_text("path,label,split\ndigits/0,0,val\n")
-    lines = what_next(RunFolder(tmp_path), given)
-    assert lines == ([] if expected is None else [f"does the attention help:  whatwhere compare digits {expected}"])
+    assert what_next(RunFolder(tmp_path), {"epochs": 3}) == []

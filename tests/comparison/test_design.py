@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from comparisons import design_of
+from whatwhere import UserError
 from whatwhere.base.screen import Silent
 from whatwhere.comparison.arms import Arm, parse_arms
 from whatwhere.comparison.design import Request, continued, read_design
@@ -160,6 +161,14 @@ def test_other_options_of_the_runs_are_refused_but_where_they_run_is_free(tmp_pa
     assert continued(design, Request(), tmp_path, given) == design
     with refused():
         continued(design, Request(), tmp_path, {"epochs": 40})
+
+
+def test_auto_is_a_number_yet_unknown_only_where_an_option_takes_a_number(tmp_path, design):
+    assert continued(design, Request(), tmp_path, {"max_value": "auto"}) == design
+    # a module, and a pattern in paths, that are called so
+    for name in ("at", "group_from"):
+        with pytest.raises(UserError, match=f"{name} was '', is 'auto'"):
+            continued(design, Request(), tmp_path, {name: "auto"})
 
 
 @pytest.mark.parametrize("numbers", [{"num_seeds": 1}, {"num_seeds": 2.5}, {"max_seeds": 5}])

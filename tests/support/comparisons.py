@@ -55,6 +55,7 @@ class Comparisons:
     Attributes:
         trained: Folders of the runs that the latest one began, under `out`.
         figures: Stands in for training where it is set: called with arm and seed (or learning rate), returns accuracy.
+        num_images: Test images of each class that a pretended run says it has.
         before: Called with arm and seed before each run.
         measure: Measures the costs; pretended unless it is set.
         clock: Returns the time in seconds; a minute passes between two calls.
@@ -65,6 +66,7 @@ class Comparisons:
         self.data, self.out = data, out
         self.trained, self.lines, self.warnings, self.done = [], [], [], Counter()
         self.figures, self.before, self.measure = None, lambda arm, seed: None, pretended_costs
+        self.num_images = 4
         self.clock = itertools.count(0, 60).__next__
 
     def run_comparison(self, *arguments, **named):
@@ -108,10 +110,10 @@ class Comparisons:
         self.before(arm, seed)
         if self.figures is None:
             return run_training(data, given, out=out, screen=screen, folder_class=WithoutPictures, **others)
-        return _pretend(data, given, out, self.figures(arm, seed), screen)
+        return _pretend(data, given, out, self.figures(arm, seed), self.num_images, screen)
 
 
-def _pretend(data, given, out, accuracy, screen):
+def _pretend(data, given, out, accuracy, num_images, screen):
     """Leave the folder of a finished run with this accuracy, as far as a comparison reads it."""
     prepared = prepare_images(data, given, screen)
     with team("cpu") as processes:
@@ -119,14 +121,14 @@ def _pretend(data, given, out, accuracy, screen):
     out.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(out)
     session = dict.fromkeys(("device", "torch", "torchvision", "pillow", "python"), "pretended")
-    folder.begin(config, prepared, preprocessing_of(config), session, resume=True)
+    folder.begin(config, prepared, preprocessing_of(config), session, given=given, resume=True)
     line = EpochLine(
         epoch=1, step=1, lr=0.0, train_loss=0.0, val_accuracy=accuracy, val_balanced_accuracy=accuracy, val_loss=0.0,
         is_best=True, seconds=0.0,
     )  # fmt: skip
     folder.append_metrics(line)
-    figures = {"num_images": 8, "accuracy": accuracy, "loss": 1 - accuracy}
-    rows = [{"class": name, "num_images": 4, "recall": accuracy} for name in prepared.classes]
+    figures = {"num_images": num_images * len(prepared.classes), "accuracy": accuracy, "loss": 1 - accuracy}
+    rows = [{"class": name, "num_images": num_images, "recall": accuracy} for name in prepared.classes]
     result = {"status": "finished", "best_epoch": 1, "num_epochs": 1, "seconds": 0.0, "val": figures, "test": figures}
     result |= {"judged_on": "test", "classes": list(prepared.classes), "per_class": rows}
     (out / RESULT).write_text(json.dumps(result))

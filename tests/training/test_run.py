@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from pictures import CLASSES, make_folder, picture
@@ -209,6 +210,30 @@ def test_a_continuation_splits_the_images_as_the_run_did_without_being_told_how(
     train(data, tmp_path / "whole", **options)
     assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
     assert without_times(tmp_path / "run") == without_times(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("model", [{"model": "resnext11_8x8d"}, {}], ids=["given", "chosen"])
+def test_a_run_is_continued_without_its_folder_and_without_its_options(data, tmp_path, monkeypatch, model):
+    """The images are split by the options in a folder, and where the network is chosen, the images name that folder."""
+    monkeypatch.chdir(tmp_path)
+    images = shutil.copytree(data, tmp_path / "images")
+    Image.new("RGB", (24, 24), "red").save(images / "plain" / "red.png")  # of one colour, which is a warning
+
+    def train(screen, **options):
+        given = {**model, "image_size": 16, "batch_size": 12, "device": "cpu", "workers": 0, **options}
+        return run_training(
+            "images", given, out=None, resume="epochs" not in options, dry_run=False, command="", screen=screen
+        )
+
+    with pytest.raises(Stopped):
+        train(stop_after(2), epochs=2, val_fraction=0.3)
+    screen = Lines()
+    assert train(screen)["num_epochs"] == 2
+    (folder,) = (tmp_path / "runs" / "images").iterdir()
+    description = RunFolder(folder).description
+    assert description.config["val_fraction"] == 0.3
+    assert description.given[-2:] == ["epochs", "val_fraction"]
+    assert len(screen.warnings) == len(set(screen.warnings)) > 0
 
 
 def test_changed_images_are_refused(data, tmp_path, refused):

@@ -28,6 +28,13 @@ class Silent:
     def progress(self, what: str, done: int, total: int) -> None: ...
 
 
+class OnlyProgress(Silent):
+    """Shows the progress alone, for work whose messages come later."""
+
+    def __init__(self, screen: Screen) -> None:
+        self.progress = screen.progress  # type: ignore[method-assign]
+
+
 class Remaining:
     """Estimates how long what is in progress still takes, from its speed so far.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from ..base.tables import say
 from ..base.words import brief, number_in
 from ..training.config import OPTIONS, TELLS_APART, read_config
 from .train import given_options, option_parameter, own_option, own_parameter, typed_command, with_parameters
-from .verdict import show_comparison
+from .verdict import show_comparison, verdict_again
 
 if TYPE_CHECKING:
     from ..comparison.content import Content
@@ -106,7 +105,7 @@ def _compare(
 ) -> None:
     from ..comparison.arms import parse_arms, with_arguments
     from ..comparison.design import Request
-    from ..comparison.run import collect, comparison_folder, run_comparison
+    from ..comparison.run import RESULTS, collect, comparison_folder, run_comparison
     from ..comparison.runs import Share, failed
     from .screen import TerminalScreen, kept_for_json
 
@@ -144,17 +143,9 @@ def _compare(
         return
     show_comparison(content, out / _REPORT, own["json"])
     if not own["json"]:
-        say(f"The verdict on other terms: {_verdict_command(content, out)}")
+        say(f"The verdict on other terms: {verdict_again(out / RESULTS, content.terms)}")
     if content.failures:
         raise failed(content.failures)
-
-
-def _verdict_command(content: Content, out: Path) -> str:
-    """Return the command that judges the figures of a comparison again, with the terms that it was judged by."""
-    judgement = content.judgement
-    metric, margin = judgement.metric.name, f"{judgement.margin:g}"
-    terms = ["--metric", metric, "--baseline", judgement.baseline, "--margin", margin]
-    return shlex.join(["whatwhere", "verdict", str(out / "results.csv"), *terms])
 
 
 def _spread(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec import UNSET
 
 from ..base.errors import UserError
 from ..base.tables import rich_tables, say, show
@@ -74,8 +75,9 @@ def _train(
 def what_next(folder: RunFolder, given: Mapping[str, Any]) -> list[str]:
     """Return lines that name the pictures of a finished run, and commands that can follow.
 
-    `given` are the options that were given to the run. The comparison of the network with and without attention takes
-    those that it has; it is left out where it would be of another network than the run's.
+    `given` are the options of this call, which may continue the run. The comparison of the network with and without
+    attention takes these and those that the run was started with. It is left out where it would be of another network
+    than the run's, and for a run of an old version, which does not say how it was started.
     """
     description, pictures = folder.description, folder.pictures()
     assert description is not None  # the run is finished
@@ -85,13 +87,14 @@ def what_next(folder: RunFolder, given: Mapping[str, Any]) -> list[str]:
     if (photo := folder.held_out_image()) is not None:
         own = ["--attention", spec.attention] if is_import_path(spec.attention) else []
         lines.append(f"predict:  {shlex.join(['whatwhere', 'predict', str(folder.path), photo, *own])}")
-    if spec.width_factor == 1 and config.get("pretrained", "") in ("", "imagenet"):
+    started_with = description.given
+    if started_with is not UNSET and spec.width_factor == 1 and config.get("pretrained", "") in ("", "imagenet"):
         arms = f"none,{_arm(spec)}" if spec.attention_name else "none,se,cbam"
         options = [
             text
-            for name in given
-            if name not in TELLS_APART
-            for text in _as_arguments(name, config[name] if name not in FREE else given[name])
+            for name in dict.fromkeys([*started_with, *given])
+            if name not in TELLS_APART and (name not in FREE or name in given)
+            for text in as_arguments(name, config[name] if name not in FREE else given[name])
         ]
         command = ["whatwhere", "compare", config["data"], "--backbone", spec.backbone, "--attention", arms, *options]
         lines.append(f"does the attention help:  {shlex.join(command)}")
@@ -103,8 +106,8 @@ def _arm(spec: NetworkSpec) -> str:
     return spec.attention_name + (json_format.dumps(spec.attention_kwargs) if spec.attention_kwargs else "")
 
 
-def _as_arguments(name: str, value: Any) -> list[str]:
-    """Return an option of a run as arguments of the command line."""
+def as_arguments(name: str, value: Any) -> list[str]:
+    """Return an option as arguments of the command line; a number has all its digits."""
     flag = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag[2:]}"]

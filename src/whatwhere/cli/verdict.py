@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json as json_format
 import os
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +24,7 @@ from .collect import (
     SeedFrom,
     reading_for,
 )
+from .train import as_arguments
 
 if TYPE_CHECKING:
     from ..comparison.content import Content
@@ -111,6 +114,12 @@ def verdict_command(
         page.parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(os.path.realpath(record_path)), content.to_dict())
     show_comparison(content, page, json)
+
+
+def verdict_again(results: Path, terms: Mapping[str, Any]) -> str:
+    """Return the command that judges a table by these terms of `judge`, each of which is an option here."""
+    options = [text for name, value in terms.items() if value is not None for text in as_arguments(name, value)]
+    return shlex.join(["whatwhere", "verdict", str(results), *options])
 
 
 def _check_baseline(arms: list[str]) -> None:

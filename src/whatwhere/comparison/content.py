@@ -114,6 +114,7 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
         source: The paths of the table or the runs that `whatwhere verdict` judged, from the folder of the file.
         first: (arm, finding) of each arm that needs more epochs before it can be compared.
         judgement: The verdicts.
+        terms: What they are judged by, as `judge` takes it; not of a table, and not in files of old versions.
         arms: Description of each arm.
         images: Size of the images that the networks take, and how they are made square.
         curves: Learning curves.
@@ -132,6 +133,7 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     source: Texts = ()
     first: tuple[tuple[str, str], ...] = ()
     judgement: Judgement
+    terms: dict[str, str | int | float | None] = {}
     arms: dict[str, str]
     images: str = ""
     curves: Curves | None = None

@@ -27,7 +27,7 @@ from ..statistics.decide import HELPS, HURTS, SAME, UNKNOWN
 from ..statistics.looks import LEAST_PAIRS, MOST_SEEDS, Schedule
 from ..statistics.metric import METRICS, margin_for
 from ..statistics.verdict import default_baseline
-from ..training.config import ADDED, FREE, OPTIONS, TELLS_APART, Config
+from ..training.config import ADDED, FREE, NUMBER_OR_AUTO, OPTIONS, TELLS_APART, Config
 from .arms import Arm, build, check_arm_name, describe, num_params, parse_arms, run_options
 
 DESIGN = "compare.json"
@@ -217,8 +217,8 @@ def continued(design: Design, request: Request, folder: Path, given: Mapping[str
     changed = [
         f"{name} was {brief(design.options.get(name), 40)}, is {brief(value, 40)}"
         for name, value in (given or {}).items()
-        # what is "auto" is known when the images are checked; see `completed`
-        if name not in FREE and design.options.get(name) != value and value != "auto"
+        # which number "auto" is, is known when the images are checked; see `completed`
+        if name not in FREE and design.options.get(name) != value and not (name in NUMBER_OR_AUTO and value == "auto")
     ]
     if changed:
         raise UserError(f"{where} trains with other options: {few(changed, 5, '; ')}; give the same, or another --out")

@@ -38,13 +38,14 @@ class Gathered:
         results: Their figures by arm and seed, as the statistics take them.
         finished: The runs by arm and seed.
         num_images: Images that each run was judged on; the largest number where they differ.
+        same_num_images: Whether they do not differ.
     """
 
     def __init__(self, design: Design, tasks: Sequence[Task]) -> None:
         self.design = design
         self.results = Results()
         self.finished: dict[tuple[str, int], Finished] = {}
-        self.num_images = 1
+        self.num_images, self.same_num_images = 1, True
         for arm in design.arms:
             self.results.add_arm(arm.name)
         for task in tasks:
@@ -58,7 +59,9 @@ class Gathered:
         figures = {metric: getattr(run.figures, metric) for metric in METRICS}
         self.results.add(task.arm, seed, {metric: value for metric, value in figures.items() if value is not None})
         self.finished[task.arm, seed] = run
-        self.num_images = max(self.num_images, sum(row.num_images for row in run.result.per_class))
+        num_images = sum(row.num_images for row in run.result.per_class)
+        self.same_num_images &= num_images == self.num_images or len(self.finished) == 1
+        self.num_images = max(self.num_images, num_images)
 
     def differing_images(self) -> list[str]:
         """Return the runs with other images, or another split, than the baseline's run with the same seed."""

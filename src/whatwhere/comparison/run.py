@@ -308,16 +308,17 @@ def _judged(design: Design, runs: Runs, failures: Mapping[str, str]) -> tuple[De
             f"the images or their split changed between the runs of a pair ({differing[0]}); move the folders of that "
             "seed away and run again"
         )
-    judgement = judge(
-        gathered.results,
-        metric=design.metric,
-        baseline=design.baseline,
-        margin=design.margin,
-        first_look=design.schedule.first,
-        max_pairs=design.max_seeds,
-        awaited=design.seeds(),
-        test_images=gathered.num_images,
-    )
+    terms: dict[str, Any] = {
+        "metric": design.metric,
+        "baseline": design.baseline,
+        "margin": design.margin,
+        "first_look": design.schedule.first,
+        "max_pairs": design.max_seeds,
+        "test_images": gathered.num_images,
+    }
+    judgement = judge(gathered.results, awaited=design.seeds(), **terms)
+    if not gathered.same_num_images:  # a table has one number for all runs
+        del terms["test_images"]
     record = read_record(out / VERDICT, "move it away, and the same command writes it anew")
     changed = [] if record is None else changed_figures(record, judgement)
     decided = {arm.arm: (arm.verdict, arm.num_pairs) for arm in judgement.arms if arm.level is not None}
@@ -330,6 +331,7 @@ def _judged(design: Design, runs: Runs, failures: Mapping[str, str]) -> tuple[De
     design.write(out)
     title = f"{Path(design.data).name}: {design.backbone}"
     content = gathered.content(judgement, title, _read_costs(out), failures, design.changes)
+    content = msgspec.structs.replace(content, terms=terms)
     write_bytes(out / RESULTS, gathered.results.to_csv().encode("utf-8"))
     write_json(out / VERDICT, content.to_dict())
     return design, content

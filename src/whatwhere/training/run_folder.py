@@ -6,7 +6,7 @@ import contextlib
 import csv
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -43,6 +43,7 @@ class RunDescription(msgspec.Struct, kw_only=True):
     """The content of `run.json`."""
 
     config: dict[str, Any]  # the options, as `Config` takes them
+    given: list[str] | UnsetType = UNSET  # names of the options that were given at the start; not in old versions
     chosen: str | UnsetType = UNSET  # the augmentation for options that are not given, and why; not in old versions
     classes: list[str]
     num_images: dict[str, Count]  # of each part
@@ -199,11 +200,12 @@ class RunFolder:
         preprocessing: Preprocessing,
         session: dict[str, Any],
         *,
+        given: Iterable[str],
         resume: bool,
     ) -> None:
         """Write `run.json` and `split.csv`, or add a session to the run that is there.
 
-        A run without an epoch or a checkpoint is replaced.
+        `given` names the options that were given, not chosen. A run without an epoch or a checkpoint is replaced.
 
         Raises:
             UserError: A run is there and `resume` is not set, or it has other options or other data.
@@ -212,6 +214,7 @@ class RunFolder:
             self.check_new()
         new = RunDescription(
             config=asdict(config),
+            given=list(given),
             chosen=augmentation_in_words(config, len(prepared.parts["train"])),
             classes=list(prepared.classes),
             num_images={part: len(samples) for part, samples in prepared.parts.items()},

@@ -18,7 +18,7 @@ import msgspec
 from torch import nn
 
 from ..base.errors import Stopped, UserError
-from ..base.screen import Screen, Silent, about
+from ..base.screen import OnlyProgress, Screen, Silent, about
 from ..base.words import few, printable
 from ..data.images import ImageError
 from ..data.preprocess import Preprocessing
@@ -98,17 +98,24 @@ def run_training(
     # options that are not given stay as they were: the split depends on them, and defaults on the machine
     kept = folder_class(out).fixed_options(given) if out is not None and resume else {}
     given, attention = check_given(data, given)
+    if out is None and given.get("model"):
+        out = _default_folder(data, given["model"], given.get("seed", 0))
+        kept = folder_class(out).fixed_options(given) if resume else {}
     with team(given.get("device", ""), command) as processes:
         screen = screen if processes.is_first else Silent()
-        with processes.first_alone():
-            prepared = prepare_images(data, {**kept, **given}, screen)
-        config = resolve(data, {**kept, **given}, prepared, processes)
-        name = f"{config.model.replace(':', '-')}-seed{config.seed}"
-        folder = folder_class(out or Path("runs") / (Path(data).stem or "data") / name)
-        check_apart(folder.path, prepared)
-        if resume and out is None:
+
+        def images_and_options(screen: Screen) -> tuple[Prepared, Config]:
+            with processes.first_alone():
+                prepared = prepare_images(data, {**kept, **given}, screen)
+            return prepared, resolve(data, {**kept, **given}, prepared, processes)
+
+        is_late = resume and out is None  # the images choose the network, it names the folder, and that has the options
+        prepared, config = images_and_options(OnlyProgress(screen) if is_late else screen)
+        folder = folder_class(out or _default_folder(data, config.model, config.seed))
+        if is_late:
             kept = folder.fixed_options(given)
-            config = resolve(data, {**kept, **given}, prepared, processes)
+            prepared, config = images_and_options(screen)
+        check_apart(folder.path, prepared)
         processes.check_same(json.dumps([fingerprint(prepared), asdict(config)], default=str), "images or options")
         preprocessing = (folder.preprocessing if resume else None) or preprocessing_of(config)
         with processes.first_alone():
@@ -124,7 +131,8 @@ def run_training(
                 return None
             with folder.held() if processes.is_first else contextlib.nullcontext():
                 if processes.is_first:
-                    folder.begin(config, prepared, preprocessing, session(config, processes), resume=resume)
+                    now = session(config, processes)
+                    folder.begin(config, prepared, preprocessing, now, given=given, resume=resume)
                 processes.wait()
                 result = folder.result
                 if result is not None:
@@ -135,6 +143,10 @@ def run_training(
                         run.restore()
                     result = _to_the_end(run, command)
                 return result if processes.is_first else None
+
+
+def _default_folder(data: str, model: str, seed: int) -> Path:
+    return Path("runs") / (Path(data).stem or "data") / f"{model.replace(':', '-')}-seed{seed}"
 
 
 def _to_the_end(run: Run, command: str) -> dict[str, Any]:
