@@ -70,22 +70,11 @@ def prepare(
     """
     source = find_source(data, path_column=path_column, label_column=label_column, data_dir=data_dir, download=download)
     report = examine(source, max_value=max_value, progress=progress) if check else None
-    findings = (report or source).findings
-    errors = [item for item in findings if item.severity == "error"]
-    if errors and not skip_bad:
-        raise _unsound(data, errors)
-    surplus = dict.fromkeys(report.surplus, "leak") if report is not None else {}
-    left_out = surplus | unusable(findings) if skip_bad else {}
+    left_out = _left_out(source, report, skip_bad)
     samples = [sample for sample in source.samples if sample.path not in left_out]
     # again, because leaving out copies may leave a class without images
-    errors = [finding for finding in class_findings(samples) if finding.severity == "error"]
-    if errors:
-        raise _unsound(data, errors)
-    is_together = near_duplicates == "together"
-    twins = () if report is None else report.twins if is_together else report.copies
-    way_out = ""
-    if report is not None and is_together and report.twins != report.copies:
-        way_out = "if they are pictures of one scene, as a fixed camera takes, give --near-duplicates free"
+    _check_sound(data, class_findings(samples))
+    twins, way_out = _kept_together(report, near_duplicates)
     parts = split_samples(
         samples,
         seed=seed,
@@ -103,16 +92,35 @@ def prepare(
         classes=tuple(sorted({sample.label for sample in samples})),
         parts=parts,
         report=report,
-        left_out=dict(sorted(left_out.items())),
+        left_out=left_out,
         median_side=median_of(map(min, sizes)) if report is None else report.median_side,
         median_long_side=median_of(map(max, sizes)) if report is None else report.median_long_side,
         drawn=drawn,
-        max_value=_range(report, max_value),
+        max_value=_max_value(report, max_value),
         uneven=_uneven(parts, drawn, {"val": val_fraction, "test": test_fraction}, way_out),
     )
 
 
-def _range(report: Report | None, max_value: int | Literal["auto"]) -> int:
+def _left_out(source: Source, report: Report | None, skip_bad: bool) -> dict[str, str]:
+    """Return what to leave out: the kind of finding by path. Without `skip_bad`, nothing may be wrong."""
+    findings = (report or source).findings
+    if not skip_bad:
+        _check_sound(source.name, findings)
+        return {}
+    surplus = dict.fromkeys(report.surplus, "leak") if report is not None else {}
+    return dict(sorted((surplus | unusable(findings)).items()))
+
+
+def _kept_together(report: Report | None, near_duplicates: str) -> tuple[tuple[tuple[str, ...], ...], str]:
+    """Return the groups of paths that stay in one part, and what to do where they should not."""
+    if report is None:
+        return (), ""
+    if near_duplicates == "free" or report.twins == report.copies:
+        return report.copies, ""
+    return report.twins, "if they are pictures of one scene, as a fixed camera takes, give --near-duplicates free"
+
+
+def _max_value(report: Report | None, max_value: int | Literal["auto"]) -> int:
     if report is not None:
         return report.max_value
     if max_value == "auto":
@@ -144,14 +152,17 @@ def fingerprint(prepared: Prepared) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _unsound(data: str, errors: Sequence[Finding]) -> UserError:
+def _check_sound(data: str, findings: Iterable[Finding]) -> None:
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if not errors:
+        return
     first, *others = errors
     paths = f" ({few(first.paths)})" if first.paths and first.can_skip else ""
     more = f", and {counted(len(others), 'other error')}" if others else ""
     skip = ["leave out bad files with --skip-bad"] if any(finding.can_skip for finding in errors) else []
     cures = ", or ".join([*filter(None, [first.cure]), *skip, "see all of it with"])
     command = shlex.join(["whatwhere", "check", data])
-    return UserError(f"{printable(data)} is not sound: {first.message}{paths}{more}; {cures}", command)
+    raise UserError(f"{printable(data)} is not sound: {first.message}{paths}{more}; {cures}", command)
 
 
 def _some_sizes(source: Source, samples: Sequence[Sample]) -> list[tuple[int, int]]:
@@ -192,26 +203,15 @@ def split_samples(
         UserError: A fraction is out of range, the pattern does not fit a path, there are too few groups, or there is no
             train split.
     """
-    for name, value in (("validation", val_fraction), ("test", test_fraction)):
-        if not 0 <= value < 1:
-            raise UserError(f"the fraction of {name} images must be at least 0 and below 1, got {brief(value)}")
     given: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     pool: list[Sample] = []
     for sample in sorted(samples, key=lambda item: item.path):
         (pool if sample.split is None else given[sample.split]).append(sample)
     if not pool and not given["train"]:
         raise UserError("DATA has no training images; it needs a train split, or none at all")
+    fractions = _fractions(given, val_fraction, test_fraction)
     if given["val"]:
         return {split: tuple(given[split]) for split in SPLITS}
-    if not val_fraction:
-        raise UserError("the fraction of validation images is 0, but DATA has no val split; give one above 0")
-    # a given test set stays as it is
-    drawn_test = 0.0 if given["test"] else test_fraction
-    if val_fraction + drawn_test > 1 - 1e-9:
-        raise UserError(
-            f"validation and test images, {val_fraction} and {drawn_test} of all, leave nothing to train on"
-        )
-    fractions = {"train": 1 - val_fraction - drawn_test, "val": val_fraction, "test": drawn_test}
     # groups of images that must stay together, sorted by path
     by_path = {sample.path: sample for sample in pool or given["train"]}
     groups = [*twins, *(_groups(by_path, group_from) if group_from is not None else ())]
@@ -230,6 +230,23 @@ def split_samples(
     if given["test"]:
         parts["test"] = given["test"]
     return {split: tuple(sorted(parts[split], key=lambda item: item.path)) for split in SPLITS}
+
+
+def _fractions(given: Mapping[str, Sequence[Sample]], val_fraction: float, test_fraction: float) -> dict[str, float]:
+    """Return the share of each part in the images that are divided; those of `given` splits stay as they are."""
+    for name, value in (("validation", val_fraction), ("test", test_fraction)):
+        if not 0 <= value < 1:
+            raise UserError(f"the fraction of {name} images must be at least 0 and below 1, got {brief(value)}")
+    if given["val"]:
+        return {}
+    if not val_fraction:
+        raise UserError("the fraction of validation images is 0, but DATA has no val split; give one above 0")
+    drawn_test = 0.0 if given["test"] else test_fraction
+    if val_fraction + drawn_test > 1 - 1e-9:
+        raise UserError(
+            f"validation and test images, {val_fraction} and {drawn_test} of all, leave nothing to train on"
+        )
+    return {"train": 1 - val_fraction - drawn_test, "val": val_fraction, "test": drawn_test}
 
 
 def _divided(units: Sequence[Sequence[Sample]], fractions: dict[str, float]) -> dict[str, list[Sample]]:

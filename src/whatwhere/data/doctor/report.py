@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ...base.tables import Table
 from ...base.words import counted, printable, short
 from ..images import MAX_VALUE, READ_AS
-from ..sources.source import Finding, Source, findings_of
+from ..sources.source import Finding, Sample, Source, findings_of
 from .duplicates import joined, near_groups
 from .findings import (
     class_counts,
@@ -25,7 +25,7 @@ from .findings import (
     shape_findings,
     surplus,
 )
-from .probe import default_cache, probe
+from .probe import Entry, default_cache, probe
 
 _SEVERITIES = ("error", "warning", "note")
 _LOST = {"lost-class": ("warning", "class", "{n} of which no image can be used: {names}", "")}
@@ -153,18 +153,7 @@ def examine(
     identical, near = [group for group in by_digest.values() if len(group) > 1], near_groups(entries, max_value)
     usable = [sample for sample, entry in both if not entry.fault]
     sound = [entry for entry in entries if not entry.fault]
-    lost = sorted({sample.label for sample in samples} - {sample.label for sample in usable})
-    modes = Counter(entry.mode for entry in sound if entry.mode != "RGB")
-    num_turned = sum(entry.turned for entry in sound)
-    findings = [
-        *source.findings,
-        *file_findings(source, entries),
-        *range_findings(samples, entries, max_value),
-        *shape_findings(samples, entries),
-        *class_findings(usable),
-        *findings_of(_LOST, {"lost-class": lost}),
-        *copy_findings(samples, identical, near),
-    ]
+    findings = [*_findings(source, entries, usable, max_value), *copy_findings(samples, identical, near)]
 
     def paths_of(groups: Iterable[Sequence[int]]) -> tuple[tuple[str, ...], ...]:
         return tuple(tuple(samples[index].path for index in group) for group in groups)
@@ -180,9 +169,29 @@ def examine(
         copies=paths_of(joined(identical)),
         median_side=median_of(min(entry.width, entry.height) for entry in sound),
         median_long_side=median_of(max(entry.width, entry.height) for entry in sound),
-        modes=dict(sorted(modes.items())) | ({"EXIF rotation": num_turned} if num_turned else {}),
+        modes=_modes(sound),
         digests={sample.path: entry.digest for sample, entry in both if not entry.fault},
         digest=hashlib.sha256("\0".join(contents).encode("utf-8", "surrogatepass")).hexdigest(),
         max_value=max_value,
         largest={sample.path: entry.largest for sample, entry in both if entry.is_grey16 and not entry.fault},
     )
+
+
+def _findings(source: Source, entries: Sequence[Entry], usable: Sequence[Sample], max_value: int) -> list[Finding]:
+    """Return the findings of the listing, and those on files, values, shapes and classes."""
+    samples = source.samples
+    lost = sorted({sample.label for sample in samples} - {sample.label for sample in usable})
+    return [
+        *source.findings,
+        *file_findings(source, entries),
+        *range_findings(samples, entries, max_value),
+        *shape_findings(samples, entries),
+        *class_findings(usable),
+        *findings_of(_LOST, {"lost-class": lost}),
+    ]
+
+
+def _modes(sound: Sequence[Entry]) -> dict[str, int]:
+    modes = Counter(entry.mode for entry in sound if entry.mode != "RGB")
+    num_turned = sum(entry.turned for entry in sound)
+    return dict(sorted(modes.items())) | ({"EXIF rotation": num_turned} if num_turned else {})
