@@ -275,7 +275,7 @@ def test_leaving_in_the_middle_ends_the_reading_at_once(batch_size):
     for thread in left:
         thread.join(60)
     assert not readers()
-    assert len(images.read) <= batch_size + 2 * 8  # the piece that each thread had begun
+    assert len(images.read) <= batch_size + 2  # the image that each thread had begun
 
 
 def test_threads_read_ahead_of_small_batches_and_not_without_bound():
@@ -291,12 +291,26 @@ def test_threads_read_ahead_of_small_batches_and_not_without_bound():
 
 
 def test_the_threads_that_read_leave_torchs_threads_to_the_training(source):
-    before = torch.get_num_threads()
-    list(batches(source, "resized", num_workers=2).steps(0, 4))
-    assert torch.get_num_threads() == before
+    class Asking(Reader):
+        def __getitem__(self, index):
+            asked.append(torch.get_num_threads())
+            return super().__getitem__(index)
+
+    asked, before = [], torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        read = Asking(source, source.samples, PREPROCESSING, whole=True)
+        list(batches(source, "resized", read, num_workers=2).steps(0, 4))
+        thread = threading.Thread(target=lambda: asked.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert asked == [2] * (NUM + 1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
-def test_a_process_that_ends_while_it_holds_on_to_batches_does_not_wait_for_their_workers():
+def test_a_process_that_ends_while_it_holds_on_to_batches_does_not_wait_for_their_threads():
     code = (
         "import torch\n"
         "from whatwhere.data.batches import EvaluationBatches\n"

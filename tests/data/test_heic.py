@@ -6,19 +6,19 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image, features
+from PIL import Image
 from pillow_heif import HeifFile, from_pillow, register_heif_opener
 
 from image_files import fill, picture
 from whatwhere.data.doctor.report import examine
-from whatwhere.data.images import decode, open_image, read_image
+from whatwhere.data.images import decode, has_avif, open_image, read_image
 from whatwhere.data.preprocess import Preprocessing
 from whatwhere.data.sources.find import find_source
 
 # to write files; whatwhere itself registers no more than what opens them
 register_heif_opener()
 
-SUFFIXES = ["heic", pytest.param("avif", marks=pytest.mark.skipif(not features.check("avif"), reason="no AVIF here"))]
+SUFFIXES = ["heic", pytest.param("avif", marks=pytest.mark.skipif(not has_avif(), reason="no AVIF here"))]
 
 
 def write(path, image, orientation=1, **options):
@@ -104,6 +104,18 @@ for command in sys.argv[1].split("|"):
 """
 
 
+def python(folder, *arguments):
+    """Run Python in a folder that is the user's home too."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "", "PYTHONPATH": ":".join(sys.path), "HOME": str(folder), "COLUMNS": "200", "TERM": "dumb"},
+    )
+
+
 def test_where_they_are_not_read_each_command_says_once_what_they_need(tmp_path):
     data = tmp_path / "data"
     fill(data, "a", "b", count=6)
@@ -124,14 +136,7 @@ def test_where_they_are_not_read_each_command_says_once_what_they_need(tmp_path)
         "compare data --attention none,se --out compared",
         "predict run data data/a/x.heic data/a/0.png --device cpu",
     ]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", WITHOUT, "|".join(commands)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PATH": "", "PYTHONPATH": ":".join(sys.path), "HOME": str(tmp_path), "COLUMNS": "200", "TERM": "dumb"},
-    )
+    done = python(tmp_path, "-W", "ignore", "-c", WITHOUT, "|".join(commands))
     output = done.stdout + done.stderr
     assert "Traceback" not in output
     needed = "(photos of an iPhone), which need pip install 'whatwhere[heif]'"
@@ -143,3 +148,23 @@ def test_where_they_are_not_read_each_command_says_once_what_they_need(tmp_path)
     assert output.count(f"4 HEIC files {needed}") == 1  # predict
     assert output.count(f"1 HEIC file {needed}") == 2  # the table, and a folder of nothing else
     assert output.count("whatwhere[heif]") == 7
+
+
+def test_after_the_installation_the_doctor_reads_what_it_had_not(tmp_path):
+    fill(tmp_path / "data", "a", "b", count=6)
+    # a name of another format: only what it holds says what it needs
+    write(tmp_path / "data" / "a" / "photo.jpg", picture(1, (64, 64)), format="HEIF")
+    before = python(tmp_path, "-W", "ignore", "-c", WITHOUT, "check data")
+    assert "whatwhere[heif]" in before.stdout
+    after = python(tmp_path, "-W", "ignore", "-m", "whatwhere", "check", "data")
+    assert "whatwhere[heif]" not in after.stdout
+    assert after.returncode == 0, after.stdout + after.stderr
+
+
+def test_an_old_pillow_that_does_not_know_avif_is_asked_without_a_warning(tmp_path):
+    code = (
+        "from PIL import features; features.modules.pop('avif', None)\n"
+        "from whatwhere.data.images import FORMATS; assert 'AVIF' not in FORMATS"
+    )
+    done = python(tmp_path, "-W", "error::UserWarning", "-c", code)
+    assert done.returncode == 0, done.stderr

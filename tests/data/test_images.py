@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from image_files import bomb, cut, oriented, picture, save
-from whatwhere.data.images import ImageError, open_image, quiet, read_image
+from whatwhere.data.images import ImageError, open_image, read_image
 from whatwhere.data.sources.source import Sample, Source
 
 
@@ -206,19 +206,32 @@ def test_an_image_in_memory_is_left_as_it_was():
     assert read_image(Image.open(buffer)).tobytes() == image.tobytes()
 
 
-def test_threads_leave_the_filters_of_warnings_as_they_were():
-    before = list(warnings.filters)
-    start = threading.Barrier(8)
+def odd_exif(path):
+    """Write a JPEG with an EXIF header that asks for a turn twice in one entry, at which Pillow warns."""
+    entry = struct.pack("<HHIHH", 0x0112, 3, 2, 6, 6)
+    header = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
+    picture(1).save(path, exif=header)
+    return path
 
-    def work():
-        start.wait()
-        for _ in range(200):
-            with quiet():
-                pass
 
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
+def test_reading_leaves_the_warnings_to_the_process(tmp_path):
+    path, before = odd_exif(tmp_path / "a.jpg"), list(warnings.filters)
+    seen = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_: seen.append(str(message))
+        thread = threading.Thread(target=lambda: read_image(open_image(path)))
         thread.start()
-    for thread in threads:
         thread.join()
+    assert len(seen) == 1
     assert warnings.filters == before
+
+
+def test_a_warning_that_the_user_made_an_error_turns_no_picture_in_silence(tmp_path):
+    path = odd_exif(tmp_path / "a.jpg")
+    upright = read_image(open_image(path))
+    assert upright.size == picture(1).size[::-1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ImageError, match="too many entries"):
+            read_image(open_image(path))

@@ -113,28 +113,29 @@ def test_a_finished_run_exits_with_status_0(tmp_path, data):
 
 # the command with a disk that stops to answer while the file `flag` is there, and waits `patience` seconds for it
 HANGING = """
-import pathlib, sys, threading
+import pathlib, sys, threading, time
 from whatwhere.cli import main
-from whatwhere.data import batches
+from whatwhere.data import ahead
 from whatwhere.data.sources import source
 
 flag, patience = pathlib.Path(sys.argv.pop(1)), float(sys.argv.pop(1))
-waiting, answering, result = flag.with_suffix(".waiting"), source.open_image, batches._result
-batches._PATIENCE = patience
+waiting, answering, result = flag.with_suffix(".waiting"), source.open_image, ahead._result
+ahead._PATIENCE = patience
 
 def open_image(path):
     if flag.exists():
         if threading.current_thread() is threading.main_thread():
             waiting.touch()
-        threading.Event().wait()
+        while flag.exists():
+            time.sleep(0.01)
     return answering(path)
 
-def awaited(reading):
+def awaited(reading, came):
     if flag.exists() and not reading.done():
         waiting.touch()
-    return result(reading)
+    return result(reading, came)
 
-source.open_image, batches._result = open_image, awaited
+source.open_image, ahead._result = open_image, awaited
 main()
 """
 
@@ -174,17 +175,43 @@ def test_a_run_whose_disk_does_not_answer_ends_by_itself_saved(tmp_path, data):
     process, out = hang(tmp_path, data, 2, patience=2)
     status, _, err = finish(process, timeout=60)
     assert (status, "does not answer" in err, "Traceback" in err) == (2, True, False), err
+    assert f"continue with: whatwhere train {data} --out {out}" in err
+    assert err.rstrip().endswith("--resume")
     assert_goes_on(tmp_path, data, out)
 
 
 def test_a_run_that_stood_still_goes_on(tmp_path, data):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    whole = tmp_path / "whole"
     assert finish(start(tmp_path, data, whole, workers=2, cache="none"))[0] == 0
-    process = start(tmp_path, data, stopped, workers=2, cache="none")
-    wait_for_step(process, stopped, 2)
+    # it stands still for longer than it waits for an image, and an image is due
+    process, stopped = hang(tmp_path, data, 2, patience=4)
     os.killpg(process.pid, signal.SIGSTOP)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    (tmp_path / "hangs").unlink()
+    time.sleep(5)
     os.killpg(process.pid, signal.SIGCONT)
     status, _, err = finish(process)
     assert status == 0, err
     assert_same_run(whole, stopped)
+
+
+@pytest.mark.parametrize("command", ["check", "train", "predict", "evaluate"])
+def test_ctrl_c_ends_each_command_whose_disk_does_not_answer(tmp_path, data, command):
+    run, flag = tmp_path / "made", tmp_path / "hangs"
+    if command in ("predict", "evaluate"):
+        assert finish(start(tmp_path, data, run, epochs=1))[0] == 0
+    elif command == "train":  # what `check` has seen is not read again: only the decoding before the training reads
+        assert finish(launch(tmp_path, sys.executable, "-m", "whatwhere", "check", str(data)))[0] == 0
+    flag.touch()
+    given = {
+        "check": [str(data)],
+        "train": arguments(data, run, workers=2, cache="memory")[1:],
+        "predict": [str(run), str(data)],
+        "evaluate": [str(run), str(data), "--workers", "2"],
+    }
+    process = launch(tmp_path, sys.executable, "-c", HANGING, str(flag), "1000", command, *given[command])
+    wait_until(process, flag.with_suffix(".waiting").exists)
+    os.kill(process.pid, signal.SIGINT)
+    status, _, err = finish(process, timeout=60)
+    assert status == 130, err
+    assert err.rstrip().endswith("whatwhere: interrupted")

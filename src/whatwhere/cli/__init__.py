@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args, get_type_hints
@@ -50,6 +51,8 @@ def main(run: Any = None) -> None:
             _read_plain_numbers(registered.callback)
     command = typer.main.get_command(app)
     _outlive(command)
+    # of corrupt EXIF headers and the like: what spoils a picture is an error of its own
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a class or a file may have a name that the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -72,7 +75,7 @@ def main(run: Any = None) -> None:
         _fail(f"{sentence}; see `{'whatwhere' if usage.ctx is None else usage.ctx.command_path} --help`")
     except (typer.Abort, KeyboardInterrupt):
         tell("interrupted")
-        sys.exit(130)
+        leave(130)
     except OSError as error:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - Python flushes it once more at the end
         if isinstance(error, BrokenPipeError):

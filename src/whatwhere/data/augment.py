@@ -1,7 +1,7 @@
 """Augment a batch of images, as a function of the images and of one row of uniform random numbers for each.
 
-The row of a sample is a function of (seed, epoch, sample). So the order of reading, the number of worker processes and
-the device do not change the result. The image operations are those of torchvision.transforms.v2.functional.
+The row of a sample is a function of (seed, epoch, sample). So the order of reading, the number of threads that read
+and the device do not change the result. The image operations are those of torchvision.transforms.v2.functional.
 """
 
 from __future__ import annotations

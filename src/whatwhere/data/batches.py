@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..base.processes import READER
 from ..base.randomness import generator
+from .ahead import read_ahead
 from .augment import Augmentation, draws
-from .images import ImageError
 from .preprocess import Preprocessing, decoded, reduced, sent, to_tensor
 from .sources.source import Sample, Source
 from .store import Store
 
 # images for resized crops are stored with at least this many times the pixels, along a side, that the network takes
 _STORED = 1.5
-_PATIENCE = 60.0  # seconds to wait for a piece
-_PIECE = 8  # images that a thread reads at a time: few, so that a stop does not wait, but more than one, for speed
 
 
 class Batch(NamedTuple):
@@ -199,46 +195,10 @@ def _loaded(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield the pixels of each item, with the item: numbers of samples, and a row for each.
 
-    Threads, not processes: Pillow and torch release the GIL while they decode and resize. So there is no shared memory
-    that may be full, and no process that may be lost.
+    `num_workers` threads read ahead.
     """
-    if not num_workers:
-        for indices, rows in items:
-            yield sent(torch.stack(list(map(read, indices.tolist(), rows))), device), indices, rows
-        return
-
-    def piece(indices: Tensor, rows: Tensor) -> list[Tensor]:
-        return list(map(read, indices.tolist(), rows))
-
-    ahead: deque[tuple[list[Future[list[Tensor]]], Tensor, Tensor]] = deque()
-    # a thread's torch operations are too small to be divided among threads
-    pool = ThreadPoolExecutor(num_workers, READER, torch.set_num_threads, (1,))
-    try:
-        while True:
-            # at least a batch ahead, and two pieces for each thread
-            while len(ahead) < 2 or sum(len(pieces) for pieces, _, _ in ahead) < 2 * num_workers:
-                if (item := next(items, None)) is None:
-                    break
-                pieces = zip(*(torch.split(part, _PIECE) for part in item), strict=True)
-                ahead.append(([pool.submit(piece, *one) for one in pieces], *item))
-            if not ahead:
-                return
-            reading, indices, rows = ahead.popleft()
-            pixels = torch.stack([image for one in reading for image in _result(one)])
-            yield sent(pixels, device), indices, rows
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _result(reading: Future[list[Tensor]]) -> list[Tensor]:
-    """Return what a thread reads; raise ImageError where it has not come after a minute.
-
-    The minute is waited in two halves: if the whole process was stopped for hours, only the first of them is over.
-    """
-    for _ in range(2):
-        if wait([reading], _PATIENCE / 2).done:
-            return reading.result()
-    raise ImageError(
-        f"no images were read for {_PATIENCE:.0f} s: the disk or network that holds them does not answer; when it "
-        "does, continue with --resume"
-    )
+    to_read, asked = itertools.tee(items)
+    batches = (list(zip(indices.tolist(), rows, strict=True)) for indices, rows in to_read)
+    images = read_ahead(lambda item: read(*item), batches, num_workers)
+    for pixels, (indices, rows) in zip(images, asked, strict=True):
+        yield sent(torch.stack(pixels), device), indices, rows

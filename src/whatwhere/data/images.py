@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,12 @@ with contextlib.suppress(ImportError):
     if "HEIF" not in Image.OPEN:
         Image.register_open("HEIF", HeifImageFile, lambda start: start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS)
 
+
+def has_avif() -> bool:
+    """Return whether this Pillow reads AVIF; an old one does not know the name, and `features.check` would warn."""
+    return "avif" in features.modules and features.check("avif") is True
+
+
 # the only decoders that are used; the file's content decides, not its suffix
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -40,9 +44,7 @@ FORMATS = {
 # formats that need a package, or a newer Pillow
 _OPTIONAL = {"HEIF": (".heic", ".heif", ".hif"), "AVIF": (".avif",)}
 FORMATS |= {
-    name: suffixes
-    for name, suffixes in _OPTIONAL.items()
-    if ("HEIF" in Image.OPEN if name == "HEIF" else features.check("avif"))
+    name: suffixes for name, suffixes in _OPTIONAL.items() if ("HEIF" in Image.OPEN if name == "HEIF" else has_avif())
 }
 ABSENT = {name.lower(): suffixes for name, suffixes in _OPTIONAL.items() if name not in FORMATS}
 CURES = {"heif": "pip install 'whatwhere[heif]'", "avif": "pip install --upgrade pillow"}
@@ -84,7 +86,7 @@ class ImageError(UserError):
 
     Attributes:
         kind: "truncated", "empty", "huge", "unreadable", "permission", "mode", "planes" or "missing"; "heif" or "avif"
-            where the format is not read here.
+            where the format is not read here; "silent" where no image comes at all.
         reason: The end of a sentence that begins with the image's name.
     """
 
@@ -101,7 +103,7 @@ def open_image(path: Path) -> Image.Image:
         ImageError: The file is missing, empty, in no format of `FORMATS`, or has more pixels than
             `PIL.Image.MAX_IMAGE_PIXELS`.
     """
-    with errors_of(str(path)), quiet():
+    with errors_of(str(path)):
         if not path.stat().st_size:
             raise ImageError("empty", "empty", "is empty (0 bytes)")
         try:
@@ -195,7 +197,7 @@ def decode(image: Image.Image, max_value: int = MAX_VALUE) -> tuple[Image.Image,
             has 32-bit or floating-point values, which have no known range, or 16-bit colour that Pillow reads wrongly.
     """
     name = getattr(image, "filename", "") or "the image"
-    with errors_of(name), quiet():
+    with errors_of(name):
         _check_size(image)
         # of a HEIC file, the first image is another than the main one, which is open
         if image.tell() and image.format != "HEIF":
@@ -220,6 +222,8 @@ def _orientation(header: Callable[[], Mapping[int, Any]]) -> int:
     """Return the EXIF orientation, 1 if there is none."""
     try:
         return int(header().get(_ORIENTATION, 1))
+    except Warning:  # an error by the user's own filter
+        raise
     except Exception:  # a corrupt header raises many errors, and the picture may be fine
         return 1
 
@@ -284,32 +288,3 @@ def errors_of(name: str) -> Iterator[None]:
             case _:
                 kind, reason = "unreadable", f"cannot be decoded ({cause(error)})"
         raise ImageError(f"{printable(name)} {reason}", kind, reason) from error
-
-
-class _Quiet:
-    """The warnings filter of `quiet`, and the number of threads inside."""
-
-    lock = threading.Lock()
-    depth = 0
-    stack = contextlib.ExitStack()
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress Pillow's warnings (size, corrupt EXIF, palettes) inside the block, in any number of threads.
-
-    `warnings.catch_warnings` changes the whole process. If threads left it in another order than they entered it, they
-    would restore the wrong filters. So the first thread sets the filter and the last one removes it.
-    """
-    with _Quiet.lock:
-        if _Quiet.depth == 0:
-            _Quiet.stack.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
-        _Quiet.depth += 1
-    try:
-        yield
-    finally:
-        with _Quiet.lock:
-            _Quiet.depth -= 1
-            if _Quiet.depth == 0:
-                _Quiet.stack.close()

@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..base.processes import num_cores
+from .ahead import read_ahead
 
 _LARGEST = 4 * 2**30
+_AHEAD = 64  # images that are asked for together
 
 
 class Images(Protocol):
@@ -55,7 +56,8 @@ def num_bytes(images: Images) -> int:
     if not len(images):
         return 0
     probes = range(0, len(images), max(1, len(images) // 16))
-    return sum(images[index].numel() for index in probes) * len(images) // len(probes)
+    (found,) = read_ahead(lambda index: images[index].numel(), [probes], num_cores())
+    return sum(found) * len(images) // len(probes)
 
 
 def room(free: int, num_processes: int = 1) -> int:
@@ -74,6 +76,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def decode_all(images: Images, *, num_threads: int | None = None) -> Store:
-    """Decode every image once, on `num_threads` threads (by default one for each core); Pillow releases the GIL."""
-    with ThreadPoolExecutor(num_threads or num_cores()) as pool:
-        return Store(list(pool.map(images.__getitem__, range(len(images)))))
+    """Decode every image once, on `num_threads` threads (by default one for each core)."""
+    numbers = [range(start, min(start + _AHEAD, len(images))) for start in range(0, len(images), _AHEAD)]
+    decoded = read_ahead(images.__getitem__, numbers, num_threads or num_cores())
+    return Store(list(itertools.chain.from_iterable(decoded)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 from ..base.errors import UserError
 from ..base.processes import num_cores
 from ..base.words import brief, counted, few, printable, short, suggest
+from ..data.ahead import read_ahead
 from ..data.batches import EvaluationBatches, Reader, label_numbers
 from ..data.doctor.findings import misfit, unusable
 from ..data.doctor.report import examine
@@ -75,7 +75,7 @@ def image_files(paths: Sequence[Path]) -> tuple[list[Path], list[Finding]]:
 def predict(
     bundle: Bundle, files: Sequence[Path], *, top: int = 5, batch_size: int = 64, num_threads: int | None = None
 ) -> Iterator[Prediction]:
-    """Yield a prediction for each file, in order; several threads read one batch ahead.
+    """Yield a prediction for each file, in order; several threads read ahead.
 
     Args:
         bundle: The network.
@@ -83,6 +83,9 @@ def predict(
         top: Number of classes to return for each image.
         batch_size: Images in a forward pass; results differ by rounding only.
         num_threads: Number of threads that read; one for each core by default.
+
+    Raises:
+        ImageError: No image was read for a minute.
     """
 
     def read(file: Path) -> tuple[Tensor, int] | ImageError:
@@ -95,21 +98,17 @@ def predict(
         except ImageError as error:
             return error
 
-    with ThreadPoolExecutor(num_threads or num_cores()) as pool:
-        ahead = [pool.submit(read, file) for file in files[:batch_size]]
-        for start in range(0, len(files), batch_size):
-            end = start + batch_size
-            contents = [future.result() for future in ahead]
-            ahead = [pool.submit(read, file) for file in files[end : end + batch_size]]
-            readable = [content[0] for content in contents if not isinstance(content, ImageError)]
-            rows: Iterator[Tensor] = iter(bundle.probabilities(torch.stack(readable)) if readable else ())
-            for file, content in zip(files[start:end], contents, strict=True):
-                if isinstance(content, ImageError):
-                    yield Prediction(str(file), error=str(content))
-                else:
-                    values, indices = next(rows).topk(min(top, len(bundle.classes)))
-                    names = [bundle.classes[number] for number in indices.tolist()]
-                    yield Prediction(str(file), tuple(zip(names, values.tolist(), strict=True)), content[1])
+    batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+    for batch, contents in zip(batches, read_ahead(read, batches, num_threads or num_cores()), strict=True):
+        readable = [content[0] for content in contents if not isinstance(content, ImageError)]
+        rows: Iterator[Tensor] = iter(bundle.probabilities(torch.stack(readable)) if readable else ())
+        for file, content in zip(batch, contents, strict=True):
+            if isinstance(content, ImageError):
+                yield Prediction(str(file), error=str(content))
+            else:
+                values, indices = next(rows).topk(min(top, len(bundle.classes)))
+                names = [bundle.classes[number] for number in indices.tolist()]
+                yield Prediction(str(file), tuple(zip(names, values.tolist(), strict=True)), content[1])
 
 
 def evaluate_bundle(

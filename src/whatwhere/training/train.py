@@ -164,6 +164,10 @@ def _to_the_end(run: Run, command: str) -> dict[str, Any]:
             how = "at once" if isinstance(error, KeyboardInterrupt) else "in a step that takes long"
             message = f"interrupted {how}; what was saved before is kept in {str(folder.path)!r}"
             raise Stopped(f"{message}; continue with: {command}", received[0] if received else signal.SIGINT) from None
+        except ImageError as error:
+            if error.kind != "silent":
+                raise
+            raise UserError(f"{error}; when it does, continue with", command) from error
         except Diverged as error:
             if not error.indices:
                 raise

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,14 +22,15 @@ from ...base.errors import UserError
 from ...base.files import write_bytes
 from ...base.limits import CACHE_BYTES
 from ...base.processes import num_cores
-from ..images import MAX_VALUE, ImageError, decode, grey_values, has_unknown_range, levels, quiet
+from ..ahead import read_ahead
+from ..images import FORMATS, MAX_VALUE, ImageError, decode, grey_values, has_unknown_range, levels
 from ..sources.source import Sample, Source
 
 # what the entries say changes with it: 4 has the range of the values
 _VERSION = 4
 # of an image's values so many of a thousand may lie outside its range, as hot pixels and dust do
 _OUTLIERS = 1
-_CHUNK = 64
+_AHEAD = 64  # images that are asked for together
 # faults that may be gone the next time, though the file's size and time are the same
 _PASSING = {"permission", "missing", "unreadable"}
 # an entry's look: a grey picture of 17 x 16 pixels, and a mean colour
@@ -80,19 +80,14 @@ def full_range(largest: int) -> int:
 def probe(source: Source, cache: Path | None, progress: Callable[[int, int], None] | None = None) -> list[Entry]:
     """Return an entry for each sample, from the folder `cache` if a file's path, size and time have not changed."""
     store = _Store(source, cache)
-    chunks = [source.samples[start : start + _CHUNK] for start in range(0, len(source.samples), _CHUNK)]
+    batches = [source.samples[start : start + _AHEAD] for start in range(0, len(source.samples), _AHEAD)]
     entries: list[Entry] = []
-    # `quiet` here, once: warning filters belong to the process, not to a thread
     # with small images the interpreter is the limit, and more threads slow it down
-    with quiet(), ThreadPoolExecutor(min(num_cores(), 16)) as pool:
-        try:
-            for found in pool.map(lambda chunk: [store.entry(sample) for sample in chunk], chunks):
-                entries += found
-                if progress is not None:
-                    progress(len(entries), len(source.samples))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with contextlib.closing(read_ahead(store.entry, batches, min(num_cores(), 16))) as read:
+        for found in read:
+            entries += found
+            if progress is not None:
+                progress(len(entries), len(source.samples))
     store.save()
     return entries
 
@@ -153,8 +148,9 @@ def _has_flat_end(image: Image.Image) -> bool:
 class _Cache(msgspec.Struct):
     """The cache file of one DATA."""
 
-    # version of this format, Pillow's version, and the limit of pixels; under another head no entry counts
-    head: tuple[int, str, int | None]
+    # version of this format, Pillow's version, the limit of pixels, and the formats that are read, HEIC or not; under
+    # another head no entry counts
+    head: tuple[int, str, int | None, tuple[str, ...]]
     # by path: the file's size, its time of change in nanoseconds, and its entry
     entries: dict[str, tuple[int, int, Entry]]
 
@@ -170,7 +166,7 @@ class _Store:
         if cache is not None and root is not None and not Path(os.path.realpath(cache)).is_relative_to(root):
             data = os.path.realpath(source.name).encode("utf-8", "surrogatepass")
             self.file = cache / f"images-{hashlib.sha256(data).hexdigest()[:32]}.json"
-        self.head = (_VERSION, PIL.__version__, Image.MAX_IMAGE_PIXELS)
+        self.head = (_VERSION, PIL.__version__, Image.MAX_IMAGE_PIXELS, tuple(FORMATS))
         self.old: dict[str, tuple[int, int, Entry]] = {}
         self.new: dict[str, tuple[int, int, Entry]] = {}
         self.is_changed = False

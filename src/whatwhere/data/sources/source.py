@@ -116,7 +116,7 @@ def is_no_label(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Source:
-    """Labelled images, none of them decoded yet. Each worker process gets a copy."""
+    """Labelled images, none of them decoded yet. Threads may open them."""
 
     name: str  # DATA as the user gave it
     root: Path | None  # folder to which the samples' paths are relative; None for a built-in set
