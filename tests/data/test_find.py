@@ -473,6 +473,13 @@ def test_a_torchvision_data_set(tmp_path, name):
     assert source.content(source.samples[0]) != source.content(source.samples[1])
 
 
+def test_the_check_that_is_advised_finds_the_same_table(tmp_path, refused):
+    fill(tmp_path, "x", count=2)
+    text = "photo,kind,split\nx/0.png,a,train\nx/1.png,b,test\n"
+    with refused():
+        prepare(str(csv_file(tmp_path, text)), seed=0, path_column="photo", label_column="kind")
+
+
 def test_a_torchvision_data_set_of_files(tmp_path):
     fill(tmp_path / "eurosat" / "2750", "River", "Forest", count=2)
     source = find_source("eurosat", data_dir=str(tmp_path))

@@ -70,10 +70,11 @@ def prepare(
     """
     source = find_source(data, path_column=path_column, label_column=label_column, data_dir=data_dir, download=download)
     report = examine(source, max_value=max_value, progress=progress) if check else None
-    left_out = _left_out(source, report, skip_bad)
+    command = _check_command(data, path_column=path_column, label_column=label_column, data_dir=data_dir)
+    left_out = _left_out(source, report, skip_bad, command)
     samples = [sample for sample in source.samples if sample.path not in left_out]
     # again, because leaving out copies may leave a class without images
-    _check_sound(data, class_findings(samples))
+    _check_sound(data, class_findings(samples), command)
     twins, way_out = _kept_together(report, near_duplicates)
     parts = split_samples(
         samples,
@@ -84,9 +85,8 @@ def prepare(
         twins=twins,
         way_out=way_out,
     )
-    given = {sample.split for sample in samples}
     sizes = _some_sizes(source, samples) if report is None else []
-    drawn = tuple(part for part in ("val", "test") if parts[part] and part not in given)
+    drawn = tuple(part for part in ("val", "test") if parts[part] and part not in {item.split for item in samples})
     return Prepared(
         source=source,
         classes=tuple(sorted({sample.label for sample in samples})),
@@ -101,11 +101,17 @@ def prepare(
     )
 
 
-def _left_out(source: Source, report: Report | None, skip_bad: bool) -> dict[str, str]:
+def _check_command(data: str, **options: str | None) -> str:
+    """Return the command that shows the findings on DATA, with the options that say where the images are."""
+    given = [(f"--{name.replace('_', '-')}", value) for name, value in options.items() if value is not None]
+    return shlex.join(["whatwhere", "check", data, *(word for option in given for word in option)])
+
+
+def _left_out(source: Source, report: Report | None, skip_bad: bool, command: str) -> dict[str, str]:
     """Return what to leave out: the kind of finding by path. Without `skip_bad`, nothing may be wrong."""
     findings = (report or source).findings
     if not skip_bad:
-        _check_sound(source.name, findings)
+        _check_sound(source.name, findings, command)
         return {}
     surplus = dict.fromkeys(report.surplus, "leak") if report is not None else {}
     return dict(sorted((surplus | unusable(findings)).items()))
@@ -152,7 +158,8 @@ def fingerprint(prepared: Prepared) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _check_sound(data: str, findings: Iterable[Finding]) -> None:
+def _check_sound(data: str, findings: Iterable[Finding], command: str) -> None:
+    """Refuse DATA in which something is wrong; `command` shows all of it."""
     errors = [finding for finding in findings if finding.severity == "error"]
     if not errors:
         return
@@ -161,7 +168,6 @@ def _check_sound(data: str, findings: Iterable[Finding]) -> None:
     more = f", and {counted(len(others), 'other error')}" if others else ""
     skip = ["leave out bad files with --skip-bad"] if any(finding.can_skip for finding in errors) else []
     cures = ", or ".join([*filter(None, [first.cure]), *skip, "see all of it with"])
-    command = shlex.join(["whatwhere", "check", data])
     raise UserError(f"{printable(data)} is not sound: {first.message}{paths}{more}; {cures}", command)
 
 
