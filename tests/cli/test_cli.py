@@ -145,6 +145,13 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly(command):
     assert (done.returncode, done.stderr) == (1, b"")
 
 
+@pytest.mark.parametrize(
+    "arguments", [("predict", "run", "a.png", ""), ("predict", "", "a.png"), ("verdict", ""), ("collect", "")]
+)
+def test_a_path_without_a_name_is_refused(refused_command, arguments):
+    refused_command(*arguments)
+
+
 def test_help_does_not_import_torch():
     code = (
         "import sys; sys.argv = ['whatwhere', '--help']\n"

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from image_files import bomb, cut, fill, save
+from image_files import bomb, cut, fill, picture, save
+from whatwhere.base.errors import UserError
 from whatwhere.base.words import printable, spelling, spelt_alike
 from whatwhere.data.doctor.report import examine
 from whatwhere.data.images import ImageError
@@ -397,6 +398,32 @@ def test_a_column_is_taken_once(tmp_path, header, options, expected):
     fill(tmp_path, "x", count=1)
     row = ",".join(("x/0.png", "cat", "train")[: len(header.split(","))])
     assert listed(find_source(str(csv_file(tmp_path, f"{header}\n{row}\n")), **options)) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("lines", "lost"),
+    [
+        ({2: 'a/1.png,a,"5 inch'}, None),  # to the end of the file
+        ({2: 'a/1.png,"a,x'}, None),
+        ({2: 'a/1.png,a,5"" wide "or so"'}, {}),  # quotes inside a cell without quotes are letters
+        ({2: 'a/1.png,a,"two', 4: 'a/3.png,a,three"'}, {"break": ("line 4",)}),
+        ({2: 'a/1.png,"a', 4: 'x",a,three'}, {"quote": ("line 4",)}),
+        ({2: '"a/1.png', 4: 'x",a,three'}, {"quote": ("line 4",)}),
+    ],
+)
+def test_a_quote_too_many_swallows_no_row_in_silence(tmp_path, lines, lost):
+    fill(tmp_path, "a", "b")
+    for number in range(6):
+        picture(number).save(tmp_path / "a" / f"{number}.png")
+    rows = ["path,label,note", *(lines.get(line, f"a/{line - 1}.png,a,x") for line in range(2, 7)), "b/0.png,b,x"]
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    if lost is None:
+        with pytest.raises(UserError, match="line 7 of .* is not CSV: unexpected end of data"):
+            find_source(str(tmp_path / "list.csv"))
+        return
+    source = find_source(str(tmp_path / "list.csv"))
+    assert {kind: paths for kind, paths in found(source).items() if kind != "columns"} == lost
+    assert {sample.label for sample in source.samples} == {"a", "b"}
 
 
 def test_csv_columns_by_name(tmp_path, refuses):

@@ -95,14 +95,15 @@ def read_file(path: Path, most_bytes: int) -> bytes:
     return content
 
 
-def read_csv(path: Path, *, strict: bool = False) -> tuple[str, list[tuple[int, list[str]]]]:
+def read_csv(path: Path) -> tuple[str, list[tuple[int, list[str]]]]:
     """Read a CSV file in UTF-8: its delimiter, and its rows that are not blank, each with the number of its last line.
 
     The delimiter is a tab in a .tsv file; else it is the one of comma, semicolon and tab that the first line holds most
-    often. With `strict`, a quote that is not closed, or that ends inside a cell, is an error.
+    often.
 
     Raises:
-        UserError: The file cannot be read (`read_file`), is not UTF-8, or is not CSV.
+        UserError: The file cannot be read (`read_file`), is not UTF-8, or is not CSV: a quote is not closed, or ends
+            inside a cell.
     """
     try:
         text = read_file(path, IMAGE_LIST_BYTES).decode("utf-8-sig")
@@ -112,7 +113,7 @@ def read_csv(path: Path, *, strict: bool = False) -> tuple[str, list[tuple[int, 
     first = text.lstrip("\r\n ").partition("\n")[0]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
     # newlines inside quotes are kept; a lone carriage return ends a line too
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=strict)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
         return delimiter, [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:

@@ -48,7 +48,7 @@ def main(run: Any = None) -> None:
     """
     for group in (app, weights_app):
         for registered in group.registered_commands:
-            _read_plain_numbers(registered.callback)
+            _read_strictly(registered.callback)
     command = typer.main.get_command(app)
     _outlive(command)
     # of corrupt EXIF headers and the like: what spoils a picture is an error of its own
@@ -93,17 +93,27 @@ def _outlive(command: Any) -> None:
         command.callback = outlived("code of yours that the command called")(command.callback)
 
 
-def _read_plain_numbers(command: Any) -> None:
-    """Let the options of a command take numbers as `number_in` reads them.
+def _read_strictly(command: Any) -> None:
+    """Let the options of a command take numbers as `number_in` reads them, and no path without a name.
 
-    Python itself reads 1_0 as 10, and the digits of all scripts.
+    Python itself reads 1_0 as 10, and the digits of all scripts; and "", an empty variable of the shell, as the current
+    folder.
     """
     command.__annotations__ = hints = get_type_hints(command, include_extras=True)
     for hint in hints.values():
         inner = next(iter(get_args(hint)), None)
-        kind = next((kind for kind in (inner, *get_args(inner)) if kind in (int, float)), None)
+        kind = next((kind for kind in (inner, *get_args(inner)) if kind in (int, float, Path)), None)
         for option in getattr(hint, "__metadata__", ()) if kind else ():
-            option.parser = _plain(kind, option.min)
+            option.parser = _path if kind is Path else _plain(kind, option.min)
+
+
+def _path(given: object) -> Path:
+    if not str(given):
+        raise typer.BadParameter("the path is empty; perhaps a variable of the shell is not set.")
+    return Path(str(given))
+
+
+_path.__name__ = "path"  # typer shows it
 
 
 def _plain(kind: Any, least: float | None) -> Callable[[object], float]:

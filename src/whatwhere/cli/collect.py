@@ -129,7 +129,7 @@ def collect_command(
     tells = any(names != [arm] for arm, names in collected.attentions.items())
     for arm in results.arms:
         there = sorted((str(seed) for seed, figures in results.runs(arm).items() if figures), key=_by_number)
-        missing = sorted((str(seed) for seed in results.seeds if str(seed) not in there), key=_by_number)
+        missing = sorted({str(seed) for seed in results.seeds} - set(there), key=_by_number)
         attention = few(collected.attentions.get(arm, []), 3)
         rows.append((arm, *([attention] if tells else []), few(there, 12), few(missing, 12) or "-", f"{len(there):,}"))
     title = f"{counted(sum(len(results.runs(arm)) for arm in results.arms), 'run')} in {table}"

@@ -93,7 +93,8 @@ def doubt_about(
 def _with_nothing_learned(
     results: Results, metric: Metric, baseline: str, arm: str, seeds: Sequence[Hashable]
 ) -> Doubt | None:
-    figures = {name: {results.values(name, metric.name)[seed] for seed in seeds} for name in (baseline, arm)}
+    by_seed = {name: results.values(name, metric.name) for name in (baseline, arm)}
+    figures = {name: {values[seed] for seed in seeds} for name, values in by_seed.items()}
     advice = "check what the networks predict, and that the figure is the right one; then train again"
     together = figures[baseline] | figures[arm]
     if len(together) == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from ..base.errors import UserError
 from ..base.limits import NAME_LETTERS
@@ -88,9 +89,9 @@ class Results:
         runs = (figures for arm in self._figures.values() for figures in arm.values())
         return list(dict.fromkeys(name for figures in runs for name in figures))
 
-    def runs(self, arm: str) -> dict[Hashable, dict[str, float]]:
+    def runs(self, arm: str) -> Mapping[Hashable, dict[str, float]]:
         """Return the figures of an arm's runs, by seed."""
-        return dict(self._figures.get(arm, {}))
+        return MappingProxyType(self._figures.get(arm, {}))  # no copy: it is asked for with each run
 
     def only(self, arms: Iterable[str], seeds: Iterable[Hashable]) -> Results:
         """Return the runs of these arms and seeds, in this order."""

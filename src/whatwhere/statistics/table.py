@@ -244,7 +244,7 @@ def _read(path: Path, *, may_be_empty: bool) -> tuple[str, list[str], list[Line]
     with contextlib.suppress(OSError, ValueError):  # `read_csv` says why
         size = path.stat().st_size
     _check_size(path, size, TABLE_BYTES, "bytes")
-    delimiter, rows = read_csv(path, strict=True)
+    delimiter, rows = read_csv(path)
     if not rows and not may_be_empty:
         raise UserError(
             f"{str(path)!r} has no lines; it needs a head such as arm,seed,accuracy and a line for each run"

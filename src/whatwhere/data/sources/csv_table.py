@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,10 @@ _CLASSES = ("label", "class", "target", "category", "class_name", "classname")
 _LABEL_COLUMNS = (*_CLASSES, "label_name", "labels", "class_id", "y")
 _SPLIT_COLUMNS = ("split", "set", "subset", "partition", "usage", "data_set", "dataset")
 
+_BREAK = re.compile(r"[\n\r]")
+_QUOTES = "look for a quote too many, which makes one cell of several rows"
 _FAULTS = {
+    "quote": ("with a line break in the path, the label or the split", _QUOTES),
     "missing": ("with a path where no file is", "paths are relative to the CSV file's folder"),
     "no-path": ("without a path", "complete or remove"),
     "no-label": ("without a label (an empty cell, nan, <NA>, #N/A)", "complete or remove"),
@@ -29,6 +33,7 @@ _FAULTS = {
 }
 _MESSAGES: Messages = {
     **{kind: ("error", "row", f"{{n}} of the CSV file {fault}", cure) for kind, (fault, cure) in _FAULTS.items()},
+    "break": ("warning", "row", "{n} of the CSV file with a line break inside a cell", _QUOTES),
     "two-labels": ("error", "image", "{n} in rows of the CSV file with different labels", "remove the wrong rows"),
     "two-splits": ("error", "image", "{n} in rows of the CSV file with different splits", "keep one of each"),
     "repeated": ("note", "image", "{n} in several rows of the CSV file that say the same", "each image counts once"),
@@ -80,10 +85,14 @@ def list_csv(
     for line, cells in rows:
         row = dict(zip(header, cells, strict=False))
         name, label = row.get(columns.path, ""), row.get(columns.label, "")
+        broken = [cell for cell in (name, label, row.get(columns.split or "", "")) if _BREAK.search(cell)]
+        if not broken and any(map(_BREAK.search, cells)):
+            places["break"].append(f"line {line}")
         split = split_of(row.get(columns.split, "")) if columns.split else None
-        labels |= set() if is_no_label(label) else {class_name(label)}
+        labels |= set() if broken or is_no_label(label) else {class_name(label)}
         path = _resolve(file.parent, name)
         faults = {
+            "quote": bool(broken),
             "row": any(cells[len(header) :]),
             "no-path": not name,
             "no-label": is_no_label(label),
@@ -92,7 +101,8 @@ def list_csv(
         }
         fault = next((kind for kind, is_there in faults.items() if is_there), None)
         if fault is not None or path is None:
-            places[fault or "missing"].append(f"{name} (line {line})" if name else f"line {line}")
+            is_named = name and not broken
+            places[fault or "missing"].append(f"{name} (line {line})" if is_named else f"line {line}")
         else:
             listed[path].append((line, Sample(path, class_name(label), split)))
 
