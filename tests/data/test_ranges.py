@@ -195,6 +195,24 @@ def test_colours_of_sixteen_bits_one_after_the_other_are_refused(tmp_path):
     assert [(item.kind, item.paths) for item in errors] == [("planes", ("a/x.tif",))]
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_signed_values_are_refused(tmp_path, bits):
+    fill(tmp_path, "a", "b")
+    values = np.array([[-1, 0], [1, 100]], np.int8 if bits == 8 else np.int16)
+    (tmp_path / "a" / "x.tif").write_bytes(tiff(values, bits=bits, sample_format=2))
+    with pytest.raises(UserError, match="has signed values without a known range"):
+        read(tmp_path / "a" / "x.tif", 65535)
+    errors = [item for item in report_of(tmp_path).findings if item.severity == "error"]
+    assert [(item.kind, item.paths) for item in errors] == [("mode", ("a/x.tif",))]
+
+
+def test_the_transparent_value_of_16_bit_grey_comes_to_lie_on_white(tmp_path):
+    values = np.array([[0, 500], [501, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.png", transparency=500)
+    assert read(tmp_path / "x.png", 65535) == [[0, 255], [2, 255]]
+    assert read(tmp_path / "x.png", 1000) == [[0, 255], [128, 255]]
+
+
 def test_tiff_files_with_white_as_zero_are_told(tmp_path):
     fill(tmp_path, "a", "b")
     (tmp_path / "a" / "x.tif").write_bytes(tiff(VALUES * 16, photometric=0))

@@ -67,7 +67,8 @@ READ_AS = {
 } | dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N", "I"), "16-bit grey, 0 to {max_value:,} scaled to 0 to 255")
 MAX_VALUE = 65535  # the largest value of 16 bits
 # tags of TIFF and EXIF
-_BITS, _ORIENTATION, _PLANES = 258, 0x0112, 284
+_BITS, _ORIENTATION, _PLANES, _SAMPLE_FORMAT = 258, 0x0112, 284, 339
+_SIGNED = 2  # a value of the last
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -204,7 +205,7 @@ def decode(image: Image.Image, max_value: int = MAX_VALUE) -> tuple[Image.Image,
             image.seek(0)
         # Pillow turns a TIFF image as it decodes, and drops the tag
         stored = _orientation(lambda: image.tag_v2) if isinstance(image, TiffImageFile) else 1
-        _check_planes(image)
+        _check_tiff(image)
         max_value = max_value if has_unknown_range(image) else MAX_VALUE
         image.load()
         # only now: to read the EXIF header of a PNG, Pillow decodes it, and then reports no damage any more
@@ -231,10 +232,13 @@ def _orientation(header: Callable[[], Mapping[int, Any]]) -> int:
 def _to_rgb(image: Image.Image, max_value: int) -> Image.Image:
     mode = image.mode
     if (values := grey_values(image)) is not None:
-        return Image.fromarray(levels(max_value)[values]).convert("RGB")
+        grey = levels(max_value)[values]
+        if isinstance(clear := image.info.get("transparency"), int):  # of a PNG; white, as below
+            grey[values == clear] = 255
+        return Image.fromarray(grey).convert("RGB")
     if mode not in READ_AS or mode == "I":
         kind = {"F": "floating-point values", "I": "signed or 32-bit values"}.get(mode, f"mode {mode}")
-        raise ImageError(f"{kind}", "mode", f"has {kind} without a known range; convert it to 8 bits")
+        raise _unknown_range(kind)
     if mode in {"La", "RGBa"}:
         image = image.convert(mode.upper())
     if image.has_transparency_data:
@@ -244,15 +248,23 @@ def _to_rgb(image: Image.Image, max_value: int) -> Image.Image:
     return image if mode == "RGB" else image.convert("RGB")
 
 
+def _unknown_range(kind: str) -> ImageError:
+    return ImageError(kind, "mode", f"has {kind} without a known range; convert it to 8 bits")
+
+
 def _check_size(image: Image.Image) -> None:
     width, height = image.size
     if (limit := Image.MAX_IMAGE_PIXELS) is not None and width * height > limit:
         raise ImageError("huge", "huge", f"has {width} x {height} pixels, more than {limit}; make it smaller")
 
 
-def _check_planes(image: Image.Image) -> None:
-    """Refuse what Pillow reads as noise: uncompressed TIFF with the colours one after the other, of 16 bits each."""
-    if not isinstance(image, TiffImageFile) or not image.tile or image.tile[0][0] != "raw":
+def _check_tiff(image: Image.Image) -> None:
+    """Refuse TIFF files that Pillow reads wrongly: signed values of 8 bits, and, uncompressed, planes of 16 bits."""
+    if not isinstance(image, TiffImageFile) or not image.tile:
+        return
+    if _SIGNED in image.tag_v2.get(_SAMPLE_FORMAT, ()):
+        raise _unknown_range("signed values")
+    if image.tile[0][0] != "raw":
         return
     bits = image.tag_v2.get(_BITS, (1,))
     if image.tag_v2.get(_PLANES) == 2 and len(bits) > 1 and max(bits) > 8:

@@ -27,7 +27,7 @@ from ..images import FORMATS, MAX_VALUE, ImageError, decode, grey_values, has_un
 from ..sources.source import Sample, Source
 
 # what the entries say changes with it: 4 has the range of the values
-_VERSION = 4
+_VERSION = 5
 # of an image's values so many of a thousand may lie outside its range, as hot pixels and dust do
 _OUTLIERS = 1
 _AHEAD = 64  # images that are asked for together
