@@ -50,6 +50,8 @@ NOT_OF_THEIR_TAG = {
     "two anchors": "a: [&a 1, &a 2, *a]\nb: [",
     "control": "a: \x00",
     "twice": "a: 1\nb: {c: 1, c: 2}",
+    "twice in other words": "a: 1\nb: {yes: 1, true: 2}",
+    "twice in another number": "{1: a, 1.0: b}",
 }
 
 
@@ -77,8 +79,8 @@ def test_a_file_of_any_size_is_not_read(tmp_path, refused):
 
 
 def test_yaml_as_people_write_it(tmp_path):
-    text = "a: &x [1, 0x1f, 1_000]\nb: *x\nc: {d: 2020-01-02, e: ~, f: on}\ng: |\n  two\n  lines\n"
-    shared = [1, 31, 1000]
+    text = "a: &x [1, -31, 1.5e+3]\nb: *x\nc: {d: 2020-01-02, e: ~, f: on}\ng: |\n  two\n  lines\n"
+    shared = [1, -31, 1500.0]
     value = {
         "a": shared, "b": shared, "c": {"d": datetime.date(2020, 1, 2), "e": None, "f": True}, "g": "two\nlines\n",
     }  # fmt: skip
@@ -88,6 +90,22 @@ def test_yaml_as_people_write_it(tmp_path):
         assert read_yaml(tmp_path / "a.yaml") == value
     assert parse_yaml("") is None
     assert parse_yaml("# nothing\n") is None
+
+
+@pytest.mark.parametrize(
+    ("number", "read"), [("1_0", 10), ("010", 8), ("0x1f", 31), ("0b11", 3), ("1:30", 90), ("1_0.5", 10.5)]
+)
+def test_numbers_that_yaml_reads_in_an_unusual_way_are_refused(number, read):
+    for text in (f"a: 1\nlr: {number}", f"a: 1\n{number}: a", f"a: 1\nlr: !!float {number}"):
+        with pytest.raises(ValueError, match=f"^line 2: '{number}' is no decimal number"):
+            parse_yaml(text)
+    assert parse_yaml(f"lr: '{number}'") == {"lr": number}
+    assert parse_yaml(f"lr: {number}", any_tag=True) == {"lr": read}
+
+
+@pytest.mark.parametrize("number", ["0", "-3", "+7", "100", "0.001", ".5", "5.", "1.5e-3", "1.0E+2", ".inf", "-.INF"])
+def test_numbers_in_yaml(number):
+    assert parse_yaml(f"lr: {number}") == {"lr": float(number.lower().replace(".inf", "inf"))}
 
 
 def test_tags_that_are_not_known_are_refused_or_left_out():

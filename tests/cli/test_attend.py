@@ -212,6 +212,8 @@ def test_summary_takes_the_same_networks(whatwhere, own_networks):
         ("own_networks:LeNet", "--input", "1x28x28", "--at", "conv2", "--attention", "own_networks:LeavingGate"),
         ("own_networks:nothing",),
         ("own_networks:number",),
+        ("builtins:dict",),
+        ("builtins:range",),
         ("own_networks:linear",),
         ("own_networks:LeNet",),
         ("own_networks:LeNet", "--input", "1x64x64"),

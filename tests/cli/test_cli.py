@@ -56,6 +56,7 @@ def test_summary_as_tables(whatwhere):
         ("summary", "resnet18", "--input", "224"),
         ("summary", "resnet18", "--input", "3x0x224"),
         ("summary", "resnet18", "--input", "3x224x" + "9" * 5000),
+        ("summary", "resnet18", "--input", "3x22\N{ARABIC-INDIC DIGIT FOUR}x224"),
         ("summary", "resnet18", "--input", "3x16x16"),
         ("summary", "resnet18", "--batch", "0"),
         ("summary", "resnet18", "--batch", "9" * 25),

@@ -132,6 +132,8 @@ MERGES = "b0: &b0 {k: 1}\n" + "".join(f"b{i}: &b{i} {{<<: [*b{i - 1}, *b{i - 1}]
         ("", "[-1, 1, Conv, [8000, 3, 1]], [-1, 1, Conv, [8000, 3, 1]]"),
         (ALIASES + "activation: *a39", "[-1, 1, C2f, [16, True]]"),
         (MERGES, "[-1, 1, C2f, [16, True]]"),
+        ("activation: nn.BatchNorm2d(20000000000, affine=False)", "[-1, 1, C2f, [16, True]]"),
+        ("activation: nn.BatchNorm2d(30000000, affine=False)", "[-1, 1, C2f, [16, True]]"),
     ],
 )
 def test_a_network_without_end(before, row, refused_command, tmp_path, monkeypatch):

@@ -57,8 +57,21 @@ def test_what_may_be_negative_is_judged(name):
 @pytest.mark.parametrize("name", ["loss", "nll", "x", "val/box_loss"])
 @pytest.mark.parametrize("mark", [-1, -9, -99, -999, -9999, 999, 9999, 99999, 1e6, 1e9, 2.0**31 - 1, -(2.0**31)])
 def test_a_mark_of_a_failed_run_is_refused_whatever_the_metric(name, mark):
-    with pytest.raises(UserError, match="far from all other figures; if that marks a run that failed"):
+    if mark in (-1, -9):
+        said = f"{name} is {mark} .* and all figures but such marks .* leave the figure empty; .* such as signed_{name}"
+    else:
+        said = "far from all other figures; if that marks a run that failed"
+    with pytest.raises(UserError, match=said) as error:
         judge(with_one(name, mark), lower_is_better=True, margin=0.01)
+    assert len(str(error.value)) <= 300
+
+
+@pytest.mark.parametrize("name", ["return", "mcc", "val/pearson", "reward", "r2", "cohen_kappa", "psnr", "signed_loss"])
+@pytest.mark.parametrize("size", [0.05, 1.0])
+def test_a_figure_of_minus_1_is_one_where_the_name_says_so(name, size):
+    judge(with_one(name, -1.0, size), lower_is_better=False, margin=0.01)
+    with pytest.raises(UserError, match="far from all other figures"):
+        judge(with_one(name, -99.0, size), lower_is_better=False, margin=0.01)
 
 
 @pytest.mark.parametrize(

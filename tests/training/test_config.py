@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given as drawn
 from hypothesis import settings
 
+from whatwhere import UserError
 from whatwhere.training.config import (
     CHOICES,
     FREE,
@@ -156,6 +157,12 @@ def test_yaml(tmp_path):
         "skip_bad": True,
         "pretrained": "imagenet",
     }
+
+
+@pytest.mark.parametrize("text", ['lr: "1_0"', "lr: 1_0", 'momentum: "\N{ARABIC-INDIC DIGIT ZERO}.5"'])
+def test_a_number_in_yaml_is_spelt_as_on_the_command_line(text, tmp_path):
+    with pytest.raises(UserError, match=r"must be a number|is no decimal number"):
+        read_config(written(tmp_path, text))
 
 
 def test_every_option_can_stand_in_yaml(tmp_path):

@@ -33,18 +33,15 @@ def imported(path: str, what: str, such_as: str) -> Any:
     if not (module and colon and name):
         raise UserError(f"{what} {brief(path)} is no import path; give MODULE:NAME, such as {such_as}")
     failed = f"cannot import {what} {brief(path)}"
-    try:
-        with current_folder_importable(), contextlib.redirect_stdout(sys.stderr):
+    with told(f"{failed}: importing it"):
+        try:
             found = getattr(importlib.import_module(module), name, _MISSING)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a user's module may raise anything; a script without a guard ends the program
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing is not None and f"{module}.".startswith(f"{missing}."):
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise
             raise UserError(
-                f"{failed}: there is no module {brief(missing)}, neither installed nor in the current folder"
+                f"{failed}: there is no module {brief(error.name)}, neither installed nor in the current folder"
             ) from error
-        raise UserError(f"{failed}: importing it raised {raised(error)}") from error
     if found is _MISSING:
         raise UserError(f"{failed}: the module {brief(module)} has no {brief(name)}")
     return found
@@ -54,6 +51,25 @@ def raised(error: BaseException) -> str:
     """Return the type of an exception and its message, in one short line."""
     message = short(" ".join(str(error).split()), 200)
     return f"{type(error).__name__}{f': {message}' if message else ''}"
+
+
+@contextlib.contextmanager
+def told(what: str) -> Iterator[None]:
+    """Import or call code of the user, which finds modules in the current folder and prints to standard error alone.
+
+    Args:
+        what: What is done, for the message: "calling it".
+
+    Raises:
+        UserError: The code raised anything, such as SystemExit of a script without a guard. UserError and Ctrl-C pass.
+    """
+    try:
+        with current_folder_importable(), contextlib.redirect_stdout(sys.stderr):
+            yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise UserError(f"{what} raised {raised(error)}") from error
 
 
 @contextlib.contextmanager

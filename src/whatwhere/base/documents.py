@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,11 @@ from .limits import DOCUMENT_BYTES, NUMBER_LETTERS, SETTINGS_BYTES, SETTINGS_DEP
 from .words import brief, cause, short
 
 _STRING, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+_NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
+# YAML reads 1_0 as 10, 010 as 8 and 1:30 as 90
+_PLAIN_NUMBER = re.compile(
+    r"[+-]?((0|[1-9][0-9]*)|([0-9]+\.[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|\.inf|\.nan)", re.IGNORECASE
+)
 
 T = TypeVar("T")
 
@@ -98,7 +104,8 @@ def parse_yaml(content: str | bytes, *, any_tag: bool = False) -> Any:
     Args:
         content: The text; bytes are UTF-8, or UTF-16 with a byte order mark.
         any_tag: Whether a tag that YAML's safe loader does not know, such as `!!python/tuple`, is left out, so that
-            what it tags is a plain value, and a merge key (`<<`) is a key as any other. Else both are errors.
+            what it tags is a plain value, a merge key (`<<`) is a key as any other, and a number may be 0x10 or 1_000.
+            Else all of these are errors.
 
     Raises:
         ValueError: It is not YAML, or has a key twice, a number of more than 100 letters, more than 20 levels, or more
@@ -139,6 +146,18 @@ def _loader_class(any_tag: bool) -> Any:
         def flatten_mapping(self, node: Any) -> None:
             """Merge nothing: small files could grow without end by merge keys."""
 
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            """Refuse keys that are one although their texts differ, such as yes and true."""
+            mapping = super().construct_mapping(node, deep)
+            texts: dict[Any, Any] = {}
+            for key, _ in node.value if len(mapping) < len(node.value) else ():
+                value = self.construct_object(key, deep)
+                if value in texts:
+                    twice = f"the keys {brief(texts[value], 40)} and {brief(key.value, 40)} are one; keep one of them"
+                    raise yaml.constructor.ConstructorError(None, None, twice, key.start_mark)
+                texts[value] = key.value
+            return mapping
+
         def plain(self, node: Any) -> Any:
             if isinstance(node, yaml.ScalarNode):
                 return node.value
@@ -162,6 +181,11 @@ def _check(root: Any, any_tag: bool) -> None:
         if isinstance(node, yaml.ScalarNode):
             if node.tag != _STRING and len(node.value) > NUMBER_LETTERS:
                 raise ValueError(f"{_line(node.start_mark)}a number or date has {len(node.value):,} letters")
+            if node.tag in _NUMBERS and not any_tag and not _PLAIN_NUMBER.fullmatch(node.value):
+                raise ValueError(
+                    f"{_line(node.start_mark)}{brief(node.value, 40)} is no decimal number; write it with the "
+                    "digits 0 to 9, or in quotes if it is text"
+                )
             continue
         children = node.value
         if isinstance(node, yaml.MappingNode):

@@ -44,4 +44,4 @@ TENSOR_NAME_LETTERS = 500
 
 # a network in a YAML of Ultralytics: many times what its largest one has
 NETWORK_REPEATS = 1_000
-NETWORK_SIZES = {"modules": 20_000, "parameters": 500_000_000}
+NETWORK_SIZES = {"modules": 20_000, "parameters": 500_000_000, "values of buffers": 50_000_000}

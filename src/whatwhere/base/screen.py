@@ -61,10 +61,7 @@ class Remaining:
 
 def duration(seconds: float) -> str:
     """Return a measured length of time in words: "12 s", "3 min", "2 h 5 min"."""
-    minutes = round(seconds / 60)
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    return f"{seconds:.0f} s" if round(seconds) < 60 else _in_hours(round(seconds / 60))
 
 
 def about(seconds: float) -> str:
@@ -72,10 +69,15 @@ def about(seconds: float) -> str:
     minutes = seconds / 60
     if minutes < 1:
         return "less than a minute"
-    # the rounding is at most an eighth of the length
+    # half a step is at most a third of the length below 2 minutes, a fifth below 4 minutes and from 2 days on, and an
+    # eighth between them
     for most, step in ((20, 1), (60, 5), (180, 15), (600, 30), (2880, 60)):
         rounded = step * round(minutes / step)
         if rounded < most:
-            hours, rest = divmod(rounded, 60)
-            return "about " + " ".join(f"{n} {unit}" for n, unit in ((hours, "h"), (rest, "min")) if n)
+            return f"about {_in_hours(rounded)}"
     return f"about {round(minutes / 1440)} days"
+
+
+def _in_hours(minutes: int) -> str:
+    hours, rest = divmod(minutes, 60)
+    return " ".join(f"{number} {unit}" for number, unit in ((hours, "h"), (rest, "min")) if number)

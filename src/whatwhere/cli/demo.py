@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import nn
 
 from ..base.errors import UserError
 from ..base.files import check_writable, write_bytes, write_json
-from ..base.screen import duration
+from ..base.screen import Remaining, about
 from ..base.tables import Table, rich_tables, show
 from ..cost import Cost, compare_costs
 from ..data.batches import ImageSet
@@ -121,7 +120,9 @@ def _article_table(plain: Cost, cbam: Cost) -> Table:
 def _compare(pool: ImageSet, test: ImageSet) -> tuple[dict[str, Any], Any]:
     """Train both arms with every seed; return what the report shows and the last network with CBAM."""
     last: dict[str, Any] = {}
-    began, done, total = time.monotonic(), 0, NUM_SEEDS * len(ARMS) * RECIPE.epochs
+    done, total = 0, NUM_SEEDS * len(ARMS) * RECIPE.epochs
+    remaining = Remaining()
+    left: float | None = None
 
     def run(arm: str, seed: int) -> float:
         images = draw_balanced(pool, IMAGES_PER_CLASS, seed)
@@ -130,14 +131,14 @@ def _compare(pool: ImageSet, test: ImageSet) -> tuple[dict[str, Any], Any]:
         return accuracy(last[arm], test, NUM_CLASSES)
 
     def after_epoch(loss: float) -> None:
-        nonlocal done
+        nonlocal done, left
         done += 1
+        left = remaining.seconds("training", done, total)
         screen.progress("training", done, total)
 
     def after_run(arm: str, seed: int, figures: Mapping[str, float]) -> None:
-        left = (time.monotonic() - began) / done * (total - done)
         message = f"seed {seed}, {arm}: {figures['accuracy']:.1%} of the test images"
-        screen.line(f"{message}; about {duration(left)} left" if left else message)
+        screen.line(f"{message}; {about(left)} left" if left else message)
 
     with TerminalScreen() as screen:
         comparison = compare(run, ARMS, NUM_SEEDS, title=f"Handwritten digits: {BACKBONE}", progress=after_run)

@@ -165,6 +165,6 @@ def input_size_of(network: nn.Module, name: str) -> tuple[int, ...]:
 
 def parse_input_size(text: str) -> tuple[int, ...]:
     """Return (3, 224, 224) for "3x224x224"."""
-    if not re.fullmatch(r"[1-9]\d{0,8}(x[1-9]\d{0,8}){2}", text):
+    if not re.fullmatch(r"[1-9][0-9]{0,8}(x[1-9][0-9]{0,8}){2}", text):
         raise UserError(f"--input must be channels x height x width, such as 3x224x224, got {brief(text)}")
     return tuple(map(int, text.split("x")))

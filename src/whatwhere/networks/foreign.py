@@ -9,20 +9,24 @@ import ast
 import contextlib
 import inspect
 import io
+import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from msgspec.structs import replace
 from torch import nn
 from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..base.code import current_folder_importable, imported, raised
+from ..base.code import imported, raised, told
 from ..base.documents import read_yaml
 from ..base.errors import UserError
 from ..base.limits import NETWORK_REPEATS, NETWORK_SIZES
@@ -111,26 +115,29 @@ def _of_user(path: str, options: dict[str, Any]) -> nn.Module:
         kind = type(found).__name__
         raise UserError(f"network {brief(path)} is of type {kind}; give a function or a class that returns a network")
     else:
-        try:
-            inspect.signature(found).bind(**options)
-        except TypeError as error:
-            given, advice = (
-                ("num_classes alone", "leave out --classes") if options else ("no argument", "give one that can")
-            )
-            raise UserError(f"network {brief(path)} cannot be called with {given}: {cause(error)}; {advice}") from error
-        try:
-            # what the user's code prints is no part of the result
-            with current_folder_importable(), contextlib.redirect_stdout(sys.stderr):
-                made = found(**options)
-        except (UserError, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # a user's code may raise anything
-            raise UserError(f"network {brief(path)}: calling it raised {raised(error)}") from error
+        _check_call(path, found, options)
+        with told(f"network {brief(path)}: calling it"):
+            made = found(**options)
     if isinstance(made, nn.Module) and is_ultralytics_wrapper(made):
         made = vars(made)["_modules"].get("model")
     if not isinstance(made, nn.Module):
         raise UserError(f"network {brief(path)} must return a torch.nn.Module, got a {type(made).__name__}")
     return made
+
+
+def _check_call(path: str, found: Callable[..., Any], options: dict[str, Any]) -> None:
+    """Raise UserError if a function or class cannot be called with `options`."""
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):
+        return  # code in C, such as `dict`, has none: the call tells
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        given, advice = (
+            ("num_classes alone", "leave out --classes") if options else ("no argument", "give one that can")
+        )
+        raise UserError(f"network {brief(path)} cannot be called with {given}: {cause(error)}; {advice}") from error
 
 
 def _of_ultralytics(name: str, options: dict[str, Any]) -> nn.Module:
@@ -210,20 +217,36 @@ def _check_layers(name: str, config: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def _bounded(name: str) -> Iterator[None]:
     """Raise UserError when the modules that are built in the block become too many or too large."""
-    counts = {"modules": 0, "parameters": 0}
+    counts = dict.fromkeys(NETWORK_SIZES, 0)
+
+    def check(what: str, number: int) -> None:
+        if number > NETWORK_SIZES[what]:
+            raise UserError(f"{brief(name)} has more than {NETWORK_SIZES[what]:,} {what}; make the network smaller")
 
     def count(what: str, number: int) -> None:
         counts[what] += number
-        if counts[what] > NETWORK_SIZES[what]:
-            raise UserError(f"{brief(name)} has more than {NETWORK_SIZES[what]:,} {what}; make the network smaller")
+        check(what, counts[what])
+
+    def count_buffer(_: nn.Module, __: str, buffer: torch.Tensor | None) -> None:
+        count("values of buffers", 0 if buffer is None else buffer.numel())
+
+    class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class is untyped
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            """Count one buffer before torch writes it, as zeros and ones are; that of `empty` costs nothing."""
+            arguments = function._schema.arguments
+            if arguments and arguments[0].name == "size" and "empty" not in function.name():
+                check("values of buffers", math.prod(args[0]))
+            return function(*args, **(kwargs or {}))
 
     # called before the initial weights are written
     handles = (
         register_module_module_registration_hook(lambda *_: count("modules", 1)),
         register_module_parameter_registration_hook(lambda *given: count("parameters", given[-1].numel())),
+        register_module_buffer_registration_hook(count_buffer),
     )
     try:
-        yield
+        with Allocations():  # type: ignore[no-untyped-call]
+            yield
     finally:
         for handle in handles:
             handle.remove()

@@ -105,6 +105,11 @@ def is_never_negative(name: str) -> bool:
     return has_floor and not words & _TURNING and not _LOSS.search(name) and not _MINUS.search(name)
 
 
+def is_called_signed(name: str) -> bool:
+    """Return whether a metric can be negative by its name, as a reward or MCC; `signed_loss` says so."""
+    return bool({*_words(name)} & {*_SIGNED, "signed"})
+
+
 def is_at_most_all(name: str) -> bool:
     """Return whether a name is that of a share of a whole: at most 1, or 100 as a percentage, as accuracy is."""
     words = {*_words(name)}

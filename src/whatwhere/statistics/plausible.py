@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ..base.words import named, short
 from .derived import smallest_gap
-from .direction import is_at_most_all, is_never_negative
+from .direction import is_at_most_all, is_called_signed, is_never_negative
 from .independence import Doubt
 from .metric import METRICS, Metric, two_scales
 from .results import Results, numbered
@@ -33,8 +33,9 @@ def fault_of(results: Results, name: str) -> Fault | None:
     - shares and percentages in one metric (`two_scales`);
     - a figure below 0, or above 100, of a metric that cannot have one by its name;
     - a number that programs write for a run without a result: -1, -9, -99, ..., or 999, 9999, ..., a power of ten from
-      10,000 on, or the largest of a type. It must be far from the other figures: the only negative ones, beside figures
-      that are no whole numbers, or ten times further from 0 than all others.
+      10,000 on, or the largest of a type. It must be ten times further from 0 than all others, or the only negative
+      one, beside figures that are no whole numbers. A metric whose name says that it has negative figures has no such
+      -1, and may have its only negative figure.
     """
     figures = {(arm, seed): value for arm in results.arms for seed, value in results.values(arm, name).items()}
     if found := two_scales(name, figures.values()):
@@ -48,9 +49,24 @@ def fault_of(results: Results, name: str) -> Fault | None:
         return Fault(f"{short(name)} is {_told(figures, low[0])}, and it cannot be negative", _LEAVE_EMPTY)
     if is_at_most_all(name) and (high := [value for value in figures.values() if value > 100]):
         return Fault(f"{short(name)} is {_told(figures, high[0])}, and it cannot be above 100", _SHARE)
-    mark = _mark(list(figures.values()))
-    if mark is not None:
-        return Fault(f"{short(name)} is {_told(figures, mark)}, far from all other figures", _LEAVE_EMPTY)
+    return _marked(name, figures)
+
+
+def _marked(name: str, figures: _Figures) -> Fault | None:
+    """Return the fault of the first figure that is no result but a mark."""
+    marks = [value for value in figures.values() if _is_mark(value) and not (value == -1 and is_called_signed(name))]
+    others = [value for value in figures.values() if not _is_mark(value)]
+    if not marks or not others:
+        return None
+    if far := [mark for mark in marks if abs(mark) > _FAR * max(map(abs, others))]:
+        return Fault(f"{short(name)} is {_told(figures, far[0])}, far from all other figures", _LEAVE_EMPTY)
+    if is_called_signed(name) or min(others) < 0 or not any(value % 1 for value in others):
+        return None
+    if below := [mark for mark in marks if mark < 0]:
+        return Fault(
+            f"{short(name)} is {_told(figures, below[0])}, and all figures but such marks of failed runs are 0 or more",
+            f"{_LEAVE_EMPTY}; if it is a result, rename the metric, such as signed_{short(name, 30)}",
+        )
     return None
 
 
@@ -58,17 +74,6 @@ def _told(figures: _Figures, value: float) -> str:
     """Return a figure with the run that it is of, the first one."""
     arm, seed = next(run for run, figure in figures.items() if figure == value)
     return f"{value:g} (arm {named(arm)}, seed {named(str(seed))})"
-
-
-def _mark(values: Sequence[float]) -> float | None:
-    """Return the first figure that is no result but a mark; None without one."""
-    marks = [value for value in values if _is_mark(value)]
-    others = [value for value in values if not _is_mark(value)]
-    if not marks or not others:
-        return None
-    furthest = max(map(abs, others))
-    is_odd_one_below = min(others) >= 0 and any(value % 1 for value in others)
-    return next((mark for mark in marks if abs(mark) > _FAR * furthest or (mark < 0 and is_odd_one_below)), None)
 
 
 def _is_mark(value: float) -> bool:

@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from ..base.documents import read_yaml
 from ..base.errors import UserError
-from ..base.words import brief, suggest
+from ..base.words import brief, number_in, suggest
 from ..networks.spec import MAX_WIDTH_FACTOR, NetworkSpec, is_import_path
 
 SMALL_SIZE = 64  # up to here images are padded and cropped by whole pixels, above they are cropped at any scale
@@ -365,7 +365,7 @@ def _converted(name: str, value: Any, path: Path) -> Any:
     # YAML reads an unquoted 7 as a number, and 1e-3 as text
     if kind in (str, float) and type(value) in (int, str):
         with contextlib.suppress(ValueError, OverflowError):
-            return kind(value)
+            return number_in(value) if kind is float and isinstance(value, str) else kind(value)
     if type(value) is not kind and not (name in NUMBER_OR_AUTO and value == "auto"):
         raise UserError(f"{name} in {str(path)!r} must be {_WORDS[kind]}, got {brief(value)}")
     return value
