@@ -16,16 +16,18 @@ import csv
 import statistics
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from scipy import stats
 
 from trainings import add_missing, drawn, training
 from whatwhere.data.sources.find import find_source
+from whatwhere.training.evaluate import merit
 
 RULES = {
-    "accuracy, first": lambda epoch: (epoch["accuracy"], -epoch["epoch"]),
-    "accuracy": lambda epoch: (epoch["accuracy"], -epoch["loss"]),
-    "loss": lambda epoch: -epoch["loss"],
+    "accuracy, first": lambda epoch: (epoch["val"].accuracy, -epoch["epoch"]),
+    "accuracy": lambda epoch: merit(epoch["val"], "accuracy"),
+    "loss": lambda epoch: merit(epoch["val"], "loss"),
     "last": lambda epoch: epoch["epoch"],
 }
 OPTIONS = {"mixup": 0.1, "random_erasing": 0.1, "rand_augment": 5, "hflip": 0.5}
@@ -36,7 +38,7 @@ def run(data, size, seed, epochs):
     """Train once; return the validation images, the epochs with the best accuracy, and what each rule keeps."""
     source = find_source(data)
     parts = drawn(source, size, seed)
-    best, accuracies = dict[str, dict[str, float]](), list[float]()
+    best, accuracies = dict[str, dict[str, Any]](), list[float]()
     with training(source, parts, {"seed": seed, "epochs": epochs, "lr": None, **OPTIONS}) as (
         trainer,
         batches,
@@ -47,7 +49,7 @@ def run(data, size, seed, epochs):
                 continue
             val = figures("val")
             accuracies.append(val.accuracy)
-            epoch = {"epoch": trainer.epoch, "accuracy": val.accuracy, "loss": val.loss}
+            epoch = {"epoch": trainer.epoch, "val": val}
             better = [name for name, rule in RULES.items() if name not in best or rule(epoch) > rule(best[name])]
             if better != ["last"] or trainer.epoch == epochs:  # else no rule keeps this epoch
                 epoch["test"] = figures("test").accuracy

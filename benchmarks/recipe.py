@@ -21,6 +21,7 @@ from pathlib import Path
 
 from trainings import add_missing, drawn, training
 from whatwhere.data.sources.find import find_source
+from whatwhere.training.evaluate import merit
 
 MOST_TESTED = 2000
 STRONG = {"mixup": 0.1, "rand_augment": 5, "random_erasing": 0.1, "hflip": 0.5}
@@ -46,9 +47,9 @@ def run(data, size, seed, options):
     with training(source, parts, {"seed": seed, **options}) as (trainer, batches, figures):
         for ends in trainer.run(batches):
             if ends:
-                val = figures("val")
-                if best is None or (val.accuracy, -val.loss) > best[0]:
-                    best = (val.accuracy, -val.loss), trainer.epoch, copy.deepcopy(trainer.evaluated)
+                rank = merit(figures("val"), "accuracy")
+                if best is None or rank > best[0]:
+                    best = rank, trainer.epoch, copy.deepcopy(trainer.evaluated)
         return [trainer.order.num_samples, trainer.num_steps, best[1], figures("test", best[2]).accuracy]
 
 

@@ -100,10 +100,14 @@ def test_processes_get_the_same_options_and_a_share_each(asked):
 
 
 def test_several_processes_on_one_device_take_turns(asked, monkeypatch):
-    assert asked("photos", "--processes", "4")["share"].num_devices == 1
+    assert asked("photos")["share"].at_once == "one after another"
+    shared = asked("photos", "--processes", "4")["share"]
+    assert (shared.num_devices, shared.at_once) == (1, "in 4 processes on 1 device, timed as one after another")
     monkeypatch.setattr("whatwhere.comparison.shards.default_processes", lambda device: 8)
     assert asked("photos", "--processes", "4")["share"].num_devices == 4
-    assert asked("photos")["share"].num_devices == 8
+    assert (asked("photos")["share"].num_devices, asked("photos")["share"].at_once) == (8, "on 8 devices")
+    more = asked("photos", "--processes", "16")["share"]
+    assert (more.num_devices, more.at_once) == (8, "in 16 processes on 8 devices, timed as 8 at a time")
 
 
 def test_a_process_of_a_comparison_says_how_the_whole_goes_on(asked):

@@ -231,6 +231,14 @@ def test_the_smallest_rate_is_tried_first_because_it_diverges_last(searching):
     assert rates(searching) == {"none": 0.1, "se": 0.2}
 
 
+def test_of_rates_with_the_same_accuracy_the_one_with_the_lowest_loss_is_taken(searching):
+    """Few validation images have few accuracies."""
+    losses = {"0.1": 0.9, "0.2": 0.6, "0.3": 0.7}
+    searching.figures = lambda arm, seed: (0.75, losses[seed]) if seed in losses else 0.8
+    searching("none,se", seeds=2, lr_search=(0.1, 0.2, 0.3))
+    assert rates(searching) == {"none": 0.2, "se": 0.2}
+
+
 @pytest.fixture
 def module(tmp_path, monkeypatch):
     """A module with an attention of the user's, in the current folder."""

@@ -54,7 +54,8 @@ class Comparisons:
 
     Attributes:
         trained: Folders of the runs that the latest one began, under `out`.
-        figures: Stands in for training where it is set: called with arm and seed (or learning rate), returns accuracy.
+        figures: Stands in for training where it is set: called with arm and seed (or learning rate), returns
+            accuracy, or accuracy and loss.
         num_images: Test images of each class that a pretended run says it has.
         before: Called with arm and seed before each run.
         measure: Measures the costs; pretended unless it is set.
@@ -113,8 +114,9 @@ class Comparisons:
         return _pretend(data, given, out, self.figures(arm, seed), self.num_images, screen)
 
 
-def _pretend(data, given, out, accuracy, num_images, screen):
-    """Leave the folder of a finished run with this accuracy, as far as a comparison reads it."""
+def _pretend(data, given, out, figures, num_images, screen):
+    """Leave the folder of a finished run with these figures, as far as a comparison reads it."""
+    accuracy, loss = figures if isinstance(figures, tuple) else (figures, 1 - figures)
     prepared = prepare_images(data, given, screen)
     with team("cpu") as processes:
         config = resolve(data, given, prepared, processes)
@@ -127,7 +129,7 @@ def _pretend(data, given, out, accuracy, num_images, screen):
         is_best=True, seconds=0.0,
     )  # fmt: skip
     folder.append_metrics(line)
-    figures = {"num_images": num_images * len(prepared.classes), "accuracy": accuracy, "loss": 1 - accuracy}
+    figures = {"num_images": num_images * len(prepared.classes), "accuracy": accuracy, "loss": loss}
     rows = [{"class": name, "num_images": num_images, "recall": accuracy} for name in prepared.classes]
     result = {"status": "finished", "best_epoch": 1, "num_epochs": 1, "seconds": 0.0, "val": figures, "test": figures}
     result |= {"judged_on": "test", "classes": list(prepared.classes), "per_class": rows}

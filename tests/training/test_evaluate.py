@@ -1,5 +1,6 @@
 import contextlib
 import json
+import math
 import types
 
 import numpy as np
@@ -10,7 +11,8 @@ from torch import nn
 
 from whatwhere.data.batches import Batch
 from whatwhere.training.distributed import Team
-from whatwhere.training.evaluate import Figures, evaluate
+from whatwhere.training.evaluate import Figures, evaluate, merit
+from whatwhere.training.run_folder import PartFigures
 
 ALONE = Team(0, 1, 0, torch.device("cpu"))
 HAND = Figures(torch.tensor([[3, 1, 0], [0, 2, 2], [0, 0, 0]]), 0.5)
@@ -25,8 +27,17 @@ def test_figures_by_hand():
     assert second == {"class": "b", "num_images": 4, "precision": 2 / 3, "recall": 0.5, "f1": 4 / 7}
     assert third == {"class": "c", "num_images": 0, "precision": 0.0, "recall": None, "f1": 0.0}
     assert HAND.macro_f1 == (6 / 7 + 4 / 7) / 2
-    assert HAND.score("loss") == -0.5
-    assert HAND.score("balanced_accuracy") == HAND.balanced_accuracy
+
+
+def test_what_is_better_is_the_figure_and_of_equal_ones_the_lower_loss():
+    assert merit(HAND, "accuracy") == (5 / 8, -0.5)
+    assert merit(HAND, "balanced_accuracy") == (HAND.balanced_accuracy, -0.5)
+    assert merit(HAND, "loss") == (-0.5, -0.5)
+    worse = [PartFigures(accuracy=5 / 8, loss=loss) for loss in (0.6, None)]
+    worse += [Figures(HAND.confusion, loss) for loss in (math.inf, math.nan)]
+    for by in ("accuracy", "loss"):
+        assert all(merit(figures, by) < merit(HAND, by) for figures in worse)
+    assert merit(PartFigures(accuracy=1, loss=0), "balanced_accuracy") < merit(HAND, "balanced_accuracy")
 
 
 def test_a_class_that_is_neither_there_nor_said_has_no_figures():

@@ -133,8 +133,8 @@ def _compare(
         if own["collect"]:
             content: Content | None = collect(data, out, request, screen)
         else:
-            spread, num_devices = _spread(given, own["processes"], shard)
-            share = Share(out, shard, spread, is_inner=bool(own["whole"]), num_devices=num_devices)
+            spread, num_devices, num_processes = _spread(given, own["processes"], shard)
+            share = Share(out, shard, spread, bool(own["whole"]), num_devices, num_processes)
             command = own["whole"] or typed_command()
             content = (run or run_comparison)(
                 data, given, request, share, command=command, screen=screen, dry_run=own["dry_run"]
@@ -150,8 +150,8 @@ def _compare(
 
 def _spread(
     given: dict[str, Any], processes: int | None, shard: tuple[int, int] | None
-) -> tuple[Callable[[], None] | None, int]:
-    """Return a function that does the runs in several processes, None for one, and the number of their devices."""
+) -> tuple[Callable[[], None] | None, int, int]:
+    """Return a function that does the runs in several processes, None for one; how many devices and processes."""
     from ..comparison.shards import default_processes, run_shards
 
     if processes is not None and not 1 <= processes <= 256:
@@ -159,11 +159,11 @@ def _spread(
     num_gpus = default_processes(given.get("device", ""))
     count = processes or num_gpus
     if count == 1:
-        return None, 1
+        return None, 1, 1
     arguments = _without(sys.argv[2:], ("--shard", "--processes"))
     command = typed_command()
     spread = functools.partial(run_shards, arguments, shard or (1, 1), count, num_gpus=num_gpus, command=command)
-    return spread, max(1, min(count, num_gpus))
+    return spread, max(1, min(count, num_gpus)), count
 
 
 def _without(arguments: list[str], names: tuple[str, ...]) -> list[str]:

@@ -307,8 +307,8 @@ def _gain(curves: Sequence[Sequence[float]], starts: Sequence[float]) -> float:
 
     It has not where the gain is at least half of what a fifth of the epochs brought on average, counted from the
     accuracy of the most frequent class, and more than 2 standard errors over the runs. A curve that approaches its end
-    like 1 - exp(-t / T) is told where training ended before 1.4 T, with a fourth of the way still to go; at the end of
-    a cosine schedule, curves of networks that have learned rise by less.
+    like 1 - exp(-t / T) is told where training ended before 1.5 T (10 epochs) or 1.65 T (50 and more), with a fifth of
+    the way still to go; at the end of a cosine schedule, curves of networks that have learned rise by less.
     """
     gains, needed = [], []
     for curve, start in zip(curves, starts, strict=True):

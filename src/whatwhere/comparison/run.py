@@ -216,13 +216,12 @@ def _say_how_long(
     seconds = max(sum(map(runner.expected, part)) for part in parts)
     later = {} if share.shard else design.later_runs()
     most = seconds + sum(number * seconds_of(arm) for arm, number in later.items()) / share.num_devices
-    several = f"on {share.num_devices} devices" if share.num_devices > 1 else "one after another"
     steps = num_steps(config.epochs, config.batch_size, num_images["train"])
     up_to = f" to {len(missing) + sum(later.values())}" if later else ""
     at_most = f", {about(most)} if no arm has a verdict before" if later else ""
     screen.line(
         f"{len(missing)}{up_to} {'run' if len(missing) == 1 and not later else 'runs'} to do, each of "
-        f"{counted(steps, 'step')}, {several}: {about(seconds)}{at_most}"
+        f"{counted(steps, 'step')}, {share.at_once}: {about(seconds)}{at_most}"
     )
     if seconds > HOUR and len(missing) == len(tasks):
         choice, fitting = within_an_hour(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,8 @@ from ..base.files import write_json
 from ..base.screen import Screen, about, duration
 from ..base.words import brief, cause, counted, few
 from ..training.config import ADDED, FREE, OPTIONS
-from ..training.run_folder import RESULT, PartFigures, Result, RunDescription, RunFolder
+from ..training.evaluate import merit
+from ..training.run_folder import RESULT, Damaged, PartFigures, Result, RunDescription, RunFolder
 from ..training.train import run_training
 from ..training.trainer import Diverged
 from .design import Design
@@ -120,14 +120,13 @@ class Task:
     def note_divergence(self, error: Diverged) -> None:
         """Record for all processes that this learning rate diverged."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / _DIVERGED, {"reason": str(error)})
+        write_json(self.folder / _DIVERGED, {"reason": error.reason})
 
 
 def _damaged(folder: Path, error: Exception) -> UserError:
     """Return the error about a finished run with damaged files."""
-    if isinstance(error, UserError):
-        # it names the file; its advice is for a single run
-        return UserError(f"{str(error).rpartition(';')[0]}; move its folder away and run again")
+    if isinstance(error, Damaged):
+        return UserError(f"{error.reason}; move its folder away and run again")
     return UserError(f"the run in {str(folder)!r} is damaged ({cause(error)}); move that folder away and run again")
 
 
@@ -171,7 +170,8 @@ class Runs:
     def with_rates(self, design: Design) -> Design:
         """Return the design with the best learning rate of each arm whose search has finished.
 
-        The best rate has the best figure on the validation images. An arm that has a rate keeps it.
+        The best rate has the best figure on the validation images; of equal ones, the lowest loss (`merit`). An arm
+        that has a rate keeps it.
 
         Raises:
             UserError: An arm diverges at every rate.
@@ -182,7 +182,7 @@ class Runs:
         for arm, tasks in self.searches(design).items():
             if all(task.is_done() for task in tasks):
                 runs = [(task.options["lr"], task.finished()) for task in tasks]
-                scores = {rate: _score(run.result.val, best_by) for rate, run in runs if run is not None}
+                scores = {rate: merit(run.result.val, best_by) for rate, run in runs if run is not None}
                 if not scores:
                     tried = ", ".join(f"{rate:g}" for rate, _ in runs)
                     raise UserError(
@@ -199,12 +199,6 @@ class Runs:
         return known
 
 
-def _score(figures: PartFigures, best_by: str) -> float:
-    """Return a figure of the validation images for which larger is better; a loss that is not finite is None."""
-    value: float | None = getattr(figures, best_by)
-    return -math.inf if value is None else -value if best_by == "loss" else value
-
-
 @dataclass(frozen=True)
 class Share:
     """The share of a comparison's runs that this process does, and where.
@@ -214,7 +208,7 @@ class Share:
         shard: (i, n), the share, counted from 1; None for all runs and the verdict.
         spread: Does the runs in several processes; None does them in this one.
         is_inner: Whether this process is one of those; the outer process then shows what concerns the whole.
-        num_devices: The devices on which runs are done at the same time.
+        num_devices, num_processes: The devices on which runs are done at the same time, and how many runs.
     """
 
     out: Path
@@ -222,6 +216,16 @@ class Share:
     spread: Callable[[], None] | None = None
     is_inner: bool = False
     num_devices: int = 1
+    num_processes: int = 1
+
+    @property
+    def at_once(self) -> str:
+        """In words, how many runs are done at the same time; a time that is told counts one on each device."""
+        devices = counted(self.num_devices, "device")
+        if self.num_processes > self.num_devices:
+            timed = "one after another" if self.num_devices == 1 else f"{self.num_devices} at a time"
+            return f"in {self.num_processes} processes on {devices}, timed as {timed}"
+        return "one after another" if self.num_devices == 1 else f"on {devices}"
 
     def of(self, tasks: Sequence[Task]) -> list[Task]:
         """Return the share's tasks: whole seeds, so that one machine does both runs of a pair."""
@@ -320,10 +324,11 @@ class Runner:
                     task.note_divergence(error)
                     self.screen.line(f"{task.label} diverged")
                     continue
-                why = _why(error)
+                why = _without_own_advice(error)
                 if not self._seconds and not num_done:
-                    raise UserError(f"{task.label} failed: {why}") from error
-                self.failures[task.label] = why
+                    sentence, *command = why.args
+                    raise UserError(f"{task.label} failed: {sentence}", *command) from error
+                self.failures[task.label] = str(why)
                 self.screen.warn(f"{task.label} failed: {why}")
                 continue
             assert result is not None
@@ -348,11 +353,11 @@ class Runner:
         return sum(map(expected, left)) * sum(self._seconds.values()) / max(self._expected_seconds, 1e-9)
 
 
-def _why(error: UserError) -> str:
+def _without_own_advice(error: UserError) -> UserError:
     """Return why a run failed, without the advice that is for a single run."""
     if isinstance(error, Diverged):
-        return str(error).partition(";")[0] + "; a comparison with another learning rate needs another --out"
-    return str(error)
+        return UserError(f"{error.reason}; a comparison with another learning rate needs another --out")
+    return error
 
 
 def failed(failures: Mapping[str, str]) -> UserError:

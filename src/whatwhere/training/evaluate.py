@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from ..base.modules import modes_kept
 from ..data.batches import Batch, ImageSet
 from .distributed import Team
+
+_WORST = sys.float_info.max  # a loss that is not finite; its negative, a figure
 
 NUM_BINS = 15  # of the calibration error
 
@@ -84,9 +87,23 @@ class Figures:
             figures |= {"auroc": self.auroc, "calibration_error": self.calibration_error}
         return figures
 
-    def score(self, best_by: str) -> float:
-        """Return the figure that chooses the best epoch; higher is better."""
-        return -self.loss if best_by == "loss" else float(getattr(self, best_by))
+
+def merit(figures: Any, best_by: str) -> tuple[float, float]:
+    """Return what epochs and runs are compared by, the better one larger: a validation figure, then the lower loss.
+
+    Few images have few accuracies, so that several epochs or runs have the best one: their losses tell more. What is
+    not finite, or None, counts as the worst number.
+
+    Args:
+        figures: `Figures`, or those in `result.json`.
+        best_by: "accuracy", "balanced_accuracy" or "loss".
+    """
+
+    def finite(value: float | None, otherwise: float) -> float:
+        return otherwise if value is None or not math.isfinite(value) else value
+
+    loss = finite(figures.loss, _WORST)
+    return -loss if best_by == "loss" else finite(getattr(figures, best_by), -_WORST), -loss
 
 
 @torch.no_grad()

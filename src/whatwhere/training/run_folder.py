@@ -110,6 +110,14 @@ class Result(msgspec.Struct, kw_only=True):
     confusion: list[list[Count]] = []  # number of images by label (row) and prediction (column)
 
 
+class Damaged(UserError):  # noqa: N818 - a UserError by its base
+    """A file of a run is damaged: `reason` says which and how, without the advice, which is for a training alone."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason}; {advice}")
+        self.reason = reason
+
+
 class RunFolder:
     """The files of a run in `path`; only the process that has locked the folder may write.
 
@@ -351,7 +359,7 @@ def _damage(path: Path, where: str = "") -> Iterator[None]:
             f"{str(path)!r} is of a newer version of whatwhere ({error}); pip install --upgrade whatwhere"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{str(path)!r} is damaged ({where}{cause(error)}); start again with another --out") from error
+        raise Damaged(f"{str(path)!r} is damaged ({where}{cause(error)})", "start again with another --out") from error
 
 
 def _check_same(path: Path, before: RunDescription, now: RunDescription, command: str) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -29,7 +27,7 @@ from .bundle import Bundle, load_bundle
 from .config import Config
 from .distributed import Team, team
 from .estimate import Outlook
-from .evaluate import Figures, evaluate
+from .evaluate import Figures, evaluate, merit
 from .plots import TensorBoard
 from .run_folder import METRICS, EpochLine, RunFolder
 from .setup import (
@@ -175,7 +173,8 @@ def _to_the_end(run: Run, command: str) -> dict[str, Any]:
             kept, command = f"the weights saved before are kept in {str(folder.last)!r}", ""
             if folder.has_best:
                 kept, command = f"{kept}; a new run can start from the best ones", folder.continued_by(run.config.data)
-            raise Diverged(f"{error}; the batch: {few(paths, 8)}; {kept}", command=command) from error
+            advice = f"{error.advice}; the batch: {few(paths, 8)}; {kept}"
+            raise Diverged(error.reason, advice, command=command) from error
 
 
 @dataclass
@@ -317,14 +316,12 @@ class Run:
         if self.team.is_first and time.monotonic() - self._saved >= _LONG:
             self.save()
         figures = self.evaluate(trainer.evaluated, "val")
-        score = float(epoch) if self.config.best_by == "last" else figures.score(self.config.best_by)
-        score = score if math.isfinite(score) else -sys.float_info.max
-        loss = figures.loss if math.isfinite(figures.loss) else sys.float_info.max
-        # few images have few accuracies, so that several epochs have the best one: their losses tell more
-        is_best = progress.best_score is None or (score, -loss) > (progress.best_score, -progress.best_loss)
+        is_last = self.config.best_by == "last"
+        rank = (float(epoch), 0.0) if is_last else merit(figures, self.config.best_by)
+        is_best = progress.best_score is None or rank > (progress.best_score, -progress.best_loss)
         progress.num_evaluated = epoch
         if is_best:
-            progress.best_epoch, progress.best_score, progress.best_loss = epoch, score, loss
+            progress.best_epoch, progress.best_score, progress.best_loss = epoch, rank[0], -rank[1]
         if self.team.is_first:
             self._count_time()
             validation = {f"val_{name}": value for name, value in figures.summary().items() if name != "num_images"}

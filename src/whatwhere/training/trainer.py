@@ -213,9 +213,8 @@ class Trainer:
             if not math.isfinite(loss_sum):
                 epoch = 1 + loss.step // self.order.steps_per_epoch
                 raise Diverged(
-                    f"the loss is {loss_sum / num_images} in step {1 + loss.step} (epoch {epoch}); lower the learning "
-                    "rate",
-                    loss.indices.tolist(),
+                    f"the loss is {loss_sum / num_images} in step {1 + loss.step} (epoch {epoch})",
+                    indices=loss.indices.tolist(),
                 )
             if loss.step % self.order.steps_per_epoch == 0:
                 self.position.loss_sum, self.position.num_images = 0.0, 0
@@ -268,12 +267,16 @@ class Diverged(UserError):  # noqa: N818 - a UserError by its base
     """The loss or a weight is not finite.
 
     Attributes:
+        reason: What is not finite, and where.
+        advice: What to do, in a training alone.
         indices: Numbers of the samples that this process had in the step with such a loss; none for a weight.
     """
 
-    def __init__(self, sentence: str, indices: Sequence[int] = (), command: str = "") -> None:
-        super().__init__(sentence, command)
-        self.indices = indices
+    def __init__(
+        self, reason: str, advice: str = "lower the learning rate", indices: Sequence[int] = (), command: str = ""
+    ) -> None:
+        super().__init__(f"{reason}; {advice}", command)
+        self.reason, self.advice, self.indices = reason, advice, indices
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, exempt: Collection[str] = ()) -> torch.optim.Optimizer:
@@ -338,7 +341,8 @@ def check_weights(model: nn.Module) -> None:
     """Raise Diverged if a weight is NaN or infinite."""
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise Diverged(f"the weights of {name} are no longer finite; lower the learning rate or clip the gradient")
+            advice = "lower the learning rate or clip the gradient"
+            raise Diverged(f"the weights of {name} are no longer finite", advice)
 
 
 def train(
