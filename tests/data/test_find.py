@@ -418,7 +418,7 @@ def test_a_quote_too_many_swallows_no_row_in_silence(tmp_path, lines, lost):
     rows = ["path,label,note", *(lines.get(line, f"a/{line - 1}.png,a,x") for line in range(2, 7)), "b/0.png,b,x"]
     (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
     if lost is None:
-        with pytest.raises(UserError, match="line 7 of .* is not CSV: unexpected end of data"):
+        with pytest.raises(UserError, match=r"line 7 of .* is not CSV: unexpected end of data"):
             find_source(str(tmp_path / "list.csv"))
         return
     source = find_source(str(tmp_path / "list.csv"))

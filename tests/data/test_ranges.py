@@ -101,12 +101,6 @@ def test_every_kind_of_file_is_read_with_the_range(tmp_path):
         assert read(path, 65535)[0][3] == (255 if path.name == "own.pgm" else 16), path
 
 
-def test_signed_values_are_refused(tmp_path):
-    (tmp_path / "a.tif").write_bytes(tiff(VALUES.astype(np.int16) - 50, sample_format=2))
-    with pytest.raises(UserError, match="has signed or 32-bit values without a known range"):
-        read(tmp_path / "a.tif", 4095)
-
-
 @pytest.mark.parametrize("bits", range(8, 17))
 def test_files_with_fewer_bits_are_a_warning_that_names_the_option(tmp_path, bits):
     largest = 2**bits - 1
