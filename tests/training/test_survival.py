@@ -128,6 +128,7 @@ def open_image(path):
             waiting.touch()
         while flag.exists():
             time.sleep(0.01)
+        time.sleep(0.5)  # the first image after a pause takes a while
     return answering(path)
 
 def awaited(reading, came):
@@ -185,6 +186,7 @@ def test_a_run_that_stood_still_goes_on(tmp_path, data):
     assert finish(start(tmp_path, data, whole, workers=2, cache="none"))[0] == 0
     # it stands still for longer than it waits for an image, and an image is due
     process, stopped = hang(tmp_path, data, 2, patience=4)
+    time.sleep(0.5)
     os.killpg(process.pid, signal.SIGSTOP)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED)
     (tmp_path / "hangs").unlink()

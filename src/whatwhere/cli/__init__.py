@@ -79,7 +79,7 @@ def main(run: Any = None) -> None:
     except OSError as error:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - Python flushes it once more at the end
         if isinstance(error, BrokenPipeError):
-            sys.exit(1)  # the reader of the output, `head` for example, has seen enough
+            leave(1)  # the reader of the output, `head` for example, has seen enough
         # where no file is named it was the output
         where = f"{error.filename!r}: " if error.filename else "cannot write the output: "
         _fail(f"{where}{error.strerror or error}")
