@@ -101,11 +101,8 @@ def compare(
             for seed in max(wanted.values(), key=len):
                 for arm in names:
                     if seed in wanted[arm] and str(seed) not in done.runs(arm):
-                        known, figures = done.metrics, _figures(run(arm, seed), metric)
-                        done.add(arm, str(seed), figures)
-                        if done.metrics != known:
-                            # not after the last run: all would be lost
-                            metric_and_margin(done, metric=metric, lower_is_better=lower_is_better, margin=margin)
+                        figures = _figures(run(arm, seed), metric)
+                        _add(done, arm, seed, figures, terms)
                         if keep is not None:
                             write_bytes(keep, done.to_csv().encode())
                         if progress is not None:
@@ -123,6 +120,14 @@ def compare(
             further[judgement.baseline] = max(further.values())
             wanted |= {arm: list(range(count)) for arm, count in further.items()}
             record = Record(judgement, tuple(changes))
+
+
+def _add(done: Results, arm: str, seed: int, figures: Mapping[str, float], terms: Mapping[str, Any]) -> None:
+    """Add a run; raise UserError for terms that do not fit its figures: not after the last run, all would be lost."""
+    known = done.metrics
+    done.add(arm, str(seed), figures)
+    if done.metrics != known:
+        metric_and_margin(done, **{name: terms[name] for name in ("metric", "lower_is_better", "margin")})
 
 
 def _check_terms(names: list[str], terms: Mapping[str, Any]) -> None:
