@@ -141,9 +141,9 @@ def collect_command(
     judged = metric or next(iter(likely), "NAME")
     show(f"Figures: {few(results.metrics, 12)}")
     is_known = default_baseline(results.arms).lower() in BASELINES
-    show(
-        f"Next: whatwhere verdict {shlex.quote(str(table))} --metric '{judged}'{'' if is_known else ' --baseline ARM'}"
-    )
+    more = " --lower-is-better" if lower_is_better else " --higher-is-better" if higher_is_better else ""
+    more += "" if is_known else " --baseline ARM"
+    show(f"Next: whatwhere verdict {shlex.quote(str(table))} --metric '{judged}'{more}")
 
 
 def _by_number(seed: str) -> tuple[float, str]:

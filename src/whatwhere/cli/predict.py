@@ -133,8 +133,8 @@ def evaluate_command(
         )
     if result["left_out"]:
         left_out = list(result["left_out"])
-        named = f"{few(left_out, 5)}; --json names all, with the kind of fault"
-        tell(f"--skip-bad left out {counted(len(left_out), 'image')}: {named}")
+        more = "" if json else "; --json names all, with the kind of fault"
+        tell(f"--skip-bad left out {counted(len(left_out), 'image')}: {few(left_out, 5)}{more}")
     if result["misfit"]:
         tell(result["misfit"])
     if result["num_trained_on"]:

@@ -91,10 +91,11 @@ def prepare_images(data: str, given: Mapping[str, Any], screen: Screen) -> Prepa
         progress=lambda done, total: screen.progress("checking the images", done, total),
         **{name: given[name] for name in names + texts if given.get(name, "") != ""},
     )
+    heeded = {"cropped": given.get("resize", "crop") != "crop", "uneven": given.get("class_weights") == "balanced"}
     for finding in (prepared.report or prepared.source).findings:
         if finding.can_skip:
             screen.warn(f"--skip-bad left out {finding.message}: {few(finding.paths, 5)}")
-        elif finding.severity == "warning" and (finding.kind != "cropped" or given.get("resize", "crop") == "crop"):
+        elif finding.severity == "warning" and not heeded.get(finding.kind):
             screen.warn(f"{finding.sentence()} (`whatwhere check` names them)")
         elif finding.kind == "columns":
             screen.line(finding.sentence())
@@ -179,6 +180,7 @@ def build_material(
         raise UserError(
             f"batches of {order.num_samples // order.steps_per_epoch} images leave fewer than 2 to each of "
             f"{team.world_size} processes x {config.accumulate} pieces, and BatchNorm needs 2; raise --batch-size"
+            f"{', or lower --accumulate' if config.accumulate > 1 else ''}"
         )
     augment = Augmentation(
         preprocessing, config.crop, config.crop_scale, config.hflip, config.rand_augment, config.random_erasing

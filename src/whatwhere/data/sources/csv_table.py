@@ -49,11 +49,12 @@ class _Columns:
     label: str
     split: str | None
 
-    def finding(self) -> Finding:
-        """Return a note that names them."""
+    def finding(self, *, are_given: bool) -> Finding:
+        """Return a note that names them, and how to choose others where the user has not chosen both."""
         split = "; no column of splits" if self.split is None else f", splits from {brief(self.split)}"
         message = f"CSV file: paths from the column {brief(self.path)}, labels from {brief(self.label)}{split}"
-        return Finding("note", "columns", message, cure="others with --path-column and --label-column")
+        cure = "" if are_given else "others with --path-column and --label-column"
+        return Finding("note", "columns", message, cure=cure)
 
 
 def list_csv(
@@ -118,7 +119,7 @@ def list_csv(
     if not samples:
         first = "".join(f"; {finding.message} ({few(finding.paths)}); {finding.cure}" for finding in findings[:1])
         raise UserError(f"{where} names no image that can be used{first}")
-    return tuple(samples), (*findings, columns.finding())
+    return tuple(samples), (*findings, columns.finding(are_given=bool(path_column and label_column)))
 
 
 def _agreed(rows: Sequence[tuple[int, Sample]]) -> tuple[str, str, Sample | None]:
