@@ -320,6 +320,12 @@ def test_an_optimizer_that_a_resumed_run_was_given_is_not_taken_for_auto(detect)
         collect([detect], Reading(arm_column="attention"))
 
 
+@pytest.mark.parametrize("attention", ["\ud800", [{"attention": "\ud800"}, {"attention": "\x1b"}]])
+def test_an_attention_whose_name_is_no_text_is_written_escaped(detect, attention):
+    (detect / "cbam-0" / "attention.json").write_text(json.dumps({"format": 1, "attention": attention}))
+    assert "\\ud800" in collect([detect]).to_csv().encode().decode()
+
+
 @pytest.mark.parametrize("name", ["", "none"])
 def test_an_attention_that_is_called_none_is_no_baseline(detect, refused, name):
     (detect / "cbam-0" / "attention.json").write_text(json.dumps({"format": 1, "attention": [{"attention": name}]}))
@@ -660,7 +666,7 @@ def test_own_runs(tmp_path):
     shutil.copytree(OLD_RUNS, tmp_path / "runs")
     for path in tmp_path.glob("runs/*/*/result.json"):
         content = json.loads(path.read_text())
-        del content["test"]
+        content |= {"val": content.pop("test"), "judged_on": "val"}
         path.write_text(json.dumps(content))
     assert CHOSEN in collect([tmp_path]).results.notes
 

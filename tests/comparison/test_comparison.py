@@ -695,6 +695,7 @@ def test_runs_replaced_after_a_look_are_told(pretended):
     result = pretended.out / "runs" / "cbam" / "seed-3" / "result.json"
     content = json.loads(result.read_text())
     content["test"]["accuracy"] = 0.123
+    content["per_class"] = [{**row, "recall": 0.123} for row in content["per_class"]]
     result.write_text(json.dumps(content))
     for _ in range(2):
         content = pretended("none,cbam", seeds=6)

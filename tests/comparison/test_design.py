@@ -64,6 +64,7 @@ def test_a_damaged_file_is_refused(tmp_path, content, refused):
         *({name: value} for name in ("data", "began", "backbone", "data_fingerprint") for value in (5, None, "")),
         *({"verdicts": value} for value in (5, {"se": 5}, {"se": ["helps", "8"]}, {"se": ["so", 8]})),
         {"verdicts": {"x": ["helps", 8]}},
+        {"verdicts": {"se": ["helps", 9]}, "first_look": 8},
         *({"first_look": value} for value in ("8", True, 10**12, 5)),
         {"first_look": 30, "max_seeds": 24},
         {"baseline": None},

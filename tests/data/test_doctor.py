@@ -333,7 +333,7 @@ def test_the_cache_is_used_until_a_file_changes(tmp_path, monkeypatch):
     assert len(read) == 6
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b'{"head": 1}', b"\xff\x00", "entries"])
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b'{"head": 1}', b"\xff\x00", "entries", "size"])
 def test_a_damaged_cache_is_passed_over(tmp_path, damage):
     root, cache = fill(tmp_path / "data", "a", "b"), tmp_path / "cache"
     expected = report_of(root, cache)
@@ -342,6 +342,10 @@ def test_a_damaged_cache_is_passed_over(tmp_path, damage):
         stored = json.loads(file.read_text())
         faults = iter([None, 7, [1], [*stored["entries"]["a/2.png"][:-1], "!"], {}, "text"])
         stored["entries"] = {path: next(faults) for path in stored["entries"]}
+        damage = json.dumps(stored).encode()
+    if damage == "size":  # possible, and untrue
+        stored = json.loads(file.read_text())
+        stored["entries"]["a/2.png"][2][3] += 1
         damage = json.dumps(stored).encode()
     file.write_bytes(damage)
     assert report_of(root, cache) == expected

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -268,6 +269,34 @@ def test_too_few_pairs_for_a_look_leave_the_plan_open(tmp_path):
     write_json(path, {"judgement": judge(made(4)).to_dict(), "changes": []})
     later, _ = judge_again(made(7), read_record(path), terms=TERMS)
     assert later.arms[0].level == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [
+        (("arms", 0, "plan", "first"), 7),
+        (("arms", 0, "plan", "first"), 6),
+        (("arms", 0, "plan", "last"), 24),
+        (("arms", 0, "plan"), None),
+        (("arms", 0, "num_pairs"), 7),
+        (("arms", 0, "verdict"), "helpful"),
+        (("arms", 0, "arm"), "none"),
+        (("arms", 0, "seeds", 1), True),
+        (("arms", 0, "seeds", 1), 0),
+        (("max_pairs",), 30),
+    ],
+)
+def test_an_earlier_verdict_that_contradicts_itself_is_refused(tmp_path, at, value, refused):
+    """Another schedule would spend the error a second time, and nobody would see it."""
+    content = json.loads(json.dumps(judge(made(8)).to_dict()))
+    *way, last = at
+    holder = content
+    for key in way:
+        holder = holder[key]
+    holder[last] = value
+    write_json(tmp_path / "verdict.json", {"judgement": content, "changes": []})
+    with refused():
+        read_record(tmp_path / "verdict.json")
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"judgement": {"arms": [{}]}}', '{"judgement": 3}'])

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from whatwhere import UserError, create_model
@@ -116,11 +117,40 @@ def test_cut_short_between_its_files_the_old_one_is_whole(tmp_path, monkeypatch)
 
 
 def changed(tmp_path, network=None, **changes):
+    """Write a bundle that somebody has changed, with weights that do not contradict it."""
     save_bundle(tmp_path, bundle())
     path = tmp_path / "bundle.json"
     said = json.loads(path.read_text())
+    weights = tmp_path / said["weights"]
+    save_file(load_file(weights), weights)
+    said["sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
     said["network"] |= network or {}
     path.write_text(json.dumps({**said, **changes}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"classes": ["b", "a", "c"]},
+        {"classes": ["a", "b", "d"]},
+        {"preprocessing": {"mean": [0.485, 0.456, 0.5]}},
+        {"preprocessing": {"resize_mode": "squash"}},
+        {"network": {"start": "identity"}},
+        {"network": {"attention_kwargs": {"form": "timm"}}},
+    ],
+)
+def test_what_the_weights_were_trained_with_cannot_change_in_silence(tmp_path, change, refused):
+    """Each is possible by itself, and the same weights would predict something else."""
+    save_bundle(tmp_path, bundle())
+    path = tmp_path / "bundle.json"
+    said = json.loads(path.read_text())
+    ((name, value),) = change.items()
+    said[name] = {**said[name], **value} if isinstance(value, dict) else value
+    path.write_text(json.dumps(said))
+    with refused(hiding=r"(?<=weights-)[0-9a-f]+"):
+        load_bundle(tmp_path)
+    with pytest.raises(UserError, match=f"bundle.json and weights-.*differ in {name}"):
+        weights_of(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from pictures import CLASSES, make_folder, picture
 from whatwhere.base.errors import Stopped, UserError
 from whatwhere.cli.screen import result_tables
+from whatwhere.cli.train import what_next
 from whatwhere.training.bundle import load_bundle, weights_of
 from whatwhere.training.evaluate import Figures
-from whatwhere.training.run_folder import RunFolder
+from whatwhere.training.run_folder import RunFolder, training_images
 from whatwhere.training.train import Run, run_training
 from whatwhere.training.trainer import Trainer
 
@@ -728,7 +729,6 @@ def test_a_closed_terminal_saves_too(data, tmp_path):
 
 def test_an_evaluation_knows_what_was_trained_on(finished, data):
     from whatwhere.training.predict import evaluate_bundle
-    from whatwhere.training.run_folder import training_images
 
     out, _, _ = finished
     for place in (out, out / "best", out / "best" / "bundle.json"):
@@ -747,6 +747,9 @@ def test_an_evaluation_knows_what_was_trained_on(finished, data):
         ("run.json", {"num_images": {"train": -1}}),
         ("run.json", {"sessions": []}),
         ("run.json", {"classes": [1, 2]}),
+        ("run.json", {"num_images": {"middle": 3}}),
+        ("run.json", {"drawn": ["all"]}),
+        ("run.json", {"config": {"model": "resnet18"}}),
         ("result.json", {"val": {"accuracy": 1.5}}),
         ("result.json", {"judged_on": "train"}),
         ("result.json", {"per_class": [{"class": "plain"}]}),
@@ -770,7 +773,7 @@ def test_figures_that_a_result_lacks_are_shown_as_none(finished, data, tmp_path)
     assert result_tables(result)
 
 
-@pytest.mark.parametrize("value", [[], "much", None, {"of": 1}])
+@pytest.mark.parametrize("value", [[], "much", None, {"of": 1}, 1.5])
 def test_a_kept_option_of_another_type_is_one_sentence(finished, data, tmp_path, value, refused):
     path = shutil.copytree(finished[0], tmp_path / "run") / "run.json"
     content = json.loads(path.read_text())
@@ -787,6 +790,33 @@ def test_a_damaged_line_of_the_metrics_is_one_sentence(finished, tmp_path, line,
     (tmp_path / "metrics.jsonl").write_text(line + "\n" + (finished[0] / "metrics.jsonl").read_text())
     with refused():
         RunFolder(tmp_path).metrics()
+
+
+def test_epochs_that_are_missing_or_there_twice_are_one_sentence(finished, tmp_path, refused):
+    first, second, *_ = (finished[0] / "metrics.jsonl").read_text().splitlines(keepends=True)
+    for lines in (second, first + first, second + first):
+        (tmp_path / "metrics.jsonl").write_text(lines)
+        with refused():
+            RunFolder(tmp_path).metrics()
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "", "\n", "path,label\n", "file,label,split,blake2b\n", "path,label,split\na,b\n",
+        "path,label,split\na,b,tset\n", 'path,label,split\n"a,b,train\n',
+        f"path,label,split\n{'x' * 200_000},b,train\n", "path,label,split\n\n",
+    ],
+    ids=range(9),
+)  # fmt: skip
+def test_a_damaged_table_of_images_is_one_sentence(finished, data, tmp_path, table, refused):
+    """What was trained on is not known then: an evaluation must not say that nothing was."""
+    path = shutil.copytree(finished[0], tmp_path / "run") / "split.csv"
+    path.write_text(table)
+    with refused():
+        training_images(tmp_path / "run")
+    # at the end of a run it names no image to try
+    assert what_next(RunFolder(tmp_path / "run"), {})
 
 
 def test_a_line_of_the_metrics_that_a_crash_cut_short_is_left_out(finished, tmp_path):

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from pictures import make_folder
 from whatwhere.base.errors import Stopped
 from whatwhere.base.screen import Silent
 from whatwhere.data.preprocess import IMAGENET_MEAN, preprocessing_for
-from whatwhere.training.bundle import load_bundle
+from whatwhere.training.bundle import load_bundle, save_bundle
 from whatwhere.training.config import ADDED
 from whatwhere.training.distributed import team
 from whatwhere.training.predict import evaluate_bundle, predict
@@ -36,6 +37,7 @@ OPTIONS = {
     "ema": 0.0,
 }
 SOURCE = """
+from dataclasses import replace
 from pathlib import Path
 from torch import nn
 Path("imported").touch()
@@ -322,14 +324,22 @@ def test_weights_of_timm_get_images_as_they_were_trained_with(model, weights, me
     assert again == {name: pytest.approx(value) for name, value in result["test"].items()}
 
 
+@pytest.mark.parametrize(("name", "value"), [("config", {"weight_decay": 0.4}), ("preprocessing", {"mean": [0.1] * 3})])
+def test_a_run_does_not_go_on_with_what_changed_in_run_json(data, tmp_path, name, value, refused):
+    """A continuation takes its options, mean and std from there, so that a damaged one would train another network."""
+    interrupted(data, tmp_path / "run")
+    content = read(tmp_path / "run" / "run.json")
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**content, name: {**content[name], **value}}))
+    with refused():
+        train(data, tmp_path / "run", resume=True)
+
+
 def test_a_run_keeps_the_mean_and_std_that_it_began_with(data, tmp_path, refused):
     """The bundle that it started from may lose its description before the run goes on."""
     first, run, old = tmp_path / "first", tmp_path / "run", tmp_path / "old"
     train(data, first, epochs=1)
-    changed(
-        first / "best" / "bundle.json",
-        preprocessing={**read(first / "best" / "bundle.json")["preprocessing"], "mean": [0.1] * 3},
-    )
+    bundle = load_bundle(first)
+    save_bundle(first / "best", replace(bundle, preprocessing=replace(bundle.preprocessing, mean=(0.1,) * 3)))
     for out in (run, old):
         interrupted(data, out, pretrained=str(first))
     assert read(run / "run.json")["preprocessing"]["mean"] == [0.1] * 3

@@ -81,7 +81,7 @@ def what_next(folder: RunFolder, given: Mapping[str, Any]) -> list[str]:
     """
     description, pictures = folder.description, folder.pictures()
     assert description is not None  # the run is finished
-    config = description.config
+    config = description.options
     spec = network_of(config)
     lines = [f"pictures: {', '.join(map(str, pictures))}"] if pictures else []
     if (photo := folder.held_out_image()) is not None:

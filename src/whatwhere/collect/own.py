@@ -14,6 +14,7 @@ from ..base.files import read_file
 from ..base.limits import DOCUMENT_BYTES
 from ..base.words import cause
 from .curve import Curve
+from .result import Result
 from .run import Choice, Program, Run
 from .settings import flat
 
@@ -33,14 +34,6 @@ class _Description(msgspec.Struct):
     data_fingerprint: str
 
 
-class _Result(msgspec.Struct):
-    best_epoch: int
-    num_epochs: int
-    val: dict[str, float | None]
-    best_by: str = "accuracy"
-    test: dict[str, float | None] | None = None
-
-
 def _is_run(folder: Path, names: set[str]) -> bool:
     return _RUN in names and b'"data_fingerprint"' in read_file(folder / _RUN, DOCUMENT_BYTES)
 
@@ -50,11 +43,11 @@ def _read(folder: Path, choice: Choice) -> Run:
     settings = flat({**_ADDED, **described.config, "data_fingerprint": described.data_fingerprint}, folder / _RUN)
     if not os.path.lexists(folder / _RESULT):
         return Run(folder, settings, fault=f"has no {_RESULT}")
-    result = _content(folder / _RESULT, _Result)
-    part = result.val if result.test is None else result.test
-    figures = {name: value for name, value in part.items() if value is not None and name != "num_images"}
+    result = _content(folder / _RESULT, Result)
+    found = msgspec.structs.asdict(result.judged)
+    figures = {name: value for name, value in found.items() if value is not None and name != "num_images"}
     curve = Curve(list(figures), {result.best_epoch}, figures, best=figures, best_epoch=result.best_epoch)
-    is_chosen = result.test is None and result.best_by != "last"
+    is_chosen = result.judged_on == "val" and result.best_by != "last"
     return Run(folder, settings, curve, num_epochs=result.num_epochs, stopped_early=True, is_chosen=is_chosen)
 
 

@@ -15,7 +15,7 @@ from ..base.documents import parse_json
 from ..base.errors import UserError
 from ..base.files import read_file
 from ..base.limits import CURVE_BYTES, SETTINGS_BYTES
-from ..base.words import cause, few, number_in
+from ..base.words import cause, few, number_in, printable
 from ..statistics.within_pairs import ATTENTION, NOT_SET
 from .run import Choice, Program, Run, run_with_csv, whole_number
 from .settings import flat, has_settings
@@ -128,8 +128,8 @@ def _attention(path: Path) -> AttentionRecord | None:
 def _settings_of(content: AttentionRecord, path: Path) -> dict[str, str]:
     """Return the attention as settings: its name or names, and its options."""
     if isinstance(content.attention, str):
-        return {"attention": content.attention}
-    names = "+".join(part["attention"] for part in content.attention)
+        return {"attention": printable(content.attention)}
+    names = printable("+".join(part["attention"] for part in content.attention))
     options = [{key: part[key] for key in part if key != "attention"} for part in content.attention]
     settings = flat({"attention": options[0] if len(options) == 1 else options}, path)
     return dict(sorted({**settings, "attention": names}.items()))  # the name first

@@ -187,7 +187,10 @@ def _check_parts(design: Design) -> None:
         raise ValueError("lr_search needs two or more different rates")
     _check_judging(design.metric, design.baseline, design.arms)
     margin_for(METRICS[design.metric], design.margin)
-    _ = design.schedule  # raises UserError where first_look and max_seeds do not fit
+    schedule = design.schedule  # raises UserError where first_look and max_seeds do not fit
+    for name, (_, look) in design.verdicts.items():
+        if schedule.look_at(look) != look:
+            raise ValueError(f"the {look:,} pairs of {name} are no look of its schedule")
     if set(design.options) != _CHOSEN:
         raise ValueError("its options are not those of a run")
     for options in (design.options, *design.arm_options.values()):

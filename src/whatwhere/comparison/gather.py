@@ -11,13 +11,13 @@ from typing import Any
 import msgspec
 
 from ..base.words import few
+from ..collect.result import Result
 from ..data.images import MAX_VALUE
 from ..statistics.decide import holm
 from ..statistics.metric import METRICS, Metric
 from ..statistics.results import Results, numbered
 from ..statistics.verdict import Judgement, difference
 from ..training.config import OPTIONS
-from ..training.run_folder import Result
 from .arms import describe
 from .content import ClassRow, Content, Costs, Curve, Curves, PerClass, RunRow, figures_content
 from .design import Design
@@ -56,7 +56,7 @@ class Gathered:
         run, seed = task.finished(), int(task.options["seed"])
         if run is None or (task.arm, seed) in self.finished:
             return
-        figures = {metric: getattr(run.figures, metric) for metric in METRICS}
+        figures = {metric: getattr(run.result.judged, metric) for metric in METRICS}
         self.results.add(task.arm, seed, {metric: value for metric, value in figures.items() if value is not None})
         self.finished[task.arm, seed] = run
         num_images = sum(row.num_images for row in run.result.per_class)
@@ -193,7 +193,7 @@ class Gathered:
             RunRow(
                 arm=arm,
                 seed=seed,
-                figures={name: getattr(run.figures, name) for name in METRICS},
+                figures={name: getattr(run.result.judged, name) for name in METRICS},
                 best_epoch=run.result.best_epoch,
                 num_epochs=run.result.num_epochs,
                 seconds=run.result.seconds,

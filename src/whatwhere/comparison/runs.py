@@ -15,9 +15,10 @@ from ..base.errors import UserError
 from ..base.files import write_json
 from ..base.screen import Screen, about, duration
 from ..base.words import brief, cause, counted, few
+from ..collect.result import PartFigures, Result
 from ..training.config import ADDED, FREE, OPTIONS
 from ..training.evaluate import merit
-from ..training.run_folder import RESULT, Damaged, PartFigures, Result, RunDescription, RunFolder
+from ..training.run_folder import RESULT, Damaged, RunDescription, RunFolder
 from ..training.train import run_training
 from ..training.trainer import Diverged
 from .design import Design
@@ -33,15 +34,13 @@ class Finished:
     Attributes:
         folder: Folder of the run.
         result, description: The content of `result.json` and `run.json`.
-        figures: The figures of the part that the run is judged on.
         drawn: Parts of the images that its seed drew.
     """
 
     folder: Path
     result: Result
     description: RunDescription
-    figures: PartFigures
-    drawn: list[str]
+    drawn: Sequence[str]
 
     @property
     def environment(self) -> tuple[tuple[str, str], ...]:
@@ -98,9 +97,6 @@ class Task:
                 if content is None or description is None or description.drawn is msgspec.UNSET:
                     raise ValueError("run.json does not describe it")
                 result = msgspec.convert(content, Result)
-                figures = result.test if result.judged_on == "test" else result.val
-                if figures is msgspec.UNSET:
-                    raise ValueError("result.json lacks the figures that it is judged on")
             except (ValueError, OSError) as error:
                 raise _damaged(self.folder, error) from error
             had = ADDED | description.config
@@ -110,7 +106,7 @@ class Task:
                         f"the run in {str(self.folder)!r} has {name} {brief(had.get(name))}, the comparison "
                         f"{brief(value)}; move that folder away and run again"
                     )
-            self._finished = Finished(self.folder, result, description, figures, description.drawn)
+            self._finished = Finished(self.folder, result, description, description.drawn)
         return self._finished
 
     def is_done(self) -> bool:

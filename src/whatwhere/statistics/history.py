@@ -18,7 +18,7 @@ from ..base.words import brief, cause, counted, few
 from .independence import check_number_of_images
 from .looks import ALPHA
 from .results import Results, numbered
-from .verdict import ArmVerdict, Judgement, judge
+from .verdict import HELPS, HURTS, SAME, UNKNOWN, ArmVerdict, Judgement, judge
 from .wording import percent
 
 _ADVICE = "it would say when the first look was: move it away, and give that with --first-look"
@@ -42,11 +42,24 @@ class Record(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if not self.judgement.arms or not self.judgement.metric.name:
             raise ValueError(f"it has no {'name of a metric' if self.judgement.arms else 'arms'}")
+        names = [self.judgement.baseline, *(arm.arm for arm in self.judgement.arms)]
+        if len(set(names)) < len(names):
+            raise ValueError("two of its arms have one name")
         for arm in self.judgement.arms:
             if not arm.num_pairs <= len(arm.seeds) == len(arm.baseline) == len(arm.treatment):
                 raise ValueError(f"the seeds and figures of arm {arm.arm} do not match in number")
-            if not all(isinstance(seed, (str, int)) for seed in arm.seeds):
+            if not all(type(seed) in (str, int) for seed in arm.seeds):
                 raise ValueError(f"a seed of arm {arm.arm} is neither text nor an integer")
+            if len(set(map(str, arm.seeds))) < len(arm.seeds):
+                raise ValueError(f"a seed of arm {arm.arm} is there twice")
+            if arm.verdict not in (HELPS, HURTS, SAME, UNKNOWN):
+                raise ValueError(f"there is no verdict {brief(arm.verdict)}")
+            # another schedule would spend the error a second time
+            look = None if arm.plan is None else arm.plan.look_at(arm.num_pairs)
+            if arm.level is not None and look != arm.num_pairs:
+                raise ValueError(f"the {arm.num_pairs:,} pairs of arm {arm.arm} are no look of its plan")
+            if arm.plan is not None and arm.plan.last != self.judgement.max_pairs:
+                raise ValueError(f"the plan of arm {arm.arm} has other most pairs than the comparison")
 
 
 def read_record(path: Path, advice: str = _ADVICE) -> Record | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,14 +17,14 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 
 from ..base.code import held_apart
-from ..base.documents import read_json
+from ..base.documents import parse_json, read_json
 from ..base.errors import UserError
 from ..base.files import remove_parts, write_bytes, write_json, writing
 from ..base.words import brief, cause, short
 from ..data.preprocess import NewerError, Preprocessing
 from ..networks.factory import checked, create, num_params
 from ..networks.spec import NetworkSpec, is_import_path, read_spec
-from ..networks.weights.files import StateDict, read_state_dict, tensors_to_bytes
+from ..networks.weights.files import StateDict, read_metadata, read_state_dict, tensors_to_bytes
 from ..networks.weights.fit import has_attention, starts_as_identity
 from ..networks.weights.translate import METADATA_KEY, is_affordable
 
@@ -60,10 +61,15 @@ def save_bundle(folder: Path, bundle: Bundle) -> None:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    # The file of the weights describes the network too, because its tensors fit networks that compute something else.
+    told = {
+        "network": msgspec.to_builtins(bundle.spec),
+        "classes": list(bundle.classes),
+        "preprocessing": bundle.preprocessing.to_dict(),
+    }
+    # The file of the weights says it too: its tensors fit networks that compute something else, and its checksum shows
+    # whether one of the two was changed.
     # One entry: safetensors keeps no order, so that two could change the digest.
-    said = msgspec.json.encode({"network": bundle.spec}).decode()
-    content = tensors_to_bytes(bundle.model.state_dict(), {METADATA_KEY: said})
+    content = tensors_to_bytes(bundle.model.state_dict(), {METADATA_KEY: json.dumps(told)})
     digest = hashlib.sha256(content).hexdigest()
     name = f"weights-{digest[:12]}.safetensors"
     write_bytes(folder / name, content)
@@ -71,9 +77,7 @@ def save_bundle(folder: Path, bundle: Bundle) -> None:
         "format": FORMAT,
         "weights": name,
         "sha256": digest,
-        "network": msgspec.to_builtins(bundle.spec),
-        "classes": list(bundle.classes),
-        "preprocessing": bundle.preprocessing.to_dict(),
+        **told,
         "info": bundle.info,
     }
     write_json(folder / DESCRIPTION, description)
@@ -108,6 +112,7 @@ def load_bundle(
         content = (folder / Path(found.weights).name).read_bytes()
         if hashlib.sha256(content).hexdigest() != found.sha256:
             raise ValueError("the checksum of the weights differs")
+    found.check_told(folder)
     _check_attention(spec.attention, attention, folder)
     state = read_state_dict(folder / Path(found.weights).name)
     specs = [spec]
@@ -131,6 +136,8 @@ def weights_of(path: Path) -> tuple[Path, NetworkSpec, Preprocessing] | None:
         return None
     found, spec, preprocessing, _ = _described(file)
     weights = file.parent / Path(found.weights).name
+    if weights.is_file():
+        found.check_told(file.parent)
     return (weights, spec, preprocessing) if path.is_dir() or path.name in (file.name, weights.name) else None
 
 
@@ -187,6 +194,16 @@ class _Description(msgspec.Struct):
             raise ValueError(f"it names {len(self.classes)} classes, and its network has {spec.num_classes}")
         if spec.in_channels != 3:
             raise ValueError(f"its network takes images of {spec.in_channels} channels, not of 3")
+
+    def check_told(self, folder: Path) -> None:
+        """Raise UserError where the file of the weights tells another network, other classes or preprocessing."""
+        said = read_metadata(folder / Path(self.weights).name).get(METADATA_KEY, "{}")
+        with _damage_of(folder):
+            # bundles of old versions tell the network alone, those of the first format in other words
+            told = {} if self.format == _OLD_FORMATS[0] else parse_json(said, dict[str, Any])
+            for name in told.keys() & {"network", "classes", "preprocessing"}:
+                if told[name] != getattr(self, name):
+                    raise ValueError(f"{DESCRIPTION} and {self.weights} differ in {name}")
 
 
 def _check_attention(named: str, given: Callable[..., nn.Module] | None, folder: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..base.modules import modes_kept
+from ..collect.result import class_figures
 from ..data.batches import Batch, ImageSet
 from .distributed import Team
 
@@ -62,17 +64,8 @@ class Figures:
 
     def per_class(self, classes: Iterable[str]) -> list[dict[str, Any]]:
         """Return precision, recall and F1 of each class; None where the denominator is 0."""
-        counts = torch.stack((self.confusion.diagonal(), self.confusion.sum(0), self.confusion.sum(1)), 1).tolist()
-        return [
-            {
-                "class": name,
-                "num_images": total,
-                "precision": correct / predicted if predicted else None,
-                "recall": correct / total if total else None,
-                "f1": 2 * correct / (predicted + total) if predicted + total else None,
-            }
-            for name, (correct, predicted, total) in zip(classes, counts, strict=True)
-        ]
+        rows: list[dict[str, Any]] = msgspec.to_builtins(class_figures(tuple(classes), self.confusion.tolist()))
+        return rows
 
     def summary(self) -> dict[str, Any]:
         """Return the figures by name for JSON; a loss that is not finite is None."""

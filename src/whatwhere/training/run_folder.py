@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
+import io
 import json
+import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -19,10 +22,12 @@ from torch import Tensor
 from ..base.documents import parse_json, read_json
 from ..base.errors import UserError
 from ..base.files import check_writable, locked, read_file, write_bytes, write_json, writing
-from ..base.limits import DOCUMENT_BYTES
+from ..base.limits import DOCUMENT_BYTES, IMAGE_LIST_BYTES
 from ..base.tables import comma_separated
 from ..base.words import brief, cause, few, short
+from ..collect.result import Amount, Count, Fraction, Result
 from ..data.preprocess import NewerError, Preprocessing
+from ..data.sources.source import SPLITS
 from ..data.split import Prepared, fingerprint
 from ..networks.spec import is_import_path
 from .bundle import DESCRIPTION, Bundle, save_bundle
@@ -33,10 +38,8 @@ RUN, METRICS, SPLIT, RESULT = "run.json", "metrics.jsonl", "split.csv", "result.
 LAST, BEST = "last", "best"
 CURVES, CONFUSION = "curves.png", "confusion.png"
 _CONTENT = "blake2b"  # column of split.csv: BLAKE2b hash of the image's bytes; empty where images were not checked
-
-Fraction = Annotated[float, Meta(ge=0, le=1)]
-Amount = Annotated[float, Meta(ge=0, le=1e300)]
-Count = Annotated[int, Meta(ge=0, lt=2**53)]
+_SPLIT_HEAD = ("path", "label", "split", _CONTENT)
+_ANOTHER = "start again with another --out"
 
 
 class RunDescription(msgspec.Struct, kw_only=True):
@@ -56,6 +59,24 @@ class RunDescription(msgspec.Struct, kw_only=True):
     preprocessing: dict[str, Any] | UnsetType = UNSET  # what the network takes; unset in runs of old versions
     sessions: Annotated[list[dict[str, Any]], Meta(min_length=1)]  # machine and versions of each start
 
+    def __post_init__(self) -> None:
+        msgspec.convert(self.config, Config)
+        if missing := {"data", "model"} - self.config.keys():
+            raise ValueError(f"its config has no {min(missing)}")
+        if strange := {*(self.drawn or ()), *self.num_images} - set(SPLITS):
+            raise ValueError(f"there is no part {brief(min(strange))}")
+
+    @property
+    def digest(self) -> str:
+        """A hash of what a continuation takes from here: with another one it would go on as another run."""
+        kept = [self.config, self.classes, self.data_fingerprint, self.preprocessing or None]
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All options. A run of an older version lacks new ones: it ran with their defaults."""
+        return {**asdict(Config()), **self.config}
+
 
 class EpochLine(msgspec.Struct, kw_only=True):
     """A line of `metrics.jsonl`; losses are mean cross-entropies in nats."""
@@ -70,44 +91,6 @@ class EpochLine(msgspec.Struct, kw_only=True):
     val_loss: Amount | None  # None where it is not finite
     is_best: bool
     seconds: Amount  # of training so far, evaluations included
-
-
-class PartFigures(msgspec.Struct, kw_only=True):
-    """The figures of one part in `result.json`; see `evaluate.Figures`."""
-
-    accuracy: Fraction
-    num_images: Count = 0
-    balanced_accuracy: Fraction | None = None
-    macro_f1: Fraction | None = None
-    loss: Amount | None = None
-    auroc: Fraction | None = None
-    calibration_error: Fraction | None = None
-
-
-class ClassFigures(msgspec.Struct, kw_only=True, rename={"name": "class"}):
-    """The figures of one class in `result.json`; None where the denominator is 0."""
-
-    name: str
-    num_images: Count
-    precision: Fraction | None = None
-    recall: Fraction | None
-    f1: Fraction | None = None
-
-
-class Result(msgspec.Struct, kw_only=True):
-    """The content of `result.json`: the figures of the best network."""
-
-    status: str  # "finished" or "stopped early"
-    best_by: str = "accuracy"
-    best_epoch: Count
-    num_epochs: Count
-    seconds: Amount  # of training, evaluations included
-    val: PartFigures
-    test: PartFigures | UnsetType = UNSET
-    judged_on: Literal["test", "val"]  # the part that `per_class` and `confusion` are of
-    classes: list[str]
-    per_class: list[ClassFigures]
-    confusion: list[list[Count]] = []  # number of images by label (row) and prediction (column)
 
 
 class Damaged(UserError):  # noqa: N818 - a UserError by its base
@@ -154,8 +137,7 @@ class RunFolder:
         """Return the options that a continuation with the options `given` takes over; none where there is no run.
 
         Raises:
-            UserError: The run has an attention to import, and `given` does not name it again; or an option has a
-                value of another type.
+            UserError: The run has an attention to import, and `given` does not name it again.
         """
         options = {} if (description := self.description) is None else description.config
         named = str(options.get("attention", ""))
@@ -165,11 +147,7 @@ class RunFolder:
                 f"the run in {str(self.path)!r} has the attention {brief(text)}, and whatwhere never imports code that "
                 f"a file names; give --attention {text} again"
             )
-        kept = {name: value for name, value in options.items() if name in OPTIONS and name not in FREE}
-        for name, value in kept.items():
-            with _damage(self.path / RUN, f"{name}: "):
-                msgspec.convert(value, OPTIONS[name].metadata["kind"])
-        return kept
+        return {name: value for name, value in options.items() if name in OPTIONS and name not in FREE}
 
     def held(self) -> contextlib.AbstractContextManager[None]:
         """Create the folder and lock it for this process inside the block."""
@@ -235,7 +213,7 @@ class RunFolder:
         )
         old = self.description if self._has_run() else None
         if old is None:
-            table = comma_separated(("path", "label", "split", _CONTENT), _rows(prepared))
+            table = comma_separated(_SPLIT_HEAD, _rows(prepared))
             write_bytes(self.path / SPLIT, table.encode("utf-8", "surrogateescape"))
             write_json(self.path / RUN, msgspec.to_builtins(new))
             return
@@ -254,8 +232,9 @@ class RunFolder:
 
     def _changed(self, prepared: Prepared) -> list[str]:
         """Return the images that differ from those in `split.csv`; none where that does not say so."""
-        with _damage(self.path / SPLIT), open(self.path / SPLIT, encoding="utf-8", errors="surrogateescape") as file:
-            before = [row.get(_CONTENT) or "" for row in csv.DictReader(file)]
+        before = list[str]()
+        with contextlib.suppress(UserError):
+            before = [row.get(_CONTENT, "") for row in _split(self.path)]
         samples = [sample for samples in prepared.parts.values() for sample in samples]
         now = [row[-1] for row in _rows(prepared)]
         if len(before) != len(now):
@@ -272,6 +251,9 @@ class RunFolder:
                 except ValueError as error:
                     if number < len(texts) or not isinstance(error.__cause__, json.JSONDecodeError):
                         raise
+                else:
+                    if lines[-1].epoch != number:
+                        raise ValueError(f"the epoch is {lines[-1].epoch:,}")
         return lines
 
     def _metrics_lines(self) -> list[bytes]:
@@ -288,6 +270,8 @@ class RunFolder:
         """Add a line to `metrics.jsonl`."""
         with writing(self.path / METRICS), open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(msgspec.to_builtins(line)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # on disk before the checkpoint that counts it
 
     @property
     def has_best(self) -> bool:
@@ -313,10 +297,11 @@ class RunFolder:
         return [path for name in (CURVES, CONFUSION) if (path := self.path / name).is_file()]
 
     def held_out_image(self) -> str | None:
-        """Return the file of an image that the run has not trained on; None where images are not in files."""
-        with open(self.path / SPLIT, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            held_out = (row["path"] for row in csv.DictReader(file) if row["split"] != "train")
-            return next((path for path in held_out if Path(path).is_file()), None)
+        """Return the file of an image that the run has not trained on; None where no file is known."""
+        with contextlib.suppress(UserError):
+            held_out = (row["path"] for row in _split(self.path) if row["split"] != "train")
+            return next((path for path in held_out if os.path.isfile(path)), None)
+        return None
 
     def save_result(self, result: dict[str, Any]) -> None:
         """Write `result.json`; the run is then finished."""
@@ -324,12 +309,33 @@ class RunFolder:
 
 
 def training_images(bundle: Path) -> frozenset[str]:
-    """Return the paths of the training images of a bundle's run; none where its `split.csv` is not beside it."""
+    """Return the paths of the training images of a bundle's run; none where its `split.csv` is not beside it.
+
+    Raises:
+        UserError: That file is damaged.
+    """
     for folder in (bundle, bundle.parent, bundle.parent.parent):
         if (folder / SPLIT).is_file() and (folder / RUN).is_file():
-            with open(folder / SPLIT, encoding="utf-8", errors="surrogateescape", newline="") as file:
-                return frozenset(row["path"] for row in csv.DictReader(file) if row.get("split") == "train")
+            rows = _split(folder, "put it there again, or move it away: nothing then says which images it trained on")
+            return frozenset(row["path"] for row in rows if row["split"] == "train")
     return frozenset()
+
+
+def _split(folder: Path, advice: str = _ANOTHER) -> list[dict[str, str]]:
+    """Return the rows of `split.csv`, by column; raise UserError, which ends with `advice`, where it is damaged."""
+    with _damage(folder / SPLIT, advice=advice):
+        text = read_file(folder / SPLIT, IMAGE_LIST_BYTES).decode("utf-8", "surrogateescape")
+        try:
+            head, *rows = list(csv.reader(io.StringIO(text, newline=""), strict=True)) or [[]]
+        except csv.Error as error:
+            raise ValueError(error) from error
+        # runs of old versions lack the hash
+        if tuple(head) not in (_SPLIT_HEAD, _SPLIT_HEAD[:3]):
+            raise ValueError(f"it has not the columns {', '.join(_SPLIT_HEAD)}")
+        for number, row in enumerate(rows, start=1):
+            if len(row) != len(head) or row[2] not in SPLITS:
+                raise ValueError(f"row {number:,} is no path, label and split")
+        return [dict(zip(head, row, strict=True)) for row in rows]
 
 
 def _rows(prepared: Prepared) -> list[tuple[str, str, str, str]]:
@@ -350,8 +356,8 @@ def _rows(prepared: Prepared) -> list[tuple[str, str, str, str]]:
 
 
 @contextlib.contextmanager
-def _damage(path: Path, where: str = "") -> Iterator[None]:
-    """Raise UserError where the content of a file cannot be read."""
+def _damage(path: Path, where: str = "", advice: str = _ANOTHER) -> Iterator[None]:
+    """Raise UserError, which ends with `advice`, where the content of a file cannot be read."""
     try:
         yield
     except NewerError as error:
@@ -359,7 +365,7 @@ def _damage(path: Path, where: str = "") -> Iterator[None]:
             f"{str(path)!r} is of a newer version of whatwhere ({error}); pip install --upgrade whatwhere"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise Damaged(f"{str(path)!r} is damaged ({where}{cause(error)})", "start again with another --out") from error
+        raise Damaged(f"{str(path)!r} is damaged ({where}{cause(error)})", advice) from error
 
 
 def _check_same(path: Path, before: RunDescription, now: RunDescription, command: str) -> None:
@@ -372,8 +378,7 @@ def _check_same(path: Path, before: RunDescription, now: RunDescription, command
                 "them, or start again with another --out"
             )
         changed.append(f"data was {brief(data, 200)}, is {brief(now.config['data'], 200)}")
-    # a run of an older version lacks new options: it ran with their defaults
-    options = {**asdict(Config()), **before.config}
+    options = before.options
     changed += [
         f"{name} was {brief(options[name], 40)}, is {brief(value, 40)}"
         for name, value in now.config.items()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..base.errors import UserError
 from ..base.words import few, short
-from .run_folder import Amount, Count
+from ..collect.result import Amount, Count
 
 
 @dataclass
@@ -77,6 +77,7 @@ class RunState(msgspec.Struct):
 
     trainer: dict[str, Any]  # `TrainerState`
     record: Progress
+    run: str = ""  # `RunDescription.digest`; checkpoints of earlier versions lack it
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import signal
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import msgspec
 from torch import nn
 
-from ..base.errors import Stopped, UserError
+from ..base.errors import Stopped
 from ..base.screen import OnlyProgress, Screen, Silent, about
 from ..base.words import few, printable
 from ..data.images import ImageError
@@ -236,12 +237,22 @@ class Run:
 
     def _take(self, state: RunState, step: int) -> None:
         """Go on from the state of the checkpoint of `step`; raise ValueError where it is not one of this run."""
+        if state.run not in ("", self._digest):
+            raise ValueError("run.json has other options, classes or preprocessing than when it was written")
         self.trainer.load_state_dict(state.trainer)
         self.progress, length = state.record, self.trainer.order.steps_per_epoch
         done, best = self.progress.num_evaluated, self.progress.best_epoch
         has_best = self.progress.best_score is not None
         if self.trainer.position.step != step or not has_best <= best <= done * has_best or done > step // length:
             raise ValueError(f"it is of step {self.trainer.position.step:,}, with {done:,} evaluations")
+        if len(lines := self.folder.metrics()) < done:
+            raise ValueError(f"{METRICS} lacks the line of epoch {len(lines) + 1:,}")
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        """What the checkpoints keep of `run.json`."""
+        description = self.folder.description
+        return "" if description is None else description.digest
 
     def train(self) -> None:
         """Train to the last epoch or the early stop; raise Stopped after a request to stop, when all is saved."""
@@ -274,7 +285,7 @@ class Run:
             self.is_saving = True
             state = self.trainer.state_dict()
             self._count_time()
-            state = {"trainer": state, "record": asdict(self.progress)}
+            state = {"trainer": state, "record": asdict(self.progress), "run": self._digest}
             checkpoint.save(self.folder.last, self.trainer.position.step, state)
             self._saved = time.monotonic()
             self.is_saving = is_last
@@ -345,12 +356,7 @@ class Run:
 
     def _keep_best(self) -> None:
         """Write the network as it is now as the best one."""
-        line = next((line for line in self.folder.metrics() if line.epoch == self.progress.best_epoch), None)
-        if line is None:
-            raise UserError(
-                f"{str(self.folder.path / METRICS)!r} lacks the line of epoch {self.progress.best_epoch:,}; start "
-                "again with another --out"
-            )
+        line = self.folder.metrics()[self.progress.best_epoch - 1]
         figures = msgspec.to_builtins(line).items()
         info = {name: value for name, value in figures if name == "epoch" or name.startswith("val_")}
         bundle = Bundle(self.trainer.evaluated, self.spec, self.prepared.classes, self.material.preprocessing, info)

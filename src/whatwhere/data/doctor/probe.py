@@ -153,6 +153,11 @@ class _Cache(msgspec.Struct):
     head: tuple[int, str, int | None, tuple[str, ...]]
     # by path: the file's size, its time of change in nanoseconds, and its entry
     entries: dict[str, tuple[int, int, Entry]]
+    digest: str  # of the entries: a damaged one would be taken for what the image holds
+
+
+def _digest(entries: Any) -> str:
+    return hashlib.blake2b(json.dumps(entries).encode("ascii"), digest_size=16).hexdigest()
 
 
 class _Store:
@@ -173,8 +178,10 @@ class _Store:
         if self.file is not None:
             # only the module json can read and write paths that are not UTF-8
             with contextlib.suppress(ValueError):  # a UserError too
-                stored = read_json(self.file, _Cache, most_bytes=CACHE_BYTES)
-                self.old = stored.entries if stored.head == self.head else {}
+                content = read_json(self.file, dict[str, Any], most_bytes=CACHE_BYTES)
+                stored = msgspec.convert(content, _Cache)
+                is_sound = (stored.head, stored.digest) == (self.head, _digest(content["entries"]))
+                self.old = stored.entries if is_sound else {}
 
     def entry(self, sample: Sample) -> Entry:
         try:
@@ -196,7 +203,8 @@ class _Store:
     def save(self) -> None:
         if self.file is None or not self.is_changed:
             return
-        text = json.dumps(msgspec.to_builtins(_Cache(self.head, self.new)), separators=(",", ":"))
+        entries = msgspec.to_builtins(self.new)
+        text = json.dumps({"head": self.head, "entries": entries, "digest": _digest(entries)}, separators=(",", ":"))
         # without a cache the next run only takes longer
         with contextlib.suppress(OSError, UserError):
             self.file.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import re
 import urllib.error
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,14 @@ def read_file(path: str | os.PathLike[str], wanted: Wanted = RESNET) -> WeightsF
     return find_weights(content, name, wanted, metadata, os.path.getsize(name))
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a .safetensors file, without its tensors; raise UserError as `read_file`."""
+    from safetensors import safe_open
+
+    with _damage_of(path), safe_open(path, framework="pt") as tensors:
+        return dict(tensors.metadata() or {})
+
+
 def find_weights(
     content: Any,
     source: str,
@@ -202,7 +210,7 @@ def _num_non_finite(value: Tensor) -> int:
 
 def _content(file: Path) -> tuple[Any, dict[str, str]]:
     """Return the content of `file` and its metadata."""
-    try:
+    with _damage_of(file):
         if file.suffix == ".safetensors":
             from safetensors import safe_open
 
@@ -215,6 +223,13 @@ def _content(file: Path) -> tuple[Any, dict[str, str]]:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old pickles; the errors below tell what is wrong
             return torch.load(file, map_location="cpu", weights_only=True), {}
+
+
+@contextlib.contextmanager
+def _damage_of(file: Path) -> Iterator[None]:
+    """Raise UserError where a file of weights cannot be read."""
+    try:
+        yield
     except UserError:
         raise
     except OSError as error:
