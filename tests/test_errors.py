@@ -489,6 +489,7 @@ CAUGHT = {
     "brief": "raises nothing",
     "_brief": "raises what a user's class raises",
     "_checksum": "raises nothing of its own",
+    "_digest": "raises nothing",
     "_file": "raises nothing",
     "_spaced": "raises nothing",
     "quiet": "raises nothing",

@@ -749,6 +749,7 @@ def test_an_evaluation_knows_what_was_trained_on(finished, data):
         ("run.json", {"classes": [1, 2]}),
         ("run.json", {"num_images": {"middle": 3}}),
         ("run.json", {"drawn": ["all"]}),
+        ("run.json", {"given": ["epoch"]}),
         ("run.json", {"config": {"model": "resnet18"}}),
         ("result.json", {"val": {"accuracy": 1.5}}),
         ("result.json", {"judged_on": "train"}),

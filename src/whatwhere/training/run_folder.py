@@ -63,6 +63,8 @@ class RunDescription(msgspec.Struct, kw_only=True):
         msgspec.convert(self.config, Config)
         if missing := {"data", "model"} - self.config.keys():
             raise ValueError(f"its config has no {min(missing)}")
+        if unknown := set(self.given or ()) - self.options.keys():
+            raise ValueError(f"there is no option {brief(min(unknown))}")
         if strange := {*(self.drawn or ()), *self.num_images} - set(SPLITS):
             raise ValueError(f"there is no part {brief(min(strange))}")
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from torch import nn
 
-from ..base.errors import Stopped
+from ..base.errors import Stopped, UserError
 from ..base.screen import OnlyProgress, Screen, Silent, about
 from ..base.words import few, printable
 from ..data.images import ImageError
@@ -30,7 +30,7 @@ from .distributed import Team, team
 from .estimate import Outlook
 from .evaluate import Figures, evaluate, merit
 from .plots import TensorBoard
-from .run_folder import METRICS, EpochLine, RunFolder
+from .run_folder import METRICS, RUN, EpochLine, RunFolder
 from .setup import (
     build_material,
     build_model,
@@ -238,7 +238,10 @@ class Run:
     def _take(self, state: RunState, step: int) -> None:
         """Go on from the state of the checkpoint of `step`; raise ValueError where it is not one of this run."""
         if state.run not in ("", self._digest):
-            raise ValueError("run.json has other options, classes or preprocessing than when it was written")
+            raise UserError(
+                f"{str(self.folder.path / RUN)!r} has other options, classes or preprocessing than its checkpoint was "
+                "written with; put the old file back, or start again with another --out"
+            )
         self.trainer.load_state_dict(state.trainer)
         self.progress, length = state.record, self.trainer.order.steps_per_epoch
         done, best = self.progress.num_evaluated, self.progress.best_epoch
