@@ -15,7 +15,7 @@ from ..base.errors import UserError
 from ..base.files import write_json
 from ..base.screen import Screen, about, duration
 from ..base.words import brief, cause, counted, few
-from ..collect.result import PartFigures, Result
+from ..collect.result import Result
 from ..training.config import ADDED, FREE, OPTIONS
 from ..training.evaluate import merit
 from ..training.run_folder import RESULT, Damaged, RunDescription, RunFolder
