@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ from whatwhere.cli.screen import result_tables
 from whatwhere.cli.train import what_next
 from whatwhere.training.bundle import load_bundle, weights_of
 from whatwhere.training.evaluate import Figures
-from whatwhere.training.run_folder import RunFolder, training_images
+from whatwhere.training.run_folder import RunFolder, TrainedOn, training_images
+from whatwhere.training.setup import prepare_images
 from whatwhere.training.train import Run, run_training
 from whatwhere.training.trainer import Trainer
 
@@ -727,17 +729,49 @@ def test_a_closed_terminal_saves_too(data, tmp_path):
         train(data, tmp_path / "run", screen)
 
 
-def test_an_evaluation_knows_what_was_trained_on(finished, data):
+def test_an_evaluation_knows_what_was_trained_on(finished, data, tmp_path):
     from whatwhere.training.predict import evaluate_bundle
 
     out, _, _ = finished
     for place in (out, out / "best", out / "best" / "bundle.json"):
-        assert len(training_images(place)) == 33
-    bundle = load_bundle(out)
-    assert evaluate_bundle(bundle, str(data), trained_on=training_images(out))["num_trained_on"] == 33
-    held_out = evaluate_bundle(bundle, str(out / "split.csv"), split="test", trained_on=training_images(out))
+        assert len(training_images(place).paths) == 33
+    bundle, known = load_bundle(out), training_images(out)
+    shutil.copytree(data, tmp_path / "copy")
+    (tmp_path / "link").symlink_to(data)
+    for same in (data, tmp_path / "copy", tmp_path / "link"):
+        assert evaluate_bundle(bundle, str(same), trained_on=known)["num_trained_on"] == 33
+    # without the hashes, as in a run whose images were not checked, the paths tell
+    paths_alone = TrainedOn(known.paths)
+    assert evaluate_bundle(bundle, str(data), trained_on=paths_alone)["num_trained_on"] == 33
+    assert evaluate_bundle(bundle, str(tmp_path / "copy"), trained_on=paths_alone)["num_trained_on"] == 0
+    # another picture under the path of one that was trained on is a new one
+    path = Path(min(known.paths))
+    replaced = tmp_path / "copy" / path.relative_to(data)
+    Image.new("RGB", (40, 40), (9, 8, 7)).save(replaced)
+    assert evaluate_bundle(bundle, str(tmp_path / "copy"), trained_on=known)["num_trained_on"] == 32
+    held_out = evaluate_bundle(bundle, str(out / "split.csv"), split="test", trained_on=known)
     assert held_out["num_trained_on"] == 0
-    assert training_images(data) == frozenset()
+    assert training_images(data) == TrainedOn()
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_weights_are_not_judged_on_images_that_they_were_trained_on(finished, data, tmp_path, check):
+    out, _, _ = finished
+    start = {"pretrained": str(out), "epochs": 1, "check": check}
+    if check:  # else near duplicates are not kept together, and the split is another one
+        train(data, tmp_path / "same-seed", **start)
+    train(out / "split.csv", tmp_path / "same-split", **start, seed=1)
+    with pytest.raises(UserError, match=r"of the \d+ validation and test images are among those that the weights"):
+        train(data, tmp_path / "other-seed", **start, seed=1)
+    assert not (tmp_path / "other-seed").exists()
+    # a comparison draws anew with each seed
+    given = {"pretrained": str(out), "check": check}
+    with pytest.raises(UserError, match="48 images, of which each seed holds out others, are among"):
+        prepare_images(str(data), given, Lines(), for_further_seeds=True)
+    prepare_images(str(out / "split.csv"), given, Lines(), for_further_seeds=True)
+    # weights of elsewhere say nothing of their images
+    weights = shutil.copy(next((out / "best").glob("*.safetensors")), tmp_path / "w.safetensors")
+    train(data, tmp_path / "elsewhere", **{**start, "pretrained": str(weights)}, seed=1)
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,8 @@ def run_comparison(
     with team(given.get("device", "")) as processes:
         before = {} if stored is None else stored.options
         warned: set[str] = set()
-        prepared = prepare_images(data, {**before, **given, "seed": 0}, RunScreen(screen, "", warned))
+        seen = RunScreen(screen, "", warned)
+        prepared = prepare_images(data, {**before, **given, "seed": 0}, seen, for_further_seeds=True)
         check_apart(own.out, prepared)
         if stored is None:
             config = resolve(data, {**given, "seed": 0}, prepared, processes)

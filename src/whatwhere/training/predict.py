@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from ..data.sources.source import NOT_READ, Finding, findings_of
 from .bundle import Bundle
 from .distributed import Team
 from .evaluate import evaluate
+from .run_folder import TrainedOn
 from .trainer import autocast
 
 
@@ -120,7 +120,7 @@ def evaluate_bundle(
     batch_size: int = 128,
     num_workers: int = 0,
     amp: str = "none",
-    trained_on: Collection[str] = (),
+    trained_on: TrainedOn | None = None,
     progress: Callable[[int, int], None] | None = None,
     **source_options: Any,
 ) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def evaluate_bundle(
         batch_size: Images in a forward pass.
         num_workers: Number of threads that read.
         amp: "none", "bf16" or "fp16".
-        trained_on: Paths of training images; the result says how many of the images are among them.
+        trained_on: Training images; the result says how many of the images are among them.
         progress: Called with the number of images done and the number of all images.
         **source_options: Further arguments of `find_source`.
 
@@ -176,13 +176,10 @@ def evaluate_bundle(
         on_batch=None if progress is None else lambda done: progress(done, len(samples)),
         collect=len(samples),
     )
-    # split.csv holds full paths where the images are files
-    root = "" if source.root is None else str(source.root.absolute())
-    used = (os.path.normpath(os.path.join(root, sample.path)) if root else sample.path for sample in samples)
     return {
         "data": data,
         "split": chosen,
-        "num_trained_on": sum(path in trained_on for path in used) if trained_on else 0,
+        "num_trained_on": 0 if trained_on is None else trained_on.count(source, samples, report),
         "left_out": bad,
         "misfit": misfit(
             [report.largest[sample.path] for sample in samples if sample.path in report.largest],

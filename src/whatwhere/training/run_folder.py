@@ -10,7 +10,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,8 +26,9 @@ from ..base.limits import DOCUMENT_BYTES, IMAGE_LIST_BYTES
 from ..base.tables import comma_separated
 from ..base.words import brief, cause, few, short
 from ..collect.result import Amount, Count, Fraction, Result
+from ..data.doctor.report import Report
 from ..data.preprocess import NewerError, Preprocessing
-from ..data.sources.source import SPLITS
+from ..data.sources.source import SPLITS, Sample, Source
 from ..data.split import Prepared, fingerprint
 from ..networks.spec import is_import_path
 from .bundle import DESCRIPTION, Bundle, save_bundle
@@ -310,17 +311,42 @@ class RunFolder:
         write_json(self.path / RESULT, result)
 
 
-def training_images(bundle: Path) -> frozenset[str]:
-    """Return the paths of the training images of a bundle's run; none where its `split.csv` is not beside it.
+@dataclass(frozen=True)
+class TrainedOn:
+    """The images that a network was trained on."""
+
+    paths: frozenset[str] = frozenset()  # of files
+    contents: frozenset[str] = frozenset()  # hashes; none where the images were not checked
+
+    def count(self, source: Source, samples: Iterable[Sample], report: Report | None) -> int:
+        """Return how many of the samples are among these images: by content, or by path where that is not known."""
+        digests = {} if report is None else report.digests
+        return sum(
+            digests[sample.path] in self.contents
+            if self.contents and sample.path in digests
+            else source.full_path(sample) in self.paths
+            for sample in samples
+        )
+
+
+def training_images(weights: Path) -> TrainedOn:
+    """Return what the weights of a run were trained on; nothing where its `split.csv` is not beside them.
+
+    `weights` is the folder of the run, that of its best network, or a file there.
 
     Raises:
-        UserError: That file is damaged.
+        UserError: `split.csv` is damaged.
     """
-    for folder in (bundle, bundle.parent, bundle.parent.parent):
+    for folder in (weights, weights.parent, weights.parent.parent):
         if (folder / SPLIT).is_file() and (folder / RUN).is_file():
             rows = _split(folder, "put it there again, or move it away: nothing then says which images it trained on")
-            return frozenset(row["path"] for row in rows if row["split"] == "train")
-    return frozenset()
+            train = [row for row in rows if row["split"] == "train"]
+            return TrainedOn(
+                # an image of a built-in set has no full path, and may have the name of one of another set
+                frozenset(row["path"] for row in train if os.path.isabs(row["path"])),
+                frozenset(row[_CONTENT] for row in train if row.get(_CONTENT)),
+            )
+    return TrainedOn()
 
 
 def _split(folder: Path, advice: str = _ANOTHER) -> list[dict[str, str]]:
@@ -342,16 +368,10 @@ def _split(folder: Path, advice: str = _ANOTHER) -> list[dict[str, str]]:
 
 def _rows(prepared: Prepared) -> list[tuple[str, str, str, str]]:
     """Return the rows of `split.csv`."""
-    root = prepared.source.root
     digests = {} if prepared.report is None else prepared.report.digests
     return [
         # full paths where the images are files, so that the table can be used as DATA
-        (
-            sample.path if root is None else str((root / sample.path).absolute()),
-            sample.label,
-            part,
-            digests.get(sample.path, ""),
-        )
+        (prepared.source.full_path(sample), sample.label, part, digests.get(sample.path, ""))
         for part, samples in prepared.parts.items()
         for sample in samples
     ]

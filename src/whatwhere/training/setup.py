@@ -22,7 +22,7 @@ from ..attention import attention_by_path
 from ..base.errors import UserError
 from ..base.processes import num_cores
 from ..base.screen import Screen
-from ..base.words import few
+from ..base.words import brief, few
 from ..data.augment import Augmentation
 from ..data.batches import EvaluationBatches, Order, Reader, TrainBatches, label_numbers
 from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing_for
@@ -34,6 +34,7 @@ from ..networks.spec import NetworkSpec, is_import_path
 from .bundle import DESCRIPTION, WEIGHTS_NAME, weights_of
 from .config import OPTIONS, Config, augmentation_in_words, defaults, image_size_for, network_of
 from .distributed import Team
+from .run_folder import training_images
 from .trainer import Trainer
 
 Cache = Literal["auto", "none", "memory", "device"]
@@ -80,8 +81,13 @@ def with_those_of_weights(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"resize": taken.resize_mode, "image_size": taken.image_size, "max_value": taken.max_value, **given}
 
 
-def prepare_images(data: str, given: Mapping[str, Any], screen: Screen) -> Prepared:
-    """Find, check and split the images of DATA, as `prepare` does; show problems as warnings."""
+def prepare_images(data: str, given: Mapping[str, Any], screen: Screen, *, for_further_seeds: bool = False) -> Prepared:
+    """Find, check and split the images of DATA, as `prepare` does; show problems as warnings.
+
+    Raises:
+        UserError: As `prepare`; or weights to start from were trained on images that are held out here,
+            `for_further_seeds` with any seed.
+    """
     given = with_those_of_weights(given)
     names = ("val_fraction", "test_fraction", "near_duplicates", "max_value", "skip_bad", "check", "download")
     texts = ("group_from", "path_column", "label_column", "data_dir")  # "" where they are not given
@@ -99,6 +105,7 @@ def prepare_images(data: str, given: Mapping[str, Any], screen: Screen) -> Prepa
             screen.warn(f"{finding.sentence()} (`whatwhere check` names them)")
         elif finding.kind == "columns":
             screen.line(finding.sentence())
+    _check_held_out(given.get("pretrained", ""), prepared, for_further_seeds)
     if prepared.uneven:
         screen.warn(prepared.uneven)
     for part, samples in prepared.parts.items():
@@ -109,6 +116,24 @@ def prepare_images(data: str, given: Mapping[str, Any], screen: Screen) -> Prepa
                 f"together; the {part} figures leave {'it' if len(missing) == 1 else 'them'} out"
             )
     return prepared
+
+
+def _check_held_out(pretrained: str, prepared: Prepared, for_further_seeds: bool) -> None:
+    if pretrained in ("", "imagenet"):
+        return
+    drawn_again = for_further_seeds and bool(prepared.drawn)
+    parts = prepared.parts if drawn_again else ("val", "test")
+    held_out = [sample for part in parts for sample in prepared.parts.get(part, ())]
+    num_known = training_images(Path(pretrained)).count(prepared.source, held_out, prepared.report)
+    if not num_known:
+        return
+    what = "images, of which each seed holds out others," if drawn_again else "validation and test images"
+    same = "" if drawn_again else "the --seed of that run, "
+    raise UserError(
+        f"{num_known} of the {len(held_out)} {what} are among those that the weights {brief(pretrained)} were trained "
+        f"on, so the figures would be too good; give {same}its split.csv as DATA, or a DATA with a split that trains "
+        "on them"
+    )
 
 
 def check_apart(path: Path, prepared: Prepared) -> None:

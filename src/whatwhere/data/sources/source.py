@@ -144,6 +144,10 @@ class Source:
         assert self.root is not None
         return self.root / sample.path
 
+    def full_path(self, sample: Sample) -> str:
+        """Return the full path of a sample's file; its name where the images are in no files."""
+        return sample.path if self.root is None else str(self.file(sample).absolute())
+
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits that DATA has."""
