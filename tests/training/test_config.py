@@ -268,7 +268,7 @@ def test_the_help_says_the_defaults():
     assert OPTIONS.keys() - compared == special
     large, tuned, adamw = chosen(224), chosen(pretrained="imagenet"), chosen(optimizer="adamw")
     assert usual("batch_size") == f"{values['batch_size']}, above 64 px {large['batch_size']}, less for few images"
-    few = chosen(num_images=200)
+    few = chosen(num_images=200, epochs=10)
     assert usual("rand_augment") == (
         f"{values['rand_augment']}; above 64 px {large['rand_augment']}; few steps {few['rand_augment']}"
     )
@@ -332,19 +332,23 @@ AUGMENTATION = ("hflip", "mixup", "random_erasing", "rand_augment")
 @pytest.mark.parametrize(
     ("given", "values"),
     [
-        ({"num_images": 420}, (0, 0, 0, 3)),  # 14 steps x 100
-        ({"num_images": 420, "epochs": 142}, (0, 0, 0, 3)),  # 1,988
+        ({"num_images": 420, "epochs": 85}, (0, 0, 0, 3)),  # 14 steps x 85: 1,190
+        ({"num_images": 420, "epochs": 86}, (0.5, 0, 0, 3)),  # 1,204
+        ({"num_images": 1536}, (0, 0, 0, 3)),  # 12 x 100
+        ({"num_images": 1537}, (0.5, 0, 0, 3)),  # 13 x 100
+        ({"num_images": 420, "epochs": 142}, (0.5, 0, 0, 3)),  # 1,988
         ({"num_images": 420, "epochs": 143}, (0.5, 0.1, 0.1, 5)),  # 2,002
-        ({"num_images": 2560}, (0, 0, 0, 3)),  # 20 x 100
+        ({"num_images": 2560}, (0.5, 0, 0, 3)),  # 20 x 100
         ({"num_images": 2561}, (0.5, 0.1, 0.1, 5)),  # 21 x 100
         ({"num_images": 2560, "batch_size": 64}, (0.5, 0.1, 0.1, 5)),
-        ({"num_images": 1279}, (0, 0, 0, 3)),  # 20 x 100
-        ({"num_images": 50_000, "epochs": 5}, (0, 0, 0, 3)),  # 391 x 5
+        ({"num_images": 1279}, (0.5, 0, 0, 3)),  # 20 x 100
+        ({"num_images": 50_000, "epochs": 3}, (0, 0, 0, 3)),  # 391 x 3
+        ({"num_images": 50_000, "epochs": 5}, (0.5, 0, 0, 3)),
         ({"num_images": 50_000, "epochs": 6}, (0.5, 0.1, 0.1, 5)),
-        ({"num_images": 1280, "image_size": 224}, (0, 0, 0, 3)),  # 20 x 100
+        ({"num_images": 1280, "image_size": 224}, (0.5, 0, 0, 3)),  # 20 x 100
         ({"num_images": 1281, "image_size": 224}, (0.5, 0.1, 0.1, 7)),  # 21 x 100
         ({"num_images": 420, "pretrained": "imagenet"}, (0.5, 0.1, 0.1, 5)),
-        ({"num_images": 420, "mixup": 0.2}, (0, None, 0, 3)),
+        ({"num_images": 420, "mixup": 0.2}, (0.5, None, 0, 3)),
     ],
 )
 def test_few_steps_get_less_augmentation(given, values):
@@ -354,6 +358,8 @@ def test_few_steps_get_less_augmentation(given, values):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"epochs": 12, "batch_size": 16}, "less augmentation and no flips for 1,200 steps (at most 1,200)"),
+        ({"epochs": 13, "batch_size": 16}, "less augmentation for 1,300 steps (at most 2,000)"),
         ({"epochs": 20, "batch_size": 16}, "less augmentation for 2,000 steps (at most 2,000)"),
         ({"epochs": 21, "batch_size": 16}, "usual augmentation for 2,100 steps (above 2,000)"),
         (

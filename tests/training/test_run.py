@@ -106,7 +106,7 @@ def test_what_a_run_leaves(finished):
     assert run["num_images"] == {"train": 33, "val": 9, "test": 6}
     assert run["config"]["ema"] == 0.9
     assert run["config"]["optimizer"] == "sgd"  # what was not given is there too
-    assert run["chosen"] == "less augmentation for 9 steps (at most 2,000)"
+    assert run["chosen"] == "less augmentation and no flips for 9 steps (at most 1,200)"
     assert f"(* given; the others are chosen by images, steps, start and machine: {run['chosen']})" in screen.lines
     assert (run["config"]["hflip"], run["config"]["mixup"]) == (0, 0.2)  # mixup is given
     assert run["sessions"][0]["torch"] == torch.__version__
@@ -752,6 +752,23 @@ def test_an_evaluation_knows_what_was_trained_on(finished, data, tmp_path):
     held_out = evaluate_bundle(bundle, str(out / "split.csv"), split="test", trained_on=known)
     assert held_out["num_trained_on"] == 0
     assert training_images(data) == TrainedOn()
+
+
+def test_a_run_that_saved_nothing_yet_keeps_its_options(data, tmp_path):
+    out = tmp_path / "run"
+    train(data, out, epochs=1)
+    for path in list(out.iterdir()):  # as after Ctrl-C before the first checkpoint
+        if path.name not in ("run.json", "split.csv", ".lock"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(UserError, match=r"other options: epochs was 1, is 2; give the same"):
+        train(data, out, resume=True, epochs=2)
+    assert train(data, out, resume=True, epochs=1)["num_epochs"] == 1
+
+
+def test_options_that_divide_the_images_in_another_way_are_named(data, tmp_path):
+    train(data, tmp_path / "run", epochs=1)
+    with pytest.raises(UserError, match=r"other options: val_fraction was 0\.\d+, is 0\.3; give the same"):
+        train(data, tmp_path / "run", resume=True, epochs=1, val_fraction=0.3)
 
 
 @pytest.mark.parametrize("check", [True, False])

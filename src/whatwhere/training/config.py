@@ -24,7 +24,7 @@ from ..networks.spec import MAX_WIDTH_FACTOR, NetworkSpec, is_import_path
 SMALL_SIZE = 64  # up to here images are padded and cropped by whole pixels, above they are cropped at any scale
 # the networks for CIFAR's 32 px keep the full resolution at first: at 64 px they take longer than the larger networks
 CIFAR_SIZE = 48
-FEW_STEPS = 2000  # up to here there is less augmentation
+FEW_STEPS, FLIP_STEPS = 2000, 1200  # up to the first there is less augmentation, above the second there are flips
 
 _Positive = Annotated[int, Meta(ge=1, lt=2**31)]
 _Count = Annotated[int, Meta(ge=0, lt=2**31)]
@@ -268,8 +268,9 @@ def defaults(
     because the images are few keeps the rate. The noise of SGD goes with lr * num_images / batch_size (Smith and Le,
     arXiv 1710.06451), so fewer images want a smaller batch at the same rate; a lower one learns little in few steps.
 
-    A training from the beginning with at most 2,000 steps has less augmentation: no mixup, no random erasing, no flips
-    and RandAugment of magnitude 3. It learns more of the images themselves (`benchmarks/recipe.py` compares them).
+    A training from the beginning with at most 2,000 steps has less augmentation: no mixup, no random erasing and
+    RandAugment of magnitude 3; with at most 1,200 steps no flips either. It learns more of the images themselves
+    (`benchmarks/recipe.py` compares them).
     """
     small, pretrained = image_size <= SMALL_SIZE, bool(given.get("pretrained"))
     adamw = given.get("optimizer", "sgd") == "adamw"
@@ -280,7 +281,8 @@ def defaults(
     batch_size = given.get("batch_size", usual)
     rate = (full / 256) * (1e-3 if adamw else 0.2 if small else 0.1) * (0.1 if pretrained else 1)
     epochs = given.get("epochs", 30 if pretrained else 100)
-    few = not pretrained and num_steps(epochs, batch_size, num_images) <= FEW_STEPS
+    steps = math.inf if pretrained else num_steps(epochs, batch_size, num_images)
+    few = steps <= FEW_STEPS
     small_net, large_net = ("resnet20", "resnet18") if device == "cpu" else ("resnext29_32x4d", "resnext50_32x4d")
     backbone = small_net if image_size <= CIFAR_SIZE and not pretrained else large_net
     chosen = {
@@ -297,7 +299,7 @@ def defaults(
         "ema": 0.998,
         "clip_grad": 1.0 if adamw else 0.0,
         "crop": "pad" if small else "resized",
-        "hflip": 0.0 if few else 0.5,
+        "hflip": 0.0 if steps <= FLIP_STEPS else 0.5,
         "rand_augment": 3 if few else 5 if small else 7,
         "random_erasing": 0.0 if few else 0.1,
         "amp": "bf16" if device == "cuda" and bf16 else "none",
@@ -317,10 +319,11 @@ def augmentation_in_words(config: Config, num_images: int) -> str:
     steps = num_steps(config.epochs, config.batch_size, num_images)
     if config.pretrained:
         return f"usual augmentation for {steps:,} steps from trained weights"
-    few = steps <= FEW_STEPS
-    return (
-        f"{'less' if few else 'usual'} augmentation for {steps:,} steps ({'at most' if few else 'above'} {FEW_STEPS:,})"
-    )
+    if steps > FEW_STEPS:
+        return f"usual augmentation for {steps:,} steps (above {FEW_STEPS:,})"
+    if steps > FLIP_STEPS:
+        return f"less augmentation for {steps:,} steps (at most {FEW_STEPS:,})"
+    return f"less augmentation and no flips for {steps:,} steps (at most {FLIP_STEPS:,})"
 
 
 def image_size_for(median_side: int) -> int:

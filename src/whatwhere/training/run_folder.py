@@ -214,7 +214,9 @@ class RunFolder:
             preprocessing=preprocessing.to_dict(),
             sessions=[session],
         )
-        old = self.description if self._has_run() else None
+        has_begun = self._has_run()
+        # a run that was stopped before its first checkpoint keeps its options too
+        old = self.description if has_begun or resume else None
         if old is None:
             table = comma_separated(_SPLIT_HEAD, _rows(prepared))
             write_bytes(self.path / SPLIT, table.encode("utf-8", "surrogateescape"))
@@ -392,20 +394,20 @@ def _damage(path: Path, where: str = "", advice: str = _ANOTHER) -> Iterator[Non
 
 def _check_same(path: Path, before: RunDescription, now: RunDescription, command: str) -> None:
     """Raise UserError if a continuation has other options or images; a `command` starts from the finished run."""
-    changed, data = [], before.config.get("data")
-    if before.data_fingerprint != now.data_fingerprint:
-        if data == now.config["data"]:
-            raise UserError(
-                f"the images of {data!r} or their split have changed since the run in {str(path)!r} began; restore "
-                "them, or start again with another --out"
-            )
-        changed.append(f"data was {brief(data, 200)}, is {brief(now.config['data'], 200)}")
-    options = before.options
-    changed += [
+    options, has_other_images = before.options, before.data_fingerprint != now.data_fingerprint
+    changed = [
         f"{name} was {brief(options[name], 40)}, is {brief(value, 40)}"
         for name, value in now.config.items()
         if name not in FREE and name != "data" and options[name] != value
     ]
+    data = now.config["data"]
+    if has_other_images and options["data"] != data:
+        changed.insert(0, f"data was {brief(options['data'], 200)}, is {brief(data, 200)}")
+    if has_other_images and not changed:  # else it is the options that divide them in another way
+        raise UserError(
+            f"the images of {data!r} or their split have changed since the run in {str(path)!r} began; restore "
+            "them, or start again with another --out"
+        )
     if changed:
         more = "; this one is finished, and a new run can start from its weights" if command else ""
         differing = few(changed, 5, "; ")
