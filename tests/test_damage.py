@@ -134,7 +134,7 @@ def checked(made, folder):
 
 
 def looked_at(made, folder):
-    return [resumed(made, folder), what_next(RunFolder(folder), {}), sorted(training_images(folder))]
+    return [resumed(made, folder), what_next(RunFolder(folder), {}), sorted(training_images(folder).paths)]
 
 
 def started_from(made, folder):

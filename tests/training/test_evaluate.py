@@ -9,10 +9,10 @@ import torch
 from sklearn import metrics
 from torch import nn
 
+from whatwhere.collect.result import PartFigures
 from whatwhere.data.batches import Batch
 from whatwhere.training.distributed import Team
 from whatwhere.training.evaluate import Figures, evaluate, merit
-from whatwhere.training.run_folder import PartFigures
 
 ALONE = Team(0, 1, 0, torch.device("cpu"))
 HAND = Figures(torch.tensor([[3, 1, 0], [0, 2, 2], [0, 0, 0]]), 0.5)

@@ -128,11 +128,10 @@ def _check_held_out(pretrained: str, prepared: Prepared, for_further_seeds: bool
     if not num_known:
         return
     what = "images, of which each seed holds out others," if drawn_again else "validation and test images"
-    same = "" if drawn_again else "the --seed of that run, "
     raise UserError(
         f"{num_known} of the {len(held_out)} {what} are among those that the weights {brief(pretrained)} were trained "
-        f"on, so the figures would be too good; give {same}its split.csv as DATA, or a DATA with a split that trains "
-        "on them"
+        "on, so the figures would be too good; give the split.csv of that run as DATA, or a DATA with a split that "
+        "trains on them"
     )
 
 
