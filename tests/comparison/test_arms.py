@@ -2,6 +2,7 @@ import pytest
 
 from whatwhere import create_model
 from whatwhere.comparison.arms import Arm, build, describe, num_params, parse_arms, run_options
+from whatwhere.networks.width import width_factor_for
 
 
 def count(model):
@@ -56,6 +57,22 @@ def test_a_wide_arm_has_as_many_parameters_as_attention(backbone):
         assert num_params(options[wide], 10) == pytest.approx(target, rel=0.01)
         assert num_params(options[other], 10) == target
     assert "times as wide" in describe(options["wide"])
+
+
+@pytest.mark.parametrize("at", ["stages", "layer2.*.bn2"])
+def test_attention_at_another_place_is_counted(at):
+    options = run_options(parse_arms("none,se{reduction:1},wide"), "resnext11_8x8d", 10, at=at)
+    shared = {"at": at}  # of all runs; arms without attention leave it out
+    target = count(build({**shared, **options["se"]}, 10, seed=0))
+    assert num_params({**shared, **options["se"]}, 10) == target
+    assert num_params({**shared, **options["none"]}, 10) == count(create_model("resnext11_8x8d", num_classes=10))
+    assert options["wide"]["width_factor"] == width_factor_for("resnext11_8x8d", target, num_classes=10)
+
+
+def test_a_wide_arm_of_as_many_channels_as_the_backbone_is_refused(refused):
+    """SE between the stages adds 211 parameters; one channel more would add thousands."""
+    with refused():
+        run_options(parse_arms("none,se,wide"), "resnet8", 10, at="stages")
 
 
 @pytest.mark.parametrize(

@@ -107,21 +107,25 @@ def test_what_fits_an_hour(design, step_ms, expected, seconds):
 
 
 @pytest.mark.parametrize(
-    ("size", "weights", "tried"),
+    ("size", "weights", "tried", "at"),
     [
-        (96, "", ["resnet50 96", "resnet18 64", "resnet20 32", "resnet8 32"]),
-        (48, "", ["resnet50 48", "resnet18 48", "resnet20 32", "resnet8 32"]),
+        (96, "", ["resnet50 96", "resnet18 64", "resnet20 32", "resnet8 32"], ""),
+        (48, "", ["resnet50 48", "resnet18 48", "resnet20 32", "resnet8 32"], ""),
         # images are never enlarged
-        (28, "", ["resnet50 28", "resnet18 28", "resnet20 28", "resnet8 28"]),
+        (28, "", ["resnet50 28", "resnet18 28", "resnet20 28", "resnet8 28"], ""),
         # --pretrained stays in the command, so the network must have weights
-        (96, "imagenet", ["resnet50 96", "resnet18 64", "resnet18 32"]),
-        (28, "imagenet", ["resnet50 28", "resnet18 28"]),
-        (96, "mine.pt", ["resnet50 96", "resnet50 64", "resnet50 32"]),
-        (28, "mine.pt", ["resnet50 28"]),
+        (96, "imagenet", ["resnet50 96", "resnet18 64", "resnet18 32"], ""),
+        (28, "imagenet", ["resnet50 28", "resnet18 28"], ""),
+        (96, "mine.pt", ["resnet50 96", "resnet50 64", "resnet50 32"], ""),
+        (28, "mine.pt", ["resnet50 28"], ""),
+        (28, "", ["resnet50 28", "resnet18 28", "resnet20 28", "resnet8 28"], "stages"),
+        # other networks have other modules
+        (96, "", ["resnet50 96", "resnet50 64", "resnet50 32"], "layer4.*.bn3"),
+        (96, "imagenet", ["resnet50 96", "resnet50 64", "resnet50 32"], "layer4.*.bn3"),
     ],
 )
-def test_what_is_tried_for_an_hour_suits_the_images_and_the_weights(design, size, weights, tried):
-    options = {**design.options, "image_size": size, "pretrained": weights}
+def test_what_is_tried_for_an_hour_suits_the_images_the_weights_and_the_places(design, size, weights, tried, at):
+    options = {**design.options, "image_size": size, "pretrained": weights, "at": at}
     asked = []
 
     def measure(plain, num_classes, device, progress):

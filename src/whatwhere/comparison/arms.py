@@ -134,7 +134,7 @@ def run_options(arms: Sequence[Arm], backbone: str, num_classes: int, at: str = 
     options = {arm.name: _attentive(arm, backbone, at) if arm.takes_arguments else without for arm in arms}
     if not any(arm.is_wide for arm in arms):
         return options
-    counts = {arm.name: num_params(options[arm.name], num_classes) for arm in arms if not arm.is_wide}
+    counts = {arm.name: num_params({"at": at, **options[arm.name]}, num_classes) for arm in arms if not arm.is_wide}
     if not counts:
         raise UserError("a wide arm needs another arm, for its number of parameters; give none,cbam,wide")
     for arm in arms:
@@ -143,11 +143,13 @@ def run_options(arms: Sequence[Arm], backbone: str, num_classes: int, at: str = 
             if other not in counts:
                 raise UserError(f"{short(arm.spec)}: no arm is called {brief(other)}{suggest(other, list(counts))}")
             factor = width_factor_for(backbone, counts[other], num_classes=num_classes)
-            if factor == 1:
+            wide = {"model": backbone, "width_factor": factor, **without}
+            # a factor above 1 may be too small for one channel more
+            if num_params(wide, num_classes) == num_params(without, num_classes):
                 raise UserError(
                     f"the arm {arm.name} would be no wider than {backbone}: {other} has hardly more parameters"
                 )
-            options[arm.name] = {"model": backbone, "width_factor": factor, **without}
+            options[arm.name] = wide
     return options
 
 

@@ -102,8 +102,9 @@ def within_an_hour(
     num_runs = (LEAST_PAIRS + len(design.lr_search)) * len(design.arms)
     size, weights = design.options["image_size"], design.options["pretrained"]
     medium, small = min(size, 64), min(size, 32)
-    if weights:
-        network = "resnet18" if weights == "imagenet" else design.backbone
+    places_by_name = design.options["at"] not in ("", "blocks", "stages")  # other networks have other modules
+    if weights or places_by_name:
+        network = "resnet18" if weights == "imagenet" and not places_by_name else design.backbone
         tried = [(design.backbone, size), (network, medium), (network, small)]
     else:
         tried = [(design.backbone, size), ("resnet18", medium), ("resnet20", small), ("resnet8", small)]

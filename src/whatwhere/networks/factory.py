@@ -260,8 +260,11 @@ def check_arguments(name: str, known: list[str], kwargs: Iterable[str], listed: 
 def skeleton(spec: NetworkSpec) -> nn.Module:
     """Build a network for its names and shapes alone: on the meta device, without memory.
 
-    Networks of other libraries that cannot be built there are built in memory. Attention by import path is refused.
+    Networks of other libraries that cannot be built there are built in memory, and so are those in which `attend`
+    follows an image to the places of the attention. Attention by import path is refused.
     """
+    if spec.at or spec.replace:
+        return create(spec, seed=0)
     try:
         with torch.device("meta"):
             return create(spec, seed=0)
