@@ -333,7 +333,9 @@ def typed(ready, lines, whatwhere_here, tmp_path, monkeypatch):
             status, out, err = whatwhere_here(*words[1:], run_comparison=comparisons.run_comparison)
             return status, out + err
         if words[0] == "pip":
-            for name in modules_of(words[-1]):
+            packages = set(modules_of(words[-1]))
+            # A module that another test has imported is found without its package, so it goes too.
+            for name in packages | {module for module in sys.modules if module.split(".")[0] in packages}:
                 if words[1] == "uninstall":
                     absent.setitem(sys.modules, name, None)
             if words[1] == "install":

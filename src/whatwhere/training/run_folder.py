@@ -194,7 +194,8 @@ class RunFolder:
     ) -> None:
         """Write `run.json` and `split.csv`, or add a session to the run that is there.
 
-        `given` names the options that were given, not chosen. A run without an epoch or a checkpoint is replaced.
+        `given` names the options that were given, not chosen. A run without an epoch or a checkpoint is replaced, or,
+        with `resume`, keeps its options.
 
         Raises:
             UserError: A run is there and `resume` is not set, or it has other options or other data.
