@@ -94,7 +94,7 @@ def main() -> None:
             ("photos", photos, 224),
             ("photos of 12 megapixels", large, 224),
         )
-        rows, lines = [], []
+        rows, lines, reference = [], [], 0.0
         for title, folder, image_size in cases:
             settings = (folder, image_size, options.batch_size, options.workers)
             candidates = {
@@ -112,7 +112,8 @@ def main() -> None:
                     }
                 )
                 lines.append([f"{title}, {image_size} px", name, f"{per_second:,.0f}"])
-                lines[-1].append(f"x{per_second / rows[-1 - (len(rows) - 1) % 3]['images_per_second']:.2f}")
+                reference = per_second if name == "timm" else reference
+                lines[-1].append(f"x{per_second / reference:.2f}")
     parts = [
         "# Training images per second",
         f"{environment('cpu')}; batches of {options.batch_size}, {options.workers} workers (threads; timm's are "

@@ -5,11 +5,11 @@ Each run trains on `size` images of DATA at 32 px, 15 % of them held out to choo
 images, order and initial values.
 
     python benchmarks/recipe.py DATA --out recipe.csv [--name NAME] [--size 600] [--epochs 40] [--seeds 0 1]
-        [--recipe before chosen] [--model NAME]
+        [--recipe before bare] [--model NAME] [--optimizer adamw] [--image-size 96] [--pretrained FILE]
     python benchmarks/recipe.py --out recipe.csv --table > recipe.md
 
-`--epochs 0` leaves their number to the recipe. A line for each run is added to the CSV; runs that are there are left
-out, so that it can be stopped and called again.
+`--epochs 0` leaves their number to the recipe. The name says what differs between sets: `--name "digits, AdamW"`. A
+line for each run is added to the CSV; runs that are there are left out, so that it can be stopped and called again.
 """
 
 import argparse
@@ -26,9 +26,13 @@ from whatwhere.training.evaluate import merit
 MOST_TESTED = 2000
 STRONG = {"mixup": 0.1, "rand_augment": 5, "random_erasing": 0.1, "hflip": 0.5}
 LIGHT = {"mixup": 0.0, "rand_augment": 3, "random_erasing": 0.0, "hflip": 0.5}
-# "bare" is the bare command; the others are the same whatever its defaults are. `training` says what a rate of None is
+# "bare" is the bare command; the others are the same whatever its defaults are, but for the rate where they have none.
+# `training` says what a rate of None is
 RECIPES = {
     "bare": {},
+    "strong": STRONG,
+    "light": LIGHT,
+    "light, no flips": {**LIGHT, "hflip": 0.0},
     "before": {**STRONG, "lr": None},
     "strong 0.05": {**STRONG, "lr": 0.05},
     "strong 0.1": {**STRONG, "lr": 0.1},
@@ -89,6 +93,9 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--recipe", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--model", default="cbam_resnet20")
+    parser.add_argument("--optimizer", choices=["sgd", "adamw"], default="sgd")
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--pretrained", default="")
     arguments = parser.parse_args()
     if arguments.table:
         print(table(arguments.out))
@@ -96,6 +103,7 @@ def main():
     if arguments.data is None:
         parser.error("DATA is missing")
     name = arguments.name or Path(arguments.data).name
+    same = {key: getattr(arguments, key) for key in ("model", "optimizer", "image_size", "pretrained")}
     add_missing(
         arguments.out,
         HEAD,
@@ -105,9 +113,7 @@ def main():
             for size in arguments.size
             for epochs in arguments.epochs
             for recipe in arguments.recipe
-            for options in [
-                {**RECIPES[recipe], "model": arguments.model} | ({"epochs": epochs} if epochs else {}),
-            ]
+            for options in [same | RECIPES[recipe] | ({"epochs": epochs} if epochs else {})]
         ),
     )
 
