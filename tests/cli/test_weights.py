@@ -67,7 +67,7 @@ def test_show_what_nobody_knows(tmp_path, whatwhere):
 def test_show_says_whose_names_they_are(tmp_path, whatwhere):
     torch.save({"net._blocks.0._depthwise_conv.weight": torch.zeros(3)}, tmp_path / "a.pth")
     status, out, _ = whatwhere("weights", "show", tmp_path / "a.pth")
-    assert (status, "package efficientnet_pytorch: timm:tf_efficientnet_b0" in " ".join(out.split())) == (0, True)
+    assert (status, "package efficientnet_pytorch: timm's tf_efficientnet_lite0" in " ".join(out.split())) == (0, True)
 
 
 def test_convert(checkpoint, tmp_path, whatwhere):

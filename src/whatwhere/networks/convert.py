@@ -26,7 +26,7 @@ from .libraries import full_name
 from .spec import BACKBONES, OWN_NETWORKS, NetworkSpec, is_import_path
 from .weights.files import StateDict, check_finite, read_file, tensors_to_bytes
 from .weights.fit import Fit, compare, group_keys, has_attention, shown
-from .weights.layouts import LAYOUTS, Layout, find_rule, layout_named
+from .weights.layouts import EFFICIENTNETS, LAYOUTS, Layout, find_rule, lacks_squeeze, layout_named
 from .weights.translate import METADATA_KEY, Weights, fits_options, from_file, from_ours, options_of
 
 _COPIED = ("ca-sa", "ca-sa-sequential")
@@ -192,9 +192,8 @@ def describe_weights(path: str | os.PathLike[str], model: str | None = None) -> 
     unknown = [key for key in file.state if layout is None or find_rule(layout, key) is None]
     notes = list(file.notes)
     if any(key.endswith("_blocks.0._depthwise_conv.weight") for key in file.state):
-        notes.append(
-            "names of the package efficientnet_pytorch: timm:tf_efficientnet_b0 to b8 take these as pretrained weights"
-        )
+        theirs = EFFICIENTNETS["lite" if lacks_squeeze(file.state) else "b"]
+        notes.append(f"names of the package efficientnet_pytorch: timm's {theirs} take these as pretrained weights")
     return Description(
         path=file.path,
         layout=None if layout is None else layout.name,

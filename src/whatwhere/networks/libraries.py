@@ -16,7 +16,7 @@ from ..models.initialization import resolve_seed
 from .spec import OWN_NETWORKS
 from .weights.files import StateDict, Wanted, check_finite, read_file, torchvision_state_dict, warn_of_left_out
 from .weights.fit import compare, is_attention_key
-from .weights.layouts import efficientnet_names, is_of_efficientnet_pytorch
+from .weights.layouts import EFFICIENTNETS, efficientnet_names, is_of_efficientnet_pytorch, lacks_squeeze
 from .weights.translate import METADATA_KEY, Weights, described
 
 LIBRARIES = ("torchvision", "timm")
@@ -192,7 +192,8 @@ def as_published(model: nn.Module, name: str) -> None:
 def read_weights(name: str, path: str, own: Mapping[str, Tensor]) -> Weights:
     """Read the weights of a network of torchvision or timm, with or without attention, from a file.
 
-    timm's tf_efficientnet_b0 to b8 take weights of the package efficientnet_pytorch too. A warning names tensors that
+    timm's tf_efficientnet_b0 to b8 and tf_efficientnet_lite0 to lite4 take weights of the package
+    efficientnet_pytorch, and of those that keep its names, too. A warning names tensors that
     do not belong to the network; they are left out.
 
     Args:
@@ -212,11 +213,13 @@ def read_weights(name: str, path: str, own: Mapping[str, Tensor]) -> Weights:
     warn_of_left_out(file)
     state = file.state
     if is_of_efficientnet_pytorch(state):
-        # other networks have tensors of the same shapes, but another padding and another eps in their norms
-        if not name.startswith("timm:tf_efficientnet_b"):
+        # other networks have tensors of the same shapes, but another padding and another eps in their norms; a lite one
+        # has those of its sister, but for SE
+        fitting = "lite" if lacks_squeeze(state) else "b"
+        if not name.startswith(f"timm:tf_efficientnet_{fitting}"):
             raise UserError(
-                f"the weights in {path!r} come from the package efficientnet_pytorch; they fit timm's "
-                f"tf_efficientnet_b0 to b8, not {name}"
+                f"the weights in {path!r} have the names of the package efficientnet_pytorch; they fit timm's "
+                f"{EFFICIENTNETS[fitting]}, not {name}"
             )
         state = {renamed.get(key, key): value for key, value in state.items()}
     network = described(state, file.metadata.get(METADATA_KEY, ""))

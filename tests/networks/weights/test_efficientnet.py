@@ -25,8 +25,7 @@ def in_their_names(model):
         layers = {
             "_depthwise_conv": block.conv_dw,
             "_bn1": block.bn2 if expands else block.bn1,
-            "_se_reduce": block.se.conv_reduce,
-            "_se_expand": block.se.conv_expand,
+            **({} if lacks_se(block) else {"_se_reduce": block.se.conv_reduce, "_se_expand": block.se.conv_expand}),
             "_project_conv": block.conv_pwl if expands else block.conv_pw,
             "_bn2": block.bn3 if expands else block.bn2,
             **({"_expand_conv": block.conv_pw, "_bn0": block.bn1} if expands else {}),
@@ -37,8 +36,14 @@ def in_their_names(model):
     return state
 
 
+def lacks_se(block):
+    return isinstance(block.se, torch.nn.Identity)
+
+
 def logits(state, strides, x):
-    """What their code computes, in evaluation: TensorFlow's padding, norms with an eps of 0.001, SiLU."""
+    """What their code computes, in evaluation: TensorFlow's padding, norms with an eps of 0.001, SiLU or ReLU6."""
+    is_lite = "_blocks.0._se_reduce.weight" not in state
+    activation = functional.relu6 if is_lite else functional.silu
 
     def convolved(x, name, stride=1, groups=1):
         weight = state[f"{name}.weight"]
@@ -53,24 +58,26 @@ def logits(state, strides, x):
         values = (state[f"{name}.{key}"] for key in ("running_mean", "running_var", "weight", "bias"))
         return functional.batch_norm(x, *values, eps=1e-3)
 
-    x = functional.silu(normed(convolved(x, "_conv_stem", 2), "_bn0"))
+    x = activation(normed(convolved(x, "_conv_stem", 2), "_bn0"))
     for number, stride in enumerate(strides):
         block, before = f"_blocks.{number}", x
         if f"{block}._expand_conv.weight" in state:
-            x = functional.silu(normed(convolved(x, f"{block}._expand_conv"), f"{block}._bn0"))
-        x = functional.silu(normed(convolved(x, f"{block}._depthwise_conv", stride, x.shape[1]), f"{block}._bn1"))
-        squeezed = functional.silu(convolved(x.mean((2, 3), keepdim=True), f"{block}._se_reduce"))
-        x = x * convolved(squeezed, f"{block}._se_expand").sigmoid()
+            x = activation(normed(convolved(x, f"{block}._expand_conv"), f"{block}._bn0"))
+        x = activation(normed(convolved(x, f"{block}._depthwise_conv", stride, x.shape[1]), f"{block}._bn1"))
+        if not is_lite:
+            squeezed = activation(convolved(x.mean((2, 3), keepdim=True), f"{block}._se_reduce"))
+            x = x * convolved(squeezed, f"{block}._se_expand").sigmoid()
         x = normed(convolved(x, f"{block}._project_conv"), f"{block}._bn2")
         if stride == 1 and x.shape == before.shape:
             x = x + before
-    x = functional.silu(normed(convolved(x, "_conv_head"), "_bn1")).mean((2, 3))
+    x = activation(normed(convolved(x, "_conv_head"), "_bn1")).mean((2, 3))
     return functional.linear(x, state["_fc.weight"], state["_fc.bias"])
 
 
 STRIDES = {
     "tf_efficientnet_b0": (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1),
     "tf_efficientnet_b1": (1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1, 1, 1),
+    "tf_efficientnet_lite0": (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1),
 }
 
 
@@ -117,6 +124,8 @@ def test_a_run_starts_from_them_with_attention_and_classes_of_its_own(checkpoint
         "timm:efficientnet_b0",
         "torchvision:efficientnet_b0",
         "timm:tf_efficientnet_b1",
+        # the same shapes, without SE
+        "timm:tf_efficientnet_lite0",
     ],
 )  # fmt: skip
 def test_other_networks_refuse_them(name, checkpoint, refused):

@@ -246,7 +246,12 @@ def is_grouped(state: StateDict) -> bool:
     return middle is not None and middle.dim() == 4 and middle.shape[0] != middle.shape[1]
 
 
-# the names of the package efficientnet_pytorch, by those of timm's networks for its weights
+# timm's networks for weights with the names of the package efficientnet_pytorch: with SE, and without
+EFFICIENTNETS = {
+    "b": "tf_efficientnet_b0 to tf_efficientnet_b8",
+    "lite": "tf_efficientnet_lite0 to tf_efficientnet_lite4",
+}
+# the names of that package, by those of timm
 _EFFICIENTNET_BLOCK = re.compile(r"blocks\.(\d+)\.(\d+)\.(.+)\.\w+")
 _ELSEWHERE = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
 _SQUEEZE = {"se.conv_reduce": "_se_reduce", "se.conv_expand": "_se_expand"}
@@ -266,6 +271,11 @@ _PLAIN = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", **_SQUEEZE, "conv_pw": "_
 def is_of_efficientnet_pytorch(state: Iterable[str]) -> bool:
     """Return whether `state` has the names of the package efficientnet_pytorch."""
     return {"_conv_stem.weight", "_blocks.0._depthwise_conv.weight"} <= set(state)
+
+
+def lacks_squeeze(state: Iterable[str]) -> bool:
+    """Return whether a network under the names of efficientnet_pytorch has no SE, as the lite ones."""
+    return not any("._se_reduce." in key for key in state)
 
 
 def efficientnet_names(own: Iterable[str]) -> Mapping[str, str]:
