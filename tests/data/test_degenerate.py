@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from whatwhere import UserError
-from whatwhere.data.doctor.report import examine
 from whatwhere.data.sources.find import find_source
-from whatwhere.data.split import prepare
+from whatwhere.data.split import examine_for_training, prepare
 
-KINDS = ("flat", "black", "dark16", "bits10", "equal", "noise")
+KINDS = ("flat", "black", "dark16", "bits10", "equal", "noise", "scene")
 
 
 def picture(kind, number):
@@ -22,8 +21,20 @@ def picture(kind, number):
         return Image.fromarray((noise % 16).astype(np.uint16))
     if kind == "bits10":
         return Image.fromarray((4 * noise).astype(np.uint16))
+    if kind == "scene":  # of a fixed camera: near duplicates, no copies
+        noise = np.random.default_rng(0).integers(0, 240, (20, 20))
+        noise[number % 20, number // 20] += 15
     pixels = {"flat": 0 * noise + 7 * number % 256, "black": 0 * noise, "equal": np.full((20, 20), 90)}.get(kind, noise)
     return Image.fromarray(pixels.astype(np.uint8))
+
+
+def refusal(root):
+    """Why a training without options would not begin; "" if it would."""
+    try:
+        prepare(str(root), seed=0)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 @settings(max_examples=60, deadline=None)
@@ -42,8 +53,9 @@ def test_any_small_folder_is_prepared_or_refused(tmp_path_factory, classes, skip
             picture(kind, number).save(root / f"c{label}" / f"{number}.png")
     message = ""
     try:
-        report = examine(find_source(str(root)), cache=None)
+        report = examine_for_training(find_source(str(root)), cache=None)
         assert report.num_images == sum(map(len, classes))
+        assert report.sound is (refusal(root) == "")
         prepared = prepare(str(root), seed=0, skip_bad=skip_bad and check, check=check)
         assert prepared.parts["train"]
         assert prepared.parts["val"]
@@ -58,10 +70,41 @@ def test_a_class_of_one_kind_of_picture(tmp_path, kind):
         folder = tmp_path / ("a" if number % 2 else "b")
         folder.mkdir(exist_ok=True)
         picture(kind, number).save(folder / f"{number}.png")
-    report = examine(find_source(str(tmp_path)), cache=None)
+    report = examine_for_training(find_source(str(tmp_path)), cache=None)
     assert report.num_images == 16
     # flat pictures are never near duplicates; equal files are copies
-    assert bool(report.twins) is (kind in ("black", "equal"))
+    assert bool(report.twins) is (kind in ("black", "equal", "scene"))
+    division = [finding.sentence() for finding in report.findings if finding.kind == "division"]
+    assert division == [why for why in [refusal(tmp_path)] if why]
+    assert report.sound is (not division)
+    assert any("--near-duplicates free" in sentence for sentence in division) is (kind == "scene")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    parts=st.dictionaries(
+        st.sampled_from(["train", "val", "test"]),
+        st.dictionaries(
+            st.sampled_from("ab"), st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 3)), max_size=3)
+        ),
+    )
+)
+def test_the_doctor_calls_sound_what_a_training_takes(tmp_path_factory, parts):
+    """Of splits, and with copies in them."""
+    root = tmp_path_factory.mktemp("folder")
+    for part, classes in parts.items():
+        for label, pictures in classes.items():
+            (root / part / label).mkdir(parents=True)
+            for number, (kind, seed) in enumerate(pictures):
+                picture(kind, seed).save(root / part / label / f"{number}.png")
+    why = refusal(root)
+    try:
+        report = examine_for_training(find_source(str(root)), cache=None)
+    except UserError as error:
+        why = why.replace(str(error), "")
+    else:
+        why = "" if report.sound is (why == "") else f"sound: {report.sound}, {why}"
+    assert why == ""
 
 
 CELLS = {

@@ -195,7 +195,7 @@ def test_parts_that_groups_make_uneven_are_told(tmp_path):
     prepared = prepare(str(root), seed=0)
     assert prepared.uneven == (
         "groups of images that must stay in one part make the parts uneven: 16 val, 16 test images, instead of 7 and "
-        "7; if they are pictures of one scene, as a fixed camera takes, give --near-duplicates free"
+        "7; if they are pictures of one scene, as a fixed camera takes, train with --near-duplicates free"
     )
     assert prepare(str(root), seed=0, near_duplicates="free").uneven == ""
 

@@ -27,8 +27,8 @@ def check_command(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Look for everything that would spoil a result; exit status 0 if images are sound, 1 if not. Changes no file."""
-    from ..data.doctor.report import examine
     from ..data.sources.find import find_source
+    from ..data.split import examine_for_training
     from ..training.config import Config
     from .screen import TerminalScreen
     from .train import number_or_word
@@ -36,7 +36,7 @@ def check_command(
     checked = Config(max_value=number_or_word(max_value))
     source = find_source(data, path_column=path_column, label_column=label_column, data_dir=data_dir, download=download)
     with TerminalScreen(to_stderr=True) as screen:
-        report = examine(
+        report = examine_for_training(
             source,
             max_value=checked.max_value,
             progress=lambda done, total: screen.progress("examining images", done, total),

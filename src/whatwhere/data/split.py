@@ -8,7 +8,7 @@ import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ..base.errors import UserError
 from ..base.randomness import stream_seed
@@ -75,30 +75,46 @@ def prepare(
     samples = [sample for sample in source.samples if sample.path not in left_out]
     # again, because leaving out copies may leave a class without images
     _check_sound(data, class_findings(samples), command)
-    twins, way_out = _kept_together(report, near_duplicates)
-    parts = split_samples(
+    division = _divide(
         samples,
+        report,
         seed=seed,
         val_fraction=val_fraction,
         test_fraction=test_fraction,
         group_from=group_from,
-        twins=twins,
-        way_out=way_out,
+        near_duplicates=near_duplicates,
     )
     sizes = _some_sizes(source, samples) if report is None else []
-    drawn = tuple(part for part in ("val", "test") if parts[part] and part not in {item.split for item in samples})
     return Prepared(
         source=source,
         classes=tuple(sorted({sample.label for sample in samples})),
-        parts=parts,
+        parts=division.parts,
         report=report,
         left_out=left_out,
         median_side=median_of(map(min, sizes)) if report is None else report.median_side,
         median_long_side=median_of(map(max, sizes)) if report is None else report.median_long_side,
-        drawn=drawn,
+        drawn=division.drawn,
         max_value=_max_value(report, max_value),
-        uneven=_uneven(parts, drawn, {"val": val_fraction, "test": test_fraction}, way_out),
+        uneven=division.uneven,
     )
+
+
+def examine_for_training(source: Source, **options: Any) -> Report:
+    """Return the doctor's report, and in it what a training without options would say of its division of the images.
+
+    `options` are those of `examine`.
+    """
+    report = examine(source, **options)
+    left_out = _bad(report)
+    samples = [sample for sample in source.samples if sample.path not in left_out]
+    if any(finding.severity == "error" for finding in class_findings(samples)):
+        return report
+    try:
+        severity, sentence = "warning", _divide(samples, report).uneven
+    except UserError as error:
+        severity, sentence = "error", str(error)
+    message, _, cure = sentence.partition("; ")
+    return report.with_findings(Finding(severity, "division", message, cure=cure)) if sentence else report
 
 
 def _check_command(data: str, **options: str | None) -> str:
@@ -113,8 +129,47 @@ def _left_out(source: Source, report: Report | None, skip_bad: bool, command: st
     if not skip_bad:
         _check_sound(source.name, findings, command)
         return {}
-    surplus = dict.fromkeys(report.surplus, "leak") if report is not None else {}
-    return dict(sorted((surplus | unusable(findings)).items()))
+    return _bad(report or source)
+
+
+def _bad(found: Report | Source) -> dict[str, str]:
+    """Return what --skip-bad leaves out: the kind of finding by path."""
+    surplus = dict.fromkeys(found.surplus, "leak") if isinstance(found, Report) else {}
+    return dict(sorted((surplus | unusable(found.findings)).items()))
+
+
+@dataclass(frozen=True)
+class _Division:
+    """The images of each part, as in `Prepared`."""
+
+    parts: dict[str, tuple[Sample, ...]]
+    drawn: tuple[str, ...]
+    uneven: str
+
+
+def _divide(
+    samples: Sequence[Sample],
+    report: Report | None,
+    *,
+    seed: int = 0,
+    val_fraction: float = 0.15,
+    test_fraction: float = 0.15,
+    group_from: str | None = None,
+    near_duplicates: str = "together",
+) -> _Division:
+    """Divide `samples` as `prepare` says; raise UserError where that cannot be."""
+    twins, way_out = _kept_together(report, near_duplicates)
+    parts = split_samples(
+        samples,
+        seed=seed,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        group_from=group_from,
+        twins=twins,
+        way_out=way_out,
+    )
+    drawn = tuple(part for part in ("val", "test") if parts[part] and part not in {item.split for item in samples})
+    return _Division(parts, drawn, _uneven(parts, drawn, {"val": val_fraction, "test": test_fraction}, way_out))
 
 
 def _kept_together(report: Report | None, near_duplicates: str) -> tuple[tuple[tuple[str, ...], ...], str]:
@@ -123,7 +178,7 @@ def _kept_together(report: Report | None, near_duplicates: str) -> tuple[tuple[t
         return (), ""
     if near_duplicates == "free" or report.twins == report.copies:
         return report.copies, ""
-    return report.twins, "if they are pictures of one scene, as a fixed camera takes, give --near-duplicates free"
+    return report.twins, "if they are pictures of one scene, as a fixed camera takes, train with --near-duplicates free"
 
 
 def _max_value(report: Report | None, max_value: int | Literal["auto"]) -> int:
@@ -230,8 +285,8 @@ def split_samples(
     if empty:
         hint = (", or choose other groups" if group_from else "") + (f"; {way_out}" if way_out else "")
         raise UserError(
-            f"the images form {counted(len(units), 'group')} that must stay whole, as near duplicates must: too few to "
-            f"fill {', '.join(parts)}: {' and '.join(empty)} would be empty; add images{hint}"
+            f"the images form {counted(len(units), 'group')} that must stay whole, as copies and near duplicates must: "
+            f"too few to fill {', '.join(parts)}: {' and '.join(empty)} would be empty; add images{hint}"
         )
     if given["test"]:
         parts["test"] = given["test"]

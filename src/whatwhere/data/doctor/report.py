@@ -6,7 +6,7 @@ import hashlib
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +58,10 @@ class Report:
     def sound(self) -> bool:
         """Whether there is no error."""
         return not any(finding.severity == "error" for finding in self.findings)
+
+    def with_findings(self, *more: Finding) -> Report:
+        """Return the report with `more` findings."""
+        return replace(self, findings=_sorted((*self.findings, *more)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values for JSON, with every path."""
@@ -117,6 +121,10 @@ class Report:
         return READ_AS.get(mode, "not at all").format(max_value=self.max_value)
 
 
+def _sorted(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    return tuple(sorted(findings, key=lambda finding: _SEVERITIES.index(finding.severity)))
+
+
 def median_of(sides: Iterable[int]) -> int:
     """Return the median in whole pixels; 0 of none."""
     found = list(sides)
@@ -163,7 +171,7 @@ def examine(
         name=source.name,
         num_images=len(samples),
         counts=class_counts(usable),
-        findings=tuple(sorted(findings, key=lambda finding: _SEVERITIES.index(finding.severity))),
+        findings=_sorted(findings),
         surplus=surplus(samples, identical),
         twins=paths_of(joined([*identical, *near])),
         copies=paths_of(joined(identical)),
