@@ -102,6 +102,7 @@ def fails(channels):
     [
         ("cbam", {"at": 5}),
         ("cbam,eca", {}),
+        ("none", {}),
         ("cbam", {"attention_kwargs": "abc"}),
         (fails, {}),
         (lambda channels: nn.Conv2d(8, 8, 1, device="meta"), {}),

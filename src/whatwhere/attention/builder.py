@@ -62,6 +62,8 @@ def attention_builder(attention: str | Builder) -> Builder:
             f"{brief(attention)} is more than one attention; put one in at a time, each with its own places: call "
             "attend again, or give whatwhere.ultralytics.trainer a list of dicts"
         )
+    if attention == "none":
+        raise UserError("none is no attention: leave the attention out, and name a plain network, such as resnet20")
     if attention not in ATTENTION:
         names = ", ".join(ATTENTION)
         raise UserError(
