@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections import Counter
 
 import msgspec
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from safetensors.torch import save_file
 
 from comparisons import BACKBONE, OPTIONS, pretended_costs
 from pictures import make_folder, picture
@@ -221,6 +223,59 @@ def test_a_dry_run_says_how_long_and_writes_nothing(pretended, patterns):
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_what_no_run_could_start_with_is_found_before_the_first(pretended, tmp_path, dry_run, monkeypatch, refused):
+    for name in ("resnet8", f"se_{BACKBONE}"):  # the one fits no arm, the other not the arm without attention
+        save_file(create_model(name, num_classes=2, seed=0).state_dict(), tmp_path / f"{name}.safetensors")
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    given = [*({"pretrained": str(path)} for path in sorted(tmp_path.glob("*.safetensors"))), {"tensorboard": True}]
+    for options in given:
+        with refused():
+            pretended("none,se", given=options, dry_run=dry_run)
+    assert not pretended.out.exists()
+    assert pretended.trained == []
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_what_could_not_be_written_at_the_end_is_found_first(pretended, tmp_path, dry_run, refused):
+    (tmp_path / "mine").write_text("")
+    pretended.out = tmp_path / "mine" / "out"
+    with refused():
+        pretended(dry_run=dry_run)
+    pretended.out = tmp_path / "out"
+    for name in ("cost.json", "results.csv", "verdict.json", "report.html"):
+        (pretended.out / name).mkdir(parents=True)
+        with refused():
+            pretended(dry_run=dry_run)
+        (pretended.out / name).rmdir()
+    (pretended.out / "verdict.json").write_text("[]")
+    with refused():
+        pretended(dry_run=dry_run)
+    assert pretended.trained == []
+
+
+def test_deterministic_arms_are_measured_so_too(pretended, monkeypatch):
+    # cuBLAS reads it once, when it starts
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(pretended, "measure", lambda *arguments: seen.append(dict(os.environ)) or costs(*arguments))
+    costs, seen = pretended_costs, []
+    pretended(given={"deterministic": True})
+    assert seen[0]["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_too_few_seeds_for_a_verdict_are_told_first(pretended):
+    few = "fewer than 6 pairs give no verdict: give --seeds 6 or more for one"
+    for dry_run in (True, False):
+        pretended.lines.clear()
+        pretended(seeds=5, dry_run=dry_run)
+        assert few in pretended.lines
+    pretended.lines.clear()
+    pretended(seeds=6)
+    pretended.out = pretended.out.with_name("planned")
+    pretended(seeds=3, max_seeds=6)  # a planned look has 6 pairs
+    assert few not in pretended.lines
+
+
 def prints(compared, arm):
     return [compared.run(arm, seed)["data_fingerprint"] for seed in range(3)]
 
@@ -269,7 +324,7 @@ def test_more_seeds_are_added_and_the_first_look_stands(pretended):
     assert (later["num_pairs"], later["level"] < first["level"]) == (9, True)
     assert pretended.read("compare.json")["first_look"] == 6
     assert [change.partition(", ")[2] for change in content["changes"]] == [
-        "after a look at 6 pairs: num seeds was 6, is 9"
+        "after a look at 6 pairs: --seeds was 6, is 9"
     ]
     # between two looks nothing is read from the pairs that wait
     waiting = pretended("none,again=none", seeds=11)
@@ -292,7 +347,7 @@ def test_what_is_collected_can_be_judged_otherwise_and_that_is_told(pretended, r
     pretended("none,se", seeds=6)
     content = pretended.collect(margin=3.0)
     assert arm_of(content, "se")["verdict"] == SAME
-    assert content["changes"][-1].endswith("after a look at 6 pairs: margin was 0.5, is 3.0")
+    assert content["changes"][-1].endswith("after a look at 6 pairs: --margin was 0.5, is 3.0")
     with refused():
         pretended.collect(arms=parse_arms("none,se,cbam"))
     with refused():
@@ -304,10 +359,10 @@ def test_another_margin_metric_and_baseline_can_be_seen_to_be_later_choices(pret
     content = pretended("none,se", seeds=6, margin=3.0)
     assert pretended.trained == []
     assert arm_of(content, "se")["verdict"] == SAME
-    assert content["changes"][-1].endswith("after a look at 6 pairs: margin was 0.5, is 3.0")
+    assert content["changes"][-1].endswith("after a look at 6 pairs: --margin was 0.5, is 3.0")
     content = pretended("none,se", seeds=6, metric="loss", margin=0.01, baseline="se")
     assert [change.partition(": ")[2] for change in content["changes"][1:]] == [
-        "margin was 3.0, is 0.01", "metric was accuracy, is loss", "baseline was none, is se"
+        "--margin was 3.0, is 0.01", "--metric was accuracy, is loss", "--baseline was none, is se"
     ]  # fmt: skip
     assert arm_of(content, "none")["verdict"] == "hurts"
 

@@ -121,7 +121,7 @@ def test_more_seeds_and_arms_are_added_and_noted(tmp_path, design):
     assert [arm.name for arm in later.arms] == ["none", "se", "cbam", "x", "wide"]
     assert (later.num_seeds, later.margin) == (16, 0.3)
     notes = [change.partition(": ")[2] for change in later.changes]
-    assert notes == ["num seeds was 8, is 16", "margin was 0.5, is 0.3", "arm x added", "arm wide added"]
+    assert notes == ["--seeds was 8, is 16", "--margin was 0.5, is 0.3", "arm x added", "arm wide added"]
     assert all("after a look at 8 pairs" in change for change in later.changes)
 
 
@@ -152,7 +152,7 @@ def test_what_would_mix_two_comparisons_is_refused(tmp_path, design, request_, r
 def test_a_plan_can_be_made_before_the_first_look(tmp_path, design, refused):
     planned = continued(design, Request(max_seeds=24), tmp_path)
     assert planned.max_seeds == 24
-    assert "before the first look: max seeds was None, is 24" in planned.changes[0]
+    assert "before the first look: --max-seeds was not set, is 24" in planned.changes[0]
     with refused():
         continued(design, Request(max_seeds=7), tmp_path)
 
@@ -168,7 +168,7 @@ def test_auto_is_a_number_yet_unknown_only_where_an_option_takes_a_number(tmp_pa
     assert continued(design, Request(), tmp_path, {"max_value": "auto"}) == design
     # a module, and a pattern in paths, that are called so
     for name in ("at", "group_from"):
-        with pytest.raises(UserError, match=f"{name} was '', is 'auto'"):
+        with pytest.raises(UserError, match=f"--{name.replace('_', '-')} was '', is 'auto'"):
             continued(design, Request(), tmp_path, {name: "auto"})
 
 

@@ -1,5 +1,6 @@
 """Comparisons spread over machines, with searched learning rates, and with arms that are code."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -9,9 +10,16 @@ import textwrap
 import pytest
 from safetensors.torch import save_file
 
-from comparisons import BACKBONE, OPTIONS
+from comparisons import BACKBONE, OPTIONS, WithoutPictures
+from pictures import make_folder
 from processes import environment
 from whatwhere import UserError, create_model
+from whatwhere.base.screen import Silent
+from whatwhere.comparison.arms import parse_arms
+from whatwhere.comparison.design import Request
+from whatwhere.comparison.runs import Share
+from whatwhere.training.bundle import load_bundle, save_bundle
+from whatwhere.training.train import run_training
 from whatwhere.training.trainer import Diverged
 
 RATES = (0.01, 0.3)
@@ -312,6 +320,37 @@ def test_weights_that_changed_between_two_runs_are_noticed(compared, tmp_path, r
     with refused():
         compared("none,se", seeds=3, given=given)
     assert compared.read("compare.json")["contents"] == recorded
+
+
+def test_the_best_network_of_a_run_is_where_all_arms_start(compared, tmp_path, refused):
+    first, options = tmp_path / "first", {name: OPTIONS[name] for name in ("epochs", "batch_size", "device", "workers")}
+    run_training(
+        str(make_folder(tmp_path / "other", size=22)), {**options, "model": BACKBONE, "image_size": 24}, out=first,
+        resume=False, dry_run=False, command="", screen=Silent(), folder_class=WithoutPictures,
+    )  # fmt: skip
+    compared.figures = lambda arm, seed: 0.8
+
+    def compare(seeds, **asked):
+        compared.trained.clear()
+        request = Request(arms=parse_arms("none,se"), num_seeds=seeds, **asked)
+        given, own = {**options, "pretrained": str(first)}, Share(compared.out)
+        compared.run_comparison(str(compared.data), given, request, own, command="", screen=compared)
+
+    compare(2)
+    assert len(compared.trained) == 4
+    (weights,) = map(str, (first / "best").glob("weights-*"))
+    design = compared.read("compare.json")
+    assert (design["backbone"], design["options"]["image_size"]) == (BACKBONE, 24)
+    assert design["options"]["pretrained"] == compared.run("se", 1)["config"]["pretrained"] == weights
+    compare(2, backbone=BACKBONE)
+    assert compared.trained == []
+    # the run went on, and another network was its best
+    bundle = load_bundle(first)
+    other = create_model(BACKBONE, num_classes=2, seed=7)
+    save_bundle(first / "best", dataclasses.replace(bundle, model=other))
+    with refused(hiding="was .*(?=; give)"):
+        compare(3)
+    assert compared.read("compare.json") == design
 
 
 def test_code_is_not_run_where_only_the_design_names_it(compared, module, refused):

@@ -181,7 +181,7 @@ def test_attention_kwargs_are_trained_kept_and_used(patterns, tmp_path, typed, w
     other = [*options, "--attention-kwargs", '{"reduction": 8}', "--resume"]
     status, _, err = whatwhere_here("train", patterns, *other)
     assert (status, err.count("\n")) == (2, 1)
-    assert "attention_kwargs was {'form': 'timm', 'reduction': 4}, is {'reduction': 8}" in err
+    assert "--attention-kwargs was {'form': 'timm', 'reduction': 4}, is {'reduction': 8}" in err
 
 
 @pytest.mark.parametrize(

@@ -76,14 +76,14 @@ class Comparisons:
             *arguments, **named, train=self._train, measure=self.measure, clock=lambda: float(self.clock())
         )
 
-    def __call__(self, arms="none,again=none", seeds=2, shard=None, data=None, given=(), **request):
+    def __call__(self, arms="none,again=none", seeds=2, shard=None, data=None, given=(), dry_run=False, **request):
         """Return the result of a comparison."""
         self.trained.clear()
         arms = None if arms is None else parse_arms(arms)
         asked = Request(**{"backbone": BACKBONE, "arms": arms, "num_seeds": seeds, **request})
         given, own = {**OPTIONS, **dict(given)}, Share(self.out, shard)
         content = self.run_comparison(
-            str(data or self.data), given, asked, own, command="whatwhere compare", screen=self
+            str(data or self.data), given, asked, own, command="whatwhere compare", screen=self, dry_run=dry_run
         )
         return None if content is None else content.to_dict()
 

@@ -760,14 +760,14 @@ def test_a_run_that_saved_nothing_yet_keeps_its_options(data, tmp_path):
     for path in list(out.iterdir()):  # as after Ctrl-C before the first checkpoint
         if path.name not in ("run.json", "split.csv", ".lock"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(UserError, match=r"other options: epochs was 1, is 2; give the same"):
+    with pytest.raises(UserError, match=r"other options: --epochs was 1, is 2; give the same"):
         train(data, out, resume=True, epochs=2)
     assert train(data, out, resume=True, epochs=1)["num_epochs"] == 1
 
 
 def test_options_that_divide_the_images_in_another_way_are_named(data, tmp_path):
     train(data, tmp_path / "run", epochs=1)
-    with pytest.raises(UserError, match=r"other options: val_fraction was 0\.\d+, is 0\.3; give the same"):
+    with pytest.raises(UserError, match=r"other options: --val-fraction was 0\.\d+, is 0\.3; give the same"):
         train(data, tmp_path / "run", resume=True, epochs=1, val_fraction=0.3)
 
 

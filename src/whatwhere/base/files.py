@@ -141,6 +141,16 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"cannot write to {str(folder)!r}: {reason}; give another folder with --out") from error
 
 
+def check_can_write(path: Path) -> None:
+    """Raise UserError unless a file can be written at `path`, whose folder need not exist; leave nothing there."""
+    end = Path(os.path.realpath(path))
+    with writing(path):
+        if end.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=next(folder for folder in end.parents if folder.exists())):
+            pass
+
+
 def check_is_no_file(folder: Path) -> None:
     """Raise UserError if `folder` is a file; it need not exist."""
     try:

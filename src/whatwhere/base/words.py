@@ -82,6 +82,11 @@ def listed(names: Sequence[str]) -> str:
     return few(names, 10, letters=_LONGEST_IN_SENTENCE)
 
 
+def option(name: str) -> str:
+    """Return an option as it is typed: --batch-size for batch_size."""
+    return f"--{name.replace('_', '-')}"
+
+
 def named(name: str) -> str:
     """Return the name of an arm, a seed or a metric for a sentence that says more, of at most 40 letters."""
     return short(name, _LONGEST_IN_SENTENCE // 2)

@@ -22,8 +22,6 @@ from .verdict import show_comparison, verdict_again
 if TYPE_CHECKING:
     from ..comparison.content import Content
 
-_REPORT = "report.html"
-
 _option = functools.partial(own_option, panel="Comparison")
 _OWN = (
     _option("backbone", str | None, "Network without attention. (default: by the images, as `train`)", "NAME"),
@@ -105,7 +103,7 @@ def _compare(
 ) -> None:
     from ..comparison.arms import parse_arms, with_arguments
     from ..comparison.design import Request
-    from ..comparison.run import RESULTS, collect, comparison_folder, run_comparison
+    from ..comparison.run import REPORT, RESULTS, collect, comparison_folder, run_comparison
     from ..comparison.runs import Share, failed
     from .screen import TerminalScreen, kept_for_json
 
@@ -141,7 +139,7 @@ def _compare(
             )
     if content is None:
         return
-    show_comparison(content, out / _REPORT, own["json"])
+    show_comparison(content, out / REPORT, own["json"])
     if not own["json"]:
         say(f"The verdict on other terms: {verdict_again(out / RESULTS, content.terms)}")
     if content.failures:

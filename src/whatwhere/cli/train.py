@@ -16,6 +16,7 @@ from msgspec import UNSET
 
 from ..base.errors import UserError
 from ..base.tables import rich_tables, say, show
+from ..base.words import option
 from ..networks.spec import NetworkSpec, is_import_path, parse_arguments
 from ..training.config import CHOICES, FREE, NUMBER_OR_AUTO, OPTIONS, TELLS_APART, network_of, read_config
 
@@ -108,7 +109,7 @@ def _arm(spec: NetworkSpec) -> str:
 
 def as_arguments(name: str, value: Any) -> list[str]:
     """Return an option as arguments of the command line; a number has all its digits."""
-    flag = f"--{name.replace('_', '-')}"
+    flag = option(name)
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag[2:]}"]
     return [flag, str(value)]
@@ -149,9 +150,8 @@ def own_option(
     name: str, kind: Any, help: str, metavar: str | None = None, *, flag: str = "", panel: str = "Common"
 ) -> inspect.Parameter:
     """Return a keyword parameter for an option of the command itself; `flag` is its name on the command line."""
-    flag = flag or f"--{name.replace('_', '-')}"
-    option = typer.Option(flag, metavar=metavar, help=help, rich_help_panel=panel, show_default=False)
-    return own_parameter(name, Annotated[kind, option], False if kind is bool else None)
+    declared = typer.Option(flag or option(name), metavar=metavar, help=help, rich_help_panel=panel, show_default=False)
+    return own_parameter(name, Annotated[kind, declared], False if kind is bool else None)
 
 
 def own_parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
@@ -161,13 +161,13 @@ def own_parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter
 
 def option_parameter(name: str) -> inspect.Parameter:
     """Return a keyword parameter for an option of a run; None means that it was not given."""
-    field, dashed = OPTIONS[name], name.replace("_", "-")
+    field, flag = OPTIONS[name], option(name)
     kind = field.metadata["kind"]
     details = {"help": field.metadata["help"], "rich_help_panel": field.metadata["panel"], "show_default": False}
     if kind is bool:
-        names = [f"--{dashed}/--no-{dashed}"]
+        names = [f"{flag}/--no-{flag[2:]}"]
     else:
-        names = [f"--{dashed}", *_ALSO.get(name, ())]
+        names = [flag, *_ALSO.get(name, ())]
         details["metavar"] = field.metadata["metavar"] or "|".join(CHOICES.get(name, ())) or _METAVARS[kind]
     typed = str if kind is dict or name in NUMBER_OR_AUTO else kind
     return own_parameter(name, Annotated[typed | None, typer.Option(*names, **details)], None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -13,6 +13,9 @@ from ..base.errors import UserError
 from ..base.words import brief, short, suggest
 from ..networks.spec import ATTENTIONS, OWN_NETWORKS, NetworkSpec, is_import_path, parse_arguments
 from ..training.config import network_of
+
+if TYPE_CHECKING:
+    from ..networks.weights.translate import Weights
 
 NONE, WIDE = "none", "wide"
 # a comma outside of braces
@@ -184,14 +187,14 @@ def num_params(options: Mapping[str, Any], num_classes: int) -> int:
     return factory.num_params(spec)
 
 
-def build(options: Mapping[str, Any], num_classes: int, seed: int) -> Any:
-    """Return the network that a run with `options` trains, from scratch."""
+def build(options: Mapping[str, Any], num_classes: int, seed: int, weights: Weights | None = None) -> Any:
+    """Return the network that a run with `options` trains, at its start from `weights`."""
     from ..attention import attention_by_path
     from ..networks import create
 
     spec = network_of(options, num_classes)
     attention = attention_by_path(spec.attention) if is_import_path(spec.attention) else None
-    return create(spec, seed=seed, attention=attention)
+    return create(spec, pretrained=weights, seed=seed, attention=attention)
 
 
 def describe(options: Mapping[str, Any]) -> str:

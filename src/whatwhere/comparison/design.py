@@ -20,17 +20,20 @@ from ..base.documents import parse_json
 from ..base.errors import UserError, check_integer
 from ..base.files import read_file, write_json
 from ..base.limits import DOCUMENT_BYTES
-from ..base.words import brief, cause, counted, few, short
+from ..base.words import brief, cause, counted, few, option, short
 from ..data.split import Prepared, fingerprint
+from ..networks.factory import read_pretrained
 from ..networks.spec import NetworkSpec
 from ..statistics.decide import HELPS, HURTS, SAME, UNKNOWN
 from ..statistics.looks import LEAST_PAIRS, MOST_SEEDS, Schedule
 from ..statistics.metric import METRICS, margin_for
 from ..statistics.verdict import default_baseline
 from ..training.config import ADDED, FREE, NUMBER_OR_AUTO, OPTIONS, TELLS_APART, Config
+from ..training.setup import with_file_of_weights
 from .arms import Arm, build, check_arm_name, describe, num_params, parse_arms, run_options
 
 DESIGN = "compare.json"
+_TYPED = {"num_seeds": "--seeds"}  # options that are called otherwise here
 _CHOSEN = frozenset(OPTIONS) - FREE - TELLS_APART  # options that a comparison fixes for all runs
 
 Text = Annotated[str, Meta(min_length=1)]
@@ -218,7 +221,7 @@ def continued(design: Design, request: Request, folder: Path, given: Mapping[str
     """
     where = f"the comparison in {str(folder)!r}"
     changed = [
-        f"{name} was {brief(design.options.get(name), 40)}, is {brief(value, 40)}"
+        f"{option(name)} was {brief(design.options.get(name))}, is {brief(value)}"
         for name, value in (given or {}).items()
         # which number "auto" is, is known when the images are checked; see `completed`
         if name not in FREE and design.options.get(name) != value and not (name in NUMBER_OR_AUTO and value == "auto")
@@ -260,9 +263,9 @@ def continued(design: Design, request: Request, folder: Path, given: Mapping[str
         "baseline": baseline,
     }
     texts = [
-        f"{name.replace('_', ' ')} was {getattr(design, name)}, is {value}"
+        f"{_TYPED.get(name, option(name))} was {'not set' if before is None else before}, is {value}"
         for name, value in wanted.items()
-        if getattr(design, name) != value
+        if (before := getattr(design, name)) != value
     ]
     texts += [f"arm {arm.name} added" for arm in arms[len(design.arms) :]]
     leaving = tuple(seed for seed in dict.fromkeys(request.leave_out) if seed not in design.left_out)
@@ -276,20 +279,25 @@ def continued(design: Design, request: Request, folder: Path, given: Mapping[str
     )
 
 
-def check_given(data: str, given: Mapping[str, Any], request: Request) -> None:
-    """Raise UserError if an option of the runs is wrong, or the comparison chooses it itself."""
+def check_given(data: str, given: Mapping[str, Any], request: Request) -> tuple[dict[str, Any], str]:
+    """Return the options of the runs, with the file of the weights that a run or bundle holds, and its plain network.
+
+    The network is "" where the weights are none of ours.
+
+    Raises:
+        UserError: An option is wrong, or the comparison chooses it itself.
+    """
     for name in TELLS_APART:
         if name in given:
             instead = {"model": "--backbone", "seed": "--seeds"}.get(name, "--attention, with an arm for each kind")
             raise UserError(f"a comparison chooses {name} for each run; give {instead}")
     Config(data=data, **given)
+    given, network = with_file_of_weights(given)
     weights = given.get("pretrained")
     if weights and weights != "imagenet" and not Path(weights).is_file():
-        from ..training.bundle import weights_of
-
-        found = weights_of(Path(weights))
-        file = "a file of weights" if found is None else f"its weights, {str(found[0])!r}"
-        raise UserError(f"--pretrained {brief(weights, 200)} is no file; give imagenet, or {file}")
+        raise UserError(
+            f"--pretrained {brief(weights, 200)} is no file; give imagenet, a file of weights, or the folder of a run"
+        )
     if request.lr_search and "lr" in given:
         raise UserError("--lr-search chooses the learning rate; leave out --lr")
     for rate in request.lr_search or ():
@@ -297,6 +305,7 @@ def check_given(data: str, given: Mapping[str, Any], request: Request) -> None:
             Config(data=data, **{**given, "lr": rate})
         except UserError as error:
             raise UserError(f"--lr-search: {error}") from error
+    return given, "" if network is None else network.backbone
 
 
 def with_full_name(request: Request) -> Request:
@@ -378,6 +387,7 @@ def completed(data: str, design: Design, request: Request, prepared: Prepared, o
                 "name it in --attention again"
             )
     num_classes, weights = len(prepared.classes), design.options["pretrained"]
+    contents = _checked_contents(design, where)
     new = [arm.name for arm in design.arms if arm.name not in design.arm_options]
     options = run_options(design.arms, design.backbone, num_classes, design.options.get("at", ""))
     arm_options = {**design.arm_options, **{name: options[name] for name in new}}
@@ -390,18 +400,21 @@ def completed(data: str, design: Design, request: Request, prepared: Prepared, o
             )
     if weights and any("width_factor" in choice for choice in arm_options.values()):
         raise UserError("a wide arm has no pretrained weights; leave out the arm or --pretrained")
-    for name in new:
-        build({**design.options, **arm_options[name]}, num_classes, seed=0)
-    if new and weights and Path(weights).is_file():
-        from ..networks.factory import read_pretrained
-
-        read_pretrained(NetworkSpec(name=design.backbone), weights)
-    contents = _hashes(design.arms, weights)
-    for what, before in design.contents.items():
-        if contents.get(what) != before:
-            how = "has changed" if what in contents else "is gone"
-            raise UserError(f"{short(what)} {how} since {where} began; restore it, or give another --out")
+    _check_starts({name: {**design.options, **arm_options[name]} for name in new}, design.backbone, num_classes)
     return msgspec.structs.replace(design, arm_options=arm_options, contents={**design.contents, **contents})
+
+
+def _check_starts(options: Mapping[str, Mapping[str, Any]], backbone: str, num_classes: int) -> None:
+    """Raise UserError for an arm, of the options by arm, that a run could not build, or not with its weights."""
+    weights = next((given["pretrained"] for given in options.values()), "")
+    loaded = read_pretrained(NetworkSpec(name=backbone), weights == "imagenet" or weights or False)
+    for name, given in options.items():
+        try:
+            build(given, num_classes, seed=0, weights=loaded)
+        except UserError as error:
+            if loaded is None:
+                raise
+            raise UserError(f"{name}: {error}") from error
 
 
 def described(design: Design, num_classes: int) -> list[str]:
@@ -412,6 +425,7 @@ def described(design: Design, num_classes: int) -> list[str]:
         for choice in [design.arm_options[arm.name]]
     ]
     metric, schedule = METRICS[design.metric], design.schedule
+    few_pairs = f"fewer than {LEAST_PAIRS} pairs give no verdict: give --seeds {LEAST_PAIRS} or more for one"
     looks = f"then at most {schedule.last} where that cannot tell" if schedule.last else "more may be added later"
     shown = {**design.options, "lr": "searched" if design.lr_search else design.options["lr"]}
     options = ", ".join(f"{name} {shown[name]}" for name in ("epochs", "batch_size", "lr", "image_size", "resize"))
@@ -419,8 +433,19 @@ def described(design: Design, num_classes: int) -> list[str]:
         *arms,
         f"{design.num_seeds} seeds, {looks}; judged by {metric.label} against {design.baseline}, margin "
         f"{design.margin:g} {metric.unit}".rstrip(),
+        *([few_pairs] if design.max_seeds is None and design.num_seeds < LEAST_PAIRS else []),
         f"every run: {options}; all options stand in compare.json",
     ]
+
+
+def _checked_contents(design: Design, where: str) -> dict[str, str]:
+    """Return the hashes of what the runs depend on; raise UserError where one is another than at the start."""
+    contents = _hashes(design.arms, design.options["pretrained"])
+    for what, before in design.contents.items():
+        if contents.get(what) != before:
+            how = "has changed" if what in contents else "is gone"
+            raise UserError(f"{short(what)} {how} since {where} began; restore it, or give another --out")
+    return contents
 
 
 def _hashes(arms: Sequence[Arm], pretrained: str) -> dict[str, str]:

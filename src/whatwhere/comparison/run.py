@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,17 +14,17 @@ import msgspec
 
 from ..base.documents import read_json
 from ..base.errors import UserError
-from ..base.files import check_is_no_file, check_writable, locked, write_bytes, write_json
+from ..base.files import check_can_write, check_is_no_file, check_writable, locked, write_bytes, write_json
 from ..base.screen import Screen, about
 from ..base.words import brief, counted, few
 from ..data.split import Prepared
-from ..statistics.history import changed_figures, read_record
+from ..statistics.history import Record, changed_figures, read_record
 from ..statistics.independence import check_still_independent
 from ..statistics.verdict import judge
 from ..training.config import FREE, num_steps
 from ..training.distributed import Team, team
 from ..training.estimate import HOUR, measure_reading
-from ..training.setup import check_apart, prepare_images, resolve
+from ..training.setup import check_apart, check_machine, prepare_images, resolve
 from ..training.train import run_training
 from .content import Content, Costs
 from .costs import Measure, measure_costs, pace, within_an_hour
@@ -43,7 +44,7 @@ from .design import (
 from .gather import Gathered
 from .runs import Runner, Runs, RunScreen, Share, Task, failed
 
-COST, RESULTS, VERDICT = "cost.json", "results.csv", "verdict.json"
+COST, RESULTS, VERDICT, REPORT = "cost.json", "results.csv", "verdict.json", "report.html"
 
 
 def run_comparison(
@@ -84,19 +85,15 @@ def run_comparison(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # before `team` joins torchrun's processes
         raise UserError("compare spreads its runs over the GPUs by itself; start it without torchrun")
-    check_given(data, given, request)
-    request = with_full_name(request)
-    check_is_no_file(own.out)
-    stored = read_design(own.out)
-    if stored is None and request.leave_out:
-        raise UserError(f"there is no comparison in {str(own.out)!r} yet; seeds can be left out once a run has failed")
+    given, request, stored = _checked(data, given, request, own.out)
+    before = {} if stored is None else stored.options
+    check_machine({**before, **given})
     # a wrong request fails before the images are checked, which takes long
     if stored is None:
         asked = asked_for(request)
     else:
         design = continued(stored, request, own.out, given)
     with team(given.get("device", "")) as processes:
-        before = {} if stored is None else stored.options
         warned: set[str] = set()
         seen = RunScreen(screen, "", warned)
         prepared = prepare_images(data, {**before, **given, "seed": 0}, seen, for_further_seeds=True)
@@ -132,6 +129,27 @@ def run_comparison(
                 return None
             searched = _search(design, runs, runner)
             return None if searched is None else _advance(searched, runs, runner)
+
+
+def _checked(
+    data: str, given: Mapping[str, Any], request: Request, out: Path
+) -> tuple[dict[str, Any], Request, Design | None]:
+    """Return the options and the request with full names, and the design in `out`, before the images are read."""
+    options, network = check_given(data, given, request)
+    check_is_no_file(out)
+    stored = read_design(out)
+    if stored is None and request.leave_out:
+        raise UserError(f"there is no comparison in {str(out)!r} yet; seeds can be left out once a run has failed")
+    for name in (COST, RESULTS, VERDICT, REPORT):  # they are written after the runs
+        check_can_write(out / name)
+    _read_record(out)
+    if stored is None and network:
+        request = dataclasses.replace(request, backbone=request.backbone or network)
+    return options, with_full_name(request), stored
+
+
+def _read_record(out: Path) -> Record | None:
+    return read_record(out / VERDICT, "move it away, and the same command writes it anew")
 
 
 @contextlib.contextmanager
@@ -319,7 +337,7 @@ def _judged(design: Design, runs: Runs, failures: Mapping[str, str]) -> tuple[De
     judgement = judge(gathered.results, awaited=design.seeds(), **terms)
     if not gathered.same_num_images:  # a table has one number for all runs
         del terms["test_images"]
-    record = read_record(out / VERDICT, "move it away, and the same command writes it anew")
+    record = _read_record(out)
     changed = [] if record is None else changed_figures(record, judgement)
     decided = {arm.arm: (arm.verdict, arm.num_pairs) for arm in judgement.arms if arm.level is not None}
     design = msgspec.structs.replace(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from ..base.errors import UserError
 from ..base.randomness import stream_seed
-from ..base.words import brief, cause, counted, few, printable
+from ..base.words import brief, cause, counted, few, option, printable
 from .doctor.duplicates import joined
 from .doctor.findings import class_findings, unusable
 from .doctor.report import Report, examine, median_of
@@ -119,8 +119,8 @@ def examine_for_training(source: Source, **options: Any) -> Report:
 
 def _check_command(data: str, **options: str | None) -> str:
     """Return the command that shows the findings on DATA, with the options that say where the images are."""
-    given = [(f"--{name.replace('_', '-')}", value) for name, value in options.items() if value is not None]
-    return shlex.join(["whatwhere", "check", data, *(word for option in given for word in option)])
+    given = [(option(name), value) for name, value in options.items() if value is not None]
+    return shlex.join(["whatwhere", "check", data, *(word for pair in given for word in pair)])
 
 
 def _left_out(source: Source, report: Report | None, skip_bad: bool, command: str) -> dict[str, str]:

@@ -24,7 +24,7 @@ from ..base.errors import UserError
 from ..base.files import check_writable, locked, read_file, write_bytes, write_json, writing
 from ..base.limits import DOCUMENT_BYTES, IMAGE_LIST_BYTES
 from ..base.tables import comma_separated
-from ..base.words import brief, cause, few, short
+from ..base.words import brief, cause, few, option, short
 from ..collect.result import Amount, Count, Fraction, Result
 from ..data.doctor.report import Report
 from ..data.preprocess import NewerError, Preprocessing
@@ -397,13 +397,13 @@ def _check_same(path: Path, before: RunDescription, now: RunDescription, command
     """Raise UserError if a continuation has other options or images; a `command` starts from the finished run."""
     options, has_other_images = before.options, before.data_fingerprint != now.data_fingerprint
     changed = [
-        f"{name} was {brief(options[name], 40)}, is {brief(value, 40)}"
+        f"{option(name)} was {brief(options[name])}, is {brief(value)}"
         for name, value in now.config.items()
         if name not in FREE and name != "data" and options[name] != value
     ]
     data = now.config["data"]
     if has_other_images and options["data"] != data:
-        changed.insert(0, f"data was {brief(options['data'], 200)}, is {brief(data, 200)}")
+        changed.insert(0, f"DATA was {brief(options['data'], 200)}, is {brief(data, 200)}")
     if has_other_images and not changed:  # else it is the options that divide them in another way
         raise UserError(
             f"the images of {data!r} or their split have changed since the run in {str(path)!r} began; restore "

@@ -47,11 +47,10 @@ def check_given(data: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], Ca
     weights to start from are a bundle's or a run's, they are its file, and its network is the default.
     """
     Config(data=data, **given)
-    trained = _trained(given.get("pretrained", ""))
-    if trained is not None:
-        weights, network, _ = trained
+    given, network = with_file_of_weights(given)
+    if network is not None and "model" not in given:
         own = {name: getattr(network, name) for name in ("attention", "attention_kwargs", "at", "width_factor")}
-        given = {**({} if "model" in given else {"model": network.name, **own}), **given, "pretrained": str(weights)}
+        given = {"model": network.name, **own, **given}
     text = given.get("attention", "")
     attention = attention_by_path(text) if is_import_path(text) else None
     # the default network takes the same options as this one
@@ -59,12 +58,26 @@ def check_given(data: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], Ca
     if spec.is_own and attention is None and (spec.width_factor != 1 or spec.attention_kwargs):
         with torch.device("meta"):
             create(replace(spec, at=""), seed=0)  # the width may leave a group no channel; an argument may be unknown
+    check_machine(given)
+    return {**given, "model": spec.name} if "model" in given else dict(given), attention
+
+
+def check_machine(given: Mapping[str, Any]) -> None:
+    """Check what the options need beside torch, before anything is computed."""
     if given.get("tensorboard") and importlib.util.find_spec("tensorboard") is None:
         raise UserError("--tensorboard needs TensorBoard: pip install 'whatwhere[tensorboard]'")
     if given.get("deterministic"):
         # cuBLAS reads it when it starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    return {**given, "model": spec.name} if "model" in given else dict(given), attention
+
+
+def with_file_of_weights(given: Mapping[str, Any]) -> tuple[dict[str, Any], NetworkSpec | None]:
+    """Return the options with the file of the weights in place of the run or bundle that holds it, and its network.
+
+    The network is None where the weights are none of ours.
+    """
+    trained = _trained(given.get("pretrained", ""))
+    return (dict(given), None) if trained is None else ({**given, "pretrained": str(trained[0])}, trained[1])
 
 
 def _trained(pretrained: str) -> tuple[Path, NetworkSpec, Preprocessing] | None:
