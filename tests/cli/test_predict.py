@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import os
 import sys
 
 import numpy as np
@@ -195,3 +196,17 @@ def test_images_that_miss_the_range_of_the_network_are_counted_once(whatwhere, t
     assert err == (
         "whatwhere: 2 images have values above 4,095, the largest that the network was trained for; read as white\n"
     )
+
+
+def test_a_folder_that_cannot_be_listed_is_not_counted_as_an_image(whatwhere, run_folder, images, monkeypatch):
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("cat"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    status, out, err = whatwhere("predict", run_folder, images, "--device", "cpu")
+    assert (status, len(out.splitlines())) == (1, 4)
+    assert err == f"whatwhere: 1 folder that could not be listed; change the permissions: {images / 'cat'}\n"

@@ -354,6 +354,7 @@ def test_what_programs_write_for_a_missing_label_is_no_class(tmp_path, cell):
     source = find_source(str(csv_file(tmp_path, f"path,label\nx/0.png,a\nx/1.png,{cell}\nx/2.png,b\n")))
     assert [label for _, label, _ in listed(source)] == ["a", "b"]
     assert found(source)["no-label"] == ("x/1.png (line 3)",)
+    assert "without a label in the column 'label'" in {item.kind: item for item in source.findings}["no-label"].message
     assert next(finding for finding in source.findings if finding.kind == "no-label").severity == "error"
 
 

@@ -263,3 +263,31 @@ def test_workers_and_batch_size_change_no_figure(network, tmp_path):
     second = evaluate_bundle(network, str(data), batch_size=12, num_workers=1)
     assert first.pop("images") == pytest.approx(second.pop("images"), rel=1e-5)
     assert first == second
+
+
+def test_rows_without_a_label_are_told_as_rows_not_as_images(by_shade, tmp_path, refused):
+    data = write_shades(tmp_path / "data", {"cat": 95, "dog": 160}, 3)
+    rows = [f"{name}/{index}.png,{name if index else ''}" for name in ("cat", "dog") for index in range(3)]
+    (data / "list.csv").write_text("\n".join(["path,breed", *rows]))
+    options = {"label_column": "breed"}
+    with refused() as caught:
+        evaluate_bundle(by_shade, str(data / "list.csv"), **options)
+    assert "2 rows of the CSV file without a label in the column 'breed'" in str(caught.value)
+    assert "image" not in str(caught.value)
+    said = []
+    result = evaluate_bundle(by_shade, str(data / "list.csv"), skip_bad=True, warn=said.append, **options)
+    assert result["images"]["num_images"] == 4
+    assert said == [
+        "--skip-bad left out 2 rows of the CSV file without a label in the column 'breed' (an empty cell, nan, <NA>, "
+        "#N/A): cat/0.png (line 2), dog/0.png (line 5)"
+    ]
+
+
+def test_what_leaves_no_image_of_the_split_is_not_called_an_unreadable_image(by_shade, tmp_path, refused):
+    data = write_shades(tmp_path / "data", {"cat": 95, "dog": 160}, 3)
+    rows = [f"{name}/{index}.png,{name},{'train' if index else 'test'}" for name in SHADES for index in range(3)]
+    for name in ("cat", "dog"):
+        (data / name / "0.png").write_bytes(b"")
+    (data / "list.csv").write_text("\n".join(["path,label,split", *rows]))
+    with refused():
+        evaluate_bundle(by_shade, str(data / "list.csv"), skip_bad=True)

@@ -13,7 +13,7 @@ import typer
 from ..base.errors import UserError
 from ..base.screen import Silent
 from ..base.tables import comma_separated, rich_tables, say, show, tell
-from ..base.words import brief, counted, few, printable
+from ..base.words import brief, few, printable
 from .check import DataDir, Download, LabelColumn, PathColumn
 
 _Bundle = Annotated[Path, typer.Argument(help="A run's folder, or its best/.")]
@@ -36,7 +36,7 @@ def predict_command(
     csv: Annotated[bool, typer.Option("--csv", help="Print path, rank, class, probability.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what a trained network sees in images; exit status 1 if some of them could not be read."""
+    """Say what a trained network sees in images; exit status 1 if some of them, or a folder, could not be read."""
     from ..attention import attention_by_path
     from ..data.doctor.findings import misfit
     from ..training.bundle import load_bundle
@@ -48,8 +48,9 @@ def predict_command(
         raise UserError("--csv and --json cannot be combined; give one of them")
     files, findings = image_files(images)
     own = None if attention is None else attention_by_path(attention)
-    # what `check` calls an error is an image that is not read
-    num_bad = sum(len(finding.paths) for finding in findings if finding.severity == "error")
+    errors = [finding for finding in findings if finding.severity == "error"]
+    # a folder that cannot be listed is no image, however many are in it
+    num_bad = sum(len(finding.paths) for finding in errors if finding.kind != "permission")
     num_images = len(files) + num_bad
     for finding in (finding for finding in findings if finding.severity != "note"):
         named = few([printable(path) for path in finding.paths], 5)
@@ -84,7 +85,7 @@ def predict_command(
         tell(sentence)
     if num_bad:
         tell(f"{num_bad} of {num_images} images could not be read")
-        raise typer.Exit(1)
+    raise typer.Exit(1 if num_bad or errors else 0)
 
 
 def evaluate_command(
@@ -98,7 +99,7 @@ def evaluate_command(
     workers: Annotated[int, typer.Option(min=0, metavar="N", help="Threads that read images.")] = 0,
     device: _Device = "",
     attention: _Attention = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images and rows that are bad.")] = False,
     path_column: PathColumn = None,
     label_column: LabelColumn = None,
     data_dir: DataDir = None,
@@ -126,15 +127,12 @@ def evaluate_command(
             num_workers=workers,
             trained_on=training_images(bundle),
             progress=lambda done, total: screen.progress("images", done, total),
+            warn=tell,
             path_column=path_column,
             label_column=label_column,
             data_dir=data_dir,
             download=download,
         )
-    if result["left_out"]:
-        left_out = list(result["left_out"])
-        more = "" if json else "; --json names all, with the kind of fault"
-        tell(f"--skip-bad left out {counted(len(left_out), 'image')}: {few(left_out, 5)}{more}")
     if result["misfit"]:
         tell(result["misfit"])
     if result["num_trained_on"]:

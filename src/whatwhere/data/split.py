@@ -70,11 +70,11 @@ def prepare(
     """
     source = find_source(data, path_column=path_column, label_column=label_column, data_dir=data_dir, download=download)
     report = examine(source, max_value=max_value, progress=progress) if check else None
-    command = _check_command(data, path_column=path_column, label_column=label_column, data_dir=data_dir)
+    command = check_command(data, path_column=path_column, label_column=label_column, data_dir=data_dir)
     left_out = _left_out(source, report, skip_bad, command)
     samples = [sample for sample in source.samples if sample.path not in left_out]
     # again, because leaving out copies may leave a class without images
-    _check_sound(data, class_findings(samples), command)
+    check_sound(data, class_findings(samples), command)
     division = _divide(
         samples,
         report,
@@ -117,7 +117,7 @@ def examine_for_training(source: Source, **options: Any) -> Report:
     return report.with_findings(Finding(severity, "division", message, cure=cure)) if sentence else report
 
 
-def _check_command(data: str, **options: str | None) -> str:
+def check_command(data: str, **options: str | None) -> str:
     """Return the command that shows the findings on DATA, with the options that say where the images are."""
     given = [(option(name), value) for name, value in options.items() if value is not None]
     return shlex.join(["whatwhere", "check", data, *(word for pair in given for word in pair)])
@@ -127,7 +127,7 @@ def _left_out(source: Source, report: Report | None, skip_bad: bool, command: st
     """Return what to leave out: the kind of finding by path. Without `skip_bad`, nothing may be wrong."""
     findings = (report or source).findings
     if not skip_bad:
-        _check_sound(source.name, findings, command)
+        check_sound(source.name, findings, command)
         return {}
     return _bad(report or source)
 
@@ -213,7 +213,7 @@ def fingerprint(prepared: Prepared) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _check_sound(data: str, findings: Iterable[Finding], command: str) -> None:
+def check_sound(data: str, findings: Iterable[Finding], command: str) -> None:
     """Refuse DATA in which something is wrong; `command` shows all of it."""
     errors = [finding for finding in findings if finding.severity == "error"]
     if not errors:
@@ -221,7 +221,7 @@ def _check_sound(data: str, findings: Iterable[Finding], command: str) -> None:
     first, *others = errors
     paths = f" ({few(first.paths)})" if first.paths and first.can_skip else ""
     more = f", and {counted(len(others), 'other error')}" if others else ""
-    skip = ["leave out bad files with --skip-bad"] if any(finding.can_skip for finding in errors) else []
+    skip = ["leave out what is bad with --skip-bad"] if any(finding.can_skip for finding in errors) else []
     cures = ", or ".join([*filter(None, [first.cure]), *skip, "see all of it with"])
     raise UserError(f"{printable(data)} is not sound: {first.message}{paths}{more}; {cures}", command)
 

@@ -180,7 +180,7 @@ class Config(Recipe):
         "65535",
         "N|auto",
     )
-    skip_bad: bool = _data(False, "Leave out files that the check finds bad.")
+    skip_bad: bool = _data(False, "Leave out files and rows that the check finds bad.")
     check: bool = _data(True, "Check every image first (the result is kept).", "yes")
     cache: Literal["auto", "none", "memory", "device"] = _data(
         "auto", "Decoded images kept: none, memory, device (small images).", "auto: if they fit"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..base.errors import UserError
 from ..base.processes import num_cores
-from ..base.words import brief, counted, few, printable, short, suggest
+from ..base.words import brief, few, printable, short, suggest
 from ..data.ahead import read_ahead
 from ..data.batches import EvaluationBatches, Reader, label_numbers
 from ..data.doctor.findings import misfit, unusable
@@ -22,6 +22,7 @@ from ..data.images import ImageError, absent_format, grey_values, has_unknown_ra
 from ..data.sources.find import find_source
 from ..data.sources.folders import list_images
 from ..data.sources.source import NOT_READ, Finding, findings_of
+from ..data.split import check_command, check_sound
 from .bundle import Bundle
 from .distributed import Team
 from .evaluate import evaluate
@@ -122,6 +123,7 @@ def evaluate_bundle(
     amp: str = "none",
     trained_on: TrainedOn | None = None,
     progress: Callable[[int, int], None] | None = None,
+    warn: Callable[[str], None] = lambda sentence: None,
     **source_options: Any,
 ) -> dict[str, Any]:
     """Evaluate a network on labelled images; return figures as in `result.json`, under "images".
@@ -132,12 +134,13 @@ def evaluate_bundle(
         bundle: The network.
         data: As `find_source` takes it.
         split: "train", "val", "test" or "all"; by default the test images, or else val, or else all.
-        skip_bad: Leave out images that cannot be read.
+        skip_bad: Leave out images, and rows of a CSV file, that cannot be used.
         batch_size: Images in a forward pass.
         num_workers: Number of threads that read.
         amp: "none", "bf16" or "fp16".
         trained_on: Training images; the result says how many of the images are among them.
         progress: Called with the number of images done and the number of all images.
+        warn: Called with a sentence on each kind of what `skip_bad` left out.
         **source_options: Further arguments of `find_source`.
 
     Raises:
@@ -149,17 +152,21 @@ def evaluate_bundle(
     if not samples:
         has = f"it has {', '.join(source.splits)}" if source.splits else "it has no splits"
         raise UserError(f"{printable(data)} has no {short(chosen)} images ({has}); give another --split, or all")
-    elsewhere = {sample.path for sample in source.samples} - {sample.path for sample in samples}
-    report = examine(source, max_value=bundle.preprocessing.max_value, progress=progress)
-    faults = unusable(report.findings)
-    bad = {path: kind for path, kind in sorted(faults.items()) if path not in elsewhere}
-    if bad and not skip_bad:
-        raise UserError(
-            f"{counted(len(bad), 'image')} cannot be used ({few(list(bad))}); see `whatwhere check`, or --skip-bad"
-        )
+    chosen_source = replace(source, samples=tuple(samples))
+    report = examine(chosen_source, max_value=bundle.preprocessing.max_value, progress=progress)
+    bad = unusable(report.findings)
+    faults = [finding for finding in report.findings if bad.keys() & finding.paths]
+    where = {name: source_options.get(name) for name in ("path_column", "label_column", "data_dir")}
+    if not skip_bad:
+        check_sound(data, faults, check_command(data, **where))
+    for finding in faults:
+        warn(f"--skip-bad left out {finding.message}: {few(finding.paths, 5)}")
     samples = [sample for sample in samples if sample.path not in bad]
     if not samples:
-        raise UserError(f"none of the images of {printable(data)} (split: {chosen}) can be read; see `whatwhere check`")
+        raise UserError(
+            f"--skip-bad leaves no image of {printable(data)} (split: {chosen}); see what is wrong with them with",
+            check_command(data, **where),
+        )
     unknown = sorted({sample.label for sample in samples} - set(bundle.classes))
     if unknown:
         hint = suggest(unknown[0], list(bundle.classes)) or f"; it knows {few(bundle.classes, 5)}"
@@ -180,7 +187,7 @@ def evaluate_bundle(
         "data": data,
         "split": chosen,
         "num_trained_on": 0 if trained_on is None else trained_on.count(source, samples, report),
-        "left_out": bad,
+        "left_out": dict(sorted(bad.items())),
         "misfit": misfit(
             [report.largest[sample.path] for sample in samples if sample.path in report.largest],
             bundle.preprocessing.max_value,

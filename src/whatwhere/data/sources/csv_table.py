@@ -26,10 +26,10 @@ _QUOTES = "look for a quote too many, which makes one cell of several rows"
 _FAULTS = {
     "quote": ("with a line break in the path, the label or the split", _QUOTES),
     "missing": ("with a path where no file is", "paths are relative to the CSV file's folder"),
-    "no-path": ("without a path", "complete or remove"),
-    "no-label": ("without a label (an empty cell, nan, <NA>, #N/A)", "complete or remove"),
+    "no-path": ("without a path in the column {path}", "complete or remove"),
+    "no-label": ("without a label in the column {label} (an empty cell, nan, <NA>, #N/A)", "complete or remove"),
     "row": ("with more cells than the header", "put cells that hold the delimiter in quotes"),
-    "bad-split": ("with something else than train, val or test as the split", "correct"),
+    "bad-split": ("with something else than train, val or test in the column {split}", "correct"),
 }
 _MESSAGES: Messages = {
     **{kind: ("error", "row", f"{{n}} of the CSV file {fault}", cure) for kind, (fault, cure) in _FAULTS.items()},
@@ -49,10 +49,15 @@ class _Columns:
     label: str
     split: str | None
 
+    def in_words(self) -> dict[str, str]:
+        """Return the names for messages, by use."""
+        return {"path": brief(self.path), "label": brief(self.label), "split": brief(self.split)}
+
     def finding(self, *, are_given: bool) -> Finding:
         """Return a note that names them, and how to choose others where the user has not chosen both."""
-        split = "; no column of splits" if self.split is None else f", splits from {brief(self.split)}"
-        message = f"CSV file: paths from the column {brief(self.path)}, labels from {brief(self.label)}{split}"
+        names = self.in_words()
+        split = "; no column of splits" if self.split is None else f", splits from {names['split']}"
+        message = f"CSV file: paths from the column {names['path']}, labels from {names['label']}{split}"
         cure = "" if are_given else "others with --path-column and --label-column"
         return Finding("note", "columns", message, cure=cure)
 
@@ -115,7 +120,7 @@ def list_csv(
         if sample is not None:
             samples.append(sample)
     places["empty-class"] = sorted(labels - {sample.label for sample in samples})
-    findings = findings_of(_MESSAGES, places)
+    findings = findings_of(_MESSAGES, places, **columns.in_words())
     if not samples:
         first = "".join(f"; {finding.message} ({few(finding.paths)}); {finding.cure}" for finding in findings[:1])
         raise UserError(f"{where} names no image that can be used{first}")
