@@ -619,3 +619,41 @@ def test_a_link_to_itself_costs_nothing_but_itself(tmp_path):
         f"{label}/{number}.png" for label in "ab" for number in range(3)
     ]
     assert {finding.kind: finding.paths for finding in source.findings} == {"link": ("a/1a.jpg", "a/1b.jpg")}
+
+
+LAYOUTS = {  # the folders of pictures, and the table beside them
+    "flat": ((".",), "labels.csv"),
+    "one folder": (("images",), "labels.csv"),
+    "split folders": (("train", "test"), "train.csv"),
+    "a wrapper": (("set/images",), "set/labels.tsv"),
+    "elsewhere": (("../pictures",), "labels.csv"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_table_beside_images_is_named_as_what_to_give(tmp_path, layout):
+    folders, table = LAYOUTS[layout]
+    root = tmp_path / "data"
+    fill(root, *folders, count=8)
+    csv_file(root, "path,label\n", "test.csv")
+    beside = [os.path.relpath(root / folder, (root / table).parent) for folder in folders]
+    rows = [f"{folder}/{number}.png,{'ab'[number % 2]}" for folder in beside for number in range(8)]
+    delimiter = "\t" if table.endswith("tsv") else ","
+    csv_file(root, "\n".join(["path,label", *rows]).replace(",", delimiter), table)
+    with pytest.raises(UserError) as caught:
+        prepare(str(root), seed=0)
+    assert str(root / table) in str(caught.value)
+    assert prepare(str(root / table), seed=0).parts["train"]
+
+
+def test_what_a_folder_without_images_holds_is_told(tmp_path, refuses):
+    (tmp_path / "photos.zip").write_bytes(b"PK\3\4")
+    refuses(tmp_path)
+    save(tmp_path / "a" / "1.dat", format="PNG")
+    refuses(tmp_path)
+
+
+def test_an_archive_beside_images_is_told(tmp_path):
+    fill(tmp_path, "a", "b", count=1)
+    (tmp_path / "more.tar.gz").touch()
+    assert found(find_source(str(tmp_path))) == {"archive": ("more.tar.gz",)}

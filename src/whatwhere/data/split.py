@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +11,13 @@ from typing import Any, Literal
 
 from ..base.errors import UserError
 from ..base.randomness import stream_seed
-from ..base.words import brief, cause, counted, few, option, printable
+from ..base.words import brief, cause, counted, few, printable
 from .doctor.duplicates import joined
 from .doctor.findings import class_findings, unusable
 from .doctor.report import Report, examine, median_of
 from .images import MAX_VALUE
 from .sources.find import find_source
-from .sources.source import SPLITS, Finding, Sample, Source
+from .sources.source import SPLITS, Finding, Sample, Source, check_command
 
 _NUM_HEADERS = 100
 
@@ -115,12 +114,6 @@ def examine_for_training(source: Source, **options: Any) -> Report:
         severity, sentence = "error", str(error)
     message, _, cure = sentence.partition("; ")
     return report.with_findings(Finding(severity, "division", message, cure=cure)) if sentence else report
-
-
-def check_command(data: str, **options: str | None) -> str:
-    """Return the command that shows the findings on DATA, with the options that say where the images are."""
-    given = [(option(name), value) for name, value in options.items() if value is not None]
-    return shlex.join(["whatwhere", "check", data, *(word for pair in given for word in pair)])
 
 
 def _left_out(source: Source, report: Report | None, skip_bad: bool, command: str) -> dict[str, str]:

@@ -20,9 +20,9 @@ from ..data.doctor.findings import misfit, unusable
 from ..data.doctor.report import examine
 from ..data.images import ImageError, absent_format, grey_values, has_unknown_range, open_image
 from ..data.sources.find import find_source
-from ..data.sources.folders import list_images
-from ..data.sources.source import NOT_READ, Finding, findings_of
-from ..data.split import check_command, check_sound
+from ..data.sources.folders import list_images, reasons
+from ..data.sources.source import NOT_READ, Finding, check_command, findings_of
+from ..data.split import check_sound
 from .bundle import Bundle
 from .distributed import Team
 from .evaluate import evaluate
@@ -68,8 +68,7 @@ def image_files(paths: Sequence[Path]) -> tuple[list[Path], list[Finding]]:
             raise UserError(f"no image or folder {brief(printable(str(path)), 200)}")
     findings += findings_of(NOT_READ, not_read)
     if not files:
-        why = "".join(f"; {finding.sentence(skip=False)}" for finding in findings if finding.severity == "error")
-        raise UserError(f"no images in {few([str(path) for path in paths])}{why}")
+        raise UserError(f"no images in {few([str(path) for path in paths])}{reasons(findings)}")
     return files, findings
 
 
@@ -170,7 +169,8 @@ def evaluate_bundle(
     unknown = sorted({sample.label for sample in samples} - set(bundle.classes))
     if unknown:
         hint = suggest(unknown[0], list(bundle.classes)) or f"; it knows {few(bundle.classes, 5)}"
-        raise UserError(f"the network does not know the class {brief(unknown[0])}{hint}")
+        table = "".join(f"; {finding.sentence()}" for finding in source.findings if finding.kind == "table")
+        raise UserError(f"the network does not know the class {brief(unknown[0])}{hint}{table}")
     device = next(bundle.model.parameters()).device
     reader = Reader(source, samples, bundle.preprocessing, whole=False)
     labels = label_numbers(samples, bundle.classes)

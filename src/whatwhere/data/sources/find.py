@@ -9,11 +9,9 @@ from pathlib import Path
 from ...base.errors import UserError
 from ...base.words import brief, printable, suggest
 from .csv_table import list_csv
-from .folders import list_folder
+from .folders import ARCHIVES, TABLES, list_folder
 from .named import DATASETS, digits_source, torchvision_source
 from .source import Source, label_findings
-
-_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar")
 
 
 def find_source(
@@ -43,7 +41,7 @@ def find_source(
     path = Path(os.path.expanduser(data))  # unlike Path.expanduser, keeps the ~ of an unknown user
     shown = printable(str(path))
     exists = os.path.exists(path)
-    is_list = exists and path.is_file() and path.suffix.lower() in {".csv", ".tsv"}
+    is_list = exists and path.is_file() and path.suffix.lower() in TABLES
     if (path_column or label_column) and not is_list:
         raise UserError(
             f"--path-column and --label-column are for a CSV file, and {brief(printable(data), 200)} is none"
@@ -52,7 +50,7 @@ def find_source(
         return _named(Source(data, path.parent, *list_csv(path, path_column, label_column)))
     if exists and path.is_dir():
         return _named(Source(data, path, *list_folder(path)))
-    if exists and path.suffix.lower() in _ARCHIVES:
+    if exists and path.suffix.lower() in ARCHIVES:
         raise UserError(f"{shown} is an archive; unpack it and give the folder")
     if exists:
         raise UserError(f"{shown} is a file, and DATA is a folder of class folders or a .csv or .tsv file")

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...base.errors import UserError
-from ...base.words import few, printable
+from ...base.words import counted, few, printable, short
 from ..images import ABSENT, SUFFIXES, ImageError, open_image
-from .source import NOT_READ, Finding, Messages, Sample, class_name, findings_of, split_of
+from .source import NOT_READ, Finding, Messages, Sample, check_command, class_name, findings_of, split_of
 
 _HIDDEN = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
 # files that are never images: not opened
 _TEXTS = {".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".rst", ".xml", ".yaml", ".yml", ".html", ".pdf", ".log"}
-_BYSTANDERS = _TEXTS | {".ini", ".db", ".npy", ".npz", ".mat", ".pkl", ".py", ".ipynb", ".zip", ".tar", ".gz", ".xz"}
+_BYSTANDERS = _TEXTS | {".ini", ".db", ".npy", ".npz", ".mat", ".pkl", ".py", ".ipynb"}
+ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar"}
+TABLES = {".csv", ".tsv"}
 # images in formats that are not read
 _RAW = {".raw", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f"}
 _FOREIGN = dict.fromkeys(_RAW | {".jxl", ".jp2", ".psd", ".svg", ".eps", ".ico", ".exr"}, "convert") | {
@@ -30,6 +33,7 @@ _MESSAGES: Messages = {
     **NOT_READ,
     "convert": ("error", "file", "{n} in a format that is not read (raw, PSD, ...)", "convert to JPEG"),
     "suffix": ("warning", "file", "left out {n} with an image inside but another suffix", "rename, as to .png"),
+    "archive": ("warning", "archive", "left out {n}, which may hold images", "unpack"),
     "stray": ("warning", "image", "left out {n} outside any class folder", "move into one"),
     "beside": ("warning", "folder", "left out {n} with images, beside the train, val or test folders", ""),
     "empty-class": ("warning", "class folder", "{n} without any image: {names}", ""),
@@ -38,7 +42,7 @@ _MESSAGES: Messages = {
     "special": ("warning", "file", "left out {n} of a special kind, such as a pipe", ""),
     "hidden": ("note", "name", "left out {n} hidden or made by the system", ""),
     "nested": ("note", "folder", "{n} inside a class folder: the images there belong to the class", ""),
-    "other": ("note", "file", "left out {n} without an image inside", ""),
+    "other": ("note", "file", "left out {n} of other kinds than images", ""),
 }
 
 
@@ -86,7 +90,16 @@ def list_folder(root: Path) -> tuple[tuple[Sample, ...], tuple[Finding, ...]]:
         message = f"DATA holds only the folder {printable(inner.path)}; its folders are the classes or splits"
         notes.append(Finding("note", "wrapper", message, (inner.path,)))
         top = inner
-    samples = _samples(root, top, met)
+    # labels may be in a table beside the images
+    tables = [path for path in met["other"] if os.path.dirname(path) == top.path and _suffix(path) in TABLES]
+    # of the test images many have none
+    tables.sort(key=lambda path: split_of(Path(path).stem) == "test")
+    samples = _samples(root, top, met, tables)
+    labels = {sample.label for sample in samples}
+    if tables and len(labels) == 1:
+        message = f"all images are of one class, {short(min(labels))}, and a table is beside them, {few(tables)}"
+        where = printable(shlex.quote(str(root / tables[0])))
+        notes.append(Finding("error", "table", message, cure=f"if it has the classes, give {where} as DATA"))
     return tuple(sorted(samples, key=lambda sample: sample.path)), (*_findings(met), *notes)
 
 
@@ -114,6 +127,11 @@ def _findings(met: dict[str, list[str]]) -> list[Finding]:
     return findings_of(_MESSAGES, {kind: sorted(set(paths)) for kind, paths in met.items()})
 
 
+def reasons(findings: Iterable[Finding]) -> str:
+    """Return what `findings` say of why no image was listed, to stand behind a sentence."""
+    return "".join(f"; {finding.sentence(skip=False)}" for finding in findings if finding.severity != "note")
+
+
 def _identity(path: Path | str) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_dev, status.st_ino
@@ -125,7 +143,7 @@ def _fill(root: Path, folder: _Folder, depth: int, seen: set[tuple[int, int]], m
         found = sorted(entries, key=lambda entry: entry.name)
     for entry in found:
         path = f"{folder.path}/{entry.name}" if folder.path else entry.name
-        suffix = os.path.splitext(path)[1].lower()
+        suffix = _suffix(path)
         try:
             is_folder, is_file = entry.is_dir(), entry.is_file()
         except OSError:  # a link to itself
@@ -151,10 +169,16 @@ def _fill(root: Path, folder: _Folder, depth: int, seen: set[tuple[int, int]], m
             folder.images.append(path)
         elif suffix in _FOREIGN:
             met[_FOREIGN[suffix]].append(path)
+        elif suffix in ARCHIVES:
+            met["archive"].append(path)
         elif suffix not in _BYSTANDERS and _is_image(entry.path):
             met["suffix"].append(path)
         else:
             met["other"].append(path)
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
 
 
 def _is_image(full: str) -> bool:
@@ -165,8 +189,12 @@ def _is_image(full: str) -> bool:
     return True
 
 
-def _samples(root: Path, top: _Folder, met: dict[str, list[str]]) -> list[Sample]:
+def _samples(root: Path, top: _Folder, met: dict[str, list[str]], tables: list[str]) -> list[Sample]:
     where = printable(str(root))
+    or_table, command = "", ""
+    if tables:
+        or_table = f"; if a table there ({few(tables)}) has the classes, give it in place of the folder, as in"
+        command = check_command(str(root / tables[0]))
     splits: dict[str | None, _Folder] = {}
     for folder in top.folders:
         split = split_of(folder.name)
@@ -183,17 +211,22 @@ def _samples(root: Path, top: _Folder, met: dict[str, list[str]]) -> list[Sample
         met["stray"] += top.images
     elif not classes and top.images:
         raise UserError(
-            f"{where} holds {len(top.images):,} images but no class folders; put each class's images into a folder of "
-            "its name, or give a CSV file of paths and labels"
+            f"{where} holds {counted(len(top.images), 'image')} but no class folders; put each class's images into a "
+            f"folder of its name{or_table or ', or give a CSV file of paths and labels'}",
+            command,
         )
     elif not classes:
-        why = "".join(f"; {item.sentence(skip=False)}" for item in _findings(met) if item.severity == "error")
         raise UserError(
-            f"{where} holds no images; DATA is a folder of class folders, or of train/val/test folders{why}"
+            f"{where} holds no images; DATA is a folder of class folders, or of train/val/test folders"
+            f"{reasons(_findings(met))}{or_table}",
+            command,
         )
     elif len(classes) > 1 and all(split_of(folder.name) for folder in classes):
         names = few([folder.path for folder in classes], 6, " and ")
-        raise UserError(f"in {where}, {names} hold images but no class folders; the classes must be folders in them")
+        raise UserError(
+            f"in {where}, {names} hold images but no class folders; the classes must be folders in them{or_table}",
+            command,
+        )
     else:
         met["split-in-class"] += [
             inner.path for folder in top.folders for inner in folder.class_folders if split_of(inner.name) is not None

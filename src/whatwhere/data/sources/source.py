@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...base.words import counted, few, printable, short, spelt_alike
+from ...base.words import counted, few, option, printable, short, spelt_alike
 from ..images import CURES, open_image, read_bytes
 
 SPLITS = ("train", "val", "test")
@@ -153,6 +154,12 @@ class Source:
         """The splits that DATA has."""
         found = {sample.split for sample in self.samples}
         return tuple(split for split in SPLITS if split in found)
+
+
+def check_command(data: str, **options: str | None) -> str:
+    """Return the command that shows the findings on DATA, with the options that say where the images are."""
+    given = [(option(name), value) for name, value in options.items() if value is not None]
+    return shlex.join(["whatwhere", "check", data, *(word for pair in given for word in pair)])
 
 
 def split_of(name: str) -> str | None:
