@@ -1,11 +1,12 @@
 import io
 import json
+import subprocess
 import sys
 
 import pytest
 import typer
 
-from image_files import cut, fill
+from image_files import cut, fill, tiff
 from whatwhere.cli.check import check_command
 from whatwhere.cli.screen import TerminalScreen
 
@@ -68,3 +69,11 @@ def test_the_bar_goes_to_the_terminal_of_standard_error(monkeypatch):
     with TerminalScreen(to_stderr=True) as screen:
         screen.progress("examining images", 3, 7)
     assert "3/7" in sys.stderr.getvalue()
+
+
+def test_pillow_logs_nothing_beside_the_report(tmp_path):
+    tiff(fill(tmp_path / "data", "a", "b") / "a" / "x.tif", 7)
+    command = [sys.executable, "-m", "whatwhere", "check", str(tmp_path / "data")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "1 file with the beginning of an image" in done.stdout

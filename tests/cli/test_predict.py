@@ -210,3 +210,9 @@ def test_a_folder_that_cannot_be_listed_is_not_counted_as_an_image(whatwhere, ru
     status, out, err = whatwhere("predict", run_folder, images, "--device", "cpu")
     assert (status, len(out.splitlines())) == (1, 4)
     assert err == f"whatwhere: 1 folder that could not be listed; change the permissions: {images / 'cat'}\n"
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "photos.zip"])
+def test_a_table_or_an_archive_is_no_image_to_predict(tmp_path, run_folder, name, refused_command):
+    (tmp_path / name).write_text("path,label\n")
+    refused_command("predict", run_folder, tmp_path / name)

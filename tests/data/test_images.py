@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from image_files import bomb, cut, oriented, picture, save
+from image_files import bomb, cut, oriented, picture, save, tiff
 from whatwhere.data.images import ImageError, open_image, read_image
 from whatwhere.data.sources.source import Sample, Source
 
@@ -235,3 +235,47 @@ def test_a_warning_that_the_user_made_an_error_turns_no_picture_in_silence(tmp_p
         warnings.simplefilter("error")
         with pytest.raises(ImageError, match="too many entries"):
             read_image(open_image(path))
+
+
+def bmp(path, bits, compression=0, num_colours=0):
+    head = struct.pack("<IiiHHIIiiII", 40, 8, 8, 1, bits, compression, 0, 0, 0, num_colours, 0)
+    path.write_bytes(b"BM" + struct.pack("<IHHI", 154, 0, 0, 54) + head + bytes(100))
+    return path
+
+
+KNOWN_BEGINNINGS = {
+    "five bands": lambda path: tiff(path, 5),
+    "a palette of 16 bits": lambda path: tiff(path, 1, 16, photometric=3),
+    "a rare compression": lambda path: tiff(path, 3, photometric=2, compression=34712),
+    "values of 64 bits": lambda path: tiff(path, 1, 64),
+    "the start of a TIFF file": lambda path: cut(tiff(path, 1)),
+    "the start of a JPEG file": lambda path: path.write_bytes(b"\xff\xd8\xff\xe0"),
+    "2 bits": lambda path: bmp(path, 2),
+    "a JPEG in a BMP": lambda path: bmp(path, 24, compression=4),
+    "a palette of 70,000 colours": lambda path: bmp(path, 8, num_colours=70_000),
+}
+
+
+@pytest.mark.parametrize("kind", KNOWN_BEGINNINGS)
+def test_what_begins_as_an_image_and_is_of_a_kind_that_pillow_does_not_read(tmp_path, kind):
+    KNOWN_BEGINNINGS[kind](tmp_path / "a.img")
+    error = fault(tmp_path / "a.img")
+    assert error.kind == "unknown"
+    assert "of a kind that Pillow does not read" in error.reason
+    assert error.reason.endswith("; save it as PNG")
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid", "pointer", "Git LFS"),
+        (b"<!DOCTYPE html><html>404", "unreadable", "web page"),
+        (b"PK\3\4" + bytes(40), "unreadable", "archive"),
+        (b"%PDF-1.7\n", "unreadable", "PDF"),
+        (b"something else", "unreadable", "known format"),
+    ],
+)
+def test_what_is_often_in_the_place_of_an_image(tmp_path, content, kind, said):
+    (tmp_path / "a.jpg").write_bytes(content)
+    error = fault(tmp_path / "a.jpg")
+    assert (error.kind, said in error.reason) == (kind, True)

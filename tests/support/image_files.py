@@ -60,3 +60,16 @@ def oriented(path, image, orientation, **options):
     exif = Image.Exif()
     exif[0x0112] = orientation
     return save(path, image, exif=exif, **options)
+
+
+def tiff(path, bands, bits=8, *, photometric=1, compression=1, size=8):
+    """Write a TIFF file of zeros of any kind, also of those that Pillow does not write."""
+    data = bytes(size * size * bands * bits // 8)
+    depths, place = struct.pack(f"<{bands}H", *[bits] * bands), 8 + len(data)
+    depth = bits if bands == 1 else struct.unpack("<I", depths)[0] if bands == 2 else place
+    tags = [(256, 4, 1, size), (257, 4, 1, size), (258, 3, bands, depth), (259, 3, 1, compression)]
+    tags += [(262, 3, 1, photometric), (273, 4, 1, 8), (277, 3, 1, bands), (278, 4, 1, size), (279, 4, 1, len(data))]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    head = b"II*\0" + struct.pack("<I", place + len(depths))
+    path.write_bytes(head + data + depths + struct.pack("<H", len(tags)) + entries + bytes(4))
+    return path

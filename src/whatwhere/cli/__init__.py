@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import sys
 import warnings
@@ -53,6 +54,7 @@ def main(run: Any = None) -> None:
     _outlive(command)
     # of corrupt EXIF headers and the like: what spoils a picture is an error of its own
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a class or a file may have a name that the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")

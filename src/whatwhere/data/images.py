@@ -78,6 +78,21 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_BEGINNINGS: dict[str, tuple[bytes, ...]] = {
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "BMP": (b"BM",),
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "GIF": (b"GIF87a", b"GIF89a"),
+    "PAM": (b"P7\n",),
+}
+# of files that are often in the place of images: their first bytes, the kind of fault, and what they are
+_IN_PLACE: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
+    ((b"version https://git-lfs",), "pointer", "is a pointer of Git LFS; `git lfs pull` fetches the image"),
+    ((b"<!DOCTYPE html", b"<!doctype html", b"<html"), "unreadable", "is a web page, no image; load the image again"),
+    ((b"PK\3\4",), "unreadable", "is an archive, no image; unpack it"),
+    ((b"%PDF",), "unreadable", "is a PDF file, no image; save its pages as PNG"),
+)
 # errors of the process or the machine, not of the image
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
@@ -86,8 +101,9 @@ class ImageError(UserError):
     """An image that cannot be used.
 
     Attributes:
-        kind: "truncated", "empty", "huge", "unreadable", "permission", "mode", "planes" or "missing"; "heif" or "avif"
-            where the format is not read here; "silent" where no image comes at all.
+        kind: "truncated", "empty", "huge", "unreadable", "permission", "mode", "planes" or "missing"; "unknown" where a
+            file begins as an image and Pillow knows no more of it; "pointer" of Git LFS; "heif" or "avif" where the
+            format is not read here; "silent" where no image comes at all.
         reason: The end of a sentence that begins with the image's name.
     """
 
@@ -109,9 +125,17 @@ def open_image(path: Path) -> Image.Image:
             raise ImageError("empty", "empty", "is empty (0 bytes)")
         try:
             image = Image.open(path, formats=tuple(FORMATS))
-        except UnidentifiedImageError:
+        except UnidentifiedImageError as error:
             if kind := absent_format(path):
-                raise ImageError(kind, kind, f"is {kind.upper()}, which needs {CURES[kind]}") from None
+                raise ImageError(kind, kind, f"is {kind.upper()}, which needs {CURES[kind]}") from error
+            start = _start(path)
+            for beginnings, kind, reason in _IN_PLACE:
+                if start.startswith(beginnings):
+                    raise ImageError(kind, kind, reason) from error
+            for name, beginnings in _BEGINNINGS.items():
+                if start.startswith(beginnings):
+                    reason = f"begins as {name}, but is damaged or of a kind that Pillow does not read; save it as PNG"
+                    raise ImageError("unknown", "unknown", reason) from error
             raise
         try:
             _check_size(image)
@@ -123,14 +147,20 @@ def open_image(path: Path) -> Image.Image:
 
 def absent_format(path: Path) -> str:
     """Return the format in `ABSENT` that a file is in, by its content; "" if it is in none of them."""
-    start = b""
-    if ABSENT and path.is_file():
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            start = file.read(64)
+    start = _start(path) if ABSENT else b""
     # its main brand, and the others that it fits
     brands = {start[place : place + 4] for place in (8, *range(16, len(start), 4))} if start[4:8] == b"ftyp" else set()
     kind = "avif" if brands & {b"avif", b"avis"} else "heif" if brands & {*_HEIF_BRANDS} else ""
     return kind if kind in ABSENT else ""
+
+
+def _start(path: Path) -> bytes:
+    """Return the first bytes of a file; none where it cannot be read."""
+    with contextlib.suppress(OSError):
+        if path.is_file():
+            with path.open("rb") as file:
+                return file.read(64)
+    return b""
 
 
 def read_bytes(path: Path) -> bytes:
@@ -293,6 +323,8 @@ def errors_of(name: str) -> Iterator[None]:
                 kind, reason = "huge", f"has more than {Image.MAX_IMAGE_PIXELS} pixels; make it smaller"
             case UnidentifiedImageError():
                 kind, reason = "unreadable", "is no image of a known format"
+            case OSError() if "unsupported" in cause(error).lower():
+                kind, reason = "unknown", f"is of a kind that Pillow does not read ({cause(error)}); save it as PNG"
             case _ if "truncated" in cause(error).lower() or isinstance(error, EOFError):
                 kind, reason = "truncated", f"is cut short ({cause(error)})"
             case OSError() if error.strerror:

@@ -20,7 +20,7 @@ from ..data.doctor.findings import misfit, unusable
 from ..data.doctor.report import examine
 from ..data.images import ImageError, absent_format, grey_values, has_unknown_range, open_image
 from ..data.sources.find import find_source
-from ..data.sources.folders import list_images, reasons
+from ..data.sources.folders import ARCHIVES, TABLES, list_images, reasons
 from ..data.sources.source import NOT_READ, Finding, check_command, findings_of
 from ..data.split import check_sound
 from .bundle import Bundle
@@ -59,6 +59,11 @@ def image_files(paths: Sequence[Path]) -> tuple[list[Path], list[Finding]]:
                     not_read[finding.kind] += names
                 else:
                     findings.append(replace(finding, paths=tuple(names)))
+        elif path.suffix.lower() in TABLES | ARCHIVES and path.is_file():
+            of_table = "; for labelled images there is `whatwhere evaluate`" if path.suffix.lower() in TABLES else ""
+            raise UserError(
+                f"{brief(printable(str(path)), 200)} is no image; give image files, or folders of them{of_table}"
+            )
         elif path.exists():
             if kind := absent_format(path):
                 not_read[kind].append(str(path))

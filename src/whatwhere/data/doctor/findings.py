@@ -25,6 +25,13 @@ _FAULTS: Messages = {
     "empty": ("error", "file", "{n} of 0 bytes", "replace"),
     "huge": ("error", "file", "{n} with more than {limit:,} pixels, which would fill the memory", "replace"),
     "unreadable": ("error", "file", "{n} that cannot be read as JPEG, PNG or another of the formats", "replace"),
+    "unknown": (
+        "error",
+        "file",
+        "{n} with the beginning of an image (TIFF, BMP, ...), but damaged or of a kind that Pillow does not read",
+        "save as PNG",
+    ),
+    "pointer": ("error", "pointer", "{n} of Git LFS in place of images", "`git lfs pull` fetches them"),
     "permission": ("error", "file", "{n} without the permission to read", "change the permissions"),
     "mode": ("error", "file", "{n} with signed, 32-bit or floating-point values, which have no known range", "replace"),
     "planes": (

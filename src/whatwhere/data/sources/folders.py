@@ -185,7 +185,7 @@ def _is_image(full: str) -> bool:
     try:
         open_image(Path(full)).close()
     except ImageError as error:
-        return error.kind == "huge"
+        return error.kind in {"huge", "unknown"}
     return True
 
 
