@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from whatwhere.base.errors import UserError
-from whatwhere.base.files import check_writable, locked, read_csv, write_bytes, write_json
+from whatwhere.base.files import check_can_write, check_writable, locked, read_csv, write_bytes, write_json
 
 
 def full_disk(*arguments, **options):
@@ -118,6 +118,20 @@ def test_a_place_where_no_folder_can_be(folder, reason):
 def test_a_folder_that_takes_no_files(refused):
     with refused():
         check_writable(Path("/proc/self"))
+
+
+def test_whether_a_file_can_be_written_is_known_before_it_is(tmp_path, refused):
+    (tmp_path / "mine").write_text("mine")
+    for makes_folders in (True, False):
+        for name in ("mine", "new"):
+            check_can_write(tmp_path / name, makes_folders=makes_folders)
+        for path in (tmp_path, tmp_path / "mine" / "new", Path("/proc/self/new")):
+            with refused():
+                check_can_write(path, makes_folders=makes_folders)
+    check_can_write(tmp_path / "a" / "b" / "new", makes_folders=True)
+    with refused():
+        check_can_write(tmp_path / "a" / "b" / "new")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("mine", "mine")]
 
 
 def test_a_file_in_the_folders_place_is_left_alone(tmp_path, refused):

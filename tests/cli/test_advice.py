@@ -62,6 +62,7 @@ ELSEWHERE = {
     ("data/sources/source.py", "--skip-bad"): "check names it for the training",
     ("training/setup.py", "--model"): "said of a network that was chosen, and compare chooses none",
     ("cli/collect.py", "--baseline"): "of the command that collect names at its end",
+    ("cli/collect.py", "--margin"): "of that command too",
 }
 
 

@@ -106,6 +106,35 @@ def test_nothing_is_written_over(whatwhere, detect, tmp_path, refused_command):
     assert whatwhere("collect", detect, "--out", tmp_path / "results.csv")[0] == 0
 
 
+def test_where_the_table_cannot_go_is_found_before_the_runs_are_read(detect, refused_command):
+    (detect / "none-0" / "args.yaml").write_text("seed: [")
+    refused_command("collect", detect, "--out", "/proc/self/results.csv")
+
+
+@pytest.mark.parametrize(
+    ("metric", "given", "more"),
+    [
+        ("accuracy", (), ""),
+        ("mAP50", (), ""),
+        ("loss", (), " --margin X"),
+        ("psnr", (), " --margin X"),
+        ("seconds", ("--lower-is-better",), " --lower-is-better --margin X"),
+        ("seconds", (), " --margin X, with --lower-is-better or --higher-is-better"),
+    ],
+)
+def test_the_next_command_has_what_the_verdict_needs(whatwhere, tmp_path, monkeypatch, metric, given, more):
+    monkeypatch.chdir(tmp_path)
+    scale = 1 if metric in ("accuracy", "mAP50", "loss") else 300
+    rows = [f"{arm},{seed},{scale * (0.5 + seed / 100)}" for arm in ("none", "cbam") for seed in range(6)]
+    (tmp_path / "mine.csv").write_text("\n".join([f"arm,seed,{metric}", *rows]))
+    status, out, _ = whatwhere("collect", "mine.csv", "--metric", metric, *given)
+    following = out.splitlines()[-1]
+    assert (status, following) == (0, f"Next: whatwhere verdict results.csv --metric '{metric}'{more}")
+    words = following.partition(", with")[0].replace("'", "").replace("X", "1").split()[2:]
+    way = ["--higher-is-better"] if "or --higher" in following else []
+    assert whatwhere(*words, *way)[0] == 0
+
+
 def test_what_cannot_be_collected_is_a_sentence(detect, refused_command, tmp_path):
     refused_command("collect", detect / "cbam-0")
     refused_command("collect", detect, "--lower-is-better", "--higher-is-better")

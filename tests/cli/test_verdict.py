@@ -454,6 +454,14 @@ def test_tables_of_one_name_do_not_share_a_record(whatwhere, table, tmp_path, re
     assert whatwhere("verdict", tmp_path / "moved" / "results.csv", *out)[0] == 0
 
 
+def test_where_the_page_cannot_go_is_found_before_the_runs_are_read(whatwhere, table, tmp_path, refused_command):
+    assert whatwhere("verdict", table(6), "--out", tmp_path / "page.html")[0] == 0
+    other = tmp_path / "other.csv"
+    other.write_text("no runs")
+    for out in (tmp_path / "page.html", "/proc/self/page.html"):
+        refused_command("verdict", other, "--out", out)
+
+
 def test_the_folder_of_the_page_is_made(whatwhere, table, tmp_path):
     assert whatwhere("verdict", table(6), "--out", tmp_path / "new" / "pages" / "x.html")[0] == 0
     assert (tmp_path / "new" / "pages" / "x.json").is_file()

@@ -141,13 +141,17 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"cannot write to {str(folder)!r}: {reason}; give another folder with --out") from error
 
 
-def check_can_write(path: Path) -> None:
-    """Raise UserError unless a file can be written at `path`, whose folder need not exist; leave nothing there."""
+def check_can_write(path: Path, *, makes_folders: bool = False) -> None:
+    """Raise UserError unless a file can be written at `path`; leave nothing there.
+
+    `makes_folders` says that folders which are missing are made before it is written.
+    """
     end = Path(os.path.realpath(path))
     with writing(path):
         if end.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        with tempfile.TemporaryFile(dir=next(folder for folder in end.parents if folder.exists())):
+        folder = next(folder for folder in end.parents if folder.exists()) if makes_folders else end.parent
+        with tempfile.TemporaryFile(dir=folder):
             pass
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as json_format
 import math
 import os
@@ -15,6 +16,7 @@ from ..base.errors import UserError
 
 if TYPE_CHECKING:
     from ..statistics.columns import Reading
+    from ..statistics.results import Results
 
 # what programs judge by themselves, to propose
 _USUAL = (
@@ -101,6 +103,7 @@ def collect_command(
     from ..base.tables import Table, rich_tables, show
     from ..base.words import counted, few
     from ..collect.collect import collect
+    from ..statistics.metric import tells_direction
     from ..statistics.verdict import BASELINES, default_baseline
 
     table = _checked_table(out)
@@ -140,10 +143,24 @@ def collect_command(
     likely = results.metrics if len(results.metrics) == 1 else [name for name in _USUAL if name in results.metrics]
     judged = metric or next(iter(likely), "NAME")
     show(f"Figures: {few(results.metrics, 12)}")
-    is_known = default_baseline(results.arms).lower() in BASELINES
-    more = " --lower-is-better" if lower_is_better else " --higher-is-better" if higher_is_better else ""
-    more += "" if is_known else " --baseline ARM"
-    show(f"Next: whatwhere verdict {shlex.quote(str(table))} --metric '{judged}'{more}")
+    lower = True if lower_is_better else False if higher_is_better else None
+    direction = {True: " --lower-is-better", False: " --higher-is-better", None: ""}[lower]
+    margin = " --margin X" if _needs_margin(results, judged, lower_is_better=lower) else ""
+    baseline = "" if default_baseline(results.arms).lower() in BASELINES else " --baseline ARM"
+    is_open = lower is None and judged in results.metrics and not tells_direction(judged)
+    either = ", with --lower-is-better or --higher-is-better" if is_open else ""
+    show(f"Next: whatwhere verdict {shlex.quote(str(table))} --metric '{judged}'{direction}{margin}{baseline}{either}")
+
+
+def _needs_margin(results: Results, metric: str, *, lower_is_better: bool | None) -> bool:
+    """Return whether `verdict` must be told what difference matters, because the figures are not in points."""
+    from ..statistics.metric import METRICS, metric_for
+
+    values = [value for arm in results.arms for value in results.values(arm, metric).values()]
+    lower = not METRICS[metric].higher_is_better if metric in METRICS else bool(lower_is_better)
+    with contextlib.suppress(UserError):  # `verdict` says what is wrong with the figures
+        return bool(values) and metric_for(metric, values, lower_is_better=lower).unit != "points"
+    return False
 
 
 def _by_number(seed: str) -> tuple[float, str]:
@@ -155,7 +172,7 @@ def _by_number(seed: str) -> tuple[float, str]:
 
 def _checked_table(out: str) -> Path:
     """Return where the table goes, if it takes the place of nothing but such a table."""
-    from ..base.files import writing
+    from ..base.files import check_can_write, writing
     from ..collect.collect import is_collected
 
     path = Path(out)
@@ -168,4 +185,5 @@ def _checked_table(out: str) -> Path:
             )
         if not path.parent.is_dir():
             raise UserError(f"--out {out!r} stands in a folder that does not exist; create {str(path.parent)!r}")
+    check_can_write(path)
     return path

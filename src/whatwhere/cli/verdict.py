@@ -69,7 +69,7 @@ def verdict_command(
     from ..base.files import write_json, writing
     from ..collect.collect import collect, is_collected
     from ..comparison.content import figures_content
-    from ..statistics.history import check_results, judge_again, read_record
+    from ..statistics.history import check_figures, check_title, judge_again, read_record
     from ..statistics.looks import LEAST_PAIRS, MOST_SEEDS
 
     if out is not None and (not out or "\0" in out):
@@ -90,12 +90,17 @@ def verdict_command(
             check_integer(name, pairs, least=LEAST_PAIRS, most=MOST_SEEDS)
     if test_images is not None:
         check_integer("--test-images", test_images)
+    page = Path(out) if out else _page_beside(results)
+    record_path = _checked_targets(page, results)
+    title = results[0].name if len(results) == 1 else page.name.partition(".")[0]
+    record = read_record(record_path)
+    if record is not None:
+        check_title(record, record_path, title)
+    # runs are read, which may take long, once it is known that their verdict can be written
     collected = collect(results, reading)
     figures = collected.results
     if baseline is None and (len(set(collected.paths.values())) > 1 or is_collected(results[0])):
         _check_baseline(figures.arms)
-    page = Path(out) if out else _page_beside(results)
-    record_path = _checked_targets(page, results)
     terms = {
         "metric": metric,
         "lower_is_better": reading.lower_is_better,
@@ -103,11 +108,9 @@ def verdict_command(
         "margin": margin,
         "test_images": test_images,
     }
-    title = results[0].name if len(results) == 1 else page.name.partition(".")[0]
-    record = read_record(record_path)
     source = tuple(sorted(_path_from(record_path.parent, path) for path in results))
     if record is not None:
-        check_results(record, record_path, figures, title, source)
+        check_figures(record, record_path, figures, source)
     judgement, changes = judge_again(figures, record, first_look=first_look, max_pairs=max_pairs, terms=terms)
     content = figures_content(judgement, figures, title, changes, source)
     with writing(page):
@@ -133,6 +136,8 @@ def _check_baseline(arms: list[str]) -> None:
 
 def _page_beside(results: list[Path]) -> Path:
     """Return where the page goes: beside the table, or beside the folder that holds all runs."""
+    from ..collect.collect import find_some
+
     if len(results) == 1 and not results[0].is_dir():
         return results[0].with_suffix(".verdict.html")
     try:
@@ -140,6 +145,7 @@ def _page_beside(results: list[Path]) -> Path:
     except ValueError:  # on several drives of Windows
         folder = Path()
     if not folder.name or folder == Path.cwd():
+        find_some(results)
         raise UserError(
             "the runs have no folder of their own beside which the page could stand; give its file with --out"
         )
@@ -159,7 +165,7 @@ def _checked_targets(page: Path, results: list[Path]) -> Path:
 
     What stands in the record's place is left to `read_record`.
     """
-    from ..base.files import writing
+    from ..base.files import check_can_write, writing
     from ..report import is_page
 
     with writing(page):
@@ -176,6 +182,8 @@ def _checked_targets(page: Path, results: list[Path]) -> Path:
                 raise UserError(f"{str(path)!r} cannot be overwritten; give another file with --out")
         if page.exists() and page.stat().st_size and not is_page(page):
             raise UserError(f"{str(page)!r} is not a report of whatwhere; move it away, or give another --out")
+    for path in (page, record_path):
+        check_can_write(path, makes_folders=True)
     return record_path
 
 

@@ -28,7 +28,7 @@ from ..statistics.results import Results
 from ..statistics.table import Table, add_row, read_tables
 from ..statistics.within_pairs import ATTENTION, NOT_SET
 from .arms import name_runs
-from .find import KNOWN, find
+from .find import KNOWN, Found, find
 from .pattern import check_arms, check_spelling, from_path, patterns
 from .run import Choice, Program, Run
 
@@ -125,12 +125,8 @@ def collect(paths: Sequence[Path], reading: Reading | None = None) -> Collected:
         none,0,0.63,2,none_0.csv,
         <BLANKLINE>
     """
-    if not paths:
-        raise UserError("there is nothing to collect; give folders of runs, or a CSV")
     reading = reading or Reading()
-    found = find(paths)
-    if not found.runs and not found.tables:
-        raise UserError(f"no run in {few([repr(str(path)) for path in paths])}; known are those of {KNOWN}")
+    found = find_some(paths)
     if not found.runs:
         return _collect_tables(found.tables, reading)
     table = next((path for path in paths if path in found.tables), None)
@@ -141,6 +137,16 @@ def collect(paths: Sequence[Path], reading: Reading | None = None) -> Collected:
         files = counted(len(found.tables), "CSV file")
         collected.results.notes.append(f"{files} of no run, such as {short(str(found.tables[0]))}: left out")
     return collected
+
+
+def find_some(paths: Sequence[Path]) -> Found:
+    """Return the runs or the tables in these paths, none of which is read yet; raise UserError where there are none."""
+    if not paths:
+        raise UserError("there is nothing to collect; give folders of runs, or a CSV")
+    found = find(paths)
+    if not found.runs and not found.tables:
+        raise UserError(f"no run in {few([repr(str(path)) for path in paths])}; known are those of {KNOWN}")
+    return found
 
 
 def _collect_tables(tables: Sequence[Path], reading: Reading) -> Collected:

@@ -141,7 +141,7 @@ def _checked(
     if stored is None and request.leave_out:
         raise UserError(f"there is no comparison in {str(out)!r} yet; seeds can be left out once a run has failed")
     for name in (COST, RESULTS, VERDICT, REPORT):  # they are written after the runs
-        check_can_write(out / name)
+        check_can_write(out / name, makes_folders=True)
     _read_record(out)
     if stored is None and network:
         request = dataclasses.replace(request, backbone=request.backbone or network)

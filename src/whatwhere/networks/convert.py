@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..attention import ATTENTION
 from ..base.errors import UserError
-from ..base.files import write_bytes
+from ..base.files import check_can_write, write_bytes
 from ..base.words import brief, few, short
 from ..models.blocks import Bottleneck
 from ..models.resnet import RESNETS, ResNet
@@ -228,6 +228,7 @@ def _checked_target(source: str | os.PathLike[str], target: str | os.PathLike[st
         raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     if exists and not force:
         raise UserError(f"{str(path)!r} exists; give --force to overwrite it, or another name")
+    check_can_write(path)
     return path
 
 

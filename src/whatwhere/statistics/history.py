@@ -77,19 +77,23 @@ def read_record(path: Path, advice: str = _ADVICE) -> Record | None:
         raise UserError(f"{str(path)!r} is not a verdict of whatwhere ({cause(error)}); {advice}") from error
 
 
-def check_results(record: Record, path: Path, results: Results, title: str, source: tuple[str, ...]) -> None:
-    """Check that the record at `path` is of these results, by their name, their paths and their figures.
+def check_title(record: Record, path: Path, title: str) -> None:
+    """Raise UserError if the record at `path` is of results of another name.
 
-    Results that were moved hold all figures that were judged before.
-
-    Raises:
-        UserError: It is of others: looks at them would count as looks at these, and their verdict would be lost.
+    Looks at those would count as looks at these, and their verdict would be lost.
     """
     if record.title not in ("", title):
         raise UserError(
             f"{str(path)!r} holds the verdict on {brief(record.title)}, not on {brief(title)}; give another "
             "file with --out, or, if these are the same results under a new name, the old name"
         )
+
+
+def check_figures(record: Record, path: Path, results: Results, source: tuple[str, ...]) -> None:
+    """Raise UserError if the record at `path` is of other results of the same name, by their paths and their figures.
+
+    Results that were moved hold all figures that were judged before.
+    """
     if record.source not in ((), source) and not _holds(results, record.judgement):
         before, now = (few([brief(name, 60) for name in names], 1) for names in (record.source, source))
         raise UserError(

@@ -47,6 +47,11 @@ METRICS = {
 }
 
 
+def tells_direction(name: str) -> bool:
+    """Return whether the name of a metric tells which way is better."""
+    return name in METRICS or is_called_higher(name)
+
+
 def check_direction(name: str, lower_is_better: bool | None) -> bool:
     """Return whether lower is better for the metric `name`; `lower_is_better` is what the user said, or None.
 
@@ -61,7 +66,7 @@ def check_direction(name: str, lower_is_better: bool | None) -> bool:
             way, option = ("higher", "lower") if known.higher_is_better else ("lower", "higher")
             raise UserError(f"{name} is a metric where {way} is better; leave out --{option}-is-better")
         return not known.higher_is_better
-    if lower_is_better is None and not is_called_higher(name):
+    if lower_is_better is None and not tells_direction(name):
         raise UserError(
             f"whether a higher or a lower {brief(name)} is better does not follow from its name; give "
             "--lower-is-better or --higher-is-better (in Python lower_is_better=True or False)"

@@ -220,6 +220,13 @@ def test_targets_that_cannot_be(target, state, tmp_path, refused):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "folder.safetensors"]
 
 
+def test_where_the_weights_cannot_go_is_found_before_they_are_read(tmp_path, refused):
+    (tmp_path / "a.safetensors").write_text("no weights")
+    for target in (tmp_path / "nowhere" / "b.safetensors", "/proc/self/b.safetensors"):
+        with refused():
+            convert_weights(tmp_path / "a.safetensors", target)
+
+
 def test_a_crash_while_writing_leaves_nothing(state, tmp_path, monkeypatch, refused):
     safetensors.torch.save_file(state, tmp_path / "a.safetensors")
 
