@@ -216,6 +216,13 @@ class Stopping(Own):
             os.kill(os.getpid(), signal.SIGTERM)
         return super().forward(x)
 
+class Removing(Own):
+    def forward(self, x):
+        if os.path.exists("remove"):
+            os.remove("remove")
+            os.rename("sound/a/0.png", "elsewhere.png")
+        return super().forward(x)
+
 built = nn.Sequential(Own(3), nn.AdaptiveAvgPool2d(1))
 
 class Picky(Own):

@@ -667,8 +667,8 @@ def test_what_skip_bad_leaves_out_is_counted_named_and_listed(tmp_path):
     assert screen.warnings == [
         "--skip-bad left out 30 rows of the CSV file with a path where no file is: none0.png (line 2), none1.png "
         "(line 3), none2.png (line 4), none3.png (line 5), none4.png (line 6) and 25 more",
-        "--skip-bad left out 4 rows of the CSV file without a label (an empty cell, nan, <NA>, #N/A): "
-        "bars/0000.png (line 32), bars/0001.png (line 33), "
+        "--skip-bad left out 4 rows of the CSV file without a label in the column 'label' (an empty cell, nan, <NA>, "
+        "#N/A): bars/0000.png (line 32), bars/0001.png (line 33), "
         "bars/0002.png (line 34), bars/0003.png (line 35)",
         "1 class of the CSV file without a row that can be used: gone (`whatwhere check` names them)",
     ]
@@ -878,3 +878,28 @@ def test_a_line_of_the_metrics_that_a_crash_cut_short_is_left_out(finished, tmp_
     for end in range(last, len(content) - 1):
         (tmp_path / "metrics.jsonl").write_bytes(content[:end])
         assert RunFolder(tmp_path).metrics() == whole[:-1]
+
+
+class Removing(Trainer):
+    """Moves the images away after the first epoch."""
+
+    def run(self, batches):
+        for epoch_ends in super().run(batches):
+            if self.position.step == self.order.steps_per_epoch:
+                os.rename(self.images, self.images.with_name("elsewhere"))
+            yield epoch_ends
+
+
+@pytest.mark.parametrize("cache", ["none", "memory"])
+def test_a_run_whose_images_are_removed_says_how_to_go_on(tmp_path, cache):
+    """While it trains, or while it reads them all before."""
+    data, out = make_folder(tmp_path / "data"), tmp_path / "run"
+    whole = train(data, tmp_path / "whole", cache=cache)
+    elsewhere = tmp_path / "elsewhere"
+    removing = type("Removing", (Removing,), {"images": data})
+    hooks = {"trainer_class": removing} if cache == "none" else {"began": lambda folder: os.rename(data, elsewhere)}
+    with pytest.raises(UserError, match="does not exist; start again with another --out, or put it back") as caught:
+        train(data, out, cache=cache, classes=hooks)
+    assert str(caught.value).endswith("continue with: whatwhere train DATA --resume")
+    os.rename(elsewhere, data)
+    assert {**train(data, out, resume=True, cache=cache), "seconds": 0} == {**whole, "seconds": 0}

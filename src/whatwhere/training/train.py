@@ -7,7 +7,7 @@ import functools
 import json
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -137,15 +137,29 @@ def run_training(
                 if result is not None:
                     screen.line(f"the run in {str(folder.path)!r} is finished; nothing to do")
                 else:
-                    run.set_up(model, with_test, trainer_class)
-                    if resume:
-                        run.restore()
-                    result = _to_the_end(run, command)
+                    with _images_put_back(command):
+                        run.set_up(model, with_test, trainer_class)
+                        if resume:
+                            run.restore()
+                        result = _to_the_end(run, command)
                 return result if processes.is_first else None
 
 
 def _default_folder(data: str, model: str, seed: int) -> Path:
     return Path("runs") / (Path(data).stem or "data") / f"{model.replace(':', '-')}-seed{seed}"
+
+
+@contextlib.contextmanager
+def _images_put_back(command: str) -> Iterator[None]:
+    """Complete the message on an image that cannot be read any more."""
+    try:
+        yield
+    except ImageError as error:
+        if error.kind == "silent":
+            raise UserError(f"{error}; when it does, continue with", command) from error
+        raise UserError(
+            f"{error}; start again with another --out, or put it back as it was, and continue with", command
+        ) from error
 
 
 def _to_the_end(run: Run, command: str) -> dict[str, Any]:
@@ -163,10 +177,6 @@ def _to_the_end(run: Run, command: str) -> dict[str, Any]:
             how = "at once" if isinstance(error, KeyboardInterrupt) else "in a step that takes long"
             message = f"interrupted {how}; what was saved before is kept in {str(folder.path)!r}"
             raise Stopped(f"{message}; continue with: {command}", received[0] if received else signal.SIGINT) from None
-        except ImageError as error:
-            if error.kind != "silent":
-                raise
-            raise UserError(f"{error}; when it does, continue with", command) from error
         except Diverged as error:
             if not error.indices:
                 raise
