@@ -34,8 +34,7 @@ def on_signals(
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in numbers}
-    before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
+    before = _handled(numbers)
     try:
         for number in before:
             signal.signal(number, handler)
@@ -43,6 +42,54 @@ def on_signals(
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+def _handled(numbers: Sequence[int]) -> dict[int, Any]:
+    """Return the handlers of these signals, without those that stay."""
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    return {number: old for number, old in handlers.items() if old not in (signal.SIG_IGN, None)}
+
+
+def end_at_signals() -> None:
+    """From now on, end the process at once where a signal asks it to stop; what `on_signals` leaves alone stays."""
+    for number in _handled(STOP_SIGNALS):
+        signal.signal(number, _end_at_once)
+
+
+def _end_at_once(number: int, frame: FrameType | None = None) -> NoReturn:
+    os.write(2, b"whatwhere: interrupted\n")  # the signal may have come while Python was printing
+    os._exit(128 + number)
+
+
+@contextlib.contextmanager
+def unwound_at_signals() -> Iterator[None]:
+    """Raise KeyboardInterrupt where a signal asks the process to stop inside the block, and end it after the block.
+
+    So files and the screen are left in order. The process ends with 128 + the signal even if other code turned the
+    exception into another or swallowed it, as imports do. It ends at once where a second signal comes, or the first
+    one where Python can raise nothing, such as a destructor.
+    """
+    received: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if received:
+            _end_at_once(number)
+        received.append(number)
+        raise KeyboardInterrupt
+
+    def unraisable(ignored: sys.UnraisableHookArgs) -> None:
+        if received:
+            _end_at_once(received[0])
+        before(ignored)
+
+    before, sys.unraisablehook = sys.unraisablehook, unraisable
+    try:
+        with on_signals(interrupt):
+            yield
+    finally:
+        sys.unraisablehook = before
+        if received:
+            _end_at_once(received[0])
 
 
 def leave(status: int) -> NoReturn:

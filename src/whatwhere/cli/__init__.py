@@ -16,7 +16,7 @@ import typer
 
 from ..base.code import outlived
 from ..base.errors import Stopped, UserError
-from ..base.processes import leave
+from ..base.processes import leave, unwound_at_signals
 from ..base.tables import tell
 from ..base.words import brief, number_in, short
 from .attend import attend_command
@@ -60,7 +60,8 @@ def main(run: Any = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
-            status = command.main(prog_name="whatwhere", standalone_mode=False, obj=run)
+            with unwound_at_signals():
+                status = command.main(prog_name="whatwhere", standalone_mode=False, obj=run)
         finally:
             sys.stdout.flush()
         if status == 130:
