@@ -18,7 +18,7 @@ CHILD = """\
 import os, pathlib, signal, sys, time
 def end(number, frame):
     (pathlib.Path(FOLDER) / f"ended-{os.getpid()}").write_text(str(number))
-    sys.exit(128 + number)
+    os._exit(128 + number)  # a second signal would kill Python while it ends
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, end)
 (pathlib.Path(FOLDER) / f"began-{os.getpid()}").touch()

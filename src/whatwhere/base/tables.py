@@ -5,15 +5,20 @@ from __future__ import annotations
 import csv
 import html as html_escapes
 import io
+import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .words import printable, short
 
 _PIPED_WIDTH = 10_000
 _LONGEST_CELL = 500  # letters
+# of JSON in ASCII; the group has half a surrogate pair
+_JSON_ESCAPE = re.compile(r"\\(?:ud[89ab]..\\ud[c-f]..|u(d[89a-f]..)|.)")
 _HTML_CHANGE = ' style="color:#1a7f37"'
 
 
@@ -64,18 +69,28 @@ def say(lines: str) -> None:
     print(printable_lines(lines), flush=True)
 
 
+def say_json(value: Any) -> None:
+    """Print a value as JSON in ASCII.
+
+    A byte of a path that is not UTF-8 is written as `printable` does: many readers of JSON refuse half a surrogate
+    pair, which Python has in its place.
+    """
+
+    def whole(escape: re.Match[str]) -> str:
+        return printable(chr(int(escape[1], 16))).replace("\\", "\\\\") if escape[1] else escape[0]
+
+    print(_JSON_ESCAPE.sub(whole, json.dumps(value, indent=2)), flush=True)
+
+
 def tell(sentence: str) -> None:
     """Print a sentence on standard error, on one line."""
     print(f"whatwhere: {printable(sentence)}", file=sys.stderr)
 
 
 def show(renderable: Any) -> None:
-    """Print to standard output; plain and in full width if that is not a terminal."""
+    """Print `rich_tables` and the like to standard output; plain and in full width if that is not a terminal."""
     import rich.console
-    from rich.text import Text
 
-    if isinstance(renderable, str):  # rich would read [red] in a path as a command
-        renderable = Text(printable_lines(renderable))
     terminal = rich.console.Console()
     if terminal.is_terminal:
         terminal.print(renderable)
@@ -85,7 +100,7 @@ def show(renderable: Any) -> None:
             printed.encode(encoding)
         except UnicodeEncodeError:
             printed = printed.replace("\N{BOX DRAWINGS LIGHT HORIZONTAL}", "-")
-            printed = printed.encode(encoding, "replace").decode(encoding)
+            printed = printed.encode(encoding, "backslashreplace").decode(encoding)
         print(printed, flush=True)
 
 
@@ -144,9 +159,9 @@ def _is_change(cells: Sequence[str]) -> bool:
 
 
 def comma_separated(head: Sequence[object], lines: Iterable[Sequence[object]] = ()) -> str:
-    """Return CSV text: `head`, then `lines`."""
+    """Return CSV text: `head`, then `lines`; names as `printable` writes them, so that all of it is UTF-8."""
     target = io.StringIO()
     writer = csv.writer(target, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(lines)
+    for line in (head, *lines):
+        writer.writerow([printable(str(cell)) if isinstance(cell, (str, Path)) else cell for cell in line])
     return target.getvalue()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import shlex
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 _UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
 # characters that change the direction of the text after them
 _TURNING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_ESCAPE = re.compile(r"\\(x[0-9a-f]{2}|u[0-9a-f]{4}|[nrt])")
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf|infinity)", re.ASCII | re.IGNORECASE)
 _DECIMAL = re.compile(r"([+-]?)(\d*)(?:\.(\d*))?")
 _LONGEST_LIST, _LONGEST_NAME, _LONGEST_IN_SENTENCE = 300, 120, 80  # letters
@@ -33,6 +35,34 @@ def _escaped(character: str) -> str:
     code = ord(character)
     # in a file name, Python keeps a byte that is not UTF-8 as a surrogate
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else character.encode("unicode_escape").decode()
+
+
+def unescaped(text: str) -> str:
+    r"""Return the file name that `printable` wrote as `text`; from `\x80` on, they are bytes that are not UTF-8."""
+
+    def meant(escape: re.Match[str]) -> str:
+        character = escape[0].encode().decode("unicode_escape")
+        return chr(ord(character) + 0xDC00) if "\x80" <= character <= "\xff" else character
+
+    return _ESCAPE.sub(meant, text)
+
+
+def command_line(words: Iterable[str]) -> str:
+    r"""Return the words of a command as a line to copy into a shell such as bash or zsh.
+
+    Control characters, and bytes that are not UTF-8, stand in it as numbers: $'caf\351.png'.
+    """
+    return " ".join(shlex.quote(word) if printable(word) == word else f"$'{_in_ansi_c(word)}'" for word in words)
+
+
+def _in_ansi_c(word: str) -> str:
+    return "".join(f"\\{c}" if c in "\\'" else c if printable(c) == c else _in_octal(c) for c in word)
+
+
+def _in_octal(character: str) -> str:
+    is_byte = "\udc80" <= character <= "\udcff"
+    encoded = character.encode("utf-8", "surrogateescape" if is_byte else "surrogatepass")
+    return "".join(f"\\{byte:03o}" for byte in encoded)
 
 
 def short(text: str, most: int = 80) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_format
 from typing import Annotated, Any
 
 import typer
 
 from ..base.code import held_apart
 from ..base.errors import UserError
-from ..base.tables import rich_tables, show
+from ..base.tables import rich_tables, say_json, show
 from ..base.words import brief
 from .screen import TerminalScreen
 from .summary import (
@@ -97,7 +96,7 @@ def attend_command(
         content = {"plan": planned.to_dict()}
         if comparison is not None:
             content["comparison"] = comparison.to_dict()
-        typer.echo(json_format.dumps(content, indent=2))
+        say_json(content)
         return
     show(rich_tables(planned.tables()))
     if comparison is not None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json as json_format
 from typing import Annotated
 
 import typer
 
-from ..base.tables import rich_tables, show
+from ..base.tables import rich_tables, say_json, show
 
 PathColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column of the paths in a CSV.")]
 LabelColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column of the labels in a CSV.")]
@@ -42,7 +41,7 @@ def check_command(
             progress=lambda done, total: screen.progress("examining images", done, total),
         )
     if json:
-        typer.echo(json_format.dumps(report.to_dict(), indent=2))
+        say_json(report.to_dict())
     else:
         show(rich_tables(report.tables()))
     if not report.sound:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json as json_format
 import math
 import os
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -100,8 +98,8 @@ def collect_command(
     name both: --arm-column attention, or --arm-from '{arm}-{seed}' for folders such as cbam-0, cbam-1.
     """
     from ..base.files import write_bytes
-    from ..base.tables import Table, rich_tables, show
-    from ..base.words import counted, few
+    from ..base.tables import Table, rich_tables, say, say_json, show
+    from ..base.words import command_line, counted, few
     from ..collect.collect import collect
     from ..statistics.metric import tells_direction
     from ..statistics.verdict import BASELINES, default_baseline
@@ -122,10 +120,10 @@ def collect_command(
         ),
     )
     results = collected.results
-    write_bytes(Path(os.path.realpath(table)), collected.to_csv().encode("utf-8", "surrogateescape"))
+    write_bytes(Path(os.path.realpath(table)), collected.to_csv().encode())
     if json:
         content = {"arms": {arm: list(results.runs(arm)) for arm in results.arms}, "figures": results.metrics}
-        typer.echo(json_format.dumps({**content, "notes": results.notes, "table": str(table)}, indent=2))
+        say_json({**content, "notes": results.notes, "table": str(table)})
         return
     rows = []
     # where the arm is not called by its attention, as with --arm-from
@@ -142,14 +140,15 @@ def collect_command(
     show(rich_tables([Table(title, head, rows, num_text_columns=len(head) - 1, note="\n".join(told + doubts))]))
     likely = results.metrics if len(results.metrics) == 1 else [name for name in _USUAL if name in results.metrics]
     judged = metric or next(iter(likely), "NAME")
-    show(f"Figures: {few(results.metrics, 12)}")
+    say(f"Figures: {few(results.metrics, 12)}")
     lower = True if lower_is_better else False if higher_is_better else None
     direction = {True: " --lower-is-better", False: " --higher-is-better", None: ""}[lower]
     margin = " --margin X" if _needs_margin(results, judged, lower_is_better=lower) else ""
     baseline = "" if default_baseline(results.arms).lower() in BASELINES else " --baseline ARM"
     is_open = lower is None and judged in results.metrics and not tells_direction(judged)
     either = ", with --lower-is-better or --higher-is-better" if is_open else ""
-    show(f"Next: whatwhere verdict {shlex.quote(str(table))} --metric '{judged}'{direction}{margin}{baseline}{either}")
+    command = command_line(["whatwhere", "verdict", str(table), "--metric", judged])
+    say(f"Next: {command}{direction}{margin}{baseline}{either}")
 
 
 def _needs_margin(results: Results, metric: str, *, lower_is_better: bool | None) -> bool:

@@ -15,7 +15,7 @@ from torch import nn
 from ..base.errors import UserError
 from ..base.files import check_writable, write_bytes, write_json
 from ..base.screen import Remaining, about
-from ..base.tables import Table, rich_tables, show
+from ..base.tables import Table, printable_lines, rich_tables, say, show
 from ..cost import Cost, compare_costs
 from ..data.batches import ImageSet
 from ..data.digits import NUM_CLASSES, draw_balanced, load_digits
@@ -63,7 +63,7 @@ def run_demo(out: Path) -> None:
     )
     content, attentive = _compare(pool, test)
     show(rich_tables(tables(content)))
-    show("This is one small network on one small set of images, with one recipe tuned for neither arm.")
+    say("This is one small network on one small set of images, with one recipe tuned for neither arm.")
 
     png = io.BytesIO()
     _picture(attentive, test).savefig(png, format="png")
@@ -84,7 +84,7 @@ def run_demo(out: Path) -> None:
     write_json(out / FIGURES, result)
     write_page(out / REPORT, content)
     _heading("4. Where does it look?", f"{out / PICTURE} shows it; all figures are in {out / FIGURES}.")
-    show(f"The report of the comparison, to read in a browser: {out / REPORT}")
+    say(f"The report of the comparison, to read in a browser: {out / REPORT}")
 
 
 def _pair(backbone: str, num_classes: int) -> list[tuple[str, nn.Module]]:
@@ -93,7 +93,7 @@ def _pair(backbone: str, num_classes: int) -> list[tuple[str, nn.Module]]:
 
 
 def _heading(question: str, detail: str) -> None:
-    show(Text.assemble("\n", (question, "bold"), f"  {detail}\n"))
+    show(Text.assemble("\n", (question, "bold"), f"  {printable_lines(detail)}\n"))
 
 
 def _article_table(plain: Cost, cbam: Cost) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 
 from ..base.errors import UserError
 from ..base.screen import Silent
-from ..base.tables import comma_separated, rich_tables, say, show, tell
+from ..base.tables import comma_separated, rich_tables, say, say_json, show, tell
 from ..base.words import brief, few, printable
 from .check import DataDir, Download, LabelColumn, PathColumn
 
@@ -75,12 +74,12 @@ def predict_command(
                 found.append({"path": prediction.path, "predictions": classes})
             elif csv:
                 for rank, (name, value) in enumerate(prediction.classes, start=1):
-                    typer.echo(comma_separated((path, rank, printable(name), f"{value:.6f}")), nl=False)
+                    typer.echo(comma_separated((path, rank, name, f"{value:.6f}")), nl=False)
             else:
                 texts = [f"{printable(name)} {value:.1%}" for name, value in prediction.classes]
                 say(f"{path}: {', '.join(texts)}")
     if json:
-        typer.echo(json_format.dumps(found, indent=2))
+        say_json(found)
     if sentence := misfit(largest, network.preprocessing.max_value):
         tell(sentence)
     if num_bad:
@@ -141,6 +140,6 @@ def evaluate_command(
             "evaluate with the split.csv of the run as DATA to leave them out"
         )
     if json:
-        typer.echo(json_format.dumps(result, indent=2))
+        say_json(result)
     else:
         show(rich_tables(result_tables(result)))

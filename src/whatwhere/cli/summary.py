@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,7 @@ import typer
 
 from ..base.code import held_apart
 from ..base.errors import UserError
-from ..base.tables import rich_tables, show
+from ..base.tables import rich_tables, say_json, show
 from ..base.words import brief, few
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ def summary_command(
         result: dict[str, object] = {"models": [item.to_dict() for item in reversed(costs)]}
         if comparison is not None:
             result["comparison"] = comparison.to_dict()
-        typer.echo(json_format.dumps(result, indent=2))
+        say_json(result)
     elif comparison is not None:
         show(rich_tables(comparison.tables(depth or usual_depth(comparison))))
     else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json as json_format
 import os
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,8 @@ import typer
 from msgspec import UNSET
 
 from ..base.errors import UserError
-from ..base.tables import rich_tables, say, show
-from ..base.words import option
+from ..base.tables import rich_tables, say, say_json, show
+from ..base.words import command_line, option
 from ..networks.spec import NetworkSpec, is_import_path, parse_arguments
 from ..training.config import CHOICES, FREE, NUMBER_OR_AUTO, OPTIONS, TELLS_APART, network_of, read_config
 
@@ -66,7 +65,7 @@ def _train(
             data, given, out=folder, resume=resume, dry_run=dry_run, command=command, screen=screen, began=begun.append
         )
     if json and result is not None:
-        typer.echo(json_format.dumps(result, indent=2))
+        say_json(result)
     elif result is not None:
         show(rich_tables(result_tables(result)))
         for line in what_next(begun[0], given):
@@ -87,7 +86,7 @@ def what_next(folder: RunFolder, given: Mapping[str, Any]) -> list[str]:
     lines = [f"pictures: {', '.join(map(str, pictures))}"] if pictures else []
     if (photo := folder.held_out_image()) is not None:
         own = ["--attention", spec.attention] if is_import_path(spec.attention) else []
-        lines.append(f"predict:  {shlex.join(['whatwhere', 'predict', str(folder.path), photo, *own])}")
+        lines.append(f"predict:  {command_line(['whatwhere', 'predict', str(folder.path), photo, *own])}")
     started_with = description.given
     if started_with is not UNSET and spec.width_factor == 1 and config.get("pretrained", "") in ("", "imagenet"):
         arms = f"none,{_arm(spec)}" if spec.attention_name else "none,se,cbam"
@@ -98,7 +97,7 @@ def what_next(folder: RunFolder, given: Mapping[str, Any]) -> list[str]:
             for text in as_arguments(name, config[name] if name not in FREE else given[name])
         ]
         command = ["whatwhere", "compare", config["data"], "--backbone", spec.backbone, "--attention", arms, *options]
-        lines.append(f"does the attention help:  {shlex.join(command)}")
+        lines.append(f"does the attention help:  {command_line(command)}")
     return lines
 
 
@@ -181,5 +180,5 @@ def again(command: str) -> str:
 def typed_command() -> str:
     """Return the command line of this process, quoted for a shell."""
     if "TORCHELASTIC_RUN_ID" in os.environ:  # set by torchrun, which hides its own options
-        return shlex.join(["torchrun", "...", "-m", "whatwhere", *sys.argv[1:]])
-    return shlex.join(["whatwhere", *sys.argv[1:]])
+        return command_line(["torchrun", "...", "-m", "whatwhere", *sys.argv[1:]])
+    return command_line(["whatwhere", *sys.argv[1:]])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json as json_format
 import os
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..base.errors import UserError, check_integer
+from ..base.words import command_line
 from .collect import (
     ArmColumn,
     ArmFrom,
@@ -122,7 +121,7 @@ def verdict_command(
 def verdict_again(results: Path, terms: Mapping[str, Any]) -> str:
     """Return the command that judges a table by these terms of `judge`, each of which is an option here."""
     options = [text for name, value in terms.items() if value is not None for text in as_arguments(name, value)]
-    return shlex.join(["whatwhere", "verdict", str(results), *options])
+    return command_line(["whatwhere", "verdict", str(results), *options])
 
 
 def _check_baseline(arms: list[str]) -> None:
@@ -189,12 +188,12 @@ def _checked_targets(page: Path, results: list[Path]) -> Path:
 
 def show_comparison(content: Content, page: Path, as_json: bool) -> None:
     """Write the page of a comparison, and print its tables or its JSON."""
-    from ..base.tables import rich_tables, show
+    from ..base.tables import rich_tables, say, say_json, show
     from ..report import tables, write_page
 
     write_page(Path(os.path.realpath(page)), content)
     if as_json:
-        typer.echo(json_format.dumps(content.to_dict(), indent=2))
+        say_json(content.to_dict())
     else:
         show(rich_tables(tables(content)))
-        show(f"The report: {page}")
+        say(f"The report: {page}")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json as json_format
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..base.tables import Table, rich_tables, say, show
+from ..base.tables import Table, rich_tables, say, say_json, show
 from ..base.words import printable
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ def weights_show_command(
 
     description = describe_weights(file, model)
     if json:
-        typer.echo(json_format.dumps(description.to_dict(), indent=2))
+        say_json(description.to_dict())
     else:
         show(rich_tables(_tables(description)))
 
@@ -58,7 +57,7 @@ def weights_convert_command(
     kwargs = parse_arguments(attention_kwargs) if attention_kwargs else {}
     done = convert_weights(source, target, model=model, attention_kwargs=kwargs, to=to, force=force)
     if json:
-        typer.echo(json_format.dumps(done.to_dict(), indent=2))
+        say_json(done.to_dict())
         return
     say(f"{done.target}: {done.num_tensors} tensors in the layout {done.to}, from {done.layout}")
     say(f"network: {done.network.call()}")

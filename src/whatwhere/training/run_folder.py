@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -24,7 +23,7 @@ from ..base.errors import UserError
 from ..base.files import check_writable, locked, read_file, write_bytes, write_json, writing
 from ..base.limits import DOCUMENT_BYTES, IMAGE_LIST_BYTES
 from ..base.tables import comma_separated
-from ..base.words import brief, cause, few, option, short
+from ..base.words import brief, cause, command_line, few, option, printable, short, unescaped
 from ..collect.result import Amount, Count, Fraction, Result
 from ..data.doctor.report import Report
 from ..data.preprocess import NewerError, Preprocessing
@@ -220,7 +219,7 @@ class RunFolder:
         old = self.description if has_begun or resume else None
         if old is None:
             table = comma_separated(_SPLIT_HEAD, _rows(prepared))
-            write_bytes(self.path / SPLIT, table.encode("utf-8", "surrogateescape"))
+            write_bytes(self.path / SPLIT, table.encode())
             write_json(self.path / RUN, msgspec.to_builtins(new))
             return
         is_done = self.result is not None and self.has_best
@@ -287,7 +286,7 @@ class RunFolder:
     def continued_by(self, data: str) -> str:
         """Return the command of a new run that starts from the best network."""
         out = next(path for number in count(2) if not (path := Path(f"{self.path}-{number}")).exists())
-        return shlex.join(["whatwhere", "train", data, "--pretrained", str(self.path), "--out", str(out)])
+        return command_line(["whatwhere", "train", data, "--pretrained", str(self.path), "--out", str(out)])
 
     def save_best(self, bundle: Bundle) -> None:
         """Write the best network so far."""
@@ -306,7 +305,8 @@ class RunFolder:
         """Return the file of an image that the run has not trained on; None where no file is known."""
         with contextlib.suppress(UserError):
             held_out = (row["path"] for row in _split(self.path) if row["split"] != "train")
-            return next((path for path in held_out if os.path.isfile(path)), None)
+            spellings = (spelling for path in held_out for spelling in (path, unescaped(path)))
+            return next((path for path in spellings if os.path.isfile(path)), None)
         return None
 
     def save_result(self, result: dict[str, Any]) -> None:
@@ -318,7 +318,7 @@ class RunFolder:
 class TrainedOn:
     """The images that a network was trained on."""
 
-    paths: frozenset[str] = frozenset()  # of files
+    paths: frozenset[str] = frozenset()  # of files, as `printable` writes them
     contents: frozenset[str] = frozenset()  # hashes; none where the images were not checked
 
     def count(self, source: Source, samples: Iterable[Sample], report: Report | None) -> int:
@@ -327,7 +327,7 @@ class TrainedOn:
         return sum(
             digests[sample.path] in self.contents
             if self.contents and sample.path in digests
-            else source.full_path(sample) in self.paths
+            else printable(source.full_path(sample)) in self.paths
             for sample in samples
         )
 
@@ -346,7 +346,7 @@ def training_images(weights: Path) -> TrainedOn:
             train = [row for row in rows if row["split"] == "train"]
             return TrainedOn(
                 # an image of a built-in set has no full path, and may have the name of one of another set
-                frozenset(row["path"] for row in train if os.path.isabs(row["path"])),
+                frozenset(printable(row["path"]) for row in train if os.path.isabs(row["path"])),
                 frozenset(row[_CONTENT] for row in train if row.get(_CONTENT)),
             )
     return TrainedOn()
@@ -355,6 +355,7 @@ def training_images(weights: Path) -> TrainedOn:
 def _split(folder: Path, advice: str = _ANOTHER) -> list[dict[str, str]]:
     """Return the rows of `split.csv`, by column; raise UserError, which ends with `advice`, where it is damaged."""
     with _damage(folder / SPLIT, advice=advice):
+        # runs of old versions hold bytes that are not UTF-8 as they are
         text = read_file(folder / SPLIT, IMAGE_LIST_BYTES).decode("utf-8", "surrogateescape")
         try:
             head, *rows = list(csv.reader(io.StringIO(text, newline=""), strict=True)) or [[]]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ...base.errors import UserError
 from ...base.files import read_csv
-from ...base.words import brief, few, printable, short, suggest
+from ...base.words import brief, few, printable, short, suggest, unescaped
 from .source import RANK, Finding, Messages, Sample, class_name, findings_of, is_no_label, split_of
 
 # known names of columns, the preferred ones first
@@ -65,12 +65,13 @@ class _Columns:
 def list_csv(
     file: Path, path_column: str | None = None, label_column: str | None = None
 ) -> tuple[tuple[Sample, ...], tuple[Finding, ...]]:
-    """List the images of a CSV file: a header, then one image in each row.
+    r"""List the images of a CSV file: a header, then one image in each row.
 
     Cells are separated by commas, semicolons or tabs. Paths are absolute or relative to the file's folder. A column of
     splits is optional. By default, the columns are the first with a known name. Rows that cannot be used are left out
     and reported with their line. A cell that is empty, or holds what pandas, NumPy, R or Excel write for a missing
-    value (nan, <NA>, NaT, #N/A, in any case), is no label.
+    value (nan, <NA>, NaT, #N/A, in any case), is no label. A path may be as whatwhere prints it: with `\xe9` for a
+    byte that is not UTF-8, and `\n` for a line break.
 
     Raises:
         UserError: The file cannot be read, a column is unknown, or no row can be used.
@@ -181,7 +182,7 @@ def _column(where: str, header: list[str], wanted: str | None, known: Sequence[s
 
 def _resolve(folder: Path, name: str) -> str | None:
     """Return the path of a file relative to `folder`, absolute if it is elsewhere; None if there is no such file."""
-    for spelling in dict.fromkeys((name, name.replace("\\", "/"))):
+    for spelling in dict.fromkeys((name, name.replace("\\", "/"), unescaped(name))):
         full = os.path.normpath(os.path.join(folder, spelling))
         if spelling and os.path.isfile(full):
             inside = os.path.relpath(full, folder)

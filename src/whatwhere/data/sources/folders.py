@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...base.errors import UserError
-from ...base.words import counted, few, printable, short
+from ...base.words import command_line, counted, few, printable, short
 from ..images import ABSENT, SUFFIXES, ImageError, open_image
 from .source import NOT_READ, Finding, Messages, Sample, check_command, class_name, findings_of, split_of
 
@@ -98,7 +97,7 @@ def list_folder(root: Path) -> tuple[tuple[Sample, ...], tuple[Finding, ...]]:
     labels = {sample.label for sample in samples}
     if tables and len(labels) == 1:
         message = f"all images are of one class, {short(min(labels))}, and a table is beside them, {few(tables)}"
-        where = printable(shlex.quote(str(root / tables[0])))
+        where = command_line([str(root / tables[0])])
         notes.append(Finding("error", "table", message, cure=f"if it has the classes, give {where} as DATA"))
     return tuple(sorted(samples, key=lambda sample: sample.path)), (*_findings(met), *notes)
 

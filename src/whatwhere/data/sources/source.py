@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...base.words import counted, few, option, printable, short, spelt_alike
+from ...base.words import command_line, counted, few, option, printable, short, spelt_alike
 from ..images import CURES, open_image, read_bytes
 
 SPLITS = ("train", "val", "test")
@@ -159,7 +158,7 @@ class Source:
 def check_command(data: str, **options: str | None) -> str:
     """Return the command that shows the findings on DATA, with the options that say where the images are."""
     given = [(option(name), value) for name, value in options.items() if value is not None]
-    return shlex.join(["whatwhere", "check", data, *(word for pair in given for word in pair)])
+    return command_line(["whatwhere", "check", data, *(word for pair in given for word in pair)])
 
 
 def split_of(name: str) -> str | None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...base.errors import UserError
 from ...base.limits import WEIGHTS_DEPTH, WEIGHTS_NETWORKS
-from ...base.words import brief, cause, counted, few
+from ...base.words import brief, cause, counted, few, printable
 from .bounds import check_archive, check_entries, check_network
 from .fit import shown
 from .pickles import check_pickles
@@ -118,9 +118,7 @@ def read_file(path: str | os.PathLike[str], wanted: Wanted = RESNET) -> WeightsF
 
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a .safetensors file, without its tensors; raise UserError as `read_file`."""
-    from safetensors import safe_open
-
-    with _damage_of(path), safe_open(path, framework="pt") as tensors:
+    with _damage_of(path), _opened(path) as tensors:
         return dict(tensors.metadata() or {})
 
 
@@ -212,9 +210,7 @@ def _content(file: Path) -> tuple[Any, dict[str, str]]:
     """Return the content of `file` and its metadata."""
     with _damage_of(file):
         if file.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(file, framework="pt") as tensors:
+            with _opened(file) as tensors:
                 check_entries(len(tensors.keys()), str(file))
                 return {key: tensors.get_tensor(key) for key in tensors.keys()}, dict(tensors.metadata() or {})  # noqa: SIM118
         check_archive(file)
@@ -223,6 +219,18 @@ def _content(file: Path) -> tuple[Any, dict[str, str]]:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old pickles; the errors below tell what is wrong
             return torch.load(file, map_location="cpu", weights_only=True), {}
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """Open a .safetensors file."""
+    from safetensors import safe_open
+
+    # safetensors reads no path that is not UTF-8, which few systems other than Linux have
+    with file.open("rb") as stream:
+        path = file if str(file) == printable(str(file)) else f"/dev/fd/{stream.fileno()}"
+        with safe_open(path, framework="pt") as tensors:
+            yield tensors
 
 
 @contextlib.contextmanager
