@@ -129,8 +129,8 @@ def test_the_next_command_has_what_the_verdict_needs(whatwhere, tmp_path, monkey
     (tmp_path / "mine.csv").write_text("\n".join([f"arm,seed,{metric}", *rows]))
     status, out, _ = whatwhere("collect", "mine.csv", "--metric", metric, *given)
     following = out.splitlines()[-1]
-    assert (status, following) == (0, f"Next: whatwhere verdict results.csv --metric '{metric}'{more}")
-    words = following.partition(", with")[0].replace("'", "").replace("X", "1").split()[2:]
+    assert (status, following) == (0, f"Next: whatwhere verdict results.csv --metric {metric}{more}")
+    words = following.partition(", with")[0].replace("X", "1").split()[2:]
     way = ["--higher-is-better"] if "or --higher" in following else []
     assert whatwhere(*words, *way)[0] == 0
 

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import whatwhere as package
 from pictures import make_folder
 from run_folders import ultralytics_run
 from whatwhere.base.tables import say_json
@@ -73,7 +75,7 @@ def test_the_table_of_odd_runs_is_read_as_it_was_written(command, tmp_path):
     for arm in ("none", "cbam"):
         for seed in range(3):
             ultralytics_run(tmp_path / ODD / f"{arm}-{seed}", arm, seed)
-    table = tmp_path / f"{ODD}.csv"
+    table = tmp_path / f"{ODD}table.csv"
     out, _ = command("collect", tmp_path / ODD, "--out", table, "--metric", "metrics/mAP50(B)")
     following = typed(out.splitlines()[-1].partition(": ")[2])
     assert following[:3] == ["whatwhere", "verdict", str(table)]
@@ -86,6 +88,12 @@ def test_the_table_of_odd_runs_is_read_as_it_was_written(command, tmp_path):
 
 BYTES = map(os.fsdecode, (b"\xe9", b"\xff", b"\x80"))
 names = st.lists(st.sampled_from([*BYTES, *"a'\\$ \n\t\x1b\x7f\u202e\u2028é😀x80"])).map("".join)
+
+
+def test_one_function_quotes_for_shells():
+    root = Path(package.__file__).parent
+    files = [path.relative_to(root).as_posix() for path in root.rglob("*.py") if "shlex" in path.read_text()]
+    assert files == ["base/words.py"]
 
 
 @given(st.lists(names, min_size=1, max_size=4))
