@@ -159,6 +159,26 @@ def test_the_command_that_follows_gives_the_same_verdict(compare, whatwhere):
     assert again == judged
 
 
+def test_every_verdict_on_the_runs_says_what_the_report_says_of_them(compare, whatwhere, tmp_path):
+    compare.compared.figures = lambda arm, seed: (0.3 if arm == "none" else 0.8) + 0.001 * (7 * int(seed) % 5)
+    status, out, _ = compare("--attention", "none,se", "--seeds", "6")
+    assert status == 0
+    content = compare.compared.read("verdict.json")
+    assert content["first"] == [["none", "6 of 6 runs are no better than guessing one of 3 classes"]]
+    assert len(content["cautions"]) > 0
+    command, runs = shlex.split(out.splitlines()[-1].partition(": ")[2])[1:], tmp_path / "out" / "runs"
+    again = json.loads(whatwhere(*command, "--json")[1])
+    assert [again[name] for name in ("first", "cautions")] == [content[name] for name in ("first", "cautions")]
+    assert again["judgement"]["arms"][0]["conclusion"] == "Train for more epochs before you decide about se"
+    # a table of that table, the folders, and a table of them
+    options = ("--arm-from", "{arm}/seed-{seed}", "--may-differ", "model")
+    assert whatwhere("collect", tmp_path / "out" / "results.csv", "--out", "again.csv")[0] == 0
+    assert whatwhere("collect", runs, *options, "--out", "runs.csv")[0] == 0
+    for given in (("again.csv",), (runs, *options), ("runs.csv",)):
+        told = json.loads(whatwhere("verdict", *given, "--metric", "accuracy", "--json")[1])
+        assert told["first"] == content["first"]
+
+
 def test_the_command_that_follows_names_no_number_of_test_images_where_the_runs_differ_in_it(compare, whatwhere):
     compared = compare.compared
     compared.before = lambda arm, seed: setattr(compared, "num_images", 1000 if int(seed) % 2 else 500)

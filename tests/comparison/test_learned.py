@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from whatwhere.collect.learned import unlearned
 from whatwhere.collect.result import ClassFigures, PartFigures, Result
-from whatwhere.comparison.gather import unlearned
 from whatwhere.training.run_folder import METRICS, RESULT
 
 

@@ -17,6 +17,7 @@ from ..statistics.columns import (
     BETWEEN_NOTES,
     FOLDER,
     HARDLY_BEGUN,
+    MORE_EPOCHS,
     NOTES,
     SEED,
     USE,
@@ -29,6 +30,7 @@ from ..statistics.table import Table, add_row, read_tables
 from ..statistics.within_pairs import ATTENTION, NOT_SET
 from .arms import name_runs
 from .find import KNOWN, Found, find
+from .learned import unlearned
 from .pattern import check_arms, check_spelling, from_path, patterns
 from .run import Choice, Program, Run
 
@@ -64,12 +66,14 @@ class Collected:
     def to_csv(self) -> str:
         """Return a line for each run: arm, seed, a column for each figure, the epoch, the folder, and notes.
 
-        A column attention_use, if a run has one, says which runs have an attention that has hardly begun.
+        A column attention_use, if a run has one, says which runs have an attention that has hardly begun; a column
+        more_epochs, if an arm needs them, says why.
 
         The notes are those that a verdict should tell, for all runs, the same in each line.
         The column of epochs is called best_epoch where the epoch was chosen by the figures that are reported.
         """
         uses = [USE] if any(self.results.hardly_used(arm, [seed]) for arm, seed in self.paths) else []
+        longer = [MORE_EPOCHS] if self.results.more_epochs else []
         metrics, chosen = self.results.metrics, CHOSEN in self.results.notes
         lines = [
             (
@@ -77,6 +81,7 @@ class Collected:
                 seed,
                 *(repr(figures[name]) if name in figures else "" for name in metrics),
                 *(HARDLY_BEGUN if self.results.hardly_used(arm, [seed]) else "" for _ in uses),
+                *(self.results.more_epochs.get(arm, "") for _ in longer),
                 self.epochs.get((arm, str(seed)), ""),
                 self.paths[arm, str(seed)],
                 BETWEEN_NOTES.join(self.doubts),
@@ -85,7 +90,7 @@ class Collected:
             for seed in self.results.seeds
             if (figures := self.results.runs(arm).get(seed)) is not None
         ]
-        head = (ARM, SEED, *metrics, *uses, BEST_EPOCH if chosen else "epoch", FOLDER, NOTES)
+        head = (ARM, SEED, *metrics, *uses, *longer, BEST_EPOCH if chosen else "epoch", FOLDER, NOTES)
         return comma_separated(head, lines)
 
 
@@ -203,6 +208,7 @@ def _collect_runs(folders: Mapping[Path, Program], reading: Reading) -> Collecte
     elif not program.chooses_epoch:
         notes.append(LAST)
     notes += doubts
+    collected.results.more_epochs = _unlearned(runs)
     for run in runs:
         if run in again or (run.fault and (run.arm, run.seed) in collected.paths):
             continue
@@ -215,6 +221,16 @@ def _collect_runs(folders: Mapping[Path, Program], reading: Reading) -> Collecte
         epoch = None if run.fault else curve.best_epoch if at_best else last
         collected.add(Row(run.arm, run.seed, run.path, 0, epoch, {**found}, has_hardly_begun=run.has_hardly_begun))
     return collected
+
+
+def _unlearned(runs: Sequence[Run]) -> dict[str, str]:
+    """Return, by arm, why it needs more epochs before it can be compared, as its runs of whatwhere tell."""
+    found = {}
+    for arm in dict.fromkeys(run.arm for run in runs):
+        learned = [run.learned for run in runs if run.arm == arm and run.learned and not run.fault]
+        if why := unlearned([result for result, _ in learned], [curve for _, curve in learned]):
+            found[arm] = why
+    return found
 
 
 def _attentions(runs: Sequence[Run]) -> dict[str, list[str]]:

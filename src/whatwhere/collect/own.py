@@ -1,4 +1,4 @@
-"""Runs of whatwhere: `run.json` and `result.json`."""
+"""Runs of whatwhere: `run.json`, `result.json` and `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..base.files import read_file
 from ..base.limits import DOCUMENT_BYTES
 from ..base.words import cause
 from .curve import Curve
-from .result import Result
+from .result import Fraction, Result
 from .run import Choice, Program, Run
 from .settings import flat
 
-_RUN, _RESULT = "run.json", "result.json"
+_RUN, _RESULT, _METRICS = "run.json", "result.json", "metrics.jsonl"
 # `data` is the path of images that `data_fingerprint` tells apart
 _IGNORED = frozenset(
     {"data", "data_dir", "path_column", "label_column", "device", "workers", "cache", "download", "check"}
@@ -32,6 +32,10 @@ T = TypeVar("T")
 class _Description(msgspec.Struct):
     config: dict[str, Any]
     data_fingerprint: str
+
+
+class _Epoch(msgspec.Struct):
+    val_accuracy: Fraction
 
 
 def _is_run(folder: Path, names: set[str]) -> bool:
@@ -48,11 +52,28 @@ def _read(folder: Path, choice: Choice) -> Run:
     figures = {name: value for name, value in found.items() if value is not None and name != "num_images"}
     curve = Curve(list(figures), {result.best_epoch}, figures, best=figures, best_epoch=result.best_epoch)
     is_chosen = result.judged_on == "val" and result.best_by != "last"
-    return Run(folder, settings, curve, num_epochs=result.num_epochs, stopped_early=True, is_chosen=is_chosen)
+    shares = [line.val_accuracy for line in _lines(folder / _METRICS)]
+    return Run(
+        folder,
+        settings,
+        curve,
+        num_epochs=result.num_epochs,
+        stopped_early=True,
+        is_chosen=is_chosen,
+        learned=(result, shares),
+    )
+
+
+def _lines(path: Path) -> list[_Epoch]:
+    lines = read_file(path, DOCUMENT_BYTES).splitlines() if os.path.lexists(path) else []
+    return [_parsed(line, path, _Epoch) for line in lines]
 
 
 def _content(path: Path, kind: type[T]) -> T:
-    content = read_file(path, DOCUMENT_BYTES)
+    return _parsed(read_file(path, DOCUMENT_BYTES), path, kind)
+
+
+def _parsed(content: bytes, path: Path, kind: type[T]) -> T:
     try:
         return parse_json(content, kind)
     except ValueError as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .curve import Curve, read_curve
+from .result import Result
 from .settings import read_settings
 
 
@@ -24,6 +25,7 @@ class Run:
         stopped_early: Whether its program ended it before `epochs_asked` on purpose.
         has_hardly_begun: Whether its attention changes hardly anything at the end.
         is_chosen: Whether the epoch was chosen on the reported images.
+        learned: What a run of whatwhere came to, and its validation accuracy after each epoch; None for others.
         fault: Why it has no figures that count, as part of a sentence; "" where it has some.
         notes: What else is odd about it, as sentences.
         arm, seed: Their names, once `name_runs` has found them.
@@ -37,6 +39,7 @@ class Run:
     stopped_early: bool = False
     has_hardly_begun: bool = False
     is_chosen: bool = False
+    learned: tuple[Result, list[float]] | None = None
     fault: str = ""
     notes: list[str] = field(default_factory=list)
     arm: str = ""

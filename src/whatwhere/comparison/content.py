@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -172,15 +173,32 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
 
+def _with_epochs_first(judgement: Judgement, first: Mapping[str, str]) -> Judgement:
+    """Return the judgement where arms that hardly learned are to be trained for more epochs before anything else."""
+    arms = tuple(
+        dataclasses.replace(
+            arm,
+            conclusion=f"Train for more epochs before you decide about {arm.arm}",
+            advice=arm.advice and f"more epochs first, as said at the top; only then: {arm.advice}",
+        )
+        if first.keys() & {arm.arm, judgement.baseline}
+        else arm
+        for arm in judgement.arms
+    )
+    return dataclasses.replace(judgement, arms=arms)
+
+
 def figures_content(
     judgement: Judgement, results: Results, title: str, changes: Sequence[str] = (), source: Texts = ()
 ) -> Content:
     """Return the content of a report on a table of figures alone."""
+    judgement = _with_epochs_first(judgement, results.more_epochs)
     arms = counted(len(judgement.arms), "arm")
     return Content(
         title=title,
         subtitle=f"{arms} compared with {judgement.baseline} by {judgement.metric.label}",
         source=source,
+        first=tuple(results.more_epochs.items()),
         judgement=judgement,
         arms=dict.fromkeys(results.arms, ""),
         changes=tuple(changes),

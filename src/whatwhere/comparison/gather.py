@@ -1,9 +1,7 @@
-"""Gather the figures of a comparison's trainings for the verdict and the report; tell which arms hardly learned."""
+"""Gather the figures of a comparison's trainings for the verdict and the report."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import msgspec
 
 from ..base.words import few
-from ..collect.result import Result
+from ..collect.learned import unlearned
 from ..data.images import MAX_VALUE
 from ..statistics.decide import holm
 from ..statistics.metric import METRICS, Metric
@@ -24,11 +22,6 @@ from .design import Design
 from .runs import Finished, Task
 
 _RECALL = Metric("recall", "recall", 100, "points")
-_DEVIATIONS = 2.0  # standard deviations of guessing; a network above them has learned something
-_NEAR = 0.1  # or this share of the way from guessing to everything right: with few images the deviations reach further
-_SHARE_OF_RUNS = 0.25  # an arm is reported if so many of its runs guess
-_FIFTH = 0.2
-_FAST = 0.5  # of the average speed of learning
 
 
 class Gathered:
@@ -77,8 +70,12 @@ class Gathered:
     def _has_test(self) -> bool:
         return all(run.result.judged_on == "test" for run in self.finished.values())
 
-    def cautions(self) -> list[str]:
-        """Return what a reader must know about the runs, in sentences."""
+    def tell(self) -> None:
+        """Note with the results what a reader must know about the runs, and which arms need more epochs."""
+        self.results.notes = self._cautions()
+        self.results.more_epochs = self._unlearned()
+
+    def _cautions(self) -> list[str]:
         notes = []
         runs = list(self.finished.values())
         if not self._has_test:
@@ -134,7 +131,7 @@ class Gathered:
                 )
         return Curves(x="epoch", y="validation accuracy, %", arms=arms) if arms else None
 
-    def unlearned(self) -> dict[str, str]:
+    def _unlearned(self) -> dict[str, str]:
         """Return, by arm, the finding that its networks need more epochs before they can be compared."""
         found = {}
         for arm in self.design.arms:
@@ -187,8 +184,7 @@ class Gathered:
         self, judgement: Judgement, title: str, cost: Costs | None, failures: Mapping[str, str], changes: Sequence[str]
     ) -> Content:
         """Return everything that the report shows."""
-        design, first = self.design, self.unlearned()
-        judgement = _with_epochs_first(judgement, first)
+        design = self.design
         runs = tuple(
             RunRow(
                 arm=arm,
@@ -204,7 +200,6 @@ class Gathered:
         return msgspec.structs.replace(
             content,
             subtitle=f"{content.subtitle} on the {'test' if self._has_test else 'validation'} images",
-            first=tuple(first.items()),
             arms={arm.name: describe(design.arm_options[arm.name]) for arm in design.arms},
             images=_images(design.options),
             curves=self.curves(),
@@ -212,11 +207,7 @@ class Gathered:
             cost=cost,
             settings=_settings(design),
             environment=next((run.environment for run in self.finished.values()), ()),
-            cautions=(
-                *content.cautions,
-                *self.cautions(),
-                *(f"{label} failed: {why}" for label, why in failures.items()),
-            ),
+            cautions=(*content.cautions, *(f"{label} failed: {why}" for label, why in failures.items())),
             runs=runs,
             failures=dict(failures),
         )
@@ -227,21 +218,6 @@ def _images(options: Mapping[str, Any]) -> str:
     white = options["max_value"]
     grey = "" if white == MAX_VALUE else f", 16-bit grey with {white:,} as white"
     return f"{options['image_size']} px, {options['resize']}{grey}"
-
-
-def _with_epochs_first(judgement: Judgement, first: Mapping[str, str]) -> Judgement:
-    """Return the judgement where arms that hardly learned are to be trained for more epochs before anything else."""
-    arms = tuple(
-        dataclasses.replace(
-            arm,
-            conclusion=f"Train for more epochs before you decide about {arm.arm}",
-            advice=arm.advice and f"more epochs first, as said at the top; only then: {arm.advice}",
-        )
-        if first.keys() & {arm.arm, judgement.baseline}
-        else arm
-        for arm in judgement.arms
-    )
-    return dataclasses.replace(judgement, arms=arms)
 
 
 def _settings(design: Design) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
@@ -264,64 +240,3 @@ def _settings(design: Design) -> tuple[tuple[str, tuple[tuple[str, str], ...]], 
         (f"{arm}: {name}", str(value)) for arm, options in design.arm_options.items() for name, value in options.items()
     )
     return ("comparison", comparison), ("arms", own), *panels.items()
-
-
-def unlearned(results: Sequence[Result], curves: Sequence[Sequence[float]]) -> str:
-    """Return what shows that an arm's networks have hardly learned, or still learn; "" where nothing does.
-
-    Args:
-        results: The content of `result.json` of each run.
-        curves: The validation accuracy of each epoch, run by run.
-    """
-    guessing = sum(map(_guesses, results))
-    if guessing and guessing >= _SHARE_OF_RUNS * len(results):
-        num_classes = sum(row.num_images > 0 for row in results[0].per_class)
-        be = "is" if guessing == 1 else "are"
-        return f"{guessing} of {len(results)} runs {be} no better than guessing one of {num_classes} classes"
-    # the accuracy of a network that always says the most frequent class
-    counts = [[row.num_images for row in result.per_class] for result in results]
-    gain = _gain(curves, [max(count, default=0) / max(1, sum(count)) for count in counts])
-    if gain:
-        return f"still improving: {100 * gain:+.1f} points of validation accuracy over the last epochs"
-    return ""
-
-
-def _guesses(result: Result) -> bool:
-    """Return whether a run's network is no better than one that does not look at the images.
-
-    Of C classes with n_i images, such a network has a mean recall of 1 / C, whatever class it prefers and however
-    unequal the classes are. The margin is 2 binomial standard deviations, sqrt(p (1 - p) sum(1 / n_i)) / C with
-    p = 1 / C, at most a tenth of what is left to learn.
-    """
-    recalls = [(row.num_images, row.recall) for row in result.per_class if row.num_images and row.recall is not None]
-    if len(recalls) < 2:
-        return False
-    chance = 1 / len(recalls)
-    deviation = math.sqrt(chance * (1 - chance) * sum(1 / num_images for num_images, _ in recalls)) / len(recalls)
-    margin = min(_DEVIATIONS * deviation, _NEAR * (1 - chance))
-    return bool(statistics.fmean(recall for _, recall in recalls) <= chance + margin)
-
-
-def _gain(curves: Sequence[Sequence[float]], starts: Sequence[float]) -> float:
-    """Return what the last fifth of the epochs brought to the accuracy on average; 0 where learning has slowed down.
-
-    It has not where the gain is at least half of what a fifth of the epochs brought on average, counted from the
-    accuracy of the most frequent class, and more than 2 standard errors over the runs. A curve that approaches its end
-    like 1 - exp(-t / T) is told where training ended before 1.5 T (10 epochs) or 1.65 T (50 and more), with a fifth of
-    the way still to go; at the end of a cosine schedule, curves of networks that have learned rise by less.
-    """
-    gains, needed = [], []
-    for curve, start in zip(curves, starts, strict=True):
-        num_epochs = len(curve)
-        if num_epochs < 2:
-            continue
-        # a tenth of the epochs each, so that one epoch's noise decides nothing
-        width = max(1, num_epochs // 10)
-        shift = max(1, round(_FIFTH * num_epochs))
-        last = statistics.fmean(curve[-width:])
-        gains.append(last - statistics.fmean(curve[-width - shift : -shift]))
-        needed.append(_FAST * shift / num_epochs * (last - start))
-    if len(gains) < 2:
-        return 0.0
-    gain, error = statistics.fmean(gains), statistics.stdev(gains) / math.sqrt(len(gains))
-    return gain if gain > 2 * error and gain >= max(0.0, statistics.fmean(needed)) else 0.0

@@ -334,6 +334,7 @@ def _judged(design: Design, runs: Runs, failures: Mapping[str, str]) -> tuple[De
         "max_pairs": design.max_seeds,
         "test_images": gathered.num_images,
     }
+    gathered.tell()
     judgement = judge(gathered.results, awaited=design.seeds(), **terms)
     if not gathered.same_num_images:  # a table has one number for all runs
         del terms["test_images"]
@@ -350,7 +351,7 @@ def _judged(design: Design, runs: Runs, failures: Mapping[str, str]) -> tuple[De
     title = f"{Path(design.data).name}: {design.backbone}"
     content = gathered.content(judgement, title, _read_costs(out), failures, design.changes)
     content = msgspec.structs.replace(content, terms=terms)
-    write_bytes(out / RESULTS, gathered.results.to_csv().encode("utf-8"))
+    write_bytes(out / RESULTS, gathered.results.to_csv(with_notes=True).encode("utf-8"))
     write_json(out / VERDICT, content.to_dict())
     return design, content
 

@@ -17,6 +17,8 @@ ARM, SEED = "arm", "seed"
 FOLDER = "folder"  # the column of `whatwhere collect` that says where a run lies
 # its last column, by which it is known: what a verdict should tell, the same in each line
 NOTES, BETWEEN_NOTES = "collect_notes", " | "
+COMPARED = "compare_notes"  # the same in a table of `whatwhere compare`
+MORE_EPOCHS = "more_epochs"  # column of both: why an arm needs more epochs before it can be compared
 USE, HARDLY_BEGUN = "attention_use", "hardly begun"  # its column for runs with attention near its start
 BEST_EPOCH = "best_epoch"  # of tables that `whatwhere collect --epoch best` wrote
 EXAMPLE = "'arm,seed,accuracy', 'none,0,0.61', 'cbam,0,0.62'"
@@ -69,6 +71,11 @@ def is_collected_head(head: Sequence[str]) -> bool:
     return [*head[:2], *head[-2:]] == [ARM, SEED, FOLDER, NOTES] and head[-3] in ("epoch", BEST_EPOCH)
 
 
+def has_notes(head: Sequence[str]) -> bool:
+    """Return whether the last column of a table is what a verdict should tell."""
+    return is_collected_head(head) or [*head[:2], *head[-1:]] == [ARM, SEED, COMPARED]
+
+
 def may_differ_note(names: list[str]) -> str:
     """Return the sentence about settings that differ within pairs as the user allowed."""
     return (
@@ -86,6 +93,7 @@ class Roles:
         epoch: None where the table has none.
         state: Whether a run finished, in the words of W&B and MLflow.
         use: Whether the attention of a run has hardly begun, as `whatwhere collect` writes it.
+        more_epochs: Why the arm needs more epochs before it can be compared.
         settings: Columns with settings of the runs, by the names that MLflow and others give them, or by usual ones.
         no_figures: Columns of numbers that are no figures.
         arms: The columns of figures in a table with one column for each arm; else empty.
@@ -97,6 +105,7 @@ class Roles:
     epoch: int | None = None
     state: int | None = None
     use: int | None = None
+    more_epochs: int | None = None
     settings: list[int] = field(default_factory=list)
     no_figures: set[int] = field(default_factory=set)
     arms: list[int] = field(default_factory=list)
@@ -137,7 +146,8 @@ def find_roles(
     roles.state = next((c for c, name in enumerate(names) if name in _STATES and head[c] != wanted), None)
 
     roles.use = next((c for c, name in enumerate(head) if name == USE and name != wanted), None)
-    roles.no_figures |= {roles.use} if roles.use is not None else set()
+    roles.more_epochs = next((c for c, name in enumerate(head) if name == MORE_EPOCHS and has_notes(head)), None)
+    roles.no_figures |= {column for column in (roles.use, roles.more_epochs) if column is not None}
 
     def cells(column: int) -> list[str]:
         # a line that is too short is refused later

@@ -33,6 +33,7 @@ class Row:
             not in the dict.
         settings: The settings that the table holds, by column, as texts.
         has_hardly_begun: Whether the attention changes hardly anything at the end of the run.
+        more_epochs: Why its arm needs more epochs before it can be compared; "" where it does not.
     """
 
     arm: str
@@ -43,6 +44,7 @@ class Row:
     figures: dict[str, float | None]
     settings: dict[str, str] = field(default_factory=dict)
     has_hardly_begun: bool = False
+    more_epochs: str = ""
 
 
 def best_by(reading: Reading) -> tuple[str, bool]:

@@ -10,6 +10,7 @@ from ..base.errors import UserError
 from ..base.limits import NAME_LETTERS
 from ..base.tables import comma_separated
 from ..base.words import brief, few
+from .columns import ARM, BETWEEN_NOTES, COMPARED, MORE_EPOCHS, SEED
 from .derived import as_number
 from .metric import check_figure
 from .paired import PairedDifference
@@ -23,11 +24,13 @@ class Results:
     `missing` counts them all, with the reason of each.
 
     Attributes:
-        notes: What the reader of the table left out, as sentences.
+        notes: What the reader of the table left out, and what else a reader must know, as sentences.
+        more_epochs: By arm, why it needs more epochs before it can be compared.
     """
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.more_epochs: dict[str, str] = {}
         self._figures: dict[str, dict[Hashable, dict[str, float]]] = {}
         self._not_finite: dict[tuple[str, Hashable, str], float] = {}
         self._seeds: set[Hashable] = set()
@@ -140,15 +143,25 @@ class Results:
         value = self._not_finite.get((arm, seed, metric))
         return "no figure" if value is None else f"{value:g}"
 
-    def to_csv(self) -> str:
-        """Return a line for each run: arm, seed, and a column for each metric."""
-        metrics = self.metrics
+    def to_csv(self, *, with_notes: bool = False) -> str:
+        """Return a line for each run: arm, seed, and a column for each metric.
+
+        `with_notes` adds columns with `more_epochs`, where an arm needs them, and the notes, the same in each line.
+        """
+        metrics, longer = self.metrics, with_notes and bool(self.more_epochs)
         lines = [
-            (arm, seed, *(repr(figures[name]) if name in figures else "" for name in metrics))
+            (
+                arm,
+                seed,
+                *(repr(figures[name]) if name in figures else "" for name in metrics),
+                *([self.more_epochs.get(arm, "")] if longer else []),
+                *([BETWEEN_NOTES.join(self.notes)] if with_notes else []),
+            )
             for arm, runs in self._figures.items()
             for seed, figures in runs.items()
         ]
-        return comma_separated(("arm", "seed", *metrics), lines)
+        told = (*([MORE_EPOCHS] if longer else []), *([COMPARED] if with_notes else []))
+        return comma_separated((ARM, SEED, *metrics, *told), lines)
 
 
 def _by_number(seed: Hashable) -> tuple[float, str]:

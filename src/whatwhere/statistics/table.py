@@ -25,6 +25,7 @@ from .columns import (
     Reading,
     Roles,
     find_roles,
+    has_notes,
     is_collected_head,
 )
 from .derived import odd_seed
@@ -164,7 +165,7 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
     if may_be_empty:
         roles = Roles(roles.arm, roles.seed)
     notes += [note for note in roles.notes if note not in notes]
-    if is_collected_head(head):
+    if has_notes(head):
         roles.no_figures.add(len(head) - 1)
         told = dict.fromkeys(note for _, row in lines for note in row[-1].split(BETWEEN_NOTES) if note)
         notes += [printable(note) for note in told]
@@ -199,7 +200,8 @@ def _lines_as_rows(
         if not roles.arms:
             named = {table.head[column]: value for column, value in figures.items()}
             is_idle = roles.use is not None and cells[roles.use].strip() == HARDLY_BEGUN
-            rows.append(Row(table.arm or of[0] or "", seed, table.path, number, epoch, named, settings, is_idle))
+            why = "" if roles.more_epochs is None else printable(cells[roles.more_epochs].strip())
+            rows.append(Row(table.arm or of[0] or "", seed, table.path, number, epoch, named, settings, is_idle, why))
         for column in roles.arms:
             if figures.get(column) is None and cells[column].strip().lower() not in _MISSING:
                 raise _no_number((number, cells[column].strip()), table.head[column], signs, table.path)
@@ -233,6 +235,8 @@ def add_row(results: Results, row: Row) -> None:
     try:
         figures = {name: value for name, value in row.figures.items() if value is not None}
         results.add(row.arm, row.seed, figures, has_hardly_begun=row.has_hardly_begun)
+        if row.more_epochs:
+            results.more_epochs[row.arm] = row.more_epochs
     except UserError as error:
         where = f"line {row.line} of {str(row.path)!r}" if row.line else repr(str(row.path))
         raise UserError(f"{where}: {error}") from error
