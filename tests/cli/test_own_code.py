@@ -80,3 +80,13 @@ def test_what_the_code_prints_is_no_part_of_the_json(does, whatwhere):
         assert status == 0, name
         assert json.loads(out), name
         assert "words of the user" in err, name
+
+
+def test_weights_to_start_from_import_no_code_that_their_file_names(does, whatwhere):
+    sys.modules.pop("own_code")
+    call = ("train", "data", *SMALL, "--pretrained", "run", "--out", "next")
+    status, out, err = whatwhere(*call)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "own_code" not in sys.modules
+    assert err.endswith("whatwhere never imports code that a file names; give --attention own_code:Own too\n")
+    assert whatwhere(*call, *ATTENTION)[0] == 0

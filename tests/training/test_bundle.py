@@ -1,5 +1,6 @@
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from whatwhere import UserError, create_model
 from whatwhere.data.images import open_image
 from whatwhere.data.preprocess import preprocessing_for
 from whatwhere.networks import NetworkSpec, create
+from whatwhere.networks.convert import convert_weights
 from whatwhere.networks.factory import read_pretrained, settled
 from whatwhere.training.bundle import Bundle, load_bundle, save_bundle, weights_of
 
@@ -432,3 +434,37 @@ def test_what_only_a_newer_version_understands_is_refused(tmp_path, said, refuse
         load_bundle(path)
     with pytest.raises(UserError, match="pip install --upgrade whatwhere"):
         weights_of(path)
+
+
+def told(saved, folder):
+    """The weights of a bundle under another name, without its description."""
+    save_bundle(folder / "bundle", saved)
+    return next((folder / "bundle").glob("*.safetensors")).rename(folder / "mine.safetensors")
+
+
+def test_a_file_of_weights_tells_its_network_and_preprocessing_under_any_name(tmp_path):
+    saved = bundle(width_factor=1.5)
+    saved = replace(saved, preprocessing=preprocessing_for(48, (0.1,) * 3, (0.2,) * 3, 4095, "letterbox"))
+    weights = told(saved, tmp_path)
+    assert weights_of(weights) == (weights, saved.spec, saved.preprocessing)
+    # beside the description of others
+    save_bundle(tmp_path, bundle("se_resnext11_8x8d"))
+    assert weights_of(weights) == (weights, saved.spec, saved.preprocessing)
+
+
+def test_converted_weights_tell_their_preprocessing(tmp_path):
+    saved = replace(bundle("cbam_resnet18"), preprocessing=preprocessing_for(48, (0.1,) * 3))
+    weights, converted = told(saved, tmp_path), tmp_path / "converted.safetensors"
+    convert_weights(weights, converted)
+    assert weights_of(converted) == (converted, saved.spec, saved.preprocessing)
+
+
+@pytest.mark.parametrize("said", [None, "", "no JSON", "[]", '{"network": {"name": "resnet18"}}', '{"preprocessing": '])
+def test_weights_that_tell_no_preprocessing_are_no_bundle(tmp_path, said):
+    weights = tmp_path / "mine.safetensors"
+    save_file({"a": torch.zeros(2)}, weights, None if said is None else {"whatwhere": said})
+    if said == '{"preprocessing": ':
+        with pytest.raises(UserError, match=r"mine\.safetensors' is damaged"):
+            weights_of(weights)
+    else:
+        assert weights_of(weights) is None

@@ -898,7 +898,9 @@ def test_a_run_whose_images_are_removed_says_how_to_go_on(tmp_path, cache):
     elsewhere = tmp_path / "elsewhere"
     removing = type("Removing", (Removing,), {"images": data})
     hooks = {"trainer_class": removing} if cache == "none" else {"began": lambda folder: os.rename(data, elsewhere)}
-    with pytest.raises(UserError, match="does not exist; start again with another --out, or put it back") as caught:
+    with pytest.raises(
+        UserError, match="does not exist; start again with another --out, or put the whole file back"
+    ) as caught:
         train(data, out, cache=cache, classes=hooks)
     assert str(caught.value).endswith("continue with: whatwhere train DATA --resume")
     os.rename(elsewhere, data)

@@ -359,12 +359,25 @@ def test_a_run_keeps_the_mean_and_std_that_it_began_with(data, tmp_path, refused
     del description["preprocessing"]
     (old / "run.json").write_text(json.dumps(description))
     (first / "best" / "bundle.json").unlink()
+    (weights,) = (first / "best").glob("*.safetensors")
+    save_file(load_file(weights), weights)  # those of an old version tell nothing
     train(data, run, resume=True)
     assert load_bundle(run).preprocessing.mean == (0.1,) * 3
     with refused(hiding=r"(?<=weights-)[0-9a-f]+"):
         train(data, old, resume=True)
     with refused(hiding=r"(?<=weights-)[0-9a-f]+"):
-        train(data, tmp_path / "new", pretrained=str(next((first / "best").glob("*.safetensors"))))
+        train(data, tmp_path / "new", pretrained=str(weights))
+
+
+def test_weights_of_a_run_under_another_name_keep_their_mean_and_std(data, tmp_path):
+    train(data, tmp_path / "first", epochs=1)
+    bundle = load_bundle(tmp_path / "first")
+    taken = replace(bundle.preprocessing, mean=(0.1,) * 3)
+    save_bundle(tmp_path / "kept", replace(bundle, preprocessing=taken))
+    next((tmp_path / "kept").glob("*.safetensors")).rename(tmp_path / "mine.safetensors")
+    # another seed, and nothing beside them that says on what they were trained
+    train(data, tmp_path / "run", epochs=1, pretrained=str(tmp_path / "mine.safetensors"))
+    assert load_bundle(tmp_path / "run").preprocessing == taken
 
 
 def test_weights_of_attention_in_another_form_are_trained_and_kept(data, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import re
@@ -16,6 +17,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from ..attention import ATTENTION
+from ..base.documents import parse_json
 from ..base.errors import UserError
 from ..base.files import check_can_write, write_bytes
 from ..base.words import brief, few, short
@@ -115,6 +117,14 @@ def _as_json(network: NetworkSpec | None) -> dict[str, Any]:
     return {"network": {"model": network.name, **network.arguments()}, "create_model": network.call()}
 
 
+def _kept(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the weights of a run tell of the images that they were trained on."""
+    with contextlib.suppress(ValueError):  # not written by whatwhere
+        told = parse_json(metadata.get(METADATA_KEY, "{}"), dict[str, Any])
+        return {name: told[name] for name in told.keys() & {"preprocessing"}}
+    return {}
+
+
 def convert_weights(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
@@ -154,7 +164,7 @@ def convert_weights(
     attention = network.attention_name or None
     options = network.attention_options
     state = from_ours(loaded.state, layout, attention, options, network.model_kwargs)
-    description = msgspec.json.encode({"network": network, "layout": layout.name}).decode()
+    description = msgspec.json.encode({"network": network, "layout": layout.name, **_kept(file.metadata)}).decode()
     write_bytes(path, tensors_to_bytes(state, {"format": "pt", METADATA_KEY: description}))
     assert loaded.layout is not None
     return Conversion(

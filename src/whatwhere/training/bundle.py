@@ -129,16 +129,25 @@ def load_bundle(
 def weights_of(path: Path) -> tuple[Path, NetworkSpec, Preprocessing] | None:
     """Return the file of weights of a bundle or of a run's best network, the network, and what it takes.
 
-    `path` is as in `load_bundle`, or the file of weights itself; None where no bundle is there.
+    `path` is as in `load_bundle`, or the file of weights itself, wherever it lies and whatever its name is; None where
+    it is no bundle, or one of an old version without its `bundle.json`.
     """
     file = _file_of(path) or (_file_of(path.parent) if path.is_file() else None)
-    if file is None:
+    if file is not None:
+        found, spec, preprocessing, _ = _described(file)
+        weights = file.parent / Path(found.weights).name
+        if path.is_dir() or path.name in (file.name, weights.name):
+            if weights.is_file():
+                found.check_told(file.parent)
+            return weights, spec, preprocessing
+    if path.suffix != ".safetensors" or not path.is_file():
         return None
-    found, spec, preprocessing, _ = _described(file)
-    weights = file.parent / Path(found.weights).name
-    if weights.is_file():
-        found.check_told(file.parent)
-    return (weights, spec, preprocessing) if path.is_dir() or path.name in (file.name, weights.name) else None
+    said = read_metadata(path).get(METADATA_KEY, "")
+    if '"preprocessing"' not in said:  # of another program, or of an old version
+        return None
+    with _damage_of(path):
+        told = parse_json(said, _Told)
+        return path, read_spec(told.network), Preprocessing.of(told.preprocessing)
 
 
 def _file_of(path: Path) -> Path | None:
@@ -204,6 +213,13 @@ class _Description(msgspec.Struct):
             for name in told.keys() & {"network", "classes", "preprocessing"}:
                 if told[name] != getattr(self, name):
                     raise ValueError(f"{DESCRIPTION} and {self.weights} differ in {name}")
+
+
+class _Told(msgspec.Struct):
+    """What the file of the weights tells of them."""
+
+    network: dict[str, Any]
+    preprocessing: dict[str, Any]
 
 
 def _check_attention(named: str, given: Callable[..., nn.Module] | None, folder: Path) -> None:

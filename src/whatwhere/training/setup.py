@@ -22,7 +22,7 @@ from ..attention import attention_by_path
 from ..base.errors import UserError
 from ..base.processes import num_cores
 from ..base.screen import Screen
-from ..base.words import brief, few
+from ..base.words import brief, few, short
 from ..data.augment import Augmentation
 from ..data.batches import EvaluationBatches, Order, Reader, TrainBatches, label_numbers
 from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing_for
@@ -50,6 +50,12 @@ def check_given(data: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], Ca
     given, network = with_file_of_weights(given)
     if network is not None and "model" not in given:
         own = {name: getattr(network, name) for name in ("attention", "attention_kwargs", "at", "width_factor")}
+        if not {"model", "attention"} & given.keys() and is_import_path(network.attention):
+            text = short(network.attention, 200)
+            raise UserError(
+                f"the weights {brief(given['pretrained'], 200)} were trained with the attention {brief(text)}, and "
+                f"whatwhere never imports code that a file names; give --attention {text} too"
+            )
         given = {"model": network.name, **own, **given}
     text = given.get("attention", "")
     attention = attention_by_path(text) if is_import_path(text) else None

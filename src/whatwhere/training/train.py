@@ -158,7 +158,7 @@ def _images_put_back(command: str) -> Iterator[None]:
         if error.kind == "silent":
             raise UserError(f"{error}; when it does, continue with", command) from error
         raise UserError(
-            f"{error}; start again with another --out, or put it back as it was, and continue with", command
+            f"{error}; start again with another --out, or put the whole file back, and continue with", command
         ) from error
 
 
