@@ -134,7 +134,7 @@ HOSTILE = [
         ["Train/cat/.ipynb_checkpoints", "__MACOSX"],
     ),
     ("note", "nested", "1 folder inside a class folder", ["Train/dog/nested/deeper"]),
-    ("note", "other", "left out 1 file of other kinds than images", ["README.txt"]),
+    ("note", "other", "left out 1 file without an image that can be read", ["README.txt"]),
     (
         "note",
         "identical",

@@ -657,3 +657,11 @@ def test_an_archive_beside_images_is_told(tmp_path):
     fill(tmp_path, "a", "b", count=1)
     (tmp_path / "more.tar.gz").touch()
     assert found(find_source(str(tmp_path))) == {"archive": ("more.tar.gz",)}
+
+
+def test_a_beginning_of_an_image_is_not_called_an_image_with_another_suffix(tmp_path):
+    """Parts of downloads, and texts that begin as a BMP does."""
+    fill(tmp_path, "a", "b", count=1)
+    (tmp_path / "a" / "x.png.part").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "a" / "notes").write_text("BMW")
+    assert found(find_source(str(tmp_path))) == {"other": ("a/notes", "a/x.png.part")}

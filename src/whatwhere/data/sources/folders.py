@@ -41,7 +41,7 @@ _MESSAGES: Messages = {
     "special": ("warning", "file", "left out {n} of a special kind, such as a pipe", ""),
     "hidden": ("note", "name", "left out {n} hidden or made by the system", ""),
     "nested": ("note", "folder", "{n} inside a class folder: the images there belong to the class", ""),
-    "other": ("note", "file", "left out {n} of other kinds than images", ""),
+    "other": ("note", "file", "left out {n} without an image that can be read", ""),
 }
 
 
@@ -184,7 +184,7 @@ def _is_image(full: str) -> bool:
     try:
         open_image(Path(full)).close()
     except ImageError as error:
-        return error.kind in {"huge", "unknown"}
+        return error.kind == "huge"
     return True
 
 
