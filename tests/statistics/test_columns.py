@@ -285,3 +285,6 @@ def test_a_table_of_too_many_columns_lines_or_arms_is_refused(tmp_path, refused)
     path.write_text("arm,seed,accuracy\n" + "".join(f"arm{number},0,0.5\n" for number in range(10_000)))
     with refused():
         judge(read_results(path))
+    path.write_text("arm,seed,accuracy\n" + "".join(f"none,{seed},0.5\nse,{seed},0.6\n" for seed in range(10_001)))
+    with refused():
+        judge(read_results(path))

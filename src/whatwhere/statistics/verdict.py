@@ -215,6 +215,8 @@ def judge(
     """
     if test_images is not None:
         check_integer("test_images", test_images)
+    if len(results.seeds) > MOST_SEEDS:
+        raise UserError(f"there are {len(results.seeds):,} seeds; at most {MOST_SEEDS:,} can be judged; leave some out")
     odd = odd_seed(results.seeds)
     if odd is not None:
         raise UserError(odd[1])
