@@ -146,6 +146,34 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly(command):
     assert (done.returncode, done.stderr) == (1, b"")
 
 
+def test_a_reader_that_has_seen_enough_ends_a_training_quietly(patterns, tmp_path):
+    """Its lines come from rich, which would end the program by itself."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        process = [sys.executable, "-m", "whatwhere", "train", str(patterns), "--model", "resnext11_8x8d", "--dry-run"]
+        process += ["--image-size", "16", "--epochs", "1", "--batch-size", "16", "--device", "cpu"]
+        cache = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+        done = subprocess.run(process, check=False, stdout=closed, stderr=subprocess.PIPE, env=cache)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("command", [("--version",), ("models",), (*SMALL, "--json"), ("--help",)])
+def test_a_closed_output_is_one_sentence(command):
+    process = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "whatwhere", *command]
+    done = subprocess.run(process, check=False, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "whatwhere: cannot write the output: Bad file descriptor\n"
+
+
+def test_a_closed_standard_error_spoils_nothing():
+    process = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-m", "whatwhere"]
+    done = subprocess.run([*process, "models", "cbam_resnet18"], check=False, stdout=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stdout) == (0, "cbam_resnet18\n")
+    done = subprocess.run([*process, "models", "zzz*"], check=False, stdout=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
 @pytest.mark.parametrize(
     "arguments", [("predict", "run", "a.png", ""), ("predict", "", "a.png"), ("verdict", ""), ("collect", "")]
 )

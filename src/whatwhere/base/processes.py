@@ -57,7 +57,8 @@ def end_at_signals() -> None:
 
 
 def _end_at_once(number: int, frame: FrameType | None = None) -> NoReturn:
-    os.write(2, b"whatwhere: interrupted\n")  # the signal may have come while Python was printing
+    with contextlib.suppress(OSError):  # standard error is closed
+        os.write(2, b"whatwhere: interrupted\n")  # the signal may have come while Python was printing
     os._exit(128 + number)
 
 

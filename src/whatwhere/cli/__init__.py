@@ -55,9 +55,7 @@ def main(run: Any = None) -> None:
     # of corrupt EXIF headers and the like: what spoils a picture is an error of its own
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").addHandler(logging.NullHandler())
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # a class or a file may have a name that the terminal's encoding lacks
-        sys.stdout.reconfigure(errors="backslashreplace")
+    _open_streams()
     try:
         try:
             with unwound_at_signals():
@@ -86,6 +84,17 @@ def main(run: Any = None) -> None:
         # where no file is named it was the output
         where = f"{error.filename!r}: " if error.filename else "cannot write the output: "
         _fail(f"{where}{error.strerror or error}")
+
+
+def _open_streams() -> None:
+    """Open standard output and error where they are closed (`>&-`): a file of results would be in their place."""
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")  # to write is an error: the output would be lost
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # a class or a file may have a name that the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _outlive(command: Any) -> None:

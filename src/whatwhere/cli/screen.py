@@ -25,6 +25,12 @@ def kept_for_json(json: bool) -> contextlib.AbstractContextManager[object]:
     return contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext()
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to `cli.main`; rich ends the program itself."""
+        raise  # noqa: PLE0704 - rich calls this where it has caught the BrokenPipeError
+
+
 class TerminalScreen:
     """Prints lines on standard output or error, and a progress bar if that is a terminal.
 
@@ -32,7 +38,7 @@ class TerminalScreen:
     """
 
     def __init__(self, to_stderr: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
-        self.console = Console(stderr=to_stderr, soft_wrap=True, highlight=False)
+        self.console = _Console(stderr=to_stderr, soft_wrap=True, highlight=False)
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
