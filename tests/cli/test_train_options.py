@@ -11,7 +11,7 @@ import pytest
 
 from pictures import make_folder
 from whatwhere.base.errors import Stopped
-from whatwhere.cli.train import again, what_next
+from whatwhere.cli.train import what_next
 from whatwhere.training import train as start_module
 from whatwhere.training.config import CHOICES, FREE, OPTIONS, Config
 from whatwhere.training.run_folder import RunDescription, RunFolder
@@ -117,12 +117,13 @@ def test_every_option_can_be_given(given):
 @pytest.mark.parametrize(
     ("typed", "line"),
     [
-        ("whatwhere train photos", "whatwhere train photos --resume"),
-        ("whatwhere train photos --resume --seed 1", "whatwhere train photos --resume --seed 1"),
+        ("photos", "whatwhere train photos --resume"),
+        ("photos --resume --seed 1", "whatwhere train photos --resume --seed 1"),
+        ("'my --resume photos'", "whatwhere train 'my --resume photos' --resume"),
     ],
 )
-def test_the_line_to_continue_with(typed, line):
-    assert again(typed) == line
+def test_the_line_to_continue_with(given, typed, line):
+    assert given(*shlex.split(typed))["command"] == line
 
 
 def test_what_is_not_given_is_left_open(given):

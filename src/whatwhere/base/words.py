@@ -129,14 +129,14 @@ def brief(value: object, most: int = 80) -> str:
     224)"; "a dict of 10,000"; or the name of its type, if `repr` is long, has several lines or raises.
     """
     kind = short(type(value).__name__, most)
-    named = f"{'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"
+    as_type = f"{'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"
     try:
-        return _brief(value, most, named)
+        return _brief(value, most, as_type)
     except Exception:  # the methods of an unknown class may raise anything
-        return named
+        return as_type
 
 
-def _brief(value: Any, most: int, named: str) -> str:
+def _brief(value: Any, most: int, as_type: str) -> str:
     if isinstance(value, (str, bytes)):
         text = repr(value[:most])
         return text if max(len(value), len(text) - 3) <= most else f"{text[: most - 3]}...{text[-1]}"
@@ -144,9 +144,9 @@ def _brief(value: Any, most: int, named: str) -> str:
     if isinstance(shape, tuple) and (shape or hasattr(value, "requires_grad")):
         return f"{'a tensor' if hasattr(value, 'requires_grad') else 'an array'} of shape {tuple(shape)}"
     if isinstance(value, (Mapping, list, tuple, set, frozenset)):
-        return _listed(value, most) or f"{named} of {len(value):,}"
+        return _listed(value, most) or f"{as_type} of {len(value):,}"
     text = repr(value)
-    return text if len(text) <= most and text.isprintable() else named
+    return text if len(text) <= most and text.isprintable() else as_type
 
 
 def _listed(values: Collection[Any], most: int) -> str:

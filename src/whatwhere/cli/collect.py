@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..base.errors import UserError
+from ..base.files import check_can_write, write_bytes, writing
+from ..base.tables import Table, rich_tables, say, say_json, show
+from ..base.words import command_line, counted, few
 
 if TYPE_CHECKING:
     from ..statistics.columns import Reading
@@ -97,9 +100,6 @@ def collect_command(
     The seed is the setting of that name; the arm is the one setting in which runs with one seed differ. Otherwise
     name both: --arm-column attention, or --arm-from '{arm}-{seed}' for folders such as cbam-0, cbam-1.
     """
-    from ..base.files import write_bytes
-    from ..base.tables import Table, rich_tables, say, say_json, show
-    from ..base.words import command_line, counted, few
     from ..collect.collect import collect
     from ..statistics.metric import tells_direction
     from ..statistics.verdict import BASELINES, default_baseline
@@ -171,7 +171,6 @@ def _by_number(seed: str) -> tuple[float, str]:
 
 def _checked_table(out: str) -> Path:
     """Return where the table goes, if it takes the place of nothing but such a table."""
-    from ..base.files import check_can_write, writing
     from ..collect.collect import is_collected
 
     path = Path(out)

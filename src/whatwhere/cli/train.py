@@ -57,7 +57,7 @@ def _train(
         raise UserError("DATA is empty; give a folder of images, a CSV file, or the name of a data set")
     if out == "":
         raise UserError("--out is empty; give the folder of the run")
-    command = again(typed_command())
+    command = typed_command(*([] if resume else ["--resume"]))
     folder = Path(out) if out else None
     begun: list[RunFolder] = []
     with kept_for_json(json), TerminalScreen(to_stderr=json) as screen:
@@ -172,13 +172,8 @@ def option_parameter(name: str) -> inspect.Parameter:
     return own_parameter(name, Annotated[typed | None, typer.Option(*names, **details)], None)
 
 
-def again(command: str) -> str:
-    """Return `command` with --resume."""
-    return command if " --resume" in command else f"{command} --resume"
-
-
-def typed_command() -> str:
-    """Return the command line of this process, quoted for a shell."""
+def typed_command(*more: str) -> str:
+    """Return the command line of this process with `more` at its end, quoted for a shell."""
     if "TORCHELASTIC_RUN_ID" in os.environ:  # set by torchrun, which hides its own options
-        return command_line(["torchrun", "...", "-m", "whatwhere", *sys.argv[1:]])
-    return command_line(["whatwhere", *sys.argv[1:]])
+        return command_line(["torchrun", "...", "-m", "whatwhere", *sys.argv[1:], *more])
+    return command_line(["whatwhere", *sys.argv[1:], *more])

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..base.errors import UserError, check_integer
-from ..base.words import command_line
+from ..base.files import check_can_write, write_json, writing
+from ..base.tables import rich_tables, say, say_json, show
+from ..base.words import command_line, listed
 from .collect import (
     ArmColumn,
     ArmFrom,
@@ -65,7 +67,6 @@ def verdict_command(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """The same verdict for trainings that whatwhere does not run, from their folders or a table of their figures."""
-    from ..base.files import write_json, writing
     from ..collect.collect import collect, is_collected
     from ..comparison.content import figures_content
     from ..statistics.history import check_figures, check_title, judge_again, read_record
@@ -126,7 +127,6 @@ def verdict_again(results: Path, terms: Mapping[str, Any]) -> str:
 
 def _check_baseline(arms: list[str]) -> None:
     """Raise UserError unless an arm is the baseline by its name: runs in folders have no first arm."""
-    from ..base.words import listed
     from ..statistics.verdict import BASELINES, default_baseline
 
     if default_baseline(arms).lower() not in BASELINES and len(arms) > 1:
@@ -164,7 +164,6 @@ def _checked_targets(page: Path, results: list[Path]) -> Path:
 
     What stands in the record's place is left to `read_record`.
     """
-    from ..base.files import check_can_write, writing
     from ..report import is_page
 
     with writing(page):
@@ -188,7 +187,6 @@ def _checked_targets(page: Path, results: list[Path]) -> Path:
 
 def show_comparison(content: Content, page: Path, as_json: bool) -> None:
     """Write the page of a comparison, and print its tables or its JSON."""
-    from ..base.tables import rich_tables, say, say_json, show
     from ..report import tables, write_page
 
     write_page(Path(os.path.realpath(page)), content)
