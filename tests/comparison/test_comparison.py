@@ -137,6 +137,36 @@ def test_how_long_it_takes_and_what_fits_an_hour_are_said_first(pretended, tmp_p
     )
 
 
+def test_disturbed_times_are_measured_again_at_the_next_start(pretended):
+    measured = []
+
+    def measure(design, num_classes, device, progress):
+        costs = pretended_costs(design, num_classes, device)
+        plain, se = costs.rows
+        measured.append(len(measured))
+        is_quiet = len(measured) == 3
+        se = msgspec.structs.replace(se, spread=1.1 if is_quiet else 20.1, steady=is_quiet)
+        return msgspec.structs.replace(costs, rows=(plain, se))
+
+    pretended.measure = measure
+    pretended("none,se", seeds=3)
+    said = (
+        "other programs ran: the times of se differ by up to x20.1 between measurements; the time that the runs take "
+        "may be quite another than said below"
+    )
+    assert pretended.warnings.count(said) == 1
+    assert not pretended.read("verdict.json")["cost"]["rows"][1]["steady"]
+    pretended("none,se", seeds=4)
+    assert pretended.warnings.count(said) == 2
+    pretended("none,se", seeds=5)
+    assert "measuring what each arm costs again" in pretended.lines
+    # those are steady, and stay
+    pretended("none,se", seeds=6)
+    assert len(measured) == 3
+    assert pretended.warnings.count(said) == 2
+    assert pretended.read("verdict.json")["cost"]["rows"][1]["steady"]
+
+
 def test_a_comparison_that_may_go_on_says_the_least_and_the_most(pretended, monkeypatch):
     # 100 s before the first step of each run, next to which the rest is nothing
     monkeypatch.setattr(run, "measure_reading", lambda *arguments: Pace(0.0, 0.0, 100.0))

@@ -1,3 +1,4 @@
+import msgspec
 import pytest
 
 from whatwhere.comparison.content import CostRow, Costs
@@ -77,3 +78,29 @@ def test_ratios_need_a_baseline_that_is_not_0():
     small, large = (1000, 500_000_000, 2**20, 1.0, None, None), (1000, 2_000_000_000, 0, None, None, None)
     assert cost_table(costs(small, large), "none").rows[1][1][1] == ("2.000", "")
     assert cost_table(costs(large, small), "arm 0").rows[1][1][2] == ("1.00", "")
+
+
+def test_times_that_mean_little_have_a_mark_and_no_ratio():
+    quiet, disturbed = (1000, 10**9, 2**20, 10.0, 30.0, 500), (1100, 10**9, 2**20, 11.0, 600.0, 25)
+    measured = costs(quiet, quiet, disturbed)
+    *steady, last = measured.rows
+    measured = msgspec.structs.replace(
+        measured, rows=(*steady, msgspec.structs.replace(last, spread=20.1, steady=False))
+    )
+    table = cost_table(measured, "arm 0")
+    assert table.rows[1][1][3:] == (("10.0", "x1.000"), ("30.0", "x1.000"), ("500", "x1.000"))
+    assert table.rows[2][1][0] == ("1,100", "x1.100")
+    assert table.rows[2][1][3:] == (("11.0?", ""), ("600.0?", ""), ("25?", ""))
+    assert table.basis.endswith(
+        " ?: other programs ran: the times of arm 2 differ by up to x20.1 between measurements, so these times mean "
+        "little; on a quiet machine, the same compare command measures them again."
+    )
+    # nothing is compared with a baseline that means little
+    assert cost_table(measured, "arm 2").rows[1][1][3:] == (("10.0", ""), ("30.0", ""), ("500", ""))
+
+
+def test_a_forward_pass_longer_than_a_step_is_no_fact_in_files_of_earlier_versions_either():
+    table = cost_table(costs((1000, 10**9, 2**20, 456.4, 74.2, 216), (1000, 10**9, 2**20, 57.1, 80.0, 200)), "arm 0")
+    assert table.rows[0][1][3:] == (("456.4?", ""), ("74.2?", ""), ("216?", ""))
+    assert table.rows[1][1][3:] == (("57.1", ""), ("80.0", ""), ("200", ""))
+    assert "the times of arm 0 differ by up to x6.2 between measurements" in table.basis

@@ -112,6 +112,11 @@ def listed(names: Sequence[str]) -> str:
     return few(names, 10, letters=_LONGEST_IN_SENTENCE)
 
 
+def unsteady(names: Sequence[str], spread: float) -> str:
+    """Return the beginning of a sentence that doubts times which differ by a factor of up to `spread`."""
+    return f"other programs ran: the times of {few(names)} differ by up to x{spread:,.1f} between measurements"
+
+
 def option(name: str) -> str:
     """Return an option as it is typed: --batch-size for batch_size."""
     return f"--{name.replace('_', '-')}"

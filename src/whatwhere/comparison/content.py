@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 
 from ..base.errors import UserError
-from ..base.words import brief, cause, counted
+from ..base.words import brief, cause, counted, unsteady
 from ..statistics.results import Results
 from ..statistics.verdict import HELPS, HURTS, SAME, UNKNOWN, Judgement
 
@@ -67,7 +67,11 @@ class PerClass(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CostRow(msgspec.Struct, frozen=True, kw_only=True):
-    """Cost of one arm; None where it was not measured."""
+    """Cost of one arm; None where it was not measured.
+
+    Attributes:
+        spread, steady: Whether the times mean something, as in `whatwhere.cost.Latency`.
+    """
 
     arm: str
     num_params: Count | None
@@ -76,6 +80,14 @@ class CostRow(msgspec.Struct, frozen=True, kw_only=True):
     forward_ms: Amount | None
     training_step_ms: Amount | None
     images_per_second: Amount | None
+    spread: Amount | None = None
+    steady: bool = True
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the times mean little; files of earlier versions have them without `steady`."""
+        forward, step = self.forward_ms, self.training_step_ms
+        return not self.steady or (forward is not None and step is not None and step < forward)
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +106,13 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     precision: str = "none"
     device: str
     rows: tuple[CostRow, ...]
+
+    @property
+    def doubt(self) -> str:
+        """The beginning of a sentence that doubts the times that are not steady; "" if all are."""
+        rows = [row for row in self.rows if row.is_doubtful]
+        spreads = [row.spread or (row.forward_ms or 0.0) / (row.training_step_ms or 1.0) for row in rows]
+        return unsteady([row.arm for row in rows], max(spreads)) if rows else ""
 
 
 class RunRow(msgspec.Struct, frozen=True, kw_only=True):

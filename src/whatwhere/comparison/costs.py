@@ -22,7 +22,7 @@ Measure = Callable[[Design, int, torch.device, Progress], Costs]  # what `measur
 
 # on a CPU, an image takes about as long in a batch of so many pixels as in a larger one; in a much smaller one, longer
 _ENOUGH_PIXELS, _LEAST_IMAGES = 32 * 96 * 96, 8
-_MOST_SECONDS = 20.0  # after which no new round of timing starts
+_MOST_SECONDS = 20.0  # after which no new round of timing starts, if the times are steady
 _FEWEST_EPOCHS = 10
 
 
@@ -30,7 +30,8 @@ def measure_costs(design: Design, num_classes: int, device: torch.device, progre
     """Measure each arm's parameters, MACs of one image, and bytes saved for backward and times of a batch.
 
     Image size, batch size, memory format and precision are those of the runs. On a CPU the batch has 32 images at most,
-    above 96 px fewer, and 8 from 192 px on. The arms take turns, so that a slower moment of the machine slows all.
+    above 96 px fewer, and 8 from 192 px on. The arms take turns, so that a slower moment of the machine slows all;
+    where the times differ much from round to round, more rounds are measured, and rows whose times still do are marked.
     """
     what, rounds = "measuring what each arm costs", 10
     options = design.options
@@ -53,7 +54,6 @@ def measure_costs(design: Design, num_classes: int, device: torch.device, progre
             [images] * len(models),
             rounds,
             _MOST_SECONDS,
-            least_rounds=1,
             progress=lambda done, total: progress(what, len(models) + done, len(models) + total),
         )
     rows = tuple(
@@ -65,6 +65,8 @@ def measure_costs(design: Design, num_classes: int, device: torch.device, progre
             forward_ms=latency.forward_ms,
             training_step_ms=latency.training_step_ms,
             images_per_second=1000 * num_images / latency.training_step_ms,
+            spread=latency.spread,
+            steady=latency.steady,
         )
         for arm, item, latency in zip(design.arms, costs, times, strict=True)
     )
@@ -77,6 +79,7 @@ def pace(costs: Costs, arm: str, reading: Pace = NOTHING) -> Pace:
     """Return the seconds that a run of `arm` takes for an image: those of its network, and those of `reading`."""
     row = next(row for row in costs.rows if row.arm == arm)
     step, forward = row.training_step_ms or 0.0, row.forward_ms or 0.0  # None in files of earlier versions
+    forward = min(forward, step)  # a part of the step; what seems longer was disturbed
     per_image = 1000 * costs.num_images
     return Pace(step / per_image + reading.trained, forward / per_image + reading.evaluated, reading.start)
 

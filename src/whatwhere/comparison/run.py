@@ -116,10 +116,14 @@ def run_comparison(
                     screen.line(line)
             costs = _read_costs(own.out)
             known = [] if costs is None else [row.arm for row in costs.rows]
-            if (own.shard is None or own.shard[0] == 1) and known != [arm.name for arm in design.arms]:
-                screen.line("measuring what each arm costs")
+            is_doubtful = costs is not None and bool(costs.doubt) and not own.is_inner  # other processes train
+            lacks = known != [arm.name for arm in design.arms] or is_doubtful
+            if (own.shard is None or own.shard[0] == 1) and lacks:
+                screen.line(f"measuring what each arm costs{' again' if is_doubtful else ''}")
                 costs = measure(design, len(prepared.classes), processes.device, screen.progress)
                 _write(own.out / COST, costs, dry_run)
+                if costs.doubt:
+                    screen.warn(f"{costs.doubt}; the time that the runs take may be quite another than said below")
             runs = Runs(own.out)
             design = runs.with_rates(design)
             if costs is not None and not own.is_inner:

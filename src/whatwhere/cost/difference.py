@@ -12,10 +12,20 @@ from ..base.errors import UserError
 from ..base.tables import Table, comma_separated, html, markdown, rich_tables, text
 from ..base.words import brief
 from .operations import is_within
-from .result import ITSELF, LABELS, METRICS, METRICS_BY_LAYER, UNCOUNTED, Cost, Figures, LayerCost, format_figure
+from .result import (
+    ITSELF,
+    LABELS,
+    LATENCY,
+    METRICS,
+    METRICS_BY_LAYER,
+    UNCOUNTED,
+    Cost,
+    Figures,
+    LayerCost,
+    format_figure,
+)
 
 Status = Literal["both", "added", "removed"]
-_TIMES = ("forward_ms", "training_step_ms", "peak_memory_bytes")
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ class CostComparison:
     @property
     def _totals(self) -> dict[str, Difference]:
         """The total figures, and the times and peak memory that were measured of both models."""
-        times = ((metric, [getattr(side.latency, metric, None) for side in (self.a, self.b)]) for metric in _TIMES)
+        times = ((metric, [getattr(side.latency, metric, None) for side in (self.a, self.b)]) for metric in LATENCY)
         measured = {metric: Difference(a, b) for metric, (a, b) in times if a is not None and b is not None}
         return {metric: self[metric] for metric in METRICS} | measured
 
@@ -151,7 +161,8 @@ class CostComparison:
         head = (self.a.name, self.b.name, "difference", "ratio")
         totals = [(LABELS[metric], *_cells(metric, value)) for metric, value in self._totals.items()]
         notes = [self._changes("added", self.added), self._changes("removed", self.removed)]
-        notes += [self.a.mode_note, self.a.uncounted_note, self.b.uncounted_note]
+        notes += [self.a.mode_note, self.a.latency_note, self.b.latency_note]
+        notes += [self.a.uncounted_note, self.b.uncounted_note]
         title = f"{self.a.name} and {self.b.name}, input {self.a.input_shape}"
         tables = [Table(title, ("", *head), totals, note="\n".join(filter(None, notes)))]
         for metric in METRICS_BY_LAYER:

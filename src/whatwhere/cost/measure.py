@@ -22,7 +22,10 @@ from ..base.words import brief, cause
 from .operations import ROOT, LayerNames, OperationCounter, is_within
 from .result import Cost, Figures, Latency, LayerCost
 
-_WARM_UP_ROUNDS = 2
+_WARM_UP_ROUNDS, _LEAST_ROUNDS = 2, 3
+_MOST_TIMES_AS_MANY = 3  # rounds and seconds, where other programs disturb
+# with quartiles that far apart, the median of ten rounds moves by some 10 % itself, as much as attention costs
+_FARTHEST_QUARTILES = 1 / 3
 _WITH_MEMORY_STATISTICS = ("cuda", "xpu")
 
 
@@ -292,7 +295,6 @@ def measure_latency(
     max_seconds: float = 60,
     *,
     training: bool = True,
-    least_rounds: int = 3,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Latency]:
     """Time each of `models` on the one of `images` at its place; the training step in the mode `training`.
@@ -300,14 +302,22 @@ def measure_latency(
     Every round times all models, so that a change of the machine's speed affects them alike. Afterwards modes, buffers
     and gradients are as before.
 
-    The results are medians over `rounds` after the warm-up. After `least_rounds` of them, no new round starts later
-    than `max_seconds`. `progress` is called after each round with the numbers of rounds done and of all rounds.
+    The results are medians over `rounds` after the warm-up; after 3 of them, no new round starts later than
+    `max_seconds`. Where these times are not steady (see `Latency`), up to three times as many rounds are measured in up
+    to three times as long, until the last `rounds` are. `progress` is called after each round with the numbers of
+    rounds done and of all rounds.
     """
-    deadline = time.perf_counter() + max_seconds
+    start = time.perf_counter()
     measured: list[list[tuple[float, float, int | None]]] = [[] for _ in models]
-    for round_index in range(_WARM_UP_ROUNDS + rounds):
-        if round_index >= _WARM_UP_ROUNDS + least_rounds and time.perf_counter() > deadline:
-            break
+    for round_index in range(_WARM_UP_ROUNDS + _MOST_TIMES_AS_MANY * rounds):
+        num_measured, seconds = round_index - _WARM_UP_ROUNDS, time.perf_counter() - start
+        is_late = num_measured >= _LEAST_ROUNDS and seconds > max_seconds
+        if num_measured >= rounds or is_late:
+            results = [
+                _latency(done[_WARM_UP_ROUNDS:][-rounds:], model) for done, model in zip(measured, models, strict=True)
+            ]
+            if all(one.steady for one in results) or seconds > _MOST_TIMES_AS_MANY * max_seconds:
+                return results
         for done, model, batch in zip(measured, models, images, strict=True):
             device, peak = batch.device, None
             with undisturbed(model):
@@ -323,12 +333,29 @@ def measure_latency(
                     peak = torch.accelerator.max_memory_allocated(device) - occupied_by_others
             done.append((forward_ms, training_ms, peak))
         if progress is not None:
-            progress(round_index + 1, _WARM_UP_ROUNDS + rounds)
-    results = []
-    for done in measured:
-        forward, steps, peaks = zip(*done[_WARM_UP_ROUNDS:], strict=True)
-        results.append(Latency(statistics.median(forward), statistics.median(steps), peaks[-1]))
-    return results
+            progress(round_index + 1, max(round_index + 1, _WARM_UP_ROUNDS + rounds))
+    return [_latency(done[-rounds:], model) for done, model in zip(measured, models, strict=True)]
+
+
+def _latency(rounds: Sequence[tuple[float, float, int | None]], model: nn.Module) -> Latency:
+    forward, steps, peaks = zip(*rounds, strict=True)
+    forward_ms, training_step_ms = statistics.median(forward), statistics.median(steps)
+    # without a backward pass both take the same time
+    trains = any(parameter.requires_grad for parameter in model.parameters())
+    of_step = forward_ms / training_step_ms if trains else 0.0
+    return Latency(
+        forward_ms,
+        training_step_ms,
+        peaks[-1],
+        spread=max(*(max(times) / min(times) for times in (forward, steps)), of_step),
+        steady=all(map(_agree, (forward, steps))) and of_step <= 1,
+    )
+
+
+def _agree(times: Sequence[float]) -> bool:
+    # quantiles takes two times or more
+    low, median, high = statistics.quantiles([*times, times[-1]][: max(2, len(times))], n=4, method="inclusive")
+    return high - low <= _FARTHEST_QUARTILES * median
 
 
 def _forward(model: nn.Module, images: Tensor) -> None:

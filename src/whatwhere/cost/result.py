@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..base.tables import Table, comma_separated, html, markdown, rich_tables, text
+from ..base.words import unsteady
 
 METRICS = ("num_params", "macs", "flops", "other_flops", "param_bytes", "saved_bytes")
+LATENCY = ("forward_ms", "training_step_ms", "peak_memory_bytes")
 METRICS_BY_LAYER = ("num_params", "macs", "saved_bytes")
 ITSELF = "(model itself)"
 UNCOUNTED = "(not counted)"
@@ -100,11 +102,17 @@ class Latency:
         training_step_ms: Forward pass in training mode with the mean of the output as loss, and backward; no optimizer.
         peak_memory_bytes: Most memory that the model, its input and a training step take on the accelerator; other
             tensors there do not count. None on a CPU.
+        spread: Factor by which the times contradict each other: the slowest round relative to the fastest, or a forward
+            pass relative to a whole step, whatever is larger.
+        steady: Whether the times mean something: the quartiles of the rounds are apart by a third of the median at
+            most, and a training step takes no less than a forward pass.
     """
 
     forward_ms: float
     training_step_ms: float
     peak_memory_bytes: int | None
+    spread: float = 1.0
+    steady: bool = True
 
 
 @dataclass(frozen=True, repr=False)
@@ -177,13 +185,12 @@ class Cost:
         ]
         columns = ("layer", "type", "output", "parameters", "MACs", "saved")
         totals = [(LABELS[metric], format_figure(metric, getattr(self.total, metric))) for metric in METRICS]
-        times = {} if self.latency is None else asdict(self.latency)
-        totals += [(LABELS[key], format_figure(key, value)) for key, value in times.items() if value is not None]
+        times = ((key, getattr(self.latency, key, None)) for key in LATENCY)
+        totals += [(LABELS[key], format_figure(key, value)) for key, value in times if value is not None]
+        notes = filter(None, [self.mode_note, self.latency_note, self.uncounted_note])
         return [
             *([Table(f"{self.name}, input {self.input_shape}", columns, rows, num_text_columns=3)] if rows else []),
-            Table(
-                "total", ("", self.name), totals, note="\n".join(filter(None, [self.mode_note, self.uncounted_note]))
-            ),
+            Table("total", ("", self.name), totals, note="\n".join(notes)),
         ]
 
     @property
@@ -195,6 +202,14 @@ class Cost:
     def mode_note(self) -> str:
         """A sentence that tells figures of a training step that were measured in evaluation mode; "" if none were."""
         return "" if self.training else "saved for backward, and the training step: measured in evaluation mode"
+
+    @property
+    def latency_note(self) -> str:
+        """A sentence that doubts times that differ from round to round; "" if they are steady."""
+        if self.latency is None or self.latency.steady:
+            return ""
+        doubt = unsteady([self.name], self.latency.spread)
+        return f"{doubt}: they mean little; measure again on a quiet machine"
 
     @property
     def uncounted_note(self) -> str:

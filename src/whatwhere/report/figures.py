@@ -86,13 +86,17 @@ def scheduled(schedule: Schedule | None, alpha: str) -> str:
     return f"looks at {', '.join(looks[:-1])} and, at the end, {looks[-1]} pairs; {spent}"
 
 
+_TIMES = ("forward_ms", "training_step_ms", "images_per_second")
+
+
 @dataclass(frozen=True)
 class CostTable:
     """The table of costs.
 
     Attributes:
         heads: Head of each column, with its unit.
-        rows: Each arm with, by column, its figure and the ratio to the baseline's ("" where there is none).
+        rows: Each arm with, by column, its figure and the ratio to the baseline's ("" where there is none). A time that
+            means little has a question mark, and no ratio.
         basis: The conditions of the measurement, in a sentence.
     """
 
@@ -120,7 +124,9 @@ def cost_table(cost: Costs, baseline: str) -> CostTable:
         value, before = getattr(row, key), None if base is None else getattr(base, key)
         if value is None:
             return NONE, ""
-        return f"{value / unit:{form}}", f"x{value / before:.3f}" if before and row is not base else ""
+        is_doubtful, is_base_doubtful = (key in _TIMES and one is not None and one.is_doubtful for one in (row, base))
+        is_compared = before and row is not base and not (is_doubtful or is_base_doubtful)
+        return f"{value / unit:{form}}{'?' * is_doubtful}", f"x{value / before:.3f}" if is_compared else ""
 
     rows = tuple((row.arm, tuple(cell(row, key, unit, form) for key, _, unit, form in shown)) for row in cost.rows)
     basis = (
@@ -128,6 +134,11 @@ def cost_table(cost: Costs, baseline: str) -> CostTable:
         f"{counted(cost.num_images, 'image')} of {cost.image_size} px on {cost.device}, the arms in turn within each "
         "round. Times move by some per cent from run to run."
     )
+    if cost.doubt:
+        basis += (
+            f" ?: {cost.doubt}, so these times mean little; on a quiet machine, the same compare command measures them "
+            "again."
+        )
     return CostTable(tuple(head for _, head, _, _ in shown), rows, basis)
 
 

@@ -192,12 +192,15 @@ def faster(config: Config, seconds: float, relative: Callable[[list[int]], list[
 def relative_times(model: nn.Module, sizes: list[int]) -> list[float]:
     """Measure how long a training step takes with square images of each of `sizes`, relative to the first.
 
-    A copy of the network is measured, on a few random images; neither the network nor torch's random state changes.
+    All are 1 where other programs disturb the measurement: then no size is known to be faster. A copy of the network is
+    measured, on a few random images; neither the network nor torch's random state changes.
     """
     # a copy, because hooks of DistributedDataParallel would wait for the other processes
     network, device = copy.deepcopy(model), next(model.parameters()).device
     images = [torch.zeros(_NUM_IMAGES, 3, size, size, device=device) for size in sizes]
     times = measure_latency([network] * len(sizes), images, rounds=3, max_seconds=10)
+    if not all(one.steady for one in times):
+        return [1.0] * len(sizes)
     return [one.training_step_ms / times[0].training_step_ms for one in times]
 
 
