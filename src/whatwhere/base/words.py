@@ -19,9 +19,12 @@ _ESCAPE = re.compile(r"\\(x[0-9a-f]{2}|u[0-9a-f]{4}|[nrt])")
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf|infinity)", re.ASCII | re.IGNORECASE)
 _DECIMAL = re.compile(r"([+-]?)(\d*)(?:\.(\d*))?")
 _LONGEST_LIST, _LONGEST_NAME, _LONGEST_IN_SENTENCE = 300, 120, 80  # letters
-_LEAST_SAID, _LEAST_PIECE = 100, 50  # letters that what is wrong, and a name in it, keep
-# what a sentence quotes, and words without a blank
-_PIECE = re.compile(r"""(?<!\w)'(?:[^'\\]|\\.)*'(?!\w)|"(?:[^"\\]|\\.)*"|\S+""")
+# letters that what is wrong, a word in it, and a quoted name keep
+_LEAST_SAID, _LEAST_PIECE, _LEAST_QUOTED = 100, 50, 20
+# what a sentence quotes, from the left, as `repr` writes it; an apostrophe in or behind a word is no quote
+_QUOTED = re.compile(r"""(?<!\w)(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(?!\w)""")
+# that, and words without a blank
+_PIECE = re.compile(rf"""{_QUOTED.pattern}|(?:[^\s'"]|(?<=\w)['"])+|['"]\S*""")
 
 
 def printable(text: str) -> str:
@@ -75,25 +78,47 @@ def short(text: str, most: int = 80) -> str:
 def shortened(sentence: str, most: int) -> str:
     """Return a sentence as one printable line of at most `most` letters, a few hundred.
 
-    Where it is longer, the longest quoted texts and words before its last semicolon, such as paths, lose their middles,
-    then all that stands there does. The advice behind the semicolon stays, if it leaves 100 letters for the rest.
+    Where it is longer, the longest quoted texts and words, such as paths, lose their middles: first those before its
+    last semicolon, then those of the advice behind it. Other words are lost only where that is not enough, as in a long
+    message of another library: whole words, and those of the advice last.
     """
     text = printable(sentence)
     if len(text) <= most:
         return text
-    said, semicolon, advice = text.rpartition("; ")
-    advice = _fitted(advice, most - len(semicolon) - min(len(said), _LEAST_SAID))
-    return _fitted(said, most - len(semicolon) - len(advice)) + semicolon + advice
+    # a name may hold one too
+    found = _QUOTED.sub(lambda name: "_" * len(name[0]), text).rfind("; ")
+    said, semicolon, advice = (text[:found], "; ", text[found + 2 :]) if found > 0 else ("", "", text)
+    said = _with_shorter_names(said, most - len(semicolon) - len(advice))
+    advice = _with_shorter_names(advice, most - len(semicolon) - min(len(said), most))
+    advice = _without_middle(advice, most - len(semicolon) - min(len(said), _LEAST_SAID))
+    return _without_middle(said, most - len(semicolon) - len(advice)) + semicolon + advice
 
 
-def _fitted(text: str, most: int) -> str:
-    while len(text) > most:
-        piece = max(_PIECE.finditer(text), key=lambda found: len(found[0]))
-        if len(piece[0]) <= _LEAST_PIECE:
-            break
-        kept = short(piece[0], max(_LEAST_PIECE, len(piece[0]) - (len(text) - most)))
-        text = text[: piece.start()] + kept + text[piece.end() :]
-    return short(text, most)
+def _with_shorter_names(text: str, most: int) -> str:
+    """Return `text` with the longest pieces shortened until it has `most` letters or none is left to shorten."""
+    pieces = [found[0] for found in _PIECE.finditer(text)]
+    parts = [part for pair in zip(_PIECE.split(text), [*pieces, ""], strict=True) for part in pair]
+    words = range(1, len(parts) - 1, 2)
+    quoted = [index for index in words if _QUOTED.fullmatch(parts[index])]
+    for candidates, least in ((words, _LEAST_PIECE), (quoted, _LEAST_QUOTED)):
+        while (excess := sum(map(len, parts)) - most) > 0:
+            longest = max(candidates, key=lambda index: len(parts[index]), default=0)
+            if len(parts[longest]) <= least:
+                break
+            parts[longest] = short(parts[longest], max(least, len(parts[longest]) - excess))
+    return "".join(parts)
+
+
+def _without_middle(text: str, most: int) -> str:
+    """Return `text` without words in its middle, so that it has at most `most` letters."""
+    if len(text) <= most:
+        return text
+    gap, pieces = " ... ", list(_PIECE.finditer(text))
+    ends = [piece.end() for piece in pieces if piece.end() <= (most - len(gap)) // 2 and text[piece.end()] == " "]
+    end = ends[-1] if ends else 0
+    starts = (piece.start() for piece in pieces if text[piece.start() - 1] == " ")
+    start = next((start for start in starts if end + len(gap) + len(text) - start <= most), None)
+    return short(text, most) if not ends or start is None else text[:end] + gap + text[start:]
 
 
 def few(names: Sequence[str], at_most: int = 3, between: str = ", ", letters: int = _LONGEST_LIST) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..base.errors import UserError
-from ..base.words import brief, listed, suggest
+from ..base.words import brief, few, listed, suggest
 from .direction import is_called_a_metric
 
 ARM, SEED = "arm", "seed"
@@ -246,9 +246,9 @@ def _find_arms(roles: Roles, head: list[str], numbers: list[int], reading: Readi
         roles.notes.append(f"each column is taken as an arm: {listed(names)}")
     elif len(arms) > 1:
         raise UserError(
-            f"there is no column 'arm', and {listed(list(map(brief, names)))} may be several figures of one arm or "
-            "one figure of several arms; name the column with the arms with --arm-column, write lines such as "
-            f"{EXAMPLE}, or, if each column is an arm, say what its figures are, such as --metric accuracy"
+            f"no column 'arm': {few(list(map(brief, names)), letters=50)} may be figures of one arm, or one figure of "
+            f"several arms; name it with --arm-column, write lines such as {EXAMPLE}, or, if each column is an arm, "
+            "say what its figures are, such as --metric accuracy"
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...base.errors import UserError
-from ...base.words import brief, printable, suggest
+from ...base.words import brief, listed, printable, suggest
 from .csv_table import list_csv
 from .folders import ARCHIVES, TABLES, list_folder
 from .named import DATASETS, digits_source, torchvision_source
@@ -61,10 +61,9 @@ def find_source(
         return torchvision_source(data, name, data_dir, download)
     known = ["digits", *DATASETS]
     close = suggest(name, known) if "torchvision" in data.lower() or "/" not in data else ""
-    names = "; data sets by name: " + ", ".join(known) if not close and len(data) < 20 and "/" not in data else ""
-    raise UserError(
-        f"there is no folder, CSV file or data set {brief(printable(data), 200)}{close or _nearest_path(path)}{names}"
-    )
+    near = close or _nearest_path(path)
+    names = f"; data sets by name: {listed(known)}" if not near and len(data) < 20 and "/" not in data else ""
+    raise UserError(f"there is no folder, CSV file or data set {brief(printable(data), 200)}{near}{names}")
 
 
 def _named(source: Source) -> Source:
