@@ -22,6 +22,7 @@ def test_tables_and_soundness(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "6 images of 2 classes" in printed.out
     assert "The data are sound." in printed.out
+    assert "Not counted" not in printed.out
     # a bar is for terminals
     assert printed.err == ""
     cut(root / "cat" / "1.png")
@@ -31,6 +32,8 @@ def test_tables_and_soundness(tmp_path, capsys):
     assert "error" in printed
     assert "  cat/1.png" in printed
     assert "not sound" in printed
+    # the head says 6, and the total 5
+    assert "Not counted, as they cannot be used: 1 of the 6 images." in printed
 
 
 def test_json(tmp_path, capsys):

@@ -97,9 +97,11 @@ class Report:
             rows.append((f"and {len(classes) - _MOST_CLASSES:,} more classes", *("" for _ in splits)))
         rows.append(("total", *(f"{sum(self.counts[split].values()):,}" for split in splits)))
         images, number = counted(self.num_images, "image"), counted(len(classes), "class", "classes")
-        note = f"Median of the shorter sides: {self.median_side:,} pixels." if self.median_side else ""
+        left = self.num_images - sum(sum(by_class.values()) for by_class in self.counts.values())
+        notes = [f"Not counted, as they cannot be used: {left:,} of the {images}."] if left else []
+        notes += [f"Median of the shorter sides: {self.median_side:,} pixels."] if self.median_side else []
         columns = ("class", *("images" if split == "all" else split for split in splits))
-        tables = [Table(f"{printable(self.name)}: {images} of {number}", columns, rows, note=note)]
+        tables = [Table(f"{printable(self.name)}: {images} of {number}", columns, rows, note="\n".join(notes))]
         if self.modes:
             rows = [(mode, self._read_as(mode), f"{number:,}") for mode, number in self.modes.items()]
             tables.append(Table("How images are read that are not plain RGB", ("stored", "read", "images"), rows, 2))
