@@ -220,3 +220,22 @@ def test_without_a_command_comes_the_help(whatwhere):
 )
 def test_a_number_is_written_with_plain_digits(refused_command, arguments):
     refused_command(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("command", "switch", "name"),
+    [
+        (("predict", "run", "photos"), "--csv", "p.csv"),
+        (("check", "photos"), "--json", "my report.JSON"),
+        (("summary", "resnet18"), "--json", "cost.json"),
+    ],
+)
+def test_a_file_behind_a_switch_that_prints(whatwhere, tmp_path, monkeypatch, command, switch, name):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = whatwhere(*command, switch, name)
+    quoted = f"'{name}'" if " " in name else name
+    said = f"{switch} prints, and takes no file; to keep what it prints, end the command with: > {quoted}"
+    assert (status, out, err) == (2, "", f"whatwhere: {said}\n")
+    # a file that is there may be meant
+    (tmp_path / name).touch()
+    assert "takes no file" not in whatwhere(*command, switch, name)[2]

@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 
@@ -18,7 +19,7 @@ from ..base.code import outlived
 from ..base.errors import Stopped, UserError
 from ..base.processes import leave, unwound_at_signals
 from ..base.tables import tell
-from ..base.words import brief, number_in, short
+from ..base.words import brief, command_line, number_in, short
 from .attend import attend_command
 from .check import check_command
 from .collect import collect_command
@@ -58,6 +59,7 @@ def main(run: Any = None) -> None:
     _open_streams()
     try:
         try:
+            _refuse_file_behind_switch(sys.argv[1:])
             with unwound_at_signals():
                 status = command.main(prog_name="whatwhere", standalone_mode=False, obj=run)
         finally:
@@ -84,6 +86,14 @@ def main(run: Any = None) -> None:
         # where no file is named it was the output
         where = f"{error.filename!r}: " if error.filename else "cannot write the output: "
         _fail(f"{where}{error.strerror or error}")
+
+
+def _refuse_file_behind_switch(given: list[str]) -> None:
+    """Raise UserError where a file to write is named behind --csv or --json, which take none in any command."""
+    for switch, name in pairwise(given):
+        if switch in ("--csv", "--json") and name.lower().endswith((".csv", ".json")) and not os.path.exists(name):
+            sentence = f"{switch} prints, and takes no file; to keep what it prints, end the command with"
+            raise UserError(sentence, f"> {command_line([name])}")
 
 
 def _open_streams() -> None:
