@@ -19,6 +19,7 @@ from whatwhere.training.config import (
     augmentation_in_words,
     defaults,
     image_size_for,
+    num_steps,
     read_config,
 )
 
@@ -317,13 +318,29 @@ def test_a_batch_that_is_small_because_the_images_are_few_keeps_the_rate(num_ima
     assert chosen(num_images=num_images)["lr"] == 0.1
     assert chosen(224, num_images=num_images)["lr"] == 0.025
     assert chosen(num_images=num_images, optimizer="adamw")["lr"] == 5e-4
-    assert chosen(num_images=num_images, pretrained="imagenet")["lr"] == 0.01
 
 
 @pytest.mark.parametrize(("batch_size", "rate"), [(8, 0.025), (16, 0.05), (32, 0.1), (64, 0.1), (128, 0.1), (256, 0.2)])
 def test_a_batch_that_is_given_is_compared_with_that_which_suits_the_images(batch_size, rate):
     assert chosen(num_images=420)["batch_size"] == 32
     assert chosen(num_images=420, batch_size=batch_size)["lr"] == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(
+    ("given", "rate"),
+    [
+        ({"num_images": 100}, 0.1),  # 7 steps x 30
+        ({"num_images": 8448}, 0.1),  # 66 x 30: 1,980
+        ({"num_images": 8449}, 0.01),  # 67 x 30: 2,010
+        ({"num_images": 100, "image_size": 96}, 0.025),
+        ({"num_images": 10**5, "image_size": 96}, 0.0025),
+        ({"num_images": 100, "optimizer": "adamw"}, 5e-4),
+        ({"num_images": 10**5, "optimizer": "adamw"}, 5e-5),
+        ({"num_images": 100, "epochs": 1000}, 0.01),
+    ],
+)
+def test_fine_tuning_in_few_steps_has_the_whole_rate(given, rate):
+    assert chosen(pretrained="w.pth", **given)["lr"] == rate
 
 
 AUGMENTATION = ("hflip", "mixup", "random_erasing", "rand_augment")
@@ -347,7 +364,8 @@ AUGMENTATION = ("hflip", "mixup", "random_erasing", "rand_augment")
         ({"num_images": 50_000, "epochs": 6}, (0.5, 0.1, 0.1, 5)),
         ({"num_images": 1280, "image_size": 224}, (0.5, 0, 0, 3)),  # 20 x 100
         ({"num_images": 1281, "image_size": 224}, (0.5, 0.1, 0.1, 7)),  # 21 x 100
-        ({"num_images": 420, "pretrained": "imagenet"}, (0.5, 0.1, 0.1, 5)),
+        ({"num_images": 420, "pretrained": "imagenet"}, (0, 0, 0, 3)),  # 14 x 30
+        ({"num_images": 8600, "pretrained": "imagenet"}, (0.5, 0.1, 0.1, 5)),  # 68 x 30
         ({"num_images": 420, "mixup": 0.2}, (0.5, None, 0, 3)),
     ],
 )
@@ -362,10 +380,6 @@ def test_few_steps_get_less_augmentation(given, values):
         ({"epochs": 13, "batch_size": 16}, "less augmentation for 1,300 steps (at most 2,000)"),
         ({"epochs": 20, "batch_size": 16}, "less augmentation for 2,000 steps (at most 2,000)"),
         ({"epochs": 21, "batch_size": 16}, "usual augmentation for 2,100 steps (above 2,000)"),
-        (
-            {"epochs": 2, "batch_size": 16, "pretrained": "w.pth"},
-            "usual augmentation for 200 steps from trained weights",
-        ),
     ],
 )
 def test_the_augmentation_is_told_with_its_reason(options, words):
@@ -391,7 +405,8 @@ def test_what_is_chosen_is_in_range_and_more_epochs_never_augment_less(
     assert batch_size or found["batch_size"] <= num_images
     full, highest = (128, 0.1) if image_size <= 64 else (64, 0.025)
     highest *= (0.005 if image_size <= 64 else 0.01) if optimizer == "adamw" else 1
-    highest *= 0.1 if pretrained else 1
+    is_long = num_steps(found["epochs"], found["batch_size"], num_images) > 2000
+    highest *= 0.1 if pretrained and is_long else 1
     low, high = (highest * min(1, found["batch_size"] / full), highest * max(1, found["batch_size"] / full))
     assert low * 0.999 <= found["lr"] <= high * 1.001
     assert found["warmup_epochs"] <= found["epochs"]

@@ -264,13 +264,14 @@ def defaults(
     10 batches; with fewer than 16 training images it is their number.
 
     The learning rate at batch size 128 (above 64 px: 64) is 0.1 (0.025) for SGD and 5e-4 (2.5e-4) for AdamW; with
-    pretrained weights it is a tenth. It is in proportion to the batch size, with one exception: a batch that is smaller
-    because the images are few keeps the rate. The noise of SGD goes with lr * num_images / batch_size (Smith and Le,
-    arXiv 1710.06451), so fewer images want a smaller batch at the same rate; a lower one learns little in few steps.
+    pretrained weights and more than 2,000 steps it is a tenth. It is in proportion to the batch size, with one
+    exception: a batch that is smaller because the images are few keeps the rate. The noise of SGD goes with lr *
+    num_images / batch_size (Smith and Le, arXiv 1710.06451), so fewer images want a smaller batch at the same rate; a
+    lower one learns little in few steps.
 
-    A training from the beginning with at most 2,000 steps has less augmentation: no mixup, no random erasing and
-    RandAugment of magnitude 3; with at most 1,200 steps no flips either. It learns more of the images themselves
-    (`benchmarks/recipe.py` compares them).
+    A training with at most 2,000 steps has less augmentation: no mixup, no random erasing and RandAugment of magnitude
+    3; with at most 1,200 steps no flips either. It learns more of the images themselves (`benchmarks/recipe.py`
+    compares them).
     """
     small, pretrained = image_size <= SMALL_SIZE, bool(given.get("pretrained"))
     adamw = given.get("optimizer", "sgd") == "adamw"
@@ -279,10 +280,10 @@ def defaults(
         usual //= 2
     usual = max(1, min(usual, num_images))
     batch_size = given.get("batch_size", usual)
-    rate = (full / 256) * (1e-3 if adamw else 0.2 if small else 0.1) * (0.1 if pretrained else 1)
     epochs = given.get("epochs", 30 if pretrained else 100)
-    steps = math.inf if pretrained else num_steps(epochs, batch_size, num_images)
+    steps = num_steps(epochs, batch_size, num_images)
     few = steps <= FEW_STEPS
+    rate = (full / 256) * (1e-3 if adamw else 0.2 if small else 0.1) * (0.1 if pretrained and not few else 1)
     small_net, large_net = ("resnet20", "resnet18") if device == "cpu" else ("resnext29_32x4d", "resnext50_32x4d")
     backbone = small_net if image_size <= CIFAR_SIZE and not pretrained else large_net
     chosen = {
@@ -317,8 +318,6 @@ def num_steps(epochs: int, batch_size: int, num_images: int) -> int:
 def augmentation_in_words(config: Config, num_images: int) -> str:
     """Return which augmentation `defaults` chooses, and why, for `num_images` images to train on."""
     steps = num_steps(config.epochs, config.batch_size, num_images)
-    if config.pretrained:
-        return f"usual augmentation for {steps:,} steps from trained weights"
     if steps > FEW_STEPS:
         return f"usual augmentation for {steps:,} steps (above {FEW_STEPS:,})"
     if steps > FLIP_STEPS:
