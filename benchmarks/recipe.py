@@ -15,6 +15,7 @@ line for each run is added to the CSV; runs that are there are left out, so that
 import argparse
 import copy
 import csv
+import re
 import statistics
 from functools import partial
 from pathlib import Path
@@ -26,25 +27,23 @@ from whatwhere.training.evaluate import merit
 MOST_TESTED = 2000
 STRONG = {"mixup": 0.1, "rand_augment": 5, "random_erasing": 0.1, "hflip": 0.5}
 LIGHT = {"mixup": 0.0, "rand_augment": 3, "random_erasing": 0.0, "hflip": 0.5}
-# "bare" is the bare command; the others are the same whatever its defaults are, but for the rate where they have none.
-# `training` says what a rate of None is
-RECIPES = {
-    "bare": {},
-    "strong": STRONG,
-    "light": LIGHT,
-    "light, no flips": {**LIGHT, "hflip": 0.0},
-    "light 0.0005": {**LIGHT, "lr": 0.0005},
-    "light 0.01": {**LIGHT, "lr": 0.01},
-    "light 0.025": {**LIGHT, "lr": 0.025},
-    "light 0.025, no flips": {**LIGHT, "lr": 0.025, "hflip": 0.0},
-    "before": {**STRONG, "lr": None},
-    "strong 0.05": {**STRONG, "lr": 0.05},
-    "strong 0.1": {**STRONG, "lr": 0.1},
-    "light 0.05": {**LIGHT, "lr": 0.05},
-    "light 0.1": {**LIGHT, "lr": 0.1},
-    "light 0.1, no flips": {**LIGHT, "lr": 0.1, "hflip": 0.0},
-}
+KINDS = {"bare": {}, "before": STRONG, "strong": STRONG, "light": LIGHT}
 HEAD = ("set", "size", "model", "epochs", "recipe", "seed", "num_train", "num_steps", "best_epoch", "test")
+
+
+def options_of(recipe):
+    """Return the options of a recipe: bare, before, or an augmentation with a rate, as in "light 0.1, no flips"."""
+    kind, rate, no_flips = re.fullmatch(r"(\w+)(?: ([\d.]+))?(, no flips)?", recipe).groups()
+    options = dict(KINDS[kind])
+    if kind != "bare":
+        options["lr"] = None if kind == "before" else float(rate)  # `training` says what a rate of None is
+    return {**options, "hflip": 0.0} if no_flips else options
+
+
+def _order(recipe):
+    kind, _, rest = recipe.partition(" ")
+    rate, _, flips = rest.partition(",")
+    return list(KINDS).index(kind), float(rate or 0), flips
 
 
 def run(data, size, seed, options):
@@ -72,9 +71,7 @@ def table(path):
     kinds = list(
         dict.fromkeys(tuple(row[name] for name in ("set", "size", "model", "epochs", "recipe")) for row in rows)
     )
-    for kind in sorted(
-        kinds, key=lambda kind: (kind[0], int(kind[1]), kind[2], int(kind[3]), list(RECIPES).index(kind[4]))
-    ):
+    for kind in sorted(kinds, key=lambda kind: (kind[0], int(kind[1]), kind[2], int(kind[3]), _order(kind[4]))):
         runs = [row for row in rows if all(row[name] == value for name, value in zip(HEAD, kind, strict=False))]
         tests = [100 * float(row["test"]) for row in runs]
         name, size, model, epochs, recipe = kind
@@ -95,7 +92,9 @@ def main():
     parser.add_argument("--size", type=int, nargs="+", default=[600])
     parser.add_argument("--epochs", type=int, nargs="+", default=[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--recipe", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument(
+        "--recipe", nargs="+", default=["bare", "before", "strong 0.1", "light 0.1", "light 0.1, no flips"]
+    )
     parser.add_argument("--model", default="cbam_resnet20")
     parser.add_argument("--optimizer", choices=["sgd", "adamw"], default="sgd")
     parser.add_argument("--image-size", type=int, default=32)
@@ -117,7 +116,7 @@ def main():
             for size in arguments.size
             for epochs in arguments.epochs
             for recipe in arguments.recipe
-            for options in [same | RECIPES[recipe] | ({"epochs": epochs} if epochs else {})]
+            for options in [same | options_of(recipe) | ({"epochs": epochs} if epochs else {})]
         ),
     )
 
