@@ -765,6 +765,20 @@ def test_a_run_that_saved_nothing_yet_keeps_its_options(data, tmp_path):
     assert train(data, out, resume=True, epochs=1)["num_epochs"] == 1
 
 
+def test_a_refused_continuation_shows_no_settings_and_names_the_images_that_differ(data, tmp_path):
+    mine, out = shutil.copytree(data, tmp_path / "mine"), tmp_path / "run"
+    train(mine, out, epochs=1)
+    shown = Lines()
+    with pytest.raises(UserError, match=r"--epochs was 1, is 2; give the same.*: whatwhere train .* --pretrained "):
+        train(mine, out, resume=True, epochs=2, screen=shown)
+    assert not any("2 epochs" in line or "epochs 2" in line for line in shown.lines)
+    assert len(shown.lines) <= 1  # what was found in the images
+    gone, *_ = sorted(mine.rglob("*.png"))
+    gone.rename(gone.with_name("added.png"))
+    with pytest.raises(UserError, match=r"began \(new: '.*added\.png'; gone: '.*\.png'\); restore them"):
+        train(mine, out, resume=True, epochs=1)
+
+
 def test_options_that_divide_the_images_in_another_way_are_named(data, tmp_path):
     train(data, tmp_path / "run", epochs=1)
     with pytest.raises(UserError, match=r"other options: --val-fraction was 0\.\d+, is 0\.3; give the same"):

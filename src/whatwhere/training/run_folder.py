@@ -222,8 +222,7 @@ class RunFolder:
             write_bytes(self.path / SPLIT, table.encode())
             write_json(self.path / RUN, msgspec.to_builtins(new))
             return
-        is_done = self.result is not None and self.has_best
-        _check_same(self.path, old, new, self.continued_by(config.data) if is_done else "")
+        self.check_same(config, prepared)
         contents = {old.content_fingerprint, new.content_fingerprint}
         if len(contents) > 1 and UNSET not in contents:
             named = few(self._changed(prepared))
@@ -234,6 +233,43 @@ class RunFolder:
         if self.result is None:
             old.sessions.append(session)
             write_json(self.path / RUN, msgspec.to_builtins(old))
+
+    def check_same(self, config: Config, prepared: Prepared) -> None:
+        """Raise UserError if a run is here, and a continuation has other options or other images."""
+        old = self.description
+        if old is None:
+            return
+        has_other_images = old.data_fingerprint != fingerprint(prepared)
+        is_done = self.result is not None and self.has_best
+        differing = self._added_or_gone(prepared) if has_other_images else ""
+        _check_same(
+            self.path,
+            old,
+            asdict(config),
+            has_other_images,
+            differing,
+            self.continued_by(config.data) if is_done else "",
+        )
+
+    def _added_or_gone(self, prepared: Prepared) -> str:
+        """Return which images and labels `split.csv` lacks, and which only that has; "" where it does not say."""
+        before = dict[str, str]()
+        with contextlib.suppress(UserError):
+            before = {row["path"]: row["label"] for row in _split(self.path)}
+        now = {path: label for path, label, *_ in _rows(prepared)}
+        both = [path for path in now if path in before]
+        if not both:  # the folder was moved
+            return ""
+        kinds = {
+            "new": [path for path in now if path not in before],
+            "gone": [path for path in before if path not in now],
+            "with another label": [path for path in both if now[path] != before[path]],
+        }
+        return "; ".join(
+            f"{kind}: {few([brief(short(path, 50)) for path in paths], letters=80)}"
+            for kind, paths in kinds.items()
+            if paths
+        )
 
     def _changed(self, prepared: Prepared) -> list[str]:
         """Return the images that differ from those in `split.csv`; none where that does not say so."""
@@ -394,21 +430,28 @@ def _damage(path: Path, where: str = "", advice: str = _ANOTHER) -> Iterator[Non
         raise Damaged(f"{str(path)!r} is damaged ({where}{cause(error)})", advice) from error
 
 
-def _check_same(path: Path, before: RunDescription, now: RunDescription, command: str) -> None:
+def _check_same(
+    path: Path,
+    before: RunDescription,
+    config: Mapping[str, Any],
+    has_other_images: bool,
+    differing_images: str,
+    command: str,
+) -> None:
     """Raise UserError if a continuation has other options or images; a `command` starts from the finished run."""
-    options, has_other_images = before.options, before.data_fingerprint != now.data_fingerprint
+    options = before.options
     changed = [
         f"{option(name)} was {brief(options[name])}, is {brief(value)}"
-        for name, value in now.config.items()
+        for name, value in config.items()
         if name not in FREE and name != "data" and options[name] != value
     ]
-    data = now.config["data"]
+    data = config["data"]
     if has_other_images and options["data"] != data:
         changed.insert(0, f"DATA was {brief(options['data'], 200)}, is {brief(data, 200)}")
     if has_other_images and not changed:  # else it is the options that divide them in another way
         raise UserError(
-            f"the images of {data!r} or their split have changed since the run in {str(path)!r} began; restore "
-            "them, or start again with another --out"
+            f"the images of {data!r} or their split have changed since the run in {str(path)!r} began"
+            f"{f' ({differing_images})' if differing_images else ''}; restore them, or start again with another --out"
         )
     if changed:
         more = "; this one is finished, and a new run can start from its weights" if command else ""

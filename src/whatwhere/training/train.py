@@ -119,6 +119,8 @@ def run_training(
         preprocessing = (folder.preprocessing if resume else None) or preprocessing_of(config)
         with processes.first_alone():
             model, spec = build_model(config, len(prepared.classes), attention)
+            if resume:
+                folder.check_same(config, prepared)
         for line in describe(config, given, prepared, model, processes, is_continued=bool(kept)):
             screen.line(line)
         began(folder)
