@@ -257,6 +257,7 @@ class RunFolder:
         with contextlib.suppress(UserError):
             before = {row["path"]: row["label"] for row in _split(self.path)}
         now = {path: label for path, label, *_ in _rows(prepared)}
+        root = os.path.join(os.path.abspath(prepared.source.name), "")
         both = [path for path in now if path in before]
         if not both:  # the folder was moved
             return ""
@@ -266,7 +267,7 @@ class RunFolder:
             "with another label": [path for path in both if now[path] != before[path]],
         }
         return "; ".join(
-            f"{kind}: {few([brief(short(path, 50)) for path in paths], letters=80)}"
+            f"{kind}: {few([brief(short(path.removeprefix(root), 50)) for path in paths], letters=80)}"
             for kind, paths in kinds.items()
             if paths
         )
