@@ -668,6 +668,9 @@ def test_own_runs(tmp_path):
         content = json.loads(path.read_text())
         content |= {"val": content.pop("test"), "judged_on": "val"}
         path.write_text(json.dumps(content))
+        (line,) = map(json.loads, path.with_name("metrics.jsonl").read_text().splitlines())
+        line |= {f"val_{name}": content["val"][name] for name in ("accuracy", "loss")}
+        path.with_name("metrics.jsonl").write_text(json.dumps(line))
     assert CHOSEN in collect([tmp_path]).results.notes
 
 
@@ -678,6 +681,14 @@ def test_own_runs_of_an_earlier_version_have_what_it_did(tmp_path):
         content = json.loads(path.read_text())
         path.write_text(json.dumps({**content, "config": {**ADDED, **content["config"]}}))
     assert collect([tmp_path]).doubts == collect([OLD_RUNS]).doubts
+
+
+@pytest.mark.parametrize("other", ["cbam/seed-0", "none/seed-1"])
+def test_a_result_of_another_run_is_refused(tmp_path, other):
+    out = shutil.copytree(OLD_RUNS, tmp_path / "runs") / "none" / "seed-0"
+    shutil.copy(OLD_RUNS / other / "result.json", out)
+    with pytest.raises(UserError, match=re.escape(f"{str(out / 'result.json')!r} is not of this run (its val")):
+        collect([tmp_path])
 
 
 def test_own_runs_have_one_epoch(refused):

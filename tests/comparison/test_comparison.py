@@ -496,6 +496,17 @@ def test_a_pair_with_different_images_is_refused(pretended, refused):
         pretended.collect()
 
 
+@pytest.mark.parametrize("other", ["none/seed-0", "se/seed-1"])
+def test_the_result_of_another_run_is_no_figure(pretended, other, refused):
+    pretended.figures = lambda arm, seed: 0.9 if (arm, seed) == ("none", "1") else 0.3
+    pretended("none,se", seeds=2)
+    (pretended.out / "runs/none/seed-1/result.json").write_text(
+        (pretended.out / "runs" / other / "result.json").read_text()
+    )
+    with refused():
+        pretended.collect()
+
+
 @pytest.mark.parametrize("name", ["run.json", "result.json"])
 @pytest.mark.parametrize("content", ["", "[]", "{}", "{"])
 def test_a_damaged_run_is_a_sentence(pretended, name, content, refused):

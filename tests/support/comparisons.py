@@ -6,6 +6,7 @@ from collections import Counter
 
 import msgspec
 
+from whatwhere.collect.result import RESULT
 from whatwhere.comparison.arms import parse_arms
 from whatwhere.comparison.content import CostRow, Costs
 from whatwhere.comparison.design import Design, Request
@@ -13,7 +14,7 @@ from whatwhere.comparison.run import collect, run_comparison
 from whatwhere.comparison.runs import Share
 from whatwhere.training import config
 from whatwhere.training.distributed import team
-from whatwhere.training.run_folder import RESULT, EpochLine, RunFolder
+from whatwhere.training.run_folder import EpochLine, RunFolder
 from whatwhere.training.setup import prepare_images, preprocessing_of, resolve
 from whatwhere.training.train import run_training
 
@@ -125,7 +126,7 @@ def _pretend(data, given, out, figures, num_images, screen):
     session = dict.fromkeys(("device", "torch", "torchvision", "pillow", "python"), "pretended")
     folder.begin(config, prepared, preprocessing_of(config), session, given=given, resume=True)
     line = EpochLine(
-        epoch=1, step=1, lr=0.0, train_loss=0.0, val_accuracy=accuracy, val_balanced_accuracy=accuracy, val_loss=0.0,
+        epoch=1, step=1, lr=0.0, train_loss=0.0, val_accuracy=accuracy, val_balanced_accuracy=accuracy, val_loss=loss,
         is_best=True, seconds=0.0,
     )  # fmt: skip
     folder.append_metrics(line)

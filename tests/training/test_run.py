@@ -18,6 +18,7 @@ from pictures import CLASSES, make_folder, picture
 from whatwhere.base.errors import Stopped, UserError
 from whatwhere.cli.screen import result_tables
 from whatwhere.cli.train import what_next
+from whatwhere.collect.collect import collect
 from whatwhere.training.bundle import load_bundle, weights_of
 from whatwhere.training.evaluate import Figures
 from whatwhere.training.run_folder import RunFolder, TrainedOn, training_images
@@ -529,19 +530,118 @@ def test_all_checkpoints_damaged(data, tmp_path, refused):
         train(data, tmp_path / "run", resume=True)
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_anew(finished, data, tmp_path):
-    interrupted(data, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "last")
-    train(data, tmp_path / "run", resume=True)
-    assert same(weights(tmp_path / "run"), weights(finished[0]))
-
-
 class KilledAfterTheLine(RunFolder):
     """The run ends right after it wrote the line of an epoch."""
 
     def append_metrics(self, line):
         super().append_metrics(line)
         raise KeyboardInterrupt
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(finished, data, tmp_path):
+    with pytest.raises(Stopped, match="interrupted at once"):
+        train(data, tmp_path / "run", classes={"folder_class": KilledAfterTheLine})
+    assert not (tmp_path / "run" / "last").exists()
+    train(data, tmp_path / "run", resume=True)
+    assert same(weights(tmp_path / "run"), weights(finished[0]))
+    assert without_times(tmp_path / "run") == without_times(finished[0])
+
+
+def test_epochs_whose_checkpoint_is_gone_are_kept(data, tmp_path, refused):
+    out = tmp_path / "run"
+    for step in (4, 7):
+        interrupted(data, out, step, resume=(step > 4))
+        shutil.copytree(out / "last", tmp_path / "last", dirs_exist_ok=True)
+        shutil.rmtree(out / "last")
+        lines = (out / "metrics.jsonl").read_bytes()
+        with refused():
+            train(data, out, resume=True)
+        assert (out / "metrics.jsonl").read_bytes() == lines
+        shutil.copytree(tmp_path / "last", out / "last")
+
+
+@pytest.fixture(scope="module")
+def other(data, tmp_path_factory):
+    """A finished run that differs from `finished` in its seed."""
+    out = tmp_path_factory.mktemp("other") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(out.parent / "cache"))
+        train(data, out, seed=1)
+    return out
+
+
+def rewritten(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("age", ["new", "old"])
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_result_of_another_run_is_refused(finished, other, data, tmp_path, is_whole, age, refused):
+    out = tmp_path / "run"
+    if is_whole:
+        shutil.copytree(finished[0], out)
+    else:
+        interrupted(data, out, 7)
+    shutil.copy(other / "result.json", out)
+    if age == "old":
+        rewritten(out / "result.json", run="")
+    with refused():
+        train(data, out, resume=True)
+    with pytest.raises(UserError, match=r"is not of this run .*; move it away"):
+        collect([out])
+    (out / "result.json").unlink()
+    train(data, out, resume=True)
+    told, sound = (json.loads((folder / "result.json").read_text()) for folder in (out, finished[0]))
+    assert {**told, "seconds": 0} == {**sound, "seconds": 0}
+
+
+def test_a_result_is_read_without_the_identity_of_its_run(finished, data, tmp_path):
+    out = shutil.copytree(finished[0], tmp_path / "run")
+    rewritten(out / "result.json", run="")
+    screen = Lines()
+    train(data, out, screen, resume=True)
+    assert screen.lines[-1] == f"the run in {str(out)!r} is finished; nothing to do"
+
+
+@pytest.mark.parametrize("changes", [{"best_epoch": 0}, {"num_epochs": 4}, {"run": "0" * 64}, {"val": {"loss": 1e3}}])
+def test_a_result_that_its_run_contradicts_is_refused(finished, data, tmp_path, changes, refused):
+    path = shutil.copytree(finished[0], tmp_path / "run") / "result.json"
+    content = json.loads(path.read_text())
+    rewritten(path, **{**changes, **({"val": {**content["val"], **changes["val"]}} if "val" in changes else {})})
+    with refused():
+        train(data, tmp_path / "run", resume=True)
+
+
+def test_a_best_network_of_another_epoch_is_no_network_of_the_result(finished, data, tmp_path, refused):
+    out = shutil.copytree(finished[0], tmp_path / "run")
+    path = out / "best" / "bundle.json"
+    rewritten(path, info={**json.loads(path.read_text())["info"], "epoch": 17})
+    with refused():
+        train(data, out, resume=True)
+
+
+def test_epochs_of_another_run_are_refused(other, data, tmp_path, refused):
+    interrupted(data, tmp_path / "run")
+    shutil.copy(other / "metrics.jsonl", tmp_path / "run")
+    with refused():
+        train(data, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"left_out": {"a/1.png": "unreadable"}},
+        {"drawn": []},
+        {"num_images": {"train": 3}},
+        {"given": []},
+        {"chosen": "x"},
+    ],
+)
+def test_a_changed_description_of_a_run_is_refused(data, tmp_path, changes):
+    interrupted(data, tmp_path / "run")
+    rewritten(tmp_path / "run" / "run.json", **changes)
+    with pytest.raises(UserError, match="other options, images or preprocessing than its checkpoint was written with"):
+        train(data, tmp_path / "run", resume=True)
 
 
 def test_a_run_killed_while_evaluating_evaluates_again(finished, data, tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,11 +16,11 @@ from ..base.files import read_file
 from ..base.limits import DOCUMENT_BYTES
 from ..base.words import cause
 from .curve import Curve
-from .result import Fraction, Result
+from .result import RESULT, Amount, Fraction, Result, check_is_of_run
 from .run import Choice, Program, Run
 from .settings import flat
 
-_RUN, _RESULT, _METRICS = "run.json", "result.json", "metrics.jsonl"
+_RUN, _METRICS = "run.json", "metrics.jsonl"
 # `data` is the path of images that `data_fingerprint` tells apart
 _IGNORED = frozenset(
     {"data", "data_dir", "path_column", "label_column", "device", "workers", "cache", "download", "check"}
@@ -36,6 +38,8 @@ class _Description(msgspec.Struct):
 
 class _Epoch(msgspec.Struct):
     val_accuracy: Fraction
+    is_best: bool
+    val_loss: Amount | None
 
 
 def _is_run(folder: Path, names: set[str]) -> bool:
@@ -43,16 +47,19 @@ def _is_run(folder: Path, names: set[str]) -> bool:
 
 
 def _read(folder: Path, choice: Choice) -> Run:
-    described = _content(folder / _RUN, _Description)
+    content = _content(folder / _RUN, dict[str, Any])
+    with _named(folder / _RUN):
+        described = msgspec.convert(content, _Description)
     settings = flat({**_ADDED, **described.config, "data_fingerprint": described.data_fingerprint}, folder / _RUN)
-    if not os.path.lexists(folder / _RESULT):
-        return Run(folder, settings, fault=f"has no {_RESULT}")
-    result = _content(folder / _RESULT, Result)
+    if not os.path.lexists(folder / RESULT):
+        return Run(folder, settings, fault=f"has no {RESULT}")
+    result, lines = _content(folder / RESULT, Result), _lines(folder / _METRICS)
+    check_is_of_run(result, folder, content, lines)
     found = msgspec.structs.asdict(result.judged)
     figures = {name: value for name, value in found.items() if value is not None and name != "num_images"}
     curve = Curve(list(figures), {result.best_epoch}, figures, best=figures, best_epoch=result.best_epoch)
     is_chosen = result.judged_on == "val" and result.best_by != "last"
-    shares = [line.val_accuracy for line in _lines(folder / _METRICS)]
+    shares = [line.val_accuracy for line in lines]
     return Run(
         folder,
         settings,
@@ -74,10 +81,17 @@ def _content(path: Path, kind: type[T]) -> T:
 
 
 def _parsed(content: bytes, path: Path, kind: type[T]) -> T:
-    try:
+    with _named(path):
         return parse_json(content, kind)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file that a ValueError is about."""
+    try:
+        yield
     except ValueError as error:
         raise UserError(f"{str(path)!r} is not that of a run of whatwhere ({cause(error)})") from error
 
 
-PROGRAM = Program("whatwhere", _RESULT, _is_run, _read, _IGNORED, chooses_epoch=True)
+PROGRAM = Program("whatwhere", RESULT, _is_run, _read, _IGNORED, chooses_epoch=True)

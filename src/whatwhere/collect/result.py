@@ -1,18 +1,37 @@
-"""The content of `result.json`, typed: the figures of a finished run of whatwhere, which must fit each other."""
+"""The content of `result.json`, typed: the figures of a finished run of whatwhere, which must fit each other and it."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 from msgspec.structs import replace
 
-from ..base.words import brief
+from ..base.documents import read_json
+from ..base.errors import UserError
+from ..base.words import brief, cause, counted
 
+RESULT = "result.json"
+BEST_INFO = "best/bundle.json"  # the best network
+# fields of run.json that a run keeps to its end, but the hash of the images: `RunFolder.begin` compares that itself
+_FIXED = (
+    "config",
+    "given",
+    "chosen",
+    "classes",
+    "num_images",
+    "drawn",
+    "left_out",
+    "data_fingerprint",
+    "preprocessing",
+)
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Amount = Annotated[float, Meta(ge=0, le=1e300)]
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
@@ -58,6 +77,7 @@ class Result(msgspec.Struct, kw_only=True):
     classes: list[str]
     per_class: list[ClassFigures]
     confusion: list[list[Count]] = []  # number of images by label (row) and prediction (column)
+    run: str = ""  # `run_digest` of its run.json; results of earlier versions lack it
 
     def __post_init__(self) -> None:
         if (self.test is UNSET) is (self.judged_on == "test"):
@@ -83,6 +103,68 @@ class Result(msgspec.Struct, kw_only=True):
     def judged(self) -> PartFigures:
         """The figures of the part that the run is judged on."""
         return self.val if self.test is UNSET else self.test
+
+
+class OfAnotherRun(UserError):  # noqa: N818 - a UserError by its base
+    """A `result.json` is not of the run in its folder."""
+
+
+class Epoch(Protocol):
+    """The figures of a line of `metrics.jsonl` that those of a result must fit."""
+
+    val_accuracy: float
+    val_loss: float | None
+    is_best: bool
+
+
+class _Bundle(msgspec.Struct):
+    info: dict[str, Any]
+
+
+def run_digest(described: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of what a run keeps of its `run.json` from its start to its end."""
+    kept = {name: described[name] for name in _FIXED if described.get(name)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def check_is_of_run(result: Result, folder: Path, described: Mapping[str, Any], epochs: Sequence[Epoch]) -> None:
+    """Check that a result is that of the run in `folder`, with the content of its `run.json` and `metrics.jsonl`.
+
+    Raises:
+        OfAnotherRun: It is not: it has another digest, another number of epochs, or another best epoch or figures.
+        UserError: `best/bundle.json` is damaged.
+    """
+    if why := next(_differences(result, folder, described, epochs), ""):
+        raise OfAnotherRun(f"{str(folder / RESULT)!r} is not of this run ({why}); move it away")
+
+
+def _differences(result: Result, folder: Path, described: Mapping[str, Any], epochs: Sequence[Epoch]) -> Iterator[str]:
+    """Say in words how a result differs from its run; only the first difference is sure to be one."""
+    if result.run not in ("", run_digest(described)):
+        yield "run.json has other options or images"
+    if result.classes != described.get("classes", result.classes):
+        yield "run.json has other classes"
+    if not epochs:
+        return
+    if result.num_epochs != len(epochs):
+        yield f"it has {counted(result.num_epochs, 'epoch')}, metrics.jsonl {len(epochs):,}"
+    best = max((number for number, line in enumerate(epochs, start=1) if line.is_best), default=0)
+    if not best or result.best_epoch != best:
+        yield f"its best epoch is {result.best_epoch:,}, that of metrics.jsonl {best:,}"
+    line, val = epochs[best - 1], result.val
+    # computed anew, perhaps on another device: an image on the border may fall to the other side
+    if abs(val.accuracy - line.val_accuracy) > 0.01 + 1.01 / max(val.num_images, 1):
+        yield f"its val.accuracy is {val.accuracy:g}, that of epoch {best:,} {line.val_accuracy:g}"
+    loss, before = val.loss, line.val_loss
+    if loss is not None and before is not None and not math.isclose(loss, before, rel_tol=0.05, abs_tol=0.002):
+        yield f"its val.loss is {loss:g}, that of epoch {best:,} {before:g}"
+    if (file := folder / BEST_INFO).is_file():
+        try:
+            info = read_json(file, _Bundle).info
+        except ValueError as error:
+            raise UserError(f"{str(file)!r} is damaged ({cause(error)}); put it back, or move it away") from error
+        if (info.get("epoch"), info.get("val_accuracy")) != (best, line.val_accuracy):
+            yield f"{BEST_INFO} is not of epoch {best:,}"
 
 
 def class_figures(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> list[ClassFigures]:

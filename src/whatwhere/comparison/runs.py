@@ -15,10 +15,10 @@ from ..base.errors import UserError
 from ..base.files import write_json
 from ..base.screen import Screen, about, duration
 from ..base.words import brief, cause, counted, few
-from ..collect.result import Result
+from ..collect.result import RESULT, OfAnotherRun, Result
 from ..training.config import ADDED, FREE, OPTIONS
 from ..training.evaluate import merit
-from ..training.run_folder import RESULT, Damaged, RunDescription, RunFolder
+from ..training.run_folder import Damaged, RunDescription, RunFolder
 from ..training.train import run_training
 from ..training.trainer import Diverged
 from .design import Design
@@ -97,6 +97,8 @@ class Task:
                 if content is None or description is None or description.drawn is msgspec.UNSET:
                     raise ValueError("run.json does not describe it")
                 result = msgspec.convert(content, Result)
+            except OfAnotherRun:
+                raise
             except (ValueError, OSError) as error:
                 raise _damaged(self.folder, error) from error
             had = ADDED | description.config

@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..base.files import check_writable, locked, read_file, write_bytes, write_j
 from ..base.limits import DOCUMENT_BYTES, IMAGE_LIST_BYTES
 from ..base.tables import comma_separated
 from ..base.words import brief, cause, command_line, few, option, printable, short, unescaped
-from ..collect.result import Amount, Count, Fraction, Result
+from ..collect.result import RESULT, Amount, Count, Fraction, Result, check_is_of_run, run_digest
 from ..data.doctor.report import Report
 from ..data.preprocess import NewerError, Preprocessing
 from ..data.sources.source import SPLITS, Sample, Source
@@ -34,7 +34,7 @@ from .bundle import DESCRIPTION, Bundle, save_bundle
 from .config import FREE, OPTIONS, Config, augmentation_in_words
 from .plots import confusion_png, curves_png
 
-RUN, METRICS, SPLIT, RESULT = "run.json", "metrics.jsonl", "split.csv", "result.json"
+RUN, METRICS, SPLIT = "run.json", "metrics.jsonl", "split.csv"
 LAST, BEST = "last", "best"
 CURVES, CONFUSION = "curves.png", "confusion.png"
 _CONTENT = "blake2b"  # column of split.csv: BLAKE2b hash of the image's bytes; empty where images were not checked
@@ -70,9 +70,8 @@ class RunDescription(msgspec.Struct, kw_only=True):
 
     @property
     def digest(self) -> str:
-        """A hash of what a continuation takes from here: with another one it would go on as another run."""
-        kept = [self.config, self.classes, self.data_fingerprint, self.preprocessing or None]
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+        """A hash of all that stays as it is from the start of the run to its end: the run's checkpoints keep it."""
+        return run_digest(msgspec.to_builtins(self))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -116,15 +115,23 @@ class RunFolder:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The checked content of `result.json`, by field; None where the run is not finished."""
+        """The checked content of `result.json`, by field; None where the run is not finished.
+
+        Raises:
+            OfAnotherRun: It is not of the run in this folder.
+            UserError: It, or a file that it must fit, is damaged.
+        """
         file = self.path / RESULT
         if not file.is_file():
             return None
         with _damage(file):
             content = read_json(file, dict[str, Any])
-            # what old versions did not write is None
-            known = msgspec.to_builtins(msgspec.convert(content, Result))
-            return {**content, **known}
+            result = msgspec.convert(content, Result)
+        if (description := self.description) is None:
+            raise self._strange([RESULT])
+        check_is_of_run(result, self.path, msgspec.to_builtins(description), self.metrics())
+        # what old versions did not write is None
+        return {**content, **msgspec.to_builtins(result)}
 
     @property
     def description(self) -> RunDescription | None:
@@ -169,8 +176,15 @@ class RunFolder:
         done = [p.name for p in paths if (any(p.iterdir()) if p.is_dir() else p.exists() and p.stat().st_size > 0)]
         taken = [*done, *(name for name in (RUN, SPLIT) if (self.path / name).exists())]
         if taken and self.description is None:
-            raise UserError(f"{str(self.path)!r} holds {taken[0]} of something else; give another folder with --out")
+            raise self._strange(taken)
         return bool(done)
+
+    def _strange(self, files: Sequence[str]) -> Damaged:
+        """Return the error about `files` in a folder without the `run.json` of a run."""
+        if (self.path / RUN).exists():
+            return Damaged(f"{str(self.path / RUN)!r} is of something else", "give another folder with --out")
+        reason = f"{str(self.path)!r} holds {files[0]} but no {RUN}"
+        return Damaged(reason, f"put {RUN} back, or give another folder with --out")
 
     @property
     def preprocessing(self) -> Preprocessing | None:
@@ -302,11 +316,13 @@ class RunFolder:
         file = self.path / METRICS
         return read_file(file, DOCUMENT_BYTES).splitlines() if file.is_file() else []
 
+    def metrics_digest(self, num_epochs: int) -> str:
+        """Return the SHA-256 of the first lines of `metrics.jsonl`: the run's checkpoints keep it."""
+        return hashlib.sha256(b"\n".join(self._metrics_lines()[:num_epochs])).hexdigest()
+
     def keep_metrics(self, num_epochs: int) -> None:
         """Remove the lines after `num_epochs`; the continuation writes them again."""
-        kept = zip(self.metrics(), self._metrics_lines(), strict=False)
-        content = b"".join(text + b"\n" for line, text in kept if line.epoch <= num_epochs)
-        write_bytes(self.path / METRICS, content)
+        write_bytes(self.path / METRICS, b"".join(text + b"\n" for text in self._metrics_lines()[:num_epochs]))
 
     def append_metrics(self, line: EpochLine) -> None:
         """Add a line to `metrics.jsonl`."""

@@ -77,7 +77,8 @@ class RunState(msgspec.Struct):
 
     trainer: dict[str, Any]  # `TrainerState`
     record: Progress
-    run: str = ""  # `RunDescription.digest`; checkpoints of earlier versions lack it
+    run: str = ""  # `RunDescription.digest`; checkpoints of earlier versions lack these two
+    metrics: str = ""  # `RunFolder.metrics_digest` of the epochs evaluated so far
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..base.errors import Stopped, UserError
 from ..base.screen import OnlyProgress, Screen, Silent, about
-from ..base.words import few, printable
+from ..base.words import counted, few, printable
 from ..data.images import ImageError
 from ..data.preprocess import Preprocessing
 from ..data.split import Prepared, fingerprint
@@ -30,7 +30,7 @@ from .distributed import Team, team
 from .estimate import Outlook
 from .evaluate import Figures, evaluate, merit
 from .plots import TensorBoard
-from .run_folder import METRICS, RUN, EpochLine, RunFolder
+from .run_folder import LAST, METRICS, RUN, EpochLine, RunFolder
 from .setup import (
     build_material,
     build_model,
@@ -228,6 +228,13 @@ class Run:
         """Continue from the newest sound checkpoint, if there is one; remove what was written after it."""
         # rank 0 chooses for all: another process might read a damaged copy
         found = checkpoint.newest(self.folder.last, self.screen.warn) if self.team.is_first else None
+        num_lines = len(self.folder.metrics())
+        # a kill may come between the first line and the first checkpoint, which the first bundle follows
+        if self.team.is_first and found is None and (num_lines > 1 or self.folder.has_best):
+            raise UserError(
+                f"{str(self.folder.path)!r} has {counted(num_lines, 'epoch')} in {METRICS}, but no checkpoint in "
+                f"{LAST}/ to go on from; put it back, or start again with another --out"
+            )
         step = self.team.of_first(-1 if found is None else found[0])
         if step >= 0:
             state = found[1] if found is not None else checkpoint.read(self.folder.last, step)
@@ -251,7 +258,7 @@ class Run:
         """Go on from the state of the checkpoint of `step`; raise ValueError where it is not one of this run."""
         if state.run not in ("", self._digest):
             raise UserError(
-                f"{str(self.folder.path / RUN)!r} has other options, classes or preprocessing than its checkpoint was "
+                f"{str(self.folder.path / RUN)!r} has other options, images or preprocessing than its checkpoint was "
                 "written with; put the old file back, or start again with another --out"
             )
         self.trainer.load_state_dict(state.trainer)
@@ -262,6 +269,11 @@ class Run:
             raise ValueError(f"it is of step {self.trainer.position.step:,}, with {done:,} evaluations")
         if len(lines := self.folder.metrics()) < done:
             raise ValueError(f"{METRICS} lacks the line of epoch {len(lines) + 1:,}")
+        if state.metrics not in ("", self.folder.metrics_digest(done)):
+            raise UserError(
+                f"{str(self.folder.path / METRICS)!r} has other figures of {counted(done, 'epoch')} than its "
+                "checkpoint was written with; put the old file back, or start again with another --out"
+            )
 
     @functools.cached_property
     def _digest(self) -> str:
@@ -300,7 +312,8 @@ class Run:
             self.is_saving = True
             state = self.trainer.state_dict()
             self._count_time()
-            state = {"trainer": state, "record": asdict(self.progress), "run": self._digest}
+            metrics = self.folder.metrics_digest(self.progress.num_evaluated)
+            state = {"trainer": state, "record": asdict(self.progress), "run": self._digest, "metrics": metrics}
             checkpoint.save(self.folder.last, self.trainer.position.step, state)
             self._saved = time.monotonic()
             self.is_saving = is_last
@@ -421,6 +434,7 @@ class Run:
             "classes": list(classes),
             "per_class": parts[judged].per_class(classes),
             "confusion": parts[judged].confusion.tolist(),
+            "run": self._digest,
         }
         if self.team.is_first:
             data = printable(Path(self.config.data).name or self.config.data)
