@@ -184,6 +184,17 @@ TABLES = {
     "epochs.csv": runs_csv("arm,seed,epoch,accuracy", "{arm},{seed},1,0.5|{arm},{seed},2,{value}"),
     "known.csv": "path,label,what\n"
     + "".join(f"sound/{'ab'[i % 2]}/{i // 2}.png,{i % 2},{i % 2}\n" for i in range(20)),
+    "flags.csv": "path,label,is_train\n"
+    + "".join(f"sound/{'ab'[i % 2]}/{i // 2}.png,{i % 2},{i // 2 % 2}\n" for i in range(20)),
+    "phases.csv": "path,label,phase,fold\n"
+    + "".join(
+        f"sound/{'ab'[i % 2]}/{i // 2}.png,{i % 2},{'train,val' if i < 14 else 'val,train'}\n" for i in range(20)
+    ),
+    "unlike.csv": "path,label,split,phase\n"
+    + "".join(
+        f"sound/{'ab'[i % 2]}/{i // 2}.png,{i % 2},{('old', 'val')[i < 14]},{('val', 'train')[i < 14]}\n"
+        for i in range(20)
+    ),
     "none.csv": "seed,accuracy\n" + "".join(f"{seed},0.80{7 * seed % 5}\n" for seed in range(8)),
     "cbam.csv": "seed,accuracy\n" + "".join(f"{seed},0.82{3 * seed % 5}\n" for seed in range(8)),
     "wide.csv": "seed,one,two\n" + "".join(f"{seed},0.80{7 * seed % 5},0.82{7 * seed % 5}\n" for seed in range(8)),

@@ -101,6 +101,12 @@ HOSTILE = [
         "train (or val), or leave out with --skip-bad",
         ["TEST/dog/0.png = Train/dog/copy.png"],
     ),
+    (
+        "error",
+        "contradiction",
+        "1 image under different labels, byte for byte; remove the wrong copies, or leave out with --skip-bad",
+        ["Train/cat/wrong.png (cat) = Train/dog/0.png (dog)"],
+    ),
     ("warning", "suffix", "left out 1 file with an image inside", ["Train/dog/nameless"]),
     ("warning", "stray", "left out 1 image outside any class folder; move into one", ["Train/stray.png"]),
     ("warning", "beside", "left out 1 folder with images, beside", ["extra"]),
@@ -115,12 +121,6 @@ HOSTILE = [
         ["bird"],
     ),
     ("warning", "unmeasured-class", "1 class in train but not in test", ["bird"]),
-    (
-        "warning",
-        "contradiction",
-        "1 image under different labels, byte for byte",
-        ["Train/cat/wrong.png (cat) = Train/dog/0.png (dog)"],
-    ),
     (
         "warning",
         "near-leak",
@@ -177,7 +177,11 @@ def test_a_hostile_folder_gets_a_full_report(tmp_path):
         *(f"Train/cat/{name}" for name in ("cut.jpg", "empty.jpg", "float.tif", "huge.png", "phone.NEF", "text.png")),
         "Train/dog/x\udcff\x1b[31m.png",
     ]
-    assert report.surplus == {"Train/dog/copy.png"}
+    assert report.surplus == {
+        "Train/dog/copy.png": "leak",
+        "Train/cat/wrong.png": "contradiction",
+        "Train/dog/0.png": "contradiction",
+    }
     assert {frozenset(group) for group in report.twins} == {
         frozenset({"Train/dog/copy.png", "TEST/dog/0.png"}),
         frozenset({"Train/dog/again.png", "Train/dog/1.png"}),
@@ -189,7 +193,7 @@ def test_a_hostile_folder_gets_a_full_report(tmp_path):
     printed.encode("utf-8")
     assert "\x1b" not in printed
     assert all(beginning in printed for _, _, beginning, _ in HOSTILE)
-    assert "Findings: 8 errors, 11 warnings, 5 notes" in printed
+    assert "Findings: 9 errors, 10 warnings, 5 notes" in printed
     # the user's files are unchanged, and there is no new one
     assert snapshot(root) == before
 
@@ -422,3 +426,48 @@ def test_classes_that_are_all_too_small_are_an_error_and_one_of_many_a_warning(t
         report = report_of(tmp_path / name, tmp_path / "cache")
         severities.append([finding.severity for finding in report.findings if finding.kind == "few"])
     assert severities == [["error"], ["warning"]]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [(".gif", {}), (".tif", {}), (".png", {}), (".webp", {"lossless": True})],
+)
+def test_a_file_of_several_images_is_told(tmp_path, suffix, options):
+    fill(tmp_path, "a", "b", count=3)
+    several = tmp_path / "a" / f"several{suffix}"
+    picture(7).save(several, save_all=True, append_images=[picture(8), picture(9)], **options)
+    picture(10).save(tmp_path / "a" / f"one{suffix}", **options)
+    (finding,) = report_of(tmp_path).findings
+    assert (finding.severity, finding.kind, finding.paths) == ("warning", "several", (f"a/several{suffix}",))
+    assert finding.message == "1 file with several images, as an animation or pages, of which only the first is used"
+
+
+def test_damage_behind_the_first_image_of_a_file_is_no_fault(tmp_path):
+    fill(tmp_path, "a", "b", count=3)
+    several = tmp_path / "a" / "several.gif"
+    picture(7).save(several, save_all=True, append_images=[picture(8)])
+    first = tmp_path / "one.gif"
+    picture(7).save(first)
+    several.write_bytes(several.read_bytes()[: first.stat().st_size + 40])
+    first.unlink()
+    assert report_of(tmp_path).sound
+
+
+def test_the_last_line_says_what_was_found(tmp_path):
+    fill(tmp_path, "a", "b", count=3)
+    (tmp_path / "notes.txt").touch()
+
+    def last():
+        return text(rich_tables(report_of(tmp_path).tables())).strip().splitlines()[-1].strip()
+
+    assert last() == "The data are sound."
+    picture(7).save(tmp_path / "a" / "really.jpg", format="PNG")
+    assert last() == "No error; see the 1 warning above."
+    (tmp_path / "b" / "wrong.png").write_bytes((tmp_path / "a" / "0.png").read_bytes())
+    assert last() == "The data are not sound: each error would spoil a result."
+
+
+def test_a_split_of_which_no_image_can_be_used_is_told(tmp_path):
+    for path in fill(tmp_path, "train/a", "train/b", "test/a", "test/b").glob("test/*/*"):
+        cut(path)
+    assert "1 split of which no image can be used: test" in {item.message for item in report_of(tmp_path).findings}

@@ -222,6 +222,8 @@ def test_nothing_fits(tmp_path, monkeypatch, refuses):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pictures").mkdir()
     refuses("picture")
+    csv_file(tmp_path, "", "a_index.csv")
+    refuses("a_index.cvs")
     refuses("CIFAR-10")
     refuses("torchvision/FashionMNST")
     refuses("")
@@ -378,7 +380,7 @@ def test_the_columns_that_were_taken_are_told(tmp_path):
     assert (note.severity, note.kind) == ("note", "columns")
     assert note.sentence() == (
         "CSV file: paths from the column 'Image', labels from 'label', splits from 'Split'; "
-        "others with --path-column and --label-column"
+        "others with --path-column, --label-column and --split-column"
     )
     source = find_source(str(csv_file(tmp_path, "Image,class,label\nx/0.png,a,b\n")), label_column="class")
     assert source.findings[0].message.endswith("labels from 'class'; no column of splits")
@@ -448,6 +450,120 @@ def test_csv_files_that_cannot_be_used(tmp_path, refuses):
     refuses(csv_file(tmp_path, "path,label\nx,y\n"))
     refuses(csv_file(tmp_path, "path,label\n\xe9,y\n", encoding="latin-1"))
     refuses(csv_file(tmp_path, "path,label\n" + "x" * 200_000 + ",y\n"))
+
+
+SPLIT = "path,label,{}\nx/0.png,a,{}\nx/1.png,b,{}\nx/2.png,b,{}\nx/3.png,a,{}\n"
+
+
+def parts(source):
+    return [split for _, _, split in listed(source)]
+
+
+@pytest.mark.parametrize("name", ["phase", "mode", "type", "fold", "train_test", "X"])
+def test_the_column_of_splits_is_known_by_its_cells(tmp_path, name):
+    fill(tmp_path, "x", count=4)
+    path = csv_file(tmp_path, SPLIT.format(name, "train", "Validation", "test", "train"))
+    source = find_source(str(path))
+    assert parts(source) == ["train", "val", "test", "train"]
+    assert source.findings[-1].message.endswith(f"splits from '{name}'")
+    source = find_source(str(path), split_column="none")
+    assert parts(source) == [None] * 4
+    assert [finding.kind for finding in source.findings] == ["columns"]
+
+
+def test_a_column_of_one_split_only_is_none(tmp_path):
+    fill(tmp_path, "x", count=4)
+    source = find_source(str(csv_file(tmp_path, SPLIT.format("vehicle", "train", "train", "", "train"))))
+    assert (parts(source), len(source.findings)) == ([None] * 4, 1)
+
+
+def test_several_columns_of_splits_are_refused(tmp_path, refuses):
+    fill(tmp_path, "x", count=4)
+    path = csv_file(tmp_path, SPLIT.format("phase,fold", "train,val", "val,train", "test,test", "train,train"))
+    refuses(path)
+    refuses(path, split_column="fould")
+    assert parts(find_source(str(path), split_column="Fold")) == ["val", "train", "test", "train"]
+
+
+@pytest.mark.parametrize(
+    ("name", "others", "expected"),
+    [
+        ("set", ("val", "train", "test", "train"), ["val", "train", "test", "train"]),
+        ("dataset", ("ours", "ours", "theirs", "ours"), ["train", "val", "test", "train"]),
+    ],
+)
+def test_a_known_name_counts_before_the_cells_if_it_holds_splits(tmp_path, name, others, expected):
+    fill(tmp_path, "x", count=4)
+    rows = [f"{first},{second}" for first, second in zip(("train", "val", "test", "train"), others, strict=True)]
+    assert parts(find_source(str(csv_file(tmp_path, SPLIT.format(f"phase,{name}", *rows))))) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "cells"),
+    [
+        ("is_train", ("True", "False", "True", "True")),
+        ("isTest", ("0", "1", "0", "1")),
+        ("train", ("yes", "no", "yes", "")),
+        ("test_set", ("1.0", "0.0", "0.0", "1.0")),
+        ("phase", ("train", "holdout", "test", "train")),
+    ],
+)
+def test_a_column_that_may_hold_the_splits_is_told(tmp_path, name, cells):
+    fill(tmp_path, "x", count=4)
+    path = csv_file(tmp_path, SPLIT.format(name, *cells))
+    source = find_source(str(path))
+    assert parts(source) == [None] * 4
+    assert source.findings[0].sentence() == (
+        "ignored 1 column that may hold the splits, but in other words than train, val and test: "
+        f"{name}; write these words, or give --split-column none"
+    )
+    assert "no-split" not in found(find_source(str(path), split_column="none"))
+
+
+def test_columns_of_figures_are_no_splits(tmp_path):
+    fill(tmp_path, "x", count=4)
+    for name, cells in (("train_loss", "0123"), ("is_male", "0110"), ("is_train", "1111")):
+        assert "no-split" not in found(find_source(str(csv_file(tmp_path, SPLIT.format(name, *cells)))))
+
+
+def test_words_that_are_no_splits_are_shown_and_lost_splits_told(tmp_path, refuses):
+    fill(tmp_path, "x", count=4)
+    path = csv_file(tmp_path, SPLIT.format("split", "train", "holdout", "2", "") + "x/9.png,a,test\n")
+    faults = {finding.kind: finding for finding in find_source(str(path)).findings}
+    assert faults["bad-split"].message == (
+        "3 rows of the CSV file (all that have 'holdout', '2', '' in the column 'split' instead of train, val or test)"
+    )
+    assert faults["empty-split"].message == "1 split of the CSV file without a row that can be used: test"
+    path = csv_file(tmp_path, SPLIT.format("split", "train", "holdout", "2", ""))
+    with pytest.raises(UserError, match="'holdout', '2', ''"):
+        prepare(str(path), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("C:\\Users\\me\\x\\0.png", "foreign"),
+        ("d:/x/0.png", "foreign"),
+        ("\\\\server\\x\\0.png", "foreign"),
+        ("/home/nobody/x/0.png", "foreign"),
+        ("X/0.PNG", "case"),
+        ("x\\0.PNG", "case"),
+        ("x/../X/0.Png", "case"),
+        ("x/0.PNG/x", "missing"),
+        ("x/7.png", "missing"),
+    ],
+)
+def test_a_path_without_a_file_is_told_why(tmp_path, name, kind):
+    fill(tmp_path, "x", count=4)
+    path = csv_file(tmp_path, f"path,label\n{name},a\nx/1.png,b\n")
+    if (tmp_path / "X").exists():
+        pytest.skip("upper and lower case are one here")
+    first = find_source(str(path)).findings[0]
+    assert (first.kind, first.paths) == (kind, (f"{name} (line 2)",))
+    if kind == "case":
+        assert "such as 'x/0.png'; write the paths as the files are named" in first.sentence()
+    if kind == "foreign":
+        assert "as if of another machine; write the paths relative to the CSV file's folder" in first.sentence()
 
 
 def test_an_empty_column_of_splits_is_none(tmp_path):

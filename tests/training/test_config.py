@@ -260,6 +260,7 @@ def test_the_help_says_the_defaults():
         "cache",
         "path_column",
         "label_column",
+        "split_column",
         "data_dir",
         "warmup_epochs",
         "hflip",

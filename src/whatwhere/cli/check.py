@@ -10,6 +10,9 @@ from ..base.tables import rich_tables, say_json, show
 
 PathColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column of the paths in a CSV.")]
 LabelColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column of the labels in a CSV.")]
+SplitColumn = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Column of train, val and test in a CSV; none: no splits.")
+]
 DataDir = Annotated[str | None, typer.Option(metavar="DIR", help="Folder of torchvision's data sets.")]
 Download = Annotated[bool, typer.Option("--download", help="Download a torchvision data set.")]
 
@@ -18,6 +21,7 @@ def check_command(
     data: Annotated[str, typer.Argument(help="Images: a folder, a CSV, `digits`, or a torchvision data set by name.")],
     path_column: PathColumn = None,
     label_column: LabelColumn = None,
+    split_column: SplitColumn = None,
     data_dir: DataDir = None,
     max_value: Annotated[
         str, typer.Option(metavar="N|auto", help="Value of 16-bit grey images that is white, as for train.")
@@ -33,7 +37,14 @@ def check_command(
     from .train import number_or_word
 
     checked = Config(max_value=number_or_word(max_value))
-    source = find_source(data, path_column=path_column, label_column=label_column, data_dir=data_dir, download=download)
+    source = find_source(
+        data,
+        path_column=path_column,
+        label_column=label_column,
+        split_column=split_column,
+        data_dir=data_dir,
+        download=download,
+    )
     with TerminalScreen(to_stderr=True) as screen:
         report = examine_for_training(
             source,

@@ -13,7 +13,7 @@ from ..base.errors import UserError
 from ..base.screen import Silent
 from ..base.tables import comma_separated, rich_tables, say, say_json, show, tell
 from ..base.words import brief, few, printable
-from .check import DataDir, Download, LabelColumn, PathColumn
+from .check import DataDir, Download, LabelColumn, PathColumn, SplitColumn
 
 _Bundle = Annotated[Path, typer.Argument(help="A run's folder, or its best/.")]
 _BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Images computed together.")]
@@ -101,6 +101,7 @@ def evaluate_command(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images and rows that are bad.")] = False,
     path_column: PathColumn = None,
     label_column: LabelColumn = None,
+    split_column: SplitColumn = None,
     data_dir: DataDir = None,
     download: Download = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
@@ -129,6 +130,7 @@ def evaluate_command(
             warn=tell,
             path_column=path_column,
             label_column=label_column,
+            split_column=split_column,
             data_dir=data_dir,
             download=download,
         )

@@ -23,11 +23,11 @@ from .settings import flat
 _RUN, _METRICS = "run.json", "metrics.jsonl"
 # `data` is the path of images that `data_fingerprint` tells apart
 _IGNORED = frozenset(
-    {"data", "data_dir", "path_column", "label_column", "device", "workers", "cache", "download", "check"}
-    | {"save_minutes", "tensorboard"}
+    {"data", "data_dir", "path_column", "label_column", "split_column", "device", "workers", "cache", "download"}
+    | {"check", "save_minutes", "tensorboard"}
 )
 # `ADDED` of training/config.py: what runs of earlier versions did
-_ADDED = {"near_duplicates": "together", "max_value": 65535, "resize": "crop"}
+_ADDED = {"near_duplicates": "together", "max_value": 65535, "resize": "crop", "split_column": ""}
 T = TypeVar("T")
 
 

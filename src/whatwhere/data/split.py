@@ -51,6 +51,7 @@ def prepare(
     check: bool = True,
     path_column: str | None = None,
     label_column: str | None = None,
+    split_column: str | None = None,
     data_dir: str | None = None,
     download: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -67,9 +68,15 @@ def prepare(
     Raises:
         UserError: DATA is not found, is not sound, or cannot be split like this.
     """
-    source = find_source(data, path_column=path_column, label_column=label_column, data_dir=data_dir, download=download)
+    where = {
+        "path_column": path_column,
+        "label_column": label_column,
+        "split_column": split_column,
+        "data_dir": data_dir,
+    }
+    source = find_source(data, **where, download=download)
     report = examine(source, max_value=max_value, progress=progress) if check else None
-    command = check_command(data, path_column=path_column, label_column=label_column, data_dir=data_dir)
+    command = check_command(data, **where)
     left_out = _left_out(source, report, skip_bad, command)
     samples = [sample for sample in source.samples if sample.path not in left_out]
     # again, because leaving out copies may leave a class without images
@@ -127,7 +134,7 @@ def _left_out(source: Source, report: Report | None, skip_bad: bool, command: st
 
 def _bad(found: Report | Source) -> dict[str, str]:
     """Return what --skip-bad leaves out: the kind of finding by path."""
-    surplus = dict.fromkeys(found.surplus, "leak") if isinstance(found, Report) else {}
+    surplus = found.surplus if isinstance(found, Report) else {}
     return dict(sorted((surplus | unusable(found.findings)).items()))
 
 

@@ -37,7 +37,7 @@ FREE = frozenset({"data_dir", "device", "workers", "cache", "download", "check",
 # options that a comparison sets for each of its runs
 TELLS_APART = frozenset({"model", "seed", "attention", "attention_kwargs", "width_factor"})
 # options that runs and comparisons of earlier versions lack, with what these did
-ADDED = {"near_duplicates": "together", "max_value": 65535, "resize": "crop"}
+ADDED = {"near_duplicates": "together", "max_value": 65535, "resize": "crop", "split_column": ""}
 
 
 def _option(panel: str, default: Any, help: str, usual: str = "no", metavar: str | None = None) -> Any:
@@ -187,6 +187,7 @@ class Config(Recipe):
     )
     path_column: str = _data("", "Column of the paths in a CSV.", "by name", "NAME")
     label_column: str = _data("", "Column of the labels in a CSV.", "by name", "NAME")
+    split_column: str = _data("", "Column of train, val and test in a CSV; none: no splits.", "by name", "NAME")
     data_dir: str = _data("", "Folder of torchvision's data sets.", "data", "DIR")
     download: bool = _data(False, "Download a torchvision dataset that is not there.")
 

@@ -160,7 +160,8 @@ def evaluate_bundle(
     report = examine(chosen_source, max_value=bundle.preprocessing.max_value, progress=progress)
     bad = unusable(report.findings)
     faults = [finding for finding in report.findings if bad.keys() & finding.paths]
-    where = {name: source_options.get(name) for name in ("path_column", "label_column", "data_dir")}
+    names = ("path_column", "label_column", "split_column", "data_dir")
+    where = {name: source_options.get(name) for name in names}
     if not skip_bad:
         check_sound(data, faults, check_command(data, **where))
     for finding in faults:

@@ -109,7 +109,7 @@ def prepare_images(data: str, given: Mapping[str, Any], screen: Screen, *, for_f
     """
     given = with_those_of_weights(given)
     names = ("val_fraction", "test_fraction", "near_duplicates", "max_value", "skip_bad", "check", "download")
-    texts = ("group_from", "path_column", "label_column", "data_dir")  # "" where they are not given
+    texts = ("group_from", "path_column", "label_column", "split_column", "data_dir")  # "" where they are not given
     prepared = prepare(
         data,
         seed=given.get("seed", 0),

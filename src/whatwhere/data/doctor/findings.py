@@ -42,6 +42,12 @@ _FAULTS: Messages = {
     ),
     "missing": ("error", "file", "{n} gone since they were listed", "replace"),
     "flat-end": ("warning", "JPEG", "{n} with one colour in all of the last rows, as a damaged file has", _LOOK),
+    "several": (
+        "warning",
+        "file",
+        "{n} with several images, as an animation or pages, of which only the first is used",
+        "save the others as files of their own where they matter",
+    ),
     "wrong-suffix": ("warning", "file", "{n} in another format than the suffix says, read by content", "rename"),
 }
 _RANGES: Messages = {
@@ -94,7 +100,7 @@ _COPIES: Messages = {
         "{n} in more than one split, byte for byte, which makes results too good",
         "remove the copies in train (or val)",
     ),
-    "contradiction": ("warning", "image", "{n} under different labels, byte for byte", "remove the wrong copies"),
+    "contradiction": ("error", "image", "{n} under different labels, byte for byte", "remove the wrong copies"),
     "identical": ("note", "image", "{n} more than once, byte for byte{together}", ""),
     "near-leak": (
         "warning",
@@ -108,7 +114,8 @@ _COPIES: Messages = {
 
 def unusable(findings: Iterable[Finding]) -> dict[str, str]:
     """Return the kind of error of each file, folder or row of a CSV file that cannot be used."""
-    bad = (finding for finding in findings if finding.can_skip and finding.kind != "leak")
+    # the paths of these are groups
+    bad = (finding for finding in findings if finding.can_skip and finding.kind not in ("leak", "contradiction"))
     return {path: finding.kind for finding in bad for path in finding.paths}
 
 
@@ -175,6 +182,8 @@ def file_findings(source: Source, entries: Sequence[Entry]) -> list[Finding]:
         if entry.fault:
             paths[entry.fault].append(sample.path)
             continue
+        if entry.has_more:
+            paths["several"].append(sample.path)
         if entry.flat_end:
             paths["flat-end"].append(sample.path)
         if suffix in SUFFIXES and suffix not in FORMATS.get(entry.format, (suffix,)):
@@ -250,11 +259,18 @@ def copy_findings(
     return findings_of(_COPIES, paths, apart=apart, alike=alike, together=together)
 
 
-def surplus(samples: Sequence[Sample], groups: Sequence[Sequence[int]]) -> frozenset[str]:
-    """Return the paths of copies to leave out, so that no image is in two splits: from train first, then from val."""
-    paths = set()
+def surplus(samples: Sequence[Sample], groups: Sequence[Sequence[int]]) -> dict[str, str]:
+    """Return the copies to leave out: the kind of finding by path.
+
+    So many that no image is in two splits, from train first, then from val; and of those that stay in one split under
+    different labels, all.
+    """
+    paths: dict[str, str] = {}
     for group in groups:
         members = [samples[index] for index in group]
         ranks = [RANK.get(sample.split or "", 0) for sample in members]
-        paths |= {sample.path for sample, rank in zip(members, ranks, strict=True) if rank > min(ranks)}
-    return frozenset(paths)
+        kept = [sample for sample, rank in zip(members, ranks, strict=True) if rank == min(ranks)]
+        paths |= {sample.path: "leak" for sample in members if sample not in kept}
+        if len({sample.label for sample in kept}) > 1:
+            paths |= {sample.path: "contradiction" for sample in kept}
+    return paths

@@ -26,11 +26,13 @@ from ..ahead import read_ahead
 from ..images import FORMATS, MAX_VALUE, ImageError, decode, grey_values, has_unknown_range, levels
 from ..sources.source import Sample, Source
 
-# what the entries say changes with it: 4 has the range of the values
-_VERSION = 5
+# what the entries say changes with it: 6 has whether a file holds several images
+_VERSION = 6
 # of an image's values so many of a thousand may lie outside its range, as hot pixels and dust do
 _OUTLIERS = 1
 _AHEAD = 64  # images that are asked for together
+# formats whose files may hold several images of equal rank, of which the first is read
+_SERIES = {"GIF", "TIFF", "WEBP", "PNG", "AVIF"}
 # faults that may be gone the next time, though the file's size and time are the same
 _PASSING = {"permission", "missing", "unreadable"}
 # an entry's look: a grey picture of 17 x 16 pixels, and a mean colour
@@ -58,6 +60,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     low: _Value = 0
     high: _Value = 0
     zero_is_white: bool = False  # whether a TIFF file says so of 16-bit grey, which Pillow reads with 0 as black
+    has_more: bool = False  # whether the file holds more images, as an animation and a TIFF file of several pages do
     look: bytes = b""  # a grey picture of 17 x 16 pixels and the mean colour, by which nearly equal images are found
 
     @property
@@ -108,6 +111,8 @@ def read_entry(source: Source, sample: Sample) -> Entry:
         with source.open(sample) as image:
             entry |= {"format": image.format or "", "mode": image.mode, "width": image.width, "height": image.height}
             is_unsure = has_unknown_range(image)
+            with contextlib.suppress(Exception):  # damage behind the first image, which may be sound
+                entry["has_more"] = image.format in _SERIES and bool(getattr(image, "is_animated", False))
             rgb, entry["turned"] = decode(image)
             entry["flat_end"] = image.format == "JPEG" and _has_flat_end(image)
             if is_unsure and (values := grey_values(image)) is not None:

@@ -28,7 +28,10 @@ from .findings import (
 from .probe import Entry, default_cache, probe
 
 _SEVERITIES = ("error", "warning", "note")
-_LOST = {"lost-class": ("warning", "class", "{n} of which no image can be used: {names}", "")}
+_LOST = {
+    "lost-class": ("warning", "class", "{n} of which no image can be used: {names}", ""),
+    "lost-split": ("warning", "split", "{n} of which no image can be used: {names}", ""),
+}
 _MOST_PATHS = 10
 _MOST_LETTERS = 300  # a group of equal images may have thousands of paths
 _MOST_CLASSES = 50
@@ -42,7 +45,7 @@ class Report:
     num_images: int  # number of listed images, usable or not
     counts: dict[str, dict[str, int]]  # number of usable images by split ("all" if DATA has no splits) and class
     findings: tuple[Finding, ...]  # errors first, then warnings and notes
-    surplus: frozenset[str]  # paths of copies in train or val of an image that is also in a later split, byte for byte
+    surplus: dict[str, str]  # copies that --skip-bad leaves out: the kind of finding by path, "leak" or "contradiction"
     twins: tuple[tuple[str, ...], ...]  # groups of paths with the same, or nearly the same, image
     copies: tuple[tuple[str, ...], ...]  # groups of paths with the same image, byte for byte
     median_side: int  # median of the images' shorter sides, in pixels; 0 if none is usable
@@ -113,9 +116,11 @@ class Report:
                 rows.append(("", f"  and {len(finding.paths) - _MOST_PATHS:,} more; all with --json"))
         totals = Counter(finding.severity for finding in self.findings)
         found = ", ".join(counted(totals[severity], severity) for severity in _SEVERITIES if totals[severity])
-        verdict = "sound" if self.sound else "not sound: what is marked as an error would spoil a result"
+        verdict = "The data are sound." if self.sound else "The data are not sound: each error would spoil a result."
+        if self.sound and totals["warning"]:
+            verdict = f"No error; see the {counted(totals['warning'], 'warning')} above."
         title, rows = f"Findings: {found or 'none'}", rows or [("", "nothing")]
-        return [*tables, Table(title, ("", "finding"), rows, 2, f"The data are {verdict}.")]
+        return [*tables, Table(title, ("", "finding"), rows, 2, verdict)]
 
     def _read_as(self, mode: str) -> str:
         if mode == "EXIF rotation":
@@ -191,13 +196,14 @@ def _findings(source: Source, entries: Sequence[Entry], usable: Sequence[Sample]
     """Return the findings of the listing, and those on files, values, shapes and classes."""
     samples = source.samples
     lost = sorted({sample.label for sample in samples} - {sample.label for sample in usable})
+    lost_splits = sorted({sample.split or "" for sample in samples} - {sample.split or "" for sample in usable})
     return [
         *source.findings,
         *file_findings(source, entries),
         *range_findings(samples, entries, max_value),
         *shape_findings(samples, entries),
         *class_findings(usable),
-        *findings_of(_LOST, {"lost-class": lost}),
+        *findings_of(_LOST, {"lost-class": lost, "lost-split": [split for split in lost_splits if split]}),
     ]
 
 

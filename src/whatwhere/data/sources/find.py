@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ def find_source(
     *,
     path_column: str | None = None,
     label_column: str | None = None,
+    split_column: str | None = None,
     data_dir: str | None = None,
     download: bool = False,
 ) -> Source:
@@ -30,6 +32,8 @@ def find_source(
             name.
         path_column: Column of the paths in a CSV file; by default the first with a known name.
         label_column: Column of the labels in a CSV file; by default the first with a known name.
+        split_column: Column of the splits in a CSV file; by default the first with a known name, or else the only one
+            that holds the words train, val and test; "none" for no splits.
         data_dir: Folder of torchvision's data sets; by default "data" in the working directory.
         download: Whether to download a torchvision data set that is not there.
 
@@ -42,12 +46,13 @@ def find_source(
     shown = printable(str(path))
     exists = os.path.exists(path)
     is_list = exists and path.is_file() and path.suffix.lower() in TABLES
-    if (path_column or label_column) and not is_list:
+    if (path_column or label_column or split_column) and not is_list:
         raise UserError(
-            f"--path-column and --label-column are for a CSV file, and {brief(printable(data), 200)} is none"
+            "--path-column, --label-column and --split-column are for a CSV file, and "
+            f"{brief(printable(data), 200)} is none"
         )
     if is_list:
-        return _named(Source(data, path.parent, *list_csv(path, path_column, label_column)))
+        return _named(Source(data, path.parent, *list_csv(path, path_column, label_column, split_column)))
     if exists and path.is_dir():
         return _named(Source(data, path, *list_folder(path)))
     if exists and path.suffix.lower() in ARCHIVES:
@@ -60,10 +65,10 @@ def find_source(
     if name in DATASETS:
         return torchvision_source(data, name, data_dir, download)
     known = ["digits", *DATASETS]
-    close = suggest(name, known) if "torchvision" in data.lower() or "/" not in data else ""
-    near = close or _nearest_path(path)
-    names = f"; data sets by name: {listed(known)}" if not near and len(data) < 20 and "/" not in data else ""
-    raise UserError(f"there is no folder, CSV file or data set {brief(printable(data), 200)}{near}{names}")
+    hint = suggest(name, known) if "torchvision" in data.lower() else _nearest(path, [] if "/" in data else known)
+    if not hint and len(data) < 20 and "/" not in data:
+        hint = f"; data sets by name: {listed(known)}"
+    raise UserError(f"there is no folder, CSV file or data set {brief(printable(data), 200)}{hint}")
 
 
 def _named(source: Source) -> Source:
@@ -71,9 +76,9 @@ def _named(source: Source) -> Source:
     return replace(source, findings=(*source.findings, *label_findings(source.samples)))
 
 
-def _nearest_path(path: Path) -> str:
-    try:
+def _nearest(path: Path, known: list[str]) -> str:
+    """Return a hint at what is beside `path`, or among the `known` names, under a similar name."""
+    beside: list[str] = []
+    with contextlib.suppress(OSError, ValueError):
         beside = sorted(entry for entry in os.listdir(path.parent) if not entry.startswith("."))
-    except (OSError, ValueError):
-        return ""
-    return suggest(path.name, beside, before=str(path.parent / "_")[:-1])
+    return suggest(path.name, [*beside, *known], before=str(path.parent / "_")[:-1])
