@@ -9,6 +9,7 @@ import pytest
 
 from whatwhere.base.errors import UserError
 from whatwhere.base.files import check_can_write, check_writable, locked, read_csv, write_bytes, write_json
+from whatwhere.training.run_folder import RunFolder
 
 
 def full_disk(*arguments, **options):
@@ -243,3 +244,21 @@ def test_files_that_are_no_csv(tmp_path, content, refused):
 def test_a_file_gets_the_permissions_that_are_asked_for(tmp_path):
     write_bytes(tmp_path / "own", b"", mode=0o600)
     assert (tmp_path / "own").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_lock_that_is_a_pipe_is_told(tmp_path):
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(UserError, match="it is a pipe, a socket or a device, not a file; remove it"), locked(tmp_path):
+        pass
+
+
+def test_a_folder_that_may_not_be_looked_into_is_told(tmp_path, monkeypatch):
+    def refusing(path, **named):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "stat", refusing)
+    said = f"cannot write to {str(tmp_path)!r}: Permission denied; give another folder with --out"
+    for look in (check_writable, lambda folder: RunFolder(folder).check_new()):
+        with pytest.raises(UserError) as caught:
+            look(tmp_path)
+        assert str(caught.value) == said

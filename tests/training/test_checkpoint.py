@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from whatwhere import UserError
 from whatwhere.training import checkpoint
 from whatwhere.training.checkpoint import clear_after, newest, read, save
 from whatwhere.training.state import load_optimizer_state, optimizer_state
@@ -268,3 +270,27 @@ def test_an_optimizer_goes_on_bit_for_bit(tmp_path, make):
     # but for AdamW's betas, which are a tuple at first
     groups = [optimizer.state_dict()["param_groups"] for optimizer in (second, straight)]
     assert json.dumps(groups[0]) == json.dumps(groups[1])
+
+
+@pytest.mark.parametrize("number", ["EACCES", "EIO", "EMFILE", "ENOMEM"])
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_a_checkpoint_that_the_system_does_not_give_is_not_damaged(three, monkeypatch, suffix, number):
+    real = os.open
+
+    def refusing(path, *arguments, **named):
+        if str(path).endswith(f"3{suffix}"):
+            raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)))
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", refusing)
+    path = three / f"000000003{suffix}"
+    said = f"cannot read {str(path)!r}: {os.strerror(getattr(errno, number))}; "
+    with pytest.raises(UserError, match=re.escape(said)):
+        newest(three, refuse)
+
+
+def test_a_missing_file_of_a_checkpoint_is_named(three):
+    (three / "000000003.safetensors").unlink()
+    warnings = []
+    assert newest(three, warnings.append)[0] == 2
+    assert "is damaged (000000003.safetensors is missing); trying the one before" in warnings[0]

@@ -437,3 +437,17 @@ def test_a_configuration_that_never_ends_is_not_waited_for(tmp_path, refused):
     os.mkfifo(tmp_path / "fifo.yaml")
     with refused():
         read_config(tmp_path / "fifo.yaml")
+
+
+@pytest.mark.parametrize("key", ["data", "out", "resume", "dry-run", "json", "config"])
+def test_what_belongs_on_the_command_line_is_told(tmp_path, key, refused):
+    path = tmp_path / "options.yaml"
+    path.write_text(f"{key}: runs\n")
+    with refused():
+        read_config(path)
+
+
+def test_arguments_of_the_attention_may_be_text(tmp_path):
+    path = tmp_path / "options.yaml"
+    path.write_text("attention_kwargs: '{\"reduction\": 8}'\n")
+    assert read_config(path) == {"attention_kwargs": {"reduction": 8}}

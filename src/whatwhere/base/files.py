@@ -74,23 +74,48 @@ def open_file(path: Path) -> BinaryIO:
             return os.fdopen(descriptor, "rb")
         os.close(descriptor)
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise UserError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
-    kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
-    raise UserError(f"cannot read {str(path)!r}: it is {kind}, not a file")
+        raise _unread(path, error) from error
+    raise UserError(f"cannot read {str(path)!r}: it is {_kind(mode)}, not a file")
 
 
-def read_file(path: Path, most_bytes: int) -> bytes:
+class Unreadable(UserError):  # noqa: N818 - a UserError by its base
+    """The system did not let a file be read that is there: its content may be sound."""
+
+
+_ADVICE = {
+    errno.EACCES: "; change its permissions",
+    errno.EPERM: "; change its permissions",
+    errno.EMFILE: "; raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "; close other programs",
+    errno.ENOMEM: "; close other programs",
+    errno.EIO: "; look after the disk",
+}
+
+
+def _unread(path: Path, error: Exception) -> UserError:
+    """Return the error about a file that cannot be opened or read."""
+    advice = _ADVICE.get(getattr(error, "errno", 0))
+    text = f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}"
+    return UserError(text) if advice is None else Unreadable(text + advice)
+
+
+def _kind(mode: int) -> str:
+    return "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+
+
+def read_file(path: Path, most_bytes: int = 0) -> bytes:
     """Return the content of a regular file, as `open_file`.
 
     Raises:
-        UserError: As `open_file`, or the file has more than `most_bytes`.
+        Unreadable: The system does not let it be read: permissions, too many open files, a failing disk.
+        UserError: As `open_file`, or the file has more than `most_bytes`, if that is not 0.
     """
     with open_file(path) as file:
         try:
-            content = file.read(most_bytes + 1)
+            content = file.read(most_bytes + 1 if most_bytes else -1)
         except OSError as error:
-            raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    if len(content) > most_bytes:
+            raise _unread(path, error) from error
+    if most_bytes and len(content) > most_bytes:
         raise UserError(f"{str(path)!r} is larger than {most_bytes // 1024:,} KiB; no file of its kind is that long")
     return content
 
@@ -120,25 +145,39 @@ def read_csv(path: Path) -> tuple[str, list[tuple[int, list[str]]]]:
         raise UserError(f"line {reader.line_num} of {str(path)!r} is not CSV: {error}") from error
 
 
+class DiskFull(UserError):  # noqa: N818 - a UserError by its base
+    """A file could not be written for lack of space."""
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn an OSError inside the block into a UserError that names `path`."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+        kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else UserError
+        raise kind(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def looking_into(folder: Path) -> Iterator[None]:
+    """Turn an OSError, or an impossible name, inside the block into a UserError about `folder`, which --out names."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write to {str(folder)!r}: {reason}; give another folder with --out") from error
 
 
 def check_writable(folder: Path) -> None:
     """Create `folder` if it is missing; raise UserError unless files can be created in it."""
     check_is_no_file(folder)
-    try:
+    with looking_into(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"cannot write to {str(folder)!r}: {reason}; give another folder with --out") from error
 
 
 def check_can_write(path: Path, *, makes_folders: bool = False) -> None:
@@ -157,10 +196,8 @@ def check_can_write(path: Path, *, makes_folders: bool = False) -> None:
 
 def check_is_no_file(folder: Path) -> None:
     """Raise UserError if `folder` is a file; it need not exist."""
-    try:
+    with looking_into(folder):
         is_file = folder.exists() and not folder.is_dir()
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write to {str(folder)!r}: {error}; give another folder with --out") from error
     if is_file:
         raise UserError(f"cannot write to {str(folder)!r}: it is a file; give a folder with --out")
 
@@ -177,6 +214,8 @@ def locked(path: Path, *, is_file: bool = False) -> Iterator[None]:
     """
     lock = path.with_name(f".{path.name}.lock") if is_file else path / ".lock"
     with writing(lock):
+        if lock.exists() and not lock.is_file():
+            raise UserError(f"cannot lock {str(lock)!r}: it is {_kind(lock.stat().st_mode)}, not a file; remove it")
         file = open(lock, "a+b")  # noqa: SIM115 - held open as long as the lock
     with file:
         if not _lock(file):

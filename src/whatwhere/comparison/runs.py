@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from ..base.errors import UserError
-from ..base.files import write_json
+from ..base.files import Unreadable, write_json
 from ..base.screen import Screen, about, duration
 from ..base.words import brief, cause, counted, few
 from ..collect.result import RESULT, OfAnotherRun, Result
@@ -58,6 +58,8 @@ class Finished:
         """
         try:
             return [(line.epoch, line.val_accuracy) for line in RunFolder(self.folder).metrics()]
+        except Unreadable:
+            raise
         except UserError as error:
             raise _damaged(self.folder, error) from error
 
@@ -97,7 +99,7 @@ class Task:
                 if content is None or description is None or description.drawn is msgspec.UNSET:
                     raise ValueError("run.json does not describe it")
                 result = msgspec.convert(content, Result)
-            except OfAnotherRun:
+            except (OfAnotherRun, Unreadable):
                 raise
             except (ValueError, OSError) as error:
                 raise _damaged(self.folder, error) from error

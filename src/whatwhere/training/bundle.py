@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..base.code import held_apart
 from ..base.documents import parse_json, read_json
 from ..base.errors import UserError
-from ..base.files import remove_parts, write_bytes, write_json, writing
+from ..base.files import Unreadable, read_file, remove_parts, write_bytes, write_json, writing
 from ..base.words import brief, cause, short
 from ..data.preprocess import NewerError, Preprocessing
 from ..networks.factory import checked, create, num_params
@@ -109,7 +109,7 @@ def load_bundle(
     folder = file.parent
     found, spec, preprocessing, is_first = _described(file)
     with _damage_of(folder):
-        content = (folder / Path(found.weights).name).read_bytes()
+        content = read_file(folder / Path(found.weights).name)
         if hashlib.sha256(content).hexdigest() != found.sha256:
             raise ValueError("the checksum of the weights differs")
     found.check_told(folder)
@@ -183,6 +183,8 @@ def _damage_of(folder: Path) -> Iterator[None]:
         raise UserError(
             f"the bundle {str(folder)!r} is of a newer version of whatwhere ({error}); pip install --upgrade whatwhere"
         ) from error
+    except Unreadable:
+        raise
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"the bundle {str(folder)!r} is damaged ({cause(error)})") from error
 

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from ..base.documents import parse_json
 from ..base.errors import UserError
-from ..base.files import read_file, remove_parts, write_bytes, write_json, writing
+from ..base.files import Unreadable, read_file, remove_parts, write_bytes, write_json, writing
 from ..base.limits import DOCUMENT_BYTES
 from ..base.words import cause
 from ..networks.weights.files import tensors_to_bytes
@@ -55,12 +55,15 @@ def newest(folder: Path, warn: Callable[[str], None]) -> tuple[int, dict[str, An
     `warn` is called with a sentence for each damaged one.
 
     Raises:
+        Unreadable: The system does not let one be read, which may be sound.
         UserError: All checkpoints are damaged.
     """
     steps = sorted(_steps(folder), reverse=True)
     for step in steps:
         try:
             return step, read(folder, step)
+        except Unreadable:
+            raise
         except UserError as error:
             warn(f"{error}; trying the one before")
     if steps:
@@ -72,6 +75,7 @@ def read(folder: Path, step: int) -> dict[str, Any]:
     """Return the state of the checkpoint of `step`.
 
     Raises:
+        Unreadable: The system does not let it be read.
         UserError: It is damaged.
     """
     from safetensors.torch import load as from_bytes
@@ -80,7 +84,9 @@ def read(folder: Path, step: int) -> dict[str, Any]:
         # a state may hold NaN and Infinity
         text = read_file(_file(folder, step, ".json"), DOCUMENT_BYTES)
         description = parse_json(text, _Description, any_number=True)
-        content = _file(folder, step, ".safetensors").read_bytes()
+        if not (weights := _file(folder, step, ".safetensors")).exists():
+            raise ValueError(f"{weights.name} is missing")
+        content = read_file(weights)
         if _checksum(content, description.state) != description.sha256:
             raise ValueError("the checksum differs")
         tensors = from_bytes(content)
@@ -88,6 +94,8 @@ def read(folder: Path, step: int) -> dict[str, Any]:
             lambda leaf: tensors[leaf.removeprefix(_TENSOR)] if str(leaf).startswith(_TENSOR) else leaf,
             description.state,
         )
+    except (Unreadable, MemoryError):
+        raise
     # safetensors and a wrong reference to a tensor raise many kinds of errors
     except Exception as error:
         raise UserError(f"the checkpoint {str(_file(folder, step, ''))!r} is damaged ({cause(error)})") from error

@@ -18,8 +18,8 @@ from msgspec import Meta
 
 from ..base.documents import read_yaml
 from ..base.errors import UserError
-from ..base.words import brief, number_in, suggest
-from ..networks.spec import MAX_WIDTH_FACTOR, NetworkSpec, is_import_path
+from ..base.words import brief, number_in, option, suggest
+from ..networks.spec import MAX_WIDTH_FACTOR, NetworkSpec, is_import_path, parse_arguments
 
 SMALL_SIZE = 64  # up to here images are padded and cropped by whole pixels, above they are cropped at any scale
 # the networks for CIFAR's 32 px keep the full resolution at first: at 64 px they take longer than the larger networks
@@ -34,6 +34,7 @@ _Minutes = Annotated[float, Meta(ge=0, le=1e9)]
 _Probability = Annotated[float, Meta(ge=0, le=1)]
 # options that may differ between a run and its continuation: they change no result
 FREE = frozenset({"data_dir", "device", "workers", "cache", "download", "check", "save_minutes", "tensorboard"})
+_TYPED = frozenset({"data", "out", "resume", "config", "dry_run", "json"})  # what no YAML file may hold
 # options that a comparison sets for each of its runs
 TELLS_APART = frozenset({"model", "seed", "attention", "attention_kwargs", "width_factor"})
 # options that runs and comparisons of earlier versions lack, with what these did
@@ -349,6 +350,9 @@ def read_config(path: Path) -> dict[str, Any]:
     result = {}
     for key, value in content.items():
         name = str(key).replace("-", "_")
+        if name in _TYPED:
+            typed = "DATA" if name == "data" else option(name)
+            raise UserError(f"{brief(key)} in {str(path)!r} belongs on the command line; give {typed} there")
         if name not in OPTIONS:
             hint = suggest(name, list(OPTIONS)) or "; `whatwhere train --help` names them all"
             raise UserError(f"unknown option {brief(key)} in {str(path)!r}{hint}")
@@ -365,6 +369,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _converted(name: str, value: Any, path: Path) -> Any:
     kind = OPTIONS[name].metadata["kind"]
+    if kind is dict and isinstance(value, str):  # as it stands on the command line
+        return parse_arguments(value, f"{name} in {str(path)!r}:")
     # YAML reads an unquoted 7 as a number, and 1e-3 as text
     if kind in (str, float) and type(value) in (int, str):
         with contextlib.suppress(ValueError, OverflowError):

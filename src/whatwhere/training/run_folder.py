@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..base.documents import parse_json, read_json
 from ..base.errors import UserError
-from ..base.files import check_writable, locked, read_file, write_bytes, write_json, writing
+from ..base.files import Unreadable, check_writable, locked, looking_into, read_file, write_bytes, write_json, writing
 from ..base.limits import DOCUMENT_BYTES, IMAGE_LIST_BYTES
 from ..base.tables import comma_separated
 from ..base.words import brief, cause, command_line, few, option, printable, short, unescaped
@@ -138,7 +138,7 @@ class RunFolder:
         """The content of `run.json`; None where there is none, or where it is not one of a run."""
         file = self.path / RUN
         with _damage(file):
-            content: Any = read_json(file, Any) if file.is_file() else None
+            content: Any = read_json(file, Any) if os.path.lexists(file) else None
             is_run = isinstance(content, dict) and "data_fingerprint" in content
             return msgspec.convert(content, RunDescription) if is_run else None
 
@@ -173,8 +173,9 @@ class RunFolder:
     def _has_run(self) -> bool:
         """Return whether a run has written an epoch or a checkpoint; raise UserError at files of something else."""
         paths = [self.path / name for name in (METRICS, RESULT, LAST, BEST)]
-        done = [p.name for p in paths if (any(p.iterdir()) if p.is_dir() else p.exists() and p.stat().st_size > 0)]
-        taken = [*done, *(name for name in (RUN, SPLIT) if (self.path / name).exists())]
+        with looking_into(self.path):
+            done = [p.name for p in paths if (any(p.iterdir()) if p.is_dir() else p.exists() and p.stat().st_size > 0)]
+            taken = [*done, *(name for name in (RUN, SPLIT) if (self.path / name).exists())]
         if taken and self.description is None:
             raise self._strange(taken)
         return bool(done)
@@ -443,6 +444,8 @@ def _damage(path: Path, where: str = "", advice: str = _ANOTHER) -> Iterator[Non
         raise UserError(
             f"{str(path)!r} is of a newer version of whatwhere ({error}); pip install --upgrade whatwhere"
         ) from error
+    except Unreadable:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise Damaged(f"{str(path)!r} is damaged ({where}{cause(error)})", advice) from error
 

@@ -17,6 +17,7 @@ import msgspec
 from torch import nn
 
 from ..base.errors import Stopped, UserError
+from ..base.files import DiskFull
 from ..base.screen import OnlyProgress, Screen, Silent, about
 from ..base.words import counted, few, printable
 from ..data.images import ImageError
@@ -179,6 +180,8 @@ def _to_the_end(run: Run, command: str) -> dict[str, Any]:
             how = "at once" if isinstance(error, KeyboardInterrupt) else "in a step that takes long"
             message = f"interrupted {how}; what was saved before is kept in {str(folder.path)!r}"
             raise Stopped(f"{message}; continue with: {command}", received[0] if received else signal.SIGINT) from None
+        except DiskFull as error:
+            raise UserError(f"{error}; free space there, and continue with", command) from error
         except Diverged as error:
             if not error.indices:
                 raise
