@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from whatwhere import UserError
@@ -132,6 +132,7 @@ def test_figures_of_exactly_0_far_from_all_others_give_no_verdict(name, lower, n
 
 
 @given(st.lists(st.integers(0, 12), min_size=6, max_size=12), st.integers(50, 400))
+@example([0, 0, 0, 0, 2, 3], 50)
 def test_counts_that_reach_0_step_by_step_are_results(counts, num_images):
     assume(len({*counts}) > 2 and 0 in counts and {1, 2} & {*counts})
     errors = [count / num_images for count in counts]

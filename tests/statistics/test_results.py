@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from whatwhere import UserError
 from whatwhere.base.files import write_json
 from whatwhere.experiment import Results, judge, read_results
 from whatwhere.statistics.history import judge_again, read_record
@@ -304,3 +305,24 @@ def test_another_file_in_its_place_is_refused(tmp_path, content, refused):
     (tmp_path / "verdict.json").write_text(content)
     with refused():
         read_record(tmp_path / "verdict.json")
+
+
+@pytest.mark.parametrize(
+    "cell", ["90.1{} %", "90.1{}%", "90.1{} ± 0.3", "90.1{}+-0.3", "90.1{} (0.3)", "0.9{} (±0.01)"]
+)
+def test_a_metric_that_is_not_written_as_numbers_is_not_passed_over(cell, tmp_path, refused):
+    """Its neighbour, here the loss, must not be judged in its place."""
+    path = tmp_path / "results.csv"
+    lines = [f"{arm},{seed},{cell.format(seed)},0.{seed}1" for arm in ("none", "se") for seed in range(6)]
+    path.write_text("\n".join(["arm,seed,acc,loss", *lines]), encoding="utf-8")
+    with refused():
+        read_results(path)
+
+
+@pytest.mark.parametrize("name", ["bs", "n_epochs", "WD", "resolution", "num_train", "dataset", "Augment", "max steps"])
+def test_a_setting_is_known_by_its_name(name, tmp_path):
+    path = tmp_path / "results.csv"
+    lines = [f"{arm},{seed},0.{seed}1,{arm == 'se':d}0" for arm in ("none", "se") for seed in range(6)]
+    path.write_text("\n".join([f"arm,seed,accuracy,{name}", *lines]))
+    with pytest.raises(UserError, match=f"these settings differ between runs with one seed: {name} "):
+        read_results(path)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from whatwhere.experiment import PairedDifference, Results, Schedule, judge
 from whatwhere.statistics.decide import Case, decide, holm
+from whatwhere.statistics.verdict import known_baseline
 
 NOISE = (0.3, -0.4, 0.1, -0.2, 0.4, -0.1, 0.2, -0.3)
 
@@ -444,3 +445,39 @@ def test_with_too_few_pairs_there_is_no_p():
     (arm,) = judge(results("accuracy", none=[0.6, 0.61, 0.62], cbam=[0.63, 0.65, 0.64])).arms
     assert (arm.p_t, arm.p_sign_flip, arm.p_equivalence) == (None, None, None)
     assert arm.mean_difference is not None
+
+
+@pytest.mark.parametrize(
+    ("arms", "baseline"),
+    [
+        (["cbam", "none"], "none"),
+        (["resnet_cbam", "resnet"], "resnet"),
+        (["SE-ResNet50", "CBAM-ResNet50", "ResNet50"], "ResNet50"),
+        (["yolo11n+cbam", "yolo11n", "yolo11n-eca"], "yolo11n"),
+        (["a", "b"], None),
+        (["resnet18", "resnet50"], None),  # a name within a word is another name
+        (["se", "se_cbam", "eca"], None),
+        (["+", "+se"], None),
+    ],
+)
+def test_the_baseline_is_known_by_its_name_alone_or_told(arms, baseline):
+    assert known_baseline(arms) == baseline
+    table = Results()
+    for arm in arms:
+        for seed in range(8):
+            table.add(arm, seed, {"accuracy": 0.5 + seed * (1 + arms.index(arm)) / 100})
+    judgement = judge(table)
+    assert judgement.baseline == (baseline or arms[0])
+    told = [note for note in judgement.cautions if "the first arm, is taken as the baseline" in note]
+    assert bool(told) is (baseline is None)
+    assert not any("is taken as the baseline" in note for note in judge(table, baseline=arms[1]).cautions)
+
+
+def test_arms_without_a_common_seed_are_told_so_and_nothing_else():
+    table = Results()
+    for arm, first in (("none", 0), ("se", 100)):
+        for seed in range(first, first + 8):
+            table.add(arm, seed, {"accuracy": 0.5 + seed / 1000})
+    (arm,) = judge(table).arms
+    assert (arm.reason, arm.cautions) == ("se and none have no seed in common", ())
+    assert arm.advice == "number runs that belong together alike, or train both arms with 6 seeds or more in common"

@@ -102,7 +102,7 @@ def collect_command(
     """
     from ..collect.collect import collect
     from ..statistics.metric import tells_direction
-    from ..statistics.verdict import BASELINES, default_baseline
+    from ..statistics.verdict import known_baseline
 
     table = _checked_table(out)
     collected = collect(
@@ -144,7 +144,7 @@ def collect_command(
     lower = True if lower_is_better else False if higher_is_better else None
     direction = {True: " --lower-is-better", False: " --higher-is-better", None: ""}[lower]
     margin = " --margin X" if _needs_margin(results, judged, lower_is_better=lower) else ""
-    baseline = "" if default_baseline(results.arms).lower() in BASELINES else " --baseline ARM"
+    baseline = " --baseline ARM" if known_baseline(results.arms) is None else ""
     is_open = lower is None and judged in results.metrics and not tells_direction(judged)
     either = ", with --lower-is-better or --higher-is-better" if is_open else ""
     command = command_line(["whatwhere", "verdict", str(table), "--metric", judged])

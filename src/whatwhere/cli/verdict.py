@@ -127,9 +127,9 @@ def verdict_again(results: Path, terms: Mapping[str, Any]) -> str:
 
 def _check_baseline(arms: list[str]) -> None:
     """Raise UserError unless an arm is the baseline by its name: runs in folders have no first arm."""
-    from ..statistics.verdict import BASELINES, default_baseline
+    from ..statistics.verdict import known_baseline
 
-    if default_baseline(arms).lower() not in BASELINES and len(arms) > 1:
+    if known_baseline(arms) is None and len(arms) > 1:
         raise UserError(f"no arm is called none or baseline; give the one to compare with, --baseline: {listed(arms)}")
 
 

@@ -12,12 +12,15 @@ _ARRANGED = re.compile(r"[+-]?(?!0[.,])\d{1,3}([.,])\d{3}", re.ASCII)  # 1,200: 
 _DECIMAL = re.compile(r"[+-]?\d+([.,])\d+(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _SEPARATED = re.compile(r"[+-]?\d[\d.,]*\d", re.ASCII)
 _PERCENT = re.compile(r"([+-]?\d+([.,]\d+)?)\s*%", re.ASCII)
+_SPREAD = re.compile(r"[+-]?\d+([.,]\d+)?\s*%?\s*(±|\+/-|\+-|\(±?)\s*\d+([.,]\d+)?\s*%?\)?", re.ASCII)
 
 
 def mending(cell: str, signs: set[str]) -> str:
     """Return how to correct a cell that is nearly a number; "" where it is not."""
     if found := _PERCENT.fullmatch(cell):
         return f"write {found[1]}, without the percent sign"
+    if _SPREAD.fullmatch(cell):
+        return "give the figure of each seed in a line of its own, not their mean and spread"
     if _is_ambiguous(cell, signs) or ("," in cell and _SEPARATED.fullmatch(cell) and number_of(cell, signs) is None):
         return "write it without separators of thousands, and with a decimal point"
     return ""

@@ -35,8 +35,26 @@ _EPOCHS = ("epoch", "step", "global_step", "iteration", "iter")
 _STATES = ("state", "status")
 _BASELINES = {"none", "baseline", "plain"}
 _SETTINGS = {
-    *("lr", "lr0", "base_lr", "learning_rate", "batch", "batch_size", "imgsz", "img_size", "image_size", "input_size"),
-    *("epochs", "num_epochs", "max_epochs", "optimizer", "weight_decay", "momentum", "warmup_epochs", "pretrained"),
+    *(
+        "lr",
+        "lr0",
+        "base_lr",
+        "learning_rate",
+        "init_lr",
+        "min_lr",
+        "optimizer",
+        "opt",
+        "weight_decay",
+        "wd",
+        "momentum",
+    ),
+    *("batch", "batch_size", "batchsize", "bs", "train_batch_size", "accumulate", "grad_accum_steps"),
+    *("imgsz", "img_size", "image_size", "input_size", "imsize", "resolution", "crop_size", "crop_pct"),
+    *("epochs", "num_epochs", "n_epochs", "nepochs", "max_epochs", "total_epochs", "max_steps", "num_steps"),
+    *("warmup", "warmup_epochs", "warmup_steps", "scheduler", "lr_scheduler", "sched", "patience"),
+    *("num_train", "n_train", "train_size", "train_images", "dataset", "data_dir", "pretrained", "init", "weights"),
+    *("augment", "augmentation", "aug", "auto_augment", "aa", "mixup", "cutmix", "label_smoothing", "smoothing"),
+    *("dropout", "drop_rate", "drop_path", "drop_path_rate", "clip_grad", "grad_clip", "amp", "precision", "freeze"),
 }
 _SETTING = re.compile(r"(params|config|hparams)[./]")  # MLflow's, Lightning's and W&B's
 

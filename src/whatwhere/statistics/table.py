@@ -31,7 +31,6 @@ from .columns import (
 from .derived import odd_seed
 from .direction import is_called_a_metric
 from .epochs import CHOSEN, EPOCHS, Row, one_a_run
-from .metric import is_share
 from .results import Results
 from .within_pairs import attention_of_arms, check_pairs, differing_settings
 
@@ -369,10 +368,10 @@ def _tell_nearly(nearly: list[tuple[tuple[int, str], str]], signs: set[str], pat
     """Note the columns, each with its first cell, whose cells are all nearly numbers: they are left out.
 
     Raises:
-        UserError: One of them is a known share, as accuracy is.
+        UserError: One of them is called like a metric: another column must not be judged in its place.
     """
     for text, name in nearly:
-        if is_share(name):
+        if is_called_a_metric(name):
             raise _no_number(text, name, signs, path)
         number, cell = text
         notes.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
@@ -19,7 +20,7 @@ from .looks import ALPHA, LEAST_PAIRS, MOST_SEEDS, Schedule
 from .metric import METRICS, Metric, check_direction, margin_for, metric_for
 from .paired import PairedDifference
 from .plausible import doubt_about_zeros, fault_of
-from .results import Results, numbered
+from .results import NO_RUN, Results, numbered
 
 # bounds that hold where a verdict is read from a file
 _Name = Annotated[str, Meta(min_length=1)]
@@ -226,6 +227,7 @@ def judge(
             f"{ARMS} can be compared: name the column of the arms with --arm-column, or leave arms out"
         )
     measure, margin = metric_and_margin(results, metric=metric, lower_is_better=lower_is_better, margin=margin)
+    is_known = baseline is not None or known_baseline(results.arms) is not None
     baseline = _baseline(results, baseline)
     compared = [arm for arm in results.arms if arm != baseline]
     first_looks = first_look if isinstance(first_look, Mapping) else dict.fromkeys(compared, first_look)
@@ -244,14 +246,22 @@ def judge(
     p_sign_flip = holm([1.0 if case.judged is None else case.judged.p_sign_flip() for case in cases])
     verdicts = []
     for case, *holm_p in zip(cases, p_t, p_sign_flip, strict=True):
-        # the reason names the runs that a look waits for
-        missing = {} if awaited else results.missing(baseline, case.arm, measure.name)
+        missing = results.missing(baseline, case.arm, measure.name)
+        reasons = [{*why.values()} for why in missing.values()]
+        # the reason names the runs that a look waits for, and says that arms share no seed
+        missing = {} if awaited or (not case.num_pairs and reasons == [{NO_RUN}] * 2) else missing
         cautions = wording.cautions(case, measure, missing)
         if case.judged is not None:
             cautions += cautions_about(results, measure, baseline, case.arm, case.judged.seeds, test_images)
         verdicts.append(_verdict(case, measure, margin, holm_p, cautions))
     differences, notes = _others(results, measure.name, baseline, cases, test_images)
     notes = [*results.notes, *notes, *derived_notes(results, measure.name)]
+    if not is_known:
+        notes.insert(
+            0,
+            f"no arm is called none or baseline: {named(baseline)}, the first arm, is taken as the baseline; "
+            "--baseline names another",
+        )
     return Judgement(measure, baseline, margin, max_pairs, tuple(verdicts), tuple(differences), tuple(notes))
 
 
@@ -324,9 +334,21 @@ def _baseline(results: Results, given: str | None) -> str:
     return given or default_baseline(arms)
 
 
+def known_baseline(arms: Sequence[str]) -> str | None:
+    """Return the arm that its name tells to be the baseline; None where no name does.
+
+    That is the arm called none or baseline, or else the one whose name is part of all others, as resnet is of
+    resnet_cbam and resnet-se.
+    """
+    called = [arm for arm in arms if arm.lower() in BASELINES]
+    parts = {arm: {*filter(None, re.split(r"[^0-9a-z]+", arm.lower()))} for arm in arms}
+    within = [arm for arm in arms if parts[arm] and all(parts[arm] < parts[other] for other in arms if other != arm)]
+    return next(iter([*called, *within]), None)
+
+
 def default_baseline(arms: Sequence[str]) -> str:
-    """Return the arm called none or baseline, else the first."""
-    return next((arm for arm in arms if arm.lower() in BASELINES), arms[0])
+    """Return the known baseline, else the first arm."""
+    return known_baseline(arms) or arms[0]
 
 
 def _measure(results: Results, name: str, lower_is_better: bool = False) -> Metric:

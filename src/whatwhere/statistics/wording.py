@@ -109,6 +109,8 @@ def _advice(case: Case) -> str:
     if case.blocked or case.schedule is None or case.paired is None:
         least = LEAST_PAIRS if case.schedule is None else case.schedule.first
         is_short = case.paired is None or len(case.paired) < least
+        if case.num_pairs == 0 and not case.waiting:
+            return f"number runs that belong together alike, or train both arms with {least} seeds or more in common"
         return f"train at least {least} seeds of each arm" if is_short else "train the missing runs"
     next_look = case.schedule.next_after(len(case.paired))
     when = f"the next look is at {next_look} pairs"
