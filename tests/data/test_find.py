@@ -481,7 +481,7 @@ def test_several_columns_of_splits_are_refused(tmp_path, refuses):
     fill(tmp_path, "x", count=4)
     path = csv_file(tmp_path, SPLIT.format("phase,fold", "train,val", "val,train", "test,test", "train,train"))
     refuses(path)
-    refuses(path, split_column="fould")
+    refuses(path, split_column="folds")
     assert parts(find_source(str(path), split_column="Fold")) == ["val", "train", "test", "train"]
 
 
