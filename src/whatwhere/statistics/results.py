@@ -15,8 +15,6 @@ from .derived import as_number
 from .metric import check_figure
 from .paired import PairedDifference
 
-NO_RUN = "no run"
-
 
 class Results:
     """The figures of each run: by arm, seed and metric.
@@ -141,7 +139,7 @@ class Results:
 
     def _why_missing(self, arm: str, seed: Hashable, metric: str) -> str:
         if seed not in self._figures.get(arm, {}):
-            return NO_RUN
+            return "no run"
         value = self._not_finite.get((arm, seed, metric))
         return "no figure" if value is None else f"{value:g}"
 

@@ -20,7 +20,7 @@ from .looks import ALPHA, LEAST_PAIRS, MOST_SEEDS, Schedule
 from .metric import METRICS, Metric, check_direction, margin_for, metric_for
 from .paired import PairedDifference
 from .plausible import doubt_about_zeros, fault_of
-from .results import NO_RUN, Results, numbered
+from .results import Results, numbered
 
 # bounds that hold where a verdict is read from a file
 _Name = Annotated[str, Meta(min_length=1)]
@@ -247,9 +247,8 @@ def judge(
     verdicts = []
     for case, *holm_p in zip(cases, p_t, p_sign_flip, strict=True):
         missing = results.missing(baseline, case.arm, measure.name)
-        reasons = [{*why.values()} for why in missing.values()]
         # the reason names the runs that a look waits for, and says that arms share no seed
-        missing = {} if awaited or (not case.num_pairs and reasons == [{NO_RUN}] * 2) else missing
+        missing = {} if awaited or _share_no_seed(results, baseline, case.arm, measure.name) else missing
         cautions = wording.cautions(case, measure, missing)
         if case.judged is not None:
             cautions += cautions_about(results, measure, baseline, case.arm, case.judged.seeds, test_images)
@@ -399,6 +398,12 @@ def _case(
     else:
         blocked = f"there are {num_pairs} pairs; the first look is at {first}"
     return replace(case, blocked=blocked, num_to_look=first - num_pairs)
+
+
+def _share_no_seed(results: Results, baseline: str, arm: str, metric: str) -> bool:
+    """Return whether both arms have figures, and no seed has a run of both."""
+    have_figures = results.values(baseline, metric) and results.values(arm, metric)
+    return bool(have_figures) and not results.runs(baseline).keys() & results.runs(arm).keys()
 
 
 def _spelt(baseline: str, arm: str, *seeds: Iterable[Hashable]) -> str:
