@@ -326,3 +326,14 @@ def test_a_setting_is_known_by_its_name(name, tmp_path):
     path.write_text("\n".join([f"arm,seed,accuracy,{name}", *lines]))
     with pytest.raises(UserError, match=f"these settings differ between runs with one seed: {name} "):
         read_results(path)
+
+
+def test_what_may_be_a_figure_or_an_arm_is_no_setting(tmp_path):
+    path = tmp_path / "results.csv"
+    rows = [f"{arm},{seed},0.{seed}1,0.{seed}2,{seed}00" for arm in ("none", "se") for seed in range(6)]
+    path.write_text("\n".join(["arm,seed,accuracy,precision,steps", *rows]))
+    assert read_results(path).metrics == ["accuracy", "precision", "steps"]
+    path.write_text(
+        "\n".join(["seed,none,mixup,dropout", *(f"{seed},0.{seed}1,0.{seed}2,0.{seed}3" for seed in range(6))])
+    )
+    assert read_results(path).arms == ["none", "mixup", "dropout"]

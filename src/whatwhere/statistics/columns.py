@@ -35,26 +35,17 @@ _EPOCHS = ("epoch", "step", "global_step", "iteration", "iter")
 _STATES = ("state", "status")
 _BASELINES = {"none", "baseline", "plain"}
 _SETTINGS = {
-    *(
-        "lr",
-        "lr0",
-        "base_lr",
-        "learning_rate",
-        "init_lr",
-        "min_lr",
-        "optimizer",
-        "opt",
-        "weight_decay",
-        "wd",
-        "momentum",
-    ),
-    *("batch", "batch_size", "batchsize", "bs", "train_batch_size", "accumulate", "grad_accum_steps"),
-    *("imgsz", "img_size", "image_size", "input_size", "imsize", "resolution", "crop_size", "crop_pct"),
-    *("epochs", "num_epochs", "n_epochs", "nepochs", "max_epochs", "total_epochs", "max_steps", "num_steps"),
-    *("warmup", "warmup_epochs", "warmup_steps", "scheduler", "lr_scheduler", "sched", "patience"),
-    *("num_train", "n_train", "train_size", "train_images", "dataset", "data_dir", "pretrained", "init", "weights"),
+    *("lr", "lr0", "base_lr", "learning_rate", "batch", "batch_size", "imgsz", "img_size", "image_size", "input_size"),
+    *("epochs", "num_epochs", "max_epochs", "optimizer", "weight_decay", "momentum", "warmup_epochs", "pretrained"),
+}
+# where a column tells the arm: else each of them may be an arm, such as mixup
+_SETTINGS_BESIDE_AN_ARM = {
+    *("init_lr", "min_lr", "opt", "wd", "bs", "batchsize", "train_batch_size", "accumulate", "grad_accum_steps"),
+    *("imsize", "resolution", "crop_size", "crop_pct", "n_epochs", "nepochs", "total_epochs", "max_steps"),
+    *("warmup", "warmup_steps", "scheduler", "lr_scheduler", "sched", "patience", "freeze", "amp", "init"),
+    *("num_train", "n_train", "train_size", "train_images", "dataset", "data_dir", "clip_grad", "grad_clip"),
     *("augment", "augmentation", "aug", "auto_augment", "aa", "mixup", "cutmix", "label_smoothing", "smoothing"),
-    *("dropout", "drop_rate", "drop_path", "drop_path_rate", "clip_grad", "grad_clip", "amp", "precision", "freeze"),
+    *("dropout", "drop_rate", "drop_path", "drop_path_rate"),
 }
 _SETTING = re.compile(r"(params|config|hparams)[./]")  # MLflow's, Lightning's and W&B's
 
@@ -195,7 +186,8 @@ def find_roles(
         if seed is not None:
             roles.notes.append(f"the column {brief(head[seed])} is taken as the seed")
     roles.seed = seed
-    by_name = [c for c, name in enumerate(names) if name in _SETTINGS and not is_collected_head(head)]
+    known = _SETTINGS | (_SETTINGS_BESIDE_AN_ARM if roles.arm is not None else set())
+    by_name = [c for c, name in enumerate(names) if name in known and not is_collected_head(head)]
     runs = list(zip(*(cells(c) for c in (roles.arm, seed) if c is not None), strict=True)) or [()] * len(lines)
     # a rate that falls during a run is no setting
     by_name = [c for c in by_name if len({*zip(runs, cells(c), strict=True)}) == len({*runs}) and head[c] != wanted]
