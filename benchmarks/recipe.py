@@ -1,8 +1,8 @@
 """Which options suit few images and few steps: test accuracy by recipe.
 
-Each run trains on `size` images of DATA at 32 px, 15 % of them held out to choose the epoch, and is tested on at most
-2,000 of the images that are left (of the folder `test`, where DATA has one). All recipes of a seed have the same
-images, order and initial values.
+Each run trains on `size` images of DATA, 15 % of them held out to choose the epoch, and is tested on at most 2,000 of
+the images that are left (of the folder `test`, where DATA has one). All recipes of a seed have the same images, order
+and initial values.
 
     python benchmarks/recipe.py DATA --out recipe.csv [--name NAME] [--size 600] [--epochs 40] [--seeds 0 1]
         [--recipe before bare] [--model NAME] [--optimizer adamw] [--image-size 96] [--pretrained FILE]

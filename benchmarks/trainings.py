@@ -33,10 +33,10 @@ RATE = 0.1 / 128  # for an image of the batch: the learning rate was in proporti
 def training(
     source: Source, parts: dict[str, Sequence[Sample]], given: dict[str, Any]
 ) -> Iterator[tuple[Trainer, TrainBatches, Callable[..., Figures]]]:
-    """Yield a training at 32 px on a CPU: its trainer, its batches, and a function that evaluates on a part.
+    """Yield a training on a CPU: its trainer, its batches, and a function that evaluates on a part.
 
-    `parts` are the samples of `source` to train on, of which some are held out, and to test on. A rate of None is
-    `RATE` times the batch size.
+    Images are of 32 px unless `given` says otherwise. `parts` are the samples of `source` to train on, of which some
+    are held out, and to test on. A rate of None is `RATE` times the batch size.
     """
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "images.csv"

@@ -3,6 +3,7 @@ import os
 import pickle
 import struct
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -747,9 +748,10 @@ LAYOUTS = {  # the folders of pictures, and the table beside them
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_table_beside_images_is_named_as_what_to_give(tmp_path, layout):
+def test_a_table_beside_images_is_named_as_what_to_give(tmp_path, layout, monkeypatch):
     folders, table = LAYOUTS[layout]
-    root = tmp_path / "data"
+    monkeypatch.chdir(tmp_path)  # a long path would lose its middle in the sentence
+    root = Path("data")
     fill(root, *folders, count=8)
     csv_file(root, "path,label\n", "test.csv")
     beside = [os.path.relpath(root / folder, (root / table).parent) for folder in folders]
@@ -758,7 +760,7 @@ def test_a_table_beside_images_is_named_as_what_to_give(tmp_path, layout):
     csv_file(root, "\n".join(["path,label", *rows]).replace(",", delimiter), table)
     with pytest.raises(UserError) as caught:
         prepare(str(root), seed=0)
-    assert f"{os.path.basename(table)} as DATA" in str(caught.value) or str(root / table) in str(caught.value)
+    assert str(root / table) in str(caught.value)
     assert prepare(str(root / table), seed=0).parts["train"]
 
 

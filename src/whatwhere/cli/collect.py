@@ -153,12 +153,10 @@ def collect_command(
 
 def _needs_margin(results: Results, metric: str, *, lower_is_better: bool | None) -> bool:
     """Return whether `verdict` must be told what difference matters, because the figures are not in points."""
-    from ..statistics.metric import METRICS, metric_for
+    from ..statistics.verdict import measure_of
 
-    values = [value for arm in results.arms for value in results.values(arm, metric).values()]
-    lower = not METRICS[metric].higher_is_better if metric in METRICS else bool(lower_is_better)
     with contextlib.suppress(UserError):  # `verdict` says what is wrong with the figures
-        return bool(values) and metric_for(metric, values, lower_is_better=lower).unit != "points"
+        return metric in results.metrics and measure_of(results, metric, bool(lower_is_better)).unit != "points"
     return False
 
 

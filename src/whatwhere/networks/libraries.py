@@ -192,9 +192,8 @@ def as_published(model: nn.Module, name: str) -> None:
 def read_weights(name: str, path: str, own: Mapping[str, Tensor]) -> Weights:
     """Read the weights of a network of torchvision or timm, with or without attention, from a file.
 
-    timm's tf_efficientnet_b0 to b8 and tf_efficientnet_lite0 to lite4 take weights of the package
-    efficientnet_pytorch, and of those that keep its names, too. A warning names tensors that
-    do not belong to the network; they are left out.
+    timm's tf_efficientnet_b0 to b8 and tf_efficientnet_lite0 to lite4 also take weights under the names of the package
+    efficientnet_pytorch. A warning names tensors that do not belong to the network; they are left out.
 
     Args:
         name: The network's name, as `full_name` returns it.

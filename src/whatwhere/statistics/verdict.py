@@ -227,8 +227,7 @@ def judge(
             f"{ARMS} can be compared: name the column of the arms with --arm-column, or leave arms out"
         )
     measure, margin = metric_and_margin(results, metric=metric, lower_is_better=lower_is_better, margin=margin)
-    is_known = baseline is not None or known_baseline(results.arms) is not None
-    baseline = _baseline(results, baseline)
+    given, baseline = baseline, _baseline(results, baseline)
     compared = [arm for arm in results.arms if arm != baseline]
     first_looks = first_look if isinstance(first_look, Mapping) else dict.fromkeys(compared, first_look)
     cases = []
@@ -255,7 +254,7 @@ def judge(
         verdicts.append(_verdict(case, measure, margin, holm_p, cautions))
     differences, notes = _others(results, measure.name, baseline, cases, test_images)
     notes = [*results.notes, *notes, *derived_notes(results, measure.name)]
-    if not is_known:
+    if given is None and known_baseline(results.arms) is None:
         notes.insert(
             0,
             f"no arm is called none or baseline: {named(baseline)}, the first arm, is taken as the baseline; "
@@ -275,7 +274,7 @@ def _others(
         if fault := fault_of(results, name):
             notes.append(f"{fault.what}; it is left out")
             continue
-        shown = _measure(results, name)
+        shown = measure_of(results, name)
         # which way is better is known for metrics of whatwhere only
         shown = shown if name in METRICS else replace(shown, higher_is_better=None)
         fewer = []
@@ -320,7 +319,7 @@ def metric_and_margin(
     lower = check_direction(metric, lower_is_better)
     if fault := fault_of(results, metric):
         raise UserError(f"{fault.what}; {fault.advice}")
-    chosen = _measure(results, metric, lower)
+    chosen = measure_of(results, metric, lower)
     return chosen, margin_for(chosen, margin)
 
 
@@ -350,7 +349,8 @@ def default_baseline(arms: Sequence[str]) -> str:
     return known_baseline(arms) or arms[0]
 
 
-def _measure(results: Results, name: str, lower_is_better: bool = False) -> Metric:
+def measure_of(results: Results, name: str, lower_is_better: bool = False) -> Metric:
+    """Return the metric `name` with the unit of its figures; `lower_is_better` is for names whatwhere does not know."""
     if name in METRICS:
         # a metric of whatwhere says which way is better
         lower_is_better = not METRICS[name].higher_is_better

@@ -78,7 +78,7 @@ class _Columns:
         return {"path": brief(self.path), "label": brief(self.label), "split": brief(self.split)}
 
     def finding(self, *, are_given: bool) -> Finding:
-        """Return a note that names them, and how to choose others where the user has not chosen both."""
+        """Return a note that names them, and how to choose others where the user has not chosen all."""
         names = self.in_words()
         split = "; no column of splits" if self.split is None else f", splits from {names['split']}"
         message = f"CSV file: paths from the column {names['path']}, labels from {names['label']}{split}"
