@@ -147,6 +147,64 @@ def test_no_test_part_on_request():
     assert [len(parts[part]) for part in PARTS] == [17, 3, 0]
 
 
+# with enough images of a class for its validation and test
+@given(st.dictionaries(st.sampled_from("abcdef"), st.integers(15, 60), min_size=1), st.data(), st.integers(0, 2**40))
+def test_exactly_so_many_images_train(sizes, data, seed):
+    samples = samples_of(sizes)
+    number = data.draw(st.integers(len(sizes), round(0.7 * len(samples))))
+    parts = split_samples(samples, seed=seed, train_images=number)
+    assert len(parts["train"]) == number
+    assert len({sample.path for part in PARTS for sample in parts[part]}) == sum(map(len, parts.values()))
+    found = counts(parts)
+    for label, size in sizes.items():
+        share = size / len(samples)
+        # a class has one image at least, whatever its share is
+        assert abs(found["train"][label] - number * share) <= len(sizes)
+        assert found["train"][label] >= 1
+        assert abs(found["val"][label] - number * share * 0.15 / 0.7) <= 1 + len(sizes)
+        if number * share >= 1:
+            assert abs(found["test"][label] - size * 0.15) <= 1 + len(sizes)
+
+
+def test_fewer_images_train_and_validate_and_all_test():
+    samples = samples_of(dict.fromkeys("abcde", 1000), "train") + samples_of(dict.fromkeys("abcde", 200), "test")
+    parts = split_samples(samples, seed=0, train_images=1000)
+    number = counts(parts)
+    assert number["train"] == dict.fromkeys("abcde", 200)
+    # 15 to 85, as 750 to 4,250 without the option
+    assert set(number["val"].values()) <= {35, 36}
+    assert number["test"] == dict.fromkeys("abcde", 200)
+    assert parts["train"] != split_samples(samples, seed=1, train_images=1000)["train"]
+
+
+def test_a_given_validation_part_stays_where_fewer_images_train():
+    samples = [sample for part in PARTS for sample in samples_of({"a": 30, "b": 50}, part)]
+    parts = split_samples(samples, seed=0, train_images=8)
+    assert counts(parts) == {"train": {"a": 3, "b": 5}, "val": {"a": 30, "b": 50}, "test": {"a": 30, "b": 50}}
+    assert split_samples(samples, seed=0, train_images=80) == split_samples(samples, seed=0)
+
+
+def test_all_the_images_that_the_fractions_leave_are_the_same_as_without_the_option():
+    samples = samples_of({"a": 60, "b": 140})
+    assert split_samples(samples, seed=3, train_images=140) == split_samples(samples, seed=3)
+
+
+def test_groups_stay_together_and_unused_where_fewer_images_train():
+    samples = samples_of({"a": 60, "b": 60})
+    twins = [[f"x/{label}/{i:03d}.jpg" for i in range(at, at + 3)] for label in "ab" for at in range(0, 60, 3)]
+    parts = split_samples(samples, seed=0, train_images=30, twins=twins)
+    part_of = {sample.path: part for part, samples in parts.items() for sample in samples}
+    assert all(len({part_of.get(path) for path in group}) == 1 for group in twins)
+    assert abs(len(parts["train"]) - 30) <= 3
+    assert sum(map(len, parts.values())) < len(samples)
+
+
+def test_bad_numbers_of_training_images(refuses):
+    samples = samples_of({"a": 60, "b": 140})
+    refuses(samples, train_images=141)
+    refuses(samples, train_images=1)
+
+
 def test_bad_fractions(refuses):
     samples = samples_of({"a": 20, "b": 20})
     for value in (-0.1, 1.0, 2, float("nan")):

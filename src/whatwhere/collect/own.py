@@ -27,7 +27,7 @@ _IGNORED = frozenset(
     | {"check", "save_minutes", "tensorboard"}
 )
 # `ADDED` of training/config.py: what runs of earlier versions did
-_ADDED = {"near_duplicates": "together", "max_value": 65535, "resize": "crop", "split_column": ""}
+_ADDED = {"near_duplicates": "together", "max_value": 65535, "resize": "crop", "split_column": "", "train_images": 0}
 T = TypeVar("T")
 
 

@@ -77,7 +77,8 @@ class Result(msgspec.Struct, kw_only=True):
     classes: list[str]
     per_class: list[ClassFigures]
     confusion: list[list[Count]] = []  # number of images by label (row) and prediction (column)
-    run: str = ""  # `run_digest` of its run.json; results of earlier versions lack it
+    run: str = ""  # `run_digest` of its run.json; results of earlier versions lack these two
+    weights: str = ""  # SHA-256 of the file of the best network's weights
 
     def __post_init__(self) -> None:
         if (self.test is UNSET) is (self.judged_on == "test"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from .sources.find import find_source
 from .sources.source import SPLITS, Finding, Sample, Source, check_command
 
 _NUM_HEADERS = 100
+_UNUSED = ""  # the part of the images that are in no part, because there are more than `train_images`
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Prepared:
     max_value: int = MAX_VALUE  # the value of 16-bit grey that becomes 255
     uneven: str = ""  # as a sentence, which sizes the parts have instead of those that were asked for
     median_long_side: int = 0  # median of the images' longer sides, in pixels
+    num_unused: int = 0  # sound images that are in no part, because only some were wanted to train on
 
 
 def prepare(
@@ -44,6 +46,7 @@ def prepare(
     seed: int,
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
+    train_images: int = 0,
     group_from: str | None = None,
     near_duplicates: str = "together",
     max_value: int | Literal["auto"] = MAX_VALUE,
@@ -87,6 +90,7 @@ def prepare(
         seed=seed,
         val_fraction=val_fraction,
         test_fraction=test_fraction,
+        train_images=train_images,
         group_from=group_from,
         near_duplicates=near_duplicates,
     )
@@ -102,6 +106,7 @@ def prepare(
         drawn=division.drawn,
         max_value=_max_value(report, max_value),
         uneven=division.uneven,
+        num_unused=len(samples) - sum(map(len, division.parts.values())),
     )
 
 
@@ -154,6 +159,7 @@ def _divide(
     seed: int = 0,
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
+    train_images: int = 0,
     group_from: str | None = None,
     near_duplicates: str = "together",
 ) -> _Division:
@@ -164,12 +170,19 @@ def _divide(
         seed=seed,
         val_fraction=val_fraction,
         test_fraction=test_fraction,
+        train_images=train_images,
         group_from=group_from,
         twins=twins,
         way_out=way_out,
     )
-    drawn = tuple(part for part in ("val", "test") if parts[part] and part not in {item.split for item in samples})
-    return _Division(parts, drawn, _uneven(parts, drawn, {"val": val_fraction, "test": test_fraction}, way_out))
+    divided = [sample for sample in samples if sample.split in (None, "train")]
+    fractions = _fractions(
+        {sample.split for sample in samples}, val_fraction, test_fraction, train_images, len(divided)
+    )
+    drawn = tuple(part for part in ("val", "test") if fractions.get(part) and parts[part])
+    told = ("train", *drawn) if train_images else drawn
+    wanted = {part: round(fractions[part] * len(divided)) for part in told}
+    return _Division(parts, drawn, _uneven(parts, wanted, len(divided), way_out))
 
 
 def _kept_together(report: Report | None, near_duplicates: str) -> tuple[tuple[tuple[str, ...], ...], str]:
@@ -189,17 +202,13 @@ def _max_value(report: Report | None, max_value: int | Literal["auto"]) -> int:
     return max_value
 
 
-def _uneven(
-    parts: Mapping[str, Sequence[Sample]], drawn: Sequence[str], fractions: Mapping[str, float], way_out: str
-) -> str:
-    """Return which sizes the drawn parts have instead of those that were asked for; "" where they are near."""
-    divided = sum(len(parts[part]) for part in ("train", *drawn))
+def _uneven(parts: Mapping[str, Sequence[Sample]], wanted: Mapping[str, int], divided: int, way_out: str) -> str:
+    """Return which sizes parts have instead of those that were asked for; "" where they are near."""
     num_classes = len({sample.label for sample in parts["train"]})
-    wanted = {part: round(fractions[part] * divided) for part in drawn}
     # each class is divided by whole images
     if all(abs(len(parts[part]) - number) <= num_classes + divided // 20 for part, number in wanted.items()):
         return ""
-    sizes = ", ".join(f"{len(parts[part]):,} {part}" for part in drawn)
+    sizes = ", ".join(f"{len(parts[part]):,} {part}" for part in wanted)
     return (
         f"groups of images that must stay in one part make the parts uneven: {sizes} images, instead of "
         f"{' and '.join(f'{number:,}' for number in wanted.values())}{f'; {way_out}' if way_out else ''}"
@@ -241,6 +250,7 @@ def split_samples(
     seed: int,
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
+    train_images: int = 0,
     group_from: str | None = None,
     twins: Iterable[Sequence[str]] = (),
     way_out: str = "",
@@ -256,13 +266,15 @@ def split_samples(
     The draw depends on `seed` and the paths only: samples are sorted by `stream_seed(seed, "split.PATH")`, which is the
     same on every platform.
 
-    `val_fraction` and `test_fraction` are shares of all images, from 0 to below 1. Paths in which the regular
+    `val_fraction` and `test_fraction` are shares of all images, from 0 to below 1. With `train_images`, so many train
+    (0: all that the fractions leave), and validation images are drawn in the same proportion to them as without it; the
+    images beyond are in no part. Test images, and a val split that the samples have, stay. Paths in which the regular
     expression `group_from` finds the same text (its group, or the whole match) are one group. So is each sequence of
     `twins`, paths of images that are nearly the same. `way_out` ends the message that there are too few groups.
 
     Raises:
-        UserError: A fraction is out of range, the pattern does not fit a path, there are too few groups, or there is no
-            train split.
+        UserError: A fraction or `train_images` is out of range, the pattern does not fit a path, there are too few
+            groups, or there is no train split.
     """
     given: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     pool: list[Sample] = []
@@ -270,57 +282,73 @@ def split_samples(
         (pool if sample.split is None else given[sample.split]).append(sample)
     if not pool and not given["train"]:
         raise UserError("DATA has no training images; it needs a train split, or none at all")
-    fractions = _fractions(given, val_fraction, test_fraction)
-    if given["val"]:
+    by_path = {sample.path: sample for sample in pool or given["train"]}
+    splits = {split for split, samples in given.items() if samples}
+    fractions = _fractions(splits, val_fraction, test_fraction, train_images, len(by_path))
+    if list(fractions) == ["train"]:
         return {split: tuple(given[split]) for split in SPLITS}
     # groups of images that must stay together, sorted by path
-    by_path = {sample.path: sample for sample in pool or given["train"]}
     groups = [*twins, *(_groups(by_path, group_from) if group_from is not None else ())]
     inside = [[path for path in group if path in by_path] for group in groups]
     units = [[by_path[path] for path in unit] for unit in joined([*([path] for path in by_path), *inside])]
     # large groups first: the small ones then even out the shares
     units.sort(key=lambda unit: (-len(unit), stream_seed(seed, f"split.{printable(unit[0].path)}"), unit[0].path))
-    parts = _divided(units, {split: fraction for split, fraction in fractions.items() if fraction})
-    empty = [split for split, fraction in fractions.items() if fraction and not parts[split]]
+    parts = _divided(units, {split: fraction for split, fraction in fractions.items() if fraction}, train_images)
+    empty = [split for split, fraction in fractions.items() if split != _UNUSED and fraction and not parts[split]]
     if empty:
         hint = (", or choose other groups" if group_from else "") + (f"; {way_out}" if way_out else "")
         raise UserError(
             f"the images form {counted(len(units), 'group')} that must stay whole, as copies and near duplicates must: "
-            f"too few to fill {', '.join(parts)}: {' and '.join(empty)} would be empty; add images{hint}"
+            f"too few to fill {', '.join(SPLITS)}: {' and '.join(empty)} would be empty; add images{hint}"
         )
-    if given["test"]:
-        parts["test"] = given["test"]
+    parts |= {split: given[split] for split in ("val", "test") if given[split]}
     return {split: tuple(sorted(parts[split], key=lambda item: item.path)) for split in SPLITS}
 
 
-def _fractions(given: Mapping[str, Sequence[Sample]], val_fraction: float, test_fraction: float) -> dict[str, float]:
-    """Return the share of each part in the images that are divided; those of `given` splits stay as they are."""
+def _fractions(
+    given: Collection[str | None], val_fraction: float, test_fraction: float, train_images: int, total: int
+) -> dict[str, float]:
+    """Return the share of each part in the `total` images that are divided; given val and test stay as they are."""
     for name, value in (("validation", val_fraction), ("test", test_fraction)):
         if not 0 <= value < 1:
             raise UserError(f"the fraction of {name} images must be at least 0 and below 1, got {brief(value)}")
-    if given["val"]:
-        return {}
-    if not val_fraction:
+    if "val" in given:
+        fractions = {"train": 1.0}
+    elif not val_fraction:
         raise UserError("the fraction of validation images is 0, but DATA has no val split; give one above 0")
-    drawn_test = 0.0 if given["test"] else test_fraction
-    if val_fraction + drawn_test > 1 - 1e-9:
+    else:
+        drawn_test = 0.0 if "test" in given else test_fraction
+        if val_fraction + drawn_test > 1 - 1e-9:
+            raise UserError(
+                f"validation and test images, {val_fraction} and {drawn_test} of all, leave nothing to train on"
+            )
+        fractions = {"train": 1 - val_fraction - drawn_test, "val": val_fraction, "test": drawn_test}
+    if not train_images:
+        return fractions
+    part, most = train_images / total / fractions["train"], round(fractions["train"] * total)
+    if train_images > most:
         raise UserError(
-            f"validation and test images, {val_fraction} and {drawn_test} of all, leave nothing to train on"
+            f"--train-images {train_images:,} is more than the {most:,} that there are; give at most {most}"
         )
-    return {"train": 1 - val_fraction - drawn_test, "val": val_fraction, "test": drawn_test}
+    fractions |= {split: part * fractions[split] for split in ("train", "val") if split in fractions}
+    # rounding must leave no part of nothing
+    return {**fractions, **({_UNUSED: unused} if (unused := 1 - sum(fractions.values())) > 1e-9 else {})}
 
 
-def _divided(units: Sequence[Sequence[Sample]], fractions: dict[str, float]) -> dict[str, list[Sample]]:
+def _divided(
+    units: Sequence[Sequence[Sample]], fractions: dict[str, float], train_images: int
+) -> dict[str, list[Sample]]:
     """Put groups into parts, one by one, each into the part that brings the classes closest to their shares."""
     splits = list(fractions)
     sizes = Counter(sample.label for unit in units for sample in unit)
     units_left = Counter(label for unit in units for label in {sample.label for sample in unit})
     # by class: number of images that each part still needs, and the parts without an image of it
     needs = {
-        label: dict(zip(splits, _shares(size, list(fractions.values())), strict=True)) for label, size in sizes.items()
+        label: dict(zip(splits, shares, strict=True))
+        for label, shares in _shares_by_class(sizes, fractions, train_images).items()
     }
-    without = {label: set(splits) for label in sizes}
-    parts: dict[str, list[Sample]] = {split: [] for split in SPLITS}
+    without = {label: set(splits) - {_UNUSED} for label in sizes}
+    parts: dict[str, list[Sample]] = {split: [] for split in (*SPLITS, _UNUSED)}
     for unit in units:
         counts, choices = Counter(sample.label for sample in unit), splits
         for label in counts:
@@ -342,6 +370,26 @@ def _divided(units: Sequence[Sequence[Sample]], fractions: dict[str, float]) -> 
             needs[label][best] -= count
             without[label].discard(best)
     return parts
+
+
+def _shares_by_class(
+    sizes: Mapping[str, int], fractions: Mapping[str, float], train_images: int
+) -> dict[str, list[int]]:
+    """Return, for each class, how many of its images each part gets; with `train_images`, exactly so many train."""
+    if not train_images:
+        return {label: _shares(size, list(fractions.values())) for label, size in sizes.items()}
+    if train_images < len(sizes):
+        raise UserError(
+            f"--train-images {train_images} is less than the {len(sizes)} classes; give an image or more for each"
+        )
+    total = sum(sizes.values())
+    trained_on = _shares(train_images, [size / total for size in sizes.values()])
+    rest = {part: fraction for part, fraction in fractions.items() if part != "train"}
+    left = sum(rest.values()) or 1.0
+    return {
+        label: [number, *_shares(size - number, [fraction / left for fraction in rest.values()])]
+        for (label, size), number in zip(sizes.items(), trained_on, strict=True)
+    }
 
 
 def _shares(size: int, fractions: Sequence[float]) -> list[int]:

@@ -43,6 +43,7 @@ class Bundle:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     info: dict[str, Any]  # the epoch and its figures on the validation images
+    digest: str = ""  # SHA-256 of the file of weights that it was read from
 
     @torch.no_grad()
     def probabilities(self, pixels: Tensor) -> Tensor:
@@ -122,7 +123,8 @@ def load_bundle(
     for candidate in specs:
         model = _network(candidate, attention, state)
         if model is not None:
-            return Bundle(model.to(device).eval(), candidate, tuple(found.classes), preprocessing, found.info)
+            network = model.to(device).eval()
+            return Bundle(network, candidate, tuple(found.classes), preprocessing, found.info, found.sha256)
     raise UserError(f"the weights in {str(folder)!r} are not those of {spec.describe()}")
 
 

@@ -38,7 +38,7 @@ _TYPED = frozenset({"data", "out", "resume", "config", "dry_run", "json"})  # wh
 # options that a comparison sets for each of its runs
 TELLS_APART = frozenset({"model", "seed", "attention", "attention_kwargs", "width_factor"})
 # options that runs and comparisons of earlier versions lack, with what these did
-ADDED = {"near_duplicates": "together", "max_value": 65535, "resize": "crop", "split_column": ""}
+ADDED = {"near_duplicates": "together", "max_value": 65535, "resize": "crop", "split_column": "", "train_images": 0}
 
 
 def _option(panel: str, default: Any, help: str, usual: str = "no", metavar: str | None = None) -> Any:
@@ -168,6 +168,9 @@ class Config(Recipe):
 
     val_fraction: _Rate = _data(0.15, "Part held out to choose the epoch, if DATA has no val.", "0.15")
     test_fraction: _Rate = _data(0.15, "Part held out for the test, if DATA has no split.", "0.15")
+    train_images: _Count = _data(
+        0, "Train on so many images only, drawn by the seed, with as many fewer validation images; 0: all.", "0", "N"
+    )
     group_from: str = _data("", "Pattern in the path; images with the same match stay together.", "none", "REGEX")
     near_duplicates: Literal["together", "free"] = _data(
         "together",

@@ -108,7 +108,16 @@ def prepare_images(data: str, given: Mapping[str, Any], screen: Screen, *, for_f
             `for_further_seeds` with any seed.
     """
     given = with_those_of_weights(given)
-    names = ("val_fraction", "test_fraction", "near_duplicates", "max_value", "skip_bad", "check", "download")
+    names = (
+        "val_fraction",
+        "test_fraction",
+        "train_images",
+        "near_duplicates",
+        "max_value",
+        "skip_bad",
+        "check",
+        "download",
+    )
     texts = ("group_from", "path_column", "label_column", "split_column", "data_dir")  # "" where they are not given
     prepared = prepare(
         data,
@@ -338,6 +347,7 @@ def describe(
     size, kind = config.image_size, team.device.type.upper()
     is_chosen = "model" not in given and not is_continued
     chosen = f" (chosen for {size} px on a {kind}; --model names another)" if is_chosen else ""
+    counts += f" ({prepared.num_unused:,} not used)" if prepared.num_unused else ""
     lines = [
         f"images: {counts}; {len(prepared.classes)} classes",
         f"network: {config.network().describe()}, {num_params:,} parameters, {size} x {size} px{chosen}, "
@@ -379,5 +389,7 @@ def session(config: Config, team: Team) -> dict[str, Any]:
         "device": device_name(team.device),
         "num_processes": team.world_size,
         "num_threads": torch.get_num_threads(),
+        # results are equal to the last bit only with the same instructions
+        "instructions": torch.backends.cpu.get_cpu_capability() if team.device.type == "cpu" else "",
         "workers": config.workers,
     }

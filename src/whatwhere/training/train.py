@@ -438,6 +438,7 @@ class Run:
             "per_class": parts[judged].per_class(classes),
             "confusion": parts[judged].confusion.tolist(),
             "run": self._digest,
+            "weights": best.digest,
         }
         if self.team.is_first:
             data = printable(Path(self.config.data).name or self.config.data)
