@@ -3,7 +3,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 CLIENTS := $(VENV)/.clients
 
-.PHONY: demo test snapshots test-slow test-sweep test-clients check api bench
+.PHONY: demo test snapshots test-slow test-sweep test-clients check ledger api bench
 .DEFAULT_GOAL := test
 
 # One environment with everything that development needs, at the versions of constraints.txt.
@@ -45,6 +45,11 @@ check: $(READY)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
 	$(VENV)/bin/codespell src tests benchmarks examples docs *.md *.toml Makefile
+	$(VENV)/bin/python tests/support/ledger.py
+
+# After a change of docs/ledger.csv: writes the summary in docs/ledger.md anew.
+ledger: $(READY)
+	$(VENV)/bin/python tests/support/ledger.py --write
 
 # Which public names do the changes since SINCE break? SINCE is the last tag, or the commit before where there is none.
 SINCE ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git rev-parse --short HEAD^)
