@@ -24,6 +24,7 @@ from .scse import SpatialChannelSE
 from .simam import SimAM
 from .squeeze_excitation import SqueezeExcitation
 from .srm import StyleRecalibration
+from .static import PREFIX, Static
 from .triplet import TripletAttention
 
 Builder = Callable[..., nn.Module]
@@ -50,11 +51,15 @@ ATTENTION: dict[str, Builder] = {
 def attention_builder(attention: str | Builder) -> Builder:
     """Return the callable that builds an attention from a channel count: from a name in ATTENTION, or that callable.
 
+    "static:NAME" is the placebo of an attention (see `Static`).
+
     Raises:
         UserError: An unknown name, an import path (`attention_by_path` takes those), or no callable.
     """
     if not isinstance(attention, str):
         return _checked(attention, "attention")
+    if attention.startswith(PREFIX):
+        return Static(attention_builder(attention.removeprefix(PREFIX)))
     if ":" in attention:
         raise UserError(f"attention {brief(attention)} names code; import it and give the class or function instead")
     if "," in attention:

@@ -75,6 +75,11 @@ class Attention(NotScriptable, nn.Module):
         """Raise UserError unless x is floating-point and (N, C, H, W)."""
         check_features(type(self).__name__, x, self.channels)
 
+    def seen(self, x: Tensor) -> Tensor:
+        """Return what is computed from in place of x: means over images in a placebo (see `Static`), else x."""
+        means = getattr(self, "means", None)
+        return x if means is None else means(x)[0]
+
     def extra_repr(self) -> str:
         size = [] if self.channels is None else [str(self.channels)]
         options = [f"{name}={getattr(self, name)!r}" for name in self.shown]
@@ -159,7 +164,7 @@ class ScalingAttention(Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         self.check(x)
-        gates = self.gates(x).to(x.dtype)  # autocast may have chosen another
+        gates = self.gates(self.seen(x)).to(x.dtype)  # autocast may have chosen another
         return x * gates if self.mix is None else x * (1 - self.mix + self.mix * gates)
 
 

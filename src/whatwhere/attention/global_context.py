@@ -67,10 +67,11 @@ class GlobalContext(Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         self.check(x)
+        seen = self.seen(x)
         # float16 may not hold w_k . x of large features; b_k is not scaled back exactly, but the softmax ignores it
         unit = 64 if isinstance(x, Tensor) and x.dtype == torch.float16 else 1
-        logits = widened(self.mask(x)) if unit == 1 else widened(self.mask(x / unit)) * unit
+        logits = widened(self.mask(seen)) if unit == 1 else widened(self.mask(seen / unit)) * unit
         shares = torch.softmax(logits.flatten(2), 2)
-        context = narrowed((x.flatten(2) * shares).sum(2), x)
+        context = narrowed((seen.flatten(2) * shares).sum(2), x)
         added: Tensor = self.fc2(torch.relu(self.norm(self.fc1(context))))
         return x + added[:, :, None, None]

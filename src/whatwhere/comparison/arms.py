@@ -11,7 +11,7 @@ import msgspec
 
 from ..base.errors import UserError
 from ..base.words import brief, short, suggest
-from ..networks.spec import ATTENTIONS, OWN_NETWORKS, NetworkSpec, is_import_path, parse_arguments
+from ..networks.spec import ATTENTIONS, OWN_NETWORKS, STATIC, NetworkSpec, is_import_path, parse_arguments
 from ..training.config import network_of
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         name: Its name, also of its folder.
-        spec: "none", the name of an attention, MODULE:NAME of the user's code, either of them with arguments as in
-            "cbam{reduction:8}", "wide", or "wide:ARM".
+        spec: "none", the name of an attention, "static:" and such a name for its placebo, MODULE:NAME of the user's
+            code, each of them with arguments as in "cbam{reduction:8}"; "wide", or "wide:ARM".
     """
 
     name: str
@@ -73,9 +73,9 @@ def parse_arms(text: str) -> tuple[Arm, ...]:
         label, equals, spec = (piece.strip() for piece in part.partition("="))
         if not equals or "{" in label:
             unnamed = Arm("", part.strip())
-            # wide:cbam is called wide-cbam, my_module:MyGate is called MyGate
+            # static:cbam is called static-cbam, my_module:MyGate is called MyGate
             kind = unnamed.attention
-            label = kind.replace(":", "-") if unnamed.is_wide else kind.rpartition(":")[2]
+            label = kind.rpartition(":")[2] if unnamed.is_code else kind.replace(":", "-")
             label, spec = label.strip(), unnamed.spec
         if not spec:
             raise UserError(f"--attention {brief(text)} has an empty arm; give for example none,se,cbam")
@@ -164,11 +164,11 @@ def _attentive(arm: Arm, backbone: str, at: str) -> dict[str, Any]:
     given = {"attention_kwargs": kwargs} if kwargs else {}
     if arm.is_code:
         return {"model": backbone, "attention": attention, **given}
-    if attention not in ATTENTIONS:
+    if attention.removeprefix(STATIC) not in ATTENTIONS:
         known = [NONE, *ATTENTIONS, WIDE]
         raise UserError(
-            f"unknown attention {brief(attention)}{suggest(attention, known)}; known: {', '.join(known)}, and "
-            "MODULE:NAME of your own"
+            f"unknown attention {brief(attention)}{suggest(attention, known)}; known: {', '.join(known)}, "
+            f"{STATIC}cbam and the like for placebos, and MODULE:NAME of your own"
         )
     if at or f"{attention}_{backbone}" not in OWN_NETWORKS:
         checked(NetworkSpec(name=backbone, attention=attention, at=at))

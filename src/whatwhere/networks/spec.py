@@ -20,6 +20,7 @@ MAX_WIDTH_FACTOR = 16.0  # about 256 times the parameters
 ATTENTIONS = (
     "cbam", "se", "eca", "srm", "gct", "ge", "scse", "gc", "fca", "bam", "coord", "ela", "ema", "simam", "triplet"
 )  # fmt: skip
+STATIC = "static:"  # before a name in ATTENTION, its placebo
 BACKBONES = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet18_1_5", "wide_resnet18_2",
     "wide_resnet50_2", "resnext50_32x4d", "resnext101_32x4d", "resnext101_32x8d", "resnext101_64x4d",
@@ -58,7 +59,8 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
 
     Attributes:
         name: A network of this package, or `torchvision:NAME` or `timm:NAME`.
-        attention: A name in ATTENTION, or MODULE:NAME for code of the user; "" for none, or for that in the name.
+        attention: A name in ATTENTION, "static:" and such a name for its placebo, or MODULE:NAME for code of the user;
+            "" for none, or for that in the name.
         attention_kwargs: Keyword arguments of the attention.
         at: Where the attention stands (see `attend`); "" for its own place.
         start: How the attention starts, "identity" or "paper"; "" means "identity" with pretrained weights that have
@@ -142,7 +144,7 @@ _DEFAULTS = dict(zip(NetworkSpec.__struct_fields__[1:], NetworkSpec.__struct_def
 
 def is_import_path(attention: str) -> bool:
     """Return whether `attention` is MODULE:NAME, which names code of the user, rather than a name in ATTENTION."""
-    return ":" in attention
+    return ":" in attention and not attention.startswith(STATIC)
 
 
 def read_spec(content: Any) -> NetworkSpec:
