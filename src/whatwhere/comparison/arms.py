@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..base.errors import UserError
-from ..base.words import brief, short, suggest
+from ..base.words import brief, counted, short, suggest
 from ..networks.spec import ATTENTIONS, OWN_NETWORKS, STATIC, NetworkSpec, is_import_path, parse_arguments
 from ..training.config import network_of
 
 if TYPE_CHECKING:
     from ..networks.weights.translate import Weights
 
-NONE, WIDE = "none", "wide"
+NONE, WIDE, SHORT = "none", "wide", "short"
+_SHORT_PART = 0.5  # of the epochs
 # a comma outside of braces
 _BETWEEN_ARMS = re.compile(r",(?![^{]*\})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
@@ -29,7 +31,7 @@ class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         name: Its name, also of its folder.
         spec: "none", the name of an attention, "static:" and such a name for its placebo, MODULE:NAME of the user's
-            code, each of them with arguments as in "cbam{reduction:8}"; "wide", or "wide:ARM".
+            code, each of them with arguments as in "cbam{reduction:8}"; "wide" or "wide:ARM"; "short" or "short:0.75".
     """
 
     name: str
@@ -52,14 +54,19 @@ class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.attention.partition(":")[0] == WIDE
 
     @property
+    def is_short(self) -> bool:
+        """Whether it is the backbone trained for fewer epochs."""
+        return self.attention.partition(":")[0] == SHORT
+
+    @property
     def is_code(self) -> bool:
         """Whether it is MODULE:NAME, code of the user."""
-        return is_import_path(self.attention) and not self.is_wide
+        return is_import_path(self.attention) and not self.is_wide and not self.is_short
 
     @property
     def takes_arguments(self) -> bool:
         """Whether it has attention."""
-        return self.attention != NONE and not self.is_wide
+        return self.attention != NONE and not self.is_wide and not self.is_short
 
 
 def parse_arms(text: str) -> tuple[Arm, ...]:
@@ -114,15 +121,18 @@ def check_arm_name(name: str) -> None:
         )
 
 
-def run_options(arms: Sequence[Arm], backbone: str, num_classes: int, at: str = "") -> dict[str, dict[str, Any]]:
-    """Return the options of a training run that make each arm's network: `model`, `attention`, `at`, `width_factor`.
+def run_options(
+    arms: Sequence[Arm], backbone: str, num_classes: int, at: str = "", epochs: int = 1
+) -> dict[str, dict[str, Any]]:
+    """Return the options of a training run that make each arm: `model`, `attention`, `at`, `width_factor`, `epochs`.
 
     `at` is where attention stands in all arms. A wide arm is the backbone with the width that brings its number of
-    parameters nearest to that of the arm it names, or of the largest arm.
+    parameters nearest to that of the arm it names, or of the largest arm. A short arm is the backbone, trained for a
+    part of the `epochs` of the others.
 
     Raises:
-        UserError: An unknown backbone, attention or arm, a network that cannot be built, or a wide arm that is no
-            wider.
+        UserError: An unknown backbone, attention or arm, a network that cannot be built, a wide arm that is no wider,
+            or a short one that is no shorter.
     """
     from ..networks.libraries import full_name
     from ..networks.width import width_factor_for
@@ -135,6 +145,7 @@ def run_options(arms: Sequence[Arm], backbone: str, num_classes: int, at: str = 
         raise UserError(f"a wide arm needs a network of whatwhere (`whatwhere models`), not {backbone}")
     without = {"model": backbone, **({"at": ""} if at else {})}
     options = {arm.name: _attentive(arm, backbone, at) if arm.takes_arguments else without for arm in arms}
+    options |= {arm.name: {**without, "epochs": _fewer(arm, epochs)} for arm in arms if arm.is_short}
     if not any(arm.is_wide for arm in arms):
         return options
     counts = {arm.name: num_params({"at": at, **options[arm.name]}, num_classes) for arm in arms if not arm.is_wide}
@@ -156,6 +167,24 @@ def run_options(arms: Sequence[Arm], backbone: str, num_classes: int, at: str = 
     return options
 
 
+def _fewer(arm: Arm, epochs: int) -> int:
+    """Return the number of epochs of a short arm."""
+    _, colon, text = arm.spec.partition(":")
+    try:
+        part = float(text) if colon else _SHORT_PART
+    except ValueError:
+        part = math.nan
+    if not 0 < part < 1:
+        raise UserError(f"the arm {short(arm.spec)} needs a part of the epochs between 0 and 1, such as {SHORT}:0.75")
+    fewer = max(1, round(part * epochs))
+    if fewer == epochs:
+        raise UserError(
+            f"the arm {arm.name} would be no shorter: {part:g} of {counted(epochs, 'epoch')}; give more --epochs, or "
+            "leave out the arm"
+        )
+    return fewer
+
+
 def _attentive(arm: Arm, backbone: str, at: str) -> dict[str, Any]:
     """Return the options of an arm with attention."""
     from ..networks.factory import checked
@@ -165,7 +194,7 @@ def _attentive(arm: Arm, backbone: str, at: str) -> dict[str, Any]:
     if arm.is_code:
         return {"model": backbone, "attention": attention, **given}
     if attention.removeprefix(STATIC) not in ATTENTIONS:
-        known = [NONE, *ATTENTIONS, WIDE]
+        known = [NONE, *ATTENTIONS, WIDE, SHORT]
         raise UserError(
             f"unknown attention {brief(attention)}{suggest(attention, known)}; known: {', '.join(known)}, "
             f"{STATIC}cbam and the like for placebos, and MODULE:NAME of your own"
@@ -198,5 +227,6 @@ def build(options: Mapping[str, Any], num_classes: int, seed: int, weights: Weig
 
 
 def describe(options: Mapping[str, Any]) -> str:
-    """Return an arm's network in words."""
-    return network_of(options).describe()
+    """Return an arm's network in words, and its number of epochs where that is its own."""
+    shorter = f", {counted(options['epochs'], 'epoch')}" if "epochs" in options else ""
+    return f"{network_of(options).describe()}{shorter}"

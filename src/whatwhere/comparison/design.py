@@ -199,7 +199,7 @@ def _check_parts(design: Design) -> None:
     for options in (design.options, *design.arm_options.values()):
         msgspec.convert(options, Config)
     for options in design.arm_options.values():
-        if not {"model"} <= set(options) <= {*TELLS_APART, "at", "lr"} - {"seed"}:
+        if not {"model"} <= set(options) <= {*TELLS_APART, "at", "lr", "epochs"} - {"seed"}:
             raise ValueError("arm_options are not those of an arm")
 
 
@@ -331,7 +331,7 @@ def asked_for(request: Request) -> dict[str, Any]:
     _check_judging(metric, baseline, arms)
     margin = margin_for(METRICS[metric], request.margin)
     if request.backbone is not None:
-        run_options([arm for arm in arms if not arm.is_wide], request.backbone, num_classes=1)
+        run_options([arm for arm in arms if not arm.is_wide and not arm.is_short], request.backbone, num_classes=1)
     return {
         "arms": arms,
         "baseline": baseline,
@@ -389,9 +389,11 @@ def completed(data: str, design: Design, request: Request, prepared: Prepared, o
     num_classes, weights = len(prepared.classes), design.options["pretrained"]
     contents = _checked_contents(design, where)
     new = [arm.name for arm in design.arms if arm.name not in design.arm_options]
-    options = run_options(design.arms, design.backbone, num_classes, design.options.get("at", ""))
+    options = run_options(
+        design.arms, design.backbone, num_classes, design.options.get("at", ""), design.options["epochs"]
+    )
     arm_options = {**design.arm_options, **{name: options[name] for name in new}}
-    parts = ("model", "attention", "attention_kwargs", "at")
+    parts = ("model", "attention", "attention_kwargs", "at", "epochs")
     for name, choice in arm_options.items():
         # the arm decides its network; only width and learning rate are read from the file
         if any(choice.get(part) != options[name].get(part) for part in parts):

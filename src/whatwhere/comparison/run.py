@@ -232,7 +232,7 @@ def _say_how_long(
 
     def seconds_of(arm: str, searching: bool = False) -> float:
         parts = {**num_images, "test": 0} if searching else num_images
-        return pace(costs, arm, reading).seconds(config.epochs, parts)
+        return pace(costs, arm, reading).seconds(design.run_options(arm, 0)["epochs"], parts)
 
     runner.expected = lambda task: seconds_of(task.arm, task.searching)
     parts = [Share(share.out, (number, share.num_devices)).of(missing) for number in range(1, share.num_devices + 1)]
