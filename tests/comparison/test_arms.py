@@ -59,6 +59,28 @@ def test_a_wide_arm_has_as_many_parameters_as_attention(backbone):
     assert "times as wide" in describe(options["wide"])
 
 
+def test_a_short_arm_trains_the_backbone_for_fewer_epochs():
+    arms = parse_arms("none,short,short:0.75,quick=short:0.01")
+    options = run_options(arms, "resnet8", 10, epochs=30)
+    assert options == {
+        "none": {"model": "resnet8"},
+        "short": {"model": "resnet8", "epochs": 15},
+        "short-0.75": {"model": "resnet8", "epochs": 22},
+        "quick": {"model": "resnet8", "epochs": 1},
+    }
+    assert describe(options["short"]) == "resnet8, 15 epochs"
+    assert not any(arm.takes_arguments or arm.is_code or arm.is_wide for arm in arms)
+
+
+def test_a_placebo_starts_as_its_attention_does():
+    options = run_options(parse_arms("none,cbam,static:cbam"), "resnet8", 10)
+    assert options["static-cbam"] == {"model": "resnet8", "attention": "static:cbam"}
+    attentive, placebo = (build(options[arm], 10, seed=3) for arm in ("cbam", "static-cbam"))
+    theirs, own = dict(attentive.named_parameters()), dict(placebo.named_parameters())
+    assert theirs.keys() == own.keys()
+    assert all(theirs[name].equal(value) for name, value in own.items())
+
+
 @pytest.mark.parametrize("at", ["stages", "layer2.*.bn2"])
 def test_attention_at_another_place_is_counted(at):
     options = run_options(parse_arms("none,se{reduction:1},wide"), "resnext11_8x8d", 10, at=at)
@@ -85,11 +107,15 @@ def test_a_wide_arm_of_as_many_channels_as_the_backbone_is_refused(refused):
         ("wide", "resnet18"),
         ("none,wide:none", "resnet18"),
         ("none,se", "article_resnext50"),
+        ("none,short:2", "resnet8"),
+        ("none,short:half", "resnet8"),
+        ("none,short:0.99", "resnet8"),
+        ("none,static:wide", "resnet8"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(arms, backbone, refused):
     with refused():
-        run_options(parse_arms(arms), backbone, 10)
+        run_options(parse_arms(arms), backbone, 10, epochs=30)
 
 
 def test_shared_layers_of_arms_start_equal():
