@@ -1,7 +1,7 @@
 import pytest
 
 from whatwhere import create_model
-from whatwhere.comparison.arms import Arm, build, describe, num_params, parse_arms, run_options
+from whatwhere.comparison.arms import Arm, build, describe, num_params, parse_arms, run_options, timed_as
 from whatwhere.networks.width import width_factor_for
 
 
@@ -72,6 +72,17 @@ def test_a_short_arm_trains_the_backbone_for_fewer_epochs():
     assert not any(arm.takes_arguments or arm.is_code or arm.is_wide for arm in arms)
 
 
+def test_the_width_of_a_timed_arm_is_given_once_it_is_measured():
+    arms = parse_arms("none,se,cbam,wide:time,wide:time:se,wide")
+    options = run_options(arms, "resnet8", 10)
+    assert list(options) == ["none", "se", "cbam", "wide"]
+    options = run_options(arms, "resnet8", 10, widths={"wide-time": 1.25}, at="stages")
+    assert options["wide-time"] == {"model": "resnet8", "at": "", "width_factor": 1.25}
+    assert "wide-time-se" not in options
+    assert timed_as(arms[3], arms) == ["se", "cbam"]
+    assert timed_as(arms[4], arms) == ["se"]
+
+
 def test_a_placebo_starts_as_its_attention_does():
     options = run_options(parse_arms("none,cbam,static:cbam"), "resnet8", 10)
     assert options["static-cbam"] == {"model": "resnet8", "attention": "static:cbam"}
@@ -111,6 +122,8 @@ def test_a_wide_arm_of_as_many_channels_as_the_backbone_is_refused(refused):
         ("none,short:half", "resnet8"),
         ("none,short:0.99", "resnet8"),
         ("none,static:wide", "resnet8"),
+        ("none,wide:time", "resnet8"),
+        ("none,se,wide:time:cbam", "resnet8"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(arms, backbone, refused):

@@ -796,3 +796,42 @@ def test_runs_replaced_after_a_look_are_told(pretended):
     for _ in range(2):
         content = pretended("none,cbam", seeds=6)
         assert ["changed: seed 3" in change for change in content["changes"]] == [True]
+
+
+def test_a_short_arm_trains_for_fewer_epochs(pretended):
+    pretended("none,short", seeds=2, given={"epochs": 4})
+    assert [pretended.run(arm, 1)["config"]["epochs"] for arm in ("none", "short")] == [4, 2]
+    assert any(line.startswith(f"short: {BACKBONE}, 2 epochs, ") for line in pretended.lines)
+    # the design is read again, and holds the number of epochs
+    pretended("none,short", seeds=3, given={"epochs": 4})
+    assert pretended.trained == ["runs/none/seed-2", "runs/short/seed-2"]
+
+
+def test_the_width_of_a_timed_arm_is_measured_once(pretended, refused):
+    def measure(design, *rest):
+        widths = [design.run_options(arm.name, 0).get("width_factor", 1) for arm in design.arms]
+        seen.append(dict(zip((arm.name for arm in design.arms), widths, strict=True)))
+        costs = pretended_costs(design, *rest)
+        steps = [12.0 if arm.name == "se" else 10.0 * width for arm, width in zip(design.arms, widths, strict=True)]
+        rows = [
+            msgspec.structs.replace(row, training_step_ms=step) for row, step in zip(costs.rows, steps, strict=True)
+        ]
+        return msgspec.structs.replace(costs, rows=tuple(rows))
+
+    seen, pretended.measure = [], measure
+    with refused():
+        pretended("none,se,wide:time", shard=(2, 2))
+    assert seen == []
+    pretended("none,se,wide:time", dry_run=True)
+    assert not (pretended.out / "compare.json").exists()
+    seen.clear()
+    pretended("none,se,wide:time")
+    width = pretended.read("compare.json")["arm_options"]["wide-time"]["width_factor"]
+    assert width == pytest.approx(1.2, abs=0.03)
+    assert pretended.run("wide-time", 1)["config"]["width_factor"] == width
+    # two to find it, one for the costs of the page
+    assert [list(arms) for arms in seen] == [["se", "wide-time"]] * (len(seen) - 1) + [["none", "se", "wide-time"]]
+    seen.clear()
+    pretended("none,se,wide:time", seeds=3)
+    assert seen == []
+    assert pretended.run("wide-time", 2)["config"]["width_factor"] == width

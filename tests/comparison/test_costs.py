@@ -7,7 +7,7 @@ import torch
 from comparisons import design_of
 from whatwhere.comparison.arms import parse_arms
 from whatwhere.comparison.content import CostRow, Costs
-from whatwhere.comparison.costs import measure_costs, pace, within_an_hour
+from whatwhere.comparison.costs import measure_costs, pace, width_for_time, within_an_hour
 from whatwhere.training.estimate import Pace
 
 IMAGES = {"train": 1000, "val": 200, "test": 300}
@@ -155,3 +155,50 @@ def test_reading_counts_in_what_fits_an_hour(design):
     )
     assert options == "--backbone resnet50 --image-size 96 --epochs 80 --seeds 6"
     assert seconds == pytest.approx(12 * (100 + 80 * 2.5))
+
+
+@pytest.mark.parametrize(
+    ("time_at", "slower", "expected", "within"),
+    [
+        (lambda width: 10 * width**2, 1.44, 1.2, 0.03),
+        (lambda width: 10 * width**0.7, 2.5, 2.5 ** (1 / 0.7), 0.03),
+        # of a small network, most is the same at any width
+        (lambda width: 8 + 2 * width**2, 1.3, 2.5**0.5, 0.03),
+        (lambda width: 10 * (1 + int(8 * (width - 1)) / 8), 1.3, 1.25, 0.05),  # in steps
+    ],
+)
+def test_the_width_that_takes_as_long_as_the_slowest_arm(design, time_at, slower, expected, within):
+    design = msgspec.structs.replace(
+        design,
+        arms=parse_arms("none,se,cbam,wide:time"),
+        arm_options={**design.arm_options, "se": {"model": "se_resnet50"}},
+    )
+    asked = []
+
+    def measure(measured, num_classes, device, progress):
+        *others, wide = measured.arms
+        width = measured.run_options(wide.name, 0)["width_factor"]
+        asked.append(([arm.name for arm in others], width))
+        times = {"se": (10.5, 1.0), "cbam": (10 * slower, 1.0), wide.name: (time_at(width), 1.0)}
+        return costs_of(**{arm.name: times[arm.name] for arm in measured.arms})
+
+    factor, costs = width_for_time(design, design.arms[-1], 10, torch.device("cpu"), measure, lambda *shown: None)
+    assert asked[0] == (["se", "cbam"], 1.0)
+    assert {tuple(others) for others, _ in asked[1:]} == {("cbam",)}
+    assert len(asked) <= 7
+    assert time_at(factor) == pytest.approx(10 * slower, rel=within)
+    assert factor == pytest.approx(expected, rel=0.1)
+    assert [row.arm for row in costs.rows] == ["cbam", "wide-time"]
+    assert costs.rows[1].training_step_ms == time_at(factor)
+
+
+def test_a_wider_network_for_an_arm_that_is_no_slower_is_refused(design, refused):
+    timed = parse_arms("wide:time:cbam")[0]
+
+    def measure(measured, *rest):
+        return costs_of(**{arm.name: (10.0, 1.0) for arm in measured.arms})
+
+    with refused():
+        width_for_time(
+            msgspec.structs.replace(design, arms=(*design.arms, timed)), timed, 10, torch.device("cpu"), measure, print
+        )

@@ -468,3 +468,24 @@ def test_weights_that_tell_no_preprocessing_are_no_bundle(tmp_path, said):
             weights_of(weights)
     else:
         assert weights_of(weights) is None
+
+
+@pytest.mark.parametrize("name", ["resnet8", "timm:resnet18", "torchvision:mobilenet_v2"])
+@pytest.mark.parametrize("start", ["identity", "paper"])
+@pytest.mark.parametrize("attention", ["cbam", "gc"])
+def test_a_placebo_has_the_start_of_its_attention_and_is_kept(name, start, attention, tmp_path):
+    attentive, static = (
+        NetworkSpec(name=name, attention=kind, num_classes=len(CLASSES), start=start)
+        for kind in (attention, f"static:{attention}")
+    )
+    model = create(static, seed=0)
+    theirs, own = dict(create(attentive, seed=0).named_parameters()), dict(model.named_parameters())
+    assert theirs.keys() == own.keys()
+    assert all(theirs[key].equal(value) for key, value in own.items())
+    images = torch.rand(4, 3, 32, 32)
+    model(images)  # in training, so that it has means
+    save_bundle(tmp_path, Bundle(model.eval(), static, CLASSES, preprocessing_for(32), {}))
+    again = load_bundle(tmp_path)
+    assert again.spec == static
+    assert again.model(images).equal(model(images))
+    assert again.digest == hashlib.sha256(next(tmp_path.glob("*.safetensors")).read_bytes()).hexdigest()

@@ -111,17 +111,29 @@ def test_what_a_run_leaves(finished):
     assert f"(* given; the others are chosen by images, steps, start and machine: {run['chosen']})" in screen.lines
     assert (run["config"]["hflip"], run["config"]["mixup"]) == (0, 0.2)  # mixup is given
     assert run["sessions"][0]["torch"] == torch.__version__
+    assert run["sessions"][0]["instructions"] == torch.backends.cpu.get_cpu_capability()
     records = without_times(out)
     assert [record["epoch"] for record in records] == [1, 2, 3]
     steps = -(-run["num_images"]["train"] // 12)
     assert [record["step"] for record in records] == [steps, 2 * steps, 3 * steps]
     assert result == json.loads((out / "result.json").read_text())
+    assert result["weights"] == json.loads((out / "best" / "bundle.json").read_text())["sha256"]
     assert (
         result["best_epoch"] == max(records, key=lambda record: (record["val_accuracy"], -record["val_loss"]))["epoch"]
     )
     assert result["test"]["num_images"] == run["num_images"]["test"]
     assert sum(map(sum, result["confusion"])) == run["num_images"]["test"]
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in ("curves.png", "confusion.png"))
+
+
+def test_fewer_images_train_and_validate_on_request(data, tmp_path):
+    screen = Lines()
+    train(data, tmp_path / "run", screen, train_images=20, epochs=1)
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["num_images"] == {"train": 20, "val": 5, "test": 7}
+    assert any("20 train, 5 val, 7 test (16 not used)" in line for line in screen.lines)
+    train(data, tmp_path / "run", screen, resume=True)
+    assert "the run in" in screen.lines[-1]
 
 
 def test_the_split_is_a_partition_and_can_be_data(finished, data):

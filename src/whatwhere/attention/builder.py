@@ -48,6 +48,11 @@ ATTENTION: dict[str, Builder] = {
 }
 
 
+def is_own(builder: Any) -> bool:
+    """Return whether a callable builds an attention of ATTENTION, or the placebo of one."""
+    return (builder.builder if isinstance(builder, Static) else builder) in ATTENTION.values()
+
+
 def attention_builder(attention: str | Builder) -> Builder:
     """Return the callable that builds an attention from a channel count: from a name in ATTENTION, or that callable.
 

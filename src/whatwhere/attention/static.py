@@ -125,7 +125,7 @@ def _blind(function: Any, means: RunningMeans) -> None:
     function.register_forward_pre_hook(_means_of)
 
 
-def _means_of(function: nn.Module, values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _means_of(function: Any, values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     means: tuple[Tensor, ...] = function.means(*values)
     return means
 

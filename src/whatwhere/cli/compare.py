@@ -30,7 +30,8 @@ _OWN = (
         str | None,
         "Arms: none, se, cbam or another attention, static:cbam (its placebo: the same parameters, and it does not "
         "look at the image), MODULE:NAME of your own, wide (the backbone with as many parameters as the largest arm, "
-        "or wide:ARM's), short (the backbone with half the epochs, or short:0.75); NAME=ARM calls it otherwise. "
+        "or wide:ARM's), wide:time (as wide as the slowest arm is slow, or wide:time:ARM), short (the backbone with "
+        "half the epochs, or short:0.75); NAME=ARM calls it otherwise. "
         "(default: none,se,cbam)",
         "ARMS",
         flag="--attention",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ..networks.weights.translate import Weights
 
 NONE, WIDE, SHORT = "none", "wide", "short"
+_TIME = "time"
 _SHORT_PART = 0.5  # of the epochs
 # a comma outside of braces
 _BETWEEN_ARMS = re.compile(r",(?![^{]*\})")
@@ -31,7 +33,8 @@ class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         name: Its name, also of its folder.
         spec: "none", the name of an attention, "static:" and such a name for its placebo, MODULE:NAME of the user's
-            code, each of them with arguments as in "cbam{reduction:8}"; "wide" or "wide:ARM"; "short" or "short:0.75".
+            code, each of them with arguments as in "cbam{reduction:8}"; "wide", "wide:ARM", "wide:time" or
+            "wide:time:ARM"; "short" or "short:0.75".
     """
 
     name: str
@@ -52,6 +55,11 @@ class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def is_wide(self) -> bool:
         """Whether it is the backbone with more channels."""
         return self.attention.partition(":")[0] == WIDE
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether it is as wide as another arm is slow."""
+        return self.is_wide and self.spec.split(":")[1:2] == [_TIME]
 
     @property
     def is_short(self) -> bool:
@@ -122,12 +130,18 @@ def check_arm_name(name: str) -> None:
 
 
 def run_options(
-    arms: Sequence[Arm], backbone: str, num_classes: int, at: str = "", epochs: int = 1
+    arms: Sequence[Arm],
+    backbone: str,
+    num_classes: int,
+    at: str = "",
+    epochs: int = 1,
+    widths: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, dict[str, Any]]:
     """Return the options of a training run that make each arm: `model`, `attention`, `at`, `width_factor`, `epochs`.
 
     `at` is where attention stands in all arms. A wide arm is the backbone with the width that brings its number of
-    parameters nearest to that of the arm it names, or of the largest arm. A short arm is the backbone, trained for a
+    parameters nearest to that of the arm it names, or of the largest arm; the width of a timed one is measured
+    (`costs.width_for_time`), and the arm is left out until `widths` has it. A short arm is the backbone, trained for a
     part of the `epochs` of the others.
 
     Raises:
@@ -146,25 +160,48 @@ def run_options(
     without = {"model": backbone, **({"at": ""} if at else {})}
     options = {arm.name: _attentive(arm, backbone, at) if arm.takes_arguments else without for arm in arms}
     options |= {arm.name: {**without, "epochs": _fewer(arm, epochs)} for arm in arms if arm.is_short}
-    if not any(arm.is_wide for arm in arms):
+    by_params = [arm for arm in arms if arm.is_wide and not arm.is_timed]
+    for arm in arms:
+        if arm.is_timed:
+            del options[arm.name]
+            if arm.name in widths:
+                options[arm.name] = {**without, "width_factor": widths[arm.name]}
+            timed_as(arm, arms)
+    if not by_params:
         return options
     counts = {arm.name: num_params({"at": at, **options[arm.name]}, num_classes) for arm in arms if not arm.is_wide}
     if not counts:
         raise UserError("a wide arm needs another arm, for its number of parameters; give none,cbam,wide")
-    for arm in arms:
-        if arm.is_wide:
-            other = arm.spec.partition(":")[2] or max(counts, key=counts.__getitem__)
-            if other not in counts:
-                raise UserError(f"{short(arm.spec)}: no arm is called {brief(other)}{suggest(other, list(counts))}")
-            factor = width_factor_for(backbone, counts[other], num_classes=num_classes)
-            wide = {"model": backbone, "width_factor": factor, **without}
-            # a factor above 1 may be too small for one channel more
-            if num_params(wide, num_classes) == num_params(without, num_classes):
-                raise UserError(
-                    f"the arm {arm.name} would be no wider than {backbone}: {other} has hardly more parameters"
-                )
-            options[arm.name] = wide
+    for arm in by_params:
+        other = arm.spec.partition(":")[2] or max(counts, key=counts.__getitem__)
+        _check_known(other, counts, arm)
+        factor = width_factor_for(backbone, counts[other], num_classes=num_classes)
+        wide = {"model": backbone, "width_factor": factor, **without}
+        # a factor above 1 may be too small for one channel more
+        if num_params(wide, num_classes) == num_params(without, num_classes):
+            raise UserError(f"the arm {arm.name} would be no wider than {backbone}: {other} has hardly more parameters")
+        options[arm.name] = wide
     return options
+
+
+def timed_as(arm: Arm, arms: Sequence[Arm]) -> list[str]:
+    """Return the names of the arms of which the slowest takes as long as the timed arm shall.
+
+    Raises:
+        UserError: It names no arm, or there is none with attention.
+    """
+    attentive = [other.name for other in arms if other.takes_arguments]
+    if named := arm.spec.partition(f":{_TIME}")[2].removeprefix(":"):
+        _check_known(named, attentive, arm)
+        return [named]
+    if not attentive:
+        raise UserError(f"the arm {arm.name} needs an arm with attention, for its time; give none,cbam,{arm.spec}")
+    return attentive
+
+
+def _check_known(name: str, known: Collection[str], arm: Arm) -> None:
+    if name not in known:
+        raise UserError(f"{short(arm.spec)}: no arm is called {brief(name)}{suggest(name, list(known))}")
 
 
 def _fewer(arm: Arm, epochs: int) -> int:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
 import torch
 
+from ..base.errors import UserError
 from ..cost import Cost, cost, measure_latency
+from ..networks.spec import MAX_WIDTH_FACTOR
 from ..statistics.looks import LEAST_PAIRS
 from ..training.estimate import HOUR, NOTHING, Pace
 from ..training.setup import device_name
 from ..training.trainer import autocast
-from .arms import Arm, build
+from .arms import Arm, build, timed_as
 from .content import CostRow, Costs
 from .design import Design
 
@@ -24,6 +27,7 @@ Measure = Callable[[Design, int, torch.device, Progress], Costs]  # what `measur
 _ENOUGH_PIXELS, _LEAST_IMAGES = 32 * 96 * 96, 8
 _MOST_SECONDS = 20.0  # after which no new round of timing starts, if the times are steady
 _FEWEST_EPOCHS = 10
+_NEAR, _MOST_WIDTHS = 0.03, 6
 
 
 def measure_costs(design: Design, num_classes: int, device: torch.device, progress: Progress) -> Costs:
@@ -73,6 +77,58 @@ def measure_costs(design: Design, num_classes: int, device: torch.device, progre
     return Costs(
         num_images=num_images, image_size=size, precision=options["amp"], device=device_name(device), rows=rows
     )
+
+
+def width_for_time(
+    design: Design, timed: Arm, num_classes: int, device: torch.device, measure: Measure, progress: Progress
+) -> tuple[float, Costs]:
+    """Return the `width_factor` at which the backbone's training step takes as long as that of the arm.
+
+    The arm is the slowest of those that `timed_as` names. Each width is measured in turn with the arm; the next one
+    follows from the last two, as if the time were a power of the width. The search ends within 3 %, or after six
+    widths with the nearest of them: the time grows in steps, as some numbers of channels suit a machine better.
+
+    Returns:
+        The factor, to two decimals, and its measurement: the row of the arm, and that of the wider network.
+
+    Raises:
+        UserError: The arm's step takes no longer than the backbone's.
+    """
+    plain = {"model": design.backbone}
+
+    def ratio_at(factor: float, names: Sequence[str]) -> tuple[float, str, Costs]:
+        """Return the arm's time by that of the backbone at this width, the arm, and the measurement."""
+        arms = [arm for arm in design.arms if arm.name in names]
+        options = {**design.arm_options, timed.name: {**plain, "width_factor": factor}}
+        costs = measure(
+            msgspec.structs.replace(design, arms=(*arms, timed), arm_options=options), num_classes, device, progress
+        )
+        *others, wide = costs.rows
+        slowest = max(others, key=lambda row: row.training_step_ms or 0.0)
+        return (slowest.training_step_ms or 0.0) / (wide.training_step_ms or math.inf), slowest.arm, costs
+
+    ratio, other, costs = ratio_at(1.0, timed_as(timed, design.arms))
+    if ratio <= 1 + _NEAR:
+        raise UserError(
+            f"the arm {timed.name} would be no wider than {design.backbone}: a training step of {other} takes no "
+            "longer; leave out the arm"
+        )
+    power, factor, tried = 1.5, 1.0, [(1.0, ratio, costs)]
+    for _ in range(_MOST_WIDTHS):
+        factor = min(MAX_WIDTH_FACTOR, round(factor * ratio ** (1 / power), 2))
+        if factor in (known for known, _, _ in tried):
+            break
+        ratio, _, costs = ratio_at(factor, [other])
+        tried.append((factor, ratio, costs))
+        if abs(ratio - 1) <= _NEAR:
+            break
+        (first, first_ratio, _), (last, last_ratio, _) = sorted(tried, key=lambda found: abs(math.log(found[1])))[:2]
+        if first != last and first_ratio != last_ratio:
+            # between what a small network's overhead leaves and what its MACs give
+            power = min(2.5, max(0.5, math.log(first_ratio / last_ratio) / math.log(last / first)))
+        factor, ratio = first, first_ratio
+    factor, _, costs = min(tried[1:], key=lambda found: abs(math.log(found[1])))
+    return factor, costs
 
 
 def pace(costs: Costs, arm: str, reading: Pace = NOTHING) -> Pace:

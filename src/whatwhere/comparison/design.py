@@ -364,6 +364,8 @@ def _images_fingerprint(prepared: Prepared) -> str:
 def completed(data: str, design: Design, request: Request, prepared: Prepared, out: Path) -> Design:
     """Return the design with the network of each arm. Build each new one, so that errors come before the first run.
 
+    A timed arm whose width is not measured yet has none.
+
     Raises:
         UserError: The images changed, an arm cannot be built, or only the file names its code.
     """
@@ -390,9 +392,14 @@ def completed(data: str, design: Design, request: Request, prepared: Prepared, o
     contents = _checked_contents(design, where)
     new = [arm.name for arm in design.arms if arm.name not in design.arm_options]
     options = run_options(
-        design.arms, design.backbone, num_classes, design.options.get("at", ""), design.options["epochs"]
+        design.arms,
+        design.backbone,
+        num_classes,
+        at=design.options.get("at", ""),
+        epochs=design.options["epochs"],
+        widths={name: had["width_factor"] for name, had in design.arm_options.items() if "width_factor" in had},
     )
-    arm_options = {**design.arm_options, **{name: options[name] for name in new}}
+    arm_options = {**design.arm_options, **{name: options[name] for name in new if name in options}}
     parts = ("model", "attention", "attention_kwargs", "at", "epochs")
     for name, choice in arm_options.items():
         # the arm decides its network; only width and learning rate are read from the file
@@ -400,9 +407,10 @@ def completed(data: str, design: Design, request: Request, prepared: Prepared, o
             raise UserError(
                 f"{str(out / DESIGN)!r} gives the arm {name} another network than its own; restore the file"
             )
-    if weights and any("width_factor" in choice for choice in arm_options.values()):
+    if weights and any(arm.is_wide for arm in design.arms):
         raise UserError("a wide arm has no pretrained weights; leave out the arm or --pretrained")
-    _check_starts({name: {**design.options, **arm_options[name]} for name in new}, design.backbone, num_classes)
+    starts = {name: {**design.options, **arm_options[name]} for name in new if name in arm_options}
+    _check_starts(starts, design.backbone, num_classes)
     return msgspec.structs.replace(design, arm_options=arm_options, contents={**design.contents, **contents})
 
 

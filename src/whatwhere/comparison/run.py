@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 
 from ..base.documents import read_json
 from ..base.errors import UserError
@@ -27,7 +28,7 @@ from ..training.estimate import HOUR, measure_reading
 from ..training.setup import check_apart, check_machine, prepare_images, resolve
 from ..training.train import run_training
 from .content import Content, Costs
-from .costs import Measure, measure_costs, pace, within_an_hour
+from .costs import Measure, measure_costs, pace, width_for_time, within_an_hour
 from .design import (
     DESIGN,
     Design,
@@ -105,6 +106,7 @@ def run_comparison(
         free = {"device": str(processes.device)} | {name: value for name, value in given.items() if name in FREE}
         runner = Runner(data, free, command, screen, own, warned, train, clock)
         with _held(own, dry_run):
+            design = _with_measured_widths(design, len(prepared.classes), processes.device, measure, own, screen)
             if design != stored:
                 _write(own.out / DESIGN, design, dry_run)
             if stored is None and request.backbone is None:
@@ -133,6 +135,30 @@ def run_comparison(
                 return None
             searched = _search(design, runs, runner)
             return None if searched is None else _advance(searched, runs, runner)
+
+
+def _with_measured_widths(
+    design: Design, num_classes: int, device: torch.device, measure: Measure, own: Share, screen: Screen
+) -> Design:
+    """Return the design with the width of each timed arm; what is measured once stays."""
+    for arm in design.arms:
+        if arm.name in design.arm_options:
+            continue
+        if own.shard is not None and own.shard[0] != 1:
+            raise UserError(f"the width of {arm.name} is not measured yet; start the share 1/{own.shard[1]} first")
+        screen.line(f"measuring the width at which the arm {arm.name} takes as long as its model")
+        factor, costs = width_for_time(design, arm, num_classes, device, measure, screen.progress)
+        (other, wide) = costs.rows
+        screen.line(
+            f"{arm.name}: {factor:g} times as wide, {wide.training_step_ms or 0:.1f} ms for a step of "
+            f"{counted(costs.num_images, 'image')}; {other.arm}: {other.training_step_ms or 0:.1f} ms"
+        )
+        if costs.doubt:
+            screen.warn(f"{costs.doubt}; the width of {arm.name} may be wrong: begin again when nothing else runs")
+        options = {"model": design.backbone, "width_factor": factor}
+        options |= {"at": ""} if design.options.get("at") else {}
+        design = msgspec.structs.replace(design, arm_options={**design.arm_options, arm.name: options})
+    return design
 
 
 def _checked(

@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..attention import ATTENTION, Gate, attention_builder, starting_as_identity
+from ..attention import Gate, attention_builder, starting_as_identity
+from ..attention.builder import is_own
 from ..attention.gate import Start, check_choice, place_of, unwrapped
 from ..attention.squeeze_excitation import Excitation
 from ..base.errors import UserError
@@ -249,7 +250,7 @@ def _is_for_stages(
 ) -> bool:
     """Return whether an attention stands between stages, as its builder says or, failing that, a module on trial."""
     # a user's class may have it as an attribute of the module, but those of this package have it themselves
-    if place_of(builder) == "stage" or unwrapped(builder) in ATTENTION.values():
+    if place_of(builder) == "stage" or is_own(unwrapped(builder)):
         return place_of(builder) == "stage"
     candidates = places.blocks() or places.stages()
     if not candidates:
@@ -297,7 +298,7 @@ def _note(at: str, left_out: str, places: Places, found: list[Place]) -> str:
 
 def _built(builder: Callable[..., nn.Module], channels: int, kwargs: dict[str, Any], start: Start) -> nn.Module:
     """Build one attention with its start."""
-    own = builder in ATTENTION.values()
+    own = is_own(builder)
     try:
         module = builder(channels, **kwargs, **({"start": start} if own else {}))
     except UserError:

@@ -16,7 +16,7 @@ import msgspec
 from msgspec.structs import replace
 from torch import Tensor
 
-from ..attention import ATTENTION
+from ..attention import ATTENTION, attention_builder
 from ..base.documents import parse_json
 from ..base.errors import UserError
 from ..base.files import check_can_write, write_bytes
@@ -300,7 +300,7 @@ def _with_options(network: NetworkSpec, loaded: Weights, given: Mapping[str, Any
         return network
     if not network.attention_name:
         raise UserError(f"{network.name} has no attention that could take {brief(dict(given))}; drop attention_kwargs")
-    options = loaded.options_for(ATTENTION[network.attention_name], {**network.attention_options, **given})
+    options = loaded.options_for(attention_builder(network.attention_name), {**network.attention_options, **given})
     return replace(network, start="").with_attention_options(options)
 
 

@@ -14,7 +14,9 @@ from msgspec.structs import replace
 from torch import nn
 
 from ..attention import ATTENTION, attention_builder, starting_as_identity
+from ..attention.builder import is_own
 from ..attention.gate import Start, unwrapped
+from ..attention.static import Static
 from ..base.errors import UserError, check_factor
 from ..base.randomness import seeded
 from ..base.words import brief, cause, short, suggest
@@ -24,7 +26,7 @@ from ..models.article import ARTICLE_NETWORKS, ArticleResNeXt
 from ..models.initialization import resolve_seed
 from ..models.resnet import RESNETS, ResNet
 from . import libraries
-from .spec import MAX_WIDTH_FACTOR, NetworkSpec, is_import_path
+from .spec import MAX_WIDTH_FACTOR, STATIC, NetworkSpec, is_import_path
 from .weights.files import torchvision_state_dict
 from .weights.fit import load_pretrained
 from .weights.translate import Weights, read_weights, to_ours
@@ -224,7 +226,7 @@ def _attention_arguments(spec: NetworkSpec, builder: Builder | None) -> dict[str
     if builder is None:
         # ResNet refuses them without an attention
         return {"attention_kwargs": spec.attention_kwargs} if spec.attention_kwargs and not spec.attention else {}
-    if builder in ATTENTION.values():
+    if is_own(builder):
         return {"attention": builder, "attention_kwargs": spec.attention_options}
     if spec.start != "identity":
         return {"attention": builder, "attention_kwargs": spec.attention_kwargs}
@@ -344,6 +346,8 @@ def name_of(attention: str | Builder) -> str:
     builder = attention_builder(attention)
     if isinstance(attention, str):
         return attention
+    if isinstance(builder, Static):
+        return f"{STATIC}{name_of(builder.builder)}"
     name = next((name for name, known in ATTENTION.items() if known is builder), None)
     named: Any = unwrapped(builder)
     return name or f"{getattr(named, '__module__', '')}:{getattr(named, '__qualname__', type(named).__name__)}"

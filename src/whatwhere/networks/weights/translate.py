@@ -15,12 +15,12 @@ import msgspec
 import torch
 from torch import Tensor
 
-from ...attention import ATTENTION
+from ...attention import ATTENTION, attention_builder
 from ...attention.cbam import CONVENTIONS, Convention, Form
 from ...base.documents import parse_json
 from ...base.errors import UserError
 from ...base.words import brief
-from ..spec import OWN_NETWORKS, Arguments, ModelOptions, NetworkSpec, read_spec
+from ..spec import OWN_NETWORKS, STATIC, Arguments, ModelOptions, NetworkSpec, read_spec
 from .files import StateDict, WeightsFile, check_finite, find_weights, read_file, warn_of_left_out
 from .fit import group_keys, has_attention, is_attention_key, shown, starts_as_identity
 from .layouts import Layout, Rule, find_rule, find_rule_back, has_bottlenecks, is_grouped, recognize
@@ -199,7 +199,7 @@ def described(state: StateDict, description: str) -> NetworkSpec:
             model_kwargs=msgspec.to_builtins(told.model_kwargs),
         ).with_attention_options(told.attention_kwargs)
     attention = network.attention_name
-    if attention in ATTENTION and not is_true(state, attention, network.attention_options):
+    if attention.removeprefix(STATIC) in ATTENTION and not is_true(state, attention, network.attention_options):
         return UNKNOWN
     return network
 
@@ -213,7 +213,7 @@ def is_affordable(state: StateDict, attention: str, options: Mapping[str, Any]) 
         return False
     for channels in (64, 256, 1024, 4096):  # not every number can be divided into the groups that are asked for
         with contextlib.suppress(UserError, TypeError, RuntimeError, OverflowError), torch.device("meta"):
-            module = ATTENTION[attention](channels, **options)
+            module = attention_builder(attention)(channels, **options)
             return sum(map(Tensor.numel, module.parameters())) <= sum(map(Tensor.numel, state.values()))
     return False
 
