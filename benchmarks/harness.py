@@ -134,11 +134,14 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def report(what: str, device: str, parts: Sequence[str], rows: Sequence[dict[str, object]]) -> None:
-    """Print `parts`; write them, and `rows`, to results/<what>_<hardware>_<yyyymm>.md and .csv."""
+    """Print `parts`; write them, and `rows`, to results/<what>_<hardware>_<yyyymm>.md and .csv.
+
+    Simulations, whose figures no hardware changes, have the device "" and no hardware in their name.
+    """
     text = "\n\n".join(parts) + "\n"
     print(text)
     slug = f"cpu{torch.get_num_threads()}" if device == "cpu" else re.sub(r"\W+", "-", hardware(device).lower())
-    path = RESULTS / f"{what}_{slug}_{datetime.date.today():%Y%m}"
+    path = RESULTS / "_".join(filter(None, (what, slug, f"{datetime.date.today():%Y%m}")))
     RESULTS.mkdir(exist_ok=True)
     path.with_suffix(".md").write_text(text, encoding="utf-8")
     with path.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:

@@ -2,6 +2,7 @@
 
 from .collect.collect import Collected, collect
 from .comparison.callables import Comparison, compare
+from .statistics.across import Across, across
 from .statistics.columns import Reading
 from .statistics.looks import Schedule
 from .statistics.metric import METRICS, Metric
@@ -14,6 +15,7 @@ Plan = Schedule  # the name of version 0.1
 
 __all__ = [
     "METRICS",
+    "Across",
     "ArmVerdict",
     "Collected",
     "Comparison",
@@ -24,6 +26,7 @@ __all__ = [
     "Reading",
     "Results",
     "Schedule",
+    "across",
     "collect",
     "compare",
     "judge",

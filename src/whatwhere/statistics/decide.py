@@ -93,8 +93,10 @@ def decide(cases: Sequence[Case], margin: float, *, higher_is_better: bool = Tru
     "no practical difference" where the interval of the mean lies inside the margin; else "helps" or "hurts" where it
     lies on one side of 0; else "cannot tell yet". Holm's step-down shares the error among the arms in both.
     """
-    differ, sharing = _claims(cases, lambda paired: paired.p_t())
-    same, sharing_same = _claims(cases, lambda paired: paired.p_equivalence(margin))
+    p_t = [1.0 if case.judged is None else case.judged.p_t() for case in cases]
+    p_equivalence = [1.0 if case.judged is None else case.judged.p_equivalence(margin) for case in cases]
+    differ, sharing = step_down(p_t, lambda index, left: cases[index].level_among(left))
+    same, sharing_same = step_down(p_equivalence, lambda index, left: cases[index].level_among(left))
     decided = []
     for index, case in enumerate(cases):
         if case.paired is None or case.blocked:
@@ -110,13 +112,15 @@ def decide(cases: Sequence[Case], margin: float, *, higher_is_better: bool = Tru
     return decided
 
 
-def _claims(cases: Sequence[Case], p_value: Callable[[PairedDifference], float]) -> tuple[list[bool], list[int]]:
-    """Return which cases' p-values reach their level, after Holm's step-down, and among how many arms it was shared."""
-    p = [1.0 if case.judged is None else p_value(case.judged) for case in cases]
-    claims, sharing, left = [False] * len(cases), [0] * len(cases), list(range(len(cases)))
+def step_down(p: Sequence[float], level: Callable[[int, int], float]) -> tuple[list[bool], list[int]]:
+    """Return which p-values reach their level, after Holm's step-down, and among how many the error was shared.
+
+    `level` takes the index of a p-value and how many share the error, and returns the level of its test.
+    """
+    claims, sharing, left = [False] * len(p), [0] * len(p), list(range(len(p)))
     while left:
         # cases at different looks have different levels, so not the least p-value but any that reaches its own
-        reaching = [index for index in left if p[index] <= cases[index].level_among(len(left))]
+        reaching = [index for index in left if p[index] <= level(index, len(left))]
         if not reaching:
             break
         first = min(reaching, key=p.__getitem__)

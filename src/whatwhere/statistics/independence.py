@@ -13,9 +13,9 @@ import itertools
 import math
 import re
 import statistics
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -215,30 +215,40 @@ def _repeats(
 def _copied_from(
     results: Results, metric: str, baseline: str, arm: str, seeds: Sequence[Hashable], num_images: int | None
 ) -> Doubt | None:
-    """Return the doubt that another arm has the same figures as `arm`, with more seeds than chance brings about.
-
-    Arms that differ by a few test images, because they share what the seed decides, are alike now and then: a pair is
-    with the probability of the likeliest difference, given those that are not 0.
-    """
+    """Return the doubt that another arm has the same figures as `arm`, with more seeds than chance brings about."""
     of_arm = results.values(arm, metric)
+    judged = {seed: of_arm[seed] for seed in seeds if seed in of_arm}
     for other in results.arms:
         of_other = results.values(other, metric)
-        both = [seed for seed in seeds if seed in of_arm and seed in of_other]
-        alike = [seed for seed in both if math.isclose(of_arm[seed], of_other[seed], rel_tol=_ALIKE)]
+        alike = copied_seeds(judged, of_other, metric, num_images)
         # all pairs equal is a finding of its own
-        if other == arm or not alike or (other == baseline and len(alike) == len(both)):
-            continue
-        figures = [[values[seed] for seed in both] for values in (of_arm, of_other)]
-        chance = max(_chance(values, metric, num_images) for values in figures)
-        if others := [of_arm[seed] - of_other[seed] for seed in both if seed not in alike]:
-            gap = smallest_gap([*figures[0], *figures[1]])
-            chance = max(chance, min(1.0, _MODE * gap / math.sqrt(statistics.fmean(d * d for d in others))))
-        if math.log(math.comb(len(both), len(alike))) + len(alike) * math.log(max(chance, 1e-300)) <= math.log(LIMIT):
+        if other != arm and alike and not (other == baseline and len(alike) == len(judged.keys() & of_other.keys())):
             return Doubt(
                 f"{named(other)} and {named(arm)} have the same figure for {numbered(alike)}, too often to be chance: "
                 f"runs were copied, or {named(arm)} was not switched on in them"
             )
     return None
+
+
+def copied_seeds(
+    first: Mapping[Any, float], second: Mapping[Any, float], metric: str, num_images: int | None = None
+) -> list[Hashable]:
+    """Return the seeds with which two arms have the same figure, if that is more often than chance brings about.
+
+    Arms that differ by a few test images, because they share what the seed decides, are alike now and then: a pair is
+    with the probability of the likeliest difference, given those that are not 0.
+    """
+    both = [seed for seed in first if seed in second]
+    alike = [seed for seed in both if math.isclose(first[seed], second[seed], rel_tol=_ALIKE)]
+    if not alike:
+        return []
+    figures = [[values[seed] for seed in both] for values in (first, second)]
+    chance = max(_chance(values, metric, num_images) for values in figures)
+    if others := [first[seed] - second[seed] for seed in both if seed not in alike]:
+        gap = smallest_gap([*figures[0], *figures[1]])
+        chance = max(chance, min(1.0, _MODE * gap / math.sqrt(statistics.fmean(d * d for d in others))))
+    log_chance = math.log(math.comb(len(both), len(alike))) + len(alike) * math.log(max(chance, 1e-300))
+    return alike if log_chance <= math.log(LIMIT) else []
 
 
 def _is_fine(figures: Sequence[float]) -> bool:
