@@ -1,6 +1,7 @@
 """Comparing networks fairly."""
 
 from .collect.collect import Collected, collect
+from .comparison.across import read_comparisons
 from .comparison.callables import Comparison, compare
 from .statistics.across import Across, across
 from .statistics.columns import Reading
@@ -30,5 +31,6 @@ __all__ = [
     "collect",
     "compare",
     "judge",
+    "read_comparisons",
     "read_results",
 ]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from data_sets import EFFECTS, figures
 from run_folders import ultralytics_run
 
 HOSTILE = (
@@ -483,3 +484,67 @@ def test_the_interval_of_the_verdict_is_told_from_that_of_the_table(whatwhere, t
     assert note in " ".join(whatwhere("verdict", table(6, UNCLEAR))[1].split())
     (_, only, _) = whatwhere("verdict", table(6, UNCLEAR, "only.csv"), "--max-pairs", "6")
     assert note not in " ".join(only.split())
+
+
+@pytest.fixture
+def five(tmp_path):
+    """Five tables of five data sets, in each of which cbam helps by about one point."""
+    paths = []
+    for seed, name in enumerate(EFFECTS):
+        paths.append(tmp_path / f"{name}.csv")
+        paths[-1].write_text(figures(seed, cbam=1.0).to_csv())
+    return paths
+
+
+def test_one_verdict_across_tables(whatwhere, five, tmp_path):
+    status, out, err = whatwhere("verdict", "--across", *five)
+    assert (status, err) == (0, "")
+    assert out.startswith("cifar10, digits, flowers, pets and 1 more: accuracy minus that of the baseline, points\n")
+    assert " cbam   helps on average " in out
+    assert "taken for data sets of their own" in out
+    assert out.endswith(f"The report: {tmp_path / 'across.html'}\n")
+    record = read(tmp_path / "across.json")
+    assert "helps on average" in (tmp_path / "across.html").read_text()
+    # again over its own files
+    status, out, _ = whatwhere("verdict", "--across", *five, "--json")
+    assert (status, json.loads(out)) == (0, record)
+    assert record["across"]["arms"][0]["verdict"] == "helps on average"
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [*[".csv"] * 5, ".html", ".json"]
+
+
+def test_data_sets_across_tables(whatwhere, five):
+    _, out, _ = whatwhere("verdict", "--across", *five, "--data-sets", "a, b,c,d,d", "--json")
+    arm = json.loads(out)["across"]["arms"][0]
+    assert [one["name"] for one in arm["data_sets"]] == ["a", "b", "c", "d"]
+    _, out, _ = whatwhere("verdict", "--across", *five, "--data-sets", "a,a,c,d,d", "--margin", "2")
+    assert "3 data sets count, and a verdict needs 4" in out
+    assert "taken for data sets of their own" not in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--first-look", "6"], "--first-look is for one comparison: leave it out with --across, or judge each alone"),
+        (["--max-pairs", "12"], "--max-pairs is for one comparison"),
+        (["--test-images", "12"], "--test-images is for one comparison"),
+        (["--data-sets", "a,b"], "there are 5 comparisons and 2 data sets; give one for each, in this order: cifar10"),
+        (["--out", ""], "--out is empty"),
+    ],
+)
+def test_refused_across_tables(whatwhere, five, tmp_path, options, message):
+    status, out, err = whatwhere("verdict", "--across", *five, *options)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_across_takes_no_place_of_other_files(whatwhere, five, tmp_path):
+    (tmp_path / "across.json").write_text('{"mine": 1}')
+    status, _, err = whatwhere("verdict", "--across", *five)
+    assert status == 2
+    assert "across.json' is no verdict across comparisons; move it away, or give another --out" in err
+    (tmp_path / "across.json").unlink()
+    status, _, err = whatwhere("verdict", *five[:1], "--data-sets", "a")
+    assert (status, "--data-sets names those of several comparisons; give --across too" in err) == (2, True)
+    status, _, err = whatwhere("verdict", "--across", five[0])
+    assert (status, "a verdict across comparisons needs two or more, got 1" in err) == (2, True)

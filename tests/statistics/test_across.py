@@ -5,27 +5,11 @@ import math
 import numpy as np
 import pytest
 
+from data_sets import EFFECTS, compared, several
 from whatwhere import UserError
 from whatwhere.experiment import Results, across, judge
 from whatwhere.statistics.across import DEPENDS, HELPS_ON_AVERAGE, HURTS_ON_AVERAGE
 from whatwhere.statistics.decide import SAME, UNKNOWN
-
-EFFECTS = {"cifar10": 1.0, "digits": 1.4, "flowers": 0.8, "pets": 1.2, "signs": 0.9}
-
-
-def compared(seed, num_pairs=8, baseline="none", metric="accuracy", deviation=0.4, **effects):
-    """The verdict on a comparison: arms with these effects in points, whose differences vary by `deviation`."""
-    rng, results = np.random.default_rng(seed), Results()
-    for number in range(num_pairs):
-        base = rng.uniform(0.65, 0.75)
-        results.add(baseline, str(number), {metric: base})
-        for arm, effect in effects.items():
-            results.add(arm, str(number), {metric: base + (effect + deviation * rng.standard_normal()) / 100})
-    return judge(results, metric=metric, baseline=baseline)
-
-
-def several(effects=EFFECTS, **options):
-    return {name: compared(seed, cbam=effect, **options) for seed, (name, effect) in enumerate(effects.items())}
 
 
 def only(verdict):
@@ -132,7 +116,12 @@ def test_a_data_set_counts_once():
     # as if the two were perfectly correlated, not smaller by the root of 2
     assert digits.standard_error == pytest.approx(np.mean([one.standard_error for one in ones]))
     assert verdict.cautions == ()
-    assert "each comparison counts as a data set of its own" in across(comparisons).cautions[0]
+    told = across(comparisons).cautions[0]
+    assert told.startswith(
+        "taken for data sets of their own: cifar10, digits, flowers, pets, signs, digits, wide; if two"
+    )
+    partly = across(comparisons, {name: data_sets[name] for name in EFFECTS}).cautions[0]
+    assert partly.startswith("taken for data sets of their own: digits, wide; if")
     # four comparisons, two data sets
     names = dict(zip(EFFECTS, ("a", "a", "b", "b", "b"), strict=True))
     assert only(across(several(), names)).reason == "2 data sets count, and a verdict needs 4"

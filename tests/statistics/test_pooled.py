@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from statsmodels.stats.meta_analysis import combine_effects
 
@@ -65,7 +65,6 @@ def test_as_statsmodels_has_it(seed):
     assert found.error == pytest.approx(floored, rel=1e-4)
 
 
-@settings(deadline=None)
 @given(tables(), st.sampled_from([0.2, 0.05, 0.0125]), st.floats(0.01, 5))
 def test_p_values_say_what_the_interval_says(table, level, margin):
     found = pooled(*table)
@@ -79,7 +78,6 @@ def test_p_values_say_what_the_interval_says(table, level, margin):
     assert before <= low <= high <= after
 
 
-@settings(deadline=None)
 @given(tables(), st.randoms())
 def test_order_unit_and_sign_change_nothing_else(table, random):
     means, squared_errors = table

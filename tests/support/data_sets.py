@@ -6,11 +6,36 @@ import numpy as np
 from scipy.special import stdtrit
 
 from simulations import paired
-from whatwhere.experiment import Schedule
+from whatwhere.experiment import Results, Schedule, judge
 from whatwhere.statistics.across import LEAST_DATA_SETS
 from whatwhere.statistics.decide import HELPS, HURTS, Case, decide, step_down
 from whatwhere.statistics.looks import ALPHA
 from whatwhere.statistics.pooled import pooled
+
+# points in each data set
+EFFECTS = {"cifar10": 1.0, "digits": 1.4, "flowers": 0.8, "pets": 1.2, "signs": 0.9}
+
+
+def compared(seed, num_pairs=8, baseline="none", metric="accuracy", deviation=0.4, **effects):
+    """The verdict on a comparison: arms with these effects in points, whose differences vary by `deviation`."""
+    return judge(figures(seed, num_pairs, baseline, metric, deviation, **effects), metric=metric, baseline=baseline)
+
+
+def figures(seed, num_pairs=8, baseline="none", metric="accuracy", deviation=0.4, **effects):
+    """The figures of that comparison."""
+    rng, results = np.random.default_rng(seed), Results()
+    for number in range(num_pairs):
+        base = rng.uniform(0.65, 0.75)
+        results.add(baseline, str(number), {metric: base})
+        for arm, effect in effects.items():
+            results.add(arm, str(number), {metric: base + (effect + deviation * rng.standard_normal()) / 100})
+    return results
+
+
+def several(effects=EFFECTS, **options):
+    """The verdict on a comparison with each of these effects."""
+    return {name: compared(seed, cbam=effect, **options) for seed, (name, effect) in enumerate(effects.items())}
+
 
 MARGIN = 0.5  # points, as all figures here
 LOOKS = Schedule(12, 36)

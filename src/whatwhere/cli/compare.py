@@ -105,8 +105,9 @@ def _compare(
     data: str, given: dict[str, Any], own: dict[str, Any], run: Callable[..., Content | None] | None = None
 ) -> None:
     from ..comparison.arms import parse_arms, with_arguments
+    from ..comparison.content import REPORT, RESULTS
     from ..comparison.design import Request
-    from ..comparison.run import REPORT, RESULTS, collect, comparison_folder, run_comparison
+    from ..comparison.run import collect, comparison_folder, run_comparison
     from ..comparison.runs import Share, failed
     from .screen import TerminalScreen, kept_for_json
 

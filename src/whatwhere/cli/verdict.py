@@ -12,7 +12,7 @@ import typer
 from ..base.errors import UserError, check_integer
 from ..base.files import check_can_write, write_json, writing
 from ..base.tables import rich_tables, say, say_json, show
-from ..base.words import command_line, listed
+from ..base.words import command_line, few
 from .collect import (
     ArmColumn,
     ArmFrom,
@@ -29,6 +29,7 @@ from .train import as_arguments
 
 if TYPE_CHECKING:
     from ..comparison.content import Content
+    from ..statistics.columns import Reading
 
 
 def verdict_command(
@@ -52,6 +53,12 @@ def verdict_command(
     first_look: Annotated[
         int | None, typer.Option(metavar="N", help="Pairs at the first look, if that verdict is not here any more.")
     ] = None,
+    across: Annotated[
+        bool, typer.Option("--across", help="One verdict over several comparisons, RESULTS being one each.")
+    ] = False,
+    data_sets: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="With --across: the data set of each comparison, in order.")
+    ] = None,
     test_images: Annotated[
         int | None, typer.Option(metavar="N", help="Images each run was tested on: tells runs that differ too little.")
     ] = None,
@@ -62,12 +69,17 @@ def verdict_command(
     seed_from: SeedFrom = None,
     may_differ: MayDiffer = None,
     out: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The page; by default RESULTS.verdict.html, a .json beside it.")
+        str | None, typer.Option(metavar="FILE", help="The page, a .json beside it; by default RESULTS.verdict.html.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """The same verdict for trainings that whatwhere does not run, from their folders or a table of their figures."""
-    from ..collect.collect import collect, is_collected
+    """The same verdict for trainings that whatwhere does not run, from their folders or a table of their figures.
+
+    With --across one verdict over several comparisons, on 4 data sets or more: each a table, a folder of runs, or a
+    folder that `compare` wrote. Its page is across.html beside them.
+    """
+    from ..collect.collect import collect
+    from ..comparison.across import check_has_baseline
     from ..comparison.content import figures_content
     from ..statistics.history import check_figures, check_title, judge_again, read_record
     from ..statistics.looks import LEAST_PAIRS, MOST_SEEDS
@@ -90,6 +102,15 @@ def verdict_command(
             check_integer(name, pairs, least=LEAST_PAIRS, most=MOST_SEEDS)
     if test_images is not None:
         check_integer("--test-images", test_images)
+    if data_sets is not None and not across:
+        raise UserError("--data-sets names those of several comparisons; give --across too")
+    if across:
+        of_one = {"--first-look": first_look, "--max-pairs": max_pairs, "--test-images": test_images}
+        for name, value in of_one.items():
+            if value is not None:
+                raise UserError(f"{name} is for one comparison: leave it out with --across, or judge each alone first")
+        _verdict_across(results, reading, baseline, margin, data_sets, out, json)
+        return
     page = Path(out) if out else _page_beside(results)
     record_path = _checked_targets(page, results)
     title = results[0].name if len(results) == 1 else page.name.partition(".")[0]
@@ -99,8 +120,8 @@ def verdict_command(
     # runs are read, which may take long, once it is known that their verdict can be written
     collected = collect(results, reading)
     figures = collected.results
-    if baseline is None and (len(set(collected.paths.values())) > 1 or is_collected(results[0])):
-        _check_baseline(figures.arms)
+    if baseline is None:
+        check_has_baseline(collected, results[0])
     terms = {
         "metric": metric,
         "lower_is_better": reading.lower_is_better,
@@ -119,18 +140,55 @@ def verdict_command(
     show_comparison(content, page, json)
 
 
+def _verdict_across(
+    results: list[Path],
+    reading: Reading,
+    baseline: str | None,
+    margin: float | None,
+    data_sets: str | None,
+    out: str | None,
+    as_json: bool,
+) -> None:
+    """Print one verdict over several comparisons, and write its page and its JSON."""
+    from ..comparison.across import read_comparisons
+    from ..report import across_tables, write_across_page
+    from ..statistics.across import across
+
+    page = Path(out) if out else _folder_of(results) / "across.html"
+    record_path = _checked_targets(page, results)
+    if record_path.exists():
+        _check_is_across(record_path)
+    names = [] if data_sets is None else [name.strip() for name in data_sets.split(",")]
+    judgements, known = read_comparisons(results, reading, baseline=baseline, margin=margin, data_sets=names)
+    verdict, title = across(judgements, known), few(list(judgements), 4)
+    content = {"title": title, "across": verdict.to_dict()}
+    with writing(page):
+        page.parent.mkdir(parents=True, exist_ok=True)
+    write_json(Path(os.path.realpath(record_path)), content)
+    write_across_page(Path(os.path.realpath(page)), verdict, title)
+    if as_json:
+        say_json(content)
+    else:
+        show(rich_tables(across_tables(verdict, title)))
+        say(f"The report: {page}")
+
+
+def _check_is_across(path: Path) -> None:
+    """Raise UserError if a file is something else than the JSON of a verdict across comparisons."""
+    from ..base.documents import read_json
+
+    try:
+        is_ours = "across" in read_json(path, dict[str, Any])
+    except ValueError:  # a UserError too
+        is_ours = False
+    if not is_ours:
+        raise UserError(f"{str(path)!r} is no verdict across comparisons; move it away, or give another --out")
+
+
 def verdict_again(results: Path, terms: Mapping[str, Any]) -> str:
     """Return the command that judges a table by these terms of `judge`, each of which is an option here."""
     options = [text for name, value in terms.items() if value is not None for text in as_arguments(name, value)]
     return command_line(["whatwhere", "verdict", str(results), *options])
-
-
-def _check_baseline(arms: list[str]) -> None:
-    """Raise UserError unless an arm is the baseline by its name: runs in folders have no first arm."""
-    from ..statistics.verdict import known_baseline
-
-    if known_baseline(arms) is None and len(arms) > 1:
-        raise UserError(f"no arm is called none or baseline; give the one to compare with, --baseline: {listed(arms)}")
 
 
 def _page_beside(results: list[Path]) -> Path:
@@ -139,16 +197,22 @@ def _page_beside(results: list[Path]) -> Path:
 
     if len(results) == 1 and not results[0].is_dir():
         return results[0].with_suffix(".verdict.html")
-    try:
-        folder = Path(os.path.commonpath([path.absolute() for path in results]))
-    except ValueError:  # on several drives of Windows
-        folder = Path()
+    folder = _folder_of(results)
     if not folder.name or folder == Path.cwd():
         find_some(results)
         raise UserError(
             "the runs have no folder of their own beside which the page could stand; give its file with --out"
         )
     return folder.with_name(f"{folder.name}.verdict.html")
+
+
+def _folder_of(paths: list[Path]) -> Path:
+    """Return the folder that holds all paths, or the only one itself; the current one where there is none."""
+    try:
+        common = Path(os.path.commonpath([path.absolute() for path in paths]))
+    except ValueError:  # on several drives of Windows
+        return Path()
+    return common.parent if common.is_file() else common
 
 
 def _path_from(folder: Path, path: Path) -> str:

@@ -19,6 +19,9 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 Texts = tuple[str, ...]
 
+# the files in the folder of a comparison
+DESIGN, COST, RESULTS, VERDICT, REPORT = "compare.json", "cost.json", "results.csv", "verdict.json", "report.html"
+
 
 class Curve(msgspec.Struct, frozen=True, kw_only=True):
     """A figure of one arm after each epoch: its mean, least and largest value over the seeds."""

@@ -31,8 +31,8 @@ from ..statistics.verdict import default_baseline
 from ..training.config import ADDED, FREE, NUMBER_OR_AUTO, OPTIONS, TELLS_APART, Config
 from ..training.setup import with_file_of_weights
 from .arms import Arm, build, check_arm_name, describe, num_params, parse_arms, run_options
+from .content import DESIGN
 
-DESIGN = "compare.json"
 _TYPED = {"num_seeds": "--seeds"}  # options that are called otherwise here
 _CHOSEN = frozenset(OPTIONS) - FREE - TELLS_APART  # options that a comparison fixes for all runs
 

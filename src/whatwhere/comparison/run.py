@@ -27,10 +27,9 @@ from ..training.distributed import Team, team
 from ..training.estimate import HOUR, measure_reading
 from ..training.setup import check_apart, check_machine, prepare_images, resolve
 from ..training.train import run_training
-from .content import Content, Costs
+from .content import COST, DESIGN, REPORT, RESULTS, VERDICT, Content, Costs
 from .costs import Measure, measure_costs, pace, width_for_time, within_an_hour
 from .design import (
-    DESIGN,
     Design,
     Request,
     asked_for,
@@ -44,8 +43,6 @@ from .design import (
 )
 from .gather import Gathered
 from .runs import Runner, Runs, RunScreen, Share, Task, failed
-
-COST, RESULTS, VERDICT, REPORT = "cost.json", "results.csv", "verdict.json", "report.html"
 
 
 def run_comparison(

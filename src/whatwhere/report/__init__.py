@@ -1,6 +1,6 @@
 """Write the report of a comparison: one HTML page, and tables for the terminal."""
 
-from .html import is_page, page, write_page
-from .terminal import tables
+from .html import across_page, is_page, page, write_across_page, write_page
+from .terminal import across_tables, tables
 
-__all__ = ["is_page", "page", "tables", "write_page"]
+__all__ = ["across_page", "across_tables", "is_page", "page", "tables", "write_across_page", "write_page"]

@@ -9,12 +9,22 @@ from dataclasses import dataclass
 
 from ..base.words import counted
 from ..comparison.content import ClassRow, Curve, Curves, PerClass
+from ..statistics.across import DEPENDS, HELPS_ON_AVERAGE, HURTS_ON_AVERAGE, AcrossArm, Member
 from ..statistics.metric import Metric
 from ..statistics.verdict import HELPS, HURTS, SAME, UNKNOWN, ArmVerdict
 from ..statistics.wording import percent, quantity, span
 from .figures import interval, plain, wins
 
-KINDS = {HELPS: "helps", HURTS: "hurts", SAME: "same", UNKNOWN: "unknown"}
+KINDS = {
+    HELPS: "helps",
+    HELPS_ON_AVERAGE: "helps",
+    HURTS: "hurts",
+    HURTS_ON_AVERAGE: "hurts",
+    SAME: "same",
+    DEPENDS: "depends",
+    UNKNOWN: "unknown",
+}
+NEXT = "the next data set"
 _NO_PAIRS, _NO_INTERVAL = "no two pairs yet", "no interval: the pairs are in doubt"
 _WORSE_LEFT = ("\N{LEFTWARDS ARROW} worse", "better \N{RIGHTWARDS ARROW}")
 _BETTER_LEFT = ("\N{LEFTWARDS ARROW} better", "worse \N{RIGHTWARDS ARROW}")
@@ -123,6 +133,7 @@ class Row:
     words: str = ""
     values: tuple[str, ...] = ()
     is_marked: bool = False
+    is_mean: bool = False
 
 
 @dataclass(frozen=True)
@@ -240,6 +251,61 @@ def wins_chart(arms: Sequence[ArmVerdict], metric: Metric) -> Chart | None:
         rows.append(Row(name, KINDS[arm.verdict], description, *marks, words=words, values=values))
     ticks = tuple(Tick(scale.at(share), percent(share)) for share in (0, 0.25, 0.5, 0.75, 1))
     return Chart("wins", tuple(rows), ticks, scale.at(0.5), None, "", "", height=44, bar_y=22)
+
+
+def forest_scale(arm: AcrossArm, margin: float) -> Scale | None:
+    """Return the axis of a forest plot, as long as most intervals need; None without means."""
+    means = [one.mean_difference for one in arm.comparisons if one.mean_difference is not None]
+    if not means:
+        return None
+    bounds = [one.interval_95 for one in arm.comparisons if not one.left_out]
+    ends = [end for pair in (*bounds, arm.deciding_interval, arm.prediction_interval) for end in pair or ()]
+    low, high = min(-margin, 0.0, *means), max(margin, 0.0, *means)
+    beyond = _FURTHEST * (high - low)
+    return padded(max(low - beyond, min([low, *ends])), min(high + beyond, max([high, *ends])))
+
+
+def forest_chart(arm: AcrossArm, number: int, margin: float, metric: Metric) -> Chart | None:
+    """Return the forest plot of an arm: a row for each comparison, their mean, and the next data set."""
+    scale = forest_scale(arm, margin)
+    if scale is None:
+        return None
+    weights = {one.name: one.weight for one in arm.data_sets}
+    rows = [_forest_row(one, weights.get(one.data_set), scale, metric) for one in arm.comparisons]
+    if arm.mean_difference is not None and arm.interval_95 and arm.prediction_interval:
+        mean, words = quantity(arm.mean_difference, metric, signed=True), f"95 %: {span(arm.interval_95, metric)}"
+        name, kind = f"mean over {len(arm.data_sets)} data sets", KINDS[arm.verdict]
+        description = f"{name}: {mean}, {words}"
+        bars = _bar(scale, arm.interval_95), _bar(scale, arm.deciding_interval)
+        at = scale.at(arm.mean_difference)
+        rows.append(Row(name, kind, description, at, *bars, words=arm.verdict, values=(mean, words), is_mean=True))
+        words = f"95 %: {span(arm.prediction_interval, metric)}"
+        following = _bar(scale, arm.prediction_interval)
+        rows.append(Row(NEXT, "unknown", f"{NEXT}: {words}", None, None, following, values=("prediction", words)))
+    sides = _WORSE_LEFT if metric.higher_is_better else _BETTER_LEFT
+    band = Bar(scale.at(-margin), scale.at(margin)) if margin > 0 else None
+    return Chart(f"forest-{number}", tuple(rows), _ticks(scale), scale.at(0.0), band, *sides, height=40, bar_y=20)
+
+
+def _forest_row(one: Member, weight: float | None, scale: Scale, metric: Metric) -> Row:
+    pairs = counted(one.num_pairs, "pair")
+    if one.mean_difference is None:
+        description = f"{one.comparison}: {_NO_PAIRS}"
+        return Row(one.comparison, "unknown", description, words="does not count", values=(_NO_PAIRS,))
+    mean = quantity(one.mean_difference, metric, signed=True)
+    words = _NO_INTERVAL if one.interval_95 is None else f"95 %: {span(one.interval_95, metric)}"
+    of = "" if one.data_set == one.comparison else f" of {one.data_set}"
+    about = pairs + of
+    if one.left_out:
+        about += "; does not count"
+    elif one.verdict != UNKNOWN:
+        about += f"; {one.verdict}"
+    if weight is not None and not one.left_out:
+        about += f"; weight {percent(round(weight, 2))}" + (" with it" if of else "")
+    kind = "plain" if one.left_out else KINDS[one.verdict]
+    description = f"{one.comparison}: {about}. Mean difference {mean}, {words}"
+    at, bar = scale.at(one.mean_difference), _bar(scale, one.interval_95)
+    return Row(one.comparison, kind, description, at, bar, words=about, values=(mean, words))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ..base.words import counted, few
 from ..comparison.content import ClassRow, CostRow, Costs
+from ..statistics.across import Across
 from ..statistics.looks import Schedule
 from ..statistics.metric import Metric
 from ..statistics.verdict import ArmVerdict, Difference
@@ -44,6 +45,21 @@ def compared(row: Difference | ClassRow, metric: Metric, p: float | None) -> tup
     """Return the baseline's mean, the arm's mean, the difference, its 95 % interval and p."""
     means = plain(row.baseline_mean, metric), plain(row.arm_mean, metric)
     return *means, plain(row.mean_difference, metric, signed=True), interval(row.interval_95, metric), p_value(p)
+
+
+def without_one(verdict: Across) -> list[tuple[str, ...]]:
+    """Return a row for each arm and data set: the arm, the data set, mean, interval and verdict without it."""
+    return [
+        (
+            arm.arm,
+            one.name,
+            plain(one.without, verdict.metric, signed=True),
+            interval(one.interval_without, verdict.metric),
+            one.verdict_without,
+        )
+        for arm in verdict.arms
+        for one in arm.data_sets
+    ]
 
 
 def unit_of(metric: Metric) -> str:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from ..base.files import write_bytes
 from ..base.words import printable
 from ..comparison.content import Content, RunRow
+from ..statistics.across import HELPS_ON_AVERAGE, HURTS_ON_AVERAGE, LEAST_DATA_SETS, Across
 from ..statistics.independence import LEAST_DIFFERENT
 from ..statistics.looks import ALPHA, LEAST_PAIRS
 from ..statistics.metric import Metric
 from ..statistics.verdict import ArmVerdict, Difference
 from ..statistics.wording import percent, quantity
-from .charts import KINDS, class_charts, curve_panels, pairs_chart, wins_chart
+from .charts import KINDS, class_charts, curve_panels, forest_chart, pairs_chart, wins_chart
 from .figures import (
     EPOCHS_FIRST,
     NONE,
@@ -27,13 +28,20 @@ from .figures import (
     seed_table,
     typeset,
     unit_of,
+    without_one,
 )
 
 if TYPE_CHECKING:
     import jinja2
 
 _MARK = '<meta name="generator" content="whatwhere">'
-_SIGNS = {"helps": "\N{CHECK MARK}", "hurts": "\N{MULTIPLICATION X}", "same": "=", "unknown": "?"}
+_SIGNS = {
+    "helps": "\N{CHECK MARK}",
+    "hurts": "\N{MULTIPLICATION X}",
+    "same": "=",
+    "depends": "\N{LEFT RIGHT ARROW}",
+    "unknown": "?",
+}
 
 
 def is_page(path: Path) -> bool:
@@ -85,6 +93,38 @@ def page(content: Content | Mapping[str, Any]) -> str:
         else None,
         schedules=_schedules(arms, alpha),
         runs=_runs(content.runs, [metric, *(other.metric for other in judgement.others)]),
+    )
+
+
+def write_across_page(path: Path, verdict: Across, title: str) -> None:
+    """Write the page of a verdict across comparisons, whole or not at all."""
+    write_bytes(path, across_page(verdict, title).encode())
+
+
+def across_page(verdict: Across, title: str) -> str:
+    """Return the page of a verdict across comparisons; the same verdict gives the same page."""
+    metric, margin = verdict.metric, verdict.margin
+    return (
+        _environment()
+        .get_template("across.html")
+        .render(
+            mark=_MARK,
+            title=title,
+            across=verdict,
+            metric=metric,
+            baselines=list(dict.fromkeys(verdict.baselines.values())),
+            arms=[(arm, forest_chart(arm, number, margin, metric)) for number, arm in enumerate(verdict.arms)],
+            averages=(HELPS_ON_AVERAGE, HURTS_ON_AVERAGE),
+            kinds=KINDS,
+            signs=_SIGNS,
+            without=without_one(verdict),
+            num_cases=sum(not one.left_out for arm in verdict.arms for one in arm.comparisons),
+            alpha=percent(ALPHA),
+            half_alpha=percent(ALPHA / 2),
+            margin=quantity(margin, metric),
+            least_pairs=LEAST_PAIRS,
+            least_data_sets=LEAST_DATA_SETS,
+        )
     )
 
 

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..base.tables import Table
-from ..base.words import printable
+from ..base.words import printable, short
 from ..comparison.content import ClassRow, Content, Costs, PerClass
+from ..statistics.across import Across, AcrossArm
 from ..statistics.looks import ALPHA, LEAST_PAIRS
 from ..statistics.metric import Metric
 from ..statistics.verdict import Difference
 from ..statistics.wording import percent
+from .charts import NEXT, Scale, forest_scale
 from .figures import (
     EPOCHS_FIRST,
     NONE,
@@ -24,6 +26,7 @@ from .figures import (
     seed_table,
     unit_of,
     wins,
+    without_one,
 )
 
 _WIDTH = 100
@@ -31,6 +34,7 @@ _BETWEEN = 3  # blanks around a column
 _LONGEST_HEAD = 20  # longer names are folded
 _MOST_CLASSES = 12
 _COST_COLUMNS = 3  # side by side
+_PLOT, _LONGEST_NAME = 21, 19  # letters of a forest plot, and of a name beside it
 
 
 def tables(content: Content | Mapping[str, Any]) -> list[Table]:
@@ -192,3 +196,84 @@ def _classes(differing: Sequence[ClassRow], per_class: PerClass, baseline: str) 
     columns = ("class", "arm", "images", printable(baseline), "difference", "95 % interval", "p, Holm")
     title = f"Classes with a difference in {metric.label}: p after Holm at most {percent(ALPHA)}"
     return Table(title, columns, rows, num_text_columns=2, note=note)
+
+
+def across_tables(verdict: Across, title: str) -> list[Table]:
+    """Return a verdict across comparisons as tables of 80 columns: the verdicts, then a forest plot for each arm."""
+    metric = verdict.metric
+    rows, notes = [], []
+    for arm in verdict.arms:
+        rows.append(
+            (
+                printable(arm.arm),
+                arm.verdict,
+                plain(arm.mean_difference, metric, signed=True),
+                interval(arm.interval_95, metric),
+                p_value(arm.p_difference),
+            )
+        )
+        notes.append(f"{printable(arm.conclusion)}.")
+        notes += [f"  {printable(line)}" for line in (arm.reason, *arm.cautions)]
+    if any(arm.level is not None and arm.level < ALPHA for arm in verdict.arms):
+        notes.append(
+            "the verdict is read at the interval in its sentence, which is wider than the 95 % interval of the table: "
+            "the arms share the error"
+        )
+    notes += [printable(caution) for caution in verdict.cautions]
+    unit = f", {metric.unit}" if metric.unit else ""
+    direction = "" if metric.higher_is_better else ", lower is better"
+    head = printable(f"{title}: {metric.label} minus that of the baseline{unit}{direction}")
+    columns = ("arm", "verdict", "mean", "95 % interval", "p")
+    found = [Table(head, columns, rows, num_text_columns=2, note="\n".join(notes))]
+    found += [_forest(arm, verdict) for arm in verdict.arms]
+    if without := [tuple(short(cell, _LONGEST_NAME) for cell in row) for row in without_one(verdict)]:
+        columns = ("arm", "without", "mean", "deciding interval", "verdict")
+        found.append(Table("The mean without one data set", columns, without, num_text_columns=2))
+    return found
+
+
+def _forest(arm: AcrossArm, verdict: Across) -> Table:
+    metric, scale = verdict.metric, forest_scale(arm, verdict.margin)
+
+    def plotted(bounds: tuple[float, float] | None, mean: float | None, marks: str) -> str:
+        return "" if scale is None else _plot(scale, verdict.margin, bounds, mean, marks)
+
+    rows = []
+    for one in arm.comparisons:
+        plot = plotted(one.interval_95, one.mean_difference, "-x" if one.left_out else "-o")
+        figures = plain(one.mean_difference, metric, signed=True), interval(one.interval_95, metric)
+        rows.append((short(one.comparison, _LONGEST_NAME), plot, *figures, f"{one.num_pairs}"))
+    if arm.mean_difference is not None:
+        plot = plotted(arm.interval_95, arm.mean_difference, "=#")
+        figures = plain(arm.mean_difference, metric, signed=True), interval(arm.interval_95, metric)
+        rows.append((f"mean of {len(arm.data_sets)} data sets", plot, *figures, ""))
+        following = interval(arm.prediction_interval, metric)
+        rows.append((NEXT, plotted(arm.prediction_interval, None, "~~"), "", following, ""))
+    notes = ["| 0, : margin, < > goes on"]
+    for one in arm.comparisons:
+        if one.left_out:
+            notes[0] = "| 0, : margin, < > goes on, x does not count"
+            notes.append(f"{printable(one.comparison)}: {printable(one.left_out)}")
+    sides = ("worse", "better") if metric.higher_is_better else ("better", "worse")
+    columns = ("comparison", " | ".join(sides), "mean", "95 % interval", "pairs")
+    return Table(printable(f"{arm.arm}: every comparison"), columns, rows, num_text_columns=2, note="\n".join(notes))
+
+
+def _plot(scale: Scale, margin: float, bounds: tuple[float, float] | None, mean: float | None, marks: str) -> str:
+    """Return a line of a forest plot: `marks` are those of an interval and of its mean. Its blanks do not break."""
+
+    def place(value: float) -> int:
+        return min(_PLOT - 1, int(scale.share(value) / 100 * _PLOT))
+
+    line = ["\N{NO-BREAK SPACE}"] * _PLOT
+    for edge in (-margin, margin) if margin else ():
+        line[place(edge)] = ":"
+    line[place(0.0)] = "|"
+    if bounds is not None:
+        low, high = bounds
+        line[place(low) : place(high) + 1] = marks[0] * (place(high) + 1 - place(low))
+        line[0] = "<" if low < scale.low else line[0]
+        line[-1] = ">" if high > scale.high else line[-1]
+    if mean is not None:
+        line[place(mean)] = marks[1]
+    return "".join(line)

@@ -194,18 +194,17 @@ def across(comparisons: Mapping[str, Judgement], data_sets: Mapping[str, str] | 
         index = list(judged).index(arm)
         rule = _Rule(metric, margin, ALPHA / same[1][index], ALPHA / differ[1][index])
         arms.append(_verdict(arm, found, means[arm], judged[arm], rule, cautions))
-    notes = [] if data_sets else [_EACH_ITS_OWN]
+    notes = []
+    if assumed := [name for name in comparisons if name not in names]:
+        notes.append(
+            f"taken for data sets of their own: {few(assumed, 6)}; if two "
+            "comparisons use the same images, name the data sets with --data-sets, or the verdict is too sure"
+        )
     if len(names_of := dict.fromkeys(one.baseline for one in comparisons.values())) > 1:
         notes.append(f"the baselines are called {few(list(names_of), 6)}: they are taken for the same network")
     notes += [f"{name}: {text}" for name, judgement in comparisons.items() for text in judgement.cautions]
     baselines = {name: judgement.baseline for name, judgement in comparisons.items()}
     return Across(metric, margin, baselines, tuple(arms), tuple(notes))
-
-
-_EACH_ITS_OWN = (
-    "each comparison counts as a data set of its own, because no data sets were given; if two of them use the same "
-    "images, give the names in order with --data-sets, or the verdict is too sure"
-)
 
 
 def _shared_terms(comparisons: Mapping[str, Judgement]) -> tuple[Metric, float]:

@@ -32,12 +32,14 @@ class Record(msgspec.Struct, frozen=True):
         changes: All changes up to then, as sentences.
         title: The name of the results.
         source: The paths of the results, from the folder of the record; empty in records of old versions.
+        terms: What a comparison is judged by, as `judge` takes it; empty for a table.
     """
 
     judgement: Judgement
     changes: tuple[str, ...]
     title: str = ""
     source: tuple[str, ...] = ()
+    terms: dict[str, str | int | float | None] = {}
 
     def __post_init__(self) -> None:
         if not self.judgement.arms or not self.judgement.metric.name:
