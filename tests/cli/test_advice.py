@@ -32,6 +32,7 @@ ROOT = Path(package.__file__).parent
 # by file or folder: the commands that show its sentences, each of which must have the options named there
 COMMANDS = {
     "cli/attend.py": ("attend",),
+    "cli/audit.py": ("audit",),
     "cli/check.py": ("check",),
     "cli/collect.py": ("collect", "verdict"),
     "cli/compare.py": ("compare",),
@@ -42,6 +43,7 @@ COMMANDS = {
     "collect": ("collect", "verdict"),
     "comparison": ("compare",),
     "comparison/across.py": ("verdict",),
+    "comparison/audit.py": ("audit",),
     "data/doctor": ("train", "compare"),
     "data/sources": ("train", "compare", "check", "evaluate"),
     "data/split.py": ("train", "compare"),
@@ -61,6 +63,7 @@ COMMANDS = {
 # sentences that name an option of another command on purpose
 ELSEWHERE = {
     ("data/sources/source.py", "--skip-bad"): "check names it for the training",
+    ("comparison/audit.py", "--deterministic"): "of the run that is trained again",
     ("training/setup.py", "--model"): "said of a network that was chosen, and compare chooses none",
     ("cli/collect.py", "--baseline"): "of the command that collect names at its end",
     ("cli/collect.py", "--margin"): "of that command too",
@@ -95,7 +98,7 @@ def sentences():
 def test_every_option_that_a_sentence_names_is_one_of_its_commands():
     wrong, seen = [], set()
     for file, text in sentences():
-        places = [place for place in COMMANDS if file == place or file.startswith(f"{place}/")]
+        places = [file] if file in COMMANDS else [place for place in COMMANDS if file.startswith(f"{place}/")]
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z](?![a-z{])", text):
             seen |= set(places) | {(file, option)}
             if (file, option) in ELSEWHERE or option == "--no":  # a prefix, as in --no-check
@@ -299,7 +302,10 @@ def ready(tmp_path_factory):
         patch.setenv("XDG_CACHE_HOME", str(here / "cache"))
         comparisons = Comparisons("sound", Path("study"))
         comparisons.figures = accuracy_of
-        comparisons("none,se", seeds=6, backbone="resnet8", given={**read_config(Path("small.yaml")), "batch_size": 8})
+        given = {**read_config(Path("small.yaml")), "batch_size": 8}
+        comparisons("none,se", seeds=6, backbone="resnet8", given=given)
+        comparisons.figures, comparisons.out = None, Path("real")
+        comparisons("none,own=own_gate:Own", seeds=2, backbone="resnet8", given=given)
         for out, attention in (("run", ""), ("own", "own_gate:Own")):
             given = {**read_config(Path("small.yaml")), "model": "resnet8", "attention": attention}
             paths = {

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -201,3 +202,71 @@ def test_a_version_that_a_run_does_not_name_is_unknown(tmp_path):
     file.write_text(json.dumps(content))
     collected = collect("digits", tmp_path / "out", Request(), Silent()).to_dict()
     assert any("unknown" in caution for caution in collected["cautions"])
+
+
+def test_the_hash_of_the_design_is_that_of_its_beginning(tmp_path, design):
+    first, replace = design.digest(), msgspec.structs.replace
+    assert re.fullmatch("[0-9a-f]{64}", first)
+    # what happens while it runs
+    looked = replace(design, began="later", first_look=8, verdicts={"se": ("helps", 8)}, left_out=(3,), changes=("so",))
+    assert looked.digest() == first
+    # where things lie
+    assert replace(design, data="/elsewhere/photos").digest() == first
+    weights = [
+        replace(design, options={**design.options, "pretrained": path}, contents={"the file of weights": digest})
+        for path, digest in (("a.pth", "0" * 64), ("b/a.pth", "0" * 64), ("a.pth", "1" * 64))
+    ]
+    assert weights[0].digest() == weights[1].digest() != weights[2].digest()
+    # what is changed later, twice, and changed back, with an arm more and its code
+    request = Request(num_seeds=16, arms=parse_arms("none,x=own:Gate"), margin=0.3, metric="auroc", baseline="se")
+    later = continued(design, request, tmp_path)
+    options = {**later.arm_options, "x": {"model": "resnet18", "attention": "own:Gate"}}
+    later = replace(later, arm_options=options, contents={"the code of x": "0" * 64})
+    again = continued(continued(later, Request(margin=0.7), tmp_path), Request(margin=0.5, baseline="none"), tmp_path)
+    for changed in (later, again):
+        changed.write(tmp_path)
+        assert changed.digest() == read_design(tmp_path).digest() == first
+    # rates that are searched are no part of it, those that are given are
+    searched = replace(design, lr_search=(0.1, 0.2))
+    rated = replace(searched, arm_options={arm: {**own, "lr": 0.1} for arm, own in design.arm_options.items()})
+    assert searched.digest() == rated.digest() != first
+    timed = replace(design, arms=(*design.arms[:2], Arm("cbam", "wide:time")))
+    measured = [
+        replace(timed, arm_options={**timed.arm_options, "cbam": {"model": "resnet18", "width_factor": factor}})
+        for factor in (1.5, 1.6)
+    ]
+    assert measured[0].digest() == measured[1].digest() != first
+    # options of later versions, where they do what was done before
+    lacking = {name: value for name, value in design.options.items() if name not in ADDED}
+    assert replace(design, options=lacking).digest() == first
+    assert replace(design, margin=1).digest() == replace(design, margin=1.0).digest()
+    others = [
+        {"data_fingerprint": "1" * 64},
+        {"backbone": "resnet34"},
+        {"arms": design.arms[:2]},
+        {"arms": (*design.arms[:2], Arm("cbam", "se"))},
+        {"baseline": "se"},
+        {"num_seeds": 9},
+        {"max_seeds": 16},
+        {"metric": "auroc"},
+        {"margin": 0.6},
+        {"lr_search": (0.1, 0.2)},
+        {"options": {**design.options, "epochs": 31}},
+        {"options": {**design.options, "resize": "squash"}},
+        {"arm_options": {**design.arm_options, "se": {"model": "se_resnet18", "width_factor": 2.0}}},
+        {"contents": {"the code of se": "0" * 64}},
+    ]
+    assert len({first, *(replace(design, **other).digest() for other in others)}) == len(others) + 1
+
+
+def test_the_hash_of_a_design_stays_from_version_to_version():
+    """It may have been published: a change of this number breaks that."""
+    design = read_design(Path(__file__).parents[2] / "docs" / "sign-digits")
+    assert design.digest() == "edd60dd7474fccfd590586f443ab6cc4f5e66feb6889147b5257d0ad7c9ac262"
+
+
+@pytest.mark.parametrize("first", [{"arms": 2}, {"num_arms": 9}, {"num_arms": True}, {"margin": [1]}], ids=str)
+def test_a_beginning_that_no_comparison_had_is_refused(tmp_path, design, first, refused):
+    msgspec.structs.replace(design, at_first=first).write(tmp_path)
+    with refused():
+        read_design(tmp_path)

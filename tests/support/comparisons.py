@@ -112,10 +112,10 @@ class Comparisons:
         self.before(arm, seed)
         if self.figures is None:
             return run_training(data, given, out=out, screen=screen, folder_class=WithoutPictures, **others)
-        return _pretend(data, given, out, self.figures(arm, seed), self.num_images, screen)
+        return pretend(data, given, out, self.figures(arm, seed), self.num_images, screen)
 
 
-def _pretend(data, given, out, figures, num_images, screen):
+def pretend(data, given, out, figures, num_images, screen):
     """Leave the folder of a finished run with these figures, as far as a comparison reads it."""
     accuracy, loss = figures if isinstance(figures, tuple) else (figures, 1 - figures)
     prepared = prepare_images(data, given, screen)

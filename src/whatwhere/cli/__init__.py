@@ -21,6 +21,7 @@ from ..base.processes import leave, unwound_at_signals
 from ..base.tables import tell
 from ..base.words import brief, command_line, number_in, short
 from .attend import attend_command
+from .audit import audit_command
 from .check import check_command
 from .collect import collect_command
 from .compare import compare_command
@@ -187,6 +188,7 @@ app.command("train")(train_command())
 app.command("compare")(compare_command())
 app.command("collect")(collect_command)
 app.command("verdict")(verdict_command)
+app.command("audit")(audit_command)
 app.command("check")(check_command)
 app.command("predict")(predict_command)
 app.command("evaluate")(evaluate_command)

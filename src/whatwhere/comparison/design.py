@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from ..attention import attention_by_path
 from ..base.documents import parse_json
@@ -30,11 +31,13 @@ from ..statistics.metric import METRICS, margin_for
 from ..statistics.verdict import default_baseline
 from ..training.config import ADDED, FREE, NUMBER_OR_AUTO, OPTIONS, TELLS_APART, Config
 from ..training.setup import with_file_of_weights
-from .arms import Arm, build, check_arm_name, describe, num_params, parse_arms, run_options
+from .arms import NONE, Arm, build, check_arm_name, describe, num_params, parse_arms, run_options
 from .content import DESIGN
 
 _TYPED = {"num_seeds": "--seeds"}  # options that are called otherwise here
 _CHOSEN = frozenset(OPTIONS) - FREE - TELLS_APART  # options that a comparison fixes for all runs
+_CHANGEABLE = ("num_seeds", "max_seeds", "margin", "metric", "baseline")  # besides the arms, which may become more
+WEIGHTS = "the file of weights"
 
 Text = Annotated[str, Meta(min_length=1)]
 Pairs = Annotated[int, Meta(ge=LEAST_PAIRS, le=MOST_SEEDS)]
@@ -90,6 +93,8 @@ class Design(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         changes: Sentences on each change after the start.
         left_out: Seeds that count for no arm.
         contents: SHA-256 of the user code and weights that the runs depend on.
+        at_first: What was changed since, as it was at first, by field; of the arms, which may become more, `num_arms`.
+            Unset where nothing was, and in files of old versions.
     """
 
     format: Literal[1] = 1
@@ -111,6 +116,7 @@ class Design(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     changes: tuple[str, ...] = ()
     left_out: tuple[Seed, ...] = ()
     contents: dict[str, str] = {}
+    at_first: dict[str, int | float | str | None] | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         if self.max_seeds is not None and self.max_seeds < self.num_seeds and self.first_look is None:
@@ -150,16 +156,47 @@ class Design(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Return all options of a run that change its result."""
         return {**self.options, **self.arm_options[arm], "seed": seed}
 
+    def digest(self) -> str:
+        """Return the SHA-256 of the design as it was when the comparison began, to publish before the first run.
+
+        It is of everything that the comparison fixes, and of nothing that it finds: looks, learning rates that are
+        searched, widths that are measured, seeds that are left out, and later changes leave it as it is. Images, code
+        and weights count by their content, not by their paths, so that it is the same on another machine.
+        """
+        first = {name: getattr(self, name) for name in ("data_fingerprint", "backbone", "lr_search", *_CHANGEABLE)}
+        first |= self.at_first or {}
+        arms = self.arms[: first.pop("num_arms", len(self.arms))]
+        codes = {code_of(arm.name) for arm in arms}
+        options = {name: value for name, value in self.options.items() if value != ADDED.get(name, UNSET)}
+        if WEIGHTS in self.contents:
+            del options["pretrained"]
+        first |= {
+            "arms": [(arm.name, arm.spec) for arm in arms],
+            "options": options,
+            "arm_options": {
+                arm.name: {
+                    name: value
+                    for name, value in self.arm_options[arm.name].items()
+                    if not (name == "lr" and self.lr_search) and not (name == "width_factor" and arm.is_timed)
+                }
+                for arm in arms
+            },
+            "contents": {what: value for what, value in self.contents.items() if what in {WEIGHTS, *codes}},
+        }
+        # 1 and 1.0 are one number, whichever of them a file holds
+        plain = json.loads(json.dumps(first), parse_int=float)
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
     def write(self, folder: Path) -> None:
         """Write `compare.json`."""
         write_json(folder / DESIGN, msgspec.to_builtins(self))
 
 
-def read_design(folder: Path) -> Design | None:
+def read_design(folder: Path, advice: str = "give another --out") -> Design | None:
     """Return the design in `folder`; None where there is none.
 
     Raises:
-        UserError: The file is damaged or of another version.
+        UserError: The file is damaged or of another version; `advice` says what to do.
     """
     path = folder / DESIGN
     if not os.path.exists(path):  # nor the end of a link
@@ -173,7 +210,7 @@ def read_design(folder: Path) -> Design | None:
         _check_parts(design)
         return design
     except ValueError as error:
-        raise UserError(f"{str(path)!r} is no design of a comparison ({cause(error)}); give another --out") from error
+        raise UserError(f"{str(path)!r} is no design of a comparison ({cause(error)}); {advice}") from error
 
 
 def _check_parts(design: Design) -> None:
@@ -198,6 +235,9 @@ def _check_parts(design: Design) -> None:
         raise ValueError("its options are not those of a run")
     for options in (design.options, *design.arm_options.values()):
         msgspec.convert(options, Config)
+    num_arms = (first := design.at_first or {}).get("num_arms", len(names))
+    if not first.keys() <= {"num_arms", *_CHANGEABLE} or type(num_arms) is not int or not 2 <= num_arms <= len(names):
+        raise ValueError("at_first names what no comparison changes")
     for options in design.arm_options.values():
         if not {"model"} <= set(options) <= {*TELLS_APART, "at", "lr", "epochs"} - {"seed"}:
             raise ValueError("arm_options are not those of an arm")
@@ -267,7 +307,10 @@ def continued(design: Design, request: Request, folder: Path, given: Mapping[str
         for name, value in wanted.items()
         if (before := getattr(design, name)) != value
     ]
-    texts += [f"arm {arm.name} added" for arm in arms[len(design.arms) :]]
+    first = {name: value for name in wanted if (value := getattr(design, name)) != wanted[name]}
+    if added := arms[len(design.arms) :]:
+        texts += [f"arm {arm.name} added" for arm in added]
+        first["num_arms"] = len(design.arms)
     leaving = tuple(seed for seed in dict.fromkeys(request.leave_out) if seed not in design.left_out)
     texts += [f"seed {seed} is left out of all arms" for seed in leaving]
     seen = max((look for _, look in design.verdicts.values()), default=0)
@@ -275,7 +318,12 @@ def continued(design: Design, request: Request, folder: Path, given: Mapping[str
     after = f"after a look at {counted(seen, 'pair')}" if seen else "before the first look"
     changes = tuple(f"{when}, {after}: {text}" for text in texts)
     return msgspec.structs.replace(
-        design, arms=tuple(arms), changes=(*design.changes, *changes), left_out=(*design.left_out, *leaving), **wanted
+        design,
+        arms=tuple(arms),
+        changes=(*design.changes, *changes),
+        left_out=(*design.left_out, *leaving),
+        at_first=first | (design.at_first or {}) or UNSET,
+        **wanted,
     )
 
 
@@ -347,7 +395,7 @@ def begun(data: str, config: Config, prepared: Prepared, backbone: str | None, a
     """Return a new design with all options of its runs; `completed` adds the networks of its arms."""
     return Design(
         data=data,
-        data_fingerprint=_images_fingerprint(prepared),
+        data_fingerprint=images_fingerprint(prepared),
         began=datetime.now(timezone.utc).isoformat(timespec="minutes"),
         backbone=backbone or config.network().backbone,
         **asked,
@@ -356,7 +404,7 @@ def begun(data: str, config: Config, prepared: Prepared, backbone: str | None, a
     )
 
 
-def _images_fingerprint(prepared: Prepared) -> str:
+def images_fingerprint(prepared: Prepared) -> str:
     """Return a hash of paths, labels and parts, and of the images' content where it was checked."""
     return ":".join(filter(None, (fingerprint(prepared), prepared.report.digest if prepared.report else "")))
 
@@ -370,7 +418,7 @@ def completed(data: str, design: Design, request: Request, prepared: Prepared, o
         UserError: The images changed, an arm cannot be built, or only the file names its code.
     """
     where = f"the comparison in {str(out)!r}"
-    if _images_fingerprint(prepared) != design.data_fingerprint:
+    if images_fingerprint(prepared) != design.data_fingerprint:
         if data != design.data:
             raise UserError(
                 f"{where} is of {brief(design.data, 200)}, and {data!r} has other images; give another --out"
@@ -400,18 +448,35 @@ def completed(data: str, design: Design, request: Request, prepared: Prepared, o
         widths={name: had["width_factor"] for name, had in design.arm_options.items() if "width_factor" in had},
     )
     arm_options = {**design.arm_options, **{name: options[name] for name in new if name in options}}
-    parts = ("model", "attention", "attention_kwargs", "at", "epochs")
-    for name, choice in arm_options.items():
-        # the arm decides its network; only width and learning rate are read from the file
-        if any(choice.get(part) != options[name].get(part) for part in parts):
-            raise UserError(
-                f"{str(out / DESIGN)!r} gives the arm {name} another network than its own; restore the file"
-            )
+    _check_networks(arm_options, options, out)
     if weights and any(arm.is_wide for arm in design.arms):
         raise UserError("a wide arm has no pretrained weights; leave out the arm or --pretrained")
     starts = {name: {**design.options, **arm_options[name]} for name in new if name in arm_options}
     _check_starts(starts, design.backbone, num_classes)
     return msgspec.structs.replace(design, arm_options=arm_options, contents={**design.contents, **contents})
+
+
+def _check_networks(arm_options: Mapping[str, Mapping[str, Any]], own: Mapping[str, Any], out: Path) -> None:
+    """Raise UserError where options from a file are not those of the network that an arm names, by arm.
+
+    Only width and learning rate are read from the file.
+    """
+    parts = ("model", "attention", "attention_kwargs", "at", "epochs")
+    for name, choice in arm_options.items():
+        if any(choice.get(part) != own[name].get(part) for part in parts):
+            raise UserError(
+                f"{str(out / DESIGN)!r} gives the arm {name} another network than its own; restore the file"
+            )
+
+
+def check_networks(design: Design, out: Path) -> None:
+    """Raise UserError where the design in `out` gives an arm another network than its own; import no code.
+
+    The width of wide arms is not calculated again.
+    """
+    plain = [Arm(arm.name, NONE) if arm.is_wide else arm for arm in design.arms]
+    own = run_options(plain, design.backbone, 1, design.options.get("at", ""), design.options["epochs"])
+    _check_networks(design.arm_options, own, out)
 
 
 def _check_starts(options: Mapping[str, Mapping[str, Any]], backbone: str, num_classes: int) -> None:
@@ -450,7 +515,7 @@ def described(design: Design, num_classes: int) -> list[str]:
 
 def _checked_contents(design: Design, where: str) -> dict[str, str]:
     """Return the hashes of what the runs depend on; raise UserError where one is another than at the start."""
-    contents = _hashes(design.arms, design.options["pretrained"])
+    contents = hash_contents(design.arms, design.options["pretrained"])
     for what, before in design.contents.items():
         if contents.get(what) != before:
             how = "has changed" if what in contents else "is gone"
@@ -458,7 +523,12 @@ def _checked_contents(design: Design, where: str) -> dict[str, str]:
     return contents
 
 
-def _hashes(arms: Sequence[Arm], pretrained: str) -> dict[str, str]:
+def code_of(arm: str) -> str:
+    """Return what `contents` calls the code of an arm."""
+    return f"the code of {arm}"
+
+
+def hash_contents(arms: Sequence[Arm], pretrained: str) -> dict[str, str]:
     """Return the SHA-256 of the user's code, which is imported for that, and of the weights that the runs start from.
 
     Of code, only the file of the named module counts, not the modules that it imports.
@@ -466,13 +536,13 @@ def _hashes(arms: Sequence[Arm], pretrained: str) -> dict[str, str]:
     Raises:
         UserError: The code cannot be imported, or a file cannot be read.
     """
-    files = {"the file of weights": pretrained} if pretrained and Path(pretrained).is_file() else {}
+    files = {WEIGHTS: pretrained} if pretrained and Path(pretrained).is_file() else {}
     for arm in arms:
         if arm.is_code:
             attention_by_path(arm.attention)
             module = sys.modules.get(arm.attention.partition(":")[0])
             if file := getattr(module, "__file__", None):
-                files[f"the code of {arm.name}"] = file
+                files[code_of(arm.name)] = file
     hashes = {}
     for what, file in files.items():
         try:

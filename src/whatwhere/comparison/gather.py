@@ -14,7 +14,7 @@ from ..data.images import MAX_VALUE
 from ..statistics.decide import holm
 from ..statistics.metric import METRICS, Metric
 from ..statistics.results import Results, numbered
-from ..statistics.verdict import Judgement, difference
+from ..statistics.verdict import Judgement, difference, judge
 from ..training.config import OPTIONS
 from .arms import describe
 from .content import ClassRow, Content, Costs, Curve, Curves, PerClass, RunRow, figures_content
@@ -70,10 +70,25 @@ class Gathered:
     def _has_test(self) -> bool:
         return all(run.result.judged_on == "test" for run in self.finished.values())
 
-    def tell(self) -> None:
-        """Note with the results what a reader must know about the runs, and which arms need more epochs."""
-        self.results.notes = self._cautions()
-        self.results.more_epochs = self._unlearned()
+    def judge(self) -> tuple[Judgement, dict[str, Any]]:
+        """Return the verdicts at the looks of the design, and the terms that a table of the results is judged by.
+
+        The results get notes on what a reader must know about the runs, and on arms that need more epochs.
+        """
+        design = self.design
+        self.results.notes, self.results.more_epochs = self._cautions(), self._unlearned()
+        terms: dict[str, Any] = {
+            "metric": design.metric,
+            "baseline": design.baseline,
+            "margin": design.margin,
+            "first_look": design.schedule.first,
+            "max_pairs": design.max_seeds,
+            "test_images": self.num_images,
+        }
+        judgement = judge(self.results, awaited=design.seeds(), **terms)
+        if not self.same_num_images:  # a table has one number for all runs
+            del terms["test_images"]
+        return judgement, terms
 
     def _cautions(self) -> list[str]:
         notes = []

@@ -21,7 +21,6 @@ from ..base.words import brief, counted, few
 from ..data.split import Prepared
 from ..statistics.history import Record, changed_figures, read_record
 from ..statistics.independence import check_still_independent
-from ..statistics.verdict import judge
 from ..training.config import FREE, num_steps
 from ..training.distributed import Team, team
 from ..training.estimate import HOUR, measure_reading
@@ -113,7 +112,8 @@ def run_comparison(
                 _say_what_stays(design, request, screen)
                 for line in described(design, len(prepared.classes)):
                     screen.line(line)
-            costs = _read_costs(own.out)
+                screen.line(f"SHA-256 of the design: {design.digest()}")
+            costs = read_costs(own.out)
             known = [] if costs is None else [row.arm for row in costs.rows]
             is_doubtful = costs is not None and bool(costs.doubt) and not own.is_inner  # other processes train
             lacks = known != [arm.name for arm in design.arms] or is_doubtful
@@ -353,18 +353,7 @@ def _judged(design: Design, runs: Runs, failures: Mapping[str, str]) -> tuple[De
             f"the images or their split changed between the runs of a pair ({differing[0]}); move the folders of that "
             "seed away and run again"
         )
-    terms: dict[str, Any] = {
-        "metric": design.metric,
-        "baseline": design.baseline,
-        "margin": design.margin,
-        "first_look": design.schedule.first,
-        "max_pairs": design.max_seeds,
-        "test_images": gathered.num_images,
-    }
-    gathered.tell()
-    judgement = judge(gathered.results, awaited=design.seeds(), **terms)
-    if not gathered.same_num_images:  # a table has one number for all runs
-        del terms["test_images"]
+    judgement, terms = gathered.judge()
     record = _read_record(out)
     changed = [] if record is None else changed_figures(record, judgement)
     decided = {arm.arm: (arm.verdict, arm.num_pairs) for arm in judgement.arms if arm.level is not None}
@@ -376,14 +365,14 @@ def _judged(design: Design, runs: Runs, failures: Mapping[str, str]) -> tuple[De
     )
     design.write(out)
     title = f"{Path(design.data).name}: {design.backbone}"
-    content = gathered.content(judgement, title, _read_costs(out), failures, design.changes)
+    content = gathered.content(judgement, title, read_costs(out), failures, design.changes)
     content = msgspec.structs.replace(content, terms=terms)
     write_bytes(out / RESULTS, gathered.results.to_csv(with_notes=True).encode("utf-8"))
     write_json(out / VERDICT, content.to_dict())
     return design, content
 
 
-def _read_costs(out: Path) -> Costs | None:
+def read_costs(out: Path) -> Costs | None:
     """Return what the arms cost; None where the file is missing or damaged, as it can be measured again."""
     try:
         costs = read_json(out / COST, Costs)
