@@ -242,7 +242,7 @@ def test_runs_and_lines_that_are_missing_or_too_many_are_named(pretended, monkey
     assert [found.sentence for found in audited(pretended).mismatches] == [
         "results.csv (se, seed 1): line 8 has no finished run in runs/se/seed-1, or is there twice",
         "results.csv (none, seed 0): line 13 has no finished run in runs/none/seed-0, or is there twice",
-        "results.csv (none, seed 4): it lacks a finished run",
+        "results.csv (none, seed 4): it lacks this finished run, or was not written since",
     ]
     table.write_text("")
     assert len(audited(pretended).mismatches) == 2 * SEEDS - 1

@@ -130,7 +130,8 @@ def _of_table(path: Path, gathered: Gathered) -> Iterator[Mismatch]:
             if not _same(said, found):
                 yield Mismatch(file=path.name, figure=name, arm=arm, seed=seed, said=said, found=found, by=RESULT)
     for arm, seed in lacking:
-        yield Mismatch(file=path.name, figure="it lacks a finished run", arm=arm, seed=seed)
+        why = "it lacks this finished run, or was not written since"
+        yield Mismatch(file=path.name, figure=why, arm=arm, seed=seed)
 
 
 def _number(cell: str) -> float | str | None:
