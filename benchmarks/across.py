@@ -31,7 +31,8 @@ DEPENDS = {
     "6 without, 6 of 2 points": [0.0] * 6 + [2.0] * 6,
     "8 of 0.3 points": [0.3] * 8,
 }
-NAMES = ("helps", "hurts", "same", "above", "below", "random_effects_alone", "prediction_covers")
+NAMES = ("helps", "hurts", "same", "above", "below", "random_effects_alone", "plain_mean_alone", "prediction_covers")
+NAMES += ("random_effects_prediction",)
 
 
 def run(job: tuple[int, str, dict[str, Any], int]) -> dict[str, Any]:
@@ -127,7 +128,8 @@ def main() -> None:
             most([row for row in found if row["effect"] == MARGIN], "same"),
             most(found, "above", "below"),
             most(found, "random_effects_alone"),
-            f"{min(row['prediction_covers'] for row in found):.1%}",
+            most(found, "plain_mean_alone"),
+            *(f"{min(row[name] for row in found):.1%}" for name in ("prediction_covers", "random_effects_prediction")),
         ]
         for (num, pairs), found in grouped(means, "num", "pairs")
     ]
@@ -150,7 +152,9 @@ def main() -> None:
                 "mean at the margin: no difference",
                 "interval misses on one side",
                 "of random effects alone",
+                "of the plain mean alone",
                 "prediction interval covers, least",
+                "that of random effects alone",
             ],
             cells,
         ),

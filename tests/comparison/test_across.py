@@ -9,8 +9,11 @@ from run_folders import ultralytics_run
 from whatwhere import UserError
 from whatwhere.base.files import write_json
 from whatwhere.comparison.across import read_comparisons
+from whatwhere.comparison.arms import parse_arms
 from whatwhere.comparison.content import figures_content
 from whatwhere.experiment import Reading, across, judge
+
+GUIDE = Path(__file__).parents[2] / "docs" / "sign-digits"
 
 
 @pytest.fixture
@@ -121,6 +124,24 @@ def test_what_a_comparison_says_is_kept(compared):
     (folder / "results.csv").write_text("\n".join(",".join([*row[:3], row[4], row[3]]) for row in head) + "\n")
     judgement = read_comparisons([folder])[0]["digits: resnet18"]
     assert judgement.cautions[0] == "cbam: still improving"
+
+
+def test_one_name_for_two_arms_is_told(compared):
+    one, other = compared("digits", 0, images="a"), compared("flowers", 1, images="b", arms=parse_arms("none,cbam=eca"))
+    judgements, data_sets = read_comparisons([one, other])
+    told = "flowers: resnet18: the arm cbam is eca here and cbam in digits: resnet18: the mean is over both"
+    assert across(judgements, data_sets).cautions == (told,)
+
+
+def test_the_folder_of_the_guide():
+    judgements, data_sets = read_comparisons([GUIDE])
+    assert data_sets == {"sign-digits: resnext11_8x8d": "sign-digits"}
+    (judgement,) = judgements.values()
+    content = json.loads((GUIDE / "verdict.json").read_text())
+    for arm, expected in zip(judgement.arms, content["judgement"]["arms"], strict=True):
+        assert (arm.arm, arm.verdict, arm.num_pairs) == (expected["arm"], expected["verdict"], expected["num_pairs"])
+        assert arm.mean_difference == pytest.approx(expected["mean_difference"])
+        assert arm.level == pytest.approx(expected["level"])
 
 
 def test_test_images_come_from_the_verdict(compared):

@@ -97,16 +97,24 @@ def shares(num, pairs, spread, tau, effect, count, seed, kind="normal"):
     rng = np.random.default_rng(seed)
     draw = rng.standard_normal if kind == "normal" else lambda shape: rng.exponential(size=shape) - 1
     found = pooled(*drawn(pairs, spread, effect + tau * draw((count, num)), rng))
+    following = effect + tau * draw(count)
+    half = stdtrit(num - 1, 1 - ALPHA / 2) * np.sqrt(found.tau_squared + found.error**2)
     return {
         **told(found, effect),
-        "prediction_covers": _covers(found.prediction_interval(), effect + tau * draw(count)),
+        "prediction_covers": _covers(found.prediction_interval(), following),
+        "random_effects_prediction": _covers((found.mean - half, found.mean + half), following),
     }
 
 
 def told(found, effect):
     """Shares of the verdicts on means, of intervals that miss the effect above and below, also of one method alone."""
     low, high = found.interval(1 - ALPHA)
-    half = stdtrit(found.num - 1, 1 - ALPHA / 2) * found.error
+    quantile = stdtrit(found.num - 1, 1 - ALPHA / 2)
+
+    def misses(mean, error):
+        ends = mean - quantile * error, mean + quantile * error
+        return max(float(np.mean(ends[0] > effect)), float(np.mean(ends[1] < effect)))
+
     same = found.p_equivalence(MARGIN) <= ALPHA
     differ = (found.p_difference() <= ALPHA) & ~same
     return {
@@ -115,9 +123,8 @@ def told(found, effect):
         "same": float(np.mean(same)),
         "above": float(np.mean(low > effect)),
         "below": float(np.mean(high < effect)),
-        "random_effects_alone": max(
-            float(np.mean(found.mean - half > effect)), float(np.mean(found.mean + half < effect))
-        ),
+        "random_effects_alone": misses(found.mean, found.error),
+        "plain_mean_alone": misses(found.plain_mean, found.plain_error),
     }
 
 

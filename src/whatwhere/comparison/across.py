@@ -14,12 +14,19 @@ import msgspec
 
 from ..base.documents import read_json
 from ..base.errors import UserError
-from ..base.words import cause, counted, few, listed
+from ..base.words import cause, counted, few, listed, named
 from ..collect.collect import Collected, collect, find_some, is_collected
 from ..statistics.columns import Reading
 from ..statistics.history import judge_again, read_record
 from ..statistics.verdict import Judgement, known_baseline
 from .content import DESIGN, RESULTS, VERDICT
+
+
+class NamedArm(msgspec.Struct, frozen=True):
+    """An arm of `compare.json`: its name, and what it is."""
+
+    name: str
+    spec: str
 
 
 class Compared(msgspec.Struct, frozen=True):
@@ -28,6 +35,7 @@ class Compared(msgspec.Struct, frozen=True):
     data: str
     data_fingerprint: str
     backbone: str
+    arms: tuple[NamedArm, ...]
     baseline: str
     metric: str
     margin: float
@@ -93,6 +101,8 @@ def read_comparisons(
     judgements = {
         name: _judged(place, reading or Reading(), baseline, margin) for name, place in zip(names, places, strict=True)
     }
+    for name, told in _other_specs(names, places).items():
+        judgements[name] = dataclasses.replace(judgements[name], cautions=(*told, *judgements[name].cautions))
     return judgements, dict(zip(names, data_sets, strict=True)) if data_sets else _data_sets(names, places)
 
 
@@ -158,6 +168,19 @@ def check_has_baseline(collected: Collected, first: Path) -> None:
     is_of_folders = len(set(collected.paths.values())) > 1 or is_collected(first)
     if is_of_folders and known_baseline(arms) is None and len(arms) > 1:
         raise UserError(f"no arm is called none or baseline; give the one to compare with, --baseline: {listed(arms)}")
+
+
+def _other_specs(names: Sequence[str], places: Sequence[_Place]) -> dict[str, list[str]]:
+    """Return, by comparison, a sentence for each arm that is something else than the arm of that name before it."""
+    first: dict[str, tuple[str, str]] = {}
+    told: dict[str, list[str]] = {}
+    for name, place in zip(names, places, strict=True):
+        for arm in () if place.design is None else place.design.arms:
+            spec, other = first.setdefault(arm.name, (arm.spec, name))
+            if spec != arm.spec:
+                sentence = f"the arm {named(arm.name)} is {named(arm.spec)} here and {named(spec)} in {named(other)}"
+                told.setdefault(name, []).append(f"{sentence}: the mean is over both")
+    return told
 
 
 def _data_sets(names: Sequence[str], places: Sequence[_Place]) -> dict[str, str]:
