@@ -87,6 +87,11 @@ def test_every_option_is_taken(asked):
     assert seen["command"] == f"whatwhere compare {line}"
 
 
+def test_a_budget_is_a_time(asked):
+    assert asked("photos")["budget"] is None
+    assert asked("photos", "--budget", "1h30min")["budget"] == 5400
+
+
 def test_the_command_line_wins_over_the_file(asked, tmp_path):
     (tmp_path / "my.yaml").write_text("epochs: 7\nlr: 1e-3\n")
     assert asked("photos", "--config", "my.yaml", "--epochs", "9")["given"] == {"epochs": 9, "lr": 0.001}

@@ -64,6 +64,13 @@ _OWN = (
         "Seeds whose runs always fail: they count for no arm, further ones replace them, and the report says so.",
         "SEED,SEED",
     ),
+    _option(
+        "budget",
+        str | None,
+        "Time that this call may take, such as 2h or 1h30min: it chooses seeds and epochs that fit, says how small a "
+        "difference they find, and begins no seed that would end later.",
+        "TIME",
+    ),
     _option("out", str | None, "Folder. (default: runs/DATA/compare-BACKBONE)", "DIR"),
     _option("processes", int | None, "Runs at the same time. (default: one for each GPU; 1 without)", "N"),
     _option("shard", str | None, "Do part i of n only, as in 2/8; then --collect where all are together.", "i/n"),
@@ -105,6 +112,7 @@ def _compare(
     data: str, given: dict[str, Any], own: dict[str, Any], run: Callable[..., Content | None] | None = None
 ) -> None:
     from ..comparison.arms import parse_arms, with_arguments
+    from ..comparison.budget import seconds_in
     from ..comparison.content import REPORT, RESULTS
     from ..comparison.design import Request
     from ..comparison.run import collect, comparison_folder, run_comparison
@@ -125,12 +133,15 @@ def _compare(
         lr_search=None if own["lr_search"] is None else _rates(own["lr_search"]),
         leave_out=() if own["leave_out"] is None else _seeds(own["leave_out"]),
     )
+    budget = None if own["budget"] is None else seconds_in(own["budget"])
     out = Path(own["out"]) if own["out"] else comparison_folder(data, request.backbone)
     shard = None if own["shard"] is None else _shard(own["shard"])
     if own["collect"] and shard:
         raise UserError("--collect judges all shares; leave out --shard")
     if own["collect"] and own["dry_run"]:
         raise UserError("--collect trains nothing, so there is nothing to try; leave out --dry-run")
+    if own["collect"] and budget is not None:
+        raise UserError("--collect trains nothing, so it takes no time; leave out --budget")
     with kept_for_json(own["json"]), TerminalScreen(to_stderr=own["json"]) as screen:
         if own["collect"]:
             content: Content | None = collect(data, out, request, screen)
@@ -139,7 +150,7 @@ def _compare(
             share = Share(out, shard, spread, bool(own["whole"]), num_devices, num_processes)
             command = own["whole"] or typed_command()
             content = (run or run_comparison)(
-                data, given, request, share, command=command, screen=screen, dry_run=own["dry_run"]
+                data, given, request, share, command=command, screen=screen, dry_run=own["dry_run"], budget=budget
             )
     if content is None:
         return

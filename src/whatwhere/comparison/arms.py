@@ -159,7 +159,7 @@ def run_options(
         raise UserError(f"a wide arm needs a network of whatwhere (`whatwhere models`), not {backbone}")
     without = {"model": backbone, **({"at": ""} if at else {})}
     options = {arm.name: _attentive(arm, backbone, at) if arm.takes_arguments else without for arm in arms}
-    options |= {arm.name: {**without, "epochs": _fewer(arm, epochs)} for arm in arms if arm.is_short}
+    options |= {arm.name: {**without, "epochs": fewer_epochs(arm, epochs)} for arm in arms if arm.is_short}
     by_params = [arm for arm in arms if arm.is_wide and not arm.is_timed]
     for arm in arms:
         if arm.is_timed:
@@ -204,7 +204,7 @@ def _check_known(name: str, known: Collection[str], arm: Arm) -> None:
         raise UserError(f"{short(arm.spec)}: no arm is called {brief(name)}{suggest(name, list(known))}")
 
 
-def _fewer(arm: Arm, epochs: int) -> int:
+def fewer_epochs(arm: Arm, epochs: int) -> int:
     """Return the number of epochs of a short arm."""
     _, colon, text = arm.spec.partition(":")
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import msgspec
 import torch
@@ -26,7 +26,7 @@ Measure = Callable[[Design, int, torch.device, Progress], Costs]  # what `measur
 # on a CPU, an image takes about as long in a batch of so many pixels as in a larger one; in a much smaller one, longer
 _ENOUGH_PIXELS, _LEAST_IMAGES = 32 * 96 * 96, 8
 _MOST_SECONDS = 20.0  # after which no new round of timing starts, if the times are steady
-_FEWEST_EPOCHS = 10
+FEWEST_EPOCHS = 10
 _NEAR, _MOST_WIDTHS = 0.03, 6
 
 
@@ -140,6 +140,26 @@ def pace(costs: Costs, arm: str, reading: Pace = NOTHING) -> Pace:
     return Pace(step / per_image + reading.trained, forward / per_image + reading.evaluated, reading.start)
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """About how long the runs of a comparison take.
+
+    Attributes:
+        costs: The cost of each arm.
+        reading: What reading and augmenting the images takes.
+        num_images: The images of each part.
+    """
+
+    costs: Costs
+    reading: Pace
+    num_images: Mapping[str, int]
+
+    def of_run(self, arm: str, epochs: int, searching: bool = False) -> float:
+        """Return the seconds of a run; one that searches for a learning rate uses no test images."""
+        parts = {**self.num_images, "test": 0} if searching else self.num_images
+        return pace(self.costs, arm, self.reading).seconds(epochs, parts)
+
+
 def within_an_hour(
     design: Design,
     num_classes: int,
@@ -178,7 +198,7 @@ def within_an_hour(
         parts = {**num_images, "test": 0}
         per_epoch = 1.5 * of_network.seconds(1, parts) + replace(reading, start=0.0).seconds(1, parts)
         epochs = min(design.options["epochs"], int((HOUR / num_runs - reading.start) / per_epoch))
-        if epochs >= min(_FEWEST_EPOCHS, design.options["epochs"]) or (backbone, pixels) == tried[-1]:
+        if epochs >= min(FEWEST_EPOCHS, design.options["epochs"]) or (backbone, pixels) == tried[-1]:
             break
     epochs = max(1, epochs)
     options = f"--backbone {backbone} --image-size {pixels} --epochs {epochs} --seeds {LEAST_PAIRS}"

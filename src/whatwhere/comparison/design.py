@@ -31,7 +31,7 @@ from ..statistics.metric import METRICS, margin_for
 from ..statistics.verdict import default_baseline
 from ..training.config import ADDED, FREE, NUMBER_OR_AUTO, OPTIONS, TELLS_APART, Config
 from ..training.setup import with_file_of_weights
-from .arms import NONE, Arm, build, check_arm_name, describe, num_params, parse_arms, run_options
+from .arms import NONE, Arm, build, check_arm_name, describe, fewer_epochs, num_params, parse_arms, run_options
 from .content import DESIGN
 
 _TYPED = {"num_seeds": "--seeds"}  # options that are called otherwise here
@@ -401,6 +401,22 @@ def begun(data: str, config: Config, prepared: Prepared, backbone: str | None, a
         **asked,
         options={name: getattr(config, name) for name in OPTIONS if name in _CHOSEN},
         arm_options={},
+    )
+
+
+def with_epochs(design: Design, epochs: int) -> Design:
+    """Return the design with so many epochs in all runs, and their part in the runs of a short arm.
+
+    Raises:
+        UserError: A short arm would be no shorter.
+    """
+    shorter = {
+        arm.name: {**design.arm_options[arm.name], "epochs": fewer_epochs(arm, epochs)}
+        for arm in design.arms
+        if arm.is_short
+    }
+    return msgspec.structs.replace(
+        design, options={**design.options, "epochs": epochs}, arm_options={**design.arm_options, **shorter}
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from ..base.words import few
 from ..collect.learned import unlearned
 from ..data.images import MAX_VALUE
 from ..statistics.decide import holm
+from ..statistics.looks import LEAST_PAIRS
 from ..statistics.metric import METRICS, Metric
 from ..statistics.results import Results, numbered
 from ..statistics.verdict import Judgement, difference, judge
@@ -55,6 +57,19 @@ class Gathered:
         num_images = sum(row.num_images for row in run.result.per_class)
         self.same_num_images &= num_images == self.num_images or len(self.finished) == 1
         self.num_images = max(self.num_images, num_images)
+
+    def spread(self) -> float | None:
+        """Return the standard deviation of the differences to the baseline within an arm, in the unit shown.
+
+        None with fewer than 5 degrees of freedom over all arms, as 6 pairs of one arm have.
+        """
+        metric, design = METRICS[self.design.metric], self.design
+        paired = [self.results.paired(design.baseline, arm, metric.name, metric.scale) for arm in design.others]
+        known = [(len(pairs) - 1, pairs.standard_deviation) for pairs in paired if pairs is not None]
+        freedom = sum(number for number, _ in known)
+        if freedom < LEAST_PAIRS - 1:
+            return None
+        return math.sqrt(sum(number * deviation**2 for number, deviation in known) / freedom)
 
     def differing_images(self) -> list[str]:
         """Return the runs with other images, or another split, than the baseline's run with the same seed."""

@@ -26,8 +26,9 @@ from ..training.distributed import Team, team
 from ..training.estimate import HOUR, measure_reading
 from ..training.setup import check_apart, check_machine, prepare_images, resolve
 from ..training.train import run_training
+from .budget import Budget, Plan, differences_found, seconds_of, with_options
 from .content import COST, DESIGN, REPORT, RESULTS, VERDICT, Content, Costs
-from .costs import Measure, measure_costs, pace, width_for_time, within_an_hour
+from .costs import Estimate, Measure, measure_costs, width_for_time, within_an_hour
 from .design import (
     Design,
     Request,
@@ -54,6 +55,7 @@ def run_comparison(
     screen: Screen,
     train: Callable[..., dict[str, Any] | None] = run_training,
     dry_run: bool = False,
+    budget: float | None = None,
     measure: Measure = measure_costs,
     clock: Callable[[], float] = time.monotonic,
 ) -> Content | None:
@@ -73,6 +75,8 @@ def run_comparison(
         screen: Shows messages and progress.
         train: Trains one run, as `run_training` does.
         dry_run: Check everything, measure the arms and show how long the runs would take; write nothing.
+        budget: Seconds that this call may take: a new comparison gets what fits of what is asked (`Plan`), and no seed
+            begins that would end later.
         measure: Measures the cost of each arm.
         clock: Returns the time in seconds.
 
@@ -82,6 +86,7 @@ def run_comparison(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # before `team` joins torchrun's processes
         raise UserError("compare spreads its runs over the GPUs by itself; start it without torchrun")
+    limit = None if budget is None else Budget(budget, clock(), clock)
     given, request, stored = _checked(data, given, request, own.out)
     before = {} if stored is None else stored.options
     check_machine({**before, **given})
@@ -89,7 +94,7 @@ def run_comparison(
     if stored is None:
         asked = asked_for(request)
     else:
-        design = continued(stored, request, own.out, given)
+        design = continued(stored, _within_schedule(request, stored, limit, screen), own.out, given)
     with team(given.get("device", "")) as processes:
         warned: set[str] = set()
         seen = RunScreen(screen, "", warned)
@@ -100,38 +105,170 @@ def run_comparison(
             design = begun(data, config, prepared, request.backbone, asked)
         design = completed(data, design, request, prepared, own.out)
         free = {"device": str(processes.device)} | {name: value for name, value in given.items() if name in FREE}
-        runner = Runner(data, free, command, screen, own, warned, train, clock)
+        runner = Runner(data, free, command, screen, own, warned, train, clock, budget=limit)
         with _held(own, dry_run):
             design = _with_measured_widths(design, len(prepared.classes), processes.device, measure, own, screen)
+            runs, costs, estimate = Runs(own.out), None, None
+            if limit is not None:
+                costs = _measured(design, prepared, processes, measure, own, screen)
+                design, estimate = _within_budget(
+                    design, stored, given, request, runs, costs, runner, limit, prepared, processes
+                )
             if design != stored:
                 _write(own.out / DESIGN, design, dry_run)
-            if stored is None and request.backbone is None:
-                size, kind = design.options["image_size"], processes.device.type.upper()
-                screen.line(f"backbone: {design.backbone}, chosen for {size} px on a {kind}; --backbone names another")
-            if not own.is_inner:
-                _say_what_stays(design, request, screen)
-                for line in described(design, len(prepared.classes)):
-                    screen.line(line)
-                screen.line(f"SHA-256 of the design: {design.digest()}")
-            costs = read_costs(own.out)
-            known = [] if costs is None else [row.arm for row in costs.rows]
-            is_doubtful = costs is not None and bool(costs.doubt) and not own.is_inner  # other processes train
-            lacks = known != [arm.name for arm in design.arms] or is_doubtful
-            if (own.shard is None or own.shard[0] == 1) and lacks:
-                screen.line(f"measuring what each arm costs{' again' if is_doubtful else ''}")
-                costs = measure(design, len(prepared.classes), processes.device, screen.progress)
+            _describe(design, stored, request, prepared, processes, own, screen)
+            if limit is None:
+                costs = _measured(design, prepared, processes, measure, own, screen)
+            if costs != read_costs(own.out):
                 _write(own.out / COST, costs, dry_run)
-                if costs.doubt:
-                    screen.warn(f"{costs.doubt}; the time that the runs take may be quite another than said below")
-            runs = Runs(own.out)
             design = runs.with_rates(design)
             if costs is not None and not own.is_inner:
-                _say_how_long(design, runs, prepared, costs, runner, measure, processes)
+                _say_how_long(design, runs, prepared, costs, runner, measure, processes, estimate)
             if dry_run:
                 screen.line("dry run: nothing written")
                 return None
             searched = _search(design, runs, runner)
             return None if searched is None else _advance(searched, runs, runner)
+
+
+def _describe(
+    design: Design,
+    stored: Design | None,
+    request: Request,
+    prepared: Prepared,
+    team: Team,
+    own: Share,
+    screen: Screen,
+) -> None:
+    """Show what is compared."""
+    if stored is None and request.backbone is None:
+        size, kind = design.options["image_size"], team.device.type.upper()
+        screen.line(f"backbone: {design.backbone}, chosen for {size} px on a {kind}; --backbone names another")
+    if not own.is_inner:
+        _say_what_stays(design, request, screen)
+        for line in described(design, len(prepared.classes)):
+            screen.line(line)
+        screen.line(f"SHA-256 of the design: {design.digest()}")
+
+
+def _within_schedule(request: Request, stored: Design, limit: Budget | None, screen: Screen) -> Request:
+    """Return the request without more --max-seeds than a plan within a budget left of them: the plan stays."""
+    most, asked = stored.max_seeds, request.max_seeds
+    if limit is None or most is None or asked is None or asked <= most:
+        return request
+    screen.line(f"--max-seeds {asked}: the plan has {most}, and it stays")
+    return dataclasses.replace(request, max_seeds=None)
+
+
+def _measured(
+    design: Design, prepared: Prepared, team: Team, measure: Measure, own: Share, screen: Screen
+) -> Costs | None:
+    """Return the costs of all arms, measured where they are not known or doubtful; a share leaves that to the first."""
+    known = read_costs(own.out)
+    is_doubtful = known is not None and bool(known.doubt) and not own.is_inner  # other processes train
+    lacks = known is None or [row.arm for row in known.rows] != [arm.name for arm in design.arms] or is_doubtful
+    if (own.shard is not None and own.shard[0] != 1) or not lacks:
+        return known
+    screen.line(f"measuring what each arm costs{' again' if is_doubtful else ''}")
+    costs = measure(design, len(prepared.classes), team.device, screen.progress)
+    if costs.doubt:
+        screen.warn(f"{costs.doubt}; the time that the runs take may be quite another than said below")
+    return costs
+
+
+def _estimate(design: Design, prepared: Prepared, costs: Costs, runner: Runner, team: Team) -> Estimate:
+    """Return the estimate of how long runs take, for which reading a few images is timed."""
+    options = {**design.run_options(design.baseline, 0), **runner.free}
+    reading = measure_reading(resolve(runner.data, options, prepared, team), prepared, team)
+    return Estimate(costs, reading, {part: len(prepared.parts.get(part, ())) for part in ("train", "val", "test")})
+
+
+def _within_budget(
+    design: Design,
+    stored: Design | None,
+    given: Mapping[str, Any],
+    request: Request,
+    runs: Runs,
+    costs: Costs | None,
+    runner: Runner,
+    limit: Budget,
+    prepared: Prepared,
+    team: Team,
+) -> tuple[Design, Estimate | None]:
+    """Return the design with what fits the budget, and the estimate that says so; a stored design stays.
+
+    Raises:
+        UserError: Not even the least fits; or a share has no plan yet.
+    """
+    share = runner.share
+    if stored is not None:
+        missing = [task for task in _tasks(runs.with_rates(design), runs, share) if not task.is_done()]
+        if share.is_inner or costs is None or not missing or not _covers(costs, missing):
+            return design, None
+        estimate = _estimate(design, prepared, costs, runner, team)
+        _say_what_fits(missing, estimate, runner, limit)
+        return design, estimate
+    if costs is None:
+        assert share.shard is not None
+        raise UserError(f"the plan within --budget is not made yet; start the share 1/{share.shard[1]} first")
+    estimate = _estimate(design, prepared, costs, runner, team)
+    plan = Plan(
+        design,
+        lambda candidate: seconds_of(candidate, estimate.of_run, share.num_parts),
+        keep_seeds=request.num_seeds is not None,
+        keep_epochs="epochs" in given,
+    )
+    found = plan.within(limit.room())
+    if found is None:
+        raise plan.refusal(limit, runner.command)
+    runner.screen.line(plan.said(found, limit))
+    if (epochs := found.options["epochs"]) != design.options["epochs"]:
+        # the recipe follows from the number of steps
+        config = resolve(runner.data, {**given, "seed": 0, "epochs": epochs}, prepared, team)
+        found = msgspec.structs.replace(found, options={name: getattr(config, name) for name in found.options})
+    return found, estimate
+
+
+def _tasks(design: Design, runs: Runs, share: Share) -> list[Task]:
+    """Return the runs of a share, those that search for learning rates first."""
+    searches = [task for tasks in runs.searches(design).values() for task in tasks]
+    return [*share.of(searches), *share.of(runs.tasks(design))]
+
+
+def _covers(costs: Costs, tasks: Sequence[Task]) -> bool:
+    """Return whether the costs of all tasks are measured."""
+    return {task.arm for task in tasks} <= {row.arm for row in costs.rows}
+
+
+def _say_what_fits(missing: Sequence[Task], estimate: Estimate, runner: Runner, limit: Budget) -> None:
+    """Show how many of the missing seeds fit what is left of the budget, where not all do.
+
+    Raises:
+        UserError: Not one seed fits.
+    """
+    num_devices = runner.share.num_devices
+    searching, by_seed = 0.0, dict[str, float]()
+    for task in missing:
+        seconds = estimate.of_run(task.arm, task.options["epochs"], task.searching)
+        if task.searching:
+            searching += seconds / num_devices
+        else:
+            by_seed[task.folder.name] = by_seed.get(task.folder.name, 0.0) + seconds
+    ends, fitting, first = [searching] * num_devices, 0, searching + next(iter(by_seed.values()))
+    for number, seconds in enumerate(by_seed.values()):
+        ends[number % num_devices] += seconds
+        fitting += ends[number % num_devices] <= limit.left()
+    if not fitting:
+        enough = limit.enough_for(first)
+        raise UserError(
+            f"{limit} is too short for one more seed of all arms, {about(first)}; give --budget {enough}",
+            with_options(runner.command, [("--budget", enough)]),
+        )
+    if fitting < len(by_seed):
+        runner.screen.line(
+            f"{limit} is enough for {fitting} of {counted(len(by_seed), 'seed')}; the same command goes on with the "
+            "others"
+        )
 
 
 def _with_measured_widths(
@@ -188,7 +325,7 @@ def _held(own: Share, dry_run: bool) -> Iterator[None]:
         yield
 
 
-def _write(path: Path, content: Design | Costs, dry_run: bool) -> None:
+def _write(path: Path, content: Design | Costs | None, dry_run: bool) -> None:
     if not dry_run:
         write_json(path, msgspec.to_builtins(content))
 
@@ -237,41 +374,53 @@ def _say_what_stays(design: Design, request: Request, screen: Screen) -> None:
 
 
 def _say_how_long(
-    design: Design, runs: Runs, prepared: Prepared, costs: Costs, runner: Runner, measure: Measure, team: Team
+    design: Design,
+    runs: Runs,
+    prepared: Prepared,
+    costs: Costs,
+    runner: Runner,
+    measure: Measure,
+    team: Team,
+    estimate: Estimate | None,
 ) -> None:
     """Show about how long the missing runs take; if that is over an hour, show what would fit one."""
     share, screen = runner.share, runner.screen
-    searches = [task for tasks in runs.searches(design).values() for task in tasks]
-    tasks = [*share.of(searches), *share.of(runs.tasks(design))]
+    tasks = _tasks(design, runs, share)
     missing = [task for task in tasks if not task.is_done()]
     if not missing:
         screen.line(f"all {len(tasks)} runs are finished already")
-    if not missing or {task.arm for task in missing} - {row.arm for row in costs.rows}:
+    if not missing or not _covers(costs, missing):
         return
-    options = {**design.run_options(design.baseline, 0), **runner.free}
-    config = resolve(runner.data, options, prepared, team)
-    reading = measure_reading(config, prepared, team)
-    num_images = {part: len(prepared.parts.get(part, ())) for part in ("train", "val", "test")}
+    estimate = estimate or _estimate(design, prepared, costs, runner, team)
 
-    def seconds_of(arm: str, searching: bool = False) -> float:
-        parts = {**num_images, "test": 0} if searching else num_images
-        return pace(costs, arm, reading).seconds(design.run_options(arm, 0)["epochs"], parts)
+    def seconds_of_run(arm: str, searching: bool = False) -> float:
+        return estimate.of_run(arm, design.run_options(arm, 0)["epochs"], searching)
 
-    runner.expected = lambda task: seconds_of(task.arm, task.searching)
+    runner.expected = lambda task: seconds_of_run(task.arm, task.searching)
     parts = [Share(share.out, (number, share.num_devices)).of(missing) for number in range(1, share.num_devices + 1)]
     seconds = max(sum(map(runner.expected, part)) for part in parts)
     later = {} if share.shard else design.later_runs()
-    most = seconds + sum(number * seconds_of(arm) for arm, number in later.items()) / share.num_devices
-    steps = num_steps(config.epochs, config.batch_size, num_images["train"])
+    most = seconds + sum(number * seconds_of_run(arm) for arm, number in later.items()) / share.num_devices
+    options = design.run_options(design.baseline, 0)
+    steps = num_steps(options["epochs"], options["batch_size"], estimate.num_images["train"])
     up_to = f" to {len(missing) + sum(later.values())}" if later else ""
     at_most = f", {about(most)} if no arm has a verdict before" if later else ""
     screen.line(
         f"{len(missing)}{up_to} {'run' if len(missing) == 1 and not later else 'runs'} to do, each of "
         f"{counted(steps, 'step')}, {share.at_once}: {about(seconds)}{at_most}"
     )
-    if seconds > HOUR and len(missing) == len(tasks):
+    if runner.budget is not None:
+        if found := differences_found(design, Gathered(design, runs.tasks(design)).spread()):
+            screen.line(found)
+    elif seconds > HOUR and len(missing) == len(tasks):
         choice, fitting = within_an_hour(
-            design, len(prepared.classes), num_images, team.device, measure, reading=reading, progress=screen.progress
+            design,
+            len(prepared.classes),
+            estimate.num_images,
+            team.device,
+            measure,
+            reading=estimate.reading,
+            progress=screen.progress,
         )
         enough = "an hour is enough for" if fitting <= HOUR else "more than an hour, but the least there is"
         screen.line(f"{enough}: {choice} ({about(fitting)}), with another --out")

@@ -21,6 +21,7 @@ from ..training.evaluate import merit
 from ..training.run_folder import Damaged, RunDescription, RunFolder
 from ..training.train import run_training
 from ..training.trainer import Diverged
+from .budget import Budget, typed
 from .design import Design
 
 SEARCH_SEED = 1_000_000  # no seed of a comparison is as large
@@ -206,17 +207,23 @@ class Share:
     Attributes:
         out: Folder of the comparison.
         shard: (i, n), the share, counted from 1; None for all runs and the verdict.
-        spread: Does the runs in several processes; None does them in this one.
+        spread: Does the runs in several processes, which take the arguments it is given too; None does them in this
+            one.
         is_inner: Whether this process is one of those; the outer process then shows what concerns the whole.
         num_devices, num_processes: The devices on which runs are done at the same time, and how many runs.
     """
 
     out: Path
     shard: tuple[int, int] | None = None
-    spread: Callable[[], None] | None = None
+    spread: Callable[..., None] | None = None
     is_inner: bool = False
     num_devices: int = 1
     num_processes: int = 1
+
+    @property
+    def num_parts(self) -> int:
+        """The parts into which the runs of the whole comparison go, one for each device of each machine."""
+        return self.num_devices * (self.shard[1] if self.shard else 1)
 
     @property
     def at_once(self) -> str:
@@ -265,6 +272,7 @@ class Runner:
         train: Trains one run, as `run_training` does.
         clock: Returns the time in seconds.
         expected: Returns about how many seconds a run takes; None where that is not known.
+        budget: The time that it may take; None for any.
         failures: What failed and why, by label.
     """
 
@@ -277,6 +285,7 @@ class Runner:
     train: Callable[..., dict[str, Any] | None] = run_training
     clock: Callable[[], float] = time.monotonic
     expected: Callable[[Task], float] | None = None
+    budget: Budget | None = None
     failures: dict[str, str] = field(default_factory=dict)
     _seconds: dict[str, float] = field(default_factory=dict)  # of each run that this process did, by label
     _expected_seconds: float = 0.0  # of these runs
@@ -284,7 +293,7 @@ class Runner:
     def do(self, tasks: Sequence[Task], after: Callable[[Task], None] = lambda task: None) -> None:
         """Do what is not finished of the share; call `after` with each run that ended in this process.
 
-        Keep a failure and go on, unless the first run fails.
+        Keep a failure and go on, unless the first run fails. Do not begin a seed that would end after the budget.
 
         Raises:
             UserError: The first run failed.
@@ -293,8 +302,12 @@ class Runner:
         tasks = self.share.of(tasks)
         left = [task for task in tasks if not task.is_done()]
         if left and self.share.spread is not None:
+            rest = None if self.budget is None else self.budget.left()
+            if rest is not None and rest < 1:
+                self._say_the_rest(left)
+                return
             try:
-                self.share.spread()
+                self.share.spread(*([] if rest is None else ["--budget", typed(rest)]))
             except UserError as error:
                 missing = [task.label for task in left if not task.is_done()]
                 if len(missing) == len(tasks):
@@ -306,6 +319,9 @@ class Runner:
         if num_done and left:
             self.screen.line(f"{num_done} of {len(tasks)} runs{part} are finished already")
         for number, task in enumerate(left, start=1):
+            if self._ends_too_late(task, left[number - 1 :], done=left[: number - 1]):
+                self._say_the_rest(left[number - 1 :])
+                return
             began = self.clock()
             try:
                 result = self.train(
@@ -342,6 +358,20 @@ class Runner:
                 + (f"; {about(remaining)} left" if left[number:] else "")
             )
             after(task)
+
+    def _ends_too_late(self, task: Task, left: Sequence[Task], *, done: Sequence[Task]) -> bool:
+        """Return whether a run begins a seed, and that would end after the budget, at the speed so far."""
+        if self.budget is None or task.searching or any(task.folder.name == other.folder.name for other in done):
+            return False
+        of_seed = [other for other in left if other.folder.name == task.folder.name]
+        speed = sum(self._seconds.values()) / self._expected_seconds if self._expected_seconds else 1.0
+        seconds = speed * sum(map(self.expected, of_seed)) if self.expected else 0.0
+        return self.budget.left() < seconds
+
+    def _say_the_rest(self, left: Sequence[Task]) -> None:
+        self.screen.line(
+            f"{self.budget} is used up: {counted(len(left), 'run')} left, with which the same command goes on"
+        )
 
     def _remaining(self, done: Task, left: Sequence[Task]) -> float:
         """Return about how many seconds the runs `left` take, from those of this process, the last of them `done`.

@@ -21,13 +21,16 @@ def default_processes(device: str) -> int:
     return torch.cuda.device_count() if device in ("", "cuda") and torch.cuda.is_available() else 1
 
 
-def run_shards(arguments: Sequence[str], shard: tuple[int, int], count: int, *, num_gpus: int, command: str) -> None:
+def run_shards(
+    arguments: Sequence[str], shard: tuple[int, int], count: int, *more: str, num_gpus: int, command: str
+) -> None:
     """Run `whatwhere compare` in `count` processes, each with a share of the runs, and wait for all of them.
 
     Args:
         arguments: Arguments after `whatwhere compare`.
         shard: The share (i, n) of this machine.
         count: Number of processes.
+        more: Further arguments, in place of earlier ones with the same names.
         num_gpus: With several, the processes take them in turn; otherwise they share the device and the cores.
         command: Command that continues the whole comparison.
 
@@ -45,7 +48,7 @@ def run_shards(arguments: Sequence[str], shard: tuple[int, int], count: int, *, 
             own = ["--shard", f"{(index - 1) * count + number + 1}/{total * count}", "--processes", "1"]
             own += ["--whole", command]
             own += ["--device", f"cuda:{number % num_gpus}"] if num_gpus > 1 else []
-            children.start([sys.executable, "-m", "whatwhere", "compare", *arguments, *own], environment)
+            children.start([sys.executable, "-m", "whatwhere", "compare", *arguments, *more, *own], environment)
     statuses = [child.returncode for child in children.started]
     # 128 + the signal, as a shell reports it
     stopped = [status - 128 if status >= 0 else -status for status in statuses if status >= 128 or status < 0]

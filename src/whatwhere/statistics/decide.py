@@ -182,3 +182,17 @@ def _half_width(num_pairs: int, level: float) -> float:
     from scipy.special import stdtrit
 
     return math.inf if level <= 0 else -float(stdtrit(num_pairs - 1, level / 2)) / math.sqrt(num_pairs)
+
+
+def least_found(num_pairs: int, level: float, probability: float = _PROBABLY) -> float:
+    """Return the mean difference that pairs find with this probability, in standard deviations of their differences.
+
+    With T of the noncentral t distribution (n - 1 degrees of freedom, noncentrality d sqrt(n)) and the bound t of the
+    two-sided test at `level`, it is the d with P(T > t) = probability.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import nctdtr, stdtrit
+
+    bound = -float(stdtrit(num_pairs - 1, level / 2))
+    shift = brentq(lambda nc: float(nctdtr(num_pairs - 1, nc, bound)) - (1 - probability), 0.0, 3 * bound + 10)
+    return float(shift) / math.sqrt(num_pairs)
