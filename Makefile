@@ -65,3 +65,39 @@ bench: $(READY)
 	$(VENV)/bin/python benchmarks/networks.py --compile
 	$(VENV)/bin/python benchmarks/breakdown.py
 	$(VENV)/bin/python benchmarks/loader.py $(if $(IMAGES),--images $(IMAGES)/sign-digits)
+
+# The comparisons of evidence/README.md, which says where their images come from. Each goes on where it was.
+EVIDENCE := $(VENV)/bin/whatwhere compare --seeds 12 --best-by last --processes 2
+CIFAR := data/cifar10-jpeg --backbone resnet8 --image-size 32
+MAP := $(EVIDENCE) $(CIFAR) --attention none,cbam,static:cbam,short --train-images 5000 --max-seeds 12
+ON := --hflip 0.5 --rand-augment 5 --random-erasing 0.1 --mixup 0.1
+OFF := --hflip 0 --rand-augment 0 --random-erasing 0 --mixup 0
+.PHONY: evidence-lite0 evidence-hands evidence-cifar10 evidence-fashion evidence-map
+
+# Fine-tuning of ImageNet weights on few photos.
+evidence-lite0: $(READY)
+	$(EVIDENCE) data/sign-digits --backbone timm:tf_efficientnet_lite0 \
+	  --pretrained data/efficientnet-lite0-57934424.pth --image-size 96 \
+	  --attention 'none,se,cbam,cbam-paper=cbam{start:paper},static:cbam,short' \
+	  --train-images 100 --val-fraction 0.1 --test-fraction 0.7 --max-seeds 36 --out evidence/lite0
+
+# The same photos from the beginning.
+evidence-hands: $(READY)
+	$(EVIDENCE) data/sign-digits --backbone resnext11_8x8d --image-size 32 --attention none,se,cbam,static:cbam,wide,short \
+	  --batch-size 32 --epochs 30 --lr 0.1 --mixup 0 --hflip 0 --rand-augment 3 --random-erasing 0 \
+	  --val-fraction 0.1 --test-fraction 0.7 --max-seeds 36 --out evidence/hands
+
+evidence-cifar10: $(READY)
+	$(EVIDENCE) $(CIFAR) --attention none,se,eca,cbam,static:cbam,wide,short:0.75 \
+	  --train-images 10000 --epochs 20 --max-seeds 36 --out evidence/cifar10
+
+evidence-fashion: $(READY)
+	$(EVIDENCE) FashionMNIST --backbone resnet8 --image-size 32 --attention none,se,eca,cbam,static:cbam,wide,short \
+	  --train-images 10000 --epochs 10 --max-seeds 36 --out evidence/fashion
+
+# Does the recipe decide the sign? Short and long training, without and with augmentation.
+evidence-map: $(READY)
+	$(MAP) --epochs 10 $(OFF) --out evidence/map-10-off
+	$(MAP) --epochs 10 $(ON) --out evidence/map-10-on
+	$(MAP) --epochs 40 $(OFF) --out evidence/map-40-off
+	$(MAP) --epochs 40 $(ON) --out evidence/map-40-on
