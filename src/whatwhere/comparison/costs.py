@@ -27,7 +27,7 @@ Measure = Callable[[Design, int, torch.device, Progress], Costs]  # what `measur
 _ENOUGH_PIXELS, _LEAST_IMAGES = 32 * 96 * 96, 8
 _MOST_SECONDS = 20.0  # after which no new round of timing starts, if the times are steady
 FEWEST_EPOCHS = 10
-_NEAR, _MOST_WIDTHS = 0.03, 6
+_NEAR, _MOST_WIDTHS, _USUAL_POWER = 0.03, 6, 1.5
 
 
 def measure_costs(design: Design, num_classes: int, device: torch.device, progress: Progress) -> Costs:
@@ -84,9 +84,10 @@ def width_for_time(
 ) -> tuple[float, Costs]:
     """Return the `width_factor` at which the backbone's training step takes as long as that of the arm.
 
-    The arm is the slowest of those that `timed_as` names. Each width is measured in turn with the arm; the next one
-    follows from the last two, as if the time were a power of the width. The search ends within 3 %, or after six
-    widths with the nearest of them: the time grows in steps, as some numbers of channels suit a machine better.
+    The arm is the slowest of those that `timed_as` names. Each width is measured in turn with the arm, and the next one
+    lies where the time would reach that of the arm, as if it were a power of the width. The search ends within 3 %, or
+    after six widths with the nearest of them: the time grows in steps, as some numbers of channels suit a machine
+    better.
 
     Returns:
         The factor, to two decimals, and its measurement: the row of the arm, and that of the wider network.
@@ -113,21 +114,30 @@ def width_for_time(
             f"the arm {timed.name} would be no wider than {design.backbone}: a training step of {other} takes no "
             "longer; leave out the arm"
         )
-    power, factor, tried = 1.5, 1.0, [(1.0, ratio, costs)]
+    # log(factor) and log(ratio): of the largest width known to be faster than the arm, of the smallest slower one
+    faster, slower, power = (0.0, math.log(ratio)), None, _USUAL_POWER
+    tried: list[tuple[float, float, Costs]] = []
     for _ in range(_MOST_WIDTHS):
-        factor = min(MAX_WIDTH_FACTOR, round(factor * ratio ** (1 / power), 2))
-        if factor in (known for known, _, _ in tried):
+        if slower is None:
+            step = faster[1] / power
+        else:
+            part = faster[1] / (faster[1] - slower[1])
+            step = (slower[0] - faster[0]) * min(0.75, max(0.25, part))
+        factor = min(MAX_WIDTH_FACTOR, round(math.exp(faster[0] + step), 2))
+        if factor in (known for known, *_ in tried):
             break
         ratio, _, costs = ratio_at(factor, [other])
-        tried.append((factor, ratio, costs))
+        found = (math.log(factor), math.log(ratio))
+        tried.append((factor, abs(found[1]), costs))
         if abs(ratio - 1) <= _NEAR:
             break
-        (first, first_ratio, _), (last, last_ratio, _) = sorted(tried, key=lambda found: abs(math.log(found[1])))[:2]
-        if first != last and first_ratio != last_ratio:
-            # between what a small network's overhead leaves and what its MACs give
-            power = min(2.5, max(0.5, math.log(first_ratio / last_ratio) / math.log(last / first)))
-        factor, ratio = first, first_ratio
-    factor, _, costs = min(tried[1:], key=lambda found: abs(math.log(found[1])))
+        if ratio < 1:
+            slower = found
+        else:
+            # of a small network, the time hardly grows with the width at first
+            power = min(2.5, max(0.5, (faster[1] - found[1]) / (found[0] - faster[0])))
+            faster = found
+    factor, _, costs = min(tried, key=lambda known: known[1])
     return factor, costs
 
 
