@@ -141,6 +141,16 @@ def test_tables_a_page_and_files(compare, whatwhere, tmp_path):
     assert "se    helps" in out
 
 
+@pytest.mark.parametrize("form", ["latex", "markdown"])
+def test_the_table_of_a_paper_is_all_of_standard_output(compare, form):
+    status, out, err = compare("--attention", "none,se", "--seeds", "6", f"--{form}")
+    assert status == 0
+    assert "run 1 of 12: none, seed 0" in err
+    assert ("\\begin{tabular}" in out, "|:---" in out) == (form == "latex", form == "markdown")
+    assert len(out.splitlines()) == (10 if form == "latex" else 6)
+    assert compare("--attention", "none,se", "--collect", f"--{form}") == (0, out, "")
+
+
 def test_the_command_that_follows_gives_the_same_verdict(compare, whatwhere):
     """Here with looks that were planned: as a first look, the figures would say "helps"."""
 

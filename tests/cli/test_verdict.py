@@ -70,6 +70,23 @@ def test_tables_and_a_page_and_a_record_beside_the_table(whatwhere, table, tmp_p
     assert (status, json.loads(out)) == (0, record)
 
 
+@pytest.mark.parametrize("form", ["latex", "markdown"])
+def test_the_table_of_a_paper_alone_is_printed(whatwhere, table, tmp_path, form):
+    status, out, err = whatwhere("verdict", table(6), f"--{form}")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert [line for line in lines if "cbam" in line and "helps" in line] == [lines[7 if form == "latex" else 3]]
+    assert (lines[-1] == "\\end{tabular}") is (form == "latex")
+    assert lines[0].startswith("% results.csv" if form == "latex" else "| arm ")
+    assert (tmp_path / "results.verdict.html").exists()
+
+
+@pytest.mark.parametrize("forms", [("--json", "--latex"), ("--latex", "--markdown"), ("--markdown", "--across")])
+def test_a_result_has_one_form(table, tmp_path, forms, refused_command):
+    refused_command("verdict", table(6), *forms)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
+
+
 def test_the_first_look_is_kept_beside_the_table(whatwhere, table, tmp_path):
     whatwhere("verdict", table(6, UNCLEAR))
     first = verdict_of(read(tmp_path / "results.verdict.json"))

@@ -17,7 +17,7 @@ from ..base.tables import say
 from ..base.words import brief, number_in
 from ..training.config import OPTIONS, TELLS_APART, read_config
 from .train import given_options, option_parameter, own_option, own_parameter, typed_command, with_parameters
-from .verdict import show_comparison, verdict_again
+from .verdict import LATEX, MARKDOWN, chosen_form, show_comparison, verdict_again
 
 if TYPE_CHECKING:
     from ..comparison.content import Content
@@ -78,6 +78,8 @@ _OWN = (
     _option("dry_run", bool, "Check everything, measure the arms, say how long it would take; write nothing."),
     _option("config", Path | None, "YAML with options of the runs; the command line overrides it.", "FILE"),
     _option("json", bool, "Print the result as JSON; all else goes to standard error."),
+    _option("latex", bool, LATEX),
+    _option("markdown", bool, MARKDOWN),
     # the command of the whole, for the processes that --processes starts
     own_parameter("whole", Annotated[str | None, typer.Option("--whole", hidden=True)], None),
 )
@@ -142,7 +144,8 @@ def _compare(
         raise UserError("--collect trains nothing, so there is nothing to try; leave out --dry-run")
     if own["collect"] and budget is not None:
         raise UserError("--collect trains nothing, so it takes no time; leave out --budget")
-    with kept_for_json(own["json"]), TerminalScreen(to_stderr=own["json"]) as screen:
+    form = chosen_form(**{name: own[name] for name in ("json", "latex", "markdown")})
+    with kept_for_json(bool(form)), TerminalScreen(to_stderr=bool(form)) as screen:
         if own["collect"]:
             content: Content | None = collect(data, out, request, screen)
         else:
@@ -154,8 +157,8 @@ def _compare(
             )
     if content is None:
         return
-    show_comparison(content, out / REPORT, own["json"])
-    if not own["json"]:
+    show_comparison(content, out / REPORT, form)
+    if not form:
         say(f"The verdict on other terms: {verdict_again(out / RESULTS, content.terms)}")
     if content.failures:
         raise failed(content.failures)

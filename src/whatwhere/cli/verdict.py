@@ -12,7 +12,7 @@ import typer
 from ..base.errors import UserError, check_integer
 from ..base.files import check_can_write, write_json, writing
 from ..base.tables import rich_tables, say, say_json, show
-from ..base.words import command_line, few
+from ..base.words import command_line, few, option
 from .collect import (
     ArmColumn,
     ArmFrom,
@@ -30,6 +30,10 @@ from .train import as_arguments
 if TYPE_CHECKING:
     from ..comparison.content import Content
     from ..statistics.columns import Reading
+
+
+LATEX = "Print one table of the arms for a paper (booktabs); all else goes to standard error."
+MARKDOWN = "Print that table in Markdown."
 
 
 def verdict_command(
@@ -72,6 +76,8 @@ def verdict_command(
         str | None, typer.Option(metavar="FILE", help="The page, a .json beside it; by default RESULTS.verdict.html.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help=LATEX)] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help=MARKDOWN)] = False,
 ) -> None:
     """The same verdict for trainings that whatwhere does not run, from their folders or a table of their figures.
 
@@ -102,6 +108,7 @@ def verdict_command(
             check_integer(name, pairs, least=LEAST_PAIRS, most=MOST_SEEDS)
     if test_images is not None:
         check_integer("--test-images", test_images)
+    form = chosen_form(json=json, latex=latex, markdown=markdown)
     if data_sets is not None and not across:
         raise UserError("--data-sets names those of several comparisons; give --across too")
     if across:
@@ -109,6 +116,8 @@ def verdict_command(
         for name, value in of_one.items():
             if value is not None:
                 raise UserError(f"{name} is for one comparison: leave it out with --across, or judge each alone first")
+        if form in ("latex", "markdown"):
+            raise UserError(f"--{form} is for one comparison; leave it out with --across")
         _verdict_across(results, reading, baseline, margin, data_sets, out, json)
         return
     page = Path(out) if out else _page_beside(results)
@@ -137,7 +146,7 @@ def verdict_command(
     with writing(page):
         page.parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(os.path.realpath(record_path)), content.to_dict())
-    show_comparison(content, page, json)
+    show_comparison(content, page, form)
 
 
 def _verdict_across(
@@ -249,13 +258,27 @@ def _checked_targets(page: Path, results: list[Path]) -> Path:
     return record_path
 
 
-def show_comparison(content: Content, page: Path, as_json: bool) -> None:
-    """Write the page of a comparison, and print its tables or its JSON."""
-    from ..report import tables, write_page
+def chosen_form(**forms: bool) -> str:
+    """Return the name of the one form in which the result is printed, "" for tables.
+
+    Raises:
+        UserError: There are several.
+    """
+    chosen = [name for name, is_chosen in forms.items() if is_chosen]
+    if len(chosen) > 1:
+        raise UserError(f"{' and '.join(map(option, chosen))} print the same result; give one of them")
+    return "".join(chosen)
+
+
+def show_comparison(content: Content, page: Path, form: str) -> None:
+    """Write the page of a comparison, and print its tables or, for a program or a paper, its result in one form."""
+    from ..report import latex, markdown, paper_table, tables, write_page
 
     write_page(Path(os.path.realpath(page)), content)
-    if as_json:
+    if form == "json":
         say_json(content.to_dict())
+    elif form:
+        say((latex if form == "latex" else markdown)(paper_table(content)))
     else:
         show(rich_tables(tables(content)))
         say(f"The report: {page}")
