@@ -283,7 +283,9 @@ def test_no_seed_begins_that_would_end_after_the_budget(timed):
     content = timed.compare(2.25)
     # a seed takes 30 min: four of them
     assert len(timed.trained) == 8
-    assert timed.lines[-1] == "--budget 2h15min is used up: 4 runs left, with which the same command goes on"
+    assert timed.lines[-1] == (
+        "--budget 2h15min ends before another seed would: 4 runs left, with which the same command goes on"
+    )
     assert content.judgement.arms[0].level is None
     assert timed.read("compare.json")["num_seeds"] == 6
     timed.compare(0.5)
@@ -335,6 +337,18 @@ def test_processes_get_what_is_left_of_the_budget(timed):
     assert told == [("--budget", "1h")]
     # 2 of 8 seeds on each device
     assert "16 runs to do, each of 3 steps, on 4 devices: about 40 min" in timed.lines
+
+
+def test_a_process_of_several_knows_its_speed_once_a_run_has_ended(timed):
+    timed.compare(2.5)
+    timed.lines.clear()
+    own = Share(timed.out, (1, 2), is_inner=True)
+    asked = Request(backbone=BACKBONE, arms=parse_arms("none,se"), num_seeds=20)
+    timed.trained.clear()
+    timed.run_comparison(str(timed.data), OPTIONS, asked, own, command="", screen=timed, budget=3000)
+    # 20 min each: two seeds in 50 min
+    assert len(timed.trained) == 4
+    assert timed.lines[-1].startswith("--budget 50min ends before another seed would: ")
 
 
 def test_fewer_epochs_have_the_recipe_of_fewer(timed, monkeypatch):

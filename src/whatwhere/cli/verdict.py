@@ -271,14 +271,19 @@ def chosen_form(**forms: bool) -> str:
 
 
 def show_comparison(content: Content, page: Path, form: str) -> None:
-    """Write the page of a comparison, and print its tables or, for a program or a paper, its result in one form."""
+    """Write the page of a comparison, and print its tables; or JSON alone, or a table for a paper after them.
+
+    What is no part of the table for a paper, such as cautions, goes to standard error.
+    """
     from ..report import latex, markdown, paper_table, tables, write_page
+    from .screen import kept_for_json
 
     write_page(Path(os.path.realpath(page)), content)
     if form == "json":
         say_json(content.to_dict())
-    elif form:
-        say((latex if form == "latex" else markdown)(paper_table(content)))
-    else:
+        return
+    with kept_for_json(bool(form)):
         show(rich_tables(tables(content)))
         say(f"The report: {page}")
+    if form:
+        say((latex if form == "latex" else markdown)(paper_table(content)))

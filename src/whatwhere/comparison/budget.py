@@ -141,9 +141,7 @@ class Plan:
             most = None if self.design.max_seeds is None else max(num_seeds, LEAST_PAIRS)
             fewer_seeds = msgspec.structs.replace(self.design, num_seeds=num_seeds, max_seeds=most)
             yield fewer_seeds
-        for fewer in range(epochs - 1, 0 if self.keep_epochs else FEWEST_EPOCHS - 1, -1):
-            if self.keep_epochs:
-                return
+        for fewer in () if self.keep_epochs else range(epochs - 1, FEWEST_EPOCHS - 1, -1):
             try:
                 yield with_epochs(fewer_seeds, fewer)
             except UserError:  # the arm short would be no shorter

@@ -94,7 +94,7 @@ def run_comparison(
     if stored is None:
         asked = asked_for(request)
     else:
-        design = continued(stored, _within_schedule(request, stored, limit, screen), own.out, given)
+        design = continued(stored, _within_schedule(request, stored, limit, own, screen), own.out, given)
     with team(given.get("device", "")) as processes:
         warned: set[str] = set()
         seen = RunScreen(screen, "", warned)
@@ -151,12 +151,13 @@ def _describe(
         screen.line(f"SHA-256 of the design: {design.digest()}")
 
 
-def _within_schedule(request: Request, stored: Design, limit: Budget | None, screen: Screen) -> Request:
+def _within_schedule(request: Request, stored: Design, limit: Budget | None, own: Share, screen: Screen) -> Request:
     """Return the request without more --max-seeds than a plan within a budget left of them: the plan stays."""
     most, asked = stored.max_seeds, request.max_seeds
     if limit is None or most is None or asked is None or asked <= most:
         return request
-    screen.line(f"--max-seeds {asked}: the plan has {most}, and it stays")
+    if not own.is_inner:
+        screen.line(f"--max-seeds {asked}: the plan has {most}, and it stays")
     return dataclasses.replace(request, max_seeds=None)
 
 

@@ -364,14 +364,19 @@ class Runner:
         if self.budget is None or task.searching or any(task.folder.name == other.folder.name for other in done):
             return False
         of_seed = [other for other in left if other.folder.name == task.folder.name]
-        speed = sum(self._seconds.values()) / self._expected_seconds if self._expected_seconds else 1.0
-        seconds = speed * sum(map(self.expected, of_seed)) if self.expected else 0.0
-        return self.budget.left() < seconds
+        return self.budget.left() < sum(map(self.expected or (lambda task: 1.0), of_seed)) * self._slowness()
 
     def _say_the_rest(self, left: Sequence[Task]) -> None:
         self.screen.line(
-            f"{self.budget} is used up: {counted(len(left), 'run')} left, with which the same command goes on"
+            f"{self.budget} ends before another seed would: {counted(len(left), 'run')} left, with which the same "
+            "command goes on"
         )
+
+    def _slowness(self) -> float:
+        """Return how much longer the runs of this process took than expected; without any, what was expected holds."""
+        if not self._expected_seconds:
+            return 1.0 if self.expected else 0.0
+        return sum(self._seconds.values()) / self._expected_seconds
 
     def _remaining(self, done: Task, left: Sequence[Task]) -> float:
         """Return about how many seconds the runs `left` take, from those of this process, the last of them `done`.
@@ -380,7 +385,7 @@ class Runner:
         """
         expected = self.expected or (lambda task: 1.0)
         self._expected_seconds += expected(done)
-        return sum(map(expected, left)) * sum(self._seconds.values()) / max(self._expected_seconds, 1e-9)
+        return sum(map(expected, left)) * self._slowness()
 
 
 def _without_own_advice(error: UserError) -> UserError:
