@@ -62,6 +62,7 @@ COMMANDS = {
 }
 # sentences that name an option of another command on purpose
 ELSEWHERE = {
+    ("comparison/cluster.py", "--head"): "of `ray start`",
     ("data/sources/source.py", "--skip-bad"): "check names it for the training",
     ("comparison/audit.py", "--deterministic"): "of the run that is trained again",
     ("training/setup.py", "--model"): "said of a network that was chosen, and compare chooses none",

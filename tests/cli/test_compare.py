@@ -10,7 +10,6 @@ from comparisons import BACKBONE, OPTIONS, Comparisons
 from pictures import make_folder
 from whatwhere import UserError
 from whatwhere.comparison.arms import Arm
-from whatwhere.comparison.shards import run_shards
 
 SMALL = [text for name, value in OPTIONS.items() for text in (f"--{name.replace('_', '-')}", value)]
 
@@ -97,11 +96,13 @@ def test_the_command_line_wins_over_the_file(asked, tmp_path):
     assert asked("photos", "--config", "my.yaml", "--epochs", "9")["given"] == {"epochs": 9, "lr": 0.001}
 
 
-def test_processes_get_the_same_options_and_a_share_each(asked):
+def test_processes_get_the_same_options_and_a_share_each(asked, monkeypatch):
+    called = []
+    monkeypatch.setattr("whatwhere.comparison.shards.run_shards", lambda *given, **named: called.append((given, named)))
     line = "photos --shard 2/3 --processes=2 --seeds 4 --json"
-    spread = asked(*line.split())["share"].spread
-    assert (spread.func, spread.args) == (run_shards, (["photos", "--seeds", "4", "--json"], (2, 3), 2))
-    assert spread.keywords == {"num_gpus": 1, "command": f"whatwhere compare {line}"}
+    asked(*line.split())["share"].spread(None, [], "--budget", "1h")
+    named = {"num_gpus": 1, "command": f"whatwhere compare {line}"}
+    assert called == [((["photos", "--seeds", "4", "--json"], (2, 3), 2, "--budget", "1h"), named)]
 
 
 def test_several_processes_on_one_device_take_turns(asked, monkeypatch):

@@ -328,7 +328,7 @@ def test_the_first_share_plans_for_all(timed):
 
 def test_processes_get_what_is_left_of_the_budget(timed):
     told = []
-    own = Share(timed.out, spread=lambda *more: told.append(more), num_devices=4)
+    own = Share(timed.out, spread=lambda runner, tasks, *more: told.append(more), num_devices=4)
     with pytest.raises(UserError, match="no run"):
         timed.run_comparison(
             str(timed.data), OPTIONS, Request(backbone=BACKBONE, arms=parse_arms("none,se")), own, command="",

@@ -186,7 +186,7 @@ def test_a_comparison_that_may_go_on_says_the_least_and_the_most(pretended, monk
 def test_runs_on_several_devices_take_less_time(pretended, patterns, monkeypatch):
     monkeypatch.setattr(run, "measure_reading", lambda *arguments: Pace(0.0, 0.0, 100.0))
 
-    def stop():
+    def stop(runner, tasks):
         raise UserError("not trained")
 
     request = Request(backbone=BACKBONE, arms=parse_arms("none,se"), num_seeds=6)

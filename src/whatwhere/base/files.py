@@ -202,6 +202,10 @@ def check_is_no_file(folder: Path) -> None:
         raise UserError(f"cannot write to {str(folder)!r}: it is a file; give a folder with --out")
 
 
+class InUse(UserError):  # noqa: N818 - a UserError by its base
+    """Another process holds the lock."""
+
+
 @contextlib.contextmanager
 def locked(path: Path, *, is_file: bool = False) -> Iterator[None]:
     """Lock a folder, or a file that need not exist, for this process inside the block.
@@ -210,7 +214,7 @@ def locked(path: Path, *, is_file: bool = False) -> Iterator[None]:
     processes do not inherit it.
 
     Raises:
-        UserError: Another process holds it.
+        InUse: Another process holds it.
     """
     lock = path.with_name(f".{path.name}.lock") if is_file else path / ".lock"
     with writing(lock):
@@ -220,9 +224,7 @@ def locked(path: Path, *, is_file: bool = False) -> Iterator[None]:
     with file:
         if not _lock(file):
             another = "file" if is_file else "folder with --out"
-            raise UserError(
-                f"{str(path)!r} is in use by another process; wait for it, stop it, or give another {another}"
-            )
+            raise InUse(f"{str(path)!r} is in use by another process; wait for it, stop it, or give another {another}")
         yield
 
 

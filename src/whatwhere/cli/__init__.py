@@ -24,7 +24,7 @@ from .attend import attend_command
 from .audit import audit_command
 from .check import check_command
 from .collect import collect_command
-from .compare import compare_command
+from .compare import compare_command, with_optional_values
 from .predict import evaluate_command, predict_command
 from .summary import models_command, summary_command
 from .train import train_command
@@ -62,7 +62,9 @@ def main(run: Any = None) -> None:
         try:
             _refuse_file_behind_switch(sys.argv[1:])
             with unwound_at_signals():
-                status = command.main(prog_name="whatwhere", standalone_mode=False, obj=run)
+                status = command.main(
+                    with_optional_values(sys.argv[1:]), prog_name="whatwhere", standalone_mode=False, obj=run
+                )
         finally:
             sys.stdout.flush()
         if status == 130:

@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,13 +14,14 @@ import typer
 
 from ..base.errors import UserError
 from ..base.tables import say
-from ..base.words import brief, number_in
+from ..base.words import brief, number_in, option
 from ..training.config import OPTIONS, TELLS_APART, read_config
 from .train import given_options, option_parameter, own_option, own_parameter, typed_command, with_parameters
 from .verdict import LATEX, MARKDOWN, chosen_form, show_comparison, verdict_again
 
 if TYPE_CHECKING:
     from ..comparison.content import Content
+    from ..comparison.runs import Runner, Spread, Task
 
 _option = functools.partial(own_option, panel="Comparison")
 _OWN = (
@@ -73,6 +74,13 @@ _OWN = (
     ),
     _option("out", str | None, "Folder. (default: runs/DATA/compare-BACKBONE)", "DIR"),
     _option("processes", int | None, "Runs at the same time. (default: one for each GPU; 1 without)", "N"),
+    _option(
+        "ray",
+        str | None,
+        "Spread the runs over a Ray cluster, each seed a task with a GPU or cores; a lost node's go on elsewhere. "
+        "(without ADDRESS: RAY_ADDRESS, the cluster of this machine, or a new one)",
+        "[ADDRESS]",
+    ),
     _option("shard", str | None, "Do part i of n only, as in 2/8; then --collect where all are together.", "i/n"),
     _option("collect", bool, "Train nothing: judge the finished runs in --out."),
     _option("dry_run", bool, "Check everything, measure the arms, say how long it would take; write nothing."),
@@ -149,7 +157,7 @@ def _compare(
         if own["collect"]:
             content: Content | None = collect(data, out, request, screen)
         else:
-            spread, num_devices, num_processes = _spread(given, own["processes"], shard)
+            spread, num_devices, num_processes = _spread(given, own, shard)
             share = Share(out, shard, spread, bool(own["whole"]), num_devices, num_processes)
             command = own["whole"] or typed_command()
             content = (run or run_comparison)(
@@ -165,11 +173,14 @@ def _compare(
 
 
 def _spread(
-    given: dict[str, Any], processes: int | None, shard: tuple[int, int] | None
-) -> tuple[Callable[[], None] | None, int, int]:
+    given: dict[str, Any], own: dict[str, Any], shard: tuple[int, int] | None
+) -> tuple[Spread | None, int, int]:
     """Return a function that does the runs in several processes, None for one; how many devices and processes."""
     from ..comparison.shards import default_processes, run_shards
 
+    if own["ray"] is not None:
+        return _on_ray(given, own)
+    processes = own["processes"]
     if processes is not None and not 1 <= processes <= 256:
         raise UserError(f"--processes must be from 1 to 256, got {brief(processes)}")
     num_gpus = default_processes(given.get("device", ""))
@@ -178,8 +189,32 @@ def _spread(
         return None, 1, 1
     arguments = _without(sys.argv[2:], ("--shard", "--processes"))
     command = typed_command()
-    spread = functools.partial(run_shards, arguments, shard or (1, 1), count, num_gpus=num_gpus, command=command)
+
+    def spread(runner: Runner, tasks: Sequence[Task], *more: str) -> None:
+        run_shards(arguments, shard or (1, 1), count, *more, num_gpus=num_gpus, command=command)
+
     return spread, max(1, min(count, num_gpus)), count
+
+
+def _on_ray(given: dict[str, Any], own: dict[str, Any]) -> tuple[Spread | None, int, int]:
+    """Return as `_spread`, for a Ray cluster."""
+    from ..comparison.cluster import join
+
+    for name in ("processes", "shard", "budget"):
+        if own[name] is not None:
+            raise UserError(f"--ray spreads all runs by itself, and keeps to no time; leave out {option(name)}")
+    cluster = join(own["ray"], given.get("device", ""))
+    return cluster.do, cluster.num_runs, cluster.num_runs
+
+
+def with_optional_values(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of `whatwhere` with `--ray=` for `--ray` alone: Typer has no value that may be missing."""
+    following = [*arguments[1:], "--"]
+    is_ours = list(arguments[:1]) == ["compare"]
+    return [
+        f"{text}=" if is_ours and text == "--ray" and after.startswith("-") else text
+        for text, after in zip(arguments, following, strict=False)
+    ]
 
 
 def _without(arguments: list[str], names: tuple[str, ...]) -> list[str]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -200,6 +200,13 @@ class Runs:
         return known
 
 
+class Spread(Protocol):
+    """Does tasks in several processes: `shards.run_shards`, `cluster.Cluster.do`."""
+
+    def __call__(self, runner: Runner, tasks: Sequence[Task], *more: str) -> None:
+        """Do the tasks that a Runner has left; `more` are further arguments of the processes."""
+
+
 @dataclass(frozen=True)
 class Share:
     """The share of a comparison's runs that this process does, and where.
@@ -207,15 +214,14 @@ class Share:
     Attributes:
         out: Folder of the comparison.
         shard: (i, n), the share, counted from 1; None for all runs and the verdict.
-        spread: Does the runs in several processes, which take the arguments it is given too; None does them in this
-            one.
+        spread: Does the runs in several processes; None does them in this one.
         is_inner: Whether this process is one of those; the outer process then shows what concerns the whole.
         num_devices, num_processes: The devices on which runs are done at the same time, and how many runs.
     """
 
     out: Path
     shard: tuple[int, int] | None = None
-    spread: Callable[..., None] | None = None
+    spread: Spread | None = None
     is_inner: bool = False
     num_devices: int = 1
     num_processes: int = 1
@@ -307,7 +313,7 @@ class Runner:
                 self._say_the_rest(left)
                 return
             try:
-                self.share.spread(*([] if rest is None else ["--budget", typed(rest)]))
+                self.share.spread(self, left, *([] if rest is None else ["--budget", typed(rest)]))
             except UserError as error:
                 missing = [task.label for task in left if not task.is_done()]
                 if len(missing) == len(tasks):
@@ -324,37 +330,22 @@ class Runner:
                 return
             began = self.clock()
             try:
-                result = self.train(
-                    self.data,
-                    {**task.options, **self.free},
-                    out=task.folder,
-                    resume=True,
-                    dry_run=False,
-                    command=self.command,
-                    screen=RunScreen(self.screen, task.label, self.warned),
-                    with_test=not task.searching,
-                    say_how_long=False,
-                )
+                result = self.attempt(task)
             except UserError as error:
-                if task.searching and isinstance(error, Diverged):
-                    task.note_divergence(error)
-                    self.screen.line(f"{task.label} diverged")
-                    continue
-                why = _without_own_advice(error)
                 if not self._seconds and not num_done:
-                    sentence, *command = why.args
+                    sentence, *command = error.args
                     raise UserError(f"{task.label} failed: {sentence}", *command) from error
-                self.failures[task.label] = str(why)
-                self.screen.warn(f"{task.label} failed: {why}")
+                self.fail(task, str(error))
                 continue
-            assert result is not None
+            if result is None:
+                self.screen.line(f"{task.label} diverged")
+                continue
             self._seconds[task.label] = self.clock() - began
             remaining = self._remaining(task, left[number:])
-            accuracy = result[result["judged_on"]]["accuracy"]
-            images = "test" if result["judged_on"] == "test" else "validation"
+            judged = result["judged_on"]
             self.screen.line(
-                f"run {num_done + number} of {len(tasks)}{part}: {task.label}: {accuracy:.2%} of the {images} "
-                f"images, {duration(self._seconds[task.label])}"
+                f"run {num_done + number} of {len(tasks)}{part}: "
+                + outcome(task, judged, result[judged]["accuracy"], self._seconds[task.label])
                 + (f"; {about(remaining)} left" if left[number:] else "")
             )
             after(task)
@@ -378,6 +369,36 @@ class Runner:
             return 1.0 if self.expected else 0.0
         return sum(self._seconds.values()) / self._expected_seconds
 
+    def attempt(self, task: Task) -> dict[str, Any] | None:
+        """Train a run and return its result; None where it diverged in a learning-rate search.
+
+        Raises:
+            UserError: It failed; the message is without advice that is for a single run.
+            Stopped: It was asked to stop and is saved.
+        """
+        try:
+            return self.train(
+                self.data,
+                {**task.options, **self.free},
+                out=task.folder,
+                resume=True,
+                dry_run=False,
+                command=self.command,
+                screen=RunScreen(self.screen, task.label, self.warned),
+                with_test=not task.searching,
+                say_how_long=False,
+            )
+        except Diverged as error:
+            if task.searching:
+                task.note_divergence(error)
+                return None
+            raise UserError(f"{error.reason}; a comparison with another learning rate needs another --out") from error
+
+    def fail(self, task: Task, why: str) -> None:
+        """Keep and show why a run failed."""
+        self.failures[task.label] = why
+        self.screen.warn(f"{task.label} failed: {why}")
+
     def _remaining(self, done: Task, left: Sequence[Task]) -> float:
         """Return about how many seconds the runs `left` take, from those of this process, the last of them `done`.
 
@@ -388,11 +409,10 @@ class Runner:
         return sum(map(expected, left)) * self._slowness()
 
 
-def _without_own_advice(error: UserError) -> UserError:
-    """Return why a run failed, without the advice that is for a single run."""
-    if isinstance(error, Diverged):
-        return UserError(f"{error.reason}; a comparison with another learning rate needs another --out")
-    return error
+def outcome(task: Task, judged_on: str, accuracy: float, seconds: float) -> str:
+    """Return what a run that has ended came to, in words."""
+    images = "test" if judged_on == "test" else "validation"
+    return f"{task.label}: {accuracy:.2%} of the {images} images, {duration(seconds)}"
 
 
 def failed(failures: Mapping[str, str]) -> UserError:
