@@ -76,7 +76,7 @@ def test_the_width_of_a_timed_arm_is_given_once_it_is_measured():
     arms = parse_arms("none,se,cbam,wide:time,wide:time:se,wide")
     options = run_options(arms, "resnet8", 10)
     assert list(options) == ["none", "se", "cbam", "wide"]
-    options = run_options(arms, "resnet8", 10, widths={"wide-time": 1.25}, at="stages")
+    options = run_options(arms[:5], "resnet8", 10, widths={"wide-time": 1.25}, at="stages")
     assert options["wide-time"] == {"model": "resnet8", "at": "", "width_factor": 1.25}
     assert "wide-time-se" not in options
     assert timed_as(arms[3], arms) == ["se", "cbam"]

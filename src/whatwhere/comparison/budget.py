@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import math
 import re
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,7 +13,7 @@ import msgspec
 
 from ..base.errors import UserError
 from ..base.screen import about
-from ..base.words import brief, counted, few
+from ..base.words import brief, command_line, counted, few
 from ..statistics.decide import least_found
 from ..statistics.looks import ALPHA, LEAST_PAIRS
 from ..statistics.metric import METRICS
@@ -239,7 +238,7 @@ def with_options(command: str, options: Sequence[tuple[str, str]]) -> str:
     """Return a command line with other values of these options."""
     for flag, _ in options:
         command = re.sub(rf" {flag}[ =]('[^']*'|\S+)", "", command)
-    return " ".join([command, *(f"{flag} {shlex.quote(value)}" for flag, value in options)])
+    return " ".join([command, *map(command_line, options)])
 
 
 def differences_found(design: Design, spread: float | None) -> str:

@@ -85,7 +85,7 @@ class Pooled:
         """Return the probability that t exceeds distance / error."""
         from scipy.special import stdtr
 
-        with np.errstate(divide="ignore", invalid="ignore"):  # plain means that are all equal have no error
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # plain means that are equal have no error
             return stdtr(self.num - 1, -np.nan_to_num(np.divide(distance, error), nan=0.0))
 
 
