@@ -44,7 +44,7 @@ check: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
-	$(VENV)/bin/codespell src tests benchmarks examples docs *.md *.toml Makefile
+	$(VENV)/bin/codespell src tests benchmarks examples docs evidence/*.md *.md *.toml Makefile
 	$(VENV)/bin/python tests/support/ledger.py
 
 # After a change of docs/ledger.csv: writes the summary in docs/ledger.md anew.
