@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from comparisons import verdict
 from processes import environment, finish, start_comparison, steps_saved, wait_for_step, wait_until
 
 pytest.importorskip("ray")
@@ -40,16 +41,6 @@ def whole(patterns, tmp_path_factory):
     status, _, err = finish(start_comparison(folder, patterns, folder / "out", *RUNS))
     assert status == 0, err
     return folder / "out"
-
-
-def verdict(out):
-    """Return the verdict without what a clock decides."""
-    content = json.loads((out / "verdict.json").read_text())
-    runs = [{**run, "seconds": 0} for run in content["runs"]]
-    settings = [
-        [panel, [[name, value] for name, value in values if name != "began"]] for panel, values in content["settings"]
-    ]
-    return {**content, "cost": None, "runs": runs, "settings": settings}
 
 
 def check_same(out, whole):

@@ -811,6 +811,7 @@ def test_the_width_of_a_timed_arm_is_measured_once(pretended, refused):
     def measure(design, *rest):
         widths = [design.run_options(arm.name, 0).get("width_factor", 1) for arm in design.arms]
         seen.append(dict(zip((arm.name for arm in design.arms), widths, strict=True)))
+        places.append(design.run_options("wide-time", 0)["at"])
         costs = pretended_costs(design, *rest)
         steps = [12.0 if arm.name == "se" else 10.0 * width for arm, width in zip(design.arms, widths, strict=True)]
         rows = [
@@ -818,11 +819,12 @@ def test_the_width_of_a_timed_arm_is_measured_once(pretended, refused):
         ]
         return msgspec.structs.replace(costs, rows=tuple(rows))
 
-    seen, pretended.measure = [], measure
+    seen, places, pretended.measure = [], [], measure
     with refused():
         pretended("none,se,wide:time", shard=(2, 2))
     assert seen == []
-    pretended("none,se,wide:time", dry_run=True)
+    pretended("none,se,wide:time", dry_run=True, given={"at": "stages"})
+    assert set(places) == {""}  # where attention stands is no option of a network without it
     assert not (pretended.out / "compare.json").exists()
     seen.clear()
     pretended("none,se,wide:time")

@@ -6,21 +6,12 @@ import signal
 
 import pytest
 
+from comparisons import verdict
 from processes import finish, start_comparison, steps_saved, wait_for_step, wait_until
 
 pytestmark = pytest.mark.slow
 ARMS = ("--attention", "none,se", "--seeds", "3", "--epochs", "4")
 LONG = ("--attention", "none,se", "--seeds", "2", "--epochs", "60")
-
-
-def verdict(out):
-    """Return the verdict without what a clock decides."""
-    content = json.loads((out / "verdict.json").read_text())
-    runs = [{**run, "seconds": 0} for run in content["runs"]]
-    settings = [
-        [panel, [[name, value] for name, value in values if name != "began"]] for panel, values in content["settings"]
-    ]
-    return {**content, "cost": None, "runs": runs, "settings": settings}
 
 
 def finished(out):

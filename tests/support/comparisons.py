@@ -138,6 +138,16 @@ def pretend(data, given, out, figures, num_images, screen):
     return result
 
 
+def verdict(out):
+    """Return the verdict without what a clock decides."""
+    content = json.loads((out / "verdict.json").read_text())
+    runs = [{**run, "seconds": 0} for run in content["runs"]]
+    settings = [
+        [panel, [[name, value] for name, value in values if name != "began"]] for panel, values in content["settings"]
+    ]
+    return {**content, "cost": None, "runs": runs, "settings": settings}
+
+
 def pretended_costs(design, num_classes, device, progress=None):
     figures = {"num_params": 1, "macs": 1, "saved_bytes": 1}
     figures |= {"forward_ms": 1.0, "training_step_ms": 3.0, "images_per_second": 1000.0}

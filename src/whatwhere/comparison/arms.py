@@ -69,7 +69,7 @@ class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def is_code(self) -> bool:
         """Whether it is MODULE:NAME, code of the user."""
-        return is_import_path(self.attention) and not self.is_wide and not self.is_short
+        return self.takes_arguments and is_import_path(self.attention)
 
     @property
     def takes_arguments(self) -> bool:
@@ -157,7 +157,7 @@ def run_options(
         raise UserError(f"--backbone {backbone} has attention in its name; give {plain.backbone}")
     if not plain.is_own and any(arm.is_wide for arm in arms):
         raise UserError(f"a wide arm needs a network of whatwhere (`whatwhere models`), not {backbone}")
-    without = {"model": backbone, **({"at": ""} if at else {})}
+    without = plain_options(backbone, at)
     options = {arm.name: _attentive(arm, backbone, at) if arm.takes_arguments else without for arm in arms}
     options |= {arm.name: {**without, "epochs": fewer_epochs(arm, epochs)} for arm in arms if arm.is_short}
     by_params = [arm for arm in arms if arm.is_wide and not arm.is_timed]
@@ -182,6 +182,11 @@ def run_options(
             raise UserError(f"the arm {arm.name} would be no wider than {backbone}: {other} has hardly more parameters")
         options[arm.name] = wide
     return options
+
+
+def plain_options(backbone: str, at: str) -> dict[str, Any]:
+    """Return the options of a run without attention, where attention stands `at` a place in other arms."""
+    return {"model": backbone, **({"at": ""} if at else {})}
 
 
 def timed_as(arm: Arm, arms: Sequence[Arm]) -> list[str]:

@@ -16,7 +16,7 @@ from ..statistics.looks import LEAST_PAIRS
 from ..training.estimate import HOUR, NOTHING, Pace
 from ..training.setup import device_name
 from ..training.trainer import autocast
-from .arms import Arm, build, timed_as
+from .arms import Arm, build, plain_options, timed_as
 from .content import CostRow, Costs
 from .design import Design
 
@@ -95,7 +95,7 @@ def width_for_time(
     Raises:
         UserError: The arm's step takes no longer than the backbone's.
     """
-    plain = {"model": design.backbone}
+    plain = plain_options(design.backbone, design.options["at"])
 
     def ratio_at(factor: float, names: Sequence[str]) -> tuple[float, str, Costs]:
         """Return the arm's time by that of the backbone at this width, the arm, and the measurement."""

@@ -26,6 +26,7 @@ from ..training.distributed import Team, team
 from ..training.estimate import HOUR, measure_reading
 from ..training.setup import check_apart, check_machine, prepare_images, resolve
 from ..training.train import run_training
+from .arms import plain_options
 from .budget import Budget, Plan, differences_found, seconds_of, with_options
 from .content import COST, DESIGN, REPORT, RESULTS, VERDICT, Content, Costs
 from .costs import Estimate, Measure, measure_costs, width_for_time, within_an_hour
@@ -290,8 +291,7 @@ def _with_measured_widths(
         )
         if costs.doubt:
             screen.warn(f"{costs.doubt}; the width of {arm.name} may be wrong: begin again when nothing else runs")
-        options = {"model": design.backbone, "width_factor": factor}
-        options |= {"at": ""} if design.options.get("at") else {}
+        options = {**plain_options(design.backbone, design.options["at"]), "width_factor": factor}
         design = msgspec.structs.replace(design, arm_options={**design.arm_options, arm.name: options})
     return design
 
