@@ -72,7 +72,7 @@ CIFAR := data/cifar10-jpeg --backbone resnet8 --image-size 32
 MAP := $(EVIDENCE) $(CIFAR) --attention none,cbam,static:cbam,short --train-images 5000 --max-seeds 12
 ON := --hflip 0.5 --rand-augment 5 --random-erasing 0.1 --mixup 0.1
 OFF := --hflip 0 --rand-augment 0 --random-erasing 0 --mixup 0
-.PHONY: evidence-lite0 evidence-hands evidence-cifar10 evidence-fashion evidence-map
+.PHONY: evidence-lite0 evidence-hands evidence-cifar10 evidence-fashion evidence-mnist evidence-digits evidence-map
 
 # Fine-tuning of ImageNet weights on few photos.
 evidence-lite0: $(READY)
@@ -94,6 +94,15 @@ evidence-cifar10: $(READY)
 evidence-fashion: $(READY)
 	$(EVIDENCE) FashionMNIST --backbone resnet8 --image-size 32 --attention none,se,eca,cbam,static:cbam,wide,short \
 	  --train-images 10000 --epochs 10 --max-seeds 36 --out evidence/fashion
+
+# Handwritten digits, few to train, with the recipe of hands.
+FEW := --backbone resnet8 --attention none,se,eca,cbam,static:cbam,wide,short --batch-size 32 --epochs 40 --lr 0.1 \
+  --mixup 0 --hflip 0 --rand-augment 3 --random-erasing 0 --max-seeds 36
+evidence-mnist: $(READY)
+	$(EVIDENCE) MNIST $(FEW) --image-size 32 --train-images 200 --out evidence/mnist
+
+evidence-digits: $(READY)
+	$(EVIDENCE) digits $(FEW) --image-size 16 --train-images 100 --val-fraction 0.1 --test-fraction 0.7 --out evidence/digits
 
 # Does the recipe decide the sign? Short and long training, without and with augmentation.
 evidence-map: $(READY)
