@@ -807,6 +807,16 @@ def test_a_short_arm_trains_for_fewer_epochs(pretended):
     assert pretended.trained == ["runs/none/seed-2", "runs/short/seed-2"]
 
 
+def test_a_short_arm_is_the_positive_control_and_stays_it_when_the_table_is_judged_again(pretended, whatwhere):
+    pretended("none,short,cbam", seeds=6, given={"epochs": 4})
+    verdict = json.loads((pretended.out / "verdict.json").read_text())
+    controls = [arm["arm"] for arm in verdict["judgement"]["arms"] if arm["is_control"]]
+    assert controls == ["short"]
+    whatwhere("verdict", pretended.out / "results.csv")
+    again = json.loads((pretended.out / "verdict.json").read_text())
+    assert [arm["is_control"] for arm in again["judgement"]["arms"]] == [True, False]
+
+
 def test_the_width_of_a_timed_arm_is_measured_once(pretended, refused):
     def measure(design, *rest):
         widths = [design.run_options(arm.name, 0).get("width_factor", 1) for arm in design.arms]

@@ -64,6 +64,35 @@ def test_it_depends_where_one_helps_and_another_hurts():
     assert only(across(several({"a": 0.0, "b": 4.0, "c": 8.0, "d": 16.0}))).verdict == UNKNOWN
 
 
+def test_several_recipes_on_one_data_set_have_no_mean_but_may_depend():
+    comparisons = several({"off": 2.0, "on": -2.0, "long": 0.0, "both": 0.1})
+    arm = only(across(comparisons, dict.fromkeys(comparisons, "cifar10")))
+    assert (arm.verdict, arm.mean_difference, arm.data_sets) == (DEPENDS, None, ())
+    assert arm.conclusion == "Choose cbam case by case: it helps in off and hurts in on"
+    assert arm.reason == (
+        "it helps in 1 comparison and hurts in 1, which chance alone hardly explains; 1 data set counts, and a mean "
+        "needs 4"
+    )
+    del comparisons["both"]
+    arm = only(across(comparisons, dict.fromkeys(comparisons, "cifar10")))
+    assert (arm.verdict, arm.reason) == (UNKNOWN, "1 data set counts, and a verdict needs 4")
+
+
+def test_a_positive_control_is_found_or_missed_in_each_comparison():
+    effects = {"a": -3.0, "b": -2.0, "c": 0.0, "d": -4.0}
+    found = {name: compared(seed, short=effect) for seed, (name, effect) in enumerate(effects.items())}
+    arm = only(across({name: dataclasses.replace(one, arms=_as_control(one)) for name, one in found.items()}))
+    assert arm.conclusion == (
+        "The positive control short is found in 3 of 4 comparisons, not in c, which may be too weak for the other "
+        "arms, too"
+    )
+    assert only(across(found)).conclusion != arm.conclusion
+
+
+def _as_control(judgement):
+    return tuple(dataclasses.replace(arm, is_control=True) for arm in judgement.arms)
+
+
 def test_a_loss_smaller_than_the_margin_is_no_loss():
     effects = {**EFFECTS, "stars": -0.2}
     verdict = across(several(effects, deviation=0.05))

@@ -91,6 +91,42 @@ def test_the_conclusion_says_what_to_do(differences, options, conclusion):
     assert one(*differences, **options).conclusion == conclusion
 
 
+@pytest.mark.parametrize(
+    ("differences", "conclusion", "is_missed"),
+    [
+        (
+            [-2 + noise for noise in NOISE],
+            "The positive control cbam is found: this comparison can find a difference of that size",
+            False,
+        ),
+        ([0.3 + 1.2 * noise for noise in NOISE], "Cannot tell about cbam yet: train at least 4 more seeds", True),
+        (
+            [0.3 + 90 * noise for noise in NOISE],
+            "The positive control cbam is not found, and more pairs will hardly change that",
+            True,
+        ),
+        (
+            [0.05 + 0.2 * noise for noise in NOISE],
+            "cbam makes no practical difference: it is no positive control here, and says nothing about the other arms",
+            True,
+        ),
+        (
+            [2 + noise for noise in NOISE],
+            "cbam does better than the baseline: it is no positive control here, and says nothing about the other arms",
+            True,
+        ),
+        ([-2.0], "Cannot tell about cbam yet: train at least 5 more seeds", False),
+    ],
+)
+def test_a_positive_control_is_found_or_the_comparison_may_be_too_weak(differences, conclusion, is_missed):
+    figures = results(none=points(*[0] * len(differences)), cbam=points(*differences), se=points(*differences[::-1]))
+    judgement = judge(figures, controls=["cbam"])
+    control, other = judgement.arms
+    assert (control.conclusion, control.headline) == (conclusion, f"{control.verdict} (positive control)")
+    assert (control.verdict, other.is_control) == (other.verdict, False)
+    assert any("positive control cbam is not found" in caution for caution in judgement.cautions) is is_missed
+
+
 def test_the_conclusion_without_a_pair():
     arm = judge(results(none=[0.5, 0.6], cbam=[None, None], se=[0.5, 0.6])).arms[0]
     assert arm.conclusion == "Cannot tell about cbam yet: train cbam and the baseline with the same seeds"

@@ -100,7 +100,8 @@ class Gathered:
             "max_pairs": design.max_seeds,
             "test_images": self.num_images,
         }
-        judgement = judge(self.results, awaited=design.seeds(), **terms)
+        controls = [arm.name for arm in design.arms if arm.is_short]
+        judgement = judge(self.results, awaited=design.seeds(), controls=controls, **terms)
         if not self.same_num_images:  # a table has one number for all runs
             del terms["test_images"]
         return judgement, terms

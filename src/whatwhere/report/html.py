@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..base.files import write_bytes
 from ..base.words import printable
 from ..comparison.content import Content, RunRow
-from ..statistics.across import HELPS_ON_AVERAGE, HURTS_ON_AVERAGE, LEAST_DATA_SETS, Across
+from ..statistics.across import HELPS_ON_AVERAGE, HURTS_ON_AVERAGE, LEAST_COMPARISONS, LEAST_DATA_SETS, Across
 from ..statistics.independence import LEAST_DIFFERENT
 from ..statistics.looks import ALPHA, LEAST_PAIRS
 from ..statistics.metric import Metric
@@ -124,6 +124,7 @@ def across_page(verdict: Across, title: str) -> str:
             margin=quantity(margin, metric),
             least_pairs=LEAST_PAIRS,
             least_data_sets=LEAST_DATA_SETS,
+            least_comparisons=LEAST_COMPARISONS,
         )
     )
 

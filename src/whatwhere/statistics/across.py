@@ -21,7 +21,8 @@ from .verdict import ArmVerdict, Judgement
 from .wording import percent, quantity, span
 
 HELPS_ON_AVERAGE, HURTS_ON_AVERAGE, DEPENDS = "helps on average", "hurts on average", "it depends"
-LEAST_DATA_SETS = 4
+LEAST_DATA_SETS = 4  # for a mean
+LEAST_COMPARISONS = 4  # for "it depends", which needs no mean
 _MOST_NAMED = 4
 
 
@@ -136,13 +137,14 @@ def across(comparisons: Mapping[str, Judgement], data_sets: Mapping[str, str] | 
 
     A comparison counts with the pairs and the looks of its own verdict; one with fewer than 6 pairs, or whose pairs may
     not be independent, is shown and does not count. The comparisons of one data set are combined first (`DataSet`), so
-    that it counts once. With 4 data sets or more, of the first that applies:
+    that it counts once. Of the first that applies:
 
     1. a comparison helps and another hurts, each as the verdict of one comparison is made (`decide`), with one error
-       of 5 % shared after Holm among all comparisons and arms: it depends;
-    2. the interval of the mean lies inside -+ margin: no practical difference;
-    3. it lies on one side of 0: helps on average, or hurts on average;
-    4. cannot tell yet.
+       of 5 % shared after Holm among all comparisons and arms: it depends, from 4 comparisons on;
+    2. fewer than 4 data sets: cannot tell yet;
+    3. the interval of the mean lies inside -+ margin: no practical difference;
+    4. it lies on one side of 0: helps on average, or hurts on average;
+    5. cannot tell yet.
 
     The interval is `Pooled.interval` of confidence 1 - level: 0.05 for all arms together (two-sided, so 0.025 for each
     direction), shared after Holm among the arms with 4 data sets or more, for claims of a difference and of none
@@ -188,12 +190,13 @@ def across(comparisons: Mapping[str, Judgement], data_sets: Mapping[str, str] | 
     arms = []
     for arm, found in members.items():
         cautions = [f"{name}: {text}" for name, text in _told_of(arm, comparisons)]
-        if arm not in judged:
-            arms.append(_without_mean(arm, found, len(means[arm]), cautions))
-            continue
-        index = list(judged).index(arm)
-        rule = _Rule(metric, margin, ALPHA / same[1][index], ALPHA / differ[1][index])
-        arms.append(_verdict(arm, found, means[arm], judged[arm], rule, cautions))
+        if arm in judged:
+            index = list(judged).index(arm)
+            rule = _Rule(metric, margin, ALPHA / same[1][index], ALPHA / differ[1][index])
+            verdict = _verdict(arm, found, means[arm], judged[arm], rule, cautions)
+        else:
+            verdict = _without_mean(arm, found, len(means[arm]), cautions)
+        arms.append(replace(verdict, conclusion=_of_control(arm, comparisons) or verdict.conclusion))
     notes = []
     if assumed := [name for name in comparisons if name not in names]:
         notes.append(
@@ -333,14 +336,30 @@ def _told_of(arm: str, comparisons: Mapping[str, Judgement]) -> list[tuple[str, 
     return told
 
 
+def _of_control(arm: str, comparisons: Mapping[str, Judgement]) -> str:
+    """Return in which comparisons a positive control is found, by their own verdicts; "" if the arm is none."""
+    found = {name: one.verdict == HURTS for name, of in comparisons.items() for one in of.arms if one.arm == arm}
+    if not any(one.is_control for of in comparisons.values() for one in of.arms if one.arm == arm):
+        return ""
+    missed = [name for name, is_found in found.items() if not is_found]
+    where = f", not in {few(missed, _MOST_NAMED)}, which may be too weak for the other arms, too" if missed else ""
+    return f"The positive control {named(arm)} is found in {sum(found.values())} of {len(found)} comparisons{where}"
+
+
 def _without_mean(arm: str, members: Sequence[Member], num: int, cautions: Sequence[str]) -> AcrossArm:
-    counted_sets = counted(num, "data set")
-    reason = f"{counted_sets} {'counts' if num == 1 else 'count'}, and a verdict needs {LEAST_DATA_SETS}"
+    here = f"{counted(num, 'data set')} {'counts' if num == 1 else 'count'}"
+    helped, hurt = _decided(members)
+    if helped and hurt and sum(not one.left_out for one in members) >= LEAST_COMPARISONS:
+        verdict, conclusion = DEPENDS, _case_by_case(arm, helped, hurt)
+        reason = f"{_both_ways(helped, hurt)}; {here}, and a mean needs {LEAST_DATA_SETS}"
+    else:
+        verdict, reason = UNKNOWN, f"{here}, and a verdict needs {LEAST_DATA_SETS}"
+        more = counted(LEAST_DATA_SETS - num, "more data set", "more data sets")
+        conclusion = f"Cannot tell about {named(arm)} yet: compare it on at least {more}"
     return AcrossArm(
         arm=arm,
-        verdict=UNKNOWN,
-        conclusion=f"Cannot tell about {named(arm)} yet: compare it on at least "
-        f"{counted(LEAST_DATA_SETS - num, 'more data set', 'more data sets')}",
+        verdict=verdict,
+        conclusion=conclusion,
         reason=reason + _left_out(members),
         cautions=tuple(cautions),
         comparisons=tuple(members),
@@ -384,7 +403,7 @@ def _verdict(
     rule: _Rule,
     cautions: Sequence[str],
 ) -> AcrossArm:
-    helped, hurt = ([one.comparison for one in members if one.verdict == verdict] for verdict in (HELPS, HURTS))
+    helped, hurt = _decided(members)
     of_mean = rule.verdict(found)
     verdict, level = DEPENDS if helped and hurt else of_mean, rule.level(of_mean)
     weights = {name: 1 / (error**2 + float(found.tau_squared)) for name, (_, error) in means.items()}
@@ -430,6 +449,22 @@ def _verdict(
     )
 
 
+def _decided(members: Sequence[Member]) -> tuple[list[str], list[str]]:
+    """Return the comparisons in which an arm helps, and those in which it hurts."""
+    helped, hurt = ([one.comparison for one in members if one.verdict == verdict] for verdict in (HELPS, HURTS))
+    return helped, hurt
+
+
+def _case_by_case(arm: str, helped: Sequence[str], hurt: Sequence[str]) -> str:
+    helps, hurts = few(helped, _MOST_NAMED), few(hurt, _MOST_NAMED)
+    return f"Choose {named(arm)} case by case: it helps in {helps} and hurts in {hurts}"
+
+
+def _both_ways(helped: Sequence[str], hurt: Sequence[str]) -> str:
+    times = counted(len(helped), "comparison")
+    return f"it helps in {times} and hurts in {len(hurt)}, which chance alone hardly explains"
+
+
 def _conclusion(
     arm: str,
     verdict: str,
@@ -440,9 +475,7 @@ def _conclusion(
 ) -> str:
     name = named(arm)
     if verdict == DEPENDS:
-        return (
-            f"Choose {name} by data set: it helps in {few(helped, _MOST_NAMED)} and hurts in {few(hurt, _MOST_NAMED)}"
-        )
+        return _case_by_case(arm, helped, hurt)
     if verdict == SAME:
         return f"{name} makes no practical difference on average; take the cheaper network"
     if verdict == HURTS_ON_AVERAGE:
@@ -458,10 +491,7 @@ def _conclusion(
 def _meaning(verdict: str, rule: _Rule, helped: Sequence[str], hurt: Sequence[str]) -> str:
     limit = f"the margin of {quantity(rule.margin, rule.metric)}"
     if verdict == DEPENDS:
-        return (
-            f"but it helps in {counted(len(helped), 'comparison')} and hurts in {len(hurt)}, which chance alone hardly "
-            "explains"
-        )
+        return f"but {_both_ways(helped, hurt)}"
     if verdict == SAME:
         return f"any difference on average is smaller than {limit}"
     if verdict == UNKNOWN:

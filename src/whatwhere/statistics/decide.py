@@ -51,6 +51,7 @@ class Case:
         waiting: Seeds without a complete pair that the next look needs.
         doubt: Why the pairs may not be independent: the look counts, but nothing is claimed.
         hardly_used: Which of the two arms have an attention that has hardly begun in most of the judged runs.
+        is_control: Whether it is a positive control, an arm that is known to do worse.
         num_pairs: Complete pairs, those after the look included.
         num_to_look: Pairs missing for the next look; None after the last.
         everything: All complete pairs; None with fewer than 2.
@@ -67,6 +68,7 @@ class Case:
     waiting: tuple[Hashable, ...] = ()
     doubt: Doubt | None = None
     hardly_used: tuple[str, ...] = ()
+    is_control: bool = False
     num_pairs: int = 0
     num_to_look: int | None = None
     everything: PairedDifference | None = None

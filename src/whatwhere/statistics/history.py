@@ -150,7 +150,8 @@ def judge_again(
                 "because another would spend the error twice; leave out --first-look and --max-pairs"
             )
         firsts, max_pairs = fixed, before
-    judgement = judge(results, first_look=firsts, max_pairs=max_pairs, **terms)
+    controls = [arm.arm for arm in arms if arm.is_control]
+    judgement = judge(results, first_look=firsts, max_pairs=max_pairs, controls=controls, **terms)
     check_number_of_images(results, judgement.metric.name, terms.get("test_images"))
     if record is None:
         return judgement, []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
@@ -44,6 +44,7 @@ class ArmVerdict:
         advice: What to do where there is no verdict yet.
         cautions: Sentences that a reader must know.
         hardly_used: Which of the two arms have an attention that has hardly begun in most of the judged runs.
+        is_control: Whether it is a positive control, an arm that is known to do worse.
         num_pairs: Complete pairs that the verdict is read from.
         plan: The schedule of its looks, as the files call it; None while there are fewer than 6 pairs.
         seeds, baseline, treatment, differences: Pair by pair, those after the look included.
@@ -69,6 +70,7 @@ class ArmVerdict:
     advice: str = ""
     cautions: tuple[str, ...] = ()
     hardly_used: tuple[_Name, ...] = ()
+    is_control: bool = False
     num_pairs: _Count = 0
     plan: Schedule | None = None
     seeds: tuple[Hashable, ...] = ()
@@ -92,8 +94,9 @@ class ArmVerdict:
 
     @property
     def headline(self) -> str:
-        """The verdict in a few words, and whether it is on an attention that was hardly used."""
-        return f"{self.verdict} (attention hardly used)" if self.hardly_used else self.verdict
+        """The verdict in a few words, and whether it is on a positive control or an attention that was hardly used."""
+        notes = ["positive control"] * self.is_control + ["attention hardly used"] * bool(self.hardly_used)
+        return f"{self.verdict} ({', '.join(notes)})" if notes else self.verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +170,7 @@ def judge(
     max_pairs: int | None = None,
     awaited: Mapping[str, Sequence[Hashable]] | None = None,
     test_images: int | None = None,
+    controls: Collection[str] = (),
 ) -> Judgement:
     """Return the verdict on each arm against the baseline.
 
@@ -199,6 +203,8 @@ def judge(
         max_pairs: Pairs at the last look; None leaves it open.
         awaited: Seeds, by arm, that the present look waits for.
         test_images: How many images each run was tested on, where known: finds runs that differ too little for that.
+        controls: Positive controls among the arms: known to do worse. A comparison that does not find that may be too
+            weak for the other arms, and says so.
 
     Raises:
         UserError: An unknown metric or baseline, no other arm, a direction that is missing or contradicts a known
@@ -238,7 +244,7 @@ def judge(
             doubt = doubt_about_zeros(*pairs) or doubt_about(*pairs, test_images)
             idle = tuple(name for name in (baseline, arm) if results.hardly_used(name, case.paired.seeds))
             case = replace(case, doubt=doubt, hardly_used=idle)
-        cases.append(case)
+        cases.append(replace(case, is_control=arm in controls))
     cases = decide(cases, margin, higher_is_better=bool(measure.higher_is_better))
     cases = [replace(case, outlook=pairs_to_settle(case, margin)) for case in cases]
     p_t = holm([1.0 if case.judged is None else case.judged.p_t() for case in cases])
@@ -253,7 +259,8 @@ def judge(
             cautions += cautions_about(results, measure, baseline, case.arm, case.judged.seeds, test_images)
         verdicts.append(_verdict(case, measure, margin, holm_p, cautions))
     differences, notes = _others(results, measure.name, baseline, cases, test_images)
-    notes = [*results.notes, *notes, *derived_notes(results, measure.name)]
+    weak = [case.arm for case in cases if case.is_control and case.judged is not None and case.verdict != HURTS]
+    notes = [*results.notes, *map(wording.missed_control, weak), *notes, *derived_notes(results, measure.name)]
     if given is None and known_baseline(results.arms) is None:
         notes.insert(
             0,
@@ -428,6 +435,7 @@ def _verdict(case: Case, metric: Metric, margin: float, holm_p: Sequence[float],
         advice=wording.advice(case),
         cautions=tuple(cautions),
         hardly_used=case.hardly_used,
+        is_control=case.is_control,
     )
     if paired is None or everything is None:
         return verdict

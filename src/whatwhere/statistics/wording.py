@@ -38,7 +38,25 @@ def conclusion(case: Case, metric: Metric, margin: float) -> str:
     if case.hardly_used:
         used = f"The attention of {' and '.join(map(named, case.hardly_used))} was hardly used"
         return f"{used}: train for more steps before you decide about {named(case.arm)}"
-    return _next_step(case) if case.verdict == UNKNOWN else _choice(case, metric, margin)
+    if case.verdict == UNKNOWN:
+        return _next_step(case)
+    return _control(case.arm, case.verdict) if case.is_control else _choice(case, metric, margin)
+
+
+def _control(arm: str, verdict: str) -> str:
+    """Return what a verdict on a positive control says about the comparison."""
+    if verdict == HURTS:
+        return f"The positive control {named(arm)} is found: this comparison can find a difference of that size"
+    found = "makes no practical difference" if verdict == SAME else "does better than the baseline"
+    return f"{named(arm)} {found}: it is no positive control here, and says nothing about the other arms"
+
+
+def missed_control(arm: str) -> str:
+    """Return the caution on a positive control that is not found."""
+    return (
+        f"the positive control {named(arm)} is not found: where this comparison cannot tell about another arm, it may "
+        "be too weak to tell"
+    )
 
 
 def _choice(case: Case, metric: Metric, margin: float) -> str:
@@ -58,6 +76,8 @@ def _next_step(case: Case) -> str:
     if case.waiting:
         next_step = "finish the missing runs"
     elif case.num_to_look is None or (outlook is not None and outlook.is_hopeless):
+        if case.is_control:
+            return f"The positive control {arm} is not found, and more pairs will hardly change that"
         return f"Do not choose {arm} on this evidence"
     elif case.blocked and not case.num_pairs:
         next_step = f"train {arm} and the baseline with the same seeds"
