@@ -3,7 +3,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 CLIENTS := $(VENV)/.clients
 
-.PHONY: demo test snapshots test-slow test-sweep test-clients check ledger api bench
+.PHONY: demo test snapshots test-slow test-sweep test-clients check ledger evidence-page api bench
 .DEFAULT_GOAL := test
 
 # One environment with everything that development needs, at the versions of constraints.txt.
@@ -46,10 +46,15 @@ check: $(READY)
 	$(VENV)/bin/lint-imports --no-logo
 	$(VENV)/bin/codespell src tests benchmarks examples docs evidence/*.md *.md *.toml Makefile
 	$(VENV)/bin/python tests/support/ledger.py
+	$(VENV)/bin/python tests/support/evidence.py
 
 # After a change of docs/ledger.csv: writes the summary in docs/ledger.md anew.
 ledger: $(READY)
 	$(VENV)/bin/python tests/support/ledger.py --write
+
+# After new runs in evidence/: writes the tables of its page anew.
+evidence-page: $(READY)
+	$(VENV)/bin/python tests/support/evidence.py --write
 
 # Which public names do the changes since SINCE break? SINCE is the last tag, or the commit before where there is none.
 SINCE ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git rev-parse --short HEAD^)

@@ -180,10 +180,10 @@ def summary(rows: list[Row]) -> str:
     )
 
 
-def page_with(page: str, text: str) -> str:
-    """Return the page with this text between its two marks."""
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}"
+def page_with(page: str, text: str, begin: str, end: str) -> str:
+    """Return the page with this text between two marks."""
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}"
 
 
 def main(write: bool) -> int:
@@ -192,7 +192,7 @@ def main(write: bool) -> int:
     path = DOCS / "ledger.md"
     if not found:
         page = path.read_text(encoding="utf-8")
-        wanted = page_with(page, summary(rows))
+        wanted = page_with(page, summary(rows), BEGIN, END)
         if write:
             path.write_text(wanted, encoding="utf-8")
         elif page != wanted:
