@@ -1,4 +1,4 @@
-"""Checks the tables of evidence/README.md: `make check`. `make evidence-page` writes them anew, from the runs' files."""
+"""Checks the tables of evidence/README.md: `make check`. `make evidence-page` writes them anew from the files there."""
 
 import statistics
 import sys
