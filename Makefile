@@ -88,7 +88,8 @@ evidence-lite0: $(READY)
 
 # The same photos from the beginning.
 evidence-hands: $(READY)
-	$(EVIDENCE) data/sign-digits --backbone resnext11_8x8d --image-size 32 --attention none,se,cbam,static:cbam,wide,short \
+	$(EVIDENCE) data/sign-digits --backbone resnext11_8x8d --image-size 32 \
+	  --attention none,se,cbam,static:cbam,wide,short,short:0.9 \
 	  --batch-size 32 --epochs 30 --lr 0.1 --mixup 0 --hflip 0 --rand-augment 3 --random-erasing 0 \
 	  --val-fraction 0.1 --test-fraction 0.7 --max-seeds 36 --out evidence/hands
 

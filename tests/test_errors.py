@@ -23,7 +23,8 @@ from whatwhere import UserError
 from whatwhere.base.tables import Table, rich_tables, say, tell, text
 from whatwhere.base.words import brief, cause, few, printable, short, suggest
 from whatwhere.comparison.arms import Arm, parse_arms
-from whatwhere.comparison.design import Request, asked_for, read_design
+from whatwhere.comparison.design import read_design
+from whatwhere.comparison.planning import Request, asked_for
 from whatwhere.data.sources.find import find_source
 from whatwhere.data.split import prepare
 from whatwhere.experiment import compare, judge, read_results

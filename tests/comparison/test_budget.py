@@ -13,7 +13,8 @@ from whatwhere import UserError
 from whatwhere.comparison import run
 from whatwhere.comparison.arms import parse_arms
 from whatwhere.comparison.budget import Budget, Plan, differences_found, seconds_in, seconds_of, typed, with_options
-from whatwhere.comparison.design import Request, with_epochs
+from whatwhere.comparison.design import with_epochs
+from whatwhere.comparison.planning import Request
 from whatwhere.comparison.runs import Share
 from whatwhere.statistics.decide import least_found
 from whatwhere.training.estimate import NOTHING, Pace

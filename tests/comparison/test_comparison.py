@@ -20,7 +20,7 @@ from whatwhere import UserError, create_model
 from whatwhere.comparison import run
 from whatwhere.comparison.arms import parse_arms
 from whatwhere.comparison.costs import measure_costs
-from whatwhere.comparison.design import Request
+from whatwhere.comparison.planning import Request
 from whatwhere.comparison.runs import Share
 from whatwhere.statistics.results import Results
 from whatwhere.training.estimate import NOTHING, Pace

@@ -10,7 +10,8 @@ from comparisons import design_of
 from whatwhere import UserError
 from whatwhere.base.screen import Silent
 from whatwhere.comparison.arms import Arm, parse_arms
-from whatwhere.comparison.design import Request, continued, read_design
+from whatwhere.comparison.design import read_design
+from whatwhere.comparison.planning import Request, continued
 from whatwhere.comparison.run import collect
 from whatwhere.training.config import ADDED
 

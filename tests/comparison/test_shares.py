@@ -16,7 +16,7 @@ from processes import environment
 from whatwhere import UserError, create_model
 from whatwhere.base.screen import Silent
 from whatwhere.comparison.arms import parse_arms
-from whatwhere.comparison.design import Request
+from whatwhere.comparison.planning import Request
 from whatwhere.comparison.runs import Share
 from whatwhere.training.bundle import load_bundle, save_bundle
 from whatwhere.training.train import run_training

@@ -9,7 +9,8 @@ import msgspec
 from whatwhere.collect.result import RESULT
 from whatwhere.comparison.arms import parse_arms
 from whatwhere.comparison.content import CostRow, Costs
-from whatwhere.comparison.design import Design, Request
+from whatwhere.comparison.design import Design
+from whatwhere.comparison.planning import Request
 from whatwhere.comparison.run import collect, run_comparison
 from whatwhere.comparison.runs import Share
 from whatwhere.training import config

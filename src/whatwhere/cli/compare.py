@@ -124,7 +124,7 @@ def _compare(
     from ..comparison.arms import parse_arms, with_arguments
     from ..comparison.budget import seconds_in
     from ..comparison.content import REPORT, RESULTS
-    from ..comparison.design import Request
+    from ..comparison.planning import Request
     from ..comparison.run import collect, comparison_folder, run_comparison
     from ..comparison.runs import Share, failed
     from .screen import TerminalScreen, kept_for_json

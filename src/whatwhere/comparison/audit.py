@@ -36,8 +36,9 @@ from ..training.trainer import Diverged
 from .agreement import Mismatch, check_agreement, differing
 from .arms import Arm
 from .content import DESIGN, RESULTS, VERDICT
-from .design import WEIGHTS, Design, check_networks, code_of, hash_contents, images_fingerprint, read_design
+from .design import WEIGHTS, Design, code_of, read_design
 from .gather import Gathered
+from .planning import check_networks, hash_contents, images_fingerprint
 from .runs import Finished
 
 _DRAWN = "audit.json"

@@ -30,19 +30,9 @@ from .arms import plain_options
 from .budget import Budget, Plan, differences_found, seconds_of, with_options
 from .content import COST, DESIGN, REPORT, RESULTS, VERDICT, Content, Costs
 from .costs import Estimate, Measure, measure_costs, width_for_time, within_an_hour
-from .design import (
-    Design,
-    Request,
-    asked_for,
-    begun,
-    check_given,
-    completed,
-    continued,
-    described,
-    read_design,
-    with_full_name,
-)
+from .design import Design, read_design
 from .gather import Gathered
+from .planning import Request, asked_for, begun, check_given, completed, continued, described, with_full_name
 from .runs import Runner, Runs, RunScreen, Share, Task, failed
 
 
