@@ -10,7 +10,7 @@ from scipy.stats import nct, t
 
 from comparisons import BACKBONE, OPTIONS, design_of, pretended_costs
 from whatwhere import UserError
-from whatwhere.comparison import run
+from whatwhere.comparison import forecast, run
 from whatwhere.comparison.arms import parse_arms
 from whatwhere.comparison.budget import Budget, Plan, differences_found, seconds_in, seconds_of, typed, with_options
 from whatwhere.comparison.design import with_epochs
@@ -221,7 +221,7 @@ def test_how_small_a_difference_is_found():
 @pytest.fixture
 def timed(compared, monkeypatch):
     """Comparisons of pretended runs, each of which takes ten minutes and is expected to."""
-    monkeypatch.setattr(run, "measure_reading", lambda *arguments: Pace(0.0, 0.0, 600.0))
+    monkeypatch.setattr(forecast, "measure_reading", lambda *arguments: Pace(0.0, 0.0, 600.0))
     compared.figures = lambda arm, seed: 0.8 + 0.01 * (int(seed) % 4) + (arm == "se") * (0.02 + 0.001 * int(seed))
     compared.now, compared.slower = 0.0, 1.0
 
@@ -353,7 +353,7 @@ def test_a_process_of_several_knows_its_speed_once_a_run_has_ended(timed):
 
 
 def test_fewer_epochs_have_the_recipe_of_fewer(timed, monkeypatch):
-    monkeypatch.setattr(run, "measure_reading", lambda *arguments: NOTHING)
+    monkeypatch.setattr(forecast, "measure_reading", lambda *arguments: NOTHING)
     timed.measure = lambda design, *rest: msgspec.structs.replace(
         costs := pretended_costs(design, *rest),
         rows=tuple(msgspec.structs.replace(row, training_step_ms=1e4) for row in costs.rows),

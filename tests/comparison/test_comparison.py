@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from comparisons import BACKBONE, OPTIONS, pretended_costs
 from pictures import make_folder, picture
 from whatwhere import UserError, create_model
-from whatwhere.comparison import run
+from whatwhere.comparison import forecast
 from whatwhere.comparison.arms import parse_arms
 from whatwhere.comparison.costs import measure_costs
 from whatwhere.comparison.planning import Request
@@ -104,7 +104,7 @@ def test_a_finished_run_is_read_once_however_many_follow(pretended, monkeypatch)
 
 
 def test_how_long_it_takes_and_what_fits_an_hour_are_said_first(pretended, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "measure_reading", lambda *arguments: NOTHING)
+    monkeypatch.setattr(forecast, "measure_reading", lambda *arguments: NOTHING)
     data = make_folder(tmp_path / "mine", splits={"train": 8, "val": 4, "test": 6})  # images of each of 3 classes
     asked, seen = [], []
 
@@ -169,7 +169,7 @@ def test_disturbed_times_are_measured_again_at_the_next_start(pretended):
 
 def test_a_comparison_that_may_go_on_says_the_least_and_the_most(pretended, monkeypatch):
     # 100 s before the first step of each run, next to which the rest is nothing
-    monkeypatch.setattr(run, "measure_reading", lambda *arguments: Pace(0.0, 0.0, 100.0))
+    monkeypatch.setattr(forecast, "measure_reading", lambda *arguments: Pace(0.0, 0.0, 100.0))
     pretended("none,se,again=none", seeds=6, max_seeds=18)
     said = [line for line in pretended.lines if "to do" in line]
     assert said[0] == (
@@ -184,7 +184,7 @@ def test_a_comparison_that_may_go_on_says_the_least_and_the_most(pretended, monk
 
 
 def test_runs_on_several_devices_take_less_time(pretended, patterns, monkeypatch):
-    monkeypatch.setattr(run, "measure_reading", lambda *arguments: Pace(0.0, 0.0, 100.0))
+    monkeypatch.setattr(forecast, "measure_reading", lambda *arguments: Pace(0.0, 0.0, 100.0))
 
     def stop(runner, tasks):
         raise UserError("not trained")
@@ -201,7 +201,7 @@ def test_runs_on_several_devices_take_less_time(pretended, patterns, monkeypatch
 
 
 def test_the_time_left_knows_that_one_arm_is_slower(pretended, monkeypatch):
-    monkeypatch.setattr(run, "measure_reading", lambda *arguments: NOTHING)
+    monkeypatch.setattr(forecast, "measure_reading", lambda *arguments: NOTHING)
 
     def measure(design, num_classes, device, progress):
         costs = pretended_costs(design, num_classes, device)

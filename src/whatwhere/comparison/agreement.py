@@ -20,9 +20,9 @@ from ..statistics.history import Record
 from ..statistics.metric import METRICS
 from ..training.run_folder import RUN
 from .content import DESIGN, RESULTS, VERDICT
+from .costs import read_costs
 from .design import Design
 from .gather import Gathered
-from .run import read_costs
 from .runs import Runs
 
 # texts of verdict.json and result.json that are no sentences: those may be worded otherwise in another version

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import msgspec
 import torch
 
+from ..base.documents import read_json
 from ..base.errors import UserError
 from ..cost import Cost, cost, measure_latency
 from ..networks.spec import MAX_WIDTH_FACTOR
@@ -17,7 +19,7 @@ from ..training.estimate import HOUR, NOTHING, Pace
 from ..training.setup import device_name
 from ..training.trainer import autocast
 from .arms import Arm, build, plain_options, timed_as
-from .content import CostRow, Costs
+from .content import COST, CostRow, Costs
 from .design import Design
 
 Progress = Callable[[str, int, int], None]  # `Screen.progress`
@@ -213,3 +215,12 @@ def within_an_hour(
     epochs = max(1, epochs)
     options = f"--backbone {backbone} --image-size {pixels} --epochs {epochs} --seeds {LEAST_PAIRS}"
     return options, num_runs * (reading.start + epochs * per_epoch)
+
+
+def read_costs(out: Path) -> Costs | None:
+    """Return what the arms cost; None where the file is missing or damaged, as it can be measured again."""
+    try:
+        costs = read_json(out / COST, Costs)
+    except ValueError:  # a UserError too
+        return None
+    return costs if costs.rows else None

@@ -11,26 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 
-from ..base.documents import read_json
 from ..base.errors import UserError
 from ..base.files import check_can_write, check_is_no_file, check_writable, locked, write_bytes, write_json
-from ..base.screen import Screen, about
+from ..base.screen import Screen
 from ..base.words import brief, counted, few
 from ..data.split import Prepared
 from ..statistics.history import Record, changed_figures, read_record
 from ..statistics.independence import check_still_independent
-from ..training.config import FREE, num_steps
+from ..training.config import FREE
 from ..training.distributed import Team, team
-from ..training.estimate import HOUR, measure_reading
 from ..training.setup import check_apart, check_machine, prepare_images, resolve
 from ..training.train import run_training
-from .arms import plain_options
-from .budget import Budget, Plan, differences_found, seconds_of, with_options
+from .budget import Budget
 from .content import COST, DESIGN, REPORT, RESULTS, VERDICT, Content, Costs
-from .costs import Estimate, Measure, measure_costs, width_for_time, within_an_hour
+from .costs import Measure, measure_costs, read_costs
 from .design import Design, read_design
+from .forecast import Forecast
 from .gather import Gathered
 from .planning import Request, asked_for, begun, check_given, completed, continued, described, with_full_name
 from .runs import Runner, Runs, RunScreen, Share, Task, failed
@@ -98,23 +95,20 @@ def run_comparison(
         free = {"device": str(processes.device)} | {name: value for name, value in given.items() if name in FREE}
         runner = Runner(data, free, command, screen, own, warned, train, clock, budget=limit)
         with _held(own, dry_run):
-            design = _with_measured_widths(design, len(prepared.classes), processes.device, measure, own, screen)
-            runs, costs, estimate = Runs(own.out), None, None
+            runs = Runs(own.out)
+            forecast = Forecast(runner, runs, prepared, processes, measure)
+            design = forecast.with_widths(design)
             if limit is not None:
-                costs = _measured(design, prepared, processes, measure, own, screen)
-                design, estimate = _within_budget(
-                    design, stored, given, request, runs, costs, runner, limit, prepared, processes
-                )
+                design = forecast.within_budget(design, request, given, is_new=stored is None)
             if design != stored:
                 _write(own.out / DESIGN, design, dry_run)
             _describe(design, stored, request, prepared, processes, own, screen)
-            if limit is None:
-                costs = _measured(design, prepared, processes, measure, own, screen)
+            costs = forecast.costs(design)
             if costs != read_costs(own.out):
                 _write(own.out / COST, costs, dry_run)
             design = runs.with_rates(design)
-            if costs is not None and not own.is_inner:
-                _say_how_long(design, runs, prepared, costs, runner, measure, processes, estimate)
+            if not own.is_inner:
+                forecast.say_how_long(design)
             if dry_run:
                 screen.line("dry run: nothing written")
                 return None
@@ -150,140 +144,6 @@ def _within_schedule(request: Request, stored: Design, limit: Budget | None, own
     if not own.is_inner:
         screen.line(f"--max-seeds {asked}: the plan has {most}, and it stays")
     return dataclasses.replace(request, max_seeds=None)
-
-
-def _measured(
-    design: Design, prepared: Prepared, team: Team, measure: Measure, own: Share, screen: Screen
-) -> Costs | None:
-    """Return the costs of all arms, measured where they are not known or doubtful; a share leaves that to the first."""
-    known = read_costs(own.out)
-    is_doubtful = known is not None and bool(known.doubt) and not own.is_inner  # other processes train
-    lacks = known is None or [row.arm for row in known.rows] != [arm.name for arm in design.arms] or is_doubtful
-    if (own.shard is not None and own.shard[0] != 1) or not lacks:
-        return known
-    screen.line(f"measuring what each arm costs{' again' if is_doubtful else ''}")
-    costs = measure(design, len(prepared.classes), team.device, screen.progress)
-    if costs.doubt:
-        screen.warn(f"{costs.doubt}; the time that the runs take may be quite another than said below")
-    return costs
-
-
-def _estimate(design: Design, prepared: Prepared, costs: Costs, runner: Runner, team: Team) -> Estimate:
-    """Return the estimate of how long runs take, for which reading a few images is timed."""
-    options = {**design.run_options(design.baseline, 0), **runner.free}
-    reading = measure_reading(resolve(runner.data, options, prepared, team), prepared, team)
-    return Estimate(costs, reading, {part: len(prepared.parts.get(part, ())) for part in ("train", "val", "test")})
-
-
-def _within_budget(
-    design: Design,
-    stored: Design | None,
-    given: Mapping[str, Any],
-    request: Request,
-    runs: Runs,
-    costs: Costs | None,
-    runner: Runner,
-    limit: Budget,
-    prepared: Prepared,
-    team: Team,
-) -> tuple[Design, Estimate | None]:
-    """Return the design with what fits the budget, and the estimate that says so; a stored design stays.
-
-    Raises:
-        UserError: Not even the least fits; or a share has no plan yet.
-    """
-    share = runner.share
-    if stored is not None:
-        missing = [task for task in _tasks(runs.with_rates(design), runs, share) if not task.is_done()]
-        if share.is_inner or costs is None or not missing or not _covers(costs, missing):
-            return design, None
-        estimate = _estimate(design, prepared, costs, runner, team)
-        _say_what_fits(missing, estimate, runner, limit)
-        return design, estimate
-    if costs is None:
-        assert share.shard is not None
-        raise UserError(f"the plan within --budget is not made yet; start the share 1/{share.shard[1]} first")
-    estimate = _estimate(design, prepared, costs, runner, team)
-    plan = Plan(
-        design,
-        lambda candidate: seconds_of(candidate, estimate.of_run, share.num_parts),
-        keep_seeds=request.num_seeds is not None,
-        keep_epochs="epochs" in given,
-    )
-    found = plan.within(limit.room())
-    if found is None:
-        raise plan.refusal(limit, runner.command)
-    runner.screen.line(plan.said(found, limit))
-    if (epochs := found.options["epochs"]) != design.options["epochs"]:
-        # the recipe follows from the number of steps
-        config = resolve(runner.data, {**given, "seed": 0, "epochs": epochs}, prepared, team)
-        found = msgspec.structs.replace(found, options={name: getattr(config, name) for name in found.options})
-    return found, estimate
-
-
-def _tasks(design: Design, runs: Runs, share: Share) -> list[Task]:
-    """Return the runs of a share, those that search for learning rates first."""
-    searches = [task for tasks in runs.searches(design).values() for task in tasks]
-    return [*share.of(searches), *share.of(runs.tasks(design))]
-
-
-def _covers(costs: Costs, tasks: Sequence[Task]) -> bool:
-    """Return whether the costs of all tasks are measured."""
-    return {task.arm for task in tasks} <= {row.arm for row in costs.rows}
-
-
-def _say_what_fits(missing: Sequence[Task], estimate: Estimate, runner: Runner, limit: Budget) -> None:
-    """Show how many of the missing seeds fit what is left of the budget, where not all do.
-
-    Raises:
-        UserError: Not one seed fits.
-    """
-    num_devices = runner.share.num_devices
-    searching, by_seed = 0.0, dict[str, float]()
-    for task in missing:
-        seconds = estimate.of_run(task.arm, task.options["epochs"], task.searching)
-        if task.searching:
-            searching += seconds / num_devices
-        else:
-            by_seed[task.folder.name] = by_seed.get(task.folder.name, 0.0) + seconds
-    ends, fitting, first = [searching] * num_devices, 0, searching + next(iter(by_seed.values()))
-    for number, seconds in enumerate(by_seed.values()):
-        ends[number % num_devices] += seconds
-        fitting += ends[number % num_devices] <= limit.left()
-    if not fitting:
-        enough = limit.enough_for(first)
-        raise UserError(
-            f"{limit} is too short for one more seed of all arms, {about(first)}; give --budget {enough}",
-            with_options(runner.command, [("--budget", enough)]),
-        )
-    if fitting < len(by_seed):
-        runner.screen.line(
-            f"{limit} is enough for {fitting} of {counted(len(by_seed), 'seed')}; the same command goes on with the "
-            "others"
-        )
-
-
-def _with_measured_widths(
-    design: Design, num_classes: int, device: torch.device, measure: Measure, own: Share, screen: Screen
-) -> Design:
-    """Return the design with the width of each timed arm; what is measured once stays."""
-    for arm in design.arms:
-        if arm.name in design.arm_options:
-            continue
-        if own.shard is not None and own.shard[0] != 1:
-            raise UserError(f"the width of {arm.name} is not measured yet; start the share 1/{own.shard[1]} first")
-        screen.line(f"measuring the width at which the arm {arm.name} takes as long as its model")
-        factor, costs = width_for_time(design, arm, num_classes, device, measure, screen.progress)
-        (other, wide) = costs.rows
-        screen.line(
-            f"{arm.name}: {factor:g} times as wide, {wide.training_step_ms or 0:.1f} ms for a step of "
-            f"{counted(costs.num_images, 'image')}; {other.arm}: {other.training_step_ms or 0:.1f} ms"
-        )
-        if costs.doubt:
-            screen.warn(f"{costs.doubt}; the width of {arm.name} may be wrong: begin again when nothing else runs")
-        options = {**plain_options(design.backbone, design.options["at"]), "width_factor": factor}
-        design = msgspec.structs.replace(design, arm_options={**design.arm_options, arm.name: options})
-    return design
 
 
 def _checked(
@@ -362,59 +222,6 @@ def collect(data: str, out: Path, request: Request, screen: Screen) -> Content:
 def _say_what_stays(design: Design, request: Request, screen: Screen) -> None:
     if request.num_seeds is not None and request.num_seeds < design.num_seeds:
         screen.line(f"--seeds {request.num_seeds}: there are {design.num_seeds} already, and all of them stay")
-
-
-def _say_how_long(
-    design: Design,
-    runs: Runs,
-    prepared: Prepared,
-    costs: Costs,
-    runner: Runner,
-    measure: Measure,
-    team: Team,
-    estimate: Estimate | None,
-) -> None:
-    """Show about how long the missing runs take; if that is over an hour, show what would fit one."""
-    share, screen = runner.share, runner.screen
-    tasks = _tasks(design, runs, share)
-    missing = [task for task in tasks if not task.is_done()]
-    if not missing:
-        screen.line(f"all {len(tasks)} runs are finished already")
-    if not missing or not _covers(costs, missing):
-        return
-    estimate = estimate or _estimate(design, prepared, costs, runner, team)
-
-    def seconds_of_run(arm: str, searching: bool = False) -> float:
-        return estimate.of_run(arm, design.run_options(arm, 0)["epochs"], searching)
-
-    runner.expected = lambda task: seconds_of_run(task.arm, task.searching)
-    parts = [Share(share.out, (number, share.num_devices)).of(missing) for number in range(1, share.num_devices + 1)]
-    seconds = max(sum(map(runner.expected, part)) for part in parts)
-    later = {} if share.shard else design.later_runs()
-    most = seconds + sum(number * seconds_of_run(arm) for arm, number in later.items()) / share.num_devices
-    options = design.run_options(design.baseline, 0)
-    steps = num_steps(options["epochs"], options["batch_size"], estimate.num_images["train"])
-    up_to = f" to {len(missing) + sum(later.values())}" if later else ""
-    at_most = f", {about(most)} if no arm has a verdict before" if later else ""
-    screen.line(
-        f"{len(missing)}{up_to} {'run' if len(missing) == 1 and not later else 'runs'} to do, each of "
-        f"{counted(steps, 'step')}, {share.at_once}: {about(seconds)}{at_most}"
-    )
-    if runner.budget is not None:
-        if found := differences_found(design, Gathered(design, runs.tasks(design)).spread()):
-            screen.line(found)
-    elif seconds > HOUR and len(missing) == len(tasks):
-        choice, fitting = within_an_hour(
-            design,
-            len(prepared.classes),
-            estimate.num_images,
-            team.device,
-            measure,
-            reading=estimate.reading,
-            progress=screen.progress,
-        )
-        enough = "an hour is enough for" if fitting <= HOUR else "more than an hour, but the least there is"
-        screen.line(f"{enough}: {choice} ({about(fitting)}), with another --out")
 
 
 def _search(design: Design, runs: Runs, runner: Runner) -> Design | None:
@@ -510,12 +317,3 @@ def _judged(design: Design, runs: Runs, failures: Mapping[str, str]) -> tuple[De
     write_bytes(out / RESULTS, gathered.results.to_csv(with_notes=True).encode("utf-8"))
     write_json(out / VERDICT, content.to_dict())
     return design, content
-
-
-def read_costs(out: Path) -> Costs | None:
-    """Return what the arms cost; None where the file is missing or damaged, as it can be measured again."""
-    try:
-        costs = read_json(out / COST, Costs)
-    except ValueError:  # a UserError too
-        return None
-    return costs if costs.rows else None
