@@ -318,7 +318,8 @@ def test_elsewhere_the_spread_of_the_other_runs_is_the_bound(pretended, on_that_
 
 def test_bits_are_compared_where_all_that_decides_them_is_equal():
     here = {"host": "a", "device": "cpu (2 threads)", "num_threads": 2, "num_processes": 1, "instructions": "AVX512"}
-    here |= {"torch": "2.10.0", "torchvision": "0.25.0", "pillow": "12.0", "python": "3.12.1"}
+    here |= {"torch": "2.10.0", "torchvision": "0.25.0", "pillow": "12.0", "python": "3.12.1", "processor": "A 6 1 2"}
+    here |= {"whatwhere": "0.2.0"}
 
     def differing(*others, is_random=False):
         return audits._Conditions.of([here, *others], is_random).differing
@@ -332,6 +333,9 @@ def test_bits_are_compared_where_all_that_decides_them_is_equal():
     old = {name: value for name, value in here.items() if name != "instructions"}
     assert differing(old) == ()
     assert differing({**old, "host": "b"}) == ("the instruction set differs, AVX512 and unknown",)
+    # virtual machines of one name have different processors
+    older = {name: value for name, value in here.items() if name != "processor"}
+    assert differing(older) == ("the processor differs, A 6 1 2 and unknown",)
 
 
 def test_without_enough_runs_for_a_bound_nothing_is_trained(begun, pretended, monkeypatch, refused):

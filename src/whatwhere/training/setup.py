@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -373,6 +374,21 @@ def device_name(device: torch.device) -> str:
     return f"{device.type} ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
 
 
+def processor_name() -> str:
+    """Return the name of the processor, with the numbers that tell models of one name apart where the system has them.
+
+    Virtual machines call several models "Intel(R) Xeon(R) Processor".
+    """
+    try:
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
+    except OSError:
+        first = ""
+    lines = (line.partition(":") for line in first.splitlines())
+    known = {name.strip(): value.strip() for name, _, value in lines}
+    parts = ("model name", "cpu family", "model", "stepping", "CPU implementer", "CPU part")
+    return " ".join(known[part] for part in parts if known.get(part)) or platform.processor() or platform.machine()
+
+
 def session(config: Config, team: Team) -> dict[str, Any]:
     """Return the machine and the versions that a run uses, for `run.json`."""
     import PIL
@@ -382,6 +398,8 @@ def session(config: Config, team: Team) -> dict[str, Any]:
         "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
         "platform": platform.platform(),
+        "processor": processor_name(),
+        "whatwhere": version("whatwhere"),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torchvision": torchvision.__version__,
