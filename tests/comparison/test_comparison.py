@@ -817,6 +817,16 @@ def test_a_short_arm_is_the_positive_control_and_stays_it_when_the_table_is_judg
     assert [arm["is_control"] for arm in again["judgement"]["arms"]] == [True, False]
 
 
+def test_a_control_that_learned_little_needs_no_more_epochs(pretended):
+    rng = np.random.default_rng(0)
+    pretended.figures = lambda arm, seed: rng.normal(0.9 if arm == "none" else 0.3, 0.01)
+    content = pretended("none,short,cbam", seeds=6, given={"epochs": 4})
+    assert [arm for arm, _ in content["first"]] == ["cbam"]
+    control, cbam = content["judgement"]["arms"]
+    assert control["conclusion"].startswith("The positive control short is found")
+    assert cbam["conclusion"].startswith("Train for more epochs")
+
+
 def test_the_width_of_a_timed_arm_is_measured_once(pretended, refused):
     def measure(design, *rest):
         widths = [design.run_options(arm.name, 0).get("width_factor", 1) for arm in design.arms]
