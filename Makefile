@@ -74,7 +74,7 @@ bench: $(READY)
 # The comparisons of evidence/README.md, which says where their images come from. Each goes on where it was.
 EVIDENCE := $(VENV)/bin/whatwhere compare --seeds 12 --best-by last --processes 2
 CIFAR := data/cifar10-jpeg --backbone resnet8 --image-size 32
-MAP := $(EVIDENCE) $(CIFAR) --attention none,cbam,static:cbam,short --train-images 5000 --max-seeds 12
+MAP := $(EVIDENCE) $(CIFAR) --attention none,cbam,static:cbam,short --train-images 2500 --max-seeds 12
 ON := --hflip 0.5 --rand-augment 5 --random-erasing 0.1 --mixup 0.1
 OFF := --hflip 0 --rand-augment 0 --random-erasing 0 --mixup 0
 .PHONY: evidence-lite0 evidence-hands evidence-cifar10 evidence-fashion evidence-mnist evidence-digits evidence-map
@@ -95,7 +95,7 @@ evidence-hands: $(READY)
 
 evidence-cifar10: $(READY)
 	$(EVIDENCE) $(CIFAR) --attention none,se,eca,cbam,static:cbam,wide,short:0.75 \
-	  --train-images 10000 --epochs 20 --max-seeds 36 --out evidence/cifar10
+	  --train-images 10000 --epochs 10 --max-seeds 36 --out evidence/cifar10
 
 evidence-fashion: $(READY)
 	$(EVIDENCE) FashionMNIST --backbone resnet8 --image-size 32 --attention none,se,eca,cbam,static:cbam,wide,short \
