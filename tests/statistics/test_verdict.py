@@ -183,6 +183,26 @@ def test_missing_runs_are_named_and_their_pairs_left_out():
     assert waiting.reason == "7 of 8 pairs are complete; missing: seed 3"
 
 
+def test_after_a_verdict_at_a_planned_look_later_seeds_are_not_missing():
+    differences = [2 + noise for noise in NOISE]
+    assert len(differences) == 8
+    figures = results(none=points(*[0] * 12), cbam=points(*differences))
+
+    def missing(table, **options):
+        (arm,) = judge(table, **options).arms
+        assert arm.verdict == "helps"
+        return [caution for caution in arm.cautions if "has no accuracy" in caution]
+
+    assert missing(figures, first_look=8, max_pairs=24) == []
+    # without a plan nobody knows that the runs ended there
+    (unplanned,) = missing(figures)
+    assert unplanned.startswith("cbam has no accuracy for 4 seeds")
+    # a hole before the last judged seed is one
+    holed = results(none=points(*[0] * 13), cbam=[None, *points(*differences)])
+    (caution,) = missing(holed, first_look=8, max_pairs=24)
+    assert caution.startswith("cbam has no accuracy for 1 seed (0: no run)")
+
+
 def test_without_any_pair_no_test_is_spoken_of():
     arm = judge(results(none=[0.5, 0.6], cbam=[None, None], se=[0.5, 0.6])).arms[0]
     assert (arm.verdict, arm.reason) == ("cannot tell yet", "no seed has a run of both cbam and none")

@@ -251,9 +251,10 @@ def judge(
     p_sign_flip = holm([1.0 if case.judged is None else case.judged.p_sign_flip() for case in cases])
     verdicts = []
     for case, *holm_p in zip(cases, p_t, p_sign_flip, strict=True):
-        missing = results.missing(baseline, case.arm, measure.name)
         # the reason names the runs that a look waits for, and says that arms share no seed
-        missing = {} if awaited or _share_no_seed(results, baseline, case.arm, measure.name) else missing
+        is_said = awaited or _share_no_seed(results, baseline, case.arm, measure.name)
+        is_final = case.verdict != UNKNOWN and first_looks.get(case.arm) is not None
+        missing = {} if is_said else _missing(results, measure, baseline, case, is_final=is_final)
         cautions = wording.cautions(case, measure, missing)
         if case.judged is not None:
             cautions += cautions_about(results, measure, baseline, case.arm, case.judged.seeds, test_images)
@@ -405,6 +406,19 @@ def _case(
     else:
         blocked = f"there are {num_pairs} pairs; the first look is at {first}"
     return replace(case, blocked=blocked, num_to_look=first - num_pairs)
+
+
+def _missing(
+    results: Results, metric: Metric, baseline: str, case: Case, *, is_final: bool
+) -> dict[str, dict[Hashable, str]]:
+    """Return `Results.missing`; after a verdict at a planned look, which ends the runs, without the seeds after it."""
+    missing = results.missing(baseline, case.arm, metric.name)
+    if not is_final or case.paired is None:
+        return missing
+    place = {seed: number for number, seed in enumerate(results.seeds)}
+    last = max(place[seed] for seed in case.paired.seeds)
+    early = {arm: {seed: why for seed, why in of.items() if place[seed] < last} for arm, of in missing.items()}
+    return {arm: seeds for arm, seeds in early.items() if seeds}
 
 
 def _share_no_seed(results: Results, baseline: str, arm: str, metric: str) -> bool:
