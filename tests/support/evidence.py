@@ -10,6 +10,7 @@ from scipy import stats
 from ledger import page_with
 from whatwhere.comparison.design import read_design
 from whatwhere.experiment import Across, Judgement, across, judge, read_comparisons, read_results
+from whatwhere.statistics.across import LEAST_DATA_SETS
 
 EVIDENCE = Path(__file__).parents[2] / "evidence"
 BEGIN, END = "<!-- tables: written by make evidence-page -->", "<!-- end of the tables -->"
@@ -95,8 +96,8 @@ def tables() -> str:
     judged = {name: EVIDENCE / name for name in begun if (EVIDENCE / name / "verdict.json").is_file()}
     found = {name: next(iter(read_comparisons([path])[0].values())) for name, path in judged.items()}
     parts = []
-    if len(judged) > 1:
-        comparisons, data_sets = read_comparisons(list(judged.values()))
+    comparisons, data_sets = read_comparisons(list(judged.values()))
+    if len({*data_sets.values()}) >= LEAST_DATA_SETS:
         head = ["arm", "data sets", "mean", "95 % interval", "interval that decides", "next data set", "verdict"]
         parts += ["### Over all data sets", table(head, averages(across(comparisons, data_sets)))]
     parts += ["### cbam minus its placebo", table(["set", *COLUMNS], [looking(*one) for one in found.items()])]
