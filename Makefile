@@ -79,6 +79,9 @@ ON := --hflip 0.5 --rand-augment 5 --random-erasing 0.1 --mixup 0.1
 OFF := --hflip 0 --rand-augment 0 --random-erasing 0 --mixup 0
 .PHONY: evidence-lite0 evidence-hands evidence-cifar10 evidence-fashion evidence-mnist evidence-digits evidence-map
 
+# Attention from the beginning; cbam starts as the paper's does.
+ARMS := none,se,eca,cbam,cbam-identity=cbam{start:identity},static:cbam,wide
+
 # Fine-tuning of ImageNet weights on few photos.
 evidence-lite0: $(READY)
 	$(EVIDENCE) data/sign-digits --backbone timm:tf_efficientnet_lite0 \
@@ -89,20 +92,20 @@ evidence-lite0: $(READY)
 # The same photos from the beginning.
 evidence-hands: $(READY)
 	$(EVIDENCE) data/sign-digits --backbone resnext11_8x8d --image-size 32 \
-	  --attention none,se,cbam,static:cbam,wide,short,short:0.9 \
+	  --attention 'none,se,cbam,cbam-identity=cbam{start:identity},static:cbam,wide,short,short:0.9' \
 	  --batch-size 32 --epochs 30 --lr 0.1 --mixup 0 --hflip 0 --rand-augment 3 --random-erasing 0 \
 	  --val-fraction 0.1 --test-fraction 0.7 --max-seeds 36 --out evidence/hands
 
 evidence-cifar10: $(READY)
-	$(EVIDENCE) $(CIFAR) --attention none,se,eca,cbam,static:cbam,wide,short:0.75 \
+	$(EVIDENCE) $(CIFAR) --attention '$(ARMS),short:0.75' \
 	  --train-images 10000 --epochs 10 --max-seeds 36 --out evidence/cifar10
 
 evidence-fashion: $(READY)
-	$(EVIDENCE) FashionMNIST --backbone resnet8 --image-size 32 --attention none,se,eca,cbam,static:cbam,wide,short \
+	$(EVIDENCE) FashionMNIST --backbone resnet8 --image-size 32 --attention '$(ARMS),short' \
 	  --train-images 10000 --epochs 10 --max-seeds 36 --out evidence/fashion
 
 # Handwritten digits, few to train, with the recipe of hands.
-FEW := --backbone resnet8 --attention none,se,eca,cbam,static:cbam,wide,short --batch-size 32 --epochs 40 --lr 0.1 \
+FEW := --backbone resnet8 --attention '$(ARMS),short' --batch-size 32 --epochs 40 --lr 0.1 \
   --mixup 0 --hflip 0 --rand-augment 3 --random-erasing 0 --max-seeds 36
 evidence-mnist: $(READY)
 	$(EVIDENCE) MNIST $(FEW) --image-size 32 --train-images 200 --out evidence/mnist
