@@ -807,14 +807,25 @@ def test_a_short_arm_trains_for_fewer_epochs(pretended):
     assert pretended.trained == ["runs/none/seed-2", "runs/short/seed-2"]
 
 
-def test_a_short_arm_is_the_positive_control_and_stays_it_when_the_table_is_judged_again(pretended, whatwhere):
-    pretended("none,short,cbam", seeds=6, given={"epochs": 4})
-    verdict = json.loads((pretended.out / "verdict.json").read_text())
-    controls = [arm["arm"] for arm in verdict["judgement"]["arms"] if arm["is_control"]]
-    assert controls == ["short"]
-    whatwhere("verdict", pretended.out / "results.csv")
-    again = json.loads((pretended.out / "verdict.json").read_text())
-    assert [arm["is_control"] for arm in again["judgement"]["arms"]] == [True, False]
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_table_of_compare_is_judged_at_its_looks_and_on_its_terms(pretended, whatwhere, elsewhere):
+    rng = np.random.default_rng(0)
+    effect = {"none": 0.0, "short": 0.2, "cbam": 0.01}
+    pretended.figures = lambda arm, seed: (0.75, rng.normal(0.5 + effect[arm], 0.05))
+    pretended("none,short,cbam", seeds=6, max_seeds=12, metric="loss", margin=0.004, given={"epochs": 4})
+    first = json.loads((pretended.out / "verdict.json").read_text())
+    assert [(arm["verdict"], arm["num_pairs"]) for arm in first["judgement"]["arms"]] == [("hurts", 6), (UNKNOWN, 12)]
+    place = pretended.out.with_name("elsewhere.html") if elsewhere else pretended.out / "results.verdict.html"
+    whatwhere("verdict", pretended.out / "results.csv", "--out", place)
+    again = json.loads(place.with_suffix(".json").read_text())
+    for name in ("level", "plan", "conclusion", "cautions", "is_control", "deciding_interval"):
+        assert [arm[name] for arm in again["judgement"]["arms"]] == [arm[name] for arm in first["judgement"]["arms"]]
+    assert again["judgement"]["margin"] == 0.004
+    assert again["changes"] == first["changes"]
+    # other terms are a change after a look
+    whatwhere("verdict", pretended.out / "results.csv", "--out", place.with_name("wider.html"), "--margin", 1)
+    wider = json.loads(place.with_name("wider.json").read_text())
+    assert any("margin was 0.004, is 1" in change for change in wider["changes"])
 
 
 def test_a_control_that_learned_little_needs_no_more_epochs(pretended):

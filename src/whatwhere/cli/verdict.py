@@ -30,6 +30,7 @@ from .train import as_arguments
 if TYPE_CHECKING:
     from ..comparison.content import Content
     from ..statistics.columns import Reading
+    from ..statistics.history import Record
 
 
 LATEX = "Print one table of the arms for a paper (booktabs); all else goes to standard error."
@@ -126,18 +127,17 @@ def verdict_command(
     record = read_record(record_path)
     if record is not None:
         check_title(record, record_path, title)
+    else:
+        record = _verdict_of_compare(results)
     # runs are read, which may take long, once it is known that their verdict can be written
     collected = collect(results, reading)
     figures = collected.results
-    if baseline is None:
+    given = {"metric": metric, "baseline": baseline, "margin": margin, "test_images": test_images}
+    before = {} if record is None else record.terms  # those of `compare`
+    terms = {name: before.get(name) if value is None else value for name, value in given.items()}
+    terms["lower_is_better"] = reading.lower_is_better
+    if terms["baseline"] is None:
         check_has_baseline(collected, results[0])
-    terms = {
-        "metric": metric,
-        "lower_is_better": reading.lower_is_better,
-        "baseline": baseline,
-        "margin": margin,
-        "test_images": test_images,
-    }
     source = tuple(sorted(_path_from(record_path.parent, path) for path in results))
     if record is not None:
         check_figures(record, record_path, figures, source)
@@ -198,6 +198,17 @@ def verdict_again(results: Path, terms: Mapping[str, Any]) -> str:
     """Return the command that judges a table by these terms of `judge`, each of which is an option here."""
     options = [text for name, value in terms.items() if value is not None for text in as_arguments(name, value)]
     return command_line(["whatwhere", "verdict", str(results), *options])
+
+
+def _verdict_of_compare(results: list[Path]) -> Record | None:
+    """Return the verdict of `whatwhere compare` on its own table or folder, which has the looks; None for others."""
+    from ..comparison.content import DESIGN, RESULTS, VERDICT
+    from ..statistics.history import read_record
+
+    if len(results) > 1:
+        return None
+    folder = results[0].parent if results[0].name == RESULTS else results[0]
+    return read_record(folder / VERDICT) if (folder / DESIGN).is_file() else None
 
 
 def _page_beside(results: list[Path]) -> Path:
