@@ -77,7 +77,7 @@ def pretended(begun, photos, tmp_path, monkeypatch):
 @pytest.fixture
 def on_that_machine(monkeypatch):
     """Pretended runs are of this machine."""
-    here = dict.fromkeys(("device", "torch", "torchvision", "pillow", "python"), "pretended")
+    here = dict.fromkeys(("device", "processor", "torch", "torchvision", "pillow", "python"), "pretended")
     monkeypatch.setattr(audits, "session", lambda config, team: here)
 
 
@@ -335,7 +335,35 @@ def test_bits_are_compared_where_all_that_decides_them_is_equal():
     assert differing({**old, "host": "b"}) == ("the instruction set differs, AVX512 and unknown",)
     # virtual machines of one name have different processors
     older = {name: value for name, value in here.items() if name != "processor"}
-    assert differing(older) == ("the processor differs, A 6 1 2 and unknown",)
+    processors = [{**here, "processor": "B 6 1 3"}, older, {**here, "host": "b"}]
+    told = [audits._Conditions.of([here, other], False) for other in processors]
+    assert [conditions.differing for conditions in told] == [(), (), ()]
+    assert [conditions.processor for conditions in told] == [
+        "the processor differs, A 6 1 2 and B 6 1 3",
+        "the processor is not recorded",
+        "",
+    ]
+
+
+def other_processor(run):
+    run["sessions"][0]["processor"] = "another"
+
+
+def test_on_another_processor_equal_weights_ask_for_equal_figures(trained):
+    for seed in (0, 1):
+        edit(trained.out / f"runs/se/seed-{seed}/run.json", other_processor)
+    (run,) = audited(trained, arm="se", seed=1).runs
+    assert run.differing == run.mismatches == ()
+    assert run.weights_here == run.weights_there != ""
+    assert any("to the last bit if its weights are equal, as the processor differs" in line for line in trained.lines)
+
+
+def test_on_another_processor_other_weights_ask_for_a_bound(pretended, on_that_machine):
+    edit(pretended.out / "runs/se/seed-3/run.json", other_processor)
+    outcome = audited(pretended, arm="se", seed=3)
+    assert outcome.passed
+    assert outcome.runs[0].differing == ("the processor differs, another and pretended",)
+    assert outcome.sentences[0].startswith("passed, weakly")
 
 
 def test_without_enough_runs_for_a_bound_nothing_is_trained(begun, pretended, monkeypatch, refused):

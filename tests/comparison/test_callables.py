@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from whatwhere import UserError
 from whatwhere.experiment import compare
 
 
@@ -78,6 +79,15 @@ def test_planned_looks_go_on_until_it_can_be_told(tmp_path):
     assert not again.calls
     few = Trainer(effect=0.3)
     assert compare(few, ["none", "cbam"], 2, max_seeds=12).judgement.arms[0].num_pairs == 6
+
+
+def test_a_positive_control_is_named_before_the_first_run():
+    found = compare(
+        lambda arm, seed: 0.5 - 0.1 * (arm == "half") + seed**2 % 7 / 500, ["none", "half"], 6, controls=["half"]
+    )
+    assert found.judgement.arms[0].is_control
+    with pytest.raises(UserError, match="'fewer' cannot be a positive control; arms with a baseline are: half"):
+        compare(None, ["none", "half"], 6, controls=["fewer"])
 
 
 def test_progress_is_told():

@@ -80,12 +80,14 @@ def test_several_recipes_on_one_data_set_have_no_mean_but_may_depend():
 
 def test_a_positive_control_is_found_or_missed_in_each_comparison():
     effects = {"a": -3.0, "b": -2.0, "c": 0.0, "d": -4.0}
-    found = {name: compared(seed, short=effect) for seed, (name, effect) in enumerate(effects.items())}
+    found = {name: compared(seed, deviation=1.5, short=effect) for seed, (name, effect) in enumerate(effects.items())}
+    found["few"] = compared(9, num_pairs=5, short=-3.0)
     arm = only(across({name: dataclasses.replace(one, arms=_as_control(one)) for name, one in found.items()}))
     assert arm.conclusion == (
         "The positive control short is found in 3 of 4 comparisons, not in c, which may be too weak for the other "
         "arms, too"
     )
+    assert arm.headline == f"{arm.verdict} (positive control)"
     assert only(across(found)).conclusion != arm.conclusion
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from whatwhere.experiment import PairedDifference, Results, Schedule, judge
 from whatwhere.statistics.decide import Case, decide, holm
+from whatwhere.statistics.history import Record, judge_again
 from whatwhere.statistics.verdict import known_baseline
 
 NOISE = (0.3, -0.4, 0.1, -0.2, 0.4, -0.1, 0.2, -0.3)
@@ -96,7 +97,7 @@ def test_the_conclusion_says_what_to_do(differences, options, conclusion):
     [
         (
             [-2 + noise for noise in NOISE],
-            "The positive control cbam is found: this comparison can find a difference of that size",
+            "The positive control cbam is found: it does worse than the baseline",
             False,
         ),
         ([0.3 + 1.2 * noise for noise in NOISE], "Cannot tell about cbam yet: train at least 4 more seeds", True),
@@ -108,12 +109,12 @@ def test_the_conclusion_says_what_to_do(differences, options, conclusion):
         (
             [0.05 + 0.2 * noise for noise in NOISE],
             "cbam makes no practical difference: it is no positive control here, and says nothing about the other arms",
-            True,
+            False,
         ),
         (
             [2 + noise for noise in NOISE],
             "cbam does better than the baseline: it is no positive control here, and says nothing about the other arms",
-            True,
+            False,
         ),
         ([-2.0], "Cannot tell about cbam yet: train at least 5 more seeds", False),
     ],
@@ -124,7 +125,13 @@ def test_a_positive_control_is_found_or_the_comparison_may_be_too_weak(differenc
     control, other = judgement.arms
     assert (control.conclusion, control.headline) == (conclusion, f"{control.verdict} (positive control)")
     assert (control.verdict, other.is_control) == (other.verdict, False)
-    assert any("positive control cbam is not found" in caution for caution in judgement.cautions) is is_missed
+    assert any("positive control cbam is not found yet" in caution for caution in judgement.cautions) is is_missed
+
+
+@pytest.mark.parametrize("controls", ["cbam", ["cbma"], ["none"]])
+def test_controls_must_be_arms(controls, refused):
+    with refused():
+        judge(results(none=points(*NOISE), cbam=points(*NOISE), or_=points(*NOISE)), controls=controls)
 
 
 def test_the_conclusion_without_a_pair():
@@ -201,6 +208,10 @@ def test_after_a_verdict_at_a_planned_look_later_seeds_are_not_missing():
     holed = results(none=points(*[0] * 13), cbam=[None, *points(*differences)])
     (caution,) = missing(holed, first_look=8, max_pairs=24)
     assert caution.startswith("cbam has no accuracy for 1 seed (0: no run)")
+    # judged again, it is still one, although pairs that were judged come first
+    record = Record(judge(holed, first_look=8, max_pairs=24), ())
+    again, _ = judge_again(holed, record, terms={})
+    assert caution in again.arms[0].cautions
 
 
 def test_without_any_pair_no_test_is_spoken_of():

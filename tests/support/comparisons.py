@@ -124,7 +124,7 @@ def pretend(data, given, out, figures, num_images, screen):
         config = resolve(data, given, prepared, processes)
     out.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(out)
-    session = dict.fromkeys(("device", "torch", "torchvision", "pillow", "python"), "pretended")
+    session = dict.fromkeys(("device", "processor", "torch", "torchvision", "pillow", "python"), "pretended")
     folder.begin(config, prepared, preprocessing_of(config), session, given=given, resume=True)
     line = EpochLine(
         epoch=1, step=1, lr=0.0, train_loss=0.0, val_accuracy=accuracy, val_balanced_accuracy=accuracy, val_loss=loss,

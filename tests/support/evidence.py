@@ -51,6 +51,12 @@ def looking(name: str, judgement: Judgement) -> list[str]:
     return [name, *line[1:]]
 
 
+def num_runs(name: str) -> int:
+    """Return how many runs a set has."""
+    results = read_results(EVIDENCE / name / "results.csv")
+    return sum(len(results.runs(arm)) for arm in results.arms)
+
+
 def effects(name: str, arm: str) -> dict[int, float]:
     """Return the difference of an arm to `none`, in points, by seed."""
     paired = read_results(EVIDENCE / name / "results.csv").paired("none", arm, "accuracy", 100)
@@ -78,7 +84,7 @@ def averages(verdict: Across) -> Iterable[list[str]]:
     for arm in verdict.arms:
         mean = "" if arm.mean_difference is None else f"{arm.mean_difference:+.2f}"
         intervals = [span(bounds) for bounds in (arm.interval_95, arm.deciding_interval, arm.prediction_interval)]
-        yield [NAMES.get(arm.arm, arm.arm), str(len(arm.data_sets)), mean, *intervals, arm.verdict]
+        yield [NAMES.get(arm.arm, arm.arm), str(len(arm.data_sets)), mean, *intervals, arm.headline]
 
 
 def one_set(name: str, judgement: Judgement) -> str:
@@ -86,30 +92,39 @@ def one_set(name: str, judgement: Judgement) -> str:
     first = judgement.arms[0]
     accuracy = statistics.fmean(first.baseline[: first.num_pairs])
     links = f"[Page]({name}/report.html), [figures]({name}/results.csv)"
-    head = f"### {name}\n\n{links}. `none` classifies {accuracy:.1f} % of the test images correctly."
+    head = f"### {name}\n\n{links}. `none` classifies {accuracy:.1f} % of the test images correctly. Differences to it:"
     return f"{head}\n\n{table(['arm', *COLUMNS], differing(judgement))}"
 
 
 def tables() -> str:
     """Return all tables of the page."""
-    begun = [name for name in [*SETS, *MAP] if (EVIDENCE / name / "compare.json").is_file()]
-    judged = {name: EVIDENCE / name for name in begun if (EVIDENCE / name / "verdict.json").is_file()}
+    judged = {name: EVIDENCE / name for name in [*SETS, *MAP] if (EVIDENCE / name / "results.csv").is_file()}
     found = {name: next(iter(read_comparisons([path])[0].values())) for name, path in judged.items()}
     parts = []
     comparisons, data_sets = read_comparisons(list(judged.values()))
     if len({*data_sets.values()}) >= LEAST_DATA_SETS:
         head = ["arm", "data sets", "mean", "95 % interval", "interval that decides", "next data set", "verdict"]
-        parts += ["### Over all data sets", table(head, averages(across(comparisons, data_sets)))]
-    parts += ["### cbam minus its placebo", table(["set", *COLUMNS], [looking(*one) for one in found.items()])]
+        parts += [
+            "### Over all data sets",
+            "One verdict on each arm; the interval that decides shares the error of 5 % among the arms.",
+            table(head, averages(across(comparisons, data_sets))),
+        ]
+    parts += [
+        "### cbam minus its placebo",
+        "Does it help because it looks at the image? The interval that decides is corrected for the looks.",
+        table(["set", *COLUMNS], [looking(*one) for one in found.items()]),
+    ]
     if set(MAP) <= found.keys():
         head = ["arm", "recipe", "pairs", "changes the effect by", "95 % interval"]
-        parts += ["### What the recipe changes", table(head, [*recipes(CBAM), *recipes(PLACEBO)], 2)]
+        parts += [
+            "### What the recipe changes",
+            "By how much the difference to `none` changes with the recipe, within a seed.",
+            table(head, [*recipes(CBAM), *recipes(PLACEBO)], 2),
+        ]
     parts += [one_set(*one) for one in found.items()]
-    designs = {name: read_design(EVIDENCE / name) for name in begun}
+    designs = {name: read_design(path) for name, path in judged.items()}
     lines = [
-        [name, str(len([*(EVIDENCE / name / "runs").glob("*/*/result.json")])), f"`{design.digest()}`"]
-        for name, design in designs.items()
-        if design is not None
+        [name, str(num_runs(name)), f"`{design.digest()}`"] for name, design in designs.items() if design is not None
     ]
     parts += ["### Designs", table(["set", "runs", "SHA-256 of the design"], lines)]
     return "\n\n".join(parts)

@@ -30,7 +30,6 @@ from .train import as_arguments
 if TYPE_CHECKING:
     from ..comparison.content import Content
     from ..statistics.columns import Reading
-    from ..statistics.history import Record
 
 
 LATEX = "Print one table of the arms for a paper (booktabs); all else goes to standard error."
@@ -82,11 +81,11 @@ def verdict_command(
 ) -> None:
     """The same verdict for trainings that whatwhere does not run, from their folders or a table of their figures.
 
-    With --across one verdict over several comparisons, on 4 data sets or more: each a table, a folder of runs, or a
+    With --across one verdict over several comparisons, from 4 data sets on: each a table, a folder of runs, or a
     folder that `compare` wrote. Its page is across.html beside them.
     """
     from ..collect.collect import collect
-    from ..comparison.across import check_has_baseline
+    from ..comparison.across import check_has_baseline, read_compared
     from ..comparison.content import figures_content
     from ..statistics.history import check_figures, check_title, judge_again, read_record
     from ..statistics.looks import LEAST_PAIRS, MOST_SEEDS
@@ -127,13 +126,13 @@ def verdict_command(
     record = read_record(record_path)
     if record is not None:
         check_title(record, record_path, title)
-    else:
-        record = _verdict_of_compare(results)
+    compared, controls = read_compared(results[0]) if len(results) == 1 else (None, [])
+    record = record or compared
     # runs are read, which may take long, once it is known that their verdict can be written
     collected = collect(results, reading)
     figures = collected.results
     given = {"metric": metric, "baseline": baseline, "margin": margin, "test_images": test_images}
-    before = {} if record is None else record.terms  # those of `compare`
+    before = {} if compared is None else compared.terms
     terms = {name: before.get(name) if value is None else value for name, value in given.items()}
     terms["lower_is_better"] = reading.lower_is_better
     if terms["baseline"] is None:
@@ -141,7 +140,9 @@ def verdict_command(
     source = tuple(sorted(_path_from(record_path.parent, path) for path in results))
     if record is not None:
         check_figures(record, record_path, figures, source)
-    judgement, changes = judge_again(figures, record, first_look=first_look, max_pairs=max_pairs, terms=terms)
+    judgement, changes = judge_again(
+        figures, record, first_look=first_look, max_pairs=max_pairs, controls=controls, terms=terms
+    )
     content = figures_content(judgement, figures, title, changes, source)
     with writing(page):
         page.parent.mkdir(parents=True, exist_ok=True)
@@ -198,17 +199,6 @@ def verdict_again(results: Path, terms: Mapping[str, Any]) -> str:
     """Return the command that judges a table by these terms of `judge`, each of which is an option here."""
     options = [text for name, value in terms.items() if value is not None for text in as_arguments(name, value)]
     return command_line(["whatwhere", "verdict", str(results), *options])
-
-
-def _verdict_of_compare(results: list[Path]) -> Record | None:
-    """Return the verdict of `whatwhere compare` on its own table or folder, which has the looks; None for others."""
-    from ..comparison.content import DESIGN, RESULTS, VERDICT
-    from ..statistics.history import read_record
-
-    if len(results) > 1:
-        return None
-    folder = results[0].parent if results[0].name == RESULTS else results[0]
-    return read_record(folder / VERDICT) if (folder / DESIGN).is_file() else None
 
 
 def _page_beside(results: list[Path]) -> Path:

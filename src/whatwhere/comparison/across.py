@@ -17,9 +17,9 @@ from ..base.errors import UserError
 from ..base.words import cause, counted, few, listed, named
 from ..collect.collect import Collected, collect, find_some, is_collected
 from ..statistics.columns import Reading
-from ..statistics.history import judge_again, read_record
+from ..statistics.history import Record, judge_again, read_record
 from ..statistics.verdict import Judgement, known_baseline
-from .content import DESIGN, RESULTS, VERDICT
+from .content import DESIGN, RESULTS, SHORT, VERDICT
 
 
 class NamedArm(msgspec.Struct, frozen=True):
@@ -39,6 +39,11 @@ class Compared(msgspec.Struct, frozen=True):
     baseline: str
     metric: str
     margin: float
+
+    @property
+    def controls(self) -> list[str]:
+        """Names of the positive controls."""
+        return [arm.name for arm in self.arms if arm.spec.partition(":")[0] == SHORT]
 
     @property
     def images(self) -> str:
@@ -119,14 +124,29 @@ def _places(path: Path) -> list[_Place]:
     return [_Place(path, path, record, None)]
 
 
-def _compared(path: Path, folder: Path) -> _Place:
+def read_compared(path: Path) -> tuple[Record | None, list[str]]:
+    """Return the verdict of `whatwhere compare` on its own table or folder, which has its looks, and its controls.
+
+    (None, []) for any other path.
+    """
+    folder = path.parent if path.name == RESULTS else path
+    if not (folder / DESIGN).is_file():
+        return None, []
+    return read_record(folder / VERDICT), _read_design(folder).controls
+
+
+def _read_design(folder: Path) -> Compared:
     design = folder / DESIGN
     try:
-        compared = read_json(design, Compared)
+        return read_json(design, Compared)
     except UserError:
         raise
     except ValueError as error:
         raise UserError(f"{str(design)!r} is damaged ({cause(error)}); restore it, or give the table alone") from error
+
+
+def _compared(path: Path, folder: Path) -> _Place:
+    compared = _read_design(folder)
     if not (folder / RESULTS).is_file():
         raise UserError(f"the comparison in {str(folder)!r} has no {RESULTS} yet; finish its runs first")
     return _Place(path, folder / RESULTS, folder / VERDICT, compared)
@@ -152,7 +172,8 @@ def _judged(place: _Place, reading: Reading, baseline: str | None, margin: float
         check_has_baseline(collected, place.results)
     terms |= {"metric": reading.metric, "lower_is_better": reading.lower_is_better}
     try:
-        judgement, changes = judge_again(collected.results, record, terms=terms)
+        controls = [] if design is None else design.controls
+        judgement, changes = judge_again(collected.results, record, controls=controls, terms=terms)
     except UserError as error:
         raise UserError(f"{str(place.path)!r}: {error}") from error
     longer = [f"{arm}: {why}" for arm, why in collected.results.more_epochs.items()]

@@ -15,11 +15,12 @@ from ..base.errors import UserError
 from ..base.words import brief, counted, short, suggest
 from ..networks.spec import ATTENTIONS, OWN_NETWORKS, STATIC, NetworkSpec, is_import_path, parse_arguments
 from ..training.config import network_of
+from .content import SHORT
 
 if TYPE_CHECKING:
     from ..networks.weights.translate import Weights
 
-NONE, WIDE, SHORT = "none", "wide", "short"
+NONE, WIDE = "none", "wide"
 _TIME = "time"
 _SHORT_PART = 0.5  # of the epochs
 # a comma outside of braces

@@ -8,7 +8,7 @@ import os
 import secrets
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,6 @@ _DRAWN = "audit.json"
 _CONDITIONS = {
     "device": "the device",
     "instructions": "the instruction set",
-    "processor": "the processor",
     "num_threads": "the number of threads",
     "num_processes": "the number of processes",
     "torch": "torch",
@@ -184,8 +183,9 @@ def audit(folder: Path, asked: Asked, free: Mapping[str, Any], *, command: str, 
     The files are compare.json, results.csv, verdict.json and, of each run, run.json, result.json and metrics.jsonl;
     none of them is changed. Where they do not agree, nothing is trained.
 
-    A run is repeated to the last bit where device, instruction set, number of threads and versions are the same, and a
-    GPU was asked to be deterministic. Elsewhere trainings diverge as two seeds do, so the bound on the difference of
+    A run is repeated to the last bit where device, processor, instruction set, number of threads and versions are the
+    same, and a GPU was asked to be deterministic; also where only the processor differs, or is not recorded, and the
+    weights come out equal. Elsewhere trainings diverge as two seeds do, so the bound on the difference of
     two figures is that of two runs of the arm: t(n - 1) * s * sqrt(2), with the standard deviation s of the n other
     runs of the arm, which one honest audit in 1,000 exceeds by chance.
 
@@ -317,13 +317,11 @@ class _Repetition:
         with _threads(sessions), team(options["device"]) as processes:
             is_random = processes.device.type != "cpu" and not options["deterministic"]
             conditions = _Conditions.of([*sessions, session(Config(), processes)], is_random)
-            different, num_others = conditions.differing, len(self.gathered.results.runs(arm)) - 1
-            if different and num_others < LEAST_PAIRS - 1:
-                raise UserError(
-                    f"{arm}, seed {seed} cannot be repeated to the last bit here ({few(different)}), and "
-                    f"a bound needs {LEAST_PAIRS - 1} other runs of {arm}, not {num_others}; audit it on such a machine"
-                )
+            different = conditions.differing
+            self._check_bound(arm, seed, different)
             how = f"within a bound, because {few(different)}" if different else "to the last bit"
+            if conditions.processor and not different:
+                how += f" if its weights are equal, as {conditions.processor}"
             threads, cores = torch.get_num_threads(), num_cores()
             slow = f" on {counted(cores, 'core')}, so it takes longer" if threads > cores else ""
             self.screen.line(
@@ -346,7 +344,18 @@ class _Repetition:
         assert again.description is not None
         # it may have been begun elsewhere
         conditions = _Conditions.of([*sessions, *again.description.sessions], is_random)
-        return self._repeated(run, conditions, again=again, result=msgspec.convert(told, Result))
+        repeated = self._repeated(run, conditions, again=again, result=msgspec.convert(told, Result))
+        self._check_bound(arm, seed, repeated.differing)
+        return repeated
+
+    def _check_bound(self, arm: str, seed: int, different: Sequence[str]) -> None:
+        """Raise UserError where a bound is needed and there are too few runs for one."""
+        num_others = len(self.gathered.results.runs(arm)) - 1
+        if different and num_others < LEAST_PAIRS - 1:
+            raise UserError(
+                f"{arm}, seed {seed} cannot be repeated to the last bit here ({few(different)}), and "
+                f"a bound needs {LEAST_PAIRS - 1} other runs of {arm}, not {num_others}; audit it on such a machine"
+            )
 
     @property
     def _data(self) -> str:
@@ -406,8 +415,8 @@ class _Repetition:
         """Compare a run with its repetition; where that has no result, `wrong` says why."""
         arm, seed = run.folder.parent.name, int(run.folder.name.partition("-")[2])
         where, different = f"runs/{arm}/{run.folder.name}", conditions.differing
-        if result is not None and run.result.weights == result.weights != "":
-            different = ()  # equal to the last bit, although that could not be asked
+        if conditions.processor and not different and not (result is not None and _is_same_network(run.result, result)):
+            different = (conditions.processor,)
         mismatches, figures = [], []
         if again is None or result is None:
             mismatches.append(Mismatch(file=where, figure=wrong, arm=arm, seed=seed))
@@ -466,6 +475,11 @@ class _Repetition:
         return float(stdtrit(len(others) - 1, 1 - _LEVEL / 2)) * spread * math.sqrt(2)
 
 
+def _is_same_network(there: Result, here: Result) -> bool:
+    """Return whether the weights that two runs ended with are known and equal; only the best ones are known."""
+    return there.weights == here.weights != "" and there.best_epoch == there.num_epochs
+
+
 def _kept(content: Result | EpochLine) -> dict[str, Any]:
     """Return what a repetition has in common with its run: all but its time and the hash of run.json, which has paths.
 
@@ -488,10 +502,18 @@ def _threads(sessions: Sequence[Mapping[str, Any]]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Conditions:
-    """Why trainings need not be equal to the last bit, as clauses, and whether all were on one machine by its name."""
+    """Why trainings need not be equal to the last bit, as clauses.
+
+    Attributes:
+        differing: What differs.
+        is_same_machine: Whether all were on one machine by its name.
+        processor: That the processors differ, or are not recorded; "" where they are one. Other processors often
+            compute the same bits, so equal weights still ask for equal figures.
+    """
 
     differing: tuple[str, ...]
     is_same_machine: bool
+    processor: str = ""
 
     @classmethod
     def of(cls, sessions: Sequence[Mapping[str, Any]], is_random: bool) -> _Conditions:
@@ -500,9 +522,16 @@ class _Conditions:
         is_same_machine = len({known.get("host") for known in sessions}) == 1
         for name, label in _CONDITIONS.items():
             values = {str(known.get(name, "unknown")) for known in sessions}
-            # sessions of old versions lack some; virtual machines of one name have different processors
-            if is_same_machine and name != "processor":
+            if is_same_machine:  # sessions of old versions lack some
                 values.discard("unknown")
             if len(values) > 1:
                 differing.append(f"{label} differs, {' and '.join(sorted(values))}")
-        return cls(tuple(differing), is_same_machine)
+        # virtual machines of one name may have different processors
+        processors = {str(known.get("processor", "")) for known in sessions}
+        return cls(tuple(differing), is_same_machine, _told_of(processors))
+
+
+def _told_of(processors: Collection[str]) -> str:
+    if "" in processors:
+        return "the processor is not recorded"
+    return "" if len(processors) == 1 else f"the processor differs, {' and '.join(sorted(processors))}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..statistics.looks import LEAST_PAIRS, MOST_SEEDS, Schedule
 from ..statistics.metric import METRICS, Metric, check_direction, margin_for
 from ..statistics.results import Results, check_length
 from ..statistics.table import read_results
-from ..statistics.verdict import UNKNOWN, Judgement, metric_and_margin
+from ..statistics.verdict import UNKNOWN, Judgement, check_controls, default_baseline, metric_and_margin
 from .content import figures_content
 
 
@@ -36,6 +36,7 @@ def compare(
     title: str = "comparison",
     progress: Callable[[str, int, Mapping[str, float]], None] | None = None,
     test_images: int | None = None,
+    controls: Collection[str] = (),
 ) -> Comparison:
     """Train every arm with every seed and return the verdict on each arm against the baseline.
 
@@ -57,6 +58,7 @@ def compare(
         title: Of the report.
         progress: Called with arm, seed and figures after each run.
         test_images: As in `judge`.
+        controls: As in `judge`.
 
     Raises:
         UserError: Bad arms, seeds or terms (before the first run, or after it where they depend on its figures), a
@@ -93,6 +95,7 @@ def compare(
         # the number of seeds, or the least for a verdict
         first_look = Schedule(max(LEAST_PAIRS, len(first)), max_seeds).first
     _check_terms(names, terms)
+    check_controls(controls, [name for name in names if name != (baseline or default_baseline(names))])
     with contextlib.nullcontext() if keep is None else locked(keep, is_file=True):
         done = read_results(keep, may_be_empty=True) if keep is not None and keep.exists() else Results()
         record = None if beside is None else read_record(beside, "restore it, or give another file of results")
@@ -109,7 +112,9 @@ def compare(
                             progress(arm, seed, figures)
                 _check_seeds(done, metric, keep, test_images)
             # arms and runs of earlier calls count too: what has been seen cannot be left out
-            judgement, changes = judge_again(done, record, first_look=first_look, max_pairs=max_seeds, terms=terms)
+            judgement, changes = judge_again(
+                done, record, first_look=first_look, max_pairs=max_seeds, controls=controls, terms=terms
+            )
             content = figures_content(judgement, done, title, changes).to_dict()
             if beside is not None:
                 write_json(beside, content)

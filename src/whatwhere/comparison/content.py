@@ -21,6 +21,7 @@ Texts = tuple[str, ...]
 
 # the files in the folder of a comparison
 DESIGN, COST, RESULTS, VERDICT, REPORT = "compare.json", "cost.json", "results.csv", "verdict.json", "report.html"
+SHORT = "short"  # the spec of a positive control begins so
 
 
 class Curve(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,7 +204,7 @@ def _with_epochs_first(judgement: Judgement, first: Mapping[str, str]) -> Judgem
             conclusion=f"Train for more epochs before you decide about {arm.arm}",
             advice=arm.advice and f"more epochs first, as said at the top; only then: {arm.advice}",
         )
-        if first.keys() & {arm.arm, judgement.baseline}
+        if first.keys() & {arm.arm, judgement.baseline} and not arm.is_control
         else arm
         for arm in judgement.arms
     )

@@ -206,7 +206,7 @@ def across_tables(verdict: Across, title: str) -> list[Table]:
         rows.append(
             (
                 printable(arm.arm),
-                arm.verdict,
+                arm.headline,
                 plain(arm.mean_difference, metric, signed=True),
                 interval(arm.interval_95, metric),
                 p_value(arm.p_difference),

@@ -82,6 +82,7 @@ class AcrossArm:
         conclusion: The verdict as a sentence that says what to do.
         reason: The figures behind it.
         cautions: Sentences that a reader must know.
+        is_control: Whether it is a positive control, an arm that is known to do worse.
         comparisons: Each comparison, those that do not count included.
         data_sets: Each data set that counts; empty with fewer than 4, as there is no mean then.
         mean_difference: Random-effects mean over the data sets (`Pooled`); None with fewer than 4, as all that follows.
@@ -98,6 +99,7 @@ class AcrossArm:
     reason: str
     cautions: tuple[str, ...]
     comparisons: tuple[Member, ...]
+    is_control: bool = False
     data_sets: tuple[DataSet, ...] = ()
     mean_difference: float | None = None
     interval_95: tuple[float, float] | None = None
@@ -107,6 +109,11 @@ class AcrossArm:
     deviation_between: float | None = None
     p_difference: float | None = None
     p_equivalence: float | None = None
+
+    @property
+    def headline(self) -> str:
+        """The verdict, and whether it is on a positive control."""
+        return f"{self.verdict} (positive control)" if self.is_control else self.verdict
 
 
 @dataclass(frozen=True)
@@ -196,7 +203,7 @@ def across(comparisons: Mapping[str, Judgement], data_sets: Mapping[str, str] | 
             verdict = _verdict(arm, found, means[arm], judged[arm], rule, cautions)
         else:
             verdict = _without_mean(arm, found, len(means[arm]), cautions)
-        arms.append(replace(verdict, conclusion=_of_control(arm, comparisons) or verdict.conclusion))
+        arms.append(_as_control(verdict, comparisons))
     notes = []
     if assumed := [name for name in comparisons if name not in names]:
         notes.append(
@@ -336,14 +343,18 @@ def _told_of(arm: str, comparisons: Mapping[str, Judgement]) -> list[tuple[str, 
     return told
 
 
-def _of_control(arm: str, comparisons: Mapping[str, Judgement]) -> str:
-    """Return in which comparisons a positive control is found, by their own verdicts; "" if the arm is none."""
-    found = {name: one.verdict == HURTS for name, of in comparisons.items() for one in of.arms if one.arm == arm}
-    if not any(one.is_control for of in comparisons.values() for one in of.arms if one.arm == arm):
-        return ""
-    missed = [name for name, is_found in found.items() if not is_found]
-    where = f", not in {few(missed, _MOST_NAMED)}, which may be too weak for the other arms, too" if missed else ""
-    return f"The positive control {named(arm)} is found in {sum(found.values())} of {len(found)} comparisons{where}"
+def _as_control(arm: AcrossArm, comparisons: Mapping[str, Judgement]) -> AcrossArm:
+    """Return an arm that says, if it is a positive control, in which comparisons it is found by their own verdicts."""
+    single = {name: one for name, of in comparisons.items() for one in of.arms if one.arm == arm.arm}
+    if not any(one.is_control for one in single.values()):
+        return arm
+    counting = [one.comparison for one in arm.comparisons if not one.left_out]
+    found = [name for name in counting if single[name].verdict == HURTS]
+    missed = [name for name in counting if single[name].verdict == UNKNOWN]
+    text = f"The positive control {named(arm.arm)} is found in {len(found)} of {counted(len(counting), 'comparison')}"
+    if missed:
+        text += f", not in {few(missed, _MOST_NAMED)}, which may be too weak for the other arms, too"
+    return replace(arm, is_control=True, conclusion=text)
 
 
 def _without_mean(arm: str, members: Sequence[Member], num: int, cautions: Sequence[str]) -> AcrossArm:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +123,14 @@ def judge_again(
     *,
     first_look: int | None = None,
     max_pairs: int | None = None,
+    controls: Collection[str] = (),
     terms: Mapping[str, Any],
 ) -> tuple[Judgement, list[str]]:
     """Return the verdict at the looks that were recorded, or are given, and all changes since the first one.
 
     Earlier arms stay in the comparison: an arm without figures now still takes its share of the error. `first_look` and
-    `max_pairs` are those of `judge`, for the first verdict only; `terms` are its other arguments.
+    `max_pairs` are those of `judge`, for the first verdict only; `terms` are its other arguments. Earlier
+    positive controls stay so.
 
     Raises:
         UserError: Other looks than before, or as `judge`.
@@ -150,7 +152,7 @@ def judge_again(
                 "because another would spend the error twice; leave out --first-look and --max-pairs"
             )
         firsts, max_pairs = fixed, before
-    controls = [arm.arm for arm in arms if arm.is_control]
+    controls = {*controls, *(arm.arm for arm in arms if arm.is_control)}.intersection(results.arms)
     judgement = judge(results, first_look=firsts, max_pairs=max_pairs, controls=controls, **terms)
     check_number_of_images(results, judgement.metric.name, terms.get("test_images"))
     if record is None:

@@ -84,7 +84,7 @@ class Results:
     def seeds(self) -> list[Hashable]:
         """The seeds of any arm, in order."""
         first = [seed for seed in self._first if seed in self._seeds]
-        return first + sorted(self._seeds - set(first), key=_by_number)
+        return first + sorted(self._seeds - set(first), key=by_number)
 
     @property
     def metrics(self) -> list[str]:
@@ -164,7 +164,8 @@ class Results:
         return comma_separated((ARM, SEED, *metrics, *told), lines)
 
 
-def _by_number(seed: Hashable) -> tuple[float, str]:
+def by_number(seed: Hashable) -> tuple[float, str]:
+    """Return what seeds are sorted by: their number, and words behind all numbers."""
     value = as_number(seed)
     return math.inf if value is None else value, str(seed)
 

@@ -20,7 +20,7 @@ from .looks import ALPHA, LEAST_PAIRS, MOST_SEEDS, Schedule
 from .metric import METRICS, Metric, check_direction, margin_for, metric_for
 from .paired import PairedDifference
 from .plausible import doubt_about_zeros, fault_of
-from .results import Results, numbered
+from .results import Results, by_number, numbered
 
 # bounds that hold where a verdict is read from a file
 _Name = Annotated[str, Meta(min_length=1)]
@@ -235,6 +235,7 @@ def judge(
     measure, margin = metric_and_margin(results, metric=metric, lower_is_better=lower_is_better, margin=margin)
     given, baseline = baseline, _baseline(results, baseline)
     compared = [arm for arm in results.arms if arm != baseline]
+    check_controls(controls, compared)
     first_looks = first_look if isinstance(first_look, Mapping) else dict.fromkeys(compared, first_look)
     cases = []
     for arm in compared:
@@ -260,8 +261,8 @@ def judge(
             cautions += cautions_about(results, measure, baseline, case.arm, case.judged.seeds, test_images)
         verdicts.append(_verdict(case, measure, margin, holm_p, cautions))
     differences, notes = _others(results, measure.name, baseline, cases, test_images)
-    weak = [case.arm for case in cases if case.is_control and case.judged is not None and case.verdict != HURTS]
-    notes = [*results.notes, *map(wording.missed_control, weak), *notes, *derived_notes(results, measure.name)]
+    missed = [case for case in cases if case.is_control and case.judged is not None and case.verdict == UNKNOWN]
+    notes = [*results.notes, *map(wording.missed_control, missed), *notes, *derived_notes(results, measure.name)]
     if given is None and known_baseline(results.arms) is None:
         notes.insert(
             0,
@@ -269,6 +270,15 @@ def judge(
             "--baseline names another",
         )
     return Judgement(measure, baseline, margin, max_pairs, tuple(verdicts), tuple(differences), tuple(notes))
+
+
+def check_controls(controls: Collection[str], arms: Sequence[str]) -> None:
+    """Raise UserError unless the positive controls are arms with a baseline."""
+    if isinstance(controls, str):
+        raise UserError(f"controls must be a list of names, such as ['short'], got {brief(controls)}")
+    for name in controls:
+        if name not in arms:
+            raise UserError(f"{brief(name)} cannot be a positive control; arms with a baseline are: {few(arms, 10)}")
 
 
 def _others(
@@ -415,7 +425,8 @@ def _missing(
     missing = results.missing(baseline, case.arm, metric.name)
     if not is_final or case.paired is None:
         return missing
-    place = {seed: number for number, seed in enumerate(results.seeds)}
+    # by number: seeds that were judged before stand first in results.seeds, whatever is missing among them
+    place = {seed: number for number, seed in enumerate(sorted(results.seeds, key=by_number))}
     last = max(place[seed] for seed in case.paired.seeds)
     early = {arm: {seed: why for seed, why in of.items() if place[seed] < last} for arm, of in missing.items()}
     return {arm: seeds for arm, seeds in early.items() if seeds}

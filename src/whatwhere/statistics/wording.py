@@ -46,16 +46,17 @@ def conclusion(case: Case, metric: Metric, margin: float) -> str:
 def _control(arm: str, verdict: str) -> str:
     """Return what a verdict on a positive control says about the comparison."""
     if verdict == HURTS:
-        return f"The positive control {named(arm)} is found: this comparison can find a difference of that size"
+        return f"The positive control {named(arm)} is found: it does worse than the baseline"
     found = "makes no practical difference" if verdict == SAME else "does better than the baseline"
     return f"{named(arm)} {found}: it is no positive control here, and says nothing about the other arms"
 
 
-def missed_control(arm: str) -> str:
+def missed_control(case: Case) -> str:
     """Return the caution on a positive control that is not found."""
+    yet = "" if case.num_to_look is None else " yet"
     return (
-        f"the positive control {named(arm)} is not found: where this comparison cannot tell about another arm, it may "
-        "be too weak to tell"
+        f"the positive control {named(case.arm)} is not found{yet}: where this comparison cannot tell about another "
+        "arm, it may be too weak to tell"
     )
 
 

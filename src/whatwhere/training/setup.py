@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -389,6 +389,13 @@ def processor_name() -> str:
     return " ".join(known[part] for part in parts if known.get(part)) or platform.processor() or platform.machine()
 
 
+def _version() -> str:
+    try:
+        return version("whatwhere")
+    except PackageNotFoundError:  # a copy of the source that was not installed
+        return "unknown"
+
+
 def session(config: Config, team: Team) -> dict[str, Any]:
     """Return the machine and the versions that a run uses, for `run.json`."""
     import PIL
@@ -399,7 +406,7 @@ def session(config: Config, team: Team) -> dict[str, Any]:
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "processor": processor_name(),
-        "whatwhere": version("whatwhere"),
+        "whatwhere": _version(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torchvision": torchvision.__version__,
