@@ -133,6 +133,16 @@ def test_one_name_for_two_arms_is_told(compared):
     assert across(judgements, data_sets).cautions == (told,)
 
 
+def test_attention_that_starts_otherwise_is_told(compared):
+    options = {**design_of().options, "pretrained": "imagenet"}
+    one, other = compared("digits", 0, images="a"), compared("flowers", 1, images="b", options=options)
+    judgements, data_sets = read_comparisons([one, other])
+    (caution,) = across(judgements, data_sets).cautions
+    assert caution.startswith("flowers: resnet18: its networks start from weights, so attention starts as the identity")
+    judgements, data_sets = read_comparisons([other, compared("pets", 2, images="c", options=options)])
+    assert across(judgements, data_sets).cautions == ()
+
+
 def test_the_folder_of_the_guide():
     judgements, data_sets = read_comparisons([GUIDE])
     assert data_sets == {"sign-digits: resnext11_8x8d": "sign-digits"}

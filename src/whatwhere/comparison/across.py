@@ -39,6 +39,7 @@ class Compared(msgspec.Struct, frozen=True):
     baseline: str
     metric: str
     margin: float
+    options: dict[str, Any]
 
     @property
     def controls(self) -> list[str]:
@@ -106,8 +107,9 @@ def read_comparisons(
     judgements = {
         name: _judged(place, reading or Reading(), baseline, margin) for name, place in zip(names, places, strict=True)
     }
-    for name, told in _other_specs(names, places).items():
-        judgements[name] = dataclasses.replace(judgements[name], cautions=(*told, *judgements[name].cautions))
+    for told_of in (_other_specs, _other_starts):
+        for name, told in told_of(names, places).items():
+            judgements[name] = dataclasses.replace(judgements[name], cautions=(*told, *judgements[name].cautions))
     return judgements, dict(zip(names, data_sets, strict=True)) if data_sets else _data_sets(names, places)
 
 
@@ -202,6 +204,16 @@ def _other_specs(names: Sequence[str], places: Sequence[_Place]) -> dict[str, li
                 sentence = f"the arm {named(arm.name)} is {named(arm.spec)} here and {named(spec)} in {named(other)}"
                 told.setdefault(name, []).append(f"{sentence}: the mean is over both")
     return told
+
+
+def _other_starts(names: Sequence[str], places: Sequence[_Place]) -> dict[str, list[str]]:
+    """Return, by comparison, that its networks start from weights and others do not: then attention starts otherwise."""
+    designs = {name: place.design for name, place in zip(names, places, strict=True) if place.design is not None}
+    loaded = [name for name, design in designs.items() if design.options.get("pretrained")]
+    if len(loaded) == len(designs):
+        return {}
+    sentence = "its networks start from weights, so attention starts as the identity there, and elsewhere it may not"
+    return {name: [f"{sentence}: the mean is over both"] for name in loaded}
 
 
 def _data_sets(names: Sequence[str], places: Sequence[_Place]) -> dict[str, str]:
