@@ -207,7 +207,7 @@ def _other_specs(names: Sequence[str], places: Sequence[_Place]) -> dict[str, li
 
 
 def _other_starts(names: Sequence[str], places: Sequence[_Place]) -> dict[str, list[str]]:
-    """Return, by comparison, that its networks start from weights and others do not: then attention starts otherwise."""
+    """Return, by comparison, that its networks start from weights and those of others do not."""
     designs = {name: place.design for name, place in zip(names, places, strict=True) if place.design is not None}
     loaded = [name for name, design in designs.items() if design.options.get("pretrained")]
     if len(loaded) == len(designs):
