@@ -24,11 +24,12 @@ from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils import LOGGER, RANK
 
 from .attention import attention_builder, attention_by_path, no_weight_decay
-from .attention.gate import Start
+from .attention.gate import Start, largest_mix
 from .base.errors import UserError
 from .base.files import write_json
 from .base.words import brief, few
-from .collect.ultralytics import HARDLY_BEGUN, RECORD, AttentionRecord, last_line
+from .collect.result import has_hardly_begun
+from .collect.ultralytics import RECORD, AttentionRecord, last_line
 from .insert import attend, detach
 from .insert.attend import Replace, check_options
 from .insert.host import inserted_in
@@ -272,17 +273,12 @@ class _Attending(BaseTrainer):  # type: ignore[misc]  # Ultralytics has no types
     def final_eval(self) -> None:
         """Tell how far the attention has come, after Ultralytics' last evaluation."""
         super().final_eval()
-        attentions = _attentions(self.ema.ema).values() if RANK in {-1, 0} else ()
-        mixes = [
-            float(p.abs().max()) for module in attentions for name, p in module.named_parameters() if name == "mix"
-        ]
-        if attentions:
-            self._write(self.ema.ema, largest_mix=max(mixes, default=None), last_line=last_line(self.save_dir))
-        if mixes and max(mixes) < HARDLY_BEGUN:
-            LOGGER.warning(
-                f"whatwhere: the attention has hardly begun: its mixing factors are at most {max(mixes):.2g}, "
-                "where 0 is no attention. Train for more steps before you judge it"
-            )
+        if RANK not in {-1, 0} or not (attentions := _attentions(self.ema.ema)):
+            return
+        mix = max((found for one in attentions.values() if (found := largest_mix(one)) is not None), default=None)
+        self._write(self.ema.ema, largest_mix=mix, last_line=last_line(self.save_dir))
+        if told := has_hardly_begun(mix):
+            LOGGER.warning(f"whatwhere: {told}")
 
     def _write(self, model: nn.Module, **ends: Any) -> None:
         attentions = _attentions(model)

@@ -822,10 +822,29 @@ def test_a_table_of_compare_is_judged_at_its_looks_and_on_its_terms(pretended, w
         assert [arm[name] for arm in again["judgement"]["arms"]] == [arm[name] for arm in first["judgement"]["arms"]]
     assert again["judgement"]["margin"] == 0.004
     assert again["changes"] == first["changes"]
+    whatwhere("verdict", pretended.out / "results.csv", "--out", place.with_name("cbam.html"), "--baseline", "cbam")
+    other = json.loads(place.with_name("cbam.json").read_text())["judgement"]
+    assert not any(arm["is_control"] for arm in other["arms"])
     # other terms are a change after a look
     whatwhere("verdict", pretended.out / "results.csv", "--out", place.with_name("wider.html"), "--margin", 1)
     wider = json.loads(place.with_name("wider.json").read_text())
     assert any("margin was 0.004, is 1" in change for change in wider["changes"])
+
+
+def test_attention_that_was_hardly_used_is_told(pretended, whatwhere):
+    rng = np.random.default_rng(0)
+    pretended.figures = lambda arm, seed: (0.75, rng.normal(0.5, 0.05))
+    pretended("none,cbam", seeds=6, metric="loss", margin=0.004)
+    for path in pretended.out.glob("runs/cbam/*/result.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "largest_mix": 0.01}))
+    (arm,) = pretended.collect()["judgement"]["arms"]
+    assert arm["hardly_used"] == ["cbam"]
+    lines = (pretended.out / "results.csv").read_text().splitlines()
+    assert sum("hardly begun" in line for line in lines if line.startswith("cbam,")) == 6
+    place = pretended.out.with_name("again.html")
+    whatwhere("verdict", pretended.out / "results.csv", "--out", place)
+    (again,) = json.loads(place.with_suffix(".json").read_text())["judgement"]["arms"]
+    assert again["hardly_used"] == ["cbam"]
 
 
 def test_a_control_that_learned_little_needs_no_more_epochs(pretended):

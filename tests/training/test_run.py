@@ -465,11 +465,15 @@ def test_fine_tuning_starts_where_the_weights_are(finished, data, tmp_path):
 
 
 def test_plain_weights_get_attention_that_starts_as_the_identity(data, tmp_path):
-    train(data, tmp_path / "plain", model="resnext11_8x8d", epochs=1)
+    screen = Lines()
+    assert train(data, tmp_path / "plain", screen, model="resnext11_8x8d", epochs=1)["largest_mix"] is None
+    assert not any("attention" in line for line in screen.warnings)
     file = next((tmp_path / "plain" / "best").glob("*.safetensors"))
-    train(data, tmp_path / "run", pretrained=str(file), lr=0.0, epochs=1)
+    result = train(data, tmp_path / "run", screen, pretrained=str(file), lr=0.01, epochs=1)
     bundle = load_bundle(tmp_path / "run")
-    assert any(key.endswith("attention.mix") for key in bundle.model.state_dict())
+    mixes = [value.abs().max() for key, value in bundle.model.state_dict().items() if key.endswith("attention.mix")]
+    assert 0 < result["largest_mix"] == float(max(mixes)) < 0.05
+    assert any("the attention has hardly begun: its mixing factors are at most" in line for line in screen.warnings)
 
 
 def test_a_recipe_with_everything_learns(tmp_path):

@@ -16,7 +16,7 @@ from ..base.files import read_file
 from ..base.limits import DOCUMENT_BYTES
 from ..base.words import cause
 from .curve import Curve
-from .result import RESULT, Amount, Fraction, Result, check_is_of_run
+from .result import RESULT, Amount, Fraction, Result, check_is_of_run, has_hardly_begun
 from .run import Choice, Program, Run
 from .settings import flat
 
@@ -68,6 +68,7 @@ def _read(folder: Path, choice: Choice) -> Run:
         stopped_early=True,
         is_chosen=is_chosen,
         learned=(result, shares),
+        has_hardly_begun=bool(has_hardly_begun(result.largest_mix)),
     )
 
 

@@ -35,6 +35,7 @@ _FIXED = (
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Amount = Annotated[float, Meta(ge=0, le=1e300)]
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
+_HARDLY_BEGUN = 0.05  # largest mixing factor, where attention changes features by less than 5 % of what it would at 1
 
 
 class PartFigures(msgspec.Struct, kw_only=True):
@@ -79,6 +80,7 @@ class Result(msgspec.Struct, kw_only=True):
     confusion: list[list[Count]] = []  # number of images by label (row) and prediction (column)
     run: str = ""  # `run_digest` of its run.json; results of earlier versions lack these two
     weights: str = ""  # SHA-256 of the file of the best network's weights
+    largest_mix: Amount | UnsetType | None = UNSET  # of the best network's attention; None without mixing factors
 
     def __post_init__(self) -> None:
         if (self.test is UNSET) is (self.judged_on == "test"):
@@ -104,6 +106,16 @@ class Result(msgspec.Struct, kw_only=True):
     def judged(self) -> PartFigures:
         """The figures of the part that the run is judged on."""
         return self.val if self.test is UNSET else self.test
+
+
+def has_hardly_begun(largest_mix: float | UnsetType | None) -> str:
+    """Return, as a sentence, that attention whose largest mixing factor is this changes hardly anything; "" if not."""
+    if largest_mix is None or largest_mix is UNSET or largest_mix >= _HARDLY_BEGUN:
+        return ""
+    return (
+        f"the attention has hardly begun: its mixing factors are at most {largest_mix:.2g}, where 0 is no attention. "
+        "Train for more steps before you judge it"
+    )
 
 
 class OfAnotherRun(UserError):  # noqa: N818 - a UserError by its base

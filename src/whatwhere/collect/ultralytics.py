@@ -17,12 +17,12 @@ from ..base.files import read_file
 from ..base.limits import CURVE_BYTES, SETTINGS_BYTES
 from ..base.words import cause, few, number_in, printable
 from ..statistics.within_pairs import ATTENTION, NOT_SET
+from .result import has_hardly_begun
 from .run import Choice, Program, Run, run_with_csv, whole_number
 from .settings import flat, has_settings
 
 RECORD = "attention.json"
 _TABLE, _SETTINGS = "results.csv", "args.yaml"
-HARDLY_BEGUN = 0.05  # largest mixing factor, where the features differ by less than 5 % from those without attention
 _YOUNGER = 60  # seconds; a trainer writes the settings first, and a copy of a folder takes a while
 _IGNORED = frozenset(
     {"name", "project", "save_dir", "exist_ok", "save", "save_period", "save_json", "device", "workers", "cache"}
@@ -77,7 +77,7 @@ def _read(folder: Path, choice: Choice) -> Run:
     attention = _attention(folder / RECORD)
     if attention is not None:
         run.settings |= _settings_of(attention, folder / RECORD)
-        run.has_hardly_begun = attention.largest_mix is not None and attention.largest_mix < HARDLY_BEGUN
+        run.has_hardly_begun = bool(has_hardly_begun(attention.largest_mix))
         if attention.last_line is not None and attention.last_line != last_line(folder):
             run.fault = (
                 f"has another last line in {_TABLE} than {RECORD} tells ({_TABLE} was cut short, or a training without "

@@ -11,6 +11,7 @@ import msgspec
 
 from ..base.words import few
 from ..collect.learned import unlearned
+from ..collect.result import has_hardly_begun
 from ..data.images import MAX_VALUE
 from ..statistics.decide import holm
 from ..statistics.looks import LEAST_PAIRS
@@ -52,7 +53,9 @@ class Gathered:
         if run is None or (task.arm, seed) in self.finished:
             return
         figures = {metric: getattr(run.result.judged, metric) for metric in METRICS}
-        self.results.add(task.arm, seed, {metric: value for metric, value in figures.items() if value is not None})
+        known = {metric: value for metric, value in figures.items() if value is not None}
+        idle = bool(has_hardly_begun(run.result.largest_mix))
+        self.results.add(task.arm, seed, known, has_hardly_begun=idle)
         self.finished[task.arm, seed] = run
         num_images = sum(row.num_images for row in run.result.per_class)
         self.same_num_images &= num_images == self.num_images or len(self.finished) == 1

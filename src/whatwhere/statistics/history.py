@@ -153,6 +153,8 @@ def judge_again(
             )
         firsts, max_pairs = fixed, before
     controls = {*controls, *(arm.arm for arm in arms if arm.is_control)}.intersection(results.arms)
+    if record is not None and terms.get("baseline") not in (None, record.judgement.baseline):
+        controls = set()  # they are known to do worse than that baseline
     judgement = judge(results, first_look=firsts, max_pairs=max_pairs, controls=controls, **terms)
     check_number_of_images(results, judgement.metric.name, terms.get("test_images"))
     if record is None:

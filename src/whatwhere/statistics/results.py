@@ -10,7 +10,7 @@ from ..base.errors import UserError
 from ..base.limits import NAME_LETTERS
 from ..base.tables import comma_separated
 from ..base.words import brief, few
-from .columns import ARM, BETWEEN_NOTES, COMPARED, MORE_EPOCHS, SEED
+from .columns import ARM, BETWEEN_NOTES, COMPARED, HARDLY_BEGUN, MORE_EPOCHS, SEED, USE
 from .derived import as_number
 from .metric import check_figure
 from .paired import PairedDifference
@@ -146,21 +146,24 @@ class Results:
     def to_csv(self, *, with_notes: bool = False) -> str:
         """Return a line for each run: arm, seed, and a column for each metric.
 
-        `with_notes` adds columns with `more_epochs`, where an arm needs them, and the notes, the same in each line.
+        `with_notes` adds columns with `attention_use`, where a run has an attention that has hardly begun,
+        `more_epochs`, where an arm needs them, and the notes, the same in each line.
         """
         metrics, longer = self.metrics, with_notes and bool(self.more_epochs)
+        uses = with_notes and bool(self._hardly_begun)
         lines = [
             (
                 arm,
                 seed,
                 *(repr(figures[name]) if name in figures else "" for name in metrics),
+                *([HARDLY_BEGUN if (arm, seed) in self._hardly_begun else ""] if uses else []),
                 *([self.more_epochs.get(arm, "")] if longer else []),
                 *([BETWEEN_NOTES.join(self.notes)] if with_notes else []),
             )
             for arm, runs in self._figures.items()
             for seed, figures in runs.items()
         ]
-        told = (*([MORE_EPOCHS] if longer else []), *([COMPARED] if with_notes else []))
+        told = (*([USE] if uses else []), *([MORE_EPOCHS] if longer else []), *([COMPARED] if with_notes else []))
         return comma_separated((ARM, SEED, *metrics, *told), lines)
 
 

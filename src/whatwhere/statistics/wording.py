@@ -65,7 +65,8 @@ def _choice(case: Case, metric: Metric, margin: float) -> str:
     if case.verdict == SAME:
         return f"{arm} makes no practical difference; take the cheaper network"
     if case.verdict == HURTS:
-        return f"Do not choose {arm}: it does worse than the baseline"
+        less = f", but perhaps by less than {quantity(margin, metric)}" if _may_be_small(case, margin) else ""
+        return f"Do not choose {arm}: it does worse than the baseline{less}"
     small = f"{arm} helps, but perhaps by less than {quantity(margin, metric)}; keep it if it costs little"
     return small if _may_be_small(case, margin) else f"Keep {arm}: it does better than the baseline"
 

@@ -16,10 +16,12 @@ from typing import Any
 import msgspec
 from torch import nn
 
+from ..attention.gate import largest_mix
 from ..base.errors import Stopped, UserError
 from ..base.files import DiskFull
 from ..base.screen import OnlyProgress, Screen, Silent, about
 from ..base.words import counted, few, printable
+from ..collect.result import has_hardly_begun
 from ..data.images import ImageError
 from ..data.preprocess import Preprocessing
 from ..data.split import Prepared, fingerprint
@@ -425,6 +427,7 @@ class Run:
         best = load_bundle(self.folder.best, self.team.device, attention=self.attention)
         parts = {part: self.evaluate(best.model, part, with_probabilities=True) for part in self.material.evaluation}
         self._count_time()
+        mix = largest_mix(best.model)
         judged, classes = "test" if "test" in parts else "val", self.prepared.classes
         result = {
             "status": "finished" if self.trainer.epoch == self.config.epochs else "stopped early",
@@ -439,10 +442,13 @@ class Run:
             "confusion": parts[judged].confusion.tolist(),
             "run": self._digest,
             "weights": best.digest,
+            "largest_mix": mix,
         }
         if self.team.is_first:
             data = printable(Path(self.config.data).name or self.config.data)
             title = f"{self.spec.describe()}, {data}, seed {self.config.seed}"
             self.folder.draw(title, parts[judged].confusion, classes, "test" if judged == "test" else "validation")
             self.folder.save_result(result)
+            if told := has_hardly_begun(mix):
+                self.screen.warn(told)
         return result
