@@ -1,16 +1,18 @@
 """Checks the tables of evidence/README.md: `make check`. `make evidence-page` writes them anew from the files there."""
 
+from __future__ import annotations
+
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scipy import stats
 
 from ledger import page_with
-from whatwhere.comparison.design import read_design
-from whatwhere.experiment import Across, Judgement, across, judge, read_comparisons, read_results
+from whatwhere.comparison.design import Design, read_design
+from whatwhere.experiment import ArmVerdict, Judgement, Results, across, judge, read_comparisons, read_results
 from whatwhere.statistics.across import LEAST_DATA_SETS
 
 EVIDENCE = Path(__file__).parents[2] / "evidence"
@@ -18,23 +20,22 @@ BEGIN, END = "<!-- tables: written by make evidence-page -->", "<!-- end of the 
 SETS = ["lite0", "hands", "cifar10", "fashion", "mnist", "digits"]
 MAP = ["map-10-off", "map-10-on", "map-40-off", "map-40-on"]
 PLACEBO, CBAM = "static-cbam", "cbam"
-NAMES = {
-    PLACEBO: "placebo of cbam",
-    "cbam-paper": "cbam, the paper's start",
-    "cbam-identity": "cbam, starting as the identity",
-}
-SAME_ARMS = {"cbam": "cbam-identity", "cbam-paper": "cbam"}  # of networks with weights, and from the beginning
+WORDS = {PLACEBO: "placebo of cbam", "cbam-paper": CBAM, "cbam-identity": CBAM}
 COLUMNS = ["pairs", "mean difference, points", "95 % interval", "interval that decides", "verdict"]
 
 
-def differing(judgement: Judgement) -> Iterable[list[str]]:
-    """Return one line for each arm: pairs, mean difference, intervals, verdict."""
-    for arm in judgement.arms:
-        cells = [NAMES.get(arm.arm, arm.arm), str(arm.num_pairs)]
-        if arm.mean_difference is None:
-            yield [*cells, "", "", "", arm.headline]
-            continue
-        yield [*cells, f"{arm.mean_difference:+.2f}", span(arm.interval_95), span(arm.deciding_interval), arm.headline]
+def named(arm: str, design: Design) -> str:
+    """Return the name of an arm, with the start of its attention: the identity, as with weights, or its paper's."""
+    if arm.startswith(("short", "wide")):
+        return arm
+    starts_as_identity = arm == "cbam-identity" or (bool(design.options["pretrained"]) and arm != "cbam-paper")
+    return f"{WORDS.get(arm, arm)}, {'identity' if starts_as_identity else 'paper'} start"
+
+
+def line_of(arm: ArmVerdict) -> list[str]:
+    """Return pairs, mean difference, intervals and verdict of an arm."""
+    mean = "" if arm.mean_difference is None else f"{arm.mean_difference:+.2f}"
+    return [str(arm.num_pairs), mean, span(arm.interval_95), span(arm.deciding_interval), arm.headline]
 
 
 def span(bounds: tuple[float, float] | None) -> str:
@@ -47,32 +48,57 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]], num_texts: int = 
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, marks, *lines])
 
 
-def looking(name: str, judgement: Judgement) -> list[str]:
-    """Return cbam against its placebo, which has the same parameters and does not look, at the planned looks."""
-    table_of = read_results(EVIDENCE / name / "results.csv")
-    results = table_of.only([PLACEBO, CBAM], table_of.seeds)
-    plan = next(arm.plan for arm in judgement.arms if arm.arm == CBAM)
-    looks = {} if plan is None else {"first_look": plan.first, "max_pairs": plan.last}
-    (line,) = differing(judge(results, metric="accuracy", baseline=PLACEBO, **looks))
-    return [name, *line[1:]]
+@dataclass
+class Set:
+    """A comparison of the evidence."""
+
+    name: str
+    design: Design
+    judgement: Judgement
+    results: Results
+
+    @classmethod
+    def read(cls, name: str) -> Set | None:
+        """Return the comparison of this name; None before its first look."""
+        folder = EVIDENCE / name
+        design = read_design(folder)
+        if design is None or not (folder / "results.csv").is_file():
+            return None
+        (judgement,) = read_comparisons([folder])[0].values()
+        return cls(name, design, judgement, read_results(folder / "results.csv"))
+
+    def section(self) -> str:
+        """Return the part of the page about it."""
+        means = [statistics.fmean(arm.baseline[: arm.num_pairs]) for arm in self.judgement.arms if arm.num_pairs]
+        low, high = (f"{end(means):.1f}" for end in (min, max))
+        accuracy = low if low == high else f"{low} to {high}"
+        lines = [[named(arm.arm, self.design), *line_of(arm)] for arm in self.judgement.arms]
+        links = f"[Page]({self.name}/report.html), [figures]({self.name}/results.csv)."
+        text = f"{links} `none` classifies {accuracy} % of the test images correctly, in the pairs of each row."
+        return "\n\n".join([f"### {self.name}", text, table(["arm", *COLUMNS], lines)])
+
+    def direct(self, arm: str, other: str) -> list[str]:
+        """Return the line of an arm minus another, judged at the planned looks."""
+        plan = next(one.plan for one in self.judgement.arms if one.arm == CBAM)
+        looks = {} if plan is None else {"first_look": plan.first, "max_pairs": plan.last}
+        results = self.results.only([other, arm], self.results.seeds)
+        (verdict,) = judge(results, metric="accuracy", baseline=other, **looks).arms
+        return [self.name, f"{named(arm, self.design)} minus {named(other, self.design)}", *line_of(verdict)]
+
+    def design_line(self) -> list[str]:
+        num_runs = sum(len(self.results.runs(arm)) for arm in self.results.arms)
+        return [self.name, str(num_runs), f"`{self.design.digest()}`"]
+
+    def effects(self, arm: str) -> dict[int, float]:
+        """Return the difference of an arm to `none`, in points, by seed."""
+        paired = self.results.paired("none", arm, "accuracy", 100)
+        assert paired is not None
+        return dict(zip(map(int, paired.seeds), paired.differences, strict=True))
 
 
-def num_runs(name: str) -> int:
-    """Return how many runs a set has."""
-    results = read_results(EVIDENCE / name / "results.csv")
-    return sum(len(results.runs(arm)) for arm in results.arms)
-
-
-def effects(name: str, arm: str) -> dict[int, float]:
-    """Return the difference of an arm to `none`, in points, by seed."""
-    paired = read_results(EVIDENCE / name / "results.csv").paired("none", arm, "accuracy", 100)
-    assert paired is not None
-    return dict(zip(map(int, paired.seeds), paired.differences, strict=True))
-
-
-def recipes(arm: str) -> Iterable[list[str]]:
+def recipes(sets: Sequence[Set], arm: str) -> Iterable[list[str]]:
     """Return how much the recipe changes the effect of an arm: means and t intervals of contrasts within a seed."""
-    cells = [effects(name, arm) for name in MAP]
+    cells = [one.effects(arm) for one in sets]
     by_seed = [[cell[seed] for cell in cells] for seed in sorted(set.intersection(*map(set, cells)))]
     contrasts = {
         "40 epochs instead of 10": [-0.5, -0.5, 0.5, 0.5],
@@ -82,68 +108,64 @@ def recipes(arm: str) -> Iterable[list[str]]:
     for what, signs in contrasts.items():
         values = [sum(sign * effect for sign, effect in zip(signs, of, strict=True)) for of in by_seed]
         bounds = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-        yield [NAMES.get(arm, arm), what, str(len(values)), f"{statistics.fmean(values):+.2f}", span((*bounds,))]
+        name = named(arm, sets[0].design)
+        yield [name, what, str(len(values)), f"{statistics.fmean(values):+.2f}", span((*bounds,))]
 
 
-def with_same_starts(comparisons: dict[str, Judgement]) -> dict[str, Judgement]:
-    """Return the comparisons with one name for one start of cbam: it starts as the identity where there are weights."""
-    found = {}
-    for name, judgement in comparisons.items():
-        has_both = {arm.arm for arm in judgement.arms} >= {*SAME_ARMS}
-        renamed = [replace(arm, arm=SAME_ARMS.get(arm.arm, arm.arm)) for arm in judgement.arms]
-        found[name] = replace(judgement, arms=tuple(renamed)) if has_both else judgement
-    return found
-
-
-def averages(verdict: Across) -> Iterable[list[str]]:
-    """Return one line for each arm over all data sets."""
-    for arm in verdict.arms:
+def over_all(sets: Sequence[Set]) -> str:
+    """Return the table of one verdict over all data sets; "" with fewer data sets than a mean needs."""
+    _, data_sets = read_comparisons([EVIDENCE / one.name for one in sets])
+    if len({*data_sets.values()}) < LEAST_DATA_SETS:
+        return ""
+    # an attention with another start is another arm
+    comparisons = {
+        name: replace(
+            one.judgement, arms=tuple(replace(arm, arm=named(arm.arm, one.design)) for arm in one.judgement.arms)
+        )
+        for name, one in zip(data_sets, sets, strict=True)
+    }
+    lines = []
+    for arm in across(comparisons, data_sets).arms:
         mean = "" if arm.mean_difference is None else f"{arm.mean_difference:+.2f}"
         intervals = [span(bounds) for bounds in (arm.interval_95, arm.deciding_interval, arm.prediction_interval)]
-        yield [NAMES.get(arm.arm, arm.arm), str(len(arm.data_sets)), mean, *intervals, arm.headline]
-
-
-def one_set(name: str, judgement: Judgement) -> str:
-    """Return the part about one comparison."""
-    first = judgement.arms[0]
-    accuracy = statistics.fmean(first.baseline[: first.num_pairs])
-    links = f"[Page]({name}/report.html), [figures]({name}/results.csv)"
-    head = f"### {name}\n\n{links}. `none` classifies {accuracy:.1f} % of the test images correctly. Differences to it:"
-    return f"{head}\n\n{table(['arm', *COLUMNS], differing(judgement))}"
+        lines.append([arm.arm, str(len(arm.data_sets)), mean, *intervals, arm.headline])
+    head = ["arm", "data sets", "mean", "95 % interval", "interval that decides", "next data set", "verdict"]
+    text = "One verdict on each arm. The interval that decides shares the error of 5 % among the arms."
+    return "\n\n".join(["### Over all data sets", text, table(head, lines)])
 
 
 def tables() -> str:
     """Return all tables of the page."""
-    judged = {name: EVIDENCE / name for name in [*SETS, *MAP] if (EVIDENCE / name / "results.csv").is_file()}
-    found = {name: next(iter(read_comparisons([path])[0].values())) for name, path in judged.items()}
-    parts = []
-    comparisons, data_sets = read_comparisons(list(judged.values()))
-    if len({*data_sets.values()}) >= LEAST_DATA_SETS:
-        head = ["arm", "data sets", "mean", "95 % interval", "interval that decides", "next data set", "verdict"]
-        parts += [
-            "### Over all data sets",
-            "One verdict on each arm; the interval that decides shares the error of 5 % among the arms.",
-            table(head, averages(across(with_same_starts(comparisons), data_sets))),
-        ]
-    parts += [
-        "### cbam minus its placebo",
-        "Does it help because it looks at the image? The interval that decides is corrected for the looks.",
-        table(["set", *COLUMNS], [looking(*one) for one in found.items()]),
+    sets = {name: one for name in [*SETS, *MAP] if (one := Set.read(name)) is not None}
+    direct = []
+    for one in sets.values():
+        arms = one.results.arms
+        paper = "cbam-paper" if "cbam-paper" in arms else CBAM
+        identity = CBAM if "cbam-paper" in arms else "cbam-identity"
+        direct.append(one.direct(CBAM, PLACEBO))
+        if identity in arms:
+            direct.append(one.direct(identity, paper))
+    parts = [
+        over_all(list(sets.values())),
+        "### Two arms against each other",
+        "Does cbam help because it looks at the image? Does its start matter? Each line has its own error of 5 %.",
+        table(["set", "arms", *COLUMNS], direct, 2),
     ]
-    if set(MAP) <= found.keys():
-        head = ["arm", "recipe", "pairs", "changes the effect by", "95 % interval"]
+    if sets.keys() >= {*MAP}:
+        map_of = [sets[name] for name in MAP]
         parts += [
             "### What the recipe changes",
             "By how much the difference to `none` changes with the recipe, within a seed.",
-            table(head, [*recipes(CBAM), *recipes(PLACEBO)], 2),
+            table(
+                ["arm", "recipe", "pairs", "changes the difference by", "95 % interval"],
+                [*recipes(map_of, CBAM), *recipes(map_of, PLACEBO)],
+                2,
+            ),
         ]
-    parts += [one_set(*one) for one in found.items()]
-    designs = {name: read_design(path) for name, path in judged.items()}
-    lines = [
-        [name, str(num_runs(name)), f"`{design.digest()}`"] for name, design in designs.items() if design is not None
-    ]
+    parts += [one.section() for one in sets.values()]
+    lines = [one.design_line() for one in sets.values()]
     parts += ["### Designs", table(["set", "runs", "SHA-256 of the design"], lines)]
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
 def main(write: bool) -> int:
