@@ -79,8 +79,10 @@ ON := --hflip 0.5 --rand-augment 5 --random-erasing 0.1 --mixup 0.1
 OFF := --hflip 0 --rand-augment 0 --random-erasing 0 --mixup 0
 .PHONY: evidence-lite0 evidence-hands evidence-cifar10 evidence-fashion evidence-mnist evidence-digits evidence-map
 
-# Attention from the beginning; cbam starts as the paper's does.
-ARMS := none,se,eca,cbam,cbam-identity=cbam{start:identity},static:cbam,wide
+# Attention from the beginning, with the start of its paper and, where it says so, as the identity.
+IDENTITY := se-identity=se{start:identity},cbam-identity=cbam{start:identity}
+IDENTITY := $(IDENTITY),static-cbam-identity=static:cbam{start:identity}
+ARMS := none,se,eca,cbam,static:cbam,$(IDENTITY),wide
 
 # Fine-tuning of ImageNet weights on few photos.
 evidence-lite0: $(READY)

@@ -20,7 +20,8 @@ BEGIN, END = "<!-- tables: written by make evidence-page -->", "<!-- end of the 
 SETS = ["lite0", "hands", "cifar10", "fashion", "mnist", "digits"]
 MAP = ["map-10-off", "map-10-on", "map-40-off", "map-40-on"]
 PLACEBO, CBAM = "static-cbam", "cbam"
-WORDS = {PLACEBO: "placebo of cbam", "cbam-paper": CBAM, "cbam-identity": CBAM}
+DIRECT = [(CBAM, PLACEBO), ("cbam-identity", "static-cbam-identity")]  # does it look?
+DIRECT += [(CBAM, "cbam-paper"), ("cbam-identity", CBAM), ("se-identity", "se")]  # does the start matter?
 COLUMNS = ["pairs", "mean difference, points", "95 % interval", "interval that decides", "verdict"]
 
 
@@ -28,8 +29,13 @@ def named(arm: str, design: Design) -> str:
     """Return the name of an arm, with the start of its attention: the identity, as with weights, or its paper's."""
     if arm.startswith(("short", "wide")):
         return arm
-    starts_as_identity = arm == "cbam-identity" or (bool(design.options["pretrained"]) and arm != "cbam-paper")
-    return f"{WORDS.get(arm, arm)}, {'identity' if starts_as_identity else 'paper'} start"
+    for start in ("identity", "paper"):
+        if arm.endswith(f"-{start}"):
+            break
+    else:
+        start = "identity" if design.options["pretrained"] else "paper"
+    name = arm.removesuffix(f"-{start}")
+    return f"{'placebo of cbam' if name == PLACEBO else name}, {start} start"
 
 
 def line_of(arm: ArmVerdict) -> list[str]:
@@ -139,12 +145,8 @@ def tables() -> str:
     sets = {name: one for name in [*SETS, *MAP] if (one := Set.read(name)) is not None}
     direct = []
     for one in sets.values():
-        arms = one.results.arms
-        paper = "cbam-paper" if "cbam-paper" in arms else CBAM
-        identity = CBAM if "cbam-paper" in arms else "cbam-identity"
-        direct.append(one.direct(CBAM, PLACEBO))
-        if identity in arms:
-            direct.append(one.direct(identity, paper))
+        pairs = [(arm, other) for arm, other in DIRECT if {arm, other} <= {*one.results.arms}]
+        direct += [one.direct(arm, other) for arm, other in pairs]
     parts = [
         over_all(list(sets.values())),
         "### Two arms against each other",
