@@ -1,7 +1,16 @@
 import pytest
 
 from whatwhere import create_model
-from whatwhere.comparison.arms import Arm, build, describe, num_params, parse_arms, run_options, timed_as
+from whatwhere.comparison.arms import (
+    Arm,
+    build,
+    describe,
+    num_params,
+    parse_arms,
+    run_options,
+    starting_as_identity,
+    timed_as,
+)
 from whatwhere.networks.width import width_factor_for
 
 
@@ -47,6 +56,28 @@ def test_each_arm_is_a_network_of_the_backbone():
         "mine": {"model": "resnet18", "attention": "torch.nn:Identity"},
     }
     assert describe(options["mine"]) == "resnet18 with torch.nn:Identity"
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("cbam", "cbam-identity=cbam{start:identity}"),
+        ("static:cbam", "static-cbam-identity=static:cbam{start:identity}"),
+        ("small=cbam{reduction:8}", "small-identity=cbam{reduction:8,start:identity}"),
+        ("cbam{start:paper}", ""),
+        ("gct", ""),  # its gates are 1 at the start
+        ("wide", ""),
+        ("short", ""),
+        ("torch.nn:Identity", ""),
+    ],
+)
+def test_the_same_attention_that_starts_as_the_identity(text, other):
+    _, arm = parse_arms(f"none,{text}")
+    assert starting_as_identity(arm) == other
+    if other:
+        _, again = parse_arms(f"none,{other}")
+        assert (again.attention, starting_as_identity(again)) == (arm.attention, "")
+        assert again.attention_kwargs == {**arm.attention_kwargs, "start": "identity"}
 
 
 @pytest.mark.parametrize("backbone", ["resnext11_8x8d", "resnet18", "resnext29_32x4d"])

@@ -248,6 +248,17 @@ def _attentive(arm: Arm, backbone: str, at: str) -> dict[str, Any]:
     return {"model": f"{attention}_{backbone}", **given}
 
 
+def starting_as_identity(arm: Arm) -> str:
+    """Return, as it is typed, the arm whose attention starts as the identity; "" where it does, or has no start."""
+    from ..attention import attention_builder
+
+    name, kwargs = arm.attention.removeprefix(STATIC), arm.attention_kwargs
+    if name not in ATTENTIONS or "start" in kwargs or getattr(attention_builder(name), "identity_at_start", False):
+        return ""
+    arguments = ",".join(f"{key}:{json.dumps(value)}" for key, value in kwargs.items())
+    return f"{arm.name}-identity={arm.attention}{{{arguments}{',' * bool(kwargs)}start:identity}}"
+
+
 def num_params(options: Mapping[str, Any], num_classes: int) -> int:
     """Return the number of parameters of the network that a run with `options` trains."""
     from ..networks import factory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -9,17 +10,17 @@ from typing import Any
 
 import msgspec
 
-from ..base.words import few
+from ..base.words import few, named
 from ..collect.learned import unlearned
 from ..collect.result import has_hardly_begun
 from ..data.images import MAX_VALUE
-from ..statistics.decide import holm
+from ..statistics.decide import HURTS, holm
 from ..statistics.looks import LEAST_PAIRS
 from ..statistics.metric import METRICS, Metric
 from ..statistics.results import Results, numbered
-from ..statistics.verdict import Judgement, difference, judge
+from ..statistics.verdict import ArmVerdict, Judgement, difference, judge
 from ..training.config import OPTIONS
-from .arms import describe
+from .arms import describe, starting_as_identity
 from .content import ClassRow, Content, Costs, Curve, Curves, PerClass, RunRow, figures_content
 from .design import Design
 from .runs import Finished, Task
@@ -105,9 +106,22 @@ class Gathered:
         }
         controls = [arm.name for arm in design.arms if arm.is_short]
         judgement = judge(self.results, awaited=design.seeds(), controls=controls, **terms)
+        judgement = dataclasses.replace(judgement, arms=tuple(map(self._with_start, judgement.arms)))
         if not self.same_num_images:  # a table has one number for all runs
             del terms["test_images"]
         return judgement, terms
+
+    def _with_start(self, verdict: ArmVerdict) -> ArmVerdict:
+        """Return the verdict on an arm; where it hurts, with the advice to try another start of its attention."""
+        arm = next(arm for arm in self.design.arms if arm.name == verdict.arm)
+        other = starting_as_identity(arm)
+        if verdict.verdict != HURTS or verdict.hardly_used or self.design.options["pretrained"] or not other:
+            return verdict
+        return dataclasses.replace(
+            verdict,
+            advice=f"{named(arm.name)} starts as in its paper, which has cost several points in short trainings; "
+            f"before you give it up, add the arm that starts as the identity, {other}",
+        )
 
     def _cautions(self) -> list[str]:
         notes = []
