@@ -134,9 +134,13 @@ def over_all(sets: Sequence[Set]) -> str:
     for arm in across(comparisons, data_sets).arms:
         mean = "" if arm.mean_difference is None else f"{arm.mean_difference:+.2f}"
         intervals = [span(bounds) for bounds in (arm.interval_95, arm.deciding_interval, arm.prediction_interval)]
-        lines.append([arm.arm, str(len(arm.data_sets)), mean, *intervals, arm.headline])
+        counting = {one.data_set for one in arm.comparisons if not one.left_out}
+        lines.append([arm.arm, str(len(counting)), mean, *intervals, arm.headline])
     head = ["arm", "data sets", "mean", "95 % interval", "interval that decides", "next data set", "verdict"]
-    text = "One verdict on each arm. The interval that decides shares the error of 5 % among the arms."
+    text = (
+        f"One verdict on each arm; a mean needs {LEAST_DATA_SETS} data sets. The interval that decides shares the error "
+        "of 5 % among the arms that have one."
+    )
     return "\n\n".join(["### Over all data sets", text, table(head, lines)])
 
 
