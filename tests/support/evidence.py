@@ -138,8 +138,8 @@ def over_all(sets: Sequence[Set]) -> str:
         lines.append([arm.arm, str(len(counting)), mean, *intervals, arm.headline])
     head = ["arm", "data sets", "mean", "95 % interval", "interval that decides", "next data set", "verdict"]
     text = (
-        f"One verdict on each arm; a mean needs {LEAST_DATA_SETS} data sets. The interval that decides shares the error "
-        "of 5 % among the arms that have one."
+        f"One verdict on each arm; a mean needs {LEAST_DATA_SETS} data sets. The interval that decides shares the "
+        "error of 5 % among the arms that have one."
     )
     return "\n\n".join(["### Over all data sets", text, table(head, lines)])
 
