@@ -28,7 +28,7 @@ from .attention.gate import Start, largest_mix
 from .base.errors import UserError
 from .base.files import write_json
 from .base.words import brief, few
-from .collect.result import has_hardly_begun
+from .collect.result import told_of_mix
 from .collect.ultralytics import RECORD, AttentionRecord, last_line
 from .insert import attend, detach
 from .insert.attend import Replace, check_options
@@ -275,9 +275,9 @@ class _Attending(BaseTrainer):  # type: ignore[misc]  # Ultralytics has no types
         super().final_eval()
         if RANK not in {-1, 0} or not (attentions := _attentions(self.ema.ema)):
             return
-        mix = max((found for one in attentions.values() if (found := largest_mix(one)) is not None), default=None)
+        mix = largest_mix(nn.ModuleList(attentions.values()))
         self._write(self.ema.ema, largest_mix=mix, last_line=last_line(self.save_dir))
-        if told := has_hardly_begun(mix):
+        if told := told_of_mix(mix):
             LOGGER.warning(f"whatwhere: {told}")
 
     def _write(self, model: nn.Module, **ends: Any) -> None:

@@ -68,7 +68,7 @@ def _read(folder: Path, choice: Choice) -> Run:
         stopped_early=True,
         is_chosen=is_chosen,
         learned=(result, shares),
-        has_hardly_begun=bool(has_hardly_begun(result.largest_mix)),
+        has_hardly_begun=has_hardly_begun(result.largest_mix),
     )
 
 

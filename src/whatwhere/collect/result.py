@@ -108,9 +108,14 @@ class Result(msgspec.Struct, kw_only=True):
         return self.val if self.test is UNSET else self.test
 
 
-def has_hardly_begun(largest_mix: float | UnsetType | None) -> str:
-    """Return, as a sentence, that attention whose largest mixing factor is this changes hardly anything; "" if not."""
-    if largest_mix is None or largest_mix is UNSET or largest_mix >= _HARDLY_BEGUN:
+def has_hardly_begun(largest_mix: float | UnsetType | None) -> bool:
+    """Return whether attention with this largest mixing factor changes hardly anything; False where none is known."""
+    return isinstance(largest_mix, float) and largest_mix < _HARDLY_BEGUN
+
+
+def told_of_mix(largest_mix: float | None) -> str:
+    """Return, as a sentence, that such attention has hardly begun; "" if it has."""
+    if not has_hardly_begun(largest_mix):
         return ""
     return (
         f"the attention has hardly begun: its mixing factors are at most {largest_mix:.2g}, where 0 is no attention. "

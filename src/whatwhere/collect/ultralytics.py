@@ -77,7 +77,7 @@ def _read(folder: Path, choice: Choice) -> Run:
     attention = _attention(folder / RECORD)
     if attention is not None:
         run.settings |= _settings_of(attention, folder / RECORD)
-        run.has_hardly_begun = bool(has_hardly_begun(attention.largest_mix))
+        run.has_hardly_begun = has_hardly_begun(attention.largest_mix)
         if attention.last_line is not None and attention.last_line != last_line(folder):
             run.fault = (
                 f"has another last line in {_TABLE} than {RECORD} tells ({_TABLE} was cut short, or a training without "

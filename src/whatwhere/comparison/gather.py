@@ -55,8 +55,7 @@ class Gathered:
             return
         figures = {metric: getattr(run.result.judged, metric) for metric in METRICS}
         known = {metric: value for metric, value in figures.items() if value is not None}
-        idle = bool(has_hardly_begun(run.result.largest_mix))
-        self.results.add(task.arm, seed, known, has_hardly_begun=idle)
+        self.results.add(task.arm, seed, known, has_hardly_begun=has_hardly_begun(run.result.largest_mix))
         self.finished[task.arm, seed] = run
         num_images = sum(row.num_images for row in run.result.per_class)
         self.same_num_images &= num_images == self.num_images or len(self.finished) == 1
@@ -113,9 +112,10 @@ class Gathered:
 
     def _with_start(self, verdict: ArmVerdict) -> ArmVerdict:
         """Return the verdict on an arm; where it hurts, with the advice to try another start of its attention."""
+        if verdict.verdict != HURTS or verdict.hardly_used or self.design.options["pretrained"]:
+            return verdict
         arm = next(arm for arm in self.design.arms if arm.name == verdict.arm)
-        other = starting_as_identity(arm)
-        if verdict.verdict != HURTS or verdict.hardly_used or self.design.options["pretrained"] or not other:
+        if not (other := starting_as_identity(arm)):
             return verdict
         return dataclasses.replace(
             verdict,

@@ -208,8 +208,8 @@ def judge(
 
     Raises:
         UserError: An unknown metric or baseline, no other arm, a direction that is missing or contradicts a known
-            metric, a margin that is missing or is no number, shares and percentages in one metric (`two_scales`), or a
-            seed that names no run (`odd_seed`).
+            metric, a margin that is missing or is no number, shares and percentages in one metric (`two_scales`), a
+            seed that names no run (`odd_seed`), or a control that is no arm with a baseline.
 
     Example:
         >>> from whatwhere.experiment import Results, judge

@@ -21,7 +21,7 @@ from ..base.errors import Stopped, UserError
 from ..base.files import DiskFull
 from ..base.screen import OnlyProgress, Screen, Silent, about
 from ..base.words import counted, few, printable
-from ..collect.result import has_hardly_begun
+from ..collect.result import told_of_mix
 from ..data.images import ImageError
 from ..data.preprocess import Preprocessing
 from ..data.split import Prepared, fingerprint
@@ -449,6 +449,6 @@ class Run:
             title = f"{self.spec.describe()}, {data}, seed {self.config.seed}"
             self.folder.draw(title, parts[judged].confusion, classes, "test" if judged == "test" else "validation")
             self.folder.save_result(result)
-            if told := has_hardly_begun(mix):
+            if told := told_of_mix(mix):
                 self.screen.warn(told)
         return result
