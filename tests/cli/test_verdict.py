@@ -82,7 +82,7 @@ def test_the_table_of_a_paper_alone_is_printed(whatwhere, table, tmp_path, form)
     assert (tmp_path / "results.verdict.html").exists()
 
 
-@pytest.mark.parametrize("forms", [("--json", "--latex"), ("--latex", "--markdown"), ("--markdown", "--across")])
+@pytest.mark.parametrize("forms", [("--json", "--latex"), ("--latex", "--markdown")])
 def test_a_result_has_one_form(table, tmp_path, forms, refused_command):
     refused_command("verdict", table(6), *forms)
     assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
@@ -528,6 +528,15 @@ def test_one_verdict_across_tables(whatwhere, five, tmp_path):
     assert (status, json.loads(out)) == (0, record)
     assert record["across"]["arms"][0]["verdict"] == "helps on average"
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [*[".csv"] * 5, ".html", ".json"]
+
+
+@pytest.mark.parametrize("form", ["latex", "markdown"])
+def test_the_table_of_a_paper_across_tables(whatwhere, five, form):
+    _, shown, _ = whatwhere("verdict", "--across", *five)
+    status, out, err = whatwhere("verdict", "--across", *five, f"--{form}")
+    assert (status, err) == (0, shown)
+    assert ("\\begin{tabular}" in out, "|:---" in out) == (form == "latex", form == "markdown")
+    assert sum("helps on average" in line for line in out.splitlines()) == 1
 
 
 def test_data_sets_across_tables(whatwhere, five):

@@ -11,6 +11,7 @@ from pictures import make_folder, picture
 from whatwhere.base.errors import Stopped
 from whatwhere.collect.result import class_figures
 from whatwhere.comparison import audit as audits
+from whatwhere.comparison import conditions
 from whatwhere.comparison.arms import parse_arms
 from whatwhere.comparison.audit import Asked, audit
 from whatwhere.training.run_folder import RunFolder
@@ -322,10 +323,10 @@ def test_bits_are_compared_where_all_that_decides_them_is_equal():
     here |= {"whatwhere": "0.2.0"}
 
     def differing(*others, is_random=False):
-        return audits._Conditions.of([here, *others], is_random).differing
+        return conditions.Conditions.of([here, *others], is_random).differing
 
     assert differing() == differing(here, {**here, "host": "b", "workers": 4}) == ()
-    for name in audits._CONDITIONS:
+    for name in conditions._NEEDED:
         # in one of two sessions of a run
         (why,) = differing(here, {**here, name: "other"})
         assert why.endswith(("and other", f"other and {here[name]}"))
@@ -336,7 +337,7 @@ def test_bits_are_compared_where_all_that_decides_them_is_equal():
     # virtual machines of one name have different processors
     older = {name: value for name, value in here.items() if name != "processor"}
     processors = [{**here, "processor": "B 6 1 3"}, older, {**here, "host": "b"}]
-    told = [audits._Conditions.of([here, other], False) for other in processors]
+    told = [conditions.Conditions.of([here, other], False) for other in processors]
     assert [conditions.differing for conditions in told] == [(), (), ()]
     assert [conditions.processor for conditions in told] == [
         "the processor differs, A 6 1 2 and B 6 1 3",

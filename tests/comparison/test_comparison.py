@@ -825,10 +825,21 @@ def test_a_table_of_compare_is_judged_at_its_looks_and_on_its_terms(pretended, w
     whatwhere("verdict", pretended.out / "results.csv", "--out", place.with_name("cbam.html"), "--baseline", "cbam")
     other = json.loads(place.with_name("cbam.json").read_text())["judgement"]
     assert not any(arm["is_control"] for arm in other["arms"])
-    # other terms are a change after a look
-    whatwhere("verdict", pretended.out / "results.csv", "--out", place.with_name("wider.html"), "--margin", 1)
+    # also where an old verdict, made without the design, took all pairs for a first look
+    place.with_name("alone").mkdir()
+    shutil.copy(pretended.out / "results.csv", table := place.with_name("alone") / "results.csv")
+    whatwhere("verdict", table, "--metric", "loss", "--margin", "0.004")
+    shutil.copy(table.with_name("results.verdict.json"), place.with_suffix(".json"))
+    whatwhere("verdict", pretended.out / "results.csv", "--out", place)
+    assert json.loads(place.with_suffix(".json").read_text()) == again
+    # other terms are a change after a look, told once
+    for _ in range(2):
+        whatwhere("verdict", pretended.out / "results.csv", "--out", place.with_name("wider.html"), "--margin", 1)
     wider = json.loads(place.with_name("wider.json").read_text())
-    assert any("margin was 0.004, is 1" in change for change in wider["changes"])
+    assert sum("margin was 0.004, is 1" in change for change in wider["changes"]) == 1
+    # and remembered
+    whatwhere("verdict", pretended.out / "results.csv", "--out", place.with_name("wider.html"))
+    assert wider["changes"] == json.loads(place.with_name("wider.json").read_text())["changes"]
 
 
 def test_attention_that_was_hardly_used_is_told(pretended, whatwhere):

@@ -8,7 +8,14 @@ from data_sets import EFFECTS, compared, several
 from pages import read, words
 from whatwhere.base.tables import rich_tables
 from whatwhere.experiment import across
-from whatwhere.report import across_page, across_tables, is_page, write_across_page
+from whatwhere.report import (
+    across_page,
+    across_paper_table,
+    across_tables,
+    is_page,
+    latex,
+    write_across_page,
+)
 
 TITLE = "cifar10, digits and 6 more"
 
@@ -93,3 +100,21 @@ def test_arms_that_share_the_error_are_told():
     comparisons = {name: compared(seed, cbam=1.0, se=0.2) for seed, name in enumerate(EFFECTS)}
     assert "the arms share the error" in printed(across(comparisons))
     assert "the arms share the error" not in printed(across(several()))
+
+
+def test_the_table_of_a_paper(verdict, snapshot):
+    table = across_paper_table(verdict, TITLE)
+    assert table.columns[2:-4] == tuple(verdict.baselines)
+    rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    cbam = next(arm for arm in verdict.arms if arm.arm == "cbam")
+    for one in cbam.comparisons:
+        if one.standard_error is not None:
+            figure = f"{one.mean_difference:+.2f} ± {one.standard_error:.2f}"
+            assert rows["cbam"][one.comparison] == (f"({figure})" if one.left_out else figure)
+    assert rows["cbam"]["few"].startswith("(+")  # five pairs do not count
+    assert (rows["se"]["few"], rows["eca"]["digits: resnext11_8x8d"]) == ("-", "-")  # not in it
+    assert rows["cbam"]["mean"] == f"{cbam.mean_difference:+.2f}"
+    low, high = cbam.prediction_interval
+    assert rows["cbam"]["next data set"] == f"{low:+.2f} to {high:+.2f}"
+    assert rows["eca"]["mean"] == rows["eca"]["next data set"] == "-"  # one comparison has no mean
+    assert latex(table) == snapshot

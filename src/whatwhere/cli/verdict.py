@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from ..base.errors import UserError, check_integer
@@ -28,6 +29,7 @@ from .collect import (
 from .train import as_arguments
 
 if TYPE_CHECKING:
+    from ..base.tables import Table
     from ..comparison.content import Content
     from ..statistics.columns import Reading
 
@@ -116,9 +118,7 @@ def verdict_command(
         for name, value in of_one.items():
             if value is not None:
                 raise UserError(f"{name} is for one comparison: leave it out with --across, or judge each alone first")
-        if form in ("latex", "markdown"):
-            raise UserError(f"--{form} is for one comparison; leave it out with --across")
-        _verdict_across(results, reading, baseline, margin, data_sets, out, json)
+        _verdict_across(results, reading, baseline, margin, data_sets, out, form)
         return
     page = Path(out) if out else _page_beside(results)
     record_path = _checked_targets(page, results)
@@ -127,7 +127,6 @@ def verdict_command(
     if record is not None:
         check_title(record, record_path, title)
     compared, controls = read_compared(results[0]) if len(results) == 1 else (None, [])
-    record = record or compared
     # runs are read, which may take long, once it is known that their verdict can be written
     collected = collect(results, reading)
     figures = collected.results
@@ -140,10 +139,12 @@ def verdict_command(
     source = tuple(sorted(_path_from(record_path.parent, path) for path in results))
     if record is not None:
         check_figures(record, record_path, figures, source)
+    if compared is not None:  # it has the looks of the design; what was changed in judging here is kept
+        record = msgspec.structs.replace(compared, changes=(*compared.changes, *(record.changes if record else ())))
     judgement, changes = judge_again(
         figures, record, first_look=first_look, max_pairs=max_pairs, controls=controls, terms=terms
     )
-    content = figures_content(judgement, figures, title, changes, source)
+    content = figures_content(judgement, figures, title, list(dict.fromkeys(changes)), source)
     with writing(page):
         page.parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(os.path.realpath(record_path)), content.to_dict())
@@ -157,11 +158,11 @@ def _verdict_across(
     margin: float | None,
     data_sets: str | None,
     out: str | None,
-    as_json: bool,
+    form: str,
 ) -> None:
     """Print one verdict over several comparisons, and write its page and its JSON."""
     from ..comparison.across import read_comparisons
-    from ..report import across_tables, write_across_page
+    from ..report import across_paper_table, across_tables, write_across_page
     from ..statistics.across import across
 
     page = Path(out) if out else _folder_of(results) / "across.html"
@@ -176,11 +177,10 @@ def _verdict_across(
         page.parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(os.path.realpath(record_path)), content)
     write_across_page(Path(os.path.realpath(page)), verdict, title)
-    if as_json:
+    if form == "json":
         say_json(content)
     else:
-        show(rich_tables(across_tables(verdict, title)))
-        say(f"The report: {page}")
+        _show_tables(across_tables(verdict, title), across_paper_table(verdict, title), page, form)
 
 
 def _check_is_across(path: Path) -> None:
@@ -276,15 +276,21 @@ def show_comparison(content: Content, page: Path, form: str) -> None:
 
     What is no part of the table for a paper, such as cautions, goes to standard error.
     """
-    from ..report import latex, markdown, paper_table, tables, write_page
-    from .screen import kept_for_json
+    from ..report import paper_table, tables, write_page
 
     write_page(Path(os.path.realpath(page)), content)
     if form == "json":
         say_json(content.to_dict())
-        return
+    else:
+        _show_tables(tables(content), paper_table(content), page, form)
+
+
+def _show_tables(tables: list[Table], of_paper: Table, page: Path, form: str) -> None:
+    from ..report import latex, markdown
+    from .screen import kept_for_json
+
     with kept_for_json(bool(form)):
-        show(rich_tables(tables(content)))
+        show(rich_tables(tables))
         say(f"The report: {page}")
     if form:
-        say((latex if form == "latex" else markdown)(paper_table(content)))
+        say((latex if form == "latex" else markdown)(of_paper))

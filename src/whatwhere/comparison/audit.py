@@ -8,7 +8,7 @@ import os
 import secrets
 import statistics
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from ..training.train import run_training
 from ..training.trainer import Diverged
 from .agreement import Mismatch, check_agreement, differing
 from .arms import Arm
+from .conditions import Conditions, threads_of
 from .content import DESIGN, RESULTS, VERDICT
 from .design import WEIGHTS, Design, code_of, read_design
 from .gather import Gathered
@@ -42,20 +43,7 @@ from .planning import check_networks, hash_contents, images_fingerprint
 from .runs import Finished
 
 _DRAWN = "audit.json"
-# what a repetition to the last bit needs, by its name in a session of run.json
-_CONDITIONS = {
-    "device": "the device",
-    "instructions": "the instruction set",
-    "num_threads": "the number of threads",
-    "num_processes": "the number of processes",
-    "torch": "torch",
-    "torchvision": "torchvision",
-    "pillow": "Pillow",
-    "python": "Python",
-    "whatwhere": "whatwhere",
-}
 _LEVEL = 0.001  # how often a figure of an honest run lies beyond its bound by chance
-_MOST_THREADS = 256  # a number from a file
 _AGAIN = "training it again"
 
 
@@ -312,11 +300,11 @@ class _Repetition:
         options = self._options(run, self.design.run_options(arm, seed))
         if fingerprint(self._images(options)) != run.description.data_fingerprint:
             why = "its images or their split are not those of the comparison with its seed"
-            return self._repeated(run, _Conditions((), True), wrong=why)
+            return self._repeated(run, Conditions((), True), wrong=why)
         sessions = run.description.sessions
-        with _threads(sessions), team(options["device"]) as processes:
+        with threads_of(sessions), team(options["device"]) as processes:
             is_random = processes.device.type != "cpu" and not options["deterministic"]
-            conditions = _Conditions.of([*sessions, session(Config(), processes)], is_random)
+            conditions = Conditions.of([*sessions, session(Config(), processes)], is_random)
             different = conditions.differing
             self._check_bound(arm, seed, different)
             how = f"within a bound, because {few(different)}" if different else "to the last bit"
@@ -343,7 +331,7 @@ class _Repetition:
                 return self._repeated(run, conditions, wrong=f"trained again, it fails: {error.reason}")
         assert again.description is not None
         # it may have been begun elsewhere
-        conditions = _Conditions.of([*sessions, *again.description.sessions], is_random)
+        conditions = Conditions.of([*sessions, *again.description.sessions], is_random)
         repeated = self._repeated(run, conditions, again=again, result=msgspec.convert(told, Result))
         self._check_bound(arm, seed, repeated.differing)
         return repeated
@@ -406,7 +394,7 @@ class _Repetition:
     def _repeated(
         self,
         run: Finished,
-        conditions: _Conditions,
+        conditions: Conditions,
         *,
         again: RunFolder | None = None,
         result: Result | None = None,
@@ -487,51 +475,3 @@ def _kept(content: Result | EpochLine) -> dict[str, Any]:
     """
     told = msgspec.to_builtins(content)
     return {name: value for name, value in told.items() if value != "" and name not in ("seconds", "run")}
-
-
-@contextlib.contextmanager
-def _threads(sessions: Sequence[Mapping[str, Any]]) -> Iterator[None]:
-    """Let torch compute in as many threads as these sessions inside the block: their number decides the last bits."""
-    before, number = torch.get_num_threads(), sessions[-1].get("num_threads")
-    torch.set_num_threads(number if type(number) is int and 1 <= number <= _MOST_THREADS else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@dataclass(frozen=True)
-class _Conditions:
-    """Why trainings need not be equal to the last bit, as clauses.
-
-    Attributes:
-        differing: What differs.
-        is_same_machine: Whether all were on one machine by its name.
-        processor: That the processors differ, or are not recorded; "" where they are one. Other processors often
-            compute the same bits, so equal weights still ask for equal figures.
-    """
-
-    differing: tuple[str, ...]
-    is_same_machine: bool
-    processor: str = ""
-
-    @classmethod
-    def of(cls, sessions: Sequence[Mapping[str, Any]], is_random: bool) -> _Conditions:
-        """Compare the sessions of run.json; `is_random` says that nothing asks the device to repeat bits."""
-        differing = ["a GPU repeats no bits without --deterministic"] if is_random else []
-        is_same_machine = len({known.get("host") for known in sessions}) == 1
-        for name, label in _CONDITIONS.items():
-            values = {str(known.get(name, "unknown")) for known in sessions}
-            if is_same_machine:  # sessions of old versions lack some
-                values.discard("unknown")
-            if len(values) > 1:
-                differing.append(f"{label} differs, {' and '.join(sorted(values))}")
-        # virtual machines of one name may have different processors
-        processors = {str(known.get("processor", "")) for known in sessions}
-        return cls(tuple(differing), is_same_machine, _told_of(processors))
-
-
-def _told_of(processors: Collection[str]) -> str:
-    if "" in processors:
-        return "the processor is not recorded"
-    return "" if len(processors) == 1 else f"the processor differs, {' and '.join(sorted(processors))}"

@@ -1,4 +1,4 @@
-"""The table of the arms for a paper, in LaTeX and Markdown."""
+"""The table of the arms for a paper, of one comparison or several, in LaTeX and Markdown."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import replace
 from ..base.tables import Table
 from ..base.words import printable
 from ..comparison.content import Content
+from ..statistics.across import Across, Member
 from ..statistics.metric import Metric
 from .figures import NONE, interval, plain, seed_table, unit_of
 
@@ -55,6 +56,47 @@ def paper_table(content: Content) -> Table:
         note += f"; {seeds.note.partition('; ')[2]}"
     texts = [tuple(map(printable, row)) for row in rows]
     return Table(printable(content.title), tuple(map(printable, columns)), texts, 2, printable(note))
+
+
+def across_paper_table(verdict: Across, title: str) -> Table:
+    """Return a line for each arm: verdict, difference in each comparison, mean over data sets, and its intervals.
+
+    A comparison that does not count has its difference in brackets.
+    """
+    metric = verdict.metric
+    unit = f", {metric.unit}" if metric.unit else ""
+    comparisons = list(verdict.baselines)
+    rows = []
+    for arm in verdict.arms:
+        of = {one.comparison: _difference(one, metric) for one in arm.comparisons}
+        rows.append(
+            (
+                arm.arm,
+                arm.headline,
+                *(of.get(name, NONE) for name in comparisons),
+                plain(arm.mean_difference, metric, signed=True),
+                interval(arm.interval_95, metric),
+                interval(arm.deciding_interval, metric),
+                interval(arm.prediction_interval, metric),
+            )
+        )
+    columns = ("arm", "verdict", *comparisons, "mean", "95 % interval", "interval that decides", "next data set")
+    better = "" if metric.higher_is_better else ", lower is better"
+    note = (
+        f"difference in {metric.label} to the baseline{unit}{better}: of each comparison, mean ± standard error over "
+        "pairs, in brackets where it does not count; random-effects mean over data sets; the interval that decides is "
+        "corrected for arms; the last column is the 95 % prediction interval"
+    )
+    texts = [tuple(map(printable, row)) for row in rows]
+    return Table(printable(title), tuple(map(printable, columns)), texts, 2, printable(note))
+
+
+def _difference(one: Member, metric: Metric) -> str:
+    if one.mean_difference is None:
+        return NONE
+    error = "" if one.standard_error is None else f" ± {plain(one.standard_error, metric)}"
+    text = plain(one.mean_difference, metric, signed=True) + error
+    return f"({text})" if one.left_out else text
 
 
 def _mean(figures: Sequence[float], metric: Metric) -> str:
