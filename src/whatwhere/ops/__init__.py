@@ -18,6 +18,9 @@ torch.func's transforms, forward-mode differentiation and dispatch modes (FLOP c
 hook on them or on a parameter, so that every hook fires once, and for parameters that are not registered or no leaves.
 Lean gives no gradient to a tensor that `what` or `where` uses without having it as a parameter or buffer.
 
+Where torch.compile traces for a gradient, a call that lean could compute shows its operators in checkpoints
+(`compiled.py`), so that the compiler keeps as little as lean; `backend="reference"` leaves the choice to the compiler.
+
 A new backend is one file with the functions `run` and `why_unfit`, like `lean.py`; its name goes into `Backend` and
 `FUSED`.
 """
@@ -29,7 +32,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from ..base.words import brief
-from . import lean, reference
+from . import compiled, lean, reference
 from .call import Arrangement, Call, ChannelGate, SpatialGate, has_hooks, looked_into, why_apart, why_looked_into
 
 __all__ = [
@@ -120,6 +123,8 @@ def gate(
                 return y
             if backend == name:
                 raise ValueError(f"backend={name!r} cannot compute this: {reason}; give backend='auto' or 'reference'")
+    if backend != "reference" and compiled.fits(call, x, shortcut, mix, factor):
+        return compiled.run(call, x, shortcut, mix, factor)
     return reference.gate(x, what, where, norm=norm, shortcut=shortcut, arrangement=arrangement, mix=mix, factor=factor)
 
 

@@ -38,20 +38,25 @@ def normed(norm: nn.BatchNorm2d, view: View, x: Tensor, room: Tensor) -> Normed:
     """
     dtype = accumulation_dtype(x.dtype)
     plane_means, mean, var = _statistics(norm, view, x, room)
-    if norm.training and norm.track_running_stats:
-        momentum = 0.0 if norm.momentum is None else norm.momentum
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-            if norm.momentum is None:
-                momentum = 1 / float(norm.num_batches_tracked)
-        if norm.running_mean is not None and norm.running_var is not None:
-            num = x.numel() // x.shape[1]
-            norm.running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
-            norm.running_var.mul_(1 - momentum).add_(var, alpha=momentum * num / (num - 1))
+    update_running(norm, mean, var, x.numel() // x.shape[1])
     invstd = torch.rsqrt(var + norm.eps)
     scale = invstd if norm.weight is None else norm.weight.to(dtype) * invstd
     shift = -mean * scale if norm.bias is None else torch.addcmul(norm.bias.to(dtype), mean, scale, value=-1)
     return Normed(mean, invstd, scale, shift, plane_means)
+
+
+def update_running(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, num: int) -> None:
+    """Move the running statistics by the mean and the biased variance of a batch of `num` values, if `norm` does so."""
+    if not (norm.training and norm.track_running_stats):
+        return
+    momentum = 0.0 if norm.momentum is None else norm.momentum
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            momentum = 1 / float(norm.num_batches_tracked)
+    if norm.running_mean is not None and norm.running_var is not None:
+        norm.running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
+        norm.running_var.mul_(1 - momentum).add_(var, alpha=momentum * num / (num - 1))
 
 
 def normed_by_torch(norm: nn.BatchNorm2d, view: View, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -101,6 +101,17 @@ def looked_into(x: Tensor) -> bool:
     )
 
 
+def is_compiled() -> bool:
+    """Return whether torch.compile traces plain autograd, whose backward pass it compiles too.
+
+    An exported graph keeps operators alone, not how a gradient is computed; torch.func differentiates them itself.
+    """
+    # not torch.compiler.is_exporting(): under torch.compile of torch 2.10 it is always true
+    if not torch.compiler.is_dynamo_compiling() or getattr(torch.compiler, "_is_exporting_flag", True):
+        return False
+    return not torch._C._are_functorch_transforms_active()
+
+
 def has_hooks(*modules: object, inside: bool = True) -> bool:
     """Return whether a hook or a replaced `forward` hangs on one of `modules` or, with `inside`, on a module in it.
 

@@ -5,13 +5,14 @@ All tests compare with it in float64. torch.compile, export and tracing see it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 
-from .call import Arrangement, ChannelGate, SpatialGate, has_hooks
+from .call import Arrangement, ChannelGate, SpatialGate, has_hooks, is_compiled
 from .layout import narrowed, widened
 from .spectral import NUM_COMPONENTS, spectral_pool
 
@@ -26,9 +27,37 @@ def _extreme(x: Tensor, dim: int, largest: bool) -> Tensor:
     """Return the maximum or minimum over `dim`. Its gradient goes to the first index of several equal values."""
     # max(dim) finds that index. amax is several times faster on a CPU, but spreads the gradient over equal values.
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    if (torch.is_grad_enabled() and x.requires_grad) or tracing:
+    needs_gradient = torch.is_grad_enabled() and x.requires_grad
+    if needs_gradient and is_compiled():
+        extreme: Tensor = _Extreme.apply(x, dim, largest)
+        return extreme
+    if needs_gradient or tracing:
         return torch.max(x, dim)[0] if largest else torch.min(x, dim)[0]
     return x.amax(dim) if largest else x.amin(dim)
+
+
+class _Extreme(torch.autograd.Function):
+    """amax or amin, whose gradient goes to the first index: for torch.compile, which fuses all of it.
+
+    max(dim) and the scattering of its gradient are loops without vector instructions in what it makes for a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, largest: bool) -> Tensor:
+        extreme = x.amax(dim) if largest else x.amin(dim)
+        ctx.save_for_backward(x, extreme)
+        ctx.dim = dim
+        return extreme
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        x, extreme = ctx.saved_tensors
+        dim, num = ctx.dim, x.shape[ctx.dim]
+        index = torch.arange(num, dtype=torch.int32, device=x.device).view(num, *[1] * (x.dim() - dim - 1))
+        # a NaN is the extreme of its row
+        found = (x == extreme.unsqueeze(dim)) | x.isnan()
+        first = torch.where(found, index, num).amin(dim, keepdim=True)
+        return torch.where(index == first, gradient.unsqueeze(dim), 0), None, None
 
 
 @torch.fx.wrap
@@ -111,16 +140,12 @@ def gate(
     def channel(features: Tensor) -> Tensor | None:
         if what is None:
             return None
-        # not rounded to the dtype of x in between
-        source = widened(features) if getattr(what, "in_float32", False) else features
-        pooled = (POOLS[pool](source) for pool in what.pools)
+        pooled = pools_of(features, what.pools, in_float32=getattr(what, "in_float32", False))
         narrow = not {"avg", "max", "min"}.issuperset(what.pools)
         return small(what, features, *pooled, narrow=narrow)[:, :, None, None]
 
     def spatial(features: Tensor) -> Tensor | None:
-        if where is None:
-            return None
-        return small(where, features, torch.cat([MAPS[name](features) for name in where.maps], 1))
+        return None if where is None else small(where, features, maps_of(features, where.maps))
 
     if arrangement == "spatial_first":
         first = spatial(z)
@@ -137,6 +162,17 @@ def gate(
     if factor is not None:
         y = y * factor[:, None, None, None]
     return y if shortcut is None else torch.relu_(y + shortcut)
+
+
+def pools_of(x: Tensor, names: Sequence[str], *, in_float32: bool) -> tuple[Tensor, ...]:
+    """Return the pools of x by name, (N, C) each; `in_float32` says not to round them to the dtype of x in between."""
+    source = widened(x) if in_float32 else x
+    return tuple(POOLS[name](source) for name in names)
+
+
+def maps_of(x: Tensor, names: Sequence[str]) -> Tensor:
+    """Return the maps of x by name, (N, k, H, W)."""
+    return torch.cat([MAPS[name](x) for name in names], 1)
 
 
 def _scale(x: Tensor, gate: Tensor | None) -> Tensor:
