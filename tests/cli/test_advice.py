@@ -64,7 +64,7 @@ COMMANDS = {
 ELSEWHERE = {
     ("comparison/cluster.py", "--head"): "of `ray start`",
     ("data/sources/source.py", "--skip-bad"): "check names it for the training",
-    ("comparison/audit.py", "--deterministic"): "of the run that is trained again",
+    ("comparison/conditions.py", "--deterministic"): "of the run that is trained again",
     ("training/setup.py", "--model"): "said of a network that was chosen, and compare chooses none",
     ("cli/collect.py", "--baseline"): "of the command that collect names at its end",
     ("cli/collect.py", "--margin"): "of that command too",
