@@ -1,4 +1,4 @@
-"""The gates as torch.compile traces them in training: it keeps no more for the backward pass than the lean backend.
+"""The gates behind a norm as torch.compile traces them in training, so that it keeps as little as the lean backend.
 
 torch.compile sees plain operators and decides itself what it keeps; left alone it keeps z and z * s, as eager PyTorch
 does. So the passes over x stand in checkpoints here (`torch.utils.checkpoint`), which it takes as marks on operators:
@@ -34,7 +34,8 @@ def fits(call: Call, x: Tensor, shortcut: Tensor | None, *scalars: Tensor | None
     """Return whether torch.compile is tracing for a gradient, and these passes can compute the call, as lean would."""
     if not (is_compiled() and torch.is_grad_enabled()) or has_hooks(call.norm):
         return False
-    if lean.why_unfit(call, x, shortcut, *scalars):
+    # without a norm both formulas of u would be one, which would be kept
+    if call.norm is None or lean.why_unfit(call, x, shortcut, *scalars):
         return False
     # a mean over all batches needs their number in Python
     return call.batch_norm is None or call.batch_norm.momentum is not None
@@ -135,7 +136,7 @@ def _result(
 
 
 class _Elsewhere(torch.autograd.Function):
-    """Returns `value`; its gradient goes to `source`, which is the same value by another formula, and need not be kept.
+    """Returns `value`; its gradient goes to `source` alone, the same value by another formula, which need not be kept.
 
     So the gradient of u is one sum in one place, from the maps and the result.
     """

@@ -28,7 +28,8 @@ def _extreme(x: Tensor, dim: int, largest: bool) -> Tensor:
     # max(dim) finds that index. amax is several times faster on a CPU, but spreads the gradient over equal values.
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     needs_gradient = torch.is_grad_enabled() and x.requires_grad
-    if needs_gradient and is_compiled():
+    # in bfloat16, and on a GPU, the compiler may round one side of its comparison and not the other
+    if needs_gradient and is_compiled() and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
         extreme: Tensor = _Extreme.apply(x, dim, largest)
         return extreme
     if needs_gradient or tracing:
@@ -45,14 +46,16 @@ class _Extreme(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, largest: bool) -> Tensor:
         extreme = x.amax(dim) if largest else x.amin(dim)
-        ctx.save_for_backward(x, extreme)
-        ctx.dim = dim
+        # not the extreme: a gate may write to it
+        ctx.save_for_backward(x)
+        ctx.dim, ctx.largest = dim, largest
         return extreme
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        x, extreme = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         dim, num = ctx.dim, x.shape[ctx.dim]
+        extreme = x.amax(dim) if ctx.largest else x.amin(dim)
         index = torch.arange(num, dtype=torch.int32, device=x.device).view(num, *[1] * (x.dim() - dim - 1))
         # a NaN is the extreme of its row
         found = (x == extreme.unsqueeze(dim)) | x.isnan()
