@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from numerics import assert_as_exact_as
+from numerics import assert_as_exact_as, assert_same
 from whatwhere import CBAM, SqueezeExcitation, create_model
 from whatwhere.attention import Gate
 from whatwhere.ops import Call, gate, gated_tail, lean, normed_gate, why_apart, why_not_fused
@@ -55,12 +55,6 @@ X = torch.randn(4, 20, 6, 5, generator=torch.Generator().manual_seed(0))
 
 def gradients(module):
     return {name: parameter.grad for name, parameter in module.named_parameters()}
-
-
-def assert_same(found, expected, **tolerance):
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, msg=lambda m, n=name: f"{n}: {m}", **tolerance)
 
 
 def test_auto_takes_lean(calls):

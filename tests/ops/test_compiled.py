@@ -11,6 +11,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.decomposition import select_decomp_table
 from torch.nn.parallel import DistributedDataParallel
 
+from numerics import assert_same
 from whatwhere import CBAM, create_model
 from whatwhere.attention import attention_builder
 from whatwhere.models.blocks import Bottleneck, StochasticDepth
@@ -27,7 +28,7 @@ WEIGHTS = torch.randn(3, CHANNELS, 7, 5, generator=torch.Generator().manual_seed
 
 
 def block(attention, drop_rate=0.0):
-    """The end of a network: a bottleneck."""
+    """A residual block."""
     options = {"stride": 1, "downsample": None, "groups": 1, "first_dilation": 1, "dilation": 1, "stride_in_1x1": False}
     drop_path = StochasticDepth(drop_rate)
     planes = CHANNELS // Bottleneck.expansion
@@ -39,9 +40,9 @@ def block(attention, drop_rate=0.0):
 class Counted:
     """A compiled network, and how many checkpoints each of its graphs has."""
 
-    def __init__(self, model, backend="aot_eager", **options):
+    def __init__(self, model, **options):
         self.checkpoints = []
-        inner = torch._dynamo.lookup_backend(backend)
+        inner = torch._dynamo.lookup_backend("aot_eager")
 
         def counting(graph, inputs):
             self.checkpoints.append(sum("checkpoint" in str(node.target) for node in graph.graph.nodes))
@@ -57,12 +58,6 @@ def trained(run, model, images, steps=2):
         (run(images).float() * WEIGHTS[: len(images)]).sum().backward()
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
     return {**found, "images": images.grad, **{name: buffer.clone() for name, buffer in model.named_buffers()}}
-
-
-def assert_same(found, expected, **tolerance):
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, msg=lambda m, n=name: f"{n}: {m}", **tolerance)
 
 
 @pytest.mark.parametrize("start", ["paper", "identity"])
@@ -83,7 +78,7 @@ def test_gradients_and_statistics_are_those_of_eager_training(name, start):
     # the attention by itself, without a norm, is in none
     assert compiled.checkpoints == [3 if "cbam" in name else 2]
     # running statistics have moved once for each step
-    assert eager[0].bn3.num_batches_tracked == 2
+    assert model[0].bn3.num_batches_tracked == 2
 
 
 def test_norms_in_evaluation_mode():

@@ -121,3 +121,10 @@ def assert_as_exact_as(found, eager, truth, eps, condition=0):
         assert found[name].isfinite().all(), name
         error = relative_error(found[name], exact)
         assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}"
+
+
+def assert_same(found, expected, **tolerance):
+    """Assert that two tables of tensors have the same names, and equal tensors within the tolerance."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=lambda m, n=name: f"{n}: {m}", **tolerance)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -144,7 +144,9 @@ def verdict_command(
     judgement, changes = judge_again(
         figures, record, first_look=first_look, max_pairs=max_pairs, controls=controls, terms=terms
     )
-    content = figures_content(judgement, figures, title, list(dict.fromkeys(changes)), source)
+    # from the terms of the design, a change of terms is told each time
+    told = changes if compared is None else list(dict.fromkeys(changes))
+    content = figures_content(judgement, figures, title, told, source)
     with writing(page):
         page.parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(os.path.realpath(record_path)), content.to_dict())
@@ -180,7 +182,7 @@ def _verdict_across(
     if form == "json":
         say_json(content)
     else:
-        _show_tables(across_tables(verdict, title), across_paper_table(verdict, title), page, form)
+        _show_tables(across_tables(verdict, title), lambda: across_paper_table(verdict, title), page, form)
 
 
 def _check_is_across(path: Path) -> None:
@@ -282,10 +284,10 @@ def show_comparison(content: Content, page: Path, form: str) -> None:
     if form == "json":
         say_json(content.to_dict())
     else:
-        _show_tables(tables(content), paper_table(content), page, form)
+        _show_tables(tables(content), lambda: paper_table(content), page, form)
 
 
-def _show_tables(tables: list[Table], of_paper: Table, page: Path, form: str) -> None:
+def _show_tables(tables: list[Table], for_paper: Callable[[], Table], page: Path, form: str) -> None:
     from ..report import latex, markdown
     from .screen import kept_for_json
 
@@ -293,4 +295,4 @@ def _show_tables(tables: list[Table], of_paper: Table, page: Path, form: str) ->
         show(rich_tables(tables))
         say(f"The report: {page}")
     if form:
-        say((latex if form == "latex" else markdown)(of_paper))
+        say((latex if form == "latex" else markdown)(for_paper()))

@@ -18,8 +18,9 @@ torch.func's transforms, forward-mode differentiation and dispatch modes (FLOP c
 hook on them or on a parameter, so that every hook fires once, and for parameters that are not registered or no leaves.
 Lean gives no gradient to a tensor that `what` or `where` uses without having it as a parameter or buffer.
 
-Where torch.compile traces for a gradient, a call with a norm that lean could compute shows its operators in checkpoints
-(`compiled.py`), so that the compiler keeps as little as lean; `backend="reference"` leaves the choice to the compiler.
+One exception: where torch.compile traces for a gradient, a call with a norm that lean could compute shows its operators
+in checkpoints (`compiled.py`), so that the compiler keeps as little as lean. `backend="reference"` leaves the choice to
+the compiler.
 
 A new backend is one file with the functions `run` and `why_unfit`, like `lean.py`; its name goes into `Backend` and
 `FUSED`.

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from . import lean
 from .batch_norm import takes_batch_statistics, update_running
 from .call import Call, has_hooks, is_compiled
-from .layout import accumulation_dtype, widened
+from .layout import accumulation_dtype
 from .reference import maps_of, pools_of, small
 
 
@@ -38,13 +38,13 @@ def fits(call: Call, x: Tensor, shortcut: Tensor | None, *scalars: Tensor | None
     if call.norm is None or lean.why_unfit(call, x, shortcut, *scalars):
         return False
     # a mean over all batches needs their number in Python
-    return call.batch_norm is None or call.batch_norm.momentum is not None
+    return call.batch_norm is not None and call.batch_norm.momentum is not None
 
 
 def run(call: Call, x: Tensor, shortcut: Tensor | None, mix: Tensor | None, factor: Tensor | None) -> Tensor:
     """Return y."""
-    norm = None if call.batch_norm is None else _affine(call.batch_norm, x)
-    s = m = u = None
+    assert call.batch_norm is not None
+    norm, s, m, u = _affine(call.batch_norm, x), None, None, None
     if call.what is not None:
         in_float32 = bool(getattr(call.what, "in_float32", False))
         pooled = _again(_pools, x, norm, tuple(call.what.pools), in_float32)
@@ -88,28 +88,24 @@ def _affine(norm: nn.BatchNorm2d, x: Tensor) -> _Affine:
     return _Affine(*(value[:, None, None] for value in (mean, scale, bias, bias - mean * scale)))
 
 
-def _pools(x: Tensor, norm: _Affine | None, names: Sequence[str], in_float32: bool) -> tuple[Tensor, ...]:
-    if norm is not None:
-        x = (x * norm.scale + norm.shift).to(x.dtype)
-    return pools_of(x, names, in_float32=in_float32)
+def _pools(x: Tensor, norm: _Affine, names: Sequence[str], in_float32: bool) -> tuple[Tensor, ...]:
+    return pools_of((x * norm.scale + norm.shift).to(x.dtype), names, in_float32=in_float32)
 
 
-def _maps(x: Tensor, norm: _Affine | None, s: Tensor | None, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+def _maps(x: Tensor, norm: _Affine, s: Tensor | None, names: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Return the maps of u, and u, whose gradient the result sends here."""
     u = _scaled(x, norm, s)
     return maps_of(u.to(x.dtype), names), u
 
 
-def _scaled(x: Tensor, norm: _Affine | None, s: Tensor | None) -> Tensor:
-    """Return u; a new tensor."""
-    if norm is None:
-        return widened(x) * (1 if s is None else s)
+def _scaled(x: Tensor, norm: _Affine, s: Tensor | None) -> Tensor:
+    """Return u."""
     return x * norm.scale + norm.shift if s is None else x * (norm.scale * s) + norm.shift * s
 
 
 def _result(
     x: Tensor,
-    norm: _Affine | None,
+    norm: _Affine,
     s: Tensor | None,
     m: Tensor | None,
     u: Tensor | None,
@@ -120,7 +116,7 @@ def _result(
     if m is None and mix is None:
         y = _scaled(x, norm, s)
     else:
-        y = widened(x) if norm is None else (x - norm.mean) * norm.scale + norm.bias
+        y = (x - norm.mean) * norm.scale + norm.bias
         if mix is not None:
             gates = m if s is None else s if m is None else s * m
             assert gates is not None

@@ -1,6 +1,6 @@
 """The reference backend: the gates in plain PyTorch, any device and dtype.
 
-All tests compare with it in float64. torch.compile, export and tracing see it.
+All tests compare with it in float64. Export and tracing see it, and torch.compile all that is not in `compiled.py`.
 """
 
 from __future__ import annotations
