@@ -69,7 +69,7 @@ def timm_loader(folder: pathlib.Path, image_size: int, batch_size: int, workers:
         use_prefetcher=False,
         scale=(0.35, 1.0),
         hflip=0.5,
-        auto_augment="rand-m7-n2",
+        auto_augment="rand-m7-n2-p1",
         re_prob=0.1,
         interpolation="bilinear",
         num_workers=workers,

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from whatwhere.data import augment
-from whatwhere.data.augment import NUM_DRAWS, OPERATIONS, Augmentation, draws
+from whatwhere.data.augment import NUM_DRAWS, OPERATIONS, Augmentation, draws, operate
 from whatwhere.data.preprocess import IMAGENET_MEAN, Preprocessing, preprocessing_for
 
 SIZE = 16
@@ -180,12 +180,11 @@ def smooth(seed, num, size):
 @pytest.mark.parametrize("magnitude", [1, 5, 7, 9, 15, 30])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_operations_are_torchvisions(name, magnitude):
-    operation = OPERATIONS[NAMES.index(name)]
-    pixels = smooth(1, 3, 33)
+    number, pixels = OPERATIONS.index(name), smooth(1, 3, 33)
     for sign in (1, -1):
         # torchvision's `rotate` turns the other way than its `affine`
         expected = by_torchvision(pixels, name, magnitude, -sign if name == "Rotate" else sign)
-        result = operation(pixels, magnitude / 30, sign)
+        result = operate(pixels, [number] * 3, [sign] * 3, magnitude / 30)
         assert result.dtype == torch.uint8
         difference = (result.int() - expected.int()).abs()
         if name == "Solarize":  # a pixel at the threshold falls to either side, by the threshold's rounding
@@ -197,16 +196,48 @@ def test_the_operations_are_torchvisions(name, magnitude):
             assert not torch.equal(result, pixels)
 
 
-def test_there_are_fourteen():
-    assert len(OPERATIONS) == len(NAMES) == 14
+def test_they_are_the_fourteen_of_torchvision():
+    assert list(OPERATIONS) == NAMES
+    assert len(OPERATIONS) == 14
+
+
+@given(seed=seeds, size=st.integers(1, 20), strength=st.floats(0, 1))
+@settings(max_examples=25, deadline=None)
+def test_each_image_has_its_own_operation_and_sign(seed, size, strength):
+    pixels, generator = noise(seed, 40, size), torch.Generator().manual_seed(seed)
+    chosen = torch.randint(0, 14, (40,), generator=generator).tolist()
+    signs = (2 * torch.randint(0, 2, (40,), generator=generator) - 1).tolist()
+    copy = pixels.clone()
+    result = operate(pixels, chosen, signs, strength)
+    assert torch.equal(pixels, copy)
+    for index in range(40):
+        part = slice(index, index + 1)
+        assert torch.equal(result[part], operate(pixels[part], chosen[part], signs[part], strength))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 31, 64])
+@pytest.mark.parametrize("strength", [-1.0, -0.3, 0.1, 0.3, 1.0])
+def test_sharpness_is_torchvisions_to_the_last_bit(size, strength):
+    pixels = noise(size, 4, size)
+    expected = v2.functional.adjust_sharpness(pixels, 1 + 0.9 * strength)
+    number, sign = OPERATIONS.index("Sharpness"), 1 if strength > 0 else -1
+    assert torch.equal(operate(pixels, [number] * 4, [sign] * 4, abs(strength)), expected)
+
+
+def drawn(monkeypatch, apply, pixels, rows):
+    """Return the images after `apply(pixels, chosen, signs, strength)` in the place of the operations."""
+
+    def operate(pixels, chosen, signs, strength):
+        chosen, signs = (torch.tensor(values)[:, None, None, None] for values in (chosen, signs))
+        return apply(pixels, chosen, signs, strength).to(torch.uint8)
+
+    monkeypatch.setattr(augment, "operate", operate)
+    return read(off(rand_augment=9)(pixels, rows))
 
 
 def test_each_operation_is_drawn_equally_often_in_both_places_and_both_signs(monkeypatch):
-    monkeypatch.setattr(
-        augment, "OPERATIONS", [lambda x, strength, sign, k=k: x * 14 + k for k in range(len(OPERATIONS))]
-    )
     pixels, rows = torch.zeros(20_000, 3, 1, 1, dtype=torch.uint8), draws(2, 0, 20_000)
-    found = read(off(rand_augment=9)(pixels, rows))[:, 0, 0, 0].int()
+    found = drawn(monkeypatch, lambda x, chosen, signs, strength: x * 14 + chosen, pixels, rows)[:, 0, 0, 0].int()
     counts = torch.bincount(found, minlength=14 * 14).view(14, 14)
     # 102 of each pair with a standard deviation of 10, 1,429 of each operation with one of 36
     assert (counts - 20_000 / 196).abs().max() < 51
@@ -215,18 +246,16 @@ def test_each_operation_is_drawn_equally_often_in_both_places_and_both_signs(mon
 
 
 def test_the_second_operation_and_both_signs_are_drawn_by_themselves(monkeypatch):
-    monkeypatch.setattr(augment, "OPERATIONS", [lambda x, strength, sign: x * 2 + (sign > 0)] * 14)
     pixels, rows = torch.zeros(8000, 3, 1, 1, dtype=torch.uint8), draws(2, 0, 8000)
-    found = read(off(rand_augment=9)(pixels, rows))[:, 0, 0, 0].int()
+    found = drawn(monkeypatch, lambda x, chosen, signs, strength: x * 2 + (signs > 0), pixels, rows)[:, 0, 0, 0].int()
     # standard deviation 39
     assert (torch.bincount(found, minlength=4) - 2000).abs().max() < 195
 
 
 def test_the_strength_is_the_magnitude_of_30(monkeypatch):
-    seen = set()
-    monkeypatch.setattr(augment, "OPERATIONS", [lambda x, strength, sign: seen.add(strength) or x] * 14)
-    off(rand_augment=9)(noise(0, 4), draws(0, 0, 4))
-    assert seen == {0.3}
+    seen = []
+    drawn(monkeypatch, lambda x, chosen, signs, strength: seen.append(strength) or x, noise(0, 4), draws(0, 0, 4))
+    assert seen == [0.3, 0.3]
 
 
 def test_extreme_draws_are_operations_too():

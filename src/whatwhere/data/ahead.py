@@ -19,9 +19,18 @@ Image = TypeVar("Image")
 
 
 def read_ahead(
-    read: Callable[[Item], Image], batches: Iterable[Sequence[Item]], num_threads: int
+    read: Callable[[Item], Image],
+    batches: Iterable[Sequence[Item]],
+    num_threads: int,
+    *,
+    piece: int = _PIECE,
+    finish: Callable[[Sequence[Item], list[Image]], list[Image]] | None = None,
+    initializer: Callable[[], None] | None = None,
 ) -> Generator[list[Image], None, None]:
     """Yield what `read` returns for each item of a batch, batch by batch; `num_threads` read ahead, 0 do not.
+
+    A thread takes `piece` items at a time. There `finish` makes of the items and their images what is yielded of them.
+    Each thread begins with `initializer`.
 
     At least a batch is read ahead, and two pieces for each thread. Who leaves in the middle waits for no thread; each
     ends with the image that it reads.
@@ -32,30 +41,31 @@ def read_ahead(
     Raises:
         ImageError: Of kind "silent": no thread has read an image for a minute.
     """
-    if not num_threads:
-        yield from (list(map(read, batch)) for batch in batches)
-        return
     came, ended = Event(), Event()
 
-    def piece(items: Sequence[Item]) -> list[Image]:
+    def work(items: Sequence[Item]) -> list[Image]:
         images = []
         for item in items:
             if ended.is_set():
-                break
+                return []
             images.append(read(item))
             came.set()
-        return images
+        return finish(items, images) if finish else images
+
+    if not num_threads:
+        yield from map(work, batches)
+        return
 
     remaining = iter(batches)
     ahead: deque[list[Future[list[Image]]]] = deque()
-    pool = ThreadPoolExecutor(num_threads, READER)
+    pool = ThreadPoolExecutor(num_threads, READER, initializer)
     try:
         while True:
             while len(ahead) < 2 or sum(map(len, ahead)) < 2 * num_threads:
                 if (batch := next(remaining, None)) is None:
                     break
-                starts = range(0, len(batch), _PIECE)
-                ahead.append([pool.submit(piece, batch[start : start + _PIECE]) for start in starts])
+                starts = range(0, len(batch), piece)
+                ahead.append([pool.submit(work, batch[start : start + piece]) for start in starts])
             if not ahead:
                 return
             yield [image for one in ahead.popleft() for image in _result(one, came)]

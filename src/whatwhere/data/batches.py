@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from threading import Thread
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +23,8 @@ from .store import Store
 
 # images for resized crops are stored with at least this many times the pixels, along a side, that the network takes
 _STORED = 1.5
+# images that a thread takes at a time: RandAugment computes those with the same operation together
+_AUGMENTED, _NORMALISED = 64, 8
 
 
 class Batch(NamedTuple):
@@ -93,7 +98,7 @@ def label_numbers(samples: Sequence[Sample], classes: tuple[str, ...]) -> Tensor
 class TrainBatches:
     """Augmented training images: `steps` yields this process's part of each step.
 
-    Threads read and crop. The rest of the augmentation runs on the device, for the whole batch.
+    Threads read, crop and augment; on a device other than the CPU it does all after the crop, for the whole batch.
     """
 
     images: Store | Reader
@@ -116,11 +121,13 @@ class TrainBatches:
         """Yield the batches of steps `start` to `stop` - 1."""
         block, items = self._block, self._items(start, stop)
         if block is None:
-            read = _loaded(self._image, items, self.num_workers, self.device)
+            size = self.augment.preprocessing.image_size
+            read = _loaded(self._image, self.augment, items, size, self.num_workers, self.device, _AUGMENTED)
         else:
-            read = ((block[indices.to(self.device)], indices, rows) for indices, rows in items)
-        for pixels, indices, rows in read:
-            yield Batch(self.augment(pixels, rows), sent(self.labels[indices], self.device), indices)
+            near = ((block[indices.to(self.device)], indices, rows) for indices, rows in items)
+            read = ((self.augment(pixels, rows), indices) for pixels, indices, rows in near)
+        for images, indices in read:
+            yield Batch(images, sent(self.labels[indices], self.device), indices)
 
     def _image(self, index: int, row: Tensor) -> Tensor:
         pixels = self.images[index]
@@ -181,24 +188,85 @@ class EvaluationBatches:
         own = torch.arange(len(self.labels))[self.rank :: self.world_size]
         if not len(own):
             return
-        items = ((indices, self.labels[indices]) for indices in torch.split(own, self.batch_size))
+        items = ((indices, indices) for indices in torch.split(own, self.batch_size))
         workers = 0 if isinstance(self.images, Store) else self.num_workers
-        for pixels, indices, labels in _loaded(lambda index, _: self.images[index], items, workers, self.device):
-            yield Batch(self.preprocessing.normalize(pixels), sent(labels, self.device), indices)
+
+        def normalize(pixels: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
+            return self.preprocessing.normalize(pixels, out)
+
+        size = self.preprocessing.image_size
+        read = _loaded(lambda index, _: self.images[index], normalize, items, size, workers, self.device, _NORMALISED)
+        for images, indices in read:
+            yield Batch(images, sent(self.labels[indices], self.device), indices)
+
+
+class _Finish(Protocol):
+    def __call__(self, pixels: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor: ...
+
+
+class _Item(NamedTuple):
+    """An image to read: its number, its row, and where it goes."""
+
+    number: int
+    row: Tensor
+    place: int
+    out: Tensor
+    rows: Tensor
 
 
 def _loaded(
     read: Callable[[int, Tensor], Tensor],
-    items: Iterator[tuple[Tensor, Tensor]],
+    finish: _Finish,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    size: int,
     num_workers: int,
     device: torch.device,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield the pixels of each item, with the item: numbers of samples, and a row for each.
+    piece: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the network's input of each batch, and the numbers of its samples, from these numbers and a row for each.
 
-    `num_workers` threads read ahead.
+    `num_workers` threads read ahead, `piece` images at a time. On a CPU they also `finish` what they have read: then
+    all of it runs beside the training. Another device does that itself, for the whole batch.
     """
-    to_read, asked = itertools.tee(items)
-    batches = (list(zip(indices.tolist(), rows, strict=True)) for indices, rows in to_read)
-    images = read_ahead(lambda item: read(*item), batches, num_workers)
-    for pixels, (indices, rows) in zip(images, asked, strict=True):
-        yield sent(torch.stack(pixels), device), indices, rows
+    on_cpu = device.type == "cpu"
+    begun: deque[tuple[Tensor, Tensor, Tensor]] = deque()
+
+    def begin(indices: Tensor, rows: Tensor) -> list[_Item]:
+        out = torch.empty(len(indices), 3, size, size, dtype=torch.float32 if on_cpu else torch.uint8)
+        begun.append((out, indices, rows))
+        pairs = zip(indices.tolist(), rows, strict=True)
+        return [_Item(number, row, place, out, rows) for place, (number, row) in enumerate(pairs)]
+
+    def put(items: Sequence[_Item], images: list[Tensor]) -> list[Tensor]:
+        _, _, start, out, rows = items[0]
+        part = slice(start, start + len(images))
+        if on_cpu:
+            finish(torch.stack(images), rows[part], out[part])
+        else:
+            torch.stack(images, out=out[part])
+        return []
+
+    pieces = read_ahead(
+        lambda item: read(item.number, item.row),
+        itertools.starmap(begin, batches),
+        num_workers,
+        piece=piece,
+        finish=put,
+        initializer=functools.partial(_compute_alone, torch.get_num_threads()),
+    )
+    for _ in pieces:
+        images, indices, rows = begun.popleft()
+        yield images if on_cpu else finish(sent(images, device), rows), indices
+
+
+def _compute_alone(others: int) -> None:
+    """Use one thread of torch in this one: each reader would start a team of its own, for which no core is free.
+
+    At its first use of torch a thread takes the number that was set last in any thread. So this thread uses it before,
+    and then another sets that of the `others` again.
+    """
+    torch.get_num_threads()
+    torch.set_num_threads(1)
+    again = Thread(target=torch.set_num_threads, args=(others,))
+    again.start()
+    again.join()

@@ -113,7 +113,7 @@ class ImageError(UserError):
         self.reason = reason or message
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Path | str) -> Image.Image:
     """Open an image file without decoding it. Its content decides the format, not its suffix.
 
     Raises:
@@ -121,11 +121,12 @@ def open_image(path: Path) -> Image.Image:
             `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     with errors_of(str(path)):
-        if not path.stat().st_size:
-            raise ImageError("empty", "empty", "is empty (0 bytes)")
         try:
             image = Image.open(path, formats=tuple(FORMATS))
         except UnidentifiedImageError as error:
+            path = Path(path)
+            if not path.stat().st_size:
+                raise ImageError("empty", "empty", "is empty (0 bytes)") from error
             if kind := absent_format(path):
                 raise ImageError(kind, kind, f"is {kind.upper()}, which needs {CURES[kind]}") from error
             start = _start(path)
@@ -218,6 +219,8 @@ def read_image(image: Image.Image, max_value: int = MAX_VALUE) -> Image.Image:
 def decode(image: Image.Image, max_value: int = MAX_VALUE) -> tuple[Image.Image, bool]:
     """Decode an opened image to 8-bit RGB, and return with it whether the EXIF header asks for a turn.
 
+    An RGB image without a turn is returned itself: a copy would cost a tenth of the reading.
+
     The EXIF orientation is applied; one that cannot be read is ignored. Of an animation, or a file with several pages,
     the first image is read. Transparent pixels are composited on white. 16-bit grey is scaled by `levels`: `max_value`
     and what is above it become 255; a PGM file with a largest value of its own is scaled by that. Pillow cuts 16-bit
@@ -243,9 +246,7 @@ def decode(image: Image.Image, max_value: int = MAX_VALUE) -> tuple[Image.Image,
         result = _to_rgb(image, max_value)
         if orientation in _TURNS:
             result = result.transpose(_TURNS[orientation])
-        # a new object holds neither the file nor the EXIF header, which is wrong after the rotation
-        result = result.copy() if result is image else result
-        result.info = {}
+            result.info = {}  # the EXIF header is wrong now
         return result, stored in _TURNS or orientation in _TURNS
 
 

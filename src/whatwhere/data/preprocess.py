@@ -114,12 +114,12 @@ class Preprocessing:
         square.paste(image.resize((width, height), Image.Resampling.BICUBIC), (left, top))
         return square
 
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """Return uint8 (N, 3, H, W) as float32, normalised."""
+    def normalize(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return uint8 (N, 3, H, W) as float32, normalised; in `out`, where there is one."""
         mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (self.mean, self.std))
         scale, shift = (values.to(pixels.device, torch.float32) for values in (1 / (255 * std), -mean / std))
-        # two passes over the data; uint8 times float32 is float32
-        return (pixels * scale).add_(shift)
+        images = pixels.float() if out is None else out.copy_(pixels)
+        return images.mul_(scale).add_(shift)
 
 
 def preprocessing_for(
@@ -156,7 +156,8 @@ def decoded(image: Image.Image, side: int, resize_mode: ResizeMode = "crop", max
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
         least = min(_factors(image.size, 2 * side, resize_mode))
         factor = next(factor for factor in (8, 4, 2, 1) if factor <= least)
-        image.draft(image.mode, (max(1, image.width // factor), max(1, image.height // factor)))
+        if factor > 1:
+            image.draft(image.mode, (max(1, image.width // factor), max(1, image.height // factor)))
     return read_image(image, max_value)
 
 
@@ -187,7 +188,7 @@ def reduced(image: Image.Image, side: int, resize_mode: ResizeMode = "crop") -> 
 
 def to_tensor(image: Image.Image) -> Tensor:
     """Return an RGB image as uint8 (3, H, W), in channels-last memory."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return torch.from_numpy(np.array(image).transpose(2, 0, 1))
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:
