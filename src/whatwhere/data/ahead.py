@@ -12,7 +12,7 @@ from ..base.processes import READER
 from .images import ImageError
 
 _PATIENCE = 60.0  # seconds to wait while no thread reads an image
-_PIECE = 8  # images that a thread takes at a time: with one, threads would wait for each other more than they read
+PIECE = 8  # images that a thread takes at a time: with one, threads would wait for each other more than they read
 
 Item = TypeVar("Item")
 Image = TypeVar("Image")
@@ -23,7 +23,7 @@ def read_ahead(
     batches: Iterable[Sequence[Item]],
     num_threads: int,
     *,
-    piece: int = _PIECE,
+    piece: int = PIECE,
     finish: Callable[[Sequence[Item], list[Image]], list[Image]] | None = None,
     initializer: Callable[[], None] | None = None,
 ) -> Generator[list[Image], None, None]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..base.randomness import generator
-from .ahead import read_ahead
+from .ahead import PIECE, read_ahead
 from .augment import Augmentation, draws
 from .preprocess import Preprocessing, decoded, reduced, sent, to_tensor
 from .sources.source import Sample, Source
@@ -23,8 +23,8 @@ from .store import Store
 
 # images for resized crops are stored with at least this many times the pixels, along a side, that the network takes
 _STORED = 1.5
-# images that a thread takes at a time: RandAugment computes those with the same operation together
-_AUGMENTED, _NORMALISED = 64, 8
+# what a thread takes at a time: of RandAugment many images with the same operation, but not more than the cache holds
+_AUGMENTED_PIXELS = 2**20
 
 
 class Batch(NamedTuple):
@@ -122,7 +122,7 @@ class TrainBatches:
         block, items = self._block, self._items(start, stop)
         if block is None:
             size = self.augment.preprocessing.image_size
-            read = _loaded(self._image, self.augment, items, size, self.num_workers, self.device, _AUGMENTED)
+            read = _loaded(self._image, self.augment, items, size, self.num_workers, self.device, _AUGMENTED_PIXELS)
         else:
             near = ((block[indices.to(self.device)], indices, rows) for indices, rows in items)
             read = ((self.augment(pixels, rows), indices) for pixels, indices, rows in near)
@@ -195,7 +195,7 @@ class EvaluationBatches:
             return self.preprocessing.normalize(pixels, out)
 
         size = self.preprocessing.image_size
-        read = _loaded(lambda index, _: self.images[index], normalize, items, size, workers, self.device, _NORMALISED)
+        read = _loaded(lambda index, _: self.images[index], normalize, items, size, workers, self.device)
         for images, indices in read:
             yield Batch(images, sent(self.labels[indices], self.device), indices)
 
@@ -221,12 +221,12 @@ def _loaded(
     size: int,
     num_workers: int,
     device: torch.device,
-    piece: int,
+    piece_pixels: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the network's input of each batch, and the numbers of its samples, from these numbers and a row for each.
 
-    `num_workers` threads read ahead, `piece` images at a time. On a CPU they also `finish` what they have read: then
-    all of it runs beside the training. Another device does that itself, for the whole batch.
+    `num_workers` threads read ahead. On a CPU they also `finish` what they have read, about `piece_pixels` at a time:
+    then all of it runs beside the training. Another device does that itself, for the whole batch.
     """
     on_cpu = device.type == "cpu"
     begun: deque[tuple[Tensor, Tensor, Tensor]] = deque()
@@ -250,7 +250,7 @@ def _loaded(
         lambda item: read(item.number, item.row),
         itertools.starmap(begin, batches),
         num_workers,
-        piece=piece,
+        piece=max(PIECE, piece_pixels // size**2 if on_cpu else 0),
         finish=put,
         initializer=functools.partial(_compute_alone, torch.get_num_threads()),
     )
