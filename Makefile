@@ -6,10 +6,12 @@ CLIENTS := $(VENV)/.clients
 .PHONY: demo test snapshots test-slow test-sweep test-clients check ledger evidence-page api bench
 .DEFAULT_GOAL := test
 
-# One environment with everything that development needs, at the versions of constraints.txt.
-$(READY): pyproject.toml constraints.txt
+# One environment with everything that development needs, at the versions of constraints.txt. The second installation finds
+# torch there, and builds the C++ passes if there is a compiler too.
+$(READY): pyproject.toml constraints.txt setup.py $(wildcard src/whatwhere/ops/csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 
 # The programs of the extra `clients` besides.

@@ -183,7 +183,8 @@ def test_traces_symbolically(build):
     traced = torch.fx.symbolic_trace(module)
     for size in ((5, 7), (1, 1)):
         x = torch.randn(2, CHANNELS, *size)
-        assert torch.equal(traced(x), module(x))
+        # the trace has plain operators, which round otherwise than a fused backend
+        torch.testing.assert_close(traced(x), module(x))
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning", "ignore::torch.jit.TracerWarning")
@@ -263,7 +264,7 @@ def test_a_gate_refuses_the_channels_that_its_function_says_it_cannot_take():
         gate(x)
     gate.what.weight = torch.nn.Parameter(torch.ones(9))
     gate.what.channels = 9
-    assert torch.equal(gate(x), x * x.mean((2, 3), keepdim=True))
+    torch.testing.assert_close(gate(x), x * x.mean((2, 3), keepdim=True))
 
 
 @pytest.mark.parametrize("name", sorted(ATTENTION))

@@ -157,7 +157,7 @@ def test_other_arrangements_take_the_reference(arrangement):
 
 
 def test_unknown_backend():
-    with pytest.raises(ValueError, match="backend must be one of auto, reference, lean; got 'fast'"):
+    with pytest.raises(ValueError, match="backend must be one of auto, reference, lean, cpp; got 'fast'"):
         gate(X, CBAM(20).what, backend="fast")
 
 

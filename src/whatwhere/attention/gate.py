@@ -103,7 +103,7 @@ class Gate(Attention):
         arrangement: "channel_first", "spatial_first" (m from x, s from x * m) or "parallel" (both from x).
 
     Attributes:
-        backend: "auto", "reference" or "lean" (see `whatwhere.ops`).
+        backend: "auto", "reference", "lean" or "cpp" (see `whatwhere.ops`).
     """
 
     what: ChannelGate | None

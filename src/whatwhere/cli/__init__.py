@@ -22,6 +22,7 @@ from ..base.tables import tell
 from ..base.words import brief, command_line, number_in, short
 from .attend import attend_command
 from .audit import audit_command
+from .backends import backends_command
 from .check import check_command
 from .collect import collect_command
 from .compare import compare_command, with_optional_values
@@ -184,6 +185,7 @@ def _common(
 
 
 app.command("models")(models_command)
+app.command("backends")(backends_command)
 app.command("summary")(summary_command)
 app.command("attend")(attend_command)
 app.command("train")(train_command())

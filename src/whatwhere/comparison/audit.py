@@ -35,7 +35,7 @@ from ..training.train import run_training
 from ..training.trainer import Diverged
 from .agreement import Mismatch, check_agreement, differing
 from .arms import Arm
-from .conditions import Conditions, threads_of
+from .conditions import Conditions, computed_as_in
 from .content import DESIGN, RESULTS, VERDICT
 from .design import WEIGHTS, Design, code_of, read_design
 from .gather import Gathered
@@ -302,7 +302,7 @@ class _Repetition:
             why = "its images or their split are not those of the comparison with its seed"
             return self._repeated(run, Conditions((), True), wrong=why)
         sessions = run.description.sessions
-        with threads_of(sessions), team(options["device"]) as processes:
+        with computed_as_in(sessions), team(options["device"]) as processes:
             is_random = processes.device.type != "cpu" and not options["deterministic"]
             conditions = Conditions.of([*sessions, session(Config(), processes)], is_random)
             different = conditions.differing

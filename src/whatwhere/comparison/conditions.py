@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 
+from ..ops import native
+
 # what a repetition to the last bit needs, by its name in a session of run.json
 _NEEDED = {
     "device": "the device",
     "instructions": "the instruction set",
+    "passes": "the passes of the attention",
     "num_threads": "the number of threads",
     "num_processes": "the number of processes",
     "torch": "torch",
@@ -21,6 +24,7 @@ _NEEDED = {
     "python": "Python",
     "whatwhere": "whatwhere",
 }
+_BEFORE = {"passes": "Python"}  # of sessions that do not say: there were no others
 _MOST_THREADS = 256  # a number from a file
 
 
@@ -45,7 +49,7 @@ class Conditions:
         differing = ["a GPU repeats no bits without --deterministic"] if is_random else []
         is_same_machine = len({known.get("host") for known in sessions}) == 1
         for name, label in _NEEDED.items():
-            values = {str(known.get(name, "unknown")) for known in sessions}
+            values = {str(known.get(name, _BEFORE.get(name, "unknown"))) for known in sessions}
             if is_same_machine:  # sessions of old versions lack some
                 values.discard("unknown")
             if len(values) > 1:
@@ -62,11 +66,14 @@ def _told_of(processors: Collection[str]) -> str:
 
 
 @contextlib.contextmanager
-def threads_of(sessions: Sequence[Mapping[str, Any]]) -> Iterator[None]:
-    """Let torch compute in as many threads as these sessions inside the block: their number decides the last bits."""
-    before, number = torch.get_num_threads(), sessions[-1].get("num_threads")
+def computed_as_in(sessions: Sequence[Mapping[str, Any]]) -> Iterator[None]:
+    """Compute in as many threads as these sessions inside the block, and by their passes: both decide the last bits."""
+    last = sessions[-1]
+    before, number = torch.get_num_threads(), last.get("num_threads")
     torch.set_num_threads(number if type(number) is int and 1 <= number <= _MOST_THREADS else before)
+    in_python = last.get("passes", _BEFORE["passes"]) == "Python"
     try:
-        yield
+        with native.switched_off() if in_python else contextlib.nullcontext():
+            yield
     finally:
         torch.set_num_threads(before)

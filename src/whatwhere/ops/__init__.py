@@ -6,12 +6,15 @@ Everything is one function, `gate`. A module gives it two small functions, `what
 - "reference" (`reference.py`): plain PyTorch on any device and dtype; autograd keeps what it needs.
 - "lean" (`lean.py`, `lean_backward.py`): plain PyTorch on any device; keeps for backward x, behind a ReLU the result
   (which the next layer keeps too), and small tensors, and computes the rest again.
-- "auto": lean if it can, else the reference. `why_not_fused` is the rule and gives the reason in words.
+- "cpp" (`cpp.py`, `csrc/`): the passes of lean in C++, for float32 and bfloat16 on a CPU; what it keeps is the same.
+- "auto": cpp if it can, else lean if it can, else the reference. `why_not_fused` is the rule and gives the reason in
+  words.
 
 Lean cannot compute these, and `backend="lean"` raises: the arrangements "spatial_first" and "parallel"; a norm that is
 not exactly a BatchNorm2d, or would take the variance of one value; a call with neither gate; functions that are not
 modules, that name a pool or map twice, or that take another map than "max" and "mean"; a shortcut of another shape or
-dtype; tensors on several devices; empty tensors.
+dtype; tensors on several devices; empty tensors. Nor can cpp, which computes fewer: only the pools "avg", "max" and
+"min", and only where its library is (`whatwhere backends` says why not).
 
 Under any backend the reference computes a call that must show its operators: under torch.compile, export, tracing,
 torch.func's transforms, forward-mode differentiation and dispatch modes (FLOP counters). So it does for modules with a
@@ -33,7 +36,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from ..base.words import brief
-from . import compiled, lean, reference
+from . import compiled, cpp, lean, reference
 from .call import Arrangement, Call, ChannelGate, SpatialGate, has_hooks, looked_into, why_apart, why_looked_into
 
 __all__ = [
@@ -51,10 +54,10 @@ __all__ = [
     "why_not_fused",
 ]
 
-Backend = Literal["auto", "reference", "lean"]
+Backend = Literal["auto", "reference", "lean", "cpp"]
 # name -> a file with `run`, the passes, and `why_unfit`, the rule; "auto" takes the first whose rule gives no reason
 # against a call
-FUSED: dict[str, Any] = {"lean": lean}
+FUSED: dict[str, Any] = {"cpp": cpp, "lean": lean}
 
 
 def gate(
@@ -101,7 +104,7 @@ def gate(
         factor: One number per sample, (N,), that multiplies the gated features (stochastic depth); gets no gradient.
         overwrite: Whether the result may be written over x, where no gradient is needed. Only for an x that nothing
             else uses.
-        backend: "auto", "reference" or "lean"; see `whatwhere.ops`.
+        backend: "auto", "reference", "lean" or "cpp"; see `whatwhere.ops`.
 
     Shape:
         x and shortcut (N, C, H, W) -> (N, C, H, W).
@@ -132,12 +135,13 @@ def gate(
 def why_not_fused(call: Call, x: Tensor | None = None, shortcut: Tensor | None = None, *scalars: Tensor | None) -> str:
     """Return why no fused backend, but only the reference, can compute a call; "" if one can.
 
-    Without `x` the answer is about the modules alone. Of several backends the reason is the first one's.
+    Without `x` the answer is about the modules alone. Of several backends the reason is the last one's, which computes
+    most.
     """
     if reason := why_looked_into(call, x):
         return reason
     reasons = [backend.why_unfit(call, x, shortcut, *scalars) for backend in FUSED.values()]
-    return "" if "" in reasons else reasons[0]
+    return "" if "" in reasons else reasons[-1]
 
 
 def normed_gate(

@@ -31,13 +31,16 @@ def takes_batch_statistics(norm: nn.BatchNorm2d | None) -> bool:
     return norm is not None and (norm.training or (norm.running_mean is None and norm.running_var is None))
 
 
-def normed(norm: nn.BatchNorm2d, view: View, x: Tensor, room: Tensor) -> Normed:
+def normed(
+    norm: nn.BatchNorm2d, view: View, x: Tensor, room: Tensor, planes: tuple[Tensor, Tensor] | None = None
+) -> Normed:
     """Return scale and shift of `norm` for x; update its running statistics as its own forward pass would.
 
-    `room`, a tensor like x, is scratch space; if it is x itself, nothing is written to it.
+    `room`, a tensor like x, is scratch space; if it is x itself, nothing is written to it. `planes` are mean and biased
+    variance of each plane of x, (N, C), where they are known.
     """
     dtype = accumulation_dtype(x.dtype)
-    plane_means, mean, var = _statistics(norm, view, x, room)
+    plane_means, mean, var = _statistics(norm, view, x, room, planes)
     update_running(norm, mean, var, x.numel() // x.shape[1])
     invstd = torch.rsqrt(var + norm.eps)
     scale = invstd if norm.weight is None else norm.weight.to(dtype) * invstd
@@ -66,7 +69,9 @@ def normed_by_torch(norm: nn.BatchNorm2d, view: View, x: Tensor) -> tuple[Tensor
     return z, mean, torch.rsqrt(var + norm.eps)
 
 
-def _statistics(norm: nn.BatchNorm2d, view: View, x: Tensor, room: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+def _statistics(
+    norm: nn.BatchNorm2d, view: View, x: Tensor, room: Tensor, planes: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor | None, Tensor, Tensor]:
     """Return the mean of each plane of x, (N, C), and the mean and biased variance that `norm` takes, (C,).
 
     The squares of each plane are summed about its own mean, so that a large mean costs no precision. With running
@@ -78,7 +83,13 @@ def _statistics(norm: nn.BatchNorm2d, view: View, x: Tensor, room: Tensor) -> tu
         assert norm.running_var is not None
         # copies, because they may be updated before the backward pass
         return None, norm.running_mean.to(dtype, copy=True), norm.running_var.to(dtype, copy=True)
-    flat = view.flat(x)
+    plane_means, variances = _of_planes(view, x, room) if planes is None else planes
+    channel_means = plane_means.mean(0)
+    return plane_means, channel_means, variances.mean(0) + (plane_means - channel_means).square_().mean(0)
+
+
+def _of_planes(view: View, x: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
+    dtype, flat = accumulation_dtype(x.dtype), view.flat(x)
     free = view.flat(room) if room is not x and room.dtype == dtype else None
     means, variances = [], []
     for piece in pieces_of(flat):
@@ -91,6 +102,4 @@ def _statistics(norm: nn.BatchNorm2d, view: View, x: Tensor, room: Tensor) -> tu
             var, mean = torch.var_mean(flat[piece].to(dtype), view.p, correction=0)
         means.append(mean)
         variances.append(var)
-    plane_means = torch.cat(means)
-    channel_means = plane_means.mean(0)
-    return plane_means, channel_means, torch.cat(variances).mean(0) + (plane_means - channel_means).square_().mean(0)
+    return torch.cat(means), torch.cat(variances)

@@ -17,7 +17,7 @@ itself compute z: at a = 0 the result is then, bit for bit, that of the block wi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,22 +67,29 @@ def _unfit(call: Call, x: Tensor | None, shortcut: Tensor | None, *scalars: Tens
 
 
 def run(
-    call: Call, x: Tensor, shortcut: Tensor | None, mix: Tensor | None, factor: Tensor | None, overwrite: bool
+    call: Call,
+    x: Tensor,
+    shortcut: Tensor | None,
+    mix: Tensor | None,
+    factor: Tensor | None,
+    overwrite: bool,
+    passes: Passes | None = None,
 ) -> Tensor:
     """Return y: by an autograd function if a gradient is needed, else written over x if `overwrite` allows it."""
+    passes = passes or Passes(Forward, gradients)
     norm = call.batch_norm
     weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
     view = View.of(x)
     inputs = Inputs(view.dense(x), None if shortcut is None else view.dense(shortcut), factor, weight, bias, mix)
     learned = (*inputs._replace(factor=None), *call.parameters)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in learned):
-        y: Tensor = _Lean.apply(call, view, *inputs, *call.parameters)
+        y: Tensor = _Lean.apply(passes, call, view, *inputs, *call.parameters)
         return y
     with torch.no_grad():
-        return Forward(call, view, inputs, overwrite=overwrite).run()
+        return passes.forward(call, view, inputs, overwrite=overwrite).run()
 
 
-def _without_autocast(device: str) -> contextlib.AbstractContextManager[object]:
+def without_autocast(device: str) -> contextlib.AbstractContextManager[object]:
     """Return a context in which autocast is off on a type of device."""
     # entering torch's own costs as much as several small operators
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
@@ -112,7 +119,7 @@ class Forward:
         self.room: Tensor | None = None
 
     def run(self) -> Tensor:
-        with _without_autocast(self.x.device.type):
+        with without_autocast(self.x.device.type):
             norm = self.call.batch_norm
             y: Tensor
             if norm is not None and self.mix is not None:
@@ -286,17 +293,25 @@ class Forward:
         return torch.mul(*gates, out=self._room(piece)).mul_(mix).add_(1 - mix)
 
 
+@dataclass(frozen=True)
+class Passes:
+    """Who computes: the passes of the forward and of the backward pass."""
+
+    forward: type[Forward]
+    gradients: Callable[[Saved, Tensor], tuple[Inputs, list[Tensor | None]]]
+
+
 _NUM_INPUTS = len(Inputs._fields)
 
 
 class _Lean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: Call, view: View, *tensors: Any) -> Tensor:
+    def forward(ctx: Any, passes: Passes, call: Call, view: View, *tensors: Any) -> Tensor:
         """Compute y from the fields of `Inputs`, followed by the parameters of the small functions."""
-        inputs, needs = Inputs(*tensors[:_NUM_INPUTS]), Inputs(*ctx.needs_input_grad[2 : 2 + _NUM_INPUTS])
-        forward = Forward(call, view, inputs, graph=True, needs_z=needs.x or needs.weight or needs.bias)
+        inputs, needs = Inputs(*tensors[:_NUM_INPUTS]), Inputs(*ctx.needs_input_grad[3 : 3 + _NUM_INPUTS])
+        forward = passes.forward(call, view, inputs, graph=True, needs_z=needs.x or needs.weight or needs.bias)
         y = forward.run()
-        ctx.call, ctx.view, ctx.needs, ctx.kept = call, view, needs, forward.small
+        ctx.gradients, ctx.call, ctx.view, ctx.needs, ctx.kept = passes.gradients, call, view, needs, forward.small
         ctx.from_batch = takes_batch_statistics(call.batch_norm)
         # autograd checks that nothing writes to these before the backward pass
         indices, forward.small.indices = forward.small.indices, {}
@@ -313,8 +328,8 @@ class _Lean(torch.autograd.Function):
         inputs, (y, mean, invstd, *indices) = Inputs(*tensors[:_NUM_INPUTS]), tensors[_NUM_INPUTS:]
         small = replace(ctx.kept, indices=dict(zip(ctx.index_names, indices, strict=True)))
         saved = Saved(ctx.call, ctx.view, inputs, y, mean, invstd, ctx.from_batch, small, ctx.needs)
-        with torch.no_grad(), _without_autocast(dy.device.type):
-            of_inputs, of_parameters = gradients(saved, dy)
+        with torch.no_grad(), without_autocast(dy.device.type):
+            of_inputs, of_parameters = ctx.gradients(saved, dy)
         found = (*of_inputs, *of_parameters)
         if not keeps_graph:
             # as with saved tensors, which refuse a second backward pass before it comes to this
@@ -322,7 +337,7 @@ class _Lean(torch.autograd.Function):
         if torch.is_grad_enabled():
             sources = (dy, *inputs._replace(factor=None), *ctx.call.parameters)
             found = tuple(None if value is None else _Final.apply(value, *sources) for value in found)
-        return None, None, *found
+        return None, None, None, *found
 
 
 class _Final(torch.autograd.Function):

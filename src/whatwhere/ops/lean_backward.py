@@ -66,7 +66,7 @@ class Saved:
     needs: Inputs  # which inputs need a gradient
 
 
-class _Work:
+class Work:
     """One backward pass under way: what was saved, in the dtype of accumulation, read piece by piece.
 
     A gradient's `sums` are (2, N, C): over H x W, those of the gradient, and those of the gradient times xh.
@@ -143,7 +143,7 @@ class _Work:
 
 def gradients(saved: Saved, dy: Tensor) -> tuple[Inputs, list[Tensor | None]]:
     """Return the gradients of the inputs, and those of the small functions' parameters, from that of the result."""
-    work, needs, small = _Work(saved, dy), saved.needs, saved.small
+    work, needs, small = Work(saved, dy), saved.needs, saved.small
     what, where = saved.call.what, saved.call.where
     x, _, _, weight, bias, mix = saved.inputs
     dx4 = torch.empty_like(x) if needs.x else None
@@ -156,13 +156,13 @@ def gradients(saved: Saved, dy: Tensor) -> tuple[Inputs, list[Tensor | None]]:
     if where is not None and small.m is not None and (needs.mix or small.m.requires_grad):
         dm = _first_pass(work, dx)
         assert small.maps is not None
-        (of_maps,) = _through_small(work, small.m, (small.maps,), dm * work.through)
+        (of_maps,) = through_small(work, small.m, (small.maps,), dm * work.through)
         if of_maps is not None:
             dmaps = dict(zip(where.maps, of_maps.flatten(2).to(work.dtype).unbind(1), strict=True))
     if needs_norm or needs.mix or (small.s is not None and small.s.requires_grad):
         of_u, of_v, sums_of_xh = _second_pass(work, dmaps, dx)
         if what is not None and small.s is not None:
-            found = _through_small(work, small.s, small.pooled, work.by_z(of_u))
+            found = through_small(work, small.s, small.pooled, work.by_z(of_u))
             pairs = zip(what.pools, found, strict=True)
             dpools = {name: dpool.to(work.dtype) for name, dpool in pairs if dpool is not None}
         if needs.mix:
@@ -174,7 +174,7 @@ def gradients(saved: Saved, dy: Tensor) -> tuple[Inputs, list[Tensor | None]]:
             dmix = (work.f[:, 0] * (gated.sum(1) - dv_by_z.sum(1))).sum().to(mix.dtype)
         sums = None
         if needs_norm and work.needs_sums:
-            sums = _sums_of_dz(work, of_u, of_v, sums_of_xh, dpools)
+            sums = sums_of_dz(work, of_u, of_v, sums_of_xh, dpools)
             dweight = sums[1].sum(0).to(weight.dtype) if needs.weight else None
             dbias = sums[0].sum(0).to(bias.dtype) if needs.bias else None
         if dx is not None:
@@ -185,7 +185,7 @@ def gradients(saved: Saved, dy: Tensor) -> tuple[Inputs, list[Tensor | None]]:
     return Inputs(dx4, work.dv4 if needs.shortcut else None, None, dweight, dbias, dmix), work.of_parameters
 
 
-def _first_pass(work: _Work, dx: Tensor | None) -> Tensor:
+def _first_pass(work: Work, dx: Tensor | None) -> Tensor:
     """Return the sum over C of dv * u, (N, P); may write into `dx`, which is filled later."""
     view = work.view
     s = work.f.new_ones(len(work.flat), 1) if work.s is None else work.s
@@ -205,7 +205,7 @@ def _first_pass(work: _Work, dx: Tensor | None) -> Tensor:
 
 
 def _second_pass(
-    work: _Work, dmaps: dict[str, Tensor], dx: Tensor | None
+    work: Work, dmaps: dict[str, Tensor], dx: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return the sums of du; those of dv if there is a mixing; the sums of xh, (N, C), if the pool "avg" needs them.
 
@@ -246,8 +246,8 @@ def _second_pass(
     return u * work.through, u, sums_of_xh
 
 
-def _through_small(
-    work: _Work, output: Tensor, inputs: tuple[Tensor, ...], gradient: Tensor
+def through_small(
+    work: Work, output: Tensor, inputs: tuple[Tensor, ...], gradient: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Send `gradient` through the graph of a small function; return the gradients of its inputs.
 
@@ -269,8 +269,8 @@ def _through_small(
     return tuple(by_tensor.get(id(tensor)) for tensor in inputs)
 
 
-def _sums_of_dz(
-    work: _Work, of_u: Tensor, of_v: Tensor | None, sums_of_xh: Tensor | None, dpools: dict[str, Tensor]
+def sums_of_dz(
+    work: Work, of_u: Tensor, of_v: Tensor | None, sums_of_xh: Tensor | None, dpools: dict[str, Tensor]
 ) -> Tensor:
     """Return the sums of dz, from those of its parts."""
     view, indices = work.view, work.saved.small.indices
@@ -296,7 +296,7 @@ def _sums_of_dz(
     return sums
 
 
-def _third_pass(work: _Work, dx: Tensor, dpools: dict[str, Tensor], sums: Tensor | None) -> None:
+def _third_pass(work: Work, dx: Tensor, dpools: dict[str, Tensor], sums: Tensor | None) -> None:
     """Write the gradient of x to `dx`, which holds du if there is a spatial gate."""
     view, scale, past, indices = work.view, work.scale, work.past, work.saved.small.indices
     shift = torch.zeros_like(work.f.expand(-1, len(scale)))
@@ -334,7 +334,7 @@ def _third_pass(work: _Work, dx: Tensor, dpools: dict[str, Tensor], sums: Tensor
             dx[piece].copy_(out)
 
 
-def _pool_gradient(work: _Work, name: str, piece: slice, dpool: Tensor) -> Tensor:
+def _pool_gradient(work: Work, name: str, piece: slice, dpool: Tensor) -> Tensor:
     """Return the gradient of z of a piece through a pool that has no formula here, by autograd."""
     scale, bias = work.view.over_pixels(work.scale[None]), work.view.over_pixels(work.bias[None])
     z = (work.centred(piece) * scale + bias).requires_grad_()

@@ -32,6 +32,7 @@ from ..data.store import Store, decode_all, free_memory, num_bytes, room
 from ..networks.factory import checked, create, read_pretrained, settled
 from ..networks.libraries import normalization
 from ..networks.spec import NetworkSpec, is_import_path
+from ..ops import native
 from .bundle import DESCRIPTION, WEIGHTS_NAME, weights_of
 from .config import OPTIONS, Config, augmentation_in_words, defaults, image_size_for, network_of
 from .distributed import Team
@@ -416,5 +417,6 @@ def session(config: Config, team: Team) -> dict[str, Any]:
         "num_threads": torch.get_num_threads(),
         # results are equal to the last bit only with the same instructions
         "instructions": torch.backends.cpu.get_cpu_capability() if team.device.type == "cpu" else "",
+        "passes": native.passes() if team.device.type == "cpu" else "",
         "workers": config.workers,
     }

@@ -1,0 +1,255 @@
+"""The C++ backend: the passes of lean in C++, for float32 and bfloat16 on a CPU.
+
+Each pass reads x once and writes nothing of its size but the result (`csrc/`): 5 passes of memory forward with a norm
+and a shortcut, 8 backward. All else is lean's: what is kept, the graphs of the small functions, the formulas. Between
+the passes everything is float32, so that in bfloat16 only what is read and written is rounded.
+
+The results do not depend on the number of threads: sums are taken over tiles of one size, in their order.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import lean, native
+from .batch_norm import normed, normed_by_torch, takes_batch_statistics
+from .call import Call, ChannelGate, SpatialGate
+from .layout import clamped_to
+from .lean_backward import Inputs, Saved, Work, sums_of_dz, through_small
+
+_POOLS = {"avg": 0, "max": 2, "min": 3}  # rows of the native values
+
+
+def why_unfit(call: Call, x: Tensor | None = None, shortcut: Tensor | None = None, *scalars: Tensor | None) -> str:
+    """Return why the C++ passes do not fit a call, without `x` its modules; "" if they do."""
+    if reason := lean.why_unfit(call, x, shortcut, *scalars):
+        return reason
+    if others := set(getattr(call.what, "pools", ())) - set(_POOLS):
+        return f"of the pools only avg, max and min are there, not {sorted(others)[0]}"
+    if x is not None and (x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16)):
+        return f"x must be float32 or bfloat16 on a CPU, got {x.dtype} on {x.device}"
+    return native.why_missing()
+
+
+def run(
+    call: Call, x: Tensor, shortcut: Tensor | None, mix: Tensor | None, factor: Tensor | None, overwrite: bool
+) -> Tensor:
+    """Return y, as `lean.run` does."""
+    return lean.run(call, x, shortcut, mix, factor, overwrite, lean.Passes(_Forward, _gradients))
+
+
+class _Forward(lean.Forward):
+    """With the same results as its base class; x is read by three operators, and u is never written."""
+
+    def run(self) -> Tensor:
+        with lean.without_autocast("cpu"):
+            norm, what = self.call.batch_norm, self.call.what
+            if norm is not None and self.mix is not None:
+                # at a = 0 the result is then, bit for bit, that of the block without attention
+                y, self.mean, self.invstd = normed_by_torch(norm, self.view, self.x)
+                source = y
+            else:
+                source, y = self.x, self.x if self.overwrite else torch.empty_like(self.x)
+            is_normed = norm is not None and self.mix is None
+            pooled: tuple[Tensor, Tensor] | None = None
+            if what is not None or (is_normed and takes_batch_statistics(norm)):
+                pooled = torch.ops.whatwhere.pool(source)
+            if norm is not None and is_normed:
+                planes = None if pooled is None else (pooled[0][0], pooled[0][1])
+                self.normed = normed(norm, self.view, self.x, self.x, planes)
+                self.mean, self.invstd = self.normed.mean, self.normed.invstd
+            if what is not None and pooled is not None:
+                self._pool_natively(what, *pooled)
+            scale, shift = self._affine()
+            m = None
+            if self.call.where is not None:
+                m = self._map_natively(self.call.where, source, scale, shift)
+            self._apply_natively(source, scale, shift, m, y)
+        return y
+
+    def _pool_natively(self, what: ChannelGate, values: Tensor, indices: Tensor) -> None:
+        """Pool z and run `what` on it."""
+        pooled: dict[str, Tensor] = {name: values[_POOLS[name]] for name in what.pools}
+        at = dict(zip(("max", "min"), indices.unbind(), strict=True))
+        if self.normed is not None:
+            scale, shift = self.normed.scale, self.normed.shift
+            # where the norm's scale is below 0 the maximum of z is the minimum of x; where it is 0 all are equal
+            for name, other in (("max", 3), ("min", 2)):
+                if name in pooled:
+                    pooled[name] = torch.where(scale < 0, values[other], pooled[name])
+                    at[name] = torch.where(scale < 0, indices[other - 2], at[name]) * (scale != 0)
+            pooled = {name: torch.addcmul(shift, value, scale) for name, value in pooled.items()}
+        if self.graph:
+            # copies: a view would keep both
+            self.small.indices.update({name: at[name].clone() for name in what.pools if name in at})
+        dtype = self.dtype if getattr(what, "in_float32", False) else self.small_dtype
+        self.small.pooled = tuple(clamped_to(pooled[name], dtype).requires_grad_(self.needs_z) for name in what.pools)
+        self.small.s = self._run_small(what, *self.small.pooled)
+
+    def _affine(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return scale and shift, (N or 1, C), with u = x * scale + shift, or z in the place of x where it is known."""
+        s = None if self.small.s is None else self.small.s.detach().flatten(1).float()
+        if self.normed is None:
+            return s, None
+        scale, shift = self.normed.scale[None], self.normed.shift[None]
+        return (scale, shift) if s is None else (scale * s, shift * s)
+
+    def _map_natively(self, where: SpatialGate, source: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+        """Pool u over C and run `where` on it; return the spatial gate, (N, P)."""
+        values, index = torch.ops.whatwhere.maps(source, scale, shift)
+        if self.graph and "max" in where.maps:
+            self.small.indices["maps"] = index.to(torch.int16) if self.x.shape[1] < 2**15 else index
+        needs_u = self.needs_z or (self.small.s is not None and self.small.s.requires_grad)
+        maps = [clamped_to(values[("max", "mean").index(name)], self.small_dtype) for name in where.maps]
+        # side by side: so the backward pass of a convolution is several times faster
+        stacked = torch.stack(maps, 2).view(len(index), *self.x.shape[2:], -1).permute(0, 3, 1, 2)
+        self.small.maps = stacked.requires_grad_(needs_u)
+        self.small.m = self._run_small(where, self.small.maps)
+        return self.small.m.detach().flatten(1).float().contiguous()
+
+    def _apply_natively(
+        self, source: Tensor, scale: Tensor | None, shift: Tensor | None, m: Tensor | None, y: Tensor
+    ) -> None:
+        f = None if self.factor is None else self.factor[:, None].float()
+        past = None
+        if self.mix is not None:
+            through = self.mix.float() if f is None else self.mix * f
+            past = (torch.ones(len(source)) if f is None else f[:, 0]) * (1 - self.mix.float())
+            f = through.expand(len(source), 1)
+            scale = source.new_ones(1, source.shape[1], dtype=self.dtype) if scale is None else scale
+        if f is not None and m is not None:
+            m = m * f
+        elif f is not None:
+            scale, shift = scale * f, None if shift is None else shift * f
+        torch.ops.whatwhere.apply(source, scale, shift, m, past, self.shortcut, self.call.relu, y)
+
+
+def _gradients(saved: Saved, dy: Tensor) -> tuple[Inputs, list[Tensor | None]]:
+    """Return what `lean_backward.gradients` returns, in its notation."""
+    work, needs, small = Work(saved, dy), saved.needs, saved.small
+    what, where = saved.call.what, saved.call.where
+    x, _, _, weight, bias, mix = saved.inputs
+    m = None if work.m is None else work.m * work.through
+    dm, of_gated, of_v, of_xh = _reduce(work, dy, m)
+    of_u = of_gated * work.through if m is None else of_gated
+    spatial = _OfMaps()
+    if where is not None and small.m is not None and small.m.requires_grad:
+        assert small.maps is not None
+        (of_maps,) = through_small(work, small.m, (small.maps,), dm * work.through)
+        if of_maps is not None:
+            dmaps = zip(where.maps, of_maps.flatten(2).to(work.dtype).unbind(1), strict=True)
+            spatial = _add_maps(work, of_u, dict(dmaps))
+    dpools: dict[str, Tensor] = {}
+    if what is not None and small.s is not None:
+        found = through_small(work, small.s, small.pooled, work.by_z(of_u))
+        pairs = zip(what.pools, found, strict=True)
+        dpools = {name: dpool.to(work.dtype) for name, dpool in pairs if dpool is not None}
+    dmix = dweight = dbias = of_z = dx = None
+    if needs.mix:
+        dv_by_z = work.by_z(of_v)
+        gated = dv_by_z if work.s is None else dv_by_z * work.s
+        gated = gated if work.m is None else dm * work.m
+        dmix = (work.f[:, 0] * (gated.sum(1) - dv_by_z.sum(1))).sum().to(mix.dtype)
+    if work.needs_sums and (needs.x or needs.weight or needs.bias):
+        of_z = sums_of_dz(work, of_u, of_v, of_xh, dpools)
+        dweight = of_z[1].sum(0).to(weight.dtype) if needs.weight else None
+        dbias = of_z[0].sum(0).to(bias.dtype) if needs.bias else None
+    if needs.x:
+        dx = torch.empty_like(x)
+        _spread(work, dx, m, spatial, dpools, of_z)
+    return Inputs(dx, work.dv4 if needs.shortcut else None, None, dweight, dbias, dmix), work.of_parameters
+
+
+class _OfMaps(NamedTuple):
+    """What the maps add to the gradient of u, (N, P) each: to every channel, and to the channel of the maximum."""
+
+    mean: Tensor | None = None
+    max: Tensor | None = None
+    max_at: Tensor | None = None
+
+
+def _mean(work: Work) -> Tensor | None:
+    return None if work.saved.call.norm is None else work.mean
+
+
+def _reduce(work: Work, dy: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The first pass: dv is written, where it is not dy.
+
+    Returns:
+        The sum over C of dv * u, (N, P); the sums of dv * m; those of dv; the sums of xh, (N, C), if the pool "avg"
+        needs them.
+    """
+    call, y, scale, shift = work.saved.call, work.saved.y, work.s, None
+    if call.norm is not None:
+        s = work.f.new_ones(1, 1) if work.s is None else work.s
+        scale, shift = work.scale * s, (work.bias - work.scale * work.mean) * s
+    direct = work.past is not None and m is not None
+    of_x = work.needs_sums and call.what is not None and "avg" in call.what.pools
+    dv = None if y is None else work.dv4
+    dm, sums = torch.ops.whatwhere.reduce(
+        work.view.dense(dy), y, work.saved.inputs.x, scale, shift, m, _mean(work), direct, of_x, dv
+    )
+    of_xh = sums[-1] * work.invstd if of_x else None
+    sums[1:4:2] *= work.invstd
+    return dm, sums[:2], sums[2:4] if direct else sums[:2], of_xh
+
+
+def _add_maps(work: Work, of_u: Tensor, dmaps: dict[str, Tensor]) -> _OfMaps:
+    """Add to the sums of du what comes through the maps."""
+    mean = largest = index = None
+    if "mean" in dmaps:
+        mean = dmaps["mean"] / len(work.scale)
+        of_u[0] += mean.sum(1, keepdim=True)
+        of_u[1] += torch.ops.whatwhere.weighted(work.saved.inputs.x, mean, _mean(work)) * work.invstd
+    if "max" in dmaps:
+        largest, at = dmaps["max"].contiguous(), work.saved.small.indices["maps"].long()
+        index = at.int()
+        x = work.flat.gather(work.view.c, work.view.over_channels(at)).squeeze(work.view.c)
+        of_u[0].scatter_add_(1, at, largest)
+        of_u[1].scatter_add_(1, at, largest * (x - work.mean[at]) * work.invstd[at])
+    return _OfMaps(mean, largest, index)
+
+
+def _spread(
+    work: Work,
+    dx: Tensor,
+    m: Tensor | None,
+    spatial: _OfMaps,
+    dpools: dict[str, Tensor],
+    of_z: Tensor | None,
+) -> None:
+    """The third pass: write the gradient of x to `dx`."""
+    x, scale, indices = work.saved.inputs.x, work.scale, work.saved.small.indices
+    constant = slope = direct = None
+    if "avg" in dpools:
+        constant = scale * dpools["avg"] / x[0, 0].numel()
+    if of_z is not None and work.saved.from_batch:
+        values = x.numel() / len(scale)
+        slope = -scale * work.invstd * of_z[1].sum(0) / values
+        of_sum = scale * of_z[0].sum(0) / values
+        constant = (-of_sum).expand(len(x), -1) if constant is None else constant - of_sum
+    gate = work.f.new_ones(len(x), 1) if work.s is None else work.s
+    if m is None:
+        gate = gate * work.through + (0 if work.past is None else work.past)
+    elif work.past is not None:
+        direct = scale * work.past
+    poked = [name for name in dpools if name in indices]
+    torch.ops.whatwhere.spread(
+        work.dv4,
+        x,
+        m,
+        spatial.mean,
+        (scale * gate).contiguous(),
+        direct,
+        None if constant is None else constant.contiguous(),
+        slope,
+        None if slope is None else work.mean,
+        spatial.max,
+        spatial.max_at,
+        torch.stack([scale * dpools[name] for name in poked]) if poked else None,
+        torch.stack([indices[name].int() for name in poked]) if poked else None,
+        dx,
+    )

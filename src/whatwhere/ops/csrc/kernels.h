@@ -1,0 +1,96 @@
+// The loops over one tile of x, once for each instruction set. A tile is some pixels of one image with all their
+// channels (channels_last: `rows` of c values), or one plane of p values (contiguous).
+#pragma once
+
+#include <cstdint>
+
+namespace whatwhere {
+
+// What one pass over pixels yields for each channel: sums of (x - shift) and of its square, and the extremes with the
+// first pixel that holds each.
+struct Pools {
+  float *shift, *sum, *square, *max, *min;
+  int32_t *max_at, *min_at;
+
+  Pools from(int64_t c) const {
+    return {shift + c, sum + c, square + c, max + c, min + c, max_at + c, min_at + c};
+  }
+};
+
+// u = x * scale + shift; a null pointer is 1 or 0.
+struct Affine {
+  const float *scale, *shift;
+};
+
+// The first pass of the backward pass, of an image or a part of it. With dv = g, or g where y > 0, and centred x:
+// sums[0] += dv * m, sums[1] += dv * m * (x - mean); with `direct` sums[2] += dv, sums[3] += dv * (x - mean); and
+// of_x += x - mean.
+template <class T>
+struct Reduce {
+  const T *g, *y, *x;  // y may be null
+  T* dv;               // is written where y is not null
+  Affine of;           // u = x * scale + shift
+  const float* m;      // of a pixel; may be null
+  const float* mean;   // of a channel; may be null
+  float* dm;           // the sum over C of dv * u is added to it; may be null
+  float* sums[4];      // of each channel
+  float* of_x;         // of each channel; may be null
+  bool direct;
+};
+
+// The last pass of the backward pass:
+// dx = dv * (m * gate + direct) + of_mean * gate + constant + slope * (x - mean); null pointers are 0, a null m is 1.
+template <class T>
+struct Spread {
+  const T *dv, *x;
+  T* dx;
+  const float *m, *of_mean;                       // of a pixel
+  const float *gate, *direct, *constant;          // of a channel
+  const float *slope, *mean;                      // of a channel; both or neither
+  const float* of_max;                            // of a pixel: is added, times gate, at channel max_at
+  const int32_t* max_at;
+};
+
+template <class T>
+struct Kernels {
+  // `at` is the number of the first row
+  void (*pool_rows)(const T* x, int64_t rows, int64_t c, int64_t at, Pools out);
+  void (*pool_plane)(const T* x, int64_t p, Pools out);
+  // maximum over channels of u, the first channel that holds it, and the sum
+  void (*map_rows)(const T* x, int64_t rows, int64_t c, Affine of, float* max, int32_t* max_at, float* sum);
+  void (*map_planes)(const T* x, int64_t c, int64_t stride, int64_t p, Affine of, float* max, int32_t* max_at,
+                     float* sum);
+  // y = u * m + r, or x * (scale * m + past) + r where past is not 0; m (of a pixel) and r may be null; behind a ReLU
+  // with `relu`
+  void (*apply_rows)(const T* x, const T* r, T* y, int64_t rows, int64_t c, Affine of, const float* m, float past,
+                     bool relu);
+  void (*apply_plane)(const T* x, const T* r, T* y, int64_t p, float scale, float shift, const float* m, float past,
+                      bool relu);
+  void (*reduce_rows)(const Reduce<T>& of, int64_t rows, int64_t c);
+  void (*reduce_planes)(const Reduce<T>& of, int64_t c, int64_t stride, int64_t p);
+  // sums += weight of each pixel * (x - mean)
+  void (*weighted_rows)(const T* x, int64_t rows, int64_t c, const float* weight, const float* mean, float* sums);
+  float (*weighted_plane)(const T* x, int64_t p, const float* weight, float mean);
+  void (*spread_rows)(const Spread<T>& of, int64_t rows, int64_t c);
+  // `channel` is the number of this plane; the pointers "of a channel" are those of the image
+  void (*spread_plane)(const Spread<T>& of, int64_t channel, int64_t p);
+};
+
+// bfloat16 by its bits
+struct BFloat16 {
+  uint16_t bits;
+};
+
+struct InstructionSet {
+  const char* name;
+  int64_t bits;  // of a vector
+  Kernels<float> float32;
+  Kernels<BFloat16> bfloat16;
+};
+
+extern const InstructionSet baseline;
+#if defined(__x86_64__)
+extern const InstructionSet avx2, avx512;
+#endif
+
+}  // namespace whatwhere

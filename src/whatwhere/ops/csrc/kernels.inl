@@ -1,0 +1,405 @@
+// Included once for each instruction set, with WIDTH (floats in a vector) and NAME defined.
+#include <cstring>
+#include <type_traits>
+
+#define TEXT(name) #name
+#define TEXT_OF(name) TEXT(name)
+
+#include "kernels.h"
+
+namespace whatwhere {
+namespace {
+
+typedef float Floats __attribute__((vector_size(4 * WIDTH)));
+typedef int32_t Ints __attribute__((vector_size(4 * WIDTH)));
+typedef uint32_t Bits __attribute__((vector_size(4 * WIDTH)));
+typedef uint16_t Halves __attribute__((vector_size(2 * WIDTH)));
+
+// Vectors of WIDTH values, and single values for the rest, by the same names.
+struct Many {
+  static constexpr int64_t width = WIDTH;
+  using F = Floats;
+  using I = Ints;
+};
+struct One {
+  static constexpr int64_t width = 1;
+  using F = float;
+  using I = int32_t;
+};
+
+template <class V, class T>
+inline V load(const T* from) {
+  V values;
+  std::memcpy(&values, from, sizeof values);
+  return values;
+}
+
+template <class V>
+inline V read(const float* from) {
+  return load<V>(from);
+}
+
+template <class V>
+inline V read(const BFloat16* from) {
+  if constexpr (sizeof(V) == 4) {
+    uint32_t bits = uint32_t(from->bits) << 16;
+    return load<float>(&bits);
+  } else {
+    Bits bits = __builtin_convertvector(load<Halves>(from), Bits) << 16;
+    return (Floats)bits;
+  }
+}
+
+template <class V>
+inline void write(float* to, V values) {
+  std::memcpy(to, &values, sizeof values);
+}
+
+// round to the nearest, halves to even; a NaN stays one
+template <class V>
+inline void write(BFloat16* to, V values) {
+  if constexpr (sizeof(V) == 4) {
+    uint32_t bits = load<uint32_t>(&values);
+    bits = values == values ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : 0x7fc0;
+    to->bits = uint16_t(bits);
+  } else {
+    Bits bits = (Bits)values;
+    bits = values == values ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : Bits{} + 0x7fc0;
+    Halves halves = __builtin_convertvector(bits, Halves);
+    std::memcpy(to, &halves, sizeof halves);
+  }
+}
+
+template <class V>
+inline V all(float value) {
+  return V{} + value;
+}
+
+// Call body(first, of) with `of` Many as long as whole vectors are left of `size`, then One.
+template <class Body>
+inline void vectors(int64_t size, Body body) {
+  int64_t i = 0;
+  for (; i + WIDTH <= size; i += WIDTH) body(i, Many{});
+  for (; i < size; i++) body(i, One{});
+}
+
+template <class T>
+void pool_rows(const T* x, int64_t rows, int64_t c, int64_t at, Pools out) {
+  vectors(c, [&](int64_t i, auto of) {
+    using V = decltype(of);
+    auto value = read<typename V::F>(x + i);
+    write(out.shift + i, value), write(out.max + i, value), write(out.min + i, value);
+    write(out.sum + i, typename V::F{}), write(out.square + i, typename V::F{});
+    typename V::I first = typename V::I{} + int32_t(at);
+    std::memcpy(out.max_at + i, &first, sizeof first), std::memcpy(out.min_at + i, &first, sizeof first);
+  });
+  int64_t row = 1;
+  auto step = [&](auto count, int64_t row) {
+    vectors(c, [&](int64_t i, auto of) {
+      using V = decltype(of);
+      using F = typename V::F;
+      using I = typename V::I;
+      F shift = load<F>(out.shift + i), sum = load<F>(out.sum + i), square = load<F>(out.square + i);
+      F max = load<F>(out.max + i), min = load<F>(out.min + i);
+      I max_at = load<I>(out.max_at + i), min_at = load<I>(out.min_at + i);
+      for (int64_t k = 0; k < count.value; k++) {
+        F value = read<F>(x + (row + k) * c + i), centred = value - shift;
+        I here = I{} + int32_t(at + row + k);
+        sum += centred, square += centred * centred;
+        max_at = value > max ? here : max_at, max = value > max ? value : max;
+        min_at = value < min ? here : min_at, min = value < min ? value : min;
+      }
+      write(out.sum + i, sum), write(out.square + i, square), write(out.max + i, max), write(out.min + i, min);
+      std::memcpy(out.max_at + i, &max_at, sizeof max_at), std::memcpy(out.min_at + i, &min_at, sizeof min_at);
+    });
+  };
+  for (; row + 2 <= rows; row += 2) step(std::integral_constant<int, 2>{}, row);
+  for (; row < rows; row++) step(std::integral_constant<int, 1>{}, row);
+}
+
+// The lowest index of the largest value, over vectors that hold one value and its index each.
+inline void reduce_max(Floats values, Ints indices, float& max, int32_t& max_at) {
+  for (int k = 0; k < WIDTH; k++)
+    if (values[k] > max || (values[k] == max && indices[k] < max_at)) max = values[k], max_at = indices[k];
+}
+
+inline float reduce_sum(Floats values) {
+  float sum = 0;
+  for (int k = 0; k < WIDTH; k++) sum += values[k];
+  return sum;
+}
+
+inline Ints numbers() {
+  Ints result;
+  for (int k = 0; k < WIDTH; k++) result[k] = k;
+  return result;
+}
+
+template <class T>
+void pool_plane(const T* x, int64_t p, Pools out) {
+  const float shift = read<float>(x);
+  float sum = 0, square = 0, max = shift, min = shift;
+  int32_t max_at = 0, min_at = 0;
+  int64_t i = 0;
+  if (p >= WIDTH) {
+    Floats sums{}, squares{}, maxima = all<Floats>(shift), minima = maxima;
+    Ints maxima_at{}, minima_at{}, here = numbers();
+    for (; i + WIDTH <= p; i += WIDTH, here += WIDTH) {
+      Floats value = read<Floats>(x + i), centred = value - shift;
+      sums += centred, squares += centred * centred;
+      maxima_at = value > maxima ? here : maxima_at, maxima = value > maxima ? value : maxima;
+      minima_at = value < minima ? here : minima_at, minima = value < minima ? value : minima;
+    }
+    sum = reduce_sum(sums), square = reduce_sum(squares);
+    reduce_max(maxima, maxima_at, max, max_at);
+    float largest = -min;
+    reduce_max(-minima, minima_at, largest, min_at);
+    min = -largest;
+  }
+  for (; i < p; i++) {
+    float value = read<float>(x + i), centred = value - shift;
+    sum += centred, square += centred * centred;
+    if (value > max) max = value, max_at = int32_t(i);
+    if (value < min) min = value, min_at = int32_t(i);
+  }
+  *out.shift = shift, *out.sum = sum, *out.square = square, *out.max = max, *out.min = min;
+  *out.max_at = max_at, *out.min_at = min_at;
+}
+
+template <class V, class T>
+inline V affine(const T* x, const Affine& of, int64_t i) {
+  V value = read<V>(x);
+  if (of.scale) value = value * load<V>(of.scale + i);
+  if (of.shift) value = value + load<V>(of.shift + i);
+  return value;
+}
+
+template <class T>
+void map_rows(const T* x, int64_t rows, int64_t c, Affine of, float* max, int32_t* max_at, float* sum) {
+  for (int64_t row = 0; row < rows; row++, x += c) {
+    float largest = affine<float>(x, of, 0), total = 0;
+    int32_t at = 0;
+    int64_t i = 0;
+    if (c >= WIDTH) {
+      Floats maxima = all<Floats>(largest), sums{};
+      Ints maxima_at{}, here = numbers();
+      for (; i + WIDTH <= c; i += WIDTH, here += WIDTH) {
+        Floats value = affine<Floats>(x + i, of, i);
+        sums += value;
+        maxima_at = value > maxima ? here : maxima_at, maxima = value > maxima ? value : maxima;
+      }
+      total = reduce_sum(sums);
+      reduce_max(maxima, maxima_at, largest, at);
+    }
+    for (; i < c; i++) {
+      float value = affine<float>(x + i, of, i);
+      total += value;
+      if (value > largest) largest = value, at = int32_t(i);
+    }
+    max[row] = largest, max_at[row] = at, sum[row] = total;
+  }
+}
+
+template <class T>
+void map_planes(const T* x, int64_t c, int64_t stride, int64_t p, Affine of, float* max, int32_t* max_at, float* sum) {
+  for (int64_t channel = 0; channel < c; channel++, x += stride) {
+    const float scale = of.scale ? of.scale[channel] : 1, shift = of.shift ? of.shift[channel] : 0;
+    vectors(p, [&](int64_t i, auto kind) {
+      using F = typename decltype(kind)::F;
+      using I = typename decltype(kind)::I;
+      F value = read<F>(x + i) * scale + shift;
+      if (channel == 0) {
+        I first{};
+        write(max + i, value), write(sum + i, value), std::memcpy(max_at + i, &first, sizeof first);
+        return;
+      }
+      F largest = load<F>(max + i);
+      I at = load<I>(max_at + i), here = I{} + int32_t(channel);
+      write(sum + i, load<F>(sum + i) + value);
+      at = value > largest ? here : at, largest = value > largest ? value : largest;
+      write(max + i, largest), std::memcpy(max_at + i, &at, sizeof at);
+    });
+  }
+}
+
+// a NaN stays one, as in torch
+template <class F>
+inline F rectified(F value) {
+  return value < 0 ? F{} : value;
+}
+
+template <class T>
+void apply_rows(const T* x, const T* r, T* y, int64_t rows, int64_t c, Affine of, const float* m, float past,
+                bool relu) {
+  for (int64_t row = 0; row < rows; row++, x += c, y += c) {
+    const float gate = m ? m[row] : 1;
+    vectors(c, [&](int64_t i, auto kind) {
+      using F = typename decltype(kind)::F;
+      F value;
+      if (past != 0)  // one multiplication of x: by exactly 1 at a = 0
+        value = read<F>(x + i) * (load<F>(of.scale + i) * gate + past);
+      else
+        value = affine<F>(x + i, of, i) * gate;
+      if (r) value = value + read<F>(r + i);
+      write(y + i, relu ? rectified(value) : value);
+    });
+    if (r) r += c;
+  }
+}
+
+template <class T>
+void apply_plane(const T* x, const T* r, T* y, int64_t p, float scale, float shift, const float* m, float past,
+                 bool relu) {
+  vectors(p, [&](int64_t i, auto kind) {
+    using F = typename decltype(kind)::F;
+    F value = read<F>(x + i), gate = m ? load<F>(m + i) : all<F>(1);
+    value = past != 0 ? value * (gate * scale + past) : (value * scale + shift) * gate;
+    if (r) value = value + read<F>(r + i);
+    write(y + i, relu ? rectified(value) : value);
+  });
+}
+
+template <class V, class T>
+inline V gradient(const T* g, const T* y, T* dv, int64_t i) {
+  V value = read<V>(g + i);
+  if (y) {
+    // where y is 0, or a NaN, as threshold_backward
+    value = read<V>(y + i) <= 0 ? V{} : value;
+    write(dv + i, value);
+  }
+  return value;
+}
+
+template <class F>
+inline void add(float* to, F value) {
+  write(to, load<F>(to) + value);
+}
+
+template <class T>
+void reduce_rows(const Reduce<T>& of, int64_t rows, int64_t c) {
+  for (int64_t row = 0; row < rows; row++) {
+    const int64_t first = row * c;
+    const float m = of.m ? of.m[row] : 1;
+    Floats totals{};
+    float total = 0;
+    vectors(c, [&](int64_t i, auto kind) {
+      using F = typename decltype(kind)::F;
+      F dv = gradient<F>(of.g + first, of.y ? of.y + first : nullptr, of.dv + first, i);
+      F x = read<F>(of.x + first + i), centred = of.mean ? x - load<F>(of.mean + i) : x;
+      if (of.dm) {
+        F u = affine<F>(of.x + first + i, of.of, i);
+        if constexpr (sizeof(F) == 4) total += dv * u;
+        else totals += dv * u;
+      }
+      F gated = dv * m;
+      add(of.sums[0] + i, gated), add(of.sums[1] + i, gated * centred);
+      if (of.direct) add(of.sums[2] + i, dv), add(of.sums[3] + i, dv * centred);
+      if (of.of_x) add(of.of_x + i, centred);
+    });
+    if (of.dm) of.dm[row] += total + reduce_sum(totals);
+  }
+}
+
+template <class T>
+void reduce_planes(const Reduce<T>& of, int64_t c, int64_t stride, int64_t p) {
+  for (int64_t channel = 0; channel < c; channel++) {
+    const int64_t first = channel * stride;
+    const float mean = of.mean ? of.mean[channel] : 0;
+    const float scale = of.of.scale ? of.of.scale[channel] : 1, shift = of.of.shift ? of.of.shift[channel] : 0;
+    Floats totals[5] = {};
+    float rest[5] = {};
+    vectors(p, [&](int64_t i, auto kind) {
+      using F = typename decltype(kind)::F;
+      F dv = gradient<F>(of.g + first, of.y ? of.y + first : nullptr, of.dv + first, i);
+      F x = read<F>(of.x + first + i), centred = x - mean, gated = of.m ? dv * load<F>(of.m + i) : dv;
+      if (of.dm) add(of.dm + i, dv * (x * scale + shift));
+      auto sum = [&](F* sums) {
+        sums[0] += gated, sums[1] += gated * centred;
+        if (of.direct) sums[2] += dv, sums[3] += dv * centred;
+        if (of.of_x) sums[4] += centred;
+      };
+      if constexpr (sizeof(F) == 4) sum(rest);
+      else sum(totals);
+    });
+    for (int k = 0; k < (of.direct ? 4 : 2); k++) of.sums[k][channel] += rest[k] + reduce_sum(totals[k]);
+    if (of.of_x) of.of_x[channel] += rest[4] + reduce_sum(totals[4]);
+  }
+}
+
+template <class T>
+void weighted_rows(const T* x, int64_t rows, int64_t c, const float* weight, const float* mean, float* sums) {
+  for (int64_t row = 0; row < rows; row++, x += c)
+    vectors(c, [&](int64_t i, auto kind) {
+      using F = typename decltype(kind)::F;
+      F value = read<F>(x + i);
+      if (mean) value = value - load<F>(mean + i);
+      add(sums + i, value * weight[row]);
+    });
+}
+
+template <class T>
+float weighted_plane(const T* x, int64_t p, const float* weight, float mean) {
+  Floats totals{};
+  float rest = 0;
+  vectors(p, [&](int64_t i, auto kind) {
+    using F = typename decltype(kind)::F;
+    F value = (read<F>(x + i) - mean) * load<F>(weight + i);
+    if constexpr (sizeof(F) == 4) rest += value;
+    else totals += value;
+  });
+  return rest + reduce_sum(totals);
+}
+
+template <class T>
+void spread_rows(const Spread<T>& of, int64_t rows, int64_t c) {
+  for (int64_t row = 0; row < rows; row++) {
+    const int64_t first = row * c;
+    const float m = of.m ? of.m[row] : 1, of_mean = of.of_mean ? of.of_mean[row] : 0;
+    vectors(c, [&](int64_t i, auto kind) {
+      using F = typename decltype(kind)::F;
+      F gate = load<F>(of.gate + i), by = gate * m;
+      if (of.direct) by = by + load<F>(of.direct + i);
+      F value = read<F>(of.dv + first + i) * by + gate * of_mean;
+      if (of.constant) value = value + load<F>(of.constant + i);
+      if (of.slope) value = value + load<F>(of.slope + i) * (read<F>(of.x + first + i) - load<F>(of.mean + i));
+      write(of.dx + first + i, value);
+    });
+    if (of.of_max) {
+      const int32_t at = of.max_at[row];
+      T* to = of.dx + first + at;
+      write(to, read<float>(to) + of.of_max[row] * of.gate[at]);
+    }
+  }
+}
+
+template <class T>
+void spread_plane(const Spread<T>& of, int64_t channel, int64_t p) {
+  const float gate = of.gate[channel], direct = of.direct ? of.direct[channel] : 0;
+  const float constant = of.constant ? of.constant[channel] : 0, slope = of.slope ? of.slope[channel] : 0;
+  const float mean = of.mean ? of.mean[channel] : 0;
+  vectors(p, [&](int64_t i, auto kind) {
+    using F = typename decltype(kind)::F;
+    using I = typename decltype(kind)::I;
+    F by = (of.m ? load<F>(of.m + i) * gate : all<F>(gate)) + direct;
+    F value = read<F>(of.dv + i) * by + constant;
+    if (of.of_mean) value = value + load<F>(of.of_mean + i) * gate;
+    if (of.slope) value = value + (read<F>(of.x + i) - mean) * slope;
+    if (of.of_max) {
+      I at = load<I>(of.max_at + i);
+      value = at == int32_t(channel) ? value + load<F>(of.of_max + i) * gate : value;
+    }
+    write(of.dx + i, value);
+  });
+}
+
+template <class T>
+constexpr Kernels<T> kernels() {
+  return {pool_rows<T>,     pool_plane<T>,    map_rows<T>,       map_planes<T>,  apply_rows<T>,  apply_plane<T>,
+          reduce_rows<T>, reduce_planes<T>, weighted_rows<T>, weighted_plane<T>, spread_rows<T>, spread_plane<T>};
+}
+
+}  // namespace
+
+const InstructionSet NAME = {TEXT_OF(NAME), 32 * WIDTH, kernels<float>(), kernels<BFloat16>()};
+
+}  // namespace whatwhere

@@ -1,0 +1,93 @@
+"""The library of the C++ passes: where it is, and why it is not used where it is not."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_FOLDER, _LIBRARY = Path(__file__).parent, "_passes*.so"
+_INSTRUCTIONS = {512: "AVX-512", 256: "AVX2", 128: "SSE2 or NEON"}
+_blocks: list[str] = []  # in which the passes are switched off, now
+
+
+def why_missing() -> str:
+    """Return why the C++ passes are not used, "" if they are. The first call loads them."""
+    if _blocks or os.environ.get("WHATWHERE_CPP") == "0":
+        return "the C++ passes are switched off"
+    return _why_not_loaded()
+
+
+@functools.cache
+def _why_not_loaded() -> str:
+    found = sorted(_FOLDER.glob(_LIBRARY))
+    if not found:
+        return "the C++ passes are not in this installation"
+    try:
+        torch.ops.load_library(found[0])  # type: ignore[no-untyped-call]
+        torch.ops.whatwhere.vector_bits()
+        _describe()
+    except (OSError, RuntimeError, AttributeError) as error:
+        reason = f"the C++ passes cannot be loaded: {' '.join(str(error).split())}"
+        warnings.warn(f"{reason}; the passes in Python are used, which are slower", stacklevel=2)
+        return reason
+    return ""
+
+
+def _describe() -> None:
+    """Tell torch's compilers the shapes of the results; `apply` and `spread` have none."""
+
+    def pooled(x: Tensor) -> tuple[Tensor, Tensor]:
+        return _new(x, 4, *x.shape[:2]), _new(x, 2, *x.shape[:2], dtype=torch.int32)
+
+    def mapped(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+        num, pixels = len(x), x.shape[2] * x.shape[3]
+        return _new(x, 2, num, pixels), _new(x, num, pixels, dtype=torch.int32)
+
+    def reduced(
+        g: Tensor,
+        y: Tensor | None,
+        x: Tensor,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        m: Tensor | None,
+        mean: Tensor | None,
+        direct: bool,
+        of_x: bool,
+        dv: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        pixels = 0 if m is None else x.shape[2] * x.shape[3]
+        return _new(x, len(x), pixels), _new(x, (4 if direct else 2) + of_x, *x.shape[:2])
+
+    def weighted(x: Tensor, weight: Tensor, mean: Tensor | None) -> Tensor:
+        return _new(x, *x.shape[:2])
+
+    for name, shapes in (("pool", pooled), ("maps", mapped), ("reduce", reduced), ("weighted", weighted)):
+        torch.library.register_fake(f"whatwhere::{name}", shapes)
+    for name in ("apply", "spread"):
+        torch.library.register_fake(f"whatwhere::{name}", lambda *_: None)
+
+
+def _new(x: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return x.new_empty(shape, dtype=dtype)
+
+
+def passes() -> str:
+    """Return whose passes compute on a CPU, for records: "Python", or "C++" with the instruction set."""
+    return "Python" if why_missing() else f"C++, {_INSTRUCTIONS[torch.ops.whatwhere.vector_bits()]}"
+
+
+@contextlib.contextmanager
+def switched_off() -> Iterator[None]:
+    """Let the passes in Python compute inside the block."""
+    _blocks.append("off")
+    try:
+        yield
+    finally:
+        _blocks.pop()

@@ -1,0 +1,228 @@
+"""The C++ passes: what the comparison of all backends with float64 (test_fused.py) does not show."""
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from whatwhere import CBAM, SqueezeExcitation
+from whatwhere.ops import gate, gated_tail, lean, native, normed_gate
+
+pytestmark = pytest.mark.skipif(bool(native.why_missing()), reason=f"no C++ passes: {native.why_missing()}")
+FORMATS = (torch.contiguous_format, torch.channels_last)
+DTYPES = (torch.float32, torch.bfloat16)
+OPERATORS = torch.ops.whatwhere
+
+
+def tail(shape, dtype=torch.float32, memory_format=torch.channels_last, seed=0):
+    """Return a function that computes the end of a block by a backend: its result and all its gradients."""
+    torch.manual_seed(seed)
+    module, norm = CBAM(shape[1], reduction=4).to(dtype), nn.BatchNorm2d(shape[1])
+    x, shortcut, gradient = (torch.randn(shape).to(dtype).contiguous(memory_format=memory_format) for _ in range(3))
+
+    def run(backend="cpp"):
+        leaves = [value.detach().requires_grad_() for value in (x, shortcut)]
+        y = gated_tail(leaves[0], norm, module.what, module.where, leaves[1], backend=backend)
+        learned = [*leaves, *norm.parameters(), *module.what.parameters(), *module.where.parameters()]
+        return [y.detach(), *torch.autograd.grad(y, learned, gradient)]
+
+    return run
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3, 70, 40, 33), (1, 256, 60, 60), (5, 17, 7, 7)])
+def test_the_number_of_threads_changes_no_bit(shape, dtype, memory_format):
+    x, y, g = (torch.randn(shape).to(dtype).contiguous(memory_format=memory_format) for _ in range(3))
+    num, channels, pixels = *shape[:2], shape[2] * shape[3]
+    scale, shift, m = torch.randn(num, channels), torch.randn(num, channels), torch.rand(num, pixels)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            out, dv, dx = (torch.empty_like(x) for _ in range(3))
+            results = [*OPERATORS.pool(x), *OPERATORS.maps(x, scale, shift), OPERATORS.weighted(x, m, shift[0])]
+            OPERATORS.apply(x, scale, shift, m, None, y, True, out)
+            results += [*OPERATORS.reduce(g, y, x, scale, shift, m, shift[0], True, True, dv), out, dv]
+            rest = (m, results[3], results[1][:1].float().mul(0).add(1), results[1][:1])
+            OPERATORS.spread(dv, x, m, m, scale, shift, shift, scale[0], shift[0], *rest, dx)
+            found.append([*results, dx])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("instructions", ["avx2", "baseline"])
+def test_other_instruction_sets_are_as_exact(instructions):
+    # the environment decides at the first call, so in a process of its own
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x", "tests/ops/test_fused.py", "-k"]
+    chosen = "test_any_shape or test_any_sign or (test_with_mixing_and_factor and cbam)"
+    done = subprocess.run(
+        [*command, chosen],
+        env={**os.environ, "WHATWHERE_INSTRUCTIONS": instructions},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pools_and_maps_are_torchs(dtype, memory_format):
+    x = torch.randn(3, 37, 19, 23).mul(3).to(dtype).contiguous(memory_format=memory_format)
+    values, indices = OPERATORS.pool(x)
+    planes = x.double().flatten(2)
+    torch.testing.assert_close(values[0].double(), planes.mean(2), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(values[1].double(), planes.var(2, correction=0), rtol=1e-5, atol=0)
+    for row, found in enumerate((planes.max(2), planes.min(2))):
+        assert torch.equal(values[2 + row].double(), found.values)
+        assert torch.equal(indices[row].long(), found.indices)
+    maps, index = OPERATORS.maps(x, None, None)
+    pixels = x.double().flatten(2)
+    assert torch.equal(maps[0].double(), pixels.amax(1))
+    assert torch.equal(index.long(), pixels.max(1).indices)
+    torch.testing.assert_close(maps[1].double(), pixels.mean(1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_the_variance_of_large_equal_and_single_values(memory_format):
+    for x in (torch.full((2, 3, 50, 50), 1e4), torch.full((2, 40, 1, 1), -3.0), 1e4 + torch.randn(2, 5, 60, 60)):
+        values, _ = OPERATORS.pool(x.contiguous(memory_format=memory_format))
+        exact = x.double().flatten(2)
+        torch.testing.assert_close(values[0].double(), exact.mean(2), rtol=1e-7, atol=0)
+        torch.testing.assert_close(values[1].double(), exact.var(2, correction=0), rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_what_is_not_finite_stays_so(memory_format):
+    x = torch.randn(2, 40, 9, 9)
+    x[0, 3, 2, 1] = x[0, 3, 4, 4] = x[1, 33, 0, 0] = float("nan")
+    x[1, 2, 5, 5], x[1, 38, 5, 5] = float("inf"), float("-inf")
+    x = x.contiguous(memory_format=memory_format)
+    values, indices = OPERATORS.pool(x)
+    found = x.flatten(2).max(2)
+    torch.testing.assert_close(values[2], found.values, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(indices[0].long(), found.indices)
+    module = CBAM(40, reduction=4).eval()
+    with torch.no_grad():
+        expected = gate(x, module.what, module.where, backend="reference")
+        torch.testing.assert_close(gate(x, module.what, module.where, backend="cpp"), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tensors_that_begin_anywhere_in_memory(dtype, memory_format):
+    module, norm = SqueezeExcitation(17, reduction=4).eval().to(dtype), nn.BatchNorm2d(17).eval()
+    for start in range(1, 5):
+        memory = torch.randn(start + 2 * 17 * 5 * 3).to(dtype)[start:]
+        if memory_format == torch.channels_last:
+            x = memory.view(2, 5, 3, 17).permute(0, 3, 1, 2)
+        else:
+            x = memory.view(2, 17, 5, 3)
+        with torch.no_grad():
+            found = normed_gate(x, norm, module.what, backend="cpp")
+            assert torch.equal(found, normed_gate(x.clone(), norm, module.what, backend="cpp"))
+
+
+def test_a_thousand_steps_keep_no_memory():
+    run = tail((2, 64, 14, 14))
+    for _ in range(100):
+        run()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(1000):
+        run()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2048  # KiB; one step keeps 100
+
+
+def test_works_in_a_forked_process():
+    run = tail((2, 20, 9, 9))
+    expected = run()
+    child = os.fork()
+    if not child:
+        torch.set_num_threads(1)  # as torch's loader does: OpenMP's threads do not come along
+        same = torch.allclose(run()[0], expected[0])
+        os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_the_operators_keep_torchs_rules():
+    x = torch.randn(2, 20, 5, 7)
+    scale, shift, m, past = torch.rand(2, 20), torch.rand(2, 20), torch.rand(2, 35), torch.rand(2)
+    index = torch.randint(0, 20, (2, 35), dtype=torch.int32)
+    pixels = torch.randint(0, 35, (1, 2, 20), dtype=torch.int32)
+    checked = {
+        "pool": [(x,)],
+        "maps": [(x, scale, shift), (x, None, None)],
+        "apply": [
+            (x, scale, shift, m, None, x.clone(), True, x.clone()),
+            (x, scale, None, m, past, None, False, x.clone()),
+        ],
+        "reduce": [
+            (x, x.clone(), x.clone(), scale, shift, m, scale[0], True, True, x.clone()),
+            (x, None, x.clone(), None, None, None, None, False, False, None),
+        ],
+        "weighted": [(x, m, scale[0])],
+        "spread": [
+            (x, x.clone(), m, m, scale, scale, shift, scale[0], shift[0], m, index, scale[None], pixels, x.clone())
+        ],
+    }
+    for name, calls in checked.items():
+        for arguments in calls:
+            torch.library.opcheck(getattr(OPERATORS, name).default, arguments)
+
+
+def test_a_tensor_that_does_not_fit_is_refused_and_not_read():
+    x = torch.randn(2, 20, 5, 7)
+    wrong = {
+        "float32 or bfloat16": lambda: OPERATORS.pool(x.double()),
+        r"\(N, C, H, W\)": lambda: OPERATORS.pool(x[0]),
+        "not empty": lambda: OPERATORS.pool(x[:0]),
+        "dense, contiguous or channels_last": lambda: OPERATORS.pool(x[..., ::2]),
+        "as x": lambda: OPERATORS.apply(x, None, None, None, None, x[:1], True, x),
+        "memory format of x": lambda: OPERATORS.apply(
+            x, None, None, None, None, x.contiguous(memory_format=torch.channels_last), True, x
+        ),
+        "number of values": lambda: OPERATORS.maps(x, torch.rand(2, 19), None),
+        "in float32 or int32": lambda: OPERATORS.maps(x, torch.rand(2, 20).double(), None),
+    }
+    for reason, call in wrong.items():
+        with pytest.raises(RuntimeError, match=reason):
+            call()
+
+
+def test_auto_takes_them_unless_they_are_switched_off(monkeypatch):
+    seen, run = [], lean.run
+    monkeypatch.setattr(lean, "run", lambda *arguments: seen.append(len(arguments)) or run(*arguments))
+    module, x = CBAM(20), torch.randn(2, 20, 5, 7)
+    gate(x, module.what, module.where)
+    with native.switched_off():
+        gate(x, module.what, module.where)
+        with pytest.raises(ValueError, match="backend='cpp' cannot compute this: the C\\+\\+ passes are switched off"):
+            gate(x, module.what, module.where, backend="cpp")
+    gate(x.double(), module.double().what, module.where)
+    monkeypatch.setenv("WHATWHERE_CPP", "0")
+    assert native.passes() == "Python"
+    gate(x, module.float().what, module.where)
+    assert seen == [7, 6, 6, 6]  # the C++ passes come as a seventh argument
+
+
+def test_a_library_that_cannot_be_loaded_is_one_warning_and_the_passes_in_python(monkeypatch, tmp_path):
+    (tmp_path / "_passes.abi3.so").write_bytes(b"not a library")
+    for folder, expected in ((tmp_path, "cannot be loaded: "), (tmp_path / "none", "not in this installation")):
+        monkeypatch.setattr(native, "_FOLDER", folder)
+        native._why_not_loaded.cache_clear()
+        if folder == tmp_path:
+            with pytest.warns(UserWarning, match="the passes in Python are used, which are slower") as caught:
+                reasons = [native.why_missing() for _ in range(3)]
+            assert len(caught) == 1
+        else:
+            reasons = [native.why_missing()]
+        assert all(expected in reason for reason in reasons)
+        assert native.passes() == "Python"
+    native._why_not_loaded.cache_clear()
