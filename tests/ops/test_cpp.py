@@ -1,5 +1,6 @@
 """The C++ passes: what the comparison of all backends with float64 (test_fused.py) does not show."""
 
+import copy
 import os
 import resource
 import subprocess
@@ -9,8 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from whatwhere import CBAM, SqueezeExcitation
-from whatwhere.ops import gate, gated_tail, lean, native, normed_gate
+from numerics import assert_as_exact_as
+from whatwhere import CBAM, ChannelAttention, SpatialAttention, SqueezeExcitation
+from whatwhere.attention.cbam import SharedMLP
+from whatwhere.attention.squeeze_excitation import Excitation
+from whatwhere.ops import cpp, gate, gated_tail, lean, native, normed_gate
+from whatwhere.ops.forms import form_of
 
 pytestmark = pytest.mark.skipif(bool(native.why_missing()), reason=f"no C++ passes: {native.why_missing()}")
 FORMATS = (torch.contiguous_format, torch.channels_last)
@@ -130,6 +135,98 @@ def test_tensors_that_begin_anywhere_in_memory(dtype, memory_format):
             assert torch.equal(found, normed_gate(x.clone(), norm, module.what, backend="cpp"))
 
 
+KINDS = {
+    "cbam": lambda c: CBAM(c, reduction=4),
+    "timm": lambda c: CBAM(c, reduction=4, form="timm"),
+    "ultralytics": lambda c: CBAM(c, form="ultralytics"),
+    "wide kernel, one map": lambda c: CBAM(c, reduction=4, kernel_size=11, maps=("mean",), norm=None),
+    "one pool": lambda c: CBAM(c, reduction=4, pools=("max",), mlp_bias=False, zero_init_norm=True),
+    "se": lambda c: SqueezeExcitation(c, reduction=4),
+    "channel": lambda c: ChannelAttention(c, reduction=4),
+    "spatial": lambda c: SpatialAttention(c, kernel_size=3),
+}
+
+
+def trained(module):
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, 0.3, 0.5)
+    for buffer in module.buffers():
+        if buffer.is_floating_point():
+            nn.init.uniform_(buffer, 0.5, 1.5)
+    return module.eval()
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("mix", [None, 0.0, 0.7, 1.0])
+@pytest.mark.parametrize("form", ["gate", "norm", "norm+shortcut", "shortcut"])
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_one_operator_for_inference_is_as_exact_as_eager(kind, form, mix, memory_format, monkeypatch):
+    torch.manual_seed(7)
+    shape = (2, 37, 9, 20)
+    module, norm = trained(KINDS[kind](shape[1])), trained(nn.BatchNorm2d(shape[1]))
+    x, shortcut = (torch.randn(shape).contiguous(memory_format=memory_format) for _ in range(2))
+    monkeypatch.setattr(cpp._Forward, "_run_passes", lambda self: pytest.fail("by several operators"))
+
+    def run(backend, dtype):
+        options = {"mix": None if mix is None else torch.tensor(mix, dtype=dtype), "backend": backend}
+        options |= {"norm": copy.deepcopy(norm).to(dtype)} if "norm" in form else {}
+        options |= {"shortcut": shortcut.to(dtype)} if "shortcut" in form else {}
+        copied = copy.deepcopy(module).to(dtype)
+        with torch.no_grad():
+            return {"y": gate(x.to(dtype), copied.what, copied.where, **options)}
+
+    for dtype in DTYPES:
+        eager, truth = run("reference", dtype), run("reference", torch.float64)
+        assert_as_exact_as(run("cpp", dtype), eager, truth, torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_inference_is_the_same_for_any_batch_and_number_of_threads(dtype, memory_format):
+    module, norm = trained(CBAM(96, reduction=4).to(dtype)), trained(nn.BatchNorm2d(96))
+    x, shortcut = (torch.randn(5, 96, 40, 41).to(dtype).contiguous(memory_format=memory_format) for _ in range(2))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 7):  # more than images, too
+            torch.set_num_threads(threads)
+            with torch.no_grad():
+                whole = gated_tail(x, norm, module.what, module.where, shortcut, backend="cpp")
+                parts = [
+                    gated_tail(one, norm, module.what, module.where, other, backend="cpp", overwrite=True)
+                    for one, other in zip(x.clone().split(1), shortcut.split(1), strict=True)
+                ]
+            found += [whole, torch.cat(parts)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_a_function_that_is_not_what_it_seems_runs_itself():
+    class Halved(SharedMLP):
+        def forward(self, *pooled):
+            return super().forward(*pooled) / 2
+
+    class Odd(Excitation):
+        def mlp(self, z):
+            return -super().mlp(z)
+
+    x = torch.randn(2, 20, 6, 6)
+    where = CBAM(20).eval().where
+    dilated, trained_norm, lone = (CBAM(20).eval().where for _ in range(3))
+    dilated.conv.dilation, dilated.conv.padding = (2, 2), (6, 6)
+    trained_norm.norm.train()
+    lone.conv = nn.Sequential(lone.conv)
+    whats = [Halved(20, 5, ("avg", "max")), Odd(20, 5)]
+    spectral = SharedMLP(20, 5)
+    nn.utils.parametrizations.spectral_norm(spectral.fc1)
+    for what, spatial in ((whats[0], where), (whats[1], None), (spectral, None), *((None, o) for o in (dilated, lone))):
+        with torch.no_grad():
+            expected = gate(x, what, spatial, backend="reference")
+            torch.testing.assert_close(gate(x, what, spatial, backend="cpp"), expected)
+    assert form_of(trained_norm) is None
+    assert form_of(where) is not None
+
+
 def test_a_thousand_steps_keep_no_memory():
     run = tail((2, 64, 14, 14))
     for _ in range(100):
@@ -156,6 +253,7 @@ def test_the_operators_keep_torchs_rules():
     scale, shift, m, past = torch.rand(2, 20), torch.rand(2, 20), torch.rand(2, 35), torch.rand(2)
     index = torch.randint(0, 20, (2, 35), dtype=torch.int32)
     pixels = torch.randint(0, 35, (1, 2, 20), dtype=torch.int32)
+    shifted, what = (scale[0], shift[0]), (torch.rand(5, 20), None, torch.rand(20, 5), None)
     checked = {
         "pool": [(x,)],
         "maps": [(x, scale, shift), (x, None, None)],
@@ -168,6 +266,9 @@ def test_the_operators_keep_torchs_rules():
             (x, None, x.clone(), None, None, None, None, False, False, None),
         ],
         "weighted": [(x, m, scale[0])],
+        "infer": [
+            (x, *shifted, *what, True, True, torch.rand(1, 2, 3, 3), 0, 1, 1.0, 0.5, 0.0, 1.0, x, True, x.clone())
+        ],
         "spread": [
             (x, x.clone(), m, m, scale, scale, shift, scale[0], shift[0], m, index, scale[None], pixels, x.clone())
         ],

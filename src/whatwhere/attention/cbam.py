@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..base.errors import UserError, check_integer
 from ..base.words import brief
 from ..ops import Arrangement
+from ..ops.forms import Convolution, Layers, convolution, layers
 from ..ops.reference import MAPS, POOLS
 from .gate import Device, Dtype, Gate, Start, channels_into, check_choice, check_names, check_odd, hidden_width
 from .squeeze_excitation import Excitation
@@ -52,6 +53,8 @@ class SharedMLP(Excitation):
         # number of images
         return torch.sigmoid(functools.reduce(torch.add, map(self.mlp, pooled)))
 
+    form = Excitation.form
+
 
 class SharedLinear(nn.Module):
     """Channel gate sigmoid(W avg + b), as in Ultralytics: one full layer where `SharedMLP` has two narrow ones.
@@ -74,6 +77,9 @@ class SharedLinear(nn.Module):
 
     def forward(self, *pooled: Tensor) -> Tensor:
         return torch.sigmoid(functools.reduce(torch.add, map(self.fc, pooled)))
+
+    def form(self) -> Layers | None:
+        return layers(self.fc)
 
     def extra_repr(self) -> str:
         return f"pools={self.pools}"
@@ -113,6 +119,9 @@ class SpatialConv(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         return torch.sigmoid(self.norm(self.conv(maps)))
+
+    def form(self) -> Convolution | None:
+        return convolution(self.conv, self.norm)
 
     def extra_repr(self) -> str:
         return f"maps={self.maps}"

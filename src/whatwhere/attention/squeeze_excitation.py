@@ -5,6 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ..ops.forms import Layers, layers
 from ..ops.reference import POOLS
 from .gate import Device, Dtype, Gate, Start, channels_into, check_choice, check_names, hidden_width
 
@@ -37,6 +38,9 @@ class Excitation(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.sigmoid(self.mlp(z))
+
+    def form(self) -> Layers | None:
+        return layers(self.fc1, self.fc2) if type(self).mlp is Excitation.mlp else None
 
     def mlp(self, z: Tensor) -> Tensor:
         """Return W2 relu(W1 z + b1) + b2."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from . import lean, native
 from .batch_norm import normed, normed_by_torch, takes_batch_statistics
 from .call import Call, ChannelGate, SpatialGate
+from .forms import form_of
 from .layout import clamped_to
 from .lean_backward import Inputs, Saved, Work, sums_of_dz, through_small
 
@@ -46,28 +47,61 @@ class _Forward(lean.Forward):
 
     def run(self) -> Tensor:
         with lean.without_autocast("cpu"):
-            norm, what = self.call.batch_norm, self.call.what
-            if norm is not None and self.mix is not None:
-                # at a = 0 the result is then, bit for bit, that of the block without attention
-                y, self.mean, self.invstd = normed_by_torch(norm, self.view, self.x)
-                source = y
-            else:
-                source, y = self.x, self.x if self.overwrite else torch.empty_like(self.x)
-            is_normed = norm is not None and self.mix is None
-            pooled: tuple[Tensor, Tensor] | None = None
-            if what is not None or (is_normed and takes_batch_statistics(norm)):
-                pooled = torch.ops.whatwhere.pool(source)
-            if norm is not None and is_normed:
-                planes = None if pooled is None else (pooled[0][0], pooled[0][1])
-                self.normed = normed(norm, self.view, self.x, self.x, planes)
-                self.mean, self.invstd = self.normed.mean, self.normed.invstd
-            if what is not None and pooled is not None:
-                self._pool_natively(what, *pooled)
-            scale, shift = self._affine()
-            m = None
-            if self.call.where is not None:
-                m = self._map_natively(self.call.where, source, scale, shift)
-            self._apply_natively(source, scale, shift, m, y)
+            y = None if self.graph else self._infer()
+            return self._run_passes() if y is None else y
+
+    def _infer(self) -> Tensor | None:
+        """Return y by one operator, image by image; None where it does not know a function, or a norm is trained."""
+        call, norm, x = self.call, self.call.batch_norm, self.x
+        what, where = form_of(call.what), form_of(call.where)
+        pools: tuple[str, ...] = () if call.what is None else call.what.pools
+        maps: tuple[str, ...] = () if call.where is None else call.where.maps
+        is_known = (what is None) == (call.what is None) and (where is None) == (call.where is None)
+        if not is_known or not {"avg", "max"}.issuperset(pools) or self.factor is not None:
+            return None
+        if takes_batch_statistics(norm) or (what is not None and what.w1.shape[1] != x.shape[1]):
+            return None
+        scale = shift = None
+        if norm is not None and self.mix is not None:
+            x, _, _ = normed_by_torch(norm, self.view, x)
+            y = x
+        else:
+            y = x if self.overwrite else torch.empty_like(x)
+            if norm is not None:
+                found = normed(norm, self.view, x, x)
+                scale, shift = found.scale, found.shift
+        layers = (None,) * 4 if what is None else (None if part is None else part.float() for part in what)
+        kernel, slope, offset = (None, 1.0, 0.0) if where is None else where
+        kernel = None if kernel is None else kernel.float().contiguous()
+        places = (maps.index(name) if name in maps else -1 for name in ("max", "mean"))
+        mix = 1.0 if self.mix is None else float(self.mix)
+        gates = (*layers, "avg" in pools, "max" in pools, kernel, *places, slope, offset, 1 - mix, mix)
+        torch.ops.whatwhere.infer(x, scale, shift, *gates, self.shortcut, call.relu, y)
+        return y
+
+    def _run_passes(self) -> Tensor:
+        norm, what = self.call.batch_norm, self.call.what
+        if norm is not None and self.mix is not None:
+            # at a = 0 the result is then, bit for bit, that of the block without attention
+            y, self.mean, self.invstd = normed_by_torch(norm, self.view, self.x)
+            source = y
+        else:
+            source, y = self.x, self.x if self.overwrite else torch.empty_like(self.x)
+        is_normed = norm is not None and self.mix is None
+        pooled: tuple[Tensor, Tensor] | None = None
+        if what is not None or (is_normed and takes_batch_statistics(norm)):
+            pooled = torch.ops.whatwhere.pool(source)
+        if norm is not None and is_normed:
+            planes = None if pooled is None else (pooled[0][0], pooled[0][1])
+            self.normed = normed(norm, self.view, self.x, self.x, planes)
+            self.mean, self.invstd = self.normed.mean, self.normed.invstd
+        if what is not None and pooled is not None:
+            self._pool_natively(what, *pooled)
+        scale, shift = self._affine()
+        m = None
+        if self.call.where is not None:
+            m = self._map_natively(self.call.where, source, scale, shift)
+        self._apply_natively(source, scale, shift, m, y)
         return y
 
     def _pool_natively(self, what: ChannelGate, values: Tensor, indices: Tensor) -> None:

@@ -41,7 +41,7 @@ def _why_not_loaded() -> str:
 
 
 def _describe() -> None:
-    """Tell torch's compilers the shapes of the results; `apply` and `spread` have none."""
+    """Tell torch's compilers the shapes of the results; the others have none."""
 
     def pooled(x: Tensor) -> tuple[Tensor, Tensor]:
         return _new(x, 4, *x.shape[:2]), _new(x, 2, *x.shape[:2], dtype=torch.int32)
@@ -70,7 +70,7 @@ def _describe() -> None:
 
     for name, shapes in (("pool", pooled), ("maps", mapped), ("reduce", reduced), ("weighted", weighted)):
         torch.library.register_fake(f"whatwhere::{name}", shapes)
-    for name in ("apply", "spread"):
+    for name in ("apply", "infer", "spread"):
         torch.library.register_fake(f"whatwhere::{name}", lambda *_: None)
 
 

@@ -84,6 +84,11 @@ struct BFloat16 {
 struct InstructionSet {
   const char* name;
   int64_t bits;  // of a vector
+  float (*dot)(const float* a, const float* b, int64_t size);
+  // Add to `out` (height x width) the convolution of a padded map with a square kernel of an odd size. Rows of `padded`
+  // are `stride` apart; behind the last value a vector may be read.
+  void (*convolve)(const float* padded, int64_t stride, const float* kernel, int64_t size, int64_t height,
+                   int64_t width, float* out);
   Kernels<float> float32;
   Kernels<BFloat16> bfloat16;
 };

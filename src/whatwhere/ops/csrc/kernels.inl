@@ -392,6 +392,31 @@ void spread_plane(const Spread<T>& of, int64_t channel, int64_t p) {
   });
 }
 
+float dot(const float* a, const float* b, int64_t size) {
+  Floats totals{};
+  float rest = 0;
+  vectors(size, [&](int64_t i, auto kind) {
+    using F = typename decltype(kind)::F;
+    F value = load<F>(a + i) * load<F>(b + i);
+    if constexpr (sizeof(F) == 4) rest += value;
+    else totals += value;
+  });
+  return rest + reduce_sum(totals);
+}
+
+void convolve(const float* padded, int64_t stride, const float* kernel, int64_t size, int64_t height, int64_t width,
+              float* out) {
+  for (int64_t y = 0; y < height; y++, out += width)
+    for (int64_t x = 0; x < width; x += WIDTH) {
+      Floats total{};
+      for (int64_t dy = 0; dy < size; dy++)
+        for (int64_t dx = 0; dx < size; dx++)
+          total += load<Floats>(padded + (y + dy) * stride + x + dx) * kernel[dy * size + dx];
+      const int64_t count = width - x < WIDTH ? width - x : WIDTH;
+      for (int64_t i = 0; i < count; i++) out[x + i] += total[i];
+    }
+}
+
 template <class T>
 constexpr Kernels<T> kernels() {
   return {pool_rows<T>,     pool_plane<T>,    map_rows<T>,       map_planes<T>,  apply_rows<T>,  apply_plane<T>,
@@ -400,6 +425,6 @@ constexpr Kernels<T> kernels() {
 
 }  // namespace
 
-const InstructionSet NAME = {TEXT_OF(NAME), 32 * WIDTH, kernels<float>(), kernels<BFloat16>()};
+const InstructionSet NAME = {TEXT_OF(NAME), 32 * WIDTH, dot, convolve, kernels<float>(), kernels<BFloat16>()};
 
 }  // namespace whatwhere

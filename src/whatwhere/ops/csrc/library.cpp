@@ -91,7 +91,7 @@ const Tensor* large(const std::optional<Tensor>& of) {
 
 // x (N, C, H, W), dense in one of the two memory formats
 struct Shape {
-  int64_t n, c, p;
+  int64_t n, c, p, height;
   bool channels_last, is_float;
   int64_t rows;   // of a tile: of pixels in channels_last, else all
   int64_t tiles;  // of an image: by rows in channels_last, else by channel
@@ -102,7 +102,7 @@ struct Shape {
     STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, "x must be float32 or bfloat16");
     STD_TORCH_CHECK(x.dim() == 4 && x.numel() > 0, "x must be (N, C, H, W) and not empty");
     is_float = type == ScalarType::Float;
-    n = x.size(0), c = x.size(1), p = x.size(2) * x.size(3);
+    n = x.size(0), c = x.size(1), p = x.size(2) * x.size(3), height = x.size(2);
     channels_last = !is_dense(x, false);
     STD_TORCH_CHECK(!channels_last || is_dense(x, true), "x must be dense, contiguous or channels_last");
     for (const Tensor* other : others) {
@@ -154,62 +154,79 @@ Tensor room(const Tensor& x, std::vector<int64_t> sizes, ScalarType type) {
   return torch::stable::new_empty(x, sizes, type);
 }
 
+// The pools of the parts of images: of the tiles in channels_last, else of the whole planes.
+struct Parts {
+  int64_t per_image;
+  Pools pools;
+
+  explicit Parts(const Shape& shape) : per_image(shape.channels_last ? shape.tiles : 1) {
+    const int64_t size = shape.n * per_image * shape.c;
+    float* memory = scratch(7 * size);
+    int32_t* at = reinterpret_cast<int32_t*>(memory + 5 * size);
+    pools = {memory, memory + size, memory + 2 * size, memory + 3 * size, memory + 4 * size, at, at + size};
+  }
+};
+
+template <class T>
+void pool_tile(const T* x, const Shape& shape, int64_t tile, const Parts& parts) {
+  const Kernels<T>& run = kernels<T>();
+  const int64_t c = shape.c, p = shape.p;
+  if (!shape.channels_last) return run.pool_plane(x + tile * p, p, parts.pools.from(tile));
+  const int64_t image = tile / shape.tiles, row = tile % shape.tiles * shape.rows;
+  run.pool_rows(x + (image * p + row) * c, std::min(shape.rows, p - row), c, row, parts.pools.from(tile * c));
+}
+
+struct Pooled {
+  float mean, variance, max, min;
+  int32_t max_at, min_at;
+};
+
+// One channel of one image, from its parts in their order.
+template <class T>
+Pooled together(const T* x, const Shape& shape, const Parts& parts, int64_t image, int64_t channel) {
+  const int64_t c = shape.c, p = shape.p, first = image * parts.per_image * c + channel;
+  const Pools& pools = parts.pools;
+  double mean = 0, square = 0, count = 0;
+  Pooled of{0, 0, pools.max[first], pools.min[first], pools.max_at[first], pools.min_at[first]};
+  for (int64_t part = 0; part < parts.per_image; part++) {
+    const int64_t i = first + part * c;
+    const double rows = double(std::min(shape.rows, p - part * shape.rows));
+    const double sum = pools.sum[i], mean_of = pools.shift[i] + sum / rows;
+    const double between = mean_of - mean, all = count + rows;
+    // the pairwise update of Chan, Golub and LeVeque
+    square += pools.square[i] - sum * sum / rows + between * between * count * rows / all;
+    mean += between * rows / all, count = all;
+    if (pools.max[i] > of.max) of.max = pools.max[i], of.max_at = pools.max_at[i];
+    if (pools.min[i] < of.min) of.min = pools.min[i], of.min_at = pools.min_at[i];
+  }
+  of.mean = float(mean), of.variance = float(std::isnan(square) ? square : std::max(square, 0.0) / double(p));
+  if (std::isnan(mean)) {
+    // comparisons pass over a NaN; the first one is the maximum and the minimum
+    const T* plane = x + (shape.channels_last ? image * p * c + channel : (image * c + channel) * p);
+    for (int64_t pixel = 0; pixel < p; pixel++) {
+      const float value = widened(plane[shape.channels_last ? pixel * c : pixel]);
+      if (!std::isnan(value)) continue;
+      of.max = of.min = value, of.max_at = of.min_at = int32_t(pixel);
+      break;
+    }
+  }
+  return of;
+}
+
 template <class T>
 void pool(const Tensor& x, const Shape& shape, float* values, int32_t* indices) {
   const T* from = static_cast<const T*>(x.const_data_ptr());
-  const Kernels<T>& run = kernels<T>();
-  const int64_t n = shape.n, c = shape.c, p = shape.p, all = n * c;
-  const int64_t parts = shape.channels_last ? n * shape.tiles : n;
-  const int64_t size = parts * c;
-  float* memory = scratch(7 * size);
-  int32_t* at = reinterpret_cast<int32_t*>(memory + 5 * size);
-  const Pools pools{memory, memory + size, memory + 2 * size, memory + 3 * size, memory + 4 * size, at, at + size};
-  torch::stable::parallel_for(0, n * shape.tiles, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; tile++) {
-      if (!shape.channels_last) {
-        run.pool_plane(from + tile * p, p, pools.from(tile));
-        continue;
-      }
-      const int64_t image = tile / shape.tiles, row = tile % shape.tiles * shape.rows;
-      run.pool_rows(from + (image * p + row) * c, std::min(shape.rows, p - row), c, row, pools.from(tile * c));
-    }
+  const int64_t c = shape.c, all = shape.n * c;
+  const Parts parts(shape);
+  torch::stable::parallel_for(0, shape.n * shape.tiles, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; tile++) pool_tile(from, shape, tile, parts);
   });
-  const int64_t per_image = parts / n;
-  torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t image = begin; image < end; image++)
-      for (int64_t channel = 0; channel < c; channel++) {
-        double mean = 0, square = 0, count = 0;
-        int64_t first = image * per_image * c + channel;
-        float max = pools.max[first], min = pools.min[first];
-        int32_t max_at = pools.max_at[first], min_at = pools.min_at[first];
-        for (int64_t part = 0; part < per_image; part++) {
-          const int64_t i = first + part * c;
-          const double rows = double(std::min(shape.rows, p - part * shape.rows));
-          const double sum = pools.sum[i], mean_of = pools.shift[i] + sum / rows;
-          const double between = mean_of - mean, together = count + rows;
-          // the pairwise update of Chan, Golub and LeVeque
-          square += pools.square[i] - sum * sum / rows + between * between * count * rows / together;
-          mean += between * rows / together, count = together;
-          if (pools.max[i] > max) max = pools.max[i], max_at = pools.max_at[i];
-          if (pools.min[i] < min) min = pools.min[i], min_at = pools.min_at[i];
-        }
-        if (std::isnan(mean)) {
-          // comparisons pass over a NaN; the first one is the maximum and the minimum
-          const T* plane = from + (shape.channels_last ? image * p * c + channel : (image * c + channel) * p);
-          for (int64_t pixel = 0; pixel < p; pixel++) {
-            const float value = widened(plane[shape.channels_last ? pixel * c : pixel]);
-            if (std::isnan(value)) {
-              max = min = value, max_at = min_at = int32_t(pixel);
-              break;
-            }
-          }
-        }
-        const int64_t i = image * c + channel;
-        values[i] = float(mean), values[all + i] = float(std::max(square, 0.0) / double(p));
-        if (std::isnan(square)) values[all + i] = float(square);
-        values[2 * all + i] = max, values[3 * all + i] = min;
-        indices[i] = max_at, indices[all + i] = min_at;
-      }
+  torch::stable::parallel_for(0, shape.n, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * c; i < end * c; i++) {
+      const Pooled of = together(from, shape, parts, i / c, i % c);
+      values[i] = of.mean, values[all + i] = of.variance, values[2 * all + i] = of.max, values[3 * all + i] = of.min;
+      indices[i] = of.max_at, indices[all + i] = of.min_at;
+    }
   });
 }
 
@@ -223,23 +240,41 @@ std::tuple<Tensor, Tensor> pool_op(const Tensor& x) {
   return {values, indices};
 }
 
+// Pixels of an image that are mapped together, in every memory format.
+int64_t rows_of_maps(const Shape& shape) {
+  return shape.channels_last ? shape.rows : kPixelsOfMaps;
+}
+
+template <class T>
+void map_tile(const T* x, const Shape& shape, int64_t image, int64_t row, Affine of, float* max, int32_t* max_at,
+              float* mean) {
+  const int64_t c = shape.c, p = shape.p, count = std::min(rows_of_maps(shape), p - row);
+  if (shape.channels_last)
+    kernels<T>().map_rows(x + (image * p + row) * c, count, c, of, max, max_at, mean);
+  else
+    kernels<T>().map_planes(x + image * c * p + row, c, p, count, of, max, max_at, mean);
+  for (int64_t i = 0; i < count; i++) {
+    mean[i] /= float(c);
+    if (!std::isnan(mean[i])) continue;
+    // as in the pools
+    for (int64_t channel = 0; channel < c; channel++) {
+      const int64_t at = shape.channels_last ? (image * p + row + i) * c + channel : (image * c + channel) * p + row + i;
+      const float value = widened(x[at]) * (of.scale ? of.scale[channel] : 1) + (of.shift ? of.shift[channel] : 0);
+      if (!std::isnan(value)) continue;
+      max[i] = value, max_at[i] = int32_t(channel);
+      break;
+    }
+  }
+}
+
 template <class T>
 void maps(const Tensor& x, const Shape& shape, const Affines& affines, float* values, int32_t* indices) {
   const T* from = static_cast<const T*>(x.const_data_ptr());
-  const Kernels<T>& run = kernels<T>();
-  const int64_t c = shape.c, p = shape.p, all = shape.n * p;
-  const int64_t rows = shape.channels_last ? shape.rows : kPixelsOfMaps;
-  const int64_t tiles = (p + rows - 1) / rows;
+  const int64_t p = shape.p, all = shape.n * p, rows = rows_of_maps(shape), tiles = (p + rows - 1) / rows;
   torch::stable::parallel_for(0, shape.n * tiles, 1, [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; tile++) {
-      const int64_t image = tile / tiles, row = tile % tiles * rows, count = std::min(rows, p - row);
-      const int64_t to = image * p + row;
-      const Affine of = affines.of(image);
-      if (shape.channels_last)
-        run.map_rows(from + to * c, count, c, of, values + to, indices + to, values + all + to);
-      else
-        run.map_planes(from + image * c * p + row, c, p, count, of, values + to, indices + to, values + all + to);
-      for (int64_t i = to; i < to + count; i++) values[all + i] /= float(c);
+      const int64_t image = tile / tiles, row = tile % tiles * rows, to = image * p + row;
+      map_tile(from, shape, image, row, affines.of(image), values + to, indices + to, values + all + to);
     }
   });
 }
@@ -256,26 +291,36 @@ std::tuple<Tensor, Tensor> maps_op(const Tensor& x, std::optional<Tensor> scale,
 }
 
 template <class T>
-void apply(const Tensor& x, const Shape& shape, const Affines& affines, const float* m, const float* past, const std::optional<Tensor>& r, bool relu, const Tensor& y) {
-  const T* from = static_cast<const T*>(x.const_data_ptr());
-  const T* added = r ? static_cast<const T*>(r->const_data_ptr()) : nullptr;
-  T* to = static_cast<T*>(y.mutable_data_ptr());
-  const Kernels<T>& run = kernels<T>();
-  const int64_t c = shape.c, p = shape.p;
+struct Apply {
+  const T *x, *r;
+  T* y;
+  bool relu;
+};
+
+template <class T>
+void apply_tile(const Apply<T>& to, const Shape& shape, int64_t tile, Affine of, const float* m, float past) {
+  const int64_t c = shape.c, p = shape.p, image = tile / shape.tiles, part = tile % shape.tiles;
+  const int64_t row = shape.channels_last ? part * shape.rows : 0;
+  const int64_t i = shape.channels_last ? (image * p + row) * c : tile * p;
+  const T* r = to.r ? to.r + i : nullptr;
+  if (shape.channels_last)
+    kernels<T>().apply_rows(to.x + i, r, to.y + i, std::min(shape.rows, p - row), c, of, m ? m + row : nullptr, past,
+                            to.relu);
+  else
+    kernels<T>().apply_plane(to.x + i, r, to.y + i, p, of.scale ? of.scale[part] : 1, of.shift ? of.shift[part] : 0, m,
+                             past, to.relu);
+}
+
+template <class T>
+void apply(const Tensor& x, const Shape& shape, const Affines& affines, const float* m, const float* past,
+           const std::optional<Tensor>& r, bool relu, const Tensor& y) {
+  const Apply<T> to{static_cast<const T*>(x.const_data_ptr()),
+                    r ? static_cast<const T*>(r->const_data_ptr()) : nullptr, static_cast<T*>(y.mutable_data_ptr()),
+                    relu};
   torch::stable::parallel_for(0, shape.n * shape.tiles, 1, [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; tile++) {
-      const int64_t image = tile / shape.tiles, part = tile % shape.tiles;
-      const Affine of = affines.of(image);
-      const float direct = past ? past[image] : 0;
-      if (shape.channels_last) {
-        const int64_t row = image * p + part * shape.rows, i = row * c;
-        run.apply_rows(from + i, added ? added + i : nullptr, to + i, std::min(shape.rows, p - part * shape.rows), c, of,
-                       m ? m + row : nullptr, direct, relu);
-      } else {
-        const int64_t i = tile * p;
-        run.apply_plane(from + i, added ? added + i : nullptr, to + i, p, of.scale ? of.scale[part] : 1,
-                        of.shift ? of.shift[part] : 0, m ? m + image * p : nullptr, direct, relu);
-      }
+      const int64_t image = tile / shape.tiles;
+      apply_tile(to, shape, tile, affines.of(image), m ? m + image * shape.p : nullptr, past ? past[image] : 0);
     }
   });
 }
@@ -291,7 +336,7 @@ void apply_op(const Tensor& x, std::optional<Tensor> scale, std::optional<Tensor
 }
 
 // Sum partial sums, (images x parts, count x C), over the parts, in their order: (count, N, C).
-void together(const float* partial, int64_t n, int64_t parts, int64_t count, int64_t c, float* sums) {
+void add_up(const float* partial, int64_t n, int64_t parts, int64_t count, int64_t c, float* sums) {
   for (int64_t image = 0; image < n; image++)
     for (int64_t k = 0; k < count; k++) {
       float* to = sums + (k * n + image) * c;
@@ -331,7 +376,7 @@ void reduce(const Shape& shape, const Tensor& g, const std::optional<Tensor>& y,
         run.reduce_planes(of, c, p, size);
     }
   });
-  together(partial, shape.n, tiles, count, c, sums);
+  add_up(partial, shape.n, tiles, count, c, sums);
 }
 
 // With dv = g, or g where y > 0: the sum over C of dv * (x * scale + shift), (N, H * W), where m is given; and
@@ -376,7 +421,7 @@ void weighted(const Shape& shape, const Tensor& x, const float* weight, const fl
       run.weighted_rows(from + pixel * c, std::min(shape.rows, p - row), c, weight + pixel, mean, partial + tile * c);
     }
   });
-  together(partial, shape.n, shape.tiles, 1, c, sums);
+  add_up(partial, shape.n, shape.tiles, 1, c, sums);
 }
 
 // The sums over H x W of weight * (x - mean), (N, C) float32; weight (N, H * W), mean (C,).
@@ -443,6 +488,142 @@ void spread_op(const Tensor& dv, const Tensor& x, std::optional<Tensor> m, std::
       pools, dx);
 }
 
+// The small functions of one call for inference.
+struct Gates {
+  // what: sigmoid of W2 relu(W1 pool + b1) + b2, summed over the pools; without W2 of W1 pool + b1
+  const float *w1, *b1, *w2, *b2;
+  int64_t hidden;
+  bool average, maximum;
+  // where: sigmoid of slope * convolution + offset, of the maps in this order; one is -1 that is not there
+  const float* kernel;
+  int64_t size, max_map, mean_map;
+  float slope, offset;
+};
+
+float sigmoid(float value) {
+  return 1 / (1 + std::exp(-value));
+}
+
+// The channel gate of one image, from its pools.
+void run_what(const Gates& gates, int64_t c, const float* average, const float* maximum, float* s) {
+  const auto dot = best().dot;
+  const int64_t hidden = gates.w2 ? gates.hidden : c;
+  std::vector<float> sums(hidden, 0.0f);
+  int64_t pools = 0;
+  for (const float* pool : {gates.average ? average : nullptr, gates.maximum ? maximum : nullptr}) {
+    if (!pool) continue;
+    pools++;
+    for (int64_t i = 0; i < hidden; i++) {
+      const float value = dot(gates.w1 + i * c, pool, c) + (gates.b1 ? gates.b1[i] : 0);
+      // a NaN stays one
+      sums[i] += gates.w2 && value < 0 ? 0 : value;
+    }
+  }
+  for (int64_t i = 0; i < c; i++) {
+    float logit = sums[gates.w2 ? 0 : i];
+    if (gates.w2) logit = dot(gates.w2 + i * hidden, sums.data(), hidden) + (gates.b2 ? float(pools) * gates.b2[i] : 0);
+    s[i] = sigmoid(logit);
+  }
+}
+
+// The spatial gate of one image, from its maps.
+void run_where(const Gates& gates, int64_t height, int64_t width, const float* max, const float* mean, float* m) {
+  const int64_t size = gates.size, pad = size / 2, p = height * width, stride = width + 2 * pad + 16;
+  std::vector<float> padded((height + 2 * pad) * stride + 16);
+  std::fill(m, m + p, 0.0f);
+  for (int64_t map : {gates.max_map, gates.mean_map}) {
+    if (map < 0) continue;
+    const float* from = map == gates.max_map ? max : mean;
+    std::fill(padded.begin(), padded.end(), 0.0f);
+    for (int64_t y = 0; y < height; y++) std::copy_n(from + y * width, width, padded.data() + (y + pad) * stride + pad);
+    best().convolve(padded.data(), stride, gates.kernel + map * size * size, size, height, width, m);
+  }
+  for (int64_t i = 0; i < p; i++) m[i] = sigmoid(m[i] * gates.slope + gates.offset);
+}
+
+template <class T>
+void infer(const Tensor& x, const Shape& shape, const Gates& gates, const float* scale, const float* shift, float past,
+           float through, const std::optional<Tensor>& r, bool relu, const Tensor& y) {
+  const Apply<T> to{static_cast<const T*>(x.const_data_ptr()),
+                    r ? static_cast<const T*>(r->const_data_ptr()) : nullptr, static_cast<T*>(y.mutable_data_ptr()),
+                    relu};
+  const int64_t n = shape.n, c = shape.c, p = shape.p, rows = rows_of_maps(shape);
+  const Parts parts(shape);
+  std::vector<float> values(n * (4 * c + 3 * p));
+  std::vector<int32_t> unused(n * p);
+  auto what = [&](int64_t image) {
+    float *average = values.data() + image * (4 * c + 3 * p), *maximum = average + c, *a = average + 2 * c, *b = a + c;
+    for (int64_t i = 0; i < c; i++) a[i] = scale ? scale[i] : 1, b[i] = shift ? shift[i] : 0;
+    if (!gates.w1) return;
+    for (int64_t i = 0; i < c; i++) {
+      const Pooled of = together(to.x, shape, parts, image, i);
+      average[i] = of.mean * a[i] + b[i];
+      // where the scale is below 0 the maximum of z is the minimum of x
+      maximum[i] = (a[i] < 0 ? of.min : of.max) * a[i] + b[i];
+    }
+    std::vector<float> s(c);
+    run_what(gates, c, average, maximum, s.data());
+    for (int64_t i = 0; i < c; i++) a[i] *= s[i], b[i] *= s[i];
+  };
+  auto where = [&](int64_t image, int64_t row) {
+    float *a = values.data() + image * (4 * c + 3 * p) + 2 * c, *max = a + 2 * c + row, *mean = max + p;
+    map_tile(to.x, shape, image, row, {a, a + c}, max, unused.data() + image * p + row, mean);
+  };
+  auto finish = [&](int64_t image) {
+    float *a = values.data() + image * (4 * c + 3 * p) + 2 * c, *max = a + 2 * c, *m = max + 2 * p;
+    if (gates.kernel) run_where(gates, shape.height, p / shape.height, max, max + p, m);
+    for (int64_t i = 0; i < 2 * c; i++) a[i] *= through;
+  };
+  auto apply = [&](int64_t tile) {
+    const int64_t image = tile / shape.tiles;
+    float *a = values.data() + image * (4 * c + 3 * p) + 2 * c, *m = a + 2 * c + 2 * p;
+    apply_tile(to, shape, tile, {a, a + c}, gates.kernel ? m : nullptr, past);
+  };
+  if (n >= int64_t(torch::stable::get_num_threads())) {
+    // an image at a time, which stays in the cache of its core
+    torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t image = begin; image < end; image++) {
+        const int64_t first = image * shape.tiles;
+        for (int64_t tile = 0; gates.w1 && tile < shape.tiles; tile++) pool_tile(to.x, shape, first + tile, parts);
+        what(image);
+        for (int64_t row = 0; gates.kernel && row < p; row += rows) where(image, row);
+        finish(image);
+        for (int64_t tile = shape.tiles; tile-- > 0;) apply(first + tile);
+      }
+    });
+    return;
+  }
+  // more cores than images: they share each
+  auto each = [](int64_t size, auto body) {
+    torch::stable::parallel_for(0, size, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) body(i);
+    });
+  };
+  const int64_t tiles = (p + rows - 1) / rows;
+  if (gates.w1) each(n * shape.tiles, [&](int64_t tile) { pool_tile(to.x, shape, tile, parts); });
+  each(n, what);
+  if (gates.kernel) each(n * tiles, [&](int64_t tile) { where(tile / tiles, tile % tiles * rows); });
+  each(n, finish);
+  each(n * shape.tiles, apply);
+}
+
+// The whole of a call without gradients: see Gates, and `apply` for y. With z = x * scale + shift, both (C,), the gate is
+// past + through * s * m. y may be x.
+void infer_op(const Tensor& x, std::optional<Tensor> scale, std::optional<Tensor> shift, std::optional<Tensor> w1,
+              std::optional<Tensor> b1, std::optional<Tensor> w2, std::optional<Tensor> b2, bool average, bool maximum,
+              std::optional<Tensor> kernel, int64_t max_map, int64_t mean_map, double slope, double offset, double past,
+              double through, std::optional<Tensor> r, bool relu, Tensor y) {
+  const Shape shape(x, {large(r), &y});
+  const int64_t c = shape.c, hidden = w2 ? w2->size(1) : c, size = kernel ? kernel->size(2) : 0;
+  STD_TORCH_CHECK(past == 0 || !shift, "past comes with no shift");
+  STD_TORCH_CHECK(max_map < 2 && mean_map < 2 && (max_map != mean_map || max_map < 0), "each map has a place of its own");
+  const int64_t maps = (max_map >= 0) + (mean_map >= 0);
+  const Gates gates{small(w1, hidden * c), small(b1, hidden), small(w2, c * hidden), small(b2, c), hidden, average,
+                    maximum, small(kernel, maps * size * size), size, max_map, mean_map, float(slope), float(offset)};
+  auto run = shape.is_float ? infer<float> : infer<BFloat16>;
+  run(x, shape, gates, small(scale, c), small(shift, c), float(past), float(through), r, relu, y);
+}
+
 }  // namespace
 }  // namespace whatwhere
 
@@ -456,6 +637,10 @@ STABLE_TORCH_LIBRARY(whatwhere, m) {
   m.def(
       "reduce(Tensor g, Tensor? y, Tensor x, Tensor? scale, Tensor? shift, Tensor? m, Tensor? mean, bool direct, "
       "bool of_x, Tensor(a!)? dv) -> (Tensor, Tensor)");
+  m.def(
+      "infer(Tensor x, Tensor? scale, Tensor? shift, Tensor? w1, Tensor? b1, Tensor? w2, Tensor? b2, bool average, "
+      "bool maximum, Tensor? kernel, int max_map, int mean_map, float slope, float offset, float past, float through, "
+      "Tensor? r, bool relu, Tensor(a!) y) -> ()");
   m.def("weighted(Tensor x, Tensor weight, Tensor? mean) -> Tensor");
   m.def(
       "spread(Tensor dv, Tensor x, Tensor? m, Tensor? of_mean, Tensor gate, Tensor? direct, Tensor? constant, "
@@ -471,6 +656,7 @@ STABLE_TORCH_LIBRARY_IMPL(whatwhere, CPU, m) {
   m.impl("maps", TORCH_BOX(&whatwhere::maps_op));
   m.impl("apply", TORCH_BOX(&whatwhere::apply_op));
   m.impl("reduce", TORCH_BOX(&whatwhere::reduce_op));
+  m.impl("infer", TORCH_BOX(&whatwhere::infer_op));
   m.impl("weighted", TORCH_BOX(&whatwhere::weighted_op));
   m.impl("spread", TORCH_BOX(&whatwhere::spread_op));
 }
