@@ -117,22 +117,27 @@ void pool_rows(const T* x, int64_t rows, int64_t c, int64_t at, Pools out) {
   for (; row < rows; row++) step(std::integral_constant<int, 1>{}, row);
 }
 
-// The lowest index of the largest value, over vectors that hold one value and its index each.
-inline void reduce_max(Floats values, Ints indices, float& max, int32_t& max_at) {
-  for (int k = 0; k < WIDTH; k++)
-    if (values[k] > max || (values[k] == max && indices[k] < max_at)) max = values[k], max_at = indices[k];
-}
-
-inline float reduce_sum(Floats values) {
-  float sum = 0;
-  for (int k = 0; k < WIDTH; k++) sum += values[k];
-  return sum;
-}
-
 inline Ints numbers() {
   Ints result;
   for (int k = 0; k < WIDTH; k++) result[k] = k;
   return result;
+}
+
+// The largest value, and of equal ones the lowest index, over vectors that hold one value and its index each.
+inline void reduce_max(Floats values, Ints indices, float& max, int32_t& max_at) {
+  for (int apart = WIDTH / 2; apart; apart /= 2) {
+    const Ints order = numbers() ^ apart;
+    const Floats others = __builtin_shuffle(values, order);
+    const Ints at = __builtin_shuffle(indices, order);
+    const Ints better = (others > values) | ((others == values) & (at < indices));
+    values = better ? others : values, indices = better ? at : indices;
+  }
+  if (values[0] > max || (values[0] == max && indices[0] < max_at)) max = values[0], max_at = indices[0];
+}
+
+inline float reduce_sum(Floats values) {
+  for (int apart = WIDTH / 2; apart; apart /= 2) values += __builtin_shuffle(values, numbers() ^ apart);
+  return values[0];
 }
 
 template <class T>
