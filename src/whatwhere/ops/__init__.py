@@ -7,6 +7,7 @@ Everything is one function, `gate`. A module gives it two small functions, `what
 - "lean" (`lean.py`, `lean_backward.py`): plain PyTorch on any device; keeps for backward x, behind a ReLU the result
   (which the next layer keeps too), and small tensors, and computes the rest again.
 - "cpp" (`cpp.py`, `csrc/`): the passes of lean in C++, for float32 and bfloat16 on a CPU; what it keeps is the same.
+  WHATWHERE_CPP=0 in the environment switches it off.
 - "auto": cpp if it can, else lean if it can, else the reference. `why_not_fused` is the rule and gives the reason in
   words.
 

@@ -34,7 +34,7 @@ def _why_not_loaded() -> str:
         torch.ops.whatwhere.vector_bits()
         _describe()
     except (OSError, RuntimeError, AttributeError) as error:
-        reason = f"the C++ passes cannot be loaded: {' '.join(str(error).split())}"
+        reason = f"the C++ passes cannot be loaded: {' '.join(str(error.__cause__ or error).split())}"
         warnings.warn(f"{reason}; the passes in Python are used, which are slower", stacklevel=2)
         return reason
     return ""
