@@ -27,6 +27,8 @@ import timm
 import torch
 import torchvision
 
+from whatwhere.ops import native
+
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 WARM_UP_ROUNDS = 2
@@ -121,9 +123,11 @@ def environment(device: str) -> str:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.strip()
+    passes = f"; passes in {native.passes()}" if device == "cpu" else ""
     return (
-        f"{hardware(device)}; Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}, "
-        f"torchvision {torchvision.__version__}; commit {commit or 'unknown'}; {datetime.date.today()}"
+        f"{hardware(device)}{passes}; Python {platform.python_version()}, torch {torch.__version__}, "
+        f"timm {timm.__version__}, torchvision {torchvision.__version__}; commit {commit or 'unknown'}; "
+        f"{datetime.date.today()}"
     )
 
 

@@ -216,10 +216,10 @@ def test_a_function_that_is_not_what_it_seems_runs_itself():
     dilated.conv.dilation, dilated.conv.padding = (2, 2), (6, 6)
     trained_norm.norm.train()
     lone.conv = nn.Sequential(lone.conv)
-    whats = [Halved(20, 5, ("avg", "max")), Odd(20, 5)]
+    known = [Halved(20, 5, ("avg", "max")), Odd(20, 5)]
     spectral = SharedMLP(20, 5)
     nn.utils.parametrizations.spectral_norm(spectral.fc1)
-    for what, spatial in ((whats[0], where), (whats[1], None), (spectral, None), *((None, o) for o in (dilated, lone))):
+    for what, spatial in ((known[0], where), (known[1], None), (spectral, None), *((None, o) for o in (dilated, lone))):
         with torch.no_grad():
             expected = gate(x, what, spatial, backend="reference")
             torch.testing.assert_close(gate(x, what, spatial, backend="cpp"), expected)
