@@ -320,7 +320,7 @@ def test_elsewhere_the_spread_of_the_other_runs_is_the_bound(pretended, on_that_
 def test_bits_are_compared_where_all_that_decides_them_is_equal():
     here = {"host": "a", "device": "cpu (2 threads)", "num_threads": 2, "num_processes": 1, "instructions": "AVX512"}
     here |= {"torch": "2.10.0", "torchvision": "0.25.0", "pillow": "12.0", "python": "3.12.1", "processor": "A 6 1 2"}
-    here |= {"whatwhere": "0.2.0"}
+    here |= {"whatwhere": "0.2.0", "passes": "C++ AVX2"}
 
     def differing(*others, is_random=False):
         return conditions.Conditions.of([here, *others], is_random).differing
@@ -334,6 +334,9 @@ def test_bits_are_compared_where_all_that_decides_them_is_equal():
     old = {name: value for name, value in here.items() if name != "instructions"}
     assert differing(old) == ()
     assert differing({**old, "host": "b"}) == ("the instruction set differs, AVX512 and unknown",)
+    # before there were others, all passes were in Python
+    early = {name: value for name, value in here.items() if name != "passes"}
+    assert differing(early) == ("the backend differs, C++ AVX2 and Python",)
     # virtual machines of one name have different processors
     older = {name: value for name, value in here.items() if name != "processor"}
     processors = [{**here, "processor": "B 6 1 3"}, older, {**here, "host": "b"}]

@@ -14,6 +14,7 @@ from numerics import assert_as_exact_as
 from whatwhere import CBAM, ChannelAttention, SpatialAttention, SqueezeExcitation
 from whatwhere.attention.cbam import SharedMLP
 from whatwhere.attention.squeeze_excitation import Excitation
+from whatwhere.cli.backends import backends_command
 from whatwhere.ops import cpp, gate, gated_tail, lean, native, normed_gate
 from whatwhere.ops.forms import form_of
 
@@ -327,3 +328,13 @@ def test_a_library_that_cannot_be_loaded_is_one_warning_and_the_passes_in_python
         assert all(expected in reason for reason in reasons)
         assert native.passes() == "Python"
     native._why_not_loaded.cache_clear()
+
+
+def test_the_command_says_in_a_line_each_which_backends_there_are(capsys, monkeypatch):
+    backends_command()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [["cpp", "yes:"], ["lean", "yes:"], ["reference", "yes:"]]
+    assert native.passes() in lines[0]
+    monkeypatch.setenv("WHATWHERE_CPP", "0")
+    backends_command()
+    assert capsys.readouterr().out.startswith("cpp        no: the C++ passes are switched off\n")

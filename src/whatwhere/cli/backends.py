@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import typer
+from ..base.tables import say
 
 
 def backends_command() -> None:
@@ -10,6 +10,6 @@ def backends_command() -> None:
     from ..ops import native
 
     missing = native.why_missing()
-    typer.echo(f"cpp        no: {missing}" if missing else f"cpp        yes: {native.passes()}; float32, bfloat16; CPU")
-    typer.echo("lean       yes: PyTorch on any device; keeps little for the backward pass")
-    typer.echo("reference  yes: PyTorch on any device; autograd keeps what it needs")
+    say(f"cpp        no: {missing}" if missing else f"cpp        yes: {native.passes()}; float32 and bfloat16 on a CPU")
+    say("lean       yes: PyTorch on any device; keeps little for the backward pass")
+    say("reference  yes: PyTorch on any device; autograd keeps what it needs")

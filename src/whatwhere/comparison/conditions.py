@@ -15,7 +15,7 @@ from ..ops import native
 _NEEDED = {
     "device": "the device",
     "instructions": "the instruction set",
-    "passes": "the passes of the attention",
+    "passes": "the backend",
     "num_threads": "the number of threads",
     "num_processes": "the number of processes",
     "torch": "torch",

@@ -79,8 +79,8 @@ def _new(x: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def passes() -> str:
-    """Return whose passes compute on a CPU, for records: "Python", or "C++" with the instruction set."""
-    return "Python" if why_missing() else f"C++, {_INSTRUCTIONS[torch.ops.whatwhere.vector_bits()]}"
+    """Return whose passes compute on a CPU, for records: "Python", or "C++" and the instruction set."""
+    return "Python" if why_missing() else f"C++ {_INSTRUCTIONS[torch.ops.whatwhere.vector_bits()]}"
 
 
 @contextlib.contextmanager
