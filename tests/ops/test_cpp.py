@@ -51,7 +51,7 @@ def test_the_number_of_threads_changes_no_bit(shape, dtype, memory_format):
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             out, dv, dx = (torch.empty_like(x) for _ in range(3))
-            results = [*OPERATORS.pool(x), *OPERATORS.maps(x, scale, shift), OPERATORS.weighted(x, m, shift[0])]
+            results = [*OPERATORS.pool(x, True), *OPERATORS.maps(x, scale, shift), OPERATORS.weighted(x, m, shift[0])]
             OPERATORS.apply(x, scale, shift, m, None, y, True, out)
             results += [*OPERATORS.reduce(g, y, x, scale, shift, m, shift[0], True, True, dv), out, dv]
             rest = (m, results[3], results[1][:1].float().mul(0).add(1), results[1][:1])
@@ -82,7 +82,7 @@ def test_other_instruction_sets_are_as_exact(instructions):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_pools_and_maps_are_torchs(dtype, memory_format):
     x = torch.randn(3, 37, 19, 23).mul(3).to(dtype).contiguous(memory_format=memory_format)
-    values, indices = OPERATORS.pool(x)
+    values, indices = OPERATORS.pool(x, True)
     planes = x.double().flatten(2)
     torch.testing.assert_close(values[0].double(), planes.mean(2), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(values[1].double(), planes.var(2, correction=0), rtol=1e-5, atol=0)
@@ -99,7 +99,7 @@ def test_pools_and_maps_are_torchs(dtype, memory_format):
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_the_variance_of_large_equal_and_single_values(memory_format):
     for x in (torch.full((2, 3, 50, 50), 1e4), torch.full((2, 40, 1, 1), -3.0), 1e4 + torch.randn(2, 5, 60, 60)):
-        values, _ = OPERATORS.pool(x.contiguous(memory_format=memory_format))
+        values, _ = OPERATORS.pool(x.contiguous(memory_format=memory_format), True)
         exact = x.double().flatten(2)
         torch.testing.assert_close(values[0].double(), exact.mean(2), rtol=1e-7, atol=0)
         torch.testing.assert_close(values[1].double(), exact.var(2, correction=0), rtol=1e-4, atol=1e-9)
@@ -111,7 +111,7 @@ def test_what_is_not_finite_stays_so(memory_format):
     x[0, 3, 2, 1] = x[0, 3, 4, 4] = x[1, 33, 0, 0] = float("nan")
     x[1, 2, 5, 5], x[1, 38, 5, 5] = float("inf"), float("-inf")
     x = x.contiguous(memory_format=memory_format)
-    values, indices = OPERATORS.pool(x)
+    values, indices = OPERATORS.pool(x, True)
     found = x.flatten(2).max(2)
     torch.testing.assert_close(values[2], found.values, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(indices[0].long(), found.indices)
@@ -228,6 +228,121 @@ def test_a_function_that_is_not_what_it_seems_runs_itself():
     assert form_of(where) is not None
 
 
+@pytest.mark.parametrize(
+    "patched", [(Excitation, "mlp"), (SharedMLP, "forward"), (nn.Linear, "forward"), (None, "mlp")]
+)
+def test_a_function_that_somebody_has_replaced_runs_itself(patched, monkeypatch):
+    x, (owner, name) = torch.randn(2, 20, 6, 6), patched
+    what = CBAM(20).eval().what
+    owner = what if owner is None else owner
+    before = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *values: -before(*values))
+    with torch.no_grad():
+        expected = gate(x, what, backend="reference")
+        torch.testing.assert_close(gate(x, what, backend="cpp"), expected)
+
+
+class Spread(nn.Module):
+    """A gate of any shape that broadcasts."""
+
+    pools = maps = ("max",)
+    form = "a name that a user may take"
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.weight = shape, nn.Parameter(torch.rand(shape))
+
+    def forward(self, pooled):
+        if pooled.dim() == 2:
+            found = pooled.mean(tuple(d for d in (0, 1) if self.shape[d] == 1), keepdim=True)
+        else:
+            found = pooled.mean(tuple(d for d in (0, 2, 3) if self.shape[d] == 1), keepdim=True)
+        return torch.sigmoid(found * self.weight)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("with_norm", [True, False])
+@pytest.mark.parametrize("channels", [(3, 1), (1, 20), (1, 1), None])
+@pytest.mark.parametrize("pixels", [(3, 1, 1, 1), (1, 1, 5, 7), None])
+def test_gates_may_be_spread_and_lie_anyhow(channels, pixels, with_norm, memory_format):
+    if channels is None and pixels is None:
+        return
+    torch.manual_seed(3)
+    found = {}
+    x, gradient = (torch.randn(3, 20, 5, 7).contiguous(memory_format=memory_format) for _ in range(2))
+    what, where = (None if shape is None else Spread(shape) for shape in (channels, pixels))
+    norm = nn.BatchNorm2d(20)
+    for backend in ("reference", "lean", "cpp"):
+        leaf = x.clone().requires_grad_()
+        options = {"norm": copy.deepcopy(norm)} if with_norm else {}
+        y = gate(leaf, what, where, backend=backend, **options)
+        learned = [leaf, *(part.weight for part in (what, where) if part is not None)]
+        found[backend] = [y, *torch.autograd.grad(y, learned, gradient)]
+        with torch.no_grad():
+            found[backend].append(gate(x, what, where, backend=backend, **options))
+    for one, *others in zip(*found.values(), strict=True):
+        for other in others:
+            torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("first", [30.0, 1000.0, float("inf"), float("-inf")])
+def test_a_first_pixel_far_from_the_others_costs_no_precision(first, memory_format):
+    x = torch.randn(2, 20, 60, 61)
+    x[:, :, 0, 0] = first
+    x[1, 3, 30, 30] = first
+    x = x.contiguous(memory_format=memory_format)
+    exact = x.double().flatten(2)
+    values, _ = OPERATORS.pool(x, True)
+    torch.testing.assert_close(values[0].double(), exact.mean(2), rtol=1e-6, atol=1e-6)
+    # a sum of 3,660 float32 values, one after the other, is off by some 60 roundings
+    torch.testing.assert_close(values[1].double(), exact.var(2, correction=0), rtol=1e-5, atol=0, equal_nan=True)
+
+
+def test_weights_that_lie_otherwise_or_are_no_plain_tensors():
+    x, module = torch.randn(2, 20, 6, 6), CBAM(20, reduction=4).eval()
+    module.what.fc1.weight = nn.Parameter(module.what.fc1.weight.detach().t().contiguous().t())
+    module.where.conv.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = gate(x, module.what, module.where, backend="reference")
+        torch.testing.assert_close(gate(x, module.what, module.where, backend="cpp"), expected)
+    weight = module.what.fc1.weight.detach().as_subclass(type("Own", (torch.Tensor,), {}))
+    module.what.fc1.weight = nn.Parameter(weight, requires_grad=False)
+    assert form_of(module.what) is None
+
+
+def test_the_mixing_under_another_default_dtype():
+    module, x = CBAM(20, start="identity"), torch.randn(2, 20, 6, 6)
+    with torch.no_grad():
+        module.mix.fill_(0.5)
+    expected = gate(x, module.what, module.where, mix=module.mix, backend="cpp")
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert torch.equal(gate(x, module.what, module.where, mix=module.mix, backend="cpp"), expected)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_saved_tensors_that_come_back_in_another_layout():
+    run = tail((2, 20, 9, 9))
+    expected = run()
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: value.contiguous(), lambda value: value):
+        found = run()
+    for one, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_what_is_written_over_is_refused_by_the_graph_that_saved_it():
+    module, weight = SqueezeExcitation(20, reduction=4), torch.randn(2, 20, 6, 6, requires_grad=True)
+    x = torch.randn(2, 20, 6, 6)
+    product = (weight * x).sum()
+    with torch.no_grad():
+        gate(x, module.what, backend="cpp", overwrite=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
 def test_a_thousand_steps_keep_no_memory():
     run = tail((2, 64, 14, 14))
     for _ in range(100):
@@ -256,7 +371,7 @@ def test_the_operators_keep_torchs_rules():
     pixels = torch.randint(0, 35, (1, 2, 20), dtype=torch.int32)
     shifted, what = (scale[0], shift[0]), (torch.rand(5, 20), None, torch.rand(20, 5), None)
     checked = {
-        "pool": [(x,)],
+        "pool": [(x, True), (x, False)],
         "maps": [(x, scale, shift), (x, None, None)],
         "apply": [
             (x, scale, shift, m, None, x.clone(), True, x.clone()),
@@ -282,10 +397,10 @@ def test_the_operators_keep_torchs_rules():
 def test_a_tensor_that_does_not_fit_is_refused_and_not_read():
     x = torch.randn(2, 20, 5, 7)
     wrong = {
-        "float32 or bfloat16": lambda: OPERATORS.pool(x.double()),
-        r"\(N, C, H, W\)": lambda: OPERATORS.pool(x[0]),
-        "not empty": lambda: OPERATORS.pool(x[:0]),
-        "dense, contiguous or channels_last": lambda: OPERATORS.pool(x[..., ::2]),
+        "float32 or bfloat16": lambda: OPERATORS.pool(x.double(), True),
+        r"\(N, C, H, W\)": lambda: OPERATORS.pool(x[0], True),
+        "not empty": lambda: OPERATORS.pool(x[:0], True),
+        "dense, contiguous or channels_last": lambda: OPERATORS.pool(x[..., ::2], True),
         "as x": lambda: OPERATORS.apply(x, None, None, None, None, x[:1], True, x),
         "memory format of x": lambda: OPERATORS.apply(
             x, None, None, None, None, x.contiguous(memory_format=torch.channels_last), True, x

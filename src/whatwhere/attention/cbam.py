@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..base.errors import UserError, check_integer
 from ..base.words import brief
 from ..ops import Arrangement
-from ..ops.forms import Convolution, Layers, convolution, layers
+from ..ops.forms import Convolution, Layers, convolution, known, layers
 from ..ops.reference import MAPS, POOLS
 from .gate import Device, Dtype, Gate, Start, channels_into, check_choice, check_names, check_odd, hidden_width
 from .squeeze_excitation import Excitation
@@ -41,6 +41,7 @@ CONVENTIONS: dict[Form, Convention] = {
 }
 
 
+@known
 class SharedMLP(Excitation):
     """Channel gate sigmoid(MLP(avg) + MLP(max)), the paper's eq. 2: one MLP for all `pools`, with one term for each.
 
@@ -53,9 +54,11 @@ class SharedMLP(Excitation):
         # number of images
         return torch.sigmoid(functools.reduce(torch.add, map(self.mlp, pooled)))
 
-    form = Excitation.form
+    def form(self) -> Layers | None:
+        return layers(self.fc1, self.fc2)
 
 
+@known
 class SharedLinear(nn.Module):
     """Channel gate sigmoid(W avg + b), as in Ultralytics: one full layer where `SharedMLP` has two narrow ones.
 
@@ -85,6 +88,7 @@ class SharedLinear(nn.Module):
         return f"pools={self.pools}"
 
 
+@known
 class SpatialConv(nn.Module):
     """Spatial gate sigmoid(norm(k x k convolution of [max; mean])), the paper's eq. 3 plus a norm.
 

@@ -5,13 +5,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..ops.forms import Layers, layers
+from ..ops.forms import Layers, known, layers
 from ..ops.reference import POOLS
 from .gate import Device, Dtype, Gate, Start, channels_into, check_choice, check_names, hidden_width
 
 Form = Literal["official", "timm"]
 
 
+@known
 class Excitation(nn.Module):
     """Channel gate sigmoid(W2 relu(W1 z + b1) + b2) of one pooled feature z.
 
@@ -40,7 +41,7 @@ class Excitation(nn.Module):
         return torch.sigmoid(self.mlp(z))
 
     def form(self) -> Layers | None:
-        return layers(self.fc1, self.fc2) if type(self).mlp is Excitation.mlp else None
+        return layers(self.fc1, self.fc2) if len(self.pools) == 1 else None
 
     def mlp(self, z: Tensor) -> Tensor:
         """Return W2 relu(W1 z + b1) + b2."""

@@ -9,6 +9,7 @@ The results do not depend on the number of threads: sums are taken over tiles of
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -70,13 +71,14 @@ class _Forward(lean.Forward):
             if norm is not None:
                 found = normed(norm, self.view, x, x)
                 scale, shift = found.scale, found.shift
-        layers = (None,) * 4 if what is None else (None if part is None else part.float() for part in what)
+        layers = (None,) * 4 if what is None else (None if part is None else part.float().contiguous() for part in what)
         kernel, slope, offset = (None, 1.0, 0.0) if where is None else where
         kernel = None if kernel is None else kernel.float().contiguous()
         places = (maps.index(name) if name in maps else -1 for name in ("max", "mean"))
         mix = 1.0 if self.mix is None else float(self.mix)
         gates = (*layers, "avg" in pools, "max" in pools, kernel, *places, slope, offset, 1 - mix, mix)
         torch.ops.whatwhere.infer(x, scale, shift, *gates, self.shortcut, call.relu, y)
+        _tell_autograd(y)
         return y
 
     def _run_passes(self) -> Tensor:
@@ -90,7 +92,7 @@ class _Forward(lean.Forward):
         is_normed = norm is not None and self.mix is None
         pooled: tuple[Tensor, Tensor] | None = None
         if what is not None or (is_normed and takes_batch_statistics(norm)):
-            pooled = torch.ops.whatwhere.pool(source)
+            pooled = torch.ops.whatwhere.pool(source, is_normed and takes_batch_statistics(norm))
         if norm is not None and is_normed:
             planes = None if pooled is None else (pooled[0][0], pooled[0][1])
             self.normed = normed(norm, self.view, self.x, self.x, planes)
@@ -126,6 +128,7 @@ class _Forward(lean.Forward):
     def _affine(self) -> tuple[Tensor | None, Tensor | None]:
         """Return scale and shift, (N or 1, C), with u = x * scale + shift, or z in the place of x where it is known."""
         s = None if self.small.s is None else self.small.s.detach().flatten(1).float()
+        s = None if s is None else s.expand(-1, self.x.shape[1]).contiguous()
         if self.normed is None:
             return s, None
         scale, shift = self.normed.scale[None], self.normed.shift[None]
@@ -142,7 +145,7 @@ class _Forward(lean.Forward):
         stacked = torch.stack(maps, 2).view(len(index), *self.x.shape[2:], -1).permute(0, 3, 1, 2)
         self.small.maps = stacked.requires_grad_(needs_u)
         self.small.m = self._run_small(where, self.small.maps)
-        return self.small.m.detach().flatten(1).float().contiguous()
+        return self.small.m.detach().flatten(1).float().expand(index.shape).contiguous()
 
     def _apply_natively(
         self, source: Tensor, scale: Tensor | None, shift: Tensor | None, m: Tensor | None, y: Tensor
@@ -151,7 +154,7 @@ class _Forward(lean.Forward):
         past = None
         if self.mix is not None:
             through = self.mix.float() if f is None else self.mix * f
-            past = (torch.ones(len(source)) if f is None else f[:, 0]) * (1 - self.mix.float())
+            past = (source.new_ones(len(source), dtype=self.dtype) if f is None else f[:, 0]) * (1 - self.mix.float())
             f = through.expand(len(source), 1)
             scale = source.new_ones(1, source.shape[1], dtype=self.dtype) if scale is None else scale
         if f is not None and m is not None:
@@ -159,14 +162,27 @@ class _Forward(lean.Forward):
         elif f is not None:
             scale, shift = scale * f, None if shift is None else shift * f
         torch.ops.whatwhere.apply(source, scale, shift, m, past, self.shortcut, self.call.relu, y)
+        _tell_autograd(y)
+
+
+def _tell_autograd(y: Tensor) -> None:
+    """Count a change of y, so that a graph that has saved it refuses to use it."""
+    if not y.is_inference():
+        torch.autograd.graph.increment_version(y)
 
 
 def _gradients(saved: Saved, dy: Tensor) -> tuple[Inputs, list[Tensor | None]]:
     """Return what `lean_backward.gradients` returns, in its notation."""
+    # hooks on saved tensors may have changed how they lie in memory
+    y = None if saved.y is None else saved.view.dense(saved.y)
+    saved = replace(saved, inputs=saved.inputs._replace(x=saved.view.dense(saved.inputs.x)), y=y)
     work, needs, small = Work(saved, dy), saved.needs, saved.small
     what, where = saved.call.what, saved.call.where
     x, _, _, weight, bias, mix = saved.inputs
-    m = None if work.m is None else work.m * work.through
+    # gates may be spread over images, channels or pixels
+    work.s = None if work.s is None else work.s.expand(len(x), x.shape[1])
+    work.m = None if work.m is None else work.m.expand(len(x), x[0, 0].numel())
+    m = None if work.m is None else (work.m * work.through).contiguous()
     dm, of_gated, of_v, of_xh = _reduce(work, dy, m)
     of_u = of_gated * work.through if m is None else of_gated
     spatial = _OfMaps()
@@ -216,7 +232,8 @@ def _reduce(work: Work, dy: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor, T
         The sum over C of dv * u, (N, P); the sums of dv * m; those of dv; the sums of xh, (N, C), if the pool "avg"
         needs them.
     """
-    call, y, scale, shift = work.saved.call, work.saved.y, work.s, None
+    call, y, shift = work.saved.call, work.saved.y, None
+    scale = None if work.s is None else work.s.contiguous()
     if call.norm is not None:
         s = work.f.new_ones(1, 1) if work.s is None else work.s
         scale, shift = work.scale * s, (work.bias - work.scale * work.mean) * s

@@ -257,7 +257,7 @@ def through_small(
     wanted = [tensor for tensor in (*inputs, *parameters) if tensor.requires_grad]
     if not output.requires_grad or not wanted:
         return (None,) * len(inputs)
-    gradient = gradient if output.dim() == 2 else gradient.view(len(output), 1, *inputs[0].shape[2:])
+    gradient = gradient if output.dim() == 2 else gradient.view(len(inputs[0]), 1, *inputs[0].shape[2:])
     gradient = gradient.sum_to_size(output.shape).to(output.dtype)
     # the graph is kept, because the pass around it may come a second time (retain_graph)
     found = torch.autograd.grad(output, wanted, gradient, retain_graph=True, allow_unused=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _FOLDER, _LIBRARY = Path(__file__).parent, "_passes*.so"
+_VERSION = 1  # of the operators, as in csrc/library.cpp
 _INSTRUCTIONS = {512: "AVX-512", 256: "AVX2", 128: "SSE2 or NEON"}
 _blocks: list[str] = []  # in which the passes are switched off, now
 
@@ -31,7 +32,8 @@ def _why_not_loaded() -> str:
         return "the C++ passes are not in this installation"
     try:
         torch.ops.load_library(found[0])  # type: ignore[no-untyped-call]
-        torch.ops.whatwhere.vector_bits()
+        if torch.ops.whatwhere.version() != _VERSION:
+            raise OSError("they are of another version of whatwhere; install it again")
         _describe()
     except (OSError, RuntimeError, AttributeError) as error:
         reason = f"the C++ passes cannot be loaded: {' '.join(str(error.__cause__ or error).split())}"
@@ -43,7 +45,7 @@ def _why_not_loaded() -> str:
 def _describe() -> None:
     """Tell torch's compilers the shapes of the results; the others have none."""
 
-    def pooled(x: Tensor) -> tuple[Tensor, Tensor]:
+    def pooled(x: Tensor, variance: bool) -> tuple[Tensor, Tensor]:
         return _new(x, 4, *x.shape[:2]), _new(x, 2, *x.shape[:2], dtype=torch.int32)
 
     def mapped(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:

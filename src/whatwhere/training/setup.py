@@ -417,6 +417,6 @@ def session(config: Config, team: Team) -> dict[str, Any]:
         "num_threads": torch.get_num_threads(),
         # results are equal to the last bit only with the same instructions
         "instructions": torch.backends.cpu.get_cpu_capability() if team.device.type == "cpu" else "",
-        "passes": native.passes() if team.device.type == "cpu" else "",
+        "passes": native.passes() if team.device.type == "cpu" else "Python",
         "workers": config.workers,
     }

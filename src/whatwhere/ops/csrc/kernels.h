@@ -54,8 +54,9 @@ struct Spread {
 template <class T>
 struct Kernels {
   // `at` is the number of the first row
-  void (*pool_rows)(const T* x, int64_t rows, int64_t c, int64_t at, Pools out);
-  void (*pool_plane)(const T* x, int64_t p, Pools out);
+  // `variance`: the shift is the mean, found first, and the squares are summed too
+  void (*pool_rows)(const T* x, int64_t rows, int64_t c, int64_t at, bool variance, Pools out);
+  void (*pool_plane)(const T* x, int64_t p, bool variance, Pools out);
   // maximum over channels of u, the first channel that holds it, and the sum
   void (*map_rows)(const T* x, int64_t rows, int64_t c, Affine of, float* max, int32_t* max_at, float* sum);
   void (*map_planes)(const T* x, int64_t c, int64_t stride, int64_t p, Affine of, float* max, int32_t* max_at,

@@ -83,38 +83,62 @@ inline void vectors(int64_t size, Body body) {
   for (; i < size; i++) body(i, One{});
 }
 
+template <class F>
+inline void add(float* to, F value) {
+  write(to, load<F>(to) + value);
+}
+
+// A first value about which to sum: 0 in the place of one that is not finite.
+template <class F>
+inline F finite(F value) {
+  return value - value == F{} ? value : F{};
+}
+
 template <class T>
-void pool_rows(const T* x, int64_t rows, int64_t c, int64_t at, Pools out) {
+void pool_rows(const T* x, int64_t rows, int64_t c, int64_t at, bool variance, Pools out) {
   vectors(c, [&](int64_t i, auto of) {
     using V = decltype(of);
     auto value = read<typename V::F>(x + i);
-    write(out.shift + i, value), write(out.max + i, value), write(out.min + i, value);
-    write(out.sum + i, typename V::F{}), write(out.square + i, typename V::F{});
+    write(out.shift + i, finite(value)), write(out.sum + i, value - finite(value));
+    write(out.max + i, value), write(out.min + i, value), write(out.square + i, typename V::F{});
     typename V::I first = typename V::I{} + int32_t(at);
     std::memcpy(out.max_at + i, &first, sizeof first), std::memcpy(out.min_at + i, &first, sizeof first);
   });
-  int64_t row = 1;
   auto step = [&](auto count, int64_t row) {
     vectors(c, [&](int64_t i, auto of) {
       using V = decltype(of);
       using F = typename V::F;
       using I = typename V::I;
-      F shift = load<F>(out.shift + i), sum = load<F>(out.sum + i), square = load<F>(out.square + i);
+      F shift = load<F>(out.shift + i), sum = load<F>(out.sum + i);
       F max = load<F>(out.max + i), min = load<F>(out.min + i);
       I max_at = load<I>(out.max_at + i), min_at = load<I>(out.min_at + i);
       for (int64_t k = 0; k < count.value; k++) {
-        F value = read<F>(x + (row + k) * c + i), centred = value - shift;
+        F value = read<F>(x + (row + k) * c + i);
         I here = I{} + int32_t(at + row + k);
-        sum += centred, square += centred * centred;
+        sum += value - shift;
         max_at = value > max ? here : max_at, max = value > max ? value : max;
         min_at = value < min ? here : min_at, min = value < min ? value : min;
       }
-      write(out.sum + i, sum), write(out.square + i, square), write(out.max + i, max), write(out.min + i, min);
+      write(out.sum + i, sum), write(out.max + i, max), write(out.min + i, min);
       std::memcpy(out.max_at + i, &max_at, sizeof max_at), std::memcpy(out.min_at + i, &min_at, sizeof min_at);
     });
   };
+  int64_t row = 1;
   for (; row + 2 <= rows; row += 2) step(std::integral_constant<int, 2>{}, row);
   for (; row < rows; row++) step(std::integral_constant<int, 1>{}, row);
+  if (!variance) return;
+  // about the mean, which a first value far from it would not be
+  vectors(c, [&](int64_t i, auto of) {
+    using F = typename decltype(of)::F;
+    write(out.shift + i, load<F>(out.shift + i) + load<F>(out.sum + i) / float(rows)), write(out.sum + i, F{});
+  });
+  for (row = 0; row < rows; row += 2)
+    vectors(c, [&](int64_t i, auto of) {
+      using F = typename decltype(of)::F;
+      F mean = load<F>(out.shift + i), one = read<F>(x + row * c + i) - mean;
+      F two = row + 1 < rows ? read<F>(x + (row + 1) * c + i) - mean : F{};
+      add(out.sum + i, one + two), add(out.square + i, one * one + two * two);
+    });
 }
 
 inline Ints numbers() {
@@ -141,31 +165,41 @@ inline float reduce_sum(Floats values) {
 }
 
 template <class T>
-void pool_plane(const T* x, int64_t p, Pools out) {
-  const float shift = read<float>(x);
-  float sum = 0, square = 0, max = shift, min = shift;
+void pool_plane(const T* x, int64_t p, bool variance, Pools out) {
+  float shift = finite(read<float>(x)), sum = 0, square = 0, max = read<float>(x), min = max;
   int32_t max_at = 0, min_at = 0;
   int64_t i = 0;
   if (p >= WIDTH) {
-    Floats sums{}, squares{}, maxima = all<Floats>(shift), minima = maxima;
+    Floats sums{}, maxima = all<Floats>(max), minima = maxima;
     Ints maxima_at{}, minima_at{}, here = numbers();
     for (; i + WIDTH <= p; i += WIDTH, here += WIDTH) {
-      Floats value = read<Floats>(x + i), centred = value - shift;
-      sums += centred, squares += centred * centred;
+      Floats value = read<Floats>(x + i);
+      sums += value - shift;
       maxima_at = value > maxima ? here : maxima_at, maxima = value > maxima ? value : maxima;
       minima_at = value < minima ? here : minima_at, minima = value < minima ? value : minima;
     }
-    sum = reduce_sum(sums), square = reduce_sum(squares);
+    sum = reduce_sum(sums);
     reduce_max(maxima, maxima_at, max, max_at);
     float largest = -min;
     reduce_max(-minima, minima_at, largest, min_at);
     min = -largest;
   }
   for (; i < p; i++) {
-    float value = read<float>(x + i), centred = value - shift;
-    sum += centred, square += centred * centred;
+    float value = read<float>(x + i);
+    sum += value - shift;
     if (value > max) max = value, max_at = int32_t(i);
     if (value < min) min = value, min_at = int32_t(i);
+  }
+  if (variance) {
+    shift += sum / float(p), sum = 0;
+    Floats sums{}, squares{};
+    vectors(p, [&](int64_t i, auto kind) {
+      using F = typename decltype(kind)::F;
+      F centred = read<F>(x + i) - shift;
+      if constexpr (sizeof(F) == 4) sum += centred, square += centred * centred;
+      else sums += centred, squares += centred * centred;
+    });
+    sum += reduce_sum(sums), square += reduce_sum(squares);
   }
   *out.shift = shift, *out.sum = sum, *out.square = square, *out.max = max, *out.min = min;
   *out.max_at = max_at, *out.min_at = min_at;
@@ -273,11 +307,6 @@ inline V gradient(const T* g, const T* y, T* dv, int64_t i) {
     write(dv + i, value);
   }
   return value;
-}
-
-template <class F>
-inline void add(float* to, F value) {
-  write(to, load<F>(to) + value);
 }
 
 template <class T>

@@ -29,7 +29,7 @@ const InstructionSet& best() {
   static const InstructionSet& chosen = []() -> const InstructionSet& {
     const char* asked = std::getenv("WHATWHERE_INSTRUCTIONS");
     for (const InstructionSet* set : {&avx512, &avx2}) {
-      if (asked && std::strcmp(asked, set->name)) continue;
+      if (asked && *asked && std::strcmp(asked, set->name)) continue;
       if (set == &avx512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
         return *set;
@@ -61,6 +61,11 @@ BFloat16 rounded(float value) {
 // Which instruction set is used: the bits of its vectors.
 int64_t vector_bits() {
   return best().bits;
+}
+
+// native.py asks for this number: an old library beside new Python would compute something else.
+int64_t version() {
+  return 1;
 }
 
 template <class T>
@@ -168,12 +173,13 @@ struct Parts {
 };
 
 template <class T>
-void pool_tile(const T* x, const Shape& shape, int64_t tile, const Parts& parts) {
+void pool_tile(const T* x, const Shape& shape, int64_t tile, bool variance, const Parts& parts) {
   const Kernels<T>& run = kernels<T>();
   const int64_t c = shape.c, p = shape.p;
-  if (!shape.channels_last) return run.pool_plane(x + tile * p, p, parts.pools.from(tile));
+  if (!shape.channels_last) return run.pool_plane(x + tile * p, p, variance, parts.pools.from(tile));
   const int64_t image = tile / shape.tiles, row = tile % shape.tiles * shape.rows;
-  run.pool_rows(x + (image * p + row) * c, std::min(shape.rows, p - row), c, row, parts.pools.from(tile * c));
+  run.pool_rows(x + (image * p + row) * c, std::min(shape.rows, p - row), c, row, variance,
+                parts.pools.from(tile * c));
 }
 
 struct Pooled {
@@ -203,23 +209,27 @@ Pooled together(const T* x, const Shape& shape, const Parts& parts, int64_t imag
   if (std::isnan(mean)) {
     // comparisons pass over a NaN; the first one is the maximum and the minimum
     const T* plane = x + (shape.channels_last ? image * p * c + channel : (image * c + channel) * p);
-    for (int64_t pixel = 0; pixel < p; pixel++) {
+    double total = 0;
+    int64_t pixel = 0;
+    for (; pixel < p; pixel++) {
       const float value = widened(plane[shape.channels_last ? pixel * c : pixel]);
+      total += value;
       if (!std::isnan(value)) continue;
       of.max = of.min = value, of.max_at = of.min_at = int32_t(pixel);
       break;
     }
+    if (pixel == p) of.mean = float(total);  // of infinite values
   }
   return of;
 }
 
 template <class T>
-void pool(const Tensor& x, const Shape& shape, float* values, int32_t* indices) {
+void pool(const Tensor& x, const Shape& shape, bool variance, float* values, int32_t* indices) {
   const T* from = static_cast<const T*>(x.const_data_ptr());
   const int64_t c = shape.c, all = shape.n * c;
   const Parts parts(shape);
   torch::stable::parallel_for(0, shape.n * shape.tiles, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; tile++) pool_tile(from, shape, tile, parts);
+    for (int64_t tile = begin; tile < end; tile++) pool_tile(from, shape, tile, variance, parts);
   });
   torch::stable::parallel_for(0, shape.n, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin * c; i < end * c; i++) {
@@ -230,13 +240,15 @@ void pool(const Tensor& x, const Shape& shape, float* values, int32_t* indices) 
   });
 }
 
-// Mean, biased variance, maximum and minimum over H x W, (4, N, C) float32; the first index of both, (2, N, C) int32.
-std::tuple<Tensor, Tensor> pool_op(const Tensor& x) {
+// Mean, biased variance (0 unless asked for), maximum and minimum over H x W, (4, N, C) float32; the first index of both,
+// (2, N, C) int32.
+std::tuple<Tensor, Tensor> pool_op(const Tensor& x, bool variance) {
   const Shape shape(x);
   Tensor values = room(x, {4, shape.n, shape.c}, ScalarType::Float);
   Tensor indices = room(x, {2, shape.n, shape.c}, ScalarType::Int);
   auto run = shape.is_float ? pool<float> : pool<BFloat16>;
-  run(x, shape, static_cast<float*>(values.mutable_data_ptr()), static_cast<int32_t*>(indices.mutable_data_ptr()));
+  run(x, shape, variance, static_cast<float*>(values.mutable_data_ptr()),
+      static_cast<int32_t*>(indices.mutable_data_ptr()));
   return {values, indices};
 }
 
@@ -584,7 +596,7 @@ void infer(const Tensor& x, const Shape& shape, const Gates& gates, const float*
     torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
       for (int64_t image = begin; image < end; image++) {
         const int64_t first = image * shape.tiles;
-        for (int64_t tile = 0; gates.w1 && tile < shape.tiles; tile++) pool_tile(to.x, shape, first + tile, parts);
+        for (int64_t tile = 0; gates.w1 && tile < shape.tiles; tile++) pool_tile(to.x, shape, first + tile, false, parts);
         what(image);
         for (int64_t row = 0; gates.kernel && row < p; row += rows) where(image, row);
         finish(image);
@@ -600,7 +612,7 @@ void infer(const Tensor& x, const Shape& shape, const Gates& gates, const float*
     });
   };
   const int64_t tiles = (p + rows - 1) / rows;
-  if (gates.w1) each(n * shape.tiles, [&](int64_t tile) { pool_tile(to.x, shape, tile, parts); });
+  if (gates.w1) each(n * shape.tiles, [&](int64_t tile) { pool_tile(to.x, shape, tile, false, parts); });
   each(n, what);
   if (gates.kernel) each(n * tiles, [&](int64_t tile) { where(tile / tiles, tile % tiles * rows); });
   each(n, finish);
@@ -629,7 +641,8 @@ void infer_op(const Tensor& x, std::optional<Tensor> scale, std::optional<Tensor
 
 STABLE_TORCH_LIBRARY(whatwhere, m) {
   m.def("vector_bits() -> int");
-  m.def("pool(Tensor x) -> (Tensor, Tensor)");
+  m.def("version() -> int");
+  m.def("pool(Tensor x, bool variance) -> (Tensor, Tensor)");
   m.def("maps(Tensor x, Tensor? scale, Tensor? shift) -> (Tensor, Tensor)");
   m.def(
       "apply(Tensor x, Tensor? scale, Tensor? shift, Tensor? m, Tensor? past, Tensor? r, bool relu, Tensor(a!) y) -> "
@@ -649,6 +662,7 @@ STABLE_TORCH_LIBRARY(whatwhere, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(whatwhere, CompositeExplicitAutograd, m) {
   m.impl("vector_bits", TORCH_BOX(&whatwhere::vector_bits));
+  m.impl("version", TORCH_BOX(&whatwhere::version));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(whatwhere, CPU, m) {
