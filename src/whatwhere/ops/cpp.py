@@ -27,13 +27,12 @@ _POOLS = {"avg": 0, "max": 2, "min": 3}  # rows of the native values
 
 def why_unfit(call: Call, x: Tensor | None = None, shortcut: Tensor | None = None, *scalars: Tensor | None) -> str:
     """Return why the C++ passes do not fit a call, without `x` its modules; "" if they do."""
-    if reason := lean.why_unfit(call, x, shortcut, *scalars):
-        return reason
-    if others := set(getattr(call.what, "pools", ())) - set(_POOLS):
-        return f"of the pools only avg, max and min are there, not {sorted(others)[0]}"
+    # first what costs nothing: on a GPU every call comes by here
     if x is not None and (x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16)):
         return f"x must be float32 or bfloat16 on a CPU, got {x.dtype} on {x.device}"
-    return native.why_missing()
+    if others := set(getattr(call.what, "pools", ())) - set(_POOLS):
+        return f"of the pools only avg, max and min are there, not {sorted(others)[0]}"
+    return native.why_missing() or lean.why_unfit(call, x, shortcut, *scalars)
 
 
 def run(

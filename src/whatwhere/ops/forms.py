@@ -46,7 +46,7 @@ def form_of(function: object) -> Any:
         return None
     if any(getattr(type(function), name) is not before for name, before in functions.items()):
         return None
-    return function.form()  # type: ignore[attr-defined]
+    return functions["form"](function)
 
 
 def _is(layer: nn.Module, kind: type[nn.Module]) -> bool:

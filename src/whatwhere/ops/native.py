@@ -43,7 +43,7 @@ def _why_not_loaded() -> str:
 
 
 def _describe() -> None:
-    """Tell torch's compilers the shapes of the results; the others have none."""
+    """Tell torch the shapes of the operators' results, which its tests of operators and its compilers ask for."""
 
     def pooled(x: Tensor, variance: bool) -> tuple[Tensor, Tensor]:
         return _new(x, 4, *x.shape[:2]), _new(x, 2, *x.shape[:2], dtype=torch.int32)

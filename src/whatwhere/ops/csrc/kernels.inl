@@ -17,12 +17,10 @@ typedef uint16_t Halves __attribute__((vector_size(2 * WIDTH)));
 
 // Vectors of WIDTH values, and single values for the rest, by the same names.
 struct Many {
-  static constexpr int64_t width = WIDTH;
   using F = Floats;
   using I = Ints;
 };
 struct One {
-  static constexpr int64_t width = 1;
   using F = float;
   using I = int32_t;
 };

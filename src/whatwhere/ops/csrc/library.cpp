@@ -27,7 +27,7 @@ constexpr int64_t kPixelsOfMaps = 2048;   // of a contiguous image: their maps s
 const InstructionSet& best() {
 #if defined(__x86_64__)
   static const InstructionSet& chosen = []() -> const InstructionSet& {
-    const char* asked = std::getenv("WHATWHERE_INSTRUCTIONS");
+    const char* asked = std::getenv("WHATWHERE_INSTRUCTIONS");  // for the tests: those of older processors
     for (const InstructionSet* set : {&avx512, &avx2}) {
       if (asked && *asked && std::strcmp(asked, set->name)) continue;
       if (set == &avx512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -240,7 +240,7 @@ void pool(const Tensor& x, const Shape& shape, bool variance, float* values, int
   });
 }
 
-// Mean, biased variance (0 unless asked for), maximum and minimum over H x W, (4, N, C) float32; the first index of both,
+// Mean, biased variance (without meaning unless asked for), maximum and minimum over H x W, (4, N, C) float32; the first index of both,
 // (2, N, C) int32.
 std::tuple<Tensor, Tensor> pool_op(const Tensor& x, bool variance) {
   const Shape shape(x);
@@ -368,8 +368,7 @@ void reduce(const Shape& shape, const Tensor& g, const std::optional<Tensor>& y,
   const T* from = static_cast<const T*>(x.const_data_ptr());
   const Kernels<T>& run = kernels<T>();
   const int64_t c = shape.c, p = shape.p, count = (direct ? 4 : 2) + of_x;
-  const int64_t rows = shape.channels_last ? shape.rows : kPixelsOfMaps;
-  const int64_t tiles = (p + rows - 1) / rows;
+  const int64_t rows = rows_of_maps(shape), tiles = (p + rows - 1) / rows;
   float* partial = scratch(shape.n * tiles * count * c);
   torch::stable::parallel_for(0, shape.n * tiles, 1, [&](int64_t begin, int64_t end) {
     std::memset(partial + begin * count * c, 0, (end - begin) * count * c * sizeof(float));
