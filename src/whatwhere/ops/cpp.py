@@ -39,129 +39,7 @@ def run(
     call: Call, x: Tensor, shortcut: Tensor | None, mix: Tensor | None, factor: Tensor | None, overwrite: bool
 ) -> Tensor:
     """Return y, as `lean.run` does."""
-    return lean.run(call, x, shortcut, mix, factor, overwrite, lean.Passes(_Forward, _gradients))
-
-
-class _Forward(lean.Forward):
-    """With the same results as its base class; x is read by three operators, and u is never written."""
-
-    def run(self) -> Tensor:
-        with lean.without_autocast("cpu"):
-            y = None if self.graph else self._infer()
-            return self._run_passes() if y is None else y
-
-    def _infer(self) -> Tensor | None:
-        """Return y by one operator, image by image; None where it does not know a function, or a norm is trained."""
-        call, norm, x = self.call, self.call.batch_norm, self.x
-        what, where = form_of(call.what), form_of(call.where)
-        pools: tuple[str, ...] = () if call.what is None else call.what.pools
-        maps: tuple[str, ...] = () if call.where is None else call.where.maps
-        is_known = (what is None) == (call.what is None) and (where is None) == (call.where is None)
-        if not is_known or not {"avg", "max"}.issuperset(pools) or self.factor is not None:
-            return None
-        if takes_batch_statistics(norm) or (what is not None and what.w1.shape[1] != x.shape[1]):
-            return None
-        scale = shift = None
-        if norm is not None and self.mix is not None:
-            x, _, _ = normed_by_torch(norm, self.view, x)
-            y = x
-        else:
-            y = x if self.overwrite else torch.empty_like(x)
-            if norm is not None:
-                found = normed(norm, self.view, x, x)
-                scale, shift = found.scale, found.shift
-        layers = (None,) * 4 if what is None else (None if part is None else part.float().contiguous() for part in what)
-        kernel, slope, offset = (None, 1.0, 0.0) if where is None else where
-        kernel = None if kernel is None else kernel.float().contiguous()
-        places = (maps.index(name) if name in maps else -1 for name in ("max", "mean"))
-        mix = 1.0 if self.mix is None else float(self.mix)
-        gates = (*layers, "avg" in pools, "max" in pools, kernel, *places, slope, offset, 1 - mix, mix)
-        torch.ops.whatwhere.infer(x, scale, shift, *gates, self.shortcut, call.relu, y)
-        _tell_autograd(y)
-        return y
-
-    def _run_passes(self) -> Tensor:
-        norm, what = self.call.batch_norm, self.call.what
-        if norm is not None and self.mix is not None:
-            # at a = 0 the result is then, bit for bit, that of the block without attention
-            y, self.mean, self.invstd = normed_by_torch(norm, self.view, self.x)
-            source = y
-        else:
-            source, y = self.x, self.x if self.overwrite else torch.empty_like(self.x)
-        is_normed = norm is not None and self.mix is None
-        pooled: tuple[Tensor, Tensor] | None = None
-        if what is not None or (is_normed and takes_batch_statistics(norm)):
-            pooled = torch.ops.whatwhere.pool(source, is_normed and takes_batch_statistics(norm))
-        if norm is not None and is_normed:
-            planes = None if pooled is None else (pooled[0][0], pooled[0][1])
-            self.normed = normed(norm, self.view, self.x, self.x, planes)
-            self.mean, self.invstd = self.normed.mean, self.normed.invstd
-        if what is not None and pooled is not None:
-            self._pool_natively(what, *pooled)
-        scale, shift = self._affine()
-        m = None
-        if self.call.where is not None:
-            m = self._map_natively(self.call.where, source, scale, shift)
-        self._apply_natively(source, scale, shift, m, y)
-        return y
-
-    def _pool_natively(self, what: ChannelGate, values: Tensor, indices: Tensor) -> None:
-        """Pool z and run `what` on it."""
-        pooled: dict[str, Tensor] = {name: values[_POOLS[name]] for name in what.pools}
-        at = dict(zip(("max", "min"), indices.unbind(), strict=True))
-        if self.normed is not None:
-            scale, shift = self.normed.scale, self.normed.shift
-            # where the norm's scale is below 0 the maximum of z is the minimum of x; where it is 0 all are equal
-            for name, other in (("max", 3), ("min", 2)):
-                if name in pooled:
-                    pooled[name] = torch.where(scale < 0, values[other], pooled[name])
-                    at[name] = torch.where(scale < 0, indices[other - 2], at[name]) * (scale != 0)
-            pooled = {name: torch.addcmul(shift, value, scale) for name, value in pooled.items()}
-        if self.graph:
-            # copies: a view would keep both
-            self.small.indices.update({name: at[name].clone() for name in what.pools if name in at})
-        dtype = self.dtype if getattr(what, "in_float32", False) else self.small_dtype
-        self.small.pooled = tuple(clamped_to(pooled[name], dtype).requires_grad_(self.needs_z) for name in what.pools)
-        self.small.s = self._run_small(what, *self.small.pooled)
-
-    def _affine(self) -> tuple[Tensor | None, Tensor | None]:
-        """Return scale and shift, (N or 1, C), with u = x * scale + shift, or z in the place of x where it is known."""
-        s = None if self.small.s is None else self.small.s.detach().flatten(1).float()
-        s = None if s is None else s.expand(-1, self.x.shape[1]).contiguous()
-        if self.normed is None:
-            return s, None
-        scale, shift = self.normed.scale[None], self.normed.shift[None]
-        return (scale, shift) if s is None else (scale * s, shift * s)
-
-    def _map_natively(self, where: SpatialGate, source: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-        """Pool u over C and run `where` on it; return the spatial gate, (N, P)."""
-        values, index = torch.ops.whatwhere.maps(source, scale, shift)
-        if self.graph and "max" in where.maps:
-            self.small.indices["maps"] = index.to(torch.int16) if self.x.shape[1] < 2**15 else index
-        needs_u = self.needs_z or (self.small.s is not None and self.small.s.requires_grad)
-        maps = [clamped_to(values[("max", "mean").index(name)], self.small_dtype) for name in where.maps]
-        # side by side: so the backward pass of a convolution is several times faster
-        stacked = torch.stack(maps, 2).view(len(index), *self.x.shape[2:], -1).permute(0, 3, 1, 2)
-        self.small.maps = stacked.requires_grad_(needs_u)
-        self.small.m = self._run_small(where, self.small.maps)
-        return self.small.m.detach().flatten(1).float().expand(index.shape).contiguous()
-
-    def _apply_natively(
-        self, source: Tensor, scale: Tensor | None, shift: Tensor | None, m: Tensor | None, y: Tensor
-    ) -> None:
-        f = None if self.factor is None else self.factor[:, None].float()
-        past = None
-        if self.mix is not None:
-            through = self.mix.float() if f is None else self.mix * f
-            past = (source.new_ones(len(source), dtype=self.dtype) if f is None else f[:, 0]) * (1 - self.mix.float())
-            f = through.expand(len(source), 1)
-            scale = source.new_ones(1, source.shape[1], dtype=self.dtype) if scale is None else scale
-        if f is not None and m is not None:
-            m = m * f
-        elif f is not None:
-            scale, shift = scale * f, None if shift is None else shift * f
-        torch.ops.whatwhere.apply(source, scale, shift, m, past, self.shortcut, self.call.relu, y)
-        _tell_autograd(y)
+    return lean.run(call, x, shortcut, mix, factor, overwrite, _Forward)
 
 
 def _tell_autograd(y: Tensor) -> None:
@@ -303,3 +181,127 @@ def _spread(
         torch.stack([indices[name].int() for name in poked]) if poked else None,
         dx,
     )
+
+
+class _Forward(lean.Forward):
+    """With the same results as its base class; x is read by three operators, and u is never written."""
+
+    gradients = staticmethod(_gradients)
+
+    def run(self) -> Tensor:
+        with lean.without_autocast("cpu"):
+            y = None if self.graph else self._infer()
+            return self._run_passes() if y is None else y
+
+    def _infer(self) -> Tensor | None:
+        """Return y by one operator, image by image; None where it does not know a function, or a norm is trained."""
+        call, norm, x = self.call, self.call.batch_norm, self.x
+        what, where = form_of(call.what), form_of(call.where)
+        pools: tuple[str, ...] = () if call.what is None else call.what.pools
+        maps: tuple[str, ...] = () if call.where is None else call.where.maps
+        is_known = (what is None) == (call.what is None) and (where is None) == (call.where is None)
+        if not is_known or not {"avg", "max"}.issuperset(pools) or self.factor is not None:
+            return None
+        if takes_batch_statistics(norm) or (what is not None and what.w1.shape[1] != x.shape[1]):
+            return None
+        scale = shift = None
+        if norm is not None and self.mix is not None:
+            x, _, _ = normed_by_torch(norm, self.view, x)
+            y = x
+        else:
+            y = x if self.overwrite else torch.empty_like(x)
+            if norm is not None:
+                found = normed(norm, self.view, x, x)
+                scale, shift = found.scale, found.shift
+        layers = (None,) * 4 if what is None else (None if part is None else part.float().contiguous() for part in what)
+        kernel, slope, offset = (None, 1.0, 0.0) if where is None else where
+        kernel = None if kernel is None else kernel.float().contiguous()
+        places = (maps.index(name) if name in maps else -1 for name in ("max", "mean"))
+        mix = 1.0 if self.mix is None else float(self.mix)
+        gates = (*layers, "avg" in pools, "max" in pools, kernel, *places, slope, offset, 1 - mix, mix)
+        torch.ops.whatwhere.infer(x, scale, shift, *gates, self.shortcut, call.relu, y)
+        _tell_autograd(y)
+        return y
+
+    def _run_passes(self) -> Tensor:
+        norm, what = self.call.batch_norm, self.call.what
+        if norm is not None and self.mix is not None:
+            # at a = 0 the result is then, bit for bit, that of the block without attention
+            y, self.mean, self.invstd = normed_by_torch(norm, self.view, self.x)
+            source = y
+        else:
+            source, y = self.x, self.x if self.overwrite else torch.empty_like(self.x)
+        is_normed = norm is not None and self.mix is None
+        pooled: tuple[Tensor, Tensor] | None = None
+        if what is not None or (is_normed and takes_batch_statistics(norm)):
+            pooled = torch.ops.whatwhere.pool(source, is_normed and takes_batch_statistics(norm))
+        if norm is not None and is_normed:
+            planes = None if pooled is None else (pooled[0][0], pooled[0][1])
+            self.normed = normed(norm, self.view, self.x, self.x, planes)
+            self.mean, self.invstd = self.normed.mean, self.normed.invstd
+        if what is not None and pooled is not None:
+            self._pool_natively(what, *pooled)
+        scale, shift = self._affine()
+        m = None
+        if self.call.where is not None:
+            m = self._map_natively(self.call.where, source, scale, shift)
+        self._apply_natively(source, scale, shift, m, y)
+        return y
+
+    def _pool_natively(self, what: ChannelGate, values: Tensor, indices: Tensor) -> None:
+        """Pool z and run `what` on it."""
+        pooled: dict[str, Tensor] = {name: values[_POOLS[name]] for name in what.pools}
+        at = dict(zip(("max", "min"), indices.unbind(), strict=True))
+        if self.normed is not None:
+            scale, shift = self.normed.scale, self.normed.shift
+            # where the norm's scale is below 0 the maximum of z is the minimum of x; where it is 0 all are equal
+            for name, other in (("max", 3), ("min", 2)):
+                if name in pooled:
+                    pooled[name] = torch.where(scale < 0, values[other], pooled[name])
+                    at[name] = torch.where(scale < 0, indices[other - 2], at[name]) * (scale != 0)
+            pooled = {name: torch.addcmul(shift, value, scale) for name, value in pooled.items()}
+        if self.graph:
+            # copies: a view would keep both
+            self.small.indices.update({name: at[name].clone() for name in what.pools if name in at})
+        dtype = self.dtype if getattr(what, "in_float32", False) else self.small_dtype
+        self.small.pooled = tuple(clamped_to(pooled[name], dtype).requires_grad_(self.needs_z) for name in what.pools)
+        self.small.s = self._run_small(what, *self.small.pooled)
+
+    def _affine(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return scale and shift, (N or 1, C), with u = x * scale + shift, or z in the place of x where it is known."""
+        s = None if self.small.s is None else self.small.s.detach().flatten(1).float()
+        s = None if s is None else s.expand(-1, self.x.shape[1]).contiguous()
+        if self.normed is None:
+            return s, None
+        scale, shift = self.normed.scale[None], self.normed.shift[None]
+        return (scale, shift) if s is None else (scale * s, shift * s)
+
+    def _map_natively(self, where: SpatialGate, source: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+        """Pool u over C and run `where` on it; return the spatial gate, (N, P)."""
+        values, index = torch.ops.whatwhere.maps(source, scale, shift)
+        if self.graph and "max" in where.maps:
+            self.small.indices["maps"] = index.to(torch.int16) if self.x.shape[1] < 2**15 else index
+        needs_u = self.needs_z or (self.small.s is not None and self.small.s.requires_grad)
+        maps = [clamped_to(values[("max", "mean").index(name)], self.small_dtype) for name in where.maps]
+        # side by side: so the backward pass of a convolution is several times faster
+        stacked = torch.stack(maps, 2).view(len(index), *self.x.shape[2:], -1).permute(0, 3, 1, 2)
+        self.small.maps = stacked.requires_grad_(needs_u)
+        self.small.m = self._run_small(where, self.small.maps)
+        return self.small.m.detach().flatten(1).float().expand(index.shape).contiguous()
+
+    def _apply_natively(
+        self, source: Tensor, scale: Tensor | None, shift: Tensor | None, m: Tensor | None, y: Tensor
+    ) -> None:
+        f = None if self.factor is None else self.factor[:, None].float()
+        past = None
+        if self.mix is not None:
+            through = self.mix.float() if f is None else self.mix * f
+            past = (source.new_ones(len(source), dtype=self.dtype) if f is None else f[:, 0]) * (1 - self.mix.float())
+            f = through.expand(len(source), 1)
+            scale = source.new_ones(1, source.shape[1], dtype=self.dtype) if scale is None else scale
+        if f is not None and m is not None:
+            m = m * f
+        elif f is not None:
+            scale, shift = scale * f, None if shift is None else shift * f
+        torch.ops.whatwhere.apply(source, scale, shift, m, past, self.shortcut, self.call.relu, y)
+        _tell_autograd(y)

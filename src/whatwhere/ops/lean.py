@@ -17,7 +17,7 @@ itself compute z: at a = 0 the result is then, bit for bit, that of the block wi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,20 +73,23 @@ def run(
     mix: Tensor | None,
     factor: Tensor | None,
     overwrite: bool,
-    passes: Passes | None = None,
+    forward: type[Forward] | None = None,
 ) -> Tensor:
-    """Return y: by an autograd function if a gradient is needed, else written over x if `overwrite` allows it."""
-    passes = passes or Passes(Forward, gradients)
+    """Return y: by an autograd function if a gradient is needed, else written over x if `overwrite` allows it.
+
+    `forward` has other passes than those here, with the same results.
+    """
+    forward = forward or Forward
     norm = call.batch_norm
     weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
     view = View.of(x)
     inputs = Inputs(view.dense(x), None if shortcut is None else view.dense(shortcut), factor, weight, bias, mix)
     learned = (*inputs._replace(factor=None), *call.parameters)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in learned):
-        y: Tensor = _Lean.apply(passes, call, view, *inputs, *call.parameters)
+        y: Tensor = _Lean.apply(forward, call, view, *inputs, *call.parameters)
         return y
     with torch.no_grad():
-        return passes.forward(call, view, inputs, overwrite=overwrite).run()
+        return forward(call, view, inputs, overwrite=overwrite).run()
 
 
 def without_autocast(device: str) -> contextlib.AbstractContextManager[object]:
@@ -105,6 +108,8 @@ class Forward:
     graph: bool = False  # whether a backward pass follows: then the small graphs and the indices of maxima are kept
     needs_z: bool = False  # whether z needs a gradient
     overwrite: bool = False  # whether y may be written over x
+
+    gradients = staticmethod(gradients)  # the backward pass
 
     def __post_init__(self) -> None:
         self.x, self.shortcut, self.factor, _, _, self.mix = self.inputs
@@ -293,25 +298,17 @@ class Forward:
         return torch.mul(*gates, out=self._room(piece)).mul_(mix).add_(1 - mix)
 
 
-@dataclass(frozen=True)
-class Passes:
-    """Who computes: the passes of the forward and of the backward pass."""
-
-    forward: type[Forward]
-    gradients: Callable[[Saved, Tensor], tuple[Inputs, list[Tensor | None]]]
-
-
 _NUM_INPUTS = len(Inputs._fields)
 
 
 class _Lean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, passes: Passes, call: Call, view: View, *tensors: Any) -> Tensor:
+    def forward(ctx: Any, kind: type[Forward], call: Call, view: View, *tensors: Any) -> Tensor:
         """Compute y from the fields of `Inputs`, followed by the parameters of the small functions."""
         inputs, needs = Inputs(*tensors[:_NUM_INPUTS]), Inputs(*ctx.needs_input_grad[3 : 3 + _NUM_INPUTS])
-        forward = passes.forward(call, view, inputs, graph=True, needs_z=needs.x or needs.weight or needs.bias)
+        forward = kind(call, view, inputs, graph=True, needs_z=needs.x or needs.weight or needs.bias)
         y = forward.run()
-        ctx.gradients, ctx.call, ctx.view, ctx.needs, ctx.kept = passes.gradients, call, view, needs, forward.small
+        ctx.gradients, ctx.call, ctx.view, ctx.needs, ctx.kept = kind.gradients, call, view, needs, forward.small
         ctx.from_batch = takes_batch_statistics(call.batch_norm)
         # autograd checks that nothing writes to these before the backward pass
         indices, forward.small.indices = forward.small.indices, {}
