@@ -3,7 +3,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 CLIENTS := $(VENV)/.clients
 
-.PHONY: demo test snapshots test-slow test-sweep test-clients test-sanitized check ledger evidence-page api bench wheel
+.PHONY: demo test snapshots test-slow test-sweep test-clients test-sanitized test-wheel check ledger evidence-page api bench wheel
 .DEFAULT_GOAL := test
 
 # One environment with everything that development needs, at the versions of constraints.txt. The second installation finds
@@ -52,6 +52,10 @@ wheel: $(READY)
 	rm -rf build dist
 	WHATWHERE_CPP=1 $(VENV)/bin/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build .
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/*.whl
+
+# That wheel in two fresh environments, with the oldest torch and with the pinned one.
+test-wheel: wheel
+	tests/support/wheel.sh $(PYTHON)
 
 check: $(READY)
 	$(VENV)/bin/ruff check .

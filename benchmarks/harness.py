@@ -1,17 +1,23 @@
 """Shared by all benchmarks: interleaved rounds, medians and their spread, peak memory, a line on the environment.
 
-A round times every candidate once, so that a change of the machine's speed affects all alike. Ratios within one run are
-more reliable than times. A benchmark first runs the tests of what it times, and stops if one fails.
+A round times every candidate once, in an order of its own, so that a change of the machine's speed affects all alike.
+Ratios within one round are more reliable than times; their median has an interval. A benchmark first runs the tests of
+what it times, and stops if one fails.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
+import ctypes
 import datetime
+import math
+import multiprocessing
 import os
 import pathlib
 import platform
+import random
 import re
 import statistics
 import subprocess
@@ -19,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 # the profiler, which counts allocations, reports each of its starts otherwise
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -32,6 +39,7 @@ from whatwhere.ops import native
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 WARM_UP_ROUNDS = 2
+INNER_ROUNDS = 4  # of a round that is a process
 
 
 @dataclass(frozen=True)
@@ -48,24 +56,84 @@ class Times:
     def quantile(self, tenths: int) -> float:
         return statistics.quantiles(self.milliseconds, n=10, method="inclusive")[tenths - 1]
 
+    def paired_ratio(self, base: Times) -> tuple[float, float, float]:
+        """Return the median of the ratios to `base` in the same rounds, and its 95 % interval, of the sign test.
 
-def measure(candidates: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, Times]:
-    """Time `candidates` over `rounds` interleaved rounds; each is a function without arguments."""
+        The interval is for independent rounds; with less than six it is the whole line.
+        """
+        ratios = sorted(a / b for a, b in zip(self.milliseconds, base.milliseconds, strict=True))
+        count = len(ratios)
+        tails = (sum(math.comb(count, k) for k in range(rank + 1)) / 2**count for rank in range(count))
+        outside = sum(1 for tail in tails if tail <= 0.025)
+        low, high = (ratios[outside - 1], ratios[-outside]) if outside else (0.0, math.inf)
+        return statistics.median(ratios), low, high
+
+    def ratio_cells(self, base: Times) -> list[str]:
+        """Return two cells of a table: the ratio to `base`, and its interval."""
+        ratio, low, high = self.paired_ratio(base)
+        return [f"x{ratio:.3f}", "" if self is base else f"x{low:.3f} .. x{high:.3f}"]
+
+
+def keep_freed_pages() -> None:
+    """Tell glibc's malloc to give no memory back to the system, where it is glibc.
+
+    By default it gives it back where it lies at the end of the heap: so one candidate pays for fresh pages with each
+    large tensor, another one never, by an accident of the order of their tensors that lasts for the whole process.
+    """
+    trim_threshold, mmap_max = -1, -4  # of malloc.h
+    with contextlib.suppress(AttributeError, OSError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def measure(
+    candidates: dict[str, Callable[[], object]], rounds: int, device: str, pause: float = 0
+) -> dict[str, Times]:
+    """Time `candidates` over `rounds` interleaved rounds; each is a function without arguments.
+
+    One that returns a number has taken its time itself, in milliseconds.
+
+    `pause` is the time before each, in seconds, for threads of other libraries that go on waiting for work.
+    """
+    keep_freed_pages()
     times: dict[str, list[float]] = {name: [] for name in candidates}
     peaks = {}
+    order = list(candidates)
+    generator = random.Random()
     for round_index in range(WARM_UP_ROUNDS + rounds):
-        for name, run in candidates.items():
+        # what runs before a candidate decides what is in the caches
+        generator.shuffle(order)
+        for name in order:
+            run = candidates[name]
+            time.sleep(pause)
             if round_index == 1:
                 # not in the first round: there libraries allocate their workspaces, and torch.compile compiles
                 peaks[name] = peak_bytes(run, device)
                 continue
             synchronize(device)
             start = time.perf_counter()
-            run()
+            taken = run()
             synchronize(device)
             if round_index >= WARM_UP_ROUNDS:
-                times[name].append(1000 * (time.perf_counter() - start))
+                times[name].append(taken if isinstance(taken, float) else 1000 * (time.perf_counter() - start))
     return {name: Times(tuple(times[name]), peaks[name]) for name in candidates}
+
+
+def in_processes(times_of: Callable[..., dict[Any, Times]], rounds: int, *given: object) -> dict[Any, Times]:
+    """Return the times of `rounds` rounds, each that of a process: the medians of what `times_of` finds in it.
+
+    Where tensors lie in the machine's memory changes times by several hundredths, and stays for as long as a process
+    lives.
+    """
+    context, found = multiprocessing.get_context("spawn"), []
+    for _ in range(rounds):
+        with context.Pool(1) as pool:
+            found.append(pool.apply(times_of, given))
+    return {
+        name: Times(tuple(times[name].median for times in found), max(times[name].peak_bytes for times in found))
+        for name in found[0]
+    }
 
 
 def synchronize(device: str) -> None:
@@ -154,7 +222,15 @@ def report(what: str, device: str, parts: Sequence[str], rows: Sequence[dict[str
         writer.writerows(rows)
 
 
-def row_of(times: Times, **labels: object) -> dict[str, object]:
+def suffix_of(options: argparse.Namespace) -> str:
+    """Return what is added to a name of results for the options: the dtype, and whether the passes were in C++."""
+    cpp = options.device == "cpu" and native.passes() != "Python"
+    return ("" if options.dtype == "float32" else "_bf16") + ("_cpp" if cpp else "")
+
+
+def row_of(times: Times, base: Times | None = None, **labels: object) -> dict[str, object]:
+    names = ("ratio", "ratio_low", "ratio_high")
+    ratios = {} if base is None else dict(zip(names, times.paired_ratio(base), strict=True))
     return {
         **labels,
         "median_ms": round(times.median, 4),
@@ -162,4 +238,5 @@ def row_of(times: Times, **labels: object) -> dict[str, object]:
         "p80_ms": round(times.quantile(8), 4),
         "peak_mib": round(times.peak_bytes / 2**20, 2),
         "rounds": len(times.milliseconds),
+        **{name: round(value, 4) for name, value in ratios.items()},
     }

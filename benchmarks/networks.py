@@ -3,8 +3,9 @@
     python benchmarks/networks.py [--device cpu] [--dtype bfloat16] [--compile] [--formats channels_last]
 
 A training step is forward, mean of the output, backward, without an optimizer; inference is in evaluation mode under
-`torch.inference_mode`. Ratios are medians divided by the median of torchvision's plain network in the same rounds;
-the overhead is the ratio less 1, and is compared with that of timm's CBAM.
+`torch.inference_mode`. A ratio is the median, over the rounds, of a network's time divided by that of torchvision's
+plain network in the same round, with its 95 % interval; the overhead is the ratio less 1, and is compared with that of
+timm's CBAM.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from harness import Times, environment, measure, parser, refuse_unless_green, report, row_of, table
+from harness import Times, environment, measure, parser, refuse_unless_green, report, row_of, suffix_of, table
 from peers import NETWORKS
 
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -45,20 +46,19 @@ def times_of(options: object, memory_format: torch.memory_format, training: bool
 
 
 def table_of(times: dict[str, Times]) -> str:
-    base = times[BASE].median
-    peer = times[PEER].median / base - 1 if PEER in times else None
+    base = times[BASE]
+    peer = times[PEER].paired_ratio(base)[0] - 1 if PEER in times else None
     rows = []
     for name, value in times.items():
-        ratio = value.median / base
-        of_peer = "" if peer is None or "CBAM" not in name else f"{(ratio - 1) / peer:.2f}"
-        spread = f"{value.quantile(2):.1f} .. {value.quantile(8):.1f}"
+        overhead = value.paired_ratio(base)[0] - 1
+        of_peer = "" if peer is None or "CBAM" not in name else f"{overhead / peer:.2f}"
         memory = f"{value.peak_bytes / 2**20:.0f}"
-        rows.append([name, f"{value.median:.1f}", spread, f"x{ratio:.3f}", of_peer, memory])
-    return table(["network", "median, ms", "p20 .. p80", "ratio", "overhead / timm CBAM's", "peak, MiB"], rows)
+        rows.append([name, f"{value.median:.1f}", *value.ratio_cells(base), of_peer, memory])
+    return table(["network", "median, ms", "ratio", "95 % interval", "overhead / timm CBAM's", "peak, MiB"], rows)
 
 
 def main() -> None:
-    arguments = parser(__doc__, rounds=9)
+    arguments = parser(__doc__, rounds=12)
     arguments.add_argument("--compile", action="store_true")
     arguments.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     arguments.add_argument("--networks", nargs="+", choices=NETWORKS)
@@ -75,9 +75,9 @@ def main() -> None:
         for task in ("training step", "inference"):
             times = times_of(options, FORMATS[name], training=task == "training step")
             parts.append(f"## {task}, {name}\n\n{table_of(times)}")
-            rows += [row_of(value, task=task, format=name, network=network) for network, value in times.items()]
-    suffix = "" if options.dtype == "float32" else "_bf16"
-    report(f"networks_{mode}{suffix}", options.device, parts, rows)
+            for network, value in times.items():
+                rows.append(row_of(value, times[BASE], task=task, format=name, network=network))
+    report(f"networks_{mode}{suffix_of(options)}", options.device, parts, rows)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import gc
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 from pictures import make_folder
 from whatwhere import UserError
 from whatwhere.base.processes import STOP_SIGNALS
+from whatwhere.ops import native
 
 # Fresh memory is filled with NaN, so that a value nobody wrote is seen.
 torch.use_deterministic_algorithms(True)
@@ -33,6 +35,16 @@ hypothesis.settings.load_profile("no deadline")
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def cpp():
+    """The C++ passes, for tests of them or of the bytes that they keep, a little other than those of Python.
+
+    Where there is a compiler make has built them: then a failed build fails the tests.
+    """
+    if native.why_missing() and shutil.which("g++") is None:
+        pytest.skip(f"no compiler: {native.why_missing()}")
 
 
 @pytest.fixture(autouse=True)

@@ -521,6 +521,8 @@ CAUGHT = {
     "_check_parts": "its sentence is quoted by read_design",
     "record": "its sentence is quoted by follow, when no example runs",
     "faster": "measures the network of a user; the estimate names nothing then",
+    "_results": "runs the network of a user; the sentence is quoted by optimize_for_inference",
+    "optimize_for_inference": "only saves time: a bundle that cannot be prepared predicts as it is",
     "parse_json": "raises ValueError: no JSON",
     "read_file": "a checkpoint that cannot be read is damaged; the sentence around it tells why",
     "read_json": "a cache that cannot be read is made anew",

@@ -9,6 +9,9 @@ import whatwhere
 def test_importing_costs_torch_at_most():
     code = "import sys, whatwhere; assert not {'torchvision', 'timm', 'rich', 'typer', 'numpy'} & set(sys.modules) "
     subprocess.run([sys.executable, "-c", code], check=True)
+    # nor the compiler, which takes seconds
+    code = "import sys, whatwhere.ops; assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .cost import compare_costs, cost
     from .insert import attend, detach
     from .models import ResNet
-    from .networks import create_model, list_models
+    from .networks import create_model, list_models, optimize_for_inference
 
 __all__ = [
     "ATTENTION",
@@ -66,6 +66,7 @@ __all__ = [
     "detach",
     "list_models",
     "no_weight_decay",
+    "optimize_for_inference",
 ]
 
 _ROOM = {
@@ -92,6 +93,7 @@ _ROOM = {
     "ResNet": "models",
     "create_model": "networks",
     "list_models": "networks",
+    "optimize_for_inference": "networks",
     "UserError": "base.errors",
     "attend": "insert",
     "detach": "insert",

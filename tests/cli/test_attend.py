@@ -69,7 +69,7 @@ def test_summary_beside_itself_without(whatwhere):
         assert (status, message in err, err.count("\n")) == (2, True, 1)
 
 
-def test_the_guide_gives_the_cost_that_is_printed(whatwhere):
+def test_the_guide_gives_the_cost_that_is_printed(cpp, whatwhere):
     guide = (Path(__file__).parents[2] / "docs" / "inserting-attention.md").read_text(encoding="utf-8")
     status, out, _ = whatwhere("attend", "mobilenet_v3_small")
     assert status == 0

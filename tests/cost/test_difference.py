@@ -82,7 +82,7 @@ def test_different_inputs_are_refused(refused):
 
 @pytest.mark.parametrize("name", ["cost", "comparison"])
 @pytest.mark.parametrize("kind", ["txt", "md", "html"])
-def test_prints_as_before(comparison, name, kind):
+def test_prints_as_before(cpp, comparison, name, kind):
     result = comparison if name == "comparison" else comparison.b
     printed = {"txt": str, "md": type(result).to_markdown, "html": type(result)._repr_html_}[kind](result)
     golden = GOLDEN / f"{name}.{kind}"
@@ -155,7 +155,7 @@ def test_folds_to_the_width_of_a_terminal():
     assert len(lines) > 20
 
 
-def test_the_tables_of_the_readme_and_of_the_guide():
+def test_the_tables_of_the_readme_and_of_the_guide(cpp):
     root = pathlib.Path(__file__).parent.parent.parent
     pages = [(root / name).read_text(encoding="utf-8") for name in ("README.md", "docs/cost.md")]
     names = ("resnext50_32x4d", "cbam_resnext50_32x4d")

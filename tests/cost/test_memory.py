@@ -135,3 +135,27 @@ def test_saved_bytes_come_from_a_run_without_module_hooks():
 
     cost(Spy(3, 3), (3,))
     assert seen == [0]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_the_cpp_passes_keep_for_an_attention_counts_there(cpp, frozen):
+    model = create_model("cbam_resnext11_8x8d")
+    model.layer1[0].attention.requires_grad_(not frozen)
+    layers = {layer.name: layer.own.saved_bytes for layer in cost(model, (3, 32, 32)).layers}
+    channels, hidden, pixels = 128, 8, 32 * 32
+    norms, mlp, maps = 2 * channels + 2, 2 * (channels + hidden) + channels, 3 * pixels
+    indices, copied_biases = channels + pixels, hidden + channels + 1
+    assert layers["layer1.0.attention"] == 4 * (norms + mlp + maps + indices + copied_biases)
+    # the input of the gates belongs to the block
+    assert layers["layer1.0"] >= 4 * channels * pixels
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_the_python_passes_keep_for_an_attention_counts_there(monkeypatch, frozen):
+    monkeypatch.setenv("WHATWHERE_CPP", "0")
+    model = create_model("cbam_resnext11_8x8d")
+    model.layer1[0].attention.requires_grad_(not frozen)
+    layers = {layer.name: layer.total.saved_bytes for layer in cost(model, (3, 32, 32)).layers}
+    channels, pixels = 128, 32 * 32
+    # at least the indices of both maxima, as int32 and int16
+    assert layers["layer1.0.attention"] >= 4 * channels + 2 * pixels

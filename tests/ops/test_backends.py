@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from numerics import assert_as_exact_as, assert_same
 from whatwhere import CBAM, SqueezeExcitation, create_model
 from whatwhere.attention import Gate
-from whatwhere.ops import Call, gate, gated_tail, lean, normed_gate, why_apart, why_not_fused
+from whatwhere.ops import Call, FoldedNorm, gate, gated_tail, lean, normed_gate, why_apart, why_not_fused
 
 
 class Block(nn.Module):
@@ -388,6 +388,24 @@ def test_x_is_kept_where_a_gradient_needs_it():
     module, norm = CBAM(20), nn.BatchNorm2d(20)
     x = X.clone()
     gated_tail(x, norm, module.what, module.where, X, overwrite=True).sum().backward()
+    assert torch.equal(x, X)
+
+
+def test_the_end_of_a_plain_block_without_a_norm_is_written_over_x_if_it_may_be():
+    shortcut = torch.randn_like(X)
+    expected = torch.relu(X + shortcut)
+    with torch.no_grad():
+        for norm in (None, FoldedNorm()):
+            x = X.clone()
+            y = gate(x, norm=norm, shortcut=shortcut, overwrite=True)
+            assert torch.equal(y, expected)
+            assert y is x
+        assert gate(X, shortcut=shortcut) is not X
+        # the sum has another dtype, or another shape
+        assert gate(X.clone(), shortcut=shortcut.double(), overwrite=True).dtype is torch.float64
+        assert gate(X[:1].clone(), shortcut=shortcut, overwrite=True).shape == X.shape
+    x = X.clone().requires_grad_()
+    gate(x, shortcut=shortcut, overwrite=True).sum().backward()
     assert torch.equal(x, X)
 
 

@@ -3,7 +3,6 @@
 import copy
 import os
 import resource
-import shutil
 import subprocess
 import sys
 
@@ -12,17 +11,14 @@ import torch
 from torch import nn
 
 from numerics import assert_as_exact_as
-from whatwhere import CBAM, ChannelAttention, SpatialAttention, SqueezeExcitation
+from whatwhere import CBAM, ChannelAttention, EfficientChannelAttention, SpatialAttention, SqueezeExcitation
 from whatwhere.attention.cbam import SharedMLP
 from whatwhere.attention.squeeze_excitation import Excitation
 from whatwhere.cli.backends import backends_command
-from whatwhere.ops import cpp, gate, gated_tail, lean, native, normed_gate
+from whatwhere.ops import block, cpp, gate, gated_tail, lean, native, normed_gate
 from whatwhere.ops.forms import form_of
 
-# where there is a compiler, make has built them: then a failed build fails here
-pytestmark = pytest.mark.skipif(
-    bool(native.why_missing()) and shutil.which("g++") is None, reason=f"no compiler: {native.why_missing()}"
-)
+pytestmark = pytest.mark.usefixtures("cpp")
 FORMATS = (torch.contiguous_format, torch.channels_last)
 DTYPES = (torch.float32, torch.bfloat16)
 OPERATORS = torch.ops.whatwhere
@@ -147,18 +143,22 @@ KINDS = {
     "wide kernel, one map": lambda c: CBAM(c, reduction=4, kernel_size=11, maps=("mean",), norm=None),
     "one pool": lambda c: CBAM(c, reduction=4, pools=("max",), mlp_bias=False, zero_init_norm=True),
     "se": lambda c: SqueezeExcitation(c, reduction=4),
+    "eca": EfficientChannelAttention,
     "channel": lambda c: ChannelAttention(c, reduction=4),
     "spatial": lambda c: SpatialAttention(c, kernel_size=3),
 }
 
 
-def trained(module):
+def trained(module, training=False):
     for parameter in module.parameters():
-        nn.init.normal_(parameter, 0.3, 0.5)
+        if parameter.dim() < 2:
+            nn.init.normal_(parameter, 0.3, 0.5)
+        else:
+            nn.init.normal_(parameter, 0.0, parameter[0].numel() ** -0.5)
     for buffer in module.buffers():
         if buffer.is_floating_point():
             nn.init.uniform_(buffer, 0.5, 1.5)
-    return module.eval()
+    return module.train(training)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
@@ -183,6 +183,200 @@ def test_one_operator_for_inference_is_as_exact_as_eager(kind, form, mix, memory
     for dtype in DTYPES:
         eager, truth = run("reference", dtype), run("reference", torch.float64)
         assert_as_exact_as(run("cpp", dtype), eager, truth, torch.finfo(dtype).eps)
+
+
+def learned_by(module, norm, form, mix, memory_format, x, shortcut, gradient, backend, dtype):
+    """Return by name the result, every gradient and every running statistic of a call."""
+    module, norm = copy.deepcopy(module).to(dtype), copy.deepcopy(norm).to(dtype)
+    leaves = {"x": x.to(dtype, copy=True), "shortcut": shortcut.to(dtype, copy=True)}
+    options = {"backend": backend, "factor": torch.tensor([1.25, 0.0], dtype=dtype)}
+    if mix is not None:
+        options["mix"] = leaves["mix"] = torch.tensor(mix, dtype=dtype)
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    options |= {"norm": norm} if "norm" in form else {}
+    options |= {"shortcut": leaves["shortcut"]} if "shortcut" in form else {}
+    y = gate(leaves["x"], module.what, module.where, **options)
+    y.backward(gradient.to(dtype).contiguous(memory_format=memory_format))
+    parameters = {**dict(module.named_parameters()), **{f"norm.{name}": p for name, p in norm.named_parameters()}}
+    found = {name: value.grad for name, value in {**leaves, **parameters}.items() if value.grad is not None}
+    buffers = {**dict(module.named_buffers()), **{f"norm.{name}": b for name, b in norm.named_buffers()}}
+    return {"y": y, **found, **{name: value.double() for name, value in buffers.items()}}
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("mix", [None, 0.0, 0.7])
+@pytest.mark.parametrize("form", ["gate", "norm", "norm+shortcut", "shortcut"])
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("route", ["by one operator", "by passes"])
+def test_training_is_as_exact_as_eager_by_both_routes(route, kind, form, mix, training, memory_format, monkeypatch):
+    torch.manual_seed(7)
+    shape = (2, 37, 9, 20)
+    module, norm = trained(KINDS[kind](shape[1]), training), trained(nn.BatchNorm2d(shape[1]), training)
+    with torch.no_grad():
+        norm.weight[::5], norm.weight[1::5] = 0, -norm.weight[1::5].abs()
+    x, shortcut, gradient = (torch.randn(shape).contiguous(memory_format=memory_format) for _ in range(3))
+    if route == "by passes":
+        monkeypatch.setattr(block, "forward", lambda of: None)
+    else:
+        monkeypatch.setattr(cpp._Forward, "_run_passes", lambda self: pytest.fail("by several operators"))
+    # where rounding cannot decide whether a ReLU is active
+    call = (module, norm, form, mix, memory_format, x)
+    branch = learned_by(*call, torch.full(shape, 1e3), gradient, "reference", torch.float64)["y"].detach() - 1e3
+    shortcut[(branch + shortcut).abs() < 0.05] += 0.25
+    rest = (shortcut, gradient)
+    eager, truth = (learned_by(*call, *rest, "reference", dtype) for dtype in (torch.float32, torch.float64))
+    found = learned_by(*call, *rest, "cpp", torch.float32)
+    assert_as_exact_as(found, eager, truth, torch.finfo(torch.float32).eps)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 8])
+def test_a_convolution_along_few_channels(channels, monkeypatch):
+    monkeypatch.setattr(cpp._Forward, "_run_passes", lambda self: pytest.fail("by several operators"))
+    module, x = EfficientChannelAttention(channels, kernel_size=9), torch.rand(2, channels, 3, 4) + 1
+    exact = copy.deepcopy(module).double()
+    (found,) = torch.autograd.grad(module(x).sum(), module.parameters())
+    (expected,) = torch.autograd.grad(exact(x.double()).sum(), exact.parameters())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3, 70, 40, 33), (5, 17, 7, 7), (1, 256, 60, 60)])
+def test_the_number_of_threads_changes_no_bit_of_a_step(shape, dtype, memory_format):
+    run, before, found = tail(shape, dtype, memory_format), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            found.append(run())
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("momentum", [0.1, None, 0.0])
+def test_the_running_statistics_move_as_torchs(momentum):
+    module = CBAM(20, reduction=4)
+    norm = nn.BatchNorm2d(20, momentum=momentum)
+    module.where.norm.momentum = momentum
+    copies = {backend: copy.deepcopy((module, norm)) for backend in ("reference", "cpp")}
+    for step in range(3):
+        x = torch.randn(3, 20, 5, 7) + step
+        for backend, (own, own_norm) in copies.items():
+            with torch.set_grad_enabled(step != 1):  # without a gradient too
+                normed_gate(x, own_norm, own.what, own.where, backend=backend)
+    for one, other in zip(*copies.values(), strict=True):
+        for name, value in one.named_buffers():
+            torch.testing.assert_close(other.get_buffer(name), value)
+
+
+def test_what_the_block_keeps_is_refused_when_it_was_written_over():
+    for written in ("x", "what.fc1.weight", "where.conv.weight"):
+        module, norm = CBAM(20, reduction=4), nn.BatchNorm2d(20)
+        x = torch.randn(2, 20, 6, 6, requires_grad=True) * 1
+        y = normed_gate(x, norm, module.what, module.where, backend="cpp")
+        with torch.no_grad():
+            (x if written == "x" else module.get_parameter(written)).add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+
+
+def test_a_frozen_network_and_tied_weights():
+    module, norm, x = CBAM(20, reduction=1), nn.BatchNorm2d(20), torch.randn(2, 20, 6, 6)
+    module.what.fc2.weight = module.what.fc1.weight
+    found = {}
+    for backend in ("reference", "cpp"):
+        own = copy.deepcopy(module)
+        assert own.what.fc2.weight is own.what.fc1.weight
+        own.where.requires_grad_(requires_grad=False)
+        y = normed_gate(x, norm.requires_grad_(requires_grad=False).eval(), own.what, own.where, backend=backend)
+        y.square().sum().backward()
+        found[backend] = own.what.fc1.weight.grad
+        assert own.where.conv.weight.grad is None
+    torch.testing.assert_close(found["cpp"], found["reference"], rtol=1e-4, atol=1e-4)
+
+
+def test_a_parameter_in_two_places_gets_its_gradient_once():
+    x = torch.randn(3, 8, 6, 6)
+    for shared in ("mix", "norm"):
+        module, norm, found = SqueezeExcitation(8, reduction=2, start="identity"), nn.BatchNorm2d(8), {}
+        with torch.no_grad():
+            module.mix.fill_(0.5)
+        if shared == "mix":
+            module.what.also = module.mix
+        else:
+            module.what.also = norm
+        for backend in ("reference", "cpp"):
+            y = gate(x, module.what, norm=norm, mix=module.mix, backend=backend)
+            found[backend] = torch.autograd.grad(y.square().sum(), [module.mix, *norm.parameters()])
+        for one, other in zip(*found.values(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_a_last_layer_that_broadcasts():
+    x = torch.randn(2, 8, 5, 5, requires_grad=True)
+    two, one = SqueezeExcitation(8, reduction=2).what, CBAM(8, form="ultralytics").what
+    two.fc2, one.fc = nn.Linear(4, 1), nn.Linear(8, 1)
+    for what in (two, one):
+        torch.testing.assert_close(gate(x, what, backend="cpp"), gate(x, what, backend="reference"))
+
+
+def test_small_functions_of_another_dtype_are_torchs_error():
+    x, module = torch.randn(2, 8, 5, 5).bfloat16(), CBAM(8, reduction=2)
+    for backend in ("reference", "lean", "cpp"):
+        with pytest.raises(RuntimeError, match="same dtype"):
+            gate(x, module.what, backend=backend)
+
+
+def test_a_nan_shows_through_a_norm_whose_weight_is_0():
+    module, norm, x = (
+        ChannelAttention(4, reduction=1, pools=("max",)),
+        nn.BatchNorm2d(4).eval(),
+        torch.randn(2, 4, 6, 6),
+    )
+    with torch.no_grad():
+        norm.weight[0], x[0, 0, 2, 3] = 0, float("nan")
+        for backend in ("reference", "lean", "cpp"):
+            y = normed_gate(x, norm, module.what, backend=backend)
+            assert y.isnan().sum() == normed_gate(x, norm, module.what, backend="reference").isnan().sum()
+
+
+def test_a_bias_may_change_before_the_backward_pass():
+    module, norm = CBAM(8, reduction=2), nn.BatchNorm2d(8)
+    x, found = torch.randn(2, 8, 5, 5), {}
+    for backend in ("reference", "cpp"):
+        own = copy.deepcopy(module)
+        y = normed_gate(x, norm, own.what, own.where, backend=backend)
+        with torch.no_grad():
+            own.what.fc2.bias.zero_()
+            own.where.norm.bias.add_(1)
+        y.square().sum().backward()
+        found[backend] = own.where.norm.bias.grad
+    torch.testing.assert_close(found["cpp"], found["reference"], rtol=1e-4, atol=1e-4)
+
+
+def test_images_of_many_sizes_keep_the_memory_of_the_largest():
+    module = SpatialAttention(1).eval()
+
+    def grown(sizes):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with torch.no_grad():
+            for size in sizes:
+                gate(torch.zeros(1, 1, size, size), None, module.where, backend="cpp")
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+
+    grown([256])
+    # each call needs some 10 values a pixel: at 768 px 24 MB, over all sizes 700
+    assert grown(range(256, 769, 8)) < 120 * 1024
+
+
+def test_one_value_for_a_norm_of_maps_is_torchs_error():
+    module, x = CBAM(20, reduction=4), torch.randn(1, 20, 1, 1, requires_grad=True)
+    for backend in ("reference", "cpp"):
+        with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+            gate(x, module.what, module.where, backend=backend)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
@@ -217,9 +411,8 @@ def test_a_function_that_is_not_what_it_seems_runs_itself():
 
     x = torch.randn(2, 20, 6, 6)
     where = CBAM(20).eval().where
-    dilated, trained_norm, lone = (CBAM(20).eval().where for _ in range(3))
+    dilated, lone = (CBAM(20).eval().where for _ in range(2))
     dilated.conv.dilation, dilated.conv.padding = (2, 2), (6, 6)
-    trained_norm.norm.train()
     lone.conv = nn.Sequential(lone.conv)
     known = [Halved(20, 5, ("avg", "max")), Odd(20, 5)]
     spectral = SharedMLP(20, 5)
@@ -228,7 +421,7 @@ def test_a_function_that_is_not_what_it_seems_runs_itself():
         with torch.no_grad():
             expected = gate(x, what, spatial, backend="reference")
             torch.testing.assert_close(gate(x, what, spatial, backend="cpp"), expected)
-    assert form_of(trained_norm) is None
+    assert form_of(lone) is None
     assert form_of(where) is not None
 
 
@@ -373,7 +566,14 @@ def test_the_operators_keep_torchs_rules():
     scale, shift, m, past = torch.rand(2, 20), torch.rand(2, 20), torch.rand(2, 35), torch.rand(2)
     index = torch.randint(0, 20, (2, 35), dtype=torch.int32)
     pixels = torch.randint(0, 35, (1, 2, 20), dtype=torch.int32)
-    shifted, what = (scale[0], shift[0]), (torch.rand(5, 20), None, torch.rand(20, 5), None)
+    norm, what = (scale[0], shift[0], None, None), (torch.rand(5, 20), None, torch.rand(20, 5), torch.rand(20))
+    small = [*norm, *what, torch.rand(1, 2, 3, 3), None, torch.rand(1), None, torch.rand(1), torch.rand(1)]
+    small += [torch.rand(2), None]
+    told = ([1e-5, 1e-5], [1, 1, 1, 0, 1, 1, 0])
+    mixed = [None] * 4 + small[4:14] + [None, torch.rand(1)]
+    along = [*norm, torch.rand(1, 1, 3), *[None] * 11]
+    running = [torch.rand(20), torch.rand(20)]
+    kept = OPERATORS.block(x, small, *told, x, True, True, x.clone(), running, [0.1, -1.0])
     checked = {
         "pool": [(x, True), (x, False)],
         "maps": [(x, scale, shift), (x, None, None)],
@@ -386,8 +586,14 @@ def test_the_operators_keep_torchs_rules():
             (x, None, x.clone(), None, None, None, None, False, False, None),
         ],
         "weighted": [(x, m, scale[0])],
-        "infer": [
-            (x, *shifted, *what, True, True, torch.rand(1, 2, 3, 3), 0, 1, 1.0, 0.5, 0.0, 1.0, x, True, x.clone())
+        "block": [
+            (x, small, *told, x.clone(), True, True, x.clone(), running, [0.1, -1.0]),
+            (x, mixed, [0.0, 1e-5], [0, 1, 1, 0, 1, 1, 0], None, False, False, x.clone(), [], [-1.0, -1.0]),
+            (x, along, [1e-5, 0.0], [1, 1, 0, -1, -1, 0, 0], None, False, True, x.clone(), [], [-1.0, -1.0]),
+        ],
+        "block_backward": [
+            (x.clone(), x.clone(), x, small, *told, *kept, x.clone(), x.clone()),
+            (x.clone(), None, x, small, *told, *kept, None, None),
         ],
         "spread": [
             (x, x.clone(), m, m, scale, scale, shift, scale[0], shift[0], m, index, scale[None], pixels, x.clone())
@@ -411,6 +617,24 @@ def test_a_tensor_that_does_not_fit_is_refused_and_not_read():
         ),
         "number of values": lambda: OPERATORS.maps(x, torch.rand(2, 19), None),
         "in float32 or int32": lambda: OPERATORS.maps(x, torch.rand(2, 20).double(), None),
+        "where comes with its kernel": lambda: OPERATORS.block(
+            x, [None] * 16, [0.0, 1e-5], [0, 0, 0, -1, -1, 1, 0], None, False, True, x.clone(), [], [-1.0, -1.0]
+        ),
+        "a batch of several values": lambda: OPERATORS.block(
+            x, [None] * 16, [0.0, 0.0], [0, 0, 0, -1, -1, 0, 0], None, False, True, x.clone(), [x, x], [0.5, -1.0]
+        ),
+        "not that of a channel": lambda: OPERATORS.block_backward(
+            x,
+            None,
+            x,
+            [None] * 8 + [torch.rand(1, 1, 3, 3)] + [None] * 7,
+            [0.0, 0.0],
+            [0, 0, 0, 0, -1, 0, 0],
+            torch.rand(2 * 2 * 35),
+            torch.full((2 * 35,), 20, dtype=torch.int32),
+            None,
+            None,
+        ),
     }
     for reason, call in wrong.items():
         with pytest.raises(RuntimeError, match=reason):

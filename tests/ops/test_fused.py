@@ -45,7 +45,11 @@ def functions(kind, channels):
     else:
         return SharedMLP(channels, 3, tuple(kind.split("+"))), None
     for parameter in built.parameters():
-        nn.init.normal_(parameter, 0.3, 0.5)
+        if kind in NEWER or parameter.dim() < 2:
+            nn.init.normal_(parameter, 0.3, 0.5)
+        else:
+            # logits of about 1, not of 60: of gates that near 1 float32 cannot tell the gradient from 0
+            nn.init.normal_(parameter, 0.0, parameter[0].numel() ** -0.5)
     return built.what, built.where
 
 
@@ -90,12 +94,28 @@ class Case:
         self.mix = None if mix is None else torch.tensor(mix, dtype=dtype)
         self.factor = torch.tensor([0.0, 1.25, 0.5, 2.0][: shape[0]], dtype=dtype) if factor else None
 
+        self._keep_hidden_values_from_zero()
         if form in ("gated_tail", "gate+shortcut"):
             # keep away from 0, so that rounding does not decide where the ReLU is active
             copied = copy.deepcopy(self)
             copied.form, copied.gradient = "normed_gate" if form == "gated_tail" else "gate", torch.zeros(shape)
             branch = copied.run("reference", torch.float64)["y"]
             self.shortcut[(branch + self.shortcut).abs() < 0.05] += 0.25
+
+    @torch.no_grad()
+    def _keep_hidden_values_from_zero(self):
+        """Move biases, so that rounding does not decide where the ReLU inside `what` is active."""
+        bias = getattr(getattr(self.what, "fc1", None), "bias", None)
+        for _ in range(0 if bias is None else 50):
+            copied, hidden = copy.deepcopy(self), []
+            copied.what.fc1.register_forward_hook(lambda module, args, output, to=hidden: to.append(output))
+            with torch.enable_grad():
+                copied.run("reference", torch.float64)
+            near = torch.cat(hidden).abs().amin(0) < 0.03
+            if not near.any():
+                return
+            bias[near] += 0.05
+        assert bias is None, "some value is always near 0; move the biases by less"
 
     def run(self, backend, dtype=None):
         """Return the result, every gradient and the running statistics, by name."""

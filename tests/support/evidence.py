@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
@@ -182,6 +183,10 @@ def main(write: bool) -> int:
         path.write_text(wanted, encoding="utf-8")
     elif page != wanted:
         print("evidence/README.md: the tables are not those of the files beside it; run make evidence-page")
+        return 1
+    written, _, prose = wanted.partition(END)
+    if stale := [quoted for quoted in re.findall(r"[-+]\d+\.\d\d to [-+]\d+\.\d\d", prose) if quoted not in written]:
+        print(f"evidence/README.md: no table has the interval {stale[0]} that the text quotes; correct the text")
         return 1
     return 0
 

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from whatwhere import create_model
 from whatwhere.data.preprocess import Preprocessing
 from whatwhere.data.sources.find import find_source
 from whatwhere.networks import NetworkSpec
+from whatwhere.ops import FoldedNorm
 from whatwhere.training.bundle import Bundle
 from whatwhere.training.predict import evaluate_bundle, image_files, predict
 
@@ -80,6 +82,67 @@ def mixed(tmp_path):
 
 
 BAD = {"1x.jpg": "is cut short", "2x.jpg": "known format", "3x.jpg": "does not exist", "4x.jpg": "is empty"}
+
+
+def test_many_files_go_through_a_network_with_folded_norms(network, tmp_path, monkeypatch):
+    files = [write(tmp_path / f"{seed}.png", seed) for seed in range(5)]
+    files.insert(1, tmp_path / "no image.png")
+    files[1].write_text("text", encoding="utf-8")
+    expected = list(predict(network, files, batch_size=2))
+    used = []
+    probabilities = Bundle.probabilities
+
+    def noted(bundle, pixels):
+        used.append(bundle.model)
+        return probabilities(bundle, pixels)
+
+    monkeypatch.setattr(Bundle, "probabilities", noted)
+    monkeypatch.setattr("whatwhere.training.predict.MANY_FILES", len(files))
+    found = list(predict(network, files, batch_size=2))
+    # the first batch is predicted by both
+    assert [type(model.bn1) for model in used] == [torch.nn.BatchNorm2d, *[FoldedNorm] * 3]
+    for prediction, before in zip(found, expected, strict=True):
+        assert dict(prediction.classes) == pytest.approx(dict(before.classes), rel=1e-4)
+        assert (prediction.path, prediction.error) == (before.path, before.error)
+
+
+class Batched(torch.nn.Module):
+    """Uses the convolution itself, in batches of more than two images."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(3, len(CLASSES), 3), torch.nn.BatchNorm2d(len(CLASSES))
+
+    def forward(self, x):
+        y = self.conv(x)
+        z = self.norm(y)
+        return (z + 9 * y if len(x) > 2 else z).mean((2, 3))
+
+
+class Nameless(torch.nn.Module):
+    """Cannot be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, len(CLASSES), 3)
+
+    def __deepcopy__(self, memo):
+        raise RuntimeError("no")
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3))
+
+
+@pytest.mark.parametrize("kind", [Batched, Nameless])
+def test_a_network_that_folding_would_change_predicts_as_it_is(network, kind, tmp_path, monkeypatch):
+    model = kind().eval()
+    if kind is Batched:
+        torch.nn.init.normal_(model.norm.running_mean)
+    bundle = replace(network, model=model)
+    files = [write(tmp_path / f"{seed}.png", seed) for seed in range(7)]
+    expected = list(predict(bundle, files, batch_size=4))
+    monkeypatch.setattr("whatwhere.training.predict.MANY_FILES", 1)
+    assert list(predict(bundle, files, batch_size=4)) == expected
 
 
 @pytest.mark.parametrize(("batch_size", "num_threads"), [(1, 1), (2, 3), (3, None), (64, 4)])

@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from ..base.errors import UserError, check_factor, check_integer, is_number
 from ..base.words import brief
+from ..ops.forms import Layers, along_channels, known
 from .gate import Device, Dtype, Gate, Start, check_odd
 
 
+@known
 class ChannelConv(nn.Module):
     """Channel gate sigmoid(k-wide convolution, without a bias, of the averages along the channels).
 
@@ -25,6 +27,10 @@ class ChannelConv(nn.Module):
 
     def forward(self, averages: Tensor) -> Tensor:
         return torch.sigmoid(self.conv(averages[:, None])[:, 0])
+
+    def form(self) -> Layers | None:
+        """What C++ computes; see `whatwhere.ops.forms`."""
+        return along_channels(self.conv)
 
 
 class EfficientChannelAttention(Gate):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..base.errors import UserError, check_integer
 from ..base.modules import is_ultralytics_wrapper, tensors_in, undisturbed
 from ..base.words import brief, cause
+from ..ops import saved_for_gates
 from .operations import ROOT, LayerNames, OperationCounter, is_within
 from .result import Cost, Figures, Latency, LayerCost
 
@@ -230,7 +231,8 @@ def saved_bytes(model: nn.Module, images: Tensor, names: LayerNames) -> Counter[
     Each storage counts once and whole, at the layer that saved it first. Parameters and buffers do not count. The
     saved-tensor hooks do not see the tensors that a custom autograd function keeps as attributes: they are found in the
     graph and count at the model itself (`ROOT`), or, if the function keeps a graph of its own, at the innermost layer
-    that holds all of this graph's parameters. No module hook is set, so the model takes the same path as in training.
+    that holds all of this graph's parameters. What a whole block with attention saves for its gates counts at the layer
+    that holds them. No module hook is set, so the model takes the same path as in training.
     """
     kept: list[weakref.ref[_Kept]] = []
 
@@ -252,23 +254,34 @@ def saved_bytes(model: nn.Module, images: Tensor, names: LayerNames) -> Counter[
             seen.add(key)
             by_layer[layer] += tensor.untyped_storage().nbytes()
 
+    owners = {id(parameter): name.rpartition(".")[0] for name, parameter in model.named_parameters()}
+    nodes = list(_nodes(output.grad_fn for output in outputs))
+    for node in nodes:
+        functions, for_gates = saved_for_gates(node)
+        for saved in for_gates:
+            if isinstance(saved.data, _Kept):
+                # a function that is no layer of the model leaves it where it is
+                saved.data.layer = _common(names.of(function) for function in functions) or saved.data.layer
     for reference in kept:
         wrapped = reference()
         if wrapped is not None:
             count(wrapped.tensor, wrapped.layer)
-    owners = {id(parameter): name.rpartition(".")[0] for name, parameter in model.named_parameters()}
-    for node in _nodes(output.grad_fn for output in outputs):
+    for node in nodes:
         attributes = tensors_in(vars(node)) if hasattr(node, "__dict__") else []
         inner = list(_nodes(tensor.grad_fn for tensor in attributes))
-        leaves = (id(getattr(n, "variable", None)) for n in inner)
-        paths = [owners[leaf].split(".") for leaf in leaves if leaf in owners]
-        same = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
-        layer = ".".join(parts[0] for parts in same) or ROOT
+        layer = _common(owners.get(id(getattr(n, "variable", None))) for n in inner)
         # a node has the tensors that its operator saved as attributes
-        saved = [getattr(n, name) for n in inner for name in dir(n) if name.startswith("_saved_")]
-        for tensor in (*attributes, *tensors_in(saved)):
+        of_inner = [getattr(n, name) for n in inner for name in dir(n) if name.startswith("_saved_")]
+        for tensor in (*attributes, *tensors_in(of_inner)):
             count(tensor, layer)
     return by_layer
+
+
+def _common(layers: Iterable[str | None]) -> str:
+    """Return the innermost layer that holds all of `layers`, without those that are None; `ROOT` if there are none."""
+    paths = [layer.split(".") for layer in layers if layer is not None]
+    same = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+    return ".".join(parts[0] for parts in same) or ROOT
 
 
 def _storage(tensor: Tensor) -> int:

@@ -116,6 +116,10 @@ class LayerNames:
         names = (self._name_in(frame) for frame, _ in traceback.walk_stack(sys._getframe(1)))
         return next((name for name in names if name is not None), ROOT)
 
+    def of(self, module: nn.Module) -> str | None:
+        """Return the name of a module; None if it is no layer of the model."""
+        return self._name_of.get(id(module))
+
     def innermost(self, trace: TracebackType | None) -> str:
         """Return the name of the innermost layer that an exception passed through, or `ROOT`."""
         names = [self._name_in(frame) for frame, _ in traceback.walk_tb(trace)]

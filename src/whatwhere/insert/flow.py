@@ -65,6 +65,7 @@ class Flow:
     calls: list[Call] = field(default_factory=list)  # in the order in which they began
     num_calls: Counter[nn.Module] = field(default_factory=Counter)  # how often each module was called
     output: Any = None  # what the network returned
+    alive: dict[int, Node] = field(default_factory=dict)  # of the tensors that outlived the pass, by their id
 
     def producers(self, node: Node) -> list[Call]:
         """Return the calls that computed `node` and returned it, the innermost first."""
@@ -114,6 +115,10 @@ class _Recorder(TorchFunctionMode):
             self._alive[key] = weakref.ref(tensor, lambda _: self._forget(key))
         return node
 
+    def alive(self) -> dict[int, Node]:
+        """Return the nodes of the tensors that are still there, by their id."""
+        return dict(self._nodes)
+
     def _forget(self, key: int) -> None:
         del self._nodes[key], self._alive[key]
 
@@ -156,25 +161,28 @@ def record(model: nn.Module, arguments: tuple[Any, ...]) -> Flow:
         with torch.inference_mode(False), torch.no_grad(), undisturbed(model), recorder:
             model.eval()
             flow.output = model(*arguments)
+        flow.alive = recorder.alive()
     finally:
         for handle in handles:
             handle.remove()
     return flow
 
 
-def record_example(model: nn.Module, example: Any = None, *, advice: str = "") -> Flow:
+def record_example(model: nn.Module, example: Any = None, *, advice: str = "", caller: str = "attend") -> Flow:
     """Return the flow of a network for an example: a tensor, a tuple of arguments, or a flow that was recorded before.
 
     None takes one image, of the first usual size with which the network runs. `advice` says, in an error, what to give
-    instead; by default another example.
+    instead; by default another example. `caller` is the function that errors speak of.
 
     Raises:
         UserError: The network does not run, or cannot take attention.
     """
-    _check_can_change(model)
+    check_can_change(model, caller)
     if isinstance(example, Flow):
         return example
-    candidates = _usual_arguments(model) if example is None else [example if isinstance(example, tuple) else (example,)]
+    candidates = (
+        _usual_arguments(model, caller) if example is None else [example if isinstance(example, tuple) else (example,)]
+    )
     first: Exception | None = None
     for arguments in candidates:
         try:
@@ -185,28 +193,31 @@ def record_example(model: nn.Module, example: Any = None, *, advice: str = "") -
     raise UserError(f"the network does not run: {cause(first)}; {hint}") from first
 
 
-def _check_can_change(model: nn.Module) -> None:
+def check_can_change(model: nn.Module, caller: str) -> None:
+    """Raise UserError where a network is none, or a wrapper around one."""
     if not isinstance(model, nn.Module):
-        raise UserError(f"attend takes a torch.nn.Module, got a {type(model).__name__}")
+        raise UserError(f"{caller} takes a torch.nn.Module, got a {type(model).__name__}")
     if is_ultralytics_wrapper(model):
-        raise UserError(f"attend takes the network inside this {type(model).__name__}: its attribute `model`")
+        raise UserError(f"{caller} takes the network inside this {type(model).__name__}: its attribute `model`")
     if isinstance(model, torch.jit.ScriptModule):
-        raise UserError("a TorchScript model cannot be changed; attend the model that it was made from")
+        raise UserError(f"a TorchScript model cannot be changed; give {caller} the model that it was made from")
     inside = "_orig_mod" if hasattr(model, "_orig_mod") else "module"
     if inside == "_orig_mod" or isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise UserError(f"attend the model before it is compiled or wrapped: {inside} of this {type(model).__name__}")
+        raise UserError(
+            f"give {caller} the model before it is compiled or wrapped: {inside} of this {type(model).__name__}"
+        )
     for name, parameter in model.named_parameters():
         if nn.parameter.is_lazy(parameter):
-            raise UserError(f"{name} has no shape yet; run the network once before attend")
+            raise UserError(f"{name} has no shape yet; run the network once before {caller}")
         if parameter.is_meta:
             raise UserError(f"{name} is on the meta device; load the network first")
 
 
-def _usual_arguments(model: nn.Module) -> Iterator[tuple[Any, ...]]:
+def _usual_arguments(model: nn.Module, caller: str) -> Iterator[tuple[Any, ...]]:
     """Yield what most networks can be called with: an image of a usual size, or a list with one."""
     convolution = next((module for module in model.modules() if isinstance(module, CONVOLUTIONS)), None)
     if convolution is None:
-        raise UserError("the network has no 2-d convolution; attention is for convolutional networks")
+        raise UserError(f"the network has no 2-d convolution; {caller} is for convolutional networks")
     # a decoder alone takes small features and enlarges them
     is_decoder = isinstance(convolution, nn.ConvTranspose2d)
     sizes = [(size, size) for size in (_SIZES_TO_ENLARGE if is_decoder else _SIZES)]

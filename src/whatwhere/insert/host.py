@@ -184,7 +184,7 @@ def _attach(host: nn.Module, owner: nn.Module, name: str, kind: Kind) -> None:
             host.register_forward_pre_hook(RefuseTrace())
 
 
-def _release(host: nn.Module) -> None:
+def release(host: nn.Module) -> None:
     """Undo `_attach`."""
     if isinstance(host, AttendedNorm):
         host.__class__ = vars(host).pop("_plain_class", nn.BatchNorm2d)
@@ -274,7 +274,7 @@ class Inserted:
             hosts = [module_at(keeper, name) for name in (self.host, self.feeder)]
             for inner in itertools.chain.from_iterable(host.modules() for host in hosts if host is not None):
                 if _is_attached(inner, owner, self.name):
-                    _release(inner)
+                    release(inner)
             # the user may have deleted it
             if self.name in owner._modules:
                 delattr(owner, self.name)
@@ -335,7 +335,7 @@ class Inserted:
         if host is None or not can_stand:
             what = "there is no such module" if host is None else f"it is a {type(host).__name__}"
             raise UserError(f"{where} has lost its place {self.host!r}: {what} now; {advice}")
-        _release(host)  # a copy of the old host may have brought hooks along
+        release(host)  # a copy of the old host may have brought hooks along
         _attach(host, owner, self.name, self.kind)
 
     def _can_stand_at(self, host: nn.Module, keeper: nn.Module) -> bool:

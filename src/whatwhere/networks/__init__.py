@@ -11,9 +11,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .convert import convert_weights, describe_weights
     from .factory import create, create_model
+    from .inference import optimize_for_inference
     from .spec import NetworkSpec, list_models
 
-__all__ = ["NetworkSpec", "convert_weights", "create", "create_model", "describe_weights", "list_models"]
+__all__ = [
+    "NetworkSpec",
+    "convert_weights",
+    "create",
+    "create_model",
+    "describe_weights",
+    "list_models",
+    "optimize_for_inference",
+]
 
 _FILES = {
     "NetworkSpec": "spec",
@@ -22,6 +31,7 @@ _FILES = {
     "create_model": "factory",
     "describe_weights": "convert",
     "list_models": "spec",
+    "optimize_for_inference": "inference",
 }
 
 

@@ -7,24 +7,26 @@ Everything is one function, `gate`. A module gives it two small functions, `what
 - "lean" (`lean.py`, `lean_backward.py`): plain PyTorch on any device; keeps for backward x, behind a ReLU the result
   (which the next layer keeps too), and small tensors, and computes the rest again.
 - "cpp" (`cpp.py`, `csrc/`): the passes of lean in C++, for float32 and bfloat16 on a CPU; what it keeps is the same.
-  WHATWHERE_CPP=0 in the environment switches it off.
+  The end of a block without a gate is torch's norm and one pass (`sums.py`), with the same bits as the reference.
+  WHATWHERE_CPP=0 in the environment switches all of it off.
 - "auto": cpp if it can, else lean if it can, else the reference. `why_not_fused` is the rule and gives the reason in
   words.
 
 Lean cannot compute these, and `backend="lean"` raises: the arrangements "spatial_first" and "parallel"; a norm that is
 not exactly a BatchNorm2d, or would take the variance of one value; a call with neither gate; functions that are not
 modules, that name a pool or map twice, or that take another map than "max" and "mean"; a shortcut of another shape or
-dtype; tensors on several devices; empty tensors. Nor can cpp, which computes fewer: only the pools "avg", "max" and
-"min", and only where its library is (`whatwhere backends` says why not).
+dtype; tensors on several devices; empty tensors. Nor can cpp, but for a sum without a gate, and it computes fewer: only
+the pools "avg", "max" and "min", and only where its library is (`whatwhere backends` says why not).
 
-Under any backend the reference computes a call that must show its operators: under torch.compile, export, tracing,
-torch.func's transforms, forward-mode differentiation and dispatch modes (FLOP counters). So it does for modules with a
-hook on them or on a parameter, so that every hook fires once, and for parameters that are not registered or no leaves.
+Under any backend the reference computes a call that must show its operators: under torch.compile (but see below),
+export, tracing, torch.func's transforms, forward-mode differentiation and dispatch modes (FLOP counters). So it does
+for modules with a hook on them or on a parameter, so that every hook fires once, and for parameters that are not
+registered or no leaves.
 Lean gives no gradient to a tensor that `what` or `where` uses without having it as a parameter or buffer.
 
-One exception: where torch.compile traces for a gradient, a call with a norm that lean could compute shows its operators
-in checkpoints (`compiled.py`), so that the compiler keeps as little as lean. `backend="reference"` leaves the choice to
-the compiler.
+Under torch.compile a call that the C++ operator of a whole call can compute is that operator (`traced.py`; backend
+"auto" or "cpp"). For a gradient any other call with a norm that lean could compute shows its operators in checkpoints
+(`compiled.py`). So the compiler keeps as little as lean. `backend="reference"` leaves the choice to it.
 
 A new backend is one file with the functions `run` and `why_unfit`, like `lean.py`; its name goes into `Backend` and
 `FUSED`.
@@ -37,20 +39,24 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from ..base.words import brief
-from . import compiled, cpp, lean, reference
+from . import compiled, cpp, lean, reference, traced
+from .batch_norm import FoldedNorm
 from .call import Arrangement, Call, ChannelGate, SpatialGate, has_hooks, looked_into, why_apart, why_looked_into
+from .lean import saved_for_gates
 
 __all__ = [
     "Arrangement",
     "Backend",
     "Call",
     "ChannelGate",
+    "FoldedNorm",
     "SpatialGate",
     "gate",
     "gated_tail",
     "has_hooks",
     "looked_into",
     "normed_gate",
+    "saved_for_gates",
     "why_apart",
     "why_not_fused",
 ]
@@ -98,7 +104,7 @@ def gate(
             come in the dtype of x, clamped to its range; in float32 at least if `what.in_float32` is true.
         where: Spatial gate. Its attribute `maps` names the pooled maps it takes, in order: "max" and "mean", over C.
         norm: A module before the gate. A BatchNorm2d is fused: x alone is kept for backward, instead of x and norm(x).
-            Its mode and running statistics work as usual.
+            Its mode and running statistics work as usual. A `FoldedNorm` counts as none.
         shortcut: Is added behind the gate; a ReLU follows.
         arrangement: Which gate sees the output of the other.
         mix: The scalar a, a 0-dimensional tensor.
@@ -119,6 +125,8 @@ def gate(
     """
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}; got {brief(backend)}")
+    if isinstance(norm, FoldedNorm) and not norm._modules and not has_hooks(norm):
+        norm = None
     call = Call(what, where, norm, shortcut is not None, arrangement)
     if backend != "reference" and not why_looked_into(call, x):
         for name in FUSED if backend == "auto" else (backend,):
@@ -128,9 +136,21 @@ def gate(
                 return y
             if backend == name:
                 raise ValueError(f"backend={name!r} cannot compute this: {reason}; give backend='auto' or 'reference'")
+    if backend in ("auto", "cpp") and (block := traced.block_of(call, x, shortcut, mix, factor)) is not None:
+        return traced.run(block, x, shortcut)
     if backend != "reference" and compiled.fits(call, x, shortcut, mix, factor):
         return compiled.run(call, x, shortcut, mix, factor)
-    return reference.gate(x, what, where, norm=norm, shortcut=shortcut, arrangement=arrangement, mix=mix, factor=factor)
+    return reference.gate(
+        x,
+        what,
+        where,
+        norm=norm,
+        shortcut=shortcut,
+        arrangement=arrangement,
+        mix=mix,
+        factor=factor,
+        overwrite=overwrite,
+    )
 
 
 def why_not_fused(call: Call, x: Tensor | None = None, shortcut: Tensor | None = None, *scalars: Tensor | None) -> str:

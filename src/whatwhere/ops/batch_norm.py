@@ -48,16 +48,24 @@ def normed(
     return Normed(mean, invstd, scale, shift, plane_means)
 
 
-def update_running(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, num: int) -> None:
-    """Move the running statistics by the mean and the biased variance of a batch of `num` values, if `norm` does so."""
+def momentum_of(norm: nn.BatchNorm2d) -> float | None:
+    """Count a batch; return by how much it moves the running statistics, None if it does not."""
     if not (norm.training and norm.track_running_stats):
-        return
+        return None
     momentum = 0.0 if norm.momentum is None else norm.momentum
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:
             momentum = 1 / float(norm.num_batches_tracked)
-    if norm.running_mean is not None and norm.running_var is not None:
+    return None if norm.running_mean is None or norm.running_var is None else momentum
+
+
+def update_running(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, num: int) -> None:
+    """Move the running statistics by the mean and the biased variance of a batch of `num` values, if `norm` does so."""
+    momentum = momentum_of(norm)
+    if momentum is not None:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         norm.running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
         norm.running_var.mul_(1 - momentum).add_(var, alpha=momentum * num / (num - 1))
 
@@ -103,3 +111,21 @@ def _of_planes(view: View, x: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
         means.append(mean)
         variances.append(var)
     return torch.cat(means), torch.cat(variances)
+
+
+class FoldedNorm(nn.Module):
+    """What is left of a norm that was folded into the convolution before it: its children, such as an activation.
+
+    It is no BatchNorm, and has no statistics, so that nothing folds or converts it once more.
+    """
+
+    @classmethod
+    def take_the_place_of(cls, norm: nn.Module) -> None:
+        """Make a norm such a module, for all that hold it."""
+        norm._buffers.clear()
+        norm.__class__ = cls
+
+    def forward(self, x: Tensor) -> Tensor:
+        for child in self.children():
+            x = child(x)
+        return x

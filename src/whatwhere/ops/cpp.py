@@ -1,8 +1,10 @@
 """The C++ backend: the passes of lean in C++, for float32 and bfloat16 on a CPU.
 
 Each pass reads x once and writes nothing of its size but the result (`csrc/`): 5 passes of memory forward with a norm
-and a shortcut, 8 backward. All else is lean's: what is kept, the graphs of the small functions, the formulas. Between
-the passes everything is float32, so that in bfloat16 only what is read and written is rounded.
+and a shortcut, 8 backward. Where the small functions have a form (`forms.py`), a whole call is one operator
+(`block.py`). For others the passes are operators here, and all else is lean's: what is kept, the graphs of the small
+functions, the formulas. Between the passes everything is float32, so that in bfloat16 only what is read and written is
+rounded.
 
 The results do not depend on the number of threads: sums are taken over tiles of one size, in their order.
 """
@@ -15,10 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import lean, native
+from . import block, lean, native, sums
 from .batch_norm import normed, normed_by_torch, takes_batch_statistics
 from .call import Call, ChannelGate, SpatialGate
-from .forms import form_of
 from .layout import clamped_to
 from .lean_backward import Inputs, Saved, Work, sums_of_dz, through_small
 
@@ -32,20 +33,18 @@ def why_unfit(call: Call, x: Tensor | None = None, shortcut: Tensor | None = Non
         return f"x must be float32 or bfloat16 on a CPU, got {x.dtype} on {x.device}"
     if others := set(getattr(call.what, "pools", ())) - set(_POOLS):
         return f"of the pools only avg, max and min are there, not {sorted(others)[0]}"
-    return native.why_missing() or lean.why_unfit(call, x, shortcut, *scalars)
+    passes = sums if call.what is None and call.where is None else lean
+    return native.why_missing() or passes.why_unfit(call, x, shortcut, *scalars)
 
 
 def run(
     call: Call, x: Tensor, shortcut: Tensor | None, mix: Tensor | None, factor: Tensor | None, overwrite: bool
 ) -> Tensor:
     """Return y, as `lean.run` does."""
+    if call.what is None and call.where is None:
+        assert shortcut is not None
+        return sums.run(call, x, shortcut, overwrite)
     return lean.run(call, x, shortcut, mix, factor, overwrite, _Forward)
-
-
-def _tell_autograd(y: Tensor) -> None:
-    """Count a change of y, so that a graph that has saved it refuses to use it."""
-    if not y.is_inference():
-        torch.autograd.graph.increment_version(y)
 
 
 def _gradients(saved: Saved, dy: Tensor) -> tuple[Inputs, list[Tensor | None]]:
@@ -133,7 +132,7 @@ def _add_maps(work: Work, of_u: Tensor, dmaps: dict[str, Tensor]) -> _OfMaps:
         of_u[0] += mean.sum(1, keepdim=True)
         of_u[1] += torch.ops.whatwhere.weighted(work.saved.inputs.x, mean, _mean(work)) * work.invstd
     if "max" in dmaps:
-        largest, at = dmaps["max"].contiguous(), work.saved.small.indices["maps"].long()
+        largest, at = dmaps["max"].contiguous(), work.saved.small.tensors["maps"].long()
         index = at.int()
         x = work.flat.gather(work.view.c, work.view.over_channels(at)).squeeze(work.view.c)
         of_u[0].scatter_add_(1, at, largest)
@@ -150,7 +149,7 @@ def _spread(
     of_z: Tensor | None,
 ) -> None:
     """The third pass: write the gradient of x to `dx`."""
-    x, scale, indices = work.saved.inputs.x, work.scale, work.saved.small.indices
+    x, scale, indices = work.saved.inputs.x, work.scale, work.saved.small.tensors
     constant = slope = direct = None
     if "avg" in dpools:
         constant = scale * dpools["avg"] / x[0, 0].numel()
@@ -184,43 +183,19 @@ def _spread(
 
 
 class _Forward(lean.Forward):
-    """With the same results as its base class; x is read by three operators, and u is never written."""
+    """With the same results as its base class, by one operator or by one for each pass; u is never written."""
 
-    gradients = staticmethod(_gradients)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.gradients = _gradients
 
     def run(self) -> Tensor:
         with lean.without_autocast("cpu"):
-            y = None if self.graph else self._infer()
-            return self._run_passes() if y is None else y
-
-    def _infer(self) -> Tensor | None:
-        """Return y by one operator, image by image; None where it does not know a function, or a norm is trained."""
-        call, norm, x = self.call, self.call.batch_norm, self.x
-        what, where = form_of(call.what), form_of(call.where)
-        pools: tuple[str, ...] = () if call.what is None else call.what.pools
-        maps: tuple[str, ...] = () if call.where is None else call.where.maps
-        is_known = (what is None) == (call.what is None) and (where is None) == (call.where is None)
-        if not is_known or not {"avg", "max"}.issuperset(pools) or self.factor is not None:
-            return None
-        if takes_batch_statistics(norm) or (what is not None and what.w1.shape[1] != x.shape[1]):
-            return None
-        scale = shift = None
-        if norm is not None and self.mix is not None:
-            x, _, _ = normed_by_torch(norm, self.view, x)
-            y = x
-        else:
-            y = x if self.overwrite else torch.empty_like(x)
-            if norm is not None:
-                found = normed(norm, self.view, x, x)
-                scale, shift = found.scale, found.shift
-        layers = (None,) * 4 if what is None else (None if part is None else part.float().contiguous() for part in what)
-        kernel, slope, offset = (None, 1.0, 0.0) if where is None else where
-        kernel = None if kernel is None else kernel.float().contiguous()
-        places = (maps.index(name) if name in maps else -1 for name in ("max", "mean"))
-        mix = 1.0 if self.mix is None else float(self.mix)
-        gates = (*layers, "avg" in pools, "max" in pools, kernel, *places, slope, offset, 1 - mix, mix)
-        torch.ops.whatwhere.infer(x, scale, shift, *gates, self.shortcut, call.relu, y)
-        _tell_autograd(y)
+            y = block.forward(self)
+            y = self._run_passes() if y is None else y
+        # so that a graph that has saved y refuses to use it
+        if not y.is_inference():
+            torch.autograd.graph.increment_version(y)
         return y
 
     def _run_passes(self) -> Tensor:
@@ -262,7 +237,7 @@ class _Forward(lean.Forward):
             pooled = {name: torch.addcmul(shift, value, scale) for name, value in pooled.items()}
         if self.graph:
             # copies: a view would keep both
-            self.small.indices.update({name: at[name].clone() for name in what.pools if name in at})
+            self.small.tensors.update({name: at[name].clone() for name in what.pools if name in at})
         dtype = self.dtype if getattr(what, "in_float32", False) else self.small_dtype
         self.small.pooled = tuple(clamped_to(pooled[name], dtype).requires_grad_(self.needs_z) for name in what.pools)
         self.small.s = self._run_small(what, *self.small.pooled)
@@ -280,7 +255,7 @@ class _Forward(lean.Forward):
         """Pool u over C and run `where` on it; return the spatial gate, (N, P)."""
         values, index = torch.ops.whatwhere.maps(source, scale, shift)
         if self.graph and "max" in where.maps:
-            self.small.indices["maps"] = index.to(torch.int16) if self.x.shape[1] < 2**15 else index
+            self.small.tensors["maps"] = index.to(torch.int16) if self.x.shape[1] < 2**15 else index
         needs_u = self.needs_z or (self.small.s is not None and self.small.s.requires_grad)
         maps = [clamped_to(values[("max", "mean").index(name)], self.small_dtype) for name in where.maps]
         # side by side: so the backward pass of a convolution is several times faster
@@ -304,4 +279,3 @@ class _Forward(lean.Forward):
         elif f is not None:
             scale, shift = scale * f, None if shift is None else shift * f
         torch.ops.whatwhere.apply(source, scale, shift, m, past, self.shortcut, self.call.relu, y)
-        _tell_autograd(y)

@@ -10,24 +10,24 @@ from torch import Tensor, nn
 class Layers(NamedTuple):
     """A channel gate sigmoid(sum over the pools of W2 relu(W1 pool + b1) + b2), or of W1 pool + b1."""
 
-    w1: Tensor
+    w1: Tensor  # a matrix, or alone the kernel of a convolution along the channels, (1, 1, k), k odd
     b1: Tensor | None
     w2: Tensor | None = None
     b2: Tensor | None = None
 
 
 class Convolution(NamedTuple):
-    """A spatial gate sigmoid(slope * (convolution of the maps) + offset)."""
+    """A spatial gate sigmoid(norm(convolution of the maps + bias)); the norm may be missing."""
 
     kernel: Tensor  # (1, number of maps, k, k), k odd
-    slope: float
-    offset: float
+    bias: Tensor | None
+    norm: nn.BatchNorm2d | None
 
 
 # The functions that decide what a class computes, as they were when it was made. Somebody may replace them.
 _FUNCTIONS = ("forward", "mlp", "form")
 _FORWARD: dict[type[nn.Module], Any] = {
-    layer: layer.forward for layer in (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.Identity)
+    layer: layer.forward for layer in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm2d, nn.Identity)
 }
 _KNOWN: dict[type, dict[str, Any]] = {}
 Class = TypeVar("Class", bound=type)
@@ -42,10 +42,11 @@ def known(gate: Class) -> Class:
 def form_of(function: object) -> Any:
     """Return the form of `what` or `where`; None where it has none, or may compute something else."""
     functions = _KNOWN.get(type(function))
-    if functions is None or not functions.keys().isdisjoint(vars(function)):
+    if functions is None:
         return None
-    if any(getattr(type(function), name) is not before for name, before in functions.items()):
-        return None
+    for name, before in functions.items():
+        if name in function.__dict__ or getattr(type(function), name) is not before:
+            return None
     return functions["form"](function)
 
 
@@ -53,8 +54,10 @@ def _is(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Return whether a layer is exactly of a kind, and its weights are plain tensors of real numbers."""
     if type(layer) is not kind or kind.forward is not _FORWARD[kind]:
         return False
-    weights = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
-    return all(type(weight) in (Tensor, nn.Parameter) and not weight.is_complex() for weight in weights)
+    for weight in (*layer._parameters.values(), *layer._buffers.values()):
+        if weight is not None and (type(weight) not in (Tensor, nn.Parameter) or weight.is_complex()):
+            return False
+    return True
 
 
 def layers(first: nn.Module, second: nn.Module | None = None) -> Layers | None:
@@ -68,24 +71,30 @@ def layers(first: nn.Module, second: nn.Module | None = None) -> Layers | None:
     return Layers(first.weight, first.bias, second.weight, second.bias)
 
 
+def along_channels(conv: nn.Module) -> Layers | None:
+    """Return the form of a convolution along the channels, without a bias; None where it is something else."""
+    if not _is(conv, nn.Conv1d):
+        return None
+    assert isinstance(conv, nn.Conv1d)
+    size = conv.weight.shape[-1]
+    usual = ((1, 1, size), (1,), (1,), (size // 2,), "zeros", 1, None, 1)
+    found = (conv.weight.shape, conv.stride, conv.dilation, conv.padding, conv.padding_mode, conv.groups, conv.bias)
+    return Layers(conv.weight, None) if (*found, size % 2) == usual else None
+
+
 def convolution(conv: nn.Module, norm: nn.Module) -> Convolution | None:
-    """Return the form of a convolution to one channel and a norm in evaluation mode; None where they are others."""
+    """Return the form of a convolution to one channel and its norm; None where they are something else."""
     if not _is(conv, nn.Conv2d):
         return None
     assert isinstance(conv, nn.Conv2d)
-    size = conv.kernel_size[0]
+    size = conv.padding[0] * 2 + 1 if isinstance(conv.padding, tuple) else 0
     usual = ((size, size), (1, 1), (1, 1), (size // 2, size // 2), "zeros", 1, 1, 1)
-    found = (conv.kernel_size, conv.stride, conv.dilation, conv.padding, conv.padding_mode)
+    found = (conv.weight.shape[2:], conv.stride, conv.dilation, conv.padding, conv.padding_mode)
     if (*found, conv.groups, conv.out_channels, size % 2) != usual:
         return None
-    bias = 0.0 if conv.bias is None else conv.bias.item()
     if _is(norm, nn.Identity):
-        return Convolution(conv.weight, 1.0, bias)
+        return Convolution(conv.weight, conv.bias, None)
     if not _is(norm, nn.BatchNorm2d):
         return None
     assert isinstance(norm, nn.BatchNorm2d)
-    if norm.training or norm.running_mean is None or norm.running_var is None:
-        return None
-    slope = (norm.running_var.item() + norm.eps) ** -0.5 * (1.0 if norm.weight is None else norm.weight.item())
-    offset = (bias - norm.running_mean.item()) * slope + (0.0 if norm.bias is None else norm.bias.item())
-    return Convolution(conv.weight, slope, offset)
+    return Convolution(conv.weight, conv.bias, norm) if norm.num_features == 1 else None

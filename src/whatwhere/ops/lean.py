@@ -17,7 +17,7 @@ itself compute z: at a = 0 the result is then, bit for bit, that of the block wi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -109,9 +109,9 @@ class Forward:
     needs_z: bool = False  # whether z needs a gradient
     overwrite: bool = False  # whether y may be written over x
 
-    gradients = staticmethod(gradients)  # the backward pass
-
     def __post_init__(self) -> None:
+        # the backward pass
+        self.gradients: Callable[[Saved, Tensor], tuple[Inputs, list[Tensor | None]]] = gradients
         self.x, self.shortcut, self.factor, _, _, self.mix = self.inputs
         self.dtype = accumulation_dtype(self.x.dtype)
         self.small_dtype = torch.float32 if torch.is_autocast_enabled(self.x.device.type) else self.x.dtype
@@ -206,7 +206,7 @@ class Forward:
                         indices.setdefault(name, []).append(index.int())
                 else:
                     parts.append(POOLS[name](self.view.image(z, *self.x.shape[2:])))
-        self.small.indices.update({name: torch.cat(parts) for name, parts in indices.items()})
+        self.small.tensors.update({name: torch.cat(parts) for name, parts in indices.items()})
         return {name: torch.cat(parts) for name, parts in pooled.items()}
 
     def _run_where(self, where: SpatialGate) -> None:
@@ -232,7 +232,7 @@ class Forward:
                 if index is not None:
                     indices.append(index.to(torch.int16 if self.x.shape[1] < 2**15 else torch.int32))
         if indices:
-            self.small.indices["maps"] = torch.cat(indices)
+            self.small.tensors["maps"] = torch.cat(indices)
         needs_u = self.needs_z or (self.small.s is not None and self.small.s.requires_grad)
         whole = [torch.cat(parts).to(self.small_dtype).view(-1, *self.x.shape[2:]) for parts in maps.values()]
         # On a CPU the backward pass of a convolution of two channels is several times faster if they lie side by side;
@@ -299,6 +299,7 @@ class Forward:
 
 
 _NUM_INPUTS = len(Inputs._fields)
+TWICE = "lean gates cannot be differentiated twice; set `backend = 'reference'` on the attention modules to do so"
 
 
 class _Lean(torch.autograd.Function):
@@ -308,13 +309,13 @@ class _Lean(torch.autograd.Function):
         inputs, needs = Inputs(*tensors[:_NUM_INPUTS]), Inputs(*ctx.needs_input_grad[3 : 3 + _NUM_INPUTS])
         forward = kind(call, view, inputs, graph=True, needs_z=needs.x or needs.weight or needs.bias)
         y = forward.run()
-        ctx.gradients, ctx.call, ctx.view, ctx.needs, ctx.kept = kind.gradients, call, view, needs, forward.small
+        ctx.gradients, ctx.call, ctx.view, ctx.needs, ctx.kept = forward.gradients, call, view, needs, forward.small
         ctx.from_batch = takes_batch_statistics(call.batch_norm)
         # autograd checks that nothing writes to these before the backward pass
-        indices, forward.small.indices = forward.small.indices, {}
-        ctx.index_names = tuple(indices)
+        small, forward.small.tensors = forward.small.tensors, {}
+        ctx.names = tuple(small)
         of_norm = (forward.mean, forward.invstd)
-        ctx.save_for_backward(*inputs._replace(shortcut=None), y if call.relu else None, *of_norm, *indices.values())
+        ctx.save_for_backward(*inputs._replace(shortcut=None), y if call.relu else None, *of_norm, *small.values())
         return y
 
     @staticmethod
@@ -322,8 +323,8 @@ class _Lean(torch.autograd.Function):
         # read first: the inner autograd.grad clears this flag
         keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)()
         tensors = ctx.saved_tensors
-        inputs, (y, mean, invstd, *indices) = Inputs(*tensors[:_NUM_INPUTS]), tensors[_NUM_INPUTS:]
-        small = replace(ctx.kept, indices=dict(zip(ctx.index_names, indices, strict=True)))
+        inputs, (y, mean, invstd, *rest) = Inputs(*tensors[:_NUM_INPUTS]), tensors[_NUM_INPUTS:]
+        small = replace(ctx.kept, tensors=dict(zip(ctx.names, rest, strict=True)))
         saved = Saved(ctx.call, ctx.view, inputs, y, mean, invstd, ctx.from_batch, small, ctx.needs)
         with torch.no_grad(), without_autocast(dy.device.type):
             of_inputs, of_parameters = ctx.gradients(saved, dy)
@@ -335,6 +336,20 @@ class _Lean(torch.autograd.Function):
             sources = (dy, *inputs._replace(factor=None), *ctx.call.parameters)
             found = tuple(None if value is None else _Final.apply(value, *sources) for value in found)
         return None, None, None, *found
+
+
+def saved_for_gates(node: Any) -> tuple[list[nn.Module], Sequence[Any]]:
+    """Return the small functions of a node of the graph, and what autograd has saved for them.
+
+    The saved are torch's `SavedTensor`, as saved-tensor hooks left them. In C++ they hold the norm's statistics too.
+    Another node has neither.
+    """
+    of_gates: Any = _Lean._backward_cls
+    if not isinstance(node, of_gates):
+        return [], ()
+    saved = node._raw_saved_tensors
+    functions = [one for one in (node.call.what, node.call.where) if isinstance(one, nn.Module)]
+    return functions, saved[len(saved) - len(node.names) :]
 
 
 class _Final(torch.autograd.Function):
@@ -350,6 +365,4 @@ class _Final(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Tensor:
-        raise RuntimeError(
-            "lean gates cannot be differentiated twice; set `backend = 'reference'` on the attention modules to do so"
-        )
+        raise RuntimeError(TWICE)

@@ -47,8 +47,9 @@ class Small:
     s: Tensor | None = None  # its output, (N, C)
     maps: Tensor | None = None  # the input of `where`, (N, k, H, W)
     m: Tensor | None = None  # its output, (N, 1, H, W)
-    # the index of each maximum: over H x W under the name of its pool, (N, C); over C as "maps", (N, P)
-    indices: dict[str, Tensor] = field(default_factory=dict)
+    # What autograd saves: the index of each maximum, over H x W under the name of its pool, (N, C); over C as "maps",
+    # (N, P). `block.py` keeps others.
+    tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ def _second_pass(
             else:
                 du.copy_(dv * gate + dmean)
         if "max" in dmaps:
-            index = over_channels(work.saved.small.indices["maps"][piece])
+            index = over_channels(work.saved.small.tensors["maps"][piece])
             _add_at(du, view.c, index, over_channels(dmaps["max"][piece]))
         if work.past is not None:
             of_v.append(work.sums(dv, centred, work.room(piece, 2)))
@@ -273,7 +274,7 @@ def sums_of_dz(
     work: Work, of_u: Tensor, of_v: Tensor | None, sums_of_xh: Tensor | None, dpools: dict[str, Tensor]
 ) -> Tensor:
     """Return the sums of dz, from those of its parts."""
-    view, indices = work.view, work.saved.small.indices
+    view, indices = work.view, work.saved.small.tensors
     sums = of_u if work.s is None else of_u * work.s
     if work.past is not None:
         assert of_v is not None
@@ -298,7 +299,7 @@ def sums_of_dz(
 
 def _third_pass(work: Work, dx: Tensor, dpools: dict[str, Tensor], sums: Tensor | None) -> None:
     """Write the gradient of x to `dx`, which holds du if there is a spatial gate."""
-    view, scale, past, indices = work.view, work.scale, work.past, work.saved.small.indices
+    view, scale, past, indices = work.view, work.scale, work.past, work.saved.small.tensors
     shift = torch.zeros_like(work.f.expand(-1, len(scale)))
     if "avg" in dpools:
         shift = scale * dpools["avg"] / work.flat.shape[view.p]

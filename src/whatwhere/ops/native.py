@@ -6,14 +6,17 @@ import contextlib
 import functools
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .block import empty_gradients, state_size
+
 _FOLDER, _LIBRARY = Path(__file__).parent, "_passes*.so"
-_VERSION = 1  # of the operators, as in csrc/library.cpp
+_VERSION = 3  # of the operators, as in csrc/library.cpp
 _INSTRUCTIONS = {512: "AVX-512", 256: "AVX2", 128: "SSE2 or NEON"}
 _blocks: list[str] = []  # in which the passes are switched off, now
 
@@ -22,7 +25,17 @@ def why_missing() -> str:
     """Return why the C++ passes are not used, "" if they are. The first call loads them."""
     if _blocks or os.environ.get("WHATWHERE_CPP") == "0":
         return "the C++ passes are switched off"
+    return _loaded()
+
+
+def _loaded() -> str:
     return _why_not_loaded()
+
+
+# What torch.compiler.assume_constant_result sets, which imports the compiler: seconds. A compiler cannot trace a cached
+# function that reads files, so it calls this one and takes the answer as it is. The switch stands outside, so that it
+# still reaches compiled code.
+_loaded._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
@@ -42,8 +55,12 @@ def _why_not_loaded() -> str:
     return ""
 
 
+@functools.cache
 def _describe() -> None:
-    """Tell torch the shapes of the operators' results, which its tests of operators and its compilers ask for."""
+    """Tell torch the shapes of the operators' results, which its tests of operators and its compilers ask for.
+
+    Once in a process: torch 2.10 takes it once.
+    """
 
     def pooled(x: Tensor, variance: bool) -> tuple[Tensor, Tensor]:
         return _new(x, 4, *x.shape[:2]), _new(x, 2, *x.shape[:2], dtype=torch.int32)
@@ -70,9 +87,29 @@ def _describe() -> None:
     def weighted(x: Tensor, weight: Tensor, mean: Tensor | None) -> Tensor:
         return _new(x, *x.shape[:2])
 
-    for name, shapes in (("pool", pooled), ("maps", mapped), ("reduce", reduced), ("weighted", weighted)):
+    def block(
+        x: Tensor,
+        tensors: list[Tensor | None],
+        numbers: list[float],
+        flags: list[int],
+        r: Tensor | None,
+        relu: bool,
+        keep: bool,
+        *_: object,
+    ) -> tuple[Tensor, Tensor]:
+        values, indices = state_size(x, tensors, flags) if keep else (0, 0)
+        return _new(x, values), _new(x, indices, dtype=torch.int32)
+
+    def block_backward(
+        g: Tensor, y: Tensor | None, x: Tensor, tensors: list[Tensor | None], *_: object
+    ) -> tuple[Tensor, ...]:
+        return tuple(empty_gradients(x, tensors))
+
+    fakes: dict[str, Callable[..., Any]] = {"pool": pooled, "maps": mapped, "reduce": reduced, "weighted": weighted}
+    fakes |= {"block": block, "block_backward": block_backward}
+    for name, shapes in fakes.items():
         torch.library.register_fake(f"whatwhere::{name}", shapes)
-    for name in ("apply", "infer", "spread"):
+    for name in ("apply", "spread"):
         torch.library.register_fake(f"whatwhere::{name}", lambda *_: None)
 
 

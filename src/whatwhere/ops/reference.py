@@ -1,6 +1,7 @@
 """The reference backend: the gates in plain PyTorch, any device and dtype.
 
-All tests compare with it in float64. Export and tracing see it, and torch.compile all that is not in `compiled.py`.
+All tests compare with it in float64. Export and tracing see it; torch.compile does where neither `traced.py` nor
+`compiled.py` can compute a call.
 """
 
 from __future__ import annotations
@@ -132,12 +133,16 @@ def gate(
     arrangement: Arrangement = "channel_first",
     mix: Tensor | None = None,
     factor: Tensor | None = None,
+    overwrite: bool = False,
 ) -> Tensor:
     """Scale features by a channel gate and a spatial gate; see `whatwhere.ops.gate`."""
     z = x if norm is None else norm(x)
     is_plain = what is None and where is None and factor is None
-    if shortcut is not None and is_plain and type(norm) is nn.BatchNorm2d and not has_hooks(norm):
-        # in place: nothing else uses the output of this norm
+    # nothing else uses the output of this norm, or, where its caller says so, x
+    is_free = type(norm) is nn.BatchNorm2d and not has_hooks(norm)
+    if shortcut is not None and norm is None and overwrite and not torch.is_grad_enabled():
+        is_free = x.dtype is shortcut.dtype and x.shape == shortcut.shape
+    if shortcut is not None and is_plain and is_free:
         return torch.relu_(z.add_(shortcut))
 
     def channel(features: Tensor) -> Tensor | None:

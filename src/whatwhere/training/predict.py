@@ -29,6 +29,9 @@ from .evaluate import evaluate
 from .run_folder import TrainedOn
 from .trainer import autocast
 
+# preparing a network takes as long as 17 to 42 of them (ResNeXt-50 at 224 px, a small one at 32 px), and one batch more
+MANY_FILES = 1000
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -82,6 +85,8 @@ def predict(
 ) -> Iterator[Prediction]:
     """Yield a prediction for each file, in order; several threads read ahead.
 
+    For many files the network is prepared by `optimize_for_inference`, in its own dtype.
+
     Args:
         bundle: The network.
         files: Images.
@@ -104,9 +109,15 @@ def predict(
             return error
 
     batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+    to_prepare = len(files) >= MANY_FILES
     for batch, contents in zip(batches, read_ahead(read, batches, num_threads or num_cores()), strict=True):
         readable = [content[0] for content in contents if not isinstance(content, ImageError)]
-        rows: Iterator[Tensor] = iter(bundle.probabilities(torch.stack(readable)) if readable else ())
+        rows: Iterator[Tensor] = iter(())
+        if readable and to_prepare:
+            bundle, probabilities = bundle.prepared(torch.stack(readable))
+            rows, to_prepare = iter(probabilities), False
+        elif readable:
+            rows = iter(bundle.probabilities(torch.stack(readable)))
         for file, content in zip(batch, contents, strict=True):
             if isinstance(content, ImageError):
                 yield Prediction(str(file), error=str(content))

@@ -3,8 +3,33 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 namespace whatwhere {
+
+// bfloat16 by its bits
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// static: each instruction set compiles its own
+static inline float widened(float value) {
+  return value;
+}
+
+static inline float widened(BFloat16 value) {
+  const uint32_t bits = uint32_t(value.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+// Round to the nearest, halves to even; a NaN stays one.
+static inline BFloat16 rounded(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return {uint16_t(value == value ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : 0x7fc0)};
+}
 
 // What one pass over pixels yields for each channel: sums of (x - shift) and of its square, and the extremes with the
 // first pixel that holds each.
@@ -38,7 +63,7 @@ struct Reduce {
   bool direct;
 };
 
-// The last pass of the backward pass:
+// The last pass of the backward pass; the pointers are to the first value of a tile, or of the batch:
 // dx = dv * (m * gate + direct) + of_mean * gate + constant + slope * (x - mean); null pointers are 0, a null m is 1.
 template <class T>
 struct Spread {
@@ -77,19 +102,24 @@ struct Kernels {
   void (*spread_plane)(const Spread<T>& of, int64_t channel, int64_t p);
 };
 
-// bfloat16 by its bits
-struct BFloat16 {
-  uint16_t bits;
-};
 
 struct InstructionSet {
   const char* name;
   int64_t bits;  // of a vector
-  float (*dot)(const float* a, const float* b, int64_t size);
+  // out[j * stride + i] = dot product of row i of a and row j of b, each of `size` values
+  void (*dots)(const float* a, int64_t rows, const float* b, int64_t count, int64_t size, int64_t stride, float* out);
+  // out (rows x size) = sum over k of a[row * a_row + k * a_step] * row k of b; rows of out and b are `stride` apart
+  void (*multiply)(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t count, int64_t rows,
+                   int64_t size, int64_t stride, float* out);
+  void (*add)(float* to, const float* from, int64_t size);
   // Add to `out` (height x width) the convolution of a padded map with a square kernel of an odd size. Rows of `padded`
   // are `stride` apart; behind the last value a vector may be read.
   void (*convolve)(const float* padded, int64_t stride, const float* kernel, int64_t size, int64_t height,
                    int64_t width, float* out);
+  // Add to `out`, of the kernel's size, the gradient of that convolution: `of` is the gradient of its result, in rows
+  // `stride` apart with zeros behind each.
+  void (*correlate)(const float* padded, const float* of, int64_t stride, int64_t size, int64_t height, int64_t width,
+                    float* out);
   Kernels<float> float32;
   Kernels<BFloat16> bfloat16;
 };

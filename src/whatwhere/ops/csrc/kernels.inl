@@ -1,5 +1,4 @@
 // Included once for each instruction set, with WIDTH (floats in a vector) and NAME defined.
-#include <cstring>
 #include <type_traits>
 
 #define TEXT(name) #name
@@ -39,13 +38,8 @@ inline V read(const float* from) {
 
 template <class V>
 inline V read(const BFloat16* from) {
-  if constexpr (sizeof(V) == 4) {
-    uint32_t bits = uint32_t(from->bits) << 16;
-    return load<float>(&bits);
-  } else {
-    Bits bits = __builtin_convertvector(load<Halves>(from), Bits) << 16;
-    return (Floats)bits;
-  }
+  if constexpr (sizeof(V) == 4) return widened(*from);
+  else return (Floats)(__builtin_convertvector(load<Halves>(from), Bits) << 16);
 }
 
 template <class V>
@@ -53,13 +47,10 @@ inline void write(float* to, V values) {
   std::memcpy(to, &values, sizeof values);
 }
 
-// round to the nearest, halves to even; a NaN stays one
 template <class V>
 inline void write(BFloat16* to, V values) {
   if constexpr (sizeof(V) == 4) {
-    uint32_t bits = load<uint32_t>(&values);
-    bits = values == values ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : 0x7fc0;
-    to->bits = uint16_t(bits);
+    *to = rounded(values);
   } else {
     Bits bits = (Bits)values;
     bits = values == values ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : Bits{} + 0x7fc0;
@@ -107,7 +98,7 @@ void pool_rows(const T* x, int64_t rows, int64_t c, int64_t at, bool variance, P
       using V = decltype(of);
       using F = typename V::F;
       using I = typename V::I;
-      F shift = load<F>(out.shift + i), sum = load<F>(out.sum + i);
+      F shift = load<F>(out.shift + i), sum = load<F>(out.square + i);
       F max = load<F>(out.max + i), min = load<F>(out.min + i);
       I max_at = load<I>(out.max_at + i), min_at = load<I>(out.min_at + i);
       for (int64_t k = 0; k < count.value; k++) {
@@ -117,13 +108,21 @@ void pool_rows(const T* x, int64_t rows, int64_t c, int64_t at, bool variance, P
         max_at = value > max ? here : max_at, max = value > max ? value : max;
         min_at = value < min ? here : min_at, min = value < min ? value : min;
       }
-      write(out.sum + i, sum), write(out.max + i, max), write(out.min + i, min);
+      write(out.square + i, sum), write(out.max + i, max), write(out.min + i, min);
       std::memcpy(out.max_at + i, &max_at, sizeof max_at), std::memcpy(out.min_at + i, &min_at, sizeof min_at);
     });
   };
+  // sums of 32 rows are added up, which rounds less; until then they stand in the place of the squares
   int64_t row = 1;
-  for (; row + 2 <= rows; row += 2) step(std::integral_constant<int, 2>{}, row);
-  for (; row < rows; row++) step(std::integral_constant<int, 1>{}, row);
+  while (row < rows) {
+    const int64_t end = rows - row < 32 ? rows : row + 32;
+    for (; row + 2 <= end; row += 2) step(std::integral_constant<int, 2>{}, row);
+    for (; row < end; row++) step(std::integral_constant<int, 1>{}, row);
+    vectors(c, [&](int64_t i, auto of) {
+      using F = typename decltype(of)::F;
+      add(out.sum + i, load<F>(out.square + i)), write(out.square + i, F{});
+    });
+  }
   if (!variance) return;
   // about the mean, which a first value far from it would not be
   vectors(c, [&](int64_t i, auto of) {
@@ -424,16 +423,69 @@ void spread_plane(const Spread<T>& of, int64_t channel, int64_t p) {
   });
 }
 
-float dot(const float* a, const float* b, int64_t size) {
-  Floats totals{};
-  float rest = 0;
+template <int R, int S>
+void dots_of(const float* a, const float* b, int64_t size, int64_t stride, float* out) {
+  Floats totals[R][S] = {};
+  float rest[R][S] = {};
   vectors(size, [&](int64_t i, auto kind) {
     using F = typename decltype(kind)::F;
-    F value = load<F>(a + i) * load<F>(b + i);
-    if constexpr (sizeof(F) == 4) rest += value;
-    else totals += value;
+    for (int r = 0; r < R; r++)
+      for (int s = 0; s < S; s++) {
+        F value = load<F>(a + r * size + i) * load<F>(b + s * size + i);
+        if constexpr (sizeof(F) == 4) rest[r][s] += value;
+        else totals[r][s] += value;
+      }
   });
-  return rest + reduce_sum(totals);
+  for (int r = 0; r < R; r++)
+    for (int s = 0; s < S; s++) out[s * stride + r] = rest[r][s] + reduce_sum(totals[r][s]);
+}
+
+void dots(const float* a, int64_t rows, const float* b, int64_t count, int64_t size, int64_t stride, float* out) {
+  int64_t i = 0;
+  auto step = [&](auto r) {
+    int64_t j = 0;
+    for (; j + 4 <= count; j += 4) dots_of<r.value, 4>(a + i * size, b + j * size, size, stride, out + j * stride + i);
+    for (; j < count; j++) dots_of<r.value, 1>(a + i * size, b + j * size, size, stride, out + j * stride + i);
+    i += r.value;
+  };
+  while (i + 4 <= rows) step(std::integral_constant<int, 4>{});
+  while (i < rows) step(std::integral_constant<int, 1>{});
+}
+
+template <int R, int S, class F>
+void product_of(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t count, int64_t stride,
+                float* out) {
+  constexpr int64_t width = sizeof(F) / 4;
+  F totals[R][S] = {};
+  for (int64_t k = 0; k < count; k++)
+    for (int s = 0; s < S; s++) {
+      F value = load<F>(b + k * stride + s * width);
+      for (int r = 0; r < R; r++) totals[r][s] += value * a[r * a_row + k * a_step];
+    }
+  for (int r = 0; r < R; r++)
+    for (int s = 0; s < S; s++) write(out + r * stride + s * width, totals[r][s]);
+}
+
+void multiply(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t count, int64_t rows, int64_t size,
+              int64_t stride, float* out) {
+  int64_t i = 0;
+  auto step = [&](auto r) {
+    const float* from = a + i * a_row;
+    float* to = out + i * stride;
+    int64_t j = 0;
+    for (; j + 4 * WIDTH <= size; j += 4 * WIDTH)
+      product_of<r.value, 4, Floats>(from, a_row, a_step, b + j, count, stride, to + j);
+    for (; j + WIDTH <= size; j += WIDTH)
+      product_of<r.value, 1, Floats>(from, a_row, a_step, b + j, count, stride, to + j);
+    for (; j < size; j++) product_of<r.value, 1, float>(from, a_row, a_step, b + j, count, stride, to + j);
+    i += r.value;
+  };
+  while (i + 4 <= rows) step(std::integral_constant<int, 4>{});
+  while (i < rows) step(std::integral_constant<int, 1>{});
+}
+
+void add_to(float* to, const float* from, int64_t size) {
+  vectors(size, [&](int64_t i, auto kind) { add(to + i, load<typename decltype(kind)::F>(from + i)); });
 }
 
 void convolve(const float* padded, int64_t stride, const float* kernel, int64_t size, int64_t height, int64_t width,
@@ -449,6 +501,21 @@ void convolve(const float* padded, int64_t stride, const float* kernel, int64_t 
     }
 }
 
+void correlate(const float* padded, const float* of, int64_t stride, int64_t size, int64_t height, int64_t width,
+               float* out) {
+  for (int64_t dy = 0; dy < size; dy++)
+    for (int64_t dx = 0; dx < size; dx++) {
+      Floats total{};
+      for (int64_t y = 0; y < height; y++) {
+        Floats of_row{};  // added up by itself, which rounds less
+        for (int64_t x = 0; x < width; x += WIDTH)
+          of_row += load<Floats>(of + y * stride + x) * load<Floats>(padded + (y + dy) * stride + x + dx);
+        total += of_row;
+      }
+      out[dy * size + dx] += reduce_sum(total);
+    }
+}
+
 template <class T>
 constexpr Kernels<T> kernels() {
   return {pool_rows<T>,     pool_plane<T>,    map_rows<T>,       map_planes<T>,  apply_rows<T>,  apply_plane<T>,
@@ -457,6 +524,6 @@ constexpr Kernels<T> kernels() {
 
 }  // namespace
 
-const InstructionSet NAME = {TEXT_OF(NAME), 32 * WIDTH, dot, convolve, kernels<float>(), kernels<BFloat16>()};
+const InstructionSet NAME = {TEXT_OF(NAME), 32 * WIDTH, dots, multiply, add_to, convolve, correlate, kernels<float>(), kernels<BFloat16>()};
 
 }  // namespace whatwhere
