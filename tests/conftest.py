@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import hypothesis
@@ -35,6 +36,18 @@ hypothesis.settings.load_profile("no deadline")
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call():
+    """End a child that a test has forked and that comes back from it, by an error say: it would run all other tests."""
+    process = os.getpid()
+    try:
+        return (yield)
+    finally:
+        if os.getpid() != process:
+            traceback.print_exc()
+            os._exit(1)
 
 
 @pytest.fixture

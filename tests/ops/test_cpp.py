@@ -550,15 +550,31 @@ def test_a_thousand_steps_keep_no_memory():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2048  # KiB; one step keeps 100
 
 
-def test_works_in_a_forked_process():
-    run = tail((2, 20, 9, 9))
-    expected = run()
-    child = os.fork()
-    if not child:
+# in a process of its own: where other tests have started threads of autograd, a child cannot compute a gradient
+FORKING = """
+import os, torch
+from torch import nn
+from whatwhere import CBAM
+from whatwhere.ops import gated_tail
+module, norm, x = CBAM(20, reduction=4), nn.BatchNorm2d(20), torch.randn(2, 20, 9, 9, requires_grad=True)
+def run():
+    y = gated_tail(x, norm, module.what, module.where, x, backend="cpp")
+    return [y.detach(), *torch.autograd.grad(y.sum(), [x, *norm.parameters(), *module.parameters()])]
+expected = run()
+child = os.fork()
+if not child:
+    try:
         torch.set_num_threads(1)  # as torch's loader does: OpenMP's threads do not come along
-        same = torch.allclose(run()[0], expected[0])
-        os._exit(0 if same else 1)
-    assert os.waitpid(child, 0)[1] == 0
+        torch.testing.assert_close(run(), expected)
+        os._exit(0)
+    finally:
+        os._exit(1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_works_in_a_forked_process():
+    subprocess.run([sys.executable, "-c", FORKING], check=True, timeout=60)
 
 
 def test_the_operators_keep_torchs_rules():
