@@ -73,6 +73,9 @@ class Case:
     ):
         self.form, self.memory_format, self.training = form, memory_format, training
         channels = shape[1]
+        if kind == "srm":
+            # its norm over images divides by nearly nothing where few are alike
+            shape = (4 * shape[0], *shape[1:])
         self.what, self.where = (
             None if function is None else function.to(dtype).train(training) for function in functions(kind, channels)
         )
@@ -92,7 +95,7 @@ class Case:
         self.shortcut = torch.randn(shape).to(dtype)
         self.gradient = torch.randn(shape).to(dtype)
         self.mix = None if mix is None else torch.tensor(mix, dtype=dtype)
-        self.factor = torch.tensor([0.0, 1.25, 0.5, 2.0][: shape[0]], dtype=dtype) if factor else None
+        self.factor = torch.tensor([0.0, 1.25, 0.5, 2.0] * 4, dtype=dtype)[: shape[0]] if factor else None
 
         self._keep_hidden_values_from_zero()
         if form in ("gated_tail", "gate+shortcut"):

@@ -12,7 +12,7 @@ The results do not depend on the number of threads: sums are taken over tiles of
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from . import block, lean, native, sums
 from .batch_norm import normed, normed_by_torch, takes_batch_statistics
 from .call import Call, ChannelGate, SpatialGate
 from .layout import clamped_to
-from .lean_backward import Inputs, Saved, Work, sums_of_dz, through_small
+from .lean_backward import Inputs, Passes, Saved, Work, gradients
 
 _POOLS = {"avg": 0, "max": 2, "min": 3}  # rows of the native values
 
@@ -48,138 +48,98 @@ def run(
 
 
 def _gradients(saved: Saved, dy: Tensor) -> tuple[Inputs, list[Tensor | None]]:
-    """Return what `lean_backward.gradients` returns, in its notation."""
     # hooks on saved tensors may have changed how they lie in memory
-    y = None if saved.y is None else saved.view.dense(saved.y)
-    saved = replace(saved, inputs=saved.inputs._replace(x=saved.view.dense(saved.inputs.x)), y=y)
-    work, needs, small = Work(saved, dy), saved.needs, saved.small
-    what, where = saved.call.what, saved.call.where
-    x, _, _, weight, bias, mix = saved.inputs
-    # gates may be spread over images, channels or pixels
-    work.s = None if work.s is None else work.s.expand(len(x), x.shape[1])
-    work.m = None if work.m is None else work.m.expand(len(x), x[0, 0].numel())
-    m = None if work.m is None else (work.m * work.through).contiguous()
-    dm, of_gated, of_v, of_xh = _reduce(work, dy, m)
-    of_u = of_gated * work.through if m is None else of_gated
-    spatial = _OfMaps()
-    if where is not None and small.m is not None and small.m.requires_grad:
-        assert small.maps is not None
-        (of_maps,) = through_small(work, small.m, (small.maps,), dm * work.through)
-        if of_maps is not None:
-            dmaps = zip(where.maps, of_maps.flatten(2).to(work.dtype).unbind(1), strict=True)
-            spatial = _add_maps(work, of_u, dict(dmaps))
-    dpools: dict[str, Tensor] = {}
-    if what is not None and small.s is not None:
-        found = through_small(work, small.s, small.pooled, work.by_z(of_u))
-        pairs = zip(what.pools, found, strict=True)
-        dpools = {name: dpool.to(work.dtype) for name, dpool in pairs if dpool is not None}
-    dmix = dweight = dbias = of_z = dx = None
-    if needs.mix:
-        dv_by_z = work.by_z(of_v)
-        gated = dv_by_z if work.s is None else dv_by_z * work.s
-        gated = gated if work.m is None else dm * work.m
-        dmix = (work.f[:, 0] * (gated.sum(1) - dv_by_z.sum(1))).sum().to(mix.dtype)
-    if work.needs_sums and (needs.x or needs.weight or needs.bias):
-        of_z = sums_of_dz(work, of_u, of_v, of_xh, dpools)
-        dweight = of_z[1].sum(0).to(weight.dtype) if needs.weight else None
-        dbias = of_z[0].sum(0).to(bias.dtype) if needs.bias else None
-    if needs.x:
-        dx = torch.empty_like(x)
-        _spread(work, dx, m, spatial, dpools, of_z)
-    return Inputs(dx, work.dv4 if needs.shortcut else None, None, dweight, dbias, dmix), work.of_parameters
+    dense = saved.view.dense
+    inputs, y = saved.inputs._replace(x=dense(saved.inputs.x)), None if saved.y is None else dense(saved.y)
+    return gradients(replace(saved, inputs=inputs, y=y), dy, partial(_Passes, dense(dy)))
 
 
-class _OfMaps(NamedTuple):
-    """What the maps add to the gradient of u, (N, P) each: to every channel, and to the channel of the maximum."""
+class _Passes(Passes):
+    """The first pass takes all sums over dv, so that the second one reads x for the maps alone."""
 
-    mean: Tensor | None = None
-    max: Tensor | None = None
-    max_at: Tensor | None = None
+    def __init__(self, dy: Tensor, work: Work, dx: Tensor | None) -> None:
+        super().__init__(work, dx)
+        self.dy = dy
+        x = work.saved.inputs.x
+        # gates may be spread over images, channels or pixels
+        work.s = None if work.s is None else work.s.expand(len(x), x.shape[1])
+        work.m = None if work.m is None else work.m.expand(len(x), x[0, 0].numel())
+        self.m = None if work.m is None else (work.m * work.through).contiguous()
+        self.mean = None if work.saved.call.norm is None else work.mean
+        self.dm: Tensor | None = None
+        # what the maps add to the gradient of u, (N, P) each: to every channel, and to the channel of the maximum
+        self.of_mean: Tensor | None = None
+        self.of_max: Tensor | None = None
+        self.max_at: Tensor | None = None
 
+    def first(self) -> Tensor:
+        work, call, y, shift = self.work, self.work.saved.call, self.work.saved.y, None
+        scale = None if work.s is None else work.s.contiguous()
+        if call.norm is not None:
+            s = work.f.new_ones(1, 1) if work.s is None else work.s
+            scale, shift = work.scale * s, (work.bias - work.scale * work.mean) * s
+        self.direct = work.past is not None and self.m is not None
+        of_x = work.needs_sums and call.what is not None and "avg" in call.what.pools
+        dv = None if y is None else work.dv4
+        operator = torch.ops.whatwhere.reduce
+        dm: Tensor
+        dm, sums = operator(self.dy, y, work.saved.inputs.x, scale, shift, self.m, self.mean, self.direct, of_x, dv)
+        self.of_xh = sums[-1] * work.invstd if of_x else None
+        sums[1:4:2] *= work.invstd
+        self.of_gated, self.of_v = sums[:2], sums[2:4] if self.direct else sums[:2]
+        self.dm = dm
+        return dm
 
-def _mean(work: Work) -> Tensor | None:
-    return None if work.saved.call.norm is None else work.mean
+    def second(self, dmaps: dict[str, Tensor]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if self.dm is None:
+            self.first()
+        work = self.work
+        of_u = self.of_gated * work.through if self.m is None else self.of_gated
+        if "mean" in dmaps:
+            self.of_mean = dmaps["mean"] / len(work.scale)
+            of_u[0] += self.of_mean.sum(1, keepdim=True)
+            of_u[1] += torch.ops.whatwhere.weighted(work.saved.inputs.x, self.of_mean, self.mean) * work.invstd
+        if "max" in dmaps:
+            self.of_max, at = dmaps["max"].contiguous(), work.saved.small.tensors["maps"].long()
+            self.max_at = at.int()
+            x = work.flat.gather(work.view.c, work.view.over_channels(at)).squeeze(work.view.c)
+            of_u[0].scatter_add_(1, at, self.of_max)
+            of_u[1].scatter_add_(1, at, self.of_max * (x - work.mean[at]) * work.invstd[at])
+        return of_u, self.of_v, self.of_xh
 
-
-def _reduce(work: Work, dy: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The first pass: dv is written, where it is not dy.
-
-    Returns:
-        The sum over C of dv * u, (N, P); the sums of dv * m; those of dv; the sums of xh, (N, C), if the pool "avg"
-        needs them.
-    """
-    call, y, shift = work.saved.call, work.saved.y, None
-    scale = None if work.s is None else work.s.contiguous()
-    if call.norm is not None:
-        s = work.f.new_ones(1, 1) if work.s is None else work.s
-        scale, shift = work.scale * s, (work.bias - work.scale * work.mean) * s
-    direct = work.past is not None and m is not None
-    of_x = work.needs_sums and call.what is not None and "avg" in call.what.pools
-    dv = None if y is None else work.dv4
-    dm, sums = torch.ops.whatwhere.reduce(
-        work.view.dense(dy), y, work.saved.inputs.x, scale, shift, m, _mean(work), direct, of_x, dv
-    )
-    of_xh = sums[-1] * work.invstd if of_x else None
-    sums[1:4:2] *= work.invstd
-    return dm, sums[:2], sums[2:4] if direct else sums[:2], of_xh
-
-
-def _add_maps(work: Work, of_u: Tensor, dmaps: dict[str, Tensor]) -> _OfMaps:
-    """Add to the sums of du what comes through the maps."""
-    mean = largest = index = None
-    if "mean" in dmaps:
-        mean = dmaps["mean"] / len(work.scale)
-        of_u[0] += mean.sum(1, keepdim=True)
-        of_u[1] += torch.ops.whatwhere.weighted(work.saved.inputs.x, mean, _mean(work)) * work.invstd
-    if "max" in dmaps:
-        largest, at = dmaps["max"].contiguous(), work.saved.small.tensors["maps"].long()
-        index = at.int()
-        x = work.flat.gather(work.view.c, work.view.over_channels(at)).squeeze(work.view.c)
-        of_u[0].scatter_add_(1, at, largest)
-        of_u[1].scatter_add_(1, at, largest * (x - work.mean[at]) * work.invstd[at])
-    return _OfMaps(mean, largest, index)
-
-
-def _spread(
-    work: Work,
-    dx: Tensor,
-    m: Tensor | None,
-    spatial: _OfMaps,
-    dpools: dict[str, Tensor],
-    of_z: Tensor | None,
-) -> None:
-    """The third pass: write the gradient of x to `dx`."""
-    x, scale, indices = work.saved.inputs.x, work.scale, work.saved.small.tensors
-    constant = slope = direct = None
-    if "avg" in dpools:
-        constant = scale * dpools["avg"] / x[0, 0].numel()
-    if of_z is not None and work.saved.from_batch:
-        values = x.numel() / len(scale)
-        slope = -scale * work.invstd * of_z[1].sum(0) / values
-        of_sum = scale * of_z[0].sum(0) / values
-        constant = (-of_sum).expand(len(x), -1) if constant is None else constant - of_sum
-    gate = work.f.new_ones(len(x), 1) if work.s is None else work.s
-    if m is None:
-        gate = gate * work.through + (0 if work.past is None else work.past)
-    elif work.past is not None:
-        direct = scale * work.past
-    poked = [name for name in dpools if name in indices]
-    torch.ops.whatwhere.spread(
-        work.dv4,
-        x,
-        m,
-        spatial.mean,
-        (scale * gate).contiguous(),
-        direct,
-        None if constant is None else constant.contiguous(),
-        slope,
-        None if slope is None else work.mean,
-        spatial.max,
-        spatial.max_at,
-        torch.stack([scale * dpools[name] for name in poked]) if poked else None,
-        torch.stack([indices[name].int() for name in poked]) if poked else None,
-        dx,
-    )
+    def third(self, dx: Tensor, dpools: dict[str, Tensor], sums: Tensor | None) -> None:
+        work, x = self.work, self.work.saved.inputs.x
+        scale, indices = work.scale, work.saved.small.tensors
+        constant = slope = direct = None
+        if "avg" in dpools:
+            constant = scale * dpools["avg"] / x[0, 0].numel()
+        if sums is not None and work.saved.from_batch:
+            values = x.numel() / len(scale)
+            slope = -scale * work.invstd * sums[1].sum(0) / values
+            of_sum = scale * sums[0].sum(0) / values
+            constant = (-of_sum).expand(len(x), -1) if constant is None else constant - of_sum
+        gate = work.f.new_ones(len(x), 1) if work.s is None else work.s
+        if self.m is None:
+            gate = gate * work.through + (0 if work.past is None else work.past)
+        elif work.past is not None:
+            direct = scale * work.past
+        poked = [name for name in dpools if name in indices]
+        torch.ops.whatwhere.spread(
+            work.dv4,
+            x,
+            self.m,
+            self.of_mean,
+            (scale * gate).contiguous(),
+            direct,
+            None if constant is None else constant.contiguous(),
+            slope,
+            None if slope is None else work.mean,
+            self.of_max,
+            self.max_at,
+            torch.stack([scale * dpools[name] for name in poked]) if poked else None,
+            torch.stack([indices[name].int() for name in poked]) if poked else None,
+            dx,
+        )
 
 
 class _Forward(lean.Forward):

@@ -17,6 +17,7 @@ In evaluation mode the last two terms of dx are absent. Nothing is divided by w,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -142,26 +143,135 @@ class Work:
         return by_z
 
 
-def gradients(saved: Saved, dy: Tensor) -> tuple[Inputs, list[Tensor | None]]:
+class Passes:
+    """The passes over x of one backward pass, in torch's operators; they fill `dx`, where x needs a gradient."""
+
+    def __init__(self, work: Work, dx: Tensor | None) -> None:
+        self.work, self.dx = work, dx
+
+    def first(self) -> Tensor:
+        """Return the sum over C of dv * u, (N, P)."""
+        # what is written to dx here is written over later
+        work, view, dx = self.work, self.work.view, self._flat_dx()
+        s = work.f.new_ones(len(work.flat), 1) if work.s is None else work.s
+        scale, shift = work.scale * s, (work.bias - work.scale * work.mean) * s
+        sums = []
+        for piece in work.pieces:
+            x = work.flat[piece]
+            room = work.room(piece) if dx is None or dx.dtype != work.dtype else dx[piece]
+            if work.saved.call.norm is not None:
+                u = view.affine(x, scale[piece], shift[piece], room)
+            elif work.s is None:
+                u = x.to(work.dtype)
+            else:
+                u = torch.mul(x, view.over_pixels(work.s[piece]), out=room)
+            sums.append(torch.mul(u, work.dv_of(piece), out=room).sum(view.c))
+        return torch.cat(sums)
+
+    def second(self, dmaps: dict[str, Tensor]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the sums of du; those of dv if there is a mixing; those of xh, (N, C), if the pool "avg" needs them.
+
+        With a spatial gate du is left in `dx`.
+        """
+        work, dx, what = self.work, self._flat_dx(), self.work.saved.call.what
+        view = work.view
+        over_channels = view.over_channels
+        needs_xh = work.needs_sums and what is not None and "avg" in what.pools
+        of_u, of_v, of_xh = [], [], []
+        for piece in work.pieces:
+            dv, centred = work.dv_of(piece), work.centred(piece)
+            if needs_xh:
+                of_xh.append(centred.sum(view.p) * work.invstd)
+            if work.m is None:
+                of_u.append(work.sums(dv, centred, work.room(piece)))
+                continue
+            # du, through m and through the maps
+            du = work.room(piece, 1) if dx is None else dx[piece]
+            gate = over_channels(work.m[piece] * work.through[piece])
+            if "mean" not in dmaps:
+                torch.mul(dv, gate, out=du)
+            else:
+                dmean = over_channels(dmaps["mean"][piece] / work.flat.shape[view.c])
+                if du.dtype == work.dtype:
+                    torch.addcmul(dmean, dv, gate, out=du)
+                else:
+                    du.copy_(dv * gate + dmean)
+            if "max" in dmaps:
+                index = over_channels(work.saved.small.tensors["maps"][piece])
+                _add_at(du, view.c, index, over_channels(dmaps["max"][piece]))
+            if work.past is not None:
+                of_v.append(work.sums(dv, centred, work.room(piece, 2)))
+            of_u.append(work.sums(du, centred, work.room(piece)))
+        sums_of_xh = torch.cat(of_xh) if of_xh else None
+        u = torch.cat(of_u, 1)
+        if work.m is not None:
+            return u, torch.cat(of_v, 1) if of_v else None, sums_of_xh
+        # without a spatial gate du is dv, but for the factor and the mixing
+        return u * work.through, u, sums_of_xh
+
+    def third(self, dx4: Tensor, dpools: dict[str, Tensor], sums: Tensor | None) -> None:
+        """Write the gradient of x to `dx4`, which holds du if there is a spatial gate."""
+        work, dx = self.work, self.work.view.flat(dx4)
+        view, scale, past, indices = work.view, work.scale, work.past, work.saved.small.tensors
+        shift = torch.zeros_like(work.f.expand(-1, len(scale)))
+        if "avg" in dpools:
+            shift = scale * dpools["avg"] / work.flat.shape[view.p]
+        of_x = None
+        if sums is not None and work.saved.from_batch:
+            num = work.flat.numel() / len(scale)
+            of_x = -scale * work.invstd * sums[1].sum(0) / num
+            shift = shift - scale * sums[0].sum(0) / num
+        gate = work.f.new_ones(len(work.flat), 1) if work.s is None else work.s
+        if work.m is None:
+            gate = gate * work.through + (0 if past is None else past)
+        gate = scale * gate
+        # in reverse: the last pieces are still in a CPU's cache
+        for piece in reversed(work.pieces):
+            source = work.dv[piece] if work.m is None else dx[piece]
+            out = dx[piece] if dx.dtype == work.dtype else work.room(piece, 1)
+            view.affine(source, gate[piece], shift[piece], out)
+            if past is not None and work.m is not None:
+                out.add_(work.dv[piece] * view.over_pixels(scale * past[piece]))
+            if of_x is not None:
+                centred = work.centred(piece)
+                if view.is_channels_last:
+                    out.addcmul_(centred, of_x)
+                else:
+                    out.add_(centred.mul_(view.over_pixels(of_x[None])))
+            for name, dpool in dpools.items():
+                if name in indices:
+                    index = view.over_pixels(indices[name][piece])
+                    _add_at(out, view.p, index, view.over_pixels(scale * dpool[piece]))
+                elif name != "avg":
+                    out.add_(_pool_gradient(work, name, piece, dpool) * view.over_pixels(scale[None]))
+            if out.dtype != dx.dtype:
+                dx[piece].copy_(out)
+
+    def _flat_dx(self) -> Tensor | None:
+        return None if self.dx is None else self.work.view.flat(self.dx)
+
+
+def gradients(
+    saved: Saved, dy: Tensor, passes_of: Callable[[Work, Tensor | None], Passes] = Passes
+) -> tuple[Inputs, list[Tensor | None]]:
     """Return the gradients of the inputs, and those of the small functions' parameters, from that of the result."""
     work, needs, small = Work(saved, dy), saved.needs, saved.small
     what, where = saved.call.what, saved.call.where
     x, _, _, weight, bias, mix = saved.inputs
-    dx4 = torch.empty_like(x) if needs.x else None
-    dx = None if dx4 is None else saved.view.flat(dx4)
+    passes = passes_of(work, torch.empty_like(x) if needs.x else None)
     needs_norm = needs.x or needs.weight or needs.bias
     dm = dmix = dweight = dbias = None
     # by the name of their map or pool, (N, P) and (N, C) each
     dmaps: dict[str, Tensor] = {}
     dpools: dict[str, Tensor] = {}
     if where is not None and small.m is not None and (needs.mix or small.m.requires_grad):
-        dm = _first_pass(work, dx)
+        dm = passes.first()
         assert small.maps is not None
         (of_maps,) = through_small(work, small.m, (small.maps,), dm * work.through)
         if of_maps is not None:
             dmaps = dict(zip(where.maps, of_maps.flatten(2).to(work.dtype).unbind(1), strict=True))
     if needs_norm or needs.mix or (small.s is not None and small.s.requires_grad):
-        of_u, of_v, sums_of_xh = _second_pass(work, dmaps, dx)
+        of_u, of_v, sums_of_xh = passes.second(dmaps)
         if what is not None and small.s is not None:
             found = through_small(work, small.s, small.pooled, work.by_z(of_u))
             pairs = zip(what.pools, found, strict=True)
@@ -178,73 +288,12 @@ def gradients(saved: Saved, dy: Tensor) -> tuple[Inputs, list[Tensor | None]]:
             sums = sums_of_dz(work, of_u, of_v, sums_of_xh, dpools)
             dweight = sums[1].sum(0).to(weight.dtype) if needs.weight else None
             dbias = sums[0].sum(0).to(bias.dtype) if needs.bias else None
-        if dx is not None:
-            _third_pass(work, dx, dpools, sums)
-    else:
-        for piece in work.pieces:
-            work.dv_of(piece)
-    return Inputs(dx4, work.dv4 if needs.shortcut else None, None, dweight, dbias, dmix), work.of_parameters
-
-
-def _first_pass(work: Work, dx: Tensor | None) -> Tensor:
-    """Return the sum over C of dv * u, (N, P); may write into `dx`, which is filled later."""
-    view = work.view
-    s = work.f.new_ones(len(work.flat), 1) if work.s is None else work.s
-    scale, shift = work.scale * s, (work.bias - work.scale * work.mean) * s
-    sums = []
-    for piece in work.pieces:
-        x = work.flat[piece]
-        room = work.room(piece) if dx is None or dx.dtype != work.dtype else dx[piece]
-        if work.saved.call.norm is not None:
-            u = view.affine(x, scale[piece], shift[piece], room)
-        elif work.s is None:
-            u = x.to(work.dtype)
-        else:
-            u = torch.mul(x, view.over_pixels(work.s[piece]), out=room)
-        sums.append(torch.mul(u, work.dv_of(piece), out=room).sum(view.c))
-    return torch.cat(sums)
-
-
-def _second_pass(
-    work: Work, dmaps: dict[str, Tensor], dx: Tensor | None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the sums of du; those of dv if there is a mixing; the sums of xh, (N, C), if the pool "avg" needs them.
-
-    With a spatial gate du is left in `dx`.
-    """
-    view, what = work.view, work.saved.call.what
-    over_channels = view.over_channels
-    needs_xh = work.needs_sums and what is not None and "avg" in what.pools
-    of_u, of_v, of_xh = [], [], []
-    for piece in work.pieces:
-        dv, centred = work.dv_of(piece), work.centred(piece)
-        if needs_xh:
-            of_xh.append(centred.sum(view.p) * work.invstd)
-        if work.m is None:
-            of_u.append(work.sums(dv, centred, work.room(piece)))
-            continue
-        # du, through m and through the maps
-        du, gate = work.room(piece, 1) if dx is None else dx[piece], over_channels(work.m[piece] * work.through[piece])
-        if "mean" not in dmaps:
-            torch.mul(dv, gate, out=du)
-        else:
-            dmean = over_channels(dmaps["mean"][piece] / work.flat.shape[view.c])
-            if du.dtype == work.dtype:
-                torch.addcmul(dmean, dv, gate, out=du)
-            else:
-                du.copy_(dv * gate + dmean)
-        if "max" in dmaps:
-            index = over_channels(work.saved.small.tensors["maps"][piece])
-            _add_at(du, view.c, index, over_channels(dmaps["max"][piece]))
-        if work.past is not None:
-            of_v.append(work.sums(dv, centred, work.room(piece, 2)))
-        of_u.append(work.sums(du, centred, work.room(piece)))
-    sums_of_xh = torch.cat(of_xh) if of_xh else None
-    u = torch.cat(of_u, 1)
-    if work.m is not None:
-        return u, torch.cat(of_v, 1) if of_v else None, sums_of_xh
-    # without a spatial gate du is dv, but for the factor and the mixing
-    return u * work.through, u, sums_of_xh
+        if passes.dx is not None:
+            passes.third(passes.dx, dpools, sums)
+    elif dm is None:
+        passes.first()  # for dv
+    dshortcut = work.dv4 if needs.shortcut else None
+    return Inputs(passes.dx, dshortcut, None, dweight, dbias, dmix), work.of_parameters
 
 
 def through_small(
@@ -295,44 +344,6 @@ def sums_of_dz(
             of_pool = torch.cat(list(parts), 1)
         sums = sums + of_pool
     return sums
-
-
-def _third_pass(work: Work, dx: Tensor, dpools: dict[str, Tensor], sums: Tensor | None) -> None:
-    """Write the gradient of x to `dx`, which holds du if there is a spatial gate."""
-    view, scale, past, indices = work.view, work.scale, work.past, work.saved.small.tensors
-    shift = torch.zeros_like(work.f.expand(-1, len(scale)))
-    if "avg" in dpools:
-        shift = scale * dpools["avg"] / work.flat.shape[view.p]
-    of_x = None
-    if sums is not None and work.saved.from_batch:
-        num = work.flat.numel() / len(scale)
-        of_x = -scale * work.invstd * sums[1].sum(0) / num
-        shift = shift - scale * sums[0].sum(0) / num
-    gate = work.f.new_ones(len(work.flat), 1) if work.s is None else work.s
-    if work.m is None:
-        gate = gate * work.through + (0 if past is None else past)
-    gate = scale * gate
-    # in reverse: the last pieces are still in a CPU's cache
-    for piece in reversed(work.pieces):
-        source = work.dv[piece] if work.m is None else dx[piece]
-        out = dx[piece] if dx.dtype == work.dtype else work.room(piece, 1)
-        view.affine(source, gate[piece], shift[piece], out)
-        if past is not None and work.m is not None:
-            out.add_(work.dv[piece] * view.over_pixels(scale * past[piece]))
-        if of_x is not None:
-            centred = work.centred(piece)
-            if view.is_channels_last:
-                out.addcmul_(centred, of_x)
-            else:
-                out.add_(centred.mul_(view.over_pixels(of_x[None])))
-        for name, dpool in dpools.items():
-            if name in indices:
-                index = view.over_pixels(indices[name][piece])
-                _add_at(out, view.p, index, view.over_pixels(scale * dpool[piece]))
-            elif name != "avg":
-                out.add_(_pool_gradient(work, name, piece, dpool) * view.over_pixels(scale[None]))
-        if out.dtype != dx.dtype:
-            dx[piece].copy_(out)
 
 
 def _pool_gradient(work: Work, name: str, piece: slice, dpool: Tensor) -> Tensor:
