@@ -84,7 +84,9 @@ def why_looked_into(call: Call, x: Tensor | None = None) -> str:
         return "a hook, or a forward that was replaced, must run"
     # A hook on a parameter would run in the small graph as well. A parameter computed from another would get its
     # gradient twice.
-    if any(parameter._backward_hooks or not parameter.is_leaf for parameter in call.parameters):
+    if torch.is_grad_enabled() and any(
+        parameter._backward_hooks or not parameter.is_leaf for parameter in call.parameters
+    ):
         return "a parameter has a hook or was computed from another tensor"
     return ""
 

@@ -84,10 +84,11 @@ def run(
     weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
     view = View.of(x)
     inputs = Inputs(view.dense(x), None if shortcut is None else view.dense(shortcut), factor, weight, bias, mix)
-    learned = (*inputs._replace(factor=None), *call.parameters)
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in learned):
-        y: Tensor = _Lean.apply(forward, call, view, *inputs, *call.parameters)
-        return y
+    if torch.is_grad_enabled():
+        learned = (*inputs._replace(factor=None), *call.parameters)
+        if any(tensor is not None and tensor.requires_grad for tensor in learned):
+            y: Tensor = _Lean.apply(forward, call, view, *inputs, *call.parameters)
+            return y
     with torch.no_grad():
         return forward(call, view, inputs, overwrite=overwrite).run()
 

@@ -12,6 +12,7 @@ struct Forward {
   const Apply<T> to;
   const int64_t n, c, p;
   const bool has_pools, has_maps;
+  const Wanted wanted;
   Scratch scratch;
   Scales scales{{}, 0, nullptr, nullptr}, of_where{{}, 1, nullptr, nullptr};
   Pooled* planes;
@@ -19,18 +20,19 @@ struct Forward {
   float* affine;         // of each image scale and shift of u, then of v
   float* m;              // the spatial gate
   float *max, *average;  // the maps
-  int32_t* max_at;
+  int32_t* max_at;       // null unless a backward pass needs it
 
-  Forward(const Block& of, const State& state, const T* x, const Apply<T>& to)
+  Forward(const Block& of, const State& state, const T* x, const Apply<T>& to, bool keep)
       : of(of), shape(of.shape), state(state), x(x), to(to), n(shape.n), c(shape.c), p(shape.p),
-        has_pools(of.what.w1 || of.norm.batch()), has_maps(of.where.kernel) {
+        has_pools(of.what.w1 || of.norm.batch()), has_maps(of.where.kernel),
+        wanted{of.norm.batch(), of.what.w1 && of.what.maximum, keep} {
     planes = scratch.take<Pooled>(has_pools ? n * c : 0);
     pooled = scratch.take(n * of.what.pools() * c), sums = scratch.take(n * of.what.hidden);
     affine = scratch.take(2 * n * c), m = scratch.take(has_maps ? n * p : 0);
     // both maps are computed, whether they are wanted or not
     const bool has_max = of.where.max_map >= 0, has_mean = of.where.mean_map >= 0;
     max = has_max ? state.max : scratch.take(has_maps ? n * p : 0);
-    max_at = has_max ? state.map_at : scratch.take<int32_t>(has_maps ? n * p : 0);
+    max_at = has_max && keep ? state.map_at : nullptr;
     average = has_mean ? state.average : scratch.take(has_maps ? n * p : 0);
   }
 
@@ -127,8 +129,8 @@ struct Forward {
     norm_statistics(), where_statistics();
     each(n, [&](int64_t image) {
       for (int64_t tile = 0; has_pools && tile < shape.tiles; tile++)
-        pool_tile(x, shape, image * shape.tiles + tile, false, parts);
-      for (int64_t i = 0; has_pools && i < c; i++) planes[image * c + i] = together(x, shape, parts, image, i);
+        pool_tile(x, shape, image * shape.tiles + tile, wanted, parts);
+      for (int64_t i = 0; has_pools && i < c; i++) planes[image * c + i] = together(x, shape, parts, wanted, image, i);
       pools_of_z(image);
       if (of.what.w1) {
         float *hidden = state.hidden + image * pools * h, *sum = sums + image * h;
@@ -139,7 +141,7 @@ struct Forward {
       gate(image);
       for (int64_t row = 0; has_maps && row < p; row += rows) {
         const int64_t first = image * p + row;
-        map_tile(x, shape, image, row, affines().of(image), max + first, max_at + first, average + first);
+        map_tile(x, shape, image, row, affines().of(image), max + first, from(max_at, first), average + first);
       }
       if (has_maps) convolve(image);
       finish(image);
@@ -149,7 +151,7 @@ struct Forward {
 
   // A step at a time: the norms take the statistics of the batch, or there are more cores than images.
   void run_by_steps() {
-    if (has_pools) pool(x, shape, of.norm.batch(), [&](int64_t i, const Pooled& plane) { planes[i] = plane; });
+    if (has_pools) pool(x, shape, wanted, [&](int64_t i, const Pooled& plane) { planes[i] = plane; });
     norm_statistics();
     each(n, [&](int64_t image) { pools_of_z(image); });
     if (of.what.w1) {
@@ -171,7 +173,9 @@ struct Forward {
   }
 
   void run() {
-    if (of.norm.batch() || of.where.norm.batch() || n < int64_t(torch::stable::get_num_threads()))
+    // matrices larger than an image would be read anew from far for each image, and the image is near either way
+    const int64_t matrices = of.what.w1 && !of.what.width ? (1 + bool(of.what.w2)) * c * of.what.hidden : 0;
+    if (of.norm.batch() || of.where.norm.batch() || n < int64_t(torch::stable::get_num_threads()) || matrices > c * p)
       run_by_steps();
     else
       run_by_images();
@@ -213,7 +217,7 @@ std::tuple<Tensor, Tensor> block(const Tensor& x, std::vector<std::optional<Tens
   with_type(of.shape, [&](auto type) {
     using T = decltype(type);
     T* to = to_write<T>(y);
-    Forward<T>(of, state, values<T>(x), {of.z_in_y ? to : values<T>(x), values<T>(r), to, relu}).run();
+    Forward<T>(of, state, values<T>(x), {of.z_in_y ? to : values<T>(x), values<T>(r), to, relu}, keep).run();
   });
   if (momenta[0] >= 0) move(running, 0, momenta[0], of.shape.c, state.mean, state.var, count);
   if (momenta[1] >= 0) move(running, running.size() - 2, momenta[1], 1, state.where_mean, state.where_var, count);

@@ -42,6 +42,12 @@ struct Pools {
   }
 };
 
+// What of it is wanted. The rest is left as it is.
+struct Wanted {
+  bool variance;  // the shift is then the mean, found first, and the squares are summed too
+  bool extremes, places;
+};
+
 // u = x * scale + shift; a null pointer is 1 or 0.
 struct Affine {
   const float *scale, *shift;
@@ -79,10 +85,9 @@ struct Spread {
 template <class T>
 struct Kernels {
   // `at` is the number of the first row
-  // `variance`: the shift is the mean, found first, and the squares are summed too
-  void (*pool_rows)(const T* x, int64_t rows, int64_t c, int64_t at, bool variance, Pools out);
-  void (*pool_plane)(const T* x, int64_t p, bool variance, Pools out);
-  // maximum over channels of u, the first channel that holds it, and the sum
+  void (*pool_rows)(const T* x, int64_t rows, int64_t c, int64_t at, Wanted wanted, Pools out);
+  void (*pool_plane)(const T* x, int64_t p, Wanted wanted, Pools out);
+  // maximum over channels of u, the first channel that holds it where max_at is not null, and the sum
   void (*map_rows)(const T* x, int64_t rows, int64_t c, Affine of, float* max, int32_t* max_at, float* sum);
   void (*map_planes)(const T* x, int64_t c, int64_t stride, int64_t p, Affine of, float* max, int32_t* max_at,
                      float* sum);

@@ -83,33 +83,47 @@ inline F finite(F value) {
   return value - value == F{} ? value : F{};
 }
 
-template <class T>
-void pool_rows(const T* x, int64_t rows, int64_t c, int64_t at, bool variance, Pools out) {
+// Call body(extremes, places), both known to the compiler.
+template <class Body>
+inline void as_wanted(Wanted wanted, Body body) {
+  if (!wanted.extremes) body(std::false_type{}, std::false_type{});
+  else if (!wanted.places) body(std::true_type{}, std::false_type{});
+  else body(std::true_type{}, std::true_type{});
+}
+
+template <class T, class Extremes, class Places>
+void pool_rows_of(const T* x, int64_t rows, int64_t c, int64_t at, bool variance, Pools out, Extremes extremes,
+                  Places places) {
   vectors(c, [&](int64_t i, auto of) {
     using V = decltype(of);
     auto value = read<typename V::F>(x + i);
     write(out.shift + i, finite(value)), write(out.sum + i, value - finite(value));
-    write(out.max + i, value), write(out.min + i, value), write(out.square + i, typename V::F{});
+    write(out.square + i, typename V::F{});
+    if constexpr (extremes) write(out.max + i, value), write(out.min + i, value);
     typename V::I first = typename V::I{} + int32_t(at);
-    std::memcpy(out.max_at + i, &first, sizeof first), std::memcpy(out.min_at + i, &first, sizeof first);
+    if constexpr (places)
+      std::memcpy(out.max_at + i, &first, sizeof first), std::memcpy(out.min_at + i, &first, sizeof first);
   });
   auto step = [&](auto count, int64_t row) {
     vectors(c, [&](int64_t i, auto of) {
       using V = decltype(of);
       using F = typename V::F;
       using I = typename V::I;
-      F shift = load<F>(out.shift + i), sum = load<F>(out.square + i);
-      F max = load<F>(out.max + i), min = load<F>(out.min + i);
-      I max_at = load<I>(out.max_at + i), min_at = load<I>(out.min_at + i);
+      F shift = load<F>(out.shift + i), sum = load<F>(out.square + i), max, min;
+      I max_at, min_at;
+      if constexpr (extremes) max = load<F>(out.max + i), min = load<F>(out.min + i);
+      if constexpr (places) max_at = load<I>(out.max_at + i), min_at = load<I>(out.min_at + i);
       for (int64_t k = 0; k < count.value; k++) {
         F value = read<F>(x + (row + k) * c + i);
         I here = I{} + int32_t(at + row + k);
         sum += value - shift;
-        max_at = value > max ? here : max_at, max = value > max ? value : max;
-        min_at = value < min ? here : min_at, min = value < min ? value : min;
+        if constexpr (places) max_at = value > max ? here : max_at, min_at = value < min ? here : min_at;
+        if constexpr (extremes) max = value > max ? value : max, min = value < min ? value : min;
       }
-      write(out.square + i, sum), write(out.max + i, max), write(out.min + i, min);
-      std::memcpy(out.max_at + i, &max_at, sizeof max_at), std::memcpy(out.min_at + i, &min_at, sizeof min_at);
+      write(out.square + i, sum);
+      if constexpr (extremes) write(out.max + i, max), write(out.min + i, min);
+      if constexpr (places)
+        std::memcpy(out.max_at + i, &max_at, sizeof max_at), std::memcpy(out.min_at + i, &min_at, sizeof min_at);
     });
   };
   // sums of 32 rows are added up, which rounds less; until then they stand in the place of the squares
@@ -138,6 +152,13 @@ void pool_rows(const T* x, int64_t rows, int64_t c, int64_t at, bool variance, P
     });
 }
 
+template <class T>
+void pool_rows(const T* x, int64_t rows, int64_t c, int64_t at, Wanted wanted, Pools out) {
+  as_wanted(wanted, [&](auto extremes, auto places) {
+    pool_rows_of(x, rows, c, at, wanted.variance, out, extremes, places);
+  });
+}
+
 inline Ints numbers() {
   Ints result;
   for (int k = 0; k < WIDTH; k++) result[k] = k;
@@ -156,13 +177,21 @@ inline void reduce_max(Floats values, Ints indices, float& max, int32_t& max_at)
   if (values[0] > max || (values[0] == max && indices[0] < max_at)) max = values[0], max_at = indices[0];
 }
 
+inline float reduce_max(Floats values) {
+  for (int apart = WIDTH / 2; apart; apart /= 2) {
+    const Floats others = __builtin_shuffle(values, numbers() ^ apart);
+    values = others > values ? others : values;
+  }
+  return values[0];
+}
+
 inline float reduce_sum(Floats values) {
   for (int apart = WIDTH / 2; apart; apart /= 2) values += __builtin_shuffle(values, numbers() ^ apart);
   return values[0];
 }
 
-template <class T>
-void pool_plane(const T* x, int64_t p, bool variance, Pools out) {
+template <class T, class Extremes, class Places>
+void pool_plane_of(const T* x, int64_t p, bool variance, Pools out, Extremes extremes, Places places) {
   float shift = finite(read<float>(x)), sum = 0, square = 0, max = read<float>(x), min = max;
   int32_t max_at = 0, min_at = 0;
   int64_t i = 0;
@@ -172,14 +201,19 @@ void pool_plane(const T* x, int64_t p, bool variance, Pools out) {
     for (; i + WIDTH <= p; i += WIDTH, here += WIDTH) {
       Floats value = read<Floats>(x + i);
       sums += value - shift;
-      maxima_at = value > maxima ? here : maxima_at, maxima = value > maxima ? value : maxima;
-      minima_at = value < minima ? here : minima_at, minima = value < minima ? value : minima;
+      if constexpr (places)
+        maxima_at = value > maxima ? here : maxima_at, minima_at = value < minima ? here : minima_at;
+      if constexpr (extremes) maxima = value > maxima ? value : maxima, minima = value < minima ? value : minima;
     }
     sum = reduce_sum(sums);
-    reduce_max(maxima, maxima_at, max, max_at);
-    float largest = -min;
-    reduce_max(-minima, minima_at, largest, min_at);
-    min = -largest;
+    if constexpr (places) {
+      reduce_max(maxima, maxima_at, max, max_at);
+      float largest = -min;
+      reduce_max(-minima, minima_at, largest, min_at);
+      min = -largest;
+    } else if constexpr (extremes) {
+      max = reduce_max(maxima), min = -reduce_max(-minima);
+    }
   }
   for (; i < p; i++) {
     float value = read<float>(x + i);
@@ -198,8 +232,14 @@ void pool_plane(const T* x, int64_t p, bool variance, Pools out) {
     });
     sum += reduce_sum(sums), square += reduce_sum(squares);
   }
-  *out.shift = shift, *out.sum = sum, *out.square = square, *out.max = max, *out.min = min;
-  *out.max_at = max_at, *out.min_at = min_at;
+  *out.shift = shift, *out.sum = sum, *out.square = square;
+  if constexpr (extremes) *out.max = max, *out.min = min;
+  if constexpr (places) *out.max_at = max_at, *out.min_at = min_at;
+}
+
+template <class T>
+void pool_plane(const T* x, int64_t p, Wanted wanted, Pools out) {
+  as_wanted(wanted, [&](auto extremes, auto places) { pool_plane_of(x, p, wanted.variance, out, extremes, places); });
 }
 
 template <class V, class T>
@@ -212,6 +252,7 @@ inline V affine(const T* x, const Affine& of, int64_t i) {
 
 template <class T>
 void map_rows(const T* x, int64_t rows, int64_t c, Affine of, float* max, int32_t* max_at, float* sum) {
+  const bool places = max_at;
   for (int64_t row = 0; row < rows; row++, x += c) {
     float largest = affine<float>(x, of, 0), total = 0;
     int32_t at = 0;
@@ -225,37 +266,56 @@ void map_rows(const T* x, int64_t rows, int64_t c, Affine of, float* max, int32_
         maxima_at = value > maxima ? here : maxima_at, maxima = value > maxima ? value : maxima;
       }
       total = reduce_sum(sums);
-      reduce_max(maxima, maxima_at, largest, at);
+      if (places) reduce_max(maxima, maxima_at, largest, at);
+      else largest = reduce_max(maxima);
     }
     for (; i < c; i++) {
       float value = affine<float>(x + i, of, i);
       total += value;
       if (value > largest) largest = value, at = int32_t(i);
     }
-    max[row] = largest, max_at[row] = at, sum[row] = total;
+    max[row] = largest, sum[row] = total;
+    if (places) max_at[row] = at;
   }
 }
 
 template <class T>
 void map_planes(const T* x, int64_t c, int64_t stride, int64_t p, Affine of, float* max, int32_t* max_at, float* sum) {
-  for (int64_t channel = 0; channel < c; channel++, x += stride) {
+  auto u = [&](auto kind, int64_t i, int64_t channel) {
     const float scale = of.scale ? of.scale[channel] : 1, shift = of.shift ? of.shift[channel] : 0;
+    return read<typename decltype(kind)::F>(x + channel * stride + i) * scale + shift;
+  };
+  vectors(p, [&](int64_t i, auto kind) {
+    typename decltype(kind)::I first{};
+    const auto value = u(kind, i, 0);
+    write(max + i, value), write(sum + i, value);
+    if (max_at) std::memcpy(max_at + i, &first, sizeof first);
+  });
+  auto step = [&](auto count, auto places, int64_t channel) {
     vectors(p, [&](int64_t i, auto kind) {
       using F = typename decltype(kind)::F;
       using I = typename decltype(kind)::I;
-      F value = read<F>(x + i) * scale + shift;
-      if (channel == 0) {
-        I first{};
-        write(max + i, value), write(sum + i, value), std::memcpy(max_at + i, &first, sizeof first);
-        return;
+      F largest = load<F>(max + i), total = load<F>(sum + i);
+      I at;
+      if constexpr (places) at = load<I>(max_at + i);
+      for (int64_t k = 0; k < count.value; k++) {
+        const F value = u(kind, i, channel + k);
+        total += value;
+        if constexpr (places) at = value > largest ? I{} + int32_t(channel + k) : at;
+        largest = value > largest ? value : largest;
       }
-      F largest = load<F>(max + i);
-      I at = load<I>(max_at + i), here = I{} + int32_t(channel);
-      write(sum + i, load<F>(sum + i) + value);
-      at = value > largest ? here : at, largest = value > largest ? value : largest;
-      write(max + i, largest), std::memcpy(max_at + i, &at, sizeof at);
+      write(max + i, largest), write(sum + i, total);
+      if constexpr (places) std::memcpy(max_at + i, &at, sizeof at);
     });
-  }
+  };
+  // several channels at a time, so that the maps are read and written less often
+  auto run = [&](auto places) {
+    int64_t channel = 1;
+    for (; channel + 4 <= c; channel += 4) step(std::integral_constant<int, 4>{}, places, channel);
+    for (; channel < c; channel++) step(std::integral_constant<int, 1>{}, places, channel);
+  };
+  if (max_at) run(std::true_type{});
+  else run(std::false_type{});
 }
 
 // a NaN stays one, as in torch

@@ -26,7 +26,7 @@ std::tuple<Tensor, Tensor> pool_op(const Tensor& x, bool variance) {
   int32_t* at = to_write<int32_t>(indices);
   const int64_t all = shape.n * shape.c;
   with_type(shape, [&](auto type) {
-    pool(values<decltype(type)>(x), shape, variance, [=](int64_t i, const Pooled& of) {
+    pool(values<decltype(type)>(x), shape, {variance, true, true}, [=](int64_t i, const Pooled& of) {
       const float found[4] = {of.mean, of.variance, of.max, of.min};
       for (int64_t k = 0; k < 4; k++) values_to[k * all + i] = found[k];
       at[i] = of.max_at, at[all + i] = of.min_at;

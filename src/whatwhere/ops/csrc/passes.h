@@ -8,6 +8,11 @@ namespace whatwhere {
 
 constexpr int64_t kPixelsOfMaps = 2048;  // of a contiguous image: their maps stay in the first-level cache
 
+template <class V>
+V* from(V* of, int64_t at) {
+  return of ? of + at : nullptr;
+}
+
 // The pools of the parts of images: of the tiles in channels_last, else of the whole planes.
 struct Parts {
   Scratch scratch;
@@ -23,12 +28,12 @@ struct Parts {
 };
 
 template <class T>
-void pool_tile(const T* x, const Shape& shape, int64_t tile, bool variance, const Parts& parts) {
+void pool_tile(const T* x, const Shape& shape, int64_t tile, Wanted wanted, const Parts& parts) {
   const Kernels<T>& run = kernels<T>();
   const int64_t c = shape.c, p = shape.p;
-  if (!shape.channels_last) return run.pool_plane(x + tile * p, p, variance, parts.pools.from(tile));
+  if (!shape.channels_last) return run.pool_plane(x + tile * p, p, wanted, parts.pools.from(tile));
   const int64_t image = tile / shape.tiles, row = tile % shape.tiles * shape.rows;
-  run.pool_rows(x + (image * p + row) * c, std::min(shape.rows, p - row), c, row, variance,
+  run.pool_rows(x + (image * p + row) * c, std::min(shape.rows, p - row), c, row, wanted,
                 parts.pools.from(tile * c));
 }
 
@@ -39,21 +44,25 @@ struct Pooled {
 
 // One channel of one image, from its parts in their order.
 template <class T>
-Pooled together(const T* x, const Shape& shape, const Parts& parts, int64_t image, int64_t channel) {
+Pooled together(const T* x, const Shape& shape, const Parts& parts, Wanted wanted, int64_t image, int64_t channel) {
   const int64_t c = shape.c, p = shape.p, first = image * parts.per_image * c + channel;
   const Pools& pools = parts.pools;
-  double mean = 0, square = 0, count = 0;
-  Pooled of{0, 0, pools.max[first], pools.min[first], pools.max_at[first], pools.min_at[first]};
-  for (int64_t part = 0; part < parts.per_image; part++) {
+  double count = double(std::min(shape.rows, p)), sum = pools.sum[first];
+  double mean = pools.shift[first] + sum / count, square = wanted.variance ? pools.square[first] - sum * sum / count : 0;
+  Pooled of{0, 0, 0, 0, 0, 0};
+  if (wanted.extremes) of.max = pools.max[first], of.min = pools.min[first];
+  if (wanted.places) of.max_at = pools.max_at[first], of.min_at = pools.min_at[first];
+  for (int64_t part = 1; part < parts.per_image; part++) {
     const int64_t i = first + part * c;
     const double rows = double(std::min(shape.rows, p - part * shape.rows));
-    const double sum = pools.sum[i], mean_of = pools.shift[i] + sum / rows;
-    const double between = mean_of - mean, all = count + rows;
+    sum = pools.sum[i];
+    const double mean_of = pools.shift[i] + sum / rows, between = mean_of - mean, all = count + rows;
     // the pairwise update of Chan, Golub and LeVeque
-    square += pools.square[i] - sum * sum / rows + between * between * count * rows / all;
+    if (wanted.variance) square += pools.square[i] - sum * sum / rows + between * between * count * rows / all;
     mean += between * rows / all, count = all;
-    if (pools.max[i] > of.max) of.max = pools.max[i], of.max_at = pools.max_at[i];
-    if (pools.min[i] < of.min) of.min = pools.min[i], of.min_at = pools.min_at[i];
+    if (!wanted.extremes) continue;
+    if (pools.max[i] > of.max) of.max = pools.max[i], of.max_at = wanted.places ? pools.max_at[i] : 0;
+    if (pools.min[i] < of.min) of.min = pools.min[i], of.min_at = wanted.places ? pools.min_at[i] : 0;
   }
   of.mean = float(mean), of.variance = float(std::isnan(square) ? square : std::max(square, 0.0) / double(p));
   if (std::isnan(mean)) {
@@ -75,12 +84,12 @@ Pooled together(const T* x, const Shape& shape, const Parts& parts, int64_t imag
 
 // Call with each channel's Pooled: found(i, of), with i over (N, C).
 template <class T, class Found>
-void pool(const T* x, const Shape& shape, bool variance, Found found) {
+void pool(const T* x, const Shape& shape, Wanted wanted, Found found) {
   const int64_t c = shape.c;
   const Parts parts(shape);
-  each(shape.n * shape.tiles, [&](int64_t tile) { pool_tile(x, shape, tile, variance, parts); });
+  each(shape.n * shape.tiles, [&](int64_t tile) { pool_tile(x, shape, tile, wanted, parts); });
   each(shape.n, [&](int64_t image) {
-    for (int64_t i = image * c; i < (image + 1) * c; i++) found(i, together(x, shape, parts, image, i % c));
+    for (int64_t i = image * c; i < (image + 1) * c; i++) found(i, together(x, shape, parts, wanted, image, i % c));
   });
 }
 
@@ -105,7 +114,8 @@ void map_tile(const T* x, const Shape& shape, int64_t image, int64_t row, Affine
       const int64_t at = shape.channels_last ? (image * p + row + i) * c + channel : (image * c + channel) * p + row + i;
       const float value = widened(x[at]) * (of.scale ? of.scale[channel] : 1) + (of.shift ? of.shift[channel] : 0);
       if (!std::isnan(value)) continue;
-      max[i] = value, max_at[i] = int32_t(channel);
+      max[i] = value;
+      if (max_at) max_at[i] = int32_t(channel);
       break;
     }
   }
@@ -116,7 +126,7 @@ void maps(const T* x, const Shape& shape, const Affines& affines, float* max, in
   const int64_t p = shape.p, rows = rows_of_maps(shape), tiles = (p + rows - 1) / rows;
   each(shape.n * tiles, [&](int64_t tile) {
     const int64_t image = tile / tiles, row = tile % tiles * rows, to = image * p + row;
-    map_tile(x, shape, image, row, affines.of(image), max + to, max_at + to, mean + to);
+    map_tile(x, shape, image, row, affines.of(image), max + to, from(max_at, to), mean + to);
   });
 }
 
@@ -169,11 +179,6 @@ inline void add_up(const float* partial, int64_t n, int64_t parts, int64_t count
     for (int64_t part = 0; part < parts; part++)
       best().add(to, partial + ((image * parts + part) * count + k) * c, c);
   });
-}
-
-template <class V>
-V* from(V* of, int64_t at) {
-  return of ? of + at : nullptr;
 }
 
 // Sums (2 or, with `direct`, 4, and one more with `of_x`, N, C) as in Reduce; the pointers of `whole` are to the first
