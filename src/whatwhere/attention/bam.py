@@ -48,6 +48,7 @@ class BAM(ScalingAttention):
     place: Place = "stage"
     sized_by = "channel.fc1"
     shown = ("combine",)
+    bounds = (1.0, 2.0)
 
     def __init__(
         self,

@@ -52,9 +52,13 @@ class CoordinateAttention(ScalingAttention):
         self.to(device=device, dtype=dtype)
 
     def gates(self, x: Tensor) -> Tensor:
+        along_h, along_w = self.parts(x).values()
+        return along_h * along_w
+
+    def parts(self, x: Tensor) -> dict[str, Tensor]:
         strips = torch.cat((x.mean(3, keepdim=True), x.mean(2, keepdim=True).transpose(2, 3)), 2)
         features = self.act(self.norm(self.conv(strips)))
         height = x.shape[2]
         along_h = torch.sigmoid(self.conv_h(features[:, :, :height]))
         along_w = torch.sigmoid(self.conv_w(features[:, :, height:].transpose(2, 3)))
-        return along_h * along_w
+        return {"rows": along_h, "columns": along_w}

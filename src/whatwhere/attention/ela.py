@@ -77,6 +77,10 @@ class EfficientLocalAttention(ScalingAttention):
         self.to(device=device, dtype=dtype)
 
     def gates(self, x: Tensor) -> Tensor:
+        y_h, y_w = self.parts(x).values()
+        return y_h * y_w
+
+    def parts(self, x: Tensor) -> dict[str, Tensor]:
         along_w = self.along_h if self.along_w is None else self.along_w
         y_h, y_w = torch.sigmoid(self.along_h(x.mean(3))), torch.sigmoid(along_w(x.mean(2)))
-        return y_h[:, :, :, None] * y_w[:, :, None, :]
+        return {"rows": y_h[:, :, :, None], "columns": y_w[:, :, None, :]}

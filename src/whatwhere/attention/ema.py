@@ -54,16 +54,19 @@ class EfficientMultiScaleAttention(ScalingAttention):
         self.to(device=device, dtype=dtype)
 
     def gates(self, x: Tensor) -> Tensor:
+        (maps,) = self.parts(x).values()
+        # one map for all channels of a group
+        return maps.unsqueeze(2).expand(-1, -1, x.shape[1] // self.groups, -1, -1).flatten(1, 2)
+
+    def parts(self, x: Tensor) -> dict[str, Tensor]:
         # convolutions in groups are slow in other formats
         x = x.contiguous()
-        height, group_channels = x.shape[2], x.shape[1] // self.groups
+        height = x.shape[2]
         strips = torch.cat((x.mean(3, keepdim=True), x.mean(2, keepdim=True).transpose(2, 3)), 2)
         strips = torch.sigmoid(self.conv1x1(strips))
         p = self.norm(x * strips[:, :, :height] * strips[:, :, height:].transpose(2, 3))
         q = self.conv3x3(x)
-        maps = torch.sigmoid(self._weighted_sum(p, q) + self._weighted_sum(q, p))
-        # one map for all channels of a group
-        return maps.unsqueeze(2).expand(-1, -1, group_channels, -1, -1).flatten(1, 2)
+        return {"groups": torch.sigmoid(self._weighted_sum(p, q) + self._weighted_sum(q, p))}
 
     def _weighted_sum(self, weighting: Tensor, features: Tensor) -> Tensor:
         """Return, for each group, the sum of its `features`, weighted by the softmax of the averages of `weighting`."""

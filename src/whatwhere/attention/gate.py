@@ -42,6 +42,7 @@ class Attention(NotScriptable, nn.Module):
             the last). A module that does not derive from this class may have this attribute too.
         sized_by: Name of the layer that takes the C channels; "" where the weights fit any C.
         shown: Names of the options that stand in the module's repr.
+        bounds: Between what its gates lie: those of a sigmoid, where a class does not say otherwise.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), any H and W of at least 1.
@@ -59,6 +60,7 @@ class Attention(NotScriptable, nn.Module):
     identity_at_start: ClassVar[bool] = False
     sized_by: ClassVar[str] = ""
     shown: ClassVar[tuple[str, ...]] = ()
+    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     def __init__(self, channels: int, *, start: Start = "paper") -> None:
         super().__init__()
@@ -161,6 +163,10 @@ class ScalingAttention(Attention):
     def gates(self, x: Tensor) -> Tensor:
         """Return what x is multiplied by, broadcastable to (N, C, H, W)."""
         raise NotImplementedError
+
+    def parts(self, x: Tensor) -> dict[str, Tensor]:
+        """Return what `gates` is made of, by name; (N, C or 1, H or 1, W or 1) each, or a map for each of G groups."""
+        return {"gates": self.gates(x)}
 
     def forward(self, x: Tensor) -> Tensor:
         self.check(x)

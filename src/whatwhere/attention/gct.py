@@ -59,6 +59,7 @@ class GatedChannelTransform(Gate):
     """
 
     identity_at_start: ClassVar[bool] = True
+    bounds = (0.0, 2.0)
 
     def __init__(self, channels: int, *, start: Start = "paper", device: Device = None, dtype: Dtype = None) -> None:
         check_integer("channels", channels)

@@ -55,10 +55,13 @@ class SpatialChannelSE(ScalingAttention):
         self.to(device=device, dtype=dtype)
 
     def gates(self, x: Tensor) -> Tensor:
-        s = self.channel(x.mean((2, 3)))[:, :, None, None]
-        q = torch.sigmoid(self.spatial(x))
+        s, q = self.parts(x).values()
         if self.combine == "add":
             sum_of_gates: Tensor = s + q
             return sum_of_gates
         # for a negative x the smaller gate makes the larger product
         return torch.where((x < 0) == (s < q), s, q)
+
+    def parts(self, x: Tensor) -> dict[str, Tensor]:
+        s = self.channel(x.mean((2, 3)))[:, :, None, None]
+        return {"channel": s, "spatial": torch.sigmoid(self.spatial(x))}

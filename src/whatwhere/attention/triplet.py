@@ -57,13 +57,15 @@ class TripletAttention(ScalingAttention):
         self.to(device=device, dtype=dtype)
 
     def gates(self, x: Tensor) -> Tensor:
+        cw, hc, *hw = self.parts(x).values()
+        return (cw + hc + hw[0]) / 3 if hw else (cw + hc) / 2
+
+    def parts(self, x: Tensor) -> dict[str, Tensor]:
         # swap the axis to pool over with the channels, and swap it back in the gate
         cw: Tensor = self.cw(_z_pool(x.transpose(1, 2))).transpose(1, 2)
         hc: Tensor = self.hc(_z_pool(x.transpose(1, 3))).transpose(1, 3)
-        if self.hw is None:
-            return (cw + hc) / 2
-        hw: Tensor = self.hw(_z_pool(x))
-        return (cw + hc + hw) / 3
+        parts = {"columns": cw, "rows": hc}
+        return parts if self.hw is None else {**parts, "spatial": self.hw(_z_pool(x))}
 
 
 def _z_pool(x: Tensor) -> Tensor:

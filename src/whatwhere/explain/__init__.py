@@ -1,5 +1,6 @@
 """Show what the gates of a network do."""
 
-from .gates import spatial_gates
+from .gates import LayerGates, maps, spatial_gates
+from .health import Finding, Health
 
-__all__ = ["spatial_gates"]
+__all__ = ["Finding", "Health", "LayerGates", "maps", "spatial_gates"]

@@ -1,17 +1,67 @@
+"""The gates of a network, layer by layer, from one forward pass."""
+
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..attention import Gate
+from ..attention import Attention, Gate, IdentityStart, ScalingAttention
 from ..base.errors import UserError
 from ..base.modules import modes_kept
 
 
+@dataclass(frozen=True)
+class LayerGates:
+    """What one attention module computed for a batch.
+
+    Attributes:
+        layer: Its name in `model.named_modules()`; with " (2)" behind it at its second call in a forward pass.
+        kind: Its class.
+        gates: By name, float32 on the CPU, with h x w the size of its features there:
+
+            channel (N, C, 1, 1), spatial (N, 1, h, w), rows (N, C, h, 1), columns (N, C, 1, w), groups (N, G, h, w)
+            with a map for each group of channels, or gates, broadcastable to (N, C, h, w), which have no parts.
+
+        bounds: Between what they lie: 0 and 1, as those of a sigmoid, where the module does not say otherwise.
+        mix: a of the module, y = x * (1 - a + a * gates); None where y = x * gates.
+        is_placebo: Whether it looks at no image (see `Static`).
+    """
+
+    layer: str
+    kind: str
+    gates: dict[str, Tensor] = field(default_factory=dict)
+    bounds: tuple[float, float] = (0.0, 1.0)
+    mix: float | None = None
+    is_placebo: bool = False
+
+
 @torch.no_grad()
+def maps(model: nn.Module, *inputs: Any) -> tuple[Any, list[LayerGates]]:
+    """Run `model` on `inputs` in evaluation mode; return its output, and the gates of its attention modules.
+
+    Any network that holds attention of this package: its own, one that `attend` has changed, a detector. The modules
+    stand in the order of their calls. `model` keeps its mode, its gradients and its hooks, and computes what it
+    computes without, to rounding: gates come from PyTorch's operators, not from the one of C++.
+
+    Raises:
+        UserError: The network has no attention of this package, or calls none of it.
+    """
+    found: list[LayerGates] = []
+    # hooks that come after torch.compile are not heard in what it has compiled
+    with _recording(model, found), modes_kept(model), torch.compiler.set_stance("force_eager"):
+        model.eval()
+        output = model(*inputs)
+    if not found:
+        raise UserError(f"{type(model).__name__} calls none of its attention; give an input that goes through it")
+    return output, found
+
+
 def spatial_gates(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Run `model` on `images` in evaluation mode, and return the spatial gate of each of its attention modules.
 
@@ -21,23 +71,67 @@ def spatial_gates(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     Raises:
         UserError: The network has no such gate; CBAM and SpatialAttention have.
     """
-    gates: dict[str, Tensor] = {}
+    message = f"{type(model).__name__} has no spatial gate to show; networks built with CBAM have"
+    if not any(isinstance(module, Attention) for module in model.modules()):
+        raise UserError(message)
+    _, found = maps(model, images)
+    gates = {layer.layer: layer.gates["spatial"] for layer in found if "spatial" in layer.gates}
+    if not gates:
+        raise UserError(message)
+    return gates
 
-    def keep(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
-        gates[name] = output.detach().float().cpu()
 
-    handles = [
-        module.where.register_forward_hook(partial(keep, name))
-        for name, module in model.named_modules()
-        if isinstance(module, Gate) and isinstance(module.where, nn.Module)
-    ]
-    if not handles:
-        raise UserError(f"{type(model).__name__} has no spatial gate to show; networks built with CBAM have")
+@contextmanager
+def _recording(model: nn.Module, found: list[LayerGates]) -> Iterator[None]:
+    """Hook the attention modules of `model` in the block; what they compute comes to the end of `found`."""
+    names = {id(module): name for name, module in model.named_modules()}
+    attentions = [module for module in model.modules() if isinstance(module, (Attention, IdentityStart))]
+    if not attentions:
+        raise UserError(f"{type(model).__name__} has no attention of whatwhere; `attend` puts it into any network")
+    handles = []
+    for module in attentions:
+        keep = partial(_keep, found, names[id(module)], module)
+        if isinstance(module, Gate):
+            # not the module itself, which is not called where its gates are fused with a norm
+            functions: tuple[tuple[str, Any], ...] = (("channel", module.what), ("spatial", module.where))
+            handles += [
+                function.register_forward_hook(partial(_keep_gate, keep, name))
+                for name, function in functions
+                if isinstance(function, nn.Module)
+            ]
+        else:
+            handles.append(module.register_forward_hook(partial(_keep_parts, keep)))
     try:
-        with modes_kept(model):
-            model.eval()
-            model(images)
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    return gates
+
+
+def _keep(found: list[LayerGates], name: str, module: Any, gates: dict[str, Tensor]) -> None:
+    """Note gates of a module: with those of the same call where there are others of it."""
+    numbered = [layer for layer in found if layer.layer == name or layer.layer.startswith(f"{name} (")]
+    gates = {key: value.detach().float().cpu() for key, value in gates.items()}
+    if numbered and numbered[-1].gates and not gates.keys() & numbered[-1].gates.keys():
+        numbered[-1].gates.update(gates)
+        return
+    called = name if not numbered else f"{name} ({len(numbered) + 1})"
+    mix = getattr(module, "mix", None)
+    mix = None if mix is None else float(mix.detach())
+    inner = module.attention if isinstance(module, IdentityStart) else module
+    is_placebo = any(hasattr(part, "means") for part in inner.modules())
+    bounds = getattr(inner, "bounds", (0.0, 1.0))
+    found.append(LayerGates(called, type(inner).__name__, gates, bounds, mix, is_placebo))
+
+
+def _keep_gate(
+    keep: Callable[[dict[str, Tensor]], None], name: str, function: nn.Module, args: Any, gate: Tensor
+) -> None:
+    keep({name: gate[:, :, None, None] if gate.dim() == 2 else gate})
+
+
+def _keep_parts(
+    keep: Callable[[dict[str, Tensor]], None], module: nn.Module, args: tuple[Tensor, ...], output: Tensor
+) -> None:
+    # a GlobalContext adds, and of a module of others only the mixing is known
+    keep(module.parts(module.seen(args[0])) if isinstance(module, ScalingAttention) else {})

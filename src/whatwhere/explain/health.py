@@ -1,0 +1,163 @@
+"""Gate health: which gates of a network do not do what gates are for, and what to try."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..base.errors import UserError
+from .gates import LayerGates
+
+Fault = Literal["off", "not finite", "constant", "saturated", "same for all images"]
+
+LEAST_MIX = 0.05  # |a| below which the gates change the features by less than 5 % of what they would at 1
+LEAST_SPREAD = 0.01  # of the bounds' distance, from the least to the greatest value: below, a gate is a constant
+EDGE = 0.01  # of the bounds' distance: nearer to a bound a sigmoid has 4 % of its steepest slope, or less
+MOST_SATURATED = 0.9  # of the values near a bound
+LEAST_SHARE = 0.01  # of the variance that is from image to image
+LEAST_IMAGES = 8
+
+ADVICE = {
+    "off": "train longer, or with a higher learning rate for `mix`",
+    "not finite": "training went wrong; start it again with a lower learning rate, or in float32",
+    "constant": "check that its weights are trained, and that the weight of the last norm in it is not 0",
+    "saturated": "almost no gradient comes through; try a lower learning rate, weight decay, or start='identity'",
+    "same for all images": "it scales, but does not look; its placebo, static:..., would do the same",
+}
+
+
+class Finding(NamedTuple):
+    """A gate that does not do what it is for.
+
+    Attributes:
+        layer: The name of the module.
+        gate: Which of its gates; "" for the module.
+        fault: What is wrong.
+        figure: The figure that says so: |a|, the only value, the share of values near a bound, or the share of the
+            variance that is from image to image; NaN where values are not finite.
+        sentence: All that in words, with what to try.
+    """
+
+    layer: str
+    gate: str
+    fault: Fault
+    figure: float
+    sentence: str
+
+
+@dataclass
+class _Sums:
+    """Of one gate, over images: for each channel and position, in float64."""
+
+    bounds: tuple[float, float]
+    is_placebo: bool
+    mean: Tensor
+    squares: Tensor  # sum of squared distances from the mean
+    least: float
+    greatest: float
+    num_images: int = 0
+    num_values: int = 0
+    num_low: int = 0
+    num_high: int = 0
+
+    def add(self, gate: Tensor) -> None:
+        low, high = self.bounds
+        edge = EDGE * (high - low)
+        self.num_low += int((gate < low + edge).sum())
+        self.num_high += int((gate > high - edge).sum())
+        self.num_values += gate.numel()
+        self.least, self.greatest = min(self.least, float(gate.min())), max(self.greatest, float(gate.max()))
+        gate = gate.double()
+        if gate.shape[2:] != self.mean.shape[1:]:
+            # images of another size
+            gate = F.interpolate(gate, self.mean.shape[1:], mode="area")
+        mean = gate.mean(0)
+        squares, total = (gate - mean).square().sum(0), self.num_images + len(gate)
+        away = mean - self.mean
+        self.squares += squares + away.square() * self.num_images * len(gate) / total
+        self.mean += away * len(gate) / total
+        self.num_images = total
+
+    def share_from_images(self) -> float:
+        """Return the share of the variance that is from image to image, the rest being between channels and pixels."""
+        of_images = float((self.squares / self.num_images).mean())
+        of_places = float(self.mean.var(correction=0))
+        return of_images / (of_images + of_places) if of_images > 0 else 0.0
+
+
+class Health:
+    """Gate health over any number of images: `add` each batch's gates, then ask for `findings`.
+
+    What is kept is the size of one image's gates, however many images there are.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, str], _Sums] = {}
+        self._mixes: dict[str, float] = {}
+
+    def add(self, layers: Iterable[LayerGates]) -> None:
+        """Take in the gates of one batch, as `maps` returns them."""
+        for layer in layers:
+            if layer.mix is not None:
+                self._mixes[layer.layer] = layer.mix
+            for name, gate in layer.gates.items():
+                if (layer.layer, name) not in self._sums:
+                    zero = torch.zeros(gate.shape[1:], dtype=torch.float64)
+                    infinite = float("inf")
+                    self._sums[layer.layer, name] = _Sums(
+                        layer.bounds, layer.is_placebo, zero, zero.clone(), infinite, -infinite
+                    )
+                self._sums[layer.layer, name].add(gate)
+
+    def findings(self) -> list[Finding]:
+        """Return what is wrong, each with what to try; nothing for gates that are sound.
+
+        A layer that is off has no other finding. The gates of a placebo are the same for all images by design: that is
+        no finding.
+
+        Raises:
+            UserError: Fewer than 8 images were added: that says too little about how gates differ between images.
+        """
+        if any(sums.num_images < LEAST_IMAGES for sums in self._sums.values()):
+            least = min(sums.num_images for sums in self._sums.values())
+            raise UserError(f"gate health needs at least {LEAST_IMAGES} images, got {least}")
+        off = {layer: mix for layer, mix in self._mixes.items() if abs(mix) < LEAST_MIX}
+        found = [
+            _finding(layer, "", "off", abs(mix), f"its mixing is {mix:.3f}, so the gates change almost nothing")
+            for layer, mix in off.items()
+        ]
+        for (layer, name), sums in self._sums.items():
+            if layer not in off:
+                found += _faults(layer, name, sums)
+        return found
+
+
+def _faults(layer: str, name: str, sums: _Sums) -> Iterator[Finding]:
+    low, high = sums.bounds
+    if not sums.mean.isfinite().all():
+        yield _finding(layer, name, "not finite", float("nan"), "it has values that are NaN or infinite")
+        return
+    at_low, at_high = sums.num_low / sums.num_values, sums.num_high / sums.num_values
+    if at_low + at_high >= MOST_SATURATED:
+        said = f"{at_low:.0%} of its values are near {low:g}, {at_high:.0%} near {high:g}"
+        yield _finding(layer, name, "saturated", at_low + at_high, said)
+        return
+    if sums.greatest - sums.least < LEAST_SPREAD * (high - low):
+        value = (sums.greatest + sums.least) / 2
+        yield _finding(layer, name, "constant", value, f"it is {value:.2f} everywhere")
+        return
+    share = sums.share_from_images()
+    if share < LEAST_SHARE and not sums.is_placebo:
+        said = f"{share:.1%} of its variance is from image to image"
+        yield _finding(layer, name, "same for all images", share, said)
+
+
+def _finding(layer: str, name: str, fault: Fault, figure: float, said: str) -> Finding:
+    where = f"{layer or 'the network'}: the {name} gate" if name else layer or "the network"
+    verb = "is" if fault != "off" else "has attention that is"
+    return Finding(layer, name, fault, figure, f"{where} {verb} {fault}: {said}; {ADVICE[fault]}")
