@@ -40,13 +40,13 @@ def _seed():
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call():
-    """End a child that a test has forked and that comes back from it, by an error say: it would run all other tests."""
+    """End a child that a test has forked and that comes back from the test: it would run all other tests."""
     process = os.getpid()
     try:
         return (yield)
     finally:
         if os.getpid() != process:
-            traceback.print_exc()
+            print("a forked child has come back from its test", traceback.format_exc(), file=sys.stderr, flush=True)
             os._exit(1)
 
 

@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from whatwhere import CBAM, ChannelAttention, EfficientChannelAttention, Spatial
 from whatwhere.attention.cbam import SharedMLP
 from whatwhere.attention.squeeze_excitation import Excitation
 from whatwhere.cli.backends import backends_command
-from whatwhere.ops import block, cpp, gate, gated_tail, lean, native, normed_gate
+from whatwhere.ops import block, cpp, gate, gated_tail, layout, lean, native, normed_gate
 from whatwhere.ops.forms import form_of
 
 pytestmark = pytest.mark.usefixtures("cpp")
@@ -461,9 +462,12 @@ class Spread(nn.Module):
 @pytest.mark.parametrize("with_norm", [True, False])
 @pytest.mark.parametrize("channels", [(3, 1), (1, 20), (1, 1), None])
 @pytest.mark.parametrize("pixels", [(3, 1, 1, 1), (1, 1, 5, 7), None])
-def test_gates_may_be_spread_and_lie_anyhow(channels, pixels, with_norm, memory_format):
+@pytest.mark.parametrize("in_pieces", [False, True])
+def test_gates_may_be_spread_and_lie_anyhow(channels, pixels, with_norm, memory_format, in_pieces, monkeypatch):
     if channels is None and pixels is None:
         return
+    if in_pieces:
+        monkeypatch.setattr(layout, "PIECE_BYTES_CPU", 1)
     torch.manual_seed(3)
     found = {}
     x, gradient = (torch.randn(3, 20, 5, 7).contiguous(memory_format=memory_format) for _ in range(2))
@@ -552,7 +556,7 @@ def test_a_thousand_steps_keep_no_memory():
 
 # in a process of its own: where other tests have started threads of autograd, a child cannot compute a gradient
 FORKING = """
-import os, torch
+import os, signal, torch, traceback
 from torch import nn
 from whatwhere import CBAM
 from whatwhere.ops import gated_tail
@@ -564,17 +568,19 @@ expected = run()
 child = os.fork()
 if not child:
     try:
+        signal.alarm(60)  # a child that hangs ends too
         torch.set_num_threads(1)  # as torch's loader does: OpenMP's threads do not come along
         torch.testing.assert_close(run(), expected)
         os._exit(0)
-    finally:
+    except BaseException:
+        traceback.print_exc()
         os._exit(1)
 assert os.waitpid(child, 0)[1] == 0
 """
 
 
 def test_works_in_a_forked_process():
-    subprocess.run([sys.executable, "-c", FORKING], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", FORKING], check=True)
 
 
 def test_the_operators_keep_torchs_rules():
@@ -697,3 +703,46 @@ def test_the_command_says_in_a_line_each_which_backends_there_are(capsys, monkey
     monkeypatch.setenv("WHATWHERE_CPP", "0")
     backends_command()
     assert capsys.readouterr().out.startswith("cpp        no: the C++ passes are switched off\n")
+
+
+SMALL = [partial(kind, reduction=4) for kind in (CBAM, ChannelAttention, SqueezeExcitation)]
+
+
+# the matrices of the first are larger than an image, so the batch shares them
+@pytest.mark.parametrize("shape", [(4, 64, 2, 3), (4, 16, 14, 15), (3, 20, 1, 1)])
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("build", [*SMALL, SpatialAttention, EfficientChannelAttention])
+def test_what_is_kept_for_a_gradient_changes_no_bit(build, dtype, memory_format, shape):
+    x = torch.randn(shape).to(dtype).contiguous(memory_format=memory_format)
+    x[:, 1], x[:, 2] = 1.0, x[:, 3]  # equal values, in a plane and between channels
+    x[0, 4, 0, 0], x[-1, 5, -1, -1] = float("inf"), float("nan")
+    module, norm = build(shape[1]).to(dtype).eval(), nn.BatchNorm2d(shape[1]).eval()
+    nn.init.normal_(norm.weight)
+    kept = gated_tail(x, norm, module.what, module.where, x, backend="cpp")
+    assert kept.requires_grad
+    with torch.no_grad():
+        y = gated_tail(x, norm, module.what, module.where, x, backend="cpp")
+    torch.testing.assert_close(y, kept, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", ["lean", "cpp"])
+def test_without_a_gradient_parameters_may_have_hooks(backend):
+    module, x = SqueezeExcitation(8, reduction=4), torch.randn(2, 8, 4, 4)
+    expected = gate(x, module.what, backend="reference").detach()
+    module.what.fc1.weight.register_hook(lambda gradient: gradient)
+    with torch.no_grad():
+        torch.testing.assert_close(gate(x, module.what, backend=backend), expected)
+
+
+def test_only_the_shortcut_needs_a_gradient():
+    module, norm = CBAM(20, reduction=4), nn.BatchNorm2d(20)
+    for part in (module, norm):
+        part.requires_grad_(requires_grad=False)
+    x, found = torch.randn(3, 20, 5, 7), []
+    for backend in ("reference", "lean", "cpp"):
+        shortcut = x.clone().requires_grad_()
+        y = gated_tail(x, copy.deepcopy(norm), module.what, module.where, shortcut, backend=backend)
+        found += torch.autograd.grad(y.square().sum(), shortcut)
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])

@@ -20,8 +20,8 @@ the pools "avg", "max" and "min", and only where its library is (`whatwhere back
 
 Under any backend the reference computes a call that must show its operators: under torch.compile (but see below),
 export, tracing, torch.func's transforms, forward-mode differentiation and dispatch modes (FLOP counters). So it does
-for modules with a hook on them or on a parameter, so that every hook fires once, and for parameters that are not
-registered or no leaves.
+for modules with a hook on them, so that every hook fires once, and for parameters that are not registered; where
+gradients are recorded also for parameters that have a hook or are no leaves.
 Lean gives no gradient to a tensor that `what` or `where` uses without having it as a parameter or buffer.
 
 Under torch.compile a call that the C++ operator of a whole call can compute is that operator (`traced.py`; backend

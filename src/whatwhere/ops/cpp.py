@@ -21,7 +21,7 @@ from . import block, lean, native, sums
 from .batch_norm import normed, normed_by_torch, takes_batch_statistics
 from .call import Call, ChannelGate, SpatialGate
 from .layout import clamped_to
-from .lean_backward import Inputs, Passes, Saved, Work, gradients
+from .lean_backward import Inputs, Passes, Saved, Work, gradients, spread_over
 
 _POOLS = {"avg": 0, "max": 2, "min": 3}  # rows of the native values
 
@@ -60,10 +60,6 @@ class _Passes(Passes):
     def __init__(self, dy: Tensor, work: Work, dx: Tensor | None) -> None:
         super().__init__(work, dx)
         self.dy = dy
-        x = work.saved.inputs.x
-        # gates may be spread over images, channels or pixels
-        work.s = None if work.s is None else work.s.expand(len(x), x.shape[1])
-        work.m = None if work.m is None else work.m.expand(len(x), x[0, 0].numel())
         self.m = None if work.m is None else (work.m * work.through).contiguous()
         self.mean = None if work.saved.call.norm is None else work.mean
         self.dm: Tensor | None = None
@@ -71,6 +67,9 @@ class _Passes(Passes):
         self.of_mean: Tensor | None = None
         self.of_max: Tensor | None = None
         self.max_at: Tensor | None = None
+
+    def fill_dv(self) -> None:
+        self.first()
 
     def first(self) -> Tensor:
         work, call, y, shift = self.work, self.work.saved.call, self.work.saved.y, None
@@ -204,8 +203,8 @@ class _Forward(lean.Forward):
 
     def _affine(self) -> tuple[Tensor | None, Tensor | None]:
         """Return scale and shift, (N or 1, C), with u = x * scale + shift, or z in the place of x where it is known."""
-        s = None if self.small.s is None else self.small.s.detach().flatten(1).float()
-        s = None if s is None else s.expand(-1, self.x.shape[1]).contiguous()
+        s, _ = spread_over(self.x, self.small.s, None)
+        s = None if s is None else s.float().contiguous()
         if self.normed is None:
             return s, None
         scale, shift = self.normed.scale[None], self.normed.shift[None]
@@ -222,7 +221,9 @@ class _Forward(lean.Forward):
         stacked = torch.stack(maps, 2).view(len(index), *self.x.shape[2:], -1).permute(0, 3, 1, 2)
         self.small.maps = stacked.requires_grad_(needs_u)
         self.small.m = self._run_small(where, self.small.maps)
-        return self.small.m.detach().flatten(1).float().expand(index.shape).contiguous()
+        _, m = spread_over(self.x, None, self.small.m)
+        assert m is not None
+        return m.float().contiguous()
 
     def _apply_natively(
         self, source: Tensor, scale: Tensor | None, shift: Tensor | None, m: Tensor | None, y: Tensor

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from .batch_norm import Normed, normed, normed_by_torch, takes_batch_statistics
 from .call import Call, ChannelGate, SpatialGate
 from .layout import View, accumulation_dtype, clamped_to, extreme, pieces_of
-from .lean_backward import Inputs, Saved, Small, gradients
+from .lean_backward import Inputs, Saved, Small, gradients, spread_over
 from .reference import POOLS
 
 
@@ -214,7 +214,7 @@ class Forward:
         """Pool u over C and run `where` on it. u is left in `out`, unless it is z or z is needed again."""
         maps: dict[str, list[Tensor]] = {name: [] for name in where.maps}
         indices: list[Tensor] = []
-        s = self._gate(self.small.s)
+        s, _ = self._gates()
         norm = None if self.normed is None else self._gated_norm(s)
         for piece in self.pieces:
             u, out = self.flat[piece], self.out[piece]
@@ -252,13 +252,14 @@ class Forward:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved):
             return function(*(value.clone() for value in inputs))
 
-    def _gate(self, gate: Tensor | None) -> Tensor | None:
-        """Return a gate without its graph, s as (N, C) or m as (N, P), in the dtype in which it multiplies."""
-        return None if gate is None else gate.detach().flatten(1).to(self.gate_dtype)
+    def _gates(self) -> list[Tensor | None]:
+        """Return the gates without their graphs, (N, C) and (N, P), in the dtype in which they multiply."""
+        gates = spread_over(self.x, self.small.s, self.small.m)
+        return [None if gate is None else gate.to(self.gate_dtype) for gate in gates]
 
     def _apply(self) -> None:
         """Write y to `out`."""
-        s, m = self._gate(self.small.s), self._gate(self.small.m)
+        s, m = self._gates()
         f = None if self.factor is None else self.factor[:, None].to(self.gate_dtype)
         last = m if m is not None else s
         assert last is not None

@@ -68,6 +68,12 @@ class Saved:
     needs: Inputs  # which inputs need a gradient
 
 
+def spread_over(x: Tensor, s: Tensor | None, m: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gates as (N, C) and (N, P), although one may be for all images, channels or pixels."""
+    s = None if s is None else s.detach().flatten(1).expand(len(x), x.shape[1])
+    return s, None if m is None else m.detach().flatten(1).expand(len(x), x[0, 0].numel())
+
+
 class Work:
     """One backward pass under way: what was saved, in the dtype of accumulation, read piece by piece.
 
@@ -93,8 +99,7 @@ class Work:
         self.pieces = list(pieces_of(self.flat))
         self.rooms: list[Tensor] = []
         s, m = saved.small.s, saved.small.m
-        self.s = None if s is None else s.detach().to(dtype)
-        self.m = None if m is None else m.detach().flatten(1).to(dtype)
+        self.s, self.m = (None if gate is None else gate.to(dtype) for gate in spread_over(x, s, m))
         self.f: Tensor = x.new_ones(len(x), 1, dtype=dtype) if factor is None else factor.to(dtype)[:, None]
         self.through = self.f if mix is None else mix.to(dtype) * self.f
         self.past = None if mix is None else self.f - self.through
@@ -148,6 +153,11 @@ class Passes:
 
     def __init__(self, work: Work, dx: Tensor | None) -> None:
         self.work, self.dx = work, dx
+
+    def fill_dv(self) -> None:
+        """Compute dv, which the first pass, or the second without it, does too."""
+        for piece in self.work.pieces:
+            self.work.dv_of(piece)
 
     def first(self) -> Tensor:
         """Return the sum over C of dv * u, (N, P)."""
@@ -291,7 +301,7 @@ def gradients(
         if passes.dx is not None:
             passes.third(passes.dx, dpools, sums)
     elif dm is None:
-        passes.first()  # for dv
+        passes.fill_dv()
     dshortcut = work.dv4 if needs.shortcut else None
     return Inputs(passes.dx, dshortcut, None, dweight, dbias, dmix), work.of_parameters
 

@@ -25,7 +25,7 @@ struct Forward {
   Forward(const Block& of, const State& state, const T* x, const Apply<T>& to, bool keep)
       : of(of), shape(of.shape), state(state), x(x), to(to), n(shape.n), c(shape.c), p(shape.p),
         has_pools(of.what.w1 || of.norm.batch()), has_maps(of.where.kernel),
-        wanted{of.norm.batch(), of.what.w1 && of.what.maximum, keep} {
+        wanted{of.norm.batch(), of.what.w1 && of.what.maximum, of.what.maximum && keep} {
     planes = scratch.take<Pooled>(has_pools ? n * c : 0);
     pooled = scratch.take(n * of.what.pools() * c), sums = scratch.take(n * of.what.hidden);
     affine = scratch.take(2 * n * c), m = scratch.take(has_maps ? n * p : 0);
@@ -149,7 +149,7 @@ struct Forward {
     });
   }
 
-  // A step at a time: the norms take the statistics of the batch, or there are more cores than images.
+  // A step at a time, so that all images share what a step reads and computes.
   void run_by_steps() {
     if (has_pools) pool(x, shape, wanted, [&](int64_t i, const Pooled& plane) { planes[i] = plane; });
     norm_statistics();
@@ -173,9 +173,13 @@ struct Forward {
   }
 
   void run() {
-    // matrices larger than an image would be read anew from far for each image, and the image is near either way
-    const int64_t matrices = of.what.w1 && !of.what.width ? (1 + bool(of.what.w2)) * c * of.what.hidden : 0;
-    if (of.norm.batch() || of.where.norm.batch() || n < int64_t(torch::stable::get_num_threads()) || matrices > c * p)
+    // matrices that drive an image out of its core's cache are read once for all images, where these are near anyway
+    constexpr int64_t near = 16 << 20;
+    const int64_t image = c * p * int64_t(sizeof(T));
+    const int64_t matrices = of.what.w1 && !of.what.width ? (1 + bool(of.what.w2)) * c * of.what.hidden * 4 : 0;
+    const bool share = matrices > image && n * image <= near;
+    // the norms take the statistics of the batch, or there are more cores than images
+    if (of.norm.batch() || of.where.norm.batch() || n < int64_t(torch::stable::get_num_threads()) || share)
       run_by_steps();
     else
       run_by_images();
