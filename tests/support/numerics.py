@@ -2,17 +2,14 @@
 
 import numpy as np
 import torch
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
+from scipy.special import expit as sigmoid
+from scipy.special import logsumexp
 
 POOLS = {
     "avg": lambda x: x.mean((2, 3)),
     "max": lambda x: x.max((2, 3)),
     "lp": lambda x: np.sqrt((x**2).sum((2, 3))),
-    "lse": lambda x: np.log(np.exp(x).sum((2, 3))),
+    "lse": lambda x: logsumexp(x, axis=(2, 3)),
 }
 MAPS = {"max": lambda x: x.max(1), "mean": lambda x: x.mean(1)}
 
