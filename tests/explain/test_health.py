@@ -114,3 +114,23 @@ def test_the_sentences(as_in_snapshot):
     nn.init.zeros_(off.mix)
     (finding,) = health_of(off, images()).findings()
     as_in_snapshot(finding.sentence)
+
+
+def test_what_is_off_may_be_broken_too():
+    module = sound(CBAM(16, reduction=2, start="identity"))
+    nn.init.zeros_(module.mix)
+    nn.init.constant_(module.what.fc2.bias, float("nan"))
+    # the maps of NaN are NaN
+    assert faults(module, images()) == [("", "", "off"), ("", "channel", "not finite"), ("", "spatial", "not finite")]
+    nn.init.constant_(module.mix, float("nan"))
+    assert faults(module, images())[0] == ("", "", "not finite")
+
+
+def test_nothing_is_no_sound_network(refused):
+    with refused():
+        Health().findings()
+
+
+def test_an_empty_batch_adds_nothing():
+    module = sound(CBAM(16, reduction=2))
+    assert faults(module, images(), images(0)) == []

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from whatwhere import CBAM, SqueezeExcitation, attend, create_model
-from whatwhere.attention import ATTENTION, IdentityStart, attention_builder
+from whatwhere import CBAM, CoordinateAttention, SqueezeExcitation, attend, create_model
+from whatwhere.attention import ATTENTION, Gate, IdentityStart, attention_builder
 from whatwhere.explain import maps
 
 SIZE = (3, 16, 5, 7)
@@ -152,3 +152,72 @@ def test_a_placebo_is_told():
 def test_a_network_without_attention_is_said(refused):
     with refused():
         maps(create_model("resnext11_8x8d"), torch.randn(2, 3, 16, 16))
+
+
+def test_gates_that_two_modules_share_are_refused(refused):
+    model = nn.Sequential(CBAM(8), CBAM(8))
+    model[1].what = model[0].what
+    with refused():
+        maps(model, torch.randn(2, 8, 4, 4))
+    assert not any(module._forward_hooks for module in model.modules())
+    # one module in two places is two calls
+    _, found = maps(nn.Sequential(model[0], model[0]), torch.randn(2, 8, 4, 4))
+    assert [layer.layer for layer in found] == ["0", "0 (2)"]
+
+
+def test_wrappers_are_refused(refused):
+    with refused():
+        maps(nn.DataParallel(CBAM(8)), torch.randn(2, 8, 4, 4))
+
+
+def test_inside_an_identity_start_there_is_its_mixing():
+    module = IdentityStart(nn.Sequential(CBAM(8), nn.ReLU()))
+    (layer,) = maps(module, torch.randn(2, 8, 4, 4))[1]
+    assert (layer.layer, layer.kind, layer.mix) == ("attention.0", "CBAM", 0.0)
+    assert list(layer.gates) == ["channel", "spatial"]
+
+
+def test_a_call_by_name_and_gates_of_a_user():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = CoordinateAttention(8)
+
+        def forward(self, x):
+            return self.attention(x=x)
+
+    class Own(CoordinateAttention):
+        def gates(self, x):
+            return torch.full_like(x[:, :, :1, :1], 0.25)
+
+    (layer,) = maps(Named(), torch.randn(2, 8, 4, 4))[1]
+    assert list(layer.gates) == ["rows", "columns"]
+    (layer,) = maps(Own(8), torch.randn(2, 8, 4, 4))[1]
+    assert {name: gate.unique().tolist() for name, gate in layer.gates.items()} == {"gates": [0.25]}
+
+
+def test_a_gate_that_is_one_for_all_images():
+    class Same(nn.Module):
+        pools = ("avg",)
+
+        def forward(self, pooled):
+            return torch.sigmoid(pooled.mean(0, keepdim=True))
+
+    (layer,) = maps(Gate(8, Same()), torch.randn(3, 8, 4, 4))[1]
+    assert layer.gates["channel"].shape == (3, 8, 1, 1)
+
+
+def test_no_hook_stays_behind_a_network_that_fails():
+    model = nn.Sequential(CBAM(8), nn.Linear(3, 3))
+    with pytest.raises(RuntimeError):
+        maps(model, torch.randn(2, 8, 4, 4))
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("arrangement", ["channel_first", "spatial_first", "parallel"])
+def test_any_dtype_and_arrangement(dtype, arrangement):
+    module, x = CBAM(8, arrangement=arrangement).to(dtype), torch.randn(2, 8, 4, 4, dtype=dtype)
+    y, (layer,) = maps(module, x)
+    assert {gate.dtype for gate in layer.gates.values()} == {torch.float32}
+    torch.testing.assert_close(y.float(), x.float() * math.prod(layer.gates.values()), rtol=0.02, atol=0.02)

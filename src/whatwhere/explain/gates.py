@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import Attention, Gate, IdentityStart, ScalingAttention
+from ..attention.static import RunningMeans
 from ..base.errors import UserError
-from ..base.modules import modes_kept
+from ..base.modules import is_ultralytics_wrapper, modes_kept
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,16 @@ def maps(model: nn.Module, *inputs: Any) -> tuple[Any, list[LayerGates]]:
 
     Any network that holds attention of this package: its own, one that `attend` has changed, a detector. The modules
     stand in the order of their calls. `model` keeps its mode, its gradients and its hooks, and computes what it
-    computes without, to rounding: gates come from PyTorch's operators, not from the one of C++.
+    computes without, to rounding: gates come from PyTorch's operators, not from the one of C++. The layers inside a
+    `ScalingAttention` run twice.
 
     Raises:
-        UserError: The network has no attention of this package, or calls none of it.
+        UserError: The network has no attention of this package, or calls none of it; two modules share a gate; a
+            DataParallel or a `YOLO(...)`, whose network inside can be given.
     """
+    if isinstance(model, nn.DataParallel) or is_ultralytics_wrapper(model):
+        inside = "model.module" if isinstance(model, nn.DataParallel) else "model.model"
+        raise UserError(f"{type(model).__name__} is no network itself; give the one inside it, {inside}")
     found: list[LayerGates] = []
     # hooks that come after torch.compile are not heard in what it has compiled
     with _recording(model, found), modes_kept(model), torch.compiler.set_stance("force_eager"):
@@ -66,10 +72,10 @@ def spatial_gates(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Run `model` on `images` in evaluation mode, and return the spatial gate of each of its attention modules.
 
     Shape:
-        images (N, C, H, W) -> by module name, a gate (N, 1, h, w) with values in (0, 1).
+        images (N, C, H, W) -> by layer, as in `LayerGates`, a gate (N, 1, h, w) with values in (0, 1).
 
     Raises:
-        UserError: The network has no such gate; CBAM and SpatialAttention have.
+        UserError: The network has no such gate; CBAM, SpatialAttention, scSE and triplet attention have.
     """
     message = f"{type(model).__name__} has no spatial gate to show; networks built with CBAM have"
     if not any(isinstance(module, Attention) for module in model.modules()):
@@ -88,50 +94,71 @@ def _recording(model: nn.Module, found: list[LayerGates]) -> Iterator[None]:
     attentions = [module for module in model.modules() if isinstance(module, (Attention, IdentityStart))]
     if not attentions:
         raise UserError(f"{type(model).__name__} has no attention of whatwhere; `attend` puts it into any network")
-    handles = []
-    for module in attentions:
-        keep = partial(_keep, found, names[id(module)], module)
-        if isinstance(module, Gate):
+    # what is inside an IdentityStart is mixed by it
+    starts = [module for module in attentions if isinstance(module, IdentityStart)]
+    mixed = {id(inside): start for start in starts for inside in start.modules()}
+    handles: list[Any] = []
+    hooked: set[int] = set()
+    try:
+        for module in attentions:
+            if isinstance(module, IdentityStart) and any(isinstance(inside, Attention) for inside in module.modules()):
+                continue
+            keep = partial(_keep, found, names[id(module)], module, mixed.get(id(module), module))
+            if not isinstance(module, Gate):
+                handles.append(module.register_forward_hook(partial(_keep_parts, keep), with_kwargs=True))
+                continue
             # not the module itself, which is not called where its gates are fused with a norm
             functions: tuple[tuple[str, Any], ...] = (("channel", module.what), ("spatial", module.where))
-            handles += [
-                function.register_forward_hook(partial(_keep_gate, keep, name))
-                for name, function in functions
-                if isinstance(function, nn.Module)
-            ]
-        else:
-            handles.append(module.register_forward_hook(partial(_keep_parts, keep)))
-    try:
+            for name, function in functions:
+                if not isinstance(function, nn.Module):
+                    continue
+                if id(function) in hooked:
+                    raise UserError(f"{names[id(module)]} shares its {name} gate with another module; give it its own")
+                hooked.add(id(function))
+                handles.append(function.register_forward_hook(partial(_keep_gate, keep, name)))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _keep(found: list[LayerGates], name: str, module: Any, gates: dict[str, Tensor]) -> None:
-    """Note gates of a module: with those of the same call where there are others of it."""
+def _keep(found: list[LayerGates], name: str, module: Any, mixing: Any, gates: dict[str, Tensor]) -> None:
+    """Note gates of a module, mixed by `mixing`: with those of the same call where there are others of it."""
     numbered = [layer for layer in found if layer.layer == name or layer.layer.startswith(f"{name} (")]
     gates = {key: value.detach().float().cpu() for key, value in gates.items()}
     if numbered and numbered[-1].gates and not gates.keys() & numbered[-1].gates.keys():
         numbered[-1].gates.update(gates)
         return
     called = name if not numbered else f"{name} ({len(numbered) + 1})"
-    mix = getattr(module, "mix", None)
+    mix = getattr(mixing, "mix", None)
     mix = None if mix is None else float(mix.detach())
     inner = module.attention if isinstance(module, IdentityStart) else module
-    is_placebo = any(hasattr(part, "means") for part in inner.modules())
+    is_placebo = any(isinstance(part, RunningMeans) for part in inner.modules())
     bounds = getattr(inner, "bounds", (0.0, 1.0))
     found.append(LayerGates(called, type(inner).__name__, gates, bounds, mix, is_placebo))
 
 
 def _keep_gate(
-    keep: Callable[[dict[str, Tensor]], None], name: str, function: nn.Module, args: Any, gate: Tensor
+    keep: Callable[[dict[str, Tensor]], None], name: str, function: nn.Module, args: tuple[Tensor, ...], gate: Tensor
 ) -> None:
-    keep({name: gate[:, :, None, None] if gate.dim() == 2 else gate})
+    gate = gate[:, :, None, None] if gate.dim() == 2 else gate
+    # it may be one for all images
+    keep({name: gate.expand(len(args[0]), -1, -1, -1)})
 
 
 def _keep_parts(
-    keep: Callable[[dict[str, Tensor]], None], module: nn.Module, args: tuple[Tensor, ...], output: Tensor
+    keep: Callable[[dict[str, Tensor]], None],
+    module: nn.Module,
+    args: tuple[Tensor, ...],
+    named: dict[str, Tensor],
+    output: Tensor,
 ) -> None:
-    # a GlobalContext adds, and of a module of others only the mixing is known
-    keep(module.parts(module.seen(args[0])) if isinstance(module, ScalingAttention) else {})
+    if not isinstance(module, ScalingAttention):
+        # a GlobalContext adds, and of a module of others only the mixing is known
+        keep({})
+        return
+    x = module.seen(args[0] if args else named["x"])
+    # a class of a user may have gates of its own, of which the parts it inherits know nothing
+    owner = next(kind for kind in type(module).__mro__ if "parts" in vars(kind) or "gates" in vars(kind))
+    parts = module.parts(x) if "parts" in vars(owner) else {"gates": module.gates(x)}
+    keep({name: part.expand(len(x), -1, -1, -1) for name, part in parts.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -66,6 +67,8 @@ class _Sums:
     num_high: int = 0
 
     def add(self, gate: Tensor) -> None:
+        if not len(gate):
+            return
         low, high = self.bounds
         edge = EDGE * (high - low)
         self.num_low += int((gate < low + edge).sum())
@@ -117,23 +120,30 @@ class Health:
     def findings(self) -> list[Finding]:
         """Return what is wrong, each with what to try; nothing for gates that are sound.
 
-        A layer that is off has no other finding. The gates of a placebo are the same for all images by design: that is
-        no finding.
+        A layer that is off has no other finding, unless its gates are not finite. The gates of a placebo are the same
+        for all images by design: that is no finding.
 
         Raises:
-            UserError: Fewer than 8 images were added: that says too little about how gates differ between images.
+            UserError: Nothing was added, or fewer than 8 images: too few to say how gates differ between images.
         """
-        if any(sums.num_images < LEAST_IMAGES for sums in self._sums.values()):
-            least = min(sums.num_images for sums in self._sums.values())
+        if not self._sums and not self._mixes:
+            raise UserError("gate health needs gates; add what maps(model, images) returns")
+        least = min((sums.num_images for sums in self._sums.values()), default=LEAST_IMAGES)
+        if least < LEAST_IMAGES:
             raise UserError(f"gate health needs at least {LEAST_IMAGES} images, got {least}")
-        off = {layer: mix for layer, mix in self._mixes.items() if abs(mix) < LEAST_MIX}
         found = [
-            _finding(layer, "", "off", abs(mix), f"its mixing is {mix:.3f}, so the gates change almost nothing")
-            for layer, mix in off.items()
+            _finding(layer, "", "not finite", mix, f"its mixing is {mix}")
+            for layer, mix in self._mixes.items()
+            if not math.isfinite(mix)
         ]
+        found += [
+            _finding(layer, "", "off", abs(mix), f"its mixing is {mix:.3f}, so the gates change almost nothing")
+            for layer, mix in self._mixes.items()
+            if abs(mix) < LEAST_MIX
+        ]
+        off = {finding.layer for finding in found}
         for (layer, name), sums in self._sums.items():
-            if layer not in off:
-                found += _faults(layer, name, sums)
+            found += [fault for fault in _faults(layer, name, sums) if layer not in off or fault.fault == "not finite"]
         return found
 
 
