@@ -27,7 +27,7 @@ CALLED_MOST = [
 ROOT = Path(__file__).parents[1]
 CODE = [
     pytest.param(code, id=f"{page}-{number}")
-    for page in ("README.md", "docs/cost.md", "docs/weights.md")
+    for page in ("README.md", "docs/cost.md", "docs/gates.md", "docs/weights.md")
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL))
 ]
 
