@@ -14,7 +14,7 @@ from torch import Tensor
 from ..base.errors import UserError
 from .gates import LayerGates
 
-Fault = Literal["off", "not finite", "constant", "saturated", "same for all images"]
+Fault = Literal["off", "not finite", "constant", "saturated", "nearly the same for all images"]
 
 LEAST_MIX = 0.05  # |a| below which the gates change the features by less than 5 % of what they would at 1
 LEAST_SPREAD = 0.01  # of the bounds' distance, from the least to the greatest value: below, a gate is a constant
@@ -28,7 +28,7 @@ ADVICE = {
     "not finite": "training went wrong; start it again with a lower learning rate, or in float32",
     "constant": "check that its weights are trained, and that the weight of the last norm in it is not 0",
     "saturated": "almost no gradient comes through; try a lower learning rate, weight decay, or start='identity'",
-    "same for all images": "it scales, but does not look; its placebo, static:..., would do the same",
+    "nearly the same for all images": "it scales, but hardly looks; its placebo, static:..., does much the same",
 }
 
 
@@ -164,7 +164,7 @@ def _faults(layer: str, name: str, sums: _Sums) -> Iterator[Finding]:
     share = sums.share_from_images()
     if share < LEAST_SHARE and not sums.is_placebo:
         said = f"{share:.1%} of its variance is from image to image"
-        yield _finding(layer, name, "same for all images", share, said)
+        yield _finding(layer, name, "nearly the same for all images", share, said)
 
 
 def _finding(layer: str, name: str, fault: Fault, figure: float, said: str) -> Finding:
