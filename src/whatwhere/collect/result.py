@@ -35,7 +35,7 @@ _FIXED = (
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Amount = Annotated[float, Meta(ge=0, le=1e300)]
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
-_HARDLY_BEGUN = 0.05  # largest mixing factor, where attention changes features by less than 5 % of what it would at 1
+HARDLY_BEGUN = 0.05  # largest mixing factor, where attention changes features by less than 5 % of what it would at 1
 
 
 class PartFigures(msgspec.Struct, kw_only=True):
@@ -110,7 +110,7 @@ class Result(msgspec.Struct, kw_only=True):
 
 def has_hardly_begun(largest_mix: float | UnsetType | None) -> bool:
     """Return whether attention with this largest mixing factor changes hardly anything; False where none is known."""
-    return isinstance(largest_mix, float) and largest_mix < _HARDLY_BEGUN
+    return isinstance(largest_mix, float) and largest_mix < HARDLY_BEGUN
 
 
 def told_of_mix(largest_mix: float | None) -> str:

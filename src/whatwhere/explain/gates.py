@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..attention import Attention, Gate, IdentityStart, ScalingAttention
 from ..attention.static import RunningMeans
 from ..base.errors import UserError
-from ..base.modules import is_ultralytics_wrapper, modes_kept
+from ..base.modules import modes_kept
+from ..insert.flow import check_can_change
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,10 @@ def maps(model: nn.Module, *inputs: Any) -> tuple[Any, list[LayerGates]]:
 
     Raises:
         UserError: The network has no attention of this package, or calls none of it; two modules share a gate; a
-            DataParallel or a `YOLO(...)`, whose network inside can be given.
+            wrapper, such as DataParallel or `YOLO(...)`: give the network inside it.
     """
-    if isinstance(model, nn.DataParallel) or is_ultralytics_wrapper(model):
-        inside = "model.module" if isinstance(model, nn.DataParallel) else "model.model"
-        raise UserError(f"{type(model).__name__} is no network itself; give the one inside it, {inside}")
+    model = getattr(model, "_orig_mod", model)  # what torch.compile was given
+    check_can_change(model, "maps")
     found: list[LayerGates] = []
     # hooks that come after torch.compile are not heard in what it has compiled
     with _recording(model, found), modes_kept(model), torch.compiler.set_stance("force_eager"):

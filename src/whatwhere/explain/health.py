@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..base.errors import UserError
+from ..collect.result import HARDLY_BEGUN
 from .gates import LayerGates
 
 Fault = Literal["off", "not finite", "constant", "saturated", "nearly the same for all images"]
 
-LEAST_MIX = 0.05  # |a| below which the gates change the features by less than 5 % of what they would at 1
 LEAST_SPREAD = 0.01  # of the bounds' distance, from the least to the greatest value: below, a gate is a constant
 EDGE = 0.01  # of the bounds' distance: nearer to a bound a sigmoid has 4 % of its steepest slope, or less
 MOST_SATURATED = 0.9  # of the values near a bound
@@ -139,7 +139,7 @@ class Health:
         found += [
             _finding(layer, "", "off", abs(mix), f"its mixing is {mix:.3f}, so the gates change almost nothing")
             for layer, mix in self._mixes.items()
-            if abs(mix) < LEAST_MIX
+            if abs(mix) < HARDLY_BEGUN
         ]
         off = {finding.layer for finding in found}
         for (layer, name), sums in self._sums.items():
