@@ -524,6 +524,8 @@ CAUGHT = {
     "_results": "runs the network of a user; the sentence is quoted by optimize_for_inference",
     "optimize_for_inference": "only saves time: a bundle that cannot be prepared predicts as it is",
     "parse_json": "raises ValueError: no JSON",
+    "health_of": "only informs, at the end of a training whose result counts more",
+    "self.trainer.autocast": "raises nothing",
     "read_file": "a checkpoint that cannot be read is damaged; the sentence around it tells why",
     "read_json": "a cache that cannot be read is made anew",
     "brief": "raises nothing",

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from comparisons import BACKBONE, OPTIONS, pretended_costs
+from pages import words
 from pictures import make_folder, picture
 from whatwhere import UserError, create_model
 from whatwhere.comparison import forecast
@@ -22,6 +23,7 @@ from whatwhere.comparison.arms import parse_arms
 from whatwhere.comparison.costs import measure_costs
 from whatwhere.comparison.planning import Request
 from whatwhere.comparison.runs import Share
+from whatwhere.report import page, tables
 from whatwhere.statistics.results import Results
 from whatwhere.training.estimate import NOTHING, Pace
 from whatwhere.training.run_folder import RunFolder
@@ -908,3 +910,26 @@ def test_the_width_of_a_timed_arm_is_measured_once(pretended, refused):
     pretended("none,se,wide:time", seeds=3)
     assert seen == []
     assert pretended.run("wide-time", 2)["config"]["width_factor"] == width
+
+
+def test_gates_that_do_little_are_told(pretended):
+    pretended("none,cbam", seeds=3, metric="loss", margin=0.004)
+    faults = [
+        {"layer": "layer1.0.attention", "gate": "", "fault": "off", "advice": "train longer"},
+        {"layer": "layer2.0.attention", "gate": "spatial", "fault": "saturated", "advice": "a lower rate"},
+    ]
+    for seed, path in enumerate(sorted(pretended.out.glob("runs/cbam/*/result.json"))):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "gates": faults[: 1 + seed % 2]}))
+    for path in pretended.out.glob("runs/none/*/result.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "gates": None}))
+    content = pretended.collect()
+    assert [(row["layer"], row["num_found"], row["num_runs"]) for row in content["gates"]] == [
+        ("layer1.0.attention", 3, 3),
+        ("layer2.0.attention", 1, 3),
+    ]
+    assert {row["arm"] for row in content["gates"]} == {"cbam"}
+    text = words(page(content))
+    assert "cbam layer1.0.attention all off 3 of 3" in text
+    assert "saturated: a lower rate" in text
+    (table,) = [table for table in tables(content) if table.title == "Gates that do little"]
+    assert table.rows[1] == ("cbam", "layer2.0.attention", "spatial", "saturated", "1 of 3")

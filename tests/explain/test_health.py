@@ -6,6 +6,7 @@ from whatwhere import CBAM, CoordinateAttention, SqueezeExcitation, create_model
 from whatwhere.attention import attention_builder
 from whatwhere.explain import Health, maps
 from whatwhere.explain.gates import LayerGates
+from whatwhere.explain.health import health_of as health_of_network
 
 
 def health_of(model, *batches):
@@ -134,3 +135,20 @@ def test_nothing_is_no_sound_network(refused):
 def test_an_empty_batch_adds_nothing():
     module = sound(CBAM(16, reduction=2))
     assert faults(module, images(), images(0)) == []
+
+
+def test_of_a_network_over_its_first_images():
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), sound(CBAM(16, reduction=2, start="identity")))
+    nn.init.zeros_(model[1].mix)
+    seen = []
+
+    def batches():
+        for seed in range(9):
+            seen.append(seed)
+            yield images(5, 3, seed)
+
+    assert [(one.layer, one.fault) for one in health_of_network(model, batches(), 12)] == [("1", "off")]
+    assert seen == [0, 1, 2]
+    assert model.training
+    assert health_of_network(model, [images(5, 3)], 12) is None
+    assert health_of_network(model[:1], batches(), 12) is None

@@ -17,7 +17,7 @@ class Balance(HTMLParser):
         assert len(attributes) == len(attrs), (tag, attrs)
         self.tags.add(tag)
         self.attributes |= set(attributes)
-        if tag != "meta":
+        if tag not in ("meta", "img", "input"):
             self.open.append(tag)
         if re.fullmatch("h[1-6]", tag):
             self.headings.append(int(tag[1]))
@@ -36,7 +36,7 @@ class Balance(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.text.append(data)
 
 

@@ -474,6 +474,20 @@ def test_plain_weights_get_attention_that_starts_as_the_identity(data, tmp_path)
     mixes = [value.abs().max() for key, value in bundle.model.state_dict().items() if key.endswith("attention.mix")]
     assert 0 < result["largest_mix"] == float(max(mixes)) < 0.05
     assert any("the attention has hardly begun: its mixing factors are at most" in line for line in screen.warnings)
+    # of each layer of the best network, over its validation images
+    off = [fault for fault in result["gates"] if fault["fault"] == "off"]
+    assert [fault["layer"] for fault in off] == [f"layer{stage}.0.attention" for stage in (1, 2, 3)]
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["gates"] == result["gates"]
+    assert json.loads((tmp_path / "plain" / "result.json").read_text())["gates"] is None
+
+
+def test_gates_that_cannot_be_looked_at_lose_no_result(data, tmp_path, monkeypatch):
+    def fails(*arguments):
+        raise RuntimeError("a gate of the user's")
+
+    monkeypatch.setattr("whatwhere.training.train.health_of", fails)
+    result = train(data, tmp_path / "run", model="cbam_resnext11_8x8d", epochs=1)
+    assert (result["gates"], result["status"]) == (None, "finished")
 
 
 def test_a_recipe_with_everything_learns(tmp_path):

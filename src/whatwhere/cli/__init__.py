@@ -26,6 +26,7 @@ from .backends import backends_command
 from .check import check_command
 from .collect import collect_command
 from .compare import compare_command, with_optional_values
+from .explain import explain_command
 from .predict import evaluate_command, predict_command
 from .summary import models_command, summary_command
 from .train import train_command
@@ -196,6 +197,7 @@ app.command("audit")(audit_command)
 app.command("check")(check_command)
 app.command("predict")(predict_command)
 app.command("evaluate")(evaluate_command)
+app.command("explain")(explain_command)
 weights_app = typer.Typer(help="Weights files: what is in one, and from any layout of names to another.")
 weights_app.command("show")(weights_show_command)
 weights_app.command("convert")(weights_convert_command)

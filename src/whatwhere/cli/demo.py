@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,7 @@ from ..data.batches import ImageSet
 from ..data.digits import NUM_CLASSES, draw_balanced, load_digits
 from ..experiment import compare
 from ..explain import spatial_gates
-from ..explain.picture import gate_figure
+from ..explain.picture import gate_figure, png
 from ..networks import create_model
 from ..report import tables, write_page
 from ..training.config import Recipe
@@ -65,9 +64,7 @@ def run_demo(out: Path) -> None:
     show(rich_tables(tables(content)))
     say("This is one small network on one small set of images, with one recipe tuned for neither arm.")
 
-    png = io.BytesIO()
-    _picture(attentive, test).savefig(png, format="png")
-    write_bytes(out / PICTURE, png.getvalue())
+    write_bytes(out / PICTURE, png(_picture(attentive, test)))
     result = {
         "cost": comparison.to_dict(),
         "article": [item.to_dict() for item in article],

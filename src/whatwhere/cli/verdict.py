@@ -11,7 +11,7 @@ import msgspec
 import typer
 
 from ..base.errors import UserError, check_integer
-from ..base.files import check_can_write, write_json, writing
+from ..base.files import check_can_write, check_replaceable, write_json, writing
 from ..base.tables import rich_tables, say, say_json, show
 from ..base.words import command_line, few, option
 from .collect import (
@@ -240,7 +240,7 @@ def _checked_targets(page: Path, results: list[Path]) -> Path:
 
     What stands in the record's place is left to `read_record`.
     """
-    from ..report import is_page
+    from ..report import check_page
 
     with writing(page):
         if page.suffix == ".json" or not page.name or page.is_dir():
@@ -249,15 +249,9 @@ def _checked_targets(page: Path, results: list[Path]) -> Path:
         targets = (os.path.realpath(page), os.path.realpath(record_path))
         if any(os.path.realpath(path) in targets for path in results):
             raise UserError(f"--out {str(page)!r} would write over the results; give another file")
-        for path in (page, record_path):
-            # a link whose end is missing is written through, one that leads round to itself cannot be
-            end = Path(os.path.realpath(path))
-            if end.is_symlink() or (end.exists() and not end.is_file()):
-                raise UserError(f"{str(path)!r} cannot be overwritten; give another file with --out")
-        if page.exists() and page.stat().st_size and not is_page(page):
-            raise UserError(f"{str(page)!r} is not a report of whatwhere; move it away, or give another --out")
-    for path in (page, record_path):
-        check_can_write(path, makes_folders=True)
+        check_replaceable(record_path)
+    check_page(page)
+    check_can_write(record_path, makes_folders=True)
     return record_path
 
 

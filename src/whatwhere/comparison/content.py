@@ -130,6 +130,21 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float | None
 
 
+class GateRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A gate of an arm that does not do what it is for, in `num_found` of the `num_runs` whose gates were looked at.
+
+    `gate` is "" for the whole layer; `fault` and `advice` are those of gate health.
+    """
+
+    arm: str
+    layer: str
+    gate: str
+    fault: str
+    advice: str
+    num_found: Count
+    num_runs: Count
+
+
 class Content(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that a report of a comparison shows.
 
@@ -143,6 +158,7 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
         images: Size of the images that the networks take, and how they are made square.
         curves: Learning curves.
         per_class: Differences in each class.
+        gates: What gate health found in the networks of each arm.
         cost: Cost of each arm.
         settings: (group, its (name, value) pairs) of each group of options.
         changes: Changes after the first verdict.
@@ -162,6 +178,7 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     images: str = ""
     curves: Curves | None = None
     per_class: PerClass | None = None
+    gates: tuple[GateRow, ...] = ()
     cost: Costs | None = None
     settings: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
     changes: Texts = ()

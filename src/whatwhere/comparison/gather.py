@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..statistics.results import Results, numbered
 from ..statistics.verdict import ArmVerdict, Judgement, difference, judge
 from ..training.config import OPTIONS
 from .arms import describe, starting_as_identity
-from .content import ClassRow, Content, Costs, Curve, Curves, PerClass, RunRow, figures_content
+from .content import ClassRow, Content, Costs, Curve, Curves, GateRow, PerClass, RunRow, figures_content
 from .design import Design
 from .runs import Finished, Task
 
@@ -233,6 +234,19 @@ class Gathered:
             ]
         return PerClass(metric=_RECALL.name, unit=_RECALL.unit, rows=tuple(rows)) if rows else None
 
+    def gates(self) -> tuple[GateRow, ...]:
+        """Return what gate health found in the networks of each arm, and in how many of its runs."""
+        rows: list[GateRow] = []
+        for arm in self.design.arms:
+            looked = [run.result.gates for (owner, _), run in self.finished.items() if owner == arm.name]
+            known = [gates for gates in looked if isinstance(gates, list)]
+            found = Counter(fault for gates in known for fault in dict.fromkeys(gates))
+            rows += [
+                GateRow(arm=arm.name, **msgspec.structs.asdict(fault), num_found=number, num_runs=len(known))
+                for fault, number in found.most_common()
+            ]
+        return tuple(rows)
+
     def content(
         self, judgement: Judgement, title: str, cost: Costs | None, failures: Mapping[str, str], changes: Sequence[str]
     ) -> Content:
@@ -257,6 +271,7 @@ class Gathered:
             images=_images(design.options),
             curves=self.curves(),
             per_class=self.per_class(judgement),
+            gates=self.gates(),
             cost=cost,
             settings=_settings(design),
             environment=next((run.environment for run in self.finished.values()), ()),

@@ -1,6 +1,24 @@
-"""Show what the gates of a network do."""
+"""Show what a network looks at."""
 
+from .explanation import Batch, Explanation, explain
+from .faithfulness import Curves, faithfulness
 from .gates import LayerGates, maps, spatial_gates
+from .grad_cam import grad_cam
 from .health import Finding, Health
+from .randomization import Randomized, check
 
-__all__ = ["Finding", "Health", "LayerGates", "maps", "spatial_gates"]
+__all__ = [
+    "Batch",
+    "Curves",
+    "Explanation",
+    "Finding",
+    "Health",
+    "LayerGates",
+    "Randomized",
+    "check",
+    "explain",
+    "faithfulness",
+    "grad_cam",
+    "maps",
+    "spatial_gates",
+]

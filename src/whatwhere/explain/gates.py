@@ -42,6 +42,19 @@ class LayerGates:
     mix: float | None = None
     is_placebo: bool = False
 
+    def planes(self) -> dict[str, Tensor]:
+        """Return the gates that differ from place to place, (N, 1, h, w): the mean over their channels or groups."""
+        return {name: gate.mean(1, keepdim=True) for name, gate in self.gates.items() if gate.shape[2:].numel() > 1}
+
+    def channels(self) -> dict[str, Tensor]:
+        """Return the gates that are one for all places, (N, C)."""
+        return {name: gate.flatten(1) for name, gate in self.gates.items() if gate.shape[2:].numel() == 1}
+
+
+def has_attention(model: nn.Module) -> bool:
+    """Return whether a network holds attention of this package, which `maps` can show."""
+    return any(isinstance(module, (Attention, IdentityStart)) for module in model.modules())
+
 
 @torch.no_grad()
 def maps(model: nn.Module, *inputs: Any) -> tuple[Any, list[LayerGates]]:
@@ -77,13 +90,10 @@ def spatial_gates(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     Raises:
         UserError: The network has no such gate; CBAM, SpatialAttention, scSE and triplet attention have.
     """
-    message = f"{type(model).__name__} has no spatial gate to show; networks built with CBAM have"
-    if not any(isinstance(module, Attention) for module in model.modules()):
-        raise UserError(message)
-    _, found = maps(model, images)
+    found = maps(model, images)[1] if has_attention(model) else []
     gates = {layer.layer: layer.gates["spatial"] for layer in found if "spatial" in layer.gates}
     if not gates:
-        raise UserError(message)
+        raise UserError(f"{type(model).__name__} has no spatial gate to show; networks built with CBAM have")
     return gates
 
 

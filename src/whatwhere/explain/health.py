@@ -9,11 +9,11 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..base.errors import UserError
 from ..collect.result import HARDLY_BEGUN
-from .gates import LayerGates
+from .gates import LayerGates, has_attention, maps
 
 Fault = Literal["off", "not finite", "constant", "saturated", "nearly the same for all images"]
 
@@ -145,6 +145,22 @@ class Health:
         for (layer, name), sums in self._sums.items():
             found += [fault for fault in _faults(layer, name, sums) if layer not in off or fault.fault == "not finite"]
         return found
+
+
+def health_of(model: nn.Module, batches: Iterable[Tensor], most: int) -> list[Finding] | None:
+    """Return the findings on the gates of `model` over the first `most` images, and what is left of their last batch.
+
+    None where there are no gates, or fewer than 8 images. `model` is left as it was.
+    """
+    if not has_attention(model):
+        return None
+    health, done = Health(), 0
+    for images in batches:
+        health.add(maps(model, images)[1])
+        done += len(images)
+        if done >= most:
+            break
+    return health.findings() if done >= LEAST_IMAGES else None
 
 
 def _faults(layer: str, name: str, sums: _Sums) -> Iterator[Finding]:

@@ -1,27 +1,36 @@
-"""Draw gates over their images, in one picture."""
+"""Draw maps over their images, in one picture."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
+
+from .randomization import GRAD_CAM
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from .explanation import Explanation
+
 _PIXELS = 192
+_OPACITY = 0.6
+_MOST_IMAGES, _MOST_GATES = 6, 4
 
 
 def gate_figure(images: Tensor, gates: Mapping[str, Tensor], captions: Sequence[str], title: str) -> Figure:
     """Draw images and their spatial gates: a row for each image, a column for each gate, enlarged to one size.
 
-    The colours show a gate's values, with one scale for each column. The white line is the image's contour at half
-    brightness.
+    The colours show a gate's values, with one scale for each column. On grey images the white line is the image's
+    contour at half brightness; colour images are seen through the gate.
 
     Args:
-        images: Grey images (N, 1, H, W) in [0, 1].
+        images: Images in [0, 1], grey (N, 1, H, W) or in colour (N, 3, H, W).
         gates: By column title, a gate (N, 1, h, w).
         captions: One text for each image.
         title: Title of the picture.
@@ -32,7 +41,8 @@ def gate_figure(images: Tensor, gates: Mapping[str, Tensor], captions: Sequence[
     def enlarge(maps: Tensor) -> Tensor:
         return F.interpolate(maps, size=(_PIXELS, _PIXELS), mode="bicubic", align_corners=False)
 
-    enlarged = enlarge(images).clamp(0, 1).numpy()
+    enlarged = enlarge(images).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    is_grey = enlarged.shape[3] == 1
     num_rows, num_columns = len(images), len(gates) + 1
     figure = Figure(figsize=(2.3 * num_columns, 2.15 * num_rows + 1.5), layout="constrained", dpi=150)
     figure.suptitle(title, fontsize=13, fontweight="bold", x=0.01, ha="left")
@@ -42,7 +52,7 @@ def gate_figure(images: Tensor, gates: Mapping[str, Tensor], captions: Sequence[
         axis.set_yticks([])
         axis.spines[:].set_visible(False)
     for row in range(num_rows):
-        axes[row, 0].imshow(enlarged[row, 0], cmap="gray", vmin=0, vmax=1)
+        axes[row, 0].imshow(enlarged[row], cmap="gray", vmin=0, vmax=1)
         axes[row, 0].set_ylabel(captions[row], fontsize=10)
     axes[0, 0].set_title("image", fontsize=11)
     for column, (name, gate) in enumerate(gates.items(), start=1):
@@ -50,8 +60,12 @@ def gate_figure(images: Tensor, gates: Mapping[str, Tensor], captions: Sequence[
         maps = enlarge(gate).clamp(low, high).numpy()
         for row in range(num_rows):
             axis = axes[row, column]
-            drawn = axis.imshow(maps[row, 0], cmap="inferno", vmin=low, vmax=high)
-            axis.contour(enlarged[row, 0], levels=[0.5], colors="white", linewidths=0.9, alpha=0.9)
+            if not is_grey:
+                axis.imshow(enlarged[row])
+            opacity = 1 if is_grey else _OPACITY
+            drawn = axis.imshow(maps[row, 0], cmap="inferno", vmin=low, vmax=high, alpha=opacity)
+            if is_grey:
+                axis.contour(enlarged[row, :, :, 0], levels=[0.5], colors="white", linewidths=0.9, alpha=0.9)
         axes[0, column].set_title(name, fontsize=11)
         bar = figure.colorbar(drawn, ax=axes[:, column].tolist(), location="bottom", shrink=0.9, aspect=18, pad=0.015)
         bar.outline.set_visible(False)
@@ -59,3 +73,40 @@ def gate_figure(images: Tensor, gates: Mapping[str, Tensor], captions: Sequence[
         bar.locator = MaxNLocator(nbins=3)
         bar.update_ticks()
     return figure
+
+
+def explanation_figure(explanations: Sequence[Explanation]) -> Figure:
+    """Draw some of the images that were explained: a column for up to 4 gates of each network, and for Grad-CAM.
+
+    Each map of Grad-CAM is divided by its greatest value, so that 1 is the place that speaks most for the class.
+    """
+    first = explanations[0]
+    rows = np.linspace(0, len(first.names) - 1, min(_MOST_IMAGES, len(first.names))).round().astype(int).tolist()
+    columns: dict[str, Tensor] = {}
+    for number, one in enumerate(explanations):
+        whose = f"\n{'AB'[number]}" if len(explanations) > 1 else ""
+        gates = [(layer.name, *next(iter(layer.planes.items()))) for layer in one.layers if layer.planes]
+        for n in sorted(set(np.linspace(0, len(gates) - 1, min(_MOST_GATES, len(gates))).round().astype(int).tolist())):
+            layer, name, plane = gates[n]
+            columns[f"{layer or name}{whose}"] = plane[rows][:, None]
+        if one.cam is not None:
+            cam = one.cam[rows][:, None]
+            columns[f"{GRAD_CAM}{whose}"] = cam / cam.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
+    names = "; ".join(f"{'AB'[number]}: {one.network}" for number, one in enumerate(explanations))
+    captions = [first.predictions[n][0][0] if first.predictions else "" for n in rows]
+    title = names if len(explanations) > 1 else first.network
+    return gate_figure(first.pictures[rows].float() / 255, columns, captions, title)
+
+
+def colour_scale(name: str) -> NDArray[np.uint8]:
+    """Return the 256 colours of a scale of matplotlib, (256, 3)."""
+    from matplotlib import colormaps
+
+    return (np.asarray(colormaps[name](np.arange(256)))[:, :3] * 255).round().astype(np.uint8)
+
+
+def png(figure: Figure) -> bytes:
+    """Return a figure as a PNG file."""
+    kept = io.BytesIO()
+    figure.savefig(kept, format="png")
+    return kept.getvalue()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..base.words import counted, few
-from ..comparison.content import ClassRow, CostRow, Costs
+from ..comparison.content import ClassRow, CostRow, Costs, GateRow
 from ..statistics.across import Across
 from ..statistics.looks import Schedule
 from ..statistics.metric import Metric
@@ -119,6 +119,14 @@ class CostTable:
     heads: tuple[str, ...]
     rows: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
     basis: str
+
+
+def gate_rows(gates: Sequence[GateRow]) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Return what gate health found as rows, (arm, layer, gate, finding, runs), and what to try for each finding."""
+    rows: list[tuple[str, ...]] = []
+    for row in gates:
+        rows.append((row.arm, row.layer or NONE, row.gate or "all", row.fault, f"{row.num_found} of {row.num_runs}"))
+    return rows, [f"{fault}: {advice}" for fault, advice in {row.fault: row.advice for row in gates}.items()]
 
 
 def cost_table(cost: Costs, baseline: str) -> CostTable:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..base.files import write_bytes
+from ..base.errors import UserError
+from ..base.files import check_can_write, check_replaceable, write_bytes, writing
 from ..base.words import printable
 from ..comparison.content import Content, RunRow
 from ..statistics.across import HELPS_ON_AVERAGE, HURTS_ON_AVERAGE, LEAST_COMPARISONS, LEAST_DATA_SETS, Across
@@ -21,6 +22,7 @@ from .figures import (
     NONE,
     compared,
     cost_table,
+    gate_rows,
     interval,
     p_value,
     plain,
@@ -45,9 +47,18 @@ _SIGNS = {
 
 
 def is_page(path: Path) -> bool:
-    """Return whether a file is a page that `write_page` wrote."""
+    """Return whether a file is a page that this package wrote."""
     with path.open("rb") as file:
         return _MARK.encode() in file.read(4096)
+
+
+def check_page(path: Path) -> None:
+    """Raise UserError unless a page can be written at `path` without taking the place of anything but a page."""
+    with writing(path):
+        check_replaceable(path)
+        if path.exists() and path.stat().st_size and not is_page(path):
+            raise UserError(f"{str(path)!r} is not a report of whatwhere; move it away, or give another --out")
+    check_can_write(path, makes_folders=True)
 
 
 def write_page(path: Path, content: Content | Mapping[str, Any]) -> None:
@@ -65,9 +76,8 @@ def page(content: Content | Mapping[str, Any]) -> str:
     judgement = content.judgement
     arms, baseline, margin, metric = judgement.arms, judgement.baseline, judgement.margin, judgement.metric
     alpha = percent(ALPHA)
-    template = _environment().get_template("page.html")
+    template = environment().get_template("page.html")
     return template.render(
-        mark=_MARK,
         content=content,
         metric=metric,
         baseline=baseline,
@@ -88,6 +98,7 @@ def page(content: Content | Mapping[str, Any]) -> str:
         others=_others(judgement.others),
         curves=curve_panels(content.curves, baseline) if content.curves else [],
         cost=cost_table(content.cost, baseline) if content.cost and content.cost.rows else None,
+        gates=gate_rows(content.gates),
         classes=class_charts(content.per_class, baseline, ALPHA)
         if content.per_class and content.per_class.rows
         else None,
@@ -105,10 +116,9 @@ def across_page(verdict: Across, title: str) -> str:
     """Return the page of a verdict across comparisons; the same verdict gives the same page."""
     metric, margin = verdict.metric, verdict.margin
     return (
-        _environment()
+        environment()
         .get_template("across.html")
         .render(
-            mark=_MARK,
             title=title,
             across=verdict,
             metric=metric,
@@ -129,7 +139,8 @@ def across_page(verdict: Across, title: str) -> str:
     )
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Return the environment of the templates: every value is escaped and printable."""
     import jinja2
 
     def shown(value: Any) -> Any:
@@ -146,6 +157,7 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters["typeset"] = typeset
+    environment.globals["mark"] = _MARK
     return environment
 
 

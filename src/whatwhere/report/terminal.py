@@ -7,7 +7,7 @@ from typing import Any
 
 from ..base.tables import Table
 from ..base.words import printable, short
-from ..comparison.content import ClassRow, Content, Costs, PerClass
+from ..comparison.content import ClassRow, Content, Costs, GateRow, PerClass
 from ..statistics.across import Across, AcrossArm
 from ..statistics.looks import ALPHA, LEAST_PAIRS
 from ..statistics.metric import Metric
@@ -20,6 +20,7 @@ from .figures import (
     SeedTable,
     compared,
     cost_table,
+    gate_rows,
     interval,
     p_value,
     plain,
@@ -33,6 +34,7 @@ _WIDTH = 100
 _BETWEEN = 3  # blanks around a column
 _LONGEST_HEAD = 20  # longer names are folded
 _MOST_CLASSES = 12
+_MOST_GATES = 12
 _COST_COLUMNS = 3  # side by side
 _PLOT, _LONGEST_NAME = 21, 19  # letters of a forest plot, and of a name beside it
 
@@ -62,6 +64,8 @@ def tables(content: Content | Mapping[str, Any]) -> list[Table]:
         found += _cost(content.cost, judgement.baseline)
     if content.per_class is not None and differing:
         found.append(_classes(differing, content.per_class, judgement.baseline))
+    if content.gates:
+        found.append(_gates(content.gates))
     return found
 
 
@@ -196,6 +200,14 @@ def _classes(differing: Sequence[ClassRow], per_class: PerClass, baseline: str) 
     columns = ("class", "arm", "images", printable(baseline), "difference", "95 % interval", "p, Holm")
     title = f"Classes with a difference in {metric.label}: p after Holm at most {percent(ALPHA)}"
     return Table(title, columns, rows, num_text_columns=2, note=note)
+
+
+def _gates(gates: Sequence[GateRow]) -> Table:
+    rows, advice = gate_rows(gates)
+    left = len(rows) - _MOST_GATES
+    notes = [f"{left} more are not shown"] * (left > 0) + advice
+    shown = [tuple(map(printable, row)) for row in rows[:_MOST_GATES]]
+    return Table("Gates that do little", ("arm", "layer", "gate", "finding", "runs"), shown, 4, "\n".join(notes))
 
 
 def across_tables(verdict: Across, title: str) -> list[Table]:

@@ -19,6 +19,7 @@ from ..data.batches import EvaluationBatches, Reader, label_numbers
 from ..data.doctor.findings import misfit, unusable
 from ..data.doctor.report import examine
 from ..data.images import ImageError, absent_format, grey_values, has_unknown_range, open_image
+from ..data.preprocess import Preprocessing
 from ..data.sources.find import find_source
 from ..data.sources.folders import ARCHIVES, TABLES, list_images, reasons
 from ..data.sources.source import NOT_READ, Finding, check_command, findings_of
@@ -80,6 +81,32 @@ def image_files(paths: Sequence[Path]) -> tuple[list[Path], list[Finding]]:
     return files, findings
 
 
+def read_pixels(
+    preprocessing: Preprocessing, files: Sequence[Path], *, batch_size: int = 64, num_threads: int | None = None
+) -> Iterator[list[tuple[Path, tuple[Tensor, int] | ImageError]]]:
+    """Yield batches of (file, (pixels, largest value)), or (file, why it could not be read); threads read ahead.
+
+    Pixels are uint8 (3, image_size, image_size); the largest value is that of an image of 16-bit grey, else 0.
+
+    Raises:
+        ImageError: No image was read for a minute.
+    """
+
+    def read(file: Path) -> tuple[Tensor, int] | ImageError:
+        try:
+            with open_image(file) as image:
+                is_unsure = has_unknown_range(image)
+                pixels = preprocessing.pixels(image)
+                values = grey_values(image) if is_unsure else None
+                return pixels, 0 if values is None else int(values.max())
+        except ImageError as error:
+            return error
+
+    batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+    for batch, contents in zip(batches, read_ahead(read, batches, num_threads or num_cores()), strict=True):
+        yield list(zip(batch, contents, strict=True))
+
+
 def predict(
     bundle: Bundle, files: Sequence[Path], *, top: int = 5, batch_size: int = 64, num_threads: int | None = None
 ) -> Iterator[Prediction]:
@@ -97,28 +124,16 @@ def predict(
     Raises:
         ImageError: No image was read for a minute.
     """
-
-    def read(file: Path) -> tuple[Tensor, int] | ImageError:
-        try:
-            with open_image(file) as image:
-                is_unsure = has_unknown_range(image)
-                pixels = bundle.preprocessing.pixels(image)
-                values = grey_values(image) if is_unsure else None
-                return pixels, 0 if values is None else int(values.max())
-        except ImageError as error:
-            return error
-
-    batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
     to_prepare = len(files) >= MANY_FILES
-    for batch, contents in zip(batches, read_ahead(read, batches, num_threads or num_cores()), strict=True):
-        readable = [content[0] for content in contents if not isinstance(content, ImageError)]
+    for batch in read_pixels(bundle.preprocessing, files, batch_size=batch_size, num_threads=num_threads):
+        readable = [content[0] for _, content in batch if not isinstance(content, ImageError)]
         rows: Iterator[Tensor] = iter(())
         if readable and to_prepare:
             bundle, probabilities = bundle.prepared(torch.stack(readable))
             rows, to_prepare = iter(probabilities), False
         elif readable:
             rows = iter(bundle.probabilities(torch.stack(readable)))
-        for file, content in zip(batch, contents, strict=True):
+        for file, content in batch:
             if isinstance(content, ImageError):
                 yield Prediction(str(file), error=str(content))
             else:

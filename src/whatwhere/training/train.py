@@ -25,6 +25,7 @@ from ..collect.result import told_of_mix
 from ..data.images import ImageError
 from ..data.preprocess import Preprocessing
 from ..data.split import Prepared, fingerprint
+from ..explain.health import ADVICE, health_of
 from ..networks.spec import NetworkSpec
 from . import checkpoint
 from .bundle import Bundle, load_bundle
@@ -51,6 +52,7 @@ from .state import Progress, RunState
 from .stops import Unfinished, listening, memory_errors
 from .trainer import Diverged, Trainer, check_weights
 
+_MOST_HEALTH_IMAGES = 256
 _LONG = 30.0  # seconds of training; before an evaluation, more than this is saved first
 
 
@@ -421,6 +423,23 @@ class Run:
         self._counted += seconds
         self._epoch_began = (self._epoch_began[0], self._epoch_began[1] + seconds)
 
+    def _gate_faults(self, model: nn.Module) -> list[dict[str, str]] | None:
+        """Return what gate health finds with the first validation images of this process; None without gates."""
+        images = (batch.images for batch in self.material.evaluation["val"])
+        try:
+            with self.trainer.autocast():
+                findings = health_of(model, images, _MOST_HEALTH_IMAGES)
+        except Exception:  # a user's attention may raise anything outside its own forward pass; the result counts more
+            return None
+        return (
+            None
+            if findings is None
+            else [
+                {"layer": one.layer, "gate": one.gate, "fault": one.fault, "advice": ADVICE[one.fault]}
+                for one in findings
+            ]
+        )
+
     def finish(self) -> dict[str, Any]:
         """Evaluate the best network on the validation and test images; write the result and the pictures."""
         self.team.wait()  # rank 0 has written the last bundle
@@ -443,6 +462,7 @@ class Run:
             "run": self._digest,
             "weights": best.digest,
             "largest_mix": mix,
+            "gates": self._gate_faults(best.model) if self.team.is_first else None,
         }
         if self.team.is_first:
             data = printable(Path(self.config.data).name or self.config.data)

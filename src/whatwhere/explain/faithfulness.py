@@ -1,0 +1,111 @@
+"""Insertion and deletion curves, which say whether a class needs the places that a map points at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..base.errors import UserError, check_integer
+from ..base.modules import modes_kept
+
+_BLUR = 5 / 224  # the standard deviation of the blur, in sides of the image
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The probability of a class as an image's pixels come, or go, in the order of a map.
+
+    Attributes:
+        insertion: (N, steps + 1): pixels of the image, the greatest of the map first, replace those of the blurred
+            image, none of them at first, all at the end.
+        deletion: (N, steps + 1): they are replaced by 0, the mean colour of what is normalised.
+    """
+
+    insertion: Tensor
+    deletion: Tensor
+
+    @property
+    def areas(self) -> tuple[Tensor, Tensor]:
+        """The areas below both curves, (N,) each, from 0 to 1: the first is large, the second small for a good map."""
+        return area(self.insertion), area(self.deletion)
+
+
+def area(curves: Tensor) -> Tensor:
+    """Return the area below curves (..., steps + 1) over an axis of length 1, by the trapezoidal rule."""
+    return torch.trapezoid(curves, dx=1 / (curves.shape[-1] - 1))
+
+
+@torch.no_grad()
+def faithfulness(
+    model: nn.Module,
+    images: Tensor,
+    maps: Tensor,
+    classes: Sequence[int] | Tensor | None = None,
+    *,
+    steps: int = 16,
+    batch_size: int = 64,
+) -> Curves:
+    """Return the insertion and deletion curves of `maps`. Petsiuk et al., "RISE" (2018), section 4.3.
+
+    Compare them with those of `torch.rand_like(maps)`: a map that is no better points at nothing. `model` runs in
+    evaluation mode and keeps its own.
+
+    Args:
+        model: A classifier: images -> logits (N, classes).
+        images: What it takes, (N, C, H, W).
+        maps: (N, 1, h, w), such as those of `grad_cam`; they are enlarged to H x W. Equal values go in random order.
+        classes: The class of each image; by default the one with the highest logit.
+        steps: Number of equal parts into which the pixels are cut.
+        batch_size: Images in a forward pass.
+
+    Raises:
+        UserError: Maps of another number of images or with more than one channel, or values that are not finite.
+    """
+    check_integer("steps", steps)
+    check_integer("batch_size", batch_size)
+    if maps.dim() != 4 or maps.shape[:2] != (len(images), 1):
+        raise UserError(f"maps must be of the shape ({len(images)}, 1, h, w), got {tuple(maps.shape)}")
+    if not maps.isfinite().all():
+        raise UserError("maps must be finite; a gate or a gradient went wrong")
+    with modes_kept(model):
+        model.eval()
+        if classes is None:
+            classes = torch.cat([model(part).argmax(1) for part in torch.split(images, batch_size)])
+        wanted = torch.as_tensor(classes, device=images.device)
+        ranks = _ranks(F.interpolate(maps.float(), images.shape[2:], mode="bilinear"))
+        ranks = ranks.to(images.device)
+        blurred, nothing = _blurred(images), torch.zeros_like(images[:1]).expand_as(images)
+        insertion, deletion = (torch.empty(len(images), steps + 1) for _ in range(2))
+        for step in range(steps + 1):
+            first = ranks < round(step * ranks[0].numel() / steps)
+            for curve, inside, outside in ((insertion, images, blurred), (deletion, nothing, images)):
+                for start in range(0, len(images), batch_size):
+                    part = slice(start, start + batch_size)
+                    changed = torch.where(first[part], inside[part], outside[part])
+                    probabilities = model(changed).float().softmax(1)
+                    curve[part, step] = probabilities.gather(1, wanted[part, None])[:, 0].cpu()
+    return Curves(insertion, deletion)
+
+
+def _ranks(maps: Tensor) -> Tensor:
+    """Return the place of each value, 0 for the greatest, among those of its map; equal ones in random order."""
+    flat = maps.flatten(1).cpu()
+    shuffled = torch.rand(flat.shape, generator=torch.Generator().manual_seed(_SEED)).argsort(1)
+    order = shuffled.gather(1, flat.gather(1, shuffled).sort(dim=1, descending=True, stable=True).indices)
+    places = torch.arange(flat.shape[1]).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places).view_as(maps)
+
+
+def _blurred(images: Tensor) -> Tensor:
+    from torchvision.transforms.v2.functional import gaussian_blur
+
+    sigma = _BLUR * min(images.shape[2:])
+    # a kernel cannot be wider than twice the image
+    size = 2 * min(max(1, round(2 * sigma)), (min(images.shape[2:]) - 1) // 2) + 1
+    blurred: Tensor = gaussian_blur(images, [size, size], [sigma, sigma])
+    return blurred

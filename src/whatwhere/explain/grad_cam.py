@@ -1,0 +1,185 @@
+"""Grad-CAM: which places of a feature map a class rests on."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..base.errors import UserError
+from ..base.modules import modes_kept, module_at
+from ..base.words import brief, cause, suggest
+from ..insert.flow import check_can_change
+
+INSTALL = "pip install captum"
+Target = int | Sequence[int] | Tensor | Callable[[Any], Tensor] | None
+
+_ANOTHER_SHAPE = 0.1  # by what share of its size a map's sides may differ from the image's shape, besides rounding
+
+
+def grad_cam(model: nn.Module, images: Tensor, target: Target = None, *, layer: str = "") -> Tensor:
+    """Return the Grad-CAM maps of `images`, by captum: relu(sum_c a_c A_c), a_c the mean of d score / d A_c.
+
+    A are the features that `layer` returns, (C, h, w), and that mean is over the places. Selvaraju et al., "Grad-CAM:
+    Visual Explanations from Deep Networks via Gradient-based Localization" (2017), equations 1 and 2.
+
+    Any convolutional network, with and without attention. It runs in evaluation mode, keeps its mode, gradients and
+    hooks, and stores only what the layers behind `layer` need for the backward pass.
+
+    Args:
+        model: The network.
+        images: What it takes, (N, ...), on its device.
+        target: The score whose gradient is taken: one class for all images; a class for each; a function from the
+            network's output to a score for each image, (N,); by default the highest score of each image, before a
+            softmax.
+        layer: Name in `model.named_modules()` of the layer whose output is looked at; by default `last_map` finds it.
+
+    Shape:
+        (N, 1, h, w), float32, on the CPU, not normalised; all 0 where nothing speaks for the class.
+
+    Raises:
+        UserError: captum is missing, the layer does not exist or gives no map, or the output has no scores of classes.
+    """
+    model = getattr(model, "_orig_mod", model)
+    check_can_change(model, "grad_cam")
+    layer = layer or last_map(model, images)
+    module = module_at(model, layer)
+    if module is None:
+        names = [name for name, _ in model.named_modules() if name]
+        raise UserError(f"no layer {brief(layer)} in {type(model).__name__}{suggest(layer, names)}")
+    grad_cam_of = _captum()
+    scored = _score(target, len(images))
+    seen: list[Any] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        seen.append(output)
+
+    handle = module.register_forward_hook(note)
+    # images that were made in inference mode cannot be in a graph
+    with torch.inference_mode(False), _frozen(model), modes_kept(model), torch.compiler.set_stance("force_eager"):
+        model.eval()
+        try:
+            found = grad_cam_of(lambda x: scored(model(x)), module).attribute(images.clone(), relu_attributions=True)
+        except (AssertionError, RuntimeError, KeyError, AttributeError):
+            _check_seen(layer, seen)
+            raise
+        finally:
+            handle.remove()
+    _check_seen(layer, seen)
+    maps: Tensor = found
+    return maps.detach().float().cpu()
+
+
+@torch.no_grad()
+def last_map(model: nn.Module, images: Tensor) -> str:
+    """Return the name of the last layer whose output is a map of features, of more than one place, shaped as the image.
+
+    Of several layers that return it, the outermost: `layer4`, not `layer4.2`.
+
+    Raises:
+        UserError: There is none, as in a network that is not convolutional.
+    """
+    found: list[tuple[str, Tensor]] = []
+    ratio = images.shape[-2] / images.shape[-1]
+    num_tokens = 0  # outputs (N, tokens, C) since the last map
+
+    def note(name: str, module: nn.Module, output: Any) -> None:
+        nonlocal num_tokens
+        if not isinstance(output, Tensor) or isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
+            return
+        if output.dim() == 4 and output.shape[1] > 1 and output.shape[2:].numel() > 1:
+            height, width = output.shape[2:]
+            # features that end with their channels, as those of Swin, are no map (N, C, h, w)
+            if abs(height - ratio * width) <= max(1.0, ratio) * (1 + _ANOTHER_SHAPE * max(height, width)):
+                found.append((name, output))
+                num_tokens = 0
+        elif output.dim() == 3:
+            num_tokens += 1
+
+    handles = [
+        module.register_forward_hook(lambda module, args, output, name=name: note(name, module, output))
+        for name, module in model.named_modules()
+        if name
+    ]
+    try:
+        with modes_kept(model), torch.compiler.set_stance("force_eager"):
+            model.eval()
+            output = model(images[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    maps = [name for name, features in found if features is not output]
+    # a transformer has maps at its beginning only, where every class rests on every place
+    if not maps or num_tokens > len(maps):
+        raise UserError(f"{type(model).__name__} does not end with feature maps; name a layer for Grad-CAM")
+    return maps[-1]
+
+
+def has_captum() -> bool:
+    """Return whether captum is installed, without importing it."""
+    return importlib.util.find_spec("captum") is not None
+
+
+def _captum() -> Any:
+    try:
+        from captum.attr import LayerGradCam
+    except ImportError as error:
+        raise UserError(f"Grad-CAM needs captum ({cause(error)})", INSTALL) from error
+    return LayerGradCam
+
+
+def _score(target: Target, num_images: int) -> Callable[[Any], Tensor]:
+    """Return the function from the network's output to the score of each image."""
+    if callable(target) and not isinstance(target, Tensor):
+        score = target
+    else:
+        wanted = None if target is None else torch.as_tensor(target).reshape(-1).expand(num_images)
+
+        def score(output: Any) -> Tensor:
+            if not isinstance(output, Tensor) or output.dim() != 2:
+                shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+                raise UserError(
+                    f"Grad-CAM needs scores of classes, (N, classes), and the network returns {shape}; "
+                    "give as target a function from the output to one score for each image"
+                )
+            if wanted is None:
+                return output.max(1).values
+            if not bool(((wanted >= 0) & (wanted < output.shape[1])).all()):
+                raise UserError(f"target must be classes from 0 to {output.shape[1] - 1}, got {brief(wanted.tolist())}")
+            return output.gather(1, wanted.to(output.device)[:, None])[:, 0]
+
+    def checked(output: Any) -> Tensor:
+        scores = score(output)
+        if scores.shape != (num_images,):
+            raise UserError(f"target must give one score for each of {num_images} images, got {tuple(scores.shape)}")
+        return scores
+
+    return checked
+
+
+def _check_seen(layer: str, seen: list[Any]) -> None:
+    """Raise UserError where what a layer returned is no map."""
+    if len(seen) != 1:
+        why = f"is called {len(seen)} times" if seen else "is not called; a norm that is fused with attention is none"
+        raise UserError(f"the layer {brief(layer)} {why}; name another for Grad-CAM")
+    (output,) = seen
+    if not isinstance(output, Tensor) or output.dim() != 4:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(f"the layer {brief(layer)} returns {shape}, no map (N, C, h, w); name another for Grad-CAM")
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Let no parameter require a gradient in the block: then the layers before the one looked at store nothing."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

@@ -1,0 +1,216 @@
+"""The page that shows what networks look at: one file of HTML, with its script, that loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..base.errors import UserError
+from ..base.files import write_bytes
+from ..explain.explanation import AT_RANDOM, Explanation, Layer
+from ..explain.faithfulness import area
+from ..explain.health import LEAST_IMAGES
+from ..explain.picture import colour_scale
+from ..explain.randomization import ANYWHERE_ALIKE, STILL_ALIKE, Randomized
+from .charts import Scale
+from .html import environment
+
+MOST_BYTES = 20_000_000
+_SIDES = (56, 28, 14, 7)  # of the maps on the page, at most: the first with which it is small enough
+_PICTURE_SIDE = 224
+_COLOURS = ("inferno", "gray")  # of maps, and of those that say little
+_MOST_BARS = 48
+_MOST_CHANNELS = 12  # in the table of classes
+_HTML = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
+
+
+def write_explanation(path: Path, explanations: Sequence[Explanation]) -> None:
+    """Write the page of one network, or of two side by side for the same images, whole or not at all.
+
+    Raises:
+        UserError: The file cannot be written, the networks were given other images, or the page gets too large.
+    """
+    write_bytes(path, explanation_page(explanations).encode())
+
+
+def explanation_page(explanations: Sequence[Explanation]) -> str:
+    """Return the page of one network, or of two side by side, of at most 20 MB.
+
+    Raises:
+        UserError: The networks were given other images, or so many that the page gets larger.
+    """
+    first, *others = explanations
+    if any(other.names != first.names for other in others):
+        raise UserError("the networks must be explained with the same images, in the same order")
+    pictures = [[_jpeg(picture) for picture in one.pictures] for one in explanations if _is_own(one, first)]
+    for side in _SIDES:
+        page = _page(explanations, pictures, side)
+        if len(page.encode()) <= MOST_BYTES:
+            return page
+    raise UserError(f"a page of {len(first.names)} images has more than {MOST_BYTES / 1e6:g} MB; show fewer images")
+
+
+def _is_own(one: Explanation, first: Explanation) -> bool:
+    """Return whether a network sees other pictures than the first: cut or scaled in another way."""
+    return one is first or not torch.equal(one.pictures, first.pictures)
+
+
+def _page(explanations: Sequence[Explanation], pictures: list[list[str]], side: int) -> str:
+    first = explanations[0]
+    data = {
+        "colours": [_encoded(torch.from_numpy(colour_scale(name))) for name in _COLOURS],
+        "networks": [
+            {
+                "name": one.network,
+                "pictures": pictures[1] if one is not first and len(pictures) > 1 else None,
+                "predictions": one.predictions,
+                "cam": None if one.cam is None else _quantized(one.cam, side, each=True),
+                "camLayer": one.cam_layer,
+                "camClasses": one.cam_classes,
+                "layers": [_layer(layer, side) for layer in one.layers],
+            }
+            for one in explanations
+        ],
+    }
+    return (
+        environment()
+        .get_template("explanation.html")
+        .render(
+            title=f"What {first.network} looks at",
+            explanations=explanations,
+            first=first,
+            pictures=pictures[0],
+            data=json.dumps(data, separators=(",", ":")).translate(_HTML),
+            charts=[(one, _curves(one)) for one in explanations if one.curves],
+            at_random=AT_RANDOM,
+            limits=(STILL_ALIKE, ANYWHERE_ALIKE),
+            least_images=LEAST_IMAGES,
+            likeness=[(one, *_likeness(one.randomized)) for one in explanations if one.randomized],
+            class_tables=[(one, tables) for one in explanations if (tables := _class_tables(one))],
+        )
+    )
+
+
+def _jpeg(picture: Tensor) -> str:
+    image = Image.fromarray(picture.permute(1, 2, 0).numpy())
+    image.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+    kept = io.BytesIO()
+    image.save(kept, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(kept.getvalue()).decode()
+
+
+def _quantized(values: Tensor, side: int, *, each: bool = False) -> dict[str, Any]:
+    """Return maps (N, h, w) as bytes from 0 to 255, between the least and the greatest of all, or of `each`."""
+    values = values.float()
+    if max(values.shape[1:]) > side:
+        values = F.adaptive_avg_pool2d(values, (min(side, values.shape[1]), min(side, values.shape[2])))
+    finite = torch.where(values.isfinite(), values, 0)
+    low, high = (finite.amin((1, 2)), finite.amax((1, 2))) if each else (finite.min().expand(1), finite.max().expand(1))
+    scaled = (finite - low[:, None, None]) / (high - low).clamp(min=1e-12)[:, None, None]
+    return {
+        "height": values.shape[1],
+        "width": values.shape[2],
+        "low": [float(f"{value:.4g}") for value in low.tolist()],
+        "high": [float(f"{value:.4g}") for value in high.tolist()],
+        "bytes": _encoded((scaled * 255).round()),
+    }
+
+
+def _encoded(values: Tensor) -> str:
+    return base64.b64encode(values.to(torch.uint8).contiguous().numpy().tobytes()).decode()
+
+
+def _layer(layer: Layer, side: int) -> dict[str, Any]:
+    return {
+        "name": layer.name or "the network",
+        "kind": layer.kind,
+        "planes": [
+            {
+                "name": name,
+                "doubt": layer.doubts.get(name, ""),
+                "remark": layer.remarks.get(name, ""),
+                **_quantized(plane, side),
+            }
+            for name, plane in layer.planes.items()
+        ],
+        "channels": [_bars(name, values) for name, values in layer.channels.items()],
+    }
+
+
+def _bars(name: str, values: Tensor) -> dict[str, Any]:
+    """Return the channels (N, C) that differ most between the images, in their order, as bytes of [0, 1]."""
+    chosen = values.float().std(0, correction=0).argsort(descending=True)[:_MOST_BARS].sort().values
+    low, high = min(0.0, float(values.min())), max(1.0, float(values.max()))
+    return {
+        "name": name,
+        "total": values.shape[1],
+        "numbers": chosen.tolist(),
+        "low": low,
+        "high": high,
+        "mean": [float(f"{value:.3f}") for value in values[:, chosen].float().mean(0).tolist()],
+        "bytes": _encoded(((values[:, chosen].float() - low) / (high - low) * 255).round()),
+    }
+
+
+def _curves(one: Explanation) -> list[dict[str, Any]]:
+    """Return the two charts of an explanation: for insertion and deletion, a line for each map."""
+    charts = []
+    for kind in ("insertion", "deletion"):
+        means = {name: getattr(curves, kind).mean(0) for name, curves in one.curves.items()}
+        across, up = Scale(0, 100), Scale(0, 1)
+        charts.append(
+            {
+                "kind": kind,
+                "x_ticks": across.ticks(5),
+                "y_ticks": up.ticks(4),
+                "lines": [
+                    {
+                        "name": name,
+                        "area": f"{float(area(mean)):.2f}",
+                        "points": " ".join(
+                            f"{100 * step / (len(mean) - 1):.2f},{100 - 100 * value:.2f}"
+                            for step, value in enumerate(mean.tolist())
+                        ),
+                    }
+                    for name, mean in means.items()
+                ],
+            }
+        )
+    return charts
+
+
+def _likeness(randomized: Randomized) -> tuple[list[str], list[list[str]]]:
+    """Return heads and rows: a row for each map, a column for each step."""
+    heads = ["map", *(layers[-1] for layers in randomized.layers), "of other images"]
+    rows = [
+        [name, *(f"{value:.2f}" for value in (*values, randomized.of_others[name]))]
+        for name, values in randomized.likeness.items()
+    ]
+    return heads, rows
+
+
+def _class_tables(one: Explanation) -> list[tuple[str, list[str], list[tuple[str, ...]]]]:
+    """Return (caption, heads, rows) by channel gate: the channels whose mean differs most between the classes."""
+    tables = []
+    for layer in one.layers:
+        for gate, means in layer.class_means.items():
+            if len(means) < 2:
+                continue
+            values = torch.stack(list(means.values()))
+            chosen = values.std(0, correction=0).argsort(descending=True)[:_MOST_CHANNELS].sort().values
+            heads = ["class", *(str(number) for number in chosen.tolist()), "all channels"]
+            rows = [
+                (name, *(f"{value:.2f}" for value in row[chosen].tolist()), f"{float(row.mean()):.2f}")
+                for name, row in means.items()
+            ]
+            tables.append((f"{layer.name or 'the network'}: {gate} gate", heads, rows))
+    return tables
