@@ -12,6 +12,7 @@ from torchvision.models.resnet import ResNet as TorchvisionResNet
 
 from client import wanted
 from whatwhere import ATTENTION, BAM
+from whatwhere.explain import grad_cam
 from whatwhere.insert import attend, detach
 from whatwhere.insert.norm import AttendedBatchNorm2d
 from whatwhere.models import BasicBlock, ResNet
@@ -242,3 +243,14 @@ def test_the_attention_comes_out_afterwards(name):
     assert torch.equal(detach(model)(photos()), plain(photos()))
     assert hooks(model) == hooks(plain)
     assert [type(module) for module in model.modules()] == [type(module) for module in plain.modules()]
+
+
+@every
+@network
+def test_our_maps_are_theirs(build, name):
+    model = awake(build(name)).requires_grad_(True)
+    # of a layer that torchvision's block overwrites in place, theirs are maps of what it was overwritten with
+    for layer in layers_of(model)[-2 if build is not torchvisions_attended else -1 :]:
+        called = next(named for named, module in model.named_modules() if module is layer)
+        found = grad_cam(model, photos(), CLASSES, layer=called)
+        np.testing.assert_allclose(picture(found[:, 0]), shown(cams.GradCAM, model, layer), atol=1e-5, err_msg=called)

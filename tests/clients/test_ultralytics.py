@@ -10,8 +10,10 @@ import whatwhere
 from client import wanted
 from published import OfficialResNet, trained
 from whatwhere import ATTENTION, create_model
+from whatwhere.explain import explain, maps
 from whatwhere.insert import attend, detach, plan
 from whatwhere.networks import convert_weights
+from whatwhere.report.explanation import explanation_page
 
 
 def build(name):
@@ -167,3 +169,33 @@ def test_a_step_of_training():
     mixes = [parameter for key, parameter in model.named_parameters() if key.endswith("attention.mix")]
     assert len(mixes) == len(plan(build("yolo11n"), "cbam").places)
     assert all(mix.grad is not None for mix in mixes)
+
+
+@pytest.mark.parametrize("attention", ["cbam", "coord", "ema"])
+def test_what_a_detector_looks_at(attention):
+    model = attend(build("yolo11n"), attention)
+    images = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        expected = model(images)
+    output, layers = maps(model, images)
+    torch.testing.assert_close(output, expected)
+    assert [layer.mix for layer in layers] == [0.0] * len(layers)
+    for layer in layers:
+        module = model.get_submodule(layer.layer)
+        assert layer.kind == type(module).__name__
+        # strides of the places where attention stands
+        height, width = (max(gate.shape[n] for gate in layer.gates.values()) for n in (2, 3))
+        assert (64 // height, 96 // width) in {(stride, stride) for stride in (2, 4, 8, 16, 32)}
+    # a gate is that of the module alone on what it is given
+    seen = {}
+    first = model.get_submodule(layers[0].layer)
+    handle = first.register_forward_pre_hook(lambda module, args: seen.setdefault("x", args[0].clone()))
+    with torch.no_grad():
+        model(images)
+    handle.remove()
+    for name, gate in maps(first, seen["x"])[1][0].gates.items():
+        torch.testing.assert_close(layers[0].gates[name], gate)
+    found = explain(model, [torch.rand(8, 3, 64, 96)], network="yolo11n with attention", sampled=2)
+    assert (found.predictions, found.cam, len(found.layers)) == ([], None, len(layers))
+    assert {finding.fault for finding in found.findings} == {"off"}
+    assert "yolo11n with attention" in explanation_page([found])

@@ -186,3 +186,14 @@ def test_pictures_of_inputs_of_any_range_and_channels():
 def test_a_notebook_shows_a_picture():
     found = explain(network(), [photos(3)], sampled=0)
     assert found._repr_png_().startswith(b"\x89PNG")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_it_is_that_of_the_cpu():
+    images = photos(9)
+    here, there = explain(network(), [images], sampled=2), explain(network().cuda(), [images.cuda()], sampled=2)
+    torch.testing.assert_close(there.cam, here.cam, rtol=1e-3, atol=1e-3)
+    for one, other in zip(here.layers, there.layers, strict=True):
+        torch.testing.assert_close(other.planes["spatial"], one.planes["spatial"], rtol=1e-3, atol=1e-3)
+    assert set(there.randomized.likeness) == set(here.randomized.likeness)

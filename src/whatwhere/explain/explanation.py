@@ -126,6 +126,7 @@ class _Collected:
         self.sums: dict[tuple[str, str], dict[str, Tensor]] = defaultdict(dict)
         self.predicted: dict[str, int] = defaultdict(int)
         self.num_images = 0
+        self.device = torch.device("cpu")
 
 
 def explain(
@@ -207,7 +208,7 @@ def explain(
         _add_findings(found.layers, health.findings())
     elif is_attentive:
         notes.append(f"gate health needs at least {LEAST_IMAGES} images, got {seen.num_images}")
-    _add_checks(found, model, torch.cat(seen.inputs), target, sampled, progress)
+    _add_checks(found, model, torch.cat(seen.inputs), seen.device, target, sampled, progress)
     return found
 
 
@@ -247,6 +248,7 @@ def _add_shown(
     rows: Tensor | None,
     names: Sequence[str],
 ) -> None:
+    seen.device = given.inputs.device
     seen.inputs.append(given.inputs[numbers].detach().cpu())
     seen.pictures.append(_pictures(given.inputs[numbers]) if given.pictures is None else given.pictures[numbers].cpu())
     seen.names += [given.names[n] if given.names else f"image {seen.num_images + n + 1}" for n in numbers]
@@ -298,6 +300,7 @@ def _add_checks(
     found: Explanation,
     model: nn.Module,
     inputs: Tensor,
+    device: torch.device,
     target: int | None,
     sampled: int,
     progress: Callable[[str, int, int], None],
@@ -306,7 +309,6 @@ def _add_checks(
     if not sampled or len(inputs) < 2:
         return
     chosen = np.linspace(0, len(inputs) - 1, min(sampled, len(inputs))).round().astype(int).tolist()
-    device = next(model.parameters()).device
     images = inputs[chosen].to(device)
     if found.predictions:
         generator = torch.Generator().manual_seed(0)

@@ -189,13 +189,15 @@ def _curves(one: Explanation) -> list[dict[str, Any]]:
 
 
 def _likeness(randomized: Randomized) -> tuple[list[str], list[list[str]]]:
-    """Return heads and rows: a row for each map, a column for each step."""
-    heads = ["map", *(layers[-1] for layers in randomized.layers), "of other images"]
+    """Return heads and rows: a row for each map, a column for the first steps, for half of them and for all."""
+    num_steps = len(randomized.layers)
+    steps = sorted({1, (num_steps + 1) // 2, num_steps})
+    shares = [f"{step / num_steps:.0%} of the layers" for step in steps[:-1]]
     rows = [
-        [name, *(f"{value:.2f}" for value in (*values, randomized.of_others[name]))]
+        [name, *(f"{values[step - 1]:.2f}" for step in steps), f"{randomized.of_others[name]:.2f}"]
         for name, values in randomized.likeness.items()
     ]
-    return heads, rows
+    return ["map", *shares, "all layers", "maps of other images"], rows
 
 
 def _class_tables(one: Explanation) -> list[tuple[str, list[str], list[tuple[str, ...]]]]:
