@@ -59,7 +59,7 @@ def test_a_page_and_a_picture(whatwhere, with_cbam, plain, photos, tmp_path):
     assert (len(first["predictions"]), len(first["layers"]), len(second["layers"])) == (12, 3, 0)
     text = words(out.read_text(encoding="utf-8"))
     assert "12 of 12 images shown" in text
-    assert "Insertion" in printed
+    assert "better by insertion" in printed
     with Image.open(png) as picture:
         assert picture.width > 500
 
@@ -129,6 +129,7 @@ def test_what_cannot_be_is_refused_before_anything_is_read(refused_command, with
         (with_cbam, tmp_path / "missing", "--out", tmp_path / "a.html"),
         (tmp_path / "missing", photos, "--out", tmp_path / "a.html"),
         (with_cbam, photos, "--against", photos, "--out", tmp_path / "a.html"),
+        (with_cbam, photos, "--out", tmp_path / "a.html", "--png", photos / "cat" / "0.png"),
         (with_cbam, photos, "--class", "dgo", "--out", tmp_path / "a.html"),
         (with_cbam, photos, "--layer", "layr3", "--out", tmp_path / "a.html"),
     ):
@@ -144,3 +145,35 @@ def test_no_image_that_can_be_read(whatwhere, with_cbam, tmp_path):
     assert err.startswith("whatwhere: no image could be read: ")
     assert "text.jpg" in err
     assert not (tmp_path / "a.html").exists()
+
+
+def test_one_image_and_a_first_one_that_cannot_be_read(whatwhere, with_cbam, photos, tmp_path):
+    out = tmp_path / "page.html"
+    status, printed, _ = whatwhere("explain", with_cbam, photos / "cat" / "0.png", "--out", out)
+    assert status == 0
+    assert "no check with random weights" in printed
+    (photos / "cat" / "0.png").write_text("no image")
+    status, *_ = whatwhere("explain", with_cbam, photos, "--out", out, "--images", 1)
+    assert status == 1
+    assert "1 of 11 images shown" in words(out.read_text(encoding="utf-8"))
+
+
+def test_the_picture_is_written_again_and_nothing_else_is_written_over(whatwhere, plain, photos, tmp_path):
+    photo = photos / "cat" / "0.png"
+    before = photo.read_bytes()
+    for _ in range(2):
+        assert whatwhere("explain", plain, photos, "--out", tmp_path / "a.html", "--png", tmp_path / "a.png")[0] == 0
+    status, _, err = whatwhere("explain", plain, photos, "--out", tmp_path / "a.html", "--png", photo)
+    assert (status, photo.read_bytes()) == (2, before)
+    assert "is no picture of whatwhere" in err
+
+
+def test_grey_of_16_bits_that_is_almost_black_is_told(whatwhere, plain, tmp_path):
+    folder = tmp_path / "grey"
+    folder.mkdir()
+    for n in range(3):
+        values = np.random.default_rng(n).integers(0, 4096, (30, 30)).astype(np.uint16)
+        Image.fromarray(values).save(folder / f"{n}.png")
+    status, _, err = whatwhere("explain", plain, folder, "--out", tmp_path / "page.html")
+    assert status == 0
+    assert "almost black" in err

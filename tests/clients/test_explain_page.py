@@ -97,18 +97,18 @@ def pixels(driver, number):
 def test_the_slider_goes_through_the_layers(opened):
     driver = opened()
     settled(driver, lambda: len(captions(driver)) == 5)
-    gate = "spatial gate | layer{}.0.attention, {} x {} places".format
+    gate = "spatial gate | layer{}.0.attention, {} x {} places, a = {}".format
     assert captions(driver)[0].startswith("with cbam | ")
-    assert captions(driver)[1] == gate(3, 8, 8)
+    assert captions(driver)[1] == gate(3, 8, 8, "1.00")
     assert captions(driver)[3].startswith("plain | ")
     slider = driver.find_element("id", "layer")
     assert slider.get_attribute("aria-valuetext") == "layer3.0.attention"
     before = pixels(driver, 1)
     slider.send_keys(keys.ARROW_LEFT)
-    settled(driver, lambda: captions(driver)[1] == gate(2, 16, 16))
+    settled(driver, lambda: captions(driver)[1] == gate(2, 16, 16, "1.00"))
     assert pixels(driver, 1) != before
     slider.send_keys(keys.HOME)
-    settled(driver, lambda: captions(driver)[1] == gate(1, 32, 32))
+    settled(driver, lambda: captions(driver)[1] == gate(1, 32, 32, "0.00"))
     assert slider.get_attribute("aria-valuetext") == "layer1.0.attention"
     assert "Says little: the gate is off." in shown(driver, "#panels .doubt")
     # a map that says little is grey over the photo: only one that is not has colours of its own

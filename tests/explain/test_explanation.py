@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from whatwhere import CBAM, attend, create_model
-from whatwhere.explain import Batch, explain, faithfulness, grad_cam, maps
-from whatwhere.explain.explanation import AT_RANDOM
+from whatwhere import ATTENTION, CBAM, attend, create_model
+from whatwhere.explain import Batch, check, explain, grad_cam, maps
+from whatwhere.explain.faithfulness import beside_random
 from whatwhere.explain.randomization import GRAD_CAM
 
 pytest.importorskip("captum")
@@ -24,14 +24,15 @@ def photos(num, size=32, seed=0):
 
 def test_it_holds_what_the_parts_give():
     model, images = network(), photos(10)
-    found = explain(model, images.split((4, 6)), classes=CLASSES, network="a network", sampled=4)
+    images = torch.cat([images, images.roll(1, 3)])[:16]  # with enough images of a class
+    found = explain(model, images.split((4, 12)), classes=CLASSES, network="a network", sampled=4)
     assert (found.network, found.num_images, found.names[0], found.names[-1]) == (
         "a network",
-        10,
+        16,
         "image 1",
-        "image 10",
+        "image 16",
     )
-    assert found.labels == [""] * 10
+    assert found.labels == [""] * 16
     output, layers = maps(model, images)
     predicted = output.argmax(1)
     assert [row[0][0] for row in found.predictions] == [CLASSES[n] for n in predicted.tolist()]
@@ -40,16 +41,19 @@ def test_it_holds_what_the_parts_give():
     for layer, gates in zip(found.layers, layers, strict=True):
         torch.testing.assert_close(layer.planes["spatial"], gates.gates["spatial"][:, 0])
         torch.testing.assert_close(layer.channels["channel"], gates.gates["channel"][:, :, 0, 0])
-        of_class = gates.gates["channel"][predicted == predicted[0], :, 0, 0].double().mean(0)
-        torch.testing.assert_close(layer.class_means["channel"][CLASSES[predicted[0]]], of_class, rtol=1e-5, atol=1e-6)
+        most = predicted.mode().values
+        of_class = gates.gates["channel"][predicted == most, :, 0, 0].double().mean(0)
+        torch.testing.assert_close(layer.class_means["channel"][CLASSES[most]], of_class, rtol=1e-5, atol=1e-6)
+        assert all(found.num_predicted[name] >= 5 for name in layer.class_means["channel"])
     assert found.cam_layer == "layer3"
     assert found.cam_classes == [row[0][0] for row in found.predictions]
     torch.testing.assert_close(found.cam, grad_cam(model, images)[:, 0], rtol=1e-4, atol=1e-6)
     # the curves are those of images spread over all
-    chosen = [0, 3, 6, 9]
-    curves = faithfulness(model, images[chosen], found.cam[chosen][:, None])
-    torch.testing.assert_close(found.curves[GRAD_CAM].deletion, curves.deletion)
-    assert list(found.curves) == [AT_RANDOM, GRAD_CAM, "layer3.0.attention spatial"]
+    chosen = [0, 5, 10, 15]
+    curves = beside_random(model, images[chosen], found.cam[chosen][:, None], None)
+    torch.testing.assert_close(found.faithfulness[GRAD_CAM].curves.deletion, curves.curves.deletion)
+    torch.testing.assert_close(found.faithfulness[GRAD_CAM].at_random.insertion, curves.at_random.insertion)
+    assert list(found.faithfulness) == [GRAD_CAM, "layer3.0.attention spatial"]
     assert set(found.randomized.likeness) == {GRAD_CAM, *(f"{layer.name} spatial" for layer in found.layers)}
 
 
@@ -77,7 +81,7 @@ def test_images_that_are_shown_and_their_names():
     assert (found.num_images, found.names, found.labels) == (6, ["b", "d", "f"], ["two", "one", "two"])
     assert found.pictures[:, 0, 0, 0].tolist() == [1, 3, 5]
     torch.testing.assert_close(found.cam, grad_cam(network(), images[[1, 3, 5]])[:, 0], rtol=1e-4, atol=1e-6)
-    assert (found.curves, found.randomized) == ({}, None)
+    assert (found.faithfulness, found.randomized) == ({}, None)
     assert found.notes == ["gate health needs at least 8 images, got 6"]
     few = explain(network(), [images[:4], images[4:]], most_shown=5, sampled=0)
     assert (few.num_images, few.names[-1], len(few.layers[0].planes["spatial"])) == (6, "image 5", 5)
@@ -89,13 +93,14 @@ def test_one_class_for_all():
     assert found.cam_classes == ["three"] * 3
     torch.testing.assert_close(found.cam, grad_cam(network(), images, 2)[:, 0])
     probabilities = network().eval()(images).softmax(1)[:, 2]
-    torch.testing.assert_close(found.curves[GRAD_CAM].insertion[:, -1], probabilities[[0, 2]].detach())
+    torch.testing.assert_close(found.faithfulness[GRAD_CAM].curves.insertion[:, -1], probabilities[[0, 2]].detach())
+    assert found.randomized == check(network(), images[[0, 2]], 2)
 
 
 def test_without_attention_there_is_grad_cam():
     found = explain(network("resnext11_8x8d"), [photos(9)], sampled=2)
     assert (found.layers, found.findings, found.notes) == ([], [], [])
-    assert list(found.curves) == [AT_RANDOM, GRAD_CAM]
+    assert list(found.faithfulness) == [GRAD_CAM]
 
 
 class Detector(nn.Module):
@@ -109,7 +114,8 @@ class Detector(nn.Module):
 
 def test_a_detector_has_gates_alone():
     found = explain(Detector(), [photos(8)], sampled=3)
-    assert (found.predictions, found.cam, found.curves) == ([], None, {})
+    assert (found.predictions, found.cam, found.faithfulness) == ([], None, {})
+    assert found.notes == ["no Grad-CAM and no curves: the network returns no scores of two or more classes"]
     assert set(found.randomized.likeness) == {"attention spatial"}
     assert list(found.layers[0].channels) == ["channel"]
     assert found.layers[0].class_means == {}
@@ -121,7 +127,7 @@ def test_without_captum(monkeypatch, refused):
     found = explain(network(), [photos(8)], sampled=2)
     assert found.notes == ["Grad-CAM needs captum: pip install captum"]
     assert found.cam is None
-    assert GRAD_CAM not in found.curves
+    assert GRAD_CAM not in found.faithfulness
     assert len(found.layers) == 3
     with refused():
         explain(network("resnext11_8x8d"), [photos(8)])
@@ -134,6 +140,15 @@ def test_networks_with_nothing_to_explain(refused):
         explain(network(), [])
     with refused():
         explain(network(), [photos(0)])
+    for options in ({"target": 3}, {"layer": "body"}):
+        with refused():
+            explain(Detector(), [photos(8)], **options)
+    with refused():
+        explain(network(), [photos(2), photos(2, 48)])
+    with refused():
+        explain(network(), [photos(2)], classes=CLASSES[:3])
+    with refused():
+        explain(network(), [Batch(photos(2), torch.rand(2, 3, 4, 4))])
 
 
 def test_the_network_is_left_as_it_was():
@@ -197,3 +212,111 @@ def test_on_a_gpu_it_is_that_of_the_cpu():
     for one, other in zip(here.layers, there.layers, strict=True):
         torch.testing.assert_close(other.planes["spatial"], one.planes["spatial"], rtol=1e-3, atol=1e-3)
     assert set(there.randomized.likeness) == set(here.randomized.likeness)
+
+
+@pytest.mark.parametrize("name", sorted(ATTENTION))
+def test_every_attention(name):
+    model = create_model(f"{name}_resnext11_8x8d", num_classes=5, seed=0)
+    found = explain(model, [photos(8)], sampled=2)
+    assert found.cam is not None
+    assert len(found.layers) > 0
+    assert all(layer.planes or layer.channels for layer in found.layers) == (name != "gc")
+    assert found._repr_png_().startswith(b"\x89PNG")
+
+
+def test_values_that_are_not_finite():
+    model = network()
+    nn.init.constant_(model.layer2[0].attention.where.conv.weight, float("nan"))
+    for num in (3, 9):
+        found = explain(model, [photos(num)], sampled=2)
+        assert found.cam is None
+        assert "no Grad-CAM: it has values that are NaN or infinite" in found.notes
+        assert found.layers[1].doubts["spatial"] == "not finite"
+        assert found.layers[0].doubts.get("spatial") != "not finite"
+        assert GRAD_CAM not in found.faithfulness
+
+
+class Patches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention, self.fc = CBAM(3), nn.Linear(3, 5)
+
+    def forward(self, x):
+        whole = len(x)
+        x = torch.cat(x.chunk(4, 2))
+        return self.fc(self.attention(x).mean((2, 3)).view(4, whole, 3).mean(0))
+
+
+def test_gates_of_parts_of_images_are_not_shown():
+    found = explain(Patches(), [photos(9)], sampled=2)
+    assert found.layers == []
+    assert "the gates of attention are not of whole images, and are not shown" in found.notes
+
+
+class OnSome(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention, self.other, self.fc = CBAM(3), CBAM(3), nn.Linear(3, 5)
+
+    def forward(self, x):
+        x = self.attention(x)
+        return self.fc((self.other(x) if x[0, 0, 0, 0] > 0 else x).mean((2, 3)))
+
+
+def test_gates_that_some_batches_lack_are_not_shown():
+    images = photos(8)
+    images[0, 0, 0, 0], images[4, 0, 0, 0] = 1, -1
+    found = explain(OnSome(), images.split(4), sampled=0)
+    assert [layer.name for layer in found.layers] == ["attention"]
+    assert "other is not called with all images, and is not shown" in found.notes
+
+
+def test_probabilities_are_not_made_probabilities_again():
+    model = network()
+    images = photos(3)
+    expected = explain(model, [images], sampled=2)
+    found = explain(nn.Sequential(model, nn.Softmax(1)), [images], sampled=2)
+    for row, other in zip(found.predictions, expected.predictions, strict=True):
+        assert row == [(name, pytest.approx(value)) for name, value in other]
+    assert any(note.startswith("the network returns probabilities") for note in found.notes)
+
+
+def test_where_grad_cam_cannot_be_the_gates_are_shown():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.attention, self.fc = nn.Conv2d(3, 8, 8, stride=8), CBAM(8), nn.Linear(8, 5)
+            self.layers = nn.Sequential(*(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(2)))
+
+        def forward(self, x):
+            return self.fc(self.layers(self.attention(self.conv(x)).flatten(2).mT).mean(1))
+
+    found = explain(Tokens(), [photos(8)], sampled=2)
+    assert found.cam is None
+    assert [layer.name for layer in found.layers] == ["attention"]
+    assert any(note.startswith("no Grad-CAM: Tokens does not end with feature maps") for note in found.notes)
+    assert set(found.randomized.likeness) == {"attention spatial"}
+
+
+def test_one_image():
+    found = explain(network(), [photos(1)], sampled=16)
+    assert list(found.faithfulness) == [GRAD_CAM, "layer3.0.attention spatial"]
+    assert found.randomized is None
+    assert found.notes[-1].startswith("no check with random weights: ")
+
+
+def test_random_numbers_and_buffers_stay():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return self.network(nn.functional.dropout(x, 0.1, training=True))
+
+    model, before = Counting(), torch.random.get_rng_state()
+    explain(model, [photos(3)], sampled=2)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert model.calls == 0

@@ -1,9 +1,12 @@
+import math
+
 import pytest
 import torch
+from scipy.stats import ttest_1samp
 from torch import nn
 
 from whatwhere.explain import faithfulness
-from whatwhere.explain.faithfulness import area
+from whatwhere.explain.faithfulness import area, beside_random
 
 
 class Left(nn.Module):
@@ -66,6 +69,33 @@ def test_batches_and_the_predicted_class():
     assert model.training
     torch.testing.assert_close(whole.insertion, parts.insertion)
     torch.testing.assert_close(whole.deletion, parts.deletion)
+
+
+def test_by_how_much_a_map_is_better_than_random_order():
+    images, (left, right) = torch.ones(6, 3, 16, 16), left_and_right(16)
+    noise = 1 + 0.2 * torch.randn(6, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    good, bad = (
+        beside_random(Left(), images * noise, one.expand(6, -1, -1, -1), torch.ones(6, dtype=torch.int64)).gains()[1]
+        for one in (left, right)
+    )
+    assert good[1] > 0.02
+    assert bad[2] < -0.02
+    # the paired interval of the mean, by scipy
+    own = beside_random(Left(), images * noise, left.expand(6, -1, -1, -1), torch.ones(6, dtype=torch.int64))
+    differences = (own.at_random.areas[1] - own.curves.areas[1]).double().numpy()
+    interval = ttest_1samp(differences, 0).confidence_interval()
+    assert good == pytest.approx((differences.mean(), interval.low, interval.high))
+    alone = beside_random(Left(), images[:1], left, torch.tensor([1])).gains()
+    assert all(math.isnan(low) and math.isnan(high) for _, low, high in alone)
+
+
+def test_networks_that_are_no_classifiers(refused):
+    images, maps = torch.rand(2, 3, 8, 8), torch.rand(2, 1, 4, 4)
+    with refused():
+        faithfulness(nn.Conv2d(3, 4, 3), images, maps)
+    for classes in ([0, 2], [0], 0):
+        with refused():
+            faithfulness(Left(), images, maps, classes)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])

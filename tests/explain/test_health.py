@@ -152,3 +152,14 @@ def test_of_a_network_over_its_first_images():
     assert model.training
     assert health_of_network(model, [images(5, 3)], 12) is None
     assert health_of_network(model[:1], batches(), 12) is None
+
+
+def test_a_gate_that_saw_few_images_has_no_finding():
+    health = Health()
+    gate = torch.full((8, 3, 1, 1), 0.5)
+    health.add([LayerGates("a", "SE", {"channel": gate}), LayerGates("b", "SE", {"channel": gate[:4]})])
+    assert [finding.layer for finding in health.findings()] == ["a"]
+    # gates that nothing is known of are no fault
+    health = Health()
+    health.add([LayerGates("a", "GlobalContext")])
+    assert health.findings() == []

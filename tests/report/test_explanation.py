@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import io
 import json
 import re
@@ -10,6 +11,8 @@ from PIL import Image
 
 from pages import read, words
 from whatwhere import UserError, create_model
+from whatwhere.attention import attention_builder
+from whatwhere.base.words import printable
 from whatwhere.explain import Batch, explain
 from whatwhere.explain.explanation import Explanation, Layer
 from whatwhere.report import is_page
@@ -88,8 +91,9 @@ def test_what_the_words_say():
     text = words(explanation_page([found]))
     for finding in found.findings:
         assert finding.sentence in text.replace("\N{MINUS SIGN}", "-")
-    for name, curves in found.curves.items():
-        assert f"{name} : {float(curves.areas[0].mean()):.2f}" in text
+    for name, of in found.faithfulness.items():
+        own, random = float(of.curves.areas[0].mean()), float(of.at_random.areas[0].mean())
+        assert f"{name} : {own:.2f}, random order {random:.2f}; better by" in text
     for remark in found.randomized.remarks().values():
         assert remark in text
     wrong = sum(row[0][0] != "cat" for row in found.predictions)
@@ -105,13 +109,15 @@ def test_hostile_names_do_nothing():
     found.network = HOSTILE
     found.predictions = [[(HOSTILE, 0.5)]] * 9
     found.layers[0].name = HOSTILE
+    found.cam_classes = [HOSTILE] * 9
     page = explanation_page([found])
     parser = read(page)
     page.encode()
     assert not {"onerror", "onload"} & parser.attributes
     assert page.count("<script") == 2
     assert page.count("</script>") == 2
-    assert data_in(page)["networks"][0]["name"] == HOSTILE
+    network = data_in(page)["networks"][0]
+    assert {network["name"], network["camClasses"][0], network["layers"][0]["name"]} == {printable(HOSTILE)}
     assert "\u202e" not in page
 
 
@@ -121,7 +127,9 @@ def test_it_loads_nothing_and_computes_the_same_again(tmp_path):
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page == explanation_page([found])
     assert is_page(tmp_path / "page.html")
-    assert "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:" in page
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:" in page
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", page)
     ids = read(page).ids
@@ -138,7 +146,15 @@ def of_resnext50(num, network):
 
     sizes = [(256, 56)] * 3 + [(512, 28)] * 4 + [(1024, 14)] * 6 + [(2048, 7)] * 3
     layers = [
-        Layer(f"layer{n}", "CBAM", {"spatial": noise(num, side, side)}, {"channel": noise(num, channels)}, {})
+        Layer(
+            f"layer{n}",
+            "CBAM",
+            (0.0, 1.0),
+            None,
+            False,
+            {"spatial": noise(num, side, side)},
+            {"channel": noise(num, channels)},
+        )
         for n, (channels, side) in enumerate(sizes)
     ]
     photo = torch.nn.functional.interpolate(noise(num, 3, 28, 28), (224, 224), mode="bicubic").clamp(0, 1)
@@ -150,6 +166,7 @@ def of_resnext50(num, network):
         names,
         [""] * num,
         [[("a class", 0.5), ("another", 0.3)]] * num,
+        {"a class": num},
         layers,
         noise(num, 7, 7),
         "layer4",
@@ -170,12 +187,66 @@ def test_more_than_a_page_holds_is_refused(monkeypatch, refused):
         explanation_page([of_resnext50(20, "one")])
 
 
-def test_maps_that_are_no_numbers_or_one_place():
+def test_values_that_are_no_numbers():
     found = explained()
     found.layers[0].planes["spatial"][:] = float("nan")
+    found.layers[0].channels["channel"][:] = float("nan")
+    found.layers[0].mix = float("nan")
+    found.predictions = [[("cat", float("nan"))]] * 9
     found.layers[1].planes["spatial"] = torch.full((9, 1, 1), 0.25)
     found.cam = torch.zeros(9, 2, 3)
-    page = explanation_page([found])
-    first, second, _ = data_in(page)["networks"][0]["layers"]
+    network = data_in(explanation_page([found]))["networks"][0]
+    first, second, _ = network["layers"]
+    assert network["predictions"][0] == [["cat", None]]
+    assert first["mix"] is None
     assert (first["planes"][0]["low"], first["planes"][0]["high"]) == ([0.0], [0.0])
+    assert first["channels"][0]["mean"] == [0.0] * 48
     assert values(second["planes"][0]).tolist() == [[[0.25]]] * 9
+
+
+def test_what_a_gate_can_be():
+    """Of a gate from 0 to 2, such as that of GCT, the middle is 1."""
+    model = create_model("gct_resnext11_8x8d", num_classes=3, seed=0)
+    network = data_in(explanation_page([explain(model, [torch.randn(9, 3, 32, 32)], sampled=0)]))["networks"][0]
+    (bars,) = network["layers"][0]["channels"]
+    assert (bars["low"], bars["middle"], bars["high"]) == (0, 1, 2)
+    model = create_model("cbam_resnext11_8x8d", num_classes=3, seed=0, attention_kwargs={"start": "identity"})
+    torch.nn.init.constant_(model.layer2[0].attention.mix, -0.5)
+    network = data_in(explanation_page([explain(model, [torch.randn(9, 3, 32, 32)], sampled=0)]))["networks"][0]
+    assert [layer["mix"] for layer in network["layers"]] == [0, -0.5, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("gc_resnext11_8x8d", "Its attention has no gates that can be shown."),
+        ("static:se_resnext11_8x8d", "It is a placebo: its gates are the same for all images by design."),
+    ],
+)
+def test_what_is_said_where_nothing_is_wrong(name, told):
+    attention, _, backbone = name.rpartition("_resnext11")[0], "", "resnext11_8x8d"
+    model = create_model(backbone, num_classes=3, seed=0, attention=attention_builder(attention))
+    found = explain(model, [torch.randn(9, 3, 32, 32) * 3], sampled=0)
+    for layer in found.layers:
+        layer.findings = []
+    text = words(explanation_page([found]))
+    assert told in text
+    assert "nearly the same for all images." not in text
+
+
+def test_the_means_of_classes_come_with_their_numbers():
+    found = explained()
+    layer = found.layers[0]
+    means = torch.zeros(3, 64)
+    means[0, 5], means[1, 7], means[2, 9] = 0.2, 0.2, 1.0
+    layer.class_means = {"channel": dict(zip(("cat", "dog", "elk"), means, strict=True))}
+    found.num_predicted = {"cat": 400, "dog": 300, "elk": 5}
+    text = words(explanation_page([found]))
+    # a class of few images does not choose the channels alone
+    assert "cat 400 0.20 0.00" in text
+    assert "elk 5 0.00 0.00 1.00" in text
+
+
+def test_three_networks_are_refused(refused):
+    with refused():
+        explanation_page([explained()] * 3)

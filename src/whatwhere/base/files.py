@@ -194,12 +194,12 @@ def check_can_write(path: Path, *, makes_folders: bool = False) -> None:
             pass
 
 
-def check_replaceable(path: Path) -> None:
+def check_replaceable(path: Path, option: str = "--out") -> None:
     """Raise UserError where something stands at `path` that is no file, such as a device."""
     # a link whose end is missing is written through, one that leads round to itself cannot be
     end = Path(os.path.realpath(path))
     if end.is_symlink() or (end.exists() and not end.is_file()):
-        raise UserError(f"{str(path)!r} cannot be overwritten; give another file with --out")
+        raise UserError(f"{str(path)!r} cannot be overwritten; give another file with {option}")
 
 
 def check_is_no_file(folder: Path) -> None:

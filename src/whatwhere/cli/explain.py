@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -56,10 +57,13 @@ def explain_command(
     Exit status 1 if some images, or a folder, could not be read.
     """
     from ..attention import attention_by_path
+    from ..base.code import held_apart
+    from ..data.doctor.findings import misfit
     from ..explain import explain
+    from ..networks.spec import is_import_path
     from ..report import check_page
     from ..report.explanation import write_explanation
-    from ..training.bundle import load_bundle
+    from ..training.bundle import load_bundle, weights_of
     from ..training.distributed import team
     from ..training.predict import image_files
     from .screen import TerminalScreen
@@ -72,18 +76,25 @@ def explain_command(
         tell(f"{finding.sentence(skip=False)}: {few([printable(path) for path in finding.paths], 5)}")
     own = None if attention is None else attention_by_path(attention)
     bad: dict[str, str] = {}
+    largest: dict[str, int] = {}
     found: list[Explanation] = []
     with team(device) as alone, TerminalScreen() as screen:
         paths = [bundle] if against is None else [bundle, against]
-        loaded = [(path, load_bundle(path, alone.device, attention=own if path is bundle else None)) for path in paths]
+        # code of the user is for those networks that were trained with some
+        needing = {path for path in paths if (told := weights_of(path)) and is_import_path(told[1].attention)}
+        loaded = [
+            (path, load_bundle(path, alone.device, attention=own if path in needing or not needing else None))
+            for path in paths
+        ]
         described = {network.spec.describe() for _, network in loaded}
         numbers = [None if target is None else _class_number(target, network) for _, network in loaded]
         for (path, network), number in zip(loaded, numbers, strict=True):
             # closed where an error comes in between: threads read ahead
-            with closing(_batches(network, files, shown, batch_size, bad)) as batches:
+            batches = closing(_batches(network, files, shown, batch_size, bad, largest))
+            with batches as images_of, held_apart("the network"):
                 one = explain(
                     network.model,
-                    batches,
+                    images_of,
                     classes=network.classes,
                     network=network.spec.describe() if len(described) == len(loaded) else f"{path}",
                     most_shown=shown,
@@ -97,20 +108,23 @@ def explain_command(
     write_explanation(Path(os.path.realpath(out)), found)
     if png is not None:
         _write_picture(png, found)
-    show(rich_tables([_summary(found)]))
+    if any(one.faithfulness or one.randomized for one in found):
+        show(rich_tables([_summary(found)]))
     for one in found:
         for text in [finding.sentence for finding in one.findings] + one.notes:
             say(printable(text))
     say(f"The page: {out}")
     for sentence in bad.values():
         tell(sentence)
+    if sentence := misfit(list(largest.values()), loaded[0][1].preprocessing.max_value):
+        tell(sentence)
     raise typer.Exit(1 if bad or any(finding.severity == "error" for finding in findings) else 0)
 
 
 def _batches(
-    network: Bundle, files: Sequence[Path], shown: int, batch_size: int, bad: dict[str, str]
+    network: Bundle, files: Sequence[Path], shown: int, batch_size: int, bad: dict[str, str], largest: dict[str, int]
 ) -> Generator[Batch]:
-    """Yield the images that can be read; note in `bad` why others cannot."""
+    """Yield the images that can be read; note in `bad` why others cannot, in `largest` the values of 16-bit grey."""
     import numpy as np
     import torch
 
@@ -118,25 +132,32 @@ def _batches(
     from ..explain import Batch
     from ..training.predict import read_pixels
 
-    chosen = set(np.linspace(0, len(files) - 1, min(shown, len(files))).round().astype(int).tolist())
+    # spread over all files; where one cannot be read the next one takes its place
+    due = deque(np.linspace(0, len(files) - 1, min(shown, len(files))).round().astype(int).tolist())
     device = next(network.model.parameters()).device
     done = 0
     for batch in read_pixels(network.preprocessing, files, batch_size=batch_size):
-        readable: list[tuple[int, Path, torch.Tensor]] = []
+        readable: list[tuple[Path, torch.Tensor]] = []
+        to_show: list[int] = []
         for number, (file, content) in enumerate(batch, start=done):
             if isinstance(content, ImageError):
                 bad[str(file)] = str(content)
-            else:
-                readable.append((number, file, content[0]))
+                continue
+            if content[1]:
+                largest[str(file)] = content[1]
+            if due and number >= due[0]:
+                due.popleft()
+                to_show.append(len(readable))
+            readable.append((file, content[0]))
         done += len(batch)
         if readable:
-            pixels = torch.stack([image for _, _, image in readable])
+            pixels = torch.stack([image for _, image in readable])
             yield Batch(
                 network.preprocessing.normalize(pixels.to(device)),
                 pixels,
-                [printable(str(file)) for _, file, _ in readable],
-                [file.parent.name if file.parent.name in network.classes else "" for _, file, _ in readable],
-                [n for n, (number, _, _) in enumerate(readable) if number in chosen],
+                [printable(str(file)) for file, _ in readable],
+                [file.parent.name if file.parent.name in network.classes else "" for file, _ in readable],
+                to_show,
             )
     if len(bad) == len(files):
         raise UserError(f"no image could be read: {next(iter(bad.values()))}")
@@ -150,11 +171,15 @@ def _class_number(name: str, network: Bundle) -> int:
 
 
 def _check_picture(png: Path, out: Path) -> None:
+    from ..explain.picture import is_png_of_ours
+
     if png.suffix.lower() != ".png":
         raise UserError(f"--png {str(png)!r} must end with .png")
     if os.path.realpath(png) == os.path.realpath(out):
         raise UserError(f"--png and --out are both {str(png)!r}; give two files")
-    check_replaceable(png)
+    check_replaceable(png, "--png")
+    if png.exists() and png.stat().st_size and not is_png_of_ours(png):
+        raise UserError(f"{str(png)!r} is no picture of whatwhere; move it away, or give another --png")
     check_can_write(png, makes_folders=True)
 
 
@@ -174,15 +199,16 @@ def _summary(found: Sequence[Explanation]) -> Table:
     rows = []
     for one in found:
         random = one.randomized.likeness if one.randomized else {}
-        for name in dict.fromkeys([*one.curves, *random]):
-            areas = [f"{float(area.mean()):.2f}" for area in one.curves[name].areas] if name in one.curves else ["", ""]
-            likeness = f"{random[name][-1]:.2f}" if name in random else ""
-            rows.append((one.network, name, *areas, likeness))
+        for name in dict.fromkeys([*one.faithfulness, *random]):
+            gains = one.faithfulness[name].gains() if name in one.faithfulness else []
+            better = [f"{mean:+.2f} ({low:+.2f} to {high:+.2f})" for mean, low, high in gains] or ["", ""]
+            rows.append((one.network, name, *better, f"{random[name][-1]:.2f}" if name in random else ""))
     return Table(
         "What the maps are worth",
-        ("network", "map", "insertion", "deletion", "random weights"),
+        ("network", "map", "better by insertion", "by deletion", "random weights"),
         rows,
         num_text_columns=2,
-        note="Insertion: higher is better, deletion: lower; compare both with random order. Random weights: how alike\n"
-        f"the map stays when nothing learned is left; from {STILL_ALIKE} on much of it is image and architecture.",
+        note="Better than pixels in random order, with its 95 % interval: where it contains 0, it is not shown that\n"
+        "the class needs what the map points at. Random weights: how alike the map stays when nothing that was\n"
+        f"learned is left; from {STILL_ALIKE} on much of it is image and architecture.",
     )

@@ -61,12 +61,11 @@ class ClassFigures(msgspec.Struct, kw_only=True, rename={"name": "class"}):
 
 
 class GateFault(msgspec.Struct, kw_only=True, frozen=True):
-    """A gate that does not do what it is for, as `explain.Finding`; `advice` says what to try."""
+    """A gate that does not do what it is for, as `explain.Finding`."""
 
     layer: str
     gate: str
     fault: str
-    advice: str
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -90,7 +89,7 @@ class Result(msgspec.Struct, kw_only=True):
     run: str = ""  # `run_digest` of its run.json; results of earlier versions lack these two
     weights: str = ""  # SHA-256 of the file of the best network's weights
     largest_mix: Amount | UnsetType | None = UNSET  # of the best network's attention; None without mixing factors
-    gates: list[GateFault] | UnsetType | None = UNSET  # what gate health found in it; None without gates
+    gates: list[GateFault] | UnsetType | None = UNSET  # what gate health found in it; None where nothing is known
 
     def __post_init__(self) -> None:
         if (self.test is UNSET) is (self.judged_on == "test"):

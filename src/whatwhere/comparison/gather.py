@@ -15,6 +15,7 @@ from ..base.words import few, named
 from ..collect.learned import unlearned
 from ..collect.result import has_hardly_begun
 from ..data.images import MAX_VALUE
+from ..explain.health import ADVICE
 from ..statistics.decide import HURTS, holm
 from ..statistics.looks import LEAST_PAIRS
 from ..statistics.metric import METRICS, Metric
@@ -242,7 +243,15 @@ class Gathered:
             known = [gates for gates in looked if isinstance(gates, list)]
             found = Counter(fault for gates in known for fault in dict.fromkeys(gates))
             rows += [
-                GateRow(arm=arm.name, **msgspec.structs.asdict(fault), num_found=number, num_runs=len(known))
+                GateRow(
+                    arm=arm.name,
+                    layer=fault.layer,
+                    gate=fault.gate,
+                    fault=fault.fault,
+                    advice=ADVICE.get(fault.fault, ""),
+                    num_found=number,
+                    num_runs=len(known),
+                )
                 for fault, number in found.most_common()
             ]
         return tuple(rows)

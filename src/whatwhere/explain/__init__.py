@@ -1,7 +1,7 @@
 """Show what a network looks at."""
 
 from .explanation import Batch, Explanation, explain
-from .faithfulness import Curves, faithfulness
+from .faithfulness import Curves, Faithfulness, faithfulness
 from .gates import LayerGates, maps, spatial_gates
 from .grad_cam import grad_cam
 from .health import Finding, Health
@@ -11,6 +11,7 @@ __all__ = [
     "Batch",
     "Curves",
     "Explanation",
+    "Faithfulness",
     "Finding",
     "Health",
     "LayerGates",

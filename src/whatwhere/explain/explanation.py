@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import UserError
-from ..base.modules import modes_kept
-from .faithfulness import Curves, faithfulness
+from ..base.modules import undisturbed
+from ..base.words import few
+from .faithfulness import Faithfulness, beside_random, is_classifier, is_distribution, probabilities
 from .gates import LayerGates, has_attention, maps
 from .grad_cam import INSTALL, grad_cam, has_captum, last_map
 from .health import LEAST_IMAGES, Finding, Health
 from .randomization import GRAD_CAM, Randomized, check, plane_name
 
-AT_RANDOM = "random order"
 _MOST_CLASSES = 20  # with the means of their channels
+_LEAST_OF_CLASS = 5  # images for a mean
 
 
 class Batch(NamedTuple):
@@ -46,11 +47,11 @@ class Layer:
     """The gates of one attention module, for the images that are shown.
 
     Attributes:
-        name: Of the module, as in `LayerGates`.
-        kind: Its class.
+        name, kind, bounds, mix, is_placebo: As in `LayerGates`.
         planes: By gate, (N, h, w), as `LayerGates.planes`.
         channels: By gate, (N, C).
-        class_means: By gate and class, (C,): the mean over all images for which the class was predicted.
+        class_means: By gate and class, (C,): the mean over all images for which the class was predicted; for the 20
+            most frequent classes of 5 images or more.
         findings: What gate health found.
         doubts: By gate, why its map says little; none where nothing speaks against it.
         remarks: By gate, what else is to be kept in mind about its map: what the check with random weights found.
@@ -58,9 +59,12 @@ class Layer:
 
     name: str
     kind: str
+    bounds: tuple[float, float]
+    mix: float | None
+    is_placebo: bool
     planes: dict[str, Tensor]
     channels: dict[str, Tensor]
-    class_means: dict[str, dict[str, Tensor]]
+    class_means: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     doubts: dict[str, str] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
@@ -77,10 +81,10 @@ class Explanation:
         names: Their names.
         labels: What they are of, "" where that is not known.
         predictions: Of each, the classes with their probabilities, the most probable first; none without a classifier.
+        num_predicted: For how many of all images each class was predicted.
         layers: The gates, in the order of their calls.
         cam: Grad-CAM, (N, h, w), from the layer `cam_layer`, for the classes `cam_classes`; None where there is none.
-        curves: By map, insertion and deletion curves of some of the images that are shown; that of pixels in random
-            order is the first.
+        faithfulness: By map, insertion and deletion curves of some of the images that are shown.
         randomized: The check with random weights, on some of the images that are shown.
         notes: What is missing, and why.
     """
@@ -91,11 +95,12 @@ class Explanation:
     names: list[str]
     labels: list[str]
     predictions: list[list[tuple[str, float]]]
+    num_predicted: dict[str, int]
     layers: list[Layer]
     cam: Tensor | None = None
     cam_layer: str = ""
     cam_classes: list[str] = field(default_factory=list)
-    curves: dict[str, Curves] = field(default_factory=dict)
+    faithfulness: dict[str, Faithfulness] = field(default_factory=dict)
     randomized: Randomized | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -109,24 +114,6 @@ class Explanation:
         from .picture import explanation_figure, png
 
         return png(explanation_figure([self]))
-
-
-class _Collected:
-    """What comes in, batch by batch; it grows with the images that are shown, not with all of them."""
-
-    def __init__(self) -> None:
-        self.inputs: list[Tensor] = []
-        self.pictures: list[Tensor] = []
-        self.names: list[str] = []
-        self.labels: list[str] = []
-        self.predictions: list[list[tuple[str, float]]] = []
-        self.cams: list[Tensor] = []
-        self.cam_classes: list[str] = []
-        self.gates: dict[str, list[LayerGates]] = defaultdict(list)
-        self.sums: dict[tuple[str, str], dict[str, Tensor]] = defaultdict(dict)
-        self.predicted: dict[str, int] = defaultdict(int)
-        self.num_images = 0
-        self.device = torch.device("cpu")
 
 
 def explain(
@@ -144,7 +131,8 @@ def explain(
     """Return what `model` looks at in images: gates, gate health, Grad-CAM, curves and the check with random weights.
 
     Any network; one with attention of this package shows gates, a classifier Grad-CAM, if captum is installed. It is
-    left as it was. All images count for gate health and the means of classes; in memory stay those that are shown.
+    left as it was. All images count for gate health and the means of classes; in memory stay those that are shown, and
+    the sums of the channel gates of each predicted class.
 
     Args:
         model: The network, with its images on its device.
@@ -158,134 +146,229 @@ def explain(
         progress: Called with what is done, and how many of how many; the total is 0 where it is not known.
 
     Raises:
-        UserError: No images; a network without gates that is no classifier either; errors of `maps` and `grad_cam`.
+        UserError: No images, or images of several sizes to show; a network without gates that is no classifier either;
+            errors of `maps`, and of `grad_cam` where a layer is named or there are no gates.
     """
     model = getattr(model, "_orig_mod", model)
-    is_attentive, with_cam = has_attention(model), has_captum()
-    health, seen, notes = Health(), _Collected(), []
-    if not with_cam:
-        notes.append(f"Grad-CAM needs captum: {INSTALL}")
+    collected = _Collected(model, tuple(classes), most_shown, layer, target)
     for batch in batches:
         given = batch if isinstance(batch, Batch) else Batch(batch)
-        if not len(given.inputs):
-            continue
-        output, gates = maps(model, given.inputs) if is_attentive else (_output(model, given.inputs), [])
-        is_classifier = isinstance(output, Tensor) and output.dim() == 2
-        if not is_attentive and not (is_classifier and with_cam):
-            _refuse(model, is_classifier)
-        if with_cam and is_classifier and not layer:
-            layer = last_map(model, given.inputs)
-        names = classes or [str(number) for number in range(output.shape[1] if is_classifier else 0)]
-        rows = output.float().softmax(1).cpu() if is_classifier else None
-        health.add(gates)
-        _add_classes(seen, gates, rows, names)
-        numbers = list(range(len(given.inputs)) if given.shown is None else given.shown)
-        numbers = numbers[: most_shown - len(seen.names)]
-        if numbers:
-            _add_shown(seen, given, numbers, gates, rows, names)
-        if numbers and is_classifier and with_cam:
-            wanted = output[numbers].argmax(1) if target is None else target
-            seen.cams.append(grad_cam(model, given.inputs[numbers], wanted, layer=layer)[:, 0])
-            seen.cam_classes += [names[n] for n in torch.as_tensor(wanted).expand(len(numbers)).tolist()]
-        seen.num_images += len(given.inputs)
-        progress("images", seen.num_images, 0)
-    if not seen.names:
-        raise UserError("no images to explain; give at least one")
-    found = Explanation(
-        network or type(model).__name__,
-        seen.num_images,
-        torch.cat(seen.pictures),
-        seen.names,
-        seen.labels,
-        seen.predictions,
-        _layers(seen),
-        torch.cat(seen.cams) if seen.cams else None,
-        layer if seen.cams else "",
-        seen.cam_classes,
-        notes=notes,
-    )
-    if is_attentive and seen.num_images >= LEAST_IMAGES:
-        _add_findings(found.layers, health.findings())
-    elif is_attentive:
-        notes.append(f"gate health needs at least {LEAST_IMAGES} images, got {seen.num_images}")
-    _add_checks(found, model, torch.cat(seen.inputs), seen.device, target, sampled, progress)
+        if len(given.inputs):
+            collected.add(given)
+            progress("images", collected.num_images, 0)
+    found = collected.explanation(network or type(model).__name__)
+    if sampled:
+        collected.add_checks(found, sampled, progress)
     return found
 
 
-@torch.no_grad()
-def _output(model: nn.Module, inputs: Tensor) -> Any:
-    with modes_kept(model), torch.compiler.set_stance("force_eager"):
-        model.eval()
-        return model(inputs)
+class _Collected:
+    """What comes in, batch by batch; it grows with the images that are shown, not with all of them."""
 
+    def __init__(
+        self, model: nn.Module, classes: tuple[str, ...], most_shown: int, layer: str, target: int | None
+    ) -> None:
+        self.model, self.classes, self.most_shown, self.target = model, classes, most_shown, target
+        self.layer, self.is_layer_given = layer, bool(layer)
+        self.is_attentive, self.with_cam = has_attention(model), has_captum()
+        self.notes: dict[str, None] = {} if self.with_cam else {f"Grad-CAM needs captum: {INSTALL}": None}
+        self.health = Health()
+        self.inputs: list[Tensor] = []
+        self.pictures: list[Tensor] = []
+        self.names: list[str] = []
+        self.labels: list[str] = []
+        self.predictions: list[list[tuple[str, float]]] = []
+        self.cams: list[Tensor] = []
+        self.cam_classes: list[str] = []
+        self.gates: dict[str, list[LayerGates]] = defaultdict(list)
+        self.sums: dict[tuple[str, str], dict[str, Tensor]] = defaultdict(dict)
+        self.num_predicted: dict[str, int] = defaultdict(int)
+        self.num_images = self.num_shown_batches = 0
+        self.device = torch.device("cpu")
 
-def _refuse(model: nn.Module, is_classifier: bool) -> None:
-    name = type(model).__name__
-    if is_classifier:
-        raise UserError(f"{name} has no attention of whatwhere, and Grad-CAM needs captum", INSTALL)
-    raise UserError(f"{name} has no attention of whatwhere and is no classifier, so that there is nothing to explain")
+    def add(self, given: Batch) -> None:
+        """Take in a batch."""
+        num, self.device = len(given.inputs), given.inputs.device
+        output, gates = maps(self.model, given.inputs) if self.is_attentive else (self._output(given.inputs), [])
+        rows = probabilities(output).cpu() if is_classifier(output) else None
+        self._check_output(output)
+        self.health.add(gates)
+        # an attention may see parts of an image as a batch of their own
+        strange = [layer.layer for layer in gates if any(len(gate) != num for gate in layer.gates.values())]
+        if strange:
+            self.notes[f"the gates of {few(strange)} are not of whole images, and are not shown"] = None
+        gates = [layer for layer in gates if layer.layer not in strange]
+        if rows is not None:
+            self._add_classes(gates, rows)
+        numbers = list(range(num) if given.shown is None else given.shown)[: self.most_shown - len(self.names)]
+        if numbers:
+            self._add_shown(given, numbers, gates, rows)
+            if rows is not None and self.with_cam:
+                self._add_cam(given.inputs[numbers], output[numbers].argmax(1))
+        self.num_images += num
 
+    @torch.no_grad()
+    def _output(self, inputs: Tensor) -> Any:
+        with undisturbed(self.model), torch.compiler.set_stance("force_eager"):
+            self.model.eval()
+            return self.model(inputs)
 
-def _add_classes(seen: _Collected, gates: list[LayerGates], rows: Tensor | None, names: Sequence[str]) -> None:
-    """Add up the channel gates of the images of each predicted class."""
-    if rows is None:
-        return
-    predicted = [names[number] for number in rows.argmax(1).tolist()]
-    for name in dict.fromkeys(predicted):
-        of_class = [n for n, one in enumerate(predicted) if one == name]
-        seen.predicted[name] += len(of_class)
+    def _check_output(self, output: Any) -> None:
+        name = type(self.model).__name__
+        if not is_classifier(output):
+            if not self.is_attentive:
+                raise UserError(
+                    f"{name} has no attention of whatwhere and returns no scores of classes, so that there is nothing "
+                    "to explain"
+                )
+            if self.is_layer_given or self.target is not None:
+                raise UserError(f"{name} returns no scores of two or more classes, which Grad-CAM is for")
+            self.notes["no Grad-CAM and no curves: the network returns no scores of two or more classes"] = None
+            return
+        if not self.is_attentive and not self.with_cam:
+            raise UserError(f"{name} has no attention of whatwhere, and Grad-CAM needs captum", INSTALL)
+        if not self.classes:
+            self.classes = tuple(map(str, range(output.shape[1])))
+        if len(self.classes) != output.shape[1]:
+            raise UserError(f"{name} has scores of {output.shape[1]} classes, and {len(self.classes)} names are given")
+        if is_distribution(output):
+            self.notes[
+                "the network returns probabilities: where it is sure, Grad-CAM fades; logits would be better"
+            ] = None
+
+    def _add_classes(self, gates: list[LayerGates], rows: Tensor) -> None:
+        """Add up the channel gates of the images of each predicted class."""
+        predicted = [self.classes[number] for number in rows.argmax(1).tolist()]
+        for name in dict.fromkeys(predicted):
+            of_class = [n for n, one in enumerate(predicted) if one == name]
+            self.num_predicted[name] += len(of_class)
+            for layer in gates:
+                for gate, values in layer.channels().items():
+                    sums = self.sums[layer.layer, gate]
+                    sums[name] = sums.get(name, 0) + values[of_class].double().sum(0)
+
+    def _add_shown(self, given: Batch, numbers: list[int], gates: list[LayerGates], rows: Tensor | None) -> None:
+        inputs = given.inputs[numbers].detach().cpu()
+        pictures = _pictures(inputs) if given.pictures is None else given.pictures[numbers].cpu()
+        if pictures.dtype != torch.uint8 or pictures.dim() != 4 or pictures.shape[1] != 3:
+            raise UserError(f"pictures must be uint8 (N, 3, H, W), got {pictures.dtype} {tuple(pictures.shape)}")
+        for before, now in ((self.inputs, inputs), (self.pictures, pictures)):
+            if before and before[0].shape[1:] != now.shape[1:]:
+                sizes = [f"{one.shape[-2]} x {one.shape[-1]}" for one in (before[0], now)]
+                raise UserError(f"images that are shown must have one size, got {sizes[0]} and {sizes[1]}; resize them")
+        self.inputs.append(inputs)
+        self.pictures.append(pictures)
+        self.names += [given.names[n] if given.names else f"image {self.num_images + n + 1}" for n in numbers]
+        self.labels += [given.labels[n] if given.labels else "" for n in numbers]
+        if rows is not None:
+            best = rows[numbers].topk(min(3, rows.shape[1]))
+            for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                self.predictions.append([(self.classes[n], value) for n, value in zip(indices, values, strict=True)])
+        self.num_shown_batches += 1
         for layer in gates:
-            for gate, values in layer.channels().items():
-                sums = seen.sums[layer.layer, gate]
-                sums[name] = sums.get(name, 0) + values[of_class].double().sum(0)
+            kept = LayerGates(layer.layer, layer.kind, {name: gate[numbers] for name, gate in layer.gates.items()})
+            small = {name: values[:, :, None, None] for name, values in kept.channels().items()}
+            self.gates[layer.layer].append(
+                LayerGates(layer.layer, layer.kind, kept.planes() | small, layer.bounds, layer.mix, layer.is_placebo)
+            )
 
+    def _add_cam(self, inputs: Tensor, predicted: Tensor) -> None:
+        wanted = predicted if self.target is None else torch.full_like(predicted, self.target)
+        try:
+            self.layer = self.layer or last_map(self.model, inputs)
+            self.cams.append(grad_cam(self.model, inputs, wanted, layer=self.layer)[:, 0])
+        except UserError as error:
+            if self.is_layer_given or self.target is not None or not self.is_attentive:
+                raise
+            self.with_cam = False
+            self.notes[f"no Grad-CAM: {error}"] = None
+            return
+        self.cam_classes += [self.classes[n] for n in wanted.tolist()]
 
-def _add_shown(
-    seen: _Collected,
-    given: Batch,
-    numbers: list[int],
-    gates: list[LayerGates],
-    rows: Tensor | None,
-    names: Sequence[str],
-) -> None:
-    seen.device = given.inputs.device
-    seen.inputs.append(given.inputs[numbers].detach().cpu())
-    seen.pictures.append(_pictures(given.inputs[numbers]) if given.pictures is None else given.pictures[numbers].cpu())
-    seen.names += [given.names[n] if given.names else f"image {seen.num_images + n + 1}" for n in numbers]
-    seen.labels += [given.labels[n] if given.labels else "" for n in numbers]
-    if rows is not None:
-        best = rows[numbers].topk(min(3, rows.shape[1]))
-        for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            seen.predictions.append([(names[n], value) for n, value in zip(indices, values, strict=True)])
-    for layer in gates:
-        kept = {name: gate[numbers] for name, gate in layer.gates.items()}
-        planes = LayerGates(layer.layer, layer.kind, kept).planes()
-        channels = {name: gate for name, gate in kept.items() if gate.shape[2:].numel() == 1}
-        seen.gates[layer.layer].append(LayerGates(layer.layer, layer.kind, planes | channels))
+    def explanation(self, network: str) -> Explanation:
+        """Return what is known without the checks."""
+        if not self.names:
+            raise UserError("no images to explain; give at least one")
+        layers = self._layers()
+        cam = torch.cat(self.cams) if self.with_cam and self.cams else None
+        if cam is not None and not cam.isfinite().all():
+            cam = None
+            self.notes["no Grad-CAM: it has values that are NaN or infinite"] = None
+        if self.is_attentive and self.num_images >= LEAST_IMAGES:
+            _add_findings(layers, self.health.findings())
+        elif self.is_attentive:
+            self.notes[f"gate health needs at least {LEAST_IMAGES} images, got {self.num_images}"] = None
+        for layer in layers:
+            for gate, plane in layer.planes.items():
+                if not plane.isfinite().all():
+                    layer.doubts[gate] = "not finite"
+        return Explanation(
+            network,
+            self.num_images,
+            torch.cat(self.pictures),
+            self.names,
+            self.labels,
+            self.predictions,
+            dict(self.num_predicted),
+            layers,
+            cam,
+            "" if cam is None else self.layer,
+            [] if cam is None else self.cam_classes,
+            notes=list(self.notes),
+        )
 
+    def _layers(self) -> list[Layer]:
+        frequent = sorted(self.num_predicted, key=lambda name: -self.num_predicted[name])[:_MOST_CLASSES]
+        frequent = [name for name in frequent if self.num_predicted[name] >= _LEAST_OF_CLASS]
+        # one that is called a different number of times with other images would stand at the wrong ones
+        strange = [name for name, parts in self.gates.items() if len(parts) != self.num_shown_batches]
+        if strange:
+            self.notes[f"{few(strange)} is not called with all images, and is not shown"] = None
+        layers = []
+        for name, parts in self.gates.items():
+            if name in strange:
+                continue
+            gates = {gate: torch.cat([part.gates[gate] for part in parts]) for gate in parts[0].gates}
+            whole = LayerGates(name, parts[0].kind, gates)
+            sums = {gate: self.sums[name, gate] for gate in whole.channels() if (name, gate) in self.sums}
+            means = {
+                gate: {one: of[one] / self.num_predicted[one] for one in frequent if one in of}
+                for gate, of in sums.items()
+            }
+            planes = {gate: plane[:, 0] for gate, plane in whole.planes().items()}
+            first = parts[0]
+            layers.append(
+                Layer(name, first.kind, first.bounds, first.mix, first.is_placebo, planes, whole.channels(), means)
+            )
+        return layers
 
-def _pictures(inputs: Tensor) -> Tensor:
-    """Return uint8 pictures (N, 3, H, W) of inputs (N, C, H, W), each scaled to its own range."""
-    colours = inputs.detach().float().cpu()
-    colours = colours[:, :3] if colours.shape[1] >= 3 else colours[:, :1].expand(-1, 3, -1, -1)
-    low, high = colours.amin((1, 2, 3), keepdim=True), colours.amax((1, 2, 3), keepdim=True)
-    return ((colours - low) / (high - low).clamp(min=1e-12) * 255).round().to(torch.uint8)
-
-
-def _layers(seen: _Collected) -> list[Layer]:
-    frequent = sorted(seen.predicted, key=lambda name: -seen.predicted[name])[:_MOST_CLASSES]
-    layers = []
-    for name, parts in seen.gates.items():
-        gates = {gate: torch.cat([part.gates[gate] for part in parts]) for gate in parts[0].gates}
-        whole = LayerGates(name, parts[0].kind, gates)
-        means = {
-            gate: {one: seen.sums[name, gate][one] / seen.predicted[one] for one in frequent}
-            for gate in whole.channels()
-            if (name, gate) in seen.sums
-        }
-        planes = {gate: plane[:, 0] for gate, plane in whole.planes().items()}
-        layers.append(Layer(name, parts[0].kind, planes, whole.channels(), means))
-    return layers
+    def add_checks(self, found: Explanation, sampled: int, progress: Callable[[str, int, int], None]) -> None:
+        """Add the curves and the check with random weights, on images spread over those that are shown."""
+        inputs = torch.cat(self.inputs)
+        chosen = np.linspace(0, len(inputs) - 1, min(sampled, len(inputs))).round().astype(int).tolist()
+        images = inputs[chosen].to(self.device)
+        if found.predictions:
+            planes = {} if found.cam is None else {GRAD_CAM: found.cam[chosen]}
+            planes |= {
+                plane_name(layer.name, gate): plane[chosen]
+                for layer in found.layers[-1:]
+                for gate, plane in layer.planes.items()
+                if plane.isfinite().all()
+            }
+            of_class = None if self.target is None else torch.full((len(chosen),), self.target, device=self.device)
+            for done, (name, plane) in enumerate(planes.items(), start=1):
+                found.faithfulness[name] = beside_random(self.model, images, plane[:, None], of_class)
+                progress("curves", done, len(planes))
+        try:
+            found.randomized = check(self.model, images, self.target, layer=found.cam_layer)
+        except UserError as error:
+            found.notes.append(f"no check with random weights: {error}")
+            return
+        progress("check with random weights", 1, 1)
+        remarks = found.randomized.remarks()
+        for layer in found.layers:
+            names = {gate: plane_name(layer.name, gate) for gate in layer.planes}
+            layer.remarks = {gate: remarks[name] for gate, name in names.items() if name in remarks}
 
 
 def _add_findings(layers: list[Layer], findings: list[Finding]) -> None:
@@ -296,40 +379,9 @@ def _add_findings(layers: list[Layer], findings: list[Finding]) -> None:
                 layer.doubts.setdefault(gate, finding.fault)
 
 
-def _add_checks(
-    found: Explanation,
-    model: nn.Module,
-    inputs: Tensor,
-    device: torch.device,
-    target: int | None,
-    sampled: int,
-    progress: Callable[[str, int, int], None],
-) -> None:
-    """Add the curves and the check with random weights, on images spread over those that are shown."""
-    if not sampled or len(inputs) < 2:
-        return
-    chosen = np.linspace(0, len(inputs) - 1, min(sampled, len(inputs))).round().astype(int).tolist()
-    images = inputs[chosen].to(device)
-    if found.predictions:
-        generator = torch.Generator().manual_seed(0)
-        shape = found.cam.shape[1:] if found.cam is not None else (7, 7)
-        planes = {AT_RANDOM: torch.rand(len(chosen), *shape, generator=generator)}
-        if found.cam is not None:
-            planes[GRAD_CAM] = found.cam[chosen]
-        planes |= {
-            plane_name(layer.name, gate): plane[chosen]
-            for layer in found.layers[-1:]
-            for gate, plane in layer.planes.items()
-            if plane.isfinite().all()
-        }
-        for done, (name, plane) in enumerate(planes.items(), start=1):
-            of_class = None if target is None else [target] * len(chosen)
-            found.curves[name] = faithfulness(model, images, plane[:, None], of_class)
-            progress("curves", done, len(planes))
-    found.randomized = check(model, images, layer=found.cam_layer)
-    progress("check with random weights", 1, 1)
-    remarks = found.randomized.remarks()
-    for layer in found.layers:
-        layer.remarks = {
-            gate: remarks[name] for gate in layer.planes if (name := plane_name(layer.name, gate)) in remarks
-        }
+def _pictures(inputs: Tensor) -> Tensor:
+    """Return uint8 pictures (N, 3, H, W) of inputs (N, C, H, W), each scaled to its own range."""
+    colours = inputs.float()
+    colours = colours[:, :3] if colours.shape[1] >= 3 else colours[:, :1].expand(-1, 3, -1, -1)
+    low, high = colours.amin((1, 2, 3), keepdim=True), colours.amax((1, 2, 3), keepdim=True)
+    return ((colours - low) / (high - low).clamp(min=1e-12) * 255).nan_to_num().round().to(torch.uint8)

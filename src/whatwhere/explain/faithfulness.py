@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..base.errors import UserError, check_integer
-from ..base.modules import modes_kept
+from ..base.modules import undisturbed
+from ..base.words import brief
 
 _BLUR = 5 / 224  # the standard deviation of the blur, in sides of the image
 _SEED = 0
@@ -40,6 +42,21 @@ def area(curves: Tensor) -> Tensor:
     return torch.trapezoid(curves, dx=1 / (curves.shape[-1] - 1))
 
 
+def is_classifier(output: Any) -> bool:
+    """Return whether a network's output is scores of two or more classes, (N, classes)."""
+    return isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] > 1
+
+
+def is_distribution(output: Tensor) -> bool:
+    """Return whether scores (N, classes) are probabilities already: none is negative, and each row adds up to 1."""
+    return bool((output >= 0).all() and ((output.float().sum(1) - 1).abs() < 1e-3).all())
+
+
+def probabilities(output: Tensor) -> Tensor:
+    """Return the probabilities of classes, float32, for logits, or for what is probabilities already."""
+    return output.float() if is_distribution(output) else output.float().softmax(1)
+
+
 @torch.no_grad()
 def faithfulness(
     model: nn.Module,
@@ -52,8 +69,9 @@ def faithfulness(
 ) -> Curves:
     """Return the insertion and deletion curves of `maps`. Petsiuk et al., "RISE" (2018), section 4.3.
 
-    Compare them with those of `torch.rand_like(maps)`: a map that is no better points at nothing. `model` runs in
-    evaluation mode and keeps its own.
+    Compare them with those of `torch.rand_like(maps)`: a map that is no better points at nothing. The blur has a
+    standard deviation of 5/224 of the shorter side, and is cut off at twice that. `model` runs in evaluation mode and
+    is left as it was.
 
     Args:
         model: A classifier: images -> logits (N, classes).
@@ -64,7 +82,8 @@ def faithfulness(
         batch_size: Images in a forward pass.
 
     Raises:
-        UserError: Maps of another number of images or with more than one channel, or values that are not finite.
+        UserError: Maps of another number of images or with more than one channel, values that are not finite, a network
+            that returns no scores of two or more classes, or a class that it does not have.
     """
     check_integer("steps", steps)
     check_integer("batch_size", batch_size)
@@ -72,13 +91,16 @@ def faithfulness(
         raise UserError(f"maps must be of the shape ({len(images)}, 1, h, w), got {tuple(maps.shape)}")
     if not maps.isfinite().all():
         raise UserError("maps must be finite; a gate or a gradient went wrong")
-    with modes_kept(model):
+    with undisturbed(model):
         model.eval()
-        if classes is None:
-            classes = torch.cat([model(part).argmax(1) for part in torch.split(images, batch_size)])
-        wanted = torch.as_tensor(classes, device=images.device)
-        ranks = _ranks(F.interpolate(maps.float(), images.shape[2:], mode="bilinear"))
-        ranks = ranks.to(images.device)
+        scores = [model(part) for part in torch.split(images, batch_size)]
+        if not all(map(is_classifier, scores)):
+            raise UserError(f"{type(model).__name__} returns no scores of two or more classes, (N, classes)")
+        wanted = torch.cat(scores).argmax(1) if classes is None else torch.as_tensor(classes, device=images.device)
+        if wanted.shape != (len(images),) or not bool(((wanted >= 0) & (wanted < scores[0].shape[1])).all()):
+            most = scores[0].shape[1] - 1
+            raise UserError(f"classes must be one for each image, from 0 to {most}, got {brief(wanted.tolist())}")
+        ranks = _ranks(F.interpolate(maps.float(), images.shape[2:], mode="bilinear")).to(images.device)
         blurred, nothing = _blurred(images), torch.zeros_like(images[:1]).expand_as(images)
         insertion, deletion = (torch.empty(len(images), steps + 1) for _ in range(2))
         for step in range(steps + 1):
@@ -87,9 +109,49 @@ def faithfulness(
                 for start in range(0, len(images), batch_size):
                     part = slice(start, start + batch_size)
                     changed = torch.where(first[part], inside[part], outside[part])
-                    probabilities = model(changed).float().softmax(1)
-                    curve[part, step] = probabilities.gather(1, wanted[part, None])[:, 0].cpu()
+                    curve[part, step] = probabilities(model(changed)).gather(1, wanted[part, None])[:, 0].cpu()
     return Curves(insertion, deletion)
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """The curves of a map, and those of pixels in random order, in blocks as large as the places of the map.
+
+    Attributes:
+        curves: Of the map.
+        at_random: The mean over 2 random orders.
+    """
+
+    curves: Curves
+    at_random: Curves
+
+    def gains(self) -> list[tuple[float, float, float]]:
+        """Return by how much the map is better than random order, by insertion and by deletion, above 0 if it is.
+
+        (mean over the images, and its 95 % interval, by the t distribution; NaN with one image).
+        """
+        return [
+            _with_interval(sign * (own - random))
+            for sign, own, random in zip((1, -1), self.curves.areas, self.at_random.areas, strict=True)
+        ]
+
+
+def beside_random(model: nn.Module, images: Tensor, maps: Tensor, classes: Tensor | None) -> Faithfulness:
+    """Return the curves of maps (N, 1, h, w) beside those of random order, as `faithfulness` computes them."""
+    generator = torch.Generator().manual_seed(_SEED)
+    drawn = [faithfulness(model, images, torch.rand(maps.shape, generator=generator), classes) for _ in range(2)]
+    random = Curves(*(torch.stack([getattr(one, name) for one in drawn]).mean(0) for name in ("insertion", "deletion")))
+    return Faithfulness(faithfulness(model, images, maps, classes), random)
+
+
+def _with_interval(values: Tensor) -> tuple[float, float, float]:
+    from scipy.stats import t
+
+    mean, num = float(values.double().mean()), len(values)
+    if num < 2:
+        return mean, float("nan"), float("nan")
+    half = float(t.ppf(0.975, num - 1) * values.double().std() / num**0.5)
+    return mean, mean - half, mean + half
 
 
 def _ranks(maps: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..attention import Attention, Gate, IdentityStart, ScalingAttention
 from ..attention.static import RunningMeans
 from ..base.errors import UserError
-from ..base.modules import modes_kept
+from ..base.modules import undisturbed
 from ..insert.flow import check_can_change
 
 
@@ -73,7 +73,7 @@ def maps(model: nn.Module, *inputs: Any) -> tuple[Any, list[LayerGates]]:
     check_can_change(model, "maps")
     found: list[LayerGates] = []
     # hooks that come after torch.compile are not heard in what it has compiled
-    with _recording(model, found), modes_kept(model), torch.compiler.set_stance("force_eager"):
+    with _recording(model, found), undisturbed(model), torch.compiler.set_stance("force_eager"):
         model.eval()
         output = model(*inputs)
     if not found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import UserError
-from ..base.modules import modes_kept, module_at
+from ..base.modules import module_at, undisturbed
 from ..base.words import brief, cause, suggest
 from ..insert.flow import check_can_change
 
@@ -46,12 +47,12 @@ def grad_cam(model: nn.Module, images: Tensor, target: Target = None, *, layer: 
     """
     model = getattr(model, "_orig_mod", model)
     check_can_change(model, "grad_cam")
+    grad_cam_of = _captum()
     layer = layer or last_map(model, images)
     module = module_at(model, layer)
     if module is None:
         names = [name for name, _ in model.named_modules() if name]
         raise UserError(f"no layer {brief(layer)} in {type(model).__name__}{suggest(layer, names)}")
-    grad_cam_of = _captum()
     scored = _score(target, len(images))
     seen: list[Any] = []
 
@@ -60,16 +61,20 @@ def grad_cam(model: nn.Module, images: Tensor, target: Target = None, *, layer: 
 
     handle = module.register_forward_hook(note)
     # images that were made in inference mode cannot be in a graph
-    with torch.inference_mode(False), _frozen(model), modes_kept(model), torch.compiler.set_stance("force_eager"):
+    with torch.inference_mode(False), _frozen(model), undisturbed(model), torch.compiler.set_stance("force_eager"):
         model.eval()
         try:
             found = grad_cam_of(lambda x: scored(model(x)), module).attribute(images.clone(), relu_attributions=True)
-        except (AssertionError, RuntimeError, KeyError, AttributeError):
-            _check_seen(layer, seen)
+        except (AssertionError, RuntimeError, KeyError, AttributeError) as error:
+            _check_seen(layer, seen, len(images))
+            if "does not require grad" in str(error) or "not have been used in the graph" in str(error):
+                raise UserError(
+                    f"no gradient goes from the score back to the layer {brief(layer)}; name another for Grad-CAM"
+                ) from error
             raise
         finally:
             handle.remove()
-    _check_seen(layer, seen)
+    _check_seen(layer, seen, len(images))
     maps: Tensor = found
     return maps.detach().float().cpu()
 
@@ -106,13 +111,14 @@ def last_map(model: nn.Module, images: Tensor) -> str:
         if name
     ]
     try:
-        with modes_kept(model), torch.compiler.set_stance("force_eager"):
+        with undisturbed(model), torch.compiler.set_stance("force_eager"):
             model.eval()
-            output = model(images[:1])
+            output = model(images)
     finally:
         for handle in handles:
             handle.remove()
-    maps = [name for name, features in found if features is not output]
+    num_calls = Counter(name for name, _ in found)
+    maps = [name for name, features in found if features is not output and num_calls[name] == 1]
     # a transformer has maps at its beginning only, where every class rests on every place
     if not maps or num_tokens > len(maps):
         raise UserError(f"{type(model).__name__} does not end with feature maps; name a layer for Grad-CAM")
@@ -161,15 +167,18 @@ def _score(target: Target, num_images: int) -> Callable[[Any], Tensor]:
     return checked
 
 
-def _check_seen(layer: str, seen: list[Any]) -> None:
-    """Raise UserError where what a layer returned is no map."""
+def _check_seen(layer: str, seen: list[Any], num_images: int) -> None:
+    """Raise UserError where what a layer returned is no map of each image."""
     if len(seen) != 1:
         why = f"is called {len(seen)} times" if seen else "is not called; a norm that is fused with attention is none"
         raise UserError(f"the layer {brief(layer)} {why}; name another for Grad-CAM")
     (output,) = seen
-    if not isinstance(output, Tensor) or output.dim() != 4:
+    if not isinstance(output, Tensor) or output.dim() != 4 or len(output) != num_images:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UserError(f"the layer {brief(layer)} returns {shape}, no map (N, C, h, w); name another for Grad-CAM")
+        raise UserError(
+            f"the layer {brief(layer)} returns {shape}, no map of each of {num_images} images, (N, C, h, w); "
+            "name another for Grad-CAM"
+        )
 
 
 @contextmanager

@@ -102,10 +102,12 @@ class Health:
     def __init__(self) -> None:
         self._sums: dict[tuple[str, str], _Sums] = {}
         self._mixes: dict[str, float] = {}
+        self._num_layers = 0
 
     def add(self, layers: Iterable[LayerGates]) -> None:
         """Take in the gates of one batch, as `maps` returns them."""
         for layer in layers:
+            self._num_layers += 1
             if layer.mix is not None:
                 self._mixes[layer.layer] = layer.mix
             for name, gate in layer.gates.items():
@@ -120,17 +122,17 @@ class Health:
     def findings(self) -> list[Finding]:
         """Return what is wrong, each with what to try; nothing for gates that are sound.
 
-        A layer that is off has no other finding, unless its gates are not finite. The gates of a placebo are the same
-        for all images by design: that is no finding.
+        Of a gate that saw fewer than 8 images nothing is said. A layer that is off has no other finding, unless its
+        gates are not finite. The gates of a placebo are the same for all images by design: that is no finding.
 
         Raises:
             UserError: Nothing was added, or fewer than 8 images: too few to say how gates differ between images.
         """
-        if not self._sums and not self._mixes:
+        if not self._num_layers:
             raise UserError("gate health needs gates; add what maps(model, images) returns")
-        least = min((sums.num_images for sums in self._sums.values()), default=LEAST_IMAGES)
-        if least < LEAST_IMAGES:
-            raise UserError(f"gate health needs at least {LEAST_IMAGES} images, got {least}")
+        most = max((sums.num_images for sums in self._sums.values()), default=LEAST_IMAGES)
+        if most < LEAST_IMAGES:
+            raise UserError(f"gate health needs at least {LEAST_IMAGES} images, got {most}")
         found = [
             _finding(layer, "", "not finite", mix, f"its mixing is {mix}")
             for layer, mix in self._mixes.items()
@@ -142,7 +144,8 @@ class Health:
             if abs(mix) < HARDLY_BEGUN
         ]
         off = {finding.layer for finding in found}
-        for (layer, name), sums in self._sums.items():
+        known = {key: sums for key, sums in self._sums.items() if sums.num_images >= LEAST_IMAGES}
+        for (layer, name), sums in known.items():
             found += [fault for fault in _faults(layer, name, sums) if layer not in off or fault.fault == "not finite"]
         return found
 

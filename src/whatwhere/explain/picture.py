@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..data.images import ImageError, open_image
 from .randomization import GRAD_CAM
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from .explanation import Explanation
 
 _PIXELS = 192
+_SOFTWARE = "whatwhere"
 _OPACITY = 0.6
 _MOST_IMAGES, _MOST_GATES = 6, 4
 
@@ -38,8 +41,11 @@ def gate_figure(images: Tensor, gates: Mapping[str, Tensor], captions: Sequence[
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    height, width = images.shape[2:]
+    size = tuple(max(1, round(_PIXELS * side / max(height, width))) for side in (height, width))
+
     def enlarge(maps: Tensor) -> Tensor:
-        return F.interpolate(maps, size=(_PIXELS, _PIXELS), mode="bicubic", align_corners=False)
+        return F.interpolate(maps, size=size, mode="bicubic", align_corners=False)
 
     enlarged = enlarge(images).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     is_grey = enlarged.shape[3] == 1
@@ -84,11 +90,12 @@ def explanation_figure(explanations: Sequence[Explanation]) -> Figure:
     rows = np.linspace(0, len(first.names) - 1, min(_MOST_IMAGES, len(first.names))).round().astype(int).tolist()
     columns: dict[str, Tensor] = {}
     for number, one in enumerate(explanations):
-        whose = f"\n{'AB'[number]}" if len(explanations) > 1 else ""
-        gates = [(layer.name, *next(iter(layer.planes.items()))) for layer in one.layers if layer.planes]
+        whose = f", {'AB'[number]}" if len(explanations) > 1 else ""
+        gates = [(layer.name, name, plane) for layer in one.layers for name, plane in layer.planes.items()]
+        gates = [gate for gate in gates if gate[2].isfinite().all()]
         for n in sorted(set(np.linspace(0, len(gates) - 1, min(_MOST_GATES, len(gates))).round().astype(int).tolist())):
             layer, name, plane = gates[n]
-            columns[f"{layer or name}{whose}"] = plane[rows][:, None]
+            columns[f"{layer}\n{name}{whose}".strip()] = plane[rows][:, None]
         if one.cam is not None:
             cam = one.cam[rows][:, None]
             columns[f"{GRAD_CAM}{whose}"] = cam / cam.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
@@ -108,5 +115,14 @@ def colour_scale(name: str) -> NDArray[np.uint8]:
 def png(figure: Figure) -> bytes:
     """Return a figure as a PNG file."""
     kept = io.BytesIO()
-    figure.savefig(kept, format="png")
+    figure.savefig(kept, format="png", metadata={"Software": _SOFTWARE})
     return kept.getvalue()
+
+
+def is_png_of_ours(path: Path) -> bool:
+    """Return whether a file is a PNG that `png` made."""
+    try:
+        with open_image(path) as image:
+            return image.info.get("Software") == _SOFTWARE
+    except ImageError:
+        return False

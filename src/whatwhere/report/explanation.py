@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ from torch import Tensor
 
 from ..base.errors import UserError
 from ..base.files import write_bytes
-from ..explain.explanation import AT_RANDOM, Explanation, Layer
+from ..base.words import printable
+from ..explain.explanation import Explanation, Layer
 from ..explain.faithfulness import area
-from ..explain.health import LEAST_IMAGES
+from ..explain.health import LEAST_IMAGES, LEAST_SPREAD
 from ..explain.picture import colour_scale
 from ..explain.randomization import ANYWHERE_ALIKE, STILL_ALIKE, Randomized
 from .charts import Scale
@@ -49,6 +52,8 @@ def explanation_page(explanations: Sequence[Explanation]) -> str:
         UserError: The networks were given other images, or so many that the page gets larger.
     """
     first, *others = explanations
+    if len(others) > 1:
+        raise UserError(f"a page is of one network or two, got {len(explanations)}")
     if any(other.names != first.names for other in others):
         raise UserError("the networks must be explained with the same images, in the same order")
     pictures = [[_jpeg(picture) for picture in one.pictures] for one in explanations if _is_own(one, first)]
@@ -70,33 +75,35 @@ def _page(explanations: Sequence[Explanation], pictures: list[list[str]], side: 
         "colours": [_encoded(torch.from_numpy(colour_scale(name))) for name in _COLOURS],
         "networks": [
             {
-                "name": one.network,
+                "name": printable(one.network),
                 "pictures": pictures[1] if one is not first and len(pictures) > 1 else None,
-                "predictions": one.predictions,
+                "predictions": [
+                    [(printable(name), value if math.isfinite(value) else None) for name, value in row]
+                    for row in one.predictions
+                ],
                 "cam": None if one.cam is None else _quantized(one.cam, side, each=True),
-                "camLayer": one.cam_layer,
-                "camClasses": one.cam_classes,
+                "camLayer": printable(one.cam_layer),
+                "camClasses": [printable(name) for name in one.cam_classes],
                 "layers": [_layer(layer, side) for layer in one.layers],
             }
             for one in explanations
         ],
     }
-    return (
-        environment()
-        .get_template("explanation.html")
-        .render(
-            title=f"What {first.network} looks at",
-            explanations=explanations,
-            first=first,
-            pictures=pictures[0],
-            data=json.dumps(data, separators=(",", ":")).translate(_HTML),
-            charts=[(one, _curves(one)) for one in explanations if one.curves],
-            at_random=AT_RANDOM,
-            limits=(STILL_ALIKE, ANYWHERE_ALIKE),
-            least_images=LEAST_IMAGES,
-            likeness=[(one, *_likeness(one.randomized)) for one in explanations if one.randomized],
-            class_tables=[(one, tables) for one in explanations if (tables := _class_tables(one))],
-        )
+    templates = environment()
+    script = (Path(__file__).parent / "templates" / "explanation.js").read_text(encoding="utf-8")
+    return templates.get_template("explanation.html").render(
+        title=f"What {first.network} looks at",
+        explanations=explanations,
+        first=first,
+        pictures=pictures[0],
+        data=json.dumps(data, separators=(",", ":"), allow_nan=False).translate(_HTML),
+        charts=[(one, _curves(one)) for one in explanations if one.faithfulness],
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        limits=(STILL_ALIKE, ANYWHERE_ALIKE),
+        least_images=LEAST_IMAGES,
+        likeness=[(one, *_likeness(one.randomized)) for one in explanations if one.randomized],
+        class_tables=[(one, tables) for one in explanations if (tables := _class_tables(one))],
     )
 
 
@@ -131,61 +138,60 @@ def _encoded(values: Tensor) -> str:
 
 def _layer(layer: Layer, side: int) -> dict[str, Any]:
     return {
-        "name": layer.name or "the network",
+        "name": printable(layer.name) or "the network",
         "kind": layer.kind,
+        "mix": layer.mix if layer.mix is None or math.isfinite(layer.mix) else None,
         "planes": [
             {
                 "name": name,
+                "least": LEAST_SPREAD * (layer.bounds[1] - layer.bounds[0]),
                 "doubt": layer.doubts.get(name, ""),
                 "remark": layer.remarks.get(name, ""),
                 **_quantized(plane, side),
             }
             for name, plane in layer.planes.items()
         ],
-        "channels": [_bars(name, values) for name, values in layer.channels.items()],
+        "channels": [_bars(name, values, layer.bounds) for name, values in layer.channels.items()],
     }
 
 
-def _bars(name: str, values: Tensor) -> dict[str, Any]:
-    """Return the channels (N, C) that differ most between the images, in their order, as bytes of [0, 1]."""
-    chosen = values.float().std(0, correction=0).argsort(descending=True)[:_MOST_BARS].sort().values
-    low, high = min(0.0, float(values.min())), max(1.0, float(values.max()))
+def _bars(name: str, values: Tensor, bounds: tuple[float, float]) -> dict[str, Any]:
+    """Return the channels (N, C) that differ most between the images, in their order, as bytes between the bounds."""
+    values = values.float().nan_to_num()
+    chosen = values.std(0, correction=0).argsort(descending=True)[:_MOST_BARS].sort().values
+    low, high = min(bounds[0], float(values.min())), max(bounds[1], float(values.max()))
     return {
         "name": name,
         "total": values.shape[1],
         "numbers": chosen.tolist(),
         "low": low,
         "high": high,
-        "mean": [float(f"{value:.3f}") for value in values[:, chosen].float().mean(0).tolist()],
-        "bytes": _encoded(((values[:, chosen].float() - low) / (high - low) * 255).round()),
+        "middle": sum(bounds) / 2,
+        "mean": [float(f"{value:.3f}") for value in values[:, chosen].mean(0).tolist()],
+        "bytes": _encoded(((values[:, chosen] - low) / (high - low) * 255).round()),
     }
 
 
 def _curves(one: Explanation) -> list[dict[str, Any]]:
-    """Return the two charts of an explanation: for insertion and deletion, a line for each map."""
+    """Return the two charts of an explanation: for insertion and deletion, two lines for each map."""
     charts = []
-    for kind in ("insertion", "deletion"):
-        means = {name: getattr(curves, kind).mean(0) for name, curves in one.curves.items()}
-        across, up = Scale(0, 100), Scale(0, 1)
+    for number, kind in enumerate(("insertion", "deletion")):
+        lines = []
+        for name, found in one.faithfulness.items():
+            own, random = (getattr(curves, kind).mean(0) for curves in (found.curves, found.at_random))
+            mean, low, high = found.gains()[number]
+            interval = "" if math.isnan(low) else f" ({low:+.2f} to {high:+.2f})"
+            told = f"{float(area(own)):.2f}, random order {float(area(random)):.2f}; better by {mean:+.2f}{interval}"
+            lines.append({"name": name, "told": told, "points": _points(own), "random": _points(random)})
         charts.append(
-            {
-                "kind": kind,
-                "x_ticks": across.ticks(5),
-                "y_ticks": up.ticks(4),
-                "lines": [
-                    {
-                        "name": name,
-                        "area": f"{float(area(mean)):.2f}",
-                        "points": " ".join(
-                            f"{100 * step / (len(mean) - 1):.2f},{100 - 100 * value:.2f}"
-                            for step, value in enumerate(mean.tolist())
-                        ),
-                    }
-                    for name, mean in means.items()
-                ],
-            }
+            {"kind": kind, "x_ticks": Scale(0, 100).ticks(5), "y_ticks": Scale(0, 1).ticks(4), "lines": lines}
         )
     return charts
+
+
+def _points(curve: Tensor) -> str:
+    values = curve.nan_to_num().tolist()
+    return " ".join(f"{100 * n / (len(values) - 1):.2f},{100 - 100 * value:.2f}" for n, value in enumerate(values))
 
 
 def _likeness(randomized: Randomized) -> tuple[list[str], list[list[str]]]:
@@ -201,17 +207,28 @@ def _likeness(randomized: Randomized) -> tuple[list[str], list[list[str]]]:
 
 
 def _class_tables(one: Explanation) -> list[tuple[str, list[str], list[tuple[str, ...]]]]:
-    """Return (caption, heads, rows) by channel gate: the channels whose mean differs most between the classes."""
+    """Return (caption, heads, rows) by channel gate: the channels whose mean differs most between the classes.
+
+    A class counts by its number of images.
+    """
     tables = []
     for layer in one.layers:
         for gate, means in layer.class_means.items():
             if len(means) < 2:
                 continue
             values = torch.stack(list(means.values()))
-            chosen = values.std(0, correction=0).argsort(descending=True)[:_MOST_CHANNELS].sort().values
-            heads = ["class", *(str(number) for number in chosen.tolist()), "all channels"]
+            shares = torch.tensor([one.num_predicted[name] for name in means], dtype=values.dtype)[:, None]
+            shares = shares / shares.sum()
+            spread = (shares * (values - (shares * values).sum(0)).square()).sum(0)
+            chosen = spread.argsort(descending=True)[:_MOST_CHANNELS].sort().values
+            heads = ["class", "images", *(str(number) for number in chosen.tolist()), "all channels"]
             rows = [
-                (name, *(f"{value:.2f}" for value in row[chosen].tolist()), f"{float(row.mean()):.2f}")
+                (
+                    name,
+                    f"{one.num_predicted[name]:,}",
+                    *(f"{value:.2f}" for value in row[chosen].tolist()),
+                    f"{float(row.mean()):.2f}",
+                )
                 for name, row in means.items()
             ]
             tables.append((f"{layer.name or 'the network'}: {gate} gate", heads, rows))

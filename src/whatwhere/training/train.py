@@ -8,7 +8,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ..collect.result import told_of_mix
 from ..data.images import ImageError
 from ..data.preprocess import Preprocessing
 from ..data.split import Prepared, fingerprint
-from ..explain.health import ADVICE, health_of
+from ..explain.health import health_of
 from ..networks.spec import NetworkSpec
 from . import checkpoint
 from .bundle import Bundle, load_bundle
@@ -424,21 +424,18 @@ class Run:
         self._epoch_began = (self._epoch_began[0], self._epoch_began[1] + seconds)
 
     def _gate_faults(self, model: nn.Module) -> list[dict[str, str]] | None:
-        """Return what gate health finds with the first validation images of this process; None without gates."""
-        images = (batch.images for batch in self.material.evaluation["val"])
+        """Return what gate health finds with validation images spread over all; None where nothing is known."""
+        batches = self.material.evaluation["val"]
+        apart = max(1, len(batches.labels) // _MOST_HEALTH_IMAGES)
+        spread = (batch.images for batch in replace(batches, rank=0, world_size=apart))
         try:
             with self.trainer.autocast():
-                findings = health_of(model, images, _MOST_HEALTH_IMAGES)
+                findings = health_of(model, spread, _MOST_HEALTH_IMAGES)
         except Exception:  # a user's attention may raise anything outside its own forward pass; the result counts more
             return None
-        return (
-            None
-            if findings is None
-            else [
-                {"layer": one.layer, "gate": one.gate, "fault": one.fault, "advice": ADVICE[one.fault]}
-                for one in findings
-            ]
-        )
+        if findings is None:
+            return None
+        return [{"layer": one.layer, "gate": one.gate, "fault": one.fault} for one in findings]
 
     def finish(self) -> dict[str, Any]:
         """Evaluate the best network on the validation and test images; write the result and the pictures."""

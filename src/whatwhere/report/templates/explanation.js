@@ -35,7 +35,10 @@
       values = values.map((value) => Math.round((255 * (value - least)) / Math.max(1, most - least)));
       [low, high] = [low + least * step, low + most * step];
     }
-    return { values, low, high, height: map.height, width: map.width };
+    let flat = "";
+    if (own && high === 0) flat = "nothing speaks for the class";
+    if (!own && map.high[0] - map.low[0] < map.least) flat = `${short(map.low[0])} everywhere, in all images: there is nothing to show`;
+    return { values, low, high, flat, height: map.height, width: map.width };
   }
 
   function coloured(map, scale) {
@@ -71,9 +74,11 @@
     const context = canvas.getContext("2d");
     context.imageSmoothingQuality = "high";
     context.drawImage(image, 0, 0, canvas.width, canvas.height);
-    if (!map) {
-      canvas.setAttribute("aria-label", `${title}: ${subtitle}`);
-      return;
+    if (!map || map.flat) {
+      const said = map ? `${title}, ${subtitle}: ${map.flat}` : `${title}: ${subtitle}`;
+      if (map) make("p", figure, `${map.flat}.`, "note");
+      canvas.setAttribute("aria-label", said);
+      return said;
     }
     const scale = doubt ? GREY : LIVELY;
     context.globalAlpha = element("opacity").value / 100;
@@ -87,28 +92,27 @@
     make("span", range, short(map.high));
     if (doubt) make("p", figure, `Says little: the gate is ${doubt}.`, "note doubt");
     if (remark) make("p", figure, `Keep in mind: ${remark}.`, "note");
-    const flat = map.low === map.high;
-    const said = `${title}, ${subtitle}: ${flat ? `${short(map.low)} everywhere` : `highest ${highest(map)}, on a scale from ${short(map.low)} to ${short(map.high)}`}${doubt ? `. Says little: the gate is ${doubt}` : ""}${remark ? `. Keep in mind: ${remark}` : ""}`;
+    const said = `${title}, ${subtitle}: highest ${highest(map)}, on a scale from ${short(map.low)} to ${short(map.high)}${doubt ? `. Says little: the gate is ${doubt}` : ""}${remark ? `. Keep in mind: ${remark}` : ""}`;
     canvas.setAttribute("aria-label", said);
     return said;
   }
 
   function bars(network, layer, gate, number) {
-    const { numbers, mean, low, high, total, name } = gate;
+    const { numbers, mean, low, high, middle, total, name } = gate;
     const values = Array.from(gate.values.subarray(number * numbers.length, (number + 1) * numbers.length), (value) => low + (value / 255) * (high - low));
     const figure = make("figure", element("bars"), "", "bars");
     const caption = make("figcaption", figure);
     make("bdi", caption, `${network.name}, ${layer.name}: ${name} gate`);
-    make("span", caption, ` of ${numbers.length < total ? `the ${numbers.length} channels of ${total} that differ most between the images` : `all ${total} channels`}; the line in each bar is its mean over the images, the dashed line is 0.5`);
-    const open = values.filter((value) => value > 0.5).length;
-    const chart = drawing("svg", figure, { viewBox: `0 0 ${numbers.length} 1`, preserveAspectRatio: "none", role: "img", "aria-label": `${open} of these ${numbers.length} channels are open, above 0.5` });
+    make("span", caption, ` of ${numbers.length < total ? `the ${numbers.length} channels of ${total} that differ most between the images` : `all ${total} channels`}; the line in each bar is its mean over the images, the dashed line is ${middle}, the middle of what the gate can be`);
+    const open = values.filter((value) => value > middle).length;
+    const chart = drawing("svg", figure, { viewBox: `0 0 ${numbers.length} 1`, preserveAspectRatio: "none", role: "img", "aria-label": `${open} of these ${numbers.length} channels are open, above ${middle}` });
     const at = (value) => 1 - (value - low) / (high - low);
     values.forEach((value, n) => {
       const bar = drawing("rect", chart, { x: n + 0.1, y: at(value), width: 0.8, height: 1 - at(value) });
       drawing("title", bar, {}).textContent = `channel ${numbers[n]}: ${value.toFixed(2)}, mean ${mean[n].toFixed(2)}`;
       drawing("line", chart, { x1: n + 0.1, x2: n + 0.9, y1: at(mean[n]), y2: at(mean[n]) });
     });
-    drawing("line", chart, { class: "half", x1: 0, x2: numbers.length, y1: at(0.5), y2: at(0.5) });
+    drawing("line", chart, { class: "half", x1: 0, x2: numbers.length, y1: at(middle), y2: at(middle) });
   }
 
   const radios = [...document.querySelectorAll('input[name="picture"]')];
@@ -143,21 +147,23 @@
     element("bars").replaceChildren();
     const said = [];
     data.networks.forEach((network, n) => {
-      const predicted = (network.predictions[number] || []).map(([name, share]) => `${name} ${(100 * share).toFixed(1)} %`).join(", ");
+      const predicted = (network.predictions[number] || []).map(([name, share]) => `${name} ${share === null ? "not finite" : `${(100 * share).toFixed(1)} %`}`).join(", ");
       const row = make("div", element("panels"), "", "maps");
       panel(row, images[n], network.name, predicted || "the image");
       said.push(`${network.name}${predicted && ` predicts ${predicted}`}`);
       const layer = layerAt(network);
       for (const plane of layer ? layer.planes : []) {
         const map = cut(plane, number, element("own-range").checked);
-        said.push(panel(row, images[n], `${plane.name} gate`, `${layer.name}, ${plane.height} x ${plane.width} places`, map, plane.doubt, plane.remark));
+        const mix = layer.mix === null ? "" : `, a = ${layer.mix.toFixed(2)}${layer.mix < 0 ? ": turned round" : ""}`;
+        said.push(panel(row, images[n], `${plane.name} gate`, `${layer.name}, ${plane.height} x ${plane.width} places${mix}`, map, plane.doubt, plane.remark));
       }
       if (network.cam) {
         said.push(panel(row, images[n], `Grad-CAM for ${network.camClasses[number]}`, `${network.camLayer}, ${network.cam.height} x ${network.cam.width} places`, cut(network.cam, number, false)));
       }
       for (const gate of layer ? layer.channels : []) bars(network, layer, gate, number);
     });
-    element("spoken").textContent = said.join(". ");
+    const spoken = said.join(". ");
+    if (element("spoken").textContent !== spoken) element("spoken").textContent = spoken;
   }
 
   for (const control of [...radios, slider, element("opacity"), element("own-range")]) control.addEventListener("input", show);
