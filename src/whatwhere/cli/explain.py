@@ -125,15 +125,15 @@ def _batches(
     network: Bundle, files: Sequence[Path], shown: int, batch_size: int, bad: dict[str, str], largest: dict[str, int]
 ) -> Generator[Batch]:
     """Yield the images that can be read; note in `bad` why others cannot, in `largest` the values of 16-bit grey."""
-    import numpy as np
     import torch
 
     from ..data.images import ImageError
     from ..explain import Batch
+    from ..explain.explanation import spread
     from ..training.predict import read_pixels
 
     # spread over all files; where one cannot be read the next one takes its place
-    due = deque(np.linspace(0, len(files) - 1, min(shown, len(files))).round().astype(int).tolist())
+    due = deque(spread(len(files), shown))
     device = next(network.model.parameters()).device
     done = 0
     for batch in read_pixels(network.preprocessing, files, batch_size=batch_size):
@@ -184,9 +184,10 @@ def _check_picture(png: Path, out: Path) -> None:
 
 
 def _write_picture(png: Path, found: Sequence[Explanation]) -> None:
-    from ..explain import picture
+    from ..explain.explanation import explanation_figure
+    from ..explain.picture import png as content_of
 
-    content = picture.png(picture.explanation_figure(found))
+    content = content_of(explanation_figure(found))
     with writing(png):
         png.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(Path(os.path.realpath(png)), content)

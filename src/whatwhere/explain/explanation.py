@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +18,15 @@ from .faithfulness import Faithfulness, beside_random, is_classifier, is_distrib
 from .gates import LayerGates, has_attention, maps
 from .grad_cam import INSTALL, grad_cam, has_captum, last_map
 from .health import LEAST_IMAGES, Finding, Health
+from .picture import gate_figure, png
 from .randomization import GRAD_CAM, Randomized, check, plane_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MOST_CLASSES = 20  # with the means of their channels
 _LEAST_OF_CLASS = 5  # images for a mean
+_MOST_IN_PICTURE, _MOST_GATES_IN_PICTURE = 6, 4
 
 
 class Batch(NamedTuple):
@@ -111,8 +116,6 @@ class Explanation:
 
     def _repr_png_(self) -> bytes:
         """Return what a notebook shows."""
-        from .picture import explanation_figure, png
-
         return png(explanation_figure([self]))
 
 
@@ -345,7 +348,7 @@ class _Collected:
     def add_checks(self, found: Explanation, sampled: int, progress: Callable[[str, int, int], None]) -> None:
         """Add the curves and the check with random weights, on images spread over those that are shown."""
         inputs = torch.cat(self.inputs)
-        chosen = np.linspace(0, len(inputs) - 1, min(sampled, len(inputs))).round().astype(int).tolist()
+        chosen = spread(len(inputs), sampled)
         images = inputs[chosen].to(self.device)
         if found.predictions:
             planes = {} if found.cam is None else {GRAD_CAM: found.cam[chosen]}
@@ -385,3 +388,33 @@ def _pictures(inputs: Tensor) -> Tensor:
     colours = colours[:, :3] if colours.shape[1] >= 3 else colours[:, :1].expand(-1, 3, -1, -1)
     low, high = colours.amin((1, 2, 3), keepdim=True), colours.amax((1, 2, 3), keepdim=True)
     return ((colours - low) / (high - low).clamp(min=1e-12) * 255).nan_to_num().round().to(torch.uint8)
+
+
+def spread(total: int, most: int) -> list[int]:
+    """Return `most` of the numbers from 0 to `total` - 1, or all of them, as far apart as they can be."""
+    numbers: list[int] = np.linspace(0, total - 1, min(most, total)).round().astype(int).tolist()
+    return numbers
+
+
+def explanation_figure(explanations: Sequence[Explanation]) -> Figure:
+    """Draw some of the images that were explained: a column for up to 4 gates of each network, and for Grad-CAM.
+
+    Each map of Grad-CAM is divided by its greatest value, so that 1 is the place that speaks most for the class.
+    """
+    first = explanations[0]
+    rows = spread(len(first.names), _MOST_IN_PICTURE)
+    columns: dict[str, Tensor] = {}
+    for number, one in enumerate(explanations):
+        whose = f", {'AB'[number]}" if len(explanations) > 1 else ""
+        gates = [(layer.name, name, plane) for layer in one.layers for name, plane in layer.planes.items()]
+        gates = [gate for gate in gates if gate[2].isfinite().all()]
+        for n in spread(len(gates), _MOST_GATES_IN_PICTURE):
+            layer, name, plane = gates[n]
+            columns[f"{layer}\n{name}{whose}".strip()] = plane[rows][:, None]
+        if one.cam is not None:
+            cam = one.cam[rows][:, None]
+            columns[f"{GRAD_CAM}{whose}"] = cam / cam.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
+    names = "; ".join(f"{'AB'[number]}: {one.network}" for number, one in enumerate(explanations))
+    captions = [first.predictions[n][0][0] if first.predictions else "" for n in rows]
+    title = names if len(explanations) > 1 else first.network
+    return gate_figure(first.pictures[rows].float() / 255, columns, captions, title)

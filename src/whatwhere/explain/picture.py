@@ -13,17 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.images import ImageError, open_image
-from .randomization import GRAD_CAM
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .explanation import Explanation
-
 _PIXELS = 192
 _SOFTWARE = "whatwhere"
 _OPACITY = 0.6
-_MOST_IMAGES, _MOST_GATES = 6, 4
 
 
 def gate_figure(images: Tensor, gates: Mapping[str, Tensor], captions: Sequence[str], title: str) -> Figure:
@@ -79,30 +75,6 @@ def gate_figure(images: Tensor, gates: Mapping[str, Tensor], captions: Sequence[
         bar.locator = MaxNLocator(nbins=3)
         bar.update_ticks()
     return figure
-
-
-def explanation_figure(explanations: Sequence[Explanation]) -> Figure:
-    """Draw some of the images that were explained: a column for up to 4 gates of each network, and for Grad-CAM.
-
-    Each map of Grad-CAM is divided by its greatest value, so that 1 is the place that speaks most for the class.
-    """
-    first = explanations[0]
-    rows = np.linspace(0, len(first.names) - 1, min(_MOST_IMAGES, len(first.names))).round().astype(int).tolist()
-    columns: dict[str, Tensor] = {}
-    for number, one in enumerate(explanations):
-        whose = f", {'AB'[number]}" if len(explanations) > 1 else ""
-        gates = [(layer.name, name, plane) for layer in one.layers for name, plane in layer.planes.items()]
-        gates = [gate for gate in gates if gate[2].isfinite().all()]
-        for n in sorted(set(np.linspace(0, len(gates) - 1, min(_MOST_GATES, len(gates))).round().astype(int).tolist())):
-            layer, name, plane = gates[n]
-            columns[f"{layer}\n{name}{whose}".strip()] = plane[rows][:, None]
-        if one.cam is not None:
-            cam = one.cam[rows][:, None]
-            columns[f"{GRAD_CAM}{whose}"] = cam / cam.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
-    names = "; ".join(f"{'AB'[number]}: {one.network}" for number, one in enumerate(explanations))
-    captions = [first.predictions[n][0][0] if first.predictions else "" for n in rows]
-    title = names if len(explanations) > 1 else first.network
-    return gate_figure(first.pictures[rows].float() / 255, columns, captions, title)
 
 
 def colour_scale(name: str) -> NDArray[np.uint8]:
