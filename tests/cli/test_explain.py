@@ -77,6 +77,8 @@ def test_labels_from_folders_and_images_spread_over_all(whatwhere, plain, photos
     assert status == 0
     page = out.read_text(encoding="utf-8")
     labels = re.findall(r'data-label="([^"]*)"', page)
+    # the page may be sent to others: no path from the root
+    assert all(name.startswith("photos/") for name in re.findall(r'title="([^"]*)"', page))
     assert len(labels) == 3
     assert set(labels) == {"cat", "dog", "&lt;b&gt;&#34;elk&#34; &amp; co"}
     assert data_in(out)["networks"][0]["camClasses"] == ["dog"] * 3
@@ -130,6 +132,7 @@ def test_what_cannot_be_is_refused_before_anything_is_read(refused_command, with
         (tmp_path / "missing", photos, "--out", tmp_path / "a.html"),
         (with_cbam, photos, "--against", photos, "--out", tmp_path / "a.html"),
         (with_cbam, photos, "--out", tmp_path / "a.html", "--png", photos / "cat" / "0.png"),
+        (with_cbam, photos, "--images", 501),
         (with_cbam, photos, "--class", "dgo", "--out", tmp_path / "a.html"),
         (with_cbam, photos, "--layer", "layr3", "--out", tmp_path / "a.html"),
     ):
@@ -151,7 +154,9 @@ def test_one_image_and_a_first_one_that_cannot_be_read(whatwhere, with_cbam, pho
     out = tmp_path / "page.html"
     status, printed, _ = whatwhere("explain", with_cbam, photos / "cat" / "0.png", "--out", out)
     assert status == 0
-    assert "no check with random weights" in printed
+    assert "the check with random weights needs at least 2 images, got 1" in printed
+    assert "nan" not in printed
+    assert re.findall(r'title="([^"]*)"', out.read_text(encoding="utf-8"))[0] == "0.png"
     (photos / "cat" / "0.png").write_text("no image")
     status, *_ = whatwhere("explain", with_cbam, photos, "--out", out, "--images", 1)
     assert status == 1

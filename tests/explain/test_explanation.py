@@ -7,6 +7,7 @@ from torch import nn
 
 from whatwhere import ATTENTION, CBAM, attend, create_model
 from whatwhere.explain import Batch, check, explain, grad_cam, maps
+from whatwhere.explain.explanation import explanation_figure
 from whatwhere.explain.faithfulness import beside_random
 from whatwhere.explain.randomization import GRAD_CAM
 
@@ -302,7 +303,41 @@ def test_one_image():
     found = explain(network(), [photos(1)], sampled=16)
     assert list(found.faithfulness) == [GRAD_CAM, "layer3.0.attention spatial"]
     assert found.randomized is None
-    assert found.notes[-1].startswith("no check with random weights: ")
+    assert found.notes[-1] == "the check with random weights needs at least 2 images, got 1"
+    assert repr(found).startswith("<Explanation of ResNet: 1 of 1 images shown, 3 layers of attention, ")
+
+
+def test_batches_of_a_loader():
+    images, labels = photos(6), torch.tensor([0, 1, 2, 3, 4, 0])
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), 3)
+    found = explain(network(), loader, classes=CLASSES, sampled=0)
+    assert found.labels == ["one", "two", "three", "four", "five", "one"]
+    assert explain(network(), loader, sampled=0).labels == ["0", "1", "2", "3", "4", "0"]
+
+
+def test_what_is_no_batch_of_images(refused):
+    for batches in (photos(2), [photos(2).numpy()], [(photos(2) * 9).to(torch.uint8)], [{"images": photos(2)}]):
+        with refused():
+            explain(network(), batches)
+    with refused():
+        explain(network(), [photos(2)], target="two", classes=CLASSES)
+    with refused():
+        grad_cam(network(), photos(4), [0, 1])
+
+
+def test_the_picture_tells_what_the_page_tells():
+    model = network(attention_kwargs={"start": "identity"})
+    with torch.no_grad():
+        for stage in (2, 3):
+            model.get_submodule(f"layer{stage}.0.attention").mix.fill_(1.0)
+        nn.init.zeros_(model.layer3[0].attention.where.norm.weight)
+    figure = explanation_figure([explain(model, [photos(9)], classes=CLASSES, target=2, sampled=0)])
+    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    # one value everywhere is not drawn
+    assert titles[0] == "image"
+    assert titles[1].startswith("layer1.0.attention\nspatial, off")
+    assert titles[2].startswith("layer2.0.attention\nspatial")
+    assert titles[3:] == ["Grad-CAM for three"]
 
 
 def test_random_numbers_and_buffers_stay():

@@ -131,7 +131,7 @@ def _read_strictly(command: Any) -> None:
         inner = next(iter(get_args(hint)), None)
         kind = next((kind for kind in (inner, *get_args(inner)) if kind in (int, float, Path)), None)
         for option in getattr(hint, "__metadata__", ()) if kind else ():
-            option.parser = _path if kind is Path else _plain(kind, option.min)
+            option.parser = _path if kind is Path else _plain(kind, option.min, option.max)
 
 
 def _path(given: object) -> Path:
@@ -143,7 +143,7 @@ def _path(given: object) -> Path:
 _path.__name__ = "path"  # typer shows it
 
 
-def _plain(kind: Any, least: float | None) -> Callable[[object], float]:
+def _plain(kind: Any, least: float | None, most: float | None) -> Callable[[object], float]:
     def parse(given: object) -> float:
         text = str(given)  # a default is a number already
         try:
@@ -153,6 +153,8 @@ def _plain(kind: Any, least: float | None) -> Callable[[object], float]:
             raise typer.BadParameter(f"{brief(text)} is not a valid {name}.") from None
         if least is not None and number < least:
             raise typer.BadParameter(f"{number:g} is below {least:g}.")
+        if most is not None and number > most:
+            raise typer.BadParameter(f"{number:g} is above {most:g}.")
         return number
 
     parse.__name__ = name = "integer" if kind is int else "number"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -90,7 +91,7 @@ def explain_command(
         numbers = [None if target is None else _class_number(target, network) for _, network in loaded]
         for (path, network), number in zip(loaded, numbers, strict=True):
             # closed where an error comes in between: threads read ahead
-            batches = closing(_batches(network, files, shown, batch_size, bad, largest))
+            batches = closing(_batches(network, files, shown, batch_size, bad, largest, images))
             with batches as images_of, held_apart("the network"):
                 one = explain(
                     network.model,
@@ -111,9 +112,12 @@ def explain_command(
     if any(one.faithfulness or one.randomized for one in found):
         show(rich_tables([_summary(found)]))
     for one in found:
+        whose = f"{one.network}: " if len(found) > 1 else ""
         for text in [finding.sentence for finding in one.findings] + one.notes:
-            say(printable(text))
+            say(printable(whose + text))
     say(f"The page: {out}")
+    if png is not None:
+        say(f"The picture: {png}")
     for sentence in bad.values():
         tell(sentence)
     if sentence := misfit(list(largest.values()), loaded[0][1].preprocessing.max_value):
@@ -122,7 +126,13 @@ def explain_command(
 
 
 def _batches(
-    network: Bundle, files: Sequence[Path], shown: int, batch_size: int, bad: dict[str, str], largest: dict[str, int]
+    network: Bundle,
+    files: Sequence[Path],
+    shown: int,
+    batch_size: int,
+    bad: dict[str, str],
+    largest: dict[str, int],
+    given: Sequence[Path],
 ) -> Generator[Batch]:
     """Yield the images that can be read; note in `bad` why others cannot, in `largest` the values of 16-bit grey."""
     import torch
@@ -155,12 +165,18 @@ def _batches(
             yield Batch(
                 network.preprocessing.normalize(pixels.to(device)),
                 pixels,
-                [printable(str(file)) for file, _ in readable],
+                [printable(_name_of(file, given)) for file, _ in readable],
                 [file.parent.name if file.parent.name in network.classes else "" for file, _ in readable],
                 to_show,
             )
     if len(bad) == len(files):
         raise UserError(f"no image could be read: {next(iter(bad.values()))}")
+
+
+def _name_of(file: Path, given: Sequence[Path]) -> str:
+    """Return a file's path from the folder that was given; the page may be sent to others."""
+    folder = next((folder for folder in given if folder.is_dir() and file.is_relative_to(folder)), None)
+    return file.name if folder is None else str(Path(folder.resolve().name) / file.relative_to(folder))
 
 
 def _class_number(name: str, network: Bundle) -> int:
@@ -202,8 +218,12 @@ def _summary(found: Sequence[Explanation]) -> Table:
         random = one.randomized.likeness if one.randomized else {}
         for name in dict.fromkeys([*one.faithfulness, *random]):
             gains = one.faithfulness[name].gains() if name in one.faithfulness else []
-            better = [f"{mean:+.2f} ({low:+.2f} to {high:+.2f})" for mean, low, high in gains] or ["", ""]
-            rows.append((one.network, name, *better, f"{random[name][-1]:.2f}" if name in random else ""))
+            better = [
+                f"{mean:+.2f}" + ("" if math.isnan(low) else f" ({low:+.2f} to {high:+.2f})")
+                for mean, low, high in gains
+            ]
+            likeness = random[name][-1] if name in random else math.nan
+            rows.append((one.network, name, *(better or ["", ""]), "" if math.isnan(likeness) else f"{likeness:.2f}"))
     return Table(
         "What the maps are worth",
         ("network", "map", "better by insertion", "by deletion", "random weights"),

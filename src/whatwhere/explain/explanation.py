@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from ..base.errors import UserError
 from ..base.modules import undisturbed
-from ..base.words import few
+from ..base.words import brief, few
 from .faithfulness import Faithfulness, beside_random, is_classifier, is_distribution, probabilities
 from .gates import LayerGates, has_attention, maps
 from .grad_cam import INSTALL, grad_cam, has_captum, last_map
-from .health import LEAST_IMAGES, Finding, Health
+from .health import LEAST_IMAGES, LEAST_SPREAD, Finding, Health
 from .picture import gate_figure, png
 from .randomization import GRAD_CAM, Randomized, check, plane_name
 
@@ -75,7 +75,7 @@ class Layer:
     remarks: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(repr=False)
 class Explanation:
     """What one network shows for images.
 
@@ -109,6 +109,10 @@ class Explanation:
     randomized: Randomized | None = None
     notes: list[str] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        shown = f"{len(self.names)} of {self.num_images:,} images shown, {len(self.layers)} layers of attention"
+        return f"<Explanation of {self.network}: {shown}, {len(self.findings)} findings>"
+
     @property
     def findings(self) -> list[Finding]:
         """What gate health found in all layers."""
@@ -121,7 +125,7 @@ class Explanation:
 
 def explain(
     model: nn.Module,
-    batches: Iterable[Batch | Tensor],
+    batches: Iterable[Batch | Tensor | Sequence[Tensor]],
     *,
     classes: Sequence[str] = (),
     network: str = "",
@@ -139,7 +143,7 @@ def explain(
 
     Args:
         model: The network, with its images on its device.
-        batches: Tensors that it takes, (N, C, H, W), or `Batch`es.
+        batches: Tensors that it takes, (N, C, H, W); or `Batch`es; or pairs (images, labels), as of a DataLoader.
         classes: Names of the classes, in the order of the logits; by default their numbers.
         network: Its name.
         most_shown: Most images to show, the first ones, where the batches do not say which.
@@ -154,8 +158,10 @@ def explain(
     """
     model = getattr(model, "_orig_mod", model)
     collected = _Collected(model, tuple(classes), most_shown, layer, target)
+    if target is not None and (isinstance(target, bool) or not isinstance(target, int)):
+        raise UserError(f"target must be the number of a class, got {brief(target)}; grad_cam takes functions too")
     for batch in batches:
-        given = batch if isinstance(batch, Batch) else Batch(batch)
+        given = _as_batch(batch, classes)
         if len(given.inputs):
             collected.add(given)
             progress("images", collected.num_images, 0)
@@ -163,6 +169,21 @@ def explain(
     if sampled:
         collected.add_checks(found, sampled, progress)
     return found
+
+
+def _as_batch(batch: Any, classes: Sequence[str]) -> Batch:
+    given: Batch = batch
+    if isinstance(batch, (list, tuple)) and not isinstance(batch, Batch) and 1 <= len(batch) <= 2:
+        numbers = batch[1].tolist() if len(batch) == 2 and isinstance(batch[1], Tensor) else []
+        is_known = numbers and all(isinstance(n, int) and (not classes or 0 <= n < len(classes)) for n in numbers)
+        given = Batch(batch[0], labels=[classes[n] if classes else str(n) for n in numbers] if is_known else ())
+    elif not isinstance(batch, Batch):
+        given = Batch(batch)
+    inputs = given.inputs
+    if not isinstance(inputs, Tensor) or inputs.dim() != 4 or not inputs.is_floating_point():
+        what = f"{inputs.dtype} {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise UserError(f"explain takes batches of images, floating-point (N, C, H, W), in a list; got {what}")
+    return given
 
 
 class _Collected:
@@ -221,11 +242,14 @@ class _Collected:
         if not is_classifier(output):
             if not self.is_attentive:
                 raise UserError(
-                    f"{name} has no attention of whatwhere and returns no scores of classes, so that there is nothing "
-                    "to explain"
+                    f"{name} has no attention of whatwhere and returns no scores of classes: there is nothing to "
+                    "explain; grad_cam(model, images, function) takes any score"
                 )
             if self.is_layer_given or self.target is not None:
-                raise UserError(f"{name} returns no scores of two or more classes, which Grad-CAM is for")
+                raise UserError(
+                    f"{name} returns no scores of two or more classes, for which explain shows Grad-CAM; "
+                    "grad_cam(model, images, function) takes any score"
+                )
             self.notes["no Grad-CAM and no curves: the network returns no scores of two or more classes"] = None
             return
         if not self.is_attentive and not self.with_cam:
@@ -322,7 +346,7 @@ class _Collected:
 
     def _layers(self) -> list[Layer]:
         frequent = sorted(self.num_predicted, key=lambda name: -self.num_predicted[name])[:_MOST_CLASSES]
-        frequent = [name for name in frequent if self.num_predicted[name] >= _LEAST_OF_CLASS]
+        frequent = [name for name in self.classes if name in frequent and self.num_predicted[name] >= _LEAST_OF_CLASS]
         # one that is called a different number of times with other images would stand at the wrong ones
         strange = [name for name, parts in self.gates.items() if len(parts) != self.num_shown_batches]
         if strange:
@@ -365,7 +389,7 @@ class _Collected:
         try:
             found.randomized = check(self.model, images, self.target, layer=found.cam_layer)
         except UserError as error:
-            found.notes.append(f"no check with random weights: {error}")
+            found.notes.append(str(error))
             return
         progress("check with random weights", 1, 1)
         remarks = found.randomized.remarks()
@@ -406,15 +430,32 @@ def explanation_figure(explanations: Sequence[Explanation]) -> Figure:
     columns: dict[str, Tensor] = {}
     for number, one in enumerate(explanations):
         whose = f", {'AB'[number]}" if len(explanations) > 1 else ""
-        gates = [(layer.name, name, plane) for layer in one.layers for name, plane in layer.planes.items()]
-        gates = [gate for gate in gates if gate[2].isfinite().all()]
+        gates = [
+            (f"{layer.name}\n{name}", plane, layer.doubts.get(name, ""))
+            for layer in one.layers
+            for name, plane in layer.planes.items()
+            # one value everywhere would be drawn as noise
+            if plane.isfinite().all()
+            and plane.max() - plane.min() >= LEAST_SPREAD * (layer.bounds[1] - layer.bounds[0])
+        ]
         for n in spread(len(gates), _MOST_GATES_IN_PICTURE):
-            layer, name, plane = gates[n]
-            columns[f"{layer}\n{name}{whose}".strip()] = plane[rows][:, None]
+            name, plane, doubt = gates[n]
+            columns[f"{name}{whose}{doubt and f', {doubt}'}".strip()] = plane[rows][:, None]
         if one.cam is not None:
-            cam = one.cam[rows][:, None]
-            columns[f"{GRAD_CAM}{whose}"] = cam / cam.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
+            cam, of_all = one.cam[rows][:, None], set(one.cam_classes)
+            target = f" for {one.cam_classes[0]}" if len(of_all) == 1 else ""
+            columns[f"{GRAD_CAM}{target}{whose}"] = cam / cam.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
     names = "; ".join(f"{'AB'[number]}: {one.network}" for number, one in enumerate(explanations))
-    captions = [first.predictions[n][0][0] if first.predictions else "" for n in rows]
+    captions = [
+        ", ".join(
+            dict.fromkeys(
+                (f"{'AB'[number]}: " if len(explanations) > 1 else "") + one.predictions[n][0][0]
+                for number, one in enumerate(explanations)
+                if one.predictions
+            )
+        )
+        + (f"\nis {first.labels[n]}" if first.labels[n] else "")
+        for n in rows
+    ]
     title = names if len(explanations) > 1 else first.network
     return gate_figure(first.pictures[rows].float() / 255, columns, captions, title)

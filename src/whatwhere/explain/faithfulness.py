@@ -16,6 +16,7 @@ from ..base.words import brief
 
 _BLUR = 5 / 224  # the standard deviation of the blur, in sides of the image
 _SEED = 0
+_LEAST_IMAGES = 5  # for an interval
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Faithfulness:
     def gains(self) -> list[tuple[float, float, float]]:
         """Return by how much the map is better than random order, by insertion and by deletion, above 0 if it is.
 
-        (mean over the images, and its 95 % interval, by the t distribution; NaN with one image).
+        (mean over the images, and its 95 % interval, by the t distribution; NaN with fewer than 5 images).
         """
         return [
             _with_interval(sign * (own - random))
@@ -148,7 +149,7 @@ def _with_interval(values: Tensor) -> tuple[float, float, float]:
     from scipy.stats import t
 
     mean, num = float(values.double().mean()), len(values)
-    if num < 2:
+    if num < _LEAST_IMAGES:
         return mean, float("nan"), float("nan")
     half = float(t.ppf(0.975, num - 1) * values.double().std() / num**0.5)
     return mean, mean - half, mean + half

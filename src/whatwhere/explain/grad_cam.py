@@ -143,7 +143,10 @@ def _score(target: Target, num_images: int) -> Callable[[Any], Tensor]:
     if callable(target) and not isinstance(target, Tensor):
         score = target
     else:
-        wanted = None if target is None else torch.as_tensor(target).reshape(-1).expand(num_images)
+        wanted = None if target is None else torch.as_tensor(target).reshape(-1)
+        if wanted is not None and len(wanted) not in (1, num_images):
+            raise UserError(f"target must be one class, or one for each of {num_images} images, got {len(wanted)}")
+        wanted = None if wanted is None else wanted.expand(num_images)
 
         def score(output: Any) -> Tensor:
             if not isinstance(output, Tensor) or output.dim() != 2:

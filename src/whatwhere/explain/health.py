@@ -28,7 +28,7 @@ ADVICE = {
     "not finite": "training went wrong; start it again with a lower learning rate, or in float32",
     "constant": "check that its weights are trained, and that the weight of the last norm in it is not 0",
     "saturated": "almost no gradient comes through; try a lower learning rate, weight decay, or start='identity'",
-    "nearly the same for all images": "it scales, but hardly looks; its placebo, static:..., does much the same",
+    "nearly the same for all images": "it scales, but hardly looks; compare it with its placebo, attention static:NAME",
 }
 
 
@@ -182,7 +182,8 @@ def _faults(layer: str, name: str, sums: _Sums) -> Iterator[Finding]:
         return
     share = sums.share_from_images()
     if share < LEAST_SHARE and not sums.is_placebo:
-        said = f"{share:.1%} of its variance is from image to image"
+        told = f"{share:.1%}" if share >= 0.0005 else "less than 0.1%"
+        said = f"{told} of its variance is from image to image"
         yield _finding(layer, name, "nearly the same for all images", share, said)
 
 

@@ -46,9 +46,9 @@ class Randomized:
         for name, values in self.likeness.items():
             parts = []
             if values[-1] >= STILL_ALIKE:
-                parts.append(f"with random weights it stays alike ({values[-1]:.2f})")
+                parts.append(f"much the same with random weights ({values[-1]:.2f})")
             if self.of_others[name] >= ANYWHERE_ALIKE:
-                parts.append(f"maps of different images are alike ({self.of_others[name]:.2f})")
+                parts.append(f"much the same for different images ({self.of_others[name]:.2f})")
             if parts:
                 found[name] = " and ".join(parts)
         return found

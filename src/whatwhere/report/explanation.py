@@ -25,6 +25,7 @@ from ..explain.health import LEAST_IMAGES, LEAST_SPREAD
 from ..explain.picture import colour_scale
 from ..explain.randomization import ANYWHERE_ALIKE, STILL_ALIKE, Randomized
 from .charts import Scale
+from .figures import NONE
 from .html import environment
 
 MOST_BYTES = 20_000_000
@@ -36,13 +37,13 @@ _MOST_CHANNELS = 12  # in the table of classes
 _HTML = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 
-def write_explanation(path: Path, explanations: Sequence[Explanation]) -> None:
+def write_explanation(path: Path | str, explanations: Sequence[Explanation]) -> None:
     """Write the page of one network, or of two side by side for the same images, whole or not at all.
 
     Raises:
         UserError: The file cannot be written, the networks were given other images, or the page gets too large.
     """
-    write_bytes(path, explanation_page(explanations).encode())
+    write_bytes(Path(path), explanation_page(explanations).encode())
 
 
 def explanation_page(explanations: Sequence[Explanation]) -> str:
@@ -98,6 +99,7 @@ def _page(explanations: Sequence[Explanation], pictures: list[list[str]], side: 
         pictures=pictures[0],
         data=json.dumps(data, separators=(",", ":"), allow_nan=False).translate(_HTML),
         charts=[(one, _curves(one)) for one in explanations if one.faithfulness],
+        num_sampled=next((len(f.curves.insertion) for one in explanations for f in one.faithfulness.values()), 0),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         limits=(STILL_ALIKE, ANYWHERE_ALIKE),
@@ -118,12 +120,14 @@ def _jpeg(picture: Tensor) -> str:
 def _quantized(values: Tensor, side: int, *, each: bool = False) -> dict[str, Any]:
     """Return maps (N, h, w) as bytes from 0 to 255, between the least and the greatest of all, or of `each`."""
     values = values.float()
+    size = list(values.shape[1:])
     if max(values.shape[1:]) > side:
         values = F.adaptive_avg_pool2d(values, (min(side, values.shape[1]), min(side, values.shape[2])))
     finite = torch.where(values.isfinite(), values, 0)
     low, high = (finite.amin((1, 2)), finite.amax((1, 2))) if each else (finite.min().expand(1), finite.max().expand(1))
     scaled = (finite - low[:, None, None]) / (high - low).clamp(min=1e-12)[:, None, None]
     return {
+        "size": size,
         "height": values.shape[1],
         "width": values.shape[2],
         "low": [float(f"{value:.4g}") for value in low.tolist()],
@@ -196,14 +200,14 @@ def _points(curve: Tensor) -> str:
 
 def _likeness(randomized: Randomized) -> tuple[list[str], list[list[str]]]:
     """Return heads and rows: a row for each map, a column for the first steps, for half of them and for all."""
-    num_steps = len(randomized.layers)
+    num_steps, others = len(randomized.layers), randomized.of_others
     steps = sorted({1, (num_steps + 1) // 2, num_steps})
-    shares = [f"{step / num_steps:.0%} of the layers" for step in steps[:-1]]
+    shares = [f"last {step / num_steps:.0%} random" for step in steps[:-1]]
     rows = [
-        [name, *(f"{values[step - 1]:.2f}" for step in steps), f"{randomized.of_others[name]:.2f}"]
+        [name, *(NONE if math.isnan(v) else f"{v:.2f}" for v in (*(values[n - 1] for n in steps), others[name]))]
         for name, values in randomized.likeness.items()
     ]
-    return ["map", *shares, "all layers", "maps of other images"], rows
+    return ["map", *shares, "all random", "another image's map"], rows
 
 
 def _class_tables(one: Explanation) -> list[tuple[str, list[str], list[tuple[str, ...]]]]:
@@ -221,7 +225,7 @@ def _class_tables(one: Explanation) -> list[tuple[str, list[str], list[tuple[str
             shares = shares / shares.sum()
             spread = (shares * (values - (shares * values).sum(0)).square()).sum(0)
             chosen = spread.argsort(descending=True)[:_MOST_CHANNELS].sort().values
-            heads = ["class", "images", *(str(number) for number in chosen.tolist()), "all channels"]
+            heads = ["class", "images", *(f"channel {number}" for number in chosen.tolist()), "all channels"]
             rows = [
                 (
                     name,

@@ -146,6 +146,8 @@
     element("panels").replaceChildren();
     element("bars").replaceChildren();
     const said = [];
+    const targets = new Set(data.networks.flatMap((network) => (network.cam ? [network.camClasses[number]] : [])));
+    element("apart").hidden = targets.size < 2;
     data.networks.forEach((network, n) => {
       const predicted = (network.predictions[number] || []).map(([name, share]) => `${name} ${share === null ? "not finite" : `${(100 * share).toFixed(1)} %`}`).join(", ");
       const row = make("div", element("panels"), "", "maps");
@@ -155,10 +157,10 @@
       for (const plane of layer ? layer.planes : []) {
         const map = cut(plane, number, element("own-range").checked);
         const mix = layer.mix === null ? "" : `, a = ${layer.mix.toFixed(2)}${layer.mix < 0 ? ": turned round" : ""}`;
-        said.push(panel(row, images[n], `${plane.name} gate`, `${layer.name}, ${plane.height} x ${plane.width} places${mix}`, map, plane.doubt, plane.remark));
+        said.push(panel(row, images[n], `${plane.name} gate`, `${layer.name}, ${plane.size[0]} x ${plane.size[1]} places${mix}`, map, plane.doubt, plane.remark));
       }
       if (network.cam) {
-        said.push(panel(row, images[n], `Grad-CAM for ${network.camClasses[number]}`, `${network.camLayer}, ${network.cam.height} x ${network.cam.width} places`, cut(network.cam, number, false)));
+        said.push(panel(row, images[n], `Grad-CAM for ${network.camClasses[number]}`, `${network.camLayer}, ${network.cam.size[0]} x ${network.cam.size[1]} places`, cut(network.cam, number, false)));
       }
       for (const gate of layer ? layer.channels : []) bars(network, layer, gate, number);
     });
