@@ -75,7 +75,7 @@ def test_two_networks_side_by_side():
     assert second["pictures"] is None
     assert second["layers"] == []
     assert "beside resnext11_8x8d" in text
-    assert "It has no attention of whatwhere." in text
+    assert "It has no attention of whatwhere, or none that can be shown." in text
     # one that cuts its images in another way shows its own
     other = explained("resnext11_8x8d")
     other.pictures = other.pictures[:, :, 4:-4, 4:-4]

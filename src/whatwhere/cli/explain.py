@@ -16,6 +16,7 @@ from ..base.errors import UserError
 from ..base.files import check_can_write, check_replaceable, write_bytes, writing
 from ..base.tables import Table, rich_tables, say, show, tell
 from ..base.words import brief, few, printable, suggest
+from .predict import BundleFolder, Device, Images, OwnAttention, tell_findings
 
 if TYPE_CHECKING:
     from ..explain import Batch, Explanation
@@ -25,8 +26,8 @@ _MOST_IMAGES = 500
 
 
 def explain_command(
-    bundle: Annotated[Path, typer.Argument(help="A run's folder, or its best/.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    bundle: BundleFolder,
+    images: Images,
     *,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("explain.html"),
     against: Annotated[
@@ -45,13 +46,8 @@ def explain_command(
         Path | None, typer.Option(metavar="FILE", help="Write a picture for a paper too, of up to 6 of the images.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images computed together.")] = 32,
-    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps; by default the best.")] = "",
-    attention: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODULE:NAME", help="The network's attention, code of yours to import, if it was trained so."
-        ),
-    ] = None,
+    device: Device = "",
+    attention: OwnAttention = None,
 ) -> None:
     """Show what a trained network looks at, in a page: gates, Grad-CAM, and whether these maps mean anything.
 
@@ -73,8 +69,7 @@ def explain_command(
     if png is not None:
         _check_picture(png, out)
     files, findings = image_files(images)
-    for finding in (finding for finding in findings if finding.severity != "note"):
-        tell(f"{finding.sentence(skip=False)}: {few([printable(path) for path in finding.paths], 5)}")
+    tell_findings(findings)
     own = None if attention is None else attention_by_path(attention)
     bad: dict[str, str] = {}
     largest: dict[str, int] = {}

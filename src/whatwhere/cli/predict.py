@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,23 +16,33 @@ from ..base.tables import comma_separated, rich_tables, say, say_json, show, tel
 from ..base.words import brief, few, printable
 from .check import DataDir, Download, LabelColumn, PathColumn, SplitColumn
 
-_Bundle = Annotated[Path, typer.Argument(help="A run's folder, or its best/.")]
+if TYPE_CHECKING:
+    from ..data.sources.source import Finding
+
+BundleFolder = Annotated[Path, typer.Argument(help="A run's folder, or its best/.")]
+Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")]
 _BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Images computed together.")]
-_Device = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps; by default the best.")]
-_Attention = Annotated[
+Device = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps; by default the best.")]
+OwnAttention = Annotated[
     str | None,
     typer.Option(metavar="MODULE:NAME", help="The network's attention, code of yours to import, if it was trained so."),
 ]
 
 
+def tell_findings(findings: Iterable[Finding]) -> None:
+    """Say what `image_files` left out."""
+    for finding in (finding for finding in findings if finding.severity != "note"):
+        tell(f"{finding.sentence(skip=False)}: {few([printable(path) for path in finding.paths], 5)}")
+
+
 def predict_command(
-    bundle: _Bundle,
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    bundle: BundleFolder,
+    images: Images,
     *,
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Classes to give of each image.")] = 5,
     batch_size: _BatchSize = 64,
-    device: _Device = "",
-    attention: _Attention = None,
+    device: Device = "",
+    attention: OwnAttention = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print path, rank, class, probability.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -51,9 +62,7 @@ def predict_command(
     # a folder that cannot be listed is no image, however many are in it
     num_bad = sum(len(finding.paths) for finding in errors if finding.kind != "permission")
     num_images = len(files) + num_bad
-    for finding in (finding for finding in findings if finding.severity != "note"):
-        named = few([printable(path) for path in finding.paths], 5)
-        tell(f"{finding.sentence(skip=False)}: {named}")
+    tell_findings(findings)
     found: list[dict[str, Any]] = []
     largest: list[int] = []
     # on a terminal the predictions themselves show how far it is
@@ -88,7 +97,7 @@ def predict_command(
 
 
 def evaluate_command(
-    bundle: _Bundle,
+    bundle: BundleFolder,
     data: Annotated[str, typer.Argument(help="Labelled images, as `whatwhere train` takes them.")],
     *,
     split: Annotated[
@@ -96,8 +105,8 @@ def evaluate_command(
     ] = None,
     batch_size: _BatchSize = 128,
     workers: Annotated[int, typer.Option(min=0, metavar="N", help="Threads that read images.")] = 0,
-    device: _Device = "",
-    attention: _Attention = None,
+    device: Device = "",
+    attention: OwnAttention = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images and rows that are bad.")] = False,
     path_column: PathColumn = None,
     label_column: LabelColumn = None,
