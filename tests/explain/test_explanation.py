@@ -123,7 +123,7 @@ def test_a_detector_has_gates_alone():
 
 
 def test_without_captum(monkeypatch, refused):
-    monkeypatch.setattr("whatwhere.explain.explanation.has_captum", lambda: False)
+    monkeypatch.setattr("whatwhere.explain.collected.has_captum", lambda: False)
     monkeypatch.setattr("whatwhere.explain.randomization.has_captum", lambda: False)
     found = explain(network(), [photos(8)], sampled=2)
     assert found.notes == ["Grad-CAM needs captum: pip install captum"]

@@ -1,6 +1,7 @@
 """Show what a network looks at."""
 
-from .explanation import Batch, Explanation, explain
+from .collected import explain
+from .explanation import Batch, Explanation
 from .faithfulness import Curves, Faithfulness, faithfulness
 from .gates import LayerGates, maps, spatial_gates
 from .grad_cam import grad_cam
