@@ -99,6 +99,13 @@ def test_equal_means_have_an_error_still():
     assert pooled([0.0] * 4, [0.01] * 4).p_difference() == 1
 
 
+def test_means_as_near_as_numbers_can_be():
+    # the slope of Q is about 1e-323 there: no step is taken, and nothing is divided by it
+    found = pooled([0.0, 9.2e-162], [1.0, 1.0])
+    assert found.tau_squared == 0
+    assert found.error == pytest.approx(math.sqrt(1 / 2))
+
+
 # the cells of benchmarks/across.py in which most goes wrong
 @pytest.mark.parametrize(
     ("num", "pairs", "spread", "tau", "effect"),

@@ -124,7 +124,7 @@ def paule_mandel(means: Any, squared_errors: Any) -> Any:
         mean = (weights * y).sum(-1) / weights.sum(-1)
         squares = weights * (y - mean[..., None]) ** 2
         excess, slope = squares.sum(-1) - (y.shape[-1] - 1), (weights * squares).sum(-1)
-        step = np.where(excess > 0, excess / np.where(slope > 0, slope, 1.0), 0.0)
+        step = np.divide(excess, slope, out=np.zeros_like(excess), where=(excess > 0) & (slope > 0))
         tau_squared = tau_squared + step
         if (step <= 1e-13 * tau_squared).all():
             break
