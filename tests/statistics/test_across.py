@@ -4,12 +4,14 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from data_sets import EFFECTS, compared, several
 from whatwhere import UserError
 from whatwhere.experiment import Results, across, judge
 from whatwhere.statistics.across import DEPENDS, HELPS_ON_AVERAGE, HURTS_ON_AVERAGE
 from whatwhere.statistics.decide import SAME, UNKNOWN
+from whatwhere.statistics.related import LIMIT, _chance, related
 
 
 def only(verdict):
@@ -295,3 +297,58 @@ def test_one_baseline_is_one_data_set():
     with pytest.raises(UserError, match="hold the same figures of their baseline, so they are of one data set"):
         across({"a": one, "b": shared})
     assert across({"a": one, "b": shared}, {"a": "digits", "b": "digits"}).arms
+
+
+def on_test_sets(num_sets, own=0.3, num_seeds=8, effect=1.0, seed=5):
+    """Return comparisons of the same trained networks on several test sets: one training noise, and some of each."""
+    rng = np.random.default_rng(seed)
+    noise = rng.standard_normal((2, num_seeds))
+    found = {}
+    for name in "abcdefgh"[:num_sets]:
+        results = Results()
+        for number in range(num_seeds):
+            of = 80 + noise[:, number] + own * rng.standard_normal(2)
+            results.add("none", str(number), {"accuracy": round(float(of[0]), 2)})
+            results.add("cbam", str(number), {"accuracy": round(float(of[1] + effect), 2)})
+        found[name] = judge(results)
+    return found
+
+
+def test_the_same_networks_on_many_test_sets_are_one_data_set():
+    verdict = across(on_test_sets(6, num_seeds=12))
+    arm = only(verdict)
+    assert (arm.verdict, arm.mean_difference, arm.data_sets) == (UNKNOWN, None, ())
+    assert arm.reason == "1 data set counts, and a verdict needs 4"
+    assert {one.data_set for one in arm.comparisons} == {"a + b + c + d and 2 more"}
+    assert verdict.cautions[0].startswith(
+        "a, b, c, d and 2 more count as one data set: their differences go together from seed to seed"
+    )
+
+
+def test_two_test_sets_of_the_same_networks_count_once_among_others():
+    comparisons = several() | on_test_sets(2, own=0.05, num_seeds=12)
+    arm = only(across(comparisons))
+    assert len(arm.data_sets) == len(EFFECTS) + 1
+    assert [one.num_comparisons for one in arm.data_sets if one.name == "a + b"] == [2]
+
+
+@pytest.mark.parametrize("kind", ["normal", "outliers"])
+def test_independent_trainings_with_the_same_seeds_count_each(kind):
+    rng, mistaken = np.random.default_rng(7), 0
+    for _ in range(1000):
+        table = rng.standard_normal((6, 12))
+        if kind == "outliers":  # a run that failed now and then
+            table -= 15 * (rng.random((6, 12)) < 0.08)
+        mistaken += bool(related([{str(number): dict(enumerate(row)) for number, row in enumerate(table)}]))
+    assert mistaken <= 1000 * LIMIT + 3 * math.sqrt(1000 * LIMIT)
+
+
+def test_agreement_is_kendalls():
+    rng = np.random.default_rng(8)
+    table = rng.standard_normal((2, 9)).round(1)
+    chance = _chance([dict(enumerate(row)) for row in table])
+    assert chance == pytest.approx(spearmanr(*table, alternative="greater").pvalue, rel=1e-9)
+    # four judges who agree on 7 things: each order has the probability 1 / 7!
+    assert _chance([dict(enumerate(range(7)))] * 4) == pytest.approx(1 / math.factorial(7) ** 3)
+    assert _chance([dict(enumerate([1.0] * 7))] * 2) == 1
+    assert _chance([{0: 1.0, 1: 2.0}, {1: 1.0, 2: 2.0}]) == 1

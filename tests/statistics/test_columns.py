@@ -1,7 +1,8 @@
 import pytest
 
-from whatwhere.experiment import judge, read_results
-from whatwhere.statistics.columns import Reading
+from whatwhere.experiment import Results, judge, read_results
+from whatwhere.statistics.columns import FOLDS, Reading
+from whatwhere.statistics.direction import is_called_best, is_called_higher
 from whatwhere.statistics.epochs import CHOSEN, LAST
 
 # W&B's "Export CSV" of a project's runs; MLflow's `search_runs` and its "Download CSV"
@@ -46,6 +47,7 @@ def test_usual_names_of_columns_are_understood_and_said(read, head, arm, seed):
     assert results.notes == [
         f"the column {arm!r} is taken as the arm",
         *([f"the column {seed!r} is taken as the seed"] if seed != "params.seed" else []),
+        *([FOLDS] if seed == "fold" else []),
     ]
 
 
@@ -288,3 +290,46 @@ def test_a_table_of_too_many_columns_lines_or_arms_is_refused(tmp_path, refused)
     path.write_text("arm,seed,accuracy\n" + "".join(f"none,{seed},0.5\nse,{seed},0.6\n" for seed in range(10_001)))
     with refused():
         judge(read_results(path))
+
+
+def table_of_data_sets(column, num_sets):
+    lines = [f"arm,{column},seed,accuracy"]
+    for seed in range(12):
+        of = f"set{seed % num_sets}"
+        lines += [f"none,{of},{seed},{0.8 + seed * seed % 7 / 100}", f"cbam,{of},{seed},{0.83 + seed * seed % 5 / 100}"]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("column", ["dataset", "Data", "domain", "params.dataset_name"])
+def test_pairs_of_several_data_sets_are_said_to_be_a_mix(read, column):
+    (note,) = [note for note in read(table_of_data_sets(column, 3)).notes if "data sets" in note]
+    assert note.startswith(f"the pairs are of 3 data sets ({column}: set0, set1, set2): the verdict is on this mix")
+    assert "whatwhere verdict --across" in note
+    assert not [note for note in read(table_of_data_sets(column, 1)).notes if "data sets" in note]
+
+
+@pytest.mark.parametrize("name", ["fold", "Fold", "kfold", "cv_fold", "fold_id"])
+def test_folds_as_seeds_are_a_caution(read, name):
+    text = f"arm,{name},accuracy\n" + "".join(f"{arm},{n},0.{8 + n % 2}{n}\n" for arm in ("a", "b") for n in range(6))
+    assert any("the seeds are folds" in note for note in read(text, seed_column=name).notes)
+    assert not any("folds" in note for note in read(text.replace(name, "seed")).notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_best"),
+    [
+        *(
+            (name, True)
+            for name in ("best_acc", "max_val_f1", "Best Top1", "val/acc_best", "min_val_loss", "最佳准确率")
+        ),
+        *((name, False) for name in ("acc", "AR@maxDets=100", "AR_max_100", "time_min", "bestiary_acc", "val_loss")),
+    ],
+)
+def test_the_best_of_several_epochs_is_a_caution(name, is_best):
+    assert is_called_best(name) is is_best
+    results = Results()
+    for seed in range(6):
+        results.add("none", seed, {name: 0.7 + seed * seed % 5 / 100})
+        results.add("cbam", seed, {name: 0.74 + seed * seed % 7 / 100})
+    told = judge(results, metric=name, lower_is_better=None if is_called_higher(name) else True, margin=0.5).cautions
+    assert any("the best of several by its name" in caution for caution in told) is is_best

@@ -1,15 +1,19 @@
 """Pairs that are not independent get no verdict; live ones are not called dead."""
 
+import itertools
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import kendalltau
 
 from whatwhere.experiment import Results, compare, judge, read_results
 from whatwhere.statistics.independence import LIMIT, doubt_about
 from whatwhere.statistics.metric import metric_for
+from whatwhere.statistics.order import chance_of_order
 
 CASES = Path(__file__).parent / "cases"
 NOISE = (0.0031, -0.0042, 0.0013, -0.0024, 0.0045, -0.0016, 0.0027, -0.0038, 0.0019)
@@ -280,3 +284,67 @@ def test_a_comparison_on_few_test_images_goes_on():
 
 def test_the_limit_is_that_of_the_text():
     assert LIMIT == 1 / 10_000
+
+
+@pytest.mark.parametrize("n", [4, 5, 6])
+def test_the_chance_of_an_order_is_that_of_all_orders(n):
+    orders = [dict(enumerate(order)) for order in itertools.permutations(range(n))]
+    chances = [chance_of_order([order], range(n)) for order in orders]
+    for limit in {chance for _, chance in chances if chance < 1}:
+        # both ways have one limit each, so the share of orders below it is the bound itself
+        assert sum(chance <= limit + 1e-12 for _, chance in chances) / len(orders) == pytest.approx(limit)
+    assert chances[0] == ("rise", pytest.approx(2 / math.factorial(n)))
+    assert chances[-1] == ("fall", pytest.approx(2 / math.factorial(n)))
+
+
+def test_many_seeds_have_nearly_the_exact_chance():
+    rng = np.random.default_rng(1)
+    for size in (100, 101):
+        figures = dict(enumerate(rng.standard_normal(size) + np.linspace(0, 1, size)))
+        chance = chance_of_order([figures], range(size))[1]
+        exact = kendalltau(range(size), list(figures.values()), method="exact").pvalue
+        assert exact * (1 - 1e-9) <= chance <= exact * (1 + 1e-9 if size == 100 else 1.1)
+
+
+def test_arms_that_were_sorted_get_no_verdict():
+    rng = np.random.default_rng(2)
+    none, cbam = (sorted(np.round(0.8 + 0.01 * rng.standard_normal(10), 4)) for _ in range(2))
+    for way, results in (("rise", table(none=none, cbam=cbam)), ("fall", table(none=none[::-1], cbam=cbam[::-1]))):
+        arm = verdict(results)
+        assert arm.verdict == "cannot tell yet"
+        assert arm.reason.startswith(f"the figures of none and of cbam {way} from seed to seed: they were sorted")
+        assert "give each figure the seed of its run" in arm.advice
+    # one sorted arm may be the order of the table; the pairs say nothing then, but their interval is no shorter
+    order = rng.permutation(10)
+    assert "sorted" not in verdict(table(none=none, cbam=[cbam[i] for i in order])).reason
+
+
+def test_saved_states_of_one_training_get_no_verdict():
+    rng = np.random.default_rng(3)
+    rise = 0.8 + 0.07 * (1 - np.exp(-np.arange(1, 13) / 4))
+    none, cbam = (np.round(rise + shift + 0.002 * rng.standard_normal(12), 4) for shift in (0, 0.01))
+    results = Results()
+    for step, before, after in zip(range(1000, 13000, 1000), none, cbam, strict=True):
+        results.add("none", str(step), {"accuracy": before})
+        results.add("cbam", str(step), {"accuracy": after})
+    arm = verdict(results)
+    assert arm.verdict == "cannot tell yet"
+    assert "the seeds count the steps of one training" in arm.reason
+
+
+def test_few_sorted_runs_are_a_caution():
+    none, cbam = [0.71, 0.712, 0.713, 0.717, 0.719, 0.722], [0.7311, 0.7312, 0.735, 0.736, 0.738, 0.744]
+    arm = verdict(table(none=none, cbam=cbam))
+    assert arm.verdict == "helps"
+    assert [caution for caution in arm.cautions if "rise from seed to seed" in caution]
+
+
+def test_live_seeds_are_hardly_ever_said_to_be_sorted():
+    rng = np.random.default_rng(4)
+    doubted = cautioned = 0
+    for _ in range(4000):
+        shared, own = rng.standard_normal(10), rng.standard_normal((2, 10))
+        chance = chance_of_order([dict(enumerate(shared + 0.05 * of)) for of in own], range(10))[1]
+        doubted, cautioned = doubted + (chance <= LIMIT), cautioned + (chance <= 1 / 200)
+    assert doubted <= 3
+    assert cautioned <= 4000 / 200 + 3 * math.sqrt(4000 / 200)

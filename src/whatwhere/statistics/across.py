@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -17,6 +17,7 @@ from .looks import ALPHA
 from .metric import Metric
 from .paired import PairedDifference
 from .pooled import Pooled, pooled
+from .related import related
 from .verdict import ArmVerdict, Judgement
 from .wording import percent, quantity, span
 
@@ -144,7 +145,8 @@ def across(comparisons: Mapping[str, Judgement], data_sets: Mapping[str, str] | 
 
     A comparison counts with the pairs and the looks of its own verdict; one with fewer than 6 pairs, or whose pairs may
     not be independent, is shown and does not count. The comparisons of one data set are combined first (`DataSet`), so
-    that it counts once. Of the first that applies:
+    that it counts once; data sets on which the same networks were tested (`related`) are one, and a caution says so.
+    Of the first that applies:
 
     1. a comparison helps and another hurts, each as the verdict of one comparison is made (`decide`), with one error
        of 5 % shared after Holm among all comparisons and arms: it depends, from 4 comparisons on;
@@ -185,6 +187,9 @@ def across(comparisons: Mapping[str, Judgement], data_sets: Mapping[str, str] | 
     given = {name: names.get(name, name) for name in comparisons}
     _check_baselines(comparisons)
     _check_copies(comparisons, given)
+    together = related(_differences(comparisons, given))
+    one_set = {name: few(group, _MOST_NAMED, " + ") for group in together for name in group}
+    given = {name: one_set.get(of, of) for name, of in given.items()}
     members, cases = _members(comparisons, given)
     told = decide([case for _, _, case in cases], margin, higher_is_better=bool(metric.higher_is_better))
     for (arm, index, _), case in zip(cases, told, strict=True):
@@ -204,7 +209,11 @@ def across(comparisons: Mapping[str, Judgement], data_sets: Mapping[str, str] | 
         else:
             verdict = _without_mean(arm, found, len(means[arm]), cautions)
         arms.append(_as_control(verdict, comparisons))
-    notes = []
+    notes = [
+        f"{few(group, _MOST_NAMED)} count as one data set: their differences go together from seed to seed, as those "
+        "of the same trained networks do when they are tested on other images"
+        for group in together
+    ]
     if assumed := [name for name in comparisons if name not in names]:
         notes.append(
             f"taken for data sets of their own: {few(assumed, 6)}; if two "
@@ -273,6 +282,24 @@ def _check_copies(comparisons: Mapping[str, Judgement], data_sets: Mapping[str, 
                     f"{named(name)} and {named(other_name)} hold the same figures of their baseline, so they are of "
                     "one data set; say so with --data-sets"
                 )
+
+
+def _differences(
+    comparisons: Mapping[str, Judgement], data_sets: Mapping[str, str]
+) -> list[dict[str, dict[Hashable, float]]]:
+    """Return for each arm the mean differences by seed in each data set, of seeds that all its comparisons have."""
+    found: dict[str, dict[str, list[dict[Hashable, float]]]] = {}
+    for name, judgement in comparisons.items():
+        for arm in judgement.arms:
+            by_seed = dict(zip(map(str, arm.seeds), arm.differences, strict=True))
+            found.setdefault(arm.arm, {}).setdefault(data_sets[name], []).append(by_seed)
+    return [
+        {
+            name: {seed: fmean(one[seed] for one in of) for seed in set.intersection(*map(set, of))}
+            for name, of in sets.items()
+        }
+        for sets in found.values()
+    ]
 
 
 def _are_copied(runs: Sequence[tuple[Sequence[Any], Sequence[float]]], metric: Metric) -> bool:

@@ -44,9 +44,16 @@ _SETTINGS_BESIDE_AN_ARM = {
     *("imsize", "resolution", "crop_size", "crop_pct", "n_epochs", "nepochs", "total_epochs", "max_steps"),
     *("warmup", "warmup_steps", "scheduler", "lr_scheduler", "sched", "patience", "freeze", "amp", "init"),
     *("num_train", "n_train", "train_size", "train_images", "dataset", "data_dir", "clip_grad", "grad_clip"),
+    *("data_set", "datasets", "data", "data_name", "data_path", "data_root", "domain", "task", "benchmark", "corpus"),
     *("augment", "augmentation", "aug", "auto_augment", "aa", "mixup", "cutmix", "label_smoothing", "smoothing"),
     *("dropout", "drop_rate", "drop_path", "drop_path_rate"),
 }
+_FOLD = r"(cv|k)?_?folds?(_?(id|number|no|nr|index|idx))?"
+FOLDS = (
+    "the seeds are folds: those of one cross-validation share most of their training images, so the interval is too "
+    "narrow, and a difference is claimed too often (Dietterich, Neural Computation 10, 1998); other seeds, each with a "
+    "split of its own, would be fair"
+)
 _SETTING = re.compile(r"(params|config|hparams)[./]")  # MLflow's, Lightning's and W&B's
 
 Line = tuple[int, list[str]]
@@ -186,6 +193,8 @@ def find_roles(
         if seed is not None:
             roles.notes.append(f"the column {brief(head[seed])} is taken as the seed")
     roles.seed = seed
+    if seed is not None and re.fullmatch(_FOLD, names[seed]):
+        roles.notes.append(FOLDS)
     known = _SETTINGS | (_SETTINGS_BESIDE_AN_ARM if roles.arm is not None else set())
     by_name = [c for c, name in enumerate(names) if name in known and not is_collected_head(head)]
     runs = list(zip(*(cells(c) for c in (roles.arm, seed) if c is not None), strict=True)) or [()] * len(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -37,6 +38,7 @@ time times latency duration runtime seconds sec secs ms msec minutes hours memor
 params parameters flops macs count counts
 """
 _FLOOR = {*_FLOOR_TEXT.split()}
+_BEST = {"best", "max", "maximum", "minimum", "highest", "lowest", "peak", "最佳", "最好", "最高", "最低"}
 _FLOOR_PARTS = ("error", "rmse", "perplexity", "latency", "误差", "错误率", "困惑度", "耗时")
 # of such a figure they may make one that is negative
 _TURNING_TEXT = """
@@ -91,6 +93,18 @@ def is_called_higher(name: str) -> bool:
         if not is_known:
             return False
     return bool({*words} & (_HIGHER | _BEGINNINGS.keys()))
+
+
+def is_called_best(name: str) -> bool:
+    """Return whether a name says that a figure is the best of several, as best_acc, max_val_f1 and min_loss do.
+
+    In AR@maxDets=100 the word is the number's, and time_min is in minutes.
+    """
+    words = [*_words(name), ""]
+    return words[0] == "min" or any(
+        word in _BEST and not (following.isdecimal() or following == "dets")
+        for word, following in itertools.pairwise(words)
+    )
 
 
 def is_never_negative(name: str) -> bool:

@@ -23,11 +23,13 @@ from ..base.errors import UserError
 from ..base.words import counted, few, named
 from .derived import smallest_gap
 from .metric import METRICS, Metric, num_decimals
+from .order import chance_of_order
 from .results import Results, numbered
 
 LEAST_DIFFERENT = 4  # with fewer different differences there is no verdict
 LIMIT = 1 / 10_000  # a repetition that is less probable than this has another cause than chance
 _LIMIT_TO_GO_ON = 1 / 500  # the same, before more runs are trained
+_LIMIT_TO_CAUTION = 1 / 200  # the same, where the verdict stands, with a caution
 _LEAST_SPREAD = 0.3  # least standard deviation of live seeds, as a share of the binomial one
 _LOW_SPREAD = 0.15  # of the binomial one: a lower standard deviation is reported
 _LEAST_ERRORS = 100  # num_images * accuracy * (1 - accuracy): with less, the spread of a count is not judged
@@ -44,6 +46,9 @@ _ALIKE = 1e-9  # figures are alike up to this share of their size: the last bits
 _CAUSES = "the seed is not passed to the trainer, or files were copied, or the networks ignore the images"
 _ADVICE = (
     "check that the seed sets everything random in a run and that each run wrote its own figures; then train again"
+)
+_ADVICE_ON_ORDER = (
+    "a pair needs two runs that share their seed: give each figure the seed of its run, or train with other seeds"
 )
 
 
@@ -69,7 +74,8 @@ def doubt_about(
     2. the runs of `arm` and of another have the same figures, with more seeds than chance brings about in 1 of 10,000;
        all pairs are equal, or all differences are while the figures vary;
     3. there are fewer than 4 different differences; with fewer than 4 pairs, two are equal;
-    4. `num_images` is known, and an arm's runs differ so little that chance would make that in 1 of 10,000 comparisons.
+    4. both arms rise, or fall, from seed to seed, more clearly than chance does in 1 of 10,000: they were sorted;
+    5. `num_images` is known, and an arm's runs differ so little that chance would make that in 1 of 10,000 comparisons.
 
     `seeds` are those of the pairs that are judged.
     """
@@ -84,6 +90,9 @@ def doubt_about(
             )
     doubt = _copied_from(results, metric.name, baseline, arm, seeds, num_images)
     doubt = doubt or _with_few_differences(results, metric.name, baseline, arm, seeds)
+    if doubt is None:
+        how, chance = _order(results, metric.name, baseline, arm, seeds)
+        doubt = Doubt(how, _ADVICE_ON_ORDER) if chance <= LIMIT else None
     if doubt is not None or num_images is None:
         return doubt
     narrow = _narrow_arms(results, metric, (baseline, arm), seeds, num_images)
@@ -142,9 +151,20 @@ def _with_few_differences(
 def cautions_about(
     results: Results, metric: Metric, baseline: str, arm: str, seeds: Sequence[Hashable], num_images: int | None = None
 ) -> list[str]:
-    """Return a sentence for each of the two arms if its runs differ less than usual."""
+    """Return what about pairs is unusual: runs of an arm that differ little, figures that follow the seeds."""
     narrow = _narrow_arms(results, metric, (baseline, arm), seeds, num_images)
-    return [f"{how}; check that the seed sets everything random in a run" for how, _ in narrow]
+    told = [f"{how}; check that the seed sets everything random in a run" for how, _ in narrow]
+    how, chance = _order(results, metric.name, baseline, arm, seeds)
+    return [*told, f"{how}; {_ADVICE_ON_ORDER}"] if LIMIT < chance <= _LIMIT_TO_CAUTION else told
+
+
+def _order(results: Results, metric: str, baseline: str, arm: str, seeds: Sequence[Hashable]) -> tuple[str, float]:
+    """Return that both arms follow the seeds, as a sentence, and how probable that is by chance."""
+    way, chance = chance_of_order([results.values(name, metric) for name in (baseline, arm)], seeds)
+    return (
+        f"the figures of {named(baseline)} and of {named(arm)} {way} from seed to seed: they were sorted, or the seeds "
+        "count the steps of one training"
+    ), chance
 
 
 def check_still_independent(results: Results, metric: str, what_to_do: str, num_images: int | None = None) -> None:

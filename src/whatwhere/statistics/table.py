@@ -32,7 +32,7 @@ from .derived import odd_seed
 from .direction import is_called_a_metric
 from .epochs import CHOSEN, EPOCHS, Row, one_a_run
 from .results import Results
-from .within_pairs import attention_of_arms, check_pairs, differing_settings
+from .within_pairs import attention_of_arms, check_data, check_pairs, differing_settings
 
 _UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas makes of a column without a name
 _FINISHED = {"finished", "completed", "complete", "success", "succeeded", "done", "ok"}
@@ -122,6 +122,7 @@ def read_tables(
         differing = differing_settings(rows)
         of_arms = attention_of_arms(rows, differing)
         check_pairs(rows, [key for key in differing if key not in of_arms], reading, notes)
+        check_data(rows, notes)
     return one_a_run(rows, reading, notes, ends_are_checked=all(is_collected_head(table.head) for table in tables))
 
 

@@ -15,6 +15,8 @@ from ..base.words import brief, counted, few, listed, named, short, spelling, su
 from . import wording
 from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, decide, holm, pairs_to_settle
 from .derived import as_number, derived_notes, odd_seed
+from .direction import is_called_best
+from .epochs import CHOSEN
 from .independence import cautions_about, doubt_about
 from .looks import ALPHA, LEAST_PAIRS, MOST_SEEDS, Schedule
 from .metric import METRICS, Metric, check_direction, margin_for, metric_for
@@ -262,7 +264,9 @@ def judge(
         verdicts.append(_verdict(case, measure, margin, holm_p, cautions))
     differences, notes = _others(results, measure.name, baseline, cases, test_images)
     missed = [case for case in cases if case.is_control and case.judged is not None and case.verdict == UNKNOWN]
-    notes = [*results.notes, *map(wording.missed_control, missed), *notes, *derived_notes(results, measure.name)]
+    best = [wording.chosen_epoch(measure)] if is_called_best(measure.name) and CHOSEN not in results.notes else []
+    notes = [*results.notes, *best, *map(wording.missed_control, missed), *notes]
+    notes += derived_notes(results, measure.name)
     if given is None and known_baseline(results.arms) is None:
         notes.insert(
             0,

@@ -60,6 +60,15 @@ def missed_control(case: Case) -> str:
     )
 
 
+def chosen_epoch(metric: Metric) -> str:
+    """Return the caution on a figure whose name says that it is the best of several."""
+    return (
+        f"{named(metric.label)} is the best of several by its name: if they are the epochs of a run, chosen by this "
+        "figure, it is that of the luckiest epoch, too high, and more so for an arm whose figures vary more between "
+        "epochs; the figure of the last epoch would be fair"
+    )
+
+
 def _choice(case: Case, metric: Metric, margin: float) -> str:
     arm = named(case.arm)
     if case.verdict == SAME:
