@@ -5,6 +5,7 @@ import io
 import re
 
 import pytest
+from statsmodels.regression.linear_model import OLS
 
 import ledger
 
@@ -77,10 +78,11 @@ def test_another_column_ends_the_program():
 
 
 def test_a_baseline_counts_once_with_the_mean_of_its_pairs():
-    rows = [row("a-se", "a", 1), row("a-cbam", "a", 3), row("b-se", "b", -1), row("c-se", "c", 2)]
-    assert ledger.means(rows) == [2, -1, 2]
-    # standard deviation sqrt(3), so that t is 1 / (sqrt(3) / sqrt(3)); its 97.5 % quantile with 2 degrees is 4.303
-    assert ledger.table_line("all", rows) == "| all | 3 | 4 | 2 | +2.00 | +1.00 | 1.0 | -3.30 to +5.30 |"
+    rows = [row("a-se", "a", 1, source="x"), row("a-cbam", "a", 3, source="x")]
+    rows += [row("b-se", "b", -1, source="y"), row("c-se", "c", 2, source="z")]
+    assert ledger.means(rows) == [("x", 2), ("y", -1), ("z", 2)]
+    # standard deviation sqrt(3), so that the error is sqrt(3) / sqrt(3); the 97.5 % quantile with 2 degrees is 4.303
+    assert ledger.table_line("all", rows) == "| all | 3 | 3 | 4 | 2 | +2.00 | +1.00 | -3.30 to +5.30 |"
 
 
 def test_what_is_not_counted():
@@ -92,9 +94,21 @@ def test_what_is_not_counted():
 def test_a_page_with_another_summary_is_a_fault(tmp_path, monkeypatch, capsys):
     for name in ("ledger.csv", "ledger.md"):
         text = (ledger.DOCS / name).read_text(encoding="utf-8")
-        (tmp_path / name).write_text(text.replace("| all | 43 |", "| all | 44 |"), encoding="utf-8")
+        (tmp_path / name).write_text(text.replace("| all | 13 | 43 |", "| all | 13 | 44 |"), encoding="utf-8")
     monkeypatch.setattr(ledger, "DOCS", tmp_path)
     assert ledger.main(write=False) == 1
     assert "the summary is not that of docs/ledger.csv; run make ledger" in capsys.readouterr().out
     assert ledger.main(write=True) == 0
     assert ledger.main(write=False) == 0
+
+
+def test_baselines_of_one_source_are_not_independent():
+    of = [*(("a", value) for value in (0.1, 0.3, 0.2, 0.4)), *(("b", value) for value in (1.0, 1.2)), ("c", 0.7)]
+    values, groups = [value for _, value in of], [name for name, _ in of]
+    theirs = OLS(values, [1.0] * len(of)).fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
+    assert ledger.interval(of) == pytest.approx(tuple(theirs.conf_int()[0]))
+    assert ledger.interval(of[:6]) is None
+    assert {ledger.publisher(row["source"]) for row in ROWS if "timm" in row["pair"]} == {
+        "github.com/huggingface/pytorch-image-models"
+    }
+    assert ledger.publisher("arXiv 1709.01507, Table 4") == ledger.publisher("arXiv 1709.01507, Table 2")

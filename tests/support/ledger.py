@@ -27,6 +27,7 @@ MARKS = {
 FILLED = ["pair", "baseline", "attention", "plain_network", "attention_network", "test_set", "source"]
 NUMBERS = {"plain": True, "with_attention": True, "difference": True}  # must a number stand there?
 NUMBERS |= dict.fromkeys(["plain_params", "attention_params", "image_size", "epochs"], False)
+PUBLISHER = re.compile(r"arXiv [\d.]+|github\.com/[^/ ]+/[^/ )]+")
 NUMBER = re.compile(r"-?\d+(\.\d+)?")
 COLUMNS = ["pair", "baseline", "attention", "plain_network", "attention_network", "plain_params", "attention_params"]
 COLUMNS += ["test_set", "main", "image_size", "epochs", "recipe", "plain", "with_attention", "difference"]
@@ -97,26 +98,54 @@ def main_rows(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row["main"] == "yes"]
 
 
-def means(rows: Iterable[Row]) -> list[float]:
-    """Return one mean difference for each baseline."""
+def publisher(source: str) -> str:
+    """Return the paper or the repository that a source belongs to: what one group trained with its recipes."""
+    found = PUBLISHER.search(source)
+    return source if found is None else found[0]
+
+
+def means(rows: Iterable[Row]) -> list[tuple[str, float]]:
+    """Return the publisher and the mean difference of each baseline."""
     of: dict[str, list[float]] = defaultdict(list)
+    publishers = {}
     for row in rows:
         of[row["baseline"]].append(float(row["difference"]))
-    return [statistics.fmean(values) for values in of.values()]
+        publishers[row["baseline"]] = publisher(row["source"])
+    return [(publishers[name], statistics.fmean(values)) for name, values in of.items()]
+
+
+def interval(of_baselines: list[tuple[str, float]]) -> tuple[float, float] | None:
+    """Return mean -+ t(G - 1) * error of the plain mean over baselines; None with fewer than 3 publishers.
+
+    Baselines of one publisher are not independent: error**2 = G / (G - 1) * sum of (sum of (y - mean))**2 / n**2, the
+    inner sum over the baselines of each of the G publishers (Liang and Zeger, Biometrika 73, 1986).
+    """
+    mean = statistics.fmean(value for _, value in of_baselines)
+    sums: dict[str, float] = defaultdict(float)
+    for name, value in of_baselines:
+        sums[name] += value - mean
+    num = len(sums)
+    if num < 3:
+        return None
+    error = math.sqrt(num / (num - 1) * sum(one**2 for one in sums.values())) / len(of_baselines)
+    half = float(stdtrit(num - 1, 0.975)) * error
+    return mean - half, mean + half
 
 
 def table_line(name: str, rows: list[Row]) -> str:
-    """Return one line of a table: how many, how many above 0, median, mean, t and 95 % interval of the mean."""
-    values = means(rows)
-    cells = [name, str(len(values)), str(len({row["pair"] for row in rows})), str(sum(value > 0 for value in values))]
+    """Return one line of a table: how many, how many above 0, median, mean and its 95 % interval."""
+    of_baselines = means(rows)
+    values = [value for _, value in of_baselines]
+    cells = [
+        name,
+        str(len({name for name, _ in of_baselines})),
+        str(len(values)),
+        str(len({row["pair"] for row in rows})),
+    ]
+    cells += [str(sum(value > 0 for value in values))]
     cells += [f"{statistics.median(values):+.2f}", f"{statistics.fmean(values):+.2f}"]
-    if len(values) > 2:
-        error = statistics.stdev(values) / math.sqrt(len(values))
-        half = float(stdtrit(len(values) - 1, 0.975)) * error
-        mean = statistics.fmean(values)
-        cells += [f"{mean / error:.1f}", f"{mean - half:+.2f} to {mean + half:+.2f}"]
-    else:
-        cells += ["", ""]
+    bounds = interval(of_baselines)
+    cells += ["" if bounds is None else f"{bounds[0]:+.2f} to {bounds[1]:+.2f}"]
     return f"| {' | '.join(cells)} |"
 
 
@@ -126,7 +155,7 @@ def table(title: str, rows: list[Row], group: Callable[[Row], str], order: list[
     for row in rows:
         groups[group(row)].append(row)
     names = order or sorted(groups, key=lambda name: (-len(means(groups[name])), name))
-    head = ["baselines", "pairs", "above 0", "median", "mean", "t", "95 % interval of the mean"]
+    head = ["sources", "baselines", "pairs", "above 0", "median", "mean", "95 % interval of the mean"]
     lines = [f"| {' | '.join([title, *head])} |", f"| --- |{' ---: |' * len(head)}"]
     return "\n".join([*lines, *(table_line(name, groups[name]) for name in names if name in groups)])
 
