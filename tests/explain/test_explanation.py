@@ -1,11 +1,12 @@
 import copy
 import gc
+import math
 
 import pytest
 import torch
 from torch import nn
 
-from whatwhere import ATTENTION, CBAM, attend, create_model
+from whatwhere import ATTENTION, CBAM, UserError, attend, create_model
 from whatwhere.explain import Batch, check, explain, grad_cam, maps
 from whatwhere.explain.explanation import explanation_figure
 from whatwhere.explain.faithfulness import beside_random
@@ -355,3 +356,68 @@ def test_random_numbers_and_buffers_stay():
     explain(model, [photos(3)], sampled=2)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert model.calls == 0
+
+
+def test_labels_are_numbers_of_classes():
+    model, images = network(), photos(4)
+
+    def labels(numbers, classes=CLASSES):
+        return explain(model, [(images, torch.tensor(numbers))], classes=classes, sampled=0).labels
+
+    assert labels([0, 4, -1, 2]) == ["one", "five", "", "three"]
+    assert labels([0, 4, -100, 2], ()) == ["0", "4", "", "2"]
+    assert labels([True, False, True, True], ()) == ["1", "0", "1", "1"]
+    assert labels([0.5, 1.0, 2.0, 0.0]) == [""] * 4  # no classes
+    for numbers in ([1, 2, 3, 5], [0, 1, 2, 255]):
+        for classes in (CLASSES, ()):
+            with pytest.raises(
+                UserError, match=r"an image has the label \d+, and the network has classes 0 to 4; give -1"
+            ):
+                labels(numbers, classes)
+    with pytest.raises(UserError, match="a batch has 4 images and 3 labels"):
+        labels([0, 1, 2])
+
+
+def test_findings_of_gates_that_cannot_be_shown_are_kept():
+    class Tiled(nn.Module):
+        """One attention sees the image and its mirror as a batch; its mixing is off."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 16, 3), nn.Linear(16, 5)
+            self.tiled, self.whole = CBAM(16, start="identity"), CBAM(16)
+
+        def forward(self, x):
+            features = self.conv(x)
+            both = self.tiled(torch.cat([features, features.flip(-1)]))
+            return self.fc(self.whole(both[: len(x)]).mean((2, 3)))
+
+    found = explain(Tiled(), [photos(9)], sampled=0)
+    assert [layer.name for layer in found.layers] == ["whole"]
+    assert ("tiled", "off") in [(finding.layer, finding.fault) for finding in found.findings]
+
+
+def test_a_gate_that_is_mixed_in_turned_round_has_the_curves_of_what_it_lets_through():
+    model = network(attention_kwargs={"start": "identity"})
+    for value in (0.5, -0.5):
+        with torch.no_grad():
+            model.layer3[0].attention.mix.fill_(value)
+        found = explain(model, [photos(8)], sampled=4)
+        (plane,) = found.layers[-1].planes.values()
+        chosen = [0, 2, 5, 7]
+        expected = beside_random(model, photos(8)[chosen], math.copysign(1, value) * plane[chosen][:, None], None)
+        name = f"{found.layers[-1].name} spatial"
+        torch.testing.assert_close(found.faithfulness[name].curves.deletion, expected.curves.deletion)
+
+
+def test_in_inference_mode():
+    model = network()
+    with torch.inference_mode():
+        found = explain(model, [photos(4)], sampled=2)
+        made_there = explain(network(), [photos(4)], sampled=2)
+    assert found.cam is not None
+    assert set(found.randomized.likeness) == {GRAD_CAM, *(f"{layer.name} spatial" for layer in found.layers)}
+    assert made_there.cam is None
+    assert any(
+        "was made in inference mode, so Grad-CAM has no gradient; make it outside" in n for n in made_there.notes
+    )

@@ -6,7 +6,7 @@ from scipy.stats import ttest_1samp
 from torch import nn
 
 from whatwhere.explain import faithfulness
-from whatwhere.explain.faithfulness import area, beside_random
+from whatwhere.explain.faithfulness import area, beside_random, is_distribution, probabilities, told_gain
 
 
 class Left(nn.Module):
@@ -111,3 +111,49 @@ def test_maps_that_are_none(refused):
             faithfulness(Left(), images, maps)
     with refused():
         faithfulness(Left(), images, torch.rand(2, 1, 4, 4), steps=0)
+
+
+class Probabilities(nn.Module):
+    """A classifier that ends with a softmax, in a dtype; scores are the mean colours."""
+
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x):
+        return (20 * x.mean((2, 3))).softmax(1).to(self.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("num_classes", [3, 1000])
+def test_probabilities_are_not_made_probabilities_again(dtype, num_classes):
+    given = torch.randn(64, num_classes, generator=torch.Generator().manual_seed(1)).mul(3).softmax(1).to(dtype)
+    assert is_distribution(given)
+    assert torch.equal(probabilities(given, are_given=True), given.float())
+    # what is not finite in one image says nothing about the others
+    given[3, 0] = math.nan
+    assert is_distribution(given)
+    assert not is_distribution(given - 0.1)
+    assert not is_distribution(torch.full((2, 3), math.nan))
+
+
+def test_the_scale_of_a_curve_does_not_change_within_it():
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    model = Probabilities(torch.bfloat16)
+    curves = faithfulness(model, images, torch.rand(4, 1, 4, 4))
+    torch.testing.assert_close(curves.insertion[:, -1], model(images).float().amax(1))
+    torch.testing.assert_close(curves.deletion[:, -1], torch.full((4,), 1 / 3), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("gain", "told"),
+    [
+        ((0.123, 0.021, 0.209), "+0.12 (+0.02 to +0.21)"),
+        ((0.0004, 0.0002, 0.0011), "+0.0004 (+0.0002 to +0.0011)"),
+        ((-0.0004, -0.011, 0.001), "-0.000 (-0.011 to +0.001)"),
+        ((0.0, 0.0, 0.0), "+0.00000 (+0.00000 to +0.00000)"),
+        ((0.2, math.nan, math.nan), "+0.20 (no interval: fewer than 5 images)"),
+    ],
+)
+def test_a_gain_tells_the_sign_of_its_ends(gain, told):
+    assert told_gain(*gain) == told

@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from whatwhere import attend, create_model
+from whatwhere import UserError, attend, create_model
 from whatwhere.explain import grad_cam
 from whatwhere.explain.grad_cam import last_map
 
@@ -169,3 +169,71 @@ def test_without_captum(refused, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "captum.attr", None)
     with refused():
         grad_cam(network(), photos(2, 3, 32, 32))
+
+
+def test_a_map_that_a_shortcut_goes_around_is_passed_over():
+    # at 32 px the last stage has one place only, but the first block's branch has four before its stride
+    model = torchvision.models.resnet50(num_classes=3).eval()
+    assert last_map(model, photos(1, 3, 32, 32)) == "layer3"
+    assert grad_cam(model, photos(2, 3, 32, 32)).shape == (2, 1, 2, 2)
+    assert last_map(model, photos(2, 3, 64, 64)) == "layer4"
+
+
+def test_a_layer_that_is_called_again_on_one_place_is_not_taken():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.act, self.fc = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.fc(self.act(self.conv(self.act(x)).mean((2, 3), keepdim=True)).flatten(1))
+
+    assert last_map(Twice(), photos(2, 3, 9, 9)) == "conv"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_tiny_patch16_224", {"img_size": 64}),
+        ("swinv2_tiny_window8_256", {"img_size": 64, "depths": (2, 2, 2, 2), "embed_dim": 24}),
+    ],
+)
+def test_the_weights_of_attention_are_no_map(name, options):
+    timm = pytest.importorskip("timm")
+    timm.layers.set_fused_attn(False)  # as some networks never fuse it
+    try:
+        model = timm.create_model(name, num_classes=3, **options)
+    finally:
+        timm.layers.set_fused_attn(True)
+    with pytest.raises(UserError, match="does not end with feature maps; name a layer"):
+        last_map(model, photos(1, 3, 64, 64))
+
+
+def test_attention_weights_that_look_like_a_map_beside_features():
+    class Attending(nn.Module):
+        """One block on 6 x 6 places; its weights are a square for each head."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.drop, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Dropout(0.1), nn.Linear(8, 2)
+
+        def forward(self, x):
+            features = self.conv(x)
+            tokens = features.flatten(2).transpose(1, 2)
+            weights = self.drop((tokens @ tokens.transpose(1, 2)).softmax(2)[:, None].expand(-1, 2, -1, -1))
+            return self.fc((weights.mean(1) @ tokens + tokens).mean(1))
+
+    assert last_map(Attending(), photos(1, 3, 6, 6)) == "conv"
+
+
+def test_in_inference_mode():
+    model, images = network(), photos(2, 3, 32, 32)
+    expected = grad_cam(model, images)
+    with torch.inference_mode():
+        for target in (None, model.eval()(images).argmax(1)):
+            torch.testing.assert_close(grad_cam(model, images.clone(), target), expected)
+
+
+def test_a_name_is_no_class():
+    with pytest.raises(UserError, match="target must be numbers of classes, or a function, got 'cat'"):
+        grad_cam(network(), photos(1, 3, 32, 32), "cat")

@@ -163,3 +163,10 @@ def test_a_gate_that_saw_few_images_has_no_finding():
     health = Health()
     health.add([LayerGates("a", "GlobalContext")])
     assert health.findings() == []
+
+
+def test_no_more_images_are_looked_at_than_asked():
+    model, seen = sound(CBAM(16, reduction=2)), []
+    model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    health_of_network(model, images(40).split(16), 20)
+    assert seen == [16, 4]

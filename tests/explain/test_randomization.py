@@ -4,10 +4,11 @@ import math
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from whatwhere import CBAM, SimAM, create_model
 from whatwhere.explain import check
-from whatwhere.explain.randomization import GRAD_CAM, _randomize
+from whatwhere.explain.randomization import GRAD_CAM, _measure, _randomize
 
 pytest.importorskip("captum")
 
@@ -201,3 +202,32 @@ def test_a_network_that_fails_keeps_no_hook(refused):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     with refused():
         check(nn.Sequential(SimAM(3)), photos(4))
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.GroupNorm(2, 8),
+        nn.LayerNorm(8),
+        nn.BatchNorm2d(8),
+        nn.BatchNorm2d(8, track_running_stats=False),
+        nn.InstanceNorm2d(8, affine=True, track_running_stats=True),
+        FrozenBatchNorm2d(8),
+    ],
+)
+def test_norms_are_reset_and_those_with_statistics_measured(norm):
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(-3, 3, 8))
+        norm.bias.copy_(torch.linspace(1, 2, 8))
+    _randomize(norm, torch.Generator().manual_seed(0))
+    assert torch.equal(norm.weight, torch.ones(8))
+    assert torch.equal(norm.bias, torch.zeros(8))
+    if getattr(norm, "running_mean", None) is None:
+        return
+    images = 5 + 3 * torch.randn(16, 8, 6, 6, generator=torch.Generator().manual_seed(1))
+    norm.running_mean.fill_(100)
+    _measure(nn.Sequential(norm), [norm], images)
+    found = norm(images)
+    torch.testing.assert_close(found.mean((0, 2, 3)), torch.zeros(8), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.std((0, 2, 3), correction=0), torch.ones(8), atol=1e-3, rtol=0)
+    assert not norm._forward_pre_hooks

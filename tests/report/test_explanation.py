@@ -16,7 +16,7 @@ from whatwhere.base.words import printable
 from whatwhere.explain import Batch, explain
 from whatwhere.explain.explanation import Explanation, Layer
 from whatwhere.report import is_page
-from whatwhere.report.explanation import MOST_BYTES, explanation_page, write_explanation
+from whatwhere.report.explanation import MOST_BYTES, _bars, _quantized, explanation_page, write_explanation
 
 pytest.importorskip("captum")
 HOSTILE = """</script><img src=x onerror=alert(1)> "it's" & \ud800 \N{LINE SEPARATOR}\u202e {{ 7 * 7 }}"""
@@ -99,9 +99,8 @@ def test_what_the_words_say():
     wrong = sum(row[0][0] != "cat" for row in found.predictions)
     assert text.count(", but it is cat") == wrong
     sound = explained()
-    for layer in sound.layers:
-        layer.findings = []
-    assert "Nothing is wrong with its gates, over 9 images" in words(explanation_page([sound]))
+    sound.findings = []
+    assert "Nothing was found wrong with its gates, over 9 images" in words(explanation_page([sound]))
 
 
 def test_hostile_names_do_nothing():
@@ -250,3 +249,19 @@ def test_the_means_of_classes_come_with_their_numbers():
 def test_three_networks_are_refused(refused):
     with refused():
         explanation_page([explained()] * 3)
+
+
+def test_the_scale_of_a_large_map_is_that_of_its_places():
+    fine = torch.zeros(2, 80, 80)
+    fine[0, 40, 40], fine[1] = 0.9, (torch.arange(80)[:, None] + torch.arange(80)) % 2
+    drawn = _quantized(fine, 56)
+    assert (drawn["size"], drawn["height"], drawn["width"]) == ([80, 80], 56, 56)
+    assert (drawn["low"], drawn["high"]) == ([0.0], [1.0])
+    # each place drawn is a mean of places
+    assert values(drawn)[0].max() < 0.9
+    assert values(drawn)[1] == pytest.approx(0.5, abs=0.2)
+
+
+def test_how_many_channels_are_open_is_counted_before_rounding():
+    gates = torch.tensor([[0.5, 0.5001, 0.4999], [1.0, 0.0, 0.5]])
+    assert _bars("channel", gates, (0.0, 1.0))["open"] == [1, 1]

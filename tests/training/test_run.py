@@ -1,3 +1,4 @@
+import csv
 import json
 import math
 import os
@@ -488,6 +489,19 @@ def test_gates_that_cannot_be_looked_at_lose_no_result(data, tmp_path, monkeypat
     monkeypatch.setattr("whatwhere.training.train.health_of", fails)
     result = train(data, tmp_path / "run", model="cbam_resnext11_8x8d", epochs=1)
     assert (result["gates"], result["status"]) == (None, "finished")
+
+
+def test_gate_health_looks_at_images_of_all_classes(data, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("whatwhere.training.train._MOST_HEALTH_IMAGES", 6)
+    monkeypatch.setattr("whatwhere.training.train.health_of", lambda model, batches, most: seen.extend(batches))
+    train(data, tmp_path / "run", model="cbam_resnext11_8x8d", epochs=1)
+    with (tmp_path / "run" / "split.csv").open() as file:
+        labels = [row["label"] for row in csv.DictReader(file) if row["split"] == "val"]
+    images = torch.cat(seen)
+    # 9 images, sorted by their 3 classes: every second one
+    assert (len(labels), len(images)) == (9, 5)
+    assert {labels[n] for n in range(0, 9, 2)} == set(labels)
 
 
 def test_a_recipe_with_everything_learns(tmp_path):

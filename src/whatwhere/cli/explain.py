@@ -206,6 +206,7 @@ def _write_picture(png: Path, found: Sequence[Explanation]) -> None:
 
 def _summary(found: Sequence[Explanation]) -> Table:
     """Return the maps with the areas below their curves, and their likeness with random weights."""
+    from ..explain.faithfulness import told_gain
     from ..explain.randomization import STILL_ALIKE
 
     rows = []
@@ -213,10 +214,7 @@ def _summary(found: Sequence[Explanation]) -> Table:
         random = one.randomized.likeness if one.randomized else {}
         for name in dict.fromkeys([*one.faithfulness, *random]):
             gains = one.faithfulness[name].gains() if name in one.faithfulness else []
-            better = [
-                f"{mean:+.2f}" + ("" if math.isnan(low) else f" ({low:+.2f} to {high:+.2f})")
-                for mean, low, high in gains
-            ]
+            better = [told_gain(*gain) for gain in gains]
             likeness = random[name][-1] if name in random else math.nan
             rows.append((one.network, name, *(better or ["", ""]), "" if math.isnan(likeness) else f"{likeness:.2f}"))
     return Table(

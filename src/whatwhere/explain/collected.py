@@ -61,9 +61,9 @@ def explain(
     if target is not None and (isinstance(target, bool) or not isinstance(target, int)):
         raise UserError(f"target must be the number of a class, got {brief(target)}; grad_cam takes functions too")
     for batch in batches:
-        given = _as_batch(batch, classes)
+        given, labels = _as_batch(batch)
         if len(given.inputs):
-            collected.add(given)
+            collected.add(given, labels)
             progress("images", collected.num_images, 0)
     found = collected.explanation(network or type(model).__name__)
     if sampled:
@@ -71,19 +71,23 @@ def explain(
     return found
 
 
-def _as_batch(batch: Any, classes: Sequence[str]) -> Batch:
-    given: Batch = batch
+def _as_batch(batch: Any) -> tuple[Batch, list[int]]:
+    """Return a batch, and the numbers of the classes of its images where it is a pair that tells them."""
+    given, labels = batch, []
     if isinstance(batch, (list, tuple)) and not isinstance(batch, Batch) and 1 <= len(batch) <= 2:
-        numbers = batch[1].tolist() if len(batch) == 2 and isinstance(batch[1], Tensor) else []
-        is_known = numbers and all(isinstance(n, int) and (not classes or 0 <= n < len(classes)) for n in numbers)
-        given = Batch(batch[0], labels=[classes[n] if classes else str(n) for n in numbers] if is_known else ())
+        given = Batch(batch[0])
+        if len(batch) == 2 and isinstance(batch[1], Tensor) and batch[1].dim() == 1:
+            is_whole = not (batch[1].is_floating_point() or batch[1].is_complex())
+            labels = batch[1].long().tolist() if is_whole else []
     elif not isinstance(batch, Batch):
         given = Batch(batch)
     inputs = given.inputs
     if not isinstance(inputs, Tensor) or inputs.dim() != 4 or not inputs.is_floating_point():
         what = f"{inputs.dtype} {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
         raise UserError(f"explain takes batches of images, floating-point (N, C, H, W), in a list; got {what}")
-    return given
+    if labels and len(labels) != len(inputs):
+        raise UserError(f"a batch has {len(inputs)} images and {len(labels)} labels")
+    return given, labels
 
 
 class _Collected:
@@ -97,6 +101,7 @@ class _Collected:
         self.is_attentive, self.with_cam = has_attention(model), has_captum()
         self.notes: dict[str, None] = {} if self.with_cam else {f"Grad-CAM needs captum: {INSTALL}": None}
         self.health = Health()
+        self.are_given: bool | None = None  # probabilities instead of logits
         self.inputs: list[Tensor] = []
         self.pictures: list[Tensor] = []
         self.names: list[str] = []
@@ -110,12 +115,15 @@ class _Collected:
         self.num_images = self.num_shown_batches = 0
         self.device = torch.device("cpu")
 
-    def add(self, given: Batch) -> None:
-        """Take in a batch."""
+    def add(self, given: Batch, labels: Sequence[int]) -> None:
+        """Take in a batch; `labels` are the numbers of its classes, negative where one is not known."""
         num, self.device = len(given.inputs), given.inputs.device
         output, gates = maps(self.model, given.inputs) if self.is_attentive else (self._output(given.inputs), [])
-        rows = probabilities(output).cpu() if is_classifier(output) else None
         self._check_output(output)
+        rows = None
+        if is_classifier(output):
+            given = self._labelled(given, labels) if labels else given
+            rows = probabilities(output, are_given=bool(self.are_given)).cpu()
         self.health.add(gates)
         # an attention may see parts of an image as a batch of their own
         strange = [layer.layer for layer in gates if any(len(gate) != num for gate in layer.gates.values())]
@@ -158,10 +166,20 @@ class _Collected:
             self.classes = tuple(map(str, range(output.shape[1])))
         if len(self.classes) != output.shape[1]:
             raise UserError(f"{name} has scores of {output.shape[1]} classes, and {len(self.classes)} names are given")
-        if is_distribution(output):
-            self.notes[
-                "the network returns probabilities: where it is sure, Grad-CAM fades; logits would be better"
-            ] = None
+        if self.are_given is None:
+            self.are_given = is_distribution(output)
+            if self.are_given:
+                self.notes[
+                    "the network returns probabilities: where it is sure, Grad-CAM fades; logits would be better"
+                ] = None
+
+    def _labelled(self, given: Batch, labels: Sequence[int]) -> Batch:
+        if max(labels) >= len(self.classes):
+            raise UserError(
+                f"an image has the label {max(labels)}, and the network has classes 0 to {len(self.classes) - 1}; "
+                "give -1 where the class is not known"
+            )
+        return given._replace(labels=[self.classes[n] if n >= 0 else "" for n in labels])
 
     def _add_classes(self, gates: list[LayerGates], rows: Tensor) -> None:
         """Add up the channel gates of the images of each predicted class."""
@@ -221,8 +239,10 @@ class _Collected:
         if cam is not None and not cam.isfinite().all():
             cam = None
             self.notes["no Grad-CAM: it has values that are NaN or infinite"] = None
+        findings: list[Finding] = []
         if self.is_attentive and self.num_images >= LEAST_IMAGES:
-            _add_findings(layers, self.health.findings())
+            findings = self.health.findings()
+            _add_doubts(layers, findings)
         elif self.is_attentive:
             self.notes[f"gate health needs at least {LEAST_IMAGES} images, got {self.num_images}"] = None
         for layer in layers:
@@ -241,6 +261,7 @@ class _Collected:
             cam,
             "" if cam is None else self.layer,
             [] if cam is None else self.cam_classes,
+            findings=findings,
             notes=list(self.notes),
         )
 
@@ -277,7 +298,8 @@ class _Collected:
         if found.predictions:
             planes = {} if found.cam is None else {GRAD_CAM: found.cam[chosen]}
             planes |= {
-                plane_name(layer.name, gate): plane[chosen]
+                # where the mixing is negative, the least of the gate is let through most
+                plane_name(layer.name, gate): plane[chosen] * (-1 if layer.mix is not None and layer.mix < 0 else 1)
                 for layer in found.layers[-1:]
                 for gate, plane in layer.planes.items()
                 if plane.isfinite().all()
@@ -298,12 +320,12 @@ class _Collected:
             layer.remarks = {gate: remarks[name] for gate, name in names.items() if name in remarks}
 
 
-def _add_findings(layers: list[Layer], findings: list[Finding]) -> None:
+def _add_doubts(layers: list[Layer], findings: list[Finding]) -> None:
     for layer in layers:
-        layer.findings = [finding for finding in findings if finding.layer == layer.name]
-        for finding in layer.findings:
-            for gate in [finding.gate] if finding.gate else layer.planes:
-                layer.doubts.setdefault(gate, finding.fault)
+        for finding in findings:
+            if finding.layer == layer.name:
+                for gate in [finding.gate] if finding.gate else layer.planes:
+                    layer.doubts.setdefault(gate, finding.fault)
 
 
 def _pictures(inputs: Tensor) -> Tensor:

@@ -48,7 +48,6 @@ class Layer:
         channels: By gate, (N, C).
         class_means: By gate and class, (C,): the mean over all images for which the class was predicted; for the 20
             most frequent classes of 5 images or more.
-        findings: What gate health found.
         doubts: By gate, why its map says little; none where nothing speaks against it.
         remarks: By gate, what else is to be kept in mind about its map: what the check with random weights found.
     """
@@ -61,7 +60,6 @@ class Layer:
     planes: dict[str, Tensor]
     channels: dict[str, Tensor]
     class_means: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)
     doubts: dict[str, str] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
 
@@ -82,6 +80,7 @@ class Explanation:
         cam: Grad-CAM, (N, h, w), from the layer `cam_layer`, for the classes `cam_classes`; None where there is none.
         faithfulness: By map, insertion and deletion curves of some of the images that are shown.
         randomized: The check with random weights, on some of the images that are shown.
+        findings: What gate health found, also in layers that cannot be shown.
         notes: What is missing, and why.
     """
 
@@ -98,16 +97,12 @@ class Explanation:
     cam_classes: list[str] = field(default_factory=list)
     faithfulness: dict[str, Faithfulness] = field(default_factory=dict)
     randomized: Randomized | None = None
+    findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
         shown = f"{len(self.names)} of {self.num_images:,} images shown, {len(self.layers)} layers of attention"
         return f"<Explanation of {self.network}: {shown}, {len(self.findings)} findings>"
-
-    @property
-    def findings(self) -> list[Finding]:
-        """What gate health found in all layers."""
-        return [finding for layer in self.layers for finding in layer.findings]
 
     def _repr_png_(self) -> bytes:
         """Return what a notebook shows."""
@@ -144,7 +139,9 @@ def explanation_figure(explanations: Sequence[Explanation]) -> Figure:
         if one.cam is not None:
             cam, of_all = one.cam[rows][:, None], set(one.cam_classes)
             target = f" for {one.cam_classes[0]}" if len(of_all) == 1 else ""
-            columns[f"{GRAD_CAM}{target}{whose}"] = cam / cam.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
+            high, low = cam.amax((1, 2, 3), keepdim=True), cam.amin((1, 2, 3), keepdim=True)
+            # in a map that is the same everywhere no place stands out
+            columns[f"{GRAD_CAM}{target}{whose}"] = (cam / high.clamp(min=1e-12)).where(high > low, 0)
     names = "; ".join(f"{'AB'[number]}: {one.network}" for number, one in enumerate(explanations))
     captions = [
         ", ".join(

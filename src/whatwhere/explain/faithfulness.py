@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,13 +50,18 @@ def is_classifier(output: Any) -> bool:
 
 
 def is_distribution(output: Tensor) -> bool:
-    """Return whether scores (N, classes) are probabilities already: none is negative, and each row adds up to 1."""
-    return bool((output >= 0).all() and ((output.float().sum(1) - 1).abs() < 1e-3).all())
+    """Return whether a network's scores (N, classes) are probabilities already, as far as its finite rows tell.
+
+    None is negative, and each row adds up to 1, to what is lost by rounding to its dtype.
+    """
+    rows = output[output.isfinite().all(1)].float()
+    lost = max(1e-3, torch.finfo(output.dtype).eps)
+    return bool(len(rows) and (rows >= 0).all() and ((rows.sum(1) - 1).abs() < lost).all())
 
 
-def probabilities(output: Tensor) -> Tensor:
-    """Return the probabilities of classes, float32, for logits, or for what is probabilities already."""
-    return output.float() if is_distribution(output) else output.float().softmax(1)
+def probabilities(output: Tensor, *, are_given: bool) -> Tensor:
+    """Return the probabilities of classes, float32: `output` itself where they are given, else of logits."""
+    return output.float() if are_given else output.float().softmax(1)
 
 
 @torch.no_grad()
@@ -97,6 +103,7 @@ def faithfulness(
         scores = [model(part) for part in torch.split(images, batch_size)]
         if not all(map(is_classifier, scores)):
             raise UserError(f"{type(model).__name__} returns no scores of two or more classes, (N, classes)")
+        are_given = is_distribution(torch.cat(scores))
         wanted = torch.cat(scores).argmax(1) if classes is None else torch.as_tensor(classes, device=images.device)
         if wanted.shape != (len(images),) or not bool(((wanted >= 0) & (wanted < scores[0].shape[1])).all()):
             most = scores[0].shape[1] - 1
@@ -110,7 +117,8 @@ def faithfulness(
                 for start in range(0, len(images), batch_size):
                     part = slice(start, start + batch_size)
                     changed = torch.where(first[part], inside[part], outside[part])
-                    curve[part, step] = probabilities(model(changed)).gather(1, wanted[part, None])[:, 0].cpu()
+                    of_classes = probabilities(model(changed), are_given=are_given)
+                    curve[part, step] = of_classes.gather(1, wanted[part, None])[:, 0].cpu()
     return Curves(insertion, deletion)
 
 
@@ -143,6 +151,14 @@ def beside_random(model: nn.Module, images: Tensor, maps: Tensor, classes: Tenso
     drawn = [faithfulness(model, images, torch.rand(maps.shape, generator=generator), classes) for _ in range(2)]
     random = Curves(*(torch.stack([getattr(one, name) for one in drawn]).mean(0) for name in ("insertion", "deletion")))
     return Faithfulness(faithfulness(model, images, maps, classes), random)
+
+
+def told_gain(mean: float, low: float, high: float) -> str:
+    """Return "+0.12 (+0.02 to +0.21)": with as many decimals, up to 5, as tell on which side of 0 the ends are."""
+    if math.isnan(low):
+        return f"{mean:+.2f} (no interval: fewer than {_LEAST_IMAGES} images)"
+    decimals = next((n for n in range(2, 5) if round(low, n) and round(high, n)), 5)
+    return f"{mean:+.{decimals}f} ({low:+.{decimals}f} to {high:+.{decimals}f})"
 
 
 def _with_interval(values: Tensor) -> tuple[float, float, float]:

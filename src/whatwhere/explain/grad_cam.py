@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from ..insert.flow import check_can_change
 INSTALL = "pip install captum"
 Target = int | Sequence[int] | Tensor | Callable[[Any], Tensor] | None
 
+_MOST_TRIED = 16  # maps, from the last on
+_ALIKE = 0.02  # by what share of the distance of two outputs they may differ to be taken for one
 _ANOTHER_SHAPE = 0.1  # by what share of its size a map's sides may differ from the image's shape, besides rounding
 
 
@@ -48,12 +51,15 @@ def grad_cam(model: nn.Module, images: Tensor, target: Target = None, *, layer: 
     model = getattr(model, "_orig_mod", model)
     check_can_change(model, "grad_cam")
     grad_cam_of = _captum()
+    if any(value.is_inference() for value in [*model.parameters(), *model.buffers()]):
+        raise UserError(
+            f"{type(model).__name__} was made in inference mode, so Grad-CAM has no gradient; make it outside"
+        )
     layer = layer or last_map(model, images)
     module = module_at(model, layer)
     if module is None:
         names = [name for name, _ in model.named_modules() if name]
         raise UserError(f"no layer {brief(layer)} in {type(model).__name__}{suggest(layer, names)}")
-    scored = _score(target, len(images))
     seen: list[Any] = []
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
@@ -63,6 +69,7 @@ def grad_cam(model: nn.Module, images: Tensor, target: Target = None, *, layer: 
     # images that were made in inference mode cannot be in a graph
     with torch.inference_mode(False), _frozen(model), undisturbed(model), torch.compiler.set_stance("force_eager"):
         model.eval()
+        scored = _score(target, len(images))
         try:
             found = grad_cam_of(lambda x: scored(model(x)), module).attribute(images.clone(), relu_attributions=True)
         except (AssertionError, RuntimeError, KeyError, AttributeError) as error:
@@ -83,25 +90,27 @@ def grad_cam(model: nn.Module, images: Tensor, target: Target = None, *, layer: 
 def last_map(model: nn.Module, images: Tensor) -> str:
     """Return the name of the last layer whose output is a map of features, of more than one place, shaped as the image.
 
-    Of several layers that return it, the outermost: `layer4`, not `layer4.2`.
+    Preferred are maps that everything the output rests on goes through: not one within a branch that a shortcut goes
+    around. Of several layers that return the same map, the outermost: `layer4`, not `layer4.2`.
 
     Raises:
         UserError: There is none, as in a network that is not convolutional.
     """
-    found: list[tuple[str, Tensor]] = []
+    found: list[tuple[str, Tensor, int]] = []  # with the number of tokens before it
+    num_calls: Counter[str] = Counter()
     ratio = images.shape[-2] / images.shape[-1]
-    num_tokens = 0  # outputs (N, tokens, C) since the last map
+    num_tokens = 0  # outputs (N, tokens, C)
 
     def note(name: str, module: nn.Module, output: Any) -> None:
         nonlocal num_tokens
+        num_calls[name] += 1
         if not isinstance(output, Tensor) or isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
             return
-        if output.dim() == 4 and output.shape[1] > 1 and output.shape[2:].numel() > 1:
+        if output.dim() == 4 and len(output) == len(images) and output.shape[1] > 1 and output.shape[2:].numel() > 1:
             height, width = output.shape[2:]
             # features that end with their channels, as those of Swin, are no map (N, C, h, w)
             if abs(height - ratio * width) <= max(1.0, ratio) * (1 + _ANOTHER_SHAPE * max(height, width)):
-                found.append((name, output))
-                num_tokens = 0
+                found.append((name, output, num_tokens))
         elif output.dim() == 3:
             num_tokens += 1
 
@@ -110,19 +119,44 @@ def last_map(model: nn.Module, images: Tensor) -> str:
         for name, module in model.named_modules()
         if name
     ]
-    try:
-        with undisturbed(model), torch.compiler.set_stance("force_eager"):
-            model.eval()
+    with undisturbed(model), torch.compiler.set_stance("force_eager"):
+        model.eval()
+        try:
             output = model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    num_calls = Counter(name for name, _ in found)
-    maps = [name for name, features in found if features is not output and num_calls[name] == 1]
+        finally:
+            for handle in handles:
+                handle.remove()
+        maps = [(name, tokens) for name, features, tokens in found if features is not output and num_calls[name] == 1]
+        last = {id(features): name for name, features, _ in found}  # the outermost of each
+        outermost = [(name, tokens) for name, tokens in maps if name in last.values()]
+        name, before = next(
+            (one for one in outermost[: -_MOST_TRIED - 1 : -1] if _carries_all(model, images, one[0])), ("", 0)
+        )
+    num_maps = [one for one, _ in maps].index(name) + 1 if name else len(maps)
     # a transformer has maps at its beginning only, where every class rests on every place
-    if not maps or num_tokens > len(maps):
+    if not maps or num_tokens - before > num_maps:
         raise UserError(f"{type(model).__name__} does not end with feature maps; name a layer for Grad-CAM")
-    return maps[-1]
+    return name or maps[-1][0]
+
+
+def _carries_all(model: nn.Module, images: Tensor, layer: str) -> bool:
+    """Return whether the output rests on the image through `layer` only: features of another image give its output."""
+    two = images[:2] if len(images) > 1 else torch.cat([images, -images.flip(-1)])
+    module = model.get_submodule(layer)
+    try:
+        expected = model(two)
+        handle = module.register_forward_hook(lambda module, args, output: output.flip(0))
+        try:
+            found = model(two)
+        finally:
+            handle.remove()
+    except RuntimeError:  # a network for another number of images
+        return False
+    if not isinstance(expected, Tensor) or not isinstance(found, Tensor):
+        return False
+    wanted = expected.flip(0).float()
+    apart = float((wanted - expected).abs().max())
+    return 0 < apart < math.inf and bool(((found - wanted).abs() < _ALIKE * apart).all())
 
 
 def has_captum() -> bool:
@@ -143,7 +177,11 @@ def _score(target: Target, num_images: int) -> Callable[[Any], Tensor]:
     if callable(target) and not isinstance(target, Tensor):
         score = target
     else:
-        wanted = None if target is None else torch.as_tensor(target).reshape(-1)
+        try:
+            # a clone, as classes that were found in inference mode cannot be in a graph
+            wanted = None if target is None else torch.as_tensor(target).reshape(-1).clone()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"target must be numbers of classes, or a function, got {brief(target)}") from error
         if wanted is not None and len(wanted) not in (1, num_images):
             raise UserError(f"target must be one class, or one for each of {num_images} images, got {len(wanted)}")
         wanted = None if wanted is None else wanted.expand(num_images)

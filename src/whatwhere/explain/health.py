@@ -151,14 +151,15 @@ class Health:
 
 
 def health_of(model: nn.Module, batches: Iterable[Tensor], most: int) -> list[Finding] | None:
-    """Return the findings on the gates of `model` over the first `most` images, and what is left of their last batch.
+    """Return the findings on the gates of `model` over the first `most` images.
 
     None where there are no gates, or fewer than 8 images. `model` is left as it was.
     """
     if not has_attention(model):
         return None
     health, done = Health(), 0
-    for images in batches:
+    for batch in batches:
+        images = batch[: most - done]
         health.add(maps(model, images)[1])
         done += len(images)
         if done >= most:

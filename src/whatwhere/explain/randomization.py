@@ -64,8 +64,8 @@ def check(
     the image, and what the architecture makes of it, not what the network has learned.
 
     Each parameter is drawn anew from a normal distribution with mean 0 and the root mean square of its values; those of
-    norms are 1 and 0, and their running statistics are measured again on `images`. `model` itself stays as it is: a
-    copy is changed.
+    norms, frozen ones too, are 1 and 0, and their running statistics are measured again on `images`. `model` itself
+    stays as it is: a copy is changed.
 
     Args:
         model: The network.
@@ -85,7 +85,8 @@ def check(
     check_integer("draws", draws)
     if len(images) < 2:
         raise UserError(f"the check with random weights needs at least 2 images, got {len(images)}")
-    with undisturbed(model):
+    # a copy that is made in inference mode has no gradients
+    with torch.inference_mode(False), undisturbed(model):
         return _check(model, images, target, layer, steps, draws)
 
 
@@ -103,7 +104,7 @@ def _check(model: nn.Module, images: Tensor, target: Target, layer: str, steps: 
         for step, group in enumerate(groups):
             for module in map(changed.get_submodule, group):
                 _randomize(module, generator)
-                norms += [module] if _is_norm(module) else []
+                norms += [module] if _has_statistics(module) else []
             _measure(changed, norms, images)
             for name, found in maps_of(changed).items():
                 likeness[name][step] += _mean_correlation(trained[name], found) / draws
@@ -161,8 +162,12 @@ def _classes(model: nn.Module, images: Tensor) -> Tensor | None:
     return output.argmax(1) if isinstance(output, Tensor) and output.dim() == 2 else None
 
 
-def _is_norm(module: nn.Module) -> bool:
+def _has_statistics(module: nn.Module) -> bool:
     return getattr(module, "running_mean", None) is not None
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return _has_statistics(module) or "norm" in type(module).__name__.lower()
 
 
 @torch.no_grad()
@@ -174,7 +179,7 @@ def _in_order(model: nn.Module, images: Tensor) -> list[str]:
     owners = {
         module: name
         for name, module in model.named_modules()
-        if list(module.parameters(recurse=False)) or _is_norm(module)
+        if list(module.parameters(recurse=False)) or _has_statistics(module)
     }
     called: dict[nn.Module, None] = {}
     handles = [owner.register_forward_pre_hook(lambda module, args: called.setdefault(module)) for owner in owners]
@@ -190,23 +195,35 @@ def _in_order(model: nn.Module, images: Tensor) -> list[str]:
 
 @torch.no_grad()
 def _randomize(module: nn.Module, generator: torch.Generator) -> None:
-    for name, parameter in module.named_parameters(recurse=False):
+    learned = dict(module.named_parameters(recurse=False))
+    if _is_norm(module):
+        # a frozen norm keeps its weight and its bias as buffers
+        learned |= {name: value for name, value in module.named_buffers(recurse=False) if name in ("weight", "bias")}
+    for name, value in learned.items():
         if _is_norm(module):
-            parameter.fill_(1.0 if name == "weight" else 0.0)
+            value.fill_(0.0 if name in ("bias", "beta") else 1.0)
         else:
-            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
-            parameter.copy_(drawn * parameter.float().square().mean().sqrt().cpu())
+            drawn = torch.randn(value.shape, generator=generator, dtype=torch.float32)
+            value.copy_(drawn * value.float().square().mean().sqrt().cpu())
 
 
 @torch.no_grad()
-def _measure(model: nn.Module, norms: Iterable[Any], images: Tensor) -> None:
-    """Set the running statistics of norms to those of `images`."""
+def _measure(model: nn.Module, norms: Iterable[nn.Module], images: Tensor) -> None:
+    """Set the running statistics of norms, one after another in the order of their calls, to those of `images`."""
+
+    def measure(norm: Any, args: tuple[Tensor, ...]) -> None:
+        x = args[0].float()
+        places = [dim for dim in range(x.dim()) if dim != 1]
+        norm.running_mean.copy_(x.mean(places))
+        norm.running_var.copy_(x.var(places, correction=0))
+
+    handles = [norm.register_forward_pre_hook(measure) for norm in norms]
     model.eval()
-    for norm in norms:
-        norm.train()
-        norm.momentum = 1.0
-    model(images)
-    model.eval()
+    try:
+        model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _mean_correlation(one: Tensor, other: Tensor) -> float:

@@ -20,7 +20,7 @@ from ..base.errors import UserError
 from ..base.files import write_bytes
 from ..base.words import printable
 from ..explain.explanation import Explanation, Layer
-from ..explain.faithfulness import area
+from ..explain.faithfulness import area, told_gain
 from ..explain.health import LEAST_IMAGES, LEAST_SPREAD
 from ..explain.picture import colour_scale
 from ..explain.randomization import ANYWHERE_ALIKE, STILL_ALIKE, Randomized
@@ -118,18 +118,20 @@ def _jpeg(picture: Tensor) -> str:
 
 
 def _quantized(values: Tensor, side: int, *, each: bool = False) -> dict[str, Any]:
-    """Return maps (N, h, w) as bytes from 0 to 255, between the least and the greatest of all, or of `each`."""
-    values = values.float()
-    size = list(values.shape[1:])
-    if max(values.shape[1:]) > side:
-        values = F.adaptive_avg_pool2d(values, (min(side, values.shape[1]), min(side, values.shape[2])))
-    finite = torch.where(values.isfinite(), values, 0)
+    """Return maps (N, h, w) as bytes from 0 to 255, between the least and the greatest of all, or of `each`.
+
+    Large maps are drawn as means of places; the ends of the scale are those of the places themselves.
+    """
+    finite = torch.where(values.isfinite(), values, 0).float()
     low, high = (finite.amin((1, 2)), finite.amax((1, 2))) if each else (finite.min().expand(1), finite.max().expand(1))
-    scaled = (finite - low[:, None, None]) / (high - low).clamp(min=1e-12)[:, None, None]
+    size = list(values.shape[1:])
+    if max(size) > side:
+        finite = F.adaptive_avg_pool2d(finite, (min(side, size[0]), min(side, size[1])))
+    scaled = ((finite - low[:, None, None]) / (high - low).clamp(min=1e-12)[:, None, None]).clamp(0, 1)
     return {
         "size": size,
-        "height": values.shape[1],
-        "width": values.shape[2],
+        "height": finite.shape[1],
+        "width": finite.shape[2],
         "low": [float(f"{value:.4g}") for value in low.tolist()],
         "high": [float(f"{value:.4g}") for value in high.tolist()],
         "bytes": _encoded((scaled * 255).round()),
@@ -163,6 +165,7 @@ def _bars(name: str, values: Tensor, bounds: tuple[float, float]) -> dict[str, A
     """Return the channels (N, C) that differ most between the images, in their order, as bytes between the bounds."""
     values = values.float().nan_to_num()
     chosen = values.std(0, correction=0).argsort(descending=True)[:_MOST_BARS].sort().values
+    middle = sum(bounds) / 2
     low, high = min(bounds[0], float(values.min())), max(bounds[1], float(values.max()))
     return {
         "name": name,
@@ -170,7 +173,8 @@ def _bars(name: str, values: Tensor, bounds: tuple[float, float]) -> dict[str, A
         "numbers": chosen.tolist(),
         "low": low,
         "high": high,
-        "middle": sum(bounds) / 2,
+        "middle": middle,
+        "open": (values[:, chosen] > middle).sum(1).tolist(),
         "mean": [float(f"{value:.3f}") for value in values[:, chosen].mean(0).tolist()],
         "bytes": _encoded(((values[:, chosen] - low) / (high - low) * 255).round()),
     }
@@ -183,9 +187,8 @@ def _curves(one: Explanation) -> list[dict[str, Any]]:
         lines = []
         for name, found in one.faithfulness.items():
             own, random = (getattr(curves, kind).mean(0) for curves in (found.curves, found.at_random))
-            mean, low, high = found.gains()[number]
-            interval = "" if math.isnan(low) else f" ({low:+.2f} to {high:+.2f})"
-            told = f"{float(area(own)):.2f}, random order {float(area(random)):.2f}; better by {mean:+.2f}{interval}"
+            better = told_gain(*found.gains()[number])
+            told = f"{float(area(own)):.2f}, random order {float(area(random)):.2f}; better by {better}"
             lines.append({"name": name, "told": told, "points": _points(own), "random": _points(random)})
         charts.append(
             {"kind": kind, "x_ticks": Scale(0, 100).ticks(5), "y_ticks": Scale(0, 1).ticks(4), "lines": lines}

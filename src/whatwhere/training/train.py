@@ -426,7 +426,7 @@ class Run:
     def _gate_faults(self, model: nn.Module) -> list[dict[str, str]] | None:
         """Return what gate health finds with validation images spread over all; None where nothing is known."""
         batches = self.material.evaluation["val"]
-        apart = max(1, len(batches.labels) // _MOST_HEALTH_IMAGES)
+        apart = -(-len(batches.labels) // _MOST_HEALTH_IMAGES)  # the images are sorted by their classes
         spread = (batch.images for batch in replace(batches, rank=0, world_size=apart))
         try:
             with self.trainer.autocast():

@@ -11,6 +11,8 @@
   for (const map of data.networks.flatMap(mapsOf)) if (map) map.values = bytes(map.bytes);
 
   const short = (value) => (Math.abs(value) >= 0.01 || value === 0 ? value.toFixed(2) : value.toExponential(1));
+  // The places of a map, and as how many it is drawn where these are fewer.
+  const sized = ({ size, height, width }) => `${size[0]} x ${size[1]} places${size[0] === height && size[1] === width ? "" : `, drawn as ${height} x ${width}`}`;
   const make = (name, parent, text = "", kind = "") => {
     const made = parent.appendChild(document.createElement(name));
     made.textContent = text;
@@ -37,6 +39,7 @@
     }
     let flat = "";
     if (own && high === 0) flat = "nothing speaks for the class";
+    else if (own && low === high) flat = `${short(high)} everywhere: no place stands out`;
     if (!own && map.high[0] - map.low[0] < map.least) flat = `${short(map.low[0])} everywhere, in all images: there is nothing to show`;
     return { values, low, high, flat, height: map.height, width: map.width };
   }
@@ -55,12 +58,18 @@
   }
 
   function highest(map) {
-    const place = map.values.indexOf(Math.max(...map.values));
+    const most = Math.max(...map.values);
+    if (most === Math.min(...map.values)) return "the same everywhere in this image";
     const third = (at, size) => Math.min(2, Math.floor((3 * (at + 0.5)) / size));
-    const [row, column] = [third(Math.floor(place / map.width), map.height), third(place % map.width, map.width)];
-    if (map.width === 1) return ["at the top", "in the middle", "at the bottom"][row];
-    if (map.height === 1) return ["at the left", "in the middle", "at the right"][column];
-    return WORDS[row][column];
+    const places = new Set();
+    map.values.forEach((value, place) => {
+      if (value !== most) return;
+      const [row, column] = [third(Math.floor(place / map.width), map.height), third(place % map.width, map.width)];
+      if (map.width === 1) places.add(["at the top", "in the middle", "at the bottom"][row]);
+      else if (map.height === 1) places.add(["at the left", "in the middle", "at the right"][column]);
+      else places.add(WORDS[row][column]);
+    });
+    return `highest ${places.size === 1 ? [...places][0] : "in several places"}`;
   }
 
   function panel(row, image, title, subtitle, map, doubt = "", remark = "") {
@@ -92,7 +101,7 @@
     make("span", range, short(map.high));
     if (doubt) make("p", figure, `Says little: the gate is ${doubt}.`, "note doubt");
     if (remark) make("p", figure, `Keep in mind: ${remark}.`, "note");
-    const said = `${title}, ${subtitle}: highest ${highest(map)}, on a scale from ${short(map.low)} to ${short(map.high)}${doubt ? `. Says little: the gate is ${doubt}` : ""}${remark ? `. Keep in mind: ${remark}` : ""}`;
+    const said = `${title}, ${subtitle}: ${highest(map)}, on a scale from ${short(map.low)} to ${short(map.high)}${doubt ? `. Says little: the gate is ${doubt}` : ""}${remark ? `. Keep in mind: ${remark}` : ""}`;
     canvas.setAttribute("aria-label", said);
     return said;
   }
@@ -104,8 +113,9 @@
     const caption = make("figcaption", figure);
     make("bdi", caption, `${network.name}, ${layer.name}: ${name} gate`);
     make("span", caption, ` of ${numbers.length < total ? `the ${numbers.length} channels of ${total} that differ most between the images` : `all ${total} channels`}; the line in each bar is its mean over the images, the dashed line is ${middle}, the middle of what the gate can be`);
-    const open = values.filter((value) => value > middle).length;
-    const chart = drawing("svg", figure, { viewBox: `0 0 ${numbers.length} 1`, preserveAspectRatio: "none", role: "img", "aria-label": `${open} of these ${numbers.length} channels are open, above ${middle}` });
+    const ranked = numbers.map((_, n) => n).sort((a, b) => values[b] - values[a]);
+    const told = (n) => `channel ${numbers[n]} with ${values[n].toFixed(2)}`;
+    const chart = drawing("svg", figure, { viewBox: `0 0 ${numbers.length} 1`, preserveAspectRatio: "none", role: "img", "aria-label": `${gate.open[number]} of these ${numbers.length} channels are open, above ${middle}; most open ${told(ranked[0])}, least ${told(ranked[ranked.length - 1])}` });
     const at = (value) => 1 - (value - low) / (high - low);
     values.forEach((value, n) => {
       const bar = drawing("rect", chart, { x: n + 0.1, y: at(value), width: 0.8, height: 1 - at(value) });
@@ -157,10 +167,10 @@
       for (const plane of layer ? layer.planes : []) {
         const map = cut(plane, number, element("own-range").checked);
         const mix = layer.mix === null ? "" : `, a = ${layer.mix.toFixed(2)}${layer.mix < 0 ? ": turned round" : ""}`;
-        said.push(panel(row, images[n], `${plane.name} gate`, `${layer.name}, ${plane.size[0]} x ${plane.size[1]} places${mix}`, map, plane.doubt, plane.remark));
+        said.push(panel(row, images[n], `${plane.name} gate`, `${layer.name}, ${sized(plane)}${mix}`, map, plane.doubt, plane.remark));
       }
       if (network.cam) {
-        said.push(panel(row, images[n], `Grad-CAM for ${network.camClasses[number]}`, `${network.camLayer}, ${network.cam.size[0]} x ${network.cam.size[1]} places`, cut(network.cam, number, false)));
+        said.push(panel(row, images[n], `Grad-CAM for ${network.camClasses[number]}`, `${network.camLayer}, ${sized(network.cam)}`, cut(network.cam, number, false)));
       }
       for (const gate of layer ? layer.channels : []) bars(network, layer, gate, number);
     });
