@@ -64,6 +64,25 @@ def test_a_page_and_a_picture(whatwhere, with_cbam, plain, photos, tmp_path):
         assert picture.width > 500
 
 
+def test_networks_of_other_classes(whatwhere, with_cbam, photos, tmp_path):
+    out = tmp_path / "page.html"
+    other = saved(tmp_path / "other", classes=("f1", "f2"))
+    status, _, err = whatwhere("explain", with_cbam, photos, "--against", other, "--out", out)
+    assert status == 2
+    assert "the networks know no class in common (cat, dog, " in err
+    assert not out.exists()
+    fewer = saved(tmp_path / "fewer", classes=CLASSES[:2])
+    status, printed, _ = whatwhere("explain", with_cbam, photos, "--against", fewer, "--out", out)
+    assert status == 0
+    assert "its classes are not those of resnext11_8x8d with cbam, so its probabilities are of other classes" in printed
+
+
+def test_a_page_is_html(whatwhere, with_cbam, photos, tmp_path):
+    status, _, err = whatwhere("explain", with_cbam, photos, "--out", tmp_path / "page.pdf")
+    assert status == 2
+    assert "is to be a page of HTML; give an --out that ends with .html" in err
+
+
 def test_two_runs_of_one_network_go_by_their_paths(whatwhere, with_cbam, photos, tmp_path):
     out = tmp_path / "page.html"
     status, *_ = whatwhere("explain", with_cbam, photos, "--against", with_cbam / "best", "--out", out)

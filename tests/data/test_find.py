@@ -127,6 +127,20 @@ def test_nested_folders_belong_to_the_class(tmp_path):
     assert found(source) == {"nested": ("a/x/y", "b/train", "b/val"), "split-in-class": ("b/train", "b/val")}
 
 
+@pytest.mark.parametrize("above", ["", "train/"])
+def test_folders_that_come_back_in_every_class_may_be_the_classes(tmp_path, above):
+    fill(tmp_path, *(f"{above}fold{n}/{name}" for n in (1, 2) for name in ("cat", "dog", f"only{n}")), count=1)
+    source = find_source(str(tmp_path))
+    assert {label for _, label, _ in listed(source)} == {"fold1", "fold2"}
+    assert found(source)["regrouped"] == (f"{above}fold1/cat", f"{above}fold1/dog")
+    (finding,) = (finding for finding in source.findings if finding.kind == "regrouped")
+    assert finding.severity == "warning"
+    assert "if they are the classes, put them at the top" in finding.sentence()
+    # an image beside them says that the folder is a class
+    fill(tmp_path, f"{above}fold2", count=1)
+    assert "regrouped" not in found(find_source(str(tmp_path)))
+
+
 def test_what_is_left_out_is_named(tmp_path):
     fill(tmp_path, "a", "b", count=1)
     save(tmp_path / "stray.jpg")
@@ -443,6 +457,14 @@ def test_csv_columns_by_name(tmp_path, refuses):
 def test_csv_columns_of_one_name_are_refused(tmp_path, header, refuses):
     fill(tmp_path, "x", count=1)
     refuses(csv_file(tmp_path, f"{header}\nx/0.png,a,train,test\n"))
+
+
+def test_a_first_line_with_an_image_is_no_header(tmp_path):
+    fill(tmp_path, "x", count=2)
+    file = csv_file(tmp_path, "x/0.png,a\nx/1.PNG,b\n")
+    for options in ({}, {"path_column": "x/0.png", "label_column": "a"}):
+        with pytest.raises(UserError, match=r"has no header: its first line names an image, 'x/0\.png'; write a line"):
+            find_source(str(file), **options)
 
 
 def test_csv_files_that_cannot_be_used(tmp_path, refuses):

@@ -165,6 +165,19 @@ def test_a_gate_that_saw_few_images_has_no_finding():
     assert health.findings() == []
 
 
+def test_the_placebo_to_compare_with_is_named():
+    model = sound(SqueezeExcitation(16, reduction=2))
+    with torch.no_grad():  # a gate of its biases alone
+        for name, parameter in model.named_parameters():
+            if name.endswith("weight"):
+                parameter.mul_(1e-2)
+            else:
+                parameter.copy_(torch.linspace(-2, 2, len(parameter)))
+    (finding,) = health_of(model, images()).findings()
+    assert finding.fault == "nearly the same for all images"
+    assert finding.sentence.endswith("compare it with its placebo, attention static:se")
+
+
 def test_no_more_images_are_looked_at_than_asked():
     model, seen = sound(CBAM(16, reduction=2)), []
     model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))

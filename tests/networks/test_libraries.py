@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from named_networks import create_network
-from whatwhere import attend
+from whatwhere import UserError, attend
 from whatwhere.base.words import cause
 from whatwhere.data.preprocess import preprocessing_for
 from whatwhere.networks.factory import create, read_pretrained, settled
@@ -52,6 +52,12 @@ def test_the_classifier_is_found_in_front_of_attention_that_came_later(attention
 def test_a_name_is_text(name, refused):
     with refused():
         full_name(name)
+
+
+def test_attention_before_the_name_of_another_librarys_network():
+    told = "give the network torchvision:mobilenet_v3_small with the attention cbam"
+    with pytest.raises(UserError, match=told):
+        full_name("cbam_mobilenet_v3_small")
 
 
 @pytest.mark.parametrize(("error", "text"), [(ValueError("a\n  b"), "a b"), (KeyError(), "KeyError")])

@@ -98,8 +98,8 @@ def test_names_are_escaped():
 
 def test_arms_that_share_the_error_are_told():
     comparisons = {name: compared(seed, cbam=1.0, se=0.2) for seed, name in enumerate(EFFECTS)}
-    assert "the arms share the error" in printed(across(comparisons))
-    assert "the arms share the error" not in printed(across(several()))
+    assert "the error of 5 % is shared by all arms" in printed(across(comparisons))
+    assert "the error of 5 % is shared by all arms" not in printed(across(several()))
 
 
 def test_the_table_of_a_paper(verdict, snapshot):

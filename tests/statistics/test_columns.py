@@ -1,5 +1,6 @@
 import pytest
 
+from whatwhere import UserError
 from whatwhere.experiment import Results, judge, read_results
 from whatwhere.statistics.columns import FOLDS, Reading
 from whatwhere.statistics.direction import is_called_best, is_called_higher
@@ -290,6 +291,28 @@ def test_a_table_of_too_many_columns_lines_or_arms_is_refused(tmp_path, refused)
     path.write_text("arm,seed,accuracy\n" + "".join(f"none,{seed},0.5\nse,{seed},0.6\n" for seed in range(10_001)))
     with refused():
         judge(read_results(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("netz,lauf,x\na,0,0.7\n", "no column 'arm' and no column 'seed'; it has 'netz', 'lauf', 'x'; name them with "),
+        ("none,0,0.71\ncbam,0,0.74\n", "its first line, 'none', '0', '0.71', looks like a run; write a head such as"),
+        ("lauf,4,8\n0,0.7,0.8\n", "it has 'lauf', '4', '8'; name them with --arm-column and --seed-column"),
+    ],
+)
+def test_all_that_is_missing_is_told_at_once(read, text, told):
+    with pytest.raises(UserError) as caught:
+        read(text)
+    assert told in str(caught.value)
+
+
+def test_columns_of_arms_need_the_name_of_their_figures(read):
+    results = read("seed,none,cbam\n" + "".join(f"{n},0.7{n * n % 7},0.7{n * n % 5}\n" for n in range(6)))
+    with pytest.raises(
+        UserError, match="what its figures are is not known; give their name, such as --metric accuracy"
+    ):
+        judge(results)
 
 
 def table_of_data_sets(column, num_sets):

@@ -491,6 +491,20 @@ def test_gates_that_cannot_be_looked_at_lose_no_result(data, tmp_path, monkeypat
     assert (result["gates"], result["status"]) == (None, "finished")
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("vit_tiny_patch16_224", r"takes no images of 32 x 32 px \(Input height .*\); give --image-size 224"),
+        ("inception_v3", r"takes no images of 32 x 32 px \(Calculated .*\); give --image-size 299"),
+    ],
+)
+def test_a_network_for_other_images_is_refused_before_anything_is_written(data, tmp_path, name, told):
+    pytest.importorskip("timm")
+    with pytest.raises(UserError, match=told):
+        train(data, tmp_path / "run", model=f"timm:{name}", attention="", image_size=32)
+    assert not (tmp_path / "run").exists()
+
+
 def test_gate_health_looks_at_images_of_all_classes(data, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("whatwhere.training.train._MOST_HEALTH_IMAGES", 6)

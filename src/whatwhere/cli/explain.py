@@ -82,6 +82,7 @@ def explain_command(
             (path, load_bundle(path, alone.device, attention=own if path in needing or not needing else None))
             for path in paths
         ]
+        _check_classes([network for _, network in loaded])
         described = {network.spec.describe() for _, network in loaded}
         numbers = [None if target is None else _class_number(target, network) for _, network in loaded]
         for (path, network), number in zip(loaded, numbers, strict=True):
@@ -97,6 +98,10 @@ def explain_command(
                     layer=layer,
                     target=number,
                     progress=lambda what, done, total: screen.progress(what, done, total or len(files)),
+                )
+            if found and {*network.classes} != {*loaded[0][1].classes}:
+                one.notes.append(
+                    f"its classes are not those of {found[0].network}, so its probabilities are of other classes"
                 )
             found.append(one)
     with writing(out):
@@ -172,6 +177,17 @@ def _name_of(file: Path, given: Sequence[Path]) -> str:
     """Return a file's path from the folder that was given; the page may be sent to others."""
     folder = next((folder for folder in given if folder.is_dir() and file.is_relative_to(folder)), None)
     return file.name if folder is None else str(Path(folder.resolve().name) / file.relative_to(folder))
+
+
+def _check_classes(networks: Sequence[Bundle]) -> None:
+    """Raise UserError unless two networks know a class in common, so that they can be compared on the same images."""
+    first, *others = networks
+    for other in others:
+        if not {*first.classes} & {*other.classes}:
+            raise UserError(
+                f"the networks know no class in common ({few(first.classes)}; {few(other.classes)}); --against takes a "
+                "network of the same classes"
+            )
 
 
 def _class_number(name: str, network: Bundle) -> int:

@@ -40,12 +40,15 @@ AttentionKwargs = Annotated[
 def models_command(
     pattern: Annotated[str, typer.Argument(help="Shell-style pattern, such as 'cbam_*'.")] = "*",
 ) -> None:
-    """List the networks that create_model knows."""
+    """List whatwhere's own networks; those of torchvision and timm are known too, by the names that they have there."""
     from ..networks.spec import list_models
 
     names = list_models(pattern)
     if not names:
-        raise UserError(f"no model matches {brief(pattern)}; `whatwhere models` names them all")
+        raise UserError(
+            f"no network of whatwhere matches {brief(pattern)}; `whatwhere models` names them all, and those of "
+            "torchvision and timm are known by the names that they have there"
+        )
     typer.echo("\n".join(names))
 
 

@@ -15,7 +15,7 @@ from ..base.words import few, named
 from ..collect.learned import unlearned
 from ..collect.result import has_hardly_begun
 from ..data.images import MAX_VALUE
-from ..explain.health import ADVICE
+from ..explain.health import advice_on
 from ..statistics.decide import HURTS, holm
 from ..statistics.looks import LEAST_PAIRS
 from ..statistics.metric import METRICS, Metric
@@ -248,7 +248,7 @@ class Gathered:
                     layer=fault.layer,
                     gate=fault.gate,
                     fault=fault.fault,
-                    advice=ADVICE.get(fault.fault, ""),
+                    advice=advice_on(fault.fault, arm.spec.partition("{")[0]),
                     num_found=number,
                     num_runs=len(known),
                 )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..base.errors import UserError
 from ..base.modules import module_at, undisturbed
-from ..base.words import brief, cause, suggest
+from ..base.words import brief, cause, few, suggest
 from ..insert.flow import check_can_change
 
 INSTALL = "pip install captum"
@@ -59,7 +59,8 @@ def grad_cam(model: nn.Module, images: Tensor, target: Target = None, *, layer: 
     module = module_at(model, layer)
     if module is None:
         names = [name for name, _ in model.named_modules() if name]
-        raise UserError(f"no layer {brief(layer)} in {type(model).__name__}{suggest(layer, names)}")
+        hint = suggest(layer, names) or f"; there are {few(names, 8)} (model.named_modules() has all)"
+        raise UserError(f"no layer {brief(layer)} in {type(model).__name__}{hint}")
     seen: list[Any] = []
 
     def note(module: nn.Module, args: Any, output: Any) -> None:

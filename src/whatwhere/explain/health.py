@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attention import ATTENTION
 from ..base.errors import UserError
 from ..collect.result import HARDLY_BEGUN
 from .gates import LayerGates, has_attention, maps
@@ -23,13 +24,14 @@ MOST_SATURATED = 0.9  # of the values near a bound
 LEAST_SHARE = 0.01  # of the variance that is from image to image
 LEAST_IMAGES = 8
 
-ADVICE = {
+_ADVICE = {
     "off": "train longer, or with a higher learning rate for `mix`",
     "not finite": "training went wrong; start it again with a lower learning rate, or in float32",
     "constant": "check that its weights are trained, and that the weight of the last norm in it is not 0",
     "saturated": "almost no gradient comes through; try a lower learning rate, weight decay, or start='identity'",
-    "nearly the same for all images": "it scales, but hardly looks; compare it with its placebo, attention static:NAME",
+    "nearly the same for all images": "it scales, but hardly looks; compare it with its placebo, attention static:{}",
 }
+_NAMES = {kind.__name__: name for name, kind in ATTENTION.items()}  # by the class, as `LayerGates.kind` has it
 
 
 class Finding(NamedTuple):
@@ -55,6 +57,7 @@ class Finding(NamedTuple):
 class _Sums:
     """Of one gate, over images: for each channel and position, in float64."""
 
+    kind: str
     bounds: tuple[float, float]
     is_placebo: bool
     mean: Tensor
@@ -115,7 +118,7 @@ class Health:
                     zero = torch.zeros(gate.shape[1:], dtype=torch.float64)
                     infinite = float("inf")
                     self._sums[layer.layer, name] = _Sums(
-                        layer.bounds, layer.is_placebo, zero, zero.clone(), infinite, -infinite
+                        layer.kind, layer.bounds, layer.is_placebo, zero, zero.clone(), infinite, -infinite
                     )
                 self._sums[layer.layer, name].add(gate)
 
@@ -167,6 +170,11 @@ def health_of(model: nn.Module, batches: Iterable[Tensor], most: int) -> list[Fi
     return health.findings() if done >= LEAST_IMAGES else None
 
 
+def advice_on(fault: str, attention: str) -> str:
+    """Return what to try, for attention of this name; "" for a fault that is not known."""
+    return _ADVICE.get(fault, "").format(attention if attention in ATTENTION else "NAME")
+
+
 def _faults(layer: str, name: str, sums: _Sums) -> Iterator[Finding]:
     low, high = sums.bounds
     if not sums.mean.isfinite().all():
@@ -185,10 +193,11 @@ def _faults(layer: str, name: str, sums: _Sums) -> Iterator[Finding]:
     if share < LEAST_SHARE and not sums.is_placebo:
         told = f"{share:.1%}" if share >= 0.0005 else "less than 0.1%"
         said = f"{told} of its variance is from image to image"
-        yield _finding(layer, name, "nearly the same for all images", share, said)
+        yield _finding(layer, name, "nearly the same for all images", share, said, sums.kind)
 
 
-def _finding(layer: str, name: str, fault: Fault, figure: float, said: str) -> Finding:
+def _finding(layer: str, name: str, fault: Fault, figure: float, said: str, kind: str = "") -> Finding:
     where = f"{layer or 'the network'}: the {name} gate" if name else layer or "the network"
+    advice = advice_on(fault, _NAMES.get(kind, ""))
     verb = "is" if fault != "off" else "has attention that is"
-    return Finding(layer, name, fault, figure, f"{where} {verb} {fault}: {said}; {ADVICE[fault]}")
+    return Finding(layer, name, fault, figure, f"{where} {verb} {fault}: {said}; {advice}")

@@ -195,7 +195,7 @@ def _in_order(model: nn.Module, images: Tensor) -> list[str]:
 
 @torch.no_grad()
 def _randomize(module: nn.Module, generator: torch.Generator) -> None:
-    learned = dict(module.named_parameters(recurse=False))
+    learned: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
     if _is_norm(module):
         # a frozen norm keeps its weight and its bias as buffers
         learned |= {name: value for name, value in module.named_buffers(recurse=False) if name in ("weight", "bias")}

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..attention import ATTENTION
 from ..base.errors import UserError
 from ..base.randomness import seeded
 from ..base.words import brief, cause, suggest
@@ -60,6 +61,12 @@ def full_name(name: str) -> str:
         raise UserError(
             f"{brief(name)} is no classifier, it detects or segments; `whatwhere attend` and `summary` take it, and "
             "attend(model, ...) in Python"
+        )
+    attention, _, plain = own.partition("_")
+    if attention in ATTENTION and (library_of := next((known for known in tried if plain in tried[known]), "")):
+        raise UserError(
+            f"{brief(name)} is no name of a network: attention is in the names of whatwhere's own networks only; give "
+            f"the network {library_of}:{plain} with the attention {attention}"
         )
     hint = suggest(own, [other for names in tried.values() for other in names])
     if own.lower().startswith("yolo"):

@@ -37,7 +37,7 @@ _MOST_CHANNELS = 12  # in the table of classes
 _HTML = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 
-def write_explanation(path: Path | str, explanations: Sequence[Explanation]) -> None:
+def write_explanation(path: Path | str, explanations: Explanation | Sequence[Explanation]) -> None:
     """Write the page of one network, or of two side by side for the same images, whole or not at all.
 
     Raises:
@@ -46,12 +46,15 @@ def write_explanation(path: Path | str, explanations: Sequence[Explanation]) -> 
     write_bytes(Path(path), explanation_page(explanations).encode())
 
 
-def explanation_page(explanations: Sequence[Explanation]) -> str:
+def explanation_page(explanations: Explanation | Sequence[Explanation]) -> str:
     """Return the page of one network, or of two side by side, of at most 20 MB.
 
     Raises:
         UserError: The networks were given other images, or so many that the page gets larger.
     """
+    explanations = [explanations] if isinstance(explanations, Explanation) else list(explanations)
+    if not explanations:
+        raise UserError("a page needs the explanation of a network; give at least one")
     first, *others = explanations
     if len(others) > 1:
         raise UserError(f"a page is of one network or two, got {len(explanations)}")

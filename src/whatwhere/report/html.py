@@ -56,6 +56,8 @@ def check_page(path: Path) -> None:
     """Raise UserError unless a page can be written at `path` without taking the place of anything but a page."""
     with writing(path):
         check_replaceable(path)
+        if path.suffix.lower() not in (".html", ".htm"):
+            raise UserError(f"{str(path)!r} is to be a page of HTML; give an --out that ends with .html")
         if path.exists() and path.stat().st_size and not is_page(path):
             raise UserError(f"{str(path)!r} is not a report of whatwhere; move it away, or give another --out")
     check_can_write(path, makes_folders=True)

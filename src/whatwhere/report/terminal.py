@@ -91,7 +91,7 @@ def _verdicts(content: Content, *, has_differing: bool) -> Table:
     if any(arm.level is not None and arm.level < ALPHA and arm.interval_95 for arm in judgement.arms):
         notes.append(
             "the verdict is read at the interval in its sentence, which is wider than the 95 % interval of the table: "
-            "looks and arms share the error"
+            "the error of 5 % is shared by all arms, and by all times that the figures are judged"
         )
     if content.images:
         notes.append(f"images: {printable(content.images)}")
@@ -229,7 +229,7 @@ def across_tables(verdict: Across, title: str) -> list[Table]:
     if any(arm.level is not None and arm.level < ALPHA for arm in verdict.arms):
         notes.append(
             "the verdict is read at the interval in its sentence, which is wider than the 95 % interval of the table: "
-            "the arms share the error"
+            "the error of 5 % is shared by all arms"
         )
     notes += [printable(caution) for caution in verdict.cautions]
     unit = f", {metric.unit}" if metric.unit else ""

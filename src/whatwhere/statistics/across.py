@@ -291,7 +291,7 @@ def _differences(
     found: dict[str, dict[str, list[dict[Hashable, float]]]] = {}
     for name, judgement in comparisons.items():
         for arm in judgement.arms:
-            by_seed = dict(zip(map(str, arm.seeds), arm.differences, strict=True))
+            by_seed: dict[Hashable, float] = dict(zip(map(str, arm.seeds), arm.differences, strict=True))
             found.setdefault(arm.arm, {}).setdefault(data_sets[name], []).append(by_seed)
     return [
         {

@@ -208,17 +208,25 @@ def find_roles(
     roles.no_figures |= {column for column in roles.settings if head[column] != wanted}
     if needs_arm and roles.arm is None and seed is not None:
         _find_arms(roles, head, [column for column in range(len(head)) if any(map(_is_number, cells(column)))], reading)
-    for name, is_needed in (
-        (ARM, needs_arm and roles.arm is None and not roles.arms),
-        (SEED, needs_seed and seed is None),
-    ):
-        if is_needed:
-            raise UserError(
-                f"{str(path)!r} has no column {brief(name)}{suggest(name, names)}; it has "
-                f"{listed(list(map(brief, head)))}{hint}; name one with --{name}-column, or write lines such as "
-                f"{EXAMPLE}"
-            )
+    is_needed = {ARM: needs_arm and roles.arm is None and not roles.arms, SEED: needs_seed and seed is None}
+    if missing := [name for name, needed in is_needed.items() if needed]:
+        raise _not_found(missing, head, names, hint, path)
     return roles
+
+
+def _not_found(missing: Sequence[str], head: list[str], names: list[str], hint: str, path: Path) -> UserError:
+    what = " and ".join(f"no column {brief(name)}{suggest(name, names)}" for name in missing)
+    there = listed(list(map(brief, head)))
+    if any(_is_number(name) and "." in name for name in head):
+        return UserError(
+            f"{str(path)!r} has {what}: its first line, {there}, looks like a run; write a head such as "
+            "arm,seed,accuracy above it"
+        )
+    options = " and ".join(f"--{name}-column" for name in missing)
+    return UserError(
+        f"{str(path)!r} has {what}; it has {there}{hint}; name {'one' if len(missing) == 1 else 'them'} with "
+        f"{options}, or write lines such as {EXAMPLE}"
+    )
 
 
 def _given(what: str, asked: str | None, head: list[str], names: list[str], path: Path) -> int | None:

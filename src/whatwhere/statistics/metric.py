@@ -11,6 +11,7 @@ from ..base.words import brief, named
 from .direction import has_no_end, is_at_most_all, is_called_higher
 
 DEFAULT_MARGIN = 0.5  # points
+UNNAMED = "figure"  # the metric of a table with a column for each arm, until the user names it
 _LARGEST, _SMALLEST = 1e100, 1e-100  # between them squares and cubes do not overflow
 _ONE_SCALE = 4.0  # shares of one comparison hardly ever differ by a larger factor
 
@@ -66,10 +67,15 @@ def check_direction(name: str, lower_is_better: bool | None) -> bool:
             way, option = ("higher", "lower") if known.higher_is_better else ("lower", "higher")
             raise UserError(f"{name} is a metric where {way} is better; leave out --{option}-is-better")
         return not known.higher_is_better
+    if lower_is_better is None and name == UNNAMED:
+        raise UserError(
+            "each column is an arm, and what its figures are is not known; give their name, such as --metric accuracy"
+        )
     if lower_is_better is None and not tells_direction(name):
         raise UserError(
             f"whether a higher or a lower {brief(name)} is better does not follow from its name; give "
-            "--lower-is-better or --higher-is-better (in Python lower_is_better=True or False)"
+            "--lower-is-better or --higher-is-better (in Python lower_is_better=True or False), and with --margin what "
+            "difference matters"
         )
     return bool(lower_is_better)
 

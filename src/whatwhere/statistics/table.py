@@ -31,6 +31,7 @@ from .columns import (
 from .derived import odd_seed
 from .direction import is_called_a_metric
 from .epochs import CHOSEN, EPOCHS, Row, one_a_run
+from .metric import UNNAMED
 from .results import Results
 from .within_pairs import attention_of_arms, check_data, check_pairs, differing_settings
 
@@ -173,7 +174,7 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
     columns = roles.arms or _metric_columns(lines, head, roles.taken, reading.metric, signs, path, notes)
     if not columns and not may_be_empty:
         raise UserError(f"{str(path)!r} has no column of figures beside arm and seed, such as accuracy")
-    rows = _lines_as_rows(table, lines, roles, columns, reading.metric or "figure", signs)
+    rows = _lines_as_rows(table, lines, roles, columns, reading.metric or UNNAMED, signs)
     table.others = _other_texts(rows, lines, head, roles, reading.metric)
     if roles.state is not None:
         rows = _without_unfinished(rows, lines, roles.state, head[roles.state], reading, notes)

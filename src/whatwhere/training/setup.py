@@ -20,10 +20,12 @@ from msgspec.structs import replace
 from torch import nn
 
 from ..attention import attention_by_path
+from ..base.code import held_apart
 from ..base.errors import UserError
+from ..base.modules import undisturbed
 from ..base.processes import num_cores
 from ..base.screen import Screen
-from ..base.words import brief, few, short
+from ..base.words import brief, cause, few, short
 from ..data.augment import Augmentation
 from ..data.batches import EvaluationBatches, Order, Reader, TrainBatches, label_numbers
 from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing_for
@@ -198,11 +200,37 @@ def build_model(
     """Build the network of a run at its start, on the CPU; return it and its spec.
 
     `attention` is the imported code where `config.attention` is an import path.
+
+    Raises:
+        UserError: As `create`; or the network does not take images of this size, or returns no score for each class.
     """
     spec = config.network(num_classes)
     loaded = read_pretrained(spec, config.pretrained == "imagenet" or config.pretrained or False)
     spec = settled(spec, loaded, attention)
-    return create(spec, pretrained=loaded, seed=config.seed, attention=attention), spec
+    model = create(spec, pretrained=loaded, seed=config.seed, attention=attention)
+    _check_takes(model, spec, config.image_size)
+    return model, spec
+
+
+def _check_takes(model: nn.Module, spec: NetworkSpec, size: int) -> None:
+    """Raise UserError unless a network takes images of `size` and returns a score for each class."""
+    with torch.no_grad(), undisturbed(model), held_apart("the network"):
+        model.eval()
+        try:
+            output = model(torch.zeros(1, 3, size, size))
+        except Exception as error:  # any network may be named, and raises what it likes
+            sizes = getattr(model, "pretrained_cfg", {}) or {}  # timm's
+            usual = sizes.get("input_size", (0, 0, 0))[-1]
+            another = f"--image-size {usual}" if usual and usual != size else "another --image-size"
+            raise UserError(
+                f"{spec.describe()} takes no images of {size} x {size} px ({cause(error).rstrip('.')}); give {another}"
+            ) from error
+    if not isinstance(output, torch.Tensor) or output.shape != (1, spec.num_classes):
+        got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise UserError(
+            f"{spec.describe()} returns {got} for an image of {size} x {size} px, not one score for each of "
+            f"{spec.num_classes} classes; give another network"
+        )
 
 
 @dataclass
@@ -351,7 +379,7 @@ def describe(
     chosen = f" (chosen for {size} px on a {kind}; --model names another)" if is_chosen else ""
     counts += f" ({prepared.num_unused:,} not used)" if prepared.num_unused else ""
     lines = [
-        f"images: {counts}; {len(prepared.classes)} classes",
+        f"images: {counts}; {len(prepared.classes)} classes: {few(prepared.classes, 5)}",
         f"network: {config.network().describe()}, {num_params:,} parameters, {size} x {size} px{chosen}, "
         f"on {device_name(team.device)}{processes}",
     ]

@@ -13,6 +13,7 @@ from pathlib import Path, PureWindowsPath
 from ...base.errors import UserError
 from ...base.files import read_csv
 from ...base.words import brief, few, printable, short, suggest, unescaped
+from ..images import SUFFIXES
 from .source import RANK, Finding, Messages, Sample, class_name, findings_of, is_no_label, split_of
 
 # known names of columns, the preferred ones first
@@ -106,6 +107,11 @@ def list_csv(
     if not lines:
         raise UserError(f"{where} has no header; its first line must name the columns, such as path,label")
     header = [name.strip() for name in lines[0][1]]
+    if named := [name for name in header if os.path.splitext(name)[1].lower() in SUFFIXES]:
+        raise UserError(
+            f"{where} has no header: its first line names an image, {brief(named[0])}; write a line such as path,label "
+            "above it"
+        )
     rows = [(line, [cell.strip() for cell in cells]) for line, cells in lines[1:]]
     columns = _columns(where, header, rows, path_column, label_column, split_column)
     if not rows:

@@ -37,6 +37,12 @@ _MESSAGES: Messages = {
     "beside": ("warning", "folder", "left out {n} with images, beside the train, val or test folders", ""),
     "empty-class": ("warning", "class folder", "{n} without any image: {names}", ""),
     "split-in-class": ("warning", "folder", "{n} inside a class but named like a split", "a split is DATA/train/CLASS"),
+    "regrouped": (
+        "warning",
+        "folder",
+        "{n} of the same name in every class folder: {names}",
+        "if they are the classes, put them at the top, or give a CSV file of paths and labels",
+    ),
     "link": ("warning", "link", "left out {n} to a folder already listed, or to nothing", ""),
     "special": ("warning", "file", "left out {n} of a special kind, such as a pipe", ""),
     "hidden": ("note", "name", "left out {n} hidden or made by the system", ""),
@@ -231,6 +237,9 @@ def _samples(root: Path, top: _Folder, met: dict[str, list[str]], tables: list[s
             inner.path for folder in top.folders for inner in folder.class_folders if split_of(inner.name) is not None
         ]
     samples = []
+    met["regrouped"] += _in_every_class(
+        [folder for parent in (splits or {None: top}).values() for folder in parent.class_folders]
+    )
     for split, parent in (splits or {None: top}).items():
         met["stray"] += parent.images
         for folder in parent.folders:
@@ -240,3 +249,15 @@ def _samples(root: Path, top: _Folder, met: dict[str, list[str]], tables: list[s
             met["nested"] += [inner.path for inner in folder.below() if inner.images]
             samples += [Sample(path, class_name(folder.name), split) for path in images]
     return samples
+
+
+def _in_every_class(classes: list[_Folder]) -> list[str]:
+    """Return the folders, of the first class, that stand in all classes under the same names, two or more.
+
+    They may be the classes, as in fold1/cat, fold1/dog, fold2/cat, fold2/dog.
+    """
+    if len(classes) < 2 or any(folder.images for folder in classes):
+        return []
+    first, *others = ({inner.name: inner.path for inner in folder.class_folders} for folder in classes)
+    shared = [path for name, path in first.items() if all(name in other for other in others)]
+    return shared if len(shared) > 1 else []
