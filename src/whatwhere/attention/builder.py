@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
 
 from ..base.code import imported
 from ..base.errors import UserError
-from ..base.words import brief, suggest
+from ..base.words import brief, listed, suggest
 from .bam import BAM
 from .cbam import CBAM
 from .coordinate import CoordinateAttention
@@ -51,6 +52,19 @@ ATTENTION: dict[str, Builder] = {
 def is_own(builder: Any) -> bool:
     """Return whether a callable builds an attention of ATTENTION, or the placebo of one."""
     return (builder.builder if isinstance(builder, Static) else builder) in ATTENTION.values()
+
+
+def unknown_argument(builder: Any, given: Iterable[str]) -> str:
+    """Return which of `given` an attention of ATTENTION does not take, and what it takes; "" where there is none.
+
+    What a class of a user takes, its own error says.
+    """
+    inner = builder.builder if isinstance(builder, Static) else builder
+    if inner not in ATTENTION.values():
+        return ""
+    known = [name for name in inspect.signature(inner).parameters if name != "channels"]
+    wrong = next((name for name in given if name not in known), None)
+    return "" if wrong is None else f"; {wrong} is none of its arguments{suggest(wrong, known) or f': {listed(known)}'}"
 
 
 def attention_builder(attention: str | Builder) -> Builder:

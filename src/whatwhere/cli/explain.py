@@ -67,7 +67,7 @@ def explain_command(
 
     check_page(out)
     if png is not None:
-        _check_picture(png, out)
+        _check_picture(png)
     files, findings = image_files(images)
     tell_findings(findings)
     own = None if attention is None else attention_by_path(attention)
@@ -185,8 +185,8 @@ def _check_classes(networks: Sequence[Bundle]) -> None:
     for other in others:
         if not {*first.classes} & {*other.classes}:
             raise UserError(
-                f"the networks know no class in common ({few(first.classes)}; {few(other.classes)}); --against takes a "
-                "network of the same classes"
+                f"the networks know no class in common ({few(first.classes)}; {few(other.classes)}); give two that were "
+                "trained on the same classes"
             )
 
 
@@ -197,13 +197,11 @@ def _class_number(name: str, network: Bundle) -> int:
     return network.classes.index(name)
 
 
-def _check_picture(png: Path, out: Path) -> None:
+def _check_picture(png: Path) -> None:
     from ..explain.picture import is_png_of_ours
 
     if png.suffix.lower() != ".png":
         raise UserError(f"--png {str(png)!r} must end with .png")
-    if os.path.realpath(png) == os.path.realpath(out):
-        raise UserError(f"--png and --out are both {str(png)!r}; give two files")
     check_replaceable(png, "--png")
     if png.exists() and png.stat().st_size and not is_png_of_ours(png):
         raise UserError(f"{str(png)!r} is no picture of whatwhere; move it away, or give another --png")

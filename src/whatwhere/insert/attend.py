@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import Gate, attention_builder, starting_as_identity
-from ..attention.builder import is_own
+from ..attention.builder import is_own, unknown_argument
 from ..attention.gate import Start, check_choice, place_of, unwrapped
 from ..attention.squeeze_excitation import Excitation
 from ..base.errors import UserError
@@ -305,6 +305,7 @@ def _built(builder: Callable[..., nn.Module], channels: int, kwargs: dict[str, A
         raise
     except Exception as error:  # a user's attention may raise anything
         message = f"the attention cannot be built from {channels} channels and {brief(kwargs)}: {cause(error)}"
+        message += unknown_argument(builder, kwargs)
         raise UserError(message) from error
     if not isinstance(module, nn.Module):
         raise UserError(f"attention must build a torch.nn.Module from a channel count, got a {type(module).__name__}")

@@ -10,6 +10,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from ..attention import ATTENTION, attention_builder, no_weight_decay
+from ..attention.builder import unknown_argument
 from ..attention.gate import Place, check_shape_kept, place_of
 from ..base.errors import UserError, check_integer
 from ..base.modules import NotScriptable
@@ -241,7 +242,7 @@ class _AttentionSlot:
             except TypeError as error:
                 raise UserError(
                     f"the attention cannot be built from {channels} channels and the attention_kwargs "
-                    f"{brief(self.kwargs)}: {cause(error)}"
+                    f"{brief(self.kwargs)}: {cause(error)}{unknown_argument(self.builder, self.kwargs)}"
                 ) from error
         if not isinstance(module, nn.Module):
             raise UserError(

@@ -104,6 +104,6 @@ def check_data(runs: Sequence[HasSettings], notes: list[str]) -> None:
         values = list(dict.fromkeys(short(run.settings.get(key, NOT_SET), 30) for run in runs))
         if _DATA.fullmatch(key) and key not in varying and len(values) > 1:
             notes.append(
-                f"the pairs are of {len(values)} data sets ({key}: {few(values)}): the verdict is on this mix of them; "
-                "for one on each give a table of its own, and for one over all `whatwhere verdict --across`"
+                f"the pairs are of {len(values)} data sets ({key}: {few(values)}): the verdict is on this mix of them"
+                "; for one on each give a table of its own, and for one over all `whatwhere verdict --across`"
             )
