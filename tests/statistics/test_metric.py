@@ -35,7 +35,7 @@ UNKNOWN = (
     "auc_gap fp_iou val_acc_delta inverse_score rank_acc accuracy_loss top1_err top5_error err@1 acc/flops acc_time "
     "map_time neg_accuracy minus_acc no_acc non_acc inaccuracy misaccuracy brier_score fid_score dist_score "
     "anomaly_score train_acc-val_acc train_val_acc acc_diff Δacc acc*-1 relative_acc_change acc_variance accuracy_ci "
-    "std(acc) f top k 1 50 val best metrics/ latency val_loss eval_loss mse rmse perplexity fid lpips wer cer figure "
+    "std(acc) f top k 1 50 val best metrics/ latency val_loss eval_loss mse rmse perplexity fid lpips wer cer "
     "错误率 准确率下降 epe forgetting acc_forgotten false_recall accuracyless mapping maps apple factor number"
 )
 

@@ -185,8 +185,8 @@ def _check_classes(networks: Sequence[Bundle]) -> None:
     for other in others:
         if not {*first.classes} & {*other.classes}:
             raise UserError(
-                f"the networks know no class in common ({few(first.classes)}; {few(other.classes)}); give two that were "
-                "trained on the same classes"
+                f"the networks know no class in common ({few(first.classes)}; {few(other.classes)}); give two with the "
+                "same classes"
             )
 
 

@@ -190,9 +190,9 @@ def record_example(model: nn.Module, example: Any = None, *, advice: str = "", c
         except Exception as error:  # a user's network may raise anything for a size that it does not take
             first = first or error
     hint = advice or (
-        "pass what it is called with, as in example=torch.zeros(1, 3, 96, 96)"
+        "give what it is called with, as in example=torch.zeros(1, 3, 96, 96)"
         if example is None
-        else "pass another example"
+        else "give another example"
     )
     raise UserError(f"the network does not run: {cause(first).rstrip('.')}; {hint}") from first
 
