@@ -11,6 +11,7 @@ from whatwhere import UserError
 from whatwhere.experiment import Results, across, judge
 from whatwhere.statistics.across import DEPENDS, HELPS_ON_AVERAGE, HURTS_ON_AVERAGE
 from whatwhere.statistics.decide import SAME, UNKNOWN
+from whatwhere.statistics.pooled import pooled
 from whatwhere.statistics.related import LIMIT, _chance, related
 
 
@@ -323,6 +324,13 @@ def test_the_same_networks_on_many_test_sets_are_one_data_set():
     assert verdict.cautions[0].startswith(
         "a, b, c, d and 2 more count as one data set: their differences go together from seed to seed"
     )
+
+
+def test_the_same_networks_counted_many_times_would_get_a_wrong_verdict_often():
+    differences = np.random.default_rng(0).standard_normal((4000, 1, 8)) + np.zeros((4000, 8, 1))
+    differences += 0.3 * np.random.default_rng(1).standard_normal(differences.shape)  # of the test images
+    found = pooled(differences.mean(2), differences.var(2, ddof=1) / 8)
+    assert (found.p_difference() <= 0.05).mean() > 0.35
 
 
 def test_two_test_sets_of_the_same_networks_count_once_among_others():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +37,13 @@ def _chance_of_inversions(n: int, most: int) -> float:
     if n > _MOST_EXACT:
         deviation = math.sqrt(n * (n - 1) * (2 * n + 5) / 72)
         return 0.5 * math.erfc((n * (n - 1) / 4 - most - 0.5) / deviation / math.sqrt(2))
+    return float(_chances(n)[: most + 1].sum())
+
+
+@functools.lru_cache(maxsize=16)
+def _chances(n: int) -> Any:
+    """Return the probabilities of 0, 1, ... pairs out of order in a random order of n."""
     chances = np.ones(1)
     for count in range(2, n + 1):  # the next one stands before 0 to count - 1 of the others
         chances = np.convolve(chances, np.full(count, 1 / count))
-    return float(chances[: most + 1].sum())
+    return chances
