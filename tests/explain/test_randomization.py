@@ -204,6 +204,19 @@ def test_a_network_that_fails_keeps_no_hook(refused):
         check(nn.Sequential(SimAM(3)), photos(4))
 
 
+def test_a_layer_that_normalises_its_weights_is_no_norm():
+    class NormedLinear(nn.Linear):
+        pass
+
+    layer, norm = NormedLinear(4, 3), nn.LayerNorm([2, 3])
+    _randomize(layer, torch.Generator().manual_seed(0))
+    assert layer.weight.unique().numel() == 12
+    with torch.no_grad():
+        norm.weight.fill_(3)
+    _randomize(norm, torch.Generator().manual_seed(0))
+    assert torch.equal(norm.weight, torch.ones(2, 3))
+
+
 @pytest.mark.parametrize(
     "norm",
     [

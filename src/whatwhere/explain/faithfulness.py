@@ -54,6 +54,8 @@ def is_distribution(output: Tensor) -> bool:
 
     None is negative, and each row adds up to 1, to what is lost by rounding to its dtype.
     """
+    if not output.is_floating_point():
+        return False
     rows = output[output.isfinite().all(1)].float()
     lost = max(1e-3, torch.finfo(output.dtype).eps)
     return bool(len(rows) and (rows >= 0).all() and ((rows.sum(1) - 1).abs() < lost).all())

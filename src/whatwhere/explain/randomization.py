@@ -167,7 +167,10 @@ def _has_statistics(module: nn.Module) -> bool:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return _has_statistics(module) or "norm" in type(module).__name__.lower()
+    # a layer that normalises its weights has "norm" in its name too
+    is_called_so = "norm" in type(module).__name__.lower()
+    is_flat = all(parameter.dim() < 2 for parameter in module.parameters(recurse=False))
+    return _has_statistics(module) or isinstance(module, nn.LayerNorm) or (is_called_so and is_flat)
 
 
 @torch.no_grad()
