@@ -31,7 +31,7 @@ def test_the_contrasts_of_the_map():
     # standard deviations 0.5, 0.5 and 1; t(2) = 4.303 at 97.5 %, and 10.886 at 100 - 2.5 / 6 %, of six lines
     assert longer == ["cbam, paper start", "40 epochs instead of 10", "3", "+4.00", "+2.76 to +5.24", "+0.86 to +7.14"]
     assert augmented[3:] == ["+3.00", "+1.76 to +4.24", "-0.14 to +6.14"]
-    assert both[3:] == ["+4.00", "+1.52 to +6.48", "-2.29 to +10.29"]
+    assert both[3:] == ["+4.00", "+1.52 to +6.48", "-2.28 to +10.28"]
 
 
 def test_arms_are_called_by_their_start():
