@@ -14,9 +14,9 @@ from scipy import stats
 from ledger import page_with
 from whatwhere.comparison.design import Design, read_design
 from whatwhere.experiment import ArmVerdict, Judgement, Results, across, judge, read_comparisons, read_results
-from whatwhere.statistics.across import LEAST_DATA_SETS
-from whatwhere.statistics.decide import Case, decide
-from whatwhere.statistics.paired import PairedDifference
+from whatwhere.statistics.across import LEAST_DATA_SETS, case_of
+from whatwhere.statistics.decide import decide
+from whatwhere.statistics.metric import DEFAULT_MARGIN
 
 EVIDENCE = Path(__file__).parents[2] / "evidence"
 BEGIN, END = "<!-- tables: written by make evidence-page -->", "<!-- end of the tables -->"
@@ -27,7 +27,6 @@ DIRECT = {
     "Does cbam do better because it looks at the image?": [(CBAM, PLACEBO), ("cbam-identity", "static-cbam-identity")],
     "Does the start matter?": [(CBAM, "cbam-paper"), ("cbam-identity", CBAM), ("se-identity", "se")],
 }
-MARGIN = 0.5  # points, as all sets have it
 OVER_ALL = ["data sets", "mean", "95 % interval", "interval that decides", "next data set", "verdict"]
 COLUMNS = ["pairs", "mean difference, points", "95 % interval", "interval that decides", "verdict"]
 
@@ -101,7 +100,7 @@ class Set:
         plan = next(one.plan for one in self.judgement.arms if one.arm == CBAM)
         looks = {} if plan is None else {"first_look": plan.first, "max_pairs": plan.last}
         results = self.results.only([other, arm], self.results.seeds)
-        found = judge(results, metric="accuracy", baseline=other, margin=MARGIN, **looks)
+        found = judge(results, metric="accuracy", baseline=other, **looks)
         name = f"{named(arm, self.design)} minus {named(other, self.design)}"
         return replace(found, arms=(replace(found.arms[0], arm=name),))
 
@@ -167,19 +166,16 @@ def lines_over_all(comparisons: Mapping[str, Judgement]) -> tuple[list[list[str]
 
 def directly(sets: Sequence[Set], pairs: Sequence[tuple[str, str]]) -> list[str]:
     """Return two tables of arms against each other: over all data sets, and in each set with the error shared."""
-    found = {pair: {one.name: of for one in sets if (of := one.direct(*pair)) is not None} for pair in pairs}
     merged: dict[str, Judgement] = {}
     cases = []
-    for comparisons in found.values():
-        for name, of in comparisons.items():
-            (arm,) = of.arms
-            before = merged.get(name, replace(of, arms=()))
-            merged[name] = replace(before, arms=(*before.arms, arm))
-            end = arm.num_pairs
-            pairs_of = PairedDifference(arm.seeds[:end], arm.baseline[:end], arm.treatment[:end])
-            cases.append((name, Case(arm.arm, pairs_of, arm.plan)))
+    for pair in pairs:
+        for one in sets:
+            if (of := one.direct(*pair)) is not None:
+                before = merged.get(one.name, replace(of, arms=()))
+                merged[one.name] = replace(before, arms=(*before.arms, *of.arms))
+                cases.append((one.name, case_of(of.arms[0])))
     lines = []
-    for (name, _), case in zip(cases, decide([case for _, case in cases], MARGIN), strict=True):
+    for (name, _), case in zip(cases, decide([case for _, case in cases], DEFAULT_MARGIN), strict=True):
         assert case.paired is not None
         assert case.level is not None
         bounds = [span(case.paired.interval(1 - level)) for level in (0.05, case.level)]

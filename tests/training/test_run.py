@@ -494,8 +494,8 @@ def test_gates_that_cannot_be_looked_at_lose_no_result(data, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("vit_tiny_patch16_224", r"takes no images of 32 x 32 px \(Input height .*\); give --image-size 224"),
-        ("inception_v3", r"takes no images of 32 x 32 px \(Calculated .*\); give --image-size 299"),
+        ("vit_tiny_patch16_224", r"does not run on images of 32 x 32 px \(Input height .*\); give --image-size 224"),
+        ("inception_v3", r"does not run on images of 32 x 32 px \(Calculated .*\); give --image-size 299"),
     ],
 )
 def test_a_network_for_other_images_is_refused_before_anything_is_written(data, tmp_path, name, told):

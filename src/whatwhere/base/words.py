@@ -198,8 +198,12 @@ def _listed(values: Collection[Any], most: int) -> str:
 
 
 def cause(error: BaseException | None, most: int = 200) -> str:
-    """Return the message of an exception as one line of at most `most` letters; its type if the message is empty."""
-    return short(" ".join(str(error).split()) or type(error).__name__, most)
+    """Return the message of an exception as one line of at most `most` letters; its type if the message is empty.
+
+    Without a full stop at its end: the sentence that quotes it goes on.
+    """
+    text = " ".join(str(error).split())
+    return short((text if text.endswith("..") else text.removesuffix(".")) or type(error).__name__, most)
 
 
 def suggest(word: object, candidates: list[str], before: str = "") -> str:

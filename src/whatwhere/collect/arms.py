@@ -70,7 +70,7 @@ def name_runs(runs: Sequence[Run], program: Program, reading: Reading, doubts: l
     if seed_key is None:
         doubts += _same_seeds(runs)
     check_pairs(runs, [key for key in varying if key not in {*not_compared, *keys}], reading, doubts)
-    check_data(runs, doubts)
+    check_data(runs, varying, doubts)
     _tell_settings(runs, program, {*not_compared, *keys}, doubts, by_path="arm" in found[0])
     notes = [f"the arm is taken from {sources[0]}, the seed from {sources[1]}"]
     hidden = sorted(key for key in program.ignored if len({run.settings.get(key) for run in runs}) > 1)

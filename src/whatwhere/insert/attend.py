@@ -363,7 +363,7 @@ def _check(model: nn.Module, prepared: _Prepared, *, is_unchanged: bool) -> None
     except UserError:
         raise
     except Exception as error:  # a user's attention may raise anything
-        raise UserError(f"with the attention the network does not run: {cause(error).rstrip('.')}") from error
+        raise UserError(f"with the attention the network does not run: {cause(error)}") from error
     for place, module in zip(prepared.places, prepared.modules, strict=True):
         num_calls = after.num_calls[module]
         if num_calls != 1:

@@ -194,7 +194,7 @@ def record_example(model: nn.Module, example: Any = None, *, advice: str = "", c
         if example is None
         else "give another example"
     )
-    raise UserError(f"the network does not run: {cause(first).rstrip('.')}; {hint}") from first
+    raise UserError(f"the network does not run: {cause(first)}; {hint}") from first
 
 
 def check_can_change(model: nn.Module, caller: str) -> None:

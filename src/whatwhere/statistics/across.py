@@ -325,7 +325,7 @@ def _members(
             if arm.interval_95 is not None and arm.standard_deviation is not None:
                 error = arm.standard_deviation / math.sqrt(arm.num_pairs)
             if counts:
-                cases.append((arm.arm, len(found), _case(arm)))
+                cases.append((arm.arm, len(found), case_of(arm)))
             found.append(
                 Member(
                     comparison=name,
@@ -340,7 +340,8 @@ def _members(
     return members, cases
 
 
-def _case(arm: ArmVerdict) -> Case:
+def case_of(arm: ArmVerdict) -> Case:
+    """Return what `decide` needs of a verdict: the pairs up to its last look, and its looks."""
     end = arm.num_pairs
     return Case(arm.arm, PairedDifference(arm.seeds[:end], arm.baseline[:end], arm.treatment[:end]), arm.plan)
 

@@ -43,11 +43,12 @@ _SETTINGS_BESIDE_AN_ARM = {
     *("init_lr", "min_lr", "opt", "wd", "bs", "batchsize", "train_batch_size", "accumulate", "grad_accum_steps"),
     *("imsize", "resolution", "crop_size", "crop_pct", "n_epochs", "nepochs", "total_epochs", "max_steps"),
     *("warmup", "warmup_steps", "scheduler", "lr_scheduler", "sched", "patience", "freeze", "amp", "init"),
-    *("num_train", "n_train", "train_size", "train_images", "dataset", "data_dir", "clip_grad", "grad_clip"),
-    *("data_set", "datasets", "data", "data_name", "data_path", "data_root", "domain", "task", "benchmark", "corpus"),
+    *("num_train", "n_train", "train_size", "train_images", "clip_grad", "grad_clip"),
     *("augment", "augmentation", "aug", "auto_augment", "aa", "mixup", "cutmix", "label_smoothing", "smoothing"),
     *("dropout", "drop_rate", "drop_path", "drop_path_rate"),
 }
+# settings that name the images of a run
+DATA = re.compile(r"(data|data_?sets?)(_?(name|dir|path|root))?|domain|task|benchmark|corpus", re.IGNORECASE)
 _FOLD = r"(cv|k)?_?folds?(_?(id|number|no|nr|index|idx))?"
 FOLDS = (
     "the seeds are folds: those of one cross-validation share most of their training images, so the interval is too "
@@ -195,8 +196,10 @@ def find_roles(
     roles.seed = seed
     if seed is not None and re.fullmatch(_FOLD, names[seed]):
         roles.notes.append(FOLDS)
-    known = _SETTINGS | (_SETTINGS_BESIDE_AN_ARM if roles.arm is not None else set())
-    by_name = [c for c, name in enumerate(names) if name in known and not is_collected_head(head)]
+    is_beside_an_arm = roles.arm is not None
+    known = _SETTINGS | (_SETTINGS_BESIDE_AN_ARM if is_beside_an_arm else set())
+    by_name = [c for c, name in enumerate(names) if name in known or (is_beside_an_arm and DATA.fullmatch(name))]
+    by_name = [] if is_collected_head(head) else by_name
     runs = list(zip(*(cells(c) for c in (roles.arm, seed) if c is not None), strict=True)) or [()] * len(lines)
     # a rate that falls during a run is no setting
     by_name = [c for c in by_name if len({*zip(runs, cells(c), strict=True)}) == len({*runs}) and head[c] != wanted]

@@ -11,9 +11,8 @@ import numpy as np
 
 from .looks import LEAST_PAIRS
 
-LIMIT = (
-    1 / 1000
-)  # for all pairs of data sets of all arms; by mistake two data sets count as one, which is the safe side
+# for all pairs of data sets of all arms; by mistake two data sets count as one, which is the safe side
+LIMIT = 1 / 1000
 
 
 def related(arms: Sequence[Mapping[str, Mapping[Hashable, float]]]) -> list[list[str]]:

@@ -123,7 +123,7 @@ def read_tables(
         differing = differing_settings(rows)
         of_arms = attention_of_arms(rows, differing)
         check_pairs(rows, [key for key in differing if key not in of_arms], reading, notes)
-        check_data(rows, notes)
+        check_data(rows, differing, notes)
     return one_a_run(rows, reading, notes, ends_are_checked=all(is_collected_head(table.head) for table in tables))
 
 

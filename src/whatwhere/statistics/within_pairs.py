@@ -9,14 +9,10 @@ from typing import Protocol
 
 from ..base.errors import UserError
 from ..base.words import few, listed, short
-from .columns import Reading, may_differ_note
+from .columns import DATA, Reading, may_differ_note
 
 NOT_SET = "none"  # also what null is written as
 ATTENTION = "attention"
-# settings that name the images of a run, also behind params. and the like
-_DATA = re.compile(
-    r"(?:.*[./])?((data|data_?sets?)(_?(name|dir|path|root))?|domain|task|benchmark|corpus)", re.IGNORECASE
-)
 # the name of an attention and its options are one setting; tables write params. and the like before it
 _ATTENTION = re.compile(r"((params|config|hparams)[./])?attention(_kwargs)?(\..*)?")
 
@@ -97,12 +93,14 @@ def check_pairs(runs: Sequence[HasSettings], differing: list[str], reading: Read
         notes.append(may_differ_note(allowed))
 
 
-def check_data(runs: Sequence[HasSettings], notes: list[str]) -> None:
-    """Note that the pairs are of several data sets: the verdict is on their mix, and tells nothing of a next one."""
-    varying = {*differing_settings(runs)}
+def check_data(runs: Sequence[HasSettings], differing: Collection[str], notes: list[str]) -> None:
+    """Note that the pairs are of several data sets: the verdict is on their mix, and tells nothing of a next one.
+
+    `differing` are the settings that differ within pairs.
+    """
     for key in all_settings(runs):
         values = list(dict.fromkeys(short(run.settings.get(key, NOT_SET), 30) for run in runs))
-        if _DATA.fullmatch(key) and key not in varying and len(values) > 1:
+        if DATA.fullmatch(re.split("[./]", key)[-1]) and key not in differing and len(values) > 1:
             notes.append(
                 f"the pairs are of {len(values)} data sets ({key}: {few(values)}): the verdict is on this mix of them"
                 "; for one on each give a table of its own, and for one over all `whatwhere verdict --across`"

@@ -221,9 +221,10 @@ def _check_takes(model: nn.Module, spec: NetworkSpec, size: int) -> None:
         except Exception as error:  # any network may be named, and raises what it likes
             sizes = getattr(model, "pretrained_cfg", {}) or {}  # timm's
             usual = sizes.get("input_size", (0, 0, 0))[-1]
-            another = f"--image-size {usual}" if usual and usual != size else "another --image-size"
+            is_other = usual and usual != size
+            another = f"--image-size {usual}" if is_other else "another --image-size, or correct its code"
             raise UserError(
-                f"{spec.describe()} takes no images of {size} x {size} px ({cause(error).rstrip('.')}); give {another}"
+                f"{spec.describe()} does not run on images of {size} x {size} px ({cause(error)}); give {another}"
             ) from error
     if not isinstance(output, torch.Tensor) or output.shape != (1, spec.num_classes):
         got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
