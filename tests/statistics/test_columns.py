@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from whatwhere import UserError
@@ -305,6 +307,29 @@ def test_all_that_is_missing_is_told_at_once(read, text, told):
     with pytest.raises(UserError) as caught:
         read(text)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("none,0,0.71\nnone,1,0.72\ncbam,0,0.74\ncbam,1,0.75\n", ("none", "0")),
+        ("none,0,71\nnone,1,72\ncbam,0,74\ncbam,1,75\n", ("none", "0")),
+        ("7,none,0.71\n7,cbam,0.74\n8,none,0.72\n8,cbam,0.75\n", ("none", "7")),
+        ("1,7,0.71\n2,7,0.74\n1,8,0.72\n2,8,0.75\n", ("1", "7")),
+    ],
+)
+def test_columns_named_by_the_first_run_lose_no_run(read, text, columns):
+    with pytest.raises(UserError, match="has no head: its first line, .*, looks like a run; write a head such as"):
+        read(text, arm_column=columns[0], seed_column=columns[1])
+
+
+@pytest.mark.parametrize("head", ["0,1,2", "1,2,3", ",0,1"])
+def test_columns_numbered_by_a_program_are_a_head(read, head):
+    arm, seed = [name for name in head.split(",") if name][:2]
+    table = "0,none,4,0.71\n1,none,5,0.72\n2,cbam,4,0.74\n3,cbam,5,0.75\n"
+    table = table if head[0] == "," else re.sub(r"(?m)^\d,", "", table)
+    head += ",2" if head[0] == "," else ""
+    assert read(f"{head}\n{table}", arm_column=arm, seed_column=seed).arms == ["none", "cbam"]
 
 
 def test_columns_of_arms_need_the_name_of_their_figures(read):

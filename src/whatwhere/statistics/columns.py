@@ -194,6 +194,7 @@ def find_roles(
         if seed is not None:
             roles.notes.append(f"the column {brief(head[seed])} is taken as the seed")
     roles.seed = seed
+    _check_is_head(head, [head[column] for column in (roles.arm, seed) if column is not None], path)
     if seed is not None and re.fullmatch(_FOLD, names[seed]):
         roles.notes.append(FOLDS)
     is_beside_an_arm = roles.arm is not None
@@ -219,16 +220,29 @@ def find_roles(
 
 def _not_found(missing: Sequence[str], head: list[str], names: list[str], hint: str, path: Path) -> UserError:
     what = " and ".join(f"no column {brief(name)}{suggest(name, names)}" for name in missing)
-    there = listed(list(map(brief, head)))
     if any(_is_number(name) and "." in name for name in head):
-        return UserError(
-            f"{str(path)!r} has {what}: its first line, {there}, looks like a run; write a head such as "
-            "arm,seed,accuracy above it"
-        )
+        return _looks_like_a_run(head, what, path)
+    there = listed(list(map(brief, head)))
     options = " and ".join(f"--{name}-column" for name in missing)
     return UserError(
         f"{str(path)!r} has {what}; it has {there}{hint}; name {'one' if len(missing) == 1 else 'them'} with "
         f"{options}, or write lines such as {EXAMPLE}"
+    )
+
+
+def _check_is_head(head: list[str], given: list[str], path: Path) -> None:
+    """Raise UserError where the names of arm and seed are cells of a run: else its first run would be lost."""
+    numbers = [name for name in head if _is_number(name)]
+    # pandas numbers columns without names
+    is_counted = any(numbers == [str(first + place) for place in range(len(numbers))] for first in (0, 1))
+    if any(map(_is_number, given)) and not (is_counted and all(map(_is_number, given))):
+        raise _looks_like_a_run(head, "no head", path)
+
+
+def _looks_like_a_run(head: list[str], what: str, path: Path) -> UserError:
+    return UserError(
+        f"{str(path)!r} has {what}: its first line, {listed(list(map(brief, head)))}, looks like a run; write a head "
+        "such as arm,seed,accuracy above it"
     )
 
 
