@@ -1,5 +1,8 @@
 """The page of the evidence has the figures of its files, and the contrasts of the map are right."""
 
+import json
+import shutil
+
 import evidence
 from comparisons import design_of
 from whatwhere.experiment import Results
@@ -16,6 +19,20 @@ def test_a_page_with_other_figures_is_a_fault(tmp_path, monkeypatch, capsys):
     assert evidence.main(write=False) == 1
     assert "run make evidence-page" in capsys.readouterr().out
     assert evidence.main(write=True) == evidence.main(write=False) == 0
+
+
+def test_a_comparison_is_judged_from_its_folder_as_from_its_table(whatwhere, tmp_path):
+    """Its runs differ in several settings, such as the epochs of the control; its table knows the arms."""
+    folder = tmp_path / "fashion"
+    shutil.copytree(evidence.EVIDENCE / "fashion", folder)
+    told = []
+    for number, path in enumerate((folder, folder / "results.csv")):
+        status, out, _ = whatwhere("verdict", path, "--json", "--out", tmp_path / f"{number}.html")
+        assert status == 0
+        told.append(json.loads(out)["judgement"])
+    assert told[0] == told[1]
+    own = json.loads((folder / "verdict.json").read_text())["judgement"]
+    assert [arm["verdict"] for arm in told[0]["arms"]] == [arm["verdict"] for arm in own["arms"]]
 
 
 def test_the_contrasts_of_the_map():

@@ -863,11 +863,12 @@ def test_attention_that_was_hardly_used_is_told(pretended, whatwhere):
 def test_attention_that_hurts_is_to_be_tried_with_another_start(pretended):
     rng = np.random.default_rng(0)
     pretended.figures = lambda arm, seed: (0.75, rng.normal(0.5 if arm == "none" else 0.8, 0.05))
-    arms = "none,se,identity=se{start:identity},short"
+    arms = "none,se,eca,static:se,own=eca{start:identity},short"
     content = pretended(arms, seeds=6, metric="loss", margin=0.004, given={"epochs": 4})
     advice = {arm["arm"]: arm["advice"] for arm in content["judgement"]["arms"] if arm["verdict"] == "hurts"}
     assert advice.pop("se").endswith("add the arm that starts as the identity, se-identity=se{start:identity}")
-    assert advice == {"identity": "", "short": ""}
+    assert advice.pop("eca").endswith("before you give it up, look at own")
+    assert advice == {"static-se": "", "own": "", "short": ""}
 
 
 def test_a_control_that_learned_little_needs_no_more_epochs(pretended):

@@ -126,16 +126,16 @@ def verdict_command(
     record = read_record(record_path)
     if record is not None:
         check_title(record, record_path, title)
-    compared, controls = read_compared(results[0]) if len(results) == 1 else (None, [])
+    table, compared, controls = read_compared(results[0]) if len(results) == 1 else (None, None, [])
     # runs are read, which may take long, once it is known that their verdict can be written
-    collected = collect(results, reading)
+    collected = collect(results if table is None else [table], reading)
     figures = collected.results
     given = {"metric": metric, "baseline": baseline, "margin": margin, "test_images": test_images}
     before = {} if compared is None else compared.terms
     terms = {name: before.get(name) if value is None else value for name, value in given.items()}
     terms["lower_is_better"] = reading.lower_is_better
     if terms["baseline"] is None:
-        check_has_baseline(collected, results[0])
+        check_has_baseline(collected, table or results[0])
     source = tuple(sorted(_path_from(record_path.parent, path) for path in results))
     if record is not None:
         check_figures(record, record_path, figures, source)

@@ -126,15 +126,16 @@ def _places(path: Path) -> list[_Place]:
     return [_Place(path, path, record, None)]
 
 
-def read_compared(path: Path) -> tuple[Record | None, list[str]]:
-    """Return the verdict of `whatwhere compare` on its own table or folder, which has its looks, and its controls.
+def read_compared(path: Path) -> tuple[Path, Record | None, list[str]]:
+    """Return what `whatwhere compare` left at a path, its table or its folder: table, verdict with its looks, controls.
 
-    (None, []) for any other path.
+    Its runs stand for the table where it has none yet. (path, None, []) for any other path.
     """
     folder = path.parent if path.name == RESULTS else path
     if not (folder / DESIGN).is_file():
-        return None, []
-    return read_record(folder / VERDICT), _read_design(folder).controls
+        return path, None, []
+    table = folder / RESULTS
+    return table if table.is_file() else path, read_record(folder / VERDICT), _read_design(folder).controls
 
 
 def _read_design(folder: Path) -> Compared:

@@ -249,10 +249,13 @@ def _attentive(arm: Arm, backbone: str, at: str) -> dict[str, Any]:
 
 
 def starting_as_identity(arm: Arm) -> str:
-    """Return, as it is typed, the arm whose attention starts as the identity; "" where it does, or has no start."""
+    """Return, as it is typed, the arm whose attention starts as the identity.
+
+    "" where it does, or has no start, or is a placebo, which nobody means to keep.
+    """
     from ..attention import attention_builder
 
-    name, kwargs = arm.attention.removeprefix(STATIC), arm.attention_kwargs
+    name, kwargs = arm.attention, arm.attention_kwargs
     if name not in ATTENTIONS or "start" in kwargs or getattr(attention_builder(name), "identity_at_start", False):
         return ""
     arguments = ",".join(f"{key}:{json.dumps(value)}" for key, value in kwargs.items())

@@ -119,10 +119,13 @@ class Gathered:
         arm = next(arm for arm in self.design.arms if arm.name == verdict.arm)
         if not (other := starting_as_identity(arm)):
             return verdict
+        wanted = (arm.attention, {**arm.attention_kwargs, "start": "identity"})
+        there = [one.name for one in self.design.arms if (one.attention, one.attention_kwargs) == wanted]
+        what = f"look at {named(there[0])}" if there else f"add the arm that starts as the identity, {other}"
         return dataclasses.replace(
             verdict,
             advice=f"{named(arm.name)} starts as in its paper, which has cost several points in short trainings; "
-            f"before you give it up, add the arm that starts as the identity, {other}",
+            f"before you give it up, {what}",
         )
 
     def _cautions(self) -> list[str]:
