@@ -319,7 +319,7 @@ def test_all_that_is_missing_is_told_at_once(read, text, told):
     ],
 )
 def test_columns_named_by_the_first_run_lose_no_run(read, text, columns):
-    with pytest.raises(UserError, match="has no head: its first line, .*, looks like a run; write a head such as"):
+    with pytest.raises(UserError, match=r"has no head: its first line, .*, looks like a run; write a head such as"):
         read(text, arm_column=columns[0], seed_column=columns[1])
 
 
@@ -381,3 +381,19 @@ def test_the_best_of_several_epochs_is_a_caution(name, is_best):
         results.add("cbam", seed, {name: 0.74 + seed * seed % 7 / 100})
     told = judge(results, metric=name, lower_is_better=None if is_called_higher(name) else True, margin=0.5).cautions
     assert any("the best of several by its name" in caution for caution in told) is is_best
+
+
+@pytest.mark.parametrize(
+    ("name", "is_seen"),
+    [
+        *((name, True) for name in ("train_acc", "train/loss", "Training Accuracy", "训练准确率")),
+        *((name, False) for name in ("val_acc", "train_time", "train_samples_per_second", "strained_acc", "test_loss")),
+    ],
+)
+def test_a_figure_of_the_training_images_is_a_caution(name, is_seen):
+    results = Results()
+    for seed in range(6):
+        results.add("none", seed, {name: 0.7 + seed * seed % 5 / 100})
+        results.add("cbam", seed, {name: 0.74 + seed * seed % 7 / 100})
+    told = judge(results, metric=name, lower_is_better=None if is_called_higher(name) else True, margin=0.5).cautions
+    assert any("of the training images by its name" in caution for caution in told) is is_seen

@@ -56,12 +56,23 @@ def test_a_word_unlike_the_others_is_no_seed(seeds, odd):
     assert odd_seed(seeds)[0] == odd
 
 
+@pytest.mark.parametrize(("seed", "other"), [("3.0", "3"), ("03", "3"), ("Fold 1", "fold_1"), ("fold1", "fold1 ")])
+def test_one_seed_in_two_spellings_is_refused(seed, other):
+    """Its runs made no pair, and counted as missing."""
+    odd, told = odd_seed(["7", other, seed])
+    assert odd in (seed, other)
+    assert told.startswith("seeds ")
+    assert "are spellings of one" in told
+
+
 @pytest.mark.parametrize(
     "seeds",
     [
         (),
         ("0", "1", "2.5", "-3", "1e3"),
         (0, 1, 2),
+        ("3", "-3"),
+        ("12345678901234567890", "12345678901234567891"),
         ("fold-a", "fold-b", "fold-c"),
         ("a", "b", "x"),
         ("fold1", "fold2", "fold10"),

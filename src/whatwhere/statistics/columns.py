@@ -194,7 +194,6 @@ def find_roles(
         if seed is not None:
             roles.notes.append(f"the column {brief(head[seed])} is taken as the seed")
     roles.seed = seed
-    _check_is_head(head, [head[column] for column in (roles.arm, seed) if column is not None], path)
     if seed is not None and re.fullmatch(_FOLD, names[seed]):
         roles.notes.append(FOLDS)
     is_beside_an_arm = roles.arm is not None
@@ -230,8 +229,9 @@ def _not_found(missing: Sequence[str], head: list[str], names: list[str], hint: 
     )
 
 
-def _check_is_head(head: list[str], given: list[str], path: Path) -> None:
+def check_is_head(head: list[str], roles: Roles, path: Path) -> None:
     """Raise UserError where the names of arm and seed are cells of a run: else its first run would be lost."""
+    given = [head[column] for column in (roles.arm, roles.seed) if column is not None]
     numbers = [name for name in head if _is_number(name)]
     # pandas numbers columns without names
     is_counted = any(numbers == [str(first + place) for place in range(len(numbers))] for first in (0, 1))

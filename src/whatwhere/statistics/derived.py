@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..base.words import brief, named, number_in, short
+from ..base.words import brief, named, number_in, short, spelt_alike
 from .metric import num_decimals
 
 if TYPE_CHECKING:
@@ -49,8 +49,13 @@ def odd_seed(seeds: Iterable[Hashable]) -> tuple[Hashable, str] | None:
 
     Such a seed is a word among numbers, a word without a number among names that differ in their number only (fold1,
     fold2, fold3), or a word for a statistic (mean, best, std, Ø) among words. Other words are names as good as numbers.
+    So is one that is there in another spelling too (3 and 3.0).
     """
     seeds = list(dict.fromkeys(seeds))
+    alike = next(iter(spelt_alike(map(str, seeds))), None)
+    if alike is not None:
+        told = " and ".join(map(brief, alike[:2]))
+        return alike[0], f"seeds {told} are spellings of one, and their runs would make no pair; spell them alike"
     words = [seed for seed in seeds if as_number(seed) is None]
     # those that name a statistic are the ones to point at
     words.sort(key=lambda seed: not _is_statistic(seed))

@@ -107,6 +107,14 @@ def is_called_best(name: str) -> bool:
     )
 
 
+def is_of_training(name: str) -> bool:
+    """Return whether a name is that of a figure of the training images, as train_acc and train/loss are.
+
+    A training time is none.
+    """
+    return bool({*_words(name)} & _SPLITS[0]) and (is_called_higher(name) or bool(_LOSS.search(name)))
+
+
 def is_never_negative(name: str) -> bool:
     """Return whether a name is that of a metric that is 0 at least, as accuracy and errors are.
 

@@ -143,7 +143,7 @@ def _by_epoch(rows: Sequence[Row]) -> list[Row]:
         if before is not None and before.figures.keys() & row.figures.keys():
             raise UserError(
                 f"line {before.line} of {str(before.path)!r} and line {row.line} of {str(row.path)!r} are both epoch "
-                f"{row.epoch:g} of arm {brief(row.arm)} with seed {brief(row.seed)}; a pair needs one run of each arm"
+                f"{row.epoch:g} of arm {brief(row.arm)} with seed {brief(row.seed)}; keep one of them"
             )
         merged[row.epoch] = row if before is None else replace(row, figures={**before.figures, **row.figures})
     return [merged[epoch] for epoch in sorted(merged)]

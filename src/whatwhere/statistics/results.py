@@ -36,7 +36,6 @@ class Results:
         self._seeds: set[Hashable] = set()
         self._first: list[Hashable] = []
         self._hardly_begun: set[tuple[str, Hashable]] = set()
-        self._spellings: dict[tuple[str, float], Hashable] = {}
 
     def put_first(self, seeds: Iterable[Hashable]) -> None:
         """Put these seeds before all others, in this order."""
@@ -51,8 +50,7 @@ class Results:
         """Add a run. `has_hardly_begun` says that its attention changes hardly anything at its end.
 
         Raises:
-            UserError: The run is there already, perhaps with another spelling of the seed (0, 0.0, 00), a figure is
-                beyond 1e-100 and 1e100, or a name is too long.
+            UserError: The run is there already, a figure is beyond 1e-100 and 1e100, or a name is too long.
         """
         for name in (arm, str(seed), *figures):
             check_length(name)
@@ -62,13 +60,6 @@ class Results:
         runs = self._figures.setdefault(arm, {})
         if seed in runs:
             raise UserError(f"arm {brief(arm)} has seed {brief(seed)} twice; a pair needs one run of each arm")
-        number = as_number(seed)
-        before = seed if number is None else self._spellings.setdefault((arm, number), seed)
-        if before != seed:
-            raise UserError(
-                f"arm {brief(arm)} has the seeds {brief(before)} and {brief(seed)}, which are one number; a pair needs "
-                "one run of each arm"
-            )
         runs[seed] = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
         self._not_finite |= {(arm, seed, name): figures[name] for name in figures.keys() - runs[seed].keys()}
         self._seeds.add(seed)

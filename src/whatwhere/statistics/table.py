@@ -24,6 +24,7 @@ from .columns import (
     Line,
     Reading,
     Roles,
+    check_is_head,
     find_roles,
     has_notes,
     is_collected_head,
@@ -163,6 +164,7 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
         raise UserError(f"{str(path)!r} has a head and no lines; it needs a line for each run")
     signs = decimal_signs(lines, delimiter)
     roles = find_roles(head, lines, path, reading, needs_arm=arm is None, needs_seed=seed is None)
+    check_is_head(head, roles, path)
     if may_be_empty:
         roles = Roles(roles.arm, roles.seed)
     notes += [note for note in roles.notes if note not in notes]
@@ -175,6 +177,8 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
     if not columns and not may_be_empty:
         raise UserError(f"{str(path)!r} has no column of figures beside arm and seed, such as accuracy")
     rows = _lines_as_rows(table, lines, roles, columns, reading.metric or UNNAMED, signs)
+    if not roles.arms and roles.epoch is None:
+        _check_one_line_a_run(rows, lines, head, {*range(len(head))} - {*columns, roles.arm, roles.seed})
     table.others = _other_texts(rows, lines, head, roles, reading.metric)
     if roles.state is not None:
         rows = _without_unfinished(rows, lines, roles.state, head[roles.state], reading, notes)
@@ -258,6 +262,11 @@ def _read(path: Path, *, may_be_empty: bool) -> tuple[str, list[str], list[Line]
     _check_size(path, len(head), TABLE_COLUMNS, "columns")
     _check_size(path, len(lines), TABLE_LINES, "lines")
     head = [printable(name.strip()) for name in head]
+    if sum(map(bool, head)) < 2 and not may_be_empty:
+        raise UserError(
+            f"the first line of {str(path)!r}, {brief(','.join(head))}, is no head of a table; save it with commas, "
+            "semicolons or tabs between the columns, and their names in the first line"
+        )
     twice = next((name for name in head if name and head.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"{str(path)!r} has the column {brief(twice)} twice; give each its own name")
@@ -299,6 +308,22 @@ def _check_lines(lines: list[Line], head: list[str], roles: Roles, path: Path) -
     if odd is not None:
         number = next(number for number, row in lines if row[roles.seed].strip() == odd[0])
         raise UserError(f"line {number} of {str(path)!r}: {odd[1]}")
+
+
+def _check_one_line_a_run(rows: list[Row], lines: list[Line], head: list[str], others: set[int]) -> None:
+    """Raise UserError where two lines are one run: with the columns without figures, `others`, in which they differ."""
+    first: dict[tuple[str, str], tuple[int, list[str]]] = {}
+    for row, (number, cells) in zip(rows, lines, strict=True):
+        before, known = first.setdefault((row.arm, row.seed), (number, cells))
+        if before == number:
+            continue
+        where = f"lines {before} and {number} of {str(row.path)!r} are both arm {brief(row.arm)} with seed"
+        differing = {head[c]: (known[c].strip(), cells[c].strip()) for c in sorted(others) if known[c] != cells[c]}
+        advice = "a pair needs one run of each arm: keep one of them, or give each run its own seed"
+        if differing:
+            told = [f"{short(name)} ({', '.join(map(short, values))})" for name, values in differing.items()]
+            advice = f"they differ in {few(told, 4)}: keep the lines of one, or give each a table of its own"
+        raise UserError(f"{where} {brief(row.seed)}; {advice}")
 
 
 def _without_unfinished(

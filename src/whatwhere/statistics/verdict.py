@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
@@ -14,8 +14,8 @@ from ..base.limits import ARMS
 from ..base.words import brief, counted, few, listed, named, short, spelling, suggest
 from . import wording
 from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, decide, holm, pairs_to_settle
-from .derived import as_number, derived_notes, odd_seed
-from .direction import is_called_best
+from .derived import derived_notes, odd_seed
+from .direction import is_called_best, is_of_training
 from .epochs import CHOSEN
 from .independence import cautions_about, doubt_about
 from .looks import ALPHA, LEAST_PAIRS, MOST_SEEDS, Schedule
@@ -265,7 +265,8 @@ def judge(
     differences, notes = _others(results, measure.name, baseline, cases, test_images)
     missed = [case for case in cases if case.is_control and case.judged is not None and case.verdict == UNKNOWN]
     best = [wording.chosen_epoch(measure)] if is_called_best(measure.name) and CHOSEN not in results.notes else []
-    notes = [*results.notes, *best, *map(wording.missed_control, missed), *notes]
+    seen = [wording.of_training(measure)] if is_of_training(measure.name) else []
+    notes = [*results.notes, *best, *seen, *map(wording.missed_control, missed), *notes]
     notes += derived_notes(results, measure.name)
     if given is None and known_baseline(results.arms) is None:
         notes.insert(
@@ -408,7 +409,7 @@ def _case(
     if waiting:
         blocked = f"{len(awaited) - len(waiting)} of {len(awaited)} pairs are complete; missing: {numbered(waiting)}"
     elif not num_pairs and before and after:
-        blocked = f"{named(arm)} and {named(baseline)} have no seed in common{_spelt(baseline, arm, before, after)}"
+        blocked = f"{named(arm)} and {named(baseline)} have no seed in common{_spelt(baseline, arm)}"
     elif not num_pairs:
         blocked = f"no seed has a run of both {named(arm)} and {named(baseline)}"
     elif num_pairs < LEAST_PAIRS:
@@ -442,15 +443,11 @@ def _share_no_seed(results: Results, baseline: str, arm: str, metric: str) -> bo
     return bool(have_figures) and not results.runs(baseline).keys() & results.runs(arm).keys()
 
 
-def _spelt(baseline: str, arm: str, *seeds: Iterable[Hashable]) -> str:
-    """Return a hint where one seed, such as 0 and 00, or one arm, such as none and None, has two spellings."""
-    if spelling(arm) == spelling(baseline):
-        return f"; {named(arm)} and {named(baseline)} may be meant to be one arm: spell it alike"
-    first, second = ({as_number(seed): str(seed) for seed in names} for names in seeds)
-    for number, seed in first.items():
-        if number is not None and second.get(number, seed) != seed:
-            return f"; {seed} and {second[number]} may be meant to be one seed: spell it alike"
-    return ""
+def _spelt(baseline: str, arm: str) -> str:
+    """Return a hint where one arm, such as none and None, may have two spellings."""
+    if spelling(arm) != spelling(baseline):
+        return ""
+    return f"; {named(arm)} and {named(baseline)} may be meant to be one arm: spell it alike"
 
 
 def _verdict(case: Case, metric: Metric, margin: float, holm_p: Sequence[float], cautions: Sequence[str]) -> ArmVerdict:

@@ -69,6 +69,14 @@ def chosen_epoch(metric: Metric) -> str:
     )
 
 
+def of_training(metric: Metric) -> str:
+    """Return the caution on a figure of the training images."""
+    return (
+        f"{named(metric.label)} is of the training images by its name: a network that has learned them by heart does "
+        "best there, and may do worse on others; a figure of images that it has not seen would tell"
+    )
+
+
 def _choice(case: Case, metric: Metric, margin: float) -> str:
     arm = named(case.arm)
     if case.verdict == SAME:
