@@ -212,6 +212,12 @@ def test_a_scripted_or_compiled_network_is_refused(refused):
         attend(torch.compile(Network(Block(torch.add))), "cbam")
 
 
+def test_images_are_tried_in_colour_where_the_first_convolution_takes_more_channels():
+    """As behind a stem that folds pixels into channels (TResNet, YOLOv5)."""
+    model = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 8, 1), Block(torch.add))
+    assert [place.label for place in plan(model, "se").places] == ["2"]
+
+
 def test_twice_in_one_place_is_refused_and_two_places_are_not(refused):
     model = attend(Network(Block(torch.add), Block(SUMS["scaled"])), "cbam")
     with refused():

@@ -19,6 +19,7 @@ from ..base.words import cause
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _SUMS = {"add", "radd", "iadd", "sub", "rsub", "isub"}
 _WEIGHTED = {"conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "matmul"}
+_COLOURS = 3
 _SIZES = (224, 256, 299, 64, 32, 28)
 _SIZES_TO_ENLARGE = (1, 4, 7, 8, 16, 32)
 
@@ -233,11 +234,14 @@ def _usual_arguments(model: nn.Module, caller: str) -> Iterator[tuple[Any, ...]]
         yield (_image(convolution, height, width),)
     # torchvision's detectors take a list of images
     yield ([_image(convolution, *sizes[0])[0]],)
+    # a stem may fold the image into channels, as those of TResNet and YOLOv5 do
+    for height, width in sizes if convolution.in_channels != _COLOURS else ():
+        yield (_image(convolution, height, width, _COLOURS),)
 
 
-def _image(convolution: nn.Conv2d | nn.ConvTranspose2d, height: int, width: int) -> Tensor:
+def _image(convolution: nn.Conv2d | nn.ConvTranspose2d, height: int, width: int, channels: int = 0) -> Tensor:
     """Return an image for a convolution: evenly spaced values from -2 to 2 in random order, the same each time."""
-    weight, channels = convolution.weight, convolution.in_channels
+    weight, channels = convolution.weight, channels or convolution.in_channels
     values = torch.linspace(-2, 2, channels * height * width, device="cpu")
     mixed = values[torch.randperm(len(values), generator=torch.Generator().manual_seed(0), device="cpu")]
     image = mixed.view(1, channels, height, width)
