@@ -594,6 +594,15 @@ def test_a_file_in_the_folder_s_place_is_a_sentence(pretended, refused):
     assert pretended.out.read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["results.csv", "report.html", "cost.json"])
+def test_a_file_of_the_user_in_the_folder_is_not_written_over(pretended, refused, name):
+    pretended.out.mkdir()
+    (pretended.out / name).write_text("mine")
+    with refused():
+        pretended()
+    assert [(path.name, path.read_text()) for path in pretended.out.iterdir()] == [(name, "mine")]
+
+
 def test_weights_that_are_none_are_refused_before_anything_is_written(pretended, tmp_path, refused):
     for name in ("nofile.pth", "broken.safetensors"):
         (tmp_path / "broken.safetensors").write_text("no weights")

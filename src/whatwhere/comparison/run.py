@@ -157,6 +157,11 @@ def _checked(
         raise UserError(f"there is no comparison in {str(out)!r} yet; seeds can be left out once a run has failed")
     for name in (COST, RESULTS, VERDICT, REPORT):  # they are written after the runs
         check_can_write(out / name, makes_folders=True)
+        if stored is None and (out / name).exists():
+            raise UserError(
+                f"{str(out / name)!r} is of no comparison, as there is no {DESIGN} beside it, and would be written over; "
+                "move it away, or give another --out"
+            )
     _read_record(out)
     if stored is None and network:
         request = dataclasses.replace(request, backbone=request.backbone or network)
