@@ -159,8 +159,8 @@ def _checked(
         check_can_write(out / name, makes_folders=True)
         if stored is None and (out / name).exists():
             raise UserError(
-                f"{str(out / name)!r} is of no comparison, as there is no {DESIGN} beside it, and would be written over; "
-                "move it away, or give another --out"
+                f"{str(out / name)!r} is of no comparison, as there is no {DESIGN} beside it, and would be written "
+                "over; move it away, or give another --out"
             )
     _read_record(out)
     if stored is None and network:
