@@ -73,10 +73,11 @@ def test_each_arm_is_a_network_of_the_backbone():
 )
 def test_the_same_attention_that_starts_as_the_identity(text, other):
     _, arm = parse_arms(f"none,{text}")
-    assert starting_as_identity(arm) == other
+    found = starting_as_identity(arm)
+    assert (f"{found.name}={found.spec}" if found else "") == other
     if other:
         _, again = parse_arms(f"none,{other}")
-        assert (again.attention, starting_as_identity(again)) == (arm.attention, "")
+        assert (again, again.attention, starting_as_identity(again)) == (found, arm.attention, None)
         assert again.attention_kwargs == {**arm.attention_kwargs, "start": "identity"}
 
 

@@ -356,6 +356,22 @@ def test_pairs_of_several_data_sets_are_said_to_be_a_mix(read, column):
     assert not [note for note in read(table_of_data_sets(column, 1)).notes if "data sets" in note]
 
 
+@pytest.mark.parametrize(
+    ("column", "cells", "told"),
+    [
+        ("split", ("val", "test"), "they differ in split (val, test): keep the lines of one, or give each a table of"),
+        # seeds of their own would make pairs of them
+        ("fold", ("0", "1"), "they differ in fold (0, 1): keep the lines of one, or give each a table of its own"),
+        ("top1", ("71", "72"), "a pair needs one run of each arm: keep one of them, or give each run its own seed"),
+        ("loss", ("0.1", "0.2"), "a pair needs one run of each arm: keep one of them, or give each run its own seed"),
+    ],
+)
+def test_two_lines_of_one_run_say_in_what_they_differ(read, column, cells, told):
+    with pytest.raises(UserError) as caught:
+        read(f"arm,seed,{column},accuracy\n" + "".join(f"none,7,{cell},0.8{n}\n" for n, cell in enumerate(cells)))
+    assert f"are both arm 'none' with seed '7'; {told}" in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["fold", "Fold", "kfold", "cv_fold", "fold_id"])
 def test_folds_as_seeds_are_a_caution(read, name):
     text = f"arm,{name},accuracy\n" + "".join(f"{arm},{n},0.{8 + n % 2}{n}\n" for arm in ("a", "b") for n in range(6))

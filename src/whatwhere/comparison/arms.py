@@ -248,18 +248,18 @@ def _attentive(arm: Arm, backbone: str, at: str) -> dict[str, Any]:
     return {"model": f"{attention}_{backbone}", **given}
 
 
-def starting_as_identity(arm: Arm) -> str:
-    """Return, as it is typed, the arm whose attention starts as the identity.
+def starting_as_identity(arm: Arm) -> Arm | None:
+    """Return the arm whose attention starts as the identity.
 
-    "" where it does, or has no start, or is a placebo, which nobody means to keep.
+    None where it does, or has no start, or is a placebo, which nobody means to keep.
     """
     from ..attention import attention_builder
 
     name, kwargs = arm.attention, arm.attention_kwargs
     if name not in ATTENTIONS or "start" in kwargs or getattr(attention_builder(name), "identity_at_start", False):
-        return ""
+        return None
     arguments = ",".join(f"{key}:{json.dumps(value)}" for key, value in kwargs.items())
-    return f"{arm.name}-identity={arm.attention}{{{arguments}{',' * bool(kwargs)}start:identity}}"
+    return Arm(f"{arm.name}-identity", f"{name}{{{arguments}{',' * bool(kwargs)}start:identity}}")
 
 
 def num_params(options: Mapping[str, Any], num_classes: int) -> int:

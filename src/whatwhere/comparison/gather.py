@@ -117,11 +117,12 @@ class Gathered:
         if verdict.verdict != HURTS or verdict.hardly_used or self.design.options["pretrained"]:
             return verdict
         arm = next(arm for arm in self.design.arms if arm.name == verdict.arm)
-        if not (other := starting_as_identity(arm)):
+        if (other := starting_as_identity(arm)) is None:
             return verdict
-        wanted = (arm.attention, {**arm.attention_kwargs, "start": "identity"})
+        wanted = (other.attention, other.attention_kwargs)
         there = [one.name for one in self.design.arms if (one.attention, one.attention_kwargs) == wanted]
-        what = f"look at {named(there[0])}" if there else f"add the arm that starts as the identity, {other}"
+        typed = f"{other.name}={other.spec}"
+        what = f"look at {named(there[0])}" if there else f"add the arm that starts as the identity, {typed}"
         return dataclasses.replace(
             verdict,
             advice=f"{named(arm.name)} starts as in its paper, which has cost several points in short trainings; "

@@ -178,7 +178,7 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
         raise UserError(f"{str(path)!r} has no column of figures beside arm and seed, such as accuracy")
     rows = _lines_as_rows(table, lines, roles, columns, reading.metric or UNNAMED, signs)
     if not roles.arms and roles.epoch is None:
-        _check_one_line_a_run(rows, lines, head, {*range(len(head))} - {*columns, roles.arm, roles.seed})
+        _check_one_line_a_run(rows, lines, head, columns)
     table.others = _other_texts(rows, lines, head, roles, reading.metric)
     if roles.state is not None:
         rows = _without_unfinished(rows, lines, roles.state, head[roles.state], reading, notes)
@@ -310,15 +310,24 @@ def _check_lines(lines: list[Line], head: list[str], roles: Roles, path: Path) -
         raise UserError(f"line {number} of {str(path)!r}: {odd[1]}")
 
 
-def _check_one_line_a_run(rows: list[Row], lines: list[Line], head: list[str], others: set[int]) -> None:
-    """Raise UserError where two lines are one run: with the columns without figures, `others`, in which they differ."""
+def _check_one_line_a_run(rows: list[Row], lines: list[Line], head: list[str], columns: list[int]) -> None:
+    """Raise UserError where two lines are one run: with the columns, beside those of figures, in which they differ.
+
+    A column of whole numbers that is not called like a metric, such as a fold, is none of figures here.
+    """
     first: dict[tuple[str, str], tuple[int, list[str]]] = {}
     for row, (number, cells) in zip(rows, lines, strict=True):
         before, known = first.setdefault((row.arm, row.seed), (number, cells))
         if before == number:
             continue
         where = f"lines {before} and {number} of {str(row.path)!r} are both arm {brief(row.arm)} with seed"
-        differing = {head[c]: (known[c].strip(), cells[c].strip()) for c in sorted(others) if known[c] != cells[c]}
+        pairs = [(one.strip(), other.strip()) for one, other in zip(known, cells, strict=True)]
+        differing = {
+            head[column]: pair
+            for column, pair in enumerate(pairs)
+            if pair[0] != pair[1]
+            and (column not in columns or (all(map(str.isdecimal, pair)) and not is_called_a_metric(head[column])))
+        }
         advice = "a pair needs one run of each arm: keep one of them, or give each run its own seed"
         if differing:
             told = [f"{short(name)} ({', '.join(map(short, values))})" for name, values in differing.items()]
