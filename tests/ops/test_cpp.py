@@ -28,12 +28,13 @@ OPERATORS = torch.ops.whatwhere
 def tail(shape, dtype=torch.float32, memory_format=torch.channels_last, seed=0):
     """Return a function that computes the end of a block by a backend: its result and all its gradients."""
     torch.manual_seed(seed)
-    module, norm = CBAM(shape[1], reduction=4).to(dtype), nn.BatchNorm2d(shape[1])
+    module, norm = CBAM(shape[1], reduction=4), nn.BatchNorm2d(shape[1])
     x, shortcut, gradient = (torch.randn(shape).to(dtype).contiguous(memory_format=memory_format) for _ in range(3))
 
     def run(backend="cpp"):
         leaves = [value.detach().requires_grad_() for value in (x, shortcut)]
-        y = gated_tail(leaves[0], norm, module.what, module.where, leaves[1], backend=backend)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype != torch.float32):
+            y = gated_tail(leaves[0], norm, module.what, module.where, leaves[1], backend=backend)
         learned = [*leaves, *norm.parameters(), *module.what.parameters(), *module.where.parameters()]
         return [y.detach(), *torch.autograd.grad(y, learned, gradient)]
 
@@ -245,7 +246,9 @@ def test_a_convolution_along_few_channels(channels, monkeypatch):
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(3, 70, 40, 33), (5, 17, 7, 7), (1, 256, 60, 60)])
-def test_the_number_of_threads_changes_no_bit_of_a_step(shape, dtype, memory_format):
+def test_the_number_of_threads_changes_no_bit_of_a_step(shape, dtype, memory_format, monkeypatch):
+    # by several operators torch runs the small convolution, whose last bits depend on the number
+    monkeypatch.setattr(cpp._Forward, "_run_passes", lambda self: pytest.fail("by several operators"))
     run, before, found = tail(shape, dtype, memory_format), torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3, 7):
