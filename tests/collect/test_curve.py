@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from whatwhere import UserError
 from whatwhere.collect.curve import read_curve
 
 
@@ -31,6 +32,15 @@ def test_rows_of_one_epoch_add_up_and_a_test_is_no_epoch(csv):
     assert curve.last == {"train_loss": 1.0, "val_acc": 0.4, "test_acc": 0.45}
     assert curve.best == {"val_acc": 0.5, "test_acc": 0.45}
     assert curve.epochs == {0, 1}
+
+
+def test_lines_of_lightnings_monitors_have_no_epoch(csv):
+    text = "epoch,lr-SGD,lr-SGD/pg1,step,train_loss,val_acc\n,0.1,0.2,49,,\n0,,,99,2.0,0.5\n"
+    text += ",0.05,0.1,149,,\n1,,,199,1.0,0.6\n"
+    curve = read_curve(csv(text), "val_acc")
+    assert (curve.last["val_acc"], curve.epochs, curve.best_epoch) == (0.6, {0, 1}, 1)
+    with pytest.raises(UserError, match=r"line 3 of .* has no epoch"):
+        read_curve(csv("epoch,step,val_acc\n0,1,0.5\n,2,0.6\n"))
 
 
 def test_old_tables_are_padded_with_blanks(csv):

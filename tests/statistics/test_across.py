@@ -42,6 +42,36 @@ def test_hurts_on_average_and_less_is_better_the_other_way_round():
     assert only(across(turned)).verdict == HURTS_ON_AVERAGE
 
 
+def test_shares_and_percentages_of_two_comparisons_are_refused():
+    def one(number, scale):
+        rng, results = np.random.default_rng(number), Results()
+        for seed in range(8):
+            for arm in ("none", "cbam"):
+                results.add(arm, seed, {"wobble": scale * rng.uniform(0.7, 0.8)})
+        return judge(results, margin=0.5, lower_is_better=False)
+
+    scales = {"a": 1, "b": 100, "c": 1, "d": 1}
+    with pytest.raises(UserError, match=r"wobble has two scales, shares such as 0.7.* in a and percentages .* in b;"):
+        across({name: one(number, scale) for number, (name, scale) in enumerate(scales.items())})
+    assert only(across({name: one(number, 1) for number, name in enumerate(scales)})).arm == "cbam"
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "sets"),
+    [("the arms 'CBAM' and 'cbam'", ("cbam", "CBAM"), None), ("the data sets 'CIFAR' and 'cifar'", ("cbam",) * 2, "x")],
+)
+def test_a_name_in_two_spellings_is_refused(text, names, sets):
+    comparisons = {}
+    for number, arm in enumerate(names):
+        rng, results = np.random.default_rng(number), Results()
+        for seed in range(8):
+            results.add("none", seed, {"accuracy": rng.uniform(0.7, 0.8)})
+            results.add(arm, seed, {"accuracy": rng.uniform(0.7, 0.8)})
+        comparisons[f"set{number}"] = judge(results)
+    with pytest.raises(UserError, match=f"{text} are spellings of one name; spell them alike"):
+        across(comparisons, sets and {"set0": "cifar", "set1": "CIFAR"})
+
+
 def _figures(seed, effect):
     rng, results = np.random.default_rng(seed), Results()
     for number in range(8):

@@ -8,6 +8,7 @@ from whatwhere.statistics.columns import FOLDS, Reading
 from whatwhere.statistics.direction import is_called_best, is_called_higher
 from whatwhere.statistics.epochs import CHOSEN, LAST
 
+ARMS = ("none", "cbam")
 # W&B's "Export CSV" of a project's runs; MLflow's `search_runs` and its "Download CSV"
 WANDB = (
     '"Name","State","Notes","User","Created","Runtime","seed","attention","val_acc"\n'
@@ -237,6 +238,58 @@ def test_an_epoch_that_is_no_number_of_epochs_is_refused(read, epoch, refused):
         read(f"arm,seed,epoch,acc\nnone,0,9,0.5\ncbam,0,{epoch},0.6\n")
 
 
+@pytest.mark.parametrize(
+    ("name", "epochs"),
+    [
+        ("train/epoch", ("90", "45")),
+        ("training_iteration", ("90", "45")),
+        ("trainer/global_step", ("9000", "4500")),
+        ("last_epoch", ("89", "44")),
+        ("epochs_trained", ("90", "45")),
+        ("轮次", ("90", "45")),
+        ("epoch", ("90/90", "45/90")),
+        ("epoch", ("epoch 90", "epoch 45")),
+    ],
+)
+def test_a_run_that_ended_early_is_found_by_what_programs_call_its_epochs(read, name, epochs):
+    text = f"arm,seed,{name},acc\n" + "".join(
+        f"{arm},{seed},{epochs[arm == 'cbam' and seed == 1]},0.{60 + seed}\n" for seed in range(3) for arm in ARMS
+    )
+    with pytest.raises(UserError, match=r"the runs end at different epochs, such as .* 1 of 6 runs end before that"):
+        read(text, metric="acc")
+    assert read(text.replace(epochs[1], epochs[0]), metric="acc").metrics == ["acc"]
+
+
+def test_an_epoch_of_text_is_refused(read, refused):
+    with refused():
+        read("arm,seed,epoch,acc\nnone,0,90,0.5\ncbam,0,best,0.6\n")
+
+
+@pytest.mark.parametrize("state", ["stopped", "0", "fertig", "FAILED"])
+def test_a_table_without_a_finished_run_says_so(read, state):
+    text = "arm,seed,status,acc\n" + "".join(f"{arm},{n},STATE,0.6{n}\n" for n in range(3) for arm in ARMS)
+    stopped = text.replace("STATE", state)
+    sentence = f"no run is finished, by the column status of .* .'{state}'.; if they are, give --may-differ status"
+    with pytest.raises(UserError, match=sentence):
+        read(stopped, metric="acc")
+    assert len(read(stopped, metric="acc", may_differ=frozenset({"status"})).values("cbam", "acc")) == 3
+    results = read(text.replace("STATE", "TERMINATED"), metric="acc")
+    assert (len(results.values("cbam", "acc")), results.notes) == (3, [])
+
+
+def test_an_empty_column_of_states_says_nothing(read):
+    assert read("arm,seed,state,acc\nnone,0,,0.5\ncbam,0,,0.6\n", metric="acc").values("cbam", "acc") == {"0": 0.6}
+
+
+def test_accuracy_of_keras_beside_that_of_other_images_is_not_chosen(read):
+    rows = "".join(f"{arm},{n},0.9{n},0.6{n}\n" for n in range(6) for arm in ARMS)
+    for name in ("val_accuracy", "test_accuracy", "eval_accuracy", "valid_acc", "验证准确率"):
+        with pytest.raises(UserError, match=f"there are several figures, accuracy, {name}; choose the one to judge by"):
+            judge(read(f"arm,seed,accuracy,{name}\n{rows}"))
+    # of our own figures none names other images
+    assert judge(read(f"arm,seed,accuracy,macro_f1\n{rows}")).metric.name == "accuracy"
+
+
 def test_an_epoch_is_no_figure_of_a_run(read, refused):
     text = "arm,seed,epoch,acc\nnone,0,9,0.5\ncbam,0,9,0.6\n"
     assert read(text).metrics == ["acc"]
@@ -260,7 +313,14 @@ def test_a_huge_table_is_refused_before_it_is_read(tmp_path, refused):
         read_results(path)
 
 
-@pytest.mark.parametrize("name", ["lr", "batch_size", "imgsz", "Learning Rate", "epochs"])
+PREFIXED = (
+    "params_lr optimizer.lr optimizer/learning_rate parameters/lr param_lr args.lr cfg.lr hparams_lr user_attrs_lr"
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["lr", "batch_size", "imgsz", "Learning Rate", "epochs", "学习率", "trainer.max_epochs", *PREFIXED.split()]
+)
 def test_a_usual_setting_that_differs_within_pairs_is_refused(read, name, refused):
     lines = [f"{arm},{seed},0.{60 + seed},{value}" for seed in range(3) for arm, value in (("none", 16), ("cbam", 32))]
     text = "\n".join([f"arm,seed,accuracy,{name}", *lines])

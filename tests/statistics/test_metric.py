@@ -3,7 +3,7 @@
 import pytest
 
 from whatwhere import UserError
-from whatwhere.statistics.metric import check_direction
+from whatwhere.statistics.metric import check_direction, margin_for, metric_for
 
 # as the programs write them
 HIGHER = {
@@ -50,3 +50,17 @@ def test_a_name_that_is_not_understood_as_a_whole_tells_nothing(name):
     with pytest.raises(UserError, match="does not follow from its name; give --lower-is-better or --higher"):
         check_direction(name, None)
     assert check_direction(name, lower_is_better=True) is True
+
+
+@pytest.mark.parametrize("name", ["psnr", "PSNR(dB)", "ssim", "episode_reward_mean", "correct", "R2", "mcc", "kappa"])
+def test_what_is_no_share_of_a_whole_is_not_in_points_and_needs_a_margin(name):
+    metric = metric_for(name, [0.31, 0.29])
+    assert (metric.scale, metric.unit) == (1, "")
+    with pytest.raises(UserError, match="matters is not known; give it, in the unit of the figures, with --margin"):
+        margin_for(metric, None)
+
+
+@pytest.mark.parametrize("name", ["val_acc", "mAP50", "test_F1", "eval_top1", "IoU", "AUC", "准确率"])
+def test_shares_are_in_points(name):
+    assert [metric_for(name, figures).scale for figures in ([0.61, 0.62], [61.0, 62.0])] == [100, 1]
+    assert margin_for(metric_for(name, [0.61, 0.62]), None) == 0.5

@@ -124,6 +124,7 @@ def test_words_for_a_missing_figure(table):
         'arm,seed,size\nnone,0,"1,234.5"\n',
         "arm;seed;size\nnone;0;1,200\n",
         "arm\tseed\taccuracy\tloss\nnone\t0\t1,200\t0.5\n",
+        "arm;seed;size\nnone;0;980\ncbam;0;1.150\n",
         "arm;seed;accuracy;loss\nnone;0;1.200;0,5\n",
         "arm,seed,accuracy\nnone,0,0.5_123\n",
         "arm,seed,accuracy\nnone,0,0.\uff15\n",

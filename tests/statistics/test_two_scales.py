@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from whatwhere import UserError
 from whatwhere.experiment import Results, judge, read_results
 from whatwhere.statistics.direction import is_at_most_all
 from whatwhere.statistics.metric import METRICS, two_scales
@@ -41,6 +42,14 @@ def test_scales_mixed_by_arm_or_by_seed_are_refused_for_every_metric(name, refus
         lower = name in ("test_err", "WER", "nll", "calibration_error")
         with refused():
             judge(results, lower_is_better=lower, margin=0.5)
+
+
+@pytest.mark.parametrize("name", ["top1", "x"])
+def test_a_run_at_chance_does_not_hide_two_scales(name):
+    for chance in (0.01, 0.001):
+        results = table(name, np.linspace(74, 78, 7), [*np.linspace(0.74, 0.78, 6), chance])
+        with pytest.raises(UserError, match=f"{name} has two scales, shares such as 0.7.* and percentages such as 7"):
+            judge(results, metric=name, lower_is_better=False, margin=0.5)
 
 
 def test_another_metric_in_two_scales_is_left_out_and_said_so():

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from ..base.errors import UserError
 from ..base.words import brief, counted, few, listed, suggest
+from ..statistics.cells import NOT_SET
 from ..statistics.columns import Reading
 from ..statistics.derived import as_number, odd_seed
 from ..statistics.within_pairs import (
     ATTENTION,
-    NOT_SET,
     all_settings,
     attention_of_arms,
     check_data,

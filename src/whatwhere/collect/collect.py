@@ -11,6 +11,7 @@ from ..base.errors import UserError
 from ..base.files import open_file
 from ..base.tables import comma_separated
 from ..base.words import brief, counted, few, listed, short, suggest
+from ..statistics.cells import NOT_SET
 from ..statistics.columns import (
     ARM,
     BEST_EPOCH,
@@ -27,7 +28,7 @@ from ..statistics.columns import (
 from ..statistics.epochs import CHOSEN, EPOCHS, LAST, Row, best_by, check_ends, check_path
 from ..statistics.results import Results
 from ..statistics.table import Table, add_row, read_tables
-from ..statistics.within_pairs import ATTENTION, NOT_SET
+from ..statistics.within_pairs import ATTENTION
 from .arms import name_runs
 from .find import KNOWN, Found, find
 from .learned import unlearned

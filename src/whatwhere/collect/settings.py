@@ -13,7 +13,7 @@ from ..base.errors import UserError
 from ..base.files import open_file, read_file
 from ..base.limits import SETTING_LETTERS, SETTINGS_BYTES, SETTINGS_DEPTH, SETTINGS_LIST, SETTINGS_VALUES
 from ..base.words import cause, printable
-from ..statistics.within_pairs import NOT_SET
+from ..statistics.cells import NOT_SET
 
 
 def read_settings(path: Path) -> dict[str, str]:

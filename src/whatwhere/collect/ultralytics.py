@@ -16,7 +16,8 @@ from ..base.errors import UserError
 from ..base.files import read_file
 from ..base.limits import CURVE_BYTES, SETTINGS_BYTES
 from ..base.words import cause, few, number_in, printable
-from ..statistics.within_pairs import ATTENTION, NOT_SET
+from ..statistics.cells import NOT_SET
+from ..statistics.within_pairs import ATTENTION
 from .result import has_hardly_begun
 from .run import Choice, Program, Run, run_with_csv, whole_number
 from .settings import flat, has_settings

@@ -15,7 +15,7 @@ from ..base.words import brief, cause, few, printable, short, suggest
 from ..statistics.history import Record, judge_again, read_record
 from ..statistics.independence import check_number_of_images, check_still_independent
 from ..statistics.looks import LEAST_PAIRS, MOST_SEEDS, Schedule
-from ..statistics.metric import METRICS, Metric, check_direction, margin_for
+from ..statistics.metric import METRICS, Metric, check_direction, margin_for, usual_metric
 from ..statistics.results import Results, check_length
 from ..statistics.table import read_results
 from ..statistics.verdict import UNKNOWN, Judgement, check_controls, default_baseline, metric_and_margin
@@ -153,7 +153,7 @@ def _check_seeds(done: Results, metric: str | None, keep: Path | None, test_imag
     """Raise UserError as soon as runs are copies of one another."""
     if not done.metrics:
         return
-    name = metric or ("accuracy" if "accuracy" in done.metrics else done.metrics[0])
+    name = metric or usual_metric(done.metrics) or done.metrics[0]
     kept = "" if keep is None else f"; what ran is in {str(keep)!r}, take out its rows before you run again"
     hint = "" if test_images is not None else ", or give test_images if there are only a few"
     check_number_of_images(done, name, test_images)

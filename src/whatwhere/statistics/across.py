@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from statistics import fmean
+from statistics import fmean, median_low
 from typing import Any
 
 from ..base.errors import UserError
-from ..base.words import brief, counted, few, named
+from ..base.words import brief, counted, few, named, spelt_alike
 from .decide import HELPS, HURTS, SAME, UNKNOWN, Case, decide, step_down
 from .independence import LEAST_DIFFERENT, copied_seeds
 from .looks import ALPHA
-from .metric import Metric
+from .metric import Metric, two_scales
 from .paired import PairedDifference
 from .pooled import Pooled, pooled
 from .related import related
@@ -166,7 +166,7 @@ def across(comparisons: Mapping[str, Judgement], data_sets: Mapping[str, str] | 
 
     Raises:
         UserError: Fewer than two comparisons, other metrics, units or margins, a baseline that is an arm elsewhere, a
-            data set for a name that is none, or runs that stand in two comparisons.
+            data set for a name that is none, a name in two spellings, or runs that stand in two comparisons.
 
     Example:
         >>> from whatwhere.experiment import Results, across, judge
@@ -185,6 +185,8 @@ def across(comparisons: Mapping[str, Judgement], data_sets: Mapping[str, str] | 
     if odd := [name for name in names if name not in comparisons]:
         raise UserError(f"data_sets names {brief(odd[0])}, which is no comparison; there are: {few(list(comparisons))}")
     given = {name: names.get(name, name) for name in comparisons}
+    _check_spelling("data sets", given.values())
+    _check_spelling("arms", [arm.arm for judgement in comparisons.values() for arm in judgement.arms])
     _check_baselines(comparisons)
     _check_copies(comparisons, given)
     together = related(_differences(comparisons, given))
@@ -249,7 +251,28 @@ def _shared_terms(comparisons: Mapping[str, Judgement]) -> tuple[Metric, float]:
                 f"the margin is {margin:g} in {named(first[0])} and {judgement.margin:g} in {named(name)}; give one "
                 "for all with --margin"
             )
+    # points are of one scale whatever the figures were
+    middles = {} if metric.unit else {name: _middle_figure(judgement) for name, judgement in comparisons.items()}
+    if found := two_scales(metric.name, middles.values()):
+        share, percentage = (
+            f"{value:g} in {named(next(name for name in middles if middles[name] == value))}" for value in found
+        )
+        raise UserError(
+            f"{named(metric.label)} has two scales, shares such as {share} and percentages such as {percentage}; give "
+            "figures of one scale"
+        )
     return metric, margin
+
+
+def _middle_figure(judgement: Judgement) -> float:
+    """Return a figure of the baseline in the middle of all, 0 where there are none."""
+    return median_low([value for arm in judgement.arms for value in arm.baseline] or [0.0])
+
+
+def _check_spelling(what: str, names: Iterable[str]) -> None:
+    """Raise UserError if two names are spellings of one: an arm or a data set would count as two."""
+    if alike := spelt_alike(names):
+        raise UserError(f"the {what} {' and '.join(map(brief, alike[0]))} are spellings of one name; spell them alike")
 
 
 def _check_baselines(comparisons: Mapping[str, Judgement]) -> None:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterable
 
 from ..base.words import number_in
-from .columns import Line
-from .within_pairs import NOT_SET
 
+Line = tuple[int, list[str]]  # its number, and its cells
+
+NOT_SET = "none"  # a setting that is not set; also what null is written as
+MISSING = {"", "-", "na", "n/a", "nan", "none", "null", "failed"}  # instead of a figure
 _ARRANGED = re.compile(r"[+-]?(?!0[.,])\d{1,3}([.,])\d{3}", re.ASCII)  # 1,200: with thousands, or with three decimals
 _DECIMAL = re.compile(r"[+-]?\d+([.,])\d+(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _SEPARATED = re.compile(r"[+-]?\d[\d.,]*\d", re.ASCII)
 _PERCENT = re.compile(r"([+-]?\d+([.,]\d+)?)\s*%", re.ASCII)
+_NUMBER = re.compile(r"[+-]?[\d.,]+(e[+-]?\d+)?\s*%?", re.ASCII | re.IGNORECASE)
+_EPOCH = re.compile(r"(?:epoch|step)?[ _-]?(\d+)(?:\s*(?:/|of)\s*\d+)?", re.ASCII | re.IGNORECASE)
 _SPREAD = re.compile(r"[+-]?\d+([.,]\d+)?\s*%?\s*(±|\+/-|\+-|\(±?)\s*\d+([.,]\d+)?\s*%?\)?", re.ASCII)
+
+
+def is_like_a_number(cell: str) -> bool:
+    """Return whether a cell looks like a number, if perhaps with a percent sign or separators of thousands."""
+    return _NUMBER.fullmatch(cell) is not None
 
 
 def mending(cell: str, signs: set[str]) -> str:
@@ -33,17 +44,44 @@ def setting_of(cell: str, signs: set[str]) -> str:
 
 
 def decimal_signs(lines: list[Line], delimiter: str) -> set[str]:
-    """Return the signs that stand before decimals in a table, by the cells in which no sign separates thousands."""
+    """Return the signs that stand before decimals in a table, by the cells in which no sign separates thousands.
+
+    Where no cell tells, and each number of a column has three digits behind a point, these are decimals: as thousands
+    they would have the same ratios. Beside a number without a point, as 1.150 beside 980, that is not known.
+    """
     cells = (cell.strip() for _, row in lines for cell in row)
     found = (_DECIMAL.fullmatch(cell) for cell in cells if not _ARRANGED.fullmatch(cell))
     # a comma between columns is hardly one before decimals
-    return {sign[1] for sign in found if sign} | ({"."} if delimiter == "," else set())
+    signs = {sign[1] for sign in found if sign} | ({"."} if delimiter == "," else set())
+    columns = itertools.zip_longest(*(map(str.strip, row) for _, row in lines), fillvalue="")
+    return signs if signs or any(map(_is_mixed, columns)) else {"."}
+
+
+def _is_mixed(cells: Iterable[str]) -> bool:
+    """Return whether a column has numbers such as 1.150 or 1,150 beside other numbers, or such with a comma at all."""
+    numbers = list(filter(is_like_a_number, cells))
+    found = [_ARRANGED.fullmatch(cell) for cell in numbers]
+    return any(found) and not all(one is not None and one[1] == "." for one in found)
 
 
 def _is_ambiguous(cell: str, signs: set[str]) -> bool:
     """Return whether the sign in a cell such as 1,200 may separate thousands, where such are the signs of decimals."""
     arranged = _ARRANGED.fullmatch(cell)
-    return arranged is not None and (arranged[1] == ",") is not (signs == {","})
+    return arranged is not None and (not signs or (arranged[1] == ",") is not (signs == {","}))
+
+
+def epoch_of(cell: str, signs: set[str]) -> float | None:
+    """Return the number of the epoch in a cell such as 45, 45/90 or "epoch 45"; None where it is empty.
+
+    Raises:
+        ValueError: It holds something else.
+    """
+    cell = cell.strip()
+    found = _EPOCH.fullmatch(cell)
+    number = number_of(found[1] if found else cell, signs)
+    if number is None and cell.lower() not in MISSING:
+        raise ValueError(cell)
+    return number
 
 
 def number_of(cell: str, signs: set[str]) -> float | None:

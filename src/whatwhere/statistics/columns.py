@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ..base.errors import UserError
-from ..base.words import brief, few, listed, suggest
-from .direction import is_called_a_metric
+from ..base.words import brief, listed, suggest
+from .cells import Line, is_like_a_number
+from .wide import EXAMPLE, find_arms
 
 ARM, SEED = "arm", "seed"
 FOLDER = "folder"  # the column of `whatwhere collect` that says where a run lies
@@ -21,22 +22,37 @@ COMPARED = "compare_notes"  # the same in a table of `whatwhere compare`
 MORE_EPOCHS = "more_epochs"  # column of both: why an arm needs more epochs before it can be compared
 USE, HARDLY_BEGUN = "attention_use", "hardly begun"  # its column for runs with attention near its start
 BEST_EPOCH = "best_epoch"  # of tables that `whatwhere collect --epoch best` wrote
-EXAMPLE = "'arm,seed,accuracy', 'none,0,0.61', 'cbam,0,0.62'"
 _ARMS = (
     *("model", "variant", "method", "attention", "architecture", "arch", "network", "backbone", "algorithm", "config"),
-    *("configuration", "setting", "condition", "treatment", "group"),
+    *("configuration", "setting", "condition", "treatment", "group", "模型", "方法", "网络", "变体"),
 )
 _ARMS_IF_REPEATED = ("name", "experiment", "run")
 _SEEDS = (
     *("random_seed", "random_state", "manual_seed", "trial", "repeat", "repetition", "replicate", "rep", "fold"),
-    *("run", "run_id", "id"),
+    *("种子", "随机种子", "run", "run_id", "id"),
 )
-_EPOCHS = ("epoch", "step", "global_step", "iteration", "iter")
+_EPOCHS = (
+    *("epoch", "轮次", "last_epoch", "final_epoch", "current_epoch", "epochs_trained", "epochs_run"),
+    *("completed_epochs", "step", "global_step", "iteration", "iter", "training_iteration"),
+    "迭代次数",
+)
 _STATES = ("state", "status")
-_BASELINES = {"none", "baseline", "plain"}
 _SETTINGS = {
     *("lr", "lr0", "base_lr", "learning_rate", "batch", "batch_size", "imgsz", "img_size", "image_size", "input_size"),
     *("epochs", "num_epochs", "max_epochs", "optimizer", "weight_decay", "momentum", "warmup_epochs", "pretrained"),
+    *(
+        "学习率",
+        "批大小",
+        "批次大小",
+        "批量大小",
+        "轮数",
+        "训练轮数",
+        "优化器",
+        "权重衰减",
+        "动量",
+        "输入尺寸",
+        "图像尺寸",
+    ),
 }
 # where a column tells the arm: else each of them may be an arm, such as mixup
 _SETTINGS_BESIDE_AN_ARM = {
@@ -50,14 +66,18 @@ _SETTINGS_BESIDE_AN_ARM = {
 # settings that name the images of a run
 DATA = re.compile(r"(data|data_?sets?)(_?(name|dir|path|root))?|domain|task|benchmark|corpus", re.IGNORECASE)
 _FOLD = r"(cv|k)?_?folds?(_?(id|number|no|nr|index|idx))?"
+_NAME_OF_SEED = re.compile(r"((seed|run|trial|fold|repeat|rep|s|r)_?)?[0-9]+(\.0)?")
 FOLDS = (
     "the seeds are folds: those of one cross-validation share most of their training images, so the interval is too "
     "narrow, and a difference is claimed too often (Dietterich, Neural Computation 10, 1998); other seeds, each with a "
     "split of its own, would be fair"
 )
-_SETTING = re.compile(r"(params|config|hparams)[./]")  # MLflow's, Lightning's and W&B's
-
-Line = tuple[int, list[str]]
+# what programs write before settings: MLflow, Lightning, W&B, TensorBoard, Optuna, argparse
+_SETTING = re.compile(r"(params|parameters|config|hparams|hyper_?parameters|args|cfg|user_attrs)[./]")
+# and what may stand before others too, so that the rest must be known
+_BEFORE = re.compile(
+    r"((params?|parameters?|config|cfg|hparams?|hyper_?param(eter)?s?|args|user_attrs|optim(izer)?|train(er|ing)?)[./_]+)+"
+)
 
 
 @dataclass(frozen=True)
@@ -153,18 +173,9 @@ def find_roles(
         UserError: No column, or several, can be the arm or the seed.
     """
     names = [_SETTING.sub("", re.sub(r"[ -]", "_", name.lower()).lstrip("_"), count=1) for name in head]
+    rests = [_BEFORE.sub("", name, count=1) for name in names]  # lr of optimizer.lr, epoch of train/epoch
     roles = Roles()
-    wanted = reading.metric
-    epochs = [column for known in _EPOCHS for column, name in enumerate(names) if name == known]
-    if epochs and head[epochs[0]] != wanted:
-        roles.epoch = epochs[0]
-    roles.no_figures |= {column for column in epochs if head[column] != wanted}
-    roles.no_figures |= {c for c, name in enumerate(names) if name == BEST_EPOCH and head[c] != wanted}
-    roles.state = next((c for c, name in enumerate(names) if name in _STATES and head[c] != wanted), None)
-
-    roles.use = next((c for c, name in enumerate(head) if name == USE and name != wanted), None)
-    roles.more_epochs = next((c for c, name in enumerate(head) if name == MORE_EPOCHS and has_notes(head)), None)
-    roles.no_figures |= {column for column in (roles.use, roles.more_epochs) if column is not None}
+    _find_told(roles, head, names, rests, reading.metric)
 
     def cells(column: int) -> list[str]:
         # a line that is too short is refused later
@@ -181,7 +192,7 @@ def find_roles(
             likely = varying([column for column in named if names[column] in _ARMS])
             # a name that each run has for itself is no arm
             repeated = [c for c in named if names[c] in _ARMS_IF_REPEATED and 1 < len(set(cells(c))) < len(lines)]
-            roles.arm = _only(likely or [c for c in repeated if not _is_number(cells(c)[0])], ARM, head, path)
+            roles.arm = _only(likely or [c for c in repeated if not is_like_a_number(cells(c)[0])], ARM, head, path)
             if roles.arm is not None:
                 roles.notes.append(f"the column {brief(head[roles.arm])} is taken as the arm")
     hint = ""
@@ -196,30 +207,70 @@ def find_roles(
     roles.seed = seed
     if seed is not None and re.fullmatch(_FOLD, names[seed]):
         roles.notes.append(FOLDS)
-    is_beside_an_arm = roles.arm is not None
-    known = _SETTINGS | (_SETTINGS_BESIDE_AN_ARM if is_beside_an_arm else set())
-    by_name = [c for c, name in enumerate(names) if name in known or (is_beside_an_arm and DATA.fullmatch(name))]
-    by_name = [] if is_collected_head(head) else by_name
-    runs = list(zip(*(cells(c) for c in (roles.arm, seed) if c is not None), strict=True)) or [()] * len(lines)
-    # a rate that falls during a run is no setting
-    by_name = [c for c in by_name if len({*zip(runs, cells(c), strict=True)}) == len({*runs}) and head[c] != wanted]
-    roles.settings = [
-        c
-        for c, name in enumerate(head)
-        if (_SETTING.match(name.lower()) or c in by_name) and c not in (roles.arm, seed)
-    ]
-    roles.no_figures |= {column for column in roles.settings if head[column] != wanted}
+    _find_settings(roles, head, names, rests, cells, reading.metric)
     if needs_arm and roles.arm is None and seed is not None:
-        _find_arms(roles, head, [column for column in range(len(head)) if any(map(_is_number, cells(column)))], reading)
+        find_arms(roles, head, cells, reading.metric, path)
     is_needed = {ARM: needs_arm and roles.arm is None and not roles.arms, SEED: needs_seed and seed is None}
     if missing := [name for name, needed in is_needed.items() if needed]:
         raise _not_found(missing, head, names, hint, path)
     return roles
 
 
+def _find_told(
+    roles: Roles, head: Sequence[str], names: Sequence[str], rests: Sequence[str], wanted: str | None
+) -> None:
+    """Find the columns that tell how far a run came, and what else a program notes of it."""
+    epochs = [c for called in (names, rests) for known in _EPOCHS for c, name in enumerate(called) if name == known]
+    if epochs and head[epochs[0]] != wanted:
+        roles.epoch = epochs[0]
+    roles.no_figures |= {column for column in epochs if head[column] != wanted}
+    roles.no_figures |= {c for c, name in enumerate(names) if name == BEST_EPOCH and head[c] != wanted}
+    roles.state = next((c for c, name in enumerate(names) if name in _STATES and head[c] != wanted), None)
+    roles.use = next((c for c, name in enumerate(head) if name == USE and name != wanted), None)
+    roles.more_epochs = next((c for c, name in enumerate(head) if name == MORE_EPOCHS and has_notes(head)), None)
+    roles.no_figures |= {column for column in (roles.use, roles.more_epochs) if column is not None}
+
+
+def _find_settings(
+    roles: Roles,
+    head: Sequence[str],
+    names: Sequence[str],
+    rests: Sequence[str],
+    cells: Callable[[int], list[str]],
+    wanted: str | None,
+) -> None:
+    """Find the columns with settings, by what stands before their names, or by usual names."""
+    is_beside_an_arm = roles.arm is not None
+    known = _SETTINGS | (_SETTINGS_BESIDE_AN_ARM if is_beside_an_arm else set())
+    by_name = [
+        c for c, name in enumerate(names) if {name, rests[c]} & known or (is_beside_an_arm and DATA.fullmatch(name))
+    ]
+    by_name = [] if is_collected_head(head) else by_name
+    of_runs = [cells(column) for column in (roles.arm, roles.seed) if column is not None]
+
+    def is_one_a_run(column: int) -> bool:
+        # a rate that falls during a run is no setting
+        runs = list(zip(*of_runs, strict=True)) or [()] * len(cells(column))
+        return len({*zip(runs, cells(column), strict=True)}) == len({*runs})
+
+    roles.settings = [
+        column
+        for column, name in enumerate(head)
+        if (_SETTING.match(name.lower()) or (column in by_name and name != wanted and is_one_a_run(column)))
+        and column not in (roles.arm, roles.seed, roles.epoch)
+    ]
+    roles.no_figures |= {column for column in roles.settings if head[column] != wanted}
+
+
 def _not_found(missing: Sequence[str], head: list[str], names: list[str], hint: str, path: Path) -> UserError:
     what = " and ".join(f"no column {brief(name)}{suggest(name, names)}" for name in missing)
-    if any(_is_number(name) and "." in name for name in head):
+    others = [name for name in names if not _NAME_OF_SEED.fullmatch(name)]
+    if SEED in missing and len(names) > 2 and len(others) == 1 and others[0] in (ARM, *_ARMS, *_ARMS_IF_REPEATED):
+        return UserError(
+            f"{str(path)!r} has a column for each seed; turn it, so that it has a line for each seed and a column for "
+            f"each arm, or a line for each run, such as {EXAMPLE}"
+        )
+    if any(is_like_a_number(name) and "." in name for name in head):
         return _looks_like_a_run(head, what, path)
     there = listed(list(map(brief, head)))
     options = " and ".join(f"--{name}-column" for name in missing)
@@ -232,10 +283,10 @@ def _not_found(missing: Sequence[str], head: list[str], names: list[str], hint: 
 def check_is_head(head: list[str], roles: Roles, path: Path) -> None:
     """Raise UserError where the names of arm and seed are cells of a run: else its first run would be lost."""
     given = [head[column] for column in (roles.arm, roles.seed) if column is not None]
-    numbers = [name for name in head if _is_number(name)]
+    numbers = [name for name in head if is_like_a_number(name)]
     # pandas numbers columns without names
     is_counted = any(numbers == [str(first + place) for place in range(len(numbers))] for first in (0, 1))
-    if any(map(_is_number, given)) and not (is_counted and all(map(_is_number, given))):
+    if any(map(is_like_a_number, given)) and not (is_counted and all(map(is_like_a_number, given))):
         raise _looks_like_a_run(head, "no head", path)
 
 
@@ -272,29 +323,3 @@ def _makes_pairs(arms: list[str], seeds: list[str]) -> bool:
     for arm, seed in zip(arms, seeds, strict=True):
         by_seed[seed].add(arm)
     return any(len(arms) > 1 for arms in by_seed.values())
-
-
-def _find_arms(roles: Roles, head: list[str], numbers: list[int], reading: Reading) -> None:
-    """Find the columns of a table that has one for each arm, such as seed, none, se, cbam.
-
-    It is one if a column is called none, baseline or plain, or if the metric asked for is no column; and if no column
-    is called like a metric. With both, the names of the others do not matter: an arm may be called distilled.
-    """
-    arms = [column for column in numbers if column not in roles.taken and column != roles.state and head[column]]
-    names = [head[column] for column in arms]
-    has_baseline = any(name.lower() in _BASELINES for name in names)
-    names_figures = reading.metric is not None and reading.metric not in head
-    is_sure, is_likely = has_baseline and names_figures, has_baseline or names_figures
-    if len(arms) > 1 and (is_sure or (is_likely and not any(map(is_called_a_metric, names)))):
-        roles.arms = arms
-        roles.notes.append(f"each column is taken as an arm: {listed(names)}")
-    elif len(arms) > 1:
-        raise UserError(
-            f"no column 'arm': {few(list(map(brief, names)), letters=50)} may be figures of one arm, or one figure of "
-            f"several arms; name it with --arm-column, write lines such as {EXAMPLE}, or, if each column is an arm, "
-            "say what its figures are, such as --metric accuracy"
-        )
-
-
-def _is_number(cell: str) -> bool:
-    return re.fullmatch(r"[+-]?[\d.,]+(e[+-]?\d+)?\s*%?", cell, re.ASCII | re.IGNORECASE) is not None

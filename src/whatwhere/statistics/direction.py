@@ -33,11 +33,14 @@ _NO_CEILING = {"score", "reward", "return", "psnr", "peaksignalnoiseratio", "cid
 # errors, times, sizes and counts: 0 at least. Losses, likelihoods and energies may be negative.
 _FLOOR_TEXT = """
 err error errors mae mse rmse mape smape msle rmsle nrmse wer cer mer fid lpips ppl perplexity brier ece mce fpr fnr fp
-fn eer epe mpjpe absrel hd hd95 hausdorff chamfer distance miss misses mistakes failures false wrong
-time times latency duration runtime seconds sec secs ms msec minutes hours memory bytes kb mb gb kib mib gib vram
-params parameters flops macs count counts
+fn eer epe mpjpe absrel hd hd95 hausdorff chamfer distance miss misses mistakes failures false wrong count counts
 """
-_FLOOR = {*_FLOOR_TEXT.split()}
+_COSTS_TEXT = """
+time times latency duration runtime seconds sec secs ms msec minutes hours memory bytes kb mb gb kib mib gib vram
+params parameters flops macs
+"""
+_COSTS = {*_COSTS_TEXT.split()}
+_FLOOR = {*_FLOOR_TEXT.split()} | _COSTS
 _BEST = {"best", "max", "maximum", "minimum", "highest", "lowest", "peak", "最佳", "最好", "最高", "最低"}
 _FLOOR_PARTS = ("error", "rmse", "perplexity", "latency", "误差", "错误率", "困惑度", "耗时")
 # of such a figure they may make one that is negative
@@ -115,6 +118,11 @@ def is_of_training(name: str) -> bool:
     return bool({*_words(name)} & _SPLITS[0]) and (is_called_higher(name) or bool(_LOSS.search(name)))
 
 
+def is_of_other_images(name: str) -> bool:
+    """Return whether a name is that of a metric on images that are named and not the training's, as val_accuracy is."""
+    return bool({*_words(name)} & (_SPLITS[1] | _SPLITS[2] | {"eval", "evaluation"})) and is_called_higher(name)
+
+
 def is_never_negative(name: str) -> bool:
     """Return whether a name is that of a metric that is 0 at least, as accuracy and errors are.
 
@@ -142,6 +150,11 @@ def is_at_most_all(name: str) -> bool:
 def is_called_a_metric(name: str) -> bool:
     """Return whether a name holds a word of a metric, as val_acc and loss do; names of arms hardly ever do."""
     return bool(_LOWER.search(name)) or has_no_end(name) or bool({*_words(name)} & (_HIGHER | {"top", "f"}))
+
+
+def is_called_a_cost(name: str) -> bool:
+    """Return whether a name is that of a time, a date or a size: hours, gpu_memory_mb, date."""
+    return bool({*_words(name)} & (_COSTS | {"date", "timestamp", "耗时", "时间"}))
 
 
 def has_no_end(name: str) -> bool:

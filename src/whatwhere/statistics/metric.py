@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ..base.errors import UserError, is_number
 from ..base.words import brief, named
-from .direction import has_no_end, is_at_most_all, is_called_higher
+from .direction import has_no_end, is_at_most_all, is_called_higher, is_called_signed, is_of_other_images
 
 DEFAULT_MARGIN = 0.5  # points
 UNNAMED = "figure"  # the metric of a table with a column for each arm, until the user names it
@@ -48,6 +48,17 @@ METRICS = {
 }
 
 
+def usual_metric(names: Iterable[str]) -> str | None:
+    """Return the metric to judge by where nobody named one: accuracy, as whatwhere calls it; None where it is unclear.
+
+    It is unclear where accuracy is not there, and where a figure of named images that are not the training's stands
+    beside it, such as val_accuracy: Keras calls that of the training images accuracy.
+    """
+    names = list(names)
+    is_unclear = "accuracy" not in names or any(map(is_of_other_images, names))
+    return None if is_unclear else "accuracy"
+
+
 def tells_direction(name: str) -> bool:
     """Return whether the name of a metric tells which way is better."""
     return name in METRICS or is_called_higher(name)
@@ -81,7 +92,7 @@ def check_direction(name: str, lower_is_better: bool | None) -> bool:
 
 
 def two_scales(name: str, values: Iterable[float]) -> tuple[float, float] | None:
-    """Return a share and a percentage among the figures of one metric; None where all have one scale.
+    """Return a share and a percentage among figures of one metric, of runs or of arms; None where all have one scale.
 
     Figures have two scales if all lie within 0 and 100, some of them at most 1 and some above, and those of at most 1,
     times 100, fall among the others: all are then within a factor of 4 of each other. The two groups are then a factor
@@ -119,8 +130,9 @@ def is_share(name: str) -> bool:
 def metric_for(name: str, values: Iterable[float], *, lower_is_better: bool = False) -> Metric:
     """Return the metric for figures called `name`; an unknown name gets its unit from the values.
 
-    Where the name says that higher is better, and for known metrics in points, figures between 0 and 1 are shares and
-    shown in points, and figures between 0 and 100 are percentages, so points already; all others are shown as they are.
+    Where the name is that of a share of a whole, higher being better (accuracy, mAP50), figures between 0 and 1 are
+    shares and shown in points, and figures between 0 and 100 are percentages, so points already; all others, such as a
+    PSNR, a reward or a correlation, are shown as they are.
     """
     values = list(values)
     if name in METRICS and METRICS[name].higher_is_better is not lower_is_better:
@@ -133,7 +145,8 @@ def metric_for(name: str, values: Iterable[float], *, lower_is_better: bool = Fa
         return replace(known, scale=1.0)
     label = name.replace("_", " ")
     # a loss between 0 and 1 is no share, and what an unknown figure is, is not known
-    if lower_is_better or not is_called_higher(name) or not values or min(values) < 0 or max(values) > 100:
+    is_a_share = is_at_most_all(name) and not is_called_signed(name)
+    if lower_is_better or not is_a_share or not values or min(values) < 0 or max(values) > 100:
         return Metric(name, label, higher_is_better=not lower_is_better)
     return Metric(name, label, 100 if max(values) <= 1 else 1, "points")
 

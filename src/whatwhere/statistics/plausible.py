@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from statistics import median_low
 from typing import NamedTuple
 
 from ..base.words import named, short
@@ -38,7 +39,8 @@ def fault_of(results: Results, name: str) -> Fault | None:
       -1, and may have its only negative figure.
     """
     figures = {(arm, seed): value for arm in results.arms for seed, value in results.values(arm, name).items()}
-    if found := two_scales(name, figures.values()):
+    # one run at chance level hides the scale of its arm; the median does not show it
+    if found := two_scales(name, figures.values()) or two_scales(name, _middle_figures(results, name)):
         share, percentage = (_told(figures, value) for value in found)
         neither = "" if name in METRICS else ", or all times 100 if they are neither"
         return Fault(
@@ -50,6 +52,12 @@ def fault_of(results: Results, name: str) -> Fault | None:
     if is_at_most_all(name) and (high := [value for value in figures.values() if value > 100]):
         return Fault(f"{short(name)} is {_told(figures, high[0])}, and it cannot be above 100", _SHARE)
     return _marked(name, figures)
+
+
+def _middle_figures(results: Results, name: str) -> list[float]:
+    """Return a figure in the middle of each arm's."""
+    by_arm = (results.values(arm, name).values() for arm in results.arms)
+    return [median_low(values) for values in by_arm if values]
 
 
 def _marked(name: str, figures: _Figures) -> Fault | None:

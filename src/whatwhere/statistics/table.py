@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..base.errors import UserError
-from ..base.files import read_csv
-from ..base.limits import TABLE_BYTES, TABLE_COLUMNS, TABLE_LINES
 from ..base.words import brief, few, listed, printable, short, suggest
-from .cells import decimal_signs, mending, number_of, setting_of
+from .cells import MISSING, Line, decimal_signs, epoch_of, mending, number_of, setting_of
 from .columns import (
-    ARM,
     BEST_EPOCH,
     BETWEEN_NOTES,
     HARDLY_BEGUN,
-    SEED,
-    Line,
     Reading,
     Roles,
     check_is_head,
@@ -29,16 +22,16 @@ from .columns import (
     has_notes,
     is_collected_head,
 )
-from .derived import odd_seed
 from .direction import is_called_a_metric
 from .epochs import CHOSEN, EPOCHS, Row, one_a_run
-from .metric import UNNAMED
+from .lines import check_lines, check_one_line_a_run, read_lines
+from .metric import UNNAMED, usual_metric
 from .results import Results
+from .wide import counts_rows
 from .within_pairs import attention_of_arms, check_data, check_pairs, differing_settings
 
-_UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas makes of a column without a name
-_FINISHED = {"finished", "completed", "complete", "success", "succeeded", "done", "ok"}
-_MISSING = {"", "-", "na", "n/a", "nan", "none", "null", "failed"}
+# W&B, MLflow, Optuna, Ray, SLURM
+_FINISHED = {"finished", "completed", "complete", "success", "succeeded", "done", "ok", "terminated", "true", "已完成"}
 
 
 def read_results(
@@ -94,6 +87,7 @@ class Table:
         arm, seed: Those of all its lines, where its path tells.
         head: The names of its columns.
         rows: Its lines as runs, or as epochs of runs.
+        unfinished: The column that says of all its lines that they are of no finished run, and what it says.
         others: The texts in each column that is not judged and has no known meaning, by arm.
     """
 
@@ -102,6 +96,7 @@ class Table:
     seed: str | None = None
     head: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
+    unfinished: tuple[str, list[str]] | None = None
     others: dict[str, dict[str, set[str]]] = field(default_factory=dict)
 
 
@@ -114,6 +109,7 @@ def read_tables(
     """
     for table in tables:
         _read_rows(table, reading, notes, may_be_empty=may_be_empty)
+    _check_some_finished(tables)
     known = [EPOCHS, *dict.fromkeys(name for table in tables for name in table.head)]
     for name in sorted(reading.may_differ - {*known}):
         place = repr(str(tables[0].path)) if len(tables) == 1 else "the tables"
@@ -154,7 +150,7 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
     """Read the head and the rows of a table."""
     path, arm, seed = table.path, table.arm, table.seed
     is_run = arm is not None and seed is not None
-    delimiter, head, lines = _read(path, may_be_empty=is_run)
+    delimiter, head, lines = read_lines(path, may_be_empty=is_run)
     table.head = head
     if not lines and is_run:
         notes.append(f"the table {short(str(path))} has no lines: its run counts as missing")
@@ -172,19 +168,19 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
         roles.no_figures.add(len(head) - 1)
         told = dict.fromkeys(note for _, row in lines for note in row[-1].split(BETWEEN_NOTES) if note)
         notes += [printable(note) for note in told]
-    _check_lines(lines, head, roles, path)
+    check_lines(lines, head, roles, path)
     columns = roles.arms or _metric_columns(lines, head, roles.taken, reading.metric, signs, path, notes)
     if not columns and not may_be_empty:
         raise UserError(f"{str(path)!r} has no column of figures beside arm and seed, such as accuracy")
     rows = _lines_as_rows(table, lines, roles, columns, reading.metric or UNNAMED, signs)
     if not roles.arms and roles.epoch is None:
-        _check_one_line_a_run(rows, lines, head, columns)
+        check_one_line_a_run(rows, lines, head, columns)
     table.others = _other_texts(rows, lines, head, roles, reading.metric)
+    table.rows = rows
     if roles.state is not None:
-        rows = _without_unfinished(rows, lines, roles.state, head[roles.state], reading, notes)
+        _leave_out_unfinished(table, lines, roles.state, reading, notes)
     if any(head[column].lower() == BEST_EPOCH for column in roles.no_figures) and CHOSEN not in notes:
         notes.append(CHOSEN)
-    table.rows = rows
 
 
 def _lines_as_rows(
@@ -195,7 +191,7 @@ def _lines_as_rows(
     for number, cells in lines:
         of = [None if column is None else printable(cells[column].strip()) for column in (roles.arm, roles.seed)]
         seed = table.seed or of[1] or ""
-        epoch = None if roles.epoch is None else number_of(cells[roles.epoch], signs)
+        epoch = None if roles.epoch is None else _epoch_in(table, number, cells[roles.epoch], roles.epoch, signs)
         figures = {
             column: number_of(cells[column], signs)
             for column in columns
@@ -208,11 +204,21 @@ def _lines_as_rows(
             why = "" if roles.more_epochs is None else printable(cells[roles.more_epochs].strip())
             rows.append(Row(table.arm or of[0] or "", seed, table.path, number, epoch, named, settings, is_idle, why))
         for column in roles.arms:
-            if figures.get(column) is None and cells[column].strip().lower() not in _MISSING:
+            if figures.get(column) is None and cells[column].strip().lower() not in MISSING:
                 raise _no_number((number, cells[column].strip()), table.head[column], signs, table.path)
             named = {metric: figures[column]} if column in figures else {}
             rows.append(Row(table.head[column], seed, table.path, number, epoch, named, settings))
     return rows
+
+
+def _epoch_in(table: Table, line: int, cell: str, column: int, signs: set[str]) -> float | None:
+    try:
+        return epoch_of(cell, signs)
+    except ValueError:
+        raise UserError(
+            f"line {line} of {str(table.path)!r}: {short(table.head[column])} is {brief(cell)}, no number of an epoch; "
+            "write its number, or rename the column if it holds something else"
+        ) from None
 
 
 def _other_texts(
@@ -247,109 +253,35 @@ def add_row(results: Results, row: Row) -> None:
         raise UserError(f"{where}: {error}") from error
 
 
-def _read(path: Path, *, may_be_empty: bool) -> tuple[str, list[str], list[Line]]:
-    """Return the delimiter, the head and the lines of a table."""
-    size = 0
-    with contextlib.suppress(OSError, ValueError):  # `read_csv` says why
-        size = path.stat().st_size
-    _check_size(path, size, TABLE_BYTES, "bytes")
-    delimiter, rows = read_csv(path)
-    if not rows and not may_be_empty:
-        raise UserError(
-            f"{str(path)!r} has no lines; it needs a head such as arm,seed,accuracy and a line for each run"
-        )
-    (_, head), *lines = rows or [(0, [])]
-    _check_size(path, len(head), TABLE_COLUMNS, "columns")
-    _check_size(path, len(lines), TABLE_LINES, "lines")
-    head = [printable(name.strip()) for name in head]
-    if sum(map(bool, head)) < 2 and not may_be_empty:
-        raise UserError(
-            f"the first line of {str(path)!r}, {brief(','.join(head))}, is no head of a table; save it with commas, "
-            "semicolons or tabs between the columns, and their names in the first line"
-        )
-    twice = next((name for name in head if name and head.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{str(path)!r} has the column {brief(twice)} twice; give each its own name")
-    return delimiter, head, lines
-
-
-def _check_size(path: Path, size: int, most: int, what: str) -> None:
-    """Raise UserError if a table is too large to read in bounded time and memory."""
-    if size > most:
-        raise UserError(
-            f"{str(path)!r} has {size:,} {what}; a table of runs has at most {most:,}: keep the columns "
-            "and the epochs that count"
-        )
-
-
-def _check_lines(lines: list[Line], head: list[str], roles: Roles, path: Path) -> None:
-    """Raise UserError unless every line is a run, or an epoch of one: not the head again, no total, no row of means."""
-    for number, row in lines:
-        if len(row) != len(head):
-            raise UserError(
-                f"line {number} of {str(path)!r} has {len(row)} fields, its head has {len(head)}; a number with a "
-                "decimal comma needs quotes"
-            )
-        if [cell.strip() for cell in row] == head:
-            raise UserError(f"line {number} of {str(path)!r} repeats the head; take it out")
-        missing = [
-            name
-            for name, column in ((ARM, roles.arm), (SEED, roles.seed))
-            if column is not None and not row[column].strip()
-        ]
-        if missing:
-            raise UserError(
-                f"line {number} of {str(path)!r} has no {missing[0]}; give it, or take the line out if it is not a run "
-                "(a total, for example)"
-            )
-    if roles.seed is None:
-        return
-    odd = odd_seed(row[roles.seed].strip() for _, row in lines)
-    if odd is not None:
-        number = next(number for number, row in lines if row[roles.seed].strip() == odd[0])
-        raise UserError(f"line {number} of {str(path)!r}: {odd[1]}")
-
-
-def _check_one_line_a_run(rows: list[Row], lines: list[Line], head: list[str], columns: list[int]) -> None:
-    """Raise UserError where two lines are one run: with the columns, beside those of figures, in which they differ.
-
-    A column of whole numbers that is not called like a metric, such as a fold, is none of figures here.
-    """
-    first: dict[tuple[str, str], tuple[int, list[str]]] = {}
-    for row, (number, cells) in zip(rows, lines, strict=True):
-        before, known = first.setdefault((row.arm, row.seed), (number, cells))
-        if before == number:
-            continue
-        where = f"lines {before} and {number} of {str(row.path)!r} are both arm {brief(row.arm)} with seed"
-        pairs = [(one.strip(), other.strip()) for one, other in zip(known, cells, strict=True)]
-        differing = {
-            head[column]: pair
-            for column, pair in enumerate(pairs)
-            if pair[0] != pair[1]
-            and (column not in columns or (all(map(str.isdecimal, pair)) and not is_called_a_metric(head[column])))
-        }
-        advice = "a pair needs one run of each arm: keep one of them, or give each run its own seed"
-        if differing:
-            told = [f"{short(name)} ({', '.join(map(short, values))})" for name, values in differing.items()]
-            advice = f"they differ in {few(told, 4)}: keep the lines of one, or give each a table of its own"
-        raise UserError(f"{where} {brief(row.seed)}; {advice}")
-
-
-def _without_unfinished(
-    rows: list[Row], lines: list[Line], state: int, name: str, reading: Reading, notes: list[str]
-) -> list[Row]:
+def _leave_out_unfinished(table: Table, lines: list[Line], state: int, reading: Reading, notes: list[str]) -> None:
     """Take the figures of runs that did not finish, by the column with their state; a note names them."""
-    states = {number: row[state].strip() for number, row in lines if row[state].strip().lower() not in _FINISHED}
-    if not states or name in reading.may_differ:
-        return rows
+    name, texts = table.head[state], {number: row[state].strip() for number, row in lines}
+    states = {number: text for number, text in texts.items() if text.lower() not in _FINISHED}
+    if not any(texts.values()) or not states or name in reading.may_differ:
+        return
     named = [
-        f"{row.arm}, seed {row.seed} ({short(states[row.line]) or 'no state'})" for row in rows if row.line in states
+        f"{row.arm}, seed {row.seed} ({short(states[row.line]) or 'no state'})"
+        for row in table.rows
+        if row.line in states
     ]
     notes.append(
         f"runs that did not finish, by the column {short(name)}, count as missing: "
         f"{few(list(dict.fromkeys(named)), 6, '; ')} (--may-differ {name} counts them)"
     )
-    return [replace(row, figures={}) if row.line in states else row for row in rows]
+    table.rows = [replace(row, figures={}) if row.line in states else row for row in table.rows]
+    table.unfinished = (name, list(dict.fromkeys(states.values()))) if len(states) == len(lines) else None
+
+
+def _check_some_finished(tables: Sequence[Table]) -> None:
+    """Raise UserError where no run is left because the tables say of all that they did not finish."""
+    unfinished = next((table for table in tables if table.unfinished is not None), None)
+    if unfinished is None or any(row.figures for table in tables for row in table.rows):
+        return
+    name, texts = unfinished.unfinished or ("", [])
+    raise UserError(
+        f"no run is finished, by the column {short(name)} of {str(unfinished.path)!r} "
+        f"({few(list(map(brief, texts)), 4)}); if they are, give --may-differ {name}"
+    )
 
 
 def _metric_columns(
@@ -364,15 +296,13 @@ def _metric_columns(
     """Return the columns that hold numbers; add to `notes` the columns that look like figures but are left out."""
     sound, nearly, empty = [], [], []
     # judged by, whatever other columns there are
-    chosen = metric or ("accuracy" if "accuracy" in head else None)
+    chosen = metric or usual_metric(head)
     for column in sorted(set(range(len(head))) - taken):
         name = head[column]
-        cells = [(number, row[column].strip()) for number, row in lines if row[column].strip().lower() not in _MISSING]
+        cells = [(number, row[column].strip()) for number, row in lines if row[column].strip().lower() not in MISSING]
         numbers = [number_of(cell, signs) for _, cell in cells]
         texts = [cell for cell, number in zip(cells, numbers, strict=True) if number is None]
-        if len(texts) < len(cells) and (not name or _UNNAMED.fullmatch(name)):
-            if column or not all(cell.isdecimal() for _, cell in cells):
-                raise UserError(f"column {column + 1} of {str(path)!r} has no name; name it, or take it out")
+        if counts_rows(column, name, [cell for _, cell in cells], path):
             notes.append("the first column has no name and counts the rows: it is left out")
             continue
         # a mistake in the figures to judge by is an error, not a note

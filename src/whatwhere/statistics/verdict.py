@@ -19,7 +19,7 @@ from .direction import is_called_best, is_of_training
 from .epochs import CHOSEN
 from .independence import cautions_about, doubt_about
 from .looks import ALPHA, LEAST_PAIRS, MOST_SEEDS, Schedule
-from .metric import METRICS, Metric, check_direction, margin_for, metric_for
+from .metric import METRICS, Metric, check_direction, margin_for, metric_for, usual_metric
 from .paired import PairedDifference
 from .plausible import doubt_about_zeros, fault_of
 from .results import Results, by_number, numbered
@@ -333,9 +333,9 @@ def metric_and_margin(
     if metric is None:
         if not names:
             raise UserError("the results hold no figures; there is nothing to compare")
-        if "accuracy" not in names and len(names) > 1:
+        metric = usual_metric(names) or names[0]
+        if len(names) > 1 and not usual_metric(names):
             raise UserError(f"there are several figures, {listed(names)}; choose the one to judge by with --metric")
-        metric = "accuracy" if "accuracy" in names else names[0]
     elif metric not in names:
         known = listed(names) or "none"
         raise UserError(f"no run has the figure {brief(metric)}{suggest(metric, names)}; there are: {known}")

@@ -9,9 +9,9 @@ from typing import Protocol
 
 from ..base.errors import UserError
 from ..base.words import few, listed, short
+from .cells import NOT_SET
 from .columns import DATA, Reading, may_differ_note
 
-NOT_SET = "none"  # also what null is written as
 ATTENTION = "attention"
 # the name of an attention and its options are one setting; tables write params. and the like before it
 _ATTENTION = re.compile(r"((params|config|hparams)[./])?attention(_kwargs)?(\..*)?")
