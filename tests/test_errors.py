@@ -516,6 +516,7 @@ def test_near_names_are_found_whatever_their_case():
 # UserError becomes part of the sentence that is raised instead
 CAUGHT = {
     "number_in": "raises ValueError: no number",
+    "epoch_of": "raises ValueError: no number of an epoch",
     "parse_yaml": "raises ValueError: no YAML",
     "read_spec": "raises ValueError: no spec",
     "_check_parts": "its sentence is quoted by read_design",
