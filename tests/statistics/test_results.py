@@ -125,6 +125,8 @@ def test_words_for_a_missing_figure(table):
         "arm;seed;size\nnone;0;1,200\n",
         "arm\tseed\taccuracy\tloss\nnone\t0\t1,200\t0.5\n",
         "arm;seed;size\nnone;0;980\ncbam;0;1.150\n",
+        "arm;seed;size\nnone;0;1.250\ncbam;0;1.150\n",
+        "arm\tseed\tsize\nnone\t0\t980\ncbam\t0\t1.150\n",
         "arm;seed;accuracy;loss\nnone;0;1.200;0,5\n",
         "arm,seed,accuracy\nnone,0,0.5_123\n",
         "arm,seed,accuracy\nnone,0,0.\uff15\n",
@@ -146,6 +148,9 @@ def test_figures_that_could_be_misread_are_refused(table, text, refused):
     [
         ("arm;seed;size;loss\nnone;0;1,200;0,5\n", 1.2),
         ("arm\tseed\tsize\nnone\t0\t1.200\n", 1.2),
+        # no accuracy is 76,553
+        ("arm;seed;size;accuracy\nnone;0;1,200;76,553\n", 1.2),
+        ("arm;seed;size;accuracy\nnone;0;1.200;76.553\n", 1.2),
         ('arm,seed,size\nnone,0,"61,25"\n', 61.25),
         ('arm,seed,size\nnone,0,"0,612"\n', 0.612),
         ("arm,seed,size\nnone,0,1200\n", 1200),

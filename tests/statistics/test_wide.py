@@ -63,6 +63,12 @@ def test_columns_without_a_name(read):
         read("seed,none,,cbam\n0,80.1,80.2,80.4\n1,80.3,80.5,80.2\n")
 
 
+def test_seeds_without_a_name_are_to_be_named(read):
+    for name in ("", "Unnamed: 0"):
+        with pytest.raises(UserError, match="if its first column, which has no name, holds the seeds, call it seed"):
+            read(f"{name},none,cbam\n0,80.1,80.2\n1,80.3,80.5\n")
+
+
 @pytest.mark.parametrize("names", ["none_acc,cbam_acc", "\"('acc', 'none')\",\"('acc', 'cbam')\""])
 def test_names_of_arms_and_figures_in_one_ask_for_the_names_of_the_arms(read, names):
     with pytest.raises(UserError, match="write the names of the arms alone above them, one of them none or baseline"):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ..base.words import number_in
+from .direction import is_at_most_all
 
 Line = tuple[int, list[str]]  # its number, and its cells
 
@@ -43,18 +44,24 @@ def setting_of(cell: str, signs: set[str]) -> str:
     return (cell or NOT_SET) if number is None else f"{number:.12g}"
 
 
-def decimal_signs(lines: list[Line], delimiter: str) -> set[str]:
-    """Return the signs that stand before decimals in a table, by the cells in which no sign separates thousands.
+def decimal_signs(head: Sequence[str], lines: Sequence[Line], delimiter: str) -> set[str]:
+    """Return the signs that stand before decimals in a table; none where no cell tells.
 
-    Where no cell tells, and each number of a column has three digits behind a point, these are decimals: as thousands
-    they would have the same ratios. Beside a number without a point, as 1.150 beside 980, that is not known.
+    A cell tells in which no sign can separate thousands. Else a share does: no accuracy is 76,553. Between commas a
+    point stands before decimals; between tabs, which programs write, where no column has numbers with and without one:
+    1.150 beside 980 may be a thousand.
     """
-    cells = (cell.strip() for _, row in lines for cell in row)
-    found = (_DECIMAL.fullmatch(cell) for cell in cells if not _ARRANGED.fullmatch(cell))
-    # a comma between columns is hardly one before decimals
-    signs = {sign[1] for sign in found if sign} | ({"."} if delimiter == "," else set())
-    columns = itertools.zip_longest(*(map(str.strip, row) for _, row in lines), fillvalue="")
-    return signs if signs or any(map(_is_mixed, columns)) else {"."}
+    columns = list(itertools.zip_longest(*(map(str.strip, row) for _, row in lines), fillvalue=""))
+    cells = [cell for column in columns for cell in column]
+    shares = [cell for name, column in zip(head, columns, strict=False) if is_at_most_all(name) for cell in column]
+    signs = _signs(cell for cell in cells if not _ARRANGED.fullmatch(cell)) | ({"."} if delimiter == "," else set())
+    if not signs:
+        signs = _signs(shares)
+    return signs or ({"."} if delimiter == "\t" and not any(map(_is_mixed, columns)) else set())
+
+
+def _signs(cells: Iterable[str]) -> set[str]:
+    return {found[1] for found in map(_DECIMAL.fullmatch, cells) if found}
 
 
 def _is_mixed(cells: Iterable[str]) -> bool:

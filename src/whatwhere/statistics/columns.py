@@ -12,7 +12,7 @@ from typing import Literal
 from ..base.errors import UserError
 from ..base.words import brief, listed, suggest
 from .cells import Line, is_like_a_number
-from .wide import EXAMPLE, find_arms
+from .wide import EXAMPLE, counts_rows, find_arms
 
 ARM, SEED = "arm", "seed"
 FOLDER = "folder"  # the column of `whatwhere collect` that says where a run lies
@@ -269,6 +269,10 @@ def _not_found(missing: Sequence[str], head: list[str], names: list[str], hint: 
         return UserError(
             f"{str(path)!r} has a column for each seed; turn it, so that it has a line for each seed and a column for "
             f"each arm, or a line for each run, such as {EXAMPLE}"
+        )
+    if SEED in missing and counts_rows(0, head[0], ["0"], path):
+        return UserError(
+            f"{str(path)!r} has no column 'seed'; if its first column, which has no name, holds the seeds, call it seed"
         )
     if any(is_like_a_number(name) and "." in name for name in head):
         return _looks_like_a_run(head, what, path)

@@ -158,7 +158,7 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
         return
     if not lines and not may_be_empty:
         raise UserError(f"{str(path)!r} has a head and no lines; it needs a line for each run")
-    signs = decimal_signs(lines, delimiter)
+    signs = decimal_signs(head, lines, delimiter)
     roles = find_roles(head, lines, path, reading, needs_arm=arm is None, needs_seed=seed is None)
     check_is_head(head, roles, path)
     if may_be_empty:
