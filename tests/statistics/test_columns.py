@@ -246,6 +246,7 @@ def test_an_epoch_that_is_no_number_of_epochs_is_refused(read, epoch, refused):
         ("trainer/global_step", ("9000", "4500")),
         ("last_epoch", ("89", "44")),
         ("epochs_trained", ("90", "45")),
+        ("epochsCompleted", ("90", "45")),
         ("轮次", ("90", "45")),
         ("epoch", ("90/90", "45/90")),
         ("epoch", ("epoch 90", "epoch 45")),
@@ -277,6 +278,28 @@ def test_a_table_without_a_finished_run_says_so(read, state):
     assert (len(results.values("cbam", "acc")), results.notes) == (3, [])
 
 
+@pytest.mark.parametrize(
+    ("name", "no", "yes"), [("done", "False", "True"), ("finished", "0", "1"), ("completed", "no", "yes")]
+)
+def test_a_column_that_asks_whether_a_run_is_done(read, name, no, yes):
+    text = f"arm,seed,{name},acc\n" + "".join(
+        f"{arm},{n},{no if n == 1 else yes},0.6{n}\n" for n in range(3) for arm in ARMS
+    )
+    results = read(text)
+    assert (results.metrics, list(results.values("cbam", "acc"))) == (["acc"], ["0", "2"])
+    assert results.notes[0].startswith(
+        f"runs that did not finish, by the column {name}, count as missing: none, seed 1"
+    )
+
+
+def test_of_several_lines_of_a_run_one_tells_that_it_is_done(read):
+    lines = [(arm, n, epoch, n < 2 and epoch == 2) for arm in ARMS for n in range(3) for epoch in (1, 2)]
+    text = "arm,seed,epoch,done,acc\n" + "".join(f"{arm},{n},{e},{done},0.{e}{n}\n" for arm, n, e, done in lines)
+    results = read(text, metric="acc")
+    assert results.values("cbam", "acc") == {"0": 0.2, "1": 0.21}
+    assert "count as missing: none, seed 2 (False); cbam, seed 2 (False) (--may-differ done" in results.notes[0]
+
+
 def test_an_empty_column_of_states_says_nothing(read):
     assert read("arm,seed,state,acc\nnone,0,,0.5\ncbam,0,,0.6\n", metric="acc").values("cbam", "acc") == {"0": 0.6}
 
@@ -286,6 +309,10 @@ def test_accuracy_of_keras_beside_that_of_other_images_is_not_chosen(read):
     for name in ("val_accuracy", "test_accuracy", "eval_accuracy", "valid_acc", "验证准确率"):
         with pytest.raises(UserError, match=f"there are several figures, accuracy, {name}; choose the one to judge by"):
             judge(read(f"arm,seed,accuracy,{name}\n{rows}"))
+    # Keras without a metric on other images
+    with pytest.raises(UserError, match="there are several figures, accuracy, loss, val_loss; choose the one"):
+        judge(read(f"arm,seed,accuracy,loss,val_loss\n{rows.replace(',0.6', ',1.2,0.6')}"))
+    assert judge(read(f"arm,seed,accuracy,val_loss\n{rows}")).metric.name == "accuracy"
     # of our own figures none names other images
     assert judge(read(f"arm,seed,accuracy,macro_f1\n{rows}")).metric.name == "accuracy"
 
@@ -313,13 +340,23 @@ def test_a_huge_table_is_refused_before_it_is_read(tmp_path, refused):
         read_results(path)
 
 
-PREFIXED = (
-    "params_lr optimizer.lr optimizer/learning_rate parameters/lr param_lr args.lr cfg.lr hparams_lr user_attrs_lr"
-)
+SPELT = "learningRate BatchSize user_attrs_lr params_lr"
+PREFIXED = "optimizer.lr optimizer/learning_rate parameters/lr param_lr args.lr cfg.lr hparams_lr"
 
 
 @pytest.mark.parametrize(
-    "name", ["lr", "batch_size", "imgsz", "Learning Rate", "epochs", "学习率", "trainer.max_epochs", *PREFIXED.split()]
+    "name",
+    [
+        "lr",
+        "batch_size",
+        "imgsz",
+        "Learning Rate",
+        "epochs",
+        "学习率",
+        "trainer.max_epochs",
+        *SPELT.split(),
+        *PREFIXED.split(),
+    ],
 )
 def test_a_usual_setting_that_differs_within_pairs_is_refused(read, name, refused):
     lines = [f"{arm},{seed},0.{60 + seed},{value}" for seed in range(3) for arm, value in (("none", 16), ("cbam", 32))]

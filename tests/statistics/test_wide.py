@@ -48,12 +48,26 @@ def test_text_in_the_column_of_the_baseline_is_refused(read):
         ("hours", ("1.5", "1.6")),
         ("date", ("20241128", "20241129")),
         ("gpu_memory_mb", ("8000", "8100")),
+        ("delta", ("0.1", "0.2")),
     ],
 )
 def test_what_is_taken_for_no_arm_is_said(read, name, cells):
     results = read(f"seed,none,cbam,{name}\n0,80.1,80.2,{cells[0]}\n1,80.3,80.5,{cells[1]}\n")
     assert results.arms == ["none", "cbam"]
     assert f"the column {name} is left out: it is taken for no arm" in results.notes
+
+
+def test_a_time_beside_the_arms_does_not_make_them_metrics(read):
+    results = read("seed,none,cbam,train_time\n0,80.1,80.2,1.5\n1,80.3,80.5,1.6\n", metric=None)
+    assert (results.arms, results.metrics) == (["none", "cbam"], ["figure"])
+
+
+def test_settings_beside_arms_are_no_arms(read):
+    results = read("seed,bs,epochs,dataset,none,cbam\n0,64,90,a,80.1,80.2\n1,64,90,b,80.3,80.5\n")
+    assert results.arms == ["none", "cbam"]
+    assert any(note.startswith("the pairs are of 2 data sets (dataset: a, b): ") for note in results.notes)
+    # an arm may be called as a setting is, but its figures vary
+    assert read("seed,none,mixup\n0,80.1,80.2\n1,80.3,80.5\n").arms == ["none", "mixup"]
 
 
 def test_columns_without_a_name(read):

@@ -12,7 +12,7 @@ from typing import Literal
 from ..base.errors import UserError
 from ..base.words import brief, listed, suggest
 from .cells import Line, is_like_a_number
-from .wide import EXAMPLE, counts_rows, find_arms
+from .wide import EXAMPLE, find_arms, is_unnamed
 
 ARM, SEED = "arm", "seed"
 FOLDER = "folder"  # the column of `whatwhere collect` that says where a run lies
@@ -32,29 +32,19 @@ _SEEDS = (
     *("种子", "随机种子", "run", "run_id", "id"),
 )
 _EPOCHS = (
-    *("epoch", "轮次", "last_epoch", "final_epoch", "current_epoch", "epochs_trained", "epochs_run"),
-    *("completed_epochs", "step", "global_step", "iteration", "iter", "training_iteration"),
+    *("epoch", "轮次", "last_epoch", "final_epoch", "current_epoch", "epochs_trained", "epochs_run", "trained_epochs"),
+    *("completed_epochs", "epochs_completed", "step", "global_step", "iteration", "iter", "training_iteration"),
     "迭代次数",
 )
-_STATES = ("state", "status")
+_STATES = ("state", "status", "run_state", "run_status", "done", "finished", "completed", "状态")
+_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z][a-z])")  # where a word begins in learningRate; mAP50 is one
 _SETTINGS = {
     *("lr", "lr0", "base_lr", "learning_rate", "batch", "batch_size", "imgsz", "img_size", "image_size", "input_size"),
     *("epochs", "num_epochs", "max_epochs", "optimizer", "weight_decay", "momentum", "warmup_epochs", "pretrained"),
-    *(
-        "学习率",
-        "批大小",
-        "批次大小",
-        "批量大小",
-        "轮数",
-        "训练轮数",
-        "优化器",
-        "权重衰减",
-        "动量",
-        "输入尺寸",
-        "图像尺寸",
-    ),
+    *("学习率", "批大小", "批次大小", "批量大小", "轮数", "训练轮数"),
+    *("优化器", "权重衰减", "动量", "输入尺寸", "图像尺寸"),
 }
-# where a column tells the arm: else each of them may be an arm, such as mixup
+# where a column tells the arm, or all values are one: else each of them may be an arm, such as mixup
 _SETTINGS_BESIDE_AN_ARM = {
     *("init_lr", "min_lr", "opt", "wd", "bs", "batchsize", "train_batch_size", "accumulate", "grad_accum_steps"),
     *("imsize", "resolution", "crop_size", "crop_pct", "n_epochs", "nepochs", "total_epochs", "max_steps"),
@@ -172,7 +162,8 @@ def find_roles(
     Raises:
         UserError: No column, or several, can be the arm or the seed.
     """
-    names = [_SETTING.sub("", re.sub(r"[ -]", "_", name.lower()).lstrip("_"), count=1) for name in head]
+    spelt = [re.sub(r"[ -]", "_", _CAPITAL.sub("_", name).lower()).lstrip("_") for name in head]
+    names = [_SETTING.sub("", name, count=1) for name in spelt]
     rests = [_BEFORE.sub("", name, count=1) for name in names]  # lr of optimizer.lr, epoch of train/epoch
     roles = Roles()
     _find_told(roles, head, names, rests, reading.metric)
@@ -226,6 +217,7 @@ def _find_told(
     roles.no_figures |= {column for column in epochs if head[column] != wanted}
     roles.no_figures |= {c for c, name in enumerate(names) if name == BEST_EPOCH and head[c] != wanted}
     roles.state = next((c for c, name in enumerate(names) if name in _STATES and head[c] != wanted), None)
+    roles.no_figures |= set() if roles.state is None else {roles.state}
     roles.use = next((c for c, name in enumerate(head) if name == USE and name != wanted), None)
     roles.more_epochs = next((c for c, name in enumerate(head) if name == MORE_EPOCHS and has_notes(head)), None)
     roles.no_figures |= {column for column in (roles.use, roles.more_epochs) if column is not None}
@@ -240,10 +232,13 @@ def _find_settings(
     wanted: str | None,
 ) -> None:
     """Find the columns with settings, by what stands before their names, or by usual names."""
-    is_beside_an_arm = roles.arm is not None
-    known = _SETTINGS | (_SETTINGS_BESIDE_AN_ARM if is_beside_an_arm else set())
+    known = _SETTINGS | (_SETTINGS_BESIDE_AN_ARM if roles.arm is not None else set())
     by_name = [
-        c for c, name in enumerate(names) if {name, rests[c]} & known or (is_beside_an_arm and DATA.fullmatch(name))
+        column
+        for column, name in enumerate(names)
+        if {name, rests[column]} & known
+        or DATA.fullmatch(name)
+        or (name in _SETTINGS_BESIDE_AN_ARM and len(set(cells(column))) == 1)
     ]
     by_name = [] if is_collected_head(head) else by_name
     of_runs = [cells(column) for column in (roles.arm, roles.seed) if column is not None]
@@ -270,7 +265,7 @@ def _not_found(missing: Sequence[str], head: list[str], names: list[str], hint: 
             f"{str(path)!r} has a column for each seed; turn it, so that it has a line for each seed and a column for "
             f"each arm, or a line for each run, such as {EXAMPLE}"
         )
-    if SEED in missing and counts_rows(0, head[0], ["0"], path):
+    if SEED in missing and is_unnamed(head[0]):
         return UserError(
             f"{str(path)!r} has no column 'seed'; if its first column, which has no name, holds the seeds, call it seed"
         )

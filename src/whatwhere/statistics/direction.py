@@ -119,8 +119,9 @@ def is_of_training(name: str) -> bool:
 
 
 def is_of_other_images(name: str) -> bool:
-    """Return whether a name is that of a metric on images that are named and not the training's, as val_accuracy is."""
-    return bool({*_words(name)} & (_SPLITS[1] | _SPLITS[2] | {"eval", "evaluation"})) and is_called_higher(name)
+    """Return whether a name is that of a metric or a loss of images other than the training's, as val_accuracy is."""
+    is_of_split = {*_words(name)} & (_SPLITS[1] | _SPLITS[2] | {"eval", "evaluation"})
+    return bool(is_of_split) and (is_called_higher(name) or bool(_LOSS.search(name)))
 
 
 def is_never_negative(name: str) -> bool:

@@ -51,12 +51,13 @@ METRICS = {
 def usual_metric(names: Iterable[str]) -> str | None:
     """Return the metric to judge by where nobody named one: accuracy, as whatwhere calls it; None where it is unclear.
 
-    It is unclear where accuracy is not there, and where a figure of named images that are not the training's stands
-    beside it, such as val_accuracy: Keras calls that of the training images accuracy.
+    It is unclear where accuracy is not there, and where such a figure of other images stands beside it, as val_accuracy
+    does, or a loss beside a loss: Keras calls those of the training images accuracy and loss.
     """
     names = list(names)
-    is_unclear = "accuracy" not in names or any(map(is_of_other_images, names))
-    return None if is_unclear else "accuracy"
+    others = [name for name in names if is_of_other_images(name)]
+    is_clear = not any(is_called_higher(name) or "loss" in names for name in others)
+    return "accuracy" if "accuracy" in names and is_clear else None
 
 
 def tells_direction(name: str) -> bool:

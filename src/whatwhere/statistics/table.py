@@ -228,7 +228,7 @@ def _other_texts(
     texts: dict[str, dict[str, set[str]]] = {}
     if roles.arms:
         return texts
-    for column in sorted(set(range(len(head))) - roles.taken - {roles.state}):
+    for column in sorted(set(range(len(head))) - roles.taken):
         name = head[column]
         if name != metric and (metric is not None or not is_called_a_metric(name)):
             by_arm = texts.setdefault(name, {})
@@ -256,7 +256,11 @@ def add_row(results: Results, row: Row) -> None:
 def _leave_out_unfinished(table: Table, lines: list[Line], state: int, reading: Reading, notes: list[str]) -> None:
     """Take the figures of runs that did not finish, by the column with their state; a note names them."""
     name, texts = table.head[state], {number: row[state].strip() for number, row in lines}
-    states = {number: text for number, text in texts.items() if text.lower() not in _FINISHED}
+    # of a column called status, 1 may be that of a failed process
+    finished = _FINISHED if name.lower().endswith(("state", "status")) else {*_FINISHED, "1", "yes"}
+    ended = {(row.arm, row.seed) for row in table.rows if texts[row.line].lower() in finished}
+    # where each epoch has a line, that of the last one may tell alone
+    states = {row.line: texts[row.line] for row in table.rows if (row.arm, row.seed) not in ended}
     if not any(texts.values()) or not states or name in reading.may_differ:
         return
     named = [

@@ -195,7 +195,7 @@ def judge(
 
     Args:
         results: Figures by arm and seed.
-        metric: What to judge by; by default accuracy, or the only one.
+        metric: What to judge by; by default accuracy, if no val_accuracy or the like stands beside it, or the only one.
         lower_is_better: Must be given for metrics that whatwhere does not know, unless the name tells that higher is
             better, as accuracy, mAP or F1 do.
         baseline: By default the arm called none or baseline, else the first.

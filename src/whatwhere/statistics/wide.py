@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 EXAMPLE = "'arm,seed,accuracy', 'none,0,0.61', 'cbam,0,0.62'"
 _BASELINES = {"none", "baseline", "plain"}
+_COMPUTED = {"delta", "diff", "difference", "gain", "improvement", "p", "p_value", "p-value", "Δ", "差", "差值", "提升"}
 _UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas makes of a column without a name
+
+
+def is_unnamed(name: str) -> bool:
+    """Return whether a column has no name, in the way of a spreadsheet or of pandas."""
+    return not name or _UNNAMED.fullmatch(name) is not None
 
 
 def counts_rows(column: int, name: str, cells: Sequence[str], path: Path) -> bool:
@@ -26,7 +32,7 @@ def counts_rows(column: int, name: str, cells: Sequence[str], path: Path) -> boo
     Raises:
         UserError: Another column without a name holds numbers.
     """
-    if (name and not _UNNAMED.fullmatch(name)) or not any(map(is_like_a_number, cells)):
+    if not is_unnamed(name) or not any(map(is_like_a_number, cells)):
         return False
     if column or not all(cell.isdecimal() for cell in cells if cell):
         raise UserError(f"column {column + 1} of {str(path)!r} has no name; name it, or take it out")
@@ -57,30 +63,28 @@ def find_arms(
     free = [
         column
         for column, name in enumerate(head)
-        if column not in roles.taken and column != roles.state and not counts_rows(column, name, cells(column), path)
+        if column not in roles.taken and not counts_rows(column, name, cells(column), path)
     ]
-    numbers = [column for column in free if head[column] and any(map(is_like_a_number, cells(column)))]
-    # beside the arms stand what a run took, and when it ran
-    sure = [column for column in numbers if not is_called_a_cost(head[column])]
+    free = [column for column in free if head[column]]
+    # beside the arms stand what a run took, when it ran, and what was computed from the arms
+    likely = [c for c in free if not is_called_a_cost(head[c]) and head[c].lower() not in _COMPUTED]
+    with_numbers = [head[column] for column in likely if any(map(is_like_a_number, cells(column)))]
     has_baseline = any(head[column].lower() in _BASELINES for column in free)
     names_figures = metric is not None and metric not in head
-    if len(numbers) < 2 and not (numbers and has_baseline):
+    if len(with_numbers) < 2 and not (with_numbers and has_baseline):
         return
-    names = [head[column] for column in sure]
-    if not (has_baseline or names_figures) or (
-        not (has_baseline and names_figures) and any(is_called_a_metric(head[column]) for column in numbers)
-    ):
-        raise _unclear([head[column] for column in numbers], names_figures=names_figures)
-    empty = [c for c in free if head[c] and c not in numbers and _may_be_an_arm(head[c], cells(c))]
-    roles.arms = sorted([*sure, *empty])
-    names = [head[column] for column in roles.arms]
-    roles.notes.append(f"each column is taken as an arm: {listed(names)}")
-    others = [column for column in free if head[column] and column not in roles.arms]
-    for column in others:
-        roles.notes.append(f"the column {short(head[column])} is left out: it is taken for no arm")
+    is_sure, is_likely = has_baseline and names_figures, has_baseline or names_figures
+    if not is_sure and (not is_likely or any(map(is_called_a_metric, with_numbers))):
+        raise _unclear(with_numbers, names_figures=names_figures)
+    roles.arms = [c for c in likely if head[c] in with_numbers or _may_be_an_arm(head[c], cells(c))]
+    roles.notes.append(f"each column is taken as an arm: {listed([head[column] for column in roles.arms])}")
+    for column in free:
+        if column not in roles.arms:
+            roles.notes.append(f"the column {short(head[column])} is left out: it is taken for no arm")
 
 
 def _may_be_an_arm(name: str, cells: Sequence[str]) -> bool:
+    """Return whether a column without plain numbers is that of an arm: by its name, or as no cell is anything else."""
     figures = [cell for cell in cells if cell.lower() not in MISSING]
     return name.lower() in _BASELINES or not figures or any(mending(cell, set()) for cell in figures)
 
