@@ -189,6 +189,7 @@ TABLES = {
     "third.csv": runs_csv().replace("cbam", "se"),
     "once.csv": runs_csv("arm,seed,epoch,accuracy", "{arm},{seed},3,{value}"),
     "states.csv": runs_csv("arm,seed,accuracy,state", "{arm},{seed},{value},finished").replace("finished", "failed", 1),
+    "ended.csv": runs_csv("arm,seed,accuracy,state", "{arm},{seed},{value},gut"),
     "several.csv": runs_csv("arm,seed,mAP50,recall", "{arm},{seed},{value},{value}"),
     "words.csv": runs_csv("arm,seed,mAP50,note", "{arm},{seed},{value},{seed}").replace(",7\n", ",good\n"),
     "arms.csv": "id,kind,seed,accuracy\n"

@@ -266,11 +266,13 @@ def test_an_epoch_of_text_is_refused(read, refused):
         read("arm,seed,epoch,acc\nnone,0,90,0.5\ncbam,0,best,0.6\n")
 
 
-@pytest.mark.parametrize("state", ["stopped", "0", "fertig", "FAILED"])
+@pytest.mark.parametrize("state", ["stopped", "0", "gut", "FAILED"])
 def test_a_table_without_a_finished_run_says_so(read, state):
     text = "arm,seed,status,acc\n" + "".join(f"{arm},{n},STATE,0.6{n}\n" for n in range(3) for arm in ARMS)
     stopped = text.replace("STATE", state)
-    sentence = f"no run is finished, by the column status of .* .'{state}'.; if they are, give --may-differ status"
+    sentence = (
+        f"no run is finished, by the column status of .* .'{state}'.; write finished there for those that are, or"
+    )
     with pytest.raises(UserError, match=sentence):
         read(stopped, metric="acc")
     assert len(read(stopped, metric="acc", may_differ=frozenset({"status"})).values("cbam", "acc")) == 3
@@ -300,13 +302,96 @@ def test_of_several_lines_of_a_run_one_tells_that_it_is_done(read):
     assert "count as missing: none, seed 2 (False); cbam, seed 2 (False) (--may-differ done" in results.notes[0]
 
 
+def test_every_column_of_states_counts_and_of_a_run_its_last_line(read):
+    text = "arm,seed,completed,State,acc\nnone,0,1,finished,0.5\ncbam,0,1,crashed,0.1\ncbam,1,1,finished,0.6\n"
+    assert read(text, metric="acc").values("cbam", "acc") == {"1": 0.6}
+    text = "arm,seed,epoch,status,acc\n" + "".join(
+        f"{arm},{n},{e},{'crashed' if (arm, n, e) == ('cbam', 1, 2) else 'ok'},0.{e}{n}\n"
+        for n in range(3)
+        for e in (1, 2)
+        for arm in ARMS
+    )
+    assert list(read(text, metric="acc").values("cbam", "acc")) == ["0", "2"]
+
+
+def test_a_column_that_says_more_than_yes_or_no_is_no_state(read):
+    for name, cells in (("finished", ("2026-05-01 10:00", "2026-05-01 11:00")), ("completed", ("90", "90"))):
+        text = f"arm,seed,{name},acc\nnone,0,{cells[0]},0.5\ncbam,0,{cells[1]},0.6\n"
+        assert read(text, metric="acc").values("cbam", "acc") == {"0": 0.6}
+
+
+def test_columns_that_the_user_names_are_what_he_says(read):
+    for column in ("iteration", "step", "status", "done"):
+        rows = "".join(f"{arm},{n},0.6{n}\n" for n in range(3) for arm in ARMS)
+        assert read(f"arm,{column},acc\n{rows}", seed_column=column).seeds == ["0", "1", "2"]
+        rows = "".join(f"{arm},{n},0.6{n}\n" for n in range(3) for arm in ARMS)
+        assert read(f"{column},seed,acc\n{rows}", arm_column=column).arms == list(ARMS)
+
+
+def test_one_seed_for_all_beside_a_column_that_counts_the_runs(read):
+    rows = "".join(f"{arm},42,{n},0.6{n}\n" for n in range(3) for arm in ARMS)
+    results = read(f"model,seed,run,acc\n{rows}")
+    assert (results.seeds, results.notes[-1]) == (["0", "1", "2"], "the column 'run' is taken as the seed")
+    # an id for each run is no seed
+    assert read("model,seed,id,acc\nnone,42,1,0.5\ncbam,42,2,0.6\n", metric="acc").seeds == ["42"]
+
+
+def test_arms_and_seeds_behind_the_prefixes_of_programs(read):
+    rows = "".join(f"{arm},{n},0.6{n}\n" for n in range(3) for arm in ARMS)
+    for head in ("params_attention,params_seed", "user_attrs_arm,user_attrs_seed", "config.model,args.seed"):
+        assert (read(f"{head},value\n{rows}").arms, read(f"{head},value\n{rows}").seeds) == (
+            list(ARMS),
+            ["0", "1", "2"],
+        )
+
+
+def test_epochs_of_a_program_go_before_its_steps(read):
+    rows = "".join(f"{arm},{n},{900 + (arm == 'cbam')},90,0.6{n}\n" for n in range(3) for arm in ARMS)
+    assert len(read(f"attention,seed,_step,train/epoch,acc\n{rows}").values("cbam", "acc")) == 3
+
+
+@pytest.mark.parametrize("cell", ["tensor(0.74{})", "**0.74{}**", "0.74{} @ep80", "[0.74{}]"])
+@pytest.mark.parametrize("name", ["val_accuracy", "test_acc", "mAP50"])
+def test_a_metric_of_text_with_figures_is_not_dropped_for_another_one(read, name, cell):
+    rows = "".join(f"{arm},{n},{cell.format(n)},0.6{n}\n" for n in range(3) for arm in ARMS)
+    for other in ("accuracy", "f1", "time_s"):
+        with pytest.raises(UserError, match=rf"line 2 of .*: {name} is .*, not a number; write the number alone"):
+            read(f"arm,seed,{name},{other}\n{rows}")
+
+
+def test_text_called_like_a_metric_is_a_setting_and_an_empty_metric_is_told(read):
+    rows = "".join(f"{arm},{n},0.6{n},{'16-mixed' if arm == 'cbam' else '32-true'}\n" for n in range(3) for arm in ARMS)
+    (note,) = read(f"arm,seed,accuracy,precision\n{rows}").notes
+    assert note.startswith("columns that differ between arms, and are the same in all runs of an arm: precision;")
+    rows = "".join(f"{arm},{n},0.6{n},\n" for n in range(3) for arm in ARMS)
+    assert read(f"arm,seed,accuracy,val_accuracy\n{rows}").notes == [
+        "columns without a finite figure in any line: val_accuracy; they are left out"
+    ]
+
+
+def test_a_margin_above_all_figures_is_a_caution(read):
+    rows = "".join(f"{arm},{n},0.{25 + 7 * n % 5 - 3 * (arm == 'cbam')}\n" for n in range(8) for arm in ARMS)
+    results = read(f"arm,seed,test_error\n{rows}")
+    sentence = "the margin of 0.5 is larger than any figure of test error"
+    told = {m: judge(results, lower_is_better=True, margin=m).cautions for m in (0.5, 0.05)}
+    assert [any(caution.startswith(sentence) for caution in told[m]) for m in (0.5, 0.05)] == [True, False]
+
+
 def test_an_empty_column_of_states_says_nothing(read):
     assert read("arm,seed,state,acc\nnone,0,,0.5\ncbam,0,,0.6\n", metric="acc").values("cbam", "acc") == {"0": 0.6}
 
 
 def test_accuracy_of_keras_beside_that_of_other_images_is_not_chosen(read):
     rows = "".join(f"{arm},{n},0.9{n},0.6{n}\n" for n in range(6) for arm in ARMS)
-    for name in ("val_accuracy", "test_accuracy", "eval_accuracy", "valid_acc", "验证准确率"):
+    for name in (
+        "val_accuracy",
+        "test_accuracy",
+        "eval_accuracy",
+        "valid_acc",
+        "holdout_acc",
+        "val_error",
+        "验证准确率",
+    ):
         with pytest.raises(UserError, match=f"there are several figures, accuracy, {name}; choose the one to judge by"):
             judge(read(f"arm,seed,accuracy,{name}\n{rows}"))
     # Keras without a metric on other images

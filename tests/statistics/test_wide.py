@@ -17,7 +17,12 @@ def read(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("cell", ["80.06 ± 0.3", "80.06 (0.3)", "80.1%"])
+def test_arms_with_words_of_costs_in_their_names_are_arms(read):
+    names = ["none", "MS-CAM", "TimeSformer", "MBConv", "se_best"]
+    assert read(f"seed,{','.join(names)}\n0,80.1,80.2,80.3,80.4,80.5\n1,80.3,80.5,80.1,80.2,80.3\n").arms == names
+
+
+@pytest.mark.parametrize("cell", ["80.06 ± 0.3", "80.06 (0.3)", "80.1%", "**80.1**", "80.1*", "tensor(80.1)"])
 @pytest.mark.parametrize("head", ["seed,none,cbam,se", "seed,se,cbam,none"])
 def test_figures_of_an_arm_that_need_correction_are_refused(read, head, cell):
     with pytest.raises(UserError, match=f"line 2 of .*: {head.split(',')[-1]} is .*, not a number; "):
@@ -49,6 +54,13 @@ def test_text_in_the_column_of_the_baseline_is_refused(read):
         ("date", ("20241128", "20241129")),
         ("gpu_memory_mb", ("8000", "8100")),
         ("delta", ("0.1", "0.2")),
+        ("rel. gain (%)", ("0.1", "0.2")),
+        ("cbam vs none", ("0.1", "0.2")),
+        ("mean", ("80.15", "80.4")),
+        ("best", ("80.2", "80.5")),
+        ("run", ("1", "2")),
+        ("n_images", ("5000", "5000")),
+        ("pretrained", ("80.3", "80.4")),
     ],
 )
 def test_what_is_taken_for_no_arm_is_said(read, name, cells):

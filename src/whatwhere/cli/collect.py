@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # what programs judge by themselves, to propose
 _USUAL = (
     *("metrics/mAP50-95(M)", "metrics/mAP50-95(P)", "metrics/mAP50-95(B)", "metrics/accuracy_top1"),
-    *("eval_top1", "accuracy", "test_acc", "val_acc"),
+    *("eval_top1", "accuracy", "test_acc", "test_accuracy", "val_acc", "val_accuracy"),
 )
 
 Metric = Annotated[str | None, typer.Option(metavar="NAME", help="Figure to judge by, if there are several.")]
@@ -101,7 +101,7 @@ def collect_command(
     name both: --arm-column attention, or --arm-from '{arm}-{seed}' for folders such as cbam-0, cbam-1.
     """
     from ..collect.collect import collect
-    from ..statistics.metric import tells_direction
+    from ..statistics.metric import tells_direction, usual_metric
     from ..statistics.verdict import known_baseline
 
     table = _checked_table(out)
@@ -138,8 +138,9 @@ def collect_command(
     told = [f"{note[0].upper()}{note[1:]}." for note in results.notes if note not in collected.doubts]
     head = ("arm", *(["attention"] if tells else []), "seeds", "missing", "runs")
     show(rich_tables([Table(title, head, rows, num_text_columns=len(head) - 1, note="\n".join(told + doubts))]))
-    likely = results.metrics if len(results.metrics) == 1 else [name for name in _USUAL if name in results.metrics]
-    judged = metric or next(iter(likely), "NAME")
+    usual = usual_metric(results.metrics)
+    likely = [name for name in _USUAL if name in results.metrics and (name != "accuracy" or usual)]
+    judged = metric or next(iter(results.metrics if len(results.metrics) == 1 else likely), "NAME")
     say(f"Figures: {few(results.metrics, 12)}")
     lower = True if lower_is_better else False if higher_is_better else None
     direction = {True: " --lower-is-better", False: " --higher-is-better", None: ""}[lower]

@@ -15,6 +15,7 @@ NOT_SET = "none"  # a setting that is not set; also what null is written as
 MISSING = {"", "-", "na", "n/a", "nan", "none", "null", "failed"}  # instead of a figure
 _ARRANGED = re.compile(r"[+-]?(?!0[.,])\d{1,3}([.,])\d{3}", re.ASCII)  # 1,200: with thousands, or with three decimals
 _DECIMAL = re.compile(r"[+-]?\d+([.,])\d+(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_AROUND = re.compile(r"(?:tensor\(|\W)*\d+([.,]\d+)?\W*", re.ASCII)
 _SEPARATED = re.compile(r"[+-]?\d[\d.,]*\d", re.ASCII)
 _PERCENT = re.compile(r"([+-]?\d+([.,]\d+)?)\s*%", re.ASCII)
 _NUMBER = re.compile(r"[+-]?[\d.,]+(e[+-]?\d+)?\s*%?", re.ASCII | re.IGNORECASE)
@@ -36,6 +37,16 @@ def mending(cell: str, signs: set[str]) -> str:
     if _is_ambiguous(cell, signs) or ("," in cell and _SEPARATED.fullmatch(cell) and number_of(cell, signs) is None):
         return "write it without separators of thousands, and with a decimal point"
     return ""
+
+
+def holds_a_figure(cell: str) -> bool:
+    """Return whether a cell is a number with signs around it, such as **77.01**, 77.01*, [77.01] or tensor(77.01)."""
+    return _AROUND.fullmatch(cell) is not None or bool(mending(cell, set()))
+
+
+def holds_decimals(cell: str) -> bool:
+    """Return whether a number with decimals stands anywhere in a cell, as in "0.74 @ep80"."""
+    return re.search(r"\d[.,]\d", cell) is not None
 
 
 def setting_of(cell: str, signs: set[str]) -> str:

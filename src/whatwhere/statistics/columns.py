@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -36,18 +36,31 @@ _EPOCHS = (
     *("completed_epochs", "epochs_completed", "step", "global_step", "iteration", "iter", "training_iteration"),
     "迭代次数",
 )
-_STATES = ("state", "status", "run_state", "run_status", "done", "finished", "completed", "状态")
+_STATES = ("state", "status", "run_state", "run_status", "状态")
+_IS_DONE = ("done", "finished", "completed")  # states where all cells say yes or no
+_YES_OR_NO = {"true", "false", "1", "0", "yes", "no", "y", "n", "是", "否", ""}
 _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z][a-z])")  # where a word begins in learningRate; mAP50 is one
 _SETTINGS = {
     *("lr", "lr0", "base_lr", "learning_rate", "batch", "batch_size", "imgsz", "img_size", "image_size", "input_size"),
-    *("epochs", "num_epochs", "max_epochs", "optimizer", "weight_decay", "momentum", "warmup_epochs", "pretrained"),
+    *("epochs", "num_epochs", "num_epoch", "max_epochs", "optimizer", "weight_decay", "momentum"),
+    *("warmup_epochs", "pretrained"),
     *("学习率", "批大小", "批次大小", "批量大小", "轮数", "训练轮数"),
     *("优化器", "权重衰减", "动量", "输入尺寸", "图像尺寸"),
 }
 # where a column tells the arm, or all values are one: else each of them may be an arm, such as mixup
 _SETTINGS_BESIDE_AN_ARM = {
-    *("init_lr", "min_lr", "opt", "wd", "bs", "batchsize", "train_batch_size", "accumulate", "grad_accum_steps"),
-    *("imsize", "resolution", "crop_size", "crop_pct", "n_epochs", "nepochs", "total_epochs", "max_steps"),
+    *("init_lr", "initial_lr", "min_lr", "opt", "wd", "bs", "batchsize", "train_batch_size", "accumulate"),
+    *(
+        "grad_accum_steps",
+        "imsize",
+        "resolution",
+        "crop_size",
+        "crop_pct",
+        "n_epochs",
+        "nepochs",
+        "total_epochs",
+        "max_steps",
+    ),
     *("warmup", "warmup_steps", "scheduler", "lr_scheduler", "sched", "patience", "freeze", "amp", "init"),
     *("num_train", "n_train", "train_size", "train_images", "clip_grad", "grad_clip"),
     *("augment", "augmentation", "aug", "auto_augment", "aa", "mixup", "cutmix", "label_smoothing", "smoothing"),
@@ -118,7 +131,7 @@ class Roles:
     Attributes:
         arm, seed: None where the path of the file tells.
         epoch: None where the table has none.
-        state: Whether a run finished, in the words of W&B and MLflow.
+        states: Columns that say whether a run finished, in the words of W&B and MLflow.
         use: Whether the attention of a run has hardly begun, as `whatwhere collect` writes it.
         more_epochs: Why the arm needs more epochs before it can be compared.
         settings: Columns with settings of the runs, by the names that MLflow and others give them, or by usual ones.
@@ -130,7 +143,7 @@ class Roles:
     arm: int | None = None
     seed: int | None = None
     epoch: int | None = None
-    state: int | None = None
+    states: list[int] = field(default_factory=list)
     use: int | None = None
     more_epochs: int | None = None
     settings: list[int] = field(default_factory=list)
@@ -162,43 +175,30 @@ def find_roles(
     Raises:
         UserError: No column, or several, can be the arm or the seed.
     """
-    spelt = [re.sub(r"[ -]", "_", _CAPITAL.sub("_", name).lower()).lstrip("_") for name in head]
-    names = [_SETTING.sub("", name, count=1) for name in spelt]
-    rests = [_BEFORE.sub("", name, count=1) for name in names]  # lr of optimizer.lr, epoch of train/epoch
-    roles = Roles()
-    _find_told(roles, head, names, rests, reading.metric)
-
-    def cells(column: int) -> list[str]:
-        # a line that is too short is refused later
-        return [row[column].strip() if len(row) > column else "" for _, row in lines]
-
-    def varying(columns: list[int]) -> list[int]:
-        return columns if len(columns) < 2 else [column for column in columns if len(set(cells(column))) > 1]
-
+    columns = _Columns.of(head, lines, path)
+    names, cells, roles = columns.names, columns.cells, Roles()
+    # what the user named is what he says
+    free = [c for c, name in enumerate(head) if name not in (reading.metric, reading.arm_column, reading.seed_column)]
+    _find_told(roles, columns, free)
     seed = _given(SEED, reading.seed_column, head, names, path) if needs_seed else None
     if needs_arm:
         roles.arm = _given(ARM, reading.arm_column, head, names, path)
         if roles.arm is None:
-            named = [column for column, name in enumerate(names) if column != seed]
-            likely = varying([column for column in named if names[column] in _ARMS])
-            # a name that each run has for itself is no arm
-            repeated = [c for c in named if names[c] in _ARMS_IF_REPEATED and 1 < len(set(cells(c))) < len(lines)]
-            roles.arm = _only(likely or [c for c in repeated if not is_like_a_number(cells(c)[0])], ARM, head, path)
+            roles.arm = _likely_arm(columns, seed)
             if roles.arm is not None:
                 roles.notes.append(f"the column {brief(head[roles.arm])} is taken as the arm")
     hint = ""
-    if needs_seed and seed is None:
-        likely = [column for column, name in enumerate(names) if name in _SEEDS and column != roles.arm]
-        if roles.arm is not None and likely:
-            hint = f", and {brief(head[likely[0]])} has no value that two arms share"
-            likely = [column for column in likely if _makes_pairs(cells(roles.arm), cells(column))]
-        seed = _only(varying(likely), SEED, head, path)
-        if seed is not None:
-            roles.notes.append(f"the column {brief(head[seed])} is taken as the seed")
+    if needs_seed:
+        is_said = seed is not None and reading.seed_column is not None
+        if seed is None or (not is_said and _is_one_for_all(seed, roles, columns)):
+            likely, hint = _likely_seed(columns, roles.arm)
+            seed = seed if likely is None else likely
+            if likely is not None:
+                roles.notes.append(f"the column {brief(head[likely])} is taken as the seed")
     roles.seed = seed
     if seed is not None and re.fullmatch(_FOLD, names[seed]):
         roles.notes.append(FOLDS)
-    _find_settings(roles, head, names, rests, cells, reading.metric)
+    _find_settings(roles, columns, reading.metric)
     if needs_arm and roles.arm is None and seed is not None:
         find_arms(roles, head, cells, reading.metric, path)
     is_needed = {ARM: needs_arm and roles.arm is None and not roles.arms, SEED: needs_seed and seed is None}
@@ -207,36 +207,103 @@ def find_roles(
     return roles
 
 
-def _find_told(
-    roles: Roles, head: Sequence[str], names: Sequence[str], rests: Sequence[str], wanted: str | None
-) -> None:
-    """Find the columns that tell how far a run came, and what else a program notes of it."""
-    epochs = [c for called in (names, rests) for known in _EPOCHS for c, name in enumerate(called) if name == known]
-    if epochs and head[epochs[0]] != wanted:
-        roles.epoch = epochs[0]
-    roles.no_figures |= {column for column in epochs if head[column] != wanted}
-    roles.no_figures |= {c for c, name in enumerate(names) if name == BEST_EPOCH and head[c] != wanted}
-    roles.state = next((c for c, name in enumerate(names) if name in _STATES and head[c] != wanted), None)
-    roles.no_figures |= set() if roles.state is None else {roles.state}
-    roles.use = next((c for c, name in enumerate(head) if name == USE and name != wanted), None)
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of a table, by position.
+
+    Attributes:
+        head: Their names as they stand.
+        names: Their names in one spelling, without what programs write before settings: learning_rate.
+        rests: These without what else may stand before them: lr of optimizer.lr, epoch of train/epoch.
+    """
+
+    head: list[str]
+    names: list[str]
+    rests: list[str]
+    lines: Sequence[Line]
+    path: Path
+
+    @classmethod
+    def of(cls, head: list[str], lines: Sequence[Line], path: Path) -> _Columns:
+        spelt = [re.sub(r"[ -]", "_", _CAPITAL.sub("_", name).lower()).lstrip("_") for name in head]
+        names = [_SETTING.sub("", name, count=1) for name in spelt]
+        return cls(head, names, [_BEFORE.sub("", name, count=1) for name in names], lines, path)
+
+    def cells(self, column: int) -> list[str]:
+        # a line that is too short is refused later
+        return [row[column].strip() if len(row) > column else "" for _, row in self.lines]
+
+    def only(self, columns: list[int], what: str) -> int | None:
+        """Return the only column, of several the only one that varies; None where there is none."""
+        if len(columns) > 1:
+            columns = [column for column in columns if len(set(self.cells(column))) > 1]
+        if len(columns) > 1:
+            raise UserError(
+                f"{str(self.path)!r} has several columns that may be the {what}: "
+                f"{listed([brief(self.head[c]) for c in columns])}; choose one with --{what}-column"
+            )
+        return columns[0] if columns else None
+
+
+def _likely_arm(columns: _Columns, seed: int | None) -> int | None:
+    """Return the column with a usual name of arms; None where there is none."""
+    names, free = columns.names, [column for column in range(len(columns.head)) if column != seed]
+    likely = [column for column in free if names[column] in _ARMS]
+    likely = likely or [column for column in free if columns.rests[column] in (ARM, *_ARMS)]
+    found = columns.only(likely, ARM)
+    if found is not None:
+        return found
+    # a name that each run has for itself is no arm
+    repeated = [column for column in free if names[column] in _ARMS_IF_REPEATED]
+    repeated = [c for c in repeated if 1 < len(set(columns.cells(c))) < len(columns.lines)]
+    return columns.only([c for c in repeated if not is_like_a_number(columns.cells(c)[0])], ARM)
+
+
+def _is_one_for_all(seed: int, roles: Roles, columns: _Columns) -> bool:
+    """Return whether all runs of an arm have one seed, so that another column must count them."""
+    if roles.arm is None or roles.epoch is not None or len(set(columns.cells(seed))) > 1:
+        return False
+    return len(columns.lines) > len(set(columns.cells(roles.arm)))
+
+
+def _likely_seed(columns: _Columns, arm: int | None) -> tuple[int | None, str]:
+    """Return the column with a usual name of seeds, None where there is none; and why one with such a name is none."""
+    free, hint = [column for column in range(len(columns.head)) if column != arm], ""
+    likely = [column for column in free if columns.names[column] in _SEEDS]
+    likely = likely or [c for c in free if columns.rests[c] in (SEED, *_SEEDS) and columns.names[c] != SEED]
+    if arm is not None and likely:
+        hint = f", and {brief(columns.head[likely[0]])} has no value that two arms share"
+        likely = [column for column in likely if _makes_pairs(columns.cells(arm), columns.cells(column))]
+    return columns.only(likely, SEED), hint
+
+
+def _find_told(roles: Roles, columns: _Columns, free: Sequence[int]) -> None:
+    """Find the columns, among those that are free, that tell how far a run came, and what else a program notes."""
+    head, names = columns.head, columns.names
+    epochs = [
+        column for known in _EPOCHS for called in (names, columns.rests) for column in free if called[column] == known
+    ]
+    roles.epoch = next(iter(epochs), None)
+    roles.states = [
+        column
+        for column in free
+        if names[column] in _STATES
+        or (names[column] in _IS_DONE and {cell.lower() for cell in columns.cells(column)} <= _YES_OR_NO)
+    ]
+    roles.no_figures |= {*epochs, *roles.states, *(column for column in free if names[column] == BEST_EPOCH)}
+    roles.use = next((column for column in free if head[column] == USE), None)
     roles.more_epochs = next((c for c, name in enumerate(head) if name == MORE_EPOCHS and has_notes(head)), None)
     roles.no_figures |= {column for column in (roles.use, roles.more_epochs) if column is not None}
 
 
-def _find_settings(
-    roles: Roles,
-    head: Sequence[str],
-    names: Sequence[str],
-    rests: Sequence[str],
-    cells: Callable[[int], list[str]],
-    wanted: str | None,
-) -> None:
+def _find_settings(roles: Roles, columns: _Columns, wanted: str | None) -> None:
     """Find the columns with settings, by what stands before their names, or by usual names."""
+    head, cells = columns.head, columns.cells
     known = _SETTINGS | (_SETTINGS_BESIDE_AN_ARM if roles.arm is not None else set())
     by_name = [
         column
-        for column, name in enumerate(names)
-        if {name, rests[column]} & known
+        for column, name in enumerate(columns.names)
+        if {name, columns.rests[column]} & known
         or DATA.fullmatch(name)
         or (name in _SETTINGS_BESIDE_AN_ARM and len(set(cells(column))) == 1)
     ]
@@ -305,15 +372,6 @@ def _given(what: str, asked: str | None, head: list[str], names: list[str], path
             f"{str(path)!r} has no column {brief(asked)}{suggest(asked, head)}; it has {listed(list(map(brief, head)))}"
         )
     return head.index(asked)
-
-
-def _only(columns: list[int], what: str, head: list[str], path: Path) -> int | None:
-    if len(columns) > 1:
-        raise UserError(
-            f"{str(path)!r} has several columns that may be the {what}: {listed([brief(head[c]) for c in columns])}; "
-            f"choose one with --{what}-column"
-        )
-    return columns[0] if columns else None
 
 
 def _makes_pairs(arms: list[str], seeds: list[str]) -> bool:

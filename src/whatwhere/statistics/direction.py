@@ -120,8 +120,14 @@ def is_of_training(name: str) -> bool:
 
 def is_of_other_images(name: str) -> bool:
     """Return whether a name is that of a metric or a loss of images other than the training's, as val_accuracy is."""
-    is_of_split = {*_words(name)} & (_SPLITS[1] | _SPLITS[2] | {"eval", "evaluation"})
-    return bool(is_of_split) and (is_called_higher(name) or bool(_LOSS.search(name)))
+    words = {*_words(name)}
+    is_of_split = words & (_SPLITS[1] | _SPLITS[2] | {"eval", "evaluation", "holdout", "heldout"})
+    return bool(is_of_split) and is_called_a_metric(name) and not words & _COSTS
+
+
+def is_called_a_loss(name: str) -> bool:
+    """Return whether a name is that of a loss."""
+    return _LOSS.search(name) is not None
 
 
 def is_never_negative(name: str) -> bool:
@@ -154,8 +160,10 @@ def is_called_a_metric(name: str) -> bool:
 
 
 def is_called_a_cost(name: str) -> bool:
-    """Return whether a name is that of a time, a date or a size: hours, gpu_memory_mb, date."""
-    return bool({*_words(name)} & (_COSTS | {"date", "timestamp", "耗时", "时间"}))
+    """Return whether a name is that of a time, a date or a size, and nothing else: hours, gpu_memory_mb, date."""
+    words = {*_words(name)}
+    costs, beside = _COSTS | {"date", "timestamp", "耗时", "时间"}, {"gpu", "cpu", "wall", "peak", "h", "m", "g"}
+    return bool(words & costs) and words <= costs | beside | _NEUTRAL | _SPLITS[0]
 
 
 def has_no_end(name: str) -> bool:

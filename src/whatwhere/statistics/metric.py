@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 
 from ..base.errors import UserError, is_number
 from ..base.words import brief, named
-from .direction import has_no_end, is_at_most_all, is_called_higher, is_called_signed, is_of_other_images
+from .direction import (
+    has_no_end,
+    is_at_most_all,
+    is_called_a_loss,
+    is_called_higher,
+    is_called_signed,
+    is_of_other_images,
+)
 
 DEFAULT_MARGIN = 0.5  # points
 UNNAMED = "figure"  # the metric of a table with a column for each arm, until the user names it
@@ -56,7 +63,7 @@ def usual_metric(names: Iterable[str]) -> str | None:
     """
     names = list(names)
     others = [name for name in names if is_of_other_images(name)]
-    is_clear = not any(is_called_higher(name) or "loss" in names for name in others)
+    is_clear = "loss" not in names and all(map(is_called_a_loss, others)) if others else True
     return "accuracy" if "accuracy" in names and is_clear else None
 
 

@@ -45,7 +45,7 @@ def fault_of(results: Results, name: str) -> Fault | None:
         neither = "" if name in METRICS else ", or all times 100 if they are neither"
         return Fault(
             f"{short(name)} has two scales, shares such as {share} and percentages such as {percentage}",
-            f"give all as shares{neither}",
+            f"give all as shares{neither}, and leave the figure of a run that failed empty",
         )
     if is_never_negative(name) and (low := [value for value in figures.values() if value < 0]):
         return Fault(f"{short(name)} is {_told(figures, low[0])}, and it cannot be negative", _LEAVE_EMPTY)

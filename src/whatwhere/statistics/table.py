@@ -10,7 +10,17 @@ from pathlib import Path
 
 from ..base.errors import UserError
 from ..base.words import brief, few, listed, printable, short, suggest
-from .cells import MISSING, Line, decimal_signs, epoch_of, mending, number_of, setting_of
+from .cells import (
+    MISSING,
+    Line,
+    decimal_signs,
+    epoch_of,
+    holds_decimals,
+    is_like_a_number,
+    mending,
+    number_of,
+    setting_of,
+)
 from .columns import (
     BEST_EPOCH,
     BETWEEN_NOTES,
@@ -31,7 +41,10 @@ from .wide import counts_rows
 from .within_pairs import attention_of_arms, check_data, check_pairs, differing_settings
 
 # W&B, MLflow, Optuna, Ray, SLURM
-_FINISHED = {"finished", "completed", "complete", "success", "succeeded", "done", "ok", "terminated", "true", "已完成"}
+_FINISHED = {
+    *("finished", "completed", "complete", "success", "succeeded", "done", "ok", "terminated", "true", "yes", "y"),
+    *("已完成", "完成", "成功", "是", "fertig", "abgeschlossen", "terminé"),
+}
 
 
 def read_results(
@@ -177,8 +190,8 @@ def _read_rows(table: Table, reading: Reading, notes: list[str], *, may_be_empty
         check_one_line_a_run(rows, lines, head, columns)
     table.others = _other_texts(rows, lines, head, roles, reading.metric)
     table.rows = rows
-    if roles.state is not None:
-        _leave_out_unfinished(table, lines, roles.state, reading, notes)
+    for column in roles.states:
+        _leave_out_unfinished(table, lines, column, reading, notes)
     if any(head[column].lower() == BEST_EPOCH for column in roles.no_figures) and CHOSEN not in notes:
         notes.append(CHOSEN)
 
@@ -230,7 +243,8 @@ def _other_texts(
         return texts
     for column in sorted(set(range(len(head))) - roles.taken):
         name = head[column]
-        if name != metric and (metric is not None or not is_called_a_metric(name)):
+        is_text = not any(is_like_a_number(cells[column].strip()) for _, cells in lines)
+        if name != metric and (metric is not None or is_text or not is_called_a_metric(name)):
             by_arm = texts.setdefault(name, {})
             for row, (_, cells) in zip(rows, lines, strict=True):
                 by_arm.setdefault(row.arm, set()).add(cells[column].strip())
@@ -257,10 +271,11 @@ def _leave_out_unfinished(table: Table, lines: list[Line], state: int, reading: 
     """Take the figures of runs that did not finish, by the column with their state; a note names them."""
     name, texts = table.head[state], {number: row[state].strip() for number, row in lines}
     # of a column called status, 1 may be that of a failed process
-    finished = _FINISHED if name.lower().endswith(("state", "status")) else {*_FINISHED, "1", "yes"}
-    ended = {(row.arm, row.seed) for row in table.rows if texts[row.line].lower() in finished}
-    # where each epoch has a line, that of the last one may tell alone
-    states = {row.line: texts[row.line] for row in table.rows if (row.arm, row.seed) not in ended}
+    finished = _FINISHED if name.lower().endswith(("state", "status")) else {*_FINISHED, "1"}
+    # where each epoch has a line, that of the last one tells
+    last = {(row.arm, row.seed): texts[row.line] for row in table.rows}
+    states = {row.line: last[row.arm, row.seed] for row in table.rows}
+    states = {line: text for line, text in states.items() if text.lower() not in finished}
     if not any(texts.values()) or not states or name in reading.may_differ:
         return
     named = [
@@ -284,7 +299,8 @@ def _check_some_finished(tables: Sequence[Table]) -> None:
     name, texts = unfinished.unfinished or ("", [])
     raise UserError(
         f"no run is finished, by the column {short(name)} of {str(unfinished.path)!r} "
-        f"({few(list(map(brief, texts)), 4)}); if they are, give --may-differ {name}"
+        f"({few(list(map(brief, texts)), 4)}); write finished there for those that are, or, if all are, give "
+        f"--may-differ {name}"
     )
 
 
@@ -315,10 +331,12 @@ def _metric_columns(
         if 0 < len(texts) < len(cells):
             number, cell = texts[0]
             notes.append(f"the column {short(name)} holds text, such as {brief(cell)} in line {number}: it is left out")
-        if texts and all(mending(cell, signs) for _, cell in texts) and len(texts) == len(cells):
+        is_figure = is_called_a_metric(name) and any(holds_decimals(cell) for _, cell in texts)
+        if len(texts) == len(cells) and texts and (is_figure or all(mending(cell, signs) for _, cell in texts)):
             nearly.append((texts[0], name))
         if not texts and not any(number is not None and math.isfinite(number) for number in numbers):
-            empty += [name] if name and any(row[column].strip() for _, row in lines) else []
+            is_told = is_called_a_metric(name) or any(row[column].strip() for _, row in lines)
+            empty += [name] if name and is_told else []
         if name == metric or (cells and not texts):
             sound.append(column)
     if not sound and nearly:
@@ -351,7 +369,8 @@ def _tell_nearly(nearly: list[tuple[tuple[int, str], str]], signs: set[str], pat
 
 def _no_number(text: tuple[int, str], name: str, signs: set[str], path: Path, *, is_chosen: bool = True) -> UserError:
     number, cell = text
-    advice = mending(cell, signs) or "leave it empty where a run failed"
+    alone = "write the number alone" if holds_decimals(cell) else "leave it empty where a run failed"
+    advice = mending(cell, signs) or alone
     if not is_chosen:
         advice += ", or, if it is no figure, name the one to judge by with --metric"
     return UserError(f"line {number} of {str(path)!r}: {short(name)} is {brief(cell)}, not a number; {advice}")

@@ -266,7 +266,9 @@ def judge(
     missed = [case for case in cases if case.is_control and case.judged is not None and case.verdict == UNKNOWN]
     best = [wording.chosen_epoch(measure)] if is_called_best(measure.name) and CHOSEN not in results.notes else []
     seen = [wording.of_training(measure)] if is_of_training(measure.name) else []
-    notes = [*results.notes, *best, *seen, *map(wording.missed_control, missed), *notes]
+    values = [abs(value) for arm in results.arms for value in results.values(arm, measure.name).values()]
+    large = [wording.of_margin(measure, margin)] if margin > measure.scale * max(values, default=margin) else []
+    notes = [*results.notes, *best, *seen, *large, *map(wording.missed_control, missed), *notes]
     notes += derived_notes(results, measure.name)
     if given is None and known_baseline(results.arms) is None:
         notes.insert(

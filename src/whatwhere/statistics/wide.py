@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..base.errors import UserError
 from ..base.words import brief, few, listed, short
-from .cells import MISSING, is_like_a_number, mending
+from .cells import MISSING, holds_a_figure, is_like_a_number
 from .direction import is_called_a_cost, is_called_a_metric
 
 if TYPE_CHECKING:
@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 EXAMPLE = "'arm,seed,accuracy', 'none,0,0.61', 'cbam,0,0.62'"
 _BASELINES = {"none", "baseline", "plain"}
-_COMPUTED = {"delta", "diff", "difference", "gain", "improvement", "p", "p_value", "p-value", "Δ", "差", "差值", "提升"}
+# words that only a column computed from the arms has in its name, and words that make it none of an arm together
+_COMPUTED = {"delta", "difference", "gain", "improvement", "vs", "Δ", "差", "差值", "提升"}
+_ASIDE = {
+    *("mean", "average", "median", "std", "stdev", "best", "worst", "sum", "total", "diff", "rel", "p", "value"),
+    *("rank", "index", "idx", "row", "nr", "run", "trial", "repeat", "rep", "fold", "gpu", "n", "num", "images"),
+    *("samples", "序号", "平均", "均值", "标准差", "中位数", "最好", "最佳"),
+}
 _UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas makes of a column without a name
 
 
@@ -47,7 +53,7 @@ def find_arms(
     It is such a table if a column is called none, baseline or plain, or if the metric asked for is no column; and if no
     column is called like a metric. With both, the names of the others do not matter: an arm may be called distilled.
 
-    An arm has numbers, or cells that only lack correction, or no figure in any run: its runs are missing then. A note
+    An arm has numbers, or numbers that need correction, or no figure in any run: its runs are missing then. A note
     names all columns that are left out.
 
     Args:
@@ -67,7 +73,7 @@ def find_arms(
     ]
     free = [column for column in free if head[column]]
     # beside the arms stand what a run took, when it ran, and what was computed from the arms
-    likely = [c for c in free if not is_called_a_cost(head[c]) and head[c].lower() not in _COMPUTED]
+    likely = [column for column in free if not is_called_a_cost(head[column]) and not _is_aside(head[column])]
     with_numbers = [head[column] for column in likely if any(map(is_like_a_number, cells(column)))]
     has_baseline = any(head[column].lower() in _BASELINES for column in free)
     names_figures = metric is not None and metric not in head
@@ -78,15 +84,23 @@ def find_arms(
         raise _unclear(with_numbers, names_figures=names_figures)
     roles.arms = [c for c in likely if head[c] in with_numbers or _may_be_an_arm(head[c], cells(c))]
     roles.notes.append(f"each column is taken as an arm: {listed([head[column] for column in roles.arms])}")
-    for column in free:
-        if column not in roles.arms:
-            roles.notes.append(f"the column {short(head[column])} is left out: it is taken for no arm")
+    others = [column for column in free if column not in roles.arms]
+    # an arm may be called as a setting is, such as pretrained
+    others += [column for column in roles.settings if len(set(cells(column))) > 1]
+    for column in others:
+        roles.notes.append(f"the column {short(head[column])} is left out: it is taken for no arm")
+
+
+def _is_aside(name: str) -> bool:
+    """Return whether a column is computed from arms, or counts, by its name: "cbam vs none", mean, run, n_images."""
+    words = set(re.findall(r"[^\W\d_]+", name.lower()))
+    return bool(words) and (words <= _ASIDE or bool(words & _COMPUTED))
 
 
 def _may_be_an_arm(name: str, cells: Sequence[str]) -> bool:
     """Return whether a column without plain numbers is that of an arm: by its name, or as no cell is anything else."""
     figures = [cell for cell in cells if cell.lower() not in MISSING]
-    return name.lower() in _BASELINES or not figures or any(mending(cell, set()) for cell in figures)
+    return name.lower() in _BASELINES or not figures or any(map(holds_a_figure, figures))
 
 
 def _unclear(names: Sequence[str], *, names_figures: bool) -> UserError:

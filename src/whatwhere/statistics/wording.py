@@ -77,6 +77,14 @@ def of_training(metric: Metric) -> str:
     )
 
 
+def of_margin(metric: Metric, margin: float) -> str:
+    """Return the caution on a margin that is larger than the figures themselves."""
+    return (
+        f"the margin of {margin:g} is larger than any figure of {named(metric.label)}, so every difference counts as "
+        "none: give a margin in the unit of the figures"
+    )
+
+
 def _choice(case: Case, metric: Metric, margin: float) -> str:
     arm = named(case.arm)
     if case.verdict == SAME:
