@@ -314,6 +314,36 @@ def test_every_column_of_states_counts_and_of_a_run_its_last_line(read):
     assert list(read(text, metric="acc").values("cbam", "acc")) == ["0", "2"]
 
 
+def test_the_last_epoch_tells_the_state_in_any_order_of_lines(read):
+    text = "arm,seed,epoch,status,acc\n" + "".join(
+        f"{arm},{n},2,{'crashed' if (arm, n) == ('cbam', 1) else 'ok'},0.6{n}\n{arm},{n},1,running,0.5{n}\n"
+        f"{arm},{n},2,,\n"
+        for n in range(3)
+        for arm in ARMS
+    )
+    assert list(read(text, metric="acc").values("cbam", "acc")) == ["0", "2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("start_time", "2024-05-01 12:00:00.123000+00:00"),
+        ("Runtime", "1:02:03.5"),
+        ("inference_time", "1.5 ms"),
+        ("loss_fn", "CE+0.5*Dice"),
+        ("dist_url", "tcp://127.0.0.1:29500"),
+    ],
+)
+def test_text_with_decimals_that_is_no_metric_is_no_fault(read, name, cell):
+    rows = "".join(f"{arm},{n},{cell},0.6{n}\n" for n in range(3) for arm in ARMS)
+    assert read(f"arm,seed,{name},accuracy\n{rows}").metrics == ["accuracy"]
+
+
+def test_an_epoch_below_zero_is_not_one_above(read):
+    rows = "".join(f"{arm},{n},{e},0.{e + 2}{n}\n" for n in range(3) for e in (-1, 0, 1) for arm in ARMS)
+    assert read(f"arm,seed,epoch,acc\n{rows}", metric="acc").values("cbam", "acc")["1"] == 0.31
+
+
 def test_a_column_that_says_more_than_yes_or_no_is_no_state(read):
     for name, cells in (("finished", ("2026-05-01 10:00", "2026-05-01 11:00")), ("completed", ("90", "90"))):
         text = f"arm,seed,{name},acc\nnone,0,{cells[0]},0.5\ncbam,0,{cells[1]},0.6\n"
@@ -372,7 +402,7 @@ def test_text_called_like_a_metric_is_a_setting_and_an_empty_metric_is_told(read
 def test_a_margin_above_all_figures_is_a_caution(read):
     rows = "".join(f"{arm},{n},0.{25 + 7 * n % 5 - 3 * (arm == 'cbam')}\n" for n in range(8) for arm in ARMS)
     results = read(f"arm,seed,test_error\n{rows}")
-    sentence = "the margin of 0.5 is larger than any figure of test error"
+    sentence = "the margin of 0.5 is larger than any figure of test error: if"
     told = {m: judge(results, lower_is_better=True, margin=m).cautions for m in (0.5, 0.05)}
     assert [any(caution.startswith(sentence) for caution in told[m]) for m in (0.5, 0.05)] == [True, False]
 

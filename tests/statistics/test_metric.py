@@ -60,7 +60,7 @@ def test_what_is_no_share_of_a_whole_is_not_in_points_and_needs_a_margin(name):
         margin_for(metric, None)
 
 
-@pytest.mark.parametrize("name", ["val_acc", "mAP50", "test_F1", "eval_top1", "IoU", "AUC", "准确率"])
+@pytest.mark.parametrize("name", ["val_acc", "mAP50", "test_F1", "eval_top1", "IoU", "AUC", "R@1", "准确率"])
 def test_shares_are_in_points(name):
     assert [metric_for(name, figures).scale for figures in ([0.61, 0.62], [61.0, 62.0])] == [100, 1]
     assert margin_for(metric_for(name, [0.61, 0.62]), None) == 0.5

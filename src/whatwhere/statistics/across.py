@@ -224,6 +224,7 @@ def across(comparisons: Mapping[str, Judgement], data_sets: Mapping[str, str] | 
     if len(names_of := dict.fromkeys(one.baseline for one in comparisons.values())) > 1:
         notes.append(f"the baselines are called {few(list(names_of), 6)}: they are taken for the same network")
     notes += [f"{name}: {text}" for name, judgement in comparisons.items() for text in judgement.cautions]
+    notes = [*_scales(comparisons, metric), *notes]
     baselines = {name: judgement.baseline for name, judgement in comparisons.items()}
     return Across(metric, margin, baselines, tuple(arms), tuple(notes))
 
@@ -251,22 +252,25 @@ def _shared_terms(comparisons: Mapping[str, Judgement]) -> tuple[Metric, float]:
                 f"the margin is {margin:g} in {named(first[0])} and {judgement.margin:g} in {named(name)}; give one "
                 "for all with --margin"
             )
-    # points are of one scale whatever the figures were
-    middles = {} if metric.unit else {name: _middle_figure(judgement) for name, judgement in comparisons.items()}
-    if found := two_scales(metric.name, middles.values()):
-        share, percentage = (
-            f"{value:g} in {named(next(name for name in middles if middles[name] == value))}" for value in found
-        )
-        raise UserError(
-            f"{named(metric.label)} has two scales, shares such as {share} and percentages such as {percentage}; give "
-            "figures of one scale"
-        )
     return metric, margin
 
 
-def _middle_figure(judgement: Judgement) -> float:
-    """Return a figure of the baseline in the middle of all, 0 where there are none."""
-    return median_low([value for arm in judgement.arms for value in arm.baseline] or [0.0])
+def _scales(comparisons: Mapping[str, Judgement], metric: Metric) -> list[str]:
+    """Return the caution that tables may be in shares and in percentages; figures in points have one scale already."""
+    middles = {
+        name: median_low([value for arm in judgement.arms for value in arm.baseline] or [0.0])
+        for name, judgement in comparisons.items()
+    }
+    found = None if metric.unit else two_scales(metric.name, middles.values())
+    if found is None:
+        return []
+    share, percentage = (
+        f"{value:g} in {named(next(name for name in middles if middles[name] == value))}" for value in found
+    )
+    return [
+        f"{named(metric.label)} may have two scales, shares such as {share} and percentages such as {percentage}: if "
+        "so, this verdict is wrong; give figures of one scale"
+    ]
 
 
 def _check_spelling(what: str, names: Iterable[str]) -> None:

@@ -15,11 +15,11 @@ NOT_SET = "none"  # a setting that is not set; also what null is written as
 MISSING = {"", "-", "na", "n/a", "nan", "none", "null", "failed"}  # instead of a figure
 _ARRANGED = re.compile(r"[+-]?(?!0[.,])\d{1,3}([.,])\d{3}", re.ASCII)  # 1,200: with thousands, or with three decimals
 _DECIMAL = re.compile(r"[+-]?\d+([.,])\d+(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-_AROUND = re.compile(r"(?:tensor\(|\W)*\d+([.,]\d+)?\W*", re.ASCII)
+_AROUND = re.compile(r"(?:tensor\(|\W)*[0-9]+([.,][0-9]+)?\W*")
 _SEPARATED = re.compile(r"[+-]?\d[\d.,]*\d", re.ASCII)
 _PERCENT = re.compile(r"([+-]?\d+([.,]\d+)?)\s*%", re.ASCII)
 _NUMBER = re.compile(r"[+-]?[\d.,]+(e[+-]?\d+)?\s*%?", re.ASCII | re.IGNORECASE)
-_EPOCH = re.compile(r"(?:epoch|step)?[ _-]?(\d+)(?:\s*(?:/|of)\s*\d+)?", re.ASCII | re.IGNORECASE)
+_EPOCH = re.compile(r"(?:(?:epoch|step)[ _-]?)?(\d+)(?:\s*(?:/|of)\s*\d+)?", re.ASCII | re.IGNORECASE)
 _SPREAD = re.compile(r"[+-]?\d+([.,]\d+)?\s*%?\s*(±|\+/-|\+-|\(±?)\s*\d+([.,]\d+)?\s*%?\)?", re.ASCII)
 
 

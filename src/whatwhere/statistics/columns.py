@@ -11,7 +11,7 @@ from typing import Literal
 
 from ..base.errors import UserError
 from ..base.words import brief, listed, suggest
-from .cells import Line, is_like_a_number
+from .cells import MISSING, Line, is_like_a_number
 from .wide import EXAMPLE, find_arms, is_unnamed
 
 ARM, SEED = "arm", "seed"
@@ -249,7 +249,8 @@ def _likely_arm(columns: _Columns, seed: int | None) -> int | None:
     """Return the column with a usual name of arms; None where there is none."""
     names, free = columns.names, [column for column in range(len(columns.head)) if column != seed]
     likely = [column for column in free if names[column] in _ARMS]
-    likely = likely or [column for column in free if columns.rests[column] in (ARM, *_ARMS)]
+    varying = [column for column in free if len(set(columns.cells(column))) > 1]
+    likely = likely or [column for column in varying if columns.rests[column] in (ARM, *_ARMS)]
     found = columns.only(likely, ARM)
     if found is not None:
         return found
@@ -296,6 +297,11 @@ def _find_told(roles: Roles, columns: _Columns, free: Sequence[int]) -> None:
     roles.no_figures |= {column for column in (roles.use, roles.more_epochs) if column is not None}
 
 
+def _is_constant(cells: Sequence[str]) -> bool:
+    """Return whether all cells are one value; an arm whose runs all failed has none."""
+    return len(set(cells)) == 1 and cells[0].lower() not in MISSING
+
+
 def _find_settings(roles: Roles, columns: _Columns, wanted: str | None) -> None:
     """Find the columns with settings, by what stands before their names, or by usual names."""
     head, cells = columns.head, columns.cells
@@ -305,7 +311,7 @@ def _find_settings(roles: Roles, columns: _Columns, wanted: str | None) -> None:
         for column, name in enumerate(columns.names)
         if {name, columns.rests[column]} & known
         or DATA.fullmatch(name)
-        or (name in _SETTINGS_BESIDE_AN_ARM and len(set(cells(column))) == 1)
+        or (name in _SETTINGS_BESIDE_AN_ARM and _is_constant(cells(column)))
     ]
     by_name = [] if is_collected_head(head) else by_name
     of_runs = [cells(column) for column in (roles.arm, roles.seed) if column is not None]

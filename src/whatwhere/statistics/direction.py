@@ -51,7 +51,7 @@ minus improvement improvements gap excess residual reduction lift saved saving s
 _TURNING = {*_TURNING_TEXT.split()}
 _SPLITS = [
     {"train", "training", "训练集", "训练"},
-    {"val", "valid", "validation", "dev", "验证集", "验证"},
+    {"val", "valid", "validation", "dev", "holdout", "heldout", "验证集", "验证"},
     {"test", "testing", "测试集", "测试"},
 ]
 _KNOWN = (_HIGHER | _NEUTRAL).union(*_SPLITS)
@@ -121,8 +121,8 @@ def is_of_training(name: str) -> bool:
 def is_of_other_images(name: str) -> bool:
     """Return whether a name is that of a metric or a loss of images other than the training's, as val_accuracy is."""
     words = {*_words(name)}
-    is_of_split = words & (_SPLITS[1] | _SPLITS[2] | {"eval", "evaluation", "holdout", "heldout"})
-    return bool(is_of_split) and is_called_a_metric(name) and not words & _COSTS
+    is_of_split = words & (_SPLITS[1] | _SPLITS[2] | {"eval", "evaluation"})
+    return bool(is_of_split) and (is_called_higher(name) or is_called_a_loss(name) or bool(words & {"err", "error"}))
 
 
 def is_called_a_loss(name: str) -> bool:
@@ -144,7 +144,9 @@ def is_never_negative(name: str) -> bool:
 
 def is_called_signed(name: str) -> bool:
     """Return whether a metric can be negative by its name, as a reward or MCC; `signed_loss` says so."""
-    return bool({*_words(name)} & {*_SIGNED, "signed"})
+    words = list(_words(name))
+    # R2, and not R@1, which is a recall
+    return bool({*words} & (_SIGNED - {"r"} | {"signed"})) or ("r", "2") in itertools.pairwise(words)
 
 
 def is_at_most_all(name: str) -> bool:

@@ -32,7 +32,7 @@ from .columns import (
     has_notes,
     is_collected_head,
 )
-from .direction import is_called_a_metric
+from .direction import is_called_a_metric, is_called_higher
 from .epochs import CHOSEN, EPOCHS, Row, one_a_run
 from .lines import check_lines, check_one_line_a_run, read_lines
 from .metric import UNNAMED, usual_metric
@@ -272,9 +272,11 @@ def _leave_out_unfinished(table: Table, lines: list[Line], state: int, reading: 
     name, texts = table.head[state], {number: row[state].strip() for number, row in lines}
     # of a column called status, 1 may be that of a failed process
     finished = _FINISHED if name.lower().endswith(("state", "status")) else {*_FINISHED, "1"}
-    # where each epoch has a line, that of the last one tells
-    last = {(row.arm, row.seed): texts[row.line] for row in table.rows}
-    states = {row.line: last[row.arm, row.seed] for row in table.rows}
+    # where each epoch has lines, the last one that tells counts
+    told = [row for row in table.rows if texts[row.line]]
+    told.sort(key=lambda row: 0.0 if row.epoch is None else row.epoch)
+    last = {(row.arm, row.seed): texts[row.line] for row in told}
+    states = {row.line: last.get((row.arm, row.seed), "") for row in table.rows}
     states = {line: text for line, text in states.items() if text.lower() not in finished}
     if not any(texts.values()) or not states or name in reading.may_differ:
         return
@@ -331,11 +333,11 @@ def _metric_columns(
         if 0 < len(texts) < len(cells):
             number, cell = texts[0]
             notes.append(f"the column {short(name)} holds text, such as {brief(cell)} in line {number}: it is left out")
-        is_figure = is_called_a_metric(name) and any(holds_decimals(cell) for _, cell in texts)
+        is_figure = is_called_higher(name) and any(holds_decimals(cell) for _, cell in texts)
         if len(texts) == len(cells) and texts and (is_figure or all(mending(cell, signs) for _, cell in texts)):
             nearly.append((texts[0], name))
         if not texts and not any(number is not None and math.isfinite(number) for number in numbers):
-            is_told = is_called_a_metric(name) or any(row[column].strip() for _, row in lines)
+            is_told = is_called_higher(name) or any(row[column].strip() for _, row in lines)
             empty += [name] if name and is_told else []
         if name == metric or (cells and not texts):
             sound.append(column)

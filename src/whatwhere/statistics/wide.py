@@ -71,7 +71,7 @@ def find_arms(
         for column, name in enumerate(head)
         if column not in roles.taken and not counts_rows(column, name, cells(column), path)
     ]
-    free = [column for column in free if head[column]]
+    free = [column for column in free if not is_unnamed(head[column])]
     # beside the arms stand what a run took, when it ran, and what was computed from the arms
     likely = [column for column in free if not is_called_a_cost(head[column]) and not _is_aside(head[column])]
     with_numbers = [head[column] for column in likely if any(map(is_like_a_number, cells(column)))]

@@ -80,8 +80,8 @@ def of_training(metric: Metric) -> str:
 def of_margin(metric: Metric, margin: float) -> str:
     """Return the caution on a margin that is larger than the figures themselves."""
     return (
-        f"the margin of {margin:g} is larger than any figure of {named(metric.label)}, so every difference counts as "
-        "none: give a margin in the unit of the figures"
+        f"the margin of {margin:g} is larger than any figure of {named(metric.label)}: if it is in another unit, give "
+        "one in that of the figures, as smaller differences count as none"
     )
 
 
